@@ -1,0 +1,101 @@
+//! Waiting by attempts: what [`LockBackend::acquire`](crate::LockBackend::acquire) does by default.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    backend::{Attempt, Contention, Lease},
+    clock::Moment,
+    error::{Error, ErrorKind, Result},
+    request::Request,
+};
+
+/// How long to wait where a refusal says nothing about when to try again.
+const UNTOLD: Duration = Duration::from_millis(100);
+/// The pause after a fault, doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Tries until granted or cancelled; between attempts waits for the contention's wake, its retry time, or the
+/// cancellation.
+///
+/// A fault of the *first* attempt is returned at once. One that comes later, while we wait, is ridden out for up to a
+/// TTL: a restart of the server should not send every waiter home. After an attempt of unknown outcome the request goes on
+/// as a new owner, so that what the old one may have left cannot be mistaken for ours.
+///
+/// # Errors
+/// [`ErrorKind::Cancelled`] after [`Request::cancel`]; otherwise as `attempt`.
+///
+/// # Cancel safety
+/// None: drive it to its end, as the client does.
+pub async fn acquire_by_attempts<F, Fut>(request: Request, attempt: F) -> Result<Arc<dyn Lease>>
+where
+    F: Fn(Request) -> Fut,
+    Fut: Future<Output = Result<Attempt>>,
+{
+    let mut request = request.with_waiting(true);
+    let mut answered = false;
+    let mut trouble: Option<Trouble> = None;
+    loop {
+        if request.is_cancelled() {
+            return Err(cancelled());
+        }
+        match attempt(request.clone()).await {
+            Ok(Attempt::Granted(lease)) => return Ok(lease),
+            Ok(Attempt::Contended(contention)) => {
+                answered = true;
+                trouble = None;
+                request = request.with_courtesy(false);
+                wait(&request, contention).await;
+            }
+            Err(error) if answered && error.is_retryable() => {
+                let now = request.now();
+                let trouble = trouble.get_or_insert(Trouble { since: now, pause: FIRST_PAUSE });
+                if now.since(trouble.since) >= request.ttl().as_duration() {
+                    return Err(error);
+                }
+                if error.kind() == ErrorKind::Indeterminate {
+                    request = request.as_new_owner();
+                }
+                sleep_unless_cancelled(&request, trouble.pause).await;
+                trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+struct Trouble {
+    since: Moment,
+    pause: Duration,
+}
+
+async fn wait(request: &Request, contention: Contention) {
+    let Contention { retry_after, wake, .. } = contention;
+    match (wake, retry_after) {
+        (None, retry_after) => sleep_unless_cancelled(request, retry_after.unwrap_or(UNTOLD)).await,
+        (Some(wake), None) => {
+            tokio::select! {
+                () = wake => {}
+                () = request.cancelled() => {}
+            }
+        }
+        (Some(wake), Some(retry_after)) => {
+            tokio::select! {
+                () = wake => {}
+                () = sleep_unless_cancelled(request, retry_after) => {}
+            }
+        }
+    }
+}
+
+async fn sleep_unless_cancelled(request: &Request, duration: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(duration) => {}
+        () = request.cancelled() => {}
+    }
+}
+
+/// The error of an acquisition whose caller has gone away.
+pub(crate) fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "the acquisition was cancelled")
+}

@@ -1,0 +1,79 @@
+//! [`Inspection`]: who holds a key and who waits for it.
+
+use std::time::Duration;
+
+use crate::{fencing::FencingToken, key::LockKey, mode::Mode};
+
+/// Who held a key, and who waited for it, when the backend was asked.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The holders: none, one, or several in shared and permit mode.
+    pub holders: Vec<HolderRef>,
+    /// The waiters that the backend knows, first come first. Of the many waiters of one process it knows one.
+    pub waiters: Vec<WaiterRef>,
+}
+
+impl Inspection {
+    /// An inspection with these holders and waiters.
+    #[must_use]
+    pub fn new(holders: Vec<HolderRef>, waiters: Vec<WaiterRef>) -> Self {
+        Self { holders, waiters }
+    }
+}
+
+/// One holder, exactly this grant: a later grant of the same key is another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HolderRef {
+    /// The key.
+    pub key: LockKey,
+    /// How it is held. `None` for a holder of another program whose mode cannot be told.
+    pub mode: Option<Mode>,
+    /// What identifies the grant to the backend. Opaque.
+    pub id: Vec<u8>,
+    /// Who it is, for people; empty for holders of other programs.
+    pub label: String,
+    /// Its fencing token, where the backend can tell.
+    pub token: Option<FencingToken>,
+    /// When it expires unless it is renewed, where the backend can tell.
+    pub expires_in: Option<Duration>,
+}
+
+impl HolderRef {
+    /// A holder of `key` that the backend calls `id`.
+    #[must_use]
+    pub fn new(key: LockKey, id: impl Into<Vec<u8>>) -> Self {
+        Self { key, mode: None, id: id.into(), label: String::new(), token: None, expires_in: None }
+    }
+}
+
+/// One waiter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WaiterRef {
+    /// What it waits for.
+    pub mode: Option<Mode>,
+    /// Who it is, for people.
+    pub label: String,
+}
+
+impl WaiterRef {
+    /// A waiter with this label.
+    #[must_use]
+    pub fn new(mode: Option<Mode>, label: impl Into<String>) -> Self {
+        Self { mode, label: label.into() }
+    }
+}
+
+/// What breaking a lock did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Broken {
+    /// It is free.
+    Freed,
+    /// It can no longer be renewed, and is free after this time at the latest. `None` if the backend cannot tell.
+    FreeWithin(Option<Duration>),
+    /// That holder no longer held it. Nothing was done.
+    AlreadyGone,
+}

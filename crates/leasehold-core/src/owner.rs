@@ -1,0 +1,89 @@
+//! [`OwnerId`]: who made one acquisition.
+
+use std::{fmt, str::FromStr};
+
+use crate::error::{Error, ErrorKind};
+
+/// 128 random bits, drawn anew for *each acquisition*, so that the release of an old grant can never free a newer one.
+///
+/// Written as 32 lowercase hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnerId(u128);
+
+impl OwnerId {
+    /// Draws a new owner.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// The 32 hexadecimal digits, without an allocation.
+    #[must_use]
+    pub fn to_hex(self) -> [u8; 32] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut hex = [0; 32];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        hex
+    }
+
+    /// The bits as a number.
+    #[must_use]
+    pub fn as_u128(self) -> u128 {
+        self.0
+    }
+}
+
+impl From<u128> for OwnerId {
+    fn from(bits: u128) -> Self {
+        Self(bits)
+    }
+}
+
+impl FromStr for OwnerId {
+    type Err = Error;
+
+    fn from_str(hex: &str) -> Result<Self, Error> {
+        match u128::from_str_radix(hex, 16) {
+            Ok(bits) if hex.len() == 32 => Ok(Self(bits)),
+            _ => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("`{}` is no owner: 32 hexadecimal digits are", hex.escape_debug()),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnerId({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_is_fixed_width_and_parses_back() {
+        for bits in [0, 1, 0xab, u128::MAX, rand::random()] {
+            let owner = OwnerId::from(bits);
+            assert_eq!(std::str::from_utf8(&owner.to_hex()).unwrap(), owner.to_string());
+            assert_eq!(owner.to_string().parse::<OwnerId>().unwrap(), owner);
+        }
+        assert!("xyz".parse::<OwnerId>().is_err());
+    }
+
+    #[test]
+    fn owners_differ() {
+        assert_ne!(OwnerId::random(), OwnerId::random());
+    }
+}

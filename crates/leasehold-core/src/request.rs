@@ -1,0 +1,260 @@
+//! [`Request`]: what a backend is asked for.
+
+use std::{fmt, num::NonZeroU32, sync::Arc};
+
+use crate::{
+    clock::{Clock, Deadline, Drift, Moment, SystemClock},
+    fencing::FencingToken,
+    key::LockKey,
+    mode::Mode,
+    owner::OwnerId,
+    signal::{LossReason, Signal},
+    ttl::Ttl,
+};
+
+/// One acquisition, as a backend sees it. Cloning is cheap and stays the same acquisition.
+#[derive(Clone)]
+pub struct Request {
+    key: LockKey,
+    mode: Mode,
+    ttl: Ttl,
+    owner: OwnerId,
+    token_floor: Option<FencingToken>,
+    courteous: bool,
+    waiting: bool,
+    context: Arc<RequestContext>,
+    signal: Arc<Signal>,
+}
+
+/// What all requests of one client share.
+#[derive(Debug)]
+pub(crate) struct RequestContext {
+    pub(crate) label: Arc<str>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) drift: Drift,
+}
+
+impl Request {
+    /// An exclusive request with a fresh owner, the default TTL, the system's clock and no label. The client builds
+    /// requests by itself; this is for tests and for those who drive a backend directly.
+    #[must_use]
+    pub fn new(key: LockKey) -> Self {
+        let context = RequestContext { label: Arc::from(""), clock: Arc::new(SystemClock), drift: Drift::DEFAULT };
+        Self::in_context(key, Mode::Exclusive, Ttl::DEFAULT, Arc::new(context))
+    }
+
+    pub(crate) fn in_context(key: LockKey, mode: Mode, ttl: Ttl, context: Arc<RequestContext>) -> Self {
+        Self {
+            key,
+            mode,
+            ttl,
+            owner: OwnerId::random(),
+            token_floor: None,
+            courteous: false,
+            waiting: false,
+            context,
+            signal: Arc::default(),
+        }
+    }
+
+    /// Asks for this mode.
+    #[must_use]
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Asks for one of this many permits.
+    #[must_use]
+    pub fn with_permit_of(self, of: NonZeroU32) -> Self {
+        self.with_mode(Mode::Permit { of })
+    }
+
+    /// Asks for this TTL.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Ttl) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Asks as this owner.
+    #[must_use]
+    pub fn with_owner(mut self, owner: OwnerId) -> Self {
+        self.owner = owner;
+        self
+    }
+
+    /// Asks for a token above this one (quorum fencing).
+    #[must_use]
+    pub fn with_token_floor(mut self, floor: FencingToken) -> Self {
+        self.token_floor = Some(floor);
+        self
+    }
+
+    /// Asks to be refused if another process waits; see [`is_courteous`](Self::is_courteous).
+    #[must_use]
+    pub fn with_courtesy(mut self, courteous: bool) -> Self {
+        self.courteous = courteous;
+        self
+    }
+
+    /// Says that who asks goes on waiting if refused; see [`is_waiting`](Self::is_waiting).
+    #[must_use]
+    pub fn with_waiting(mut self, waiting: bool) -> Self {
+        self.waiting = waiting;
+        self
+    }
+
+    /// Replaces the human label.
+    #[must_use]
+    pub fn with_label(self, label: impl Into<Arc<str>>) -> Self {
+        let label = label.into();
+        self.map_context(|context| context.label = label)
+    }
+
+    /// Replaces the clock and the drift that [`deadline_from`](Self::deadline_from) computes with.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>, drift: Drift) -> Self {
+        self.map_context(|context| {
+            context.clock = clock;
+            context.drift = drift;
+        })
+    }
+
+    /// The same request with a new owner, for an attempt after one whose outcome is unknown.
+    #[must_use]
+    pub fn as_new_owner(&self) -> Self {
+        self.clone().with_owner(OwnerId::random())
+    }
+
+    fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {
+        let mut context = RequestContext {
+            label: Arc::clone(&self.context.label),
+            clock: Arc::clone(&self.context.clock),
+            drift: self.context.drift,
+        };
+        change(&mut context);
+        self.context = Arc::new(context);
+        self
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &LockKey {
+        &self.key
+    }
+
+    /// The mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The TTL.
+    #[must_use]
+    pub fn ttl(&self) -> Ttl {
+        self.ttl
+    }
+
+    /// The owner of this acquisition: the backend releases and renews only what this owner holds.
+    #[must_use]
+    pub fn owner(&self) -> OwnerId {
+        self.owner
+    }
+
+    /// Who this is, for people: shown by `inspect`.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.context.label
+    }
+
+    /// The token must be larger than this one.
+    #[must_use]
+    pub fn token_floor(&self) -> Option<FencingToken> {
+        self.token_floor
+    }
+
+    /// Whether this attempt should be refused if a waiter of *another process* is known, because this process has had
+    /// enough turns in a row. A backend that serves waiters in order, or that does not know its waiters, ignores it.
+    #[must_use]
+    pub fn is_courteous(&self) -> bool {
+        self.courteous
+    }
+
+    /// Whether who asks goes on waiting if this attempt is refused. A backend may then register the waiter, for
+    /// [`inspect`](crate::LockBackend::inspect), for courtesy, and so that no reader overtakes a waiting writer.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// The present on the client's clock. Read it *before* the first byte of a request or renewal leaves.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.context.clock.now()
+    }
+
+    /// The client's clock.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.context.clock
+    }
+
+    /// When a grant or renewal that was sent at `sent` must be believed over.
+    #[must_use]
+    pub fn deadline_from(&self, sent: Moment) -> Deadline {
+        self.context.drift.deadline(sent, self.ttl)
+    }
+
+    /// Cancels this request: [`LockBackend::acquire`](crate::LockBackend::acquire) stops waiting.
+    pub fn cancel(&self) {
+        self.signal.cancel();
+    }
+
+    /// Whether the caller has gone away.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.signal.is_cancelled()
+    }
+
+    /// Completes when the caller has gone away.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn cancelled(&self) {
+        self.signal.cancelled().await;
+    }
+
+    /// Where a backend reports that a grant of this request was lost before its deadline.
+    #[must_use]
+    pub fn loss_sink(&self) -> LossSink {
+        LossSink(Arc::clone(&self.signal))
+    }
+
+    pub(crate) fn signal(&self) -> &Arc<Signal> {
+        &self.signal
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("key", &self.key)
+            .field("mode", &self.mode)
+            .field("ttl", &self.ttl)
+            .field("owner", &self.owner)
+            .field("label", &self.label())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a backend reports the loss of one grant before its deadline.
+#[derive(Clone, Debug)]
+pub struct LossSink(Arc<Signal>);
+
+impl LossSink {
+    /// The grant is lost, final. The first report counts; after a release it is ignored.
+    pub fn lost(&self, reason: LossReason) {
+        self.0.lose(reason);
+    }
+}
