@@ -17,7 +17,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 }
 
 /// A reading of a [`Clock`]: nanoseconds since a point that is fixed for that clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Moment(u64);
 
 impl Moment {

@@ -1,17 +1,38 @@
-//! The contract, the client and the primitives of Leasehold.
+//! The contract, the client and the primitives of Leasehold: distributed locks as leases.
+//!
+//! - **Users** start at [`LockClient`]: it makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s carry a
+//!   deadline and a [`FencingToken`].
+//! - **Implementors** start at [`LockBackend`] and [`Lease`].
+//!
+//! Every lock is a lease: a guard is valid until a [`Deadline`] that is counted from *before* the request was sent, on a
+//! [`Clock`] that goes on through suspend. A failed renewal is not a loss; the deadline is, and it is final.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod acquire;
 mod attempts;
 mod backend;
 mod capability;
+mod client;
 mod clock;
 mod error;
 mod fencing;
+mod gate;
+mod guard;
+mod hold;
 mod inspection;
+mod keeper;
 mod key;
+mod label;
 mod mode;
+mod mutex;
+mod options;
 mod owner;
+mod reentrant;
+mod release;
 mod request;
+mod run;
+mod rwlock;
+mod semaphore;
 mod signal;
 mod ttl;
 
@@ -21,14 +42,21 @@ pub use crate::{
     attempts::acquire_by_attempts,
     backend::{Attempt, BoxFuture, Contention, Lease, LockBackend, Released, SessionId, TokenVote, Upkeep},
     capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
+    client::{LockClient, LockClientBuilder},
     clock::{Clock, Deadline, Drift, LiveDeadline, Moment, SystemClock, TestClock},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
+    guard::{LeaseView, LockGuard},
     inspection::{Broken, HolderRef, Inspection, WaiterRef},
     key::LockKey,
     mode::Mode,
+    mutex::Mutex,
+    options::{Renewal, Wait},
     owner::OwnerId,
+    reentrant::Owner,
     request::{LossSink, Request},
+    rwlock::RwLock,
+    semaphore::Semaphore,
     signal::LossReason,
     ttl::Ttl,
 };

@@ -2,6 +2,8 @@
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
+use tokio::sync::Notify;
+
 use crate::{
     clock::{Clock, Deadline, Drift, Moment, SystemClock},
     fencing::FencingToken,
@@ -27,11 +29,19 @@ pub struct Request {
 }
 
 /// What all requests of one client share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RequestContext {
     pub(crate) label: Arc<str>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) drift: Drift,
+    /// Told when a backend reports a loss; the client's keeper listens.
+    pub(crate) losses: Option<Arc<Notify>>,
+}
+
+impl RequestContext {
+    pub(crate) fn with_label(&self, label: Arc<str>) -> Arc<Self> {
+        Arc::new(Self { label, ..self.clone() })
+    }
 }
 
 impl Request {
@@ -39,7 +49,8 @@ impl Request {
     /// requests by itself; this is for tests and for those who drive a backend directly.
     #[must_use]
     pub fn new(key: LockKey) -> Self {
-        let context = RequestContext { label: Arc::from(""), clock: Arc::new(SystemClock), drift: Drift::DEFAULT };
+        let context =
+            RequestContext { label: Arc::from(""), clock: Arc::new(SystemClock), drift: Drift::DEFAULT, losses: None };
         Self::in_context(key, Mode::Exclusive, Ttl::DEFAULT, Arc::new(context))
     }
 
@@ -128,11 +139,7 @@ impl Request {
     }
 
     fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {
-        let mut context = RequestContext {
-            label: Arc::clone(&self.context.label),
-            clock: Arc::clone(&self.context.clock),
-            drift: self.context.drift,
-        };
+        let mut context = RequestContext::clone(&self.context);
         change(&mut context);
         self.context = Arc::new(context);
         self
@@ -228,7 +235,7 @@ impl Request {
     /// Where a backend reports that a grant of this request was lost before its deadline.
     #[must_use]
     pub fn loss_sink(&self) -> LossSink {
-        LossSink(Arc::clone(&self.signal))
+        LossSink { signal: Arc::clone(&self.signal), told: self.context.losses.clone() }
     }
 
     pub(crate) fn signal(&self) -> &Arc<Signal> {
@@ -250,11 +257,18 @@ impl fmt::Debug for Request {
 
 /// Where a backend reports the loss of one grant before its deadline.
 #[derive(Clone, Debug)]
-pub struct LossSink(Arc<Signal>);
+pub struct LossSink {
+    signal: Arc<Signal>,
+    told: Option<Arc<Notify>>,
+}
 
 impl LossSink {
     /// The grant is lost, final. The first report counts; after a release it is ignored.
     pub fn lost(&self, reason: LossReason) {
-        self.0.lose(reason);
+        if self.signal.lose(reason)
+            && let Some(told) = &self.told
+        {
+            told.notify_one();
+        }
     }
 }

@@ -102,11 +102,6 @@ impl Signal {
         loss_of(self.state.load(Ordering::Acquire))
     }
 
-    /// Completes with the loss; never if it was released.
-    pub(crate) async fn lost(&self) -> LossReason {
-        self.until(loss_of).await
-    }
-
     /// Completes when it is lost or released.
     pub(crate) async fn ended(&self) -> Option<LossReason> {
         self.until(|state| (state & (RELEASED | REASON) != 0).then(|| loss_of(state))).await

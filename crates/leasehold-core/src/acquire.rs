@@ -1,0 +1,223 @@
+//! Driving one acquisition: polled in place, finished in the background if the caller goes away.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tracing::Instrument;
+
+use crate::{
+    backend::{Attempt, BoxFuture, Lease},
+    client::Client,
+    error::{Error, ErrorKind, Result},
+    guard::LockGuard,
+    hold::Hold,
+    options::{Spec, Wait},
+    request::Request,
+    signal::Signal,
+};
+
+/// Acquires as `spec` says, but waits as `wait` says.
+pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<LockGuard> {
+    let key = spec.key.as_ref().map_err(Error::clone)?;
+    let span = tracing::debug_span!(
+        target: "leasehold",
+        "wait",
+        backend = client.capabilities.backend,
+        key = %key,
+        mode = %spec.mode,
+        outcome = tracing::field::Empty,
+        token = tracing::field::Empty,
+    );
+    let acquired = async {
+        client.check(spec.mode, spec.ttl)?;
+        match wait {
+            Wait::No => try_once(client, spec).await,
+            Wait::Forever => queue(client, spec).await,
+            // The time is over before it begins: one attempt is all there is.
+            Wait::AtMost(Duration::ZERO) => match try_once(client, spec).await {
+                Err(error) if error.kind() == ErrorKind::Contended => Err(timed_out(client, spec, Duration::ZERO)),
+                other => other,
+            },
+            Wait::AtMost(limit) => match tokio::time::timeout(limit, queue(client, spec)).await {
+                Ok(acquired) => acquired,
+                Err(_elapsed) => Err(timed_out(client, spec, limit)),
+            },
+        }
+    };
+    if span.is_disabled() {
+        return acquired.await;
+    }
+    let acquired = acquired.instrument(span.clone()).await;
+    match &acquired {
+        Ok(guard) => {
+            span.record("outcome", "granted");
+            if let Some(token) = guard.fencing_token() {
+                span.record("token", token.get());
+            }
+        }
+        Err(error) => {
+            span.record("outcome", tracing::field::display(error.kind()));
+        }
+    }
+    acquired
+}
+
+/// Waits its turn at the gate, then at the backend.
+async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
+    let request = request(spec)?;
+    let mut place = client.gates.enter(request.key(), request.mode()).await?;
+    let request = request.with_courtesy(place.is_courteous()).with_waiting(true);
+    let operation = Arc::clone(&client.backend).acquire(request.clone());
+    let lease = Driven::new(client, &request, operation).await?;
+    place.granted();
+    finish(client, spec, request, lease, Some(place))
+}
+
+/// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.
+async fn try_once(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
+    let request = request(spec)?;
+    let mut place = client.gates.try_enter(request.key(), request.mode()).await?;
+    let attempt = Arc::clone(&client.backend).try_acquire(request.clone());
+    match Driven::new(client, &request, attempt).await? {
+        Attempt::Granted(lease) => {
+            if let Some(place) = &mut place {
+                place.granted();
+            }
+            finish(client, spec, request, lease, place)
+        }
+        Attempt::Contended(_) => Err(Error::new(
+            ErrorKind::Contended,
+            format!("another holds `{}`; wait for it with `lock` or `lock_within`", request.key()),
+        )
+        .with_backend(client.capabilities.backend)),
+    }
+}
+
+fn request(spec: &Spec) -> Result<Request> {
+    let key = spec.key.as_ref().map_err(Error::clone)?.clone();
+    Ok(Request::in_context(key, spec.mode, spec.ttl, Arc::clone(&spec.context)))
+}
+
+fn finish(
+    client: &Arc<Client>,
+    spec: &Spec,
+    request: Request,
+    lease: Arc<dyn Lease>,
+    place: Option<crate::gate::Place>,
+) -> Result<LockGuard> {
+    let hold = Hold::new(client, lease, request, spec.renewal, place);
+    let guard = LockGuard::new(hold);
+    if client.is_closed() {
+        return Err(client.closed());
+    }
+    if !guard.is_held() {
+        return Err(Error::new(
+            ErrorKind::Lost,
+            format!("the grant of `{}` took longer than its TTL of {}; give a longer TTL", guard.key(), guard.ttl()),
+        )
+        .with_backend(client.capabilities.backend));
+    }
+    Ok(guard)
+}
+
+fn timed_out(client: &Client, spec: &Spec, limit: Duration) -> Error {
+    let key = spec.key.as_ref().map(ToString::to_string).unwrap_or_default();
+    Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}"))
+        .with_backend(client.capabilities.backend)
+}
+
+/// What a backend's acquisition may end with, and how to give it back.
+trait Outcome: Send + 'static {
+    fn lease(self) -> Option<Arc<dyn Lease>>;
+}
+
+impl Outcome for Arc<dyn Lease> {
+    fn lease(self) -> Option<Arc<dyn Lease>> {
+        Some(self)
+    }
+}
+
+impl Outcome for Attempt {
+    fn lease(self) -> Option<Arc<dyn Lease>> {
+        match self {
+            Self::Granted(lease) => Some(lease),
+            Self::Contended(_) => None,
+        }
+    }
+}
+
+/// A backend's future that is never dropped half-way: if we are, it is cancelled, driven to its end in the background,
+/// and what was granted is released.
+struct Driven<'a, T: Outcome> {
+    client: &'a Arc<Client>,
+    signal: Arc<Signal>,
+    operation: Option<BoxFuture<'static, Result<T>>>,
+    polls: Polls,
+}
+
+/// A request that is answered at once is not worth registering; one that waits must learn that the client closes.
+#[derive(PartialEq, Eq)]
+enum Polls {
+    None,
+    One,
+    Registered(u64),
+}
+
+impl<'a, T: Outcome> Driven<'a, T> {
+    fn new(client: &'a Arc<Client>, request: &Request, operation: BoxFuture<'static, Result<T>>) -> Self {
+        Self { client, signal: Arc::clone(request.signal()), operation: Some(operation), polls: Polls::None }
+    }
+}
+
+impl<T: Outcome> Future for Driven<'_, T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let Some(operation) = &mut this.operation else { return Poll::Pending };
+        match operation.as_mut().poll(cx) {
+            Poll::Ready(outcome) => {
+                this.operation = None;
+                Poll::Ready(outcome.map_err(|error| {
+                    if error.kind() == ErrorKind::Cancelled && this.client.is_closed() {
+                        this.client.closed()
+                    } else {
+                        error
+                    }
+                }))
+            }
+            Poll::Pending => {
+                this.polls = match this.polls {
+                    Polls::None => Polls::One,
+                    Polls::One => Polls::Registered(this.client.waiting.add(&this.signal)),
+                    Polls::Registered(id) => Polls::Registered(id),
+                };
+                // It may have closed before we were registered.
+                if matches!(this.polls, Polls::Registered(_)) && this.client.is_closed() && !this.signal.is_cancelled()
+                {
+                    this.signal.cancel();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T: Outcome> Drop for Driven<'_, T> {
+    fn drop(&mut self) {
+        if let Polls::Registered(id) = self.polls {
+            self.client.waiting.remove(id);
+        }
+        let Some(operation) = self.operation.take() else { return };
+        self.signal.cancel();
+        self.client.in_background(async move {
+            if let Some(lease) = operation.await.ok().and_then(Outcome::lease) {
+                drop(lease.release().await);
+            }
+        });
+    }
+}

@@ -1,0 +1,356 @@
+//! [`LockClient`]: where locks come from.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use futures_util::stream::{self, StreamExt};
+use tokio::{runtime::Handle, sync::Notify};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    backend::LockBackend,
+    capability::Capabilities,
+    clock::{Clock, SystemClock},
+    error::{Error, ErrorKind, Result},
+    gate::Gates,
+    inspection::{Broken, HolderRef, Inspection},
+    keeper::Keeper,
+    key::LockKey,
+    mode::Mode,
+    mutex::Mutex as LockMutex,
+    options::{Renewal, Spec, Wait},
+    reentrant::Owner,
+    request::RequestContext,
+    rwlock::RwLock,
+    semaphore::Semaphore,
+    signal::{LossReason, Signal},
+    ttl::Ttl,
+};
+
+/// Releases that [`LockClient::close`] has under way at a time.
+const RELEASES_AT_A_TIME: usize = 64;
+
+/// Where locks come from: one per backend and program. Cloning is cheap and gives the same client.
+///
+/// All tasks that share a client queue for a key within the process and contend for it remotely one at a time; one task
+/// of the client renews all leases.
+///
+/// A client belongs to the tokio runtime that it is first used on; from another one its operations fail with
+/// [`ErrorKind::Runtime`].
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use leasehold_core::LockClient;
+///
+/// let client = LockClient::new(MemoryBackend::new());
+/// let guard = client.mutex("item/42").lock().await?;
+/// assert!(guard.is_held());
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct LockClient(Arc<Client>);
+
+impl LockClient {
+    /// A client of this backend, with the defaults.
+    #[must_use]
+    pub fn new(backend: impl LockBackend) -> Self {
+        Self::builder(backend).build()
+    }
+
+    /// A client of this backend, to be configured.
+    #[must_use]
+    pub fn builder(backend: impl LockBackend) -> LockClientBuilder {
+        LockClientBuilder { backend: Arc::new(backend), ttl: Ttl::DEFAULT, label: None, clock: Arc::new(SystemClock) }
+    }
+
+    /// The lock of this name. Nothing is sent until it is locked; an invalid name is an error then.
+    pub fn mutex<K>(&self, key: K) -> LockMutex
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        LockMutex::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
+    }
+
+    /// The read-write lock of this name. Its write lock is the same lock as the [`mutex`](Self::mutex) of the name.
+    pub fn rwlock<K>(&self, key: K) -> RwLock
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        RwLock::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
+    }
+
+    /// The semaphore of this name, with this many permits. All who use the name must say the same number; another
+    /// number is [`ErrorKind::Mismatch`] while permits are held. Zero is [`ErrorKind::InvalidInput`] when it is acquired.
+    pub fn semaphore<K>(&self, key: K, permits: u32) -> Semaphore
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        Semaphore::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive), permits)
+    }
+
+    /// A new owner, within which locks are re-entrant.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner::new(self.clone())
+    }
+
+    fn spec<K>(&self, key: K, mode: Mode) -> Spec
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        Spec {
+            key: key.try_into().map_err(Error::from),
+            mode,
+            ttl: self.0.ttl,
+            wait: Wait::Forever,
+            renewal: Renewal::Automatic,
+            context: Arc::clone(&self.0.context),
+        }
+    }
+
+    /// What the backend promises.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn backend(&self) -> &Arc<dyn LockBackend> {
+        &self.0.backend
+    }
+
+    /// Who holds the key and who waits for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the backend cannot tell; otherwise as the backend fails.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn inspect<K>(&self, key: K) -> Result<Inspection>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        self.0.check_usable()?;
+        self.0.backend.inspect(&key.try_into().map_err(Error::from)?).await
+    }
+
+    /// Takes the lock from this holder, never from a later one. Gently (its renewals stop and it is free at its deadline),
+    /// or `now`, which is unsafe unless the resource checks fencing tokens.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the backend cannot; otherwise as the backend fails.
+    ///
+    /// # Cancel safety
+    /// The lock may or may not have been broken.
+    pub async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        self.0.check_usable()?;
+        self.0.backend.break_lock(holder, now).await
+    }
+
+    /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost to
+    /// [`LossReason::ClientClosed`] and their locks released, what runs in the background ends, the backend is closed.
+    /// After it every operation says [`ErrorKind::Closed`].
+    ///
+    /// # Errors
+    /// As the backend fails to close. Locks that could not be released expire.
+    ///
+    /// # Cancel safety
+    /// The client is closed all the same; what was not released yet expires.
+    pub async fn close(&self) -> Result<()> {
+        let client = &self.0;
+        if client.closed.swap(true, Ordering::AcqRel) {
+            client.tasks.wait().await;
+            return Ok(());
+        }
+        client.check_runtime()?;
+        client.gates.close();
+        client.waiting.cancel_all();
+        // A lost hold releases in the background, which is waited for below.
+        stream::iter(client.keeper.all())
+            .for_each_concurrent(RELEASES_AT_A_TIME, |hold| async move { hold.lose(LossReason::ClientClosed) })
+            .await;
+        client.tasks.close();
+        client.tasks.wait().await;
+        client.keeper.stop();
+        client.backend.close().await
+    }
+}
+
+/// Shows where the backend lives.
+impl fmt::Display for LockClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.backend.fmt(f)
+    }
+}
+
+/// Makes a [`LockClient`].
+#[derive(Debug)]
+#[must_use]
+pub struct LockClientBuilder {
+    backend: Arc<dyn LockBackend>,
+    ttl: Ttl,
+    label: Option<Arc<str>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl LockClientBuilder {
+    /// The TTL of locks that say nothing else.
+    pub fn with_ttl(mut self, ttl: Ttl) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// The label of locks that say nothing else: who this is, for people who inspect locks.
+    pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// The clock. For tests.
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The client. Nothing is sent yet.
+    #[must_use]
+    pub fn build(self) -> LockClient {
+        let Self { backend, ttl, label, clock } = self;
+        let capabilities = backend.capabilities();
+        let losses = Arc::new(Notify::new());
+        let context = RequestContext {
+            label: label.unwrap_or_else(crate::label::default_label),
+            clock: Arc::clone(&clock),
+            drift: capabilities.drift,
+            losses: Some(Arc::clone(&losses)),
+        };
+        LockClient(Arc::new(Client {
+            backend,
+            capabilities,
+            ttl,
+            context: Arc::new(context),
+            gates: Arc::new(Gates::new(Arc::clone(&clock))),
+            keeper: Arc::new(Keeper::new(clock, losses)),
+            waiting: Waiting::default(),
+            runtime: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            next_hold: AtomicU64::new(0),
+        }))
+    }
+}
+
+/// What the clones of a client, its primitives and its guards share.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) backend: Arc<dyn LockBackend>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) gates: Arc<Gates>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) waiting: Waiting,
+    ttl: Ttl,
+    context: Arc<RequestContext>,
+    runtime: OnceLock<Handle>,
+    closed: AtomicBool,
+    tasks: TaskTracker,
+    next_hold: AtomicU64,
+}
+
+impl Client {
+    pub(crate) fn next_hold_id(&self) -> u64 {
+        self.next_hold.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, "the client is closed; make a new one").with_backend(self.capabilities.backend)
+    }
+
+    /// Whether an acquisition may start.
+    pub(crate) fn check(&self, mode: Mode, ttl: Ttl) -> Result<()> {
+        self.check_usable()?;
+        self.capabilities.check(mode, ttl)
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        if self.is_closed() {
+            return Err(self.closed());
+        }
+        self.check_runtime()
+    }
+
+    fn check_runtime(&self) -> Result<()> {
+        let here = Handle::try_current().map_err(|source| {
+            Error::new(ErrorKind::Runtime, "locks need a tokio runtime with its timer enabled; none is entered here")
+                .with_source(source)
+        })?;
+        let ours = self.runtime.get_or_init(|| here.clone());
+        if ours.id() == here.id() {
+            Ok(())
+        } else {
+            Err(Error::new(
+                ErrorKind::Runtime,
+                "this client was first used on another tokio runtime, where its connection and its renewals live; make a client per runtime",
+            ))
+        }
+    }
+
+    /// Runs something to its end, if the runtime lives. Never panics or blocks; works outside of the runtime.
+    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(self.tasks.track_future(work));
+    }
+
+    /// As [`in_background`](Self::in_background), but `close` does not wait for it.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = self.runtime.get() {
+            drop(runtime.spawn(work));
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.keeper.stop();
+    }
+}
+
+/// The acquisitions that wait at the backend, so that `close` can send them away.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting(Mutex<(u64, HashMap<u64, Arc<Signal>>)>);
+
+impl Waiting {
+    pub(crate) fn add(&self, signal: &Arc<Signal>) -> u64 {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.0 += 1;
+        let id = waiting.0;
+        waiting.1.insert(id, Arc::clone(signal));
+        id
+    }
+
+    pub(crate) fn remove(&self, id: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&id);
+    }
+
+    fn cancel_all(&self) {
+        for signal in self.0.lock().unwrap_or_else(PoisonError::into_inner).1.values() {
+            signal.cancel();
+        }
+    }
+}

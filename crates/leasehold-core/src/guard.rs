@@ -1,0 +1,175 @@
+//! [`LockGuard`]: the right to the lock, and the news about it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backend::Released, clock::Deadline, error::Result, fencing::FencingToken, hold::Hold, key::LockKey, mode::Mode,
+    release::Releasing, signal::LossReason, ttl::Ttl,
+};
+
+/// The right to a lock until a deadline, which renewals move.
+///
+/// Dropping it releases the lock in the background. That never blocks or panics, wherever it happens: outside of a
+/// runtime, during a panic, while the runtime shuts down; in the worst case the lock expires. To know that it is free,
+/// [`release`](Self::release) it.
+///
+/// # Guaranteed
+/// While [`is_held`](Self::is_held) says `true`, the backend has granted the lock to nobody else, as far as its
+/// [capabilities](crate::Capabilities) and the clocks' [drift](crate::Drift) go.
+///
+/// # Not guaranteed
+/// That a write which starts while it is held ends while it is held. Only the resource can refuse what comes late, by
+/// the [fencing token](FencingToken). A virtual machine that is paused and restored is seen by no clock.
+#[must_use = "dropping the guard releases the lock; bind it to a name, not `_`"]
+#[derive(Debug)]
+pub struct LockGuard {
+    hold: Option<Arc<Hold>>,
+    view: LeaseView,
+}
+
+impl LockGuard {
+    pub(crate) fn new(hold: Arc<Hold>) -> Self {
+        Self { view: LeaseView(Arc::clone(&hold)), hold: Some(hold) }
+    }
+
+    pub(crate) fn hold(&self) -> &Arc<Hold> {
+        &self.view.0
+    }
+
+    /// Renews for another TTL, counted from now. Automatic renewal needs no help; this is for
+    /// [`Renewal::Manual`](crate::Renewal::Manual).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. After any other error the deadline is where it was.
+    ///
+    /// # Cancel safety
+    /// The renewal may or may not have happened; the guard stays valid either way.
+    pub async fn renew(&self) -> Result<()> {
+        self.view.0.renew().await
+    }
+
+    /// Gives the lock back and tells the truth about it: [`Released::AlreadyLost`] means that another may have held it
+    /// before you were done.
+    ///
+    /// # Errors
+    /// As the backend fails. The release is then tried again in the background until the lease is over anyway.
+    ///
+    /// # Cancel safety
+    /// Safe: dropped half-way, the release goes on in the background.
+    pub async fn release(mut self) -> Result<Released> {
+        let Some(hold) = self.hold.take() else { return Ok(Released::AlreadyLost) };
+        if !hold.unshare() {
+            return Ok(Released::StillHeld);
+        }
+        match Releasing::start(&hold) {
+            Some(releasing) => releasing.await,
+            None => Ok(Released::AlreadyLost),
+        }
+    }
+
+    /// A view of the lease for other tasks: it tells, and does not own.
+    #[must_use]
+    pub fn view(&self) -> LeaseView {
+        self.view.clone()
+    }
+}
+
+/// What is told about the lease.
+impl std::ops::Deref for LockGuard {
+    type Target = LeaseView;
+
+    fn deref(&self) -> &LeaseView {
+        &self.view
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take()
+            && hold.unshare()
+        {
+            Releasing::in_background(&hold);
+        }
+    }
+}
+
+/// What a lease tells about itself. Cheap to clone, and no guard: it does not keep the lock.
+#[derive(Clone, Debug)]
+pub struct LeaseView(Arc<Hold>);
+
+impl LeaseView {
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &LockKey {
+        self.0.request.key()
+    }
+
+    /// How the key is held.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.0.request.mode()
+    }
+
+    /// How long each renewal lasts.
+    #[must_use]
+    pub fn ttl(&self) -> Ttl {
+        self.0.request.ttl()
+    }
+
+    /// The token to show to the resource. `None` for permits, and where the backend has none.
+    #[must_use]
+    pub fn fencing_token(&self) -> Option<FencingToken> {
+        self.0.token()
+    }
+
+    /// Until when the lock may be believed in, as it stands now, on the client's clock.
+    #[must_use]
+    pub fn deadline(&self) -> Deadline {
+        self.0.deadline()
+    }
+
+    /// The time until the deadline; zero if the lock is no longer held.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.0.remaining()
+    }
+
+    /// Whether the lock is held: neither lost nor released, and the deadline not reached on a clock that is read now.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.0.is_held()
+    }
+
+    /// Why the lock was lost, if it was.
+    #[must_use]
+    pub fn loss(&self) -> Option<LossReason> {
+        self.0.loss()
+    }
+
+    /// Completes when the lock is lost: at the deadline at the latest, or as soon as the backend tells. Never completes
+    /// while the lock is held, nor after it was released.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn lost(&self) -> LossReason {
+        match self.0.ended().await {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A token that is cancelled when the lock is lost. It costs a small task until the lock is lost or released.
+    #[must_use]
+    pub fn cancellation_token(&self) -> CancellationToken {
+        let token = CancellationToken::new();
+        let (cancel, hold) = (token.clone(), Arc::clone(&self.0));
+        self.0.client.spawn(async move {
+            if hold.ended().await.is_some() {
+                cancel.cancel();
+            }
+        });
+        token
+    }
+}

@@ -1,0 +1,226 @@
+//! [`Hold`]: one grant while this process believes in it, whoever looks at it (guards, the keeper, the gate).
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    backend::{Lease, Upkeep},
+    client::Client,
+    clock::{Deadline, LiveDeadline},
+    error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
+    gate::Place,
+    options::Renewal,
+    request::Request,
+    signal::{LossReason, Signal},
+};
+
+/// How often at least a wait for a deadline looks at the clock again: timers sleep through a suspend, the clock does not.
+pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) client: Arc<Client>,
+    pub(crate) lease: Arc<dyn Lease>,
+    pub(crate) request: Request,
+    pub(crate) renewal: Renewal,
+    token: Option<FencingToken>,
+    /// The deadline of a manually renewed lock whose lease lives as long as its session.
+    limit: Option<LiveDeadline>,
+    place: Mutex<Option<Place>>,
+    /// How many guards share this hold (re-entrancy).
+    guards: AtomicUsize,
+    /// The keeper's: this hold's place in its schedule.
+    pub(crate) id: u64,
+    pub(crate) due: AtomicU64,
+    pub(crate) renewing: AtomicBool,
+    span: tracing::Span,
+}
+
+impl Hold {
+    pub(crate) fn new(
+        client: &Arc<Client>,
+        lease: Arc<dyn Lease>,
+        request: Request,
+        renewal: Renewal,
+        place: Option<Place>,
+    ) -> Arc<Self> {
+        let token = lease.fencing_token();
+        let limit = match (renewal, lease.upkeep()) {
+            (Renewal::Manual, Upkeep::Session(_)) => {
+                Some(LiveDeadline::new(Deadline::at(request.now() + request.ttl().as_duration())))
+            }
+            _ => None,
+        };
+        let span = tracing::debug_span!(
+            target: "leasehold",
+            "hold",
+            backend = client.capabilities.backend,
+            key = %request.key(),
+            mode = %request.mode(),
+            token = token.map(FencingToken::get),
+        );
+        let hold = Arc::new(Self {
+            lease,
+            renewal,
+            token,
+            limit,
+            place: Mutex::new(place),
+            guards: AtomicUsize::new(1),
+            id: client.next_hold_id(),
+            due: AtomicU64::new(0),
+            renewing: AtomicBool::new(false),
+            client: Arc::clone(client),
+            request,
+            span,
+        });
+        client.keeper.add(&hold);
+        hold
+    }
+
+    pub(crate) fn signal(&self) -> &Signal {
+        self.request.signal()
+    }
+
+    pub(crate) fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
+    pub(crate) fn token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    pub(crate) fn deadline(&self) -> Deadline {
+        let lease = self.lease.valid_until();
+        self.limit.as_ref().map_or(lease, |limit| limit.get().min(lease))
+    }
+
+    pub(crate) fn remaining(&self) -> Duration {
+        let now = self.request.now();
+        if self.signal().is_live() { self.deadline().remaining(now) } else { Duration::ZERO }
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        // The clock first: see `LiveDeadline::get`.
+        let now = self.request.now();
+        self.signal().is_live() && !self.deadline().is_past(now)
+    }
+
+    pub(crate) fn loss(self: &Arc<Self>) -> Option<LossReason> {
+        if !self.is_held() && self.signal().is_live() {
+            self.lose(LossReason::Expired);
+        }
+        self.signal().loss()
+    }
+
+    /// Completes when the hold is lost; with `None` when it is released.
+    pub(crate) async fn ended(self: &Arc<Self>) -> Option<LossReason> {
+        self.ended_before(Duration::ZERO).await
+    }
+
+    /// As [`ended`](Self::ended), but tells of the deadline this much early.
+    pub(crate) async fn ended_before(self: &Arc<Self>, early: Duration) -> Option<LossReason> {
+        let longest = (self.request.ttl().as_duration() / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
+        loop {
+            let now = self.request.now();
+            let left = self.deadline().remaining(now).saturating_sub(early);
+            if left.is_zero() && self.signal().is_live() {
+                if early.is_zero() {
+                    self.lose(LossReason::Expired);
+                } else {
+                    return Some(LossReason::Expired);
+                }
+            }
+            tokio::select! {
+                biased;
+                end = self.signal().ended() => return end,
+                () = tokio::time::sleep(left.min(longest)) => {}
+            }
+        }
+    }
+
+    /// Renews now, whoever asks.
+    pub(crate) async fn renew(self: &Arc<Self>) -> Result<()> {
+        if let Some(reason) = self.loss() {
+            return Err(self.lost_error(reason));
+        }
+        let sent = self.request.now();
+        let renewed = Arc::clone(&self.lease).renew().await;
+        match &renewed {
+            Ok(()) => {
+                tracing::debug!(target: "leasehold", parent: &self.span, "renewed");
+                if let Some(limit) = &self.limit {
+                    let to = Deadline::at(sent + self.request.ttl().as_duration());
+                    if !limit.advance(to, self.request.now()) {
+                        self.lose(LossReason::Expired);
+                        return Err(self.lost_error(LossReason::Expired));
+                    }
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Lost => self.lose(LossReason::Replaced),
+            Err(error) => tracing::debug!(target: "leasehold", parent: &self.span, %error, "not renewed"),
+        }
+        renewed
+    }
+
+    fn lost_error(&self, reason: LossReason) -> Error {
+        Error::new(ErrorKind::Lost, format!("the lock `{}` was lost: {reason}", self.request.key()))
+            .with_backend(self.client.capabilities.backend)
+    }
+
+    /// Marks the hold as lost and lets go of everything. The first reason counts; after a release nothing happens.
+    pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
+        if self.signal().lose(reason) {
+            self.after_loss();
+        }
+    }
+
+    /// What follows a loss, whoever noticed it. Does its work once.
+    pub(crate) fn after_loss(self: &Arc<Self>) {
+        let Some(reason) = self.signal().loss() else { return };
+        let was_kept = self.client.keeper.remove(self);
+        // The next local waiter starts at once.
+        drop(self.take_place());
+        if was_kept {
+            tracing::warn!(
+                target: "leasehold",
+                parent: &self.span,
+                backend = self.client.capabilities.backend,
+                key = %self.request.key(),
+                token = self.token.map(FencingToken::get),
+                %reason,
+                "lock lost"
+            );
+            // The backend may still have it as ours: an early local deadline, or a session that lives on.
+            let lease = Arc::clone(&self.lease);
+            self.client.in_background(async move {
+                drop(lease.release().await);
+            });
+        }
+    }
+
+    pub(crate) fn take_place(&self) -> Option<Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn begin_release(&self) {
+        if let Some(place) = &mut *self.place.lock().unwrap_or_else(PoisonError::into_inner) {
+            place.begin_release();
+        }
+    }
+
+    /// Adds a guard to a hold that still has one.
+    pub(crate) fn share(&self) -> bool {
+        self.guards.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count > 0).then_some(count + 1)).is_ok()
+    }
+
+    /// Takes a guard away; whether it was the last.
+    pub(crate) fn unshare(&self) -> bool {
+        self.guards.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+}

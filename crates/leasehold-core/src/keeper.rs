@@ -1,0 +1,320 @@
+//! The keeper: one task per client that renews what is due, and ends what was not renewed in time.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Notify;
+
+use crate::{
+    backend::{BoxFuture, SessionId, Upkeep},
+    clock::{Clock, Moment},
+    error::{ErrorKind, Result},
+    hold::{Hold, LONGEST_SLEEP},
+    options::Renewal,
+    signal::LossReason,
+};
+
+/// Renewals under way at a time. More would queue up in front of everybody else's requests.
+const AT_A_TIME: usize = 64;
+/// A renewal starts when this much of the remaining time has passed: a third at the latest, so that two more tries fit;
+/// spread, so that 10 000 leases taken together are not renewed together.
+const RENEW_AFTER_PERCENT: std::ops::Range<u64> = 20..33;
+/// The pause after a failed renewal, as a part of the TTL, and its bounds.
+const RETRY_PART: u32 = 20;
+const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    /// Something is due before the task thought, or the keeper stops.
+    wake: Notify,
+    /// A backend reported a loss.
+    pub(crate) losses: Arc<Notify>,
+    stopped: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Holds with a renewal or a deadline of their own, by when they are due.
+    holds: BTreeMap<(u64, u64), Arc<Hold>>,
+    sessions: HashMap<SessionId, Session>,
+    /// When the task will look again. Not changed when something is taken away: a pair costs no wake-up.
+    next_look: u64,
+    running: bool,
+    /// The shortest TTL since there was nothing to keep; bounds how long the task sleeps.
+    shortest: Duration,
+}
+
+/// Holds that one renewal serves.
+#[derive(Debug, Default)]
+struct Session {
+    members: HashMap<u64, Arc<Hold>>,
+    due: u64,
+    renewing: bool,
+}
+
+enum Renewed {
+    Hold(Arc<Hold>),
+    Session(SessionId, Arc<Hold>),
+}
+
+impl Keeper {
+    pub(crate) fn new(clock: Arc<dyn Clock>, losses: Arc<Notify>) -> Self {
+        Self {
+            clock,
+            state: Mutex::new(State { next_look: u64::MAX, ..State::default() }),
+            wake: Notify::new(),
+            losses,
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// Keeps a hold from now on.
+    pub(crate) fn add(self: &Arc<Self>, hold: &Arc<Hold>) {
+        let now = self.clock.now();
+        let start = {
+            let mut state = self.lock();
+            if state.holds.is_empty() && state.sessions.is_empty() {
+                state.shortest = Duration::MAX;
+            }
+            state.shortest = state.shortest.min(hold.request.ttl().as_duration());
+            let due = match (hold.renewal, hold.lease.upkeep()) {
+                (Renewal::Automatic, Upkeep::Session(id)) => {
+                    let session = state.sessions.entry(id).or_default();
+                    if session.members.is_empty() {
+                        session.due = renewal_due(hold, now);
+                    }
+                    session.members.insert(hold.id, Arc::clone(hold));
+                    session.due
+                }
+                (Renewal::Automatic, Upkeep::Alone) => state.schedule(hold, renewal_due(hold, now)),
+                (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
+            };
+            if due < state.next_look || now.as_nanos() + nanos(state.longest_sleep()) < state.next_look {
+                state.next_look = due;
+                self.wake.notify_one();
+            }
+            !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            hold.client.spawn(Arc::clone(self).run());
+        }
+    }
+
+    /// Keeps a hold no longer; whether it was kept.
+    pub(crate) fn remove(&self, hold: &Arc<Hold>) -> bool {
+        let mut state = self.lock();
+        if state.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
+            return true;
+        }
+        let Upkeep::Session(id) = hold.lease.upkeep() else { return false };
+        let Some(session) = state.sessions.get_mut(&id) else { return false };
+        let kept = session.members.remove(&hold.id).is_some();
+        if session.members.is_empty() {
+            state.sessions.remove(&id);
+        }
+        kept
+    }
+
+    /// Everything that is held.
+    pub(crate) fn all(&self) -> Vec<Arc<Hold>> {
+        let state = self.lock();
+        let sessions = state.sessions.values().flat_map(|session| session.members.values());
+        state.holds.values().chain(sessions).cloned().collect()
+    }
+
+    /// Ends the task.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change under the mutex is complete when it panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(self: Arc<Self>) {
+        let mut renewals: FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>> = FuturesUnordered::new();
+        while !self.stopped.load(Ordering::Acquire) {
+            let sleep = self.look(&renewals);
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = self.losses.notified() => self.collect_losses(),
+                Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+    }
+
+    /// Starts what is due and ends what is over; how long nothing will be due.
+    fn look(&self, renewals: &FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>) -> Duration {
+        let now = self.clock.now();
+        let mut over = Vec::new();
+        let sleep = {
+            let mut state = self.lock();
+            state.due_holds(now, renewals, &mut over);
+            state.due_sessions(now, renewals, &mut over);
+            let next = state.next_due();
+            let sleep = match next {
+                None => Duration::MAX,
+                Some(next) => Moment::from_nanos(next).since(now).min(state.longest_sleep()),
+            };
+            state.next_look = if next.is_none() { u64::MAX } else { (now + sleep).as_nanos() };
+            sleep
+        };
+        for hold in over {
+            hold.lose(LossReason::Expired);
+            hold.after_loss();
+        }
+        // What tokio's timer can do; the wake-up comes before.
+        sleep.min(Duration::from_secs(3600))
+    }
+
+    /// Puts a renewal's outcome on the schedule.
+    fn settle(&self, renewed: Renewed, outcome: &Result<()>) {
+        let now = self.clock.now();
+        match renewed {
+            Renewed::Hold(hold) => {
+                hold.renewing.store(false, Ordering::Relaxed);
+                let mut state = self.lock();
+                if state.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
+                    let due = next_try(&hold, outcome, now);
+                    state.schedule(&hold, due);
+                }
+            }
+            Renewed::Session(id, hold) => {
+                let lost = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Lost);
+                let members: Vec<_> = {
+                    let mut state = self.lock();
+                    let Some(session) = state.sessions.get_mut(&id) else { return };
+                    session.renewing = false;
+                    session.due = next_try(&hold, outcome, now);
+                    if lost { session.members.values().cloned().collect() } else { Vec::new() }
+                };
+                for member in members {
+                    member.lose(LossReason::SessionEnded);
+                }
+            }
+        }
+    }
+
+    fn collect_losses(&self) {
+        for hold in self.all() {
+            // Does nothing for those that are not lost.
+            hold.after_loss();
+        }
+    }
+}
+
+impl State {
+    fn schedule(&mut self, hold: &Arc<Hold>, due: u64) -> u64 {
+        hold.due.store(due, Ordering::Relaxed);
+        self.holds.insert((due, hold.id), Arc::clone(hold));
+        due
+    }
+
+    fn longest_sleep(&self) -> Duration {
+        (self.shortest / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP)
+    }
+
+    fn next_due(&self) -> Option<u64> {
+        let hold = self.holds.first_key_value().map(|(&(due, _), _)| due);
+        let session = self.sessions.values().map(|session| session.due).min();
+        hold.into_iter().chain(session).min()
+    }
+
+    fn due_holds(
+        &mut self,
+        now: Moment,
+        renewals: &FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>,
+        over: &mut Vec<Arc<Hold>>,
+    ) {
+        let mut later = Vec::new();
+        while let Some(entry) = self.holds.first_entry().filter(|entry| entry.key().0 <= now.as_nanos()) {
+            let hold = entry.remove();
+            let deadline = hold.deadline();
+            if deadline.is_past(now) || !hold.signal().is_live() {
+                // Kept until its loss has been dealt with.
+                later.push((hold.due.load(Ordering::Relaxed), Arc::clone(&hold)));
+                over.push(hold);
+                continue;
+            }
+            let deadline = deadline.moment().as_nanos();
+            let renews = hold.renewal == Renewal::Automatic && !hold.renewing.load(Ordering::Relaxed);
+            if renews && renewals.len() >= AT_A_TIME {
+                let pause = (hold.request.ttl().as_duration() / 100).max(Duration::from_millis(1));
+                later.push(((now + pause).as_nanos().min(deadline), hold));
+                continue;
+            }
+            if renews {
+                hold.renewing.store(true, Ordering::Relaxed);
+                let renewed = Arc::clone(&hold);
+                renewals.push(Box::pin(async move {
+                    let outcome = renewed.renew().await;
+                    (Renewed::Hold(renewed), outcome)
+                }));
+            }
+            later.push((deadline, hold));
+        }
+        for (due, hold) in later {
+            self.schedule(&hold, due);
+        }
+    }
+
+    fn due_sessions(
+        &mut self,
+        now: Moment,
+        renewals: &FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>,
+        over: &mut Vec<Arc<Hold>>,
+    ) {
+        for (&id, session) in &mut self.sessions {
+            if session.due > now.as_nanos() {
+                continue;
+            }
+            over.extend(session.members.values().filter(|hold| hold.deadline().is_past(now)).cloned());
+            let Some(hold) = session.members.values().find(|hold| !hold.deadline().is_past(now)) else { continue };
+            session.due = hold.deadline().moment().as_nanos();
+            if !std::mem::replace(&mut session.renewing, true) {
+                let renewed = Arc::clone(hold);
+                renewals.push(Box::pin(async move {
+                    let outcome = renewed.renew().await;
+                    (Renewed::Session(id, renewed), outcome)
+                }));
+            }
+        }
+    }
+}
+
+/// When to renew what is valid for as long as it is.
+fn renewal_due(hold: &Hold, now: Moment) -> u64 {
+    let left = nanos(hold.deadline().remaining(now));
+    // Any mixing will do; the present makes every round another spread.
+    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let percent = RENEW_AFTER_PERCENT.start + mixed % (RENEW_AFTER_PERCENT.end - RENEW_AFTER_PERCENT.start);
+    now.as_nanos() + left / 100 * percent
+}
+
+/// When to renew again after a renewal with this outcome. Never after the deadline, which must be noticed.
+fn next_try(hold: &Hold, outcome: &Result<()>, now: Moment) -> u64 {
+    let deadline = hold.deadline().moment().as_nanos();
+    match outcome {
+        Ok(()) => renewal_due(hold, now),
+        Err(_) => {
+            let pause = (hold.request.ttl().as_duration() / RETRY_PART).clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);
+            (now + pause).as_nanos().min(deadline)
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,131 @@
+//! [`Owner`]: re-entrant locking. Async code has no thread identity, so the owner is an object.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use crate::{
+    client::LockClient,
+    error::{Error, ErrorKind, Result},
+    guard::LockGuard,
+    hold::Hold,
+    key::LockKey,
+    options::Wait,
+    ttl::Ttl,
+};
+
+/// Someone who may lock what it has locked already. Made by [`LockClient::owner`]; clones are the same owner.
+///
+/// Within one owner, locking a key again is immediate and counts; only the last release frees it
+/// ([`Released::StillHeld`](crate::Released::StillHeld) until then). All guards of a key share one lease: its token, its
+/// deadline, its loss. Another owner in the same process waits, as any other process does.
+///
+/// Pass the owner (or a clone) down to the code that belongs together.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    client: LockClient,
+    ttl: Option<Ttl>,
+    holds: Arc<Mutex<HashMap<LockKey, Arc<Slot>>>>,
+}
+
+/// What the owner has of one key. The async mutex makes tasks of one owner share one acquisition.
+type Slot = tokio::sync::Mutex<Weak<Hold>>;
+
+impl Owner {
+    pub(crate) fn new(client: LockClient) -> Self {
+        Self { client, ttl: None, holds: Arc::default() }
+    }
+
+    /// How long a grant lasts unless it is renewed.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Ttl) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Locks the key; at once if this owner holds it.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn lock<K>(&self, key: K) -> Result<LockGuard>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        self.enter(key.try_into()?, Wait::Forever).await
+    }
+
+    /// One attempt.
+    ///
+    /// # Errors
+    /// As [`Mutex::try_lock`](crate::Mutex::try_lock).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn try_lock<K>(&self, key: K) -> Result<LockGuard>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        self.enter(key.try_into()?, Wait::No).await
+    }
+
+    /// Waits for at most this long.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock_within`](crate::Mutex::lock_within).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn lock_within<K>(&self, key: K, limit: Duration) -> Result<LockGuard>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        let key = key.try_into()?;
+        let entered = tokio::time::timeout(limit, self.enter(key.clone(), Wait::AtMost(limit))).await;
+        entered.unwrap_or_else(|_elapsed| {
+            Err(Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}")))
+        })
+    }
+
+    async fn enter(&self, key: LockKey, wait: Wait) -> Result<LockGuard> {
+        let slot = self.slot(&key);
+        let mut held = match wait {
+            // Another task of this owner is about to get it: to try means not to wait for that.
+            Wait::No => slot.try_lock().map_err(|_| {
+                Error::new(ErrorKind::Contended, format!("another task of this owner is locking `{key}`"))
+            })?,
+            _ => slot.lock().await,
+        };
+        if let Some(hold) = held.upgrade().filter(|hold| hold.is_held() && hold.share()) {
+            return Ok(LockGuard::new(hold));
+        }
+        let mut mutex = self.client.mutex(key).with_wait(wait);
+        if let Some(ttl) = self.ttl {
+            mutex = mutex.with_ttl(ttl);
+        }
+        let guard = mutex.lock().await?;
+        *held = Arc::downgrade(guard.hold());
+        Ok(guard)
+    }
+
+    fn slot(&self, key: &LockKey) -> Arc<Slot> {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = holds.get(key) {
+            return Arc::clone(slot);
+        }
+        // Before it grows, forget what is neither held nor being locked.
+        if holds.len() == holds.capacity() {
+            holds.retain(|_, slot| {
+                Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|hold| hold.strong_count() > 0)
+            });
+        }
+        Arc::clone(holds.entry(key.clone()).or_default())
+    }
+}

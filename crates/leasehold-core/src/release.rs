@@ -1,0 +1,129 @@
+//! [`Releasing`]: a release on its way, in the caller's task or in the background.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use crate::{
+    backend::{BoxFuture, Released},
+    error::Result,
+    gate::Place,
+    hold::Hold,
+};
+
+/// The pause before a failed release is tried again, doubled each time, until the deadline.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Releases a hold. Polled in place; dropped half-way, it goes on in the background.
+#[must_use]
+pub(crate) struct Releasing {
+    hold: Arc<Hold>,
+    operation: Option<BoxFuture<'static, Result<Released>>>,
+    place: Option<Place>,
+    sent: bool,
+    in_background: bool,
+}
+
+impl Releasing {
+    /// Starts to release, in the caller's task. `None` if the hold is lost already, or was released.
+    pub(crate) fn start(hold: &Arc<Hold>) -> Option<Self> {
+        if !hold.signal().release() {
+            hold.after_loss();
+            return None;
+        }
+        hold.client.keeper.remove(hold);
+        Some(Self {
+            operation: Some(Arc::clone(&hold.lease).release()),
+            place: hold.take_place(),
+            hold: Arc::clone(hold),
+            sent: false,
+            in_background: false,
+        })
+    }
+
+    /// Releases in the background, from wherever: never blocks, never panics.
+    pub(crate) fn in_background(hold: &Arc<Hold>) {
+        hold.begin_release();
+        if let Some(mut releasing) = Self::start(hold) {
+            releasing.in_background = true;
+            let client = Arc::clone(&hold.client);
+            client.in_background(releasing.to_the_end());
+        }
+    }
+
+    /// Tries again until it is done or the lease is over anyway.
+    async fn to_the_end(mut self) {
+        let hold = Arc::clone(&self.hold);
+        let mut outcome = (&mut self).await;
+        drop(self);
+        let mut pause = FIRST_PAUSE;
+        while outcome.as_ref().is_err_and(crate::Error::is_retryable) && !hold.deadline().is_past(hold.request.now()) {
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            outcome = Arc::clone(&hold.lease).release().await;
+        }
+        if let Err(error) = outcome {
+            tracing::debug!(target: "leasehold", parent: hold.span(), %error, "not released; it expires");
+        }
+    }
+}
+
+impl Future for Releasing {
+    type Output = Result<Released>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let Some(operation) = &mut this.operation else { return Poll::Pending };
+        let polled = operation.as_mut().poll(cx);
+        if !this.sent {
+            this.sent = true;
+            if this.hold.client.capabilities.ordered_release
+                && let Some(place) = &mut this.place
+            {
+                place.release_sent();
+            }
+        }
+        let outcome = ready!(polled);
+        this.operation = None;
+        this.place = None;
+        tracing::debug!(target: "leasehold", parent: this.hold.span(), ?outcome, "release");
+        if !this.in_background && outcome.as_ref().is_err_and(crate::Error::is_retryable) {
+            this.retry_in_background();
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl Releasing {
+    fn retry_in_background(&self) {
+        let retry = Self {
+            hold: Arc::clone(&self.hold),
+            operation: Some(Arc::clone(&self.hold.lease).release()),
+            place: None,
+            sent: true,
+            in_background: true,
+        };
+        self.hold.client.in_background(async move {
+            tokio::time::sleep(FIRST_PAUSE).await;
+            retry.to_the_end().await;
+        });
+    }
+}
+
+impl Drop for Releasing {
+    fn drop(&mut self) {
+        // In the background already, the runtime is shutting down: the lock expires.
+        let (Some(operation), false) = (self.operation.take(), self.in_background) else { return };
+        let rest = Self {
+            hold: Arc::clone(&self.hold),
+            operation: Some(operation),
+            place: self.place.take(),
+            sent: self.sent,
+            in_background: true,
+        };
+        self.hold.client.in_background(rest.to_the_end());
+    }
+}
