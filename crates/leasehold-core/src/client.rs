@@ -66,7 +66,6 @@ impl LockClient {
     }
 
     /// A client of this backend, to be configured.
-    #[must_use]
     pub fn builder(backend: impl LockBackend) -> LockClientBuilder {
         LockClientBuilder { backend: Arc::new(backend), ttl: Ttl::DEFAULT, label: None, clock: Arc::new(SystemClock) }
     }

@@ -50,12 +50,12 @@ impl Releasing {
         if let Some(mut releasing) = Self::start(hold) {
             releasing.in_background = true;
             let client = Arc::clone(&hold.client);
-            client.in_background(releasing.to_the_end());
+            client.in_background(releasing.finish());
         }
     }
 
     /// Tries again until it is done or the lease is over anyway.
-    async fn to_the_end(mut self) {
+    async fn finish(mut self) {
         let hold = Arc::clone(&self.hold);
         let mut outcome = (&mut self).await;
         drop(self);
@@ -108,7 +108,7 @@ impl Releasing {
         };
         self.hold.client.in_background(async move {
             tokio::time::sleep(FIRST_PAUSE).await;
-            retry.to_the_end().await;
+            retry.finish().await;
         });
     }
 }
@@ -124,6 +124,6 @@ impl Drop for Releasing {
             sent: self.sent,
             in_background: true,
         };
-        self.hold.client.in_background(rest.to_the_end());
+        self.hold.client.in_background(rest.finish());
     }
 }

@@ -1,0 +1,34 @@
+//! Closing a client.
+
+mod support;
+
+use leasehold_core::{ErrorKind, LockClient, LossReason};
+use support::{settle, two_processes};
+
+#[tokio::test(start_paused = true)]
+async fn it_releases_all_sends_waiters_away_and_says_closed_ever_after() {
+    let (client, other) = two_processes();
+    let held = client.mutex("held").lock().await.unwrap();
+    let theirs = other.mutex("theirs").lock().await.unwrap();
+    let wait = |client: &LockClient, key: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { client.mutex(key).lock().await.unwrap_err().kind() })
+    };
+    let local = wait(&client, "held");
+    let remote = wait(&client, "theirs");
+    let behind_remote = wait(&client, "theirs");
+    settle().await;
+
+    client.close().await.unwrap();
+    assert_eq!(held.loss(), Some(LossReason::ClientClosed));
+    other.mutex("held").try_lock().await.unwrap();
+    for waiter in [local, remote, behind_remote] {
+        assert_eq!(waiter.await.unwrap(), ErrorKind::Closed);
+    }
+    assert_eq!(client.mutex("x").lock().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(client.mutex("x").try_lock().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(client.inspect("x").await.unwrap_err().kind(), ErrorKind::Closed);
+    client.close().await.unwrap();
+    assert!(other.inspect("theirs").await.unwrap().waiters.is_empty());
+    drop((held, theirs));
+}

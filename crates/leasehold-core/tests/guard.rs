@@ -1,0 +1,162 @@
+//! Guards: what they tell, and what dropping them does.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{Clock, ErrorKind, LockClient, LossReason, Released, Renewal, TestClock, Ttl};
+use leasehold_local::MemoryBackend;
+use support::{secs, simulated};
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_tells_its_key_token_and_deadline() {
+    let (client, clock) = simulated();
+    let guard = client.mutex("a").with_ttl(secs(10)).lock().await.unwrap();
+    assert_eq!(guard.key().as_bytes(), b"a");
+    assert!(guard.fencing_token().is_some());
+    assert_eq!(guard.deadline().remaining(clock.now()), Duration::from_secs(10));
+    assert_eq!(guard.remaining(), Duration::from_secs(10));
+    assert!(guard.is_held());
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_automatic_lease_is_renewed_for_as_long_as_the_guard_lives() {
+    let (client, _) = simulated();
+    let guard = client.mutex("a").with_ttl(secs(3)).lock().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(guard.is_held());
+    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manual_lease_ends_at_its_deadline_and_is_released() {
+    let (client, _) = simulated();
+    let guard = client.mutex("a").with_ttl(secs(3)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    guard.renew().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2_990)).await;
+    assert!(guard.is_held());
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(!guard.is_held());
+    assert_eq!(guard.loss(), Some(LossReason::Expired));
+    assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    let next = client.mutex("a").try_lock().await.unwrap();
+    assert!(next.fencing_token() > guard.fencing_token());
+    assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
+    assert!(next.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_completes_at_the_deadline_and_not_before() {
+    let (client, clock) = simulated();
+    let guard = client.mutex("a").with_ttl(secs(7)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let token = guard.cancellation_token();
+    let deadline = guard.deadline();
+    assert_eq!(guard.lost().await, LossReason::Expired);
+    let late = clock.now().since(deadline.moment());
+    assert!(deadline.is_past(clock.now()), "told before the deadline");
+    assert!(late <= Duration::from_millis(50), "told {late:?} late");
+    token.cancelled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_never_completes_after_a_release() {
+    let (client, _) = simulated();
+    let guard = client.mutex("a").with_ttl(secs(1)).lock().await.unwrap();
+    let view = guard.view();
+    let token = guard.cancellation_token();
+    guard.release().await.unwrap();
+    assert!(!view.is_held());
+    assert_eq!(view.loss(), None);
+    assert!(tokio::time::timeout(Duration::from_secs(60), view.lost()).await.is_err());
+    assert!(!token.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspend_counts() {
+    let (client, clock) = simulated();
+    let guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
+    let view = guard.view();
+    let told = tokio::spawn(async move { view.lost().await });
+    clock.suspend(Duration::from_secs(31));
+    // No timer has fired yet, and still:
+    assert!(!guard.is_held());
+    let woken = clock.now();
+    assert_eq!(told.await.unwrap(), LossReason::Expired);
+    assert!(clock.now().since(woken) <= Duration::from_secs(1), "timers look at the clock at least each second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loss_is_told_when_the_backend_knows_it_first() {
+    let (client, _) = simulated();
+    let guard = client.mutex("a").lock().await.unwrap();
+    let waiter = tokio::spawn({
+        let client = client.clone();
+        async move { client.mutex("a").lock().await.unwrap().fencing_token() }
+    });
+    tokio::task::yield_now().await;
+    let holder = client.inspect("a").await.unwrap().holders.remove(0);
+    client.break_lock(&holder, true).await.unwrap();
+    assert_eq!(guard.lost().await, LossReason::Replaced);
+    assert!(waiter.await.unwrap() > guard.fencing_token(), "the next local waiter starts at once");
+}
+
+#[tokio::test]
+async fn dropping_releases_and_the_next_try_sees_it() {
+    let client = LockClient::new(MemoryBackend::new());
+    for _ in 0..1_000 {
+        drop(client.mutex("a").try_lock().await.unwrap());
+    }
+}
+
+#[test]
+fn dropping_outside_of_a_runtime_during_shutdown_and_in_a_panic_never_panics() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let client = LockClient::new(MemoryBackend::new());
+    let lock = |name: &'static str| {
+        let client = client.clone();
+        async move { client.mutex(name).lock().await.unwrap() }
+    };
+
+    let guard = runtime.block_on(lock("outside"));
+    std::thread::spawn(move || drop(guard)).join().unwrap();
+    runtime.block_on(async { client.mutex("outside").lock_within(Duration::from_secs(10)).await.unwrap() });
+
+    let guard = runtime.block_on(lock("panic"));
+    let panicked = runtime.block_on(async move { tokio::spawn(async move { panic!("with {:?}", guard.key()) }).await });
+    assert!(panicked.unwrap_err().is_panic());
+    runtime.block_on(async { client.mutex("panic").lock_within(Duration::from_secs(10)).await.unwrap() });
+
+    let inside = runtime.block_on(lock("shutdown"));
+    runtime.spawn(async move {
+        let _guard = inside;
+        std::future::pending::<()>().await;
+    });
+    let after = runtime.block_on(lock("after"));
+    drop(runtime);
+    drop(after);
+}
+
+#[test]
+fn a_client_is_bound_to_its_runtime() {
+    static CLIENT: std::sync::LazyLock<LockClient> = std::sync::LazyLock::new(|| LockClient::new(MemoryBackend::new()));
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    first.block_on(async { CLIENT.mutex("a").lock().await.unwrap().release().await.unwrap() });
+    let error = runtime().block_on(async { CLIENT.mutex("a").lock().await.unwrap_err() });
+    assert_eq!(error.kind(), ErrorKind::Runtime);
+    drop(first);
+    let error = runtime().block_on(async { CLIENT.mutex("a").lock().await.unwrap_err() });
+    assert_eq!(error.kind(), ErrorKind::Runtime);
+}
+
+#[tokio::test]
+async fn the_clock_and_the_label_are_the_users() {
+    let clock = Arc::new(TestClock::new());
+    let client = LockClient::builder(MemoryBackend::new()).with_label("me").with_ttl(Ttl::from_secs(5).unwrap());
+    let client = client.with_clock(clock).build();
+    let guard = client.mutex("a").with_label("you").lock().await.unwrap();
+    assert_eq!(guard.ttl(), secs(5));
+    assert_eq!(client.inspect("a").await.unwrap().holders[0].label, "you");
+}

@@ -1,0 +1,73 @@
+//! Owners: re-entrant within, exclusive between.
+
+mod support;
+
+use std::time::Duration;
+
+use leasehold_core::{ErrorKind, Released};
+use support::{secs, settle, simulated};
+
+#[tokio::test(start_paused = true)]
+async fn locking_again_is_immediate_and_only_the_last_release_frees() {
+    let (client, _) = simulated();
+    let owner = client.owner();
+    let first = owner.lock("a").await.unwrap();
+    let second = owner.try_lock("a").await.unwrap();
+    let third = owner.clone().lock_within("a", Duration::ZERO).await.unwrap();
+    assert_eq!(first.fencing_token(), second.fencing_token());
+    assert_eq!(first.release().await.unwrap(), Released::StillHeld);
+    drop(third);
+    settle().await;
+    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert!(second.is_held());
+    assert_eq!(second.release().await.unwrap(), Released::Freed);
+    client.mutex("a").try_lock().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_owner_of_the_process_waits() {
+    let (client, _) = simulated();
+    let (one, other) = (client.owner(), client.owner());
+    let guard = one.lock("a").await.unwrap();
+    assert_eq!(other.try_lock("a").await.unwrap_err().kind(), ErrorKind::Contended);
+    let limit = Duration::from_secs(1);
+    assert_eq!(other.lock_within("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    drop(guard);
+    other.lock("a").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_of_one_owner_share_one_acquisition() {
+    let (client, _) = simulated();
+    let outside = client.mutex("a").lock().await.unwrap();
+    let owner = client.owner();
+    let tasks: Vec<_> = (0..10)
+        .map(|_| {
+            let owner = owner.clone();
+            tokio::spawn(async move { owner.lock("a").await.unwrap() })
+        })
+        .collect();
+    settle().await;
+    drop(outside);
+    let mut guards = Vec::new();
+    for task in tasks {
+        guards.push(task.await.unwrap());
+    }
+    assert!(guards.iter().all(|guard| guard.is_held() && guard.fencing_token() == guards[0].fencing_token()));
+    let last = guards.pop().unwrap();
+    drop(guards);
+    assert_eq!(last.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_is_not_re_entered() {
+    let (client, clock) = simulated();
+    let owner = client.owner().with_ttl(secs(5));
+    let old = owner.lock("a").await.unwrap();
+    clock.suspend(Duration::from_secs(6));
+    let new = owner.lock("a").await.unwrap();
+    assert!(!old.is_held() && new.is_held());
+    assert!(new.fencing_token() > old.fencing_token());
+    assert_eq!(old.release().await.unwrap(), Released::AlreadyLost);
+    assert!(new.is_held());
+}

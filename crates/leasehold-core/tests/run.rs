@@ -1,0 +1,85 @@
+//! `run`: completed under the lease, or lost.
+
+mod support;
+
+use std::time::Duration;
+
+use leasehold_core::{ErrorKind, LeaseView, LockClient, Renewal};
+use leasehold_local::MemoryBackend;
+use support::{secs, simulated};
+
+#[tokio::test(start_paused = true)]
+async fn work_completes_under_the_lease() {
+    let (client, _) = simulated();
+    let token = client.mutex("a").run(async |lease| lease.fencing_token()).await.unwrap();
+    assert!(token.is_some());
+    client.mutex("a").try_lock().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_is_cancelled_before_the_lease_could_be_anothers() {
+    let (client, _) = simulated();
+    let mutex = client.mutex("a").with_ttl(secs(5)).with_renewal(Renewal::Manual);
+    let (tell, cancelled) = tokio::sync::oneshot::channel::<LeaseView>();
+    let outcome = mutex
+        .run(async |lease| {
+            let _tell = TellOnDrop(Some((tell, lease)));
+            std::future::pending::<()>().await;
+        })
+        .await;
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
+    drop(cancelled.await.unwrap());
+    client.mutex("a").lock_within(Duration::from_secs(1)).await.unwrap();
+}
+
+struct TellOnDrop(Option<(tokio::sync::oneshot::Sender<LeaseView>, LeaseView)>);
+
+impl Drop for TellOnDrop {
+    fn drop(&mut self) {
+        let (tell, lease) = self.0.take().unwrap();
+        assert!(lease.is_held(), "cancelled too late: the lease was over");
+        tell.send(lease).unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_outlives_the_lease_did_not_complete_under_it() {
+    let (client, clock) = simulated();
+    let outcome = client.mutex("a").with_ttl(secs(5)).run(async |_| clock.suspend(Duration::from_secs(6))).await;
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
+}
+
+#[tokio::test]
+async fn it_can_be_spawned() {
+    async fn generic<F, Fut>(client: LockClient, work: F) -> u32
+    where
+        F: FnOnce(LeaseView) -> Fut + Send + 'static,
+        Fut: Future<Output = u32> + Send,
+    {
+        tokio::spawn(async move { client.mutex("a").run_with(work).await.unwrap() }).await.unwrap()
+    }
+    let client = LockClient::new(MemoryBackend::new());
+    let spawned = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let borrowed = String::from("text");
+            client
+                .mutex("a")
+                .run(async |lease| {
+                    tokio::task::yield_now().await;
+                    assert!(lease.is_held());
+                    borrowed.len()
+                })
+                .await
+                .unwrap()
+        }
+    });
+    assert_eq!(spawned.await.unwrap(), 4);
+    assert_eq!(generic(client, async |_| 7).await, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_runs_work_too() {
+    let (client, _) = simulated();
+    assert_eq!(client.semaphore("gpu", 2).run(async |_| 1).await.unwrap(), 1);
+}
