@@ -1,7 +1,7 @@
 //! Driving one acquisition: polled in place, finished in the background if the caller goes away.
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -13,6 +13,7 @@ use crate::{
     backend::{Attempt, BoxFuture, Lease},
     client::Client,
     error::{Error, ErrorKind, Result},
+    gate::Place,
     guard::LockGuard,
     hold::Hold,
     options::{Spec, Wait},
@@ -69,12 +70,34 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
 /// Waits its turn at the gate, then at the backend.
 async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
     let request = request(spec)?;
-    let mut place = client.gates.enter(request.key(), request.mode()).await?;
+    let mut place = enter(client, &request).await?;
     let request = request.with_courtesy(place.is_courteous()).with_waiting(true);
     let operation = Arc::clone(&client.backend).acquire(request.clone());
     let lease = Driven::new(client, &request, operation).await?;
     place.granted();
     finish(client, spec, request, lease, Some(place))
+}
+
+/// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
+async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
+    let entering = client.gates.enter(request.key(), request.mode());
+    if !client.gates.is_own_successor(request.key(), request.mode()) {
+        return entering.await;
+    }
+    let mut entering = pin!(entering);
+    match tokio::time::timeout(request.ttl().as_duration(), &mut entering).await {
+        Ok(entered) => entered,
+        Err(_elapsed) => {
+            tracing::warn!(
+                target: "leasehold",
+                backend = client.capabilities.backend,
+                key = %request.key(),
+                "a task waits for a lock that it took itself; if it still has the guard it waits for ever: \
+                 re-enter through `LockClient::owner`"
+            );
+            entering.await
+        }
+    }
 }
 
 /// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.
@@ -107,7 +130,7 @@ fn finish(
     spec: &Spec,
     request: Request,
     lease: Arc<dyn Lease>,
-    place: Option<crate::gate::Place>,
+    place: Option<Place>,
 ) -> Result<LockGuard> {
     let hold = Hold::new(client, lease, request, spec.renewal, place);
     let guard = LockGuard::new(hold);

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task};
 
 use crate::{
     clock::{Clock, Moment},
@@ -77,6 +77,8 @@ struct Lane {
     /// `try_lock`s that wait for `releasing` to be over.
     tries: Vec<oneshot::Sender<()>>,
     turns: Turns,
+    /// The task that was admitted last.
+    task: Option<task::Id>,
 }
 
 /// What the queue waits for.
@@ -94,6 +96,7 @@ enum Ahead {
 struct Ticket {
     id: u64,
     mode: Mode,
+    task: Option<task::Id>,
     /// Carries whether to be courteous.
     admit: oneshot::Sender<bool>,
 }
@@ -143,14 +146,14 @@ impl Gates {
             }
             let state = shard.open(&lane, now);
             if state.queue.is_empty() && state.admits(mode) {
-                let courteous = state.admit(mode, now);
+                let courteous = state.admit(mode, task::try_id(), now);
                 drop(shard);
                 return Ok(self.place(lane, courteous));
             }
             let (admit, admitted) = oneshot::channel();
             let id = shard.next_ticket;
             shard.next_ticket += 1;
-            shard.open(&lane, now).queue.push_back(Ticket { id, mode, admit });
+            shard.open(&lane, now).queue.push_back(Ticket { id, mode, task: task::try_id(), admit });
             (id, admitted)
         };
         let mut queued = Queued { gates: self, lane: Some(lane), id, admitted };
@@ -159,6 +162,14 @@ impl Gates {
             Some(lane) => Ok(self.place(lane, courteous)),
             None => Err(closed()),
         }
+    }
+
+    /// Whether the task that would queue is the one that everybody in the lane waits for: then it waits for itself.
+    pub(crate) fn is_own_successor(&self, key: &LockKey, mode: Mode) -> bool {
+        let lane = self.lane(key, mode);
+        let shard = self.shard(&lane);
+        let ahead = shard.lanes.get(&lane.lane).filter(|state| state.ahead == Ahead::One);
+        ahead.and_then(|state| state.task).is_some_and(|task| task::try_id() == Some(task))
     }
 
     /// A place if nobody is ahead. `None` leaves the caller to make its attempt outside of the lane. Does not wait, but
@@ -179,7 +190,7 @@ impl Gates {
                     sent
                 } else if state.queue.is_empty() && state.admits(mode) {
                     // Who only tries is not made to yield: it does not queue up for its next turn.
-                    state.admit(mode, now);
+                    state.admit(mode, task::try_id(), now);
                     drop(shard);
                     return Ok(Some(self.place(lane, false)));
                 } else {
@@ -275,7 +286,8 @@ impl Lane {
     }
 
     /// Lets one go ahead; whether it is to be courteous.
-    fn admit(&mut self, mode: Mode, now: Moment) -> bool {
+    fn admit(&mut self, mode: Mode, task: Option<task::Id>, now: Moment) -> bool {
+        self.task = task;
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count + 1),
             _ => Ahead::One,
@@ -288,11 +300,11 @@ impl Lane {
     fn advance(&mut self, now: Moment) {
         while self.queue.front().is_some_and(|front| self.admits(front.mode)) {
             let Some(ticket) = self.queue.pop_front() else { return };
-            let before = (self.ahead, self.turns);
-            let courteous = self.admit(ticket.mode, now);
+            let before = (self.ahead, self.turns, self.task);
+            let courteous = self.admit(ticket.mode, ticket.task, now);
             if ticket.admit.send(courteous).is_err() {
                 // It has stopped waiting: as if it had never been.
-                (self.ahead, self.turns) = before;
+                (self.ahead, self.turns, self.task) = before;
             }
         }
     }

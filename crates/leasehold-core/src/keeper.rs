@@ -1,7 +1,7 @@
 //! The keeper: one task per client that renews what is due, and ends what was not renewed in time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -25,7 +25,7 @@ use crate::{
 const AT_A_TIME: usize = 64;
 /// A renewal starts when this much of the remaining time has passed: a third at the latest, so that two more tries fit;
 /// spread, so that 10 000 leases taken together are not renewed together.
-const RENEW_AFTER_PERCENT: std::ops::Range<u64> = 20..33;
+const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
 /// The pause after a failed renewal, as a part of the TTL, and its bounds.
 const RETRY_PART: u32 = 20;
 const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -46,6 +46,8 @@ struct State {
     /// Holds with a renewal or a deadline of their own, by when they are due.
     holds: BTreeMap<(u64, u64), Arc<Hold>>,
     sessions: HashMap<SessionId, Session>,
+    /// Due to be renewed, and waiting for a place among those [`AT_A_TIME`].
+    ready: VecDeque<Arc<Hold>>,
     /// When the task will look again. Not changed when something is taken away: a pair costs no wake-up.
     next_look: u64,
     running: bool,
@@ -60,6 +62,9 @@ struct Session {
     due: u64,
     renewing: bool,
 }
+
+/// Renewals under way.
+type Renewals = FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>;
 
 enum Renewed {
     Hold(Arc<Hold>),
@@ -143,7 +148,7 @@ impl Keeper {
     }
 
     async fn run(self: Arc<Self>) {
-        let mut renewals: FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>> = FuturesUnordered::new();
+        let mut renewals = Renewals::new();
         while !self.stopped.load(Ordering::Acquire) {
             let sleep = self.look(&renewals);
             tokio::select! {
@@ -156,12 +161,13 @@ impl Keeper {
     }
 
     /// Starts what is due and ends what is over; how long nothing will be due.
-    fn look(&self, renewals: &FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>) -> Duration {
+    fn look(&self, renewals: &Renewals) -> Duration {
         let now = self.clock.now();
         let mut over = Vec::new();
         let sleep = {
             let mut state = self.lock();
-            state.due_holds(now, renewals, &mut over);
+            state.due_holds(now, &mut over);
+            state.start_renewals(renewals);
             state.due_sessions(now, renewals, &mut over);
             let next = state.next_due();
             let sleep = match next {
@@ -232,12 +238,7 @@ impl State {
         hold.into_iter().chain(session).min()
     }
 
-    fn due_holds(
-        &mut self,
-        now: Moment,
-        renewals: &FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>,
-        over: &mut Vec<Arc<Hold>>,
-    ) {
+    fn due_holds(&mut self, now: Moment, over: &mut Vec<Arc<Hold>>) {
         let mut later = Vec::new();
         while let Some(entry) = self.holds.first_entry().filter(|entry| entry.key().0 <= now.as_nanos()) {
             let hold = entry.remove();
@@ -248,34 +249,30 @@ impl State {
                 over.push(hold);
                 continue;
             }
-            let deadline = deadline.moment().as_nanos();
-            let renews = hold.renewal == Renewal::Automatic && !hold.renewing.load(Ordering::Relaxed);
-            if renews && renewals.len() >= AT_A_TIME {
-                let pause = (hold.request.ttl().as_duration() / 100).max(Duration::from_millis(1));
-                later.push(((now + pause).as_nanos().min(deadline), hold));
-                continue;
+            if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
+                self.ready.push_back(Arc::clone(&hold));
             }
-            if renews {
-                hold.renewing.store(true, Ordering::Relaxed);
-                let renewed = Arc::clone(&hold);
-                renewals.push(Box::pin(async move {
-                    let outcome = renewed.renew().await;
-                    (Renewed::Hold(renewed), outcome)
-                }));
-            }
-            later.push((deadline, hold));
+            // While its renewal is under way, its deadline must still be noticed.
+            later.push((deadline.moment().as_nanos(), hold));
         }
         for (due, hold) in later {
             self.schedule(&hold, due);
         }
     }
 
-    fn due_sessions(
-        &mut self,
-        now: Moment,
-        renewals: &FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>,
-        over: &mut Vec<Arc<Hold>>,
-    ) {
+    fn start_renewals(&mut self, renewals: &Renewals) {
+        while renewals.len() < AT_A_TIME {
+            let Some(hold) = self.ready.pop_front() else { return };
+            if hold.signal().is_live() {
+                renewals.push(Box::pin(async move {
+                    let outcome = hold.renew().await;
+                    (Renewed::Hold(hold), outcome)
+                }));
+            }
+        }
+    }
+
+    fn due_sessions(&mut self, now: Moment, renewals: &Renewals, over: &mut Vec<Arc<Hold>>) {
         for (&id, session) in &mut self.sessions {
             if session.due > now.as_nanos() {
                 continue;
@@ -298,9 +295,9 @@ impl State {
 fn renewal_due(hold: &Hold, now: Moment) -> u64 {
     let left = nanos(hold.deadline().remaining(now));
     // Any mixing will do; the present makes every round another spread.
-    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let percent = RENEW_AFTER_PERCENT.start + mixed % (RENEW_AFTER_PERCENT.end - RENEW_AFTER_PERCENT.start);
-    now.as_nanos() + left / 100 * percent
+    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+    let (early, late) = (left / 1000 * RENEW_AFTER_PERMILLE.start, left / 1000 * RENEW_AFTER_PERMILLE.end);
+    now.as_nanos() + early + mixed % (late - early).max(1)
 }
 
 /// When to renew again after a renewal with this outcome. Never after the deadline, which must be noticed.

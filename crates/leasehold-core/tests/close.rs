@@ -21,7 +21,7 @@ async fn it_releases_all_sends_waiters_away_and_says_closed_ever_after() {
 
     client.close().await.unwrap();
     assert_eq!(held.loss(), Some(LossReason::ClientClosed));
-    other.mutex("held").try_lock().await.unwrap();
+    drop(other.mutex("held").try_lock().await.unwrap());
     for waiter in [local, remote, behind_remote] {
         assert_eq!(waiter.await.unwrap(), ErrorKind::Closed);
     }

@@ -21,7 +21,7 @@ async fn locking_again_is_immediate_and_only_the_last_release_frees() {
     assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
     assert!(second.is_held());
     assert_eq!(second.release().await.unwrap(), Released::Freed);
-    client.mutex("a").try_lock().await.unwrap();
+    drop(client.mutex("a").try_lock().await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -33,7 +33,7 @@ async fn another_owner_of_the_process_waits() {
     let limit = Duration::from_secs(1);
     assert_eq!(other.lock_within("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
     drop(guard);
-    other.lock("a").await.unwrap();
+    drop(other.lock("a").await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]

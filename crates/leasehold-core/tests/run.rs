@@ -13,7 +13,7 @@ async fn work_completes_under_the_lease() {
     let (client, _) = simulated();
     let token = client.mutex("a").run(async |lease| lease.fencing_token()).await.unwrap();
     assert!(token.is_some());
-    client.mutex("a").try_lock().await.unwrap();
+    drop(client.mutex("a").try_lock().await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -29,7 +29,7 @@ async fn work_is_cancelled_before_the_lease_could_be_anothers() {
         .await;
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
     drop(cancelled.await.unwrap());
-    client.mutex("a").lock_within(Duration::from_secs(1)).await.unwrap();
+    drop(client.mutex("a").lock_within(Duration::from_secs(1)).await.unwrap());
 }
 
 struct TellOnDrop(Option<(tokio::sync::oneshot::Sender<LeaseView>, LeaseView)>);

@@ -1,0 +1,210 @@
+//! The gate: one contender per key and process, in order, and with courtesy.
+
+mod support;
+
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use leasehold_core::{ErrorKind, LockClient};
+use support::{settle, spied, two_processes};
+use tokio::task::JoinHandle;
+
+fn lock_in_background(client: &LockClient, order: &Arc<Mutex<Vec<usize>>>, number: usize) -> JoinHandle<()> {
+    let (client, order) = (client.clone(), Arc::clone(order));
+    tokio::spawn(async move {
+        let guard = client.mutex("a").lock().await.unwrap();
+        order.lock().unwrap().push(number);
+        guard.release().await.unwrap();
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_task_of_many_contends_remotely_and_all_are_served_in_order() {
+    let (client, watched, _) = spied();
+    let held = client.mutex("a").lock().await.unwrap();
+    let order = Arc::default();
+    let mut tasks = Vec::new();
+    for number in 0..200 {
+        tasks.push(lock_in_background(&client, &order, number));
+        tokio::task::yield_now().await;
+    }
+    settle().await;
+    assert_eq!(watched.acquires.load(SeqCst), 1, "the holder's own");
+    held.release().await.unwrap();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), (0..200).collect::<Vec<_>>());
+    assert_eq!(watched.acquires.load(SeqCst), 201, "one attempt for each grant");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_starts_when_the_release_is_sent_if_the_backend_orders_releases() {
+    for unordered in [false, true] {
+        let (client, watched, clock) = spied();
+        watched.unordered.store(unordered, SeqCst);
+        // The capabilities are read once, when the client is made.
+        let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+        let held = client.mutex("a").lock().await.unwrap();
+        let next = lock_in_background(&client, &Arc::default(), 0);
+        settle().await;
+        watched.answers_wait.store(true, SeqCst);
+        let releasing = tokio::spawn(held.release());
+        settle().await;
+        assert_eq!(watched.acquires.load(SeqCst), if unordered { 1 } else { 2 });
+        watched.answers_wait.store(false, SeqCst);
+        watched.answer.notify_waiters();
+        releasing.await.unwrap().unwrap();
+        next.await.unwrap();
+        assert_eq!(watched.acquires.load(SeqCst), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_courteous_after_a_bounded_number_of_turns() {
+    let (client, watched, _) = spied();
+    let order = Arc::default();
+    let tasks: Vec<_> = (0..200).map(|number| lock_in_background(&client, &order, number)).collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let courtesy = watched.courtesy.lock().unwrap();
+    let longest = courtesy.split(|courteous| *courteous).map(<[bool]>::len).max().unwrap();
+    assert!(courtesy.contains(&true) && longest <= 16, "{courtesy:?}");
+    assert!(courtesy.iter().filter(|courteous| **courteous).count() < 20, "courtesy is not the rule");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
+    let (client, watched, _) = spied();
+    for _ in 0..100 {
+        client.mutex("a").lock().await.unwrap().release().await.unwrap();
+    }
+    let courteous = watched.courtesy.lock().unwrap().iter().filter(|courteous| **courteous).count();
+    assert!((4..=8).contains(&courteous), "{courteous} of 100");
+    // After a pause there is nothing to make up for.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    client.mutex("a").lock().await.unwrap().release().await.unwrap();
+    assert_eq!(watched.courtesy.lock().unwrap().last(), Some(&false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_courteous_after_a_bounded_time() {
+    let (client, watched, _) = spied();
+    let guard = client.mutex("a").lock().await.unwrap();
+    let order = Arc::default();
+    let next = lock_in_background(&client, &order, 0);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    guard.release().await.unwrap();
+    next.await.unwrap();
+    assert_eq!(*watched.courtesy.lock().unwrap(), [false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_head_hands_its_place_on() {
+    let (ours, theirs) = two_processes();
+    let held = theirs.mutex("a").lock().await.unwrap();
+    let order = Arc::default();
+    let head = lock_in_background(&ours, &order, 0);
+    settle().await;
+    let second = lock_in_background(&ours, &order, 1);
+    let third = lock_in_background(&ours, &order, 2);
+    settle().await;
+    head.abort();
+    second.abort();
+    settle().await;
+    held.release().await.unwrap();
+    third.await.unwrap();
+    assert_eq!(*order.lock().unwrap(), [2]);
+    drop(theirs.mutex("a").try_lock().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_in_the_queue_is_passed_over() {
+    let (client, _, _) = spied();
+    let held = client.mutex("a").lock().await.unwrap();
+    let short = tokio::spawn({
+        let client = client.clone();
+        async move { client.mutex("a").lock_within(Duration::from_secs(1)).await.unwrap_err().kind() }
+    });
+    settle().await;
+    let order = Arc::default();
+    let next = lock_in_background(&client, &order, 0);
+    assert_eq!(short.await.unwrap(), ErrorKind::TimedOut);
+    held.release().await.unwrap();
+    next.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_lock_does_not_wait_behind_a_waiting_task() {
+    let (ours, theirs) = two_processes();
+    let held = theirs.mutex("a").lock().await.unwrap();
+    let order = Arc::default();
+    let waiting = lock_in_background(&ours, &order, 0);
+    settle().await;
+    let tried = tokio::time::timeout(Duration::from_millis(1), ours.mutex("a").try_lock()).await;
+    assert_eq!(tried.expect("no wait").unwrap_err().kind(), ErrorKind::Contended);
+    held.release().await.unwrap();
+    waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_behind_a_reader_go_together_and_none_overtakes_a_writer() {
+    let (ours, theirs) = two_processes();
+    let held = theirs.mutex("a").lock().await.unwrap();
+    let order: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+    let reader = |name: &'static str| {
+        let (lock, order) = (ours.rwlock("a"), Arc::clone(&order));
+        tokio::spawn(async move {
+            let _guard = lock.read().await.unwrap();
+            order.lock().unwrap().push(name);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        })
+    };
+    let early: Vec<_> = (0..10).map(|_| reader("early")).collect();
+    settle().await;
+    let writer = {
+        let (lock, order) = (ours.rwlock("a"), Arc::clone(&order));
+        tokio::spawn(async move {
+            let _guard = lock.write().await.unwrap();
+            order.lock().unwrap().push("writer");
+        })
+    };
+    settle().await;
+    let late: Vec<_> = (0..10).map(|_| reader("late")).collect();
+    settle().await;
+    held.release().await.unwrap();
+    settle().await;
+    assert_eq!(*order.lock().unwrap(), ["early"; 10], "all at once, and no more");
+    for task in early.into_iter().chain([writer]).chain(late) {
+        task.await.unwrap();
+    }
+    let mut expected = vec!["early"; 10];
+    expected.push("writer");
+    expected.extend(["late"; 10]);
+    assert_eq!(*order.lock().unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn permits_of_one_process_are_granted_up_to_their_number() {
+    let (client, watched, _) = spied();
+    let mut guards = Vec::new();
+    for _ in 0..3 {
+        guards.push(client.semaphore("a", 3).acquire().await.unwrap());
+    }
+    let waiting: Vec<_> = (0..50)
+        .map(|_| {
+            let semaphore = client.semaphore("a", 3);
+            tokio::spawn(async move { drop(semaphore.acquire().await.unwrap()) })
+        })
+        .collect();
+    settle().await;
+    assert_eq!(watched.acquires.load(SeqCst), 4, "one of fifty waits remotely");
+    assert_eq!(client.semaphore("a", 3).try_acquire().await.unwrap_err().kind(), ErrorKind::Contended);
+    guards.clear();
+    for task in waiting {
+        task.await.unwrap();
+    }
+}

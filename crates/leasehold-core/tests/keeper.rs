@@ -1,0 +1,124 @@
+//! The keeper: renews in time, retries to the deadline, never after a release.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use leasehold_core::{Clock, LossReason, Renewal, SessionId};
+use support::{secs, settle, spied};
+
+#[tokio::test(start_paused = true)]
+async fn it_renews_at_a_third_of_the_ttl_at_the_latest() {
+    let (client, watched, clock) = spied();
+    let start = clock.now();
+    let _guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let renewals = watched.renewals.lock().unwrap();
+    assert!((30..=51).contains(&renewals.len()), "{} in ten TTLs", renewals.len());
+    let mut last = start;
+    for &renewal in &*renewals {
+        assert!(renewal.since(last) <= Duration::from_millis(10_050));
+        last = renewal;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_renewal_is_no_loss_and_is_tried_again_to_the_deadline() {
+    let (client, watched, clock) = spied();
+    let guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
+    watched.renewals_fail.store(true, SeqCst);
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert!(guard.is_held());
+    let tries = watched.renewals.lock().unwrap().len();
+    assert!(tries > 10, "{tries} tries");
+    watched.renewals_fail.store(false, SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(guard.is_held(), "it recovered");
+
+    watched.renewals_fail.store(true, SeqCst);
+    let local = tokio::spawn({
+        let client = client.clone();
+        async move { client.mutex("a").lock().await.unwrap().fencing_token() }
+    });
+    assert_eq!(guard.lost().await, LossReason::Expired);
+    let deadline = guard.deadline();
+    assert!(clock.now().since(deadline.moment()) < Duration::from_millis(50));
+    assert!(local.await.unwrap() > guard.fencing_token(), "who waits in the process is not blocked by a dead guard");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_renewed_after_a_release() {
+    let (client, watched, _) = spied();
+    for release in [true, false] {
+        let guard = client.mutex("a").with_ttl(secs(3)).lock().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        if release {
+            guard.release().await.unwrap();
+        } else {
+            drop(guard);
+        }
+        settle().await;
+        let renewals = watched.renewals.lock().unwrap().len();
+        assert!(renewals > 0);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(watched.renewals.lock().unwrap().len(), renewals);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_manual_guard_is_released_at_its_deadline() {
+    let (client, _, clock) = spied();
+    let guard = client.mutex("a").with_ttl(secs(5)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    std::mem::forget(guard);
+    let start = clock.now();
+    let next = client.mutex("a").lock().await.unwrap();
+    let waited = clock.now().since(start);
+    assert!((Duration::from_secs(5)..Duration::from_millis(5_050)).contains(&waited), "{waited:?}");
+    drop(next);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_of_one_session_are_renewed_together() {
+    let (client, watched, _) = spied();
+    *watched.session.lock().unwrap() = Some(SessionId::new());
+    let mut guards = Vec::new();
+    for number in 0..100 {
+        guards.push(client.mutex(format!("{number}")).with_ttl(secs(9)).lock().await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let renewals = watched.renewals.lock().unwrap().len();
+    assert!((1..=6).contains(&renewals), "{renewals} renewals for 100 leases");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_taken_together_are_not_renewed_together() {
+    let (client, watched, clock) = spied();
+    let mut guards = Vec::new();
+    for number in 0..10_000 {
+        guards.push(client.mutex(format!("{number}")).with_ttl(secs(30)).lock().await.unwrap());
+    }
+    let start = clock.now();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(guards.iter().all(|guard| guard.is_held()));
+    let mut per_100_ms = BTreeMap::<u128, usize>::new();
+    for renewal in &*watched.renewals.lock().unwrap() {
+        *per_100_ms.entry(renewal.since(start).as_millis() / 100).or_default() += 1;
+    }
+    let most = per_100_ms.values().max().unwrap();
+    assert!(*most < 1_000, "{most} renewals within 100 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_keeper_ends_with_its_client() {
+    let (client, watched, _) = spied();
+    drop(client.mutex("a").lock().await.unwrap());
+    settle().await;
+    let weak = Arc::downgrade(&watched);
+    drop((client, watched));
+    settle().await;
+    assert!(weak.upgrade().is_none(), "nothing keeps the backend alive");
+}

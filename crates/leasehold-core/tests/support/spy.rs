@@ -1,0 +1,139 @@
+//! A backend that does as memory does, is watched, and can be told to misbehave.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
+    LockKey, Moment, Released, Request, Result, SessionId, TokenVote, Upkeep, async_trait,
+};
+use leasehold_local::MemoryBackend;
+use tokio::sync::Notify;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Spy {
+    inner: Arc<MemoryBackend>,
+    pub(crate) watched: Arc<Watched>,
+}
+
+/// What was seen, and what to do.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    pub(crate) acquires: AtomicUsize,
+    pub(crate) tries: AtomicUsize,
+    /// For each acquire, whether it was courteous.
+    pub(crate) courtesy: Mutex<Vec<bool>>,
+    pub(crate) renewals: Mutex<Vec<Moment>>,
+    pub(crate) releases: AtomicUsize,
+    /// Renewals fail while this is set.
+    pub(crate) renewals_fail: AtomicBool,
+    /// Releases take effect with their first poll, and are answered when this is notified, if set.
+    pub(crate) answers_wait: AtomicBool,
+    pub(crate) answer: Notify,
+    pub(crate) unordered: AtomicBool,
+    /// All leases belong to this session.
+    pub(crate) session: Mutex<Option<SessionId>>,
+}
+
+impl Spy {
+    pub(crate) fn new(inner: MemoryBackend) -> Self {
+        Self { inner: Arc::new(inner), watched: Arc::default() }
+    }
+
+    fn watch(&self, lease: Arc<dyn Lease>, request: &Request) -> Arc<dyn Lease> {
+        let session = *self.watched.session.lock().unwrap();
+        Arc::new(SpyLease { inner: lease, request: request.clone(), watched: Arc::clone(&self.watched), session })
+    }
+}
+
+impl fmt::Display for Spy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("spy")
+    }
+}
+
+#[async_trait]
+impl LockBackend for Spy {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = self.inner.capabilities();
+        capabilities.ordered_release = !self.watched.unordered.load(SeqCst);
+        capabilities
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        self.watched.tries.fetch_add(1, SeqCst);
+        Ok(match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
+            Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
+            contended => contended,
+        })
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        self.watched.acquires.fetch_add(1, SeqCst);
+        self.watched.courtesy.lock().unwrap().push(request.is_courteous());
+        Ok(self.watch(Arc::clone(&self.inner).acquire(request.clone()).await?, &request))
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        self.inner.inspect(key).await
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        self.inner.break_lock(holder, now).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+}
+
+#[derive(Debug)]
+struct SpyLease {
+    inner: Arc<dyn Lease>,
+    request: Request,
+    watched: Arc<Watched>,
+    session: Option<SessionId>,
+}
+
+#[async_trait]
+impl Lease for SpyLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        self.inner.fencing_token()
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.inner.valid_until()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        self.session.map_or(Upkeep::Alone, Upkeep::Session)
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        self.watched.renewals.lock().unwrap().push(self.request.now());
+        if self.watched.renewals_fail.load(SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, "told to fail"));
+        }
+        Arc::clone(&self.inner).renew().await
+    }
+
+    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
+        Arc::clone(&self.inner).raise_token(token).await
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        self.watched.releases.fetch_add(1, SeqCst);
+        let released = Arc::clone(&self.inner).release().await;
+        if self.watched.answers_wait.load(SeqCst) {
+            tokio::time::timeout(Duration::from_secs(3600), self.watched.answer.notified()).await.unwrap();
+        }
+        released
+    }
+}
