@@ -33,7 +33,7 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
         outcome = tracing::field::Empty,
         token = tracing::field::Empty,
     );
-    let acquired = async {
+    let granted = async {
         client.check(spec.mode, spec.ttl)?;
         match wait {
             Wait::No => try_once(client, spec).await,
@@ -44,19 +44,16 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
                 other => other,
             },
             Wait::AtMost(limit) => match tokio::time::timeout(limit, queue(client, spec)).await {
-                Ok(acquired) => acquired,
+                Ok(granted) => granted,
                 Err(_elapsed) => Err(timed_out(client, spec, limit)),
             },
         }
     };
-    if span.is_disabled() {
-        return acquired.await;
-    }
-    let acquired = acquired.instrument(span.clone()).await;
-    match &acquired {
-        Ok(guard) => {
+    let granted = if span.is_disabled() { granted.await } else { granted.instrument(span.clone()).await };
+    match &granted {
+        Ok(grant) => {
             span.record("outcome", "granted");
-            if let Some(token) = guard.fencing_token() {
+            if let Some(token) = grant.lease.fencing_token() {
                 span.record("token", token.get());
             }
         }
@@ -64,18 +61,27 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
             span.record("outcome", tracing::field::display(error.kind()));
         }
     }
-    acquired
+    drop(span);
+    // No `.await` since the grant: it cannot be dropped on the way.
+    finish(client, spec, granted?)
+}
+
+/// What was granted, on its way to a guard.
+struct Grant {
+    request: Request,
+    lease: Arc<dyn Lease>,
+    place: Option<Place>,
 }
 
 /// Waits its turn at the gate, then at the backend.
-async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
+async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
     let request = request(spec)?;
     let mut place = enter(client, &request).await?;
     let request = request.with_courtesy(place.is_courteous()).with_waiting(true);
     let operation = Arc::clone(&client.backend).acquire(request.clone());
     let lease = Driven::new(client, &request, operation).await?;
     place.granted();
-    finish(client, spec, request, lease, Some(place))
+    Ok(Grant { request, lease, place: Some(place) })
 }
 
 /// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
@@ -101,7 +107,7 @@ async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
 }
 
 /// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.
-async fn try_once(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
+async fn try_once(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
     let request = request(spec)?;
     let mut place = client.gates.try_enter(request.key(), request.mode()).await?;
     let attempt = Arc::clone(&client.backend).try_acquire(request.clone());
@@ -110,7 +116,7 @@ async fn try_once(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
             if let Some(place) = &mut place {
                 place.granted();
             }
-            finish(client, spec, request, lease, place)
+            Ok(Grant { request, lease, place })
         }
         Attempt::Contended(_) => Err(Error::new(
             ErrorKind::Contended,
@@ -125,13 +131,8 @@ fn request(spec: &Spec) -> Result<Request> {
     Ok(Request::in_context(key, spec.mode, spec.ttl, Arc::clone(&spec.context)))
 }
 
-fn finish(
-    client: &Arc<Client>,
-    spec: &Spec,
-    request: Request,
-    lease: Arc<dyn Lease>,
-    place: Option<Place>,
-) -> Result<LockGuard> {
+fn finish(client: &Arc<Client>, spec: &Spec, grant: Grant) -> Result<LockGuard> {
+    let Grant { request, lease, place } = grant;
     let hold = Hold::new(client, lease, request, spec.renewal, place);
     let guard = LockGuard::new(hold);
     if client.is_closed() {
