@@ -1,24 +1,19 @@
-//! Driving one acquisition: polled in place, finished in the background if the caller goes away.
+//! One acquisition: the turn at the gate, the backend, the guard.
 
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tracing::Instrument;
 
 use crate::{
-    backend::{Attempt, BoxFuture, Lease},
+    backend::{Attempt, Lease},
     client::Client,
+    driven::Driven,
     error::{Error, ErrorKind, Result},
     gate::Place,
     guard::LockGuard,
     hold::Hold,
     options::{Spec, Wait},
     request::Request,
-    signal::Signal,
 };
 
 /// Acquires as `spec` says, but waits as `wait` says.
@@ -79,7 +74,7 @@ async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
     let mut place = enter(client, &request).await?;
     let request = request.with_courtesy(place.is_courteous()).with_waiting(true);
     let operation = Arc::clone(&client.backend).acquire(request.clone());
-    let lease = Driven::new(client, &request, operation).await?;
+    let lease = Driven::acquisition(client, &request, operation).await?;
     place.granted();
     Ok(Grant { request, lease, place: Some(place) })
 }
@@ -111,7 +106,7 @@ async fn try_once(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
     let request = request(spec)?;
     let mut place = client.gates.try_enter(request.key(), request.mode()).await?;
     let attempt = Arc::clone(&client.backend).try_acquire(request.clone());
-    match Driven::new(client, &request, attempt).await? {
+    match Driven::acquisition(client, &request, attempt).await? {
         Attempt::Granted(lease) => {
             if let Some(place) = &mut place {
                 place.granted();
@@ -152,96 +147,4 @@ fn timed_out(client: &Client, spec: &Spec, limit: Duration) -> Error {
     let key = spec.key.as_ref().map(ToString::to_string).unwrap_or_default();
     Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}"))
         .with_backend(client.capabilities.backend)
-}
-
-/// What a backend's acquisition may end with, and how to give it back.
-trait Outcome: Send + 'static {
-    fn lease(self) -> Option<Arc<dyn Lease>>;
-}
-
-impl Outcome for Arc<dyn Lease> {
-    fn lease(self) -> Option<Arc<dyn Lease>> {
-        Some(self)
-    }
-}
-
-impl Outcome for Attempt {
-    fn lease(self) -> Option<Arc<dyn Lease>> {
-        match self {
-            Self::Granted(lease) => Some(lease),
-            Self::Contended(_) => None,
-        }
-    }
-}
-
-/// A backend's future that is never dropped half-way: if we are, it is cancelled, driven to its end in the background,
-/// and what was granted is released.
-struct Driven<'a, T: Outcome> {
-    client: &'a Arc<Client>,
-    signal: Arc<Signal>,
-    operation: Option<BoxFuture<'static, Result<T>>>,
-    polls: Polls,
-}
-
-/// A request that is answered at once is not worth registering; one that waits must learn that the client closes.
-#[derive(PartialEq, Eq)]
-enum Polls {
-    None,
-    One,
-    Registered(u64),
-}
-
-impl<'a, T: Outcome> Driven<'a, T> {
-    fn new(client: &'a Arc<Client>, request: &Request, operation: BoxFuture<'static, Result<T>>) -> Self {
-        Self { client, signal: Arc::clone(request.signal()), operation: Some(operation), polls: Polls::None }
-    }
-}
-
-impl<T: Outcome> Future for Driven<'_, T> {
-    type Output = Result<T>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let Some(operation) = &mut this.operation else { return Poll::Pending };
-        match operation.as_mut().poll(cx) {
-            Poll::Ready(outcome) => {
-                this.operation = None;
-                Poll::Ready(outcome.map_err(|error| {
-                    if error.kind() == ErrorKind::Cancelled && this.client.is_closed() {
-                        this.client.closed()
-                    } else {
-                        error
-                    }
-                }))
-            }
-            Poll::Pending => {
-                this.polls = match this.polls {
-                    Polls::None => Polls::One,
-                    Polls::One => Polls::Registered(this.client.waiting.add(&this.signal)),
-                    Polls::Registered(id) => Polls::Registered(id),
-                };
-                // It may have closed before we were registered.
-                if matches!(this.polls, Polls::Registered(_)) && this.client.is_closed() && !this.signal.is_cancelled()
-                {
-                    this.signal.cancel();
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl<T: Outcome> Drop for Driven<'_, T> {
-    fn drop(&mut self) {
-        if let Polls::Registered(id) = self.polls {
-            self.client.waiting.remove(id);
-        }
-        let Some(operation) = self.operation.take() else { return };
-        self.signal.cancel();
-        self.client.in_background(async move {
-            if let Some(lease) = operation.await.ok().and_then(Outcome::lease) {
-                drop(lease.release().await);
-            }
-        });
-    }
 }

@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use futures_util::stream::{self, StreamExt};
 use tokio::{runtime::Handle, sync::Notify};
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +16,7 @@ use crate::{
     backend::LockBackend,
     capability::Capabilities,
     clock::{Clock, SystemClock},
+    driven::Driven,
     error::{Error, ErrorKind, Result},
     gate::Gates,
     inspection::{Broken, HolderRef, Inspection},
@@ -32,9 +32,6 @@ use crate::{
     signal::{LossReason, Signal},
     ttl::Ttl,
 };
-
-/// Releases that [`LockClient::close`] has under way at a time.
-const RELEASES_AT_A_TIME: usize = 64;
 
 /// Where locks come from: one per backend and program. Cloning is cheap and gives the same client.
 ///
@@ -144,7 +141,8 @@ impl LockClient {
         Error: From<K::Error>,
     {
         self.0.check_usable()?;
-        self.0.backend.inspect(&key.try_into().map_err(Error::from)?).await
+        let (backend, key) = (Arc::clone(&self.0.backend), key.try_into()?);
+        Driven::short(&self.0, Box::pin(async move { backend.inspect(&key).await })).await
     }
 
     /// Takes the lock from this holder, never from a later one. Gently (its renewals stop and it is free at its deadline),
@@ -157,7 +155,8 @@ impl LockClient {
     /// The lock may or may not have been broken.
     pub async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         self.0.check_usable()?;
-        self.0.backend.break_lock(holder, now).await
+        let (backend, holder) = (Arc::clone(&self.0.backend), holder.clone());
+        Driven::short(&self.0, Box::pin(async move { backend.break_lock(&holder, now).await })).await
     }
 
     /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost to
@@ -178,14 +177,15 @@ impl LockClient {
         client.check_runtime()?;
         client.gates.close();
         client.waiting.cancel_all();
-        // A lost hold releases in the background, which is waited for below.
-        stream::iter(client.keeper.all())
-            .for_each_concurrent(RELEASES_AT_A_TIME, |hold| async move { hold.lose(LossReason::ClientClosed) })
-            .await;
+        for hold in client.keeper.all() {
+            // It releases in the background, which is waited for below.
+            hold.lose(LossReason::ClientClosed);
+        }
+        client.keeper.stop();
         client.tasks.close();
         client.tasks.wait().await;
-        client.keeper.stop();
-        client.backend.close().await
+        let backend = Arc::clone(&client.backend);
+        Driven::short(client, Box::pin(async move { backend.close().await })).await
     }
 }
 

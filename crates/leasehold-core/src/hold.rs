@@ -12,6 +12,7 @@ use crate::{
     backend::{Lease, Upkeep},
     client::Client,
     clock::{Deadline, LiveDeadline},
+    driven::Driven,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     gate::Place,
@@ -150,7 +151,7 @@ impl Hold {
             return Err(self.lost_error(reason));
         }
         let sent = self.request.now();
-        let renewed = Arc::clone(&self.lease).renew().await;
+        let renewed = Driven::short(&self.client, Arc::clone(&self.lease).renew()).await;
         match &renewed {
             Ok(()) => {
                 tracing::debug!(target: "leasehold", parent: &self.span, "renewed");
@@ -187,21 +188,29 @@ impl Hold {
         // The next local waiter starts at once.
         drop(self.take_place());
         if was_kept {
-            tracing::warn!(
-                target: "leasehold",
-                parent: &self.span,
-                backend = self.client.capabilities.backend,
-                key = %self.request.key(),
-                token = self.token.map(FencingToken::get),
-                %reason,
-                "lock lost"
-            );
+            if reason == LossReason::ClientClosed {
+                tracing::debug!(target: "leasehold", parent: &self.span, "given back: the client closes");
+            } else {
+                self.warn_of_loss(reason);
+            }
             // The backend may still have it as ours: an early local deadline, or a session that lives on.
             let lease = Arc::clone(&self.lease);
             self.client.in_background(async move {
                 drop(lease.release().await);
             });
         }
+    }
+
+    fn warn_of_loss(&self, reason: LossReason) {
+        tracing::warn!(
+            target: "leasehold",
+            parent: &self.span,
+            backend = self.client.capabilities.backend,
+            key = %self.request.key(),
+            token = self.token.map(FencingToken::get),
+            %reason,
+            "lock lost"
+        );
     }
 
     pub(crate) fn take_place(&self) -> Option<Place> {

@@ -110,7 +110,8 @@ impl Keeper {
             !std::mem::replace(&mut state.running, true)
         };
         if start {
-            hold.client.spawn(Arc::clone(self).run());
+            // `close` stops it and waits for it.
+            hold.client.in_background(Arc::clone(self).run());
         }
     }
 
@@ -158,6 +159,8 @@ impl Keeper {
                 () = tokio::time::sleep(sleep) => {}
             }
         }
+        // No backend sees a dropped future. They end by their time-outs at the latest.
+        while renewals.next().await.is_some() {}
     }
 
     /// Starts what is due and ends what is over; how long nothing will be due.

@@ -14,6 +14,7 @@ mod backend;
 mod capability;
 mod client;
 mod clock;
+mod driven;
 mod error;
 mod fencing;
 mod gate;

@@ -1,0 +1,138 @@
+//! [`Driven`]: a backend's future that is polled in place, and finished in the background if the caller goes away.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use crate::{
+    backend::{Attempt, BoxFuture, Lease},
+    client::Client,
+    error::{ErrorKind, Result},
+    inspection::{Broken, Inspection},
+    request::Request,
+    signal::Signal,
+};
+
+/// What a backend's operation may end with, and the lease to give back if nobody waits for it any more.
+pub(crate) trait Outcome: Send + 'static {
+    fn lease(self) -> Option<Arc<dyn Lease>>;
+}
+
+impl Outcome for Arc<dyn Lease> {
+    fn lease(self) -> Option<Arc<dyn Lease>> {
+        Some(self)
+    }
+}
+
+impl Outcome for Attempt {
+    fn lease(self) -> Option<Arc<dyn Lease>> {
+        match self {
+            Self::Granted(lease) => Some(lease),
+            Self::Contended(_) => None,
+        }
+    }
+}
+
+macro_rules! without_lease {
+    ($($outcome:ty),*) => {$(
+        impl Outcome for $outcome {
+            fn lease(self) -> Option<Arc<dyn Lease>> {
+                None
+            }
+        }
+    )*};
+}
+without_lease!((), Inspection, Broken);
+
+/// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled if it is an
+/// acquisition, driven to its end in the background, and what was granted is released.
+#[must_use]
+pub(crate) struct Driven<'a, T: Outcome> {
+    client: &'a Arc<Client>,
+    /// Of an acquisition: how to cancel it.
+    signal: Option<Arc<Signal>>,
+    operation: Option<BoxFuture<'static, Result<T>>>,
+    polls: Polls,
+}
+
+/// An acquisition that is answered at once is not worth registering; one that waits must learn that the client closes.
+enum Polls {
+    None,
+    One,
+    Registered(u64),
+}
+
+impl<'a, T: Outcome> Driven<'a, T> {
+    pub(crate) fn acquisition(
+        client: &'a Arc<Client>,
+        request: &Request,
+        operation: BoxFuture<'static, Result<T>>,
+    ) -> Self {
+        Self { client, signal: Some(Arc::clone(request.signal())), operation: Some(operation), polls: Polls::None }
+    }
+
+    /// An operation that ends by itself.
+    pub(crate) fn short(client: &'a Arc<Client>, operation: BoxFuture<'static, Result<T>>) -> Self {
+        Self { client, signal: None, operation: Some(operation), polls: Polls::None }
+    }
+
+    fn pending(&mut self) {
+        let Some(signal) = &self.signal else { return };
+        match self.polls {
+            Polls::None => self.polls = Polls::One,
+            Polls::One => {
+                self.polls = Polls::Registered(self.client.waiting.add(signal));
+                // It may have closed before we were registered.
+                if self.client.is_closed() {
+                    signal.cancel();
+                }
+            }
+            Polls::Registered(_) => {}
+        }
+    }
+}
+
+impl<T: Outcome> Future for Driven<'_, T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let Some(operation) = &mut this.operation else { return Poll::Pending };
+        match operation.as_mut().poll(cx) {
+            Poll::Ready(outcome) => {
+                this.operation = None;
+                Poll::Ready(outcome.map_err(|error| {
+                    if error.kind() == ErrorKind::Cancelled && this.client.is_closed() {
+                        this.client.closed()
+                    } else {
+                        error
+                    }
+                }))
+            }
+            Poll::Pending => {
+                this.pending();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T: Outcome> Drop for Driven<'_, T> {
+    fn drop(&mut self) {
+        if let Polls::Registered(id) = self.polls {
+            self.client.waiting.remove(id);
+        }
+        let Some(operation) = self.operation.take() else { return };
+        if let Some(signal) = &self.signal {
+            signal.cancel();
+        }
+        // The raw operation: were we ourselves spawned, a runtime that shuts down would drop us again, without end.
+        self.client.in_background(async move {
+            if let Some(lease) = operation.await.ok().and_then(Outcome::lease) {
+                drop(lease.release().await);
+            }
+        });
+    }
+}
