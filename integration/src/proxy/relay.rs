@@ -60,7 +60,7 @@ impl Shared {
 
     fn change(&self, direction: Direction, change: impl Fn(&mut Lines, Way)) {
         self.lines.send_modify(|lines| {
-            Way::ALL.into_iter().filter(|&way| direction.covers(way)).for_each(|way| change(lines, way))
+            Way::ALL.into_iter().filter(|&way| direction.covers(way)).for_each(|way| change(lines, way));
         });
     }
 
@@ -199,7 +199,7 @@ impl Link {
                     Verdict::Pass => chunk.len(),
                     Verdict::CutAfter(bytes) => bytes,
                 };
-                let written = to.write_all(&chunk[..passing]).await;
+                // Before it can be answered, so that who has the answer finds it counted.
                 if passing > 0 {
                     self.shared.count(|counters| {
                         let traffic = counters.traffic(way);
@@ -207,6 +207,7 @@ impl Link {
                         traffic.bytes += passing as u64;
                     });
                 }
+                let written = to.write_all(&chunk[..passing]).await;
                 if verdict != Verdict::Pass {
                     self.shared.count(|counters| counters.trips += 1);
                     self.shared.tripped.notify_one();
