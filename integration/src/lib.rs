@@ -12,9 +12,13 @@
 //! | [`peer`] | [`Peer`](peer::Peer): another process of a test, spoken to line by line |
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
 //! | [`port`] | ports that no outgoing connection can take |
+//! | [`worker`] | processes that lock on command, and write down what they believe |
+//! | [`checker`], [`census`] | judges of what the processes believed, and of what is left over |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
+pub mod census;
 pub mod certificates;
+pub mod checker;
 pub mod child;
 mod error;
 mod nursery;
@@ -22,5 +26,6 @@ pub mod peer;
 pub mod port;
 pub mod proxy;
 pub mod server;
+pub mod worker;
 
 pub use error::{HarnessError, Result};

@@ -1,0 +1,404 @@
+//! Judges what several processes believed, said and did: C1 to C3. (C4, what is left over, is the
+//! [census](crate::census).)
+//!
+//! All processes of a host share `CLOCK_BOOTTIME`, so intervals of belief are exact. A process *believes* in an exclusive
+//! lock from the grant it was told of until it begins to release, sees the loss, is killed, or the last deadline that it
+//! wrote down has come: what it may have believed for longer, unwritten, is not counted, so nothing is reported that was not
+//! so.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::worker::{Event, Op, Phase, RegisterLine};
+
+/// A broken promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Violation {
+    /// C1: two believed in one lock at a time.
+    Overlap {
+        /// Which lock.
+        key: String,
+        /// The one that was there first: process and token.
+        first: (String, Option<u64>),
+        /// The other.
+        second: (String, Option<u64>),
+        /// For how long both did.
+        for_ns: u64,
+    },
+    /// C2: an exclusive grant without a token.
+    NoToken {
+        /// Which process.
+        proc: String,
+    },
+    /// C2: two grants of one lock had the same token.
+    RepeatedToken {
+        /// Which lock.
+        key: String,
+        /// The token.
+        token: u64,
+    },
+    /// C2: a later grant had a smaller token.
+    FallenToken {
+        /// Which lock.
+        key: String,
+        /// The earlier grant's.
+        earlier: u64,
+        /// The later grant's.
+        later: u64,
+    },
+    /// C3: the register took a token after a larger one.
+    StaleAccess {
+        /// The larger.
+        seen: u64,
+        /// The smaller.
+        taken: u64,
+    },
+    /// C3: a write did not build on the one before it.
+    LostUpdate {
+        /// Who wrote.
+        proc: String,
+        /// The value that it had read.
+        read: u64,
+        /// The value that was there.
+        was: u64,
+    },
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overlap { key, first, second, for_ns } => {
+                write!(f, "{first:?} and {second:?} both believed in `{key}` for {} µs", for_ns / 1000)
+            }
+            Self::NoToken { proc } => write!(f, "{proc} was granted a lock without a token"),
+            Self::RepeatedToken { key, token } => write!(f, "two grants of `{key}` had the token {token}"),
+            Self::FallenToken { key, earlier, later } => {
+                write!(f, "after a grant of `{key}` with token {earlier} came one with {later}")
+            }
+            Self::StaleAccess { seen, taken } => write!(f, "the register took token {taken} after {seen}"),
+            Self::LostUpdate { proc, read, was } => {
+                write!(f, "{proc} had read {read} and overwrote {was}: an update is lost")
+            }
+        }
+    }
+}
+
+/// What is known of the order of two grants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Two grants that were both believed in cannot have been told in another order than they were made: for a server
+    /// that forgets no lock that is held.
+    AsTold,
+    /// Only a request that began after another's grant came after it: for a server that may forget.
+    RealTime,
+}
+
+/// C1: the intervals of belief in one lock do not overlap.
+#[must_use]
+pub fn overlaps(events: &[Event]) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (key, mut beliefs) in by_key(beliefs(events)) {
+        beliefs.retain(|belief| belief.to > belief.from);
+        beliefs.sort_by_key(|belief| belief.from);
+        // Against the one that lasts longest, not only against the one before.
+        let mut last: Option<&Belief> = None;
+        for belief in &beliefs {
+            if let Some(first) = last.filter(|first| first.to > belief.from) {
+                found.push(Violation::Overlap {
+                    key: key.clone(),
+                    first: (first.proc.clone(), first.token),
+                    second: (belief.proc.clone(), belief.token),
+                    for_ns: first.to.min(belief.to) - belief.from,
+                });
+            }
+            last = last.filter(|last| last.to >= belief.to).or(Some(belief));
+        }
+    }
+    found
+}
+
+/// C2: every grant has a token of its own, and later ones have larger ones.
+#[must_use]
+pub fn tokens(events: &[Event], order: Order) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (key, beliefs) in by_key(beliefs(events)) {
+        let mut grants = Vec::new();
+        for belief in beliefs {
+            match belief.token {
+                // Told after its deadline, it is no grant in the order of telling.
+                Some(_) if order == Order::AsTold && belief.deadline <= belief.from => {}
+                Some(token) => grants.push((belief.invoked, belief.from, token)),
+                None => found.push(Violation::NoToken { proc: belief.proc }),
+            }
+        }
+        let mut sorted: Vec<_> = grants.iter().map(|grant| grant.2).collect();
+        sorted.sort_unstable();
+        let repeated = sorted.windows(2).filter(|pair| pair[0] == pair[1]);
+        found.extend(repeated.map(|pair| Violation::RepeatedToken { key: key.clone(), token: pair[0] }));
+        let starts = |(invoked, told, token): (u64, u64, u64)| match order {
+            Order::AsTold => (told, token),
+            Order::RealTime => (invoked, token),
+        };
+        found.extend(fallen(&key, &grants, starts));
+    }
+    found
+}
+
+/// C3: what the fenced register took has growing tokens, and each write built on the one before it.
+#[must_use]
+pub fn register(history: &[RegisterLine]) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let (mut token, mut value) = (0, 0);
+    for line in history {
+        if line.token < token {
+            found.push(Violation::StaleAccess { seen: token, taken: line.token });
+        }
+        if let Some(write) = &line.write
+            && write.read != value
+        {
+            found.push(Violation::LostUpdate { proc: write.proc.clone(), read: write.read, was: value });
+        }
+        (token, value) = (line.token.max(token), line.value);
+    }
+    found
+}
+
+/// How many grants of the lock were told to processes whose name `is` says between two times.
+#[must_use]
+pub fn grants_between(events: &[Event], is: impl Fn(&str) -> bool, from_ns: u64, to_ns: u64) -> usize {
+    let granted = |event: &&Event| event.op == Op::Acquire && event.phase == Phase::Ok && is(&event.proc);
+    events.iter().filter(granted).filter(|event| (from_ns..to_ns).contains(&event.t_ns)).count()
+}
+
+/// Grants that began (as `starts` says) after another was told, and have a smaller token.
+fn fallen(key: &str, grants: &[(u64, u64, u64)], starts: impl Fn((u64, u64, u64)) -> (u64, u64)) -> Vec<Violation> {
+    let mut told: Vec<_> = grants.iter().map(|grant| (grant.1, grant.2)).collect();
+    let mut started: Vec<_> = grants.iter().map(|grant| starts(*grant)).collect();
+    told.sort_unstable();
+    started.sort_unstable();
+    let (mut found, mut largest, mut told) = (Vec::new(), None, told.into_iter().peekable());
+    for (start, token) in started {
+        while let Some((_, earlier)) = told.next_if(|(at, _)| *at < start) {
+            largest = largest.max(Some(earlier));
+        }
+        if let Some(earlier) = largest.filter(|earlier| *earlier > token) {
+            found.push(Violation::FallenToken { key: key.to_owned(), earlier, later: token });
+        }
+    }
+    found
+}
+
+#[derive(Debug)]
+struct Belief {
+    proc: String,
+    key: String,
+    token: Option<u64>,
+    invoked: u64,
+    from: u64,
+    to: u64,
+    deadline: u64,
+}
+
+/// The grants, with the time that each was believed in.
+fn beliefs(events: &[Event]) -> Vec<Belief> {
+    let mut attempts: BTreeMap<(&str, u64), Vec<&Event>> = BTreeMap::new();
+    let mut kills: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for event in events {
+        if event.op == Op::Kill {
+            kills.entry(&event.proc).or_default().push(event.t_ns);
+        } else {
+            attempts.entry((&event.proc, event.attempt)).or_default().push(event);
+        }
+    }
+    let grant = |steps: Vec<&Event>| {
+        let granted = steps.iter().find(|step| (step.op, step.phase) == (Op::Acquire, Phase::Ok))?;
+        let killed = kills.get(granted.proc.as_str()).into_iter().flatten().find(|at| **at >= granted.t_ns);
+        let ends = steps
+            .iter()
+            .filter(|step| matches!((step.op, step.phase), (Op::Release, Phase::Invoke) | (Op::Check, Phase::Fail)));
+        let end = ends.map(|step| step.t_ns).chain(killed.copied()).min().unwrap_or(u64::MAX);
+        // Renewals move it: the last that was written down while it was believed in.
+        let deadline = steps.iter().filter(|step| step.t_ns <= end).filter_map(|step| step.deadline).max();
+        let deadline = deadline.unwrap_or(u64::MAX);
+        Some(Belief {
+            proc: granted.proc.clone(),
+            key: granted.key.clone(),
+            token: granted.token,
+            invoked: steps.iter().map(|step| step.t_ns).min()?,
+            from: granted.t_ns,
+            to: end.min(deadline),
+            deadline,
+        })
+    };
+    attempts.into_values().filter_map(grant).collect()
+}
+
+fn by_key(beliefs: Vec<Belief>) -> BTreeMap<String, Vec<Belief>> {
+    let mut keys: BTreeMap<String, Vec<Belief>> = BTreeMap::new();
+    for belief in beliefs {
+        keys.entry(belief.key.clone()).or_default().push(belief);
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::Write;
+
+    /// A grant of `k`: asked for, told, released (`None`: never), with token and deadline.
+    fn held(proc: &str, (asked, told, released): (u64, u64, Option<u64>), token: u64, deadline: u64) -> Vec<Event> {
+        let step = |t_ns, op, phase, token, deadline| Event {
+            t_ns,
+            proc: proc.into(),
+            attempt: asked,
+            key: "k".into(),
+            op,
+            phase,
+            token,
+            deadline,
+        };
+        let mut steps = vec![
+            step(asked, Op::Acquire, Phase::Invoke, None, None),
+            step(told, Op::Acquire, Phase::Ok, Some(token), Some(deadline)),
+        ];
+        steps.extend(released.map(|at| step(at, Op::Release, Phase::Invoke, Some(token), Some(deadline))));
+        steps
+    }
+
+    fn event(proc: &str, attempt: u64, t_ns: u64, (op, phase): (Op, Phase), deadline: Option<u64>) -> Event {
+        Event { t_ns, proc: proc.into(), attempt, key: "k".into(), op, phase, token: None, deadline }
+    }
+
+    #[test]
+    fn a_history_that_keeps_all_promises_passes() {
+        let events = [
+            held("a", (1, 10, Some(20)), 5, 100),
+            held("b", (2, 21, Some(30)), 7, 100),
+            held("a", (25, 31, None), 8, 131),
+        ]
+        .concat();
+        assert_eq!(overlaps(&events), []);
+        assert_eq!(tokens(&events, Order::AsTold), []);
+        assert_eq!(tokens(&events, Order::RealTime), []);
+    }
+
+    #[test]
+    fn two_believers_at_a_time_are_caught() {
+        let events = [held("a", (1, 10, Some(20)), 5, 100), held("b", (2, 19, Some(30)), 7, 100)].concat();
+        let found = overlaps(&events);
+        assert!(matches!(&found[..], [Violation::Overlap { for_ns: 1, .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn an_overlap_with_an_earlier_grant_than_the_one_before_is_caught() {
+        let events = [
+            held("a", (1, 10, Some(90)), 5, 100),
+            held("b", (2, 20, Some(30)), 7, 100),
+            held("c", (3, 40, Some(50)), 8, 100),
+        ]
+        .concat();
+        assert_eq!(overlaps(&events).len(), 2);
+    }
+
+    #[test]
+    fn belief_ends_at_the_deadline_and_a_grant_before_it_is_caught() {
+        // The holder never releases: it was stopped.
+        let late = [held("a", (1, 10, None), 5, 100), held("b", (2, 100, Some(120)), 7, 200)].concat();
+        assert_eq!(overlaps(&late), []);
+        let early = [held("a", (1, 10, None), 5, 100), held("b", (2, 99, Some(120)), 7, 200)].concat();
+        assert_eq!(overlaps(&early).len(), 1);
+    }
+
+    #[test]
+    fn a_deadline_that_renewals_have_moved_counts() {
+        let mut events = [held("a", (1, 10, None), 5, 100), held("b", (2, 150, Some(160)), 7, 250)].concat();
+        assert_eq!(overlaps(&events), []);
+        events.push(event("a", 1, 60, (Op::Check, Phase::Ok), Some(180)));
+        assert_eq!(overlaps(&events).len(), 1);
+    }
+
+    #[test]
+    fn belief_ends_with_a_loss_that_was_seen_and_with_the_process() {
+        let events = [held("a", (1, 10, None), 5, 100), held("b", (2, 50, Some(60)), 7, 150)].concat();
+        assert_eq!(overlaps(&events).len(), 1);
+        for end in [(1, Op::Check, Phase::Fail), (0, Op::Kill, Phase::Ok)] {
+            let mut ended = events.clone();
+            ended.push(event("a", end.0, 40, (end.1, end.2), None));
+            assert_eq!(overlaps(&ended), [], "{end:?}");
+        }
+    }
+
+    #[test]
+    fn different_locks_may_be_held_at_a_time() {
+        let mut other = held("b", (2, 15, Some(30)), 7, 100);
+        other.iter_mut().for_each(|step| step.key = "other".into());
+        let events = [held("a", (1, 10, Some(20)), 5, 100), other].concat();
+        assert_eq!(overlaps(&events), []);
+    }
+
+    #[test]
+    fn a_token_that_repeats_is_caught() {
+        let events = [held("a", (1, 10, Some(20)), 5, 100), held("b", (2, 21, Some(30)), 5, 100)].concat();
+        for order in [Order::AsTold, Order::RealTime] {
+            let found = tokens(&events, order);
+            assert!(matches!(&found[..], [Violation::RepeatedToken { token: 5, .. }]), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_falls_is_caught_also_from_an_older_grant() {
+        let events = [
+            held("a", (1, 10, Some(20)), 9, 100),
+            held("b", (11, 21, Some(30)), 5, 100),
+            held("c", (31, 40, Some(50)), 6, 140),
+        ]
+        .concat();
+        let found = tokens(&events, Order::RealTime);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.contains(&Violation::FallenToken { key: "k".into(), earlier: 9, later: 6 }), "{found:?}");
+    }
+
+    #[test]
+    fn two_requests_under_way_at_a_time_have_an_order_only_as_told() {
+        let events = [held("a", (1, 10, Some(20)), 9, 100), held("b", (2, 21, Some(30)), 5, 100)].concat();
+        assert_eq!(tokens(&events, Order::RealTime), []);
+        assert_eq!(tokens(&events, Order::AsTold).len(), 1);
+    }
+
+    #[test]
+    fn a_grant_without_a_token_is_caught() {
+        let mut events = held("a", (1, 10, Some(20)), 9, 100);
+        events.iter_mut().for_each(|step| step.token = None);
+        assert_eq!(tokens(&events, Order::AsTold), [Violation::NoToken { proc: "a".into() }]);
+    }
+
+    fn line(token: u64, value: u64, read: Option<u64>) -> RegisterLine {
+        RegisterLine { token, value, write: read.map(|read| Write { proc: "a".into(), read }) }
+    }
+
+    #[test]
+    fn a_register_whose_writes_build_on_each_other_passes() {
+        let history = [line(3, 1, Some(0)), line(5, 1, None), line(5, 2, Some(1)), line(5, 3, Some(2))];
+        assert_eq!(register(&history), []);
+    }
+
+    #[test]
+    fn a_lost_update_is_caught() {
+        let history = [line(3, 1, Some(0)), line(5, 1, Some(0))];
+        assert_eq!(register(&history), [Violation::LostUpdate { proc: "a".into(), read: 0, was: 1 }]);
+    }
+
+    #[test]
+    fn a_stale_access_is_caught() {
+        let history = [line(3, 1, Some(0)), line(5, 2, Some(1)), line(4, 3, Some(2))];
+        assert_eq!(register(&history), [Violation::StaleAccess { seen: 5, taken: 4 }]);
+    }
+
+    #[test]
+    fn grants_are_counted_between_two_times() {
+        let events = [held("a", (1, 10, Some(20)), 5, 100), held("a", (2, 30, None), 6, 100)].concat();
+        assert_eq!(grants_between(&events, |proc| proc == "a", 0, 31), 2);
+        assert_eq!(grants_between(&events, |proc| proc == "a", 10, 30), 1);
+        assert_eq!(grants_between(&events, |proc| proc != "a", 0, 100), 0);
+    }
+}
