@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_local::{Attempt, Error, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released, Request};
+use leasehold_local::{
+    Attempt, Error, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released, Request,
+};
 
 /// So that only wake-ups can make these tests pass.
 fn hour() -> FileConfig {
@@ -113,6 +115,7 @@ impl Drop for Holder {
 
 #[tokio::test]
 #[ignore = "the other tests start it as a process of its own"]
+#[expect(clippy::zombie_processes, reason = "its child is to outlive it")]
 async fn the_other_process() {
     let dir = std::env::var("LEASEHOLD_TEST_DIR").expect("started by another test");
     let mode = std::env::var("LEASEHOLD_TEST_MODE").unwrap();
@@ -125,7 +128,7 @@ async fn the_other_process() {
         let child = Command::new("sleep").arg("60").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         println!("child: {}", child.id());
     }
-    println!("held: {}", lease.fencing_token().map_or(0, |token| token.get()));
+    println!("held: {}", lease.fencing_token().map_or(0, FencingToken::get));
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
@@ -318,7 +321,7 @@ async fn inspection_names_the_holder_in_another_process() {
     assert_eq!(seen.holders.len(), 1);
     assert_eq!(seen.holders[0].label, "the other");
     assert_eq!(seen.holders[0].mode, Some(Mode::Exclusive));
-    assert_eq!(seen.holders[0].token.map(|token| token.get()), Some(token));
+    assert_eq!(seen.holders[0].token.map(FencingToken::get), Some(token));
     let error = backend.break_lock(&seen.holders[0], true).await.unwrap_err();
     assert_eq!(error.kind(), leasehold_local::ErrorKind::Unsupported);
 }
