@@ -99,6 +99,8 @@ impl RedisConfig {
 
     /// The client with this configuration's socket options.
     pub(crate) fn apply_to(&self, client: &Client) -> Result<Client> {
+        #[cfg(feature = "tls")]
+        choose_crypto_provider();
         let info = client.get_connection_info().clone().set_tcp_settings(self.tcp_settings());
         Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None))
     }
@@ -186,6 +188,9 @@ impl Options {
     fn read(url: &Url, unix: bool, tls: bool) -> Result<Self> {
         let mut options = Self { config: RedisConfig::new(), db: None, user: None, pass: None, ca: None };
         for (name, value) in url.query_pairs() {
+            if value.contains(char::REPLACEMENT_CHARACTER) {
+                return Err(invalid(format!("the option `{}` is not UTF-8 when decoded", name.escape_debug())));
+            }
             let config = options.config.clone();
             match &*name {
                 "prefix" => options.config = config.with_prefix(value.as_bytes()),
@@ -263,7 +268,7 @@ fn info_of(address: ConnectionAddr) -> Result<ConnectionInfo> {
 
 #[cfg(feature = "tls")]
 fn open(info: ConnectionInfo, ca: Option<&std::path::Path>) -> Result<Client> {
-    let opened = match (info.addr(), ca) {
+    match (info.addr(), ca) {
         (ConnectionAddr::TcpTls { .. }, Some(path)) => {
             let pem = std::fs::read(path)
                 .map_err(|error| invalid(format!("cannot read the CA file {}: {error}", path.display())))?;
@@ -273,13 +278,16 @@ fn open(info: ConnectionInfo, ca: Option<&std::path::Path>) -> Result<Client> {
             })
         }
         _ => Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None)),
-    };
-    // The driver takes the process's provider and panics if there is none or more than one to choose from.
+    }
+}
+
+/// The driver takes the process's crypto provider, and panics if there is none and several to choose from.
+#[cfg(feature = "tls")]
+fn choose_crypto_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Lost only to another thread that has just installed one, which is as good.
+        // Fails only if another thread has just chosen one, which is as good.
         drop(rustls::crypto::ring::default_provider().install_default());
     }
-    opened
 }
 
 #[cfg(not(feature = "tls"))]
@@ -377,6 +385,7 @@ mod tests {
             ("redis://:secret@h/?db=1", "redis+unix"),
             ("redis://:secret@h/?ca=/x", "rediss"),
             ("redis://:secret@h/#insecure", "#"),
+            ("redis://:secret@h/?prefix=%ff", "prefix"),
             ("redis:///0", "host"),
             ("http://:secret@h/", "http"),
             ("redis+unix://h/x?pass=secret", "path"),
