@@ -1,0 +1,28 @@
+//! Faults on real servers and real processes, and what must be seen when they strike.
+//!
+//! A seed is printed where chance decides; `LEASEHOLD_SEED` runs it again.
+
+#[path = "torture/bad_input.rs"]
+mod bad_input;
+#[path = "torture/chaos.rs"]
+mod chaos;
+#[path = "torture/crowd.rs"]
+mod crowd;
+#[path = "torture/dropped.rs"]
+mod dropped;
+#[path = "torture/files.rs"]
+mod files;
+#[path = "torture/killed.rs"]
+mod killed;
+#[path = "torture/many.rs"]
+mod many;
+#[path = "torture/partition.rs"]
+mod partition;
+#[path = "torture/release.rs"]
+mod release;
+#[path = "torture/restart.rs"]
+mod restart;
+#[path = "torture/stopped.rs"]
+mod stopped;
+#[path = "torture/support.rs"]
+mod support;

@@ -1,0 +1,99 @@
+use std::time::{Duration, Instant};
+
+use leasehold_integration::{
+    census,
+    server::RedisServer,
+    worker::{Command, Patience, now_ns},
+};
+
+use crate::support::{PATIENCE, Stage, failed, granted, millis, nothing_left};
+
+/// How long a machine that builds something else beside may take for what has to be immediate.
+const AT_ONCE: Duration = Duration::from_millis(1000);
+
+#[test]
+fn redis_frees_the_lock_of_a_killed_holder_after_its_ttl_and_not_before() {
+    const TTL: u64 = 2000;
+    let server = RedisServer::start().unwrap();
+    let stage = Stage::on(&server.url(), TTL);
+    let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
+    let (old, deadline) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+    // It may be renewed until it is killed, and a renewal counts from when it is sent.
+    holder.kill().unwrap();
+    let killed = Instant::now();
+    let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
+    let (took, now) = (killed.elapsed(), now_ns());
+    assert!(now >= deadline, "granted {} ms before the old holder's deadline", (deadline - now) / 1_000_000);
+    assert!(took <= millis(TTL + 1000), "{took:?}");
+    assert!(new > old, "{old} {new}");
+}
+
+#[test]
+fn redis_keeps_the_lock_of_a_killed_holder_for_nine_tenths_of_its_ttl() {
+    const TTL: u64 = 1500;
+    let server = RedisServer::start().unwrap();
+    let stage = Stage::on(&server.url(), TTL);
+    let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
+    let asked = Instant::now();
+    granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    holder.kill().unwrap();
+    granted(next.lock(0, "k", Patience::Forever).unwrap());
+    let took = asked.elapsed();
+    assert!(took >= millis(TTL) * 9 / 10, "{took:?}");
+    assert!(took <= millis(TTL + 1000), "{took:?}");
+}
+
+#[test]
+fn files_free_the_lock_of_a_killed_holder_at_once() {
+    let stage = Stage::on_files(30_000);
+    let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
+    let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    assert_eq!(failed(next.lock(0, "k", Patience::Try).unwrap()), "Contended");
+    let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+    assert!(next.answer(waiting, millis(200)).is_err(), "granted while it is held");
+    holder.kill().unwrap();
+    let killed = Instant::now();
+    let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
+    assert!(killed.elapsed() <= AT_ONCE, "{:?}", killed.elapsed());
+    assert!(new > old, "{old} {new}");
+}
+
+#[test]
+fn a_killed_waiter_is_not_granted_the_lock_and_leaves_nothing() {
+    const TTL: u64 = 1000;
+    let server = RedisServer::start().unwrap();
+    for stage in [Stage::on(&server.url(), TTL), Stage::on_files(TTL)] {
+        let (mut holder, mut waiter, mut next) = (stage.worker("holder"), stage.worker("waiter"), stage.worker("next"));
+        granted(holder.lock(0, "k", Patience::Forever).unwrap());
+        let waiting = waiter.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+        assert!(waiter.answer(waiting, millis(200)).is_err(), "granted while it is held");
+        waiter.kill().unwrap();
+        holder.ask(Command::Release { slot: 0 }).unwrap();
+        let begun = Instant::now();
+        granted(next.lock(0, "k", Patience::Within(3 * TTL)).unwrap());
+        assert!(
+            begun.elapsed() <= AT_ONCE,
+            "{}: a dead waiter stands in the way for {:?}",
+            stage.url(),
+            begun.elapsed()
+        );
+        next.ask(Command::Release { slot: 0 }).unwrap();
+    }
+    // Its registration lives as long as the grant that it waited for, and 3 s more.
+    nothing_left(&server, millis(TTL + 4000));
+}
+
+#[test]
+fn a_killed_process_leaves_no_locked_file() {
+    let stage = Stage::on_files(30_000);
+    let (mut holder, mut waiter) = (stage.worker("holder"), stage.worker("waiter"));
+    granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    let waiting = waiter.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+    assert!(waiter.answer(waiting, millis(200)).is_err(), "granted while it is held");
+    // The control: the census sees what is there.
+    assert!(!census::files(&stage.locks()).unwrap().is_empty());
+    holder.kill().unwrap();
+    waiter.kill().unwrap();
+    census::nothing_left(AT_ONCE, || census::files(&stage.locks())).unwrap();
+}

@@ -1,0 +1,77 @@
+use leasehold_integration::{
+    server::RedisServer,
+    worker::{Answer, Command, Patience, Worker},
+};
+
+use crate::support::{PATIENCE, Stage, failed, granted, is_held, millis};
+
+const TTL: u64 = 1000;
+
+#[track_caller]
+fn write(worker: &mut Worker, value: u64, fenced: bool) -> bool {
+    match worker.ask(Command::Write { slot: 0, value, fenced }).unwrap() {
+        Answer::Wrote { accepted } => accepted,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A holder is stopped for three TTLs, and a rival takes the lock and writes meanwhile.
+fn overtaken(stage: &Stage, fenced: bool) -> Worker {
+    let (mut holder, mut rival) = (stage.worker("holder"), stage.worker("rival"));
+    let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    assert!(write(&mut holder, 1, fenced));
+    assert!(is_held(holder.ask(Command::Check { slot: 0 }).unwrap()));
+    holder.pause().unwrap();
+    let stopped = std::time::Instant::now();
+    let (new, _) = granted(rival.lock(0, "k", Patience::Within(2 * TTL)).unwrap());
+    assert!(new > old, "{old} {new}");
+    assert!(write(&mut rival, 2, fenced));
+    std::thread::sleep(millis(3 * TTL).saturating_sub(stopped.elapsed()));
+    // Both are asked of it before it wakes: it answers with its first breath.
+    let check = holder.send(Command::Check { slot: 0 }).unwrap();
+    holder.resume().unwrap();
+    assert!(!is_held(holder.answer(check, PATIENCE).unwrap()), "a holder that slept for 3 TTL believes in its lock");
+    assert!(is_held(rival.ask(Command::Check { slot: 0 }).unwrap()), "the rival lost its lock to one that woke up");
+    holder
+}
+
+#[test]
+fn a_holder_that_was_stopped_knows_at_once_and_its_stale_write_is_refused() {
+    let server = RedisServer::start().unwrap();
+    let stage = Stage::on(&server.url(), TTL);
+    let mut holder = overtaken(&stage, true);
+    assert!(!write(&mut holder, 3, true), "the stale write was taken");
+    assert_eq!(stage.register().value().unwrap(), 2);
+    assert!(matches!(
+        holder.ask(Command::Release { slot: 0 }).unwrap(),
+        Answer::Released(outcome) if outcome == "AlreadyLost"
+    ));
+    // And it leaves the rival's lock alone.
+    assert_eq!(failed(holder.lock(1, "k", Patience::Try).unwrap()), "Contended");
+}
+
+/// The control: without a fence the same history corrupts, so it is the fence that saves the test above.
+#[test]
+fn without_a_fence_the_stale_write_corrupts() {
+    let server = RedisServer::start().unwrap();
+    let stage = Stage::on(&server.url(), TTL);
+    let mut holder = overtaken(&stage, false);
+    assert!(write(&mut holder, 3, false));
+    assert_eq!(stage.register().value().unwrap(), 3);
+}
+
+#[test]
+fn a_stopped_holder_of_a_file_keeps_it_and_goes_on() {
+    let stage = Stage::on_files(TTL);
+    let (mut holder, mut rival) = (stage.worker("holder"), stage.worker("rival"));
+    granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    holder.pause().unwrap();
+    assert_eq!(failed(rival.lock(0, "k", Patience::Within(2 * TTL)).unwrap()), "TimedOut");
+    holder.resume().unwrap();
+    let held = is_held(holder.ask(Command::Check { slot: 0 }).unwrap());
+    let tried = rival.lock(0, "k", Patience::Try).unwrap();
+    // Whatever it believes after such a sleep: while it believes, nobody else has it.
+    assert!(!held || matches!(tried, Answer::Failed { .. }), "two holders: {tried:?}");
+    holder.kill().unwrap();
+    granted(rival.lock(1, "k2", Patience::Try).unwrap());
+}

@@ -1,0 +1,128 @@
+//! What the tests share.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use leasehold_core::{ErrorKind, LockClient, Ttl};
+use leasehold_integration::{
+    census,
+    server::RedisServer,
+    worker::{Answer, Register, Setup, Worker, client},
+};
+use tempfile::TempDir;
+
+/// For what must happen at all, on a machine that builds something else beside.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Worker processes on one backend, their logs, and the register that they share.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    folder: TempDir,
+    url: String,
+    ttl_ms: u64,
+}
+
+impl Stage {
+    pub(crate) fn on(url: &str, ttl_ms: u64) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), url: url.to_owned(), ttl_ms }
+    }
+
+    /// On files, in a folder of its own.
+    pub(crate) fn on_files(ttl_ms: u64) -> Self {
+        let mut stage = Self::on("", ttl_ms);
+        let folder = stage.folder.path().join("locks");
+        std::fs::create_dir(&folder).unwrap();
+        stage.url = format!("file:{}", folder.display());
+        stage
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where the lock files are.
+    pub(crate) fn locks(&self) -> PathBuf {
+        self.folder.path().join("locks")
+    }
+
+    pub(crate) fn register(&self) -> Register {
+        Register::at(&self.folder.path().join("register"))
+    }
+
+    pub(crate) fn worker(&self, proc: &str) -> Worker {
+        self.worker_at(proc, &self.url)
+    }
+
+    /// A worker that goes another way to the same backend.
+    pub(crate) fn worker_at(&self, proc: &str, url: &str) -> Worker {
+        let setup = Setup {
+            proc: proc.to_owned(),
+            url: url.to_owned(),
+            ttl_ms: self.ttl_ms,
+            log: self.log(proc),
+            register: self.folder.path().join("register"),
+        };
+        Worker::spawn(env!("CARGO_BIN_EXE_worker"), setup).unwrap()
+    }
+
+    pub(crate) fn log(&self, proc: &str) -> PathBuf {
+        self.folder.path().join(format!("{proc}.jsonl"))
+    }
+}
+
+/// A client in this process.
+pub(crate) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
+    client(url, Ttl::from_millis(ttl_ms).unwrap(), "test").await.unwrap()
+}
+
+/// Token and deadline of a grant.
+#[track_caller]
+pub(crate) fn granted(answer: Answer) -> (u64, u64) {
+    match answer {
+        Answer::Granted { token: Some(token), deadline_ns } => (token, deadline_ns),
+        other => panic!("not granted with a token: {other:?}"),
+    }
+}
+
+#[track_caller]
+pub(crate) fn failed(answer: Answer) -> String {
+    match answer {
+        Answer::Failed { kind, .. } => kind,
+        other => panic!("did not fail: {other:?}"),
+    }
+}
+
+#[track_caller]
+pub(crate) fn is_held(answer: Answer) -> bool {
+    match answer {
+        Answer::Checked { held, .. } => held,
+        other => panic!("no guard: {other:?}"),
+    }
+}
+
+/// What may come of a fault: the same call may succeed later, or the lease is over.
+pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost)
+}
+
+/// Waits until `reached`.
+#[track_caller]
+pub(crate) fn until(what: &str, patience: Duration, mut reached: impl FnMut() -> bool) {
+    let end = Instant::now() + patience;
+    while !reached() {
+        assert!(Instant::now() < end, "not within {patience:?}: {what}");
+        std::thread::sleep(millis(5));
+    }
+}
+
+/// No lock and no waiter is left on this server, after `patience` at the latest.
+#[track_caller]
+pub(crate) fn nothing_left(server: &RedisServer, patience: Duration) {
+    census::nothing_left(patience, || census::redis(server)).unwrap();
+}
