@@ -1,1 +1,212 @@
+use std::time::{Duration, Instant};
 
+use leasehold_core::LockGuard;
+use leasehold_integration::{
+    census,
+    server::{Persistence, RedisServer},
+};
+
+use crate::support::{client_of, is_a_fault, millis, nothing_left, nothing_panicked, token, until};
+
+const TTL: u64 = 2000;
+
+/// A fault that comes while a waiter waits is ridden out for a TTL; the last attempt in it takes its time-outs.
+const FAULT_LIMIT: Duration = Duration::from_millis(TTL + 4000);
+
+/// A registration lives for what is left of the grant that it waits for and 3 s.
+const REGISTRATION: Duration = Duration::from_millis(TTL + 4000);
+
+/// Waits until somebody is registered as waiting.
+fn somebody_waits(server: &RedisServer) {
+    until("a waiter is registered", millis(5000), || {
+        census::redis(server).unwrap().iter().any(|entry| entry.contains(":writers "))
+    });
+}
+
+/// Strikes while a lock is held and waited for. Every outcome is a typed fault or a correct grant, in time; tokens grow;
+/// later all is well, and nothing is left. Returns whether the holder still held when the waiter was granted it.
+async fn strike(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) -> bool {
+    let mut server = RedisServer::builder().persistence(persistence).start().unwrap();
+    let (holder, waiter) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let guard = holder.mutex("k").lock().await.unwrap();
+    let old = token(&guard);
+    let mutex = waiter.mutex("k");
+    let waiting = tokio::spawn(async move { mutex.lock_within(millis(3 * TTL)).await });
+    somebody_waits(&server);
+
+    let struck = Instant::now();
+    how(&mut server);
+    let ended = tokio::time::timeout(millis(3 * TTL) + FAULT_LIMIT, waiting).await;
+    let outcome = ended.expect("the waiter hangs").expect("the waiter panicked");
+    let mut two_holders = false;
+    let mut largest = old;
+    match outcome {
+        Ok(granted) => {
+            two_holders = guard.is_held();
+            largest = token(&granted);
+            assert!(largest > old, "{persistence:?}: token {largest} after {old}");
+            granted.release().await.unwrap();
+        }
+        Err(error) => assert!(is_a_fault(error.kind()), "{persistence:?}: after {:?}: {error:?}", struck.elapsed()),
+    }
+    // Whatever became of it: giving it back is answered or refused, in time.
+    let released = tokio::time::timeout(FAULT_LIMIT, guard.release()).await.expect("the release hangs");
+    assert!(released.as_ref().map_or_else(|error| is_a_fault(error.kind()), |_| true), "{released:?}");
+
+    for client in [&holder, &waiter] {
+        let again = client.mutex("k").lock_within(millis(TTL + 1000)).await;
+        let again: LockGuard = again.unwrap_or_else(|error| panic!("{persistence:?}: no recovery: {error:?}"));
+        assert!(token(&again) > largest, "{persistence:?}: token {} after {largest}", token(&again));
+        largest = token(&again);
+        again.release().await.unwrap();
+    }
+    nothing_left(&server, REGISTRATION);
+    nothing_panicked();
+    two_holders
+}
+
+fn kill_and_restart(server: &mut RedisServer) {
+    server.kill();
+    server.restart().unwrap();
+}
+
+fn stop_and_restart(server: &mut RedisServer) {
+    server.restart().unwrap();
+}
+
+fn down_for_a_ttl(server: &mut RedisServer) {
+    server.kill();
+    std::thread::sleep(millis(TTL));
+    server.restart().unwrap();
+}
+
+fn paused_for(server: &mut RedisServer, pause: Duration) {
+    server.pause().unwrap();
+    std::thread::sleep(pause);
+    server.resume().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_without_persistence_is_survived() {
+    // The capabilities say so: what is forgotten is free at once. That may be two holders, and tokens tell them apart.
+    let (_, _, _) = tokio::join!(
+        strike(Persistence::None, kill_and_restart),
+        strike(Persistence::None, stop_and_restart),
+        strike(Persistence::None, down_for_a_ttl),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_with_snapshots_is_survived() {
+    let saved_then_killed = |server: &mut RedisServer| {
+        redis::cmd("SAVE").exec(&mut server.connection().unwrap()).unwrap();
+        kill_and_restart(server);
+    };
+    let (_, stopped, saved) = tokio::join!(
+        strike(Persistence::Snapshot, kill_and_restart),
+        strike(Persistence::Snapshot, stop_and_restart),
+        strike(Persistence::Snapshot, saved_then_killed),
+    );
+    assert!(!stopped, "a lock that was saved at the stop had two holders");
+    assert!(!saved, "a lock that was saved had two holders");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_that_keeps_every_write_admits_no_second_holder() {
+    let (killed, stopped, down) = tokio::join!(
+        strike(Persistence::EveryWrite, kill_and_restart),
+        strike(Persistence::EveryWrite, stop_and_restart),
+        strike(Persistence::EveryWrite, down_for_a_ttl),
+    );
+    assert_eq!((killed, stopped, down), (false, false, false), "two holders");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_stopped_for_a_while_admits_no_second_holder() {
+    let (short, long) = tokio::join!(
+        strike(Persistence::None, |server| paused_for(server, millis(TTL / 2))),
+        strike(Persistence::None, |server| paused_for(server, millis(TTL * 3 / 2))),
+    );
+    assert_eq!((short, long), (false, false), "two holders");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_holder_is_lost_by_its_deadline() {
+    for silent in [true, false] {
+        let mut server = RedisServer::start().unwrap();
+        let client = client_of(&server.url(), TTL).await;
+        let guard = client.mutex("held").lock().await.unwrap();
+        if silent {
+            server.pause().unwrap()
+        } else {
+            server.kill()
+        }
+        let struck = Instant::now();
+        let deadline = guard.remaining();
+        let (tried, limited, endless, lost) = tokio::join!(
+            async { (client.mutex("a").try_lock().await, struck.elapsed()) },
+            async { (client.mutex("b").lock_within(millis(500)).await, struck.elapsed()) },
+            async { (client.mutex("c").lock().await, struck.elapsed()) },
+            async { (tokio::time::timeout(deadline + millis(500), guard.lost()).await, struck.elapsed()) },
+        );
+        for (what, (outcome, took), limit) in
+            [("try_lock", tried, FAULT_LIMIT), ("lock_within", limited, millis(1500)), ("lock", endless, FAULT_LIMIT)]
+        {
+            let error = outcome.expect_err("granted by a server that says nothing");
+            assert!(is_a_fault(error.kind()), "{what}: {error:?}");
+            assert!(took <= limit, "{what} took {took:?}");
+        }
+        let (lost, took) = lost;
+        assert!(lost.is_ok(), "not lost {:?} after its deadline", took.saturating_sub(deadline));
+        assert!(!guard.is_held());
+        if silent {
+            server.resume().unwrap()
+        } else {
+            server.restart().unwrap()
+        }
+        let again = client.mutex("held").lock_within(millis(TTL + 1000)).await.unwrap();
+        assert!(token(&again) > token(&guard));
+        again.release().await.unwrap();
+        drop(guard);
+        nothing_left(&server, REGISTRATION);
+    }
+    nothing_panicked();
+}
+
+/// Ten grants, then something that loses them, again and again: every token is above all before it.
+async fn tokens_grow(persistence: Persistence, lose: impl Fn(&mut RedisServer)) {
+    let mut server = RedisServer::builder().persistence(persistence).start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let mut last = 0;
+    for round in 0..3 {
+        for grant in 0..10 {
+            let guard = client.mutex("k").lock_within(millis(TTL + 3000)).await.unwrap();
+            assert!(token(&guard) > last, "round {round}, grant {grant}: {} after {last}", token(&guard));
+            last = token(&guard);
+            guard.release().await.unwrap();
+            if grant == 4 {
+                // What comes later is what is lost.
+                let _saved: redis::RedisResult<()> = redis::cmd("SAVE").query(&mut server.connection().unwrap());
+            }
+        }
+        lose(&mut server);
+    }
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_never_repeat_or_fall_whatever_the_server_forgets() {
+    tokio::join!(
+        tokens_grow(Persistence::None, kill_and_restart),
+        tokens_grow(Persistence::Snapshot, kill_and_restart),
+        tokens_grow(Persistence::EveryWrite, kill_and_restart),
+        tokens_grow(Persistence::EveryWrite, |server| {
+            // In the middle of the last record.
+            server.cut_log_tail(40).unwrap();
+            server.restart().unwrap();
+        }),
+        tokens_grow(Persistence::None, |server| {
+            redis::cmd("FLUSHALL").exec(&mut server.connection().unwrap()).unwrap();
+        }),
+    );
+}

@@ -2,10 +2,11 @@
 
 use std::{
     path::PathBuf,
+    sync::{Mutex, Once, PoisonError},
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, LockClient, Ttl};
+use leasehold_core::{ErrorKind, LockClient, LockGuard, Ttl};
 use leasehold_integration::{
     census,
     server::RedisServer,
@@ -76,9 +77,35 @@ impl Stage {
     }
 }
 
+/// Panics of the crates under test, also where a runtime swallows them.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 /// A client in this process.
 pub(crate) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let default = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if info.location().is_some_and(|place| place.file().contains("crates/leasehold")) {
+                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(info.to_string());
+            }
+            default(info);
+        }));
+    });
     client(url, Ttl::from_millis(ttl_ms).unwrap(), "test").await.unwrap()
+}
+
+/// Nothing has panicked, in no task and no thread of the crates under test.
+#[track_caller]
+pub(crate) fn nothing_panicked() {
+    let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(panics.is_empty(), "{panics:?}");
+}
+
+/// The token of a guard.
+#[track_caller]
+pub(crate) fn token(guard: &LockGuard) -> u64 {
+    guard.fencing_token().expect("an exclusive guard has a token").get()
 }
 
 /// Token and deadline of a grant.
