@@ -1,1 +1,234 @@
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
+use futures_util::future::join_all;
+use leasehold_core::{ErrorKind, LockBackend, LockClient, LockKey, Request, Ttl};
+use leasehold_integration::{
+    census,
+    proxy::{Direction, Proxy},
+    server::RedisServer,
+};
+
+use crate::support::{Stage, client_of, is_a_fault, millis, nothing_left, nothing_panicked, token};
+
+/// What is left over would stay this long: no expiry helps in a test that waits for less.
+const LONG_TTL: u64 = 60_000;
+
+/// Every acquisition ends well before so many polls.
+const POLLS: u32 = 30;
+
+/// Polls `inner` so many times, each time that it is woken, then gives it up.
+struct GiveUp<F> {
+    inner: Option<Pin<Box<F>>>,
+    polls: u32,
+}
+
+impl<F: Future> GiveUp<F> {
+    fn after(polls: u32, inner: F) -> Self {
+        Self { inner: Some(Box::pin(inner)), polls }
+    }
+}
+
+impl<F: Future> Future for GiveUp<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.polls == 0 {
+            self.inner = None;
+            return Poll::Ready(None);
+        }
+        self.polls -= 1;
+        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        if let Poll::Ready(done) = inner.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if self.polls == 0 {
+            // Nothing would wake us any more.
+            self.inner = None;
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    }
+}
+
+/// Drops `lock` and `lock_within` at every poll point, uncontended and contended. How many were given up, and how many
+/// granted: both must occur.
+async fn drop_everywhere(client: &LockClient, rival: &LockClient) -> (u32, u32) {
+    let (mut given_up, mut granted) = (0, 0);
+    for polls in 0..=POLLS {
+        for contended in [false, true] {
+            for limited in [false, true] {
+                let key = format!("k{polls}{contended}{limited}");
+                let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
+                let mutex = client.mutex(key.as_str());
+                let locking =
+                    async { if limited { mutex.lock_within(millis(5000)).await } else { mutex.lock().await } };
+                // A handful of polls later than the first refusal: the release races with the drop.
+                let releasing = async {
+                    if let Some(other) = other {
+                        tokio::time::sleep(millis(u64::from(polls % 5))).await;
+                        other.release().await.unwrap();
+                    }
+                };
+                match tokio::join!(GiveUp::after(polls, locking), releasing).0 {
+                    None => given_up += 1,
+                    Some(guard) => {
+                        granted += 1;
+                        drop(guard.unwrap());
+                    }
+                }
+                // At once, not when something expires.
+                let next = rival.mutex(key.as_str()).lock_within(millis(3000)).await;
+                drop(next.unwrap_or_else(|error| panic!("{key} is left locked: {error:?}")));
+            }
+        }
+    }
+    (given_up, granted)
+}
+
+/// The same through the contract, where who goes away cancels and drives on.
+async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &LockClient) -> (u32, u32) {
+    let (mut cancelled, mut granted) = (0, 0);
+    for polls in 0..=POLLS {
+        for contended in [false, true] {
+            let key = format!("c{polls}{contended}");
+            let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
+            let ttl = Ttl::from_millis(LONG_TTL).unwrap();
+            let request = Request::new(LockKey::new(&key).unwrap()).with_ttl(ttl).with_waiting(true);
+            let mut operation = Arc::clone(&backend).acquire(request.clone());
+            let releasing = async {
+                if let Some(other) = other {
+                    tokio::time::sleep(millis(u64::from(polls % 5))).await;
+                    other.release().await.unwrap();
+                }
+            };
+            let acquiring = async {
+                match GiveUp::after(polls, &mut operation).await {
+                    Some(done) => done,
+                    None => {
+                        request.cancel();
+                        tokio::time::timeout(millis(5000), operation).await.expect("a cancelled acquisition hangs")
+                    }
+                }
+            };
+            match tokio::join!(acquiring, releasing).0 {
+                Ok(lease) => {
+                    granted += 1;
+                    lease.release().await.unwrap();
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
+                    cancelled += 1;
+                }
+            }
+            let next = rival.mutex(key.as_str()).lock_within(millis(3000)).await;
+            drop(next.unwrap_or_else(|error| panic!("{key} is left locked: {error:?}")));
+        }
+    }
+    (cancelled, granted)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter_on_redis() {
+    let server = RedisServer::start().unwrap();
+    let (client, rival) = (client_of(&server.url(), LONG_TTL).await, client_of(&server.url(), LONG_TTL).await);
+    let (given_up, granted) = drop_everywhere(&client, &rival).await;
+    assert!(given_up >= 8 && granted >= 8, "{given_up} {granted}: this swept over nothing");
+    nothing_left(&server, millis(3000));
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter_in_files() {
+    let stage = Stage::on_files(LONG_TTL);
+    let (client, rival) = (client_of(stage.url(), LONG_TTL).await, client_of(stage.url(), LONG_TTL).await);
+    let (given_up, granted) = drop_everywhere(&client, &rival).await;
+    assert!(given_up >= 8 && granted >= 8, "{given_up} {granted}: this swept over nothing");
+    census::nothing_left(millis(3000), || census::files(&stage.locks())).unwrap();
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
+    let server = RedisServer::start().unwrap();
+    let stage = Stage::on_files(LONG_TTL);
+    for url in [server.url(), stage.url().to_owned()] {
+        let (client, rival) = (client_of(&url, LONG_TTL).await, client_of(&url, LONG_TTL).await);
+        let (cancelled, granted) = cancel_everywhere(Arc::clone(client.backend()), &rival).await;
+        assert!(cancelled >= 2 && granted >= 8, "{url}: {cancelled} {granted}: this swept over nothing");
+    }
+    nothing_left(&server, millis(3000));
+    census::nothing_left(millis(3000), || census::files(&stage.locks())).unwrap();
+    nothing_panicked();
+}
+
+/// Where a connection is cut.
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    Chunks(Direction, u64),
+    Bytes(Direction, u64),
+}
+
+/// The TTL of what a cut connection may leave: it must be gone by itself.
+const TTL: u64 = 1000;
+
+/// Cuts the connection somewhere in an acquisition, and looks at what came of it.
+async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let key = format!("{cut:?}{contended}");
+    let client = client_of(&server.url_at(proxy.addr()), TTL).await;
+    client.mutex("warm").lock().await.unwrap().release().await.unwrap();
+    let rival = client_of(&server.url(), TTL).await;
+    let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
+    match cut {
+        Cut::Chunks(direction, chunks) => proxy.cut_after_chunks(direction, chunks),
+        Cut::Bytes(direction, bytes) => proxy.cut_after_bytes(direction, bytes),
+    }
+    let mutex = client.mutex(key.as_str());
+    let releasing = async {
+        if let Some(other) = other {
+            tokio::time::sleep(millis(100)).await;
+            other.release().await.unwrap();
+        }
+    };
+    let locking = tokio::time::timeout(millis(8000), mutex.lock_within(millis(3000)));
+    let (outcome, ()) = tokio::join!(locking, releasing);
+    match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
+        Ok(guard) => {
+            assert!(guard.is_held() && token(&guard) > 0);
+            let released = guard.release().await;
+            assert!(released.as_ref().map_or_else(|error| is_a_fault(error.kind()), |_| true), "{released:?}");
+        }
+        Err(error) => assert!(is_a_fault(error.kind()), "{cut:?}, contended {contended}: {error:?}"),
+    }
+    let next = rival.mutex(key.as_str()).lock_within(millis(2 * TTL)).await;
+    next.unwrap_or_else(|error| panic!("{cut:?}, contended {contended}: left locked: {error:?}"))
+        .release()
+        .await
+        .unwrap();
+    proxy.counters().trips > 0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_cut_anywhere_in_an_acquisition_leaves_no_lock_and_no_waiter() {
+    let server = RedisServer::start().unwrap();
+    let both = [Direction::ClientToServer, Direction::ServerToClient];
+    let chunks = both.into_iter().flat_map(|direction| (0..8).map(move |chunks| Cut::Chunks(direction, chunks)));
+    let bytes =
+        both.into_iter().flat_map(|direction| (1..400).step_by(20).map(move |bytes| Cut::Bytes(direction, bytes)));
+    let cases: Vec<_> = chunks.chain(bytes).flat_map(|cut| [(cut, false), (cut, true)]).collect();
+    let mut cuts = 0;
+    for some in cases.chunks(16) {
+        let mut running = Vec::new();
+        for (cut, contended) in some {
+            running.push(cut_within(&server, *cut, *contended));
+        }
+        cuts += join_all(running).await.into_iter().filter(|cut| *cut).count();
+    }
+    assert!(cuts >= 24, "only {cuts} of {} connections were cut", cases.len());
+    nothing_left(&server, millis(2 * TTL + 3000));
+    nothing_panicked();
+}
