@@ -1,1 +1,219 @@
+use std::{
+    collections::BTreeMap,
+    env, thread,
+    time::{Duration, Instant},
+};
 
+use leasehold_integration::{
+    checker::{self, Order, Violation},
+    server::{Persistence, RedisServer},
+    worker::{Answer, Command, EventLog, Patience, Storm, Ticket, Worker},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::support::{PATIENCE, Stage, granted, millis, nothing_left};
+
+const TTL: u64 = 1000;
+const PROCESSES: usize = 4;
+const TASKS: u32 = 16;
+
+/// How long a storm may take to end: what is under way ends with its limits.
+const CALM: Duration = Duration::from_secs(30);
+
+fn seed() -> u64 {
+    let seed = env::var("LEASEHOLD_SEED").ok().map(|seed| seed.parse().expect("LEASEHOLD_SEED is a number"));
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("LEASEHOLD_SEED={seed}");
+    seed
+}
+
+fn storm() -> Command {
+    Command::Storm(Storm { tasks: TASKS, key: "k".into(), within_ms: 2000, hold_us: 500, write: true })
+}
+
+/// Worker processes in a storm, some of which die and come back under another name.
+struct Crew<'a> {
+    stage: &'a Stage,
+    workers: Vec<Worker>,
+    names: Vec<String>,
+}
+
+impl<'a> Crew<'a> {
+    fn new(stage: &'a Stage) -> Self {
+        let mut crew = Self { stage, workers: Vec::new(), names: Vec::new() };
+        for _ in 0..PROCESSES {
+            let worker = crew.hire();
+            crew.workers.push(worker);
+        }
+        crew
+    }
+
+    fn hire(&mut self) -> Worker {
+        let name = format!("p{}", self.names.len());
+        let mut worker = self.stage.worker(&name);
+        self.names.push(name);
+        assert!(matches!(worker.ask(storm()).unwrap(), Answer::Storming));
+        worker
+    }
+
+    fn replace(&mut self, at: usize) {
+        self.workers[at].kill().unwrap();
+        self.workers[at] = self.hire();
+    }
+
+    /// Ends the storm; the grants, and the errors by kind.
+    fn calm(&mut self) -> (u64, BTreeMap<String, u64>) {
+        let tickets: Vec<Ticket> = self.workers.iter_mut().map(|worker| worker.send(Command::Calm).unwrap()).collect();
+        let (mut total, mut by_kind) = (0, BTreeMap::new());
+        for (worker, ticket) in self.workers.iter_mut().zip(tickets) {
+            match worker.answer(ticket, CALM).expect("a storm hangs") {
+                Answer::Storm { granted, errors, .. } => {
+                    total += granted;
+                    for (kind, count) in errors {
+                        *by_kind.entry(kind).or_default() += count;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        (total, by_kind)
+    }
+
+    fn events(&self) -> Vec<leasehold_integration::worker::Event> {
+        let logs: Vec<_> = self.names.iter().map(|name| self.stage.log(name)).collect();
+        EventLog::merge(&logs).unwrap()
+    }
+}
+
+#[track_caller]
+fn none(violations: &[Violation], what: &str) {
+    let shown: Vec<_> = violations.iter().take(5).map(ToString::to_string).collect();
+    assert!(violations.is_empty(), "{what}: {} violations, such as {shown:#?}", violations.len());
+}
+
+/// Only faults that a program can act on.
+#[track_caller]
+fn only_faults(errors: &BTreeMap<String, u64>) {
+    let known = ["Unavailable", "Indeterminate", "Lost"];
+    assert!(errors.keys().all(|kind| known.contains(&kind.as_str())), "{errors:?}");
+}
+
+/// After all faults are over, the lock is to be had within a TTL and a bit, and a larger token comes with it.
+fn heals(stage: &Stage, crew: &Crew<'_>) {
+    let begun = Instant::now();
+    let (token, _) = granted(stage.worker("after").lock(0, "k", Patience::Within(TTL + 2000)).unwrap());
+    let largest = crew.events().iter().filter_map(|event| event.token).max().unwrap();
+    assert!(token > largest, "{token} after {largest}, {:?}", begun.elapsed());
+}
+
+/// Breaks the server and the workers for `span`, as chance will have it.
+fn strike(rng: &mut StdRng, server: &mut RedisServer, crew: &mut Crew<'_>, span: Duration) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        thread::sleep(millis(rng.random_range(50..400)));
+        let at = rng.random_range(0..PROCESSES);
+        match rng.random_range(0..5) {
+            0 => {
+                server.pause().unwrap();
+                thread::sleep(millis(rng.random_range(10..TTL + 500)));
+                server.resume().unwrap();
+            }
+            1 => {
+                server.kill();
+                thread::sleep(millis(rng.random_range(0..500)));
+                server.restart().unwrap();
+            }
+            2 | 3 => {
+                crew.workers[at].pause().unwrap();
+                thread::sleep(millis(rng.random_range(10..2 * TTL)));
+                crew.workers[at].resume().unwrap();
+            }
+            _ => crew.replace(at),
+        }
+    }
+}
+
+#[test]
+fn sixty_four_tasks_of_four_processes_keep_every_promise_in_chaos() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let mut server = RedisServer::builder().persistence(Persistence::EveryWrite).start().unwrap();
+    let stage = Stage::on(&server.url(), TTL);
+    let mut crew = Crew::new(&stage);
+    strike(&mut rng, &mut server, &mut crew, Duration::from_secs(15));
+    let (grants, errors) = crew.calm();
+    println!("{grants} grants by those who lived, errors: {errors:?}");
+    assert!(grants >= 100, "only {grants} grants: nothing was tested");
+    only_faults(&errors);
+
+    let events = crew.events();
+    none(&checker::overlaps(&events), "C1");
+    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    heals(&stage, &crew);
+    drop(crew);
+    nothing_left(&server, millis(2 * TTL + 4000));
+}
+
+#[test]
+fn tokens_keep_the_register_right_when_the_server_forgets_its_locks() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let mut server = RedisServer::start().unwrap();
+    let stage = Stage::on(&server.url(), TTL);
+    let mut crew = Crew::new(&stage);
+    strike(&mut rng, &mut server, &mut crew, Duration::from_secs(8));
+    let (grants, errors) = crew.calm();
+    println!("{grants} grants by those who lived, errors: {errors:?}");
+    assert!(grants >= 100, "only {grants} grants: nothing was tested");
+    only_faults(&errors);
+
+    // It frees at once what it forgets, so two may believe (C1); the tokens (C2) still keep the register right (C3).
+    none(&checker::tokens(&crew.events(), Order::RealTime), "C2");
+    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    heals(&stage, &crew);
+}
+
+#[test]
+fn sixty_four_tasks_of_four_processes_keep_every_promise_on_files() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let stage = Stage::on_files(TTL);
+    let mut crew = Crew::new(&stage);
+    let end = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < end {
+        thread::sleep(millis(rng.random_range(50..300)));
+        let at = rng.random_range(0..PROCESSES);
+        if rng.random_bool(0.5) {
+            crew.workers[at].pause().unwrap();
+            thread::sleep(millis(rng.random_range(10..TTL)));
+            crew.workers[at].resume().unwrap();
+        } else {
+            crew.replace(at);
+        }
+    }
+    let (grants, errors) = crew.calm();
+    println!("{grants} grants by those who lived, errors: {errors:?}");
+    assert!(grants >= 100, "only {grants} grants: nothing was tested");
+    only_faults(&errors);
+    let events = crew.events();
+    none(&checker::overlaps(&events), "C1");
+    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    heals(&stage, &crew);
+}
+
+/// The control: the very same programs, when nothing excludes them.
+#[test]
+fn without_a_common_lock_the_checker_finds_what_goes_wrong() {
+    let stage = Stage::on_files(TTL);
+    let elsewhere = Stage::on_files(TTL);
+    let (mut one, mut other) = (stage.worker("one"), stage.worker_at("other", elsewhere.url()));
+    for worker in [&mut one, &mut other] {
+        assert!(matches!(worker.ask(storm()).unwrap(), Answer::Storming));
+    }
+    thread::sleep(millis(500));
+    for worker in [&mut one, &mut other] {
+        let calm = worker.send(Command::Calm).unwrap();
+        worker.answer(calm, PATIENCE).unwrap();
+    }
+    let events = EventLog::merge(&[stage.log("one"), stage.log("other")]).unwrap();
+    assert!(!checker::overlaps(&events).is_empty());
+}
