@@ -6,6 +6,8 @@ use leasehold_integration::{
     server::{Persistence, RedisServer},
 };
 
+use tokio::task::block_in_place;
+
 use crate::support::{client_of, is_a_fault, millis, nothing_left, nothing_panicked, token, until};
 
 const TTL: u64 = 2000;
@@ -25,17 +27,22 @@ fn somebody_waits(server: &RedisServer) {
 
 /// Strikes while a lock is held and waited for. Every outcome is a typed fault or a correct grant, in time; tokens grow;
 /// later all is well, and nothing is left. Returns whether the holder still held when the waiter was granted it.
-async fn strike(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) -> bool {
+async fn strike(persistence: Persistence, how: impl FnOnce(&mut RedisServer) + Send + 'static) -> bool {
+    // A task of its own: what is done to a server blocks, and must not hold up what is done to another.
+    tokio::spawn(struck(persistence, how)).await.unwrap()
+}
+
+async fn struck(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) -> bool {
     let mut server = RedisServer::builder().persistence(persistence).start().unwrap();
     let (holder, waiter) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
     let guard = holder.mutex("k").lock().await.unwrap();
     let old = token(&guard);
     let mutex = waiter.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock_within(millis(3 * TTL)).await });
-    somebody_waits(&server);
+    block_in_place(|| somebody_waits(&server));
 
     let struck = Instant::now();
-    how(&mut server);
+    block_in_place(|| how(&mut server));
     let ended = tokio::time::timeout(millis(3 * TTL) + FAULT_LIMIT, waiting).await;
     let outcome = ended.expect("the waiter hangs").expect("the waiter panicked");
     let mut two_holders = false;
@@ -60,7 +67,7 @@ async fn strike(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) ->
         largest = token(&again);
         again.release().await.unwrap();
     }
-    nothing_left(&server, REGISTRATION);
+    block_in_place(|| nothing_left(&server, REGISTRATION));
     nothing_panicked();
     two_holders
 }
@@ -174,7 +181,11 @@ async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_hol
 }
 
 /// Ten grants, then something that loses them, again and again: every token is above all before it.
-async fn tokens_grow(persistence: Persistence, lose: impl Fn(&mut RedisServer)) {
+async fn tokens_grow(persistence: Persistence, lose: impl Fn(&mut RedisServer) + Send + Sync + 'static) {
+    tokio::spawn(grown(persistence, lose)).await.unwrap();
+}
+
+async fn grown(persistence: Persistence, lose: impl Fn(&mut RedisServer)) {
     let mut server = RedisServer::builder().persistence(persistence).start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let mut last = 0;
@@ -189,7 +200,7 @@ async fn tokens_grow(persistence: Persistence, lose: impl Fn(&mut RedisServer)) 
                 let _saved: redis::RedisResult<()> = redis::cmd("SAVE").query(&mut server.connection().unwrap());
             }
         }
-        lose(&mut server);
+        block_in_place(|| lose(&mut server));
     }
     nothing_panicked();
 }
