@@ -1,8 +1,12 @@
-//! placeholder
+#![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod file;
 mod memory;
 
 pub use leasehold_core::{self, *};
 
-pub use crate::memory::{MemoryBackend, MemoryLease};
+pub use crate::{
+    file::{FileBackend, FileConfig, FileLease},
+    memory::{MemoryBackend, MemoryLease},
+};
