@@ -84,6 +84,24 @@ fn signals_reach_the_program() {
 }
 
 #[test]
+fn on_a_terminal_ctrl_c_reaches_the_program_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    let counts =
+        "n=0; trap 'n=$((n+1))' INT; echo up; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo int=$n; exit 5";
+    std::fs::write(&program, counts).unwrap();
+    let line = format!("{} run --on {} k -- bash {}", env!("CARGO_BIN_EXE_leasehold"), files(&dir), program.display());
+    // A pseudo-terminal, whose Ctrl-C is what we write.
+    let (mut terminal, _) = started(Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()));
+    terminal.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    let mut keyboard = terminal.stdin.take();
+    let output = terminal.wait_with_output().unwrap();
+    drop(keyboard.take());
+    assert!(stdout(&output).contains("int=1"), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(5));
+}
+
+#[test]
 fn a_signal_ends_the_wait() {
     let dir = tempfile::tempdir().unwrap();
     let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
