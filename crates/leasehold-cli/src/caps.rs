@@ -62,6 +62,7 @@ fn promises(capabilities: &Capabilities) -> Promises {
 
 fn tabled(capabilities: &Capabilities) -> String {
     let yes = |yes: bool| String::from(if yes { "yes" } else { "no" });
+    let time = |ttl: leasehold::Ttl| humantime::format_duration(ttl.as_duration());
     let mut table = show::table(&[]);
     for (what, promise) in [
         ("backend", String::from(capabilities.backend)),
@@ -69,7 +70,7 @@ fn tabled(capabilities: &Capabilities) -> String {
         ("exclusive locks", yes(capabilities.exclusive)),
         ("shared locks", yes(capabilities.shared)),
         ("permits", yes(capabilities.permits)),
-        ("TTL", format!("{} to {}", capabilities.min_ttl, capabilities.max_ttl)),
+        ("TTL", format!("{} to {}", time(capabilities.min_ttl), time(capabilities.max_ttl))),
         ("a dead holder's lock is freed", capabilities.expiry.to_string()),
         ("fencing tokens", capabilities.fencing.to_string()),
         ("order of waiting processes", capabilities.fairness.to_string()),
