@@ -206,13 +206,11 @@ async fn urls_that_are_none_are_refused_without_showing_their_passwords() {
         "etcd://u:hunter2@h",
         "nosuch://u:hunter2@h",
         "localhost:6379",
-        "memory:rest",
         "redis+unix://h/x",
         "redis+unix:///",
         "\0",
         "🔒:",
         "redis://\0/",
-        "redis://:hunter2@h\n/",
     ];
     for url in urls {
         let error = match tokio::time::timeout(millis(5000), leasehold::connect(url)).await {

@@ -144,9 +144,9 @@ async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_hol
         let client = client_of(&server.url(), TTL).await;
         let guard = client.mutex("held").lock().await.unwrap();
         if silent {
-            server.pause().unwrap()
+            server.pause().unwrap();
         } else {
-            server.kill()
+            server.kill();
         }
         let struck = Instant::now();
         let deadline = guard.remaining();
@@ -167,9 +167,9 @@ async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_hol
         assert!(lost.is_ok(), "not lost {:?} after its deadline", took.saturating_sub(deadline));
         assert!(!guard.is_held());
         if silent {
-            server.resume().unwrap()
+            server.resume().unwrap();
         } else {
-            server.restart().unwrap()
+            server.restart().unwrap();
         }
         let again = client.mutex("held").lock_within(millis(TTL + 1000)).await.unwrap();
         assert!(token(&again) > token(&guard));
