@@ -201,21 +201,23 @@ struct Belief {
 /// The grants, with the time that each was believed in.
 fn beliefs(events: &[Event]) -> Vec<Belief> {
     let mut attempts: BTreeMap<(&str, u64), Vec<&Event>> = BTreeMap::new();
-    let mut kills: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    // It dies between the two: it may have believed until the second, and another may be granted since the first.
+    let mut kills: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for event in events {
         if event.op == Op::Kill {
-            kills.entry(&event.proc).or_default().push(event.t_ns);
+            let (begun, done) = kills.entry(&event.proc).or_insert((event.t_ns, event.t_ns));
+            (*begun, *done) = (event.t_ns.min(*begun), event.t_ns.max(*done));
         } else {
             attempts.entry((&event.proc, event.attempt)).or_default().push(event);
         }
     }
     let grant = |steps: Vec<&Event>| {
         let granted = steps.iter().find(|step| (step.op, step.phase) == (Op::Acquire, Phase::Ok))?;
-        let killed = kills.get(granted.proc.as_str()).into_iter().flatten().find(|at| **at >= granted.t_ns);
+        let killed = kills.get(granted.proc.as_str()).filter(|(_, done)| *done >= granted.t_ns);
         let ends = steps
             .iter()
             .filter(|step| matches!((step.op, step.phase), (Op::Release, Phase::Invoke) | (Op::Check, Phase::Fail)));
-        let end = ends.map(|step| step.t_ns).chain(killed.copied()).min().unwrap_or(u64::MAX);
+        let end = ends.map(|step| step.t_ns).chain(killed.map(|(begun, _)| *begun)).min().unwrap_or(u64::MAX);
         // Renewals move it: the last that was written down while it was believed in.
         let deadline = steps.iter().filter(|step| step.t_ns <= end).filter_map(|step| step.deadline).max();
         let deadline = deadline.unwrap_or(u64::MAX);
@@ -326,6 +328,22 @@ mod tests {
             ended.push(event("a", end.0, 40, (end.1, end.2), None));
             assert_eq!(overlaps(&ended), [], "{end:?}");
         }
+    }
+
+    #[test]
+    fn a_grant_while_a_process_dies_is_no_overlap_and_one_before_is() {
+        let mut events = held("a", (1, 10, None), 5, 100);
+        events.push(event("a", 0, 40, (Op::Kill, Phase::Invoke), None));
+        events.push(event("a", 0, 50, (Op::Kill, Phase::Ok), None));
+        let dying = [events.clone(), held("b", (2, 45, Some(60)), 7, 150)].concat();
+        assert_eq!(overlaps(&dying), []);
+        let alive = [events, held("b", (2, 39, Some(60)), 7, 150)].concat();
+        assert_eq!(overlaps(&alive).len(), 1);
+        // Told in its last moments, it can act on it no more.
+        let mut last = held("a", (1, 45, None), 5, 100);
+        last.push(event("a", 0, 40, (Op::Kill, Phase::Invoke), None));
+        last.push(event("a", 0, 50, (Op::Kill, Phase::Ok), None));
+        assert_eq!(overlaps(&[last, held("b", (2, 60, Some(70)), 7, 150)].concat()), []);
     }
 
     #[test]

@@ -117,8 +117,10 @@ impl Worker {
     /// # Errors
     /// Its log cannot be opened.
     pub fn kill(&mut self) -> Result<()> {
+        let log = EventLog::open(&self.setup.log, &self.setup.proc)?;
+        log.write(0, "", (Op::Kill, Phase::Invoke), None, None);
         self.peer.process().kill();
-        EventLog::open(&self.setup.log, &self.setup.proc)?.write(0, "", (Op::Kill, Phase::Ok), None, None);
+        log.write(0, "", (Op::Kill, Phase::Ok), None, None);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ pub enum Op {
     Check,
     /// A read and write of the register.
     Write,
-    /// The process was killed: written by the test that did it.
+    /// The process is killed: `invoke` before, `ok` when it is dead, both written by the test that does it.
     Kill,
 }
 

@@ -2,17 +2,18 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::future::join_all;
-use leasehold_core::{ErrorKind, LockBackend, LockClient, LockKey, Request, Ttl};
+use leasehold_core::{ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl, Wait};
 use leasehold_integration::{
     census,
     proxy::{Direction, Proxy},
     server::RedisServer,
 };
 
-use crate::support::{Stage, client_of, is_a_fault, millis, nothing_left, nothing_panicked, token};
+use crate::support::{PATIENCE, Stage, client_of, is_a_fault, millis, nothing_left, nothing_panicked, token};
 
 /// What is left over would stay this long: no expiry helps in a test that waits for less.
 const LONG_TTL: u64 = 60_000;
@@ -54,39 +55,71 @@ impl<F: Future> Future for GiveUp<F> {
     }
 }
 
-/// Drops `lock` and `lock_within` at every poll point, uncontended and contended. How many were given up, and how many
-/// granted: both must occur.
-async fn drop_everywhere(client: &LockClient, rival: &LockClient) -> (u32, u32) {
+/// What is acquired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Mutex,
+    Read,
+    Permit,
+}
+
+impl What {
+    async fn lock(self, client: &LockClient, key: &str, limit: Option<Duration>) -> Result<LockGuard> {
+        let wait = limit.map_or(Wait::Forever, Wait::AtMost);
+        match self {
+            Self::Mutex => client.mutex(key).with_wait(wait).lock().await,
+            Self::Read => match limit {
+                Some(limit) => client.rwlock(key).read_within(limit).await,
+                None => client.rwlock(key).read().await,
+            },
+            Self::Permit => client.semaphore(key, 1).with_wait(wait).acquire().await,
+        }
+    }
+
+    /// What is in the way of it.
+    fn rival(self) -> Self {
+        if self == Self::Read { Self::Mutex } else { self }
+    }
+}
+
+/// Drops acquisitions at every poll point, uncontended and contended. How many were given up, and how many granted: both
+/// must occur.
+async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) -> (u32, u32) {
     let (mut given_up, mut granted) = (0, 0);
     for polls in 0..=POLLS {
-        for contended in [false, true] {
-            for limited in [false, true] {
-                let key = format!("k{polls}{contended}{limited}");
-                let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
-                let mutex = client.mutex(key.as_str());
-                let locking =
-                    async { if limited { mutex.lock_within(millis(5000)).await } else { mutex.lock().await } };
-                // A handful of polls later than the first refusal: the release races with the drop.
-                let releasing = async {
-                    if let Some(other) = other {
-                        tokio::time::sleep(millis(u64::from(polls % 5))).await;
-                        other.release().await.unwrap();
-                    }
-                };
-                match tokio::join!(GiveUp::after(polls, locking), releasing).0 {
-                    None => given_up += 1,
-                    Some(guard) => {
-                        granted += 1;
-                        drop(guard.unwrap());
-                    }
+        for (contended, limit) in [(false, None), (false, Some(PATIENCE)), (true, None), (true, Some(PATIENCE))] {
+            let key = format!("{what:?}{polls}{contended}{limit:?}");
+            let other = if contended { Some(what.rival().lock(rival, &key, None).await.unwrap()) } else { None };
+            // A handful of polls later than the first refusal: the release races with the drop.
+            let releasing = async {
+                if let Some(other) = other {
+                    tokio::time::sleep(millis(u64::from(polls % 5))).await;
+                    other.release().await.unwrap();
                 }
-                // At once, not when something expires.
-                let next = rival.mutex(key.as_str()).lock_within(millis(3000)).await;
-                drop(next.unwrap_or_else(|error| panic!("{key} is left locked: {error:?}")));
+            };
+            match tokio::join!(GiveUp::after(polls, what.lock(client, &key, limit)), releasing).0 {
+                None => given_up += 1,
+                Some(guard) => {
+                    granted += 1;
+                    drop(guard.unwrap());
+                }
             }
+            // At once, not when something expires.
+            let next = what.rival().lock(rival, &key, Some(millis(3000))).await;
+            drop(next.unwrap_or_else(|error| panic!("{key} is left locked: {error:?}")));
         }
     }
     (given_up, granted)
+}
+
+/// Mutexes, read locks and permits.
+async fn drop_all_everywhere(url: &str) {
+    let (client, rival) = (client_of(url, LONG_TTL).await, client_of(url, LONG_TTL).await);
+    for what in [What::Mutex, What::Read, What::Permit] {
+        let (given_up, granted) = drop_everywhere(&client, &rival, what).await;
+        println!("{url}, {what:?}: {given_up} given up, {granted} granted");
+        assert!(given_up >= 8 && granted >= 8, "{given_up} {granted}: this swept over nothing");
+    }
 }
 
 /// The same through the contract, where who goes away cancels and drives on.
@@ -134,19 +167,24 @@ async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &LockClient) ->
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter_on_redis() {
     let server = RedisServer::start().unwrap();
-    let (client, rival) = (client_of(&server.url(), LONG_TTL).await, client_of(&server.url(), LONG_TTL).await);
-    let (given_up, granted) = drop_everywhere(&client, &rival).await;
-    assert!(given_up >= 8 && granted >= 8, "{given_up} {granted}: this swept over nothing");
+    drop_all_everywhere(&server.url()).await;
     nothing_left(&server, millis(3000));
+    nothing_panicked();
+}
+
+/// The same where nothing runs beside: the background runs only while somebody waits.
+#[tokio::test]
+async fn an_acquisition_dropped_at_any_poll_on_one_thread_leaves_no_lock_and_no_waiter_on_redis() {
+    let server = RedisServer::start().unwrap();
+    drop_all_everywhere(&server.url()).await;
+    tokio::task::spawn_blocking(move || nothing_left(&server, millis(3000))).await.unwrap();
     nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter_in_files() {
     let stage = Stage::on_files(LONG_TTL);
-    let (client, rival) = (client_of(stage.url(), LONG_TTL).await, client_of(stage.url(), LONG_TTL).await);
-    let (given_up, granted) = drop_everywhere(&client, &rival).await;
-    assert!(given_up >= 8 && granted >= 8, "{given_up} {granted}: this swept over nothing");
+    drop_all_everywhere(stage.url()).await;
     census::nothing_left(millis(3000), || census::files(&stage.locks())).unwrap();
     nothing_panicked();
 }
@@ -165,9 +203,32 @@ async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
     nothing_panicked();
 }
 
+/// Does something before the poll of this number, and goes on.
+struct AtPoll<F, D> {
+    inner: Pin<Box<F>>,
+    polls: u32,
+    act: Option<D>,
+}
+
+impl<F: Future, D: FnOnce() + Unpin> Future for AtPoll<F, D> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.polls == 0
+            && let Some(act) = self.act.take()
+        {
+            act();
+        }
+        self.polls = self.polls.saturating_sub(1);
+        self.inner.as_mut().poll(cx)
+    }
+}
+
 /// Where a connection is cut.
 #[derive(Debug, Clone, Copy)]
 enum Cut {
+    /// Before this poll of the acquisition.
+    Poll(u32),
     Chunks(Direction, u64),
     Bytes(Direction, u64),
 }
@@ -183,7 +244,9 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
     client.mutex("warm").lock().await.unwrap().release().await.unwrap();
     let rival = client_of(&server.url(), TTL).await;
     let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
+    let mut at_poll = u32::MAX;
     match cut {
+        Cut::Poll(polls) => at_poll = polls,
         Cut::Chunks(direction, chunks) => proxy.cut_after_chunks(direction, chunks),
         Cut::Bytes(direction, bytes) => proxy.cut_after_bytes(direction, bytes),
     }
@@ -194,7 +257,10 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
             other.release().await.unwrap();
         }
     };
-    let locking = tokio::time::timeout(millis(8000), mutex.lock_within(millis(3000)));
+    let locking = tokio::time::timeout(
+        millis(8000),
+        AtPoll { inner: Box::pin(mutex.lock_within(millis(3000))), polls: at_poll, act: Some(|| proxy.disconnect()) },
+    );
     let (outcome, ()) = tokio::join!(locking, releasing);
     match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
         Ok(guard) => {
@@ -219,7 +285,8 @@ async fn a_connection_cut_anywhere_in_an_acquisition_leaves_no_lock_and_no_waite
     let chunks = both.into_iter().flat_map(|direction| (0..8).map(move |chunks| Cut::Chunks(direction, chunks)));
     let bytes =
         both.into_iter().flat_map(|direction| (1..400).step_by(20).map(move |bytes| Cut::Bytes(direction, bytes)));
-    let cases: Vec<_> = chunks.chain(bytes).flat_map(|cut| [(cut, false), (cut, true)]).collect();
+    let polls = (0..8).map(Cut::Poll);
+    let cases: Vec<_> = polls.chain(chunks).chain(bytes).flat_map(|cut| [(cut, false), (cut, true)]).collect();
     let mut cuts = 0;
     for some in cases.chunks(16) {
         let mut running = Vec::new();

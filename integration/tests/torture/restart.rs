@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use leasehold_core::LockGuard;
+use leasehold_core::{LockGuard, LossReason, Released};
 use leasehold_integration::{
     census,
     server::{Persistence, RedisServer},
@@ -180,6 +180,23 @@ async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_hol
     nothing_panicked();
 }
 
+fn flush(server: &mut RedisServer) {
+    redis::cmd("FLUSHALL").exec(&mut server.connection().unwrap()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_emptied_grants_at_once_and_the_old_holder_learns_of_it_at_its_next_renewal() {
+    strike(Persistence::None, flush).await;
+    let mut server = RedisServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    flush(&mut server);
+    let reason = tokio::time::timeout(millis(TTL / 2), guard.lost()).await.expect("goes on as if nothing had happened");
+    assert_eq!(reason, LossReason::Replaced);
+    assert!(!guard.is_held());
+    assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
+}
+
 /// Ten grants, then something that loses them, again and again: every token is above all before it.
 async fn tokens_grow(persistence: Persistence, lose: impl Fn(&mut RedisServer) + Send + Sync + 'static) {
     tokio::spawn(grown(persistence, lose)).await.unwrap();
@@ -216,8 +233,6 @@ async fn tokens_never_repeat_or_fall_whatever_the_server_forgets() {
             server.cut_log_tail(40).unwrap();
             server.restart().unwrap();
         }),
-        tokens_grow(Persistence::None, |server| {
-            redis::cmd("FLUSHALL").exec(&mut server.connection().unwrap()).unwrap();
-        }),
+        tokens_grow(Persistence::None, flush),
     );
 }
