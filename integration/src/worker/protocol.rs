@@ -50,6 +50,11 @@ pub enum Command {
         /// The guard.
         slot: u32,
     },
+    /// Look at the guard in `slot` without a pause, on a thread that no runtime delays, until it is not held.
+    Watch {
+        /// The guard.
+        slot: u32,
+    },
     /// Write `value` to the register with the token of the guard in `slot`, without asking the guard first.
     Write {
         /// The guard.
@@ -109,6 +114,13 @@ pub enum Answer {
         held: bool,
         /// `remaining()`.
         remaining_ms: u64,
+    },
+    /// What was seen until the guard said that it is not held.
+    Watched {
+        /// How often it said that it is held.
+        held: u64,
+        /// How often of these its deadline had passed before it was asked.
+        too_late: u64,
     },
     /// What the register said.
     Wrote {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     client,
-    event::{EventLog, Op, Phase},
+    event::{EventLog, Op, Phase, now_ns},
     protocol::{Answer, Command, Numbered, Patience, Setup},
     register::{Register, Write},
     storm::Running,
@@ -81,6 +81,7 @@ impl Hand {
             Command::Lock { slot, key, patience } => self.lock(slot, &key, patience).await,
             Command::Release { slot } => return self.release(slot).await,
             Command::Check { slot } => return self.check(slot),
+            Command::Watch { slot } => return self.watch(slot).await,
             Command::Write { slot, value, fenced } => return self.write(slot, value, fenced),
             Command::Storm(_) | Command::Calm | Command::Count => return no_guard(0),
         };
@@ -122,6 +123,23 @@ impl Hand {
         let phase = if held { Phase::Ok } else { Phase::Fail };
         self.log.write(attempt, &guard.key().to_string(), (Op::Check, phase), token, Some(deadline_ns));
         Answer::Checked { held, remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    async fn watch(&self, slot: u32) -> Answer {
+        let Some((_, guard)) = self.guard(slot) else { return no_guard(slot) };
+        let watching = tokio::task::spawn_blocking(move || {
+            let (mut held, mut too_late) = (0, 0);
+            loop {
+                let before = now_ns();
+                if !guard.is_held() {
+                    return Answer::Watched { held, too_late };
+                }
+                held += 1;
+                // Read last: no renewal moves a deadline that has passed.
+                too_late += u64::from(before >= guard.deadline().moment().as_nanos());
+            }
+        });
+        watching.await.unwrap_or_else(|_| no_guard(slot))
     }
 
     fn write(&self, slot: u32, value: u64, fenced: bool) -> Answer {

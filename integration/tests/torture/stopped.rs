@@ -21,16 +21,25 @@ fn overtaken(stage: &Stage, fenced: bool) -> Worker {
     let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
     assert!(write(&mut holder, 1, fenced));
     assert!(is_held(holder.ask(Command::Check { slot: 0 }).unwrap()));
+    let watch = holder.send(Command::Watch { slot: 0 }).unwrap();
+    std::thread::sleep(millis(100));
     holder.pause().unwrap();
     let stopped = std::time::Instant::now();
     let (new, _) = granted(rival.lock(0, "k", Patience::Within(2 * TTL)).unwrap());
     assert!(new > old, "{old} {new}");
     assert!(write(&mut rival, 2, fenced));
     std::thread::sleep(millis(3 * TTL).saturating_sub(stopped.elapsed()));
-    // Both are asked of it before it wakes: it answers with its first breath.
+    // Asked before it wakes, and all the time: no answer after the deadline says that it is held.
     let check = holder.send(Command::Check { slot: 0 }).unwrap();
     holder.resume().unwrap();
     assert!(!is_held(holder.answer(check, PATIENCE).unwrap()), "a holder that slept for 3 TTL believes in its lock");
+    match holder.answer(watch, PATIENCE).unwrap() {
+        Answer::Watched { held, too_late } => {
+            assert!(held > 0, "it was not watched");
+            assert_eq!(too_late, 0, "it said that it is held, after its deadline");
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(is_held(rival.ask(Command::Check { slot: 0 }).unwrap()), "the rival lost its lock to one that woke up");
     holder
 }
