@@ -27,8 +27,9 @@ fn seed() -> u64 {
     seed
 }
 
+/// Held for most of the time, so that whoever is stopped is likely to hold it.
 fn storm() -> Command {
-    Command::Storm(Storm { tasks: TASKS, key: "k".into(), within_ms: 2000, hold_us: 500, write: true })
+    Command::Storm(Storm { tasks: TASKS, key: "k".into(), within_ms: 2000, hold_us: 3000, write: true })
 }
 
 /// Worker processes in a storm, some of which die and come back under another name.
