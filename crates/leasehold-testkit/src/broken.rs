@@ -55,8 +55,8 @@ bugs! {
     NoWakeUp => waiter_is_woken_without_polling,
     /// The token's counter lives with the lock and expires with it.
     TokenResets => tokens_grow_after_expiry,
-    /// Each grant gets the same token.
-    TokenStandsStill => tokens_grow_over_grants,
+    /// Each client counts its own tokens.
+    TokenPerClient => tokens_grow_over_grants,
     /// Readers' tokens are counted by themselves, so a live reader is fenced off.
     SharedTokensApart => shared_tokens_lie_between_exclusive_ones,
     /// Permits have tokens, although several holders are right at a time.

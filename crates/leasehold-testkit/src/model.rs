@@ -24,6 +24,8 @@ use crate::broken::Bug;
 const ANSWER: Duration = Duration::from_millis(1);
 /// A wake-up takes longer than an answer: whoever releases and asks again at once is always first.
 const PUSH: Duration = Duration::from_millis(3);
+/// When to try again where nobody holds: another was let in first.
+const UNKNOWN: Duration = Duration::from_millis(100);
 /// Never, for a safety net.
 const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -42,6 +44,8 @@ struct Key {
     waiters: Vec<Waiter>,
     last_token: u64,
     last_shared: u64,
+    /// For a bug: each handle's last token.
+    of_handles: HashMap<u64, u64>,
     changed: watch::Sender<()>,
 }
 
@@ -103,7 +107,14 @@ impl Store {
 
 impl Key {
     fn new() -> Self {
-        Self { holders: Vec::new(), waiters: Vec::new(), last_token: 0, last_shared: 0, changed: watch::Sender::new(()) }
+        Self {
+            holders: Vec::new(),
+            waiters: Vec::new(),
+            last_token: 0,
+            last_shared: 0,
+            of_handles: HashMap::new(),
+            changed: watch::Sender::new(()),
+        }
     }
 
     fn freed(&self) {
@@ -177,7 +188,7 @@ impl Model {
             let after_you = courteous && key.waiters.iter().any(|waiter| waiter.handle != self.id);
             if (free || again) && !behind_writer && !after_you {
                 key.waiters.retain(|waiter| waiter.owner != owner);
-                let token = key.next_token(mode, store);
+                let token = key.next_token(mode, store, self.id);
                 key.holders.push(Holder {
                     handle: self.id,
                     owner,
@@ -206,7 +217,8 @@ impl Model {
             let mut changed = key.changed.subscribe();
             let woken = !store.has(Bug::NoWakeUp);
             Ok(Answer::Refused(Contention {
-                retry_after: left,
+                // Behind a waiter that has died, soon.
+                retry_after: Some(left.unwrap_or(UNKNOWN)),
                 last_token: (key.last_token > 0).then(|| FencingToken::new(key.last_token)),
                 wake: woken.then(|| {
                     Box::pin(async move {
@@ -229,7 +241,7 @@ impl Model {
 }
 
 impl Key {
-    fn next_token(&mut self, mode: Mode, store: &Store) -> Option<FencingToken> {
+    fn next_token(&mut self, mode: Mode, store: &Store, handle: u64) -> Option<FencingToken> {
         match mode {
             Mode::Permit { .. } if store.has(Bug::PermitsCarryTokens) => {}
             Mode::Permit { .. } => return None,
@@ -239,9 +251,20 @@ impl Key {
             }
             _ => {}
         }
-        if !store.has(Bug::TokenStandsStill) || self.last_token == 0 || mode != Mode::Exclusive {
-            self.last_token += 1;
+        if store.has(Bug::TokenPerClient) {
+            let earlier = match mode {
+                Mode::Exclusive => self.of_handles.get(&handle),
+                _ => self.of_handles.values().max(),
+            };
+            let token = self.last_shared.max(earlier.copied().unwrap_or_default()) + 1;
+            if mode == Mode::Exclusive {
+                self.of_handles.insert(handle, token);
+            } else {
+                self.last_shared = token;
+            }
+            return Some(FencingToken::new(token));
         }
+        self.last_token += 1;
         Some(FencingToken::new(self.last_token))
     }
 }
@@ -457,7 +480,10 @@ impl Lease for ModelLease {
             }
             freed
         });
-        tokio::time::sleep(ANSWER).await;
+        // Without the pause in which the gate waits for the answer, nothing but courtesy lets others in.
+        if !store.has(Bug::GateNeverYields) {
+            tokio::time::sleep(ANSWER).await;
+        }
         Ok(if freed || store.has(Bug::ReleaseNeverTells) { Released::Freed } else { Released::AlreadyLost })
     }
 }

@@ -37,7 +37,7 @@ each_fails_exactly_its_case! {
     deadline_from_reply: DeadlineFromReply,
     no_wake_up: NoWakeUp,
     token_resets: TokenResets,
-    token_stands_still: TokenStandsStill,
+    token_per_client: TokenPerClient,
     shared_tokens_apart: SharedTokensApart,
     permits_carry_tokens: PermitsCarryTokens,
     renewal_outlives_guard: RenewalOutlivesGuard,
