@@ -3,10 +3,10 @@
 //! All are one small store in memory (the *model*), which without a bug keeps the whole contract. Run them in tokio's
 //! paused time: `start_paused`, on a current-thread runtime.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use leasehold_core::{Clock, LockBackend, TestClock, Ttl};
+use leasehold_core::{Clock, LockBackend, SystemClock, TestClock, Ttl};
 
 use crate::{model::Store, subject::Subject};
 
@@ -92,6 +92,7 @@ bugs! {
 pub struct ModelSubject {
     store: Arc<Store>,
     clock: Arc<dyn Clock>,
+    ttl: Ttl,
 }
 
 impl ModelSubject {
@@ -113,9 +114,31 @@ impl ModelSubject {
         Self::new(Some(bug))
     }
 
+    /// The model without a bug and without any latency: every answer comes in the first poll.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn instant() -> Self {
+        Self::on(Arc::new(TestClock::new()), None, true, 10)
+    }
+
+    /// The model without a bug, in real time.
+    #[must_use]
+    pub fn in_real_time() -> Self {
+        Self::on(Arc::new(SystemClock), None, false, 1)
+    }
+
     fn new(bug: Option<Bug>) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(TestClock::new());
-        Self { store: Store::new(Arc::clone(&clock), bug), clock }
+        Self::on(Arc::new(TestClock::new()), bug, false, 10)
+    }
+
+    fn on(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool, ttl: u64) -> Self {
+        Self {
+            store: Store::new(Arc::clone(&clock), bug, instant),
+            clock,
+            ttl: Ttl::from_secs(ttl).unwrap_or_default(),
+        }
     }
 }
 
@@ -126,11 +149,7 @@ impl Subject for ModelSubject {
     }
 
     fn ttl(&self) -> Ttl {
-        Ttl::from_secs(10).unwrap_or_default()
-    }
-
-    fn slack(&self) -> Duration {
-        Duration::from_millis(100)
+        self.ttl
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

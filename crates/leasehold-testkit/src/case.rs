@@ -14,7 +14,7 @@ pub type Needs = fn(&Capabilities) -> Result<(), &'static str>;
 pub struct Case {
     /// The claim.
     pub name: &'static str,
-    /// The concept that it belongs to: the module in [`cases`](crate::cases).
+    /// The concept that it belongs to: the module in [`cases`](mod@crate::cases).
     pub concept: &'static str,
     /// What the backend must be able to do.
     pub needs: Needs,

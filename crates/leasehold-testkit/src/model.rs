@@ -34,6 +34,8 @@ const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
 pub(crate) struct Store {
     clock: Arc<dyn Clock>,
     bug: Option<Bug>,
+    /// Answers come in the first poll, as those of a backend in memory do.
+    instant: bool,
     next_handle: AtomicU64,
     keys: Mutex<HashMap<(Vec<u8>, bool), Key>>,
 }
@@ -70,13 +72,19 @@ struct Waiter {
 }
 
 impl Store {
-    pub(crate) fn new(clock: Arc<dyn Clock>, bug: Option<Bug>) -> Arc<Self> {
-        Arc::new(Self { clock, bug, next_handle: AtomicU64::new(0), keys: Mutex::default() })
+    pub(crate) fn new(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool) -> Arc<Self> {
+        Arc::new(Self { clock, bug, instant, next_handle: AtomicU64::new(0), keys: Mutex::default() })
     }
 
     pub(crate) fn open(self: &Arc<Self>) -> Arc<Model> {
         let id = self.next_handle.fetch_add(1, Ordering::Relaxed);
         Arc::new(Model { store: Arc::clone(self), id, owner: OwnerId::random() })
+    }
+
+    async fn answer(&self) {
+        if !self.instant {
+            tokio::time::sleep(ANSWER).await;
+        }
     }
 
     fn has(&self, bug: Bug) -> bool {
@@ -215,7 +223,7 @@ impl Model {
                 waiter.until = now + left.unwrap_or_default() + request.ttl().as_duration();
             }
             let mut changed = key.changed.subscribe();
-            let woken = !store.has(Bug::NoWakeUp);
+            let (woken, instant) = (!store.has(Bug::NoWakeUp), store.instant);
             Ok(Answer::Refused(Contention {
                 // Behind a waiter that has died, soon.
                 retry_after: Some(left.unwrap_or(UNKNOWN)),
@@ -223,7 +231,9 @@ impl Model {
                 wake: woken.then(|| {
                     Box::pin(async move {
                         drop(changed.changed().await);
-                        tokio::time::sleep(PUSH).await;
+                        if !instant {
+                            tokio::time::sleep(PUSH).await;
+                        }
                     }) as _
                 }),
             }))
@@ -294,7 +304,7 @@ impl LockBackend for Model {
         let two_steps = self.store.has(Bug::SetnxThenExpire);
         let ttl = if two_steps { NEVER } else { request.ttl().as_duration() };
         let answer = self.ask(&request, ttl)?;
-        tokio::time::sleep(ANSWER).await;
+        self.store.answer().await;
         let token = match answer {
             Answer::Granted(token) => token,
             Answer::Refused(contention) => return Ok(Attempt::Contended(contention)),
@@ -313,7 +323,7 @@ impl LockBackend for Model {
         });
         if two_steps {
             lease.extend(self.store.clock.now());
-            tokio::time::sleep(ANSWER).await;
+            self.store.answer().await;
         }
         Ok(Attempt::Granted(lease))
     }
@@ -342,7 +352,7 @@ impl LockBackend for Model {
                 waiters.extend(state.waiters.iter().map(|waiter| WaiterRef::new(Some(waiter.mode), &waiter.label)));
             });
         }
-        tokio::time::sleep(ANSWER).await;
+        self.store.answer().await;
         Ok(Inspection::new(holders, waiters))
     }
 
@@ -361,7 +371,7 @@ impl LockBackend for Model {
             }
             Broken::Freed
         });
-        tokio::time::sleep(ANSWER).await;
+        self.store.answer().await;
         Ok(broken)
     }
 
@@ -439,8 +449,7 @@ impl Lease for ModelLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        let clock =
-            if self.store.has(Bug::ClientTimestamp) { self.request.clock() } else { &self.store.clock };
+        let clock = if self.store.has(Bug::ClientTimestamp) { self.request.clock() } else { &self.store.clock };
         let mut sent = self.request.now();
         let renewed = self.renewed(clock.now());
         if self.store.has(Bug::RenewalOutlivesGuard) && renewed && !self.kept.swap(true, Ordering::AcqRel) {
@@ -452,7 +461,7 @@ impl Lease for ModelLease {
                 }
             }));
         }
-        tokio::time::sleep(ANSWER).await;
+        self.store.answer().await;
         if self.store.has(Bug::RenewalUndoesRelease) && renewed {
             self.set_again(clock.now());
         }
@@ -482,7 +491,7 @@ impl Lease for ModelLease {
         });
         // Without the pause in which the gate waits for the answer, nothing but courtesy lets others in.
         if !store.has(Bug::GateNeverYields) {
-            tokio::time::sleep(ANSWER).await;
+            self.store.answer().await;
         }
         Ok(if freed || store.has(Bug::ReleaseNeverTells) { Released::Freed } else { Released::AlreadyLost })
     }

@@ -20,6 +20,8 @@ macro_rules! __with_cases {
                 expired_lock_is_granted_to_another: expiry,
                 deadline_is_counted_from_before_the_request: exclusive,
                 is_held_is_false_past_the_deadline: exclusive,
+                loss_is_told_at_the_deadline: exclusive,
+                work_is_cancelled_before_the_deadline: exclusive,
                 skewed_clock_steals_nothing: exclusive,
                 holder_that_vanishes_frees_after_ttl: expiry,
                 crash_at_any_point_frees_after_ttl: expiry,
@@ -108,16 +110,21 @@ pub fn cases() -> Vec<Case> {
 /// macro is used.
 #[macro_export]
 macro_rules! conformance {
-    ($module:ident, paused, $subject:expr $(,)?) => { $crate::__conformance!($module, paused, $subject); };
-    ($module:ident, real, $subject:expr $(,)?) => { $crate::__conformance!($module, real, $subject); };
-    ($module:ident, $subject:expr $(,)?) => { $crate::__conformance!($module, real, $subject); };
+    ($module:ident, paused, $subject:expr $(,)?) => {
+        $crate::__conformance!($module, paused, $subject);
+    };
+    ($module:ident, real, $subject:expr $(,)?) => {
+        $crate::__conformance!($module, real, $subject);
+    };
+    ($module:ident, $subject:expr $(,)?) => {
+        $crate::__conformance!($module, real, $subject);
+    };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance {
     ($module:ident, $time:ident, $subject:expr) => {
-        #[cfg(test)]
         mod $module {
             #[allow(unused_imports, reason = "the subject may need nothing")]
             use super::*;

@@ -34,11 +34,8 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
     for point in 0..POINTS {
         for contended in [false, true] {
             let key = key(subject, "dropped_at");
-            let guard = if contended {
-                Some(must(holder.mutex(&key).lock().await, "a free lock is granted"))
-            } else {
-                None
-            };
+            let guard =
+                if contended { Some(must(holder.mutex(&key).lock().await, "a free lock is granted")) } else { None };
             let mutex = dropper.mutex(&key);
             let mut acquisition = Box::pin(mutex.lock());
             // A contended acquisition asks for no further poll until something happens: the release.

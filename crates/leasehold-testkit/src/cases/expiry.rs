@@ -1,8 +1,8 @@
 //! A lock is a lease: it ends by itself.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Attempt, LossReason, Renewal};
+use leasehold_core::{Attempt, ErrorKind, LossReason, Renewal};
 
 use crate::{
     shifted::ShiftedClock,
@@ -12,6 +12,9 @@ use crate::{
     },
     subject::Subject,
 };
+
+/// How late a loss may be told on an idle runtime.
+const LATEST: Duration = Duration::from_millis(50);
 
 /// A grant that nobody renews lasts for its TTL and no longer.
 pub async fn expired_lock_is_granted_to_another(subject: &dyn Subject) {
@@ -88,6 +91,34 @@ pub async fn is_held_is_false_past_the_deadline(subject: &dyn Subject) {
     assert!(guard.remaining().is_zero(), "and no time is left");
     assert_eq!(guard.lost().await, LossReason::Expired, "and the loss is told");
     assert!(guard.renew().await.is_err(), "and it is final");
+}
+
+/// A guard that waits for its loss is told of the deadline when it comes: not earlier, and within 50 ms.
+pub async fn loss_is_told_at_the_deadline(subject: &dyn Subject) {
+    let client = client_with(subject, subject.clock()).await;
+    let mutex = client.mutex(key(subject, "lost")).with_renewal(Renewal::Manual);
+    let guard = must(mutex.lock().await, "a free lock is granted");
+    let deadline = guard.deadline();
+    let told = tokio::time::timeout(lifetime(subject), guard.lost()).await;
+    assert_eq!(told, Ok(LossReason::Expired), "the loss is told");
+    let late = subject.clock().now().since(deadline.moment());
+    assert!(deadline.is_past(subject.clock().now()), "a loss is never told while the lock is held");
+    assert!(late <= LATEST, "the loss was told {late:?} after the deadline");
+}
+
+/// Work under a lock that is not renewed is cancelled before the lock could be another's, and told as *lost*.
+pub async fn work_is_cancelled_before_the_deadline(subject: &dyn Subject) {
+    let client = client_with(subject, subject.clock()).await;
+    let mutex = client.mutex(key(subject, "work")).with_renewal(Renewal::Manual);
+    let latest = subject.clock().now() + subject.ttl().as_duration();
+    let worked = mutex.run(async |_| std::future::pending::<()>().await);
+    let Ok(worked) = tokio::time::timeout(lifetime(subject), worked).await else {
+        panic!("the work was not cancelled")
+    };
+    assert!(subject.clock().now() < latest, "the work was cancelled only after the lease could be another's");
+    assert_eq!(worked.map_err(|error| error.kind()), Err(ErrorKind::Lost), "and it is told as lost");
+    let done = mutex.run(async |lease| lease.is_held()).await;
+    assert_eq!(done.map_err(|error| error.kind()), Ok(true), "work that ends in time is done under the lease");
 }
 
 /// A client whose clock is ahead does not take what is held: expiry is not decided by a client's clock.

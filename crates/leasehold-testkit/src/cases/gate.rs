@@ -30,6 +30,8 @@ pub async fn gate_yields_to_other_clients(subject: &dyn Subject) {
                 while !over.load(Ordering::Acquire) {
                     let guard = must(mutex.lock().await, "a waiter of the crowd is granted");
                     grants.fetch_add(1, Ordering::AcqRel);
+                    // Paused time goes on only when everybody sleeps.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                     must(guard.release().await, "a release is answered");
                 }
             })

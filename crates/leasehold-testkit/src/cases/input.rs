@@ -20,8 +20,8 @@ pub async fn awkward_names_are_distinct(subject: &dyn Subject) {
         name
     };
     let ends = [
-        "", "a", "A", "a/b", "a/", "/a", "a//b", "a:b", "a_b", "a b", ".", "..", "a/../b", "{}", "{a}", "a}b", "a{b", "\0",
-        "a\0b", "\n", "a\nb", "%00", "%2F", "*", "?", "\\", "'", "\"", "ä", "a\u{308}", "🔒",
+        "", "a", "A", "a/b", "a/", "/a", "a//b", "a:b", "a_b", "a b", ".", "..", "a/../b", "{}", "{a}", "a}b", "a{b",
+        "\0", "a\0b", "\n", "a\nb", "%00", "%2F", "*", "?", "\\", "'", "\"", "ä", "a\u{308}", "🔒",
     ];
     let mut names: Vec<Vec<u8>> = ends.iter().map(|end| format!("{stem}{end}").into_bytes()).collect();
     names.extend([long('y').into_bytes(), long('z').into_bytes()]);

@@ -73,7 +73,8 @@ pub async fn permits_bound_holders(subject: &dyn Subject) {
         let full = attempt(&backend, request(subject, &backend, &key).with_permit_of(of)).await;
         assert!(full.is_none(), "one more than the permits was granted");
         release(permit).await;
-        let again = granted(&backend, request(subject, &backend, &key).with_permit_of(of), "a permit was returned").await;
+        let again =
+            granted(&backend, request(subject, &backend, &key).with_permit_of(of), "a permit was returned").await;
         let other = subject.open().await;
         refused(&other, request(subject, &other, &key).with_permit_of(of), "all permits are taken again").await;
         release(&again).await;
@@ -112,7 +113,11 @@ pub async fn unsupported_modes_are_refused_typed(subject: &dyn Subject) {
         };
         assert_eq!(asked.map(drop).map_err(|error| error.kind()), Err(ErrorKind::Unsupported), "{mode}, by the client");
         let asked = Arc::clone(&backend).try_acquire(request(subject, &backend, &key).with_mode(mode)).await;
-        assert_eq!(asked.map(drop).map_err(|error| error.kind()), Err(ErrorKind::Unsupported), "{mode}, by the backend");
+        assert_eq!(
+            asked.map(drop).map_err(|error| error.kind()),
+            Err(ErrorKind::Unsupported),
+            "{mode}, by the backend"
+        );
     }
 }
 
