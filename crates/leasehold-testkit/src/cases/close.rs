@@ -27,7 +27,10 @@ pub async fn close_releases_all_and_then_says_closed(subject: &dyn Subject) {
     tokio::time::sleep(SOON).await;
     must(closing.close().await, "a close is answered");
     for waiter in waiters {
-        let Ok(sent_away) = waiter.await else { panic!("a waiter panicked") };
+        let Ok(sent_away) = tokio::time::timeout(SOON * 2, waiter).await else {
+            panic!("a waiter is not sent away by the close")
+        };
+        let Ok(sent_away) = sent_away else { panic!("a waiter panicked") };
         assert_eq!(sent_away, Err(ErrorKind::Closed), "a waiter is sent away");
     }
     for (guard, key) in guards.iter().zip(&keys) {

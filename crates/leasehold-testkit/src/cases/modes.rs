@@ -69,6 +69,7 @@ pub async fn permits_bound_holders(subject: &dyn Subject) {
         held.push(granted(&backend, request(subject, &backend, &key).with_permit_of(of), "a permit is free").await);
     }
     let backend = subject.open().await;
+    let mut refills = Vec::new();
     for permit in &held {
         let full = attempt(&backend, request(subject, &backend, &key).with_permit_of(of)).await;
         assert!(full.is_none(), "one more than the permits was granted");
@@ -79,7 +80,10 @@ pub async fn permits_bound_holders(subject: &dyn Subject) {
         refused(&other, request(subject, &other, &key).with_permit_of(of), "all permits are taken again").await;
         release(&again).await;
         let refill = granted(&other, request(subject, &other, &key).with_permit_of(of), "a permit was returned").await;
-        std::mem::forget((refill, other));
+        refills.push(refill);
+    }
+    for permit in &refills {
+        release(permit).await;
     }
 }
 
