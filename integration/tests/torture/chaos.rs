@@ -125,9 +125,11 @@ fn strike(rng: &mut StdRng, server: &mut RedisServer, crew: &mut Crew<'_>, span:
                 server.restart().unwrap();
             }
             2 | 3 => {
-                crew.workers[at].pause().unwrap();
-                thread::sleep(millis(rng.random_range(10..2 * TTL)));
-                crew.workers[at].resume().unwrap();
+                // All but one: the holder is likely to be among them, and its lock goes to the one that is left.
+                let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
+                stopped.iter().for_each(|worker| crew.workers[*worker].pause().unwrap());
+                thread::sleep(millis(rng.random_range(TTL / 10..2 * TTL)));
+                stopped.iter().for_each(|worker| crew.workers[*worker].resume().unwrap());
             }
             _ => crew.replace(at),
         }
