@@ -13,7 +13,8 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::support::{PATIENCE, Stage, granted, millis, nothing_left};
 
-const TTL: u64 = 1000;
+/// Short, so that many stops outlast it.
+const TTL: u64 = 500;
 const PROCESSES: usize = 4;
 const TASKS: u32 = 16;
 
