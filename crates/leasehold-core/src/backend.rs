@@ -183,7 +183,8 @@ pub trait Lease: Debug + Send + Sync + 'static {
         Err(Error::new(ErrorKind::Unsupported, "this backend cannot vote on fencing tokens"))
     }
 
-    /// Gives the lock back, if it is still ours. Idempotent.
+    /// Gives the lock back, if it is still ours. Idempotent: once [`Released::Freed`] was told, every further call changes
+    /// nothing and says [`Released::AlreadyLost`].
     ///
     /// # Errors
     /// As the driver fails; the lock is then free at its deadline.

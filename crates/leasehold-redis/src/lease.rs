@@ -97,8 +97,9 @@ impl Lease for RedisLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.releasing.store(true, Ordering::Release);
-        if let Some(released) = self.released.get() {
-            return Ok(*released);
+        if self.released.get().is_some() {
+            // It was told already; now there is nothing of ours.
+            return Ok(Released::AlreadyLost);
         }
         let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link, &self.request);
         let (script, operation) = (release_script(self.request.mode()), Operation::Release);

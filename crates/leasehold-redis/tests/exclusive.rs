@@ -72,7 +72,7 @@ async fn gathered_operations_are_as_good_as_lone_ones() {
                     Arc::clone(&lease).renew().await.unwrap();
                     refused(&backend, request(&name)).await;
                     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
-                    assert_eq!(lease.release().await.unwrap(), Released::Freed, "idempotent");
+                    assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "told once");
                 }
             })
         })

@@ -1,6 +1,6 @@
 //! [`MemoryBackend`]: locks between the tasks of one process.
 
-use std::{fmt, ops::ControlFlow, sync::Arc};
+use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Clock, Contention, Drift, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
@@ -17,6 +17,9 @@ use super::{
 };
 
 pub(super) const NAME: &str = "memory";
+
+/// How long a courteous request lets those go first who wait by attempts.
+const COURTESY: Duration = Duration::from_millis(5);
 
 /// Locks between the tasks of one process, with everything that a server would do: queue, expiry, fencing tokens.
 ///
@@ -150,6 +153,14 @@ impl LockBackend for MemoryBackend {
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         if request.is_cancelled() {
             return Err(cancelled());
+        }
+        let way_is_free = |slot: &mut Slot| slot.watchers.is_empty();
+        if request.is_courteous() && !self.table.with_slot(request.key(), request.mode(), way_is_free) {
+            // Who waits by attempts has no place in the queue: it gets this long to make its next one.
+            tokio::select! {
+                () = tokio::time::sleep(COURTESY) => {}
+                () = request.cancelled() => return Err(cancelled()),
+            }
         }
         let entry = self.table.with_slot(request.key(), request.mode(), |slot| {
             Ok::<_, Error>(match slot.try_grant(&request, &self.issuer)? {

@@ -1,0 +1,38 @@
+//! Every backend keeps the whole contract: the suite of `leasehold-testkit`, on real servers.
+
+use std::sync::{Arc, LazyLock};
+
+use leasehold_core::{LockBackend, TestClock};
+use leasehold_integration::server::{SharedRedis, shared_redis};
+use leasehold_local::{FileBackend, MemoryBackend};
+use leasehold_redis::RedisBackend;
+use leasehold_testkit::{SubjectOf, conformance};
+
+/// A memory of its own for each case, in simulated time.
+fn memory() -> SubjectOf {
+    let clock = Arc::new(TestClock::new());
+    let memory = Arc::new(MemoryBackend::with_clock(clock.clone()));
+    SubjectOf::new(move || {
+        let memory = Arc::clone(&memory);
+        async move { memory as Arc<dyn LockBackend> }
+    })
+    .with_clock(clock)
+}
+
+conformance!(memory, paused, memory());
+
+/// One directory for all cases, opened anew for each "process" of a case.
+async fn files() -> Arc<dyn LockBackend> {
+    static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
+    Arc::new(FileBackend::open(DIR.path()).expect("a directory of ours"))
+}
+
+conformance!(files, SubjectOf::new(files));
+
+/// One server for all cases, connected anew for each "process" of a case.
+async fn redis() -> Arc<dyn LockBackend> {
+    static SERVER: LazyLock<SharedRedis> = LazyLock::new(|| shared_redis().expect("a Redis server"));
+    RedisBackend::connect(SERVER.url()).await.expect("a connection")
+}
+
+conformance!(redis, SubjectOf::new(redis));
