@@ -1,1 +1,26 @@
-//! Placeholder of the skeleton.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod breaking;
+mod config;
+mod connection;
+mod error;
+mod gather;
+mod holder;
+mod inspect;
+mod keys;
+mod lease;
+mod probe;
+mod scripts;
+mod undo;
+mod wake;
+
+pub use leasehold_core::{Error, ErrorKind, Result};
+/// The driver.
+pub use redis;
+
+pub use crate::{
+    backend::RedisBackend,
+    config::{RedisConfig, WakeMode},
+};

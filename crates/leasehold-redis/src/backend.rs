@@ -1,0 +1,381 @@
+//! [`RedisBackend`].
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, FencingToken, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts,
+    async_trait,
+};
+use redis::{Client, Cmd, Value};
+
+use crate::{
+    breaking,
+    config::{Location, RedisConfig, WakeMode},
+    connection::Link,
+    error::{self, BACKEND, Effect},
+    gather::Operation,
+    holder::Holder,
+    inspect,
+    keys::{Keys, Kind},
+    lease::RedisLease,
+    probe, scripts,
+    undo::{self, Orphans},
+    wake::Epoch,
+};
+
+/// Below this, drift and network leave nothing to work with.
+const MIN_TTL: u64 = 10;
+/// The first value that a script cannot tell from its neighbours.
+const TOKEN_LIMIT: u64 = 1 << 53;
+/// How long to wait at most for a holder that has no end (another program's), unless it is woken.
+const NET: Duration = Duration::from_secs(30);
+/// How often waiters ask where nothing can wake them.
+const POLL: Duration = Duration::from_millis(50);
+/// After a courteous refusal: long enough for a foreign waiter's round trip.
+const COURTESY: Duration = Duration::from_millis(5);
+
+/// Locks on one Redis or Valkey server.
+///
+/// All operations share one multiplexed connection, which is replaced when it fails. See the [crate](crate) for what is
+/// guaranteed.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), leasehold_redis::Error> {
+/// use leasehold_redis::RedisBackend;
+///
+/// let backend = RedisBackend::connect("redis://127.0.0.1/?prefix=shop:").await?;
+/// # Ok(()) }
+/// ```
+pub struct RedisBackend {
+    link: Arc<Link>,
+    orphans: Arc<Orphans>,
+    capabilities: Capabilities,
+}
+
+impl RedisBackend {
+    /// Connects to the server at `url`; the [crate](crate) lists the URL's options.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
+    /// - [`ErrorKind::Unavailable`] if the server cannot be reached, [`ErrorKind::Denied`] if it refuses the user or the
+    ///   password, or shows a wrong certificate.
+    /// - [`ErrorKind::Unsupported`] for a server before 6.2, a read-only replica, or TLS without the feature `tls`.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn connect(url: &str) -> Result<Arc<Self>> {
+        let Location { client, config } = Location::parse(url)?;
+        Self::from_client(&client, config).await
+    }
+
+    /// Connects as `client` does. Its RESP version does not matter: RESP3 is used where the server has it.
+    ///
+    /// The connection is a new one: a connection that others use could be closed or blocked by them.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), except for the URL.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn from_client(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
+        let client = config.apply_to(&probe::with_resp3(client)?)?;
+        let endpoint = endpoint_of(&client);
+        let link = Link::new(client, config, endpoint);
+        let live = link.live().await?;
+        let capabilities = capabilities(link.endpoint.clone(), live.pushes);
+        Ok(Arc::new(Self { link, orphans: Arc::default(), capabilities }))
+    }
+
+    /// One attempt. `registered`: an earlier attempt of this acquisition has registered it as a waiter.
+    async fn attempt(&self, request: Request, registered: bool) -> Result<Attempt> {
+        let prefix = &self.link.config.prefix;
+        Keys::check(prefix, request.key()).map_err(in_acquire)?;
+        self.capabilities.check(request.mode(), request.ttl()).map_err(in_acquire)?;
+        if request.token_floor().is_some_and(|floor| floor.get() + 2 >= TOKEN_LIMIT) {
+            return Err(error::plain(ErrorKind::InvalidInput, "acquire", "a token floor must stay below 2^53"));
+        }
+        let keys = Keys::new(prefix, request.key());
+        let before = self.epoch(request.mode(), &keys);
+        let sent = request.now();
+        let answer = match request.mode() {
+            Mode::Exclusive => self.exclusive(&request, &keys, registered).await,
+            Mode::Shared => self.shared(&request, &keys, registered).await,
+            Mode::Permit { of } => self.permit(&request, &keys, registered, of.get()).await,
+            // A mode that this version does not know was refused above.
+            _ => Err(error::protocol("acquire")),
+        };
+        let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
+        match answer {
+            Ok(Answer::Granted(token)) => {
+                Ok(Attempt::Granted(Arc::new(RedisLease::new(&self.link, request, token, sent))))
+            }
+            Ok(Answer::Refused(refusal, left)) => {
+                Ok(Attempt::Contended(self.contention(&request, &keys, before, refusal, left)))
+            }
+            Ok(Answer::Mismatch { theirs }) => Err(error::plain(
+                ErrorKind::Mismatch,
+                "acquire",
+                format!(
+                    "`{}` is held as {} and was asked for as permit of {theirs} by its holders; say the same count everywhere",
+                    request.key(),
+                    request.mode()
+                ),
+            )),
+            Err(error) => {
+                // Without an answer, or with an error from the middle of a script, something may be held.
+                if matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol) {
+                    self.orphans.add(&self.link, &request);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn exclusive(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
+        let holder = Holder::of(request);
+        let flags = flags(request, registered);
+        let floor = request.token_floor();
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(request.ttl().as_millis());
+            cmd.arg(keys.derived(Kind::Token));
+            if !flags.is_empty() || floor.is_some() {
+                cmd.arg(flags);
+            }
+            if let Some(floor) = floor {
+                cmd.arg(floor.get());
+            }
+        };
+        let (script, operation) = (&scripts::ACQUIRE, Operation::Acquire);
+        if !request.is_courteous() && !registered && floor.is_none() {
+            match self.link.gather.run(&self.link, operation, request, arguments, script).await? {
+                // Refused in a gathered call, which neither arms the wake-up nor registers: ask once more alone.
+                Value::Int(0) => {}
+                answer => return Ok(answer),
+            }
+        }
+        self.link.run(script, operation.name(), Effect::Writes, arguments).await
+    }
+
+    async fn shared(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
+        let holder = Holder::of(request);
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
+            cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.derived(Kind::Token));
+            cmd.arg(flags(request, registered));
+            if let Some(floor) = request.token_floor() {
+                cmd.arg(floor.get());
+            }
+        };
+        self.link.run(&scripts::ACQUIRE_SHARED, "acquire", Effect::Writes, arguments).await
+    }
+
+    async fn permit(&self, request: &Request, keys: &Keys<'_>, registered: bool, of: u32) -> Result<Value> {
+        let holder = Holder::of(request);
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(request.ttl().as_millis());
+            cmd.arg(keys.derived(Kind::Queue)).arg(flags(request, registered)).arg(of);
+        };
+        self.link.run(&scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
+    }
+
+    fn epoch(&self, mode: Mode, keys: &Keys<'_>) -> Epoch {
+        let registry = &self.link.registry;
+        match mode {
+            Mode::Shared => registry.epoch([keys.lock(), keys.derived(Kind::Writers)]),
+            Mode::Permit { .. } => registry.epoch([keys.derived(Kind::Permits)]),
+            _ => registry.epoch([keys.lock()]),
+        }
+    }
+
+    fn contention(&self, request: &Request, keys: &Keys<'_>, before: Epoch, refusal: Refusal, left: i64) -> Contention {
+        // Without a connection there is one that just broke, and the epoch has moved: the wake-up comes at once.
+        let pushes =
+            self.link.config.wake_up == WakeMode::Pushed && self.link.live_now().is_none_or(|live| live.pushes);
+        let registry = &self.link.registry;
+        let wake = pushes.then(|| match request.mode() {
+            Mode::Shared => registry.arm([keys.lock(), keys.derived(Kind::Writers)], before),
+            Mode::Permit { .. } => registry.arm([keys.derived(Kind::Permits)], before),
+            _ => registry.arm([keys.lock()], before),
+        });
+        // Spread, so that those who wait for one deadline do not ask in the same instant.
+        let spread = Duration::from_micros((request.owner().as_u128() % 4_000) as u64);
+        let left = u64::try_from(left).map_or(NET, Duration::from_millis);
+        let mut retry_after = match refusal {
+            Refusal::Courtesy => COURTESY,
+            // A member of a set expires without a push: that time is not a net, it is the signal.
+            Refusal::Held if request.mode().is_permit() => left,
+            Refusal::Writers => left,
+            Refusal::Held => self.link.config.safety_net.unwrap_or(left),
+        } + spread;
+        if !pushes {
+            retry_after = retry_after.min(POLL / 2 + spread * 8);
+        }
+        Contention { retry_after: Some(retry_after), last_token: None, wake }
+    }
+}
+
+#[async_trait]
+impl LockBackend for RedisBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        // Whether an earlier attempt has registered is not known here.
+        let registered = request.is_waiting();
+        self.attempt(request, registered).await
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        // The request that is registered as a waiter; its owner changes after an attempt of unknown outcome.
+        let waiter: Mutex<Option<Request>> = Mutex::new(None);
+        let waiter = &waiter;
+        let backend = &self;
+        let acquired = acquire_by_attempts(request, |request| async move {
+            let lock = || waiter.lock().unwrap_or_else(PoisonError::into_inner);
+            let registered = lock().as_ref().is_some_and(|waiter| waiter.owner() == request.owner());
+            let attempt = backend.attempt(request.clone(), registered).await;
+            if let Ok(Attempt::Contended(_)) = attempt {
+                *lock() = Some(request);
+            }
+            attempt
+        })
+        .await;
+        if acquired.is_err() {
+            let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Without a connection the registration ends by itself.
+            if let (Some(request), Some(live)) = (waiter, self.link.live_now()) {
+                let keys = Keys::new(&self.link.config.prefix, request.key());
+                if let Err(error) = undo::withdraw(&self.link, &live, &request, &keys).await {
+                    tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
+                }
+            }
+        }
+        acquired
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        inspect::inspect(&self.link, key).await
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        breaking::break_lock(&self.link, holder, now).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.link.close();
+        Ok(())
+    }
+}
+
+/// Why a script refused, as it numbers the reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// It is held.
+    Held,
+    /// Another process waits, and the request is courteous.
+    Courtesy,
+    /// A writer waits, and the request is a reader's.
+    Writers,
+}
+
+/// What an acquire script answers.
+enum Answer {
+    Granted(Option<FencingToken>),
+    /// And the milliseconds until trying again makes sense; negative if the holder has no end.
+    Refused(Refusal, i64),
+    Mismatch {
+        theirs: i64,
+    },
+}
+
+impl Answer {
+    fn read(answer: &Value, mode: Mode) -> Result<Self> {
+        match answer {
+            Value::BulkString(token) => {
+                let token = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
+                token.map(|token| Self::Granted(Some(token))).ok_or_else(|| error::protocol("acquire"))
+            }
+            Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
+            Value::Array(parts) => match parts.as_slice() {
+                [Value::Int(0), Value::Int(left)] => Ok(Self::Refused(Refusal::Held, *left)),
+                [Value::Int(1), Value::Int(left)] => Ok(Self::Refused(Refusal::Courtesy, *left)),
+                [Value::Int(2), Value::Int(left)] => Ok(Self::Refused(Refusal::Writers, *left)),
+                [Value::Int(3), Value::Int(theirs)] => Ok(Self::Mismatch { theirs: *theirs }),
+                _ => Err(error::protocol("acquire")),
+            },
+            _ => Err(error::protocol("acquire")),
+        }
+    }
+}
+
+/// What the scripts call flags.
+fn flags(request: &Request, registered: bool) -> &'static str {
+    match (request.is_waiting(), request.is_courteous(), registered) {
+        (false, false, false) => "",
+        (true, false, false) => "w",
+        (false, true, false) => "c",
+        (true, true, false) => "wc",
+        (false, false, true) => "r",
+        (true, false, true) => "wr",
+        (false, true, true) => "cr",
+        (true, true, true) => "wcr",
+    }
+}
+
+fn in_acquire(error: leasehold_core::Error) -> leasehold_core::Error {
+    error.with_backend(BACKEND).with_operation("acquire")
+}
+
+fn capabilities(endpoint: String, pushes: bool) -> Capabilities {
+    let mut capabilities = Capabilities::new(BACKEND);
+    capabilities.endpoint = endpoint;
+    capabilities.shared = true;
+    capabilities.permits = true;
+    capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
+    capabilities.fencing = Fencing::Clocked;
+    capabilities.fairness = Fairness::None;
+    capabilities.wakeup = if pushes { Wakeup::Pushed } else { Wakeup::Polled(POLL) };
+    capabilities.loss_signal = LossSignal::Renewal;
+    capabilities.restart = Restart::AsPersisted;
+    capabilities.ordered_release = true;
+    capabilities.inspect = true;
+    capabilities.break_lock = true;
+    capabilities
+}
+
+/// The address without secrets.
+fn endpoint_of(client: &Client) -> String {
+    let info = client.get_connection_info();
+    let db = info.redis_settings().db();
+    match info.addr() {
+        redis::ConnectionAddr::Unix(path) => format!("redis+unix://{}?db={db}", path.display()),
+        redis::ConnectionAddr::TcpTls { host, port, .. } => format!("rediss://{}:{port}/{db}", bracketed(host)),
+        redis::ConnectionAddr::Tcp(host, port) => format!("redis://{}:{port}/{db}", bracketed(host)),
+        other => format!("redis://{other}/{db}"),
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+impl fmt::Display for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.link.endpoint)
+    }
+}
+
+impl fmt::Debug for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBackend")
+            .field("link", &self.link)
+            .field("config", &self.link.config)
+            .finish_non_exhaustive()
+    }
+}

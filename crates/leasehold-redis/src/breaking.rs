@@ -1,0 +1,57 @@
+//! Taking a lock from a holder that an inspection showed.
+
+use std::time::Duration;
+
+use leasehold_core::{Broken, HolderRef, Mode, Result};
+use redis::{Cmd, Value};
+
+use crate::{
+    connection::Link,
+    error::{self, Effect},
+    keys::{Keys, Kind},
+    scripts,
+};
+
+/// What the scripts answer if the holder holds no more.
+const GONE: i64 = -2;
+
+/// Compares the value and takes the lock in one step, so that a newer holder is never hit.
+pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Result<Broken> {
+    Keys::check(&link.config.prefix, &holder.key).map_err(|error| error.with_operation("break"))?;
+    let keys = Keys::new(&link.config.prefix, &holder.key);
+    let id = holder.id.as_slice();
+    let (script, arguments): (_, Box<dyn Fn(&mut Cmd) + Send + Sync>) = match (holder.mode, now) {
+        (Some(Mode::Shared), true) => (
+            &scripts::RELEASE_SHARED,
+            Box::new(|cmd| {
+                cmd.arg(1).arg(keys.lock()).arg(id).arg(keys.derived(Kind::Readers));
+            }),
+        ),
+        (Some(Mode::Shared), false) => (
+            &scripts::MARK_MEMBER,
+            Box::new(|cmd| {
+                cmd.arg(1).arg(keys.derived(Kind::Readers)).arg(id);
+            }),
+        ),
+        (Some(Mode::Permit { .. }), _) => (
+            if now { &scripts::RELEASE_PERMIT } else { &scripts::MARK_MEMBER },
+            Box::new(|cmd| {
+                cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id);
+            }),
+        ),
+        _ => (
+            if now { &scripts::RELEASE } else { &scripts::MARK },
+            Box::new(|cmd| {
+                cmd.arg(1).arg(keys.lock()).arg(id);
+            }),
+        ),
+    };
+    let answer = link.run(script, "break", Effect::Writes, arguments).await?;
+    match (answer, now) {
+        (Value::Int(1), true) => Ok(Broken::Freed),
+        (Value::Int(0), true) | (Value::Int(GONE), false) => Ok(Broken::AlreadyGone),
+        // A holder of another program may have no end.
+        (Value::Int(left), false) => Ok(Broken::FreeWithin(u64::try_from(left).ok().map(Duration::from_millis))),
+        _ => Err(error::protocol("break")),
+    }
+}

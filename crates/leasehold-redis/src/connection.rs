@@ -1,0 +1,336 @@
+//! The one multiplexed connection: opened, checked, watched, replaced.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures_util::{FutureExt, future::Shared};
+use leasehold_core::{BoxFuture, Error, ErrorKind, Result};
+use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection};
+use tokio::task::unconstrained;
+
+use crate::{
+    config::{RedisConfig, WakeMode},
+    error::{self, Effect},
+    gather::Gather,
+    probe,
+    scripts::Script,
+    wake::Registry,
+};
+
+/// The driver's queue of commands that are not yet written. Never full, so that a command is queued, in order, by the
+/// first poll of its future: releases are ordered by that.
+const QUEUE: usize = 1 << 20;
+
+/// The way to the server.
+pub(crate) struct Link {
+    client: Client,
+    pub(crate) config: RedisConfig,
+    pub(crate) endpoint: String,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) gather: Gather,
+    state: Mutex<State>,
+    generations: AtomicU64,
+    /// Ids of connections that were given up while a command was under way: it might still arrive.
+    doomed: Mutex<Vec<i64>>,
+    this: Weak<Self>,
+}
+
+enum State {
+    Down,
+    Connecting(Shared<BoxFuture<'static, Result<Arc<Live>>>>),
+    Live(Arc<Live>),
+    Closed,
+}
+
+/// A connection that works, as far as we know.
+pub(crate) struct Live {
+    connection: MultiplexedConnection,
+    generation: u64,
+    pub(crate) id: Option<i64>,
+    /// Whether the server pushes invalidations on it.
+    pub(crate) pushes: bool,
+}
+
+/// A command that is in the connection's queue and whose answer is awaited.
+pub(crate) type Sent = Pin<Box<dyn Future<Output = Result<Value, RedisError>> + Send>>;
+
+impl Link {
+    pub(crate) fn new(client: Client, config: RedisConfig, endpoint: String) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            client,
+            config,
+            endpoint,
+            registry: Arc::new(Registry::new()),
+            gather: Gather::default(),
+            state: Mutex::new(State::Down),
+            generations: AtomicU64::new(0),
+            doomed: Mutex::default(),
+            this: Weak::clone(this),
+        })
+    }
+
+    /// Runs a script. The first poll puts it into the connection's queue, if there is a connection.
+    pub(crate) async fn run(
+        &self,
+        script: &Script,
+        operation: &'static str,
+        effect: Effect,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Value> {
+        let live = self.live_in_order(operation).await?;
+        self.run_on(&live, script, operation, effect, arguments).await
+    }
+
+    /// As [`run`](Self::run), on this connection.
+    pub(crate) async fn run_on(
+        &self,
+        live: &Live,
+        script: &Script,
+        operation: &'static str,
+        effect: Effect,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Value> {
+        let answer = match live.send(&by_hash(script, &arguments)).await {
+            Err(error) if is_no_script(&error) => live.send(&in_full(script, &arguments)).await,
+            answer => answer,
+        };
+        answer.map_err(|error| self.failed(live, error, operation, effect))
+    }
+
+    /// Runs a plain command.
+    pub(crate) async fn command(&self, cmd: &Cmd, operation: &'static str, effect: Effect) -> Result<Value> {
+        let live = self.live_in_order(operation).await?;
+        live.send(cmd).await.map_err(|error| self.failed(&live, error, operation, effect))
+    }
+
+    /// Maps the error, and gives the connection up if it must be.
+    pub(crate) fn failed(&self, live: &Live, error: RedisError, operation: &'static str, effect: Effect) -> Error {
+        if error.is_io_error() || error.is_unrecoverable_error() {
+            self.give_up(live, error.is_timeout());
+        }
+        error::of_command(error, operation, effect)
+    }
+
+    /// The connection, with all gathered operations sent before whatever comes next.
+    async fn live_in_order(&self, operation: &'static str) -> Result<Arc<Live>> {
+        let live = match self.live_now() {
+            Some(live) => live,
+            None => self.live().await.map_err(|error| error.with_operation(operation))?,
+        };
+        self.gather.send_all(self, &live);
+        Ok(live)
+    }
+
+    /// The connection, if there is one.
+    pub(crate) fn live_now(&self) -> Option<Arc<Live>> {
+        match &*self.state() {
+            State::Live(live) => Some(Arc::clone(live)),
+            _ => None,
+        }
+    }
+
+    /// The connection. If there is none, all who ask share one attempt.
+    pub(crate) async fn live(&self) -> Result<Arc<Live>> {
+        let connecting = {
+            let mut state = self.state();
+            match &*state {
+                State::Live(live) => return Ok(Arc::clone(live)),
+                State::Closed => {
+                    return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));
+                }
+                State::Connecting(connecting) => connecting.clone(),
+                State::Down => {
+                    let Some(this) = self.this.upgrade() else {
+                        return Err(error::plain(ErrorKind::Closed, "connect", "the backend was dropped"));
+                    };
+                    let connecting = async move { this.connect().await }.boxed().shared();
+                    // Spawned, so that it ends also if nobody goes on asking.
+                    drop(tokio::spawn(connecting.clone()));
+                    *state = State::Connecting(connecting.clone());
+                    connecting
+                }
+            }
+        };
+        connecting.await
+    }
+
+    async fn connect(self: Arc<Self>) -> Result<Arc<Live>> {
+        let opened = self.open().await;
+        let mut state = self.state();
+        if matches!(*state, State::Closed) {
+            return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));
+        }
+        match opened {
+            Ok(live) => {
+                *state = State::Live(Arc::clone(&live));
+                drop(state);
+                tracing::debug!(endpoint = %self.endpoint, id = live.id, pushes = live.pushes, "connected");
+                // Whoever was armed on an earlier connection is not armed on this one.
+                self.registry.wake_all();
+                Ok(live)
+            }
+            Err(error) => {
+                *state = State::Down;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(self: &Arc<Self>) -> Result<Arc<Live>> {
+        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.config.connect_timeout))
+            .set_response_timeout(Some(self.config.response_timeout))
+            .set_pipeline_buffer_size(QUEUE);
+        let pushing = match self.config.wake_up {
+            WakeMode::Pushed => {
+                let settings = settings.clone().set_push_sender(self.push_sender(generation));
+                match self.client.get_multiplexed_async_connection_with_config(&settings).await {
+                    Ok(connection) => Some(connection),
+                    Err(error) if probe::lacks_resp3(&error) => {
+                        tracing::warn!(endpoint = %self.endpoint, "no RESP3 here: waiters poll");
+                        None
+                    }
+                    Err(error) => return Err(error::of_connect(error, &self.endpoint)),
+                }
+            }
+            WakeMode::Polled => None,
+        };
+        let (connection, can_push) = match pushing {
+            Some(connection) => (connection, true),
+            None => {
+                let client = probe::with_resp2(&self.client)?;
+                let connection = client.get_multiplexed_async_connection_with_config(&settings).await;
+                (connection.map_err(|error| error::of_connect(error, &self.endpoint))?, false)
+            }
+        };
+        let found = probe::check(&connection, can_push, &self.endpoint).await?;
+        Ok(Arc::new(Live { connection, generation, id: found.id, pushes: found.pushes }))
+    }
+
+    fn push_sender(&self, generation: u64) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
+        let registry = Arc::clone(&self.registry);
+        let link = Weak::clone(&self.this);
+        move |push: PushInfo| {
+            match push.kind {
+                PushKind::Invalidate => match push.data.as_slice() {
+                    [Value::Array(keys)] => {
+                        for key in keys {
+                            if let Value::BulkString(key) = key {
+                                registry.wake(key);
+                            }
+                        }
+                    }
+                    // A null key: the whole database was flushed.
+                    _ => registry.wake_all(),
+                },
+                PushKind::Disconnection => {
+                    if let Some(link) = link.upgrade() {
+                        link.disconnected(generation);
+                    }
+                    registry.wake_all();
+                }
+                _ => {}
+            }
+            Ok(())
+        }
+    }
+
+    /// The connection does not answer, or broke.
+    fn give_up(&self, live: &Live, silent: bool) {
+        if self.disconnected(live.generation) {
+            // Commands may still be on their way on it, and must not take effect after they were undone.
+            if let Some(id) = live.id.filter(|_| silent) {
+                self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            }
+            self.registry.wake_all();
+        }
+    }
+
+    /// Whether this was the current connection.
+    fn disconnected(&self, generation: u64) -> bool {
+        let mut state = self.state();
+        let current = matches!(&*state, State::Live(live) if live.generation == generation);
+        if current {
+            *state = State::Down;
+            tracing::warn!(endpoint = %self.endpoint, "the connection is lost");
+        }
+        current
+    }
+
+    /// Ends the connections that were given up, as far as the server lets us.
+    pub(crate) async fn end_doomed(&self, live: &Live) {
+        let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
+        for id in doomed {
+            let mut kill = redis::cmd("CLIENT");
+            kill.arg("KILL").arg("ID").arg(id);
+            if let Err(error) = live.send(&kill).await {
+                tracing::debug!(endpoint = %self.endpoint, id, %error, "could not end the old connection");
+            }
+        }
+    }
+
+    /// Ends the connection. There will be no other.
+    pub(crate) fn close(&self) {
+        *self.state() = State::Closed;
+        self.registry.wake_all();
+    }
+
+    pub(crate) fn upgrade(&self) -> Option<Arc<Self>> {
+        self.this.upgrade()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    /// Queues the command at the first poll, then waits for the answer.
+    pub(crate) async fn send(&self, cmd: &Cmd) -> Result<Value, RedisError> {
+        let mut connection = self.connection.clone();
+        // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before the command is queued.
+        unconstrained(connection.send_packed_command(cmd)).await?.extract_error()
+    }
+
+    /// As [`send`](Self::send), with errors inside of the answer left where they are.
+    pub(crate) fn send_owned(&self, cmd: Cmd) -> Sent {
+        let mut connection = self.connection.clone();
+        Box::pin(unconstrained(async move { connection.send_packed_command(&cmd).await }))
+    }
+}
+
+/// `EVALSHA hash …`
+pub(crate) fn by_hash(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
+    // Usual commands fit into this, so that it grows at most once.
+    let mut cmd = Cmd::with_capacity(10, 256);
+    cmd.arg("EVALSHA").arg(script.hash());
+    arguments(&mut cmd);
+    cmd
+}
+
+/// `EVAL source …`, which the server remembers.
+pub(crate) fn in_full(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
+    let mut cmd = redis::cmd("EVAL");
+    cmd.arg(script.source);
+    arguments(&mut cmd);
+    cmd
+}
+
+pub(crate) fn is_no_script(error: &RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,143 @@
+//! The driver's errors as Leasehold's.
+
+use std::{error::Error as _, io};
+
+use leasehold_core::{Error, ErrorKind};
+use redis::{ErrorKind as Driver, RedisError, ServerErrorKind as Server};
+
+/// The backend's name in errors and capabilities.
+pub(crate) const BACKEND: &str = "redis";
+
+/// What a lost answer leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// The operation changes something: without an answer it may have happened.
+    Writes,
+    /// It changes nothing.
+    None,
+}
+
+/// An error of this backend without a cause.
+pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
+    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+}
+
+/// An answer that the script never gives.
+pub(crate) fn protocol(operation: &'static str) -> Error {
+    plain(ErrorKind::Protocol, operation, "the server gave an answer that the script never gives")
+}
+
+/// Maps an error of a command that was handed to the connection.
+pub(crate) fn of_command(error: RedisError, operation: &'static str, effect: Effect) -> Error {
+    let lost = match effect {
+        Effect::Writes => ErrorKind::Indeterminate,
+        Effect::None => ErrorKind::Unavailable,
+    };
+    let (kind, message) = match error.kind() {
+        Driver::Io if error.is_timeout() => {
+            (lost, "no answer within the response time-out; is the server overloaded, stopped or unreachable?".into())
+        }
+        Driver::Io => (lost, "the connection broke before the answer came".into()),
+        _ => of_answer(&error),
+    };
+    plain(kind, operation, message).with_source(error)
+}
+
+/// Maps an error of a connection attempt to `endpoint`.
+pub(crate) fn of_connect(error: RedisError, endpoint: &str) -> Error {
+    let (kind, message) = match error.kind() {
+        _ if is_certificate(&error) => (
+            ErrorKind::Denied,
+            format!(
+                "the certificate of {endpoint} was not accepted ({error}); name the CA that signed it with \
+                 `?ca=/path/to/ca.pem`, and connect by a host name that it contains"
+            ),
+        ),
+        Driver::Io if error.is_timeout() => (
+            ErrorKind::Unavailable,
+            format!(
+                "{endpoint} did not answer within the connect time-out; check the address, the network and the server"
+            ),
+        ),
+        Driver::Io => (
+            ErrorKind::Unavailable,
+            format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
+        ),
+        Driver::AuthenticationFailed => denied(endpoint),
+        _ if error.to_string().contains("WRONGPASS") || error.to_string().contains("NOAUTH") => denied(endpoint),
+        _ => {
+            let (kind, message) = of_answer(&error);
+            (kind, format!("cannot use {endpoint}: {message}"))
+        }
+    };
+    plain(kind, "connect", message).with_source(error)
+}
+
+fn denied(endpoint: &str) -> (ErrorKind, String) {
+    (ErrorKind::Denied, format!("{endpoint} refused the user or the password; check both in the URL"))
+}
+
+/// The server answered, and the answer is an error: a script that fails half-way has been undone by itself.
+fn of_answer(error: &RedisError) -> (ErrorKind, String) {
+    let retry = |why: &str| (ErrorKind::Unavailable, why.to_owned());
+    match error.kind() {
+        Driver::Server(kind) => match kind {
+            Server::BusyLoading => retry("the server is loading its data after a start; try again"),
+            Server::ReadOnly => retry("the server is a read-only replica; connect to the primary"),
+            Server::MasterDown => retry("the replica has lost its primary; connect to the primary"),
+            Server::ClusterDown | Server::TryAgain => retry("the cluster is not able to serve; try again"),
+            Server::NoPerm => (
+                ErrorKind::Denied,
+                format!("the user lacks a permission ({}); see the ACL in this crate's README", detail(error)),
+            ),
+            Server::Moved | Server::Ask | Server::CrossSlot => (
+                ErrorKind::Unsupported,
+                "the key lives on another node of a Redis Cluster, which this backend does not follow; \
+                 connect to a single primary"
+                    .into(),
+            ),
+            Server::NoScript => retry("the server forgot a script twice; try again"),
+            _ => (ErrorKind::Protocol, format!("the server answered with an error: {}", detail(error))),
+        },
+        Driver::AuthenticationFailed => {
+            (ErrorKind::Denied, "the server refused the user or the password; check both in the URL".into())
+        }
+        Driver::Extension => match error.code() {
+            Some("NOAUTH" | "WRONGPASS") => {
+                (ErrorKind::Denied, "the server asks for a password, or refused it; give it in the URL".into())
+            }
+            Some("OOM") => retry("the server has reached maxmemory; give it memory or delete keys"),
+            Some("MISCONF") => retry("the server refuses writes because its persistence fails; see its log"),
+            Some("BUSY") => retry("the server is busy with somebody's long script; try again"),
+            Some("NOREPLICAS") => retry("the server refuses writes because too few replicas are online"),
+            Some("LEASETOKEN") => (
+                ErrorKind::Protocol,
+                format!("{}; the key's token counter has been overwritten by someone, delete it", detail(error)),
+            ),
+            _ => (ErrorKind::Protocol, format!("the server answered with an error: {}", detail(error))),
+        },
+        Driver::InvalidClientConfig => (ErrorKind::InvalidInput, format!("the driver refuses its settings: {error}")),
+        Driver::RESP3NotSupported => (ErrorKind::Unsupported, "the server does not speak RESP3".into()),
+        Driver::Parse | Driver::UnexpectedReturnType => {
+            (ErrorKind::Protocol, "the server's answer is not Redis protocol; is it a Redis server?".into())
+        }
+        _ => (ErrorKind::Protocol, format!("the driver failed: {error}")),
+    }
+}
+
+fn detail(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), None) => code.to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Whether TLS refused the server's certificate.
+fn is_certificate(error: &RedisError) -> bool {
+    let invalid = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|io| io.kind() == io::ErrorKind::InvalidData);
+    invalid && error.to_string().to_lowercase().contains("certificate")
+}

@@ -1,0 +1,88 @@
+//! Who holds a key and who waits for it.
+
+use std::time::Duration;
+
+use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
+use redis::{Cmd, Value};
+
+use crate::{
+    connection::Link,
+    error::{self, Effect},
+    holder,
+    keys::{Keys, Kind},
+    scripts,
+};
+
+/// A member of a sorted set and its expiry in ms.
+type Members = Vec<(Vec<u8>, f64)>;
+/// What the script answers: now, value, PTTL, token, readers, writers, waiters, permits, queue.
+type Answer = (f64, Option<Vec<u8>>, i64, Option<u64>, Members, Members, Members, Members, Members);
+
+pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
+    Keys::check(&link.config.prefix, key).map_err(|error| error.with_operation("inspect"))?;
+    let keys = Keys::new(&link.config.prefix, key);
+    let answer = link.run(&scripts::INSPECT, "inspect", Effect::None, |cmd| arguments(cmd, &keys)).await?;
+    let answer = parse(answer).ok_or_else(|| error::protocol("inspect"))?;
+    let (now, value, left, token, readers, writers, waiters, permits, queue) = answer;
+
+    let mut holders = Vec::new();
+    let ends_in = |score: f64| Some(Duration::from_millis((score - now).max(0.0) as u64));
+    match value {
+        Some(value) if value.starts_with(b"shared:") => {
+            for (member, score) in readers {
+                let seen = holder::read(&member);
+                let mut reader = HolderRef::new(key.clone(), member);
+                reader.mode = Some(Mode::Shared);
+                reader.label = seen.label;
+                // All readers since the last exclusive grant have the token after its.
+                reader.token = token.map(|token| FencingToken::new(token + 1));
+                reader.expires_in = ends_in(score);
+                holders.push(reader);
+            }
+        }
+        Some(value) => {
+            let seen = holder::read(&value);
+            let mut writer = HolderRef::new(key.clone(), value);
+            writer.mode = seen.ours.then_some(Mode::Exclusive);
+            writer.label = seen.label;
+            writer.token = token.filter(|_| seen.ours).map(FencingToken::new);
+            writer.expires_in = u64::try_from(left).ok().map(Duration::from_millis);
+            holders.push(writer);
+        }
+        None => {}
+    }
+    for (member, score) in permits {
+        let seen = holder::read(&member);
+        let mut permit = HolderRef::new(key.clone(), member);
+        permit.mode = permit_mode(seen.of);
+        permit.label = seen.label;
+        permit.expires_in = ends_in(score);
+        holders.push(permit);
+    }
+
+    // The sooner a registration expires, the earlier it was last renewed; the order of arrival is not kept.
+    let waiters = [(writers, Some(Mode::Exclusive)), (waiters, Some(Mode::Shared)), (queue, None)]
+        .into_iter()
+        .flat_map(|(members, mode)| members.into_iter().map(move |(member, _)| (member, mode)))
+        .map(|(member, mode)| {
+            let seen = holder::read(&member);
+            WaiterRef::new(mode.or_else(|| permit_mode(seen.of)), seen.label)
+        })
+        .collect();
+    Ok(Inspection::new(holders, waiters))
+}
+
+fn permit_mode(of: Option<u32>) -> Option<Mode> {
+    of.and_then(|of| of.try_into().ok()).map(|of| Mode::Permit { of })
+}
+
+fn arguments(cmd: &mut Cmd, keys: &Keys<'_>) {
+    cmd.arg(7).arg(keys.lock());
+    for kind in [Kind::Token, Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue] {
+        cmd.arg(keys.derived(kind));
+    }
+}
+
+fn parse(answer: Value) -> Option<Answer> {
+    redis::from_redis_value(answer).ok()
+}

@@ -1,0 +1,295 @@
+//! Names: which Redis keys a lock uses.
+//!
+//! The lock itself is the prefix and the raw name, as other programs expect it. What else belongs to it must live in the
+//! same cluster slot and must never be another lock's key, whatever bytes the name has:
+//!
+//! | the name | derived key | why it hashes as the name does |
+//! |---|---|---|
+//! | has a hash tag `{…}` | `NAME:lh1:KIND` | the tag is still the first |
+//! | has no `}` | `{NAME}:lh2:KIND` | the name is the tag |
+//! | else (`{}`, `a}b`) | `{N}NAME:lh3:KIND` | `N` is a number of the same slot |
+//!
+//! A name that ends as a derived key does is refused, so that the mapping is injective.
+
+use std::{fmt, io::Write, sync::LazyLock};
+
+use leasehold_core::{Error, ErrorKind, LockKey, Mode, Result};
+use redis::{RedisWrite, ToRedisArgs};
+
+const SLOTS: u16 = 16_384;
+const KINDS: [Kind; 6] = [Kind::Token, Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue];
+const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
+
+/// What a derived key holds. The scripts know these names too: they derive one key from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The last exclusive token.
+    Token,
+    /// The readers that hold the lock, by expiry.
+    Readers,
+    /// The writers that wait for it, by expiry of their registration.
+    Writers,
+    /// The readers that wait for it.
+    Waiters,
+    /// The permits that are held, by expiry.
+    Permits,
+    /// Who waits for a permit.
+    Queue,
+}
+
+impl Kind {
+    /// Where who waits for this mode registers.
+    pub(crate) fn registration(mode: Mode) -> Self {
+        match mode {
+            Mode::Shared => Self::Waiters,
+            Mode::Permit { .. } => Self::Queue,
+            _ => Self::Writers,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Readers => "readers",
+            Self::Writers => "writers",
+            Self::Waiters => "waiters",
+            Self::Permits => "permits",
+            Self::Queue => "queue",
+        }
+    }
+}
+
+/// The keys of one lock.
+#[derive(Debug)]
+pub(crate) struct Keys<'a> {
+    prefix: &'a [u8],
+    name: &'a [u8],
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    Tagged,
+    Plain,
+    /// With the number whose slot is the name's.
+    Odd(String),
+}
+
+impl<'a> Keys<'a> {
+    /// The keys of a lock that was [checked](Self::check).
+    pub(crate) fn new(prefix: &'a [u8], key: &'a LockKey) -> Self {
+        let name = key.as_bytes();
+        let form = match Braces::of(prefix.iter().chain(name)) {
+            Braces::Tag => Form::Tagged,
+            Braces::None => Form::Plain,
+            Braces::Odd => Form::Odd(number_of_slot(slot_of(&[prefix, name].concat()))),
+        };
+        Self { prefix, name, form }
+    }
+
+    /// Refuses a name that another lock's derived key has.
+    pub(crate) fn check(prefix: &[u8], key: &LockKey) -> Result<()> {
+        let name = key.as_bytes();
+        // `:lh1:permits` is the longest ending; usual names have no colon that near their end.
+        let (mut tail, mut from) = ([0; 12], 12);
+        for byte in prefix.iter().chain(name).rev().take(12) {
+            from -= 1;
+            tail[from] = *byte;
+        }
+        let tail = &tail[from..];
+        let reserved = tail.contains(&b':')
+            && MARKS.iter().any(|mark| {
+                KINDS.iter().any(|kind| {
+                    tail.strip_suffix(kind.name().as_bytes()).is_some_and(|rest| rest.ends_with(mark.as_bytes()))
+                })
+            });
+        if reserved {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("the name `{key}` ends as a key of another lock's bookkeeping does; choose another ending"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The lock's own key.
+    pub(crate) fn lock(&self) -> Parts<'_> {
+        Parts([self.prefix, self.name, b"", b"", b"", b"", b""])
+    }
+
+    /// A key that belongs to it.
+    pub(crate) fn derived(&self, kind: Kind) -> Parts<'_> {
+        let kind = kind.name().as_bytes();
+        match &self.form {
+            Form::Tagged => Parts([self.prefix, self.name, MARKS[0].as_bytes(), kind, b"", b"", b""]),
+            Form::Plain => Parts([b"{", self.prefix, self.name, b"}", MARKS[1].as_bytes(), kind, b""]),
+            Form::Odd(tag) => Parts([b"{", tag.as_bytes(), b"}", self.prefix, self.name, MARKS[2].as_bytes(), kind]),
+        }
+    }
+}
+
+/// What a name's braces mean for its slot.
+enum Braces {
+    /// It has a tag: something between the first `{` and the first `}` after it.
+    Tag,
+    /// It has no `}`.
+    None,
+    /// It has `}`, but no tag.
+    Odd,
+}
+
+impl Braces {
+    fn of<'b>(bytes: impl Iterator<Item = &'b u8>) -> Self {
+        let (mut opened, mut between, mut closed) = (false, 0, false);
+        for byte in bytes {
+            match byte {
+                b'}' if opened => return if between > 0 { Self::Tag } else { Self::Odd },
+                b'}' => closed = true,
+                _ if opened => between += 1,
+                b'{' => opened = true,
+                _ => {}
+            }
+        }
+        if closed { Self::Odd } else { Self::None }
+    }
+}
+
+/// One argument of a command in several pieces, so that nobody has to put them together first.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts<'a>(pub(crate) [&'a [u8]; 7]);
+
+impl Parts<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|part| part.len()).sum()
+    }
+
+    pub(crate) fn to_vec(self) -> Vec<u8> {
+        self.0.concat()
+    }
+}
+
+impl fmt::Debug for Parts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.to_vec().escape_ascii())
+    }
+}
+
+impl ToRedisArgs for Parts<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let mut writer = out.writer_for_next_arg();
+        for part in self.0 {
+            // A command is built in memory, where nothing fails.
+            drop(writer.write_all(part));
+        }
+    }
+}
+
+/// The cluster slot of a key, by the rule of the Redis Cluster specification.
+fn slot_of(key: &[u8]) -> u16 {
+    let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
+        let rest = &key[open + 1..];
+        rest.iter().position(|byte| *byte == b'}').filter(|close| *close > 0).map(|close| &rest[..close])
+    });
+    crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) % SLOTS
+}
+
+/// The smallest number that, written in decimal, hashes to this slot.
+fn number_of_slot(slot: u16) -> String {
+    static NUMBERS: LazyLock<Vec<u32>> = LazyLock::new(|| {
+        let mut numbers = vec![None; usize::from(SLOTS)];
+        let mut missing = numbers.len();
+        for number in 0_u32.. {
+            let place = &mut numbers[usize::from(slot_of(number.to_string().as_bytes()))];
+            if place.is_none() {
+                *place = Some(number);
+                missing -= 1;
+                if missing == 0 {
+                    break;
+                }
+            }
+        }
+        numbers.into_iter().flatten().collect()
+    });
+    NUMBERS[usize::from(slot)].to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn derived(prefix: &str, name: &[u8], kind: Kind) -> String {
+        let key = LockKey::new(name).unwrap();
+        Keys::new(prefix.as_bytes(), &key).derived(kind).to_vec().escape_ascii().to_string()
+    }
+
+    #[test]
+    fn golden_values() {
+        assert_eq!(derived("", b"item/42", Kind::Token), "{item/42}:lh2:token");
+        assert_eq!(derived("shop:", b"item/42", Kind::Readers), "{shop:item/42}:lh2:readers");
+        assert_eq!(derived("", b"{user}:a", Kind::Writers), "{user}:a:lh1:writers");
+        assert_eq!(derived("{shop}", b"a", Kind::Waiters), "{shop}a:lh1:waiters");
+        assert_eq!(derived("", b"{}", Kind::Permits), "{42430}{}:lh3:permits");
+        assert_eq!(derived("", b"a}b", Kind::Queue), "{20658}a}b:lh3:queue");
+        assert_eq!(derived("", b"a{b", Kind::Queue), "{a{b}:lh2:queue");
+    }
+
+    #[test]
+    fn the_slot_is_the_one_of_the_specification() {
+        assert_eq!(slot_of(b"123456789"), 0x31c3);
+        assert_eq!(slot_of(b"{user1000}.following"), slot_of(b"user1000"));
+        assert_eq!(slot_of(b"foo{{bar}}zap"), slot_of(b"{bar"));
+        assert_eq!(slot_of(b"foo{bar}{zap}"), slot_of(b"bar"));
+        assert_ne!(slot_of(b"foo{}{bar}"), slot_of(b"bar"));
+    }
+
+    /// Every name of up to six bytes over the bytes that matter, under several prefixes.
+    #[test]
+    fn all_keys_of_a_lock_share_its_slot_and_no_two_locks_share_a_key() {
+        let mut names: Vec<Vec<u8>> = vec![vec![]];
+        let mut all = names.clone();
+        for _ in 0..6 {
+            names =
+                names.iter().flat_map(|name| b"{}a0".iter().map(|byte| [name.as_slice(), &[*byte]].concat())).collect();
+            all.extend(names.iter().cloned());
+        }
+        for mark in MARKS {
+            for kind in KINDS {
+                for name in ["a", "{", "}", "{}", "{a}", "a}b", ""] {
+                    all.push(format!("{name}{mark}{}", kind.name()).into_bytes());
+                    all.push(format!("{{{name}}}{mark}{}", kind.name()).into_bytes());
+                }
+            }
+        }
+        for prefix in ["", "p", "{", "}", "{}", "{t}", "a{"] {
+            let mut owners: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+            for name in all.iter().filter(|name| !name.is_empty()) {
+                let key = LockKey::new(name).unwrap();
+                if Keys::check(prefix.as_bytes(), &key).is_err() {
+                    continue;
+                }
+                let keys = Keys::new(prefix.as_bytes(), &key);
+                let lock = keys.lock().to_vec();
+                let slot = slot_of(&lock);
+                let derived = KINDS.map(|kind| keys.derived(kind).to_vec());
+                for used in derived.into_iter().chain([lock]) {
+                    assert_eq!(slot_of(&used), slot, "{} of {}", used.escape_ascii(), name.escape_ascii());
+                    let other = owners.insert(used.clone(), name.clone());
+                    assert!(other.is_none_or(|other| other == *name), "{} is shared", used.escape_ascii());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_that_ends_as_a_derived_key_is_refused() {
+        for (prefix, name) in [("", "{a}:lh2:token"), ("", "x:lh1:queue"), ("p:lh", "3:readers")] {
+            let error = Keys::check(prefix.as_bytes(), &LockKey::new(name).unwrap()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        }
+        for name in ["a:b", "token", ":lh2:token2", ":lh4:token"] {
+            assert!(Keys::check(b"", &LockKey::new(name).unwrap()).is_ok());
+        }
+    }
+}

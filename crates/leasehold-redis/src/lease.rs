@@ -1,0 +1,181 @@
+//! [`RedisLease`]: one grant.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use leasehold_core::{
+    Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Mode, Moment, Released, Request, Result,
+    Upkeep, async_trait,
+};
+use redis::{Cmd, Value};
+
+use crate::{
+    connection::{Link, Live},
+    error::{self, Effect},
+    gather::Operation,
+    holder::Holder,
+    keys::{Keys, Kind},
+    scripts::{self, Script},
+};
+
+pub(crate) struct RedisLease {
+    link: Arc<Link>,
+    request: Request,
+    token: Option<FencingToken>,
+    deadline: LiveDeadline,
+    /// Set before a release is sent: what is renewed later is not ours to renew.
+    releasing: AtomicBool,
+    /// Whether the answer to a release was lost: the next may find nothing because that one worked.
+    in_doubt: AtomicBool,
+    released: OnceLock<Released>,
+}
+
+impl RedisLease {
+    pub(crate) fn new(link: &Arc<Link>, request: Request, token: Option<FencingToken>, sent: Moment) -> Self {
+        Self {
+            link: Arc::clone(link),
+            deadline: LiveDeadline::new(request.deadline_from(sent)),
+            request,
+            token,
+            releasing: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
+            released: OnceLock::new(),
+        }
+    }
+
+    fn lost(&self, message: &'static str) -> leasehold_core::Error {
+        error::plain(ErrorKind::Lost, "renew", message)
+    }
+}
+
+#[async_trait]
+impl Lease for RedisLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.deadline.get()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Alone
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        if self.releasing.load(Ordering::Acquire) {
+            return Err(self.lost("it was released"));
+        }
+        let sent = self.request.now();
+        let arguments = |cmd: &mut Cmd| renew_arguments(cmd, &self.link, &self.request);
+        let (script, operation) = (renew_script(self.request.mode()), Operation::Renew);
+        let answer = match self.request.mode() {
+            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request, arguments, script).await?,
+            _ => self.link.run(script, operation.name(), Effect::Writes, arguments).await?,
+        };
+        match answer {
+            Value::Int(1) => {
+                if self.deadline.advance(self.request.deadline_from(sent), self.request.now()) {
+                    Ok(())
+                } else {
+                    Err(self.lost("the renewal's answer came after the deadline"))
+                }
+            }
+            Value::Int(0) if self.releasing.load(Ordering::Acquire) => Err(self.lost("it was released")),
+            Value::Int(0) => {
+                self.request.loss_sink().lost(LossReason::Replaced);
+                Err(self.lost("the server no longer knows us as the holder"))
+            }
+            _ => Err(error::protocol("renew")),
+        }
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        self.releasing.store(true, Ordering::Release);
+        if let Some(released) = self.released.get() {
+            return Ok(*released);
+        }
+        let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link, &self.request);
+        let (script, operation) = (release_script(self.request.mode()), Operation::Release);
+        let answer = match self.request.mode() {
+            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request, arguments, script).await,
+            _ => self.link.run(script, operation.name(), Effect::Writes, arguments).await,
+        };
+        let released = match answer {
+            Ok(Value::Int(1)) => Released::Freed,
+            Ok(Value::Int(0)) => {
+                // Between a release that was sent in time and now nobody else can have freed it.
+                let freed_earlier =
+                    self.in_doubt.load(Ordering::Acquire) && !self.deadline.get().is_past(self.request.now());
+                if freed_earlier { Released::Freed } else { Released::AlreadyLost }
+            }
+            Ok(_) => return Err(error::protocol("release")),
+            Err(error) => {
+                if error.kind() == ErrorKind::Indeterminate {
+                    self.in_doubt.store(true, Ordering::Release);
+                }
+                return Err(error);
+            }
+        };
+        Ok(*self.released.get_or_init(|| released))
+    }
+}
+
+impl fmt::Debug for RedisLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisLease")
+            .field("request", &self.request)
+            .field("token", &self.token)
+            .field("deadline", &self.deadline.get())
+            .field("released", &self.released.get())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Gives back what this request may hold. Whether it did is not told.
+pub(crate) async fn release(link: &Link, live: &Live, request: &Request) -> Result<()> {
+    let script = release_script(request.mode());
+    link.run_on(live, script, "undo", Effect::Writes, |cmd| release_arguments(cmd, link, request)).await?;
+    Ok(())
+}
+
+fn release_script(mode: Mode) -> &'static Script {
+    match mode {
+        Mode::Shared => &scripts::RELEASE_SHARED,
+        Mode::Permit { .. } => &scripts::RELEASE_PERMIT,
+        _ => &scripts::RELEASE,
+    }
+}
+
+fn release_arguments(cmd: &mut Cmd, link: &Link, request: &Request) {
+    let keys = Keys::new(&link.config.prefix, request.key());
+    let holder = Holder::of(request);
+    match request.mode() {
+        Mode::Permit { .. } => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()),
+        Mode::Shared => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(keys.derived(Kind::Readers)),
+        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()),
+    };
+}
+
+fn renew_script(mode: Mode) -> &'static Script {
+    match mode {
+        Mode::Shared => &scripts::RENEW_SHARED,
+        Mode::Permit { .. } => &scripts::RENEW_PERMIT,
+        _ => &scripts::RENEW,
+    }
+}
+
+fn renew_arguments(cmd: &mut Cmd, link: &Link, request: &Request) {
+    let keys = Keys::new(&link.config.prefix, request.key());
+    let (holder, ttl) = (Holder::of(request), request.ttl().as_millis());
+    match request.mode() {
+        Mode::Permit { .. } => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(ttl),
+        Mode::Shared => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(ttl).arg(keys.derived(Kind::Readers)),
+        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(ttl),
+    };
+}

@@ -1,0 +1,139 @@
+//! What a fresh connection is asked before it is used.
+
+use leasehold_core::{ErrorKind, Result};
+use redis::{Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError, Value, aio::MultiplexedConnection};
+
+use crate::{error, scripts};
+
+/// The first version that has `SET … GET` and `GETEX`.
+const OLDEST: (u32, u32) = (6, 2);
+
+/// What the server said.
+pub(crate) struct Found {
+    /// The connection's id; `None` if the user may not ask.
+    pub(crate) id: Option<i64>,
+    /// Whether invalidations are pushed.
+    pub(crate) pushes: bool,
+}
+
+/// Checks the server, loads the scripts and switches tracking on, in one round trip.
+pub(crate) async fn check(connection: &MultiplexedConnection, can_push: bool, endpoint: &str) -> Result<Found> {
+    let mut pipeline = Pipeline::new();
+    for section in ["server", "replication", "memory"] {
+        pipeline.cmd("INFO").arg(section);
+    }
+    pipeline.cmd("CLIENT").arg("ID");
+    for script in scripts::ALL {
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(script.source);
+    }
+    if can_push {
+        pipeline.cmd("CLIENT").arg("TRACKING").arg("ON");
+    }
+    let answers = connection
+        .clone()
+        .send_packed_commands(&pipeline, 0, pipeline.len())
+        .await
+        .map_err(|error| error::of_connect(error, endpoint))?;
+    let mut answers = answers.into_iter().map(Value::extract_error);
+    let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
+
+    let mut info = String::new();
+    for _ in 0..3 {
+        match next().map(redis::from_redis_value::<String>) {
+            Ok(Ok(section)) => info.push_str(&section),
+            // Nothing can be checked, and nothing speaks against trying.
+            Ok(Err(_)) | Err(_) => tracing::debug!(%endpoint, "INFO is not allowed here: the server is not checked"),
+        }
+    }
+    judge(&info, endpoint)?;
+
+    let id = next().ok().and_then(|id| redis::from_redis_value(id).ok());
+    for _ in scripts::ALL {
+        next().map_err(|error| error::of_connect(error, endpoint))?;
+    }
+    let pushes = can_push
+        && match next() {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(%endpoint, %error, "no client tracking here: waiters poll");
+                false
+            }
+        };
+    Ok(Found { id, pushes })
+}
+
+fn judge(info: &str, endpoint: &str) -> Result<()> {
+    let field = |name: &str| {
+        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
+    };
+    let version = field("redis_version");
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+    if let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next())
+        && (major, minor) < OLDEST
+    {
+        return Err(error::plain(
+            ErrorKind::Unsupported,
+            "connect",
+            format!("{endpoint} is Redis {version}; use version {}.{} or later", OLDEST.0, OLDEST.1),
+        ));
+    }
+    if field("role") == "slave" && field("slave_read_only") == "1" {
+        return Err(error::plain(
+            ErrorKind::Unsupported,
+            "connect",
+            format!("{endpoint} is a read-only replica; connect to its primary"),
+        ));
+    }
+    let policy = field("maxmemory_policy");
+    if !matches!(field("maxmemory"), "" | "0") && !matches!(policy, "" | "noeviction") {
+        tracing::warn!(
+            %endpoint,
+            policy,
+            "this server may evict held locks when its memory is full; set maxmemory-policy to noeviction"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the server refused `HELLO 3`.
+pub(crate) fn lacks_resp3(error: &RedisError) -> bool {
+    let text = error.to_string();
+    error.kind() == redis::ErrorKind::RESP3NotSupported
+        || text.contains("NOPROTO")
+        || (text.to_lowercase().contains("hello") && !error.is_io_error())
+}
+
+/// The same client with the older protocol.
+pub(crate) fn with_resp2(client: &Client) -> Result<Client> {
+    with_protocol(client, ProtocolVersion::RESP2)
+}
+
+/// The same client with the protocol that has pushes.
+pub(crate) fn with_resp3(client: &Client) -> Result<Client> {
+    with_protocol(client, ProtocolVersion::RESP3)
+}
+
+fn with_protocol(client: &Client, protocol: ProtocolVersion) -> Result<Client> {
+    let info = client.get_connection_info().clone();
+    let settings = info.redis_settings().clone().set_protocol(protocol);
+    info.set_redis_settings(settings)
+        .into_connection_info()
+        .and_then(Client::open)
+        .map_err(|error| error::of_command(error, "connect", error::Effect::None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_servers_and_replicas_are_refused_by_name() {
+        let old = judge("redis_version:6.0.16\r\nrole:master\r\n", "h:1").unwrap_err();
+        assert_eq!(old.kind(), ErrorKind::Unsupported);
+        assert!(old.to_string().contains("6.0.16") && old.to_string().contains("6.2"), "{old}");
+        let replica = judge("redis_version:7.2.4\r\nrole:slave\r\nslave_read_only:1\r\n", "h:1").unwrap_err();
+        assert_eq!(replica.kind(), ErrorKind::Unsupported);
+        assert!(judge("redis_version:7.0.15\r\nrole:master\r\n", "h:1").is_ok());
+        assert!(judge("redis_version:10.0\r\n", "h:1").is_ok() && judge("", "h:1").is_ok());
+    }
+}

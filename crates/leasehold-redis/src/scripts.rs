@@ -1,0 +1,47 @@
+//! The scripts, each sent once per connection and named by its hash from then on.
+
+use std::sync::LazyLock;
+
+/// A script and its hash.
+pub(crate) struct Script {
+    pub(crate) source: &'static str,
+    hash: LazyLock<String>,
+}
+
+impl Script {
+    const fn new(source: &'static str, hash: fn() -> String) -> Self {
+        Self { source, hash: LazyLock::new(hash) }
+    }
+
+    /// The SHA-1 of the source, as the server names the script.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+macro_rules! scripts {
+    ($($name:ident = $file:literal;)*) => {
+        $(pub(crate) static $name: Script = {
+            const SOURCE: &str = include_str!(concat!("scripts/", $file, ".lua"));
+            Script::new(SOURCE, || redis::Script::new(SOURCE).get_hash().to_owned())
+        };)*
+        /// All of them.
+        pub(crate) static ALL: &[&Script] = &[$(&$name),*];
+    };
+}
+
+scripts! {
+    ACQUIRE = "acquire";
+    ACQUIRE_SHARED = "acquire_shared";
+    ACQUIRE_PERMIT = "acquire_permit";
+    RELEASE = "release";
+    RELEASE_SHARED = "release_shared";
+    RELEASE_PERMIT = "release_permit";
+    RENEW = "renew";
+    RENEW_SHARED = "renew_shared";
+    RENEW_PERMIT = "renew_permit";
+    MARK = "mark";
+    MARK_MEMBER = "mark_member";
+    INSPECT = "inspect";
+    GATHER = "gather";
+}

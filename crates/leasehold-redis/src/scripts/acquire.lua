@@ -1,0 +1,69 @@
+-- Takes the lock exclusively.
+-- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before), token floor.
+-- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}; see `Refusal` in Rust.
+--
+-- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
+-- TRACKING) in this very round trip, and lets uncontended pairs cause no push.
+local lock, value, ttl, token_key, flags = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or ''
+local waiting = string.find(flags, 'w', 1, true)
+
+if string.find(flags, 'c', 1, true) then
+  local base, time = string.sub(token_key, 1, -6), redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  for _, set in ipairs({base .. 'writers', base .. 'waiters'}) do
+    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
+    for _, member in ipairs(redis.call('ZRANGE', set, 0, 1)) do
+      if member ~= value then
+        return {1, redis.call('PTTL', lock)}
+      end
+    end
+  end
+end
+
+if not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
+  local left = redis.call('PTTL', lock)
+  if waiting then
+    local writers, time = string.sub(token_key, 1, -6) .. 'writers', redis.call('TIME')
+    local lives = math.max(left, 0) + 3000
+    redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, value)
+    redis.call('PEXPIRE', writers, lives + 60000)
+  end
+  return {0, left}
+end
+
+-- The token: above the last exclusive one by two, so that readers in between have room, and never below the clock.
+local expiry = 86400
+if ttl + 0 > 43200000 then
+  expiry = math.ceil(ttl / 500)
+end
+local time = redis.call('TIME')
+local token = string.format('%s%06d', time[1], time[2])
+local last = redis.pcall('SET', token_key, token, 'EX', expiry, 'GET')
+local floor = ARGV[5]
+if last or floor then
+  if type(last) == 'table' then
+    redis.call('DEL', lock)
+    return last
+  end
+  local least = math.max(tonumber(last or '0') or 2^53, 0) + 2
+  if floor then
+    least = math.max(least, floor + 1)
+  end
+  if least >= 2^53 then
+    redis.call('DEL', lock)
+    if last then
+      redis.call('SET', token_key, last, 'EX', expiry)
+    else
+      redis.call('DEL', token_key)
+    end
+    return redis.error_reply('LEASETOKEN no token below 2^53 is left')
+  end
+  if least > tonumber(token) then
+    token = string.format('%.0f', least)
+    redis.call('SET', token_key, token, 'EX', expiry)
+  end
+end
+if string.find(flags, 'r', 1, true) then
+  redis.call('ZREM', string.sub(token_key, 1, -6) .. 'writers', value)
+end
+return token

@@ -1,0 +1,19 @@
+-- Gives back a shared lock. KEYS: lock. ARGV: value, readers. 1: freed, 0: it was no longer ours.
+local lock, readers, time = KEYS[1], ARGV[2], redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local holder = redis.pcall('GETEX', lock)
+redis.call('ZREMRANGEBYSCORE', readers, '-inf', now)
+if redis.call('ZREM', readers, ARGV[1]) == 0 then
+  return 0
+end
+if not holder or type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:' then
+  return 0
+end
+-- The key lasts as long as the last reader.
+local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')[2]
+if last then
+  redis.call('PEXPIRE', lock, string.format('%.0f', last - now))
+else
+  redis.call('DEL', lock)
+end
+return 1

@@ -1,0 +1,11 @@
+-- Renews a permit. KEYS: permits. ARGV: member, ttl in ms. 1: renewed, 0: it was no longer ours.
+local permits, member, ttl, time = KEYS[1], ARGV[1], ARGV[2] + 0, redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', permits, '-inf', now)
+-- XX INCR 0 says whether the member is there.
+if not redis.call('ZADD', permits, 'XX', 'INCR', 0, member) then
+  return 0
+end
+redis.call('ZADD', permits, now + ttl, member)
+redis.call('PEXPIRE', permits, math.max(ttl, redis.call('PTTL', permits)) + 1000)
+return 1

@@ -1,0 +1,186 @@
+//! A real redis-server per test, on a free port, in a folder of its own, ended with the test.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::{
+    fs::File,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use leasehold_core::{Attempt, Contention, Lease, LockBackend, LockKey, Request, Ttl};
+use leasehold_redis::{RedisBackend, RedisConfig, redis};
+use tempfile::TempDir;
+
+/// A server. Dropping it kills it.
+pub(crate) struct Server {
+    child: Option<Child>,
+    port: u16,
+    arguments: Vec<String>,
+    folder: TempDir,
+}
+
+impl Server {
+    /// Starts one without persistence.
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts one with more arguments.
+    pub(crate) fn with(arguments: &[&str]) -> Self {
+        let mut server = Self {
+            child: None,
+            port: free_port(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        server.restart();
+        server
+    }
+
+    /// Kills it, if it runs, and starts it again on the same port and folder.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let log = File::create(self.folder.path().join("log")).unwrap();
+        let child = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+            .arg(self.folder.path())
+            .args(["--unixsocket", &self.socket().to_string_lossy(), "--unixsocketperm", "700"])
+            .args(&self.arguments)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn();
+        self.child = Some(child.unwrap_or_else(|error| {
+            panic!(
+                "redis-server cannot be started ({error}): run `apt-get install redis-server` or integration/setup.sh"
+            )
+        }));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // The log says it when all sockets, TLS too, are open and the data is loaded.
+        while !self.log().contains("Ready to accept connections") {
+            assert!(Instant::now() < deadline, "redis-server did not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills it with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Stops or continues it: `STOP`, `CONT`.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("redis.sock")
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// A backend with a connection of its own: another process, as far as the server can tell.
+    pub(crate) async fn backend(&self) -> Arc<RedisBackend> {
+        RedisBackend::connect(&self.url()).await.unwrap()
+    }
+
+    /// A backend whose waiters only pushes can wake in time.
+    pub(crate) async fn pushed(&self) -> Arc<RedisBackend> {
+        let client = redis::Client::open(self.url()).unwrap();
+        let config = RedisConfig::new().with_safety_net(Duration::from_secs(3600));
+        RedisBackend::from_client(&client, config).await.unwrap()
+    }
+
+    /// A plain connection of another program.
+    pub(crate) async fn raw(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// All keys but token counters.
+    pub(crate) async fn census(&self) -> Vec<String> {
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut self.raw().await).await.unwrap();
+        keys.into_iter().filter(|key| !key.ends_with(":token")).collect()
+    }
+
+    /// A section of INFO.
+    pub(crate) async fn info(&self, section: &str) -> String {
+        redis::cmd("INFO").arg(section).query_async(&mut self.raw().await).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// A port that nobody used a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub(crate) fn key(name: &str) -> LockKey {
+    LockKey::new(name).unwrap()
+}
+
+pub(crate) fn request(name: &str) -> Request {
+    Request::new(key(name))
+}
+
+pub(crate) fn ttl(millis: u64) -> Ttl {
+    Ttl::from_millis(millis).unwrap()
+}
+
+/// One attempt that is granted.
+pub(crate) async fn granted(backend: &Arc<RedisBackend>, request: Request) -> Arc<dyn Lease> {
+    match Arc::clone(backend).try_acquire(request).await.unwrap() {
+        Attempt::Granted(lease) => lease,
+        Attempt::Contended(contention) => panic!("refused: {contention:?}"),
+    }
+}
+
+/// One attempt that is refused.
+pub(crate) async fn refused(backend: &Arc<RedisBackend>, request: Request) -> Contention {
+    match Arc::clone(backend).try_acquire(request).await.unwrap() {
+        Attempt::Granted(lease) => panic!("granted: {lease:?}"),
+        Attempt::Contended(contention) => contention,
+    }
+}
+
+pub(crate) fn token(lease: &Arc<dyn Lease>) -> u64 {
+    lease.fencing_token().unwrap().get()
+}
+
+/// Waits until it is true, for up to five seconds.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !check().await {
+        assert!(Instant::now() < deadline, "{what}: not within 5 s");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
