@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Installs what the tests need and a fresh Debian machine lacks. Does nothing, and says nothing, where all is there.
+#
+# The tests start their own servers on free ports in temporary folders, so none needs to run, and none that comes with a
+# package is left running. A Redis of yours in LEASEHOLD_REDIS_URL is used where a test breaks nothing; the tests that
+# stop and kill servers need one of their own all the same.
+set -euo pipefail
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+fail() {
+    say "$@"
+    exit 1
+}
+
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+
+# A command that must be there, and the Debian package that brings it.
+needs=(
+    "cc build-essential"
+    "redis-server redis-server"
+    "redis-cli redis-tools"
+    "protoc protobuf-compiler"
+    "flock util-linux"
+    "setpriv util-linux"
+)
+
+missing_commands() {
+    local need
+    for need in "${needs[@]}"; do
+        command -v "${need%% *}" >/dev/null || printf '%s\n' "$need"
+    done
+}
+
+install_packages() {
+    local -a as_root=()
+    if [[ $(id -u) -ne 0 ]]; then
+        command -v sudo >/dev/null || fail "must install $*: run integration/setup.sh as root, or install sudo"
+        as_root=(sudo)
+    fi
+    command -v apt-get >/dev/null ||
+        fail "there is no apt-get on this system: install what brings these Debian packages' commands: $*"
+
+    # Packages start their servers. A policy that forbids it (Debian Policy 9.3.3) holds while this script runs.
+    local policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        # Expanded now: nothing of this function is left when the script ends.
+        # shellcheck disable=SC2064
+        trap "${as_root[*]} rm -f $policy" EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod +x "$policy"
+    fi
+
+    local log apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+    log=$(mktemp)
+    say "installing $*"
+    if ! { "${as_root[@]}" "${apt[@]}" update &&
+        "${as_root[@]}" "${apt[@]}" install -y --no-install-recommends "$@"; } >"$log" 2>&1 </dev/null; then
+        cat "$log" >&2
+        rm -f "$log"
+        fail "could not install $*"
+    fi
+    rm -f "$log"
+
+    # Installed for the tests, it is not to start with the machine either.
+    if [[ " $* " == *" redis-server "* && -d /run/systemd/system ]]; then
+        "${as_root[@]}" systemctl disable --now redis-server >/dev/null 2>&1 ||
+            say "could not keep the redis-server service from starting with the machine"
+    fi
+}
+
+lacking=$(missing_commands)
+if [[ -n $lacking ]]; then
+    mapfile -t packages < <(cut -d' ' -f2 <<<"$lacking" | sort -u)
+    install_packages "${packages[@]}"
+    lacking=$(missing_commands)
+    [[ -z $lacking ]] || fail "still missing after the installation: $(cut -d' ' -f1 <<<"$lacking" | paste -sd' ')"
+fi
+
+command -v cargo >/dev/null ||
+    fail "cargo is not installed: install Rust with rustup, as the Rust web site says, and open a new shell"
