@@ -1,0 +1,61 @@
+//! [`Plan`]: what is measured, and for how long.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::{arguments::Arguments, backend::BackendName, runtime::RuntimeKind, scenario::Scenario};
+
+/// What is measured, and for how long.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) backends: Vec<BackendName>,
+    pub(super) scenarios: Vec<Scenario>,
+    pub(super) runtimes: &'static [RuntimeKind],
+    /// Rounds of `pair`, `handoff` and `counter`: odd, so that a median is one of them.
+    pub(super) rounds: usize,
+    /// How long one round of `pair` warms up, and how long it is measured.
+    pub(super) pair: (Duration, Duration),
+    /// Hand-offs in a round, and those of a subject that polls.
+    pub(super) handoffs: (usize, usize),
+    /// Leases in `held`, and for how many seconds.
+    pub(super) held: (usize, u64),
+    /// Hand-offs measured within a crowd.
+    pub(super) crowd_handoffs: usize,
+    /// Times that the one beside a crowd locks.
+    pub(super) lone_turns: usize,
+}
+
+impl Plan {
+    pub(super) fn new(arguments: &Arguments) -> Self {
+        let Arguments { backends, scenarios, quick, runtime, .. } = arguments;
+        let millis = Duration::from_millis;
+        let all = Self {
+            backends: or_all(backends),
+            scenarios: or_all(scenarios),
+            runtimes: runtime.kinds(),
+            rounds: 7,
+            pair: (millis(100), millis(400)),
+            handoffs: (200, 20),
+            held: (10_000, 20),
+            crowd_handoffs: 5_000,
+            lone_turns: 200,
+        };
+        if !quick {
+            return all;
+        }
+        Self {
+            rounds: 3,
+            pair: (millis(20), millis(80)),
+            handoffs: (60, 4),
+            held: (2_000, 8),
+            crowd_handoffs: 1_000,
+            lone_turns: 40,
+            ..all
+        }
+    }
+}
+
+fn or_all<T: ValueEnum + Copy>(given: &[T]) -> Vec<T> {
+    if given.is_empty() { T::value_variants().to_vec() } else { given.to_vec() }
+}
