@@ -16,7 +16,7 @@ use crate::{
 /// [`release`](Self::release) it.
 ///
 /// # Guaranteed
-/// While [`is_held`](Self::is_held) says `true`, the backend has granted the lock to nobody else, as far as its
+/// While [`is_held`](LeaseView::is_held) says `true`, the backend has granted the lock to nobody else, as far as its
 /// [capabilities](crate::Capabilities) and the clocks' [drift](crate::Drift) go.
 ///
 /// # Not guaranteed

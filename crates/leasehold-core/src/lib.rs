@@ -1,11 +1,9 @@
-//! The contract, the client and the primitives of Leasehold: distributed locks as leases.
+#![doc = include_str!("../README.md")]
 //!
-//! - **Users** start at [`LockClient`]: it makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s carry a
-//!   deadline and a [`FencingToken`].
-//! - **Implementors** start at [`LockBackend`] and [`Lease`].
-//!
-//! Every lock is a lease: a guard is valid until a [`Deadline`] that is counted from *before* the request was sent, on a
-//! [`Clock`] that goes on through suspend. A failed renewal is not a loss; the deadline is, and it is final.
+//! ## Where to start
+//! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s carry a deadline and a
+//!   [`FencingToken`].
+//! - **Implementors**: [`LockBackend`] and [`Lease`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;

@@ -121,12 +121,12 @@ fn dropping_outside_of_a_runtime_during_shutdown_and_in_a_panic_never_panics() {
 
     let guard = runtime.block_on(lock("outside"));
     std::thread::spawn(move || drop(guard)).join().unwrap();
-    runtime.block_on(async { client.mutex("outside").lock_within(Duration::from_secs(10)).await.unwrap() });
+    drop(runtime.block_on(async { client.mutex("outside").lock_within(Duration::from_secs(10)).await.unwrap() }));
 
     let guard = runtime.block_on(lock("panic"));
     let panicked = runtime.block_on(async move { tokio::spawn(async move { panic!("with {:?}", guard.key()) }).await });
     assert!(panicked.unwrap_err().is_panic());
-    runtime.block_on(async { client.mutex("panic").lock_within(Duration::from_secs(10)).await.unwrap() });
+    drop(runtime.block_on(async { client.mutex("panic").lock_within(Duration::from_secs(10)).await.unwrap() }));
 
     let inside = runtime.block_on(lock("shutdown"));
     runtime.spawn(async move {

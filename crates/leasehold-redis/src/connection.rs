@@ -104,12 +104,6 @@ impl Link {
         answer.map_err(|error| self.failed(live, error, operation, effect))
     }
 
-    /// Runs a plain command.
-    pub(crate) async fn command(&self, cmd: &Cmd, operation: &'static str, effect: Effect) -> Result<Value> {
-        let live = self.live_in_order(operation).await?;
-        live.send(cmd).await.map_err(|error| self.failed(&live, error, operation, effect))
-    }
-
     /// Maps the error, and gives the connection up if it must be.
     pub(crate) fn failed(&self, live: &Live, error: RedisError, operation: &'static str, effect: Effect) -> Error {
         if error.is_io_error() || error.is_unrecoverable_error() {

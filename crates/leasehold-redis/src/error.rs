@@ -1,7 +1,5 @@
 //! The driver's errors as Leasehold's.
 
-use std::{error::Error as _, io};
-
 use leasehold_core::{Error, ErrorKind};
 use redis::{ErrorKind as Driver, RedisError, ServerErrorKind as Server};
 
@@ -133,11 +131,8 @@ fn detail(error: &RedisError) -> String {
     }
 }
 
-/// Whether TLS refused the server's certificate.
+/// Whether TLS refused the server's certificate. The driver does not say so in a type: its source is an I/O error whose
+/// text is that of rustls.
 fn is_certificate(error: &RedisError) -> bool {
-    let invalid = error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|io| io.kind() == io::ErrorKind::InvalidData);
-    invalid && error.to_string().to_lowercase().contains("certificate")
+    error.is_io_error() && error.to_string().contains("certificate")
 }

@@ -159,10 +159,6 @@ impl Braces {
 pub(crate) struct Parts<'a>(pub(crate) [&'a [u8]; 7]);
 
 impl Parts<'_> {
-    pub(crate) fn len(&self) -> usize {
-        self.0.iter().map(|part| part.len()).sum()
-    }
-
     pub(crate) fn to_vec(self) -> Vec<u8> {
         self.0.concat()
     }

@@ -1,0 +1,253 @@
+//! [`FileBackend`]: locks between the processes of one host.
+
+use std::{
+    fmt,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Contention, Drift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossSignal, Mode, Moment, Request, Restart, Result, Wakeup, async_trait,
+};
+
+use super::{
+    config::FileConfig,
+    contender::{self, Contender},
+    directory,
+    error::{NAME, io_error, refused},
+    hold::Hold,
+    inspect,
+    lease::FileLease,
+    name,
+    watch::{Subscription, Watcher},
+};
+
+/// How long a courteous request lets others go first.
+const COURTESY: Duration = Duration::from_millis(50);
+const COURTESY_STEP: Duration = Duration::from_millis(5);
+
+/// Locks between the processes of one host, through the kernel's file locks (`flock(2)`).
+///
+/// - An exclusive or shared lock on a key is that lock on the file [`path_of`](Self::path_of) names, so programs
+///   that use `flock(1)` on it take part. Permits are files of their own.
+/// - A holder that is killed frees its locks at once. There is no other expiry: a *stopped* process holds on.
+/// - Waiters are woken by inotify when a holder closes the file, and poll slowly behind it.
+/// - No reader overtakes a waiting writer, in any process that uses this crate; a stopped waiter keeps readers out.
+/// - Fencing tokens survive in the file, and never fall below the wall clock in microseconds.
+/// - Removing and recreating the directory admits no second holder on Linux, among users of this crate and within one
+///   network namespace. Putting back an older copy of a directory while its locks are held is not noticed.
+/// - Locks cannot be broken: only the kernel and the holder can end a file lock.
+///
+/// ```
+/// use std::sync::Arc;
+/// use leasehold_local::{Attempt, FileBackend, LockBackend, LockKey, Released, Request};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> leasehold_local::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a temporary directory");
+/// # let dir = dir.path();
+/// let backend = Arc::new(FileBackend::open(dir)?);
+/// let request = Request::new(LockKey::new("nightly-report")?);
+/// let Attempt::Granted(lease) = backend.clone().try_acquire(request.clone()).await? else { panic!("nobody holds it") };
+/// assert!(matches!(backend.try_acquire(request).await?, Attempt::Contended(_)));
+/// assert_eq!(lease.release().await?, Released::Freed);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct FileBackend {
+    dir: PathBuf,
+    pub(super) config: FileConfig,
+    watcher: Mutex<Option<Arc<Watcher>>>,
+}
+
+impl FileBackend {
+    /// Uses this directory, and creates it if it is missing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if it is no directory, [`ErrorKind::Denied`] if it cannot be written or is the
+    /// default one and not private, [`ErrorKind::Unsupported`] if it is on a network file system.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(dir, FileConfig::new())
+    }
+
+    /// [`open`](Self::open) with options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(dir: impl AsRef<Path>, config: FileConfig) -> Result<Self> {
+        let dir = directory::prepare(dir.as_ref(), &config).map_err(|error| error.with_operation("open"))?;
+        Ok(Self { dir, config, watcher: Mutex::default() })
+    }
+
+    /// `/var/tmp/leasehold-<uid>`: one place per user that does not depend on the environment. [`open`](Self::open)
+    /// creates it with mode 0700, and refuses it if it is not this user's alone.
+    #[must_use]
+    pub fn default_dir() -> PathBuf {
+        directory::default_dir()
+    }
+
+    /// The directory, without symbolic links.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file whose lock is the lock on `key`, for `flock(1)` and other programs.
+    ///
+    /// Lower-case letters, digits, `_`, `-` and a `.` that is not first stand for themselves, every other byte is `%` and two
+    /// hexadecimal digits, and `.lock` follows: `item/42` is `item%2f42.lock`. Longer names are cut into directories. The
+    /// mapping never changes.
+    #[must_use]
+    pub fn path_of(&self, key: &LockKey) -> PathBuf {
+        self.path(key, ".lock")
+    }
+
+    pub(super) fn path(&self, key: &LockKey, suffix: &str) -> PathBuf {
+        name::path_of(&self.dir, key, suffix)
+    }
+
+    /// Opens a file of ours, and makes the directories that are missing.
+    pub(super) fn open_file(&self, path: &Path) -> Result<File> {
+        match contender::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                directory::prepare(&self.dir, &self.config)?;
+                let parent = path.parent().unwrap_or(&self.dir);
+                std::fs::create_dir_all(parent).map_err(|error| io_error("create", parent, error))?;
+                contender::open(path).map_err(|error| io_error("open", path, error))
+            }
+            opened => opened.map_err(|error| io_error("open", path, error)),
+        }
+    }
+
+    /// `None` where closes cannot be watched; the waiter then polls.
+    pub(super) fn subscribe(&self, path: &Path) -> Option<Subscription> {
+        let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        let subscribed = match &*watcher {
+            Some(watcher) => watcher.subscribe(&self.dir, path),
+            None => Watcher::start().and_then(|started| watcher.insert(Arc::new(started)).subscribe(&self.dir, path)),
+        };
+        subscribed
+            .inspect_err(|error| tracing::debug!(%error, path = %path.display(), "cannot be watched; polling instead"))
+            .ok()
+    }
+
+    async fn grant(&self, request: Request, sent: Moment, hold: Hold) -> Result<Arc<dyn Lease>> {
+        if self.config.sync && request.mode() == Mode::Exclusive {
+            let path = hold.path.clone();
+            let failed = |error| io_error("flush", &path, error);
+            let file = hold.file.try_clone().map_err(failed)?;
+            let directory = path.parent().map(Path::to_path_buf);
+            let flush = move || {
+                file.sync_data()?;
+                directory.map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+            };
+            tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).and_then(|done| done).map_err(failed)?;
+        }
+        Ok(Arc::new(FileLease::new(request, sent, hold)))
+    }
+}
+
+impl fmt::Display for FileBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file:{}", self.dir.display())
+    }
+}
+
+#[async_trait]
+impl LockBackend for FileBackend {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new(NAME);
+        capabilities.endpoint = self.to_string();
+        capabilities.shared = true;
+        capabilities.permits = true;
+        capabilities.expiry = Expiry::ProcessDeath;
+        capabilities.drift = Drift::NONE;
+        capabilities.fencing = Fencing::Clocked;
+        capabilities.fairness = Fairness::None;
+        capabilities.wakeup =
+            if cfg!(target_os = "linux") { Wakeup::Pushed } else { Wakeup::Polled(Duration::from_millis(50)) };
+        capabilities.loss_signal = LossSignal::Renewal;
+        capabilities.restart = Restart::EndsHolders;
+        capabilities.ordered_release = true;
+        capabilities.inspect = cfg!(target_os = "linux");
+        capabilities.break_lock = false;
+        capabilities
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        let sent = request.now();
+        let mut contender = Contender::new(Arc::clone(&self), request.clone());
+        let courteous = request.is_courteous() && contender.others_wait()?;
+        if !courteous && let Some(hold) = contender.attempt()? {
+            return self.grant(request, sent, hold).await.map(Attempt::Granted);
+        }
+        let mut contention = Contention { retry_after: Some(self.config.safety_poll), ..Contention::default() };
+        if courteous {
+            contention.retry_after = Some(COURTESY_STEP);
+        } else if request.is_waiting() {
+            contender.settle_in()?;
+            if let Some(hold) = contender.attempt()? {
+                return self.grant(request, sent, hold).await.map(Attempt::Granted);
+            }
+            // It completes only when the lock was free, and else keeps its descriptor: the close of one such waiter would
+            // wake the next, and so on for ever.
+            contention.wake = Some(Box::pin(async move {
+                loop {
+                    contender.pause().await;
+                    if request.is_cancelled() || !matches!(contender.attempt(), Ok(None)) {
+                        return;
+                    }
+                }
+            }));
+        }
+        Ok(Attempt::Contended(contention))
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        let request = request.with_waiting(true);
+        let mut contender = Contender::new(Arc::clone(&self), request.clone());
+        let begun = request.now();
+        while request.is_courteous() && request.now().since(begun) < COURTESY && contender.others_wait()? {
+            tokio::select! {
+                () = tokio::time::sleep(COURTESY_STEP) => {}
+                () = request.cancelled() => break,
+            }
+        }
+        let mut settled = false;
+        while !request.is_cancelled() {
+            let sent = request.now();
+            if let Some(hold) = contender.attempt()? {
+                return self.grant(request, sent, hold).await;
+            }
+            contender.settle_in()?;
+            if std::mem::replace(&mut settled, true) {
+                contender.pause().await;
+            }
+        }
+        Err(refused(ErrorKind::Cancelled, "the acquisition was cancelled").with_operation("acquire"))
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        inspect::inspect(self, key).map_err(|error| io_error("find the holders of", &self.path_of(key), error))
+    }
+
+    /// # Errors
+    /// Always [`ErrorKind::Unsupported`]: only the kernel and the holder can end a file lock.
+    async fn break_lock(&self, holder: &HolderRef, _now: bool) -> Result<Broken> {
+        Err(refused(
+            ErrorKind::Unsupported,
+            format!("only its holder can free a file lock; end `{}`, and the kernel frees it at once", holder.label),
+        )
+        .with_operation("break"))
+    }
+
+    /// There is nothing to close: other clients may share the backend.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}

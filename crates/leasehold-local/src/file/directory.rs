@@ -1,0 +1,168 @@
+//! Where lock files live: [`default_dir`], and the checks of any directory.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use leasehold_core::{ErrorKind, Result};
+
+use super::{
+    config::FileConfig,
+    error::{io_error, refused},
+};
+
+/// One place per user, whatever the environment says: a service, a cron job and a shell find the same locks.
+/// `/var/tmp` outlives restarts, and so do the token counters in it.
+pub(super) fn default_dir() -> PathBuf {
+    #[cfg(unix)]
+    {
+        let base = Path::new("/var/tmp");
+        let base = if base.is_dir() { base } else { Path::new("/tmp") };
+        base.join(format!("leasehold-{}", rustix::process::geteuid().as_raw()))
+    }
+    #[cfg(not(unix))]
+    {
+        std::env::temp_dir().join("leasehold")
+    }
+}
+
+/// Creates `dir` if it is missing and checks that locks in it can be trusted. Its canonical path.
+pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
+    let private = dir == default_dir();
+    create(dir, private).map_err(|error| io_error("create the directory", dir, error))?;
+    let metadata = fs::symlink_metadata(dir).map_err(|error| io_error("read", dir, error))?;
+    if private {
+        check_private(dir, &metadata)?;
+    }
+    let canonical = fs::canonicalize(dir).map_err(|error| io_error("resolve", dir, error))?;
+    if !canonical.is_dir() {
+        return Err(refused(
+            ErrorKind::InvalidInput,
+            format!("{} is not a directory; choose another path for the lock files", dir.display()),
+        ));
+    }
+    check_file_system(&canonical, config)?;
+    check_writable(&canonical)?;
+    Ok(canonical)
+}
+
+fn create(dir: &Path, private: bool) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    if private {
+        use std::os::unix::fs::DirBuilderExt;
+        builder.mode(0o700);
+    }
+    let _ = private;
+    builder.create(dir)
+}
+
+/// Anyone may create a name in `/var/tmp`: a directory of another user's would let that user remove our locks.
+#[cfg(unix)]
+fn check_private(dir: &Path, metadata: &fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let trouble = if metadata.file_type().is_symlink() {
+        "is a symbolic link"
+    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
+        "belongs to another user"
+    } else if metadata.mode() & 0o022 != 0 {
+        "can be written by other users"
+    } else {
+        return Ok(());
+    };
+    Err(refused(
+        ErrorKind::Denied,
+        format!("{} {trouble}, so its locks cannot be trusted; remove it, or choose another directory", dir.display()),
+    ))
+}
+
+#[cfg(not(unix))]
+fn check_private(_: &Path, _: &fs::Metadata) -> Result<()> {
+    Ok(())
+}
+
+/// Tries it, because access lists and read-only mounts are not in the mode bits.
+fn check_writable(dir: &Path) -> Result<()> {
+    let probe = dir.join(format!(".probe-{}", leasehold_core::OwnerId::random()));
+    fs::File::create_new(&probe)
+        .and_then(|_| fs::remove_file(&probe))
+        .map_err(|error| io_error("write to the directory", dir, error))
+}
+
+#[cfg(target_os = "linux")]
+fn check_file_system(dir: &Path, config: &FileConfig) -> Result<()> {
+    if config.network_fs_allowed {
+        return Ok(());
+    }
+    let stat = rustix::fs::statfs(dir).map_err(|error| io_error("read the file system of", dir, error.into()))?;
+    match network_fs(u64::try_from(stat.f_type).unwrap_or(0)) {
+        None => Ok(()),
+        Some(name) => Err(refused(
+            ErrorKind::Unsupported,
+            format!(
+                "{} is on {name}, whose locks may not exclude other hosts; choose a local directory, \
+                 or allow it with `FileConfig::with_network_fs_allowed` if you know that they do",
+                dir.display()
+            ),
+        )),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn check_file_system(_: &Path, _: &FileConfig) -> Result<()> {
+    Ok(())
+}
+
+/// The magic numbers of `statfs(2)`; FUSE is on the list because sshfs, s3fs and their like cannot be told apart.
+#[cfg(target_os = "linux")]
+fn network_fs(magic: u64) -> Option<&'static str> {
+    Some(match magic & 0xffff_ffff {
+        0x6969 => "NFS",
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB",
+        0x6573_5546 => "FUSE",
+        0x0102_1997 => "9P",
+        0x00c3_6400 => "Ceph",
+        0x0bd0_0bd0 => "Lustre",
+        0x5346_414f | 0x6b41_4653 => "AFS",
+        0x7375_7245 => "Coda",
+        0x0116_1970 => "GFS2",
+        0x7461_636f => "OCFS2",
+        0x1983_0326 => "BeeGFS",
+        0x4750_4653 => "GPFS",
+        0x786f_4256 => "a VirtualBox share",
+        _ => return None,
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_known_by_their_magic() {
+        assert_eq!(network_fs(0x6969), Some("NFS"));
+        assert_eq!(network_fs(0xff53_4d42), Some("SMB"));
+        // Sign-extended, as a 32-bit field may come.
+        assert_eq!(network_fs(0xffff_ffff_ff53_4d42), Some("SMB"));
+        for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
+            assert_eq!(network_fs(local), None);
+        }
+    }
+
+    #[test]
+    fn a_private_directory_of_others_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        check_private(dir.path(), &fs::symlink_metadata(dir.path()).unwrap()).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = check_private(dir.path(), &fs::symlink_metadata(dir.path()).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/", &link).unwrap();
+        let error = check_private(&link, &fs::symlink_metadata(&link).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+    }
+}

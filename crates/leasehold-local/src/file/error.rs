@@ -1,0 +1,27 @@
+//! The operating system's errors as [`Error`]s that name the path and the remedy.
+
+use std::{io, path::Path};
+
+use leasehold_core::{Error, ErrorKind};
+
+pub(super) const NAME: &str = "file";
+
+/// `what` failed on `path`. Nothing is held then: a descriptor that is not handed on is closed.
+pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
+    use io::ErrorKind as Io;
+    let (kind, remedy) = match source.kind() {
+        Io::PermissionDenied => (ErrorKind::Denied, "give this user write access, or choose another directory"),
+        Io::ReadOnlyFilesystem => (ErrorKind::Denied, "choose a directory on a writable file system"),
+        Io::NotADirectory | Io::AlreadyExists => {
+            (ErrorKind::InvalidInput, "a part of the path is not a directory; choose another directory")
+        }
+        Io::InvalidFilename => (ErrorKind::InvalidInput, "the path is too long; use a shorter name or directory"),
+        Io::StorageFull | Io::QuotaExceeded => (ErrorKind::Unavailable, "make room on the file system"),
+        _ => (ErrorKind::Unavailable, "see the cause; if it is the number of open files, raise `ulimit -n`"),
+    };
+    refused(kind, format!("cannot {what} {}: {source}; {remedy}", path.display())).with_source(source)
+}
+
+pub(super) fn refused(kind: ErrorKind, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(kind, message).with_backend(NAME)
+}

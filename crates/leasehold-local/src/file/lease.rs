@@ -1,0 +1,77 @@
+//! [`FileLease`]: a grant of the file backend.
+
+use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use leasehold_core::{
+    Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Moment, Released, Request, Result, Upkeep,
+    async_trait,
+};
+
+use super::{
+    error::{io_error, refused},
+    hold::Hold,
+};
+
+/// A grant of the [`FileBackend`](super::FileBackend).
+///
+/// The kernel knows no deadline: the lock is held until it is released, its last [`Arc`] is dropped, or the process ends.
+#[derive(Debug)]
+pub struct FileLease {
+    request: Request,
+    token: Option<FencingToken>,
+    deadline: LiveDeadline,
+    hold: Mutex<Option<Hold>>,
+}
+
+impl FileLease {
+    pub(super) fn new(request: Request, sent: Moment, hold: Hold) -> Self {
+        let deadline = LiveDeadline::new(request.deadline_from(sent));
+        Self { token: hold.token, deadline, request, hold: Mutex::new(Some(hold)) }
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Lease for FileLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.deadline.get()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Alone
+    }
+
+    /// Moves the deadline, if the path still leads to the file that is locked. If not, the lease is lost: programs that do
+    /// not look for us, such as `flock(1)`, can lock the new file.
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        let sent = self.request.now();
+        let lost = |why| refused(ErrorKind::Lost, why).with_operation("renew");
+        let hold = self.hold();
+        let Some(hold) = hold.as_ref() else { return Err(lost("the lock was released")) };
+        if !hold.is_in_place().map_err(|error| io_error("read", &hold.path, error).with_operation("renew"))? {
+            self.request.loss_sink().lost(LossReason::Replaced);
+            return Err(lost("the lock file was removed or replaced"));
+        }
+        if !self.deadline.advance(self.request.deadline_from(sent), self.request.now()) {
+            return Err(lost("its deadline came before the renewal"));
+        }
+        Ok(())
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        let Some(hold) = self.hold().take() else { return Ok(Released::AlreadyLost) };
+        let path = hold.path.clone();
+        // Past its deadline it is still ours: nobody else had it. A replaced file may have been another's.
+        let ours = hold.is_in_place().unwrap_or(false);
+        hold.free().map_err(|error| io_error("unlock", &path, error).with_operation("release"))?;
+        Ok(if ours { Released::Freed } else { Released::AlreadyLost })
+    }
+}

@@ -1,0 +1,230 @@
+//! [`MemoryBackend`]: locks between the tasks of one process.
+
+use std::{fmt, ops::ControlFlow, sync::Arc};
+
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Clock, Contention, Drift, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
+    Inspection, Lease, LockBackend, LockKey, LossReason, LossSignal, Mode, OwnerId, Request, Restart, Result,
+    SystemClock, WaiterRef, Wakeup, async_trait,
+};
+
+use super::{
+    grant::{Grant, Issuer},
+    lease::MemoryLease,
+    place::{Place, Turn},
+    slot::Slot,
+    table::Table,
+};
+
+pub(super) const NAME: &str = "memory";
+
+/// Locks between the tasks of one process, with everything that a server would do: queue, expiry, fencing tokens.
+///
+/// It is the default for a program that runs once, the test double for one that does not, and the reference for
+/// authors of backends. Two backends know nothing of each other: share one, in an [`Arc`].
+///
+/// - All modes. Waiters are served strictly in order; nobody overtakes them, not even a `try_acquire`.
+/// - Grants expire by the [clock](Self::with_clock) and wake who waits; nothing polls.
+/// - Fencing tokens start at 1 in each backend and grow over all its keys, so they are good for what lives and dies with
+///   the process: [`Fencing::UntilAmnesia`].
+/// - Its leases can [raise tokens](Lease::raise_token), so several of these make a quorum for tests.
+///
+/// ```
+/// use std::sync::Arc;
+/// use leasehold_local::{Attempt, LockBackend, LockKey, MemoryBackend, Released, Request};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> leasehold_local::Result<()> {
+/// let backend = Arc::new(MemoryBackend::new());
+/// let request = Request::new(LockKey::new("item/42")?);
+/// let Attempt::Granted(lease) = backend.clone().try_acquire(request).await? else { panic!("nobody holds it") };
+/// assert_eq!(lease.fencing_token().map(|token| token.get()), Some(1));
+/// assert_eq!(lease.release().await?, Released::Freed);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct MemoryBackend {
+    pub(super) table: Table,
+    pub(super) issuer: Issuer,
+}
+
+impl MemoryBackend {
+    /// A backend on the [`SystemClock`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_clock(Arc::new(SystemClock))
+    }
+
+    /// A backend whose grants expire by this clock. Give the client the same one.
+    #[must_use]
+    pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
+        Self { table: Table::new(), issuer: Issuer::new(clock) }
+    }
+
+    fn lease(self: Arc<Self>, grant: Arc<Grant>) -> Arc<dyn Lease> {
+        Arc::new(MemoryLease::new(self, grant))
+    }
+
+    fn list(&self, key: &LockKey, slot: &mut Slot, into: &mut Inspection) {
+        slot.settle(&self.issuer);
+        let now = self.issuer.now();
+        into.holders.extend(slot.holders.iter().map(|holder| {
+            let request = &holder.grant.request;
+            let mut seen = HolderRef::new(key.clone(), id_of(request.owner()));
+            seen.mode = Some(request.mode());
+            seen.label = String::from(request.label());
+            seen.token = holder.stored_token;
+            seen.expires_in = Some(holder.expires.since(now));
+            seen
+        }));
+        let waiting = slot.queue.iter().chain(&slot.watchers);
+        into.waiters.extend(waiting.map(|ticket| WaiterRef::new(Some(ticket.request.mode()), ticket.request.label())));
+    }
+
+    fn break_in(&self, slot: &mut Slot, holder: &HolderRef, now: bool) -> Broken {
+        slot.settle(&self.issuer);
+        let Some(at) = slot.holders.iter().position(|held| id_of(held.grant.request.owner()) == *holder.id) else {
+            return Broken::AlreadyGone;
+        };
+        if now {
+            let held = slot.holders.remove(at);
+            held.grant.request.loss_sink().lost(LossReason::Replaced);
+            slot.settle(&self.issuer);
+            Broken::Freed
+        } else {
+            let held = &mut slot.holders[at];
+            held.renewable = false;
+            Broken::FreeWithin(Some(held.expires.since(self.issuer.now())))
+        }
+    }
+}
+
+impl Default for MemoryBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for MemoryBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(NAME)
+    }
+}
+
+#[async_trait]
+impl LockBackend for MemoryBackend {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new(NAME);
+        capabilities.shared = true;
+        capabilities.permits = true;
+        capabilities.expiry = Expiry::Server;
+        capabilities.drift = Drift::NONE;
+        capabilities.fencing = Fencing::UntilAmnesia;
+        capabilities.fairness = Fairness::Fifo;
+        capabilities.wakeup = Wakeup::Pushed;
+        capabilities.loss_signal = LossSignal::Pushed;
+        capabilities.restart = Restart::EndsHolders;
+        capabilities.ordered_release = true;
+        capabilities.inspect = true;
+        capabilities.break_lock = true;
+        capabilities
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        self.table.with_slot(request.key(), request.mode(), |slot| {
+            if let Some(grant) = slot.try_grant(&request, &self.issuer)? {
+                return Ok(Attempt::Granted(Arc::clone(&self).lease(grant)));
+            }
+            Ok(Attempt::Contended(Contention {
+                retry_after: slot.first_expiry().map(|expiry| expiry.since(self.issuer.now())),
+                last_token: slot.holders.iter().filter_map(|holder| holder.stored_token).max(),
+                wake: request.is_waiting().then(|| {
+                    let watcher = Place::as_watcher(Arc::clone(&self), slot, request.clone());
+                    Box::pin(async move { watcher.ticket.called.notified().await }) as _
+                }),
+            }))
+        })
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        if request.is_cancelled() {
+            return Err(cancelled());
+        }
+        let entry = self.table.with_slot(request.key(), request.mode(), |slot| {
+            Ok::<_, Error>(match slot.try_grant(&request, &self.issuer)? {
+                Some(grant) => ControlFlow::Break(grant),
+                None => ControlFlow::Continue(Place::in_queue(Arc::clone(&self), slot, request.clone())),
+            })
+        })?;
+        let mut place = match entry {
+            ControlFlow::Break(grant) => return Ok(self.lease(grant)),
+            ControlFlow::Continue(place) => place,
+        };
+        loop {
+            let wait = match place.look()? {
+                Turn::Served(grant) => return Ok(self.lease(grant)),
+                Turn::Wait(wait) => wait,
+            };
+            tokio::select! {
+                () = place.ticket.called.notified() => {}
+                () = request.cancelled() => return Err(cancelled()),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        let mut inspection = Inspection::default();
+        for mode in NAME_SPACES {
+            self.table.with_slot(key, mode, |slot| self.list(key, slot, &mut inspection));
+        }
+        Ok(inspection)
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        for mode in NAME_SPACES {
+            let broken = self.table.with_slot(&holder.key, mode, |slot| self.break_in(slot, holder, now));
+            if broken != Broken::AlreadyGone {
+                return Ok(broken);
+            }
+        }
+        Ok(Broken::AlreadyGone)
+    }
+
+    /// There is nothing to close: other clients may share the backend.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A mode of each name space.
+const NAME_SPACES: [Mode; 2] = [Mode::Exclusive, Mode::Permit { of: std::num::NonZeroU32::MIN }];
+
+fn id_of(owner: OwnerId) -> [u8; 16] {
+    owner.as_u128().to_be_bytes()
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "the acquisition was cancelled").with_backend(NAME).with_operation("acquire")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_that_nobody_uses_cost_nothing() {
+        let backend = Arc::new(MemoryBackend::new());
+        for n in 0..1_000 {
+            let request = Request::new(LockKey::new(format!("key/{n}")).unwrap());
+            let Attempt::Granted(lease) = backend.clone().try_acquire(request.clone()).await.unwrap() else {
+                panic!("free")
+            };
+            assert_eq!(backend.table.len(), 1);
+            assert!(matches!(backend.clone().try_acquire(request).await.unwrap(), Attempt::Contended(_)));
+            lease.release().await.unwrap();
+            assert_eq!(backend.table.len(), 0);
+        }
+    }
+}

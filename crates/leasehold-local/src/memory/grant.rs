@@ -1,0 +1,61 @@
+//! [`Grant`]: what a lease and its slot share; [`Issuer`], which makes them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use leasehold_core::{Clock, Error, ErrorKind, FencingToken, LiveDeadline, Moment, Request, Result};
+
+use super::{backend::NAME, slot::Holder};
+
+/// One grant. What may change about it, except for its deadline, is in the slot's [`Holder`].
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) request: Request,
+    pub(super) token: Option<FencingToken>,
+    pub(super) deadline: LiveDeadline,
+}
+
+/// The clock that grants expire by, and the counter of their tokens.
+#[derive(Debug)]
+pub(super) struct Issuer {
+    clock: Arc<dyn Clock>,
+    /// One for all keys: it never has to be kept for a key that nobody holds, and still only grows for each.
+    last_token: AtomicU64,
+}
+
+impl Issuer {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, last_token: AtomicU64::new(0) }
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    pub(super) fn grant(&self, request: &Request) -> Result<Holder> {
+        let token = if request.mode().is_permit() { None } else { Some(self.next_token(request.token_floor())?) };
+        // The holder's clock is read before the one that the grant expires by: so it stops believing first.
+        let deadline = LiveDeadline::new(request.deadline_from(request.now()));
+        let expires = self.now() + request.ttl().as_duration();
+        let grant = Arc::new(Grant { request: request.clone(), token, deadline });
+        Ok(Holder { grant, expires, renewable: true, stored_token: token })
+    }
+
+    fn next_token(&self, floor: Option<FencingToken>) -> Result<FencingToken> {
+        let floor = floor.map_or(0, FencingToken::get);
+        self.last_token
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| last.max(floor).checked_add(1))
+            .map(|last| FencingToken::new(last.max(floor) + 1))
+            .map_err(|_| {
+                Error::new(ErrorKind::InvalidInput, format!("no fencing token is left above the floor {floor}"))
+                    .with_backend(NAME)
+            })
+    }
+
+    /// Lets the next tokens of all keys exceed this one.
+    pub(super) fn raise(&self, token: FencingToken) {
+        self.last_token.fetch_max(token.get(), Ordering::Relaxed);
+    }
+}

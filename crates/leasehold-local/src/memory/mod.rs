@@ -1,0 +1,10 @@
+//! Locks within one process: [`MemoryBackend`].
+
+mod backend;
+mod grant;
+mod lease;
+mod place;
+mod slot;
+mod table;
+
+pub use self::{backend::MemoryBackend, lease::MemoryLease};

@@ -1,0 +1,294 @@
+//! What the file backend promises within one process; `file_processes.rs` has the rest.
+#![cfg(target_os = "linux")]
+
+use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
+
+use leasehold_local::{
+    Attempt, Drift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released,
+    Request, TestClock, Ttl,
+};
+
+type Backend = Arc<FileBackend>;
+
+/// So that only wake-ups can make these tests pass.
+fn open(dir: &Path) -> Backend {
+    let config = FileConfig::new().with_safety_poll(Duration::from_secs(3600));
+    Arc::new(FileBackend::open_with(dir, config).unwrap())
+}
+
+fn request(key: impl AsRef<[u8]>) -> Request {
+    Request::new(LockKey::new(key).unwrap())
+}
+
+fn permit(key: &str, of: u32) -> Request {
+    request(key).with_permit_of(NonZeroU32::new(of).unwrap())
+}
+
+async fn attempt(backend: &Backend, request: Request) -> Option<Arc<dyn Lease>> {
+    match Arc::clone(backend).try_acquire(request).await.unwrap() {
+        Attempt::Granted(lease) => Some(lease),
+        Attempt::Contended(_) => None,
+    }
+}
+
+fn token(lease: &Arc<dyn Lease>) -> u64 {
+    lease.fencing_token().unwrap().get()
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("woken long before")
+}
+
+#[tokio::test]
+async fn exclusive_excludes_all_and_readers_share() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, other) = (open(dir.path()), open(dir.path()));
+    let writer = attempt(&backend, request("k")).await.unwrap();
+    assert!(attempt(&other, request("k")).await.is_none());
+    assert!(attempt(&backend, request("k").with_mode(Mode::Shared)).await.is_none());
+    assert!(attempt(&other, request("K")).await.is_some());
+    assert_eq!(Arc::clone(&writer).release().await.unwrap(), Released::Freed);
+    let first = attempt(&backend, request("k").with_mode(Mode::Shared)).await.unwrap();
+    let second = attempt(&other, request("k").with_mode(Mode::Shared)).await.unwrap();
+    assert_eq!(writer.release().await.unwrap(), Released::AlreadyLost);
+    assert!(attempt(&other, request("k")).await.is_none());
+    first.release().await.unwrap();
+    assert!(attempt(&other, request("k")).await.is_none());
+    second.release().await.unwrap();
+    assert!(attempt(&other, request("k")).await.is_some());
+}
+
+#[tokio::test]
+async fn permits_are_counted_and_two_counts_are_a_mismatch() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let _mutex = attempt(&backend, request("k")).await.unwrap();
+    let first = attempt(&backend, permit("k", 2)).await.unwrap();
+    let second = attempt(&backend, permit("k", 2)).await.unwrap();
+    assert_eq!(first.fencing_token(), None);
+    assert!(attempt(&backend, permit("k", 2)).await.is_none());
+    let error = Arc::clone(&backend).try_acquire(permit("k", 3)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert!(error.message().contains("of 2 permits, and 3 were"), "{error}");
+    first.release().await.unwrap();
+    assert!(attempt(&backend, permit("k", 2)).await.is_some());
+    second.release().await.unwrap();
+    for _ in 0..3 {
+        std::mem::forget(attempt(&backend, permit("k", 3)).await.unwrap());
+    }
+    assert!(attempt(&backend, permit("k", 3)).await.is_none());
+    let error = Arc::clone(&backend).try_acquire(permit("k", 100_000)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn tokens_grow_over_backends_and_readers_stay_between_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last_writer = 0;
+    let mut last_reader = 0;
+    for _ in 0..20 {
+        let backend = open(dir.path());
+        let writer = attempt(&backend, request("k")).await.unwrap();
+        assert!(token(&writer) > last_writer.max(last_reader));
+        last_writer = token(&writer);
+        writer.release().await.unwrap();
+        for _ in 0..2 {
+            let reader = attempt(&backend, request("k").with_mode(Mode::Shared)).await.unwrap();
+            assert!(token(&reader) > last_writer);
+            last_reader = token(&reader);
+            reader.release().await.unwrap();
+        }
+    }
+    // Far above the clock: now only the file keeps them growing.
+    let backend = open(dir.path());
+    let floor = 1 << 62;
+    let high = attempt(&backend, request("k").with_token_floor(FencingToken::new(floor))).await.unwrap();
+    assert!(token(&high) > floor);
+    high.release().await.unwrap();
+    let next = attempt(&open(dir.path()), request("k")).await.unwrap();
+    assert!(token(&next) > floor + 1);
+    next.release().await.unwrap();
+    let reader = request("k").with_mode(Mode::Shared).with_token_floor(FencingToken::new(floor + 100));
+    assert!(token(&attempt(&backend, reader).await.unwrap()) > floor + 100);
+    let error = Arc::clone(&backend)
+        .try_acquire(request("other").with_token_floor(FencingToken::new(u64::MAX)))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn a_file_that_says_garbage_never_lowers_the_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let path = backend.path_of(&LockKey::new("k").unwrap());
+    let mut last = 0;
+    for garbage in [
+        &b""[..],
+        b"\0\0\0\0",
+        b"leasehold1 0000",
+        b"leasehold1 00000000000000000001 0000000000000000\n",
+        &[0xff; 4096],
+    ] {
+        std::fs::write(&path, garbage).unwrap();
+        let lease = attempt(&backend, request("k")).await.unwrap();
+        assert!(token(&lease) > last);
+        last = token(&lease);
+        lease.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_name_is_a_lock_of_its_own_inside_the_directory() {
+    let parent = tempfile::tempdir().unwrap();
+    let backend = open(&parent.path().join("locks"));
+    let long = |byte: u8| vec![byte; LockKey::MAX_LEN];
+    let names: Vec<Vec<u8>> =
+        [".", "..", "/", "../x", "\0", "a\nb", "🔒", "{}", "a}b", "%2e", "a", "A", "con", "a.lock", "a.permits"]
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .chain([long(b'x'), long(b'/'), long(0xff), long(b'.')])
+            .collect();
+    let mut held = Vec::new();
+    for name in &names {
+        held.push(attempt(&backend, request(name)).await.expect("no other has this name"));
+        held.push(attempt(&backend, request(name).with_permit_of(NonZeroU32::MIN)).await.unwrap());
+        assert!(attempt(&backend, request(name)).await.is_none());
+    }
+    let outside: Vec<_> = std::fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(outside, ["locks"]);
+    for lease in held {
+        assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_waiters_are_all_served_one_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let stock = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let tasks: Vec<_> = (0..64)
+        .map(|_| {
+            let (backend, stock) = (Arc::clone(&backend), Arc::clone(&stock));
+            tokio::spawn(async move {
+                let lease = backend.acquire(request("k")).await.unwrap();
+                let seen = stock.load(std::sync::atomic::Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                stock.store(seen + 1, std::sync::atomic::Ordering::Relaxed);
+                assert_eq!(lease.release().await.unwrap(), Released::Freed);
+            })
+        })
+        .collect();
+    for task in tasks {
+        soon(task).await.unwrap();
+    }
+    assert_eq!(stock.load(std::sync::atomic::Ordering::Relaxed), 64);
+}
+
+#[tokio::test]
+async fn a_cancelled_waiter_leaves_nothing_and_lets_readers_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let _reader = attempt(&backend, request("k").with_mode(Mode::Shared)).await.unwrap();
+    let writer = request("k");
+    let waiting = tokio::spawn(Arc::clone(&backend).acquire(writer.clone()));
+    while backend.inspect(writer.key()).await.unwrap().waiters.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(attempt(&backend, request("k").with_mode(Mode::Shared)).await.is_none());
+    let behind = tokio::spawn(Arc::clone(&backend).acquire(request("k").with_mode(Mode::Shared)));
+    while backend.inspect(writer.key()).await.unwrap().waiters.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    writer.cancel();
+    assert_eq!(soon(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    soon(behind).await.unwrap().unwrap();
+    assert!(backend.inspect(writer.key()).await.unwrap().waiters.is_empty());
+}
+
+#[tokio::test]
+async fn waiting_by_attempts_is_woken_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let lease = attempt(&backend, request("k")).await.unwrap();
+    let by_attempts = || {
+        let backend = Arc::clone(&backend);
+        tokio::spawn(leasehold_local::acquire_by_attempts(request("k"), move |request| {
+            Arc::clone(&backend).try_acquire(request)
+        }))
+    };
+    let waiters = [by_attempts(), by_attempts(), by_attempts()];
+    while backend.inspect(&LockKey::new("k").unwrap()).await.unwrap().waiters.len() < 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    lease.release().await.unwrap();
+    for waiter in waiters {
+        soon(waiter).await.unwrap().unwrap().release().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_move_the_deadline_until_it_has_passed() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let clock = Arc::new(TestClock::new());
+    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(Arc::clone(&clock) as _, Drift::NONE);
+    let lease = attempt(&backend, timed.clone()).await.unwrap();
+    tokio::time::advance(Duration::from_secs(9)).await;
+    Arc::clone(&lease).renew().await.unwrap();
+    assert_eq!(lease.valid_until().remaining(timed.now()), Duration::from_secs(10));
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    // The kernel has no deadline: the lock is held until it is released.
+    assert!(attempt(&backend, request("k")).await.is_none());
+    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
+    assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+}
+
+#[tokio::test]
+async fn a_holder_whose_file_was_removed_learns_it_when_it_renews_and_keeps_others_out_until_it_releases() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let lease = attempt(&backend, request("k")).await.unwrap();
+    Arc::clone(&lease).renew().await.unwrap();
+    std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
+    assert!(attempt(&backend, request("k")).await.is_none());
+    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert!(attempt(&backend, request("k")).await.is_none());
+    let waiter = tokio::spawn(Arc::clone(&backend).acquire(request("k")));
+    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::AlreadyLost);
+    let next = soon(waiter).await.unwrap().unwrap();
+    assert!(token(&next) > token(&lease));
+}
+
+#[tokio::test]
+async fn flushing_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Arc::new(FileBackend::open_with(dir.path(), FileConfig::new().with_sync(true)).unwrap());
+    let lease = attempt(&backend, request("k")).await.unwrap();
+    assert!(attempt(&backend, request("k")).await.is_none());
+    lease.release().await.unwrap();
+    assert!(attempt(&backend, request("k")).await.is_some());
+}
+
+#[test]
+fn directories_that_cannot_serve_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below"), Path::new("/proc/leasehold").to_path_buf()] {
+        let error = FileBackend::open(&path).unwrap_err();
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        assert_ne!(error.kind(), ErrorKind::Protocol);
+    }
+    assert_eq!(FileBackend::open(&file).unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn the_default_directory_does_not_depend_on_the_environment() {
+    let path = FileBackend::default_dir();
+    assert!(path.starts_with("/var/tmp") || path.starts_with("/tmp"), "{path:?}");
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
+    assert_eq!(name, format!("leasehold-{uid}"));
+}

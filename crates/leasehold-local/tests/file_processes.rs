@@ -1,0 +1,327 @@
+//! What the file backend promises between processes. The other process is `flock(1)`, or this test binary once more.
+#![cfg(target_os = "linux")]
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    num::NonZeroU32,
+    path::Path,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use leasehold_local::{
+    Attempt, Error, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released, Request,
+};
+
+/// So that only wake-ups can make these tests pass.
+fn hour() -> FileConfig {
+    FileConfig::new().with_safety_poll(Duration::from_secs(3600))
+}
+
+fn open(dir: &Path) -> Arc<FileBackend> {
+    Arc::new(FileBackend::open_with(dir, hour()).unwrap())
+}
+
+fn key() -> LockKey {
+    LockKey::new("k/1").unwrap()
+}
+
+fn request(mode: &str) -> Request {
+    let request = Request::new(key());
+    match mode {
+        "exclusive" => request,
+        "shared" => request.with_mode(Mode::Shared),
+        "permit" => request.with_permit_of(NonZeroU32::MIN),
+        other => panic!("no mode {other}"),
+    }
+}
+
+async fn is_free(backend: &Arc<FileBackend>, mode: &str) -> bool {
+    matches!(Arc::clone(backend).try_acquire(request(mode)).await.unwrap(), Attempt::Granted(_))
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("woken long before")
+}
+
+/// Starts a waiter, and returns once the kernel knows it.
+async fn queued(
+    backend: &Arc<FileBackend>,
+    request: Request,
+) -> tokio::task::JoinHandle<Result<Arc<dyn Lease>, Error>> {
+    let before = backend.inspect(&key()).await.unwrap().waiters.len();
+    let waiter = tokio::spawn(Arc::clone(backend).acquire(request));
+    until(async || backend.inspect(&key()).await.unwrap().waiters.len() > before).await;
+    waiter
+}
+
+async fn until(condition: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it never came");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Another process that holds the lock, until told or killed.
+struct Holder {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Holder {
+    fn start(dir: &Path, mode: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["the_other_process", "--exact", "--ignored", "--nocapture"])
+            .env("LEASEHOLD_TEST_DIR", dir)
+            .env("LEASEHOLD_TEST_MODE", mode)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let stdin = child.stdin.take();
+        Self { child, stdin, lines }
+    }
+
+    /// What follows `word` on the line that starts with it.
+    fn expect(&mut self, word: &str) -> String {
+        self.lines
+            .by_ref()
+            .map(Result::unwrap)
+            .find_map(|line| line.split_once(word).map(|(_, rest)| String::from(rest.trim())))
+            .unwrap()
+    }
+
+    fn held(dir: &Path, mode: &str) -> (Self, u64) {
+        let mut holder = Self::start(dir, mode);
+        let token = holder.expect("held:").parse().unwrap();
+        (holder, token)
+    }
+
+    fn release(&mut self) {
+        self.stdin = None;
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "the other tests start it as a process of its own"]
+#[expect(clippy::zombie_processes, reason = "its child is to outlive it")]
+async fn the_other_process() {
+    let dir = std::env::var("LEASEHOLD_TEST_DIR").expect("started by another test");
+    let mode = std::env::var("LEASEHOLD_TEST_MODE").unwrap();
+    let config = hour().with_inherited_by_children(mode == "inherited");
+    let backend = Arc::new(FileBackend::open_with(dir, config).unwrap());
+    let mode = if mode == "inherited" { "exclusive" } else { mode.as_str() };
+    println!("asks:");
+    let lease = backend.acquire(request(mode).with_label("the other")).await.unwrap();
+    if std::env::var("LEASEHOLD_TEST_MODE").unwrap() == "inherited" {
+        let child = Command::new("sleep").arg("60").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        println!("child: {}", child.id());
+    }
+    println!("held: {}", lease.fencing_token().map_or(0, FencingToken::get));
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    println!("released:");
+    std::io::stdout().flush().unwrap();
+    std::io::stdin().read_line(&mut line).unwrap();
+    std::process::exit(0);
+}
+
+#[tokio::test]
+async fn a_release_in_another_process_wakes_the_waiter() {
+    for mode in ["exclusive", "permit"] {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(dir.path());
+        let (mut other, token) = Holder::held(dir.path(), mode);
+        assert!(!is_free(&backend, mode).await);
+        let waiter = queued(&backend, request(mode)).await;
+        other.release();
+        let lease = soon(waiter).await.unwrap().unwrap();
+        assert!(lease.fencing_token().is_none_or(|ours| ours.get() > token));
+    }
+}
+
+#[tokio::test]
+async fn a_killed_holder_frees_at_once() {
+    for mode in ["exclusive", "shared", "permit"] {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(dir.path());
+        let (mut other, token) = Holder::held(dir.path(), mode);
+        let ours = if mode == "shared" { "exclusive" } else { mode };
+        let waiter = queued(&backend, request(ours)).await;
+        other.child.kill().unwrap();
+        let lease = soon(waiter).await.unwrap().unwrap();
+        assert!(lease.fencing_token().is_none_or(|ours| ours.get() > token));
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_holder_holds_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let (other, _) = Holder::held(dir.path(), "exclusive");
+    let pid = other.child.id().to_string();
+    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    assert!(!is_free(&backend, "exclusive").await);
+    assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_child_that_inherits_keeps_the_lock_of_a_killed_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let mut other = Holder::start(dir.path(), "inherited");
+    let grandchild = other.expect("child:");
+    other.expect("held:");
+    other.child.kill().unwrap();
+    other.child.wait().unwrap();
+    assert!(!is_free(&backend, "exclusive").await);
+    let waiter = queued(&backend, request("exclusive")).await;
+    assert!(Command::new("kill").args(["-KILL", &grandchild]).status().unwrap().success());
+    soon(waiter).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_release_frees_what_children_inherited_and_wakes_the_waiter() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = hour().with_inherited_by_children(true);
+    let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
+    let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let waiter = queued(&backend, request("exclusive")).await;
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    soon(waiter).await.unwrap().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_removed_and_made_anew_admits_no_second_holder() {
+    for mode in ["exclusive", "shared", "permit"] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("locks");
+        let (mut other, token) = Holder::held(&dir, mode);
+        std::fs::remove_dir_all(&dir).unwrap();
+        let backend = open(&dir);
+        let ours = if mode == "shared" { "exclusive" } else { mode };
+        assert!(!is_free(&backend, ours).await, "{mode}");
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(!is_free(&backend, ours).await, "{mode}");
+        let waiter = queued(&backend, request(ours)).await;
+        other.child.kill().unwrap();
+        let lease = soon(waiter).await.unwrap().unwrap();
+        assert!(lease.fencing_token().is_none_or(|ours| ours.get() > token));
+    }
+}
+
+#[tokio::test]
+async fn we_wait_for_flock_and_are_woken_by_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let path = backend.path_of(&key());
+    // `flock(1)` and the shell's `9>file` open the file in different ways.
+    for script in ["exec flock \"$1\" sh -c 'echo held; read line'", "exec 9>>\"$1\"; flock 9; echo held; read line"] {
+        let mut other = Command::new("sh")
+            .args(["-c", script, "sh", path.to_str().unwrap()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(other.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n");
+        assert!(!is_free(&backend, "exclusive").await);
+        let seen = backend.inspect(&key()).await.unwrap();
+        assert_eq!((seen.holders.len(), seen.holders[0].token), (1, None));
+        let waiter = queued(&backend, request("exclusive")).await;
+        drop(other.stdin.take());
+        soon(waiter).await.unwrap().unwrap().release().await.unwrap();
+        assert!(other.wait().is_ok());
+    }
+}
+
+#[tokio::test]
+async fn flock_waits_for_us() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let flock = |arguments: &[&str]| {
+        let path = backend.path_of(&key());
+        Command::new("flock").args(arguments).arg(path).arg("true").status().unwrap().success()
+    };
+    let writer = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+    assert!(!flock(&["-n"]));
+    assert!(!flock(&["-n", "-s"]));
+    writer.release().await.unwrap();
+    assert!(flock(&["-n"]));
+    let reader = Arc::clone(&backend).acquire(request("shared")).await.unwrap();
+    assert!(!flock(&["-n"]));
+    assert!(flock(&["-n", "-s"]));
+    reader.release().await.unwrap();
+    assert!(flock(&["-n"]));
+}
+
+#[tokio::test]
+async fn no_reader_overtakes_a_writer_that_waits_in_another_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let reader = Arc::clone(&backend).acquire(request("shared")).await.unwrap();
+    let mut writer = Holder::start(dir.path(), "exclusive");
+    until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
+    assert!(!is_free(&backend, "shared").await);
+    let late = queued(&backend, request("shared")).await;
+    reader.release().await.unwrap();
+    writer.expect("held:");
+    assert!(!late.is_finished());
+    writer.release();
+    soon(late).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_waiting_writer_no_longer_keeps_readers_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let _reader = Arc::clone(&backend).acquire(request("shared")).await.unwrap();
+    let mut writer = Holder::start(dir.path(), "exclusive");
+    until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
+    let late = queued(&backend, request("shared")).await;
+    writer.child.kill().unwrap();
+    soon(late).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_courteous_request_lets_a_waiter_of_another_process_go_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+    let mut other = Holder::start(dir.path(), "exclusive");
+    until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
+    let courteous = request("exclusive").with_courtesy(true);
+    assert!(matches!(Arc::clone(&backend).try_acquire(courteous).await.unwrap(), Attempt::Contended(_)));
+    lease.release().await.unwrap();
+    other.expect("held:");
+}
+
+#[tokio::test]
+async fn inspection_names_the_holder_in_another_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let (_other, token) = Holder::held(dir.path(), "exclusive");
+    let seen = backend.inspect(&key()).await.unwrap();
+    assert_eq!(seen.holders.len(), 1);
+    assert_eq!(seen.holders[0].label, "the other");
+    assert_eq!(seen.holders[0].mode, Some(Mode::Exclusive));
+    assert_eq!(seen.holders[0].token.map(FencingToken::get), Some(token));
+    let error = backend.break_lock(&seen.holders[0], true).await.unwrap_err();
+    assert_eq!(error.kind(), leasehold_local::ErrorKind::Unsupported);
+}

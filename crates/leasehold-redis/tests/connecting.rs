@@ -1,0 +1,134 @@
+//! URLs, users, passwords, sockets; what is wrong is told without secrets.
+
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use leasehold_core::{Capabilities, ErrorKind, Fencing, LockBackend, Mode, Ttl};
+use leasehold_redis::{RedisBackend, RedisConfig, redis};
+use support::{Server, granted, request, ttl};
+
+async fn fails(url: &str) -> leasehold_core::Error {
+    RedisBackend::connect(url).await.expect_err(url)
+}
+
+#[tokio::test]
+async fn a_password_is_asked_for_used_and_never_shown() {
+    let server = Server::with(&["--requirepass", "s3cret#/"]);
+    let at = server.address();
+    let backend = RedisBackend::connect(&format!("redis://:s3cret%23%2F@{at}/")).await.unwrap();
+    granted(&backend, request("k")).await.release().await.unwrap();
+    assert_eq!(backend.to_string(), format!("redis://{at}/0"));
+    assert!(!format!("{backend:?} {backend} {:?}", backend.capabilities()).contains("s3cret"));
+    for url in [format!("redis://{at}/"), format!("redis://:wr0ng@{at}/"), format!("redis://eve:wr0ng@{at}/")] {
+        let error = fails(&url).await;
+        assert_eq!(error.kind(), ErrorKind::Denied, "{url}: {error}");
+        assert!(error.to_string().contains("password") && error.to_string().contains(&at.to_string()), "{error}");
+        assert!(!format!("{error} {error:?}").contains("wr0ng"), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
+    let server = Server::start();
+    let mut raw = server.raw().await;
+    let rules = include_str!("../README.md").lines().find_map(|line| line.strip_prefix("ACL SETUSER shop ")).unwrap();
+    let mut acl = redis::cmd("ACL");
+    acl.arg("SETUSER").arg("shop").arg(rules.split(' ').collect::<Vec<_>>());
+    let () = acl.query_async(&mut raw).await.unwrap();
+    let backend =
+        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
+    assert_eq!(backend.capabilities().wakeup, leasehold_core::Wakeup::Pushed);
+    for mode in [Mode::Exclusive, Mode::Shared, Mode::Permit { of: 2.try_into().unwrap() }] {
+        let lease = granted(&backend, request("k").with_mode(mode)).await;
+        Arc::clone(&lease).renew().await.unwrap();
+        let holder = backend.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+        backend.break_lock(&holder, false).await.unwrap();
+        let () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
+    }
+    // Another's keys are not theirs, and that is told.
+    let stranger =
+        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=bank:", server.address())).await.unwrap();
+    let error = Arc::clone(&stranger).try_acquire(request("k")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn databases_are_apart() {
+    let server = Server::start();
+    let zero = server.backend().await;
+    let three = RedisBackend::connect(&format!("{}3", server.url())).await.unwrap();
+    granted(&zero, request("k")).await;
+    granted(&three, request("k")).await;
+    assert_eq!(fails(&format!("{}99", server.url())).await.kind(), ErrorKind::Protocol);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_unix_socket_works() {
+    let server = Server::start();
+    let socket = server.socket();
+    let backend = RedisBackend::connect(&format!("redis+unix://{}?db=1&prefix=x:", socket.display())).await.unwrap();
+    granted(&backend, request("k")).await;
+    assert_eq!(backend.to_string(), format!("redis+unix://{}?db=1", socket.display()));
+    let error = fails("redis+unix:///nowhere/redis.sock").await;
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+#[tokio::test]
+async fn a_client_of_one_s_own_works() {
+    let server = Server::start();
+    let client = redis::Client::open(server.url()).unwrap();
+    let backend = RedisBackend::from_client(&client, RedisConfig::new().with_prefix("x:")).await.unwrap();
+    granted(&backend, request("k")).await;
+    assert_eq!(server.census().await, ["x:k"]);
+}
+
+#[tokio::test]
+async fn nobody_there_names_the_address_and_the_remedy() {
+    let port = support::free_port();
+    let error = fails(&format!("redis://:hush@127.0.0.1:{port}/")).await;
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
+    assert!(error.to_string().contains("check"), "{error}");
+    assert!(!format!("{error:?}").contains("hush"));
+    let error = fails("redis://no-such-host.invalid/").await;
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_or_speaks_otherwise_is_told() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let started = Instant::now();
+    let error = fails(&format!("redis://{}/?connect-timeout=200ms", silent.local_addr().unwrap())).await;
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(started.elapsed() < Duration::from_secs(1));
+
+    let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = web.local_addr().unwrap();
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        while let Ok((mut client, _)) = web.accept().await {
+            drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+        }
+    });
+    let error = fails(&format!("redis://{address}/")).await;
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+}
+
+#[tokio::test]
+async fn capabilities_tell_the_truth() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let capabilities: Capabilities = backend.capabilities();
+    assert_eq!(capabilities.fencing, Fencing::Clocked);
+    assert!(capabilities.shared && capabilities.permits && capabilities.ordered_release);
+    let error = Arc::clone(&backend).try_acquire(request("k").with_ttl(ttl(9))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    granted(&backend, request("short").with_ttl(ttl(10))).await;
+    granted(&backend, request("long").with_ttl(Ttl::MAX)).await.renew().await.unwrap();
+}

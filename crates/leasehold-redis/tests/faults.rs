@@ -1,0 +1,237 @@
+//! Lost answers, silent and slow servers, broken connections.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use leasehold_core::{ErrorKind, LockBackend, Mode, Released, Request};
+use leasehold_redis::{RedisBackend, RedisConfig, redis};
+use support::{Server, granted, refused, request, ttl, until};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// A proxy that swallows the server's answers while told to, and then cuts.
+struct Proxy {
+    address: std::net::SocketAddr,
+    deaf: Arc<AtomicBool>,
+    cut: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    async fn before(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (deaf, cut) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let proxy = Self { address: listener.local_addr().unwrap(), deaf: Arc::clone(&deaf), cut: Arc::clone(&cut) };
+        let server = server.address();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                let (deaf, cut) = (Arc::clone(&deaf), Arc::clone(&cut));
+                tokio::spawn(async move {
+                    let mut buffer = [0; 4096];
+                    while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+                        // The first answer that is lost takes the connection with it, if told so.
+                        if deaf.load(Ordering::SeqCst) {
+                            if cut.load(Ordering::SeqCst) {
+                                deaf.store(false, Ordering::SeqCst);
+                                return;
+                            }
+                            continue;
+                        }
+                        if to_client.write_all(&buffer[..count]).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        proxy
+    }
+
+    async fn backend(&self) -> Arc<RedisBackend> {
+        let client = redis::Client::open(format!("redis://{}/", self.address)).unwrap();
+        let config = RedisConfig::new().with_response_timeout(Duration::from_millis(200));
+        RedisBackend::from_client(&client, config).await.unwrap()
+    }
+
+    fn lose_answers(&self, cut: bool) {
+        self.cut.store(cut, Ordering::SeqCst);
+        self.deaf.store(true, Ordering::SeqCst);
+    }
+
+    fn heal(&self) {
+        self.deaf.store(false, Ordering::SeqCst);
+    }
+}
+
+fn modes() -> [Request; 3] {
+    [request("k"), request("k").with_mode(Mode::Shared), request("k").with_permit_of(1.try_into().unwrap())]
+}
+
+#[tokio::test]
+async fn a_lock_whose_answer_was_lost_is_undone() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let backend = proxy.backend().await;
+    for cut in [false, true] {
+        for wanted in modes() {
+            granted(&backend, request("warm")).await.release().await.unwrap();
+            proxy.lose_answers(cut);
+            let error = Arc::clone(&backend).try_acquire(wanted).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
+            if !cut {
+                // It did happen.
+                assert!(!server.census().await.is_empty());
+            }
+            proxy.heal();
+            until("undone", || async { server.census().await.is_empty() }).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn gathered_locks_whose_answers_were_lost_are_undone() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let backend = proxy.backend().await;
+    proxy.lose_answers(false);
+    let tasks: Vec<_> =
+        (0..200).map(|n| tokio::spawn(Arc::clone(&backend).try_acquire(request(&format!("k{n}"))))).collect();
+    for task in tasks {
+        let error = task.await.unwrap().unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Unavailable), "{error}");
+    }
+    proxy.heal();
+    until("undone", || async { server.census().await.is_empty() }).await;
+}
+
+#[tokio::test]
+async fn a_release_whose_answer_was_lost_can_be_repeated() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let backend = proxy.backend().await;
+    let lease = granted(&backend, request("k")).await;
+    proxy.lose_answers(true);
+    let error = Arc::clone(&lease).release().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Indeterminate);
+    assert!(error.is_retryable());
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_renewal_whose_answer_was_lost_leaves_the_deadline() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let backend = proxy.backend().await;
+    let lease = granted(&backend, request("k")).await;
+    let before = lease.valid_until();
+    proxy.lose_answers(true);
+    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(lease.valid_until(), before);
+    Arc::clone(&lease).renew().await.unwrap();
+    assert!(lease.valid_until() > before);
+}
+
+#[tokio::test]
+async fn a_stopped_server_is_told_within_the_time_outs_and_leaves_no_orphan() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let held = granted(&backend, request("held").with_ttl(ttl(60_000))).await;
+    server.signal("STOP");
+    for kind in [ErrorKind::Indeterminate, ErrorKind::Unavailable] {
+        let started = Instant::now();
+        let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    }
+    let started = Instant::now();
+    assert!(Arc::clone(&held).renew().await.unwrap_err().is_retryable());
+    assert!(started.elapsed() < Duration::from_millis(1_500));
+    server.signal("CONT");
+    // The first attempt was in the server's buffer and is carried out only now.
+    until("undone", || async { server.census().await == ["held"] }).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(server.census().await, ["held"]);
+    Arc::clone(&held).renew().await.unwrap();
+    assert_eq!(held.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test]
+async fn a_waiter_rides_out_lost_answers() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let (a, b) = (server.backend().await, proxy.backend().await);
+    let held = granted(&a, request("k")).await;
+    let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+    until("registered", || async { !a.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
+    // The grant's answer is lost: the waiter must not take it for a refusal by somebody else for ever.
+    proxy.lose_answers(true);
+    held.release().await.unwrap();
+    let lease = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("hangs").unwrap().unwrap();
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    until("nothing left", || async { server.census().await.is_empty() }).await;
+}
+
+#[tokio::test]
+async fn many_at_a_dead_server_share_one_attempt_to_connect() {
+    let mut server = Server::start();
+    let backend = server.backend().await;
+    server.kill();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let started = Instant::now();
+    let tasks: Vec<_> =
+        (0..500).map(|n| tokio::spawn(Arc::clone(&backend).try_acquire(request(&format!("k{n}"))))).collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_server_that_may_not_write_is_a_typed_error() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut raw = server.raw().await;
+    for (setting, value, usual) in [("maxmemory", "1", "0"), ("min-replicas-to-write", "3", "0")] {
+        let set = |value: &str| {
+            let mut cmd = redis::cmd("CONFIG");
+            cmd.arg("SET").arg(setting).arg(value);
+            cmd
+        };
+        let () = set(value).query_async(&mut raw).await.unwrap();
+        let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{setting}: {error}");
+        let () = set(usual).query_async(&mut raw).await.unwrap();
+        granted(&backend, request("k")).await.release().await.unwrap();
+    }
+    let () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg("1").query_async(&mut raw).await.unwrap();
+    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("replica"), "{error}");
+    let error = RedisBackend::connect(&server.url()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
+
+#[tokio::test]
+async fn a_closed_backend_says_so() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    refused(&backend, {
+        granted(&backend, request("k")).await;
+        request("k")
+    })
+    .await;
+    backend.close().await.unwrap();
+    assert_eq!(Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err().kind(), ErrorKind::Closed);
+}

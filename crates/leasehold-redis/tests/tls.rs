@@ -1,0 +1,82 @@
+//! TLS to a real server with real certificates.
+#![cfg(feature = "tls")]
+
+mod support;
+
+use std::path::Path;
+
+use leasehold_core::ErrorKind;
+use leasehold_redis::RedisBackend;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use support::{Server, free_port, granted, request};
+
+/// A CA, and a certificate of it for this host name, as files.
+fn certificates(folder: &Path, host: &str) {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_certificate = ca.self_signed(&ca_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let issuer = Issuer::new(ca, ca_key);
+    let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    for (name, pem) in
+        [("ca.pem", ca_certificate.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())]
+    {
+        std::fs::write(folder.join(name), pem).unwrap();
+    }
+}
+
+fn tls_server(folder: &Path, port: u16) -> Server {
+    let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    Server::with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-auth-clients",
+        "no",
+        "--tls-cert-file",
+        &file("cert.pem"),
+        "--tls-key-file",
+        &file("key.pem"),
+        "--tls-ca-cert-file",
+        &file("ca.pem"),
+    ])
+}
+
+#[tokio::test]
+async fn tls_works_without_a_provider_of_one_s_own_and_refuses_a_wrong_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    certificates(folder.path(), "localhost");
+    let port = free_port();
+    let _server = tls_server(folder.path(), port);
+    let ca = folder.path().join("ca.pem");
+    let backend = RedisBackend::connect(&format!("rediss://localhost:{port}/?ca={}", ca.display())).await.unwrap();
+    granted(&backend, request("k")).await.release().await.unwrap();
+    assert_eq!(backend.to_string(), format!("rediss://localhost:{port}/0"));
+
+    // Signed by nobody that the web knows; signed by another CA; for another name.
+    let other = tempfile::tempdir().unwrap();
+    certificates(other.path(), "localhost");
+    let other_ca = other.path().join("ca.pem");
+    for url in [
+        format!("rediss://localhost:{port}/"),
+        format!("rediss://localhost:{port}/?ca={}", other_ca.display()),
+        format!("rediss://127.0.0.1:{port}/?ca={}", ca.display()),
+    ] {
+        let error = RedisBackend::connect(&url).await.expect_err(&url);
+        assert_eq!(error.kind(), ErrorKind::Denied, "{url}: {error}");
+        assert!(error.to_string().contains("ca="), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_ca_file_that_is_none_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.pem");
+    let error = RedisBackend::connect(&format!("rediss://localhost/?ca={}", missing.display())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("missing.pem"), "{error}");
+    let empty = folder.path().join("empty.pem");
+    std::fs::write(&empty, "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n").unwrap();
+    let error = RedisBackend::connect(&format!("rediss://localhost/?ca={}", empty.display())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+}

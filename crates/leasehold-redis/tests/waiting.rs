@@ -1,0 +1,197 @@
+//! Waiters: woken by pushes, also across trouble; nothing of them stays.
+
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use leasehold_core::{ErrorKind, LockBackend, Wakeup};
+use leasehold_redis::{RedisBackend, RedisConfig, WakeMode, redis};
+use support::{Server, granted, key, refused, request, token, ttl, until};
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn a_release_wakes_a_waiter_with_the_net_an_hour_away() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.pushed().await);
+    assert_eq!(b.capabilities().wakeup, Wakeup::Pushed);
+    for _ in 0..50 {
+        let held = granted(&a, request("k")).await;
+        let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+        until("registered", || async { !b.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+        let released = Instant::now();
+        held.release().await.unwrap();
+        let next = timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+        assert!(released.elapsed() < Duration::from_millis(200), "{:?}", released.elapsed());
+        next.release().await.unwrap();
+    }
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_expiry_and_a_flush_wake_a_waiter_with_the_net_an_hour_away() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.pushed().await);
+    let dead = granted(&a, request("k").with_ttl(ttl(300))).await;
+    let next = timeout(SOON, Arc::clone(&b).acquire(request("k"))).await.expect("the expiry did not wake").unwrap();
+    assert!(token(&next) > token(&dead));
+    let waiting = tokio::spawn(Arc::clone(&a).acquire(request("k")));
+    until("registered", || async { !b.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
+    let last = timeout(SOON, waiting).await.expect("the flush did not wake").unwrap().unwrap();
+    assert!(token(&last) > token(&next));
+}
+
+#[tokio::test]
+async fn a_foreign_release_wakes_a_waiter() {
+    let server = Server::start();
+    let backend = server.pushed().await;
+    let mut raw = server.raw().await;
+    let () = redis::cmd("SET").arg("k").arg("5f0e").arg("NX").query_async(&mut raw).await.unwrap();
+    let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k")));
+    until("registered", || async { !backend.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    let () = redis::cmd("DEL").arg("k").query_async(&mut raw).await.unwrap();
+    timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_connection_and_a_restart_do_not_lose_a_waiter() {
+    let mut server = Server::start();
+    let (a, b) = (server.backend().await, server.pushed().await);
+    let held = granted(&a, request("k")).await;
+    let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+    until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    // Cut all but our own: the waiter connects again and switches tracking on again.
+    let mut raw = server.raw().await;
+    let () = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").query_async(&mut raw).await.unwrap();
+    until("connected again", || {
+        let mut raw = raw.clone();
+        async move {
+            let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut raw).await.unwrap();
+            clients.lines().any(|client| client.contains("flags=t") && client.contains("cmd=evalsha"))
+        }
+    })
+    .await;
+    held.release().await.unwrap();
+    let mut next = timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+
+    for _ in 0..2 {
+        let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+        until("registered", || async { !b.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+        server.kill();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.restart();
+        let after = timeout(SOON, waiting).await.expect("lost in the restart").unwrap().unwrap();
+        assert!(token(&after) > token(&next));
+        next = after;
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_waiter_leaves_no_lock_and_no_registration() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    for shared in [false, true] {
+        let held = granted(&a, request("k")).await;
+        let mode = if shared { leasehold_core::Mode::Shared } else { leasehold_core::Mode::Exclusive };
+        let wanted = request("k").with_mode(mode).with_label("patient");
+        let waiting = tokio::spawn(Arc::clone(&b).acquire(wanted.clone()));
+        until("registered", || async {
+            let waiters = a.inspect(&key("k")).await.unwrap().waiters;
+            waiters.iter().any(|waiter| waiter.label == "patient" && waiter.mode == Some(mode))
+        })
+        .await;
+        wanted.cancel();
+        assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!(server.census().await, ["k"]);
+        held.release().await.unwrap();
+        assert_eq!(server.census().await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_courteous_request_lets_a_foreign_waiter_pass() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.pushed().await);
+    // Nobody waits: courtesy costs nothing.
+    let held = granted(&a, request("k").with_courtesy(true)).await;
+    let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+    until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    let release = held.release();
+    let again = Arc::clone(&a).acquire(request("k").with_courtesy(true));
+    // In one task, so that only courtesy lets the other in between.
+    let (released, again) = tokio::join!(release, async {
+        let mut again = again;
+        assert!((&mut again).now_or_never().is_none());
+        let next = timeout(SOON, waiting).await.expect("barged in").unwrap().unwrap();
+        next.release().await.unwrap();
+        again.await
+    });
+    released.unwrap();
+    again.unwrap().release().await.unwrap();
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_courteous_request_is_not_held_up_by_a_waiter_that_died() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let held = granted(&a, request("k")).await;
+    refused(&b, request("k").with_waiting(true)).await;
+    held.release().await.unwrap();
+    let contention = refused(&a, request("k").with_courtesy(true)).await;
+    assert!(contention.retry_after.unwrap() < Duration::from_millis(10));
+    let started = Instant::now();
+    Arc::clone(&a).acquire(request("k").with_courtesy(true)).await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(100));
+}
+
+#[tokio::test]
+async fn without_pushes_waiters_poll_and_the_capabilities_say_so() {
+    let server = Server::with(&["--rename-command", "CLIENT", "NOBODY"]);
+    let by_choice = RedisBackend::connect(&format!("{}?wakeup=poll", server.url())).await.unwrap();
+    let by_need = server.backend().await;
+    for backend in [by_choice, by_need] {
+        assert!(matches!(backend.capabilities().wakeup, Wakeup::Polled(_)));
+        let held = granted(&backend, request("k")).await;
+        let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        held.release().await.unwrap();
+        let next = timeout(Duration::from_millis(500), waiting).await.expect("polls too seldom").unwrap().unwrap();
+        next.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_waiters_on_other_keys_are_not_disturbed() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.pushed().await);
+    let held = granted(&a, request("k")).await;
+    granted(&a, request("busy")).await.release().await.unwrap();
+    let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+    until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    let mut raw = server.raw().await;
+    let () = redis::cmd("CONFIG").arg("RESETSTAT").query_async(&mut raw).await.unwrap();
+    for n in 0..1000 {
+        granted(&a, request(&format!("busy{n}"))).await.release().await.unwrap();
+    }
+    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut raw).await.unwrap();
+    assert!(stats.contains("cmdstat_evalsha:calls=2000,"), "{stats}");
+    held.release().await.unwrap();
+    timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_config_that_polls_needs_no_resp3() {
+    let server = Server::start();
+    let client = redis::Client::open(server.url()).unwrap();
+    let config = RedisConfig::new().with_wake_up(WakeMode::Polled).with_prefix("p:");
+    let backend = RedisBackend::from_client(&client, config).await.unwrap();
+    granted(&backend, request("k")).await;
+    assert_eq!(server.census().await, ["p:k"]);
+}
