@@ -7,15 +7,15 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, FencingToken, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts,
-    async_trait,
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef, Inspection, Lease, LockBackend,
+    LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts, async_trait,
 };
 use redis::{Client, Cmd, Value};
 
 use crate::{
+    answer::{Answer, Refusal},
     breaking,
-    config::{Location, RedisConfig, WakeMode},
+    config::{RedisConfig, WakeMode},
     connection::Link,
     error::{self, BACKEND, Effect},
     gather::Operation,
@@ -23,6 +23,7 @@ use crate::{
     inspect,
     keys::{Keys, Kind},
     lease::RedisLease,
+    location::Location,
     probe, scripts,
     undo::{self, Orphans},
     wake::Epoch,
@@ -270,47 +271,6 @@ impl LockBackend for RedisBackend {
     async fn close(&self) -> Result<()> {
         self.link.close();
         Ok(())
-    }
-}
-
-/// Why a script refused, as it numbers the reasons.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
-    /// It is held.
-    Held,
-    /// Another process waits, and the request is courteous.
-    Courtesy,
-    /// A writer waits, and the request is a reader's.
-    Writers,
-}
-
-/// What an acquire script answers.
-enum Answer {
-    Granted(Option<FencingToken>),
-    /// And the milliseconds until trying again makes sense; negative if the holder has no end.
-    Refused(Refusal, i64),
-    Mismatch {
-        theirs: i64,
-    },
-}
-
-impl Answer {
-    fn read(answer: &Value, mode: Mode) -> Result<Self> {
-        match answer {
-            Value::BulkString(token) => {
-                let token = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
-                token.map(|token| Self::Granted(Some(token))).ok_or_else(|| error::protocol("acquire"))
-            }
-            Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
-            Value::Array(parts) => match parts.as_slice() {
-                [Value::Int(0), Value::Int(left)] => Ok(Self::Refused(Refusal::Held, *left)),
-                [Value::Int(1), Value::Int(left)] => Ok(Self::Refused(Refusal::Courtesy, *left)),
-                [Value::Int(2), Value::Int(left)] => Ok(Self::Refused(Refusal::Writers, *left)),
-                [Value::Int(3), Value::Int(theirs)] => Ok(Self::Mismatch { theirs: *theirs }),
-                _ => Err(error::protocol("acquire")),
-            },
-            _ => Err(error::protocol("acquire")),
-        }
     }
 }
 

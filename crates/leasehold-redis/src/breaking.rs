@@ -20,31 +20,20 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
     Keys::check(&link.config.prefix, &holder.key).map_err(|error| error.with_operation("break"))?;
     let keys = Keys::new(&link.config.prefix, &holder.key);
     let id = holder.id.as_slice();
-    let (script, arguments): (_, Box<dyn Fn(&mut Cmd) + Send + Sync>) = match (holder.mode, now) {
-        (Some(Mode::Shared), true) => (
-            &scripts::RELEASE_SHARED,
-            Box::new(|cmd| {
-                cmd.arg(1).arg(keys.lock()).arg(id).arg(keys.derived(Kind::Readers));
-            }),
-        ),
-        (Some(Mode::Shared), false) => (
-            &scripts::MARK_MEMBER,
-            Box::new(|cmd| {
-                cmd.arg(1).arg(keys.derived(Kind::Readers)).arg(id);
-            }),
-        ),
-        (Some(Mode::Permit { .. }), _) => (
-            if now { &scripts::RELEASE_PERMIT } else { &scripts::MARK_MEMBER },
-            Box::new(|cmd| {
-                cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id);
-            }),
-        ),
-        _ => (
-            if now { &scripts::RELEASE } else { &scripts::MARK },
-            Box::new(|cmd| {
-                cmd.arg(1).arg(keys.lock()).arg(id);
-            }),
-        ),
+    let script = match (holder.mode, now) {
+        (Some(Mode::Shared), true) => &scripts::RELEASE_SHARED,
+        (Some(Mode::Permit { .. }), true) => &scripts::RELEASE_PERMIT,
+        (_, true) => &scripts::RELEASE,
+        (Some(Mode::Shared | Mode::Permit { .. }), false) => &scripts::MARK_MEMBER,
+        (_, false) => &scripts::MARK,
+    };
+    let arguments = |cmd: &mut Cmd| {
+        match holder.mode {
+            Some(Mode::Shared) if now => cmd.arg(1).arg(keys.lock()).arg(id).arg(keys.derived(Kind::Readers)),
+            Some(Mode::Shared) => cmd.arg(1).arg(keys.derived(Kind::Readers)).arg(id),
+            Some(Mode::Permit { .. }) => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id),
+            _ => cmd.arg(1).arg(keys.lock()).arg(id),
+        };
     };
     let answer = link.run(script, "break", Effect::Writes, arguments).await?;
     match (answer, now) {

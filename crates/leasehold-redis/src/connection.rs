@@ -37,8 +37,9 @@ pub(crate) struct Link {
     pub(crate) gather: Gather,
     state: Mutex<State>,
     generations: AtomicU64,
-    /// Ids of connections that were given up while a command was under way: it might still arrive.
-    doomed: Mutex<Vec<i64>>,
+    /// Connections that are lost to us, but perhaps not to the server: a command that is still on its way on one must not
+    /// take effect after it was undone.
+    doomed: Mutex<Vec<Doomed>>,
     this: Weak<Self>,
 }
 
@@ -49,11 +50,19 @@ enum State {
     Closed,
 }
 
+/// A lost connection, as the server knows it.
+struct Doomed {
+    id: i64,
+    /// Ids are good for one run of the server.
+    run: String,
+}
+
 /// A connection that works, as far as we know.
 pub(crate) struct Live {
     connection: MultiplexedConnection,
     generation: u64,
-    pub(crate) id: Option<i64>,
+    id: Option<i64>,
+    run: String,
     /// Whether the server pushes invalidations on it.
     pub(crate) pushes: bool,
 }
@@ -107,7 +116,7 @@ impl Link {
     /// Maps the error, and gives the connection up if it must be.
     pub(crate) fn failed(&self, live: &Live, error: RedisError, operation: &'static str, effect: Effect) -> Error {
         if error.is_io_error() || error.is_unrecoverable_error() {
-            self.give_up(live, error.is_timeout());
+            self.lose(live.generation);
         }
         error::of_command(error, operation, effect)
     }
@@ -157,6 +166,9 @@ impl Link {
 
     async fn connect(self: Arc<Self>) -> Result<Arc<Live>> {
         let opened = self.open().await;
+        if let Ok(live) = &opened {
+            self.end_doomed(live).await;
+        }
         let mut state = self.state();
         if matches!(*state, State::Closed) {
             return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));
@@ -206,7 +218,7 @@ impl Link {
             }
         };
         let found = probe::check(&connection, can_push, &self.endpoint).await?;
-        Ok(Arc::new(Live { connection, generation, id: found.id, pushes: found.pushes }))
+        Ok(Arc::new(Live { connection, generation, id: found.id, run: found.run, pushes: found.pushes }))
     }
 
     fn push_sender(&self, generation: u64) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
@@ -227,9 +239,8 @@ impl Link {
                 },
                 PushKind::Disconnection => {
                     if let Some(link) = link.upgrade() {
-                        link.disconnected(generation);
+                        link.lose(generation);
                     }
-                    registry.wake_all();
                 }
                 _ => {}
             }
@@ -237,36 +248,37 @@ impl Link {
         }
     }
 
-    /// The connection does not answer, or broke.
-    fn give_up(&self, live: &Live, silent: bool) {
-        if self.disconnected(live.generation) {
-            // Commands may still be on their way on it, and must not take effect after they were undone.
-            if let Some(id) = live.id.filter(|_| silent) {
-                self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    /// The connection does not answer, or broke. The next operation opens another.
+    fn lose(&self, generation: u64) {
+        let lost = {
+            let mut state = self.state();
+            match &*state {
+                State::Live(live) if live.generation == generation => {
+                    let lost = Arc::clone(live);
+                    *state = State::Down;
+                    lost
+                }
+                _ => return,
             }
-            self.registry.wake_all();
+        };
+        tracing::warn!(endpoint = %self.endpoint, id = lost.id, "the connection is lost");
+        if let Some(id) = lost.id.filter(|_| !lost.run.is_empty()) {
+            let doomed = Doomed { id, run: lost.run.clone() };
+            self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(doomed);
         }
+        // Nothing can wake on it any more.
+        self.registry.wake_all();
     }
 
-    /// Whether this was the current connection.
-    fn disconnected(&self, generation: u64) -> bool {
-        let mut state = self.state();
-        let current = matches!(&*state, State::Live(live) if live.generation == generation);
-        if current {
-            *state = State::Down;
-            tracing::warn!(endpoint = %self.endpoint, "the connection is lost");
-        }
-        current
-    }
-
-    /// Ends the connections that were given up, as far as the server lets us.
-    pub(crate) async fn end_doomed(&self, live: &Live) {
+    /// Ends lost connections at the server, as far as it lets us.
+    async fn end_doomed(&self, live: &Live) {
         let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
-        for id in doomed {
+        for Doomed { id, .. } in doomed.into_iter().filter(|doomed| doomed.run == live.run) {
             let mut kill = redis::cmd("CLIENT");
             kill.arg("KILL").arg("ID").arg(id);
             if let Err(error) = live.send(&kill).await {
-                tracing::debug!(endpoint = %self.endpoint, id, %error, "could not end the old connection");
+                // Usually there is nothing left to end.
+                tracing::trace!(endpoint = %self.endpoint, id, %error, "could not end the lost connection");
             }
         }
     }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod answer;
 mod backend;
 mod breaking;
 mod config;
@@ -11,6 +12,7 @@ mod holder;
 mod inspect;
 mod keys;
 mod lease;
+mod location;
 mod probe;
 mod scripts;
 mod undo;

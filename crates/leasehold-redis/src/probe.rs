@@ -12,6 +12,8 @@ const OLDEST: (u32, u32) = (6, 2);
 pub(crate) struct Found {
     /// The connection's id; `None` if the user may not ask.
     pub(crate) id: Option<i64>,
+    /// Names this run of the server: after a restart, ids are given again. Empty if the user may not ask.
+    pub(crate) run: String,
     /// Whether invalidations are pushed.
     pub(crate) pushes: bool,
 }
@@ -46,6 +48,7 @@ pub(crate) async fn check(connection: &MultiplexedConnection, can_push: bool, en
         }
     }
     judge(&info, endpoint)?;
+    let run = field(&info, "run_id").to_owned();
 
     let id = next().ok().and_then(|id| redis::from_redis_value(id).ok());
     for _ in scripts::ALL {
@@ -59,13 +62,11 @@ pub(crate) async fn check(connection: &MultiplexedConnection, can_push: bool, en
                 false
             }
         };
-    Ok(Found { id, pushes })
+    Ok(Found { id, run, pushes })
 }
 
 fn judge(info: &str, endpoint: &str) -> Result<()> {
-    let field = |name: &str| {
-        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
-    };
+    let field = |name| field(info, name);
     let version = field("redis_version");
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
     if let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next())
@@ -95,9 +96,17 @@ fn judge(info: &str, endpoint: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether the server refused `HELLO 3`.
+/// A field of INFO; empty if it is not there.
+fn field<'a>(info: &'a str, name: &str) -> &'a str {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
+}
+
+/// Whether the server, or a proxy or the user's rights, refused `HELLO 3` itself.
 pub(crate) fn lacks_resp3(error: &RedisError) -> bool {
     let text = error.to_string();
+    if text.contains("NOAUTH") {
+        return false;
+    }
     error.kind() == redis::ErrorKind::RESP3NotSupported
         || text.contains("NOPROTO")
         || (text.to_lowercase().contains("hello") && !error.is_io_error())

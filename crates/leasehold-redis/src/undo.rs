@@ -66,10 +66,7 @@ async fn work(orphans: Arc<Orphans>, link: Arc<Link>) {
             }
         };
         let done = match link.live().await {
-            Ok(live) => {
-                link.end_doomed(&live).await;
-                undo(&link, &live, &request).await
-            }
+            Ok(live) => undo(&link, &live, &request).await,
             Err(error) => Err(error),
         };
         match done {

@@ -195,3 +195,41 @@ async fn a_config_that_polls_needs_no_resp3() {
     granted(&backend, request("k")).await;
     assert_eq!(server.census().await, ["p:k"]);
 }
+
+/// Every waiting process asks once per hand-over, and once more if it is woken by what it does not want.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hand_over_costs_each_waiting_process_a_bounded_number_of_commands() {
+    const PROCESSES: usize = 8;
+    const ROUNDS: usize = 25;
+    let server = Server::start();
+    let mut backends = Vec::new();
+    for _ in 0..PROCESSES {
+        backends.push(server.pushed().await);
+    }
+    let mut raw = server.raw().await;
+    let () = redis::cmd("CONFIG").arg("RESETSTAT").query_async(&mut raw).await.unwrap();
+    let tasks: Vec<_> = backends
+        .into_iter()
+        .map(|backend| {
+            tokio::spawn(async move {
+                for _ in 0..ROUNDS {
+                    let lease = Arc::clone(&backend).acquire(request("k")).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    lease.release().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        timeout(Duration::from_secs(30), task).await.expect("never woken").unwrap();
+    }
+    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut raw).await.unwrap();
+    let calls: usize = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse().ok())
+        .unwrap();
+    let per_hand_over = calls as f64 / (PROCESSES * ROUNDS) as f64;
+    assert!(per_hand_over <= 2.0 * PROCESSES as f64, "{per_hand_over} commands per hand-over");
+    println!("{per_hand_over} commands per hand-over among {PROCESSES}");
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
