@@ -12,7 +12,8 @@ pub(super) struct Plan {
     pub(super) backends: Vec<BackendName>,
     pub(super) scenarios: Vec<Scenario>,
     pub(super) runtimes: &'static [RuntimeKind],
-    /// Rounds of `pair`, `handoff` and `counter`: odd, so that a median is one of them.
+    /// Rounds of `pair`, `handoff` and `counter`. Many short ones rather than few long ones: what disturbs the machine
+    /// then disturbs all subjects of a round alike. Odd, so that a median is one of them.
     pub(super) rounds: usize,
     /// How long one round of `pair` warms up, and how long it is measured.
     pub(super) pair: (Duration, Duration),
@@ -34,9 +35,9 @@ impl Plan {
             backends: or_all(backends),
             scenarios: or_all(scenarios),
             runtimes: runtime.kinds(),
-            rounds: 7,
-            pair: (millis(100), millis(400)),
-            handoffs: (200, 20),
+            rounds: 21,
+            pair: (millis(40), millis(120)),
+            handoffs: (60, 5),
             held: (10_000, 20),
             crowd_handoffs: 5_000,
             lone_turns: 200,
@@ -45,9 +46,9 @@ impl Plan {
             return all;
         }
         Self {
-            rounds: 3,
-            pair: (millis(20), millis(80)),
-            handoffs: (60, 4),
+            rounds: 5,
+            pair: (millis(10), millis(50)),
+            handoffs: (30, 2),
             held: (2_000, 8),
             crowd_handoffs: 1_000,
             lone_turns: 40,

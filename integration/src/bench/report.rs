@@ -27,7 +27,7 @@ pub(super) fn relate(rows: &mut [Row]) {
 /// The rows, for people.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
+    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
         "backend",
         "scenario",
         "runtime",

@@ -1,5 +1,7 @@
 //! What can be measured: a file per backend.
 
+mod file;
+mod memory;
 mod redis;
 
 use super::subject::Subject;
@@ -24,12 +26,16 @@ pub(super) trait Backend {
 /// The backends by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum BackendName {
+    Memory,
+    File,
     Redis,
 }
 
 impl BackendName {
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::Memory => "memory",
+            Self::File => "file",
             Self::Redis => "redis",
         }
     }
@@ -37,6 +43,8 @@ impl BackendName {
     /// Starts its server.
     pub(super) fn start(self) -> Result<Box<dyn Backend>> {
         match self {
+            Self::Memory => Ok(Box::new(memory::Memory)),
+            Self::File => Ok(Box::new(file::Files::start()?)),
             Self::Redis => Ok(Box::new(redis::Redis::start()?)),
         }
     }
@@ -44,6 +52,8 @@ impl BackendName {
     /// In another process than the one that started it.
     pub(super) fn subjects_at(self, location: &str) -> Vec<Box<dyn Subject>> {
         match self {
+            Self::Memory => memory::subjects(),
+            Self::File => file::subjects_at(location),
             Self::Redis => redis::subjects_at(location),
         }
     }

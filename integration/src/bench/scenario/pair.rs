@@ -45,8 +45,13 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
         for tasks in TASKS {
             progress.step(format_args!("{name}: pairs of {tasks} tasks, {}", kind.name()));
             let mut measured: Vec<_> = subjects.iter().map(|_| (Latencies::new(), Vec::new())).collect();
-            for _ in 0..plan.rounds {
-                for (subject, (latencies, rates)) in subjects.iter().zip(&mut measured) {
+            for round in 0..plan.rounds {
+                // There and back, so that none always comes first.
+                let mut turn: Vec<_> = subjects.iter().zip(&mut measured).collect();
+                if round % 2 == 1 {
+                    turn.reverse();
+                }
+                for (subject, (latencies, rates)) in turn {
                     let (warm_up, time) = plan.pair;
                     let pairs = kind.build()?.block_on(subject.pairs(PairRound { tasks, warm_up, time }))?;
                     latencies.extend(&pairs.nanos);
