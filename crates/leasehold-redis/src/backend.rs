@@ -122,7 +122,7 @@ impl RedisBackend {
                 ErrorKind::Mismatch,
                 "acquire",
                 format!(
-                    "`{}` is held as {} and was asked for as permit of {theirs} by its holders; say the same count everywhere",
+                    "`{}` is held as permit of {theirs} and was asked for as {}; say the same count everywhere",
                     request.key(),
                     request.mode()
                 ),
