@@ -1,1 +1,26 @@
-//! Placeholder of the skeleton.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod broken;
+pub mod cases;
+
+mod case;
+mod form;
+mod model;
+mod registry;
+mod report;
+mod shifted;
+mod stage;
+mod subject;
+
+#[doc(hidden)]
+pub mod harness;
+
+pub use crate::{
+    case::{Case, Needs},
+    form::{Form, Forwarding, InForm},
+    registry::cases,
+    report::{CaseReport, Outcome, Report, run_all},
+    shifted::ShiftedClock,
+    subject::{Subject, SubjectOf},
+};

@@ -1,0 +1,96 @@
+//! [`Case`]: one named property.
+
+use std::fmt;
+
+use leasehold_core::{BoxFuture, Capabilities, Expiry, Fencing, LossSignal, Wakeup};
+
+use crate::subject::Subject;
+
+/// Whether a backend can be asked for a case at all; `Err` is the reason why not.
+pub type Needs = fn(&Capabilities) -> Result<(), &'static str>;
+
+/// One named property of a backend.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// The claim.
+    pub name: &'static str,
+    /// The concept that it belongs to: the module in [`cases`](mod@crate::cases).
+    pub concept: &'static str,
+    /// What the backend must be able to do.
+    pub needs: Needs,
+    /// Panics if the claim does not hold.
+    pub run: for<'a> fn(&'a dyn Subject) -> BoxFuture<'a, ()>,
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Case({}::{})", self.concept, self.name)
+    }
+}
+
+fn when(able: bool, reason: &'static str) -> Result<(), &'static str> {
+    if able { Ok(()) } else { Err(reason) }
+}
+
+pub(crate) fn exclusive(c: &Capabilities) -> Result<(), &'static str> {
+    when(c.exclusive, "there are no exclusive locks")
+}
+
+pub(crate) fn shared(c: &Capabilities) -> Result<(), &'static str> {
+    exclusive(c)?;
+    when(c.shared, "there are no shared locks")
+}
+
+pub(crate) fn permits(c: &Capabilities) -> Result<(), &'static str> {
+    when(c.permits, "there are no permits")
+}
+
+pub(crate) fn a_mode_is_missing(c: &Capabilities) -> Result<(), &'static str> {
+    when(!(c.exclusive && c.shared && c.permits), "every mode is supported")
+}
+
+pub(crate) fn expiry(c: &Capabilities) -> Result<(), &'static str> {
+    exclusive(c)?;
+    when(c.expiry != Expiry::ProcessDeath, "grants end with the process, not by a TTL")
+}
+
+pub(crate) fn tokens(c: &Capabilities) -> Result<(), &'static str> {
+    exclusive(c)?;
+    when(c.fencing > Fencing::None, "there are no fencing tokens")
+}
+
+pub(crate) fn tokens_and_expiry(c: &Capabilities) -> Result<(), &'static str> {
+    tokens(c)?;
+    expiry(c)
+}
+
+pub(crate) fn shared_tokens(c: &Capabilities) -> Result<(), &'static str> {
+    shared(c)?;
+    tokens(c)
+}
+
+pub(crate) fn pushed_wakeup(c: &Capabilities) -> Result<(), &'static str> {
+    exclusive(c)?;
+    when(c.wakeup == Wakeup::Pushed, "waiters poll")
+}
+
+pub(crate) fn inspection(c: &Capabilities) -> Result<(), &'static str> {
+    exclusive(c)?;
+    when(c.inspect, "locks cannot be inspected")
+}
+
+pub(crate) fn breaking(c: &Capabilities) -> Result<(), &'static str> {
+    inspection(c)?;
+    when(c.break_lock, "locks cannot be broken")
+}
+
+pub(crate) fn breaking_is_told(c: &Capabilities) -> Result<(), &'static str> {
+    breaking(c)?;
+    when(c.loss_signal != LossSignal::Deadline, "a holder learns of a loss at its deadline only")
+}
+
+pub(crate) fn bounded_ttl(c: &Capabilities) -> Result<(), &'static str> {
+    use leasehold_core::Ttl;
+    exclusive(c)?;
+    when(c.min_ttl > Ttl::MIN || c.max_ttl < Ttl::MAX, "every TTL is supported")
+}

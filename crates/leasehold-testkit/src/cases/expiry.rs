@@ -1,0 +1,170 @@
+//! A lock is a lease: it ends by itself.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{Attempt, ErrorKind, LossReason, Renewal};
+
+use crate::{
+    shifted::ShiftedClock,
+    stage::{
+        SOON, attempt, client_with, granted, granted_within, key, let_expire, lifetime, must, poll_once, poll_times,
+        refused, release, request,
+    },
+    subject::Subject,
+};
+
+/// How late a loss may be told on an idle runtime.
+const LATEST: Duration = Duration::from_millis(50);
+
+/// A grant that nobody renews lasts for its TTL and no longer.
+pub async fn expired_lock_is_granted_to_another(subject: &dyn Subject) {
+    let (one, other) = (subject.open().await, subject.open().await);
+    let key = key(subject, "expired");
+    let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
+    tokio::time::sleep(subject.ttl().as_duration() / 2).await;
+    refused(&other, request(subject, &other, &key), "half a TTL later it is still held").await;
+    tokio::time::sleep(subject.ttl().as_duration() / 2 + subject.slack()).await;
+    let second = granted(&other, request(subject, &other, &key), "an expired lock is granted to another").await;
+    assert!(first.valid_until().is_past(subject.clock().now()), "the first holder's deadline has passed by then");
+    release(&second).await;
+}
+
+/// The deadline is counted from before the request or the renewal left, not from the answer: the clock is pushed ahead
+/// while the answer is under way.
+pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) {
+    let (one, other) = (subject.open().await, subject.open().await);
+    let key = key(subject, "deadline");
+    let clock = ShiftedClock::new(subject.clock());
+    let drift = one.capabilities().drift;
+    let ours = request(subject, &one, &key).with_clock(clock.clone(), drift);
+    let step = subject.ttl().as_duration() / 4;
+
+    let mut operation = Arc::clone(&one).try_acquire(ours.clone());
+    let mut pushed_at = None;
+    let attempt_outcome = loop {
+        if let Some(outcome) = poll_once(&mut operation).await {
+            break outcome;
+        }
+        // Once it is refused to others, the request has certainly been sent.
+        tokio::time::sleep(SOON / 10).await;
+        match attempt(&other, request(subject, &other, &key)).await {
+            Some(lease) => release(&lease).await,
+            None => {
+                pushed_at = Some(ours.now());
+                clock.push(step);
+                break operation.await;
+            }
+        }
+    };
+    let Attempt::Granted(lease) = must(attempt_outcome, "an attempt is answered") else {
+        panic!("a lock that only probes asked for was refused");
+    };
+    let latest = drift.deadline(pushed_at.unwrap_or_else(|| ours.now()), subject.ttl());
+    assert!(lease.valid_until() <= latest, "the deadline counts from before the request: {:?}", lease.valid_until());
+
+    let mut renewal = Arc::clone(&lease).renew();
+    let first = poll_once(&mut renewal).await;
+    let pushed_at = ours.now();
+    let renewed = match first {
+        Some(renewed) => renewed,
+        None => {
+            tokio::time::sleep(SOON / 10).await;
+            clock.push(step);
+            renewal.await
+        }
+    };
+    must(renewed, "a renewal in time renews");
+    let latest = drift.deadline(pushed_at + SOON, subject.ttl());
+    assert!(lease.valid_until() <= latest, "a renewed deadline counts from before the renewal");
+    release(&lease).await;
+}
+
+/// Past its deadline a guard says so at the first look, even if no timer has fired: the machine was suspended.
+pub async fn is_held_is_false_past_the_deadline(subject: &dyn Subject) {
+    let clock = ShiftedClock::new(subject.clock());
+    let client = client_with(subject, clock.clone()).await;
+    let mutex = client.mutex(key(subject, "is_held")).with_renewal(Renewal::Manual);
+    let guard = must(mutex.lock().await, "a free lock is granted");
+    assert!(guard.is_held() && guard.loss().is_none(), "a fresh guard is held");
+    clock.push(subject.ttl().as_duration());
+    assert!(!guard.is_held(), "past the deadline nothing is held");
+    assert!(guard.remaining().is_zero(), "and no time is left");
+    assert_eq!(guard.lost().await, LossReason::Expired, "and the loss is told");
+    assert!(guard.renew().await.is_err(), "and it is final");
+}
+
+/// A guard that waits for its loss is told of the deadline when it comes: not earlier, and within 50 ms.
+pub async fn loss_is_told_at_the_deadline(subject: &dyn Subject) {
+    let client = client_with(subject, subject.clock()).await;
+    let mutex = client.mutex(key(subject, "lost")).with_renewal(Renewal::Manual);
+    let guard = must(mutex.lock().await, "a free lock is granted");
+    let deadline = guard.deadline();
+    let told = tokio::time::timeout(lifetime(subject), guard.lost()).await;
+    assert_eq!(told, Ok(LossReason::Expired), "the loss is told");
+    let late = subject.clock().now().since(deadline.moment());
+    assert!(deadline.is_past(subject.clock().now()), "a loss is never told while the lock is held");
+    assert!(late <= LATEST, "the loss was told {late:?} after the deadline");
+}
+
+/// Work under a lock that is not renewed is cancelled before the lock could be another's, and told as *lost*.
+pub async fn work_is_cancelled_before_the_deadline(subject: &dyn Subject) {
+    let client = client_with(subject, subject.clock()).await;
+    let mutex = client.mutex(key(subject, "work")).with_renewal(Renewal::Manual);
+    let latest = subject.clock().now() + subject.ttl().as_duration();
+    let worked = mutex.run(async |_| std::future::pending::<()>().await);
+    let Ok(worked) = tokio::time::timeout(lifetime(subject), worked).await else {
+        panic!("the work was not cancelled")
+    };
+    assert!(subject.clock().now() < latest, "the work was cancelled only after the lease could be another's");
+    assert_eq!(worked.map_err(|error| error.kind()), Err(ErrorKind::Lost), "and it is told as lost");
+    let done = mutex.run(async |lease| lease.is_held()).await;
+    assert_eq!(done.map_err(|error| error.kind()), Ok(true), "work that ends in time is done under the lease");
+}
+
+/// A client whose clock is ahead does not take what is held: expiry is not decided by a client's clock.
+pub async fn skewed_clock_steals_nothing(subject: &dyn Subject) {
+    let (one, other) = (subject.open().await, subject.open().await);
+    let key = key(subject, "skewed");
+    let lease = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
+    let clock = ShiftedClock::new(subject.clock());
+    clock.push(subject.ttl().as_duration() * 10);
+    let skewed = request(subject, &other, &key).with_clock(clock, other.capabilities().drift);
+    refused(&other, skewed, "a client with its clock ahead is refused like any other").await;
+    release(&lease).await;
+}
+
+/// A holder that dies without a word frees the lock by its TTL.
+pub async fn holder_that_vanishes_frees_after_ttl(subject: &dyn Subject) {
+    let key = key(subject, "vanishes");
+    let other = subject.open().await;
+    {
+        let backend = subject.open().await;
+        let lease = granted(&backend, request(subject, &backend, &key), "a free lock is granted").await;
+        drop((lease, backend));
+    }
+    let within = lifetime(subject);
+    let lease = granted_within(subject, &other, &key, within, "the lock of a vanished holder becomes free").await;
+    release(&lease).await;
+}
+
+/// A process that dies at any point of an acquisition leaves nothing for longer than a TTL: its future is polled a
+/// number of times and then never again.
+pub async fn crash_at_any_point_frees_after_ttl(subject: &dyn Subject) {
+    const POINTS: usize = 8;
+    let other = subject.open().await;
+    let keys: Vec<_> = (0..POINTS).map(|_| key(subject, "crash")).collect();
+    for (point, key) in keys.iter().enumerate() {
+        let backend = subject.open().await;
+        let mut acquisition = Arc::clone(&backend).try_acquire(request(subject, &backend, key));
+        if let Some(outcome) = poll_times(&mut acquisition, point).await {
+            drop(must(outcome, "an attempt is answered"));
+        }
+        // Dropped would not be dead: it is never heard of again.
+        std::mem::forget((acquisition, backend));
+    }
+    let_expire(subject).await;
+    for key in &keys {
+        let lease = granted_within(subject, &other, key, SOON, "the lock of a crashed process becomes free").await;
+        release(&lease).await;
+    }
+}

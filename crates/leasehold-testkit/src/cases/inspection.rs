@@ -1,0 +1,73 @@
+//! Looking at locks, and breaking them.
+
+use std::sync::Arc;
+
+use leasehold_core::{Broken, LossSignal};
+
+use crate::{
+    stage::{SOON, client, granted, key, must, refused, release, request},
+    subject::Subject,
+};
+
+/// The holder is shown with its label and its token, the waiter is known, and afterwards nobody is left.
+pub async fn inspect_shows_holder_and_waiter(subject: &dyn Subject) {
+    let (holder, other) = (client(subject).await, client(subject).await);
+    let key = key(subject, "inspect");
+    let seen = must(holder.inspect(&key).await, "an inspection is answered");
+    assert!(seen.holders.is_empty() && seen.waiters.is_empty(), "nobody uses a fresh name: {seen:?}");
+    let guard = must(holder.mutex(&key).with_label("the holder").lock().await, "a free lock is granted");
+    let mutex = other.mutex(&key).with_label("the waiter");
+    let waiter = tokio::spawn(async move { mutex.lock().await });
+    tokio::time::sleep(SOON).await;
+    let seen = must(other.inspect(&key).await, "an inspection is answered");
+    assert_eq!(seen.holders.len(), 1, "there is one holder: {seen:?}");
+    assert_eq!(seen.holders[0].label, "the holder", "the holder's label is shown");
+    assert_eq!(seen.holders[0].key, key, "of this key");
+    if let Some(token) = seen.holders[0].token {
+        assert_eq!(Some(token), guard.fencing_token(), "the token is the holder's");
+    }
+    assert_eq!(seen.waiters.len(), 1, "there is one waiter: {seen:?}");
+    must(guard.release().await, "a release is answered");
+    let Ok(taken) = waiter.await else { panic!("the waiter panicked") };
+    let guard = must(taken, "the waiter is granted");
+    let seen = must(holder.inspect(&key).await, "an inspection is answered");
+    assert_eq!(seen.holders.len(), 1, "the waiter has become the one holder: {seen:?}");
+    assert!(seen.waiters.is_empty(), "and waits no longer: {seen:?}");
+    must(guard.release().await, "a release is answered");
+}
+
+/// A holder whose lock is broken is told: at once, or when it renews, as the capabilities say.
+pub async fn loss_is_told(subject: &dyn Subject) {
+    let (holder, other) = (client(subject).await, client(subject).await);
+    let key = key(subject, "loss");
+    let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
+    let seen = must(other.inspect(&key).await, "an inspection is answered");
+    let Some(shown) = seen.holders.first() else { panic!("no holder is shown: {seen:?}") };
+    let broken = must(other.break_lock(shown, true).await, "a break is answered");
+    assert_eq!(broken, Broken::Freed, "a break `now` frees");
+    let within = match holder.capabilities().loss_signal {
+        LossSignal::Pushed => subject.ttl().as_duration() / 10 + SOON / 2,
+        _ => subject.ttl().as_duration() / 2 + SOON / 2,
+    };
+    let told = tokio::time::timeout(within, guard.lost()).await;
+    assert!(told.is_ok(), "the loss was not told within {within:?}");
+    assert!(!guard.is_held() && guard.loss().is_some(), "and the guard agrees");
+}
+
+/// A break hits the holder that was shown and nobody who came later.
+pub async fn break_never_hits_a_newer_holder(subject: &dyn Subject) {
+    let (one, other, third) = (subject.open().await, subject.open().await, subject.open().await);
+    let key = key(subject, "newer");
+    let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
+    let seen = must(third.inspect(&key).await, "an inspection is answered");
+    let Some(shown) = seen.holders.first() else { panic!("no holder is shown: {seen:?}") };
+    release(&first).await;
+    let second = granted(&other, request(subject, &other, &key), "a released lock is granted").await;
+    for now in [false, true] {
+        let broken = must(third.break_lock(shown, now).await, "a break is answered");
+        assert_eq!(broken, Broken::AlreadyGone, "the holder that was shown is gone");
+        refused(&third, request(subject, &third, &key), "the newer holder holds on").await;
+    }
+    must(Arc::clone(&second).renew().await, "the newer holder renews on");
+    release(&second).await;
+}

@@ -1,0 +1,83 @@
+//! Staying alive, and not staying alive for too long.
+
+use std::sync::Arc;
+
+use leasehold_core::ErrorKind;
+
+use crate::{
+    stage::{client, granted, granted_within, key, let_expire, lifetime, must, poll_once, refused, release, request},
+    subject::Subject,
+};
+
+/// A guard that is renewed is held for as long as one likes.
+pub async fn renewal_extends(subject: &dyn Subject) {
+    let (holder, other) = (client(subject).await, subject.open().await);
+    let key = key(subject, "renewal");
+    let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
+    let first = guard.deadline();
+    for _ in 0..3 {
+        tokio::time::sleep(subject.ttl().as_duration()).await;
+        assert!(guard.is_held(), "a renewed guard is held: {:?}", guard.loss());
+        refused(&other, request(subject, &other, &key), "a renewed lock is refused to others").await;
+    }
+    assert!(guard.deadline() > first, "renewals move the deadline");
+    must(guard.release().await, "a release is answered");
+}
+
+/// A renewal after the deadline fails as *lost*, and the deadline stays where it was.
+pub async fn late_renewal_does_not_revive(subject: &dyn Subject) {
+    let (one, other) = (subject.open().await, subject.open().await);
+    let key = key(subject, "late_renewal");
+    let lease = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
+    let_expire(subject).await;
+    let renewed = Arc::clone(&lease).renew().await.map_err(|error| error.kind());
+    assert_eq!(renewed, Err(ErrorKind::Lost), "a renewal after the expiry is told that the lock is lost");
+    assert!(lease.valid_until().is_past(subject.clock().now()), "and the deadline stays in the past");
+    let next = granted(&other, request(subject, &other, &key), "and the lock stays free").await;
+    release(&next).await;
+}
+
+/// After the release nothing renews: what was renewed while it was held is free, and stays free.
+pub async fn nothing_renews_after_release(subject: &dyn Subject) {
+    let (holder, other) = (client(subject).await, subject.open().await);
+    let key = key(subject, "outlives");
+    let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
+    tokio::time::sleep(subject.ttl().as_duration()).await;
+    must(guard.release().await, "a release is answered");
+    tokio::time::sleep(subject.ttl().as_duration()).await;
+    let lease = granted(&other, request(subject, &other, &key), "a released lock stays free").await;
+    release(&lease).await;
+}
+
+/// A renewal and a release that overlap, in any order, leave the lock free.
+pub async fn renewal_racing_release_never_leaves_it_held(subject: &dyn Subject) {
+    const ROUNDS: usize = 100;
+    let (one, other) = (subject.open().await, subject.open().await);
+    let key = key(subject, "race");
+    for round in 0..ROUNDS {
+        let lease = granted_within(subject, &one, &key, lifetime(subject), "the round before left it free").await;
+        let mut renewal = Arc::clone(&lease).renew();
+        let mut release_it = Arc::clone(&lease).release();
+        match round % 4 {
+            0 => {
+                let renewed = poll_once(&mut renewal).await;
+                must(release_it.await, "a release is answered");
+                if renewed.is_none() {
+                    drop(renewal.await);
+                }
+            }
+            1 => {
+                let released = poll_once(&mut release_it).await;
+                drop(renewal.await);
+                if released.is_none() {
+                    must(release_it.await, "a release is answered");
+                }
+            }
+            2 => drop(tokio::join!(renewal, release_it)),
+            _ => drop(tokio::join!(release_it, renewal)),
+        }
+        let claim = "a lock is free after a release that overlapped a renewal";
+        let next = granted(&other, request(subject, &other, &key), claim).await;
+        release(&next).await;
+    }
+}

@@ -1,0 +1,55 @@
+//! Queueing up.
+
+use leasehold_core::ErrorKind;
+
+use crate::{
+    stage::{client, granted, key, lifetime, must, request},
+    subject::Subject,
+};
+
+/// A release wakes the waiter of another client, much earlier than any TTL would.
+pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
+    let (holder, other) = (client(subject).await, client(subject).await);
+    let key = key(subject, "woken");
+    // A poll on the way to a TTL would come too late for every round to be quick.
+    for _ in 0..3 {
+        let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
+        let mutex = other.mutex(&key);
+        let waiter = tokio::spawn(async move { mutex.lock().await });
+        tokio::time::sleep(subject.ttl().as_duration() / 4).await;
+        assert!(!waiter.is_finished(), "a waiter waits while the lock is held");
+        let freed = subject.clock().now();
+        must(guard.release().await, "a release is answered");
+        let Ok(taken) = waiter.await else { panic!("the waiter panicked") };
+        let took = subject.clock().now().since(freed);
+        assert!(took < subject.ttl().as_duration() / 4, "the waiter was woken only {took:?} after the release");
+        must(must(taken, "the waiter is granted").release().await, "a release is answered");
+    }
+}
+
+/// A waiter gets the lock of a holder that has died, soon after its TTL.
+pub async fn waiter_takes_over_after_expiry(subject: &dyn Subject) {
+    let (dead, waiter) = (subject.open().await, client(subject).await);
+    let key = key(subject, "takes_over");
+    let lease = granted(&dead, request(subject, &dead, &key), "a free lock is granted").await;
+    let guard = waiter.mutex(&key).lock_within(lifetime(subject)).await;
+    let guard = must(guard, "a waiter takes over after the expiry");
+    assert!(lease.valid_until().is_past(subject.clock().now()), "the dead holder's deadline has passed by then");
+    must(guard.release().await, "a release is answered");
+}
+
+/// `lock_within` gives up when its time is over, not before and not much after, and holds nothing.
+pub async fn lock_within_times_out(subject: &dyn Subject) {
+    let (holder, other) = (client(subject).await, client(subject).await);
+    let key = key(subject, "times_out");
+    let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
+    let limit = subject.ttl().as_duration() / 2;
+    let began = tokio::time::Instant::now();
+    let waited = other.mutex(&key).lock_within(limit).await.map(drop).map_err(|error| error.kind());
+    let took = began.elapsed();
+    assert_eq!(waited, Err(ErrorKind::TimedOut), "a wait that is over says so");
+    assert!(took >= limit && took < limit * 2, "a wait of {limit:?} took {took:?}");
+    must(guard.release().await, "a release is answered");
+    let guard = must(holder.mutex(&key).lock_within(limit).await, "who timed out left nothing");
+    must(guard.release().await, "a release is answered");
+}

@@ -1,0 +1,498 @@
+//! The model: the smallest store that keeps the whole contract, over which the broken backends are variations.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Clock, Contention, Deadline, Drift, Error, ErrorKind, Fairness, Fencing,
+    FencingToken, HolderRef, Inspection, Lease, LiveDeadline, LockBackend, LockKey, LossReason, LossSignal, LossSink,
+    Mode, Moment, OwnerId, Released, Request, Result, Upkeep, WaiterRef, Wakeup, acquire_by_attempts,
+};
+use tokio::sync::watch;
+
+use crate::broken::Bug;
+
+/// What a request does happens at its first poll, as if it had been sent; its answer takes this long.
+const ANSWER: Duration = Duration::from_millis(1);
+/// A wake-up takes longer than an answer: whoever releases and asks again at once is always first.
+const PUSH: Duration = Duration::from_millis(3);
+/// When to try again where nobody holds: another was let in first.
+const UNKNOWN: Duration = Duration::from_millis(100);
+/// Never, for a safety net.
+const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// What all handles share: the server.
+#[derive(Debug)]
+pub(crate) struct Store {
+    clock: Arc<dyn Clock>,
+    bug: Option<Bug>,
+    /// Answers come in the first poll, as those of a backend in memory do.
+    instant: bool,
+    next_handle: AtomicU64,
+    keys: Mutex<HashMap<(Vec<u8>, bool), Key>>,
+}
+
+#[derive(Debug)]
+struct Key {
+    holders: Vec<Holder>,
+    waiters: Vec<Waiter>,
+    last_token: u64,
+    last_shared: u64,
+    /// For a bug: each handle's last token.
+    of_handles: HashMap<u64, u64>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Holder {
+    handle: u64,
+    owner: OwnerId,
+    mode: Mode,
+    until: Moment,
+    token: Option<FencingToken>,
+    label: String,
+    losses: LossSink,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    handle: u64,
+    owner: OwnerId,
+    mode: Mode,
+    label: String,
+    until: Moment,
+}
+
+impl Store {
+    pub(crate) fn new(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool) -> Arc<Self> {
+        Arc::new(Self { clock, bug, instant, next_handle: AtomicU64::new(0), keys: Mutex::default() })
+    }
+
+    pub(crate) fn open(self: &Arc<Self>) -> Arc<Model> {
+        let id = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Model { store: Arc::clone(self), id, owner: OwnerId::random() })
+    }
+
+    async fn answer(&self) {
+        if !self.instant {
+            tokio::time::sleep(ANSWER).await;
+        }
+    }
+
+    fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Vec<u8>, bool), Key>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes a key, after what has expired by `now` is gone.
+    fn change<T>(&self, key: &LockKey, permit: bool, now: Moment, change: impl FnOnce(&mut Key) -> T) -> T {
+        let mut name = key.as_bytes().to_vec();
+        if self.has(Bug::NamesCollide) {
+            name.iter_mut().filter(|byte| !byte.is_ascii_alphanumeric()).for_each(|byte| *byte = b'_');
+        }
+        let mut keys = self.lock();
+        let key = keys.entry((name, permit)).or_insert_with(Key::new);
+        let held = key.holders.len();
+        key.holders.retain(|holder| holder.until > now);
+        if key.holders.len() < held && self.has(Bug::TokenResets) {
+            key.last_token = 0;
+        }
+        key.waiters.retain(|waiter| waiter.until > now);
+        change(key)
+    }
+}
+
+impl Key {
+    fn new() -> Self {
+        Self {
+            holders: Vec::new(),
+            waiters: Vec::new(),
+            last_token: 0,
+            last_shared: 0,
+            of_handles: HashMap::new(),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    fn freed(&self) {
+        self.changed.send_replace(());
+    }
+
+    fn remove(&mut self, owner: OwnerId) -> bool {
+        let held = self.holders.len();
+        self.holders.retain(|holder| holder.owner != owner);
+        let removed = self.holders.len() < held;
+        if removed {
+            self.freed();
+        }
+        removed
+    }
+}
+
+/// A handle on the store: one process's connection.
+#[derive(Debug)]
+pub(crate) struct Model {
+    store: Arc<Store>,
+    id: u64,
+    /// The owner of everything, for a bug.
+    owner: OwnerId,
+}
+
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("model:")
+    }
+}
+
+enum Answer {
+    Granted(Option<FencingToken>),
+    Refused(Contention),
+}
+
+impl Model {
+    fn owner_of(&self, request: &Request) -> OwnerId {
+        if self.store.has(Bug::OwnerPerObject) { self.owner } else { request.owner() }
+    }
+
+    fn ask(&self, request: &Request, ttl: Duration) -> Result<Answer> {
+        let store = &self.store;
+        let clock = if store.has(Bug::ClientTimestamp) { request.clock() } else { &store.clock };
+        let now = clock.now();
+        let (mode, owner) = (request.mode(), self.owner_of(request));
+        store.change(request.key(), mode.is_permit(), now, |key| {
+            if let (Mode::Permit { of }, Some(Mode::Permit { of: others })) =
+                (mode, key.holders.first().map(|holder| holder.mode))
+                && of != others
+                && !store.has(Bug::PermitCountsMayDiffer)
+            {
+                return Err(Error::new(ErrorKind::Mismatch, format!("others hold permits of {others}, not of {of}")));
+            }
+            let free = match mode {
+                Mode::Shared => key.holders.iter().all(|holder| holder.mode == Mode::Shared),
+                Mode::Permit { of } => {
+                    let of = of.get() as usize + usize::from(store.has(Bug::OnePermitTooMany));
+                    key.holders.len() < of
+                }
+                _ => key.holders.is_empty(),
+            };
+            let again = store.has(Bug::ReentrantByAccident)
+                && mode == Mode::Exclusive
+                && key.holders.iter().any(|holder| holder.handle == self.id);
+            let behind_writer = mode == Mode::Shared
+                && !store.has(Bug::ReaderOvertakesWriter)
+                && key.waiters.iter().any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
+            let courteous = request.is_courteous() && !store.has(Bug::GateNeverYields);
+            let after_you = courteous && key.waiters.iter().any(|waiter| waiter.handle != self.id);
+            if (free || again) && !behind_writer && !after_you {
+                key.waiters.retain(|waiter| waiter.owner != owner);
+                let token = key.next_token(mode, store, self.id);
+                key.holders.push(Holder {
+                    handle: self.id,
+                    owner,
+                    mode,
+                    until: now + ttl,
+                    token,
+                    label: request.label().to_owned(),
+                    losses: request.loss_sink(),
+                });
+                return Ok(Answer::Granted(token));
+            }
+            let left = key.holders.iter().map(|holder| holder.until.since(now)).min();
+            if request.is_waiting() && !key.waiters.iter().any(|waiter| waiter.owner == owner) {
+                key.waiters.push(Waiter {
+                    handle: self.id,
+                    owner,
+                    mode,
+                    label: request.label().to_owned(),
+                    until: now,
+                });
+            }
+            for waiter in key.waiters.iter_mut().filter(|waiter| waiter.owner == owner) {
+                // One that has died is forgotten.
+                waiter.until = now + left.unwrap_or_default() + request.ttl().as_duration();
+            }
+            let mut changed = key.changed.subscribe();
+            let (woken, instant) = (!store.has(Bug::NoWakeUp), store.instant);
+            Ok(Answer::Refused(Contention {
+                // Behind a waiter that has died, soon.
+                retry_after: Some(left.unwrap_or(UNKNOWN)),
+                last_token: (key.last_token > 0).then(|| FencingToken::new(key.last_token)),
+                wake: woken.then(|| {
+                    Box::pin(async move {
+                        drop(changed.changed().await);
+                        if !instant {
+                            tokio::time::sleep(PUSH).await;
+                        }
+                    }) as _
+                }),
+            }))
+        })
+    }
+
+    fn leave(&self, request: &Request) {
+        let owner = self.owner_of(request);
+        self.store.change(request.key(), request.mode().is_permit(), self.store.clock.now(), |key| {
+            key.waiters.retain(|waiter| waiter.owner != owner);
+            // A reader may wait behind a writer that has gone.
+            key.freed();
+        });
+    }
+}
+
+impl Key {
+    fn next_token(&mut self, mode: Mode, store: &Store, handle: u64) -> Option<FencingToken> {
+        match mode {
+            Mode::Permit { .. } if store.has(Bug::PermitsCarryTokens) => {}
+            Mode::Permit { .. } => return None,
+            Mode::Shared if store.has(Bug::SharedTokensApart) => {
+                self.last_shared += 1;
+                return Some(FencingToken::new(self.last_shared));
+            }
+            _ => {}
+        }
+        if store.has(Bug::TokenPerClient) {
+            let earlier = match mode {
+                Mode::Exclusive => self.of_handles.get(&handle),
+                _ => self.of_handles.values().max(),
+            };
+            let token = self.last_shared.max(earlier.copied().unwrap_or_default()) + 1;
+            if mode == Mode::Exclusive {
+                self.of_handles.insert(handle, token);
+            } else {
+                self.last_shared = token;
+            }
+            return Some(FencingToken::new(token));
+        }
+        self.last_token += 1;
+        Some(FencingToken::new(self.last_token))
+    }
+}
+
+#[async_trait]
+impl LockBackend for Model {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new("model");
+        capabilities.shared = true;
+        capabilities.permits = true;
+        capabilities.min_ttl = leasehold_core::Ttl::from_millis(10).unwrap_or_default();
+        capabilities.max_ttl = leasehold_core::Ttl::from_secs(24 * 3600).unwrap_or_default();
+        capabilities.drift = Drift { rate_ppm: 1_000, constant: Duration::ZERO };
+        capabilities.fencing = Fencing::UntilAmnesia;
+        capabilities.fairness = Fairness::None;
+        capabilities.wakeup = Wakeup::Pushed;
+        capabilities.loss_signal = LossSignal::Pushed;
+        capabilities.ordered_release = true;
+        capabilities.inspect = true;
+        capabilities.break_lock = true;
+        capabilities
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        self.capabilities().check(request.mode(), request.ttl())?;
+        let mut sent = request.now();
+        let two_steps = self.store.has(Bug::SetnxThenExpire);
+        let ttl = if two_steps { NEVER } else { request.ttl().as_duration() };
+        let answer = self.ask(&request, ttl)?;
+        self.store.answer().await;
+        let token = match answer {
+            Answer::Granted(token) => token,
+            Answer::Refused(contention) => return Ok(Attempt::Contended(contention)),
+        };
+        if self.store.has(Bug::DeadlineFromReply) {
+            sent = request.now();
+        }
+        let lease = Arc::new(ModelLease {
+            owner: self.owner_of(&request),
+            until: LiveDeadline::new(request.deadline_from(sent)),
+            token,
+            released: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
+            store: Arc::clone(&self.store),
+            request,
+        });
+        if two_steps {
+            lease.extend(self.store.clock.now());
+            self.store.answer().await;
+        }
+        Ok(Attempt::Granted(lease))
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        let acquired = acquire_by_attempts(request.clone(), |request| Arc::clone(&self).try_acquire(request)).await;
+        if acquired.is_err() && !self.store.has(Bug::CancelledWaiterStays) {
+            self.leave(&request);
+        }
+        acquired
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        let now = self.store.clock.now();
+        let (mut holders, mut waiters) = (Vec::new(), Vec::new());
+        for permit in [false, true] {
+            self.store.change(key, permit, now, |state| {
+                for holder in &state.holders {
+                    let mut shown = HolderRef::new(key.clone(), holder.owner.to_hex());
+                    shown.mode = Some(holder.mode);
+                    shown.label.clone_from(&holder.label);
+                    shown.token = holder.token;
+                    shown.expires_in = Some(holder.until.since(now));
+                    holders.push(shown);
+                }
+                waiters.extend(state.waiters.iter().map(|waiter| WaiterRef::new(Some(waiter.mode), &waiter.label)));
+            });
+        }
+        self.store.answer().await;
+        Ok(Inspection::new(holders, waiters))
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        let permit = holder.mode.is_some_and(Mode::is_permit);
+        let any = self.store.has(Bug::BreakHitsNewerHolder);
+        let broken = self.store.change(&holder.key, permit, self.store.clock.now(), |key| {
+            let found = key.holders.iter().find(|held| any || held.owner.to_hex()[..] == holder.id).cloned();
+            let Some(found) = found else { return Broken::AlreadyGone };
+            if !now {
+                return Broken::FreeWithin(holder.expires_in);
+            }
+            key.remove(found.owner);
+            if !self.store.has(Bug::LossUntold) {
+                found.losses.lost(LossReason::Replaced);
+            }
+            Broken::Freed
+        });
+        self.store.answer().await;
+        Ok(broken)
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct ModelLease {
+    store: Arc<Store>,
+    request: Request,
+    owner: OwnerId,
+    token: Option<FencingToken>,
+    until: LiveDeadline,
+    /// For bugs: what the lease believes of itself.
+    released: AtomicBool,
+    kept: AtomicBool,
+}
+
+impl ModelLease {
+    fn change<T>(&self, now: Moment, change: impl FnOnce(&mut Key) -> T) -> T {
+        self.store.change(self.request.key(), self.request.mode().is_permit(), now, change)
+    }
+
+    /// Sets the expiry of what is ours, if it is.
+    fn extend(&self, now: Moment) -> bool {
+        let until = now + self.request.ttl().as_duration();
+        self.change(now, |key| {
+            let ours = key.holders.iter_mut().find(|holder| holder.owner == self.owner);
+            ours.map(|holder| holder.until = until).is_some()
+        })
+    }
+
+    /// For bugs: `SET` again, whoever had it in between.
+    fn set_again(&self, now: Moment) -> bool {
+        self.extend(now)
+            || self.change(now, |key| {
+                let free = key.holders.is_empty();
+                if free {
+                    key.holders.push(Holder {
+                        handle: u64::MAX,
+                        owner: self.owner,
+                        mode: self.request.mode(),
+                        until: now + self.request.ttl().as_duration(),
+                        token: self.token,
+                        label: String::new(),
+                        losses: self.request.loss_sink(),
+                    });
+                }
+                free
+            })
+    }
+
+    fn renewed(&self, now: Moment) -> bool {
+        if self.store.has(Bug::LateRenewalRevives) && !self.released.load(Ordering::Acquire) {
+            return self.set_again(now);
+        }
+        self.extend(now)
+    }
+}
+
+#[async_trait]
+impl Lease for ModelLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.until.get()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Alone
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        let clock = if self.store.has(Bug::ClientTimestamp) { self.request.clock() } else { &self.store.clock };
+        let mut sent = self.request.now();
+        let renewed = self.renewed(clock.now());
+        if self.store.has(Bug::RenewalOutlivesGuard) && renewed && !self.kept.swap(true, Ordering::AcqRel) {
+            let kept = Arc::clone(&self);
+            drop(tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(kept.request.ttl().as_duration() / 3).await;
+                    kept.set_again(kept.store.clock.now());
+                }
+            }));
+        }
+        self.store.answer().await;
+        if self.store.has(Bug::RenewalUndoesRelease) && renewed {
+            self.set_again(clock.now());
+        }
+        if self.store.has(Bug::DeadlineFromReply) {
+            sent = self.request.now();
+        }
+        if renewed
+            && (self.until.advance(self.request.deadline_from(sent), self.request.now())
+                || self.store.has(Bug::LateRenewalRevives))
+        {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Lost, "another may hold it"))
+        }
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        let store = &self.store;
+        self.released.store(true, Ordering::Release);
+        let freed = self.change(store.clock.now(), |key| {
+            let freed = key.remove(self.owner);
+            if !freed && store.has(Bug::NoOwnerValue) && self.request.mode() == Mode::Exclusive {
+                key.holders.clear();
+                key.freed();
+            }
+            freed
+        });
+        // Without the pause in which the gate waits for the answer, nothing but courtesy lets others in.
+        if !store.has(Bug::GateNeverYields) {
+            self.store.answer().await;
+        }
+        Ok(if freed || store.has(Bug::ReleaseNeverTells) { Released::Freed } else { Released::AlreadyLost })
+    }
+}

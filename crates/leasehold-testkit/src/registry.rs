@@ -1,0 +1,172 @@
+//! The list of the cases, and what is made of it: [`cases()`] and [`conformance!`](crate::conformance).
+
+use crate::case::Case;
+
+/// Calls `$callback! { $args  concept { case: needs, … } … }` with every case. The one list; a case that is not in it fails
+/// the test `every_case_is_listed`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __with_cases {
+    ([$($callback:tt)+], [$($args:tt)*]) => {
+        $($callback)+! {
+            [$($args)*]
+            exclusion {
+                two_clients_exclude_each_other: exclusive,
+                two_acquisitions_of_one_client_exclude_each_other: exclusive,
+                try_lock_reports_contended: exclusive,
+                sixty_four_waiters_are_all_served_once: exclusive,
+            }
+            expiry {
+                expired_lock_is_granted_to_another: expiry,
+                deadline_is_counted_from_before_the_request: exclusive,
+                is_held_is_false_past_the_deadline: exclusive,
+                loss_is_told_at_the_deadline: exclusive,
+                work_is_cancelled_before_the_deadline: exclusive,
+                skewed_clock_steals_nothing: exclusive,
+                holder_that_vanishes_frees_after_ttl: expiry,
+                crash_at_any_point_frees_after_ttl: expiry,
+            }
+            fencing {
+                tokens_grow_over_grants: tokens,
+                tokens_grow_after_expiry: tokens_and_expiry,
+                shared_tokens_lie_between_exclusive_ones: shared_tokens,
+                permits_carry_no_token: permits,
+            }
+            release {
+                stale_release_does_not_free_successor: expiry,
+                release_is_idempotent_and_truthful: exclusive,
+                guard_dropped_releases: exclusive,
+                guard_dropped_in_a_panic_releases: exclusive,
+                guard_dropped_outside_a_runtime_releases: exclusive,
+            }
+            renewal {
+                renewal_extends: exclusive,
+                late_renewal_does_not_revive: expiry,
+                nothing_renews_after_release: exclusive,
+                renewal_racing_release_never_leaves_it_held: exclusive,
+            }
+            waiting {
+                waiter_is_woken_without_polling: pushed_wakeup,
+                waiter_takes_over_after_expiry: expiry,
+                lock_within_times_out: exclusive,
+            }
+            cancellation {
+                cancelled_waiter_leaves_nothing: inspection,
+                dropped_at_every_poll_point_leaves_nothing: exclusive,
+            }
+            modes {
+                readers_share: shared,
+                writer_excludes_readers: shared,
+                no_reader_overtakes_a_waiting_writer: shared,
+                permits_bound_holders: permits,
+                permit_counts_must_match: permits,
+                unsupported_modes_are_refused_typed: a_mode_is_missing,
+            }
+            reentrancy {
+                owner_reenters_and_last_release_frees: exclusive,
+                other_owner_waits: exclusive,
+            }
+            inspection {
+                inspect_shows_holder_and_waiter: inspection,
+                loss_is_told: breaking_is_told,
+                break_never_hits_a_newer_holder: breaking,
+            }
+            gate {
+                gate_yields_to_other_clients: pushed_wakeup,
+            }
+            input {
+                awkward_names_are_distinct: exclusive,
+                ttl_outside_capabilities_is_refused_typed: bounded_ttl,
+            }
+            close {
+                close_releases_all_and_then_says_closed: exclusive,
+            }
+        }
+    };
+}
+
+macro_rules! list {
+    ([] $($concept:ident { $($case:ident: $needs:ident,)* })*) => {
+        vec![$($(Case {
+            name: stringify!($case),
+            concept: stringify!($concept),
+            needs: crate::case::$needs,
+            run: |subject| Box::pin(crate::cases::$concept::$case(subject)),
+        },)*)*]
+    };
+}
+
+/// Every case, grouped by concept.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    crate::__with_cases!([list], [])
+}
+
+/// Makes a module of tests: every case in every [`Form`](crate::Form), and one test that prints the cases that this
+/// backend does not run.
+///
+/// `conformance!(module, subject)`, or `conformance!(module, paused, subject)` for a backend without a server whose time is
+/// tokio's. The expression may `.await`, is evaluated on the runtime of each test anew, and sees what is in scope where the
+/// macro is used.
+#[macro_export]
+macro_rules! conformance {
+    ($module:ident, paused, $subject:expr $(,)?) => {
+        $crate::__conformance!($module, paused, $subject);
+    };
+    ($module:ident, real, $subject:expr $(,)?) => {
+        $crate::__conformance!($module, real, $subject);
+    };
+    ($module:ident, $subject:expr $(,)?) => {
+        $crate::__conformance!($module, real, $subject);
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance {
+    ($module:ident, $time:ident, $subject:expr) => {
+        mod $module {
+            #[allow(unused_imports, reason = "the subject may need nothing")]
+            use super::*;
+
+            async fn subject() -> Box<dyn $crate::Subject> {
+                Box::new($subject)
+            }
+
+            mod itself {
+                $crate::__with_cases!([$crate::__tests], [$time Itself]);
+            }
+
+            mod as_arc_dyn {
+                $crate::__with_cases!([$crate::__tests], [$time AsArcDyn]);
+            }
+
+            mod forwarded {
+                $crate::__with_cases!([$crate::__tests], [$time Forwarded]);
+            }
+
+            #[test]
+            fn cases_not_run_are_printed() {
+                $crate::harness::print_not_run($crate::harness::Time::$time, subject);
+            }
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __tests {
+    ([$time:ident $form:ident] $($concept:ident { $($case:ident: $needs:ident,)* })*) => {
+        $($(
+            #[test]
+            fn $case() {
+                $crate::harness::test(
+                    $crate::harness::Time::$time,
+                    super::subject,
+                    $crate::Form::$form,
+                    stringify!($case),
+                );
+            }
+        )*)*
+    };
+}

@@ -1,0 +1,120 @@
+//! What the cases are made of.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{Attempt, Clock, Lease, LockBackend, LockClient, LockKey, Request, Result};
+
+use crate::subject::Subject;
+
+pub(crate) type Backend = Arc<dyn LockBackend>;
+
+/// Time for what happens soon but not at once: a background release, a cancellation, a waiter that queues up.
+pub(crate) const SOON: Duration = Duration::from_millis(100);
+
+/// The value, or a panic that says which claim does not hold.
+#[track_caller]
+pub(crate) fn must<T>(result: Result<T>, claim: &str) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{claim}: {error:?}"),
+    }
+}
+
+pub(crate) fn key(subject: &dyn Subject, hint: &str) -> LockKey {
+    must(LockKey::new(subject.name(hint)), "the subject's name is a lock name")
+}
+
+/// A client with a handle of its own, as another process would have.
+pub(crate) async fn client(subject: &dyn Subject) -> LockClient {
+    client_with(subject, subject.clock()).await
+}
+
+pub(crate) async fn client_with(subject: &dyn Subject, clock: Arc<dyn Clock>) -> LockClient {
+    LockClient::builder(subject.open().await).with_ttl(subject.ttl()).with_clock(clock).build()
+}
+
+/// A fresh acquisition for the contract itself.
+pub(crate) fn request(subject: &dyn Subject, backend: &Backend, key: &LockKey) -> Request {
+    let drift = backend.capabilities().drift;
+    Request::new(key.clone()).with_ttl(subject.ttl()).with_label("testkit").with_clock(subject.clock(), drift)
+}
+
+#[track_caller]
+pub(crate) fn attempt(backend: &Backend, request: Request) -> impl Future<Output = Option<Arc<dyn Lease>>> + Send {
+    let attempt = Arc::clone(backend).try_acquire(request);
+    async move {
+        match must(attempt.await, "an attempt is answered") {
+            Attempt::Granted(lease) => Some(lease),
+            Attempt::Contended(_) => None,
+        }
+    }
+}
+
+pub(crate) async fn granted(backend: &Backend, request: Request, claim: &str) -> Arc<dyn Lease> {
+    let Some(lease) = attempt(backend, request).await else { panic!("{claim}: it was refused") };
+    lease
+}
+
+pub(crate) async fn refused(backend: &Backend, request: Request, claim: &str) {
+    assert!(attempt(backend, request).await.is_none(), "{claim}: it was granted");
+}
+
+pub(crate) async fn release(lease: &Arc<dyn Lease>) {
+    let _truth = must(Arc::clone(lease).release().await, "a release is answered");
+}
+
+/// Attempts until granted; panics when `within` has passed.
+pub(crate) async fn granted_within(
+    subject: &dyn Subject,
+    backend: &Backend,
+    key: &LockKey,
+    within: Duration,
+    claim: &str,
+) -> Arc<dyn Lease> {
+    let until = subject.clock().now() + within;
+    loop {
+        if let Some(lease) = attempt(backend, request(subject, backend, key)).await {
+            return lease;
+        }
+        assert!(subject.clock().now() < until, "{claim}: it is still held after {within:?}");
+        tokio::time::sleep(within / 100).await;
+    }
+}
+
+/// What a grant that nobody renews lasts, at most.
+pub(crate) fn lifetime(subject: &dyn Subject) -> Duration {
+    subject.ttl().as_duration() + subject.slack()
+}
+
+/// Lets a grant that nobody renews expire.
+pub(crate) async fn let_expire(subject: &dyn Subject) {
+    tokio::time::sleep(lifetime(subject)).await;
+}
+
+/// Polls a future once.
+pub(crate) async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|cx| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(cx) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+/// Polls a future `polls` times, each as soon as it asks for it; its output if it came to its end.
+pub(crate) async fn poll_times<F: Future + Unpin>(future: &mut F, polls: usize) -> Option<F::Output> {
+    let mut left = polls;
+    std::future::poll_fn(|cx| {
+        if left == 0 {
+            return std::task::Poll::Ready(None);
+        }
+        left -= 1;
+        match std::pin::Pin::new(&mut *future).poll(cx) {
+            std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+            std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(None),
+            std::task::Poll::Pending => std::task::Poll::Pending,
+        }
+    })
+    .await
+}
