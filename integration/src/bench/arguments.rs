@@ -16,6 +16,12 @@ pub(super) struct Arguments {
     /// A scenario to measure; all unless given
     #[arg(long = "scenario", value_name = "SCENARIO")]
     pub(super) scenarios: Vec<Scenario>,
+    /// A number of tasks in `pair`; 1, 16, 64 and 256 unless given
+    #[arg(long, value_name = "TASKS")]
+    pub(super) tasks: Vec<usize>,
+    /// A subject to measure, such as `leasehold`, `floor` or `rslock`; all unless given. There is no ratio without the floor
+    #[arg(long = "subject", value_name = "SUBJECT")]
+    pub(super) subjects: Vec<String>,
     /// A minute instead of many: fewer and shorter rounds
     #[arg(long)]
     pub(super) quick: bool,

@@ -37,8 +37,7 @@ pub(crate) struct Count {
 }
 
 pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
-    let mut subjects = backend.subjects();
-    subjects.retain(|subject| subject.takes_part(Scenario::Counter));
+    let subjects = plan.subjects(backend, Scenario::Counter);
     let name = backend.name().name();
     let mut rows = Vec::new();
     for &kind in plan.runtimes {

@@ -48,8 +48,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
         progress.skip(format_args!("crowd of {name}: it lives in one process"));
         return Ok(Vec::new());
     };
-    let mut subjects = backend.subjects();
-    subjects.retain(|subject| subject.takes_part(Scenario::Crowd));
+    let subjects = plan.subjects(backend, Scenario::Crowd);
     let runtime = plan.runtimes.first().copied().unwrap_or(RuntimeKind::CurrentThread);
     let mut rows = Vec::new();
     for subject in &subjects {

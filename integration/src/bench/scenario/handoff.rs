@@ -35,8 +35,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
         progress.skip(format_args!("handoff of {name}: it lives in one process"));
         return Ok(Vec::new());
     };
-    let mut subjects = backend.subjects();
-    subjects.retain(|subject| subject.takes_part(Scenario::Handoff));
+    let subjects = plan.subjects(backend, Scenario::Handoff);
     let mut rows = Vec::new();
     for &kind in plan.runtimes {
         progress.step(format_args!("{name}: hand-offs, {}", kind.name()));
@@ -53,9 +52,11 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
                 latencies.extend(&nanos);
             }
         }
-        rows.extend(subjects.iter().zip(measured).map(|(subject, (_, latencies, medians))| {
-            Row::new(name, Scenario::Handoff, 2, &**subject, kind, Figure::Costs(medians)).with_latencies(&latencies)
-        }));
+        for (subject, (game, latencies, medians)) in subjects.iter().zip(measured) {
+            game.end()?;
+            let row = Row::new(name, Scenario::Handoff, 2, &**subject, kind, Figure::Costs(medians));
+            rows.push(row.with_latencies(&latencies));
+        }
     }
     Ok(rows)
 }
@@ -104,6 +105,12 @@ impl Game {
             std::mem::swap(&mut self.holder, &mut self.waiter);
         }
         Ok(nanos)
+    }
+
+    /// Without this the lock would be held for a TTL after its holder is gone, and the next game would wait for it.
+    fn end(mut self) -> Result<()> {
+        self.holder.say("release")?;
+        heard(&mut self.holder, "released").map(drop)
     }
 }
 

@@ -47,19 +47,17 @@ pub(super) fn run(plan: &Plan, backends: &[Box<dyn Backend>], progress: &Progres
     progress.step(format_args!("holding {leases} leases for {seconds} s"));
     let mut holding = Vec::new();
     for backend in backends {
-        for subject in backend.subjects() {
-            if subject.takes_part(Scenario::Held) {
-                let worker = worker::spawn(&WorkerArguments {
-                    role: Scenario::Held,
-                    on: backend.name(),
-                    at: backend.location().unwrap_or_default(),
-                    subject: subject.name().to_owned(),
-                    runtime,
-                    count: leases,
-                    seconds,
-                })?;
-                holding.push((backend.name().name(), subject, worker));
-            }
+        for subject in plan.subjects(&**backend, Scenario::Held) {
+            let worker = worker::spawn(&WorkerArguments {
+                role: Scenario::Held,
+                on: backend.name(),
+                at: backend.location().unwrap_or_default(),
+                subject: subject.name().to_owned(),
+                runtime,
+                count: leases,
+                seconds,
+            })?;
+            holding.push((backend.name().name(), subject, worker));
         }
     }
     let mut rows = Vec::new();

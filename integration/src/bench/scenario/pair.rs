@@ -17,7 +17,6 @@ use crate::{
     },
 };
 
-const TASKS: [usize; 4] = [1, 16, 64, 256];
 /// Pairs after which a task lets others run even if it never had to wait: a memory backend answers at once.
 const TURN: usize = 64;
 
@@ -37,12 +36,11 @@ pub(crate) struct Pairs {
 }
 
 pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
-    let mut subjects = backend.subjects();
-    subjects.retain(|subject| subject.takes_part(Scenario::Pair));
+    let subjects = plan.subjects(backend, Scenario::Pair);
     let name = backend.name().name();
     let mut rows = Vec::new();
     for &kind in plan.runtimes {
-        for tasks in TASKS {
+        for &tasks in &plan.tasks {
             progress.step(format_args!("{name}: pairs of {tasks} tasks, {}", kind.name()));
             let mut measured: Vec<_> = subjects.iter().map(|_| (Latencies::new(), Vec::new())).collect();
             for round in 0..plan.rounds {
