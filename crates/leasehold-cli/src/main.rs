@@ -1,2 +1,79 @@
-//! x
-fn main() {}
+//! The `leasehold` command: runs a program under a distributed lock, and shows who holds one.
+//!
+//! `leasehold help` is its manual; this is how it is built. Everything runs on the main thread, children are started from
+//! it too, and it lives as long as the process: a parent-death signal is tied to the thread that forked.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod args;
+mod backend;
+mod breaking;
+mod caps;
+mod child;
+mod exec;
+mod exit;
+mod name;
+mod run;
+mod show;
+mod signals;
+mod watchdog;
+mod who;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Args, Command},
+    exit::Failure,
+};
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Nothing can be done if the terminal is gone.
+            drop(error.print());
+            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let command = match args.command {
+        Command::Exec(exec) => return exec::exec(&exec),
+        command => command,
+    };
+    trace(args.verbose);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(exit::SOFTWARE, format!("cannot start: {error}")).tell(),
+    };
+    let done = runtime.block_on(async {
+        match command {
+            Command::Run(run) => run::run(&run).await,
+            Command::Who(who) => who::who(&who).await,
+            Command::Break(breaking) => breaking::break_lock(&breaking).await,
+            Command::Caps(caps) => caps::caps(&caps).await,
+            Command::Exec(_) => Ok(exit::SOFTWARE),
+        }
+    });
+    // Nothing that is left may hold up the end; what is held expires.
+    runtime.shutdown_background();
+    match done {
+        Ok(code) => code.into(),
+        Err(failure) => failure.tell(),
+    }
+}
+
+/// Traces to standard error: warnings, and with each `-v` more.
+fn trace(verbose: u8) {
+    let level = match verbose {
+        0 => "error,leasehold=warn,leasehold_redis=warn,leasehold_local=warn",
+        1 => "warn,leasehold=debug,leasehold_core=debug,leasehold_redis=debug,leasehold_local=debug",
+        _ => "trace",
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .init();
+}

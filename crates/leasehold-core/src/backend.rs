@@ -130,7 +130,8 @@ pub enum Attempt {
 /// What a refused attempt knows about when to try again.
 #[derive(Default)]
 pub struct Contention {
-    /// When the holder's grant ends unless it is renewed; the net behind `wake`.
+    /// When the holder's grant ends unless it is renewed; the net behind `wake`. Without it only `wake` ends the wait: leave
+    /// it out only if nothing but a change that wakes can make the next attempt succeed.
     pub retry_after: Option<Duration>,
     /// The largest token that the backend saw for this key.
     pub last_token: Option<FencingToken>,

@@ -1,15 +1,17 @@
 //! [`LockClient`]: where locks come from.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
     },
 };
 
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, OnceCell},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
     request::RequestContext,
     rwlock::RwLock,
     semaphore::Semaphore,
-    signal::{LossReason, Signal},
+    signal::LossReason,
     ttl::Ttl,
 };
 
@@ -167,25 +169,21 @@ impl LockClient {
     /// As the backend fails to close. Locks that could not be released expire.
     ///
     /// # Cancel safety
-    /// The client is closed all the same; what was not released yet expires.
+    /// Safe: dropped half-way, it goes on in the background.
     pub async fn close(&self) -> Result<()> {
-        let client = &self.0;
-        if client.closed.swap(true, Ordering::AcqRel) {
-            client.tasks.wait().await;
-            return Ok(());
+        self.0.check_runtime()?;
+        let client = Arc::clone(&self.0);
+        // From here on everything is refused, and it goes on if we are dropped.
+        client.context.closing.cancel();
+        let closing = tokio::spawn(async move { client.closed.get_or_init(|| client.close()).await.clone() });
+        match closing.await {
+            Ok(closed) => closed,
+            Err(source) => Err(Error::new(
+                ErrorKind::Indeterminate,
+                "the client did not close: its runtime shuts down, or its backend panicked",
+            )
+            .with_source(source)),
         }
-        client.check_runtime()?;
-        client.gates.close();
-        client.waiting.cancel_all();
-        for hold in client.keeper.all() {
-            // It releases in the background, which is waited for below.
-            hold.lose(LossReason::ClientClosed);
-        }
-        client.keeper.stop();
-        client.tasks.close();
-        client.tasks.wait().await;
-        let backend = Arc::clone(&client.backend);
-        Driven::short(client, Box::pin(async move { backend.close().await })).await
     }
 }
 
@@ -235,7 +233,8 @@ impl LockClientBuilder {
             label: label.unwrap_or_else(crate::label::default_label),
             clock: Arc::clone(&clock),
             drift: capabilities.drift,
-            losses: Some(Arc::clone(&losses)),
+            losses: Arc::clone(&losses),
+            closing: Arc::default(),
         };
         LockClient(Arc::new(Client {
             backend,
@@ -244,9 +243,8 @@ impl LockClientBuilder {
             context: Arc::new(context),
             gates: Arc::new(Gates::new(Arc::clone(&clock))),
             keeper: Arc::new(Keeper::new(clock, losses)),
-            waiting: Waiting::default(),
             runtime: OnceLock::new(),
-            closed: AtomicBool::new(false),
+            closed: OnceCell::new(),
             tasks: TaskTracker::new(),
             next_hold: AtomicU64::new(0),
         }))
@@ -260,11 +258,10 @@ pub(crate) struct Client {
     pub(crate) capabilities: Capabilities,
     pub(crate) gates: Arc<Gates>,
     pub(crate) keeper: Arc<Keeper>,
-    pub(crate) waiting: Waiting,
     ttl: Ttl,
     context: Arc<RequestContext>,
     runtime: OnceLock<Handle>,
-    closed: AtomicBool,
+    closed: OnceCell<Result<()>>,
     tasks: TaskTracker,
     next_hold: AtomicU64,
 }
@@ -275,7 +272,7 @@ impl Client {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.context.closing.is_cancelled()
     }
 
     pub(crate) fn closed(&self) -> Error {
@@ -286,6 +283,19 @@ impl Client {
     pub(crate) fn check(&self, mode: Mode, ttl: Ttl) -> Result<()> {
         self.check_usable()?;
         self.capabilities.check(mode, ttl)
+    }
+
+    /// What [`LockClient::close`] does, once.
+    async fn close(&self) -> Result<()> {
+        self.gates.close();
+        for hold in self.keeper.all() {
+            // It releases in the background, which is waited for below.
+            hold.lose(LossReason::ClientClosed);
+        }
+        self.keeper.stop();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.backend.close().await
     }
 
     fn check_usable(&self) -> Result<()> {
@@ -327,29 +337,5 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.keeper.stop();
-    }
-}
-
-/// The acquisitions that wait at the backend, so that `close` can send them away.
-#[derive(Debug, Default)]
-pub(crate) struct Waiting(Mutex<(u64, HashMap<u64, Arc<Signal>>)>);
-
-impl Waiting {
-    pub(crate) fn add(&self, signal: &Arc<Signal>) -> u64 {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.0 += 1;
-        let id = waiting.0;
-        waiting.1.insert(id, Arc::clone(signal));
-        id
-    }
-
-    pub(crate) fn remove(&self, id: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&id);
-    }
-
-    fn cancel_all(&self) {
-        for signal in self.0.lock().unwrap_or_else(PoisonError::into_inner).1.values() {
-            signal.cancel();
-        }
     }
 }

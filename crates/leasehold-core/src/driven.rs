@@ -54,14 +54,6 @@ pub(crate) struct Driven<'a, T: Outcome> {
     /// Of an acquisition: how to cancel it.
     signal: Option<Arc<Signal>>,
     operation: Option<BoxFuture<'static, Result<T>>>,
-    polls: Polls,
-}
-
-/// An acquisition that is answered at once is not worth registering; one that waits must learn that the client closes.
-enum Polls {
-    None,
-    One,
-    Registered(u64),
 }
 
 impl<'a, T: Outcome> Driven<'a, T> {
@@ -70,27 +62,12 @@ impl<'a, T: Outcome> Driven<'a, T> {
         request: &Request,
         operation: BoxFuture<'static, Result<T>>,
     ) -> Self {
-        Self { client, signal: Some(Arc::clone(request.signal())), operation: Some(operation), polls: Polls::None }
+        Self { client, signal: Some(Arc::clone(request.signal())), operation: Some(operation) }
     }
 
     /// An operation that ends by itself.
     pub(crate) fn short(client: &'a Arc<Client>, operation: BoxFuture<'static, Result<T>>) -> Self {
-        Self { client, signal: None, operation: Some(operation), polls: Polls::None }
-    }
-
-    fn pending(&mut self) {
-        let Some(signal) = &self.signal else { return };
-        match self.polls {
-            Polls::None => self.polls = Polls::One,
-            Polls::One => {
-                self.polls = Polls::Registered(self.client.waiting.add(signal));
-                // It may have closed before we were registered.
-                if self.client.is_closed() {
-                    signal.cancel();
-                }
-            }
-            Polls::Registered(_) => {}
-        }
+        Self { client, signal: None, operation: Some(operation) }
     }
 }
 
@@ -111,19 +88,13 @@ impl<T: Outcome> Future for Driven<'_, T> {
                     }
                 }))
             }
-            Poll::Pending => {
-                this.pending();
-                Poll::Pending
-            }
+            Poll::Pending => Poll::Pending,
         }
     }
 }
 
 impl<T: Outcome> Drop for Driven<'_, T> {
     fn drop(&mut self) {
-        if let Polls::Registered(id) = self.polls {
-            self.client.waiting.remove(id);
-        }
         let Some(operation) = self.operation.take() else { return };
         if let Some(signal) = &self.signal {
             signal.cancel();

@@ -35,7 +35,9 @@ pub(crate) struct RequestContext {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) drift: Drift,
     /// Told when a backend reports a loss; the client's keeper listens.
-    pub(crate) losses: Option<Arc<Notify>>,
+    pub(crate) losses: Arc<Notify>,
+    /// Cancelled when the client closes, and all its requests with it.
+    pub(crate) closing: Arc<Signal>,
 }
 
 impl RequestContext {
@@ -49,8 +51,13 @@ impl Request {
     /// requests by itself; this is for tests and for those who drive a backend directly.
     #[must_use]
     pub fn new(key: LockKey) -> Self {
-        let context =
-            RequestContext { label: Arc::from(""), clock: Arc::new(SystemClock), drift: Drift::DEFAULT, losses: None };
+        let context = RequestContext {
+            label: Arc::from(""),
+            clock: Arc::new(SystemClock),
+            drift: Drift::DEFAULT,
+            losses: Arc::default(),
+            closing: Arc::default(),
+        };
         Self::in_context(key, Mode::Exclusive, Ttl::DEFAULT, Arc::new(context))
     }
 
@@ -182,7 +189,9 @@ impl Request {
     }
 
     /// Whether this attempt should be refused if a waiter of *another process* is known, because this process has had
-    /// enough turns in a row. A backend that serves waiters in order, or that does not know its waiters, ignores it.
+    /// enough turns in a row. A backend that serves waiters in order, or that does not know its waiters, ignores it. The
+    /// other waiter may be dead: a refusal out of courtesy must come with a short
+    /// [`retry_after`](crate::Contention::retry_after).
     #[must_use]
     pub fn is_courteous(&self) -> bool {
         self.courteous
@@ -218,24 +227,27 @@ impl Request {
         self.signal.cancel();
     }
 
-    /// Whether the caller has gone away.
+    /// Whether the caller has gone away, or its client closes.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.signal.is_cancelled()
+        self.signal.is_cancelled() || self.context.closing.is_cancelled()
     }
 
-    /// Completes when the caller has gone away.
+    /// Completes when the caller has gone away, or its client closes.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn cancelled(&self) {
-        self.signal.cancelled().await;
+        tokio::select! {
+            () = self.signal.cancelled() => {}
+            () = self.context.closing.cancelled() => {}
+        }
     }
 
     /// Where a backend reports that a grant of this request was lost before its deadline.
     #[must_use]
     pub fn loss_sink(&self) -> LossSink {
-        LossSink { signal: Arc::clone(&self.signal), told: self.context.losses.clone() }
+        LossSink { signal: Arc::clone(&self.signal), told: Arc::clone(&self.context.losses) }
     }
 
     pub(crate) fn signal(&self) -> &Arc<Signal> {
@@ -259,16 +271,14 @@ impl fmt::Debug for Request {
 #[derive(Clone, Debug)]
 pub struct LossSink {
     signal: Arc<Signal>,
-    told: Option<Arc<Notify>>,
+    told: Arc<Notify>,
 }
 
 impl LossSink {
     /// The grant is lost, final. The first report counts; after a release it is ignored.
     pub fn lost(&self, reason: LossReason) {
-        if self.signal.lose(reason)
-            && let Some(told) = &self.told
-        {
-            told.notify_one();
+        if self.signal.lose(reason) {
+            self.told.notify_one();
         }
     }
 }

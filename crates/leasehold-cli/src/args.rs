@@ -1,0 +1,163 @@
+//! The command line.
+
+use std::{ffi::OsString, time::Duration};
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
+use leasehold::Ttl;
+
+const AFTER: &str = "\
+Where locks live (--on, or the variable LEASEHOLD_URL):
+  file:                  this user's programs on this host: /var/tmp/leasehold-<uid> (the default)
+  file:DIR               all programs on this host that can write DIR; flock(1) takes part
+  redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=P]   all who reach the server
+  rediss://HOST          the same over TLS
+  redis+unix:///PATH     the same over a socket
+
+A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it.";
+
+const RUN_AFTER: &str = "\
+Examples:
+  leasehold run nightly-report -- ./report.sh
+  leasehold run --try --on redis://cache/ nightly-report -- ./report.sh
+  leasehold run --within 30s deploy -- sh -c 'echo \"token $LEASEHOLD_TOKEN\"; exec ./deploy'
+
+The program has LEASEHOLD_KEY (the name) and LEASEHOLD_TOKEN (a number that grows from grant to grant: let what it writes \
+to refuse smaller ones) in its environment.
+
+Signals: INT, TERM, HUP, QUIT, USR1, USR2 and CONT are passed on to the program; while the lock is waited for they end the \
+wait. With a controlling terminal the program stays in the command's process group, so that Ctrl-C and Ctrl-Z reach both; \
+without one it leads a group of its own.
+
+Loss: when renewals fail, the program (without a terminal: its whole process group) gets TERM with a third of the TTL left \
+and KILL with a tenth left, before the lock could be another's. When the lock is taken away it gets TERM at once and KILL \
+after a tenth of the TTL, at most a second. If this command itself is killed, files keep the lock for as long as the program \
+and what it started live; elsewhere the program (Linux; not what it started) is killed with the command.
+
+Exit codes:
+  the program's own, or 128 + N if signal N ended it; otherwise
+   64  the name, an option or the URL is wrong, or the backend cannot do it
+   69  the backend cannot be reached
+   70  an internal error
+   75  another holds the lock (--try, --within)
+   76  the lock was lost, or about to be, and the program terminated
+   77  the backend refused the user, the password or the access
+  126  the program cannot be executed
+  127  the program was not found
+  128 + N  signal N came while the lock was waited for";
+
+/// Runs a program under a distributed lock, and shows who holds one.
+#[derive(Debug, Parser)]
+#[command(name = "leasehold", version, about, after_help = AFTER, disable_help_subcommand = false)]
+pub(crate) struct Args {
+    /// Tell on standard error what happens; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a program under a lock
+    #[command(after_help = RUN_AFTER)]
+    Run(Run),
+    /// Show who holds a lock and who waits for it; exit code 1 if nobody holds it
+    Who(Who),
+    /// Take a lock from its holders; exit code 1 if nobody holds it
+    ///
+    /// Gentle: the holder's renewals stop, and the lock is free at its deadline, when the holder has noticed.
+    Break(Break),
+    /// Show what a backend promises and where it lives
+    Caps(Caps),
+    /// Become a program that dies with this parent.
+    #[command(name = "__exec", hide = true)]
+    Exec(Exec),
+}
+
+/// Where the locks live.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct On {
+    /// Where the locks live
+    #[arg(long = "on", value_name = "URL", env = "LEASEHOLD_URL", hide_env_values = true, default_value = "file:")]
+    pub(crate) url: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) on: On,
+    /// How long the lock outlives a holder that died or was cut off; it is renewed while the program runs
+    #[arg(long, value_name = "D", value_parser = ttl, default_value = "30s")]
+    pub(crate) ttl: Ttl,
+    /// Do not wait if another holds the lock: exit with code 75
+    #[arg(long = "try", conflicts_with = "within")]
+    pub(crate) no_wait: bool,
+    /// Wait at most this long, then exit with code 75
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    pub(crate) within: Option<Duration>,
+    /// Who this is, as `who` shows it [default: host, process id, program]
+    #[arg(long, value_name = "L")]
+    pub(crate) label: Option<String>,
+    /// The name of the lock: any bytes, up to 1024
+    pub(crate) name: OsString,
+    /// The program and its arguments, after `--`
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Who {
+    #[command(flatten)]
+    pub(crate) on: On,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The name of the lock
+    pub(crate) name: OsString,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Break {
+    #[command(flatten)]
+    pub(crate) on: On,
+    /// Free it at once. Unsafe: the holder may still be at work and does not know yet
+    #[arg(long)]
+    pub(crate) now: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The name of the lock
+    pub(crate) name: OsString,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Caps {
+    #[command(flatten)]
+    pub(crate) on: On,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Exec {
+    /// The process to die with
+    pub(crate) parent: i32,
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+fn ttl(text: &str) -> Result<Ttl, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    Ttl::new(duration).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,86 @@
+//! `leasehold caps`: what a backend promises.
+
+use leasehold::Capabilities;
+use serde::Serialize;
+
+use crate::{args::Caps, backend, exit::Failure, show};
+
+#[derive(Debug, Serialize)]
+struct Promises {
+    backend: &'static str,
+    endpoint: String,
+    exclusive: bool,
+    shared: bool,
+    permits: bool,
+    min_ttl_ms: u64,
+    max_ttl_ms: u64,
+    expiry: String,
+    drift_ppm: u64,
+    fencing: String,
+    fairness: String,
+    wakeup: String,
+    loss_signal: String,
+    restart: String,
+    ordered_release: bool,
+    inspect: bool,
+    break_lock: bool,
+}
+
+pub(crate) async fn caps(args: &Caps) -> Result<u8, Failure> {
+    let client = backend::client(&args.on.url).await?;
+    let capabilities = client.capabilities().clone();
+    backend::close(&client).await;
+    if args.json {
+        show::print_json(&promises(&capabilities))?;
+    } else {
+        show::print(&tabled(&capabilities))?;
+    }
+    Ok(0)
+}
+
+fn promises(capabilities: &Capabilities) -> Promises {
+    Promises {
+        backend: capabilities.backend,
+        endpoint: capabilities.endpoint.clone(),
+        exclusive: capabilities.exclusive,
+        shared: capabilities.shared,
+        permits: capabilities.permits,
+        min_ttl_ms: capabilities.min_ttl.as_millis(),
+        max_ttl_ms: capabilities.max_ttl.as_millis(),
+        expiry: format!("{:?}", capabilities.expiry),
+        drift_ppm: u64::from(capabilities.drift.rate_ppm),
+        fencing: format!("{:?}", capabilities.fencing),
+        fairness: format!("{:?}", capabilities.fairness),
+        wakeup: capabilities.wakeup.to_string(),
+        loss_signal: format!("{:?}", capabilities.loss_signal),
+        restart: format!("{:?}", capabilities.restart),
+        ordered_release: capabilities.ordered_release,
+        inspect: capabilities.inspect,
+        break_lock: capabilities.break_lock,
+    }
+}
+
+fn tabled(capabilities: &Capabilities) -> String {
+    let yes = |yes: bool| String::from(if yes { "yes" } else { "no" });
+    let time = |ttl: leasehold::Ttl| humantime::format_duration(ttl.as_duration());
+    let mut table = show::table(&[]);
+    for (what, promise) in [
+        ("backend", String::from(capabilities.backend)),
+        ("lives at", show::one_line(&capabilities.endpoint)),
+        ("exclusive locks", yes(capabilities.exclusive)),
+        ("shared locks", yes(capabilities.shared)),
+        ("permits", yes(capabilities.permits)),
+        ("TTL", format!("{} to {}", time(capabilities.min_ttl), time(capabilities.max_ttl))),
+        ("a dead holder's lock is freed", capabilities.expiry.to_string()),
+        ("fencing tokens", capabilities.fencing.to_string()),
+        ("order of waiting processes", capabilities.fairness.to_string()),
+        ("waiters learn that it is free", capabilities.wakeup.to_string()),
+        ("a holder learns of a loss", capabilities.loss_signal.to_string()),
+        ("a restart of the backend", capabilities.restart.to_string()),
+        ("who holds a lock can be shown", yes(capabilities.inspect)),
+        ("a lock can be broken", yes(capabilities.break_lock)),
+    ] {
+        table.add_row([String::from(what), promise]);
+    }
+    table.to_string()
+}

@@ -1,0 +1,108 @@
+//! `leasehold run`: a program under a lock.
+
+use leasehold::{Expiry, LockClient, LockGuard, Released, Wait};
+
+use crate::{
+    args::Run,
+    backend,
+    child::{self, Child},
+    exit::{self, Failure, say, with_causes},
+    name::key_of,
+    signals::{self, Signal, Signals},
+    watchdog::{Order, Watchdog},
+};
+
+pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
+    let mut signals =
+        Signals::new().map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot listen for signals: {error}")))?;
+    let key = key_of(&args.name)?;
+    let client = tokio::select! {
+        code = signals.end() => return Ok(code),
+        backend = backend::open(&args.on.url) => client(args, backend?),
+    };
+    let wait = match args.within {
+        _ if args.no_wait => Wait::No,
+        Some(limit) => Wait::AtMost(limit),
+        None => Wait::Forever,
+    };
+    let mutex = client.mutex(key).with_ttl(args.ttl).with_wait(wait);
+    let locked = tokio::select! {
+        biased;
+        code = signals.end() => Err(code),
+        locked = mutex.lock() => Ok(locked),
+    };
+    let done = match locked {
+        Ok(Ok(guard)) => under(args, &client, guard, &mut signals).await,
+        Ok(Err(error)) => Err(error.into()),
+        Err(code) => Ok(code),
+    };
+    backend::close(&client).await;
+    done
+}
+
+fn client(args: &Run, backend: impl leasehold::LockBackend) -> LockClient {
+    let builder = LockClient::builder(backend);
+    match &args.label {
+        Some(label) => builder.with_label(label.as_str()),
+        None => builder,
+    }
+    .build()
+}
+
+async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut Signals) -> Result<u8, Failure> {
+    // The death of a process frees a file lock, but not before the last heir of its descriptor is gone.
+    let dies_with_us = client.capabilities().expiry != Expiry::ProcessDeath;
+    let mut child = Child::start(&args.command, &args.name, &guard, dies_with_us)?;
+    let mut watchdog = Watchdog::new(guard.view());
+    let status = loop {
+        tokio::select! {
+            biased;
+            order = watchdog.next() => obey(order, &mut child, &guard),
+            status = child.ended() => break status,
+            signal = signals.next() => {
+                if !signals::is_from_terminal(signal) {
+                    child.pass_on(signal);
+                }
+            }
+        }
+    };
+    let status =
+        status.map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot wait for the program: {error}")))?;
+    if watchdog.has_barked() {
+        let how = if guard.is_held() { "was about to be lost" } else { "was lost" };
+        return Err(Failure::new(exit::LOST, format!("the lock `{}` {how}, and the program was ended", guard.key())));
+    }
+    let (key, remaining) = (guard.key().clone(), guard.remaining());
+    match guard.release().await {
+        Ok(Released::AlreadyLost) => Err(Failure::new(
+            exit::LOST,
+            format!("the lock `{key}` was lost before the program ended: another may have held it"),
+        )),
+        Ok(_) => Ok(child::code_of(status)),
+        // The program ended under the lock, which is what was asked for.
+        Err(error) => {
+            say(&format!("the lock `{key}` is not released yet and free in {remaining:.0?}: {}", with_causes(&error)));
+            Ok(child::code_of(status))
+        }
+    }
+}
+
+fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
+    let why = match guard.loss() {
+        Some(reason) => format!("is lost ({reason})"),
+        None => format!("ends in {:.0?} and cannot be renewed", guard.remaining()),
+    };
+    match order {
+        Order::Terminate => {
+            say(&format!("the lock `{}` {why}; terminating the program", guard.key()));
+            child.end_all(Signal::TERM);
+            // A stopped program cannot end by itself.
+            #[cfg(unix)]
+            child.end_all(Signal::CONT);
+        }
+        Order::Kill => {
+            say(&format!("the lock `{}` {why}; killing the program", guard.key()));
+            child.kill();
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What is printed: tables and JSON.
+
+use std::{io::Write, time::Duration};
+
+use comfy_table::{Table, presets::NOTHING};
+use leasehold::HolderRef;
+use serde::Serialize;
+
+use crate::exit::{self, Failure};
+
+/// Who holds, or did.
+#[derive(Debug, Serialize)]
+pub(crate) struct Holder {
+    pub(crate) mode: Option<String>,
+    pub(crate) label: String,
+    pub(crate) token: Option<u64>,
+    pub(crate) expires_in_ms: Option<u64>,
+}
+
+impl From<&HolderRef> for Holder {
+    fn from(holder: &HolderRef) -> Self {
+        Self {
+            mode: holder.mode.map(|mode| mode.to_string()),
+            label: holder.label.clone(),
+            token: holder.token.map(leasehold::FencingToken::get),
+            expires_in_ms: holder.expires_in.map(millis),
+        }
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A table without lines, as `ps` prints.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    if !header.is_empty() {
+        table.set_header(header);
+    }
+    table
+}
+
+/// What may have been written by others, on one line.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect::<String>()
+}
+
+pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| String::from("-"), |value| value.to_string())
+}
+
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot print JSON: {error}")))?;
+    print(&text)
+}
+
+/// A reader that has gone away, such as `head`, is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    match writeln!(std::io::stdout(), "{}", lines.join("\n")) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(exit::SOFTWARE, format!("cannot write: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,82 @@
+//! `leasehold who`: holders and waiters.
+
+use leasehold::Inspection;
+use serde::Serialize;
+
+use crate::{
+    args::Who,
+    backend,
+    exit::{self, Failure},
+    name::key_of,
+    show::{self, Holder, or_dash},
+};
+
+#[derive(Debug, Serialize)]
+struct Seen {
+    key: String,
+    holders: Vec<Holder>,
+    waiters: Vec<Waiter>,
+}
+
+#[derive(Debug, Serialize)]
+struct Waiter {
+    mode: Option<String>,
+    label: String,
+}
+
+pub(crate) async fn who(args: &Who) -> Result<u8, Failure> {
+    let key = key_of(&args.name)?;
+    let client = backend::client(&args.on.url).await?;
+    let inspection = client.inspect(&key).await;
+    backend::close(&client).await;
+    let inspection = inspection?;
+    let held = !inspection.holders.is_empty();
+    if args.json {
+        show::print_json(&seen(key.to_string(), &inspection))?;
+    } else {
+        show::print(&tabled(&inspection))?;
+    }
+    Ok(if held { 0 } else { exit::NOBODY })
+}
+
+fn seen(key: String, inspection: &Inspection) -> Seen {
+    let waiter = |waiter: &leasehold::WaiterRef| Waiter {
+        mode: waiter.mode.map(|mode| mode.to_string()),
+        label: waiter.label.clone(),
+    };
+    Seen {
+        key,
+        holders: inspection.holders.iter().map(Holder::from).collect(),
+        waiters: inspection.waiters.iter().map(waiter).collect(),
+    }
+}
+
+fn tabled(inspection: &Inspection) -> String {
+    if inspection.holders.is_empty() && inspection.waiters.is_empty() {
+        return String::from("nobody holds it or waits for it");
+    }
+    let mut table = show::table(&["", "WHO", "MODE", "TOKEN", "EXPIRES IN"]);
+    for holder in &inspection.holders {
+        table.add_row([
+            String::from("holds"),
+            who_of(&holder.label),
+            or_dash(holder.mode),
+            or_dash(holder.token),
+            holder.expires_in.map_or_else(|| String::from("-"), |left| format!("{left:.1?}")),
+        ]);
+    }
+    for waiter in &inspection.waiters {
+        table.add_row([
+            String::from("waits"),
+            who_of(&waiter.label),
+            or_dash(waiter.mode),
+            String::from("-"),
+            String::from("-"),
+        ]);
+    }
+    table.to_string()
+}
+
+fn who_of(label: &str) -> String {
+    if label.is_empty() { String::from("(another program)") } else { show::one_line(label) }
+}

@@ -1,0 +1,211 @@
+//! `leasehold run` on files.
+#![cfg(target_os = "linux")]
+
+use std::{
+    io::Write,
+    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use crate::support::{ended, files, leasehold, lives, run_on, signal, started, stderr, stdout, until};
+
+mod support;
+
+const HOLD: [&str; 3] = ["sh", "-c", "echo $$; exec sleep 60"];
+
+#[test]
+fn two_runs_exclude_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let program = format!("echo in >> {0}; sleep 0.05; echo out >> {0}", log.display());
+    let mut runs: Vec<_> =
+        (0..6).map(|_| run_on(&files(&dir), &["k"], &["sh", "-c", &program]).spawn().unwrap()).collect();
+    assert!(runs.iter_mut().all(|run| run.wait().unwrap().success()));
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "in\nout\n".repeat(6));
+}
+
+#[test]
+fn try_and_within_give_up_with_75() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
+    let at = Instant::now();
+    let refused = ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]));
+    assert_eq!(refused.status.code(), Some(75), "{}", stderr(&refused));
+    assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
+    let late = ended(&mut run_on(&files(&dir), &["--within", "300ms", "k"], &["true"]));
+    assert_eq!(late.status.code(), Some(75), "{}", stderr(&late));
+    assert!(at.elapsed().as_millis() >= 300);
+    signal(holder.id(), "TERM");
+    assert_eq!(holder.wait().unwrap().code(), Some(143));
+    let next = ended(&mut run_on(&files(&dir), &["--within", "5s", "k"], &["true"]));
+    assert!(next.status.success(), "{}", stderr(&next));
+}
+
+#[test]
+fn the_program_s_own_end_is_passed_on() {
+    let dir = tempfile::tempdir().unwrap();
+    for (program, code) in [("exit 0", 0), ("exit 37", 37), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)] {
+        let run = ended(&mut run_on(&files(&dir), &["k"], &["sh", "-c", program]));
+        assert_eq!(run.status.code(), Some(code), "{program}");
+        assert_eq!(stderr(&run), "");
+    }
+}
+
+#[test]
+fn a_program_that_cannot_be_started_is_126_or_127() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text");
+    std::fs::write(&text, "text").unwrap();
+    let redis = support::Redis::start(&[]);
+    for url in [files(&dir), redis.url.clone()] {
+        for (program, code) in [("/does/not/exist", 127), ("does-not-exist", 127), (text.to_str().unwrap(), 126)] {
+            let run = ended(&mut run_on(&url, &["k"], &[program]));
+            assert_eq!(run.status.code(), Some(code), "{program}: {}", stderr(&run));
+            assert!(stderr(&run).contains(program));
+        }
+        // And the lock is free.
+        assert!(ended(&mut run_on(&url, &["--try", "k"], &["true"])).status.success());
+    }
+}
+
+#[test]
+fn signals_reach_the_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = "for s in INT TERM HUP QUIT USR1 USR2; do trap \"echo got $s; exit 7\" $s; done; echo up; \
+                   while :; do sleep 0.01; done";
+    for name in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2"] {
+        let (run, _) = started(&mut run_on(&files(&dir), &["k"], &["bash", "-c", program]));
+        signal(run.id(), name);
+        let output = run.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(7), "{name}");
+        assert!(stdout(&output).contains(&format!("got {name}")));
+    }
+}
+
+#[test]
+fn on_a_terminal_ctrl_c_reaches_the_program_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    let counts =
+        "n=0; trap 'n=$((n+1))' INT; echo up; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo int=$n; exit 5";
+    std::fs::write(&program, counts).unwrap();
+    let line = format!("{} run --on {} k -- bash {}", env!("CARGO_BIN_EXE_leasehold"), files(&dir), program.display());
+    // A pseudo-terminal, whose Ctrl-C is what we write.
+    let (mut terminal, _) = started(Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()));
+    terminal.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    let mut keyboard = terminal.stdin.take();
+    let output = terminal.wait_with_output().unwrap();
+    drop(keyboard.take());
+    assert!(stdout(&output).contains("int=1"), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(5));
+}
+
+#[test]
+fn a_signal_ends_the_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
+    let mut waiter = run_on(&files(&dir), &["k"], &["true"]).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(waiter.try_wait().unwrap().is_none());
+    signal(waiter.id(), "TERM");
+    assert_eq!(waiter.wait().unwrap().code(), Some(143));
+    signal(holder.id(), "TERM");
+    holder.wait().unwrap();
+}
+
+#[test]
+fn the_environment_names_the_key_and_a_token_that_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for _ in 0..5 {
+        let run = ended(&mut run_on(
+            &files(&dir),
+            &["a key"],
+            &["sh", "-c", "echo \"$LEASEHOLD_KEY\"; echo \"$LEASEHOLD_TOKEN\""],
+        ));
+        let out = stdout(&run);
+        let (key, token) = out.trim().split_once('\n').unwrap();
+        assert_eq!(key, "a key");
+        let token: u64 = token.parse().unwrap();
+        assert!(token > last);
+        last = token;
+    }
+}
+
+#[test]
+fn a_name_that_is_not_unicode_is_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"\xff\n{}/..");
+    let run =
+        ended(leasehold().args(["run", "--on", &files(&dir)]).arg(name).args(["--", "printenv", "LEASEHOLD_KEY"]));
+    assert_eq!(run.stdout, b"\xff\n{}/..\n");
+}
+
+#[test]
+fn standard_streams_pass_through_byte_by_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    let mut run = run_on(&files(&dir), &["k"], &["sh", "-c", "cat; echo err >&2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = run.stdin.take().unwrap();
+    let sent = bytes.clone();
+    let writer = std::thread::spawn(move || input.write_all(&sent).unwrap());
+    let output = run.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.stdout == bytes, "not the same bytes");
+    assert_eq!(stderr(&output), "err\n");
+}
+
+#[test]
+fn if_the_command_is_killed_the_program_holds_the_lock_until_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut run, program) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
+    let program: u32 = program.parse().unwrap();
+    signal(run.id(), "KILL");
+    assert_eq!(run.wait().unwrap().signal(), Some(9));
+    assert!(lives(program));
+    assert_eq!(ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.code(), Some(75));
+    signal(program, "KILL");
+    let next = ended(&mut run_on(&files(&dir), &["--within", "5s", "k"], &["true"]));
+    assert!(next.status.success(), "{}", stderr(&next));
+}
+
+#[test]
+fn what_a_program_leaves_behind_does_not_hold_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = ended(&mut run_on(&files(&dir), &["k"], &["sh", "-c", "sleep 3 >/dev/null 2>&1 &"]));
+    assert!(run.status.success());
+    assert!(ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.success());
+}
+
+#[test]
+fn flock_and_the_command_exclude_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("k.lock");
+    let (mut run, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
+    assert!(file.exists());
+    assert!(!Command::new("flock").arg("-n").arg(&file).arg("true").status().unwrap().success());
+    signal(run.id(), "TERM");
+    run.wait().unwrap();
+    let (mut flock, _) = started(Command::new("flock").arg("--no-fork").arg(&file).args(HOLD));
+    assert_eq!(ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.code(), Some(75));
+    signal(flock.id(), "KILL");
+    flock.wait().unwrap();
+    until("flock's lock is free", || ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.success());
+}
+
+#[test]
+fn on_wins_over_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = ended(leasehold().env("LEASEHOLD_URL", files(&dir)).args(["run", "k", "--", "true"]));
+    assert!(run.status.success() && dir.path().join("k.lock").exists());
+    let run = ended(run_on(&files(&dir), &["k"], &["true"]).env("LEASEHOLD_URL", "nonsense"));
+    assert!(run.status.success());
+    let run = ended(leasehold().env("LEASEHOLD_URL", "nonsense").args(["run", "k", "--", "true"]));
+    assert_eq!(run.status.code(), Some(64));
+}

@@ -1,0 +1,102 @@
+//! `leasehold run`, `who` and `break` on a Redis server.
+#![cfg(all(target_os = "linux", feature = "redis"))]
+
+use std::{os::unix::process::ExitStatusExt, time::Instant};
+
+use crate::support::{Redis, ended, leasehold, lives, run_on, signal, started, stderr, stdout, until};
+
+mod support;
+
+#[test]
+fn a_lock_that_cannot_be_renewed_ends_the_program_before_it_could_be_another_s() {
+    let redis = Redis::start(&[]);
+    // Ignores TERM, and says when it came.
+    let program = "trap 'echo term' TERM; echo $$; while :; do sleep 0.01; done";
+    let ttl = 1_500;
+    let (run, _) = started(&mut run_on(&redis.url, &["--ttl", "1500ms", "k"], &["bash", "-c", program]));
+    signal(redis.process.id(), "STOP");
+    let stopped = Instant::now();
+    let output = run.wait_with_output().unwrap();
+    let took = stopped.elapsed().as_millis();
+    signal(redis.process.id(), "CONT");
+    assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
+    assert!(stdout(&output).contains("term"), "{}", stderr(&output));
+    // Its last renewal was before the stop; closing the client may take a while, the KILL is what counts.
+    assert!(took < ttl + 2_500, "{took} ms");
+    assert!(stderr(&output).contains("killing"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_kill_comes_before_the_ttl_is_over() {
+    let redis = Redis::start(&[]);
+    let program = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
+    let (mut run, program) = started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["bash", "-c", program]));
+    signal(redis.process.id(), "STOP");
+    let stopped = Instant::now();
+    let program: u32 = program.parse().unwrap();
+    until("the program is dead", || !lives(program));
+    assert!(stopped.elapsed().as_millis() < 2_000, "{:?}", stopped.elapsed());
+    signal(redis.process.id(), "CONT");
+    assert_eq!(run.wait().unwrap().code(), Some(76));
+}
+
+#[test]
+fn renewals_keep_the_lock_for_many_ttls() {
+    let redis = Redis::start(&[]);
+    let (mut run, _) =
+        started(&mut run_on(&redis.url, &["--ttl", "500ms", "k"], &["sh", "-c", "echo; sleep 2; exit 3"]));
+    std::thread::sleep(std::time::Duration::from_millis(1_300));
+    assert_eq!(ended(&mut run_on(&redis.url, &["--try", "k"], &["true"])).status.code(), Some(75));
+    assert_eq!(run.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn if_the_command_is_killed_so_is_the_program() {
+    let redis = Redis::start(&[]);
+    let (mut run, program) =
+        started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["sh", "-c", "echo $$; exec sleep 60"]));
+    signal(run.id(), "KILL");
+    assert_eq!(run.wait().unwrap().signal(), Some(9));
+    let program: u32 = program.parse().unwrap();
+    until("the program is dead", || !lives(program));
+    let next = ended(&mut run_on(&redis.url, &["--within", "6s", "k"], &["true"]));
+    assert!(next.status.success(), "{}", stderr(&next));
+}
+
+#[test]
+fn a_holder_is_shown_and_broken() {
+    let redis = Redis::start(&[]);
+    let who = |json: &[&str]| ended(leasehold().args(["who", "--on", &redis.url, "k"]).args(json));
+    assert_eq!(who(&[]).status.code(), Some(1));
+    assert_eq!(ended(leasehold().args(["break", "--on", &redis.url, "k"])).status.code(), Some(1));
+
+    let (run, _) = started(&mut run_on(
+        &redis.url,
+        &["--ttl", "2s", "--label", "till 3", "k"],
+        &["sh", "-c", "echo $LEASEHOLD_TOKEN; exec sleep 60"],
+    ));
+    let seen = who(&["--json"]);
+    assert!(seen.status.success());
+    let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap();
+    assert_eq!(seen["key"], "k");
+    assert_eq!(seen["holders"][0]["label"], "till 3");
+    assert!(stdout(&who(&[])).contains("till 3"));
+
+    let broken = ended(leasehold().args(["break", "--now", "--json", "--on", &redis.url, "k"]));
+    assert!(broken.status.success() && stderr(&broken).contains("--now"), "{}", stderr(&broken));
+    let taken: serde_json::Value = serde_json::from_slice(&broken.stdout).unwrap();
+    assert_eq!(taken[0]["outcome"], "freed");
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
+}
+
+#[test]
+fn a_wrong_password_is_77() {
+    let redis = Redis::start(&["--requirepass", "right"]);
+    let url = redis.url.replace("redis://", "redis://:wr0ng@");
+    let run = ended(&mut run_on(&url, &["k"], &["true"]));
+    assert_eq!(run.status.code(), Some(77), "{}", stderr(&run));
+    assert!(!stderr(&run).contains("wr0ng"));
+    let url = redis.url.replace("redis://", "redis://:right@");
+    assert!(ended(&mut run_on(&url, &["k"], &["true"])).status.success());
+}

@@ -1,0 +1,123 @@
+//! From a URL to a client.
+
+use std::sync::Arc;
+
+use leasehold_core::{LockBackend, LockClient, LockClientBuilder, Result};
+
+use crate::scheme::Scheme;
+
+/// A client of the backend that this URL names, with the defaults.
+///
+/// | URL | |
+/// |---|---|
+/// | `memory:` | locks among the users of this one client and its clones |
+/// | `memory:NAME` | locks among all clients of this process that say the same name; kept until the process ends |
+/// | `file:` | locks among this user's programs on this host, in `FileBackend::default_dir()` |
+/// | `file:DIR`, `file:///DIR` | locks among all programs on this host that can write the directory; the path is taken as it stands |
+/// | `redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=…]` | locks among all who reach the server; the options are those of `RedisBackend::connect` |
+/// | `rediss://…` | the same over TLS |
+/// | `redis+unix:///PATH[?db=…]` | the same over a socket |
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use leasehold::ErrorKind;
+///
+/// assert_eq!(leasehold::connect("etcd://10.0.0.7").await.unwrap_err().kind(), ErrorKind::Unsupported);
+/// assert_eq!(leasehold::connect("10.0.0.7:6379").await.unwrap_err().kind(), ErrorKind::InvalidInput);
+/// # }
+/// ```
+///
+/// # Errors
+/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named, without its password.
+/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is named), or whose backend
+///   this version does not have.
+/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the backend says.
+///
+/// # Cancel safety
+/// Safe: nothing is left behind.
+pub async fn connect(url: &str) -> Result<LockClient> {
+    Ok(builder(url).await?.build())
+}
+
+/// As [`connect`], but the client is still to be configured.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+/// # #[cfg(feature = "local")] {
+/// use leasehold::Ttl;
+///
+/// let client = leasehold::builder("memory:").await?.with_ttl(Ttl::from_secs(5)?).with_label("till 3").build();
+/// assert_eq!(client.mutex("item/42").lock().await?.ttl(), Ttl::from_secs(5)?);
+/// # }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`connect`].
+///
+/// # Cancel safety
+/// As [`connect`].
+pub async fn builder(url: &str) -> Result<LockClientBuilder> {
+    Ok(LockClient::builder(backend(url).await?))
+}
+
+/// The backend alone, to be wrapped or shared.
+///
+/// # Errors
+/// As [`connect`].
+///
+/// # Cancel safety
+/// As [`connect`].
+pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
+    let (scheme, rest) = Scheme::of(url)?;
+    match scheme {
+        Scheme::Memory => memory(scheme, rest),
+        Scheme::File => file(scheme, url),
+        Scheme::Redis if cfg!(feature = "redis") => redis(scheme, url).await,
+        Scheme::RedisTls if cfg!(feature = "redis-tls") => redis(scheme, url).await,
+        Scheme::Redis | Scheme::RedisTls => Err(scheme.not_compiled_in()),
+    }
+}
+
+#[cfg(feature = "local")]
+fn memory(_: Scheme, name: &str) -> Result<Arc<dyn LockBackend>> {
+    Ok(crate::named::memory(name))
+}
+
+#[cfg(not(feature = "local"))]
+fn memory(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}
+
+#[cfg(feature = "local")]
+fn file(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    let dir = crate::scheme::file_dir(url)?.unwrap_or_else(leasehold_local::FileBackend::default_dir);
+    Ok(Arc::new(leasehold_local::FileBackend::open(dir)?))
+}
+
+#[cfg(not(feature = "local"))]
+fn file(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}
+
+#[cfg(feature = "redis")]
+async fn redis(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    use leasehold_core::{Error, ErrorKind};
+
+    match leasehold_redis::RedisBackend::connect(url).await {
+        Ok(backend) => Ok(backend),
+        // The backend does not repeat the URL, which may hold a password; here it is shown without.
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("`{}` cannot be used: {}", crate::shown::Shown(url), error.message()),
+        )
+        .with_backend("redis")
+        .with_operation("connect")),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+async fn redis(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}

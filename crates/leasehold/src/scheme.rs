@@ -1,0 +1,186 @@
+//! Which backend a URL means.
+
+use leasehold_core::{Error, ErrorKind, Result};
+
+use crate::shown::Shown;
+
+/// What a URL's scheme stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// `memory:NAME`
+    Memory,
+    /// `file:DIR`
+    File,
+    /// `redis://`, `redis+unix://`
+    Redis,
+    /// `rediss://`
+    RedisTls,
+}
+
+const SCHEMES: [(&str, Scheme); 7] = [
+    ("memory", Scheme::Memory),
+    ("file", Scheme::File),
+    ("redis", Scheme::Redis),
+    ("redis+unix", Scheme::Redis),
+    ("rediss", Scheme::RedisTls),
+    ("valkey", Scheme::Redis),
+    ("valkeys", Scheme::RedisTls),
+];
+
+/// What people may look for and this version does not have.
+const PLANNED: [(&str, &str); 6] = [
+    ("etcd", "etcd"),
+    ("zookeeper", "ZooKeeper"),
+    ("zk", "ZooKeeper"),
+    ("postgres", "Postgres"),
+    ("postgresql", "Postgres"),
+    ("redlock", "Redlock"),
+];
+
+const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH";
+
+impl Scheme {
+    /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
+    pub(crate) fn of(url: &str) -> Result<(Self, &str)> {
+        let Some((scheme, rest)) = url.split_once(':') else {
+            return Err(invalid(format!("`{}` is not a URL: it has no scheme; known are {KNOWN}", Shown(url))));
+        };
+        let name = scheme.to_ascii_lowercase();
+        if let Some((_, scheme)) = SCHEMES.into_iter().find(|(known, _)| *known == name) {
+            return Ok((scheme, rest));
+        }
+        if let Some((name, backend)) = PLANNED.into_iter().find(|(planned, _)| *planned == name) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("`{name}:` needs a backend for {backend}, which this version does not have; known are {KNOWN}"),
+            ));
+        }
+        Err(invalid(format!("`{}` has a scheme that is not known; known are {KNOWN}", Shown(url))))
+    }
+
+    /// The error for a scheme whose feature is off.
+    pub(crate) fn not_compiled_in(self) -> Error {
+        let (scheme, feature) = match self {
+            Self::Memory => ("memory:", "local"),
+            Self::File => ("file:", "local"),
+            Self::Redis => ("redis:", "redis"),
+            Self::RedisTls => ("rediss:", "redis-tls"),
+        };
+        Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "`{scheme}` needs the feature `{feature}` of the crate `leasehold`, which this program was built without; \
+                 enable it in Cargo.toml"
+            ),
+        )
+    }
+}
+
+/// The directory that a `file:` URL names; `None` for another scheme. For programs that open the backend with options
+/// of their own ([`FileConfig`](leasehold_local::FileConfig)).
+///
+/// ```
+/// use std::path::PathBuf;
+///
+/// assert_eq!(leasehold::file_dir("file:/var/lib/shop")?, Some(PathBuf::from("/var/lib/shop")));
+/// assert_eq!(leasehold::file_dir("file:")?, Some(leasehold::local::FileBackend::default_dir()));
+/// assert_eq!(leasehold::file_dir("memory:")?, None);
+/// # Ok::<(), leasehold::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`connect`](crate::connect) for a URL that it cannot read.
+#[cfg(feature = "local")]
+pub fn file_dir(url: &str) -> Result<Option<std::path::PathBuf>> {
+    match Scheme::of(url)? {
+        (Scheme::File, rest) => directory(url, rest).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The directory after `file:`. It is taken as it stands, without decoding; relative to where the program runs.
+#[cfg(feature = "local")]
+fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
+    if rest.contains('\0') {
+        return Err(invalid(format!("`{}` has a NUL byte in its path; name another directory", Shown(url))));
+    }
+    let path = match rest.strip_prefix("//") {
+        None => rest,
+        Some(after) => match after.strip_prefix("localhost").unwrap_or(after) {
+            path if path.starts_with('/') => path,
+            _ => {
+                return Err(invalid(format!(
+                    "`{}` names a host, and files have none; write file:DIR or file:///DIR",
+                    Shown(url)
+                )));
+            }
+        },
+    };
+    if path.is_empty() { Ok(leasehold_local::FileBackend::default_dir()) } else { Ok(path.into()) }
+}
+
+pub(crate) fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_scheme_is_read_whatever_its_case() {
+        for (name, scheme) in SCHEMES {
+            assert_eq!(Scheme::of(&format!("{name}:x")).unwrap(), (scheme, "x"));
+            assert_eq!(Scheme::of(&format!("{}:x", name.to_uppercase())).unwrap(), (scheme, "x"));
+        }
+    }
+
+    #[test]
+    fn planned_backends_are_unsupported_by_name() {
+        for url in ["etcd://h", "zookeeper://h/c", "postgres://u:secret@h/db", "redlock://a,b,c"] {
+            let error = Scheme::of(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            let text = error.to_string();
+            assert!(text.contains("this version does not have") && text.contains("redis://HOST"), "{text}");
+            assert!(!text.contains("secret"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_known_url_is_named_with_the_schemes_that_are_known() {
+        for url in ["", "127.0.0.1", "ftp://h", "localhost:6379", ":", "redis", "re dis://h", "\u{1f512}:x"] {
+            let error = Scheme::of(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            let text = error.to_string();
+            assert!(text.contains(&format!("`{url}`")) && text.contains("file:DIR"), "{text}");
+        }
+        assert!(!Scheme::of("ann:secret@host").unwrap_err().to_string().contains("secret"));
+    }
+
+    #[test]
+    fn a_missing_feature_is_named() {
+        for (scheme, feature) in [
+            (Scheme::Memory, "local"),
+            (Scheme::File, "local"),
+            (Scheme::Redis, "redis"),
+            (Scheme::RedisTls, "redis-tls"),
+        ] {
+            let error = scheme.not_compiled_in();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains(&format!("feature `{feature}`")), "{error}");
+        }
+    }
+
+    #[cfg(feature = "local")]
+    #[test]
+    fn a_directory_is_taken_as_it_stands() {
+        for (url, dir) in
+            [("file:a b/c", "a b/c"), ("file:/x%20y?z", "/x%20y?z"), ("file:///x", "/x"), ("file://localhost/x", "/x")]
+        {
+            assert_eq!(file_dir(url).unwrap(), Some(dir.into()));
+        }
+        for url in ["file://host/x", "file://x", "file://", "file:a\0b"] {
+            assert_eq!(file_dir(url).unwrap_err().kind(), ErrorKind::InvalidInput, "{url:?}");
+        }
+    }
+}
