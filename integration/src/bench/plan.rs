@@ -59,7 +59,7 @@ impl Plan {
         }
         Self {
             rounds: 5,
-            pair: (millis(10), millis(50)),
+            pair: (millis(10), millis(40)),
             handoffs: (30, 2),
             held: (2_000, 8),
             crowd_handoffs: 1_000,

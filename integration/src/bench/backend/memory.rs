@@ -60,9 +60,11 @@ impl Source for Floor {
     }
 }
 
+type Lanes = HashMap<Arc<str>, Arc<Lane<()>>>;
+
 #[derive(Clone, Default)]
 struct Mutexes {
-    lanes: Arc<Mutex<HashMap<Arc<str>, Arc<Lane<()>>>>>,
+    lanes: Arc<Mutex<Lanes>>,
     tokens: Arc<AtomicU64>,
 }
 
