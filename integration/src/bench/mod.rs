@@ -4,7 +4,7 @@
 //! round by round, against the same server, each on a fresh runtime of the same kind, and what is reported beside the
 //! figures is the median of the rounds' *ratios* to the floor: the bare driver that does the same round trips.
 //!
-//! A backend is one file in `backend`; what it is compared with is a [`Source`](subject::Source) each. A scenario
+//! A backend is one file in `backend`; what it is compared with is a `Source` each. A scenario
 //! is one file in `scenario` and knows no backend. Nothing here asserts a time: it only prints.
 
 mod arguments;
