@@ -14,6 +14,7 @@
 //! | [`port`] | ports that no outgoing connection can take |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
+pub mod bench;
 pub mod certificates;
 pub mod child;
 mod error;
