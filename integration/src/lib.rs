@@ -16,6 +16,7 @@
 //! | [`checker`], [`census`] | judges of what the processes believed, and of what is left over |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
+pub mod bench;
 pub mod census;
 pub mod certificates;
 pub mod checker;

@@ -20,6 +20,8 @@ use crate::{
 pub(crate) struct Child {
     process: Process,
     leads_group: bool,
+    /// The number of the group that it leads, also after it has ended.
+    group: Option<u32>,
 }
 
 impl Child {
@@ -44,7 +46,8 @@ impl Child {
             starting.process_group(0);
         }
         let process = starting.spawn().map_err(|error| code_of_failed_start(program, &error))?;
-        Ok(Self { process, leads_group })
+        let group = process.id().filter(|_| leads_group);
+        Ok(Self { process, leads_group, group })
     }
 
     /// Waits for its end. May be dropped and called again.
@@ -64,6 +67,14 @@ impl Child {
     pub(crate) fn end_all(&self, signal: Signal) {
         if let Some(id) = self.process.id() {
             signals::send(id, signal, self.leads_group);
+        }
+    }
+
+    /// Kills what the program started and left behind, where it led a group.
+    pub(crate) fn kill_rest(&self) {
+        // As long as one of the group lives, no other process or group gets its number.
+        if let Some(group) = self.group {
+            signals::send(group, Signal::KILL, true);
         }
     }
 

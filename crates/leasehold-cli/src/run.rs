@@ -69,6 +69,7 @@ async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut 
     let status =
         status.map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot wait for the program: {error}")))?;
     if watchdog.has_barked() {
+        child.kill_rest();
         let how = if guard.is_held() { "was about to be lost" } else { "was lost" };
         return Err(Failure::new(exit::LOST, format!("the lock `{}` {how}, and the program was ended", guard.key())));
     }

@@ -115,7 +115,7 @@ async fn try_once(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
         }
         Attempt::Contended(_) => Err(Error::new(
             ErrorKind::Contended,
-            format!("another holds `{}`; wait for it with `lock` or `lock_within`", request.key()),
+            format!("another holds `{}`; wait for it, or try again later", request.key()),
         )
         .with_backend(client.capabilities.backend)),
     }

@@ -50,6 +50,8 @@ struct State {
     ready: VecDeque<Arc<Hold>>,
     /// When the task will look again. Not changed when something is taken away: a pair costs no wake-up.
     next_look: u64,
+    /// Something was added since the task looked.
+    used: bool,
     running: bool,
     /// The shortest TTL since there was nothing to keep; bounds how long the task sleeps.
     shortest: Duration,
@@ -87,6 +89,7 @@ impl Keeper {
         let now = self.clock.now();
         let start = {
             let mut state = self.lock();
+            state.used = true;
             if state.holds.is_empty() && state.sessions.is_empty() {
                 state.shortest = Duration::MAX;
             }
@@ -174,10 +177,12 @@ impl Keeper {
             state.due_sessions(now, renewals, &mut over);
             let next = state.next_due();
             let sleep = match next {
+                // What was held a moment ago is likely to be held again soon: look once more rather than be woken by each.
+                None if std::mem::take(&mut state.used) => state.longest_sleep(),
                 None => Duration::MAX,
                 Some(next) => Moment::from_nanos(next).since(now).min(state.longest_sleep()),
             };
-            state.next_look = if next.is_none() { u64::MAX } else { (now + sleep).as_nanos() };
+            state.next_look = (now + sleep).as_nanos();
             sleep
         };
         for hold in over {

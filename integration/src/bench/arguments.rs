@@ -1,0 +1,115 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::{backend::BackendName, runtime::RuntimeKind, scenario::Scenario};
+
+/// Measures Leasehold beside the bare drivers and other lock libraries, on servers that it starts itself.
+#[derive(Debug, Parser)]
+#[command(name = "bench", args_conflicts_with_subcommands = true)]
+pub(super) struct Arguments {
+    /// A backend to measure; all unless given
+    #[arg(long = "on", value_name = "BACKEND")]
+    pub(super) backends: Vec<BackendName>,
+    /// A scenario to measure; all unless given
+    #[arg(long = "scenario", value_name = "SCENARIO")]
+    pub(super) scenarios: Vec<Scenario>,
+    /// A number of tasks in `pair`; 1, 16, 64 and 256 unless given
+    #[arg(long, value_name = "TASKS")]
+    pub(super) tasks: Vec<usize>,
+    /// A subject to measure, such as `leasehold`, `floor` or `rslock`; all unless given. There is no ratio without the floor
+    #[arg(long = "subject", value_name = "SUBJECT")]
+    pub(super) subjects: Vec<String>,
+    /// A minute instead of many: fewer and shorter rounds
+    #[arg(long)]
+    pub(super) quick: bool,
+    /// Writes the figures there too, as a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// The runtime that the subjects run on
+    #[arg(long, value_name = "KIND", default_value = "both")]
+    pub(super) runtime: Runtimes,
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+}
+
+/// One kind of runtime, or both.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Runtimes {
+    TwoWorkers,
+    CurrentThread,
+    Both,
+}
+
+impl Runtimes {
+    pub(super) fn kinds(self) -> &'static [RuntimeKind] {
+        match self {
+            Self::TwoWorkers => &[RuntimeKind::TwoWorkers],
+            Self::CurrentThread => &[RuntimeKind::CurrentThread],
+            Self::Both => &[RuntimeKind::TwoWorkers, RuntimeKind::CurrentThread],
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Another process of a measurement
+    #[command(hide = true)]
+    Worker(WorkerArguments),
+}
+
+/// What a worker process is told when it starts.
+#[derive(Clone, Debug, Args)]
+pub(super) struct WorkerArguments {
+    /// What it does
+    #[arg(long)]
+    pub(super) role: Scenario,
+    /// With which backend
+    #[arg(long)]
+    pub(super) on: BackendName,
+    /// Where that is
+    #[arg(long)]
+    pub(super) at: String,
+    /// As which subject
+    #[arg(long)]
+    pub(super) subject: String,
+    /// On which runtime
+    #[arg(long)]
+    pub(super) runtime: RuntimeKind,
+    /// How many leases or waiters
+    #[arg(long, default_value_t = 1)]
+    pub(super) count: usize,
+    /// For how long
+    #[arg(long, default_value_t = 0)]
+    pub(super) seconds: u64,
+}
+
+impl WorkerArguments {
+    /// As a command line that parses to this.
+    pub(super) fn to_command_line(&self) -> Vec<String> {
+        let name =
+            |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |v| v.get_name().to_owned());
+        use clap::ValueEnum;
+        [
+            "worker",
+            "--role",
+            &name(self.role.to_possible_value()),
+            "--on",
+            &name(self.on.to_possible_value()),
+            "--at",
+            &self.at,
+            "--subject",
+            &self.subject,
+            "--runtime",
+            &name(self.runtime.to_possible_value()),
+            "--count",
+            &self.count.to_string(),
+            "--seconds",
+            &self.seconds.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+}

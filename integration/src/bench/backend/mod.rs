@@ -1,0 +1,60 @@
+//! What can be measured: a file per backend.
+
+mod file;
+mod memory;
+mod redis;
+
+use super::subject::Subject;
+use crate::Result;
+
+/// A backend that is measured: its server, if it has one, runs for as long as this lives.
+pub(super) trait Backend {
+    fn name(&self) -> BackendName;
+
+    /// Where it is, for other processes; `None` if they cannot reach it.
+    fn location(&self) -> Option<String>;
+
+    /// Everything that can be measured of it; Leasehold and its floor among them.
+    fn subjects(&self) -> Vec<Box<dyn Subject>>;
+
+    /// How many requests its server has had from clients; `None` if it has none, or does not tell.
+    fn commands(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}
+
+/// The backends by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum BackendName {
+    Memory,
+    File,
+    Redis,
+}
+
+impl BackendName {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::File => "file",
+            Self::Redis => "redis",
+        }
+    }
+
+    /// Starts its server.
+    pub(super) fn start(self) -> Result<Box<dyn Backend>> {
+        match self {
+            Self::Memory => Ok(Box::new(memory::Memory)),
+            Self::File => Ok(Box::new(file::Files::start()?)),
+            Self::Redis => Ok(Box::new(redis::Redis::start()?)),
+        }
+    }
+
+    /// In another process than the one that started it.
+    pub(super) fn subjects_at(self, location: &str) -> Vec<Box<dyn Subject>> {
+        match self {
+            Self::Memory => memory::subjects(),
+            Self::File => file::subjects_at(location),
+            Self::Redis => redis::subjects_at(location),
+        }
+    }
+}

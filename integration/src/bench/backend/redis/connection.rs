@@ -1,0 +1,76 @@
+//! The bare driver, as the subjects over it use it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, Value,
+    aio::MultiplexedConnection, io::tcp::TcpSettings,
+};
+use tokio::sync::Notify;
+
+use crate::{HarnessError, Result};
+
+/// Who is told when a key changes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wakes(Arc<Mutex<HashMap<Vec<u8>, Arc<Notify>>>>);
+
+impl Wakes {
+    pub(super) fn of(&self, key: &str) -> Arc<Notify> {
+        let mut wakes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(wakes.entry(key.into()).or_default())
+    }
+
+    fn wake(&self, key: &[u8]) {
+        if let Some(notify) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
+            notify.notify_one();
+        }
+    }
+}
+
+/// One multiplexed connection with RESP3, `TCP_NODELAY` and client tracking, as Leasehold's: what differs is only what is
+/// above it.
+pub(super) async fn open(url: &str, wakes: &Wakes) -> Result<MultiplexedConnection> {
+    let wakes = wakes.clone();
+    let told = move |push: PushInfo| {
+        if let (PushKind::Invalidate, [Value::Array(keys)]) = (push.kind, push.data.as_slice()) {
+            for key in keys {
+                if let Value::BulkString(key) = key {
+                    wakes.wake(key);
+                }
+            }
+        }
+        Ok::<(), ()>(())
+    };
+    let connect = async {
+        let info = url.into_connection_info()?;
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let config = AsyncConnectionConfig::new().set_push_sender(told);
+        let mut connection = Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await?;
+        redis::cmd("CLIENT").arg("TRACKING").arg("ON").exec_async(&mut connection).await?;
+        Ok::<_, RedisError>(connection)
+    };
+    connect.await.map_err(failed)
+}
+
+/// The same connection without RESP3 and tracking.
+pub(super) async fn open_untracked(url: &str) -> Result<MultiplexedConnection> {
+    let connect = async {
+        let info = url.into_connection_info()?.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        Client::open(info)?.get_multiplexed_async_connection().await
+    };
+    connect.await.map_err(failed)
+}
+
+/// Loads a script; its hash.
+pub(super) async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<Arc<str>> {
+    let hash: String = redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async(connection).await.map_err(failed)?;
+    Ok(hash.into())
+}
+
+pub(super) fn failed(error: RedisError) -> HarnessError {
+    HarnessError::caused_by("the bare driver failed", error)
+}

@@ -1,0 +1,43 @@
+//! Medians and latencies.
+
+use hdrhistogram::Histogram;
+
+/// Latencies, in a histogram of three digits.
+#[derive(Debug)]
+pub(super) struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    pub(super) fn new() -> Self {
+        Self(Histogram::new(3).expect("three digits are allowed"))
+    }
+
+    pub(super) fn of(nanos: &[u64]) -> Self {
+        let mut latencies = Self::new();
+        latencies.extend(nanos);
+        latencies
+    }
+
+    pub(super) fn extend(&mut self, nanos: &[u64]) {
+        for value in nanos {
+            // It resizes itself.
+            self.0.record(*value).expect("any u64 can be recorded");
+        }
+    }
+
+    /// In microseconds.
+    pub(super) fn quantile(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1e3
+    }
+
+    /// In microseconds.
+    pub(super) fn max(&self) -> f64 {
+        self.0.max() as f64 / 1e3
+    }
+}
+
+/// The value in the middle; `None` of nothing.
+pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}

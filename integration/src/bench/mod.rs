@@ -1,0 +1,58 @@
+//! The benchmark: every subject beside the floor of the same run.
+//!
+//! Absolute figures move with the machine and with whatever else runs on it. So all subjects of a measurement take turns,
+//! round by round, against the same server, each on a fresh runtime of the same kind, and what is reported beside the
+//! figures is the median of the rounds' *ratios* to the floor: the bare driver that does the same round trips.
+//!
+//! A backend is one file in `backend`; what it is compared with is a `Source` each. A scenario
+//! is one file in `scenario` and knows no backend. Nothing here asserts a time: it only prints.
+
+mod arguments;
+mod backend;
+mod figures;
+mod plan;
+mod process;
+mod progress;
+mod report;
+mod row;
+mod runtime;
+mod scenario;
+mod subject;
+mod worker;
+
+use clap::Parser;
+
+use self::{
+    arguments::{Arguments, Command},
+    plan::Plan,
+    progress::Progress,
+};
+use crate::Result;
+
+/// What `bench` does: parses the command line, measures, prints.
+///
+/// # Errors
+/// A server or a worker process cannot be started, a subject fails, or an update was lost under a lock.
+pub fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(Command::Worker(worker)) = &arguments.command {
+        return worker::run(worker);
+    }
+    let plan = Plan::new(&arguments);
+    let progress = Progress::new();
+    let backends = plan.backends.iter().map(|name| name.start()).collect::<Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    for scenario in &plan.scenarios {
+        rows.extend(scenario.run(&plan, &backends, &progress)?);
+    }
+    progress.finish();
+    report::relate(&mut rows);
+    println!("{}", report::table(&rows));
+    for skipped in progress.skipped() {
+        println!("not measured: {skipped}");
+    }
+    if let Some(file) = &arguments.json {
+        report::write_json(&rows, file)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! `handoff`: from the begin of a release until another process, which waits, has the lock.
+//!
+//! Two processes take turns, so that every sample is a change of process. Their stamps are of a clock that they share.
+
+use std::{pin::pin, task::Poll, thread, time::Duration};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::Scenario;
+use crate::{
+    HarnessError, Result,
+    bench::{
+        arguments::WorkerArguments,
+        backend::Backend,
+        figures::Latencies,
+        plan::Plan,
+        process,
+        progress::Progress,
+        row::{Figure, Row},
+        runtime::RuntimeKind,
+        subject::{Lock, Locks, Source, Subject},
+        worker,
+    },
+    peer::{Peer, tell},
+};
+
+/// The holder holds at least this long after the other began to wait: its request has been refused by then.
+const HOLD: Duration = Duration::from_millis(2);
+/// A poller may sleep for long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
+    let name = backend.name().name();
+    let Some(location) = backend.location() else {
+        progress.skip(format_args!("handoff of {name}: it lives in one process"));
+        return Ok(Vec::new());
+    };
+    let subjects = plan.subjects(backend, Scenario::Handoff);
+    let mut rows = Vec::new();
+    for &kind in plan.runtimes {
+        progress.step(format_args!("{name}: hand-offs, {}", kind.name()));
+        let mut measured = Vec::new();
+        for subject in &subjects {
+            measured.push((Game::start(backend, &location, &**subject, kind)?, Latencies::new(), Vec::new()));
+        }
+        for _ in 0..plan.rounds {
+            for (subject, (game, latencies, medians)) in subjects.iter().zip(&mut measured) {
+                let (woken, polling) = plan.handoffs;
+                let handoffs = if subject.period().is_zero() { woken } else { polling };
+                let nanos = game.play(handoffs)?;
+                medians.push(Latencies::of(&nanos).quantile(0.5));
+                latencies.extend(&nanos);
+            }
+        }
+        for (subject, (game, latencies, medians)) in subjects.iter().zip(measured) {
+            game.end()?;
+            let row = Row::new(name, Scenario::Handoff, 2, &**subject, kind, Figure::Costs(medians));
+            rows.push(row.with_latencies(&latencies));
+        }
+    }
+    Ok(rows)
+}
+
+/// Two processes that hand a lock to each other. The first one holds it.
+struct Game {
+    holder: Peer,
+    waiter: Peer,
+    period: Duration,
+}
+
+impl Game {
+    fn start(backend: &dyn Backend, location: &str, subject: &dyn Subject, runtime: RuntimeKind) -> Result<Self> {
+        let spawn = || {
+            worker::spawn(&WorkerArguments {
+                role: Scenario::Handoff,
+                on: backend.name(),
+                at: location.to_owned(),
+                subject: subject.name().to_owned(),
+                runtime,
+                count: 1,
+                seconds: 0,
+            })
+        };
+        let mut game = Self { holder: spawn()?, waiter: spawn()?, period: subject.period() };
+        game.holder.say("acquire")?;
+        heard(&mut game.holder, "waiting")?;
+        heard(&mut game.holder, "held")?;
+        // Warms both up.
+        game.play(2)?;
+        Ok(game)
+    }
+
+    /// How long each took, in nanoseconds.
+    fn play(&mut self, handoffs: usize) -> Result<Vec<u64>> {
+        let mut nanos = Vec::with_capacity(handoffs);
+        for _ in 0..handoffs {
+            self.waiter.say("acquire")?;
+            heard(&mut self.waiter, "waiting")?;
+            // At any time of a poller's sleep.
+            thread::sleep(HOLD + self.period.max(HOLD).mul_f64(rand::random()));
+            self.holder.say("release")?;
+            let released = heard(&mut self.holder, "released")?;
+            let held = heard(&mut self.waiter, "held")?;
+            nanos.push(held.saturating_sub(released));
+            std::mem::swap(&mut self.holder, &mut self.waiter);
+        }
+        Ok(nanos)
+    }
+
+    /// Without this the lock would be held for a TTL after its holder is gone, and the next game would wait for it.
+    fn end(mut self) -> Result<()> {
+        self.holder.say("release")?;
+        heard(&mut self.holder, "released").map(drop)
+    }
+}
+
+/// The stamp of the next thing that the peer tells, which is to be this.
+fn heard(peer: &mut Peer, expected: &str) -> Result<u64> {
+    let line = peer.hear(PATIENCE)?;
+    let stamp = line.strip_prefix(expected).and_then(|stamp| stamp.trim().parse().ok());
+    stamp.ok_or_else(|| HarnessError::new(format!("a worker said {line:?} and not {expected:?}")))
+}
+
+/// The worker: acquires and releases as it is told.
+pub(crate) async fn take_turns<S: Source>(source: &S, mut orders: UnboundedReceiver<String>) -> Result<()> {
+    let locks = source.open().await?;
+    let mut lock = locks.lock("handoff");
+    let mut held = None;
+    while let Some(order) = orders.recv().await {
+        match (&*order, held.take()) {
+            ("acquire", None) => {
+                let mut acquiring = pin!(lock.acquire());
+                // The request goes out with the first poll.
+                let at_once = std::future::poll_fn(|cx| match acquiring.as_mut().poll(cx) {
+                    Poll::Ready(acquired) => Poll::Ready(Some(acquired)),
+                    Poll::Pending => Poll::Ready(None),
+                })
+                .await;
+                tell(format_args!("waiting {}", process::now()));
+                let acquired = match at_once {
+                    Some(acquired) => acquired?,
+                    None => acquiring.await?,
+                };
+                tell(format_args!("held {}", process::now()));
+                held = Some(acquired);
+            }
+            ("release", Some(held)) => {
+                let begun = process::now();
+                lock.release(held).await?;
+                tell(format_args!("released {begun}"));
+            }
+            _ => return Err(HarnessError::new(format!("{order:?} is out of order"))),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! What is measured: a file per scenario.
+
+pub(super) mod counter;
+pub(super) mod crowd;
+pub(super) mod handoff;
+pub(super) mod held;
+pub(super) mod pair;
+
+use serde::Serialize;
+
+use super::{backend::Backend, plan::Plan, progress::Progress, row::Row};
+use crate::Result;
+
+/// The scenarios by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scenario {
+    /// Acquire and release, each task its own key.
+    Pair,
+    /// From the begin of a release until another process, which waits, has the lock.
+    Handoff,
+    /// Many tasks increment one value under one lock.
+    Counter,
+    /// Many leases that are only held.
+    Held,
+    /// A thousand waiters in one process.
+    Crowd,
+}
+
+impl Scenario {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Pair => "pair",
+            Self::Handoff => "handoff",
+            Self::Counter => "counter",
+            Self::Held => "held",
+            Self::Crowd => "crowd",
+        }
+    }
+
+    /// Measures it of all backends.
+    pub(super) fn run(self, plan: &Plan, backends: &[Box<dyn Backend>], progress: &Progress) -> Result<Vec<Row>> {
+        if self == Self::Held {
+            return held::run(plan, backends, progress);
+        }
+        let mut rows = Vec::new();
+        for backend in backends {
+            rows.extend(match self {
+                Self::Pair => pair::run(plan, &**backend, progress)?,
+                Self::Handoff => handoff::run(plan, &**backend, progress)?,
+                Self::Counter => counter::run(plan, &**backend, progress)?,
+                Self::Crowd => crowd::run(plan, &**backend, progress)?,
+                Self::Held => Vec::new(),
+            });
+        }
+        Ok(rows)
+    }
+}
