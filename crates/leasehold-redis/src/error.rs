@@ -36,6 +36,8 @@ pub(crate) fn of_command(error: RedisError, operation: &'static str, effect: Eff
             (lost, "no answer within the response time-out; is the server overloaded, stopped or unreachable?".into())
         }
         Driver::Io => (lost, "the connection broke before the answer came".into()),
+        // A connection that ends in the middle of an answer looks like this to the driver.
+        Driver::Parse => (lost, "the connection broke in the middle of the answer".into()),
         _ => of_answer(&error),
     };
     plain(kind, operation, message).with_source(error)
