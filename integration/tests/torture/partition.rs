@@ -102,7 +102,11 @@ async fn a_short_cut_costs_the_holder_nothing() {
         proxy.disconnect();
         assert!(guard.is_held());
     }
-    assert_eq!(guard.release().await.unwrap(), leasehold_core::Released::Freed);
+    // The last cut may not be known yet: then the release's answer is lost, and it is tried again in the background.
+    match guard.release().await {
+        Ok(released) => assert_eq!(released, leasehold_core::Released::Freed),
+        Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
+    }
     nothing_left(&server, millis(1000));
     nothing_panicked();
 }
