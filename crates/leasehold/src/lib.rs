@@ -122,3 +122,8 @@ pub use leasehold_redis as redis;
 pub use crate::connect::{backend, builder, connect};
 #[cfg(feature = "local")]
 pub use crate::scheme::file_dir;
+
+/// The program in the workspace's README compiles and runs.
+#[cfg(all(doctest, feature = "local"))]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
