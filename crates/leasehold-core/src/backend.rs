@@ -58,7 +58,7 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     ///
     /// The default tries, waits for the contention's wake, its retry time or the cancellation, and tries again; a fault
     /// that comes after a first answer is ridden out for up to a TTL. Override it if the backend has a queue of its own, or
-    /// has to clean up after a waiter: [`acquire_by_attempts`](crate::acquire_by_attempts) is the default as a function.
+    /// has to clean up after a waiter: [`acquire_by_attempts`] is the default as a function.
     ///
     /// # Errors
     /// [`ErrorKind::Cancelled`] after a cancellation; otherwise as [`try_acquire`](Self::try_acquire).
