@@ -238,6 +238,10 @@ impl Request {
         LossSink { signal: Arc::clone(&self.signal), told: self.context.losses.clone() }
     }
 
+    pub(crate) fn context(&self) -> Arc<RequestContext> {
+        Arc::clone(&self.context)
+    }
+
     pub(crate) fn signal(&self) -> &Arc<Signal> {
         &self.signal
     }
