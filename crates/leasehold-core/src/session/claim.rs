@@ -16,13 +16,14 @@ use crate::{
 pub struct Claim<D: SessionDriver> {
     session: Arc<Session<D>>,
     name: D::Claim,
+    number: u64,
     /// Where the deadline was when an operator broke the lock gently.
     frozen: Arc<OnceLock<Deadline>>,
 }
 
 impl<D: SessionDriver> Claim<D> {
-    pub(super) fn new(session: Arc<Session<D>>, name: D::Claim, frozen: Arc<OnceLock<Deadline>>) -> Self {
-        Self { session, name, frozen }
+    pub(super) fn new(session: Arc<Session<D>>, name: D::Claim, number: u64, frozen: Arc<OnceLock<Deadline>>) -> Self {
+        Self { session, name, number, frozen }
     }
 
     /// The session.
@@ -57,6 +58,11 @@ impl<D: SessionDriver> Claim<D> {
         self.session.hold(&self.name, sink)
     }
 
+    /// The release was answered: what it named is gone. Idempotent; dropping does the same.
+    pub fn release(&self) {
+        self.session.forget(&self.name, self.number);
+    }
+
     /// An operation on it ended without an answer: the server may have what nobody here knows of. The next renewal
     /// reconciles.
     pub fn doubt(&self) {
@@ -66,6 +72,6 @@ impl<D: SessionDriver> Claim<D> {
 
 impl<D: SessionDriver> Drop for Claim<D> {
     fn drop(&mut self) {
-        self.session.forget(&self.name);
+        self.release();
     }
 }

@@ -252,11 +252,11 @@ impl<D: SessionDriver> Session<D> {
         }
         state.next += 1;
         let standing = Standing { number: state.next, holder: None, frozen: Arc::default() };
-        let frozen = Arc::clone(&standing.frozen);
+        let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
         state.pending += 1;
         state.claims.insert(name.clone(), standing);
         drop(state);
-        Ok(Some(Claim::new(Arc::clone(self), name, frozen)))
+        Ok(Some(Claim::new(Arc::clone(self), name, number, frozen)))
     }
 
     pub(super) fn hold(&self, name: &D::Claim, sink: LossSink) -> bool {
@@ -273,10 +273,12 @@ impl<D: SessionDriver> Session<D> {
         true
     }
 
-    pub(super) fn forget(&self, name: &D::Claim) {
+    pub(super) fn forget(&self, name: &D::Claim, number: u64) {
         let now = self.time.now();
         let mut state = self.lock();
-        if let Some(standing) = state.claims.remove(name) {
+        if state.claims.get(name).is_some_and(|standing| standing.number == number)
+            && let Some(standing) = state.claims.remove(name)
+        {
             if standing.holder.is_none() {
                 state.pending -= 1;
             }
