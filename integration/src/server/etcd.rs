@@ -238,16 +238,25 @@ impl EtcdMember {
         }
     }
 
+    /// What it counts, in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.http("/metrics").map_err(|error| HarnessError::caused_by("etcd does not show its metrics", error))
+    }
+
+    fn http(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.addr(), ASK_PATIENCE)?;
+        stream.set_read_timeout(Some(ASK_PATIENCE))?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
     fn is_healthy(&self) -> Result<(), String> {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&self.addr(), ASK_PATIENCE)?;
-            stream.set_read_timeout(Some(ASK_PATIENCE))?;
-            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        match ask() {
+        match self.http("/health") {
             Ok(answer) if answer.contains(r#""health":"true""#) => Ok(()),
             Ok(answer) => Err(answer),
             Err(error) => Err(error.to_string()),
