@@ -63,6 +63,11 @@ impl<D: SessionDriver> Claim<D> {
         self.session.forget(&self.name, self.number);
     }
 
+    /// Lets nobody claim this name again in this session: for drivers where something that was sent may still arrive.
+    pub fn retire(&self) {
+        self.session.retire(&self.name);
+    }
+
     /// An operation on it ended without an answer: the server may have what nobody here knows of. The next renewal
     /// reconciles.
     pub fn doubt(&self) {

@@ -1,7 +1,7 @@
 //! [`Session`]: its deadline, its renewal, its end.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -59,6 +59,12 @@ pub(super) struct State<C> {
     /// What has happened leaves open what the server has.
     pub(super) doubt: bool,
     pub(super) since_reconciled: u32,
+    /// Claimed since a reconciliation began: what the server says of them may be old.
+    pub(super) touched: Option<HashSet<C>>,
+    /// Being removed from the server: claimed now, they would be removed under somebody's feet.
+    pub(super) disowning: HashSet<C>,
+    /// Never to be claimed again.
+    retired: HashSet<C>,
     next: u64,
 }
 
@@ -85,6 +91,9 @@ impl<D: SessionDriver> Session<D> {
                 closing: false,
                 doubt: false,
                 since_reconciled: 0,
+                touched: None,
+                disowning: HashSet::new(),
+                retired: HashSet::new(),
                 next: 0,
             }),
             renewal: tokio::sync::Mutex::new(None),
@@ -247,13 +256,16 @@ impl<D: SessionDriver> Session<D> {
         if state.end.is_some() {
             return Ok(None);
         }
-        if state.claims.contains_key(&name) {
+        if state.claims.contains_key(&name) || state.disowning.contains(&name) || state.retired.contains(&name) {
             return Err(Error::new(ErrorKind::Contended, "this session has it already"));
         }
         state.next += 1;
         let standing = Standing { number: state.next, holder: None, frozen: Arc::default() };
         let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
         state.pending += 1;
+        if let Some(touched) = &mut state.touched {
+            touched.insert(name.clone());
+        }
         state.claims.insert(name.clone(), standing);
         drop(state);
         Ok(Some(Claim::new(Arc::clone(self), name, number, frozen)))
@@ -286,6 +298,10 @@ impl<D: SessionDriver> Session<D> {
                 state.idle_since = now;
             }
         }
+    }
+
+    pub(super) fn retire(&self, name: &D::Claim) {
+        self.lock().retired.insert(name.clone());
     }
 
     pub(super) fn doubt(&self) {

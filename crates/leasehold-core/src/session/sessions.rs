@@ -24,6 +24,9 @@ pub const MAX_TTLS: usize = 4;
 /// How often a claim is tried again in another session because the one it was made in ended just then.
 const TRIES: usize = 4;
 
+/// How many names are tried because those before are taken.
+const NAMES: u32 = 16;
+
 /// The sessions of one backend.
 #[derive(Debug)]
 pub struct Sessions<D: SessionDriver> {
@@ -48,8 +51,11 @@ impl<D: SessionDriver> Sessions<D> {
         &self.driver
     }
 
-    /// Claims `name`, as the handle of the session makes it, in the session of the request's TTL. Opens the session if there is
-    /// none, and renews it if little is left. To be called before the request is sent.
+    /// Claims a name in the session of the request's TTL. Opens the session if there is none, and renews it if little is left.
+    /// To be called before the request is sent.
+    ///
+    /// `name` makes the name from the session's handle and a number: 0, and then the next as long as the name before is
+    /// taken. A driver whose names are not for choice ignores the number.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use; [`ErrorKind::Contended`] if this session has a claim
@@ -57,7 +63,11 @@ impl<D: SessionDriver> Sessions<D> {
     ///
     /// # Cancel safety
     /// None: drive it to its end.
-    pub async fn claim(&self, request: &Request, name: impl Fn(&D::Handle) -> D::Claim + Send) -> Result<Claim<D>> {
+    pub async fn claim(
+        &self,
+        request: &Request,
+        name: impl Fn(&D::Handle, u32) -> D::Claim + Send,
+    ) -> Result<Claim<D>> {
         for _ in 0..TRIES {
             let session = match self.find(request.ttl()) {
                 Some(session) => session,
@@ -67,7 +77,14 @@ impl<D: SessionDriver> Sessions<D> {
                 Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
                 _ => {}
             }
-            if let Some(claim) = session.claim(name(session.handle()))? {
+            let mut number = 0;
+            let claimed = loop {
+                match session.claim(name(session.handle(), number)) {
+                    Err(_taken) if number < NAMES => number += 1,
+                    claimed => break claimed?,
+                }
+            };
+            if let Some(claim) = claimed {
                 return Ok(claim);
             }
         }

@@ -111,7 +111,7 @@ fn sink(clock: &Arc<TestClock>) -> (Request, LossSink) {
 async fn many_locks_share_one_session_and_one_renewal() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
-    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_| n))).await;
+    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n))).await;
     let claims: Vec<_> = claims.into_iter().map(Result::unwrap).collect();
     assert_eq!(server.opened.load(Ordering::Relaxed), 1);
     let before = claims[0].valid_until();
@@ -128,13 +128,13 @@ async fn a_fifth_ttl_is_refused_until_one_is_idle() {
     let (server, sessions, clock) = setup();
     let mut claims = Vec::new();
     for secs in 1..=4 {
-        claims.push(sessions.claim(&request(&clock, 10 * secs), |_| 0).await.unwrap());
+        claims.push(sessions.claim(&request(&clock, 10 * secs), |_, _| 0).await.unwrap());
     }
-    let error = sessions.claim(&request(&clock, 50), |_| 0).await.unwrap_err();
+    let error = sessions.claim(&request(&clock, 50), |_, _| 0).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("10s, 20s, 30s, 40s"), "{error}");
     claims.remove(1);
-    let fifth = sessions.claim(&request(&clock, 50), |_| 0).await.unwrap();
+    let fifth = sessions.claim(&request(&clock, 50), |_, _| 0).await.unwrap();
     assert_eq!(fifth.session().ttl(), Ttl::from_secs(50).unwrap());
     assert_eq!(server.closed.load(Ordering::Relaxed), 1);
 }
@@ -142,7 +142,7 @@ async fn a_fifth_ttl_is_refused_until_one_is_idle() {
 #[tokio::test(start_paused = true)]
 async fn a_session_lives_while_somebody_waits_and_is_closed_when_idle() {
     let (server, sessions, clock) = setup();
-    let claim = sessions.claim(&request(&clock, 10), |_| 0).await.unwrap();
+    let claim = sessions.claim(&request(&clock, 10), |_, _| 0).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(claim.session().is_live());
     let renewed = server.renewed.load(Ordering::Relaxed);
@@ -156,7 +156,7 @@ async fn a_session_lives_while_somebody_waits_and_is_closed_when_idle() {
 #[tokio::test(start_paused = true)]
 async fn nobody_renews_for_a_lock_whose_keeper_is_gone() {
     let (_, sessions, clock) = setup();
-    let claim = sessions.claim(&request(&clock, 10), |_| 0).await.unwrap();
+    let claim = sessions.claim(&request(&clock, 10), |_, _| 0).await.unwrap();
     let (lock, sink) = sink(&clock);
     assert!(claim.hold(sink));
     tokio::time::sleep(Duration::from_secs(12)).await;
@@ -169,7 +169,7 @@ async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
     let (holder, waiter) =
-        (sessions.claim(&request, |_| 1).await.unwrap(), sessions.claim(&request, |_| 2).await.unwrap());
+        (sessions.claim(&request, |_, _| 1).await.unwrap(), sessions.claim(&request, |_, _| 2).await.unwrap());
     let (lock, sink) = sink(&clock);
     assert!(holder.hold(sink));
     server.sessions.lock().unwrap().clear();
@@ -178,14 +178,14 @@ async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
     waiter.session().ended().await;
     let (_, sink) = self::sink(&clock);
     assert!(!waiter.hold(sink), "nothing is granted in a session that is over");
-    let next = sessions.claim(&request, |_| 3).await.unwrap();
+    let next = sessions.claim(&request, |_, _| 3).await.unwrap();
     assert_ne!(next.session().id(), holder.session().id());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_late_renewal_does_not_revive() {
     let (server, sessions, clock) = setup();
-    let claim = sessions.claim(&request(&clock, 10), |_| 1).await.unwrap();
+    let claim = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
     clock.suspend(Duration::from_secs(11));
     assert_eq!(claim.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
     assert_eq!(server.renewed.load(Ordering::Relaxed), 0);
@@ -195,8 +195,8 @@ async fn a_late_renewal_does_not_revive() {
 async fn a_renewal_removes_what_nobody_owns_and_spares_the_rest() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
-    let held = sessions.claim(&request, |_| 1).await.unwrap();
-    let waiting = sessions.claim(&request, |_| 2).await.unwrap();
+    let held = sessions.claim(&request, |_, _| 1).await.unwrap();
+    let waiting = sessions.claim(&request, |_, _| 2).await.unwrap();
     let (lock, sink) = sink(&clock);
     assert!(held.hold(sink));
     for claim in 1..=3 {
@@ -205,10 +205,43 @@ async fn a_renewal_removes_what_nobody_owns_and_spares_the_rest() {
     held.session().renew().await.unwrap();
     assert_eq!(*server.disowned.lock().unwrap(), [3]);
     drop(waiting);
-    tokio::time::sleep(Duration::from_millis(1)).await;
     held.session().renew().await.unwrap();
     assert_eq!(*server.disowned.lock().unwrap(), [3, 2]);
     assert_eq!(lock.signal().loss(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_claimed_or_released_during_a_reconciliation_is_spared() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let released = sessions.claim(&request, |_, _| 1).await.unwrap();
+    server.has(0, 1);
+    let session = Arc::clone(released.session());
+    let renewal = tokio::spawn(async move { session.renew().await });
+    // The renewal takes a millisecond, and then the server is asked for another what it has.
+    tokio::time::sleep(Duration::from_micros(1_500)).await;
+    released.release();
+    let passing = sessions.claim(&request, |_, _| 2).await.unwrap();
+    server.has(0, 2);
+    drop(passing);
+    renewal.await.unwrap().unwrap();
+    assert_eq!(*server.disowned.lock().unwrap(), [0; 0]);
+    released.session().renew().await.unwrap();
+    assert_eq!(*server.disowned.lock().unwrap(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_taken_or_retired_gives_way_to_the_next() {
+    let (_, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let first = sessions.claim(&request, |_, number| number).await.unwrap();
+    let second = sessions.claim(&request, |_, number| number).await.unwrap();
+    assert_eq!((*first.name(), *second.name()), (0, 1));
+    first.retire();
+    drop((first, second));
+    assert_eq!(*sessions.claim(&request, |_, number| number).await.unwrap().name(), 1);
+    let taken = sessions.claim(&request, |_, _| 0).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Contended);
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,7 +249,7 @@ async fn a_renewal_finds_out_what_was_taken_away_and_what_was_broken() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
     let (taken, broken) =
-        (sessions.claim(&request, |_| 1).await.unwrap(), sessions.claim(&request, |_| 2).await.unwrap());
+        (sessions.claim(&request, |_, _| 1).await.unwrap(), sessions.claim(&request, |_, _| 2).await.unwrap());
     let ((first, one), (second, two)) = (sink(&clock), sink(&clock));
     assert!(taken.hold(one) && broken.hold(two));
     server.has(0, 2);
@@ -236,7 +269,7 @@ async fn a_server_that_is_down_is_told_to_all_at_once() {
     server.down.store(true, Ordering::Relaxed);
     let request = request(&clock, 10);
     let begun = tokio::time::Instant::now();
-    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_| n))).await;
+    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n))).await;
     assert!(claims.iter().all(|claim| claim.as_ref().unwrap_err().kind() == ErrorKind::Unavailable));
     assert!(begun.elapsed() <= Duration::from_millis(2), "{:?}", begun.elapsed());
 }
@@ -245,10 +278,10 @@ async fn a_server_that_is_down_is_told_to_all_at_once() {
 async fn after_close_there_is_nothing_and_nothing_starts() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
-    let claim = sessions.claim(&request, |_| 1).await.unwrap();
+    let claim = sessions.claim(&request, |_, _| 1).await.unwrap();
     sessions.close().await.unwrap();
     assert!(server.sessions.lock().unwrap().is_empty() && !claim.session().is_live());
-    assert_eq!(sessions.claim(&request, |_| 2).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(sessions.claim(&request, |_, _| 2).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 /// Carries numbers back; its lane is the number without its last digit.
