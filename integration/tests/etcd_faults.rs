@@ -208,7 +208,7 @@ async fn an_orphan_of_our_session_is_removed_by_a_renewal() {
     let key = locks(&mut cluster).remove(0);
     let id = key.split('-').next().unwrap().trim_start_matches("k/").to_owned();
     // What a lost reply leaves behind.
-    let orphan = format!("orphan/{id}-{:032x}", 7);
+    let orphan = format!("orphan/{id}-7");
     cluster.member(0).ctl(&["put", &format!("--lease={id}"), &orphan, "x"]).unwrap();
     Arc::clone(&lease).renew().await.unwrap();
     assert_eq!(locks(&mut cluster), [key]);

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossReason, LossSignal, Moment, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    Lease, LockBackend, LockKey, LossSignal, Moment, Request, Restart, Result, Ttl, Wakeup, async_trait,
     session::{Claim, Sessions},
 };
 
@@ -15,15 +15,17 @@ use crate::{
     connection::Cluster,
     error::{self, BACKEND, named},
     inspect,
-    keys::{Directory, EtcdKey},
+    keys::{Directory, EtcdKey, value_of},
     lease::EtcdLease,
     queue::{Place, Standing},
-    session::EtcdSessions,
+    session::{self, EtcdSessions, Handle},
     wake::{Watches, Watching},
 };
 
 /// The server raises shorter leases to this.
 const MIN_TTL: u64 = 2_000;
+/// Slots that are tried in order; they are used again and again.
+const SLOTS: u32 = 8;
 /// How often a request starts anew because its session was found to be over.
 const FRESH_STARTS: u32 = 3;
 /// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
@@ -111,17 +113,24 @@ impl EtcdBackend {
 
     /// Claims a place for the request, before anything is sent.
     async fn candidate(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
-        let claimed = self.sessions.claim(request, |handle| directory.key(request, handle.lease)).await;
+        let mode = request.mode();
+        let name = |handle: &Handle, number: u32| {
+            // Many at a time in one session are many readers or permits: they need not try all slots.
+            let slot =
+                if number < SLOTS { number } else { (request.owner().as_u128() as u32).rotate_left(number) | SLOTS };
+            directory.key(mode, handle.lease, slot)
+        };
+        let claimed = self.sessions.claim(request, name).await;
         let claim = claimed.map_err(|error| named(error, "acquire"))?;
         let key = claim.name().clone();
-        let place = Place { directory: directory.clone(), key, mode: request.mode() };
+        let place = Place { directory: directory.clone(), key, mode, value: value_of(request) };
         Ok(Candidate { claim, request: request.clone(), place })
     }
 
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
         let candidate = self.candidate(request, directory).await?;
         let handle = candidate.claim.session().handle();
-        let txn = candidate.place.attempt(request.label(), handle.lease);
+        let txn = candidate.place.attempt(handle.lease);
         let answer = candidate.run(txn).await?;
         match candidate.place.attempted(request.key(), &answer) {
             Ok(Standing::Holds(revision)) => candidate.granted(revision).await.map(Some),
@@ -141,7 +150,7 @@ impl EtcdBackend {
     async fn queue(&self, request: &Request, directory: &Directory, queued: &mut bool) -> Result<Arc<dyn Lease>> {
         let candidate = self.candidate(request, directory).await?;
         let handle = candidate.claim.session().handle();
-        let txn = candidate.place.enqueue(request.label(), handle.lease);
+        let txn = candidate.place.enqueue(handle.lease);
         let answer = candidate.run(txn).await?;
         *queued = true;
         let granted = match candidate.place.enqueued(request.key(), &answer) {
@@ -222,18 +231,8 @@ impl EtcdBackend {
 }
 
 impl Candidate {
-    /// Runs a transaction of this acquisition, and sees to what its failure leaves behind.
     async fn run(&self, txn: etcd_client::Txn) -> Result<etcd_client::TxnResponse> {
-        let session = self.claim.session();
-        let ran = session.handle().run("acquire", self.place.directory.lane(), txn).await;
-        if let Err(error) = &ran {
-            match error.kind() {
-                ErrorKind::Lost => session.end(LossReason::SessionEnded),
-                ErrorKind::Indeterminate | ErrorKind::Protocol => self.claim.doubt(),
-                _ => {}
-            }
-        }
-        ran
+        session::run(&self.claim, "acquire", self.place.directory.lane(), txn).await
     }
 
     /// Makes a lease of it, if its session still stands.
@@ -255,8 +254,9 @@ impl Candidate {
             // Its end on the server takes the key with it.
             return;
         }
-        if let Err(error) = session.handle().run("acquire", self.place.directory.lane(), self.place.leave()).await {
+        if let Err(error) = self.run(self.place.leave()).await {
             tracing::debug!(target: "leasehold", key = ?self.place.key, %error, "not taken away; the next renewal does");
+            self.claim.retire();
             self.claim.doubt();
         }
     }

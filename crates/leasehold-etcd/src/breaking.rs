@@ -40,7 +40,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         let answer = cluster.txn("break", Effect::Writes, patience, &txn).await?;
         return Ok(if answer.succeeded() { Broken::Freed } else { Broken::AlreadyGone });
     }
-    if directory.read(key.as_bytes()).owner.is_none() {
+    if !directory.read(key.as_bytes()).ours {
         return Err(error::plain(
             ErrorKind::Unsupported,
             "break",
@@ -55,7 +55,9 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         Some(TxnOpResponse::Get(range)) => range.kvs().first().map(KeyValue::lease),
         _ => None,
     };
-    let (Some(lease), Some(mark)) = (lease, cluster.names.mark(key.as_bytes())) else { return Ok(Broken::AlreadyGone) };
+    let (Some(lease), Some(mark)) = (lease, cluster.names.mark(key.as_bytes(), revision)) else {
+        return Ok(Broken::AlreadyGone);
+    };
     let put = TxnOp::put(mark.to_vec(), "", Some(PutOptions::new().with_lease(lease)));
     let answer = cluster.txn("break", Effect::Writes, patience, &Txn::new().when([still_it]).and_then([put])).await;
     match answer {

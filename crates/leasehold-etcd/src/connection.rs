@@ -109,6 +109,20 @@ impl Cluster {
     where
         F: Future<Output = Result<T, Driver>>,
     {
+        self.call_told(operation, effect, patience, call).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`call`](Self::call), and whether an earlier sending of it may still arrive.
+    async fn call_told<T, F>(
+        &self,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        call: impl Fn(&Live) -> F,
+    ) -> Result<(T, bool)>
+    where
+        F: Future<Output = Result<T, Driver>>,
+    {
         let first = self.current.load(Ordering::Relaxed);
         let mut doubt: Option<Error> = None;
         let mut failure: Option<Error> = None;
@@ -123,7 +137,7 @@ impl Cluster {
                     if index != first {
                         self.move_from(first, index);
                     }
-                    return Ok(answer);
+                    return Ok((answer, doubt.is_some()));
                 }
                 Err(failed) => failed,
             };
@@ -196,7 +210,18 @@ impl Cluster {
         patience: Duration,
         txn: &Txn,
     ) -> Result<TxnResponse> {
-        self.call(operation, effect, patience, |live| {
+        self.txn_told(operation, effect, patience, txn).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`txn`](Self::txn), and whether an earlier sending of it may still arrive.
+    pub(crate) async fn txn_told(
+        &self,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        txn: &Txn,
+    ) -> Result<(TxnResponse, bool)> {
+        self.call_told(operation, effect, patience, |live| {
             let (mut kv, txn) = (live.kv.clone(), txn.clone());
             async move { kv.txn(txn).await }
         })

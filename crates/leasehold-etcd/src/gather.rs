@@ -29,7 +29,8 @@ pub(crate) struct Carrier {
 
 impl session::Carrier for Carrier {
     type Job = Job;
-    type Answer = Result<TxnResponse>;
+    /// And whether an earlier sending of it may still arrive.
+    type Answer = Result<(TxnResponse, bool)>;
 
     fn lane(&self, job: &Job) -> u64 {
         job.lane
@@ -40,16 +41,16 @@ impl session::Carrier for Carrier {
             if jobs.len() == 1
                 && let Some(job) = jobs.pop()
             {
-                return vec![self.cluster.txn(job.operation, Effect::Writes, self.patience, &job.txn).await];
+                return vec![self.cluster.txn_told(job.operation, Effect::Writes, self.patience, &job.txn).await];
             }
             let operations: Vec<_> = jobs.iter().map(|job| job.operation).collect();
             let nested: Vec<_> = jobs.into_iter().map(|job| TxnOp::txn(job.txn)).collect();
             let txn = Txn::new().and_then(nested);
-            match self.cluster.txn("gathered", Effect::Writes, self.patience, &txn).await {
-                Ok(answer) => {
+            match self.cluster.txn_told("gathered", Effect::Writes, self.patience, &txn).await {
+                Ok((answer, twice)) => {
                     let mut answers = answer.op_responses().into_iter();
                     let mut next = |operation| match answers.next() {
-                        Some(TxnOpResponse::Txn(answer)) => Ok(answer),
+                        Some(TxnOpResponse::Txn(answer)) => Ok((answer, twice)),
                         _ => Err(error::protocol(operation)),
                     };
                     operations.into_iter().map(&mut next).collect()

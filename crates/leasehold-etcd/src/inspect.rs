@@ -9,7 +9,7 @@ use crate::{
     breaking::id_of,
     connection::Cluster,
     error::Effect,
-    keys::{Directory, EtcdKey, Member},
+    keys::{Directory, EtcdKey, Member, label_of},
 };
 
 pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspection> {
@@ -28,8 +28,7 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
                 _ => place == 0,
             };
             writer_ahead |= !member.shared;
-            let label = String::from_utf8_lossy(kv.value()).into_owned();
-            let label = if member.owner.is_some() { label } else { String::new() };
+            let label = if member.ours { label_of(kv.value()) } else { String::new() };
             if !holds {
                 inspection.waiters.push(WaiterRef::new(mode, label));
                 continue;
@@ -53,7 +52,9 @@ async fn list(cluster: &Cluster, directory: &Directory) -> Result<Vec<KeyValue>>
 }
 
 fn mode_of(member: &Member, permits: bool) -> Option<Mode> {
-    member.owner?;
+    if !member.ours {
+        return None;
+    }
     match (permits, member.of.and_then(|of| of.try_into().ok())) {
         (true, of) => of.map(|of| Mode::Permit { of }),
         (false, _) if member.shared => Some(Mode::Shared),

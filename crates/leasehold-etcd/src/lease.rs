@@ -9,14 +9,13 @@ use std::{
 };
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, LossReason, Released, Request, Result, Upkeep, async_trait,
-    session::Claim,
+    Deadline, ErrorKind, FencingToken, Lease, Released, Request, Result, Upkeep, async_trait, session::Claim,
 };
 
 use crate::{
     error::{self, named},
     queue::Place,
-    session::EtcdSessions,
+    session::{EtcdSessions, run},
 };
 
 pub(crate) struct EtcdLease {
@@ -34,6 +33,7 @@ pub(crate) struct EtcdLease {
 
 impl EtcdLease {
     pub(crate) fn new(claim: Claim<EtcdSessions>, request: Request, place: Place, revision: i64) -> Self {
+        claim.session().handle().hold(&place.key, revision);
         Self {
             claim,
             request,
@@ -47,6 +47,7 @@ impl EtcdLease {
 
     fn finished(&self, released: Released) -> Released {
         let released = *self.released.get_or_init(|| released);
+        self.claim.session().handle().forget(&self.place.key);
         self.claim.release();
         released
     }
@@ -87,9 +88,8 @@ impl Lease for EtcdLease {
         if let Some(released) = self.released.get() {
             return Ok(*released);
         }
-        let session = self.claim.session();
         let txn = self.place.release(self.revision);
-        let answer = session.handle().run("release", self.place.directory.lane(), txn).await;
+        let answer = run(&self.claim, "release", self.place.directory.lane(), txn).await;
         match answer {
             Ok(answer) if answer.succeeded() => Ok(self.finished(Released::Freed)),
             Ok(_) => {
@@ -100,15 +100,23 @@ impl Lease for EtcdLease {
             }
             Err(error) => {
                 if error.kind() == ErrorKind::Lost {
-                    session.end(LossReason::SessionEnded);
                     return Ok(self.finished(Released::AlreadyLost));
                 }
                 if error.kind() == ErrorKind::Indeterminate {
                     self.in_doubt.store(true, Ordering::Release);
-                    self.claim.doubt();
                 }
                 Err(error)
             }
+        }
+    }
+}
+
+impl Drop for EtcdLease {
+    fn drop(&mut self) {
+        if self.released.get().is_none() {
+            // Nobody released it: its key is there until the session's end or the next renewal, and not to be used again.
+            self.claim.session().handle().forget(&self.place.key);
+            self.claim.retire();
         }
     }
 }

@@ -4,8 +4,8 @@
 //! readers; of permits the lowest `of` hold.
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
 };
 use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
@@ -20,6 +20,8 @@ pub(crate) struct Place {
     pub(crate) directory: Directory,
     pub(crate) key: EtcdKey,
     pub(crate) mode: Mode,
+    /// Of this acquisition and no other.
+    pub(crate) value: Vec<u8>,
 }
 
 /// Where it stands.
@@ -35,9 +37,9 @@ pub(crate) enum Standing {
 
 impl Place {
     /// Queues, if it is not queued already, and says who is first.
-    pub(crate) fn enqueue(&self, label: &str, lease: i64) -> Txn {
-        let put = TxnOp::put(self.key.to_vec(), label, Some(PutOptions::new().with_lease(lease)));
-        let mine = TxnOp::get(self.key.to_vec(), Some(GetOptions::new().with_keys_only()));
+    pub(crate) fn enqueue(&self, lease: i64) -> Txn {
+        let put = TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)));
+        let mine = TxnOp::get(self.key.to_vec(), None);
         Txn::new()
             .when([Compare::create_revision(self.key.to_vec(), CompareOp::Equal, 0)])
             .and_then([vec![put], self.heads()].concat())
@@ -46,20 +48,20 @@ impl Place {
 
     /// Takes the lock if it is free, in one transaction that compares the whole range; else leaves nothing. Of permits there is no
     /// comparison that counts: those queue, and leave if they were too late.
-    pub(crate) fn attempt(&self, label: &str, lease: i64) -> Txn {
+    pub(crate) fn attempt(&self, lease: i64) -> Txn {
         let free = |start: Vec<u8>, end: Vec<u8>| Compare::create_revision(start, CompareOp::Equal, 0).with_range(end);
         let (start, end) = (self.directory.start(), self.directory.end());
         let compares = match self.mode {
-            Mode::Permit { .. } => return self.enqueue(label, lease),
+            Mode::Permit { .. } => return self.enqueue(lease),
             Mode::Shared => {
                 let (readers, behind) = self.directory.readers();
                 vec![free(start, readers), free(behind, end)]
             }
             _ => vec![free(start, end)],
         };
-        let put = TxnOp::put(self.key.to_vec(), label, Some(PutOptions::new().with_lease(lease)));
+        let put = TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)));
         // Sent again after a lost answer, it finds its own key, which is there only if the lock was free.
-        let mine = TxnOp::get(self.key.to_vec(), Some(GetOptions::new().with_keys_only()));
+        let mine = TxnOp::get(self.key.to_vec(), None);
         Txn::new().when(compares).and_then([put]).or_else([mine])
     }
 
@@ -96,7 +98,7 @@ impl Place {
         let mut parts = answer.op_responses().into_iter();
         let revision = match parts.next() {
             Some(TxnOpResponse::Put(put)) => put.header().map(etcd_client::ResponseHeader::revision),
-            Some(TxnOpResponse::Get(mine)) => mine.kvs().first().map(etcd_client::KeyValue::create_revision),
+            Some(TxnOpResponse::Get(mine)) => self.mine(&mine)?,
             _ => None,
         };
         let revision = revision.filter(|revision| *revision > 0).ok_or_else(|| error::protocol("acquire"))?;
@@ -121,9 +123,7 @@ impl Place {
                 let revision = put.header().map(etcd_client::ResponseHeader::revision).filter(|revision| *revision > 0);
                 revision.map(Standing::Holds).ok_or_else(|| error::protocol("acquire"))
             }
-            Some(TxnOpResponse::Get(mine)) => {
-                Ok(mine.kvs().first().map_or(Standing::Absent, |kv| Standing::Holds(kv.create_revision())))
-            }
+            Some(TxnOpResponse::Get(mine)) => Ok(self.mine(&mine)?.map_or(Standing::Absent, Standing::Holds)),
             _ => Err(error::protocol("acquire")),
         }
     }
@@ -150,6 +150,18 @@ impl Place {
             _ => keys.is_empty(),
         };
         Ok((if holds { Standing::Holds(revision) } else { Standing::Waits(revision) }, keys))
+    }
+
+    /// The create revision of its key, if it is there.
+    fn mine(&self, read: &GetResponse) -> Result<Option<i64>> {
+        match read.kvs().first() {
+            Some(kv) if kv.value() != self.value => Err(error::plain(
+                ErrorKind::Indeterminate,
+                "acquire",
+                "what an earlier acquisition left behind is in the way; try again",
+            )),
+            kv => Ok(kv.map(KeyValue::create_revision)),
+        }
     }
 
     /// The first of each range that matters.

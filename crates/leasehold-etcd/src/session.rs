@@ -1,13 +1,18 @@
 //! Sessions: one etcd lease each.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use etcd_client::{
     LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnResponse,
 };
 use leasehold_core::{
-    Deadline, ErrorKind, OwnerId, Result, async_trait,
-    session::{Gather, GatherLimits, Opened, Owned, SessionDriver, SessionTime},
+    Deadline, ErrorKind, LossReason, OwnerId, Result, async_trait,
+    session::{Claim, Gather, GatherLimits, Opened, Owned, SessionDriver, SessionTime},
 };
 use tokio::time::timeout;
 
@@ -39,15 +44,55 @@ pub(crate) struct Handle {
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
     stream: tokio::sync::Mutex<Option<(LeaseKeeper, LeaseKeepAliveStream)>>,
+    /// The create revisions of what is held, to tell whose mark a mark is.
+    held: Mutex<HashMap<EtcdKey, i64>>,
 }
 
 impl Handle {
-    /// Runs a transaction that may be sent twice, alone or with others of this session.
-    pub(crate) async fn run(&self, operation: &'static str, lane: u64, txn: Txn) -> Result<TxnResponse> {
-        self.gather
-            .run(&self.carrier, Job { operation, lane, txn })
-            .await
-            .map_err(|error| error::named(error, operation))?
+    /// Notes that this is held, from this create revision on.
+    pub(crate) fn hold(&self, key: &EtcdKey, revision: i64) {
+        self.held().insert(key.clone(), revision);
+    }
+
+    /// Notes that it is held no longer.
+    pub(crate) fn forget(&self, key: &EtcdKey) {
+        self.held().remove(key);
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<EtcdKey, i64>> {
+        // Nothing panics while it is held.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs a transaction of one claim that may be sent twice, alone or with others of its session. If it was, or if its answer is
+/// missing, something may still arrive: then its key is not used again.
+pub(crate) async fn run(
+    claim: &Claim<EtcdSessions>,
+    operation: &'static str,
+    lane: u64,
+    txn: Txn,
+) -> Result<TxnResponse> {
+    let handle = claim.session().handle();
+    let ran = handle.gather.run(&handle.carrier, Job { operation, lane, txn }).await;
+    match ran.map_err(|error| error::named(error, operation)).flatten() {
+        Ok((answer, twice)) => {
+            if twice {
+                claim.retire();
+            }
+            Ok(answer)
+        }
+        Err(error) => {
+            match error.kind() {
+                ErrorKind::Lost => claim.session().end(LossReason::SessionEnded),
+                ErrorKind::Indeterminate | ErrorKind::Protocol => {
+                    claim.retire();
+                    claim.doubt();
+                }
+                _ => {}
+            }
+            Err(error)
+        }
     }
 }
 
@@ -161,6 +206,7 @@ impl SessionDriver for EtcdSessions {
             carrier,
             gather: Arc::new(Gather::new(LIMITS)),
             stream: tokio::sync::Mutex::default(),
+            held: Mutex::default(),
         };
         if granted != seconds {
             drop(self.close(&handle).await);
@@ -213,7 +259,11 @@ impl SessionDriver for EtcdSessions {
         }
         let mut owned = Owned::default();
         for key in answer.keys() {
-            owned.broken.extend(self.cluster.names.marked(key));
+            if let Some((key, revision)) = self.cluster.names.marked(key)
+                && handle.held().get(&key) == Some(&revision)
+            {
+                owned.broken.push(key);
+            }
             if key.as_slice() != handle.key.as_bytes() {
                 // A mark is nobody's claim: it is removed once it was read.
                 owned.claims.push(EtcdKey::from(key.as_slice()));
