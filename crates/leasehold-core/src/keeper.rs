@@ -207,16 +207,12 @@ impl Keeper {
             }
             Renewed::Session(id, hold) => {
                 let lost = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Lost);
-                let members: Vec<_> = {
-                    let mut state = self.lock();
-                    let Some(session) = state.sessions.get_mut(&id) else { return };
-                    session.renewing = false;
-                    session.due = next_try(&hold, outcome, now);
-                    if lost { session.members.values().cloned().collect() } else { Vec::new() }
-                };
-                for member in members {
-                    member.lose(LossReason::SessionEnded);
-                }
+                let mut state = self.lock();
+                let Some(session) = state.sessions.get_mut(&id) else { return };
+                session.renewing = false;
+                // This member is lost, and no longer one: it may have been broken alone, or released meanwhile. Whether the
+                // session is over the next member is told.
+                session.due = if lost { now.as_nanos() } else { next_try(&hold, outcome, now) };
             }
         }
     }

@@ -32,6 +32,7 @@ mod request;
 mod run;
 mod rwlock;
 mod semaphore;
+pub mod session;
 mod signal;
 mod ttl;
 

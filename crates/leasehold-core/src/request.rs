@@ -250,6 +250,10 @@ impl Request {
         LossSink { signal: Arc::clone(&self.signal), told: Arc::clone(&self.context.losses) }
     }
 
+    pub(crate) fn context(&self) -> Arc<RequestContext> {
+        Arc::clone(&self.context)
+    }
+
     pub(crate) fn signal(&self) -> &Arc<Signal> {
         &self.signal
     }

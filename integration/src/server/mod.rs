@@ -3,10 +3,12 @@
 //! A kind of server is a module here that describes its files, arguments and address, and leaves starting, waiting,
 //! signals and restarting to [`Process`].
 
+mod etcd;
 mod process;
 mod redis;
 mod shared;
 
+pub use etcd::{EtcdCluster, EtcdMember};
 pub use process::Process;
 pub use redis::{Persistence, RedisBuilder, RedisServer};
 pub use shared::{SharedRedis, shared_redis};

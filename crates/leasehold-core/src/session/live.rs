@@ -1,0 +1,392 @@
+//! [`Session`]: its deadline, its renewal, its end.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    backend::SessionId,
+    clock::{Deadline, LiveDeadline, Moment},
+    error::{Error, ErrorKind, Result},
+    request::LossSink,
+    session::{Claim, Opened, SessionDriver, SessionTime, reconcile},
+    signal::LossReason,
+    ttl::Ttl,
+};
+
+/// A session is renewed when this part of its TTL has passed. The keeper is a little earlier wherever a lock is held.
+const RENEW_AFTER: u32 = 3;
+/// Who acquires in a session that was not renewed for this part of its TTL renews it, so that a new lock has nearly all of
+/// its TTL before it.
+const FRESHEN_AFTER: u32 = 10;
+/// The pause after a failed renewal, as a part of the TTL.
+const RETRY_PART: u32 = 20;
+/// Timers sleep through a suspend: look at the clock at least this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// One session on the server, shared by all locks of one TTL.
+pub struct Session<D: SessionDriver> {
+    id: SessionId,
+    driver: Arc<D>,
+    handle: D::Handle,
+    time: SessionTime,
+    deadline: LiveDeadline,
+    state: Mutex<State<D::Claim>>,
+    /// One renewal at a time; who waited for one that was sent after it asked has its outcome too.
+    renewal: tokio::sync::Mutex<Option<(Moment, Result<()>)>>,
+    /// When the last renewal that succeeded was sent.
+    renewed: AtomicU64,
+    /// When the last renewal was started, successful or not.
+    tried: AtomicU64,
+    ended: Notify,
+}
+
+pub(super) struct State<C> {
+    pub(super) claims: HashMap<C, Standing>,
+    /// How many of them are not granted yet: the session is renewed for those.
+    pending: usize,
+    idle_since: Moment,
+    end: Option<LossReason>,
+    closing: bool,
+    /// What has happened leaves open what the server has.
+    pub(super) doubt: bool,
+    pub(super) since_reconciled: u32,
+    /// Claimed since a reconciliation began: what the server says of them may be old.
+    pub(super) touched: Option<HashSet<C>>,
+    /// Being removed from the server: claimed now, they would be removed under somebody's feet.
+    pub(super) disowning: HashSet<C>,
+    /// Never to be claimed again.
+    retired: HashSet<C>,
+    next: u64,
+}
+
+/// How a claim stands.
+pub(super) struct Standing {
+    /// Another number for each claim, also of one name.
+    pub(super) number: u64,
+    pub(super) holder: Option<LossSink>,
+    pub(super) frozen: Arc<OnceLock<Deadline>>,
+}
+
+impl<D: SessionDriver> Session<D> {
+    pub(super) fn start(driver: &Arc<D>, opened: Opened<D::Handle>, time: SessionTime, sent: Moment) -> Arc<Self> {
+        let session = Arc::new(Self {
+            id: SessionId::new(),
+            driver: Arc::clone(driver),
+            handle: opened.handle,
+            deadline: LiveDeadline::new(opened.deadline),
+            state: Mutex::new(State {
+                claims: HashMap::new(),
+                pending: 0,
+                idle_since: time.now(),
+                end: None,
+                closing: false,
+                doubt: false,
+                since_reconciled: 0,
+                touched: None,
+                disowning: HashSet::new(),
+                retired: HashSet::new(),
+                next: 0,
+            }),
+            renewal: tokio::sync::Mutex::new(None),
+            renewed: AtomicU64::new(sent.as_nanos()),
+            tried: AtomicU64::new(sent.as_nanos()),
+            ended: Notify::new(),
+            time,
+        });
+        // Ends by itself with the session, or when nobody has the session any more.
+        drop(tokio::spawn(keep(Arc::downgrade(&session))));
+        session
+    }
+
+    /// Its name within the process, for [`Upkeep::Session`](crate::Upkeep::Session).
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// How the server is spoken to about it.
+    #[must_use]
+    pub fn handle(&self) -> &D::Handle {
+        &self.handle
+    }
+
+    /// Its TTL.
+    #[must_use]
+    pub fn ttl(&self) -> Ttl {
+        self.time.ttl()
+    }
+
+    /// Until when all in it may be believed in. Live.
+    #[must_use]
+    pub fn valid_until(&self) -> Deadline {
+        self.deadline.get()
+    }
+
+    /// Whether it can still be used: neither ended nor past its deadline.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        // The clock first: see `LiveDeadline::get`.
+        let now = self.time.now();
+        !self.deadline.get().is_past(now) && self.lock().end.is_none()
+    }
+
+    /// Completes when it has ended. Waiters must stop waiting then: what they had on the server is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn ended(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.lock().end.is_some() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Renews it, whoever asks: those who ask at the same time share one renewal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`] if it is over, which is final; otherwise as the driver fails.
+    ///
+    /// # Cancel safety
+    /// None: drive it to its end.
+    pub async fn renew(&self) -> Result<()> {
+        let asked = self.time.now();
+        let mut last = self.renewal.lock().await;
+        if let Some((sent, outcome)) = &*last
+            && *sent >= asked
+        {
+            return outcome.clone();
+        }
+        if !self.is_live() {
+            self.end(LossReason::Expired);
+            return Err(over());
+        }
+        let sent = self.time.now();
+        self.tried.store(sent.as_nanos(), Ordering::Relaxed);
+        let outcome = match self.driver.renew(&self.handle, &self.time).await {
+            Ok(deadline) if self.deadline.advance(deadline, self.time.now()) => {
+                self.renewed.store(sent.as_nanos(), Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(_) => {
+                self.end(LossReason::Expired);
+                Err(over())
+            }
+            Err(error) => {
+                if error.kind() == ErrorKind::Lost {
+                    self.end(LossReason::SessionEnded);
+                }
+                Err(error)
+            }
+        };
+        if outcome.is_ok() {
+            reconcile::reconcile(self).await;
+        }
+        *last = Some((sent, outcome.clone()));
+        outcome
+    }
+
+    /// The server is known to keep it until `deadline`: for drivers whose every transaction extends the session.
+    ///
+    /// `false`, and no change, if the deadline has passed by now.
+    #[must_use]
+    pub fn extend(&self, deadline: Deadline) -> bool {
+        self.deadline.advance(deadline, self.time.now())
+    }
+
+    /// It is over: told by the server, or found out. All that hold in it are told. The first reason counts.
+    pub fn end(&self, reason: LossReason) {
+        let sinks: Vec<_> = {
+            let mut state = self.lock();
+            if state.end.is_some() {
+                return;
+            }
+            state.end = Some(reason);
+            state.claims.values().filter_map(|standing| standing.holder.clone()).collect()
+        };
+        self.ended.notify_waiters();
+        for sink in sinks {
+            sink.lost(reason);
+        }
+    }
+
+    /// Ends it here and on the server.
+    pub(super) async fn close(&self, reason: LossReason) -> Result<()> {
+        self.end(reason);
+        if std::mem::replace(&mut self.lock().closing, true) {
+            return Ok(());
+        }
+        self.driver.close(&self.handle).await
+    }
+
+    /// Renews it in the background, or here if there is little left.
+    pub(super) async fn freshen(self: &Arc<Self>) -> Result<()> {
+        let (now, ttl) = (self.time.now(), self.ttl().as_duration());
+        let renewed = Moment::from_nanos(self.renewed.load(Ordering::Relaxed));
+        if now.since(renewed) < ttl / FRESHEN_AFTER {
+            return Ok(());
+        }
+        if self.deadline.get().remaining(now) < ttl / 2 {
+            return self.renew().await;
+        }
+        let tried = self.tried.swap(now.as_nanos(), Ordering::Relaxed);
+        if now.since(Moment::from_nanos(tried)) >= ttl / FRESHEN_AFTER {
+            let session = Arc::clone(self);
+            // Nothing depends on its outcome: the deadline is live, and who holds renews.
+            drop(tokio::spawn(async move { session.renew().await }));
+        }
+        Ok(())
+    }
+
+    /// Claims a name. `Ok(None)` if the session has ended.
+    pub(super) fn claim(self: &Arc<Self>, name: D::Claim) -> Result<Option<Claim<D>>> {
+        let mut state = self.lock();
+        if state.end.is_some() {
+            return Ok(None);
+        }
+        if state.claims.contains_key(&name) || state.disowning.contains(&name) || state.retired.contains(&name) {
+            return Err(Error::new(ErrorKind::Contended, "this session has it already"));
+        }
+        state.next += 1;
+        let standing = Standing { number: state.next, holder: None, frozen: Arc::default() };
+        let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
+        state.pending += 1;
+        if let Some(touched) = &mut state.touched {
+            touched.insert(name.clone());
+        }
+        state.claims.insert(name.clone(), standing);
+        drop(state);
+        Ok(Some(Claim::new(Arc::clone(self), name, number, frozen)))
+    }
+
+    pub(super) fn hold(&self, name: &D::Claim, sink: LossSink) -> bool {
+        let mut state = self.lock();
+        if state.end.is_some() {
+            return false;
+        }
+        let state = &mut *state;
+        if let Some(standing) = state.claims.get_mut(name)
+            && standing.holder.replace(sink).is_none()
+        {
+            state.pending -= 1;
+        }
+        true
+    }
+
+    pub(super) fn forget(&self, name: &D::Claim, number: u64) {
+        let now = self.time.now();
+        let mut state = self.lock();
+        if state.claims.get(name).is_some_and(|standing| standing.number == number)
+            && let Some(standing) = state.claims.remove(name)
+        {
+            if standing.holder.is_none() {
+                state.pending -= 1;
+            }
+            if state.claims.is_empty() {
+                state.idle_since = now;
+            }
+        }
+    }
+
+    pub(super) fn retire(&self, name: &D::Claim) {
+        self.lock().retired.insert(name.clone());
+    }
+
+    pub(super) fn doubt(&self) {
+        self.lock().doubt = true;
+    }
+
+    pub(super) fn claims(&self) -> usize {
+        self.lock().claims.len()
+    }
+
+    pub(super) fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<D::Claim>> {
+        // Every change under the mutex is complete when it panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be done now, and when to look again.
+    fn look(&self) -> Look {
+        let (now, ttl) = (self.time.now(), self.ttl().as_duration());
+        let state = self.lock();
+        if state.end.is_some() || self.deadline.get().is_past(now) {
+            return Look::End;
+        }
+        if state.claims.is_empty() && now.since(state.idle_since) >= ttl {
+            return Look::Close;
+        }
+        let longest = (ttl / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
+        if state.pending == 0 {
+            return Look::Sleep(longest);
+        }
+        let renewed = Moment::from_nanos(self.renewed.load(Ordering::Relaxed));
+        let tried = Moment::from_nanos(self.tried.load(Ordering::Relaxed));
+        let due = (renewed + ttl / RENEW_AFTER).max(if tried > renewed { tried + ttl / RETRY_PART } else { renewed });
+        if due <= now { Look::Renew } else { Look::Sleep(due.since(now).min(longest)) }
+    }
+}
+
+enum Look {
+    Sleep(Duration),
+    Renew,
+    Close,
+    End,
+}
+
+/// Renews a session while somebody waits in it, and closes it when it is idle or over.
+async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
+    loop {
+        let Some(session) = session.upgrade() else { return };
+        let sleep = match session.look() {
+            Look::Sleep(sleep) => sleep,
+            Look::Renew => {
+                if let Err(error) = session.renew().await {
+                    tracing::debug!(target: "leasehold", %error, "session not renewed");
+                }
+                continue;
+            }
+            Look::Close | Look::End => {
+                // The server may still have it: what it owns is then free at once.
+                if let Err(error) = session.close(LossReason::Expired).await {
+                    tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
+                }
+                return;
+            }
+        };
+        drop(session);
+        tokio::time::sleep(sleep).await;
+    }
+}
+
+fn over() -> Error {
+    Error::new(ErrorKind::Lost, "the session is over: its deadline came before a renewal did")
+}
+
+impl<D: SessionDriver> fmt::Debug for Session<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Session")
+            .field("id", &self.id)
+            .field("ttl", &self.ttl())
+            .field("handle", &self.handle)
+            .field("claims", &state.claims.len())
+            .field("end", &state.end)
+            .finish_non_exhaustive()
+    }
+}

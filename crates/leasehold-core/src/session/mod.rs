@@ -1,0 +1,29 @@
+//! What backends share whose servers give liveness to a *session*: an etcd lease, a ZooKeeper session, a Postgres
+//! connection.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `driver` | [`SessionDriver`]: what a backend brings |
+//! | `sessions` | [`Sessions`]: one session per TTL, opened lazily, shared |
+//! | `live` | [`Session`]: its deadline, its renewal, its end |
+//! | `claim` | [`Claim`]: what one acquisition has in a session, or may have |
+//! | `reconcile` | what the server says we own against what we know of |
+//! | `gather` | [`Gather`]: what is asked for during a round trip goes out together in the next |
+
+mod claim;
+mod driver;
+mod gather;
+mod live;
+mod reconcile;
+mod sessions;
+
+pub use self::{
+    claim::Claim,
+    driver::{Opened, Owned, SessionDriver, SessionTime},
+    gather::{Carrier, Gather, GatherLimits},
+    live::Session,
+    sessions::{MAX_TTLS, Sessions},
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! Sessions over a fake server, under paused time.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::{
+    backend::BoxFuture,
+    clock::{Deadline, Drift, TestClock},
+    error::{Error, ErrorKind, Result},
+    request::{LossSink, Request},
+    signal::LossReason,
+    ttl::Ttl,
+};
+
+#[derive(Debug, Default)]
+struct Server {
+    sessions: Mutex<HashMap<u32, Vec<u32>>>,
+    broken: Mutex<Vec<u32>>,
+    opened: AtomicUsize,
+    renewed: AtomicUsize,
+    closed: AtomicUsize,
+    disowned: Mutex<Vec<u32>>,
+    down: std::sync::atomic::AtomicBool,
+}
+
+impl Server {
+    fn has(&self, session: u32, claim: u32) {
+        self.sessions.lock().unwrap().get_mut(&session).unwrap().push(claim);
+    }
+
+    async fn trip(&self) -> Result<()> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if self.down.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, "down"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl SessionDriver for Server {
+    type Handle = u32;
+    type Claim = u32;
+
+    async fn open(&self, time: &SessionTime) -> Result<Opened<u32>> {
+        let sent = time.now();
+        self.trip().await?;
+        let handle = self.opened.fetch_add(1, Ordering::Relaxed) as u32;
+        self.sessions.lock().unwrap().insert(handle, Vec::new());
+        Ok(Opened { handle, deadline: time.deadline_from(sent) })
+    }
+
+    async fn renew(&self, handle: &u32, time: &SessionTime) -> Result<Deadline> {
+        let sent = time.now();
+        self.trip().await?;
+        if !self.sessions.lock().unwrap().contains_key(handle) {
+            return Err(Error::new(ErrorKind::Lost, "no such session"));
+        }
+        self.renewed.fetch_add(1, Ordering::Relaxed);
+        Ok(time.deadline_from(sent))
+    }
+
+    async fn owned(&self, handle: &u32) -> Result<Owned<u32>> {
+        self.trip().await?;
+        let claims = self.sessions.lock().unwrap().get(handle).cloned().unwrap_or_default();
+        Ok(Owned { claims, broken: self.broken.lock().unwrap().clone() })
+    }
+
+    async fn disown(&self, handle: &u32, orphans: Vec<u32>) -> Result<()> {
+        self.trip().await?;
+        self.sessions.lock().unwrap().get_mut(handle).unwrap().retain(|claim| !orphans.contains(claim));
+        self.disowned.lock().unwrap().extend(orphans);
+        Ok(())
+    }
+
+    async fn close(&self, handle: &u32) -> Result<()> {
+        self.trip().await?;
+        self.sessions.lock().unwrap().remove(handle);
+        self.closed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn setup() -> (Arc<Server>, Arc<Sessions<Server>>, Arc<TestClock>) {
+    let server = Arc::new(Server::default());
+    (Arc::clone(&server), Arc::new(Sessions::new(server)), Arc::new(TestClock::new()))
+}
+
+fn request(clock: &Arc<TestClock>, secs: u64) -> Request {
+    let clock: Arc<TestClock> = Arc::clone(clock);
+    Request::new("k".try_into().unwrap()).with_clock(clock, Drift::NONE).with_ttl(Ttl::from_secs(secs).unwrap())
+}
+
+/// A sink, and the request whose loss it tells.
+fn sink(clock: &Arc<TestClock>) -> (Request, LossSink) {
+    let request = request(clock, 10);
+    let sink = request.loss_sink();
+    (request, sink)
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_locks_share_one_session_and_one_renewal() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n))).await;
+    let claims: Vec<_> = claims.into_iter().map(Result::unwrap).collect();
+    assert_eq!(server.opened.load(Ordering::Relaxed), 1);
+    let before = claims[0].valid_until();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for outcome in futures_util::future::join_all(claims.iter().map(|claim| claim.session().renew())).await {
+        outcome.unwrap();
+    }
+    assert!(server.renewed.load(Ordering::Relaxed) <= 2);
+    assert!(claims[99].valid_until() > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fifth_ttl_is_refused_until_one_is_idle() {
+    let (server, sessions, clock) = setup();
+    let mut claims = Vec::new();
+    for secs in 1..=4 {
+        claims.push(sessions.claim(&request(&clock, 10 * secs), |_, _| 0).await.unwrap());
+    }
+    let error = sessions.claim(&request(&clock, 50), |_, _| 0).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().contains("10s, 20s, 30s, 40s"), "{error}");
+    claims.remove(1);
+    let fifth = sessions.claim(&request(&clock, 50), |_, _| 0).await.unwrap();
+    assert_eq!(fifth.session().ttl(), Ttl::from_secs(50).unwrap());
+    assert_eq!(server.closed.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_lives_while_somebody_waits_and_is_closed_when_idle() {
+    let (server, sessions, clock) = setup();
+    let claim = sessions.claim(&request(&clock, 10), |_, _| 0).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(claim.session().is_live());
+    let renewed = server.renewed.load(Ordering::Relaxed);
+    assert!((15..=20).contains(&renewed), "{renewed}");
+    drop(claim);
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(server.closed.load(Ordering::Relaxed), 1);
+    assert!(sessions.live().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_renews_for_a_lock_whose_keeper_is_gone() {
+    let (_, sessions, clock) = setup();
+    let claim = sessions.claim(&request(&clock, 10), |_, _| 0).await.unwrap();
+    let (lock, sink) = sink(&clock);
+    assert!(claim.hold(sink));
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(!claim.session().is_live());
+    assert_eq!(lock.signal().loss(), Some(LossReason::Expired));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let (holder, waiter) =
+        (sessions.claim(&request, |_, _| 1).await.unwrap(), sessions.claim(&request, |_, _| 2).await.unwrap());
+    let (lock, sink) = sink(&clock);
+    assert!(holder.hold(sink));
+    server.sessions.lock().unwrap().clear();
+    assert_eq!(holder.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(lock.signal().loss(), Some(LossReason::SessionEnded));
+    waiter.session().ended().await;
+    let (_, sink) = self::sink(&clock);
+    assert!(!waiter.hold(sink), "nothing is granted in a session that is over");
+    let next = sessions.claim(&request, |_, _| 3).await.unwrap();
+    assert_ne!(next.session().id(), holder.session().id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_renewal_does_not_revive() {
+    let (server, sessions, clock) = setup();
+    let claim = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+    clock.suspend(Duration::from_secs(11));
+    assert_eq!(claim.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(server.renewed.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_removes_what_nobody_owns_and_spares_the_rest() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let held = sessions.claim(&request, |_, _| 1).await.unwrap();
+    let waiting = sessions.claim(&request, |_, _| 2).await.unwrap();
+    let (lock, sink) = sink(&clock);
+    assert!(held.hold(sink));
+    for claim in 1..=3 {
+        server.has(0, claim);
+    }
+    held.session().renew().await.unwrap();
+    assert_eq!(*server.disowned.lock().unwrap(), [3]);
+    drop(waiting);
+    held.session().renew().await.unwrap();
+    assert_eq!(*server.disowned.lock().unwrap(), [3, 2]);
+    assert_eq!(lock.signal().loss(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_claimed_or_released_during_a_reconciliation_is_spared() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let released = sessions.claim(&request, |_, _| 1).await.unwrap();
+    server.has(0, 1);
+    let session = Arc::clone(released.session());
+    let renewal = tokio::spawn(async move { session.renew().await });
+    // The renewal takes a millisecond, and then the server is asked for another what it has.
+    tokio::time::sleep(Duration::from_micros(1_500)).await;
+    released.release();
+    let passing = sessions.claim(&request, |_, _| 2).await.unwrap();
+    server.has(0, 2);
+    drop(passing);
+    renewal.await.unwrap().unwrap();
+    assert_eq!(*server.disowned.lock().unwrap(), [0; 0]);
+    released.session().renew().await.unwrap();
+    assert_eq!(*server.disowned.lock().unwrap(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_taken_or_retired_gives_way_to_the_next() {
+    let (_, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let first = sessions.claim(&request, |_, number| number).await.unwrap();
+    let second = sessions.claim(&request, |_, number| number).await.unwrap();
+    assert_eq!((*first.name(), *second.name()), (0, 1));
+    first.retire();
+    drop((first, second));
+    assert_eq!(*sessions.claim(&request, |_, number| number).await.unwrap().name(), 1);
+    let taken = sessions.claim(&request, |_, _| 0).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Contended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_finds_out_what_was_taken_away_and_what_was_broken() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let (taken, broken) =
+        (sessions.claim(&request, |_, _| 1).await.unwrap(), sessions.claim(&request, |_, _| 2).await.unwrap());
+    let ((first, one), (second, two)) = (sink(&clock), sink(&clock));
+    assert!(taken.hold(one) && broken.hold(two));
+    server.has(0, 2);
+    server.broken.lock().unwrap().push(2);
+    broken.session().renew().await.unwrap();
+    assert_eq!((first.signal().loss(), second.signal().loss()), (Some(LossReason::Replaced), None));
+    let frozen = broken.valid_until();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    broken.session().renew().await.unwrap();
+    assert_eq!(broken.valid_until(), frozen);
+    assert!(broken.is_broken() && broken.session().valid_until() > frozen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_down_is_told_to_all_at_once() {
+    let (server, sessions, clock) = setup();
+    server.down.store(true, Ordering::Relaxed);
+    let request = request(&clock, 10);
+    let begun = tokio::time::Instant::now();
+    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n))).await;
+    assert!(claims.iter().all(|claim| claim.as_ref().unwrap_err().kind() == ErrorKind::Unavailable));
+    assert!(begun.elapsed() <= Duration::from_millis(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_close_there_is_nothing_and_nothing_starts() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 10);
+    let claim = sessions.claim(&request, |_, _| 1).await.unwrap();
+    sessions.close().await.unwrap();
+    assert!(server.sessions.lock().unwrap().is_empty() && !claim.session().is_live());
+    assert_eq!(sessions.claim(&request, |_, _| 2).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+/// Carries numbers back; its lane is the number without its last digit.
+#[derive(Default)]
+struct Trips(Mutex<Vec<Vec<u64>>>);
+
+impl Carrier for Trips {
+    type Job = u64;
+    type Answer = u64;
+
+    fn lane(&self, job: &u64) -> u64 {
+        job / 10
+    }
+
+    fn carry(self: Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
+        Box::pin(async move {
+            self.0.lock().unwrap().push(jobs.clone());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            jobs
+        })
+    }
+}
+
+const LIMITS: GatherLimits = GatherLimits { alone: 2, calls: 1, batch: 8 };
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_job_goes_at_once_and_many_go_together() {
+    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Gather::new(LIMITS)));
+    assert_eq!(gather.run(&trips, 7).await.unwrap(), 7);
+    let jobs: Vec<u64> = (0..20).map(|job| job * 10).collect();
+    let answers = futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
+    assert_eq!(answers.into_iter().map(Result::unwrap).collect::<Vec<_>>(), jobs);
+    let sizes: Vec<_> = trips.0.lock().unwrap().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1, 1, 1, 8, 8, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_one_lane_never_travel_together_and_keep_their_order() {
+    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Gather::new(LIMITS)));
+    let jobs = [101, 201, 11, 12, 21, 13, 22];
+    futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
+    assert_eq!(*trips.0.lock().unwrap(), [vec![101], vec![201], vec![11, 21], vec![12, 22], vec![13]]);
+}

@@ -1,0 +1,421 @@
+//! [`EtcdBackend`].
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use etcd_client::{Client, GetOptions};
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossSignal, Moment, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    session::{Claim, Sessions},
+};
+
+use crate::{
+    breaking,
+    config::{EtcdConfig, Location},
+    connection::Cluster,
+    error::{self, BACKEND, named},
+    inspect,
+    keys::{Directory, EtcdKey, value_of},
+    lease::EtcdLease,
+    queue::{Place, Standing},
+    session::{self, EtcdSessions, Handle},
+    wake::{Watches, Watching},
+};
+
+/// The server raises shorter leases to this.
+const MIN_TTL: u64 = 2_000;
+/// Slots that are tried in order; they are used again and again.
+const SLOTS: u32 = 8;
+/// How often a request starts anew because its session was found to be over.
+const FRESH_STARTS: u32 = 3;
+/// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Locks on an etcd cluster.
+///
+/// All locks of one TTL live in one etcd lease, and all waiters share one watch stream. See the [crate](crate) for what is
+/// guaranteed.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), leasehold_etcd::Error> {
+/// use leasehold_etcd::EtcdBackend;
+///
+/// let backend = EtcdBackend::connect("etcd://10.0.0.1,10.0.0.2,10.0.0.3/?prefix=shop/").await?;
+/// # Ok(()) }
+/// ```
+pub struct EtcdBackend {
+    cluster: Arc<Cluster>,
+    sessions: Sessions<EtcdSessions>,
+    watches: Arc<Watches>,
+    capabilities: Capabilities,
+}
+
+/// An acquisition that has a place in a session, or is about to.
+struct Candidate {
+    claim: Claim<EtcdSessions>,
+    request: Request,
+    place: Place,
+}
+
+impl EtcdBackend {
+    /// Connects to the cluster at `url`; the [crate](crate) lists the URL's options.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
+    /// - [`ErrorKind::Unavailable`] if no member answers, [`ErrorKind::Denied`] if the user or the password is refused.
+    /// - [`ErrorKind::Unsupported`] for TLS without the feature `tls`.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn connect(url: &str) -> Result<Arc<Self>> {
+        let Location { endpoints, options, config } = Location::parse(url)?;
+        Self::start(Cluster::of_endpoints(endpoints, &options, config)).await
+    }
+
+    /// Uses the connection of `client`.
+    ///
+    /// Give it `with_timeout`, `with_connect_timeout`, and `with_keep_alive` with `with_keep_alive_while_idle`: a server that is
+    /// stopped otherwise hangs the connection for ever, and only this backend's own time-outs end its requests. The driver does
+    /// not fail over between the endpoints of one client; [`connect`](Self::connect) does.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), except for the URL.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn from_client(client: Client, config: EtcdConfig) -> Result<Arc<Self>> {
+        Self::start(Cluster::of_client(client, config)).await
+    }
+
+    async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
+        // The driver connects to a port that nobody listens on without an error: ask something.
+        let probe = EtcdKey::from([&*cluster.names.prefix, b"%".as_slice()].concat());
+        let options = GetOptions::new().with_keys_only().with_limit(1);
+        cluster.get("connect", cluster.config.timeout, &probe, Some(options)).await?;
+        let capabilities = capabilities(cluster.endpoint());
+        let sessions = Sessions::new(Arc::new(EtcdSessions { cluster: Arc::clone(&cluster) }));
+        let watches = Watches::new(&cluster);
+        Ok(Arc::new(Self { cluster, sessions, watches, capabilities }))
+    }
+
+    fn check(&self, request: &Request) -> Result<Directory> {
+        self.capabilities.check(request.mode(), request.ttl()).map_err(|error| error.with_operation("acquire"))?;
+        if request.token_floor().is_some() {
+            return Err(error::plain(
+                ErrorKind::Unsupported,
+                "acquire",
+                "tokens are revisions of the cluster and cannot be raised; leave etcd out of quorums that fence",
+            ));
+        }
+        self.cluster.names.directory(request.key(), request.mode().is_permit())
+    }
+
+    /// Claims a place for the request, before anything is sent.
+    async fn candidate(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
+        let mode = request.mode();
+        let name = |handle: &Handle, number: u32| {
+            // Many at a time in one session are many readers or permits: they need not try all slots.
+            let slot =
+                if number < SLOTS { number } else { (request.owner().as_u128() as u32).rotate_left(number) | SLOTS };
+            directory.key(mode, handle.lease, slot)
+        };
+        let claimed = self.sessions.claim(request, name).await;
+        let claim = claimed.map_err(|error| named(error, "acquire"))?;
+        let key = claim.name().clone();
+        let place = Place { directory: directory.clone(), key, mode, value: value_of(request) };
+        Ok(Candidate { claim, request: request.clone(), place })
+    }
+
+    async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
+        let candidate = self.candidate(request, directory).await?;
+        let handle = candidate.claim.session().handle();
+        let txn = candidate.place.attempt(handle.lease);
+        let answer = candidate.run(txn).await?;
+        match candidate.place.attempted(request.key(), &answer) {
+            Ok(Standing::Holds(revision)) => candidate.granted(revision).await.map(Some),
+            Ok(Standing::Waits(_)) => {
+                candidate.leave().await;
+                Ok(None)
+            }
+            Ok(Standing::Absent) => Ok(None),
+            Err(error) => {
+                candidate.leave().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Queues once, and waits until granted; leaves the queue on any other outcome. `queued` is set once the server has answered.
+    async fn queue(&self, request: &Request, directory: &Directory, queued: &mut bool) -> Result<Arc<dyn Lease>> {
+        let candidate = self.candidate(request, directory).await?;
+        let handle = candidate.claim.session().handle();
+        let txn = candidate.place.enqueue(handle.lease);
+        let answer = candidate.run(txn).await?;
+        *queued = true;
+        let granted = match candidate.place.enqueued(request.key(), &answer) {
+            Ok(Standing::Holds(revision)) => Ok(revision),
+            Ok(Standing::Waits(revision)) => self.wait(&candidate, revision).await,
+            Ok(Standing::Absent) => Err(error::protocol("acquire")),
+            Err(error) => Err(error),
+        };
+        match granted {
+            Ok(revision) => candidate.granted(revision).await,
+            Err(error) => {
+                candidate.leave().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits in the queue until it holds. Reads its own key after every wait: whatever woke it, only what the cluster says
+    /// then counts.
+    async fn wait(&self, candidate: &Candidate, revision: i64) -> Result<i64> {
+        let Candidate { claim, request, place } = candidate;
+        let patience = self.cluster.patience(request.ttl());
+        let watching = self.watches.on(&place.directory);
+        let look = place.look(revision);
+        let mut trouble = Trouble::default();
+        loop {
+            // A watch that cannot be had leaves the safety net.
+            let warm = watching.warm(patience).await;
+            let before = watching.epoch();
+            let looked = match self.cluster.txn("acquire", error::Effect::None, patience, &look).await {
+                Ok(answer) => place.looked(request.key(), revision, &answer),
+                Err(error) => Err(error),
+            };
+            let net = match looked {
+                Ok((Standing::Holds(revision), _)) => return Ok(revision),
+                Ok((Standing::Absent, _)) => {
+                    // Taken away, or expired with the session: never granted from here.
+                    return Err(lost_place());
+                }
+                Ok((Standing::Waits(_), ahead)) => {
+                    trouble = Trouble::default();
+                    let net = if warm.is_ok() { self.cluster.config.safety_net } else { FIRST_PAUSE * 10 };
+                    Some((watching.gone(ahead, before), net))
+                }
+                Err(error) => {
+                    trouble.ride_out(error, request)?;
+                    None
+                }
+            };
+            let woken = async {
+                match net {
+                    Some((gone, net)) => drop(tokio::time::timeout(net, gone).await),
+                    None => tokio::time::sleep(trouble.pause).await,
+                }
+            };
+            tokio::select! {
+                () = woken => {}
+                () = claim.session().ended() => return Err(lost_place()),
+                () = request.cancelled() => return Err(cancelled()),
+            }
+        }
+    }
+
+    /// Completes when trying again makes sense.
+    async fn woken(watching: Watching, cluster: Arc<Cluster>, patience: Duration, directory: Directory) {
+        if watching.warm(patience).await.is_err() {
+            return;
+        }
+        let before = watching.epoch();
+        let options = GetOptions::new().with_range(directory.end()).with_limit(1).with_keys_only();
+        let first = EtcdKey::from(directory.start());
+        match cluster.get("acquire", patience, &first, Some(options)).await {
+            Ok(held) if !held.kvs().is_empty() => watching.changed(before).await,
+            // Free already, or nobody knows.
+            _ => {}
+        }
+    }
+}
+
+impl Candidate {
+    async fn run(&self, txn: etcd_client::Txn) -> Result<etcd_client::TxnResponse> {
+        session::run(&self.claim, "acquire", self.place.directory.lane(), txn).await
+    }
+
+    /// Makes a lease of it, if its session still stands.
+    async fn granted(self, revision: i64) -> Result<Arc<dyn Lease>> {
+        let Self { claim, request, place } = self;
+        let now = request.now();
+        if claim.valid_until().is_past(now) || !claim.hold(request.loss_sink()) {
+            let late = Self { claim, request, place };
+            late.leave().await;
+            return Err(lost_place());
+        }
+        Ok(Arc::new(EtcdLease::new(claim, request, place, revision)))
+    }
+
+    /// Takes its key away, whatever it stood for.
+    async fn leave(&self) {
+        let session = self.claim.session();
+        if !session.is_live() {
+            // Its end on the server takes the key with it.
+            return;
+        }
+        if let Err(error) = self.run(self.place.leave()).await {
+            tracing::debug!(target: "leasehold", key = ?self.place.key, %error, "not taken away; the next renewal does");
+            self.claim.retire();
+            self.claim.doubt();
+        }
+    }
+}
+
+/// Faults since the last answer.
+struct Trouble {
+    since: Option<Moment>,
+    pause: Duration,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { since: None, pause: FIRST_PAUSE / 2 }
+    }
+}
+
+impl Trouble {
+    /// Goes on for up to a TTL: a restart of the server should not send every waiter home.
+    fn ride_out(&mut self, error: Error, request: &Request) -> Result<()> {
+        let now = request.now();
+        let since = *self.since.get_or_insert(now);
+        if !error.is_retryable() || now.since(since) >= request.ttl().as_duration() {
+            return Err(error);
+        }
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl LockBackend for EtcdBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        let directory = self.check(&request)?;
+        let mut starts = 0;
+        let mut request = request;
+        let tried = loop {
+            match self.try_once(&request, &directory).await {
+                Err(error) if error.kind() == ErrorKind::Lost && starts < FRESH_STARTS => {
+                    starts += 1;
+                    request = request.as_new_owner();
+                }
+                Err(error) if error.kind() == ErrorKind::Lost => return Err(sessions_end(error)),
+                tried => break tried?,
+            }
+        };
+        Ok(match tried {
+            Some(lease) => Attempt::Granted(lease),
+            None => {
+                let (watching, cluster) = (self.watches.on(&directory), Arc::clone(&self.cluster));
+                let patience = cluster.patience(request.ttl());
+                let retry_after = Some(cluster.config.safety_net);
+                let wake = Self::woken(watching, cluster, patience, directory);
+                Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) })
+            }
+        })
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        let directory = self.check(&request)?;
+        let mut request = request.with_waiting(true);
+        let (mut queued, mut starts, mut trouble) = (false, 0, Trouble::default());
+        loop {
+            if request.is_cancelled() {
+                return Err(cancelled());
+            }
+            let begun = request.now();
+            let error = match self.queue(&request, &directory, &mut queued).await {
+                Ok(lease) => return Ok(lease),
+                Err(error) => error,
+            };
+            if queued && request.now().since(begun) > LONGEST_PAUSE {
+                // It waited in peace for a while: this is another trouble than the last.
+                (starts, trouble) = (0, Trouble::default());
+            }
+            // Who queues again is another one: nothing that an earlier try left behind can be mistaken for it.
+            request = request.as_new_owner();
+            if error.kind() == ErrorKind::Lost {
+                starts += 1;
+                if starts <= FRESH_STARTS || queued {
+                    trouble.ride_out(sessions_end(error), &request)?;
+                    continue;
+                }
+                return Err(sessions_end(error));
+            }
+            if !queued {
+                return Err(error);
+            }
+            trouble.ride_out(error, &request)?;
+            tokio::select! {
+                () = tokio::time::sleep(trouble.pause) => {}
+                () = request.cancelled() => {}
+            }
+        }
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        inspect::inspect(&self.cluster, key).await
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        breaking::break_lock(&self.cluster, holder, now).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.watches.close();
+        self.sessions.close().await.map_err(|error| named(error, "close"))
+    }
+}
+
+fn lost_place() -> Error {
+    error::plain(
+        ErrorKind::Lost,
+        "acquire",
+        "the session ended, or an operator took the place away, before it was granted",
+    )
+}
+
+/// What `acquire` says if sessions end again and again: nothing is held.
+fn sessions_end(error: Error) -> Error {
+    error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
+        .with_source(error)
+}
+
+fn cancelled() -> Error {
+    error::plain(ErrorKind::Cancelled, "acquire", "the acquisition was cancelled")
+}
+
+fn capabilities(endpoint: String) -> Capabilities {
+    let mut capabilities = Capabilities::new(BACKEND);
+    capabilities.endpoint = endpoint;
+    capabilities.shared = true;
+    capabilities.permits = true;
+    capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
+    capabilities.expiry = Expiry::Session;
+    capabilities.fencing = Fencing::Durable;
+    capabilities.fairness = Fairness::Fifo;
+    capabilities.wakeup = Wakeup::Pushed;
+    capabilities.loss_signal = LossSignal::Renewal;
+    capabilities.restart = Restart::Keeps;
+    // Requests travel on streams of their own and may overtake each other.
+    capabilities.ordered_release = false;
+    capabilities.inspect = true;
+    capabilities.break_lock = true;
+    capabilities
+}
+
+impl fmt::Display for EtcdBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.capabilities.endpoint)
+    }
+}
+
+impl fmt::Debug for EtcdBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdBackend").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,284 @@
+//! [`Cluster`]: requests to whichever member answers.
+//!
+//! The driver balances over all endpoints and gives up with the first that fails. So each member has a client of its own
+//! here, and a request that fails at one goes to the next; all requests of this crate may be sent twice.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::{
+    Client, ConnectOptions, Error as Driver, GetOptions, GetResponse, KvClient, LeaseClient, Txn, TxnResponse,
+    WatchClient,
+};
+use leasehold_core::{Error, ErrorKind, Result, Ttl};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::{
+    config::EtcdConfig,
+    error::{self, Effect},
+    keys::{EtcdKey, Names},
+};
+
+/// Before the only member is asked again whose connection broke.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The members, and the one that answered last.
+pub(crate) struct Cluster {
+    members: Vec<Member>,
+    current: AtomicUsize,
+    pub(crate) config: EtcdConfig,
+    pub(crate) names: Names,
+    /// Told when another member is asked from now on: streams that hang on the old one should move.
+    pub(crate) moved: Notify,
+}
+
+struct Member {
+    address: String,
+    source: Source,
+    live: Mutex<Option<Arc<Live>>>,
+}
+
+enum Source {
+    Url(ConnectOptions),
+    /// The user's own client, which balances over whatever endpoints it has.
+    Client(Box<Client>),
+}
+
+/// The driver's clients of one connection.
+pub(crate) struct Live {
+    pub(crate) kv: KvClient,
+    pub(crate) lease: LeaseClient,
+    pub(crate) watch: WatchClient,
+}
+
+impl Live {
+    fn of(client: &Client) -> Arc<Self> {
+        Arc::new(Self { kv: client.kv_client(), lease: client.lease_client(), watch: client.watch_client() })
+    }
+}
+
+impl Cluster {
+    pub(crate) fn of_endpoints(endpoints: Vec<String>, options: &ConnectOptions, config: EtcdConfig) -> Arc<Self> {
+        let member = |address: String| Member { address, source: Source::Url(options.clone()), live: Mutex::default() };
+        Self::new(endpoints.into_iter().map(member).collect(), config)
+    }
+
+    pub(crate) fn of_client(client: Client, config: EtcdConfig) -> Arc<Self> {
+        let live = Mutex::new(Some(Live::of(&client)));
+        Self::new(
+            vec![Member { address: "the given client".into(), source: Source::Client(Box::new(client)), live }],
+            config,
+        )
+    }
+
+    fn new(members: Vec<Member>, config: EtcdConfig) -> Arc<Self> {
+        let names = Names { prefix: Arc::clone(&config.prefix), exact: config.exact_names };
+        Arc::new(Self { members, current: AtomicUsize::new(0), config, names, moved: Notify::new() })
+    }
+
+    /// Where it lives, without secrets.
+    pub(crate) fn endpoint(&self) -> String {
+        let addresses: Vec<_> = self.members.iter().map(|member| member.address.as_str()).collect();
+        match addresses.as_slice() {
+            [first, ..] if first.starts_with("https://") => {
+                format!("etcds://{}", addresses.join(",").replace("https://", ""))
+            }
+            _ => format!("etcd://{}", addresses.join(",").replace("http://", "")),
+        }
+    }
+
+    /// How long one member may take to answer, so that there is time for another before a lease of this TTL is over.
+    pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
+        self.config.timeout.min(ttl.as_duration() / 4)
+    }
+
+    /// Asks members, one after the other, until one answers. `call` may run more than once.
+    pub(crate) async fn call<T, F>(
+        &self,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        call: impl Fn(&Live) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, Driver>>,
+    {
+        self.call_told(operation, effect, patience, call).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`call`](Self::call), and whether an earlier sending of it may still arrive.
+    async fn call_told<T, F>(
+        &self,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        call: impl Fn(&Live) -> F,
+    ) -> Result<(T, bool)>
+    where
+        F: Future<Output = Result<T, Driver>>,
+    {
+        let first = self.current.load(Ordering::Relaxed);
+        let mut doubt: Option<Error> = None;
+        let mut failure: Option<Error> = None;
+        for attempt in 0..self.members.len().max(2) {
+            let index = (first + attempt) % self.members.len();
+            let member = &self.members[index];
+            if attempt > 0 && self.members.len() == 1 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let (failed, elsewhere) = match self.ask(member, operation, effect, patience, &call).await {
+                Ok(answer) => {
+                    if index != first {
+                        self.move_from(first, index);
+                    }
+                    return Ok((answer, doubt.is_some()));
+                }
+                Err(failed) => failed,
+            };
+            if failed.kind() == ErrorKind::Indeterminate {
+                doubt = Some(failed.clone());
+            }
+            failure = Some(failed);
+            if !elsewhere || attempt + 1 == self.members.len() && self.members.len() > 1 {
+                break;
+            }
+        }
+        // What one member may have done is not undone by another's refusal.
+        Err(doubt.or(failure).unwrap_or_else(|| error::protocol(operation)))
+    }
+
+    /// The answer of one member; or the error, and whether to ask another.
+    async fn ask<T, F>(
+        &self,
+        member: &Member,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        call: impl Fn(&Live) -> F,
+    ) -> Result<T, (Error, bool)>
+    where
+        F: Future<Output = Result<T, Driver>>,
+    {
+        let live = match timeout(patience, member.live()).await {
+            Ok(Ok(live)) => live,
+            Ok(Err(error)) => {
+                let elsewhere = error::is_elsewhere_better(&error);
+                return Err((error::of_driver(error, operation, Effect::None, &member.address), elsewhere));
+            }
+            Err(_elapsed) => return Err((error::timed_out(operation, Effect::None, &member.address), true)),
+        };
+        match timeout(patience, call(&live)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                let elsewhere = error::is_elsewhere_better(&error);
+                Err((error::of_driver(error, operation, effect, &member.address), elsewhere))
+            }
+            Err(_elapsed) => {
+                member.forget(&live);
+                // The only member has had its time.
+                Err((error::timed_out(operation, effect, &member.address), self.members.len() > 1))
+            }
+        }
+    }
+
+    /// The current member does not answer on a stream: the next is asked first.
+    pub(crate) fn distrust(&self) {
+        let current = self.current.load(Ordering::Relaxed);
+        let member = &self.members[current % self.members.len()];
+        if let Some(live) = member.known() {
+            member.forget(&live);
+        }
+        self.move_from(current, (current + 1) % self.members.len());
+    }
+
+    fn move_from(&self, from: usize, to: usize) {
+        if self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.moved.notify_waiters();
+        }
+    }
+
+    pub(crate) async fn txn(
+        &self,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        txn: &Txn,
+    ) -> Result<TxnResponse> {
+        self.txn_told(operation, effect, patience, txn).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`txn`](Self::txn), and whether an earlier sending of it may still arrive.
+    pub(crate) async fn txn_told(
+        &self,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        txn: &Txn,
+    ) -> Result<(TxnResponse, bool)> {
+        self.call_told(operation, effect, patience, |live| {
+            let (mut kv, txn) = (live.kv.clone(), txn.clone());
+            async move { kv.txn(txn).await }
+        })
+        .await
+    }
+
+    /// A linearizable read.
+    pub(crate) async fn get(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        key: &EtcdKey,
+        options: Option<GetOptions>,
+    ) -> Result<GetResponse> {
+        self.call(operation, Effect::None, patience, |live| {
+            let (mut kv, key, options) = (live.kv.clone(), key.to_vec(), options.clone());
+            async move { kv.get(key, options).await }
+        })
+        .await
+    }
+}
+
+impl Member {
+    async fn live(&self) -> Result<Arc<Live>, Driver> {
+        if let Some(live) = self.known() {
+            return Ok(live);
+        }
+        let live = match &self.source {
+            // Does not connect yet, except to authenticate a user.
+            Source::Url(options) => Live::of(&Client::connect([&self.address], Some(options.clone())).await?),
+            Source::Client(client) => Live::of(client),
+        };
+        Ok(Arc::clone(self.lock().get_or_insert(live)))
+    }
+
+    fn known(&self) -> Option<Arc<Live>> {
+        self.lock().clone()
+    }
+
+    /// The next request connects anew: a connection to a member that was stopped may hang for long.
+    fn forget(&self, live: &Arc<Live>) {
+        let mut known = self.lock();
+        if matches!(self.source, Source::Url(_)) && known.as_ref().is_some_and(|known| Arc::ptr_eq(known, live)) {
+            *known = None;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("endpoint", &self.endpoint())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

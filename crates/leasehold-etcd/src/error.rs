@@ -1,0 +1,175 @@
+//! The driver's errors as Leasehold's.
+
+use etcd_client::Error as Driver;
+use leasehold_core::{Error, ErrorKind};
+
+/// The backend's name in errors and capabilities.
+pub(crate) const BACKEND: &str = "etcd";
+
+/// What a lost answer leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// The operation changes something: without an answer it may have happened.
+    Writes,
+    /// It changes nothing.
+    None,
+}
+
+/// An error of this backend without a cause.
+pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
+    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+}
+
+/// An answer that the server never gives.
+pub(crate) fn protocol(operation: &'static str) -> Error {
+    plain(ErrorKind::Protocol, operation, "the answer does not fit the request; is it an etcd server?")
+}
+
+/// Names backend and operation in an error of core's.
+pub(crate) fn named(error: Error, operation: &'static str) -> Error {
+    if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
+}
+
+/// No answer came in time.
+pub(crate) fn timed_out(operation: &'static str, effect: Effect, endpoint: &str) -> Error {
+    let message = format!("no answer from {endpoint} in time; is the server overloaded, stopped or unreachable?");
+    plain(lost_answer(effect), operation, message)
+}
+
+/// Whether asking another member of the cluster may help.
+pub(crate) fn is_elsewhere_better(error: &Driver) -> bool {
+    match error {
+        Driver::GRpcStatus(status) => {
+            matches!(i32::from(status.code()), CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE)
+        }
+        Driver::TransportError(_) | Driver::IoError(_) | Driver::WatchError(_) | Driver::LeaseKeepAliveError(_) => true,
+        _ => false,
+    }
+}
+
+/// Whether the server says that a lease of this id exists.
+pub(crate) fn is_lease_taken(error: &Driver) -> bool {
+    matches!(error, Driver::GRpcStatus(status) if status.message().contains("lease already exists"))
+}
+
+/// Whether the server says that there is no such lease.
+pub(crate) fn is_lease_gone(error: &Driver) -> bool {
+    match error {
+        Driver::GRpcStatus(status) => status.message().contains("lease not found"),
+        Driver::LeaseKeepAliveError(message) => message.contains("lease not found"),
+        _ => false,
+    }
+}
+
+// The codes of gRPC, as its specification numbers them.
+const CANCELLED: i32 = 1;
+const UNKNOWN: i32 = 2;
+const INVALID_ARGUMENT: i32 = 3;
+const DEADLINE_EXCEEDED: i32 = 4;
+const PERMISSION_DENIED: i32 = 7;
+const RESOURCE_EXHAUSTED: i32 = 8;
+const UNIMPLEMENTED: i32 = 12;
+const INTERNAL: i32 = 13;
+const UNAVAILABLE: i32 = 14;
+const UNAUTHENTICATED: i32 = 16;
+
+/// Maps the driver's error of a request to `endpoint`.
+pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, endpoint: &str) -> Error {
+    let (kind, message) = match &error {
+        _ if is_lease_gone(&error) => {
+            (ErrorKind::Lost, "the server knows no such lease: it expired or was revoked".into())
+        }
+        Driver::GRpcStatus(status) => {
+            of_status(i32::from(status.code()), status.message(), &chain(status), effect, endpoint)
+        }
+        Driver::TransportError(_) | Driver::IoError(_) => {
+            let why = chain(&error);
+            if is_certificate(&why) { certificate(endpoint, &why) } else { broken(&why, effect, endpoint) }
+        }
+        Driver::WatchError(_) | Driver::LeaseKeepAliveError(_) => {
+            (lost_answer(effect), format!("the stream with {endpoint} ended: {error}"))
+        }
+        Driver::InvalidArgs(_)
+        | Driver::InvalidUri(_)
+        | Driver::EndpointError(_)
+        | Driver::EndpointsNotManaged
+        | Driver::InvalidMetadataValue(_) => {
+            (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {error}"))
+        }
+        _ => (ErrorKind::Protocol, format!("the driver failed: {error}")),
+    };
+    plain(kind, operation, message).with_source(error)
+}
+
+fn of_status(code: i32, message: &str, why: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
+    if is_certificate(why) {
+        return certificate(endpoint, why);
+    }
+    let denied = |what: &str| (ErrorKind::Denied, format!("{endpoint} refused {what} ({message})"));
+    match code {
+        PERMISSION_DENIED => denied("the access; the user needs read and write permission on the prefix"),
+        UNAUTHENTICATED => denied("the user; check user and password"),
+        INVALID_ARGUMENT if message.contains("auth") || message.contains("user name is empty") => {
+            denied("the user or the password; check both")
+        }
+        // Refused before it was proposed.
+        RESOURCE_EXHAUSTED if message.contains("database space") => (
+            ErrorKind::Unavailable,
+            "the server has reached its space quota; compact, defragment and disarm the alarm".into(),
+        ),
+        RESOURCE_EXHAUSTED => (ErrorKind::Unavailable, format!("the server refuses for now: {message}")),
+        UNAVAILABLE if message.contains("no leader") => {
+            (ErrorKind::Unavailable, "the cluster has no leader; are most of its members up and connected?".into())
+        }
+        UNAVAILABLE if message.contains("etcdserver") => {
+            (lost_answer(effect), format!("the server gave up: {message}"))
+        }
+        CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => broken(why, effect, endpoint),
+        UNIMPLEMENTED => {
+            (ErrorKind::Unsupported, "the server does not know this request; etcd 3.4 or later does".into())
+        }
+        _ => (ErrorKind::Protocol, format!("the server answered with an error: {message}")),
+    }
+}
+
+fn broken(why: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
+    // Where no connection came about, nothing was sent.
+    let connecting = ["tcp connect error", "Connection refused", "dns error", "failed to lookup"];
+    if connecting.iter().any(|sign| why.contains(sign)) {
+        return (
+            ErrorKind::Unavailable,
+            format!("cannot connect to {endpoint} ({why}); check the address, and that a server runs there"),
+        );
+    }
+    (lost_answer(effect), format!("the connection to {endpoint} broke before the answer came ({why})"))
+}
+
+fn certificate(endpoint: &str, why: &str) -> (ErrorKind, String) {
+    let remedy = "name the CA that signed it with `?ca=/path/to/ca.pem`, and connect by a host name that it contains";
+    (ErrorKind::Denied, format!("the certificate of {endpoint} was not accepted ({why}); {remedy}"))
+}
+
+fn is_certificate(why: &str) -> bool {
+    why.contains("certificate") || why.contains("UnknownIssuer")
+}
+
+fn lost_answer(effect: Effect) -> ErrorKind {
+    match effect {
+        Effect::Writes => ErrorKind::Indeterminate,
+        Effect::None => ErrorKind::Unavailable,
+    }
+}
+
+/// What the error says, and what its causes say.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut parts = vec![error.to_string()];
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_says = cause.to_string();
+        if !parts.iter().any(|part| part.contains(&cause_says)) {
+            parts.push(cause_says);
+        }
+        next = cause.source();
+    }
+    parts.join(": ")
+}

@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod breaking;
+mod config;
+mod connection;
+mod error;
+mod gather;
+mod inspect;
+mod keys;
+mod lease;
+mod queue;
+mod session;
+mod wake;
+
+/// The driver.
+pub use etcd_client;
+pub use leasehold_core::{Error, ErrorKind, Result};
+
+pub use crate::{backend::EtcdBackend, config::EtcdConfig};

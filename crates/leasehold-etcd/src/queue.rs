@@ -1,0 +1,221 @@
+//! The transactions of the lock recipe: that of Go's `concurrency.Mutex`, with readers and permits.
+//!
+//! Who has the lowest create revision under the lock's directory holds it. A reader looks only at those who are not
+//! readers; of permits the lowest `of` hold.
+
+use etcd_client::{
+    Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
+};
+use leasehold_core::{ErrorKind, LockKey, Mode, Result};
+
+use crate::{
+    error,
+    keys::{Directory, EtcdKey},
+};
+
+/// One acquisition's place.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) directory: Directory,
+    pub(crate) key: EtcdKey,
+    pub(crate) mode: Mode,
+    /// Of this acquisition and no other.
+    pub(crate) value: Vec<u8>,
+}
+
+/// Where it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It holds; its key was created at this revision.
+    Holds(i64),
+    /// It waits; its key was created at this revision.
+    Waits(i64),
+    /// It has no key: a try that was refused, or a session that is over.
+    Absent,
+}
+
+impl Place {
+    /// Queues, if it is not queued already, and says who is first.
+    pub(crate) fn enqueue(&self, lease: i64) -> Txn {
+        let put = TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)));
+        let mine = TxnOp::get(self.key.to_vec(), None);
+        Txn::new()
+            .when([Compare::create_revision(self.key.to_vec(), CompareOp::Equal, 0)])
+            .and_then([vec![put], self.heads()].concat())
+            .or_else([vec![mine], self.heads()].concat())
+    }
+
+    /// Takes the lock if it is free, in one transaction that compares the whole range; else leaves nothing. Of permits there is no
+    /// comparison that counts: those queue, and leave if they were too late.
+    pub(crate) fn attempt(&self, lease: i64) -> Txn {
+        let free = |start: Vec<u8>, end: Vec<u8>| Compare::create_revision(start, CompareOp::Equal, 0).with_range(end);
+        let (start, end) = (self.directory.start(), self.directory.end());
+        let compares = match self.mode {
+            Mode::Permit { .. } => return self.enqueue(lease),
+            Mode::Shared => {
+                let (readers, behind) = self.directory.readers();
+                vec![free(start, readers), free(behind, end)]
+            }
+            _ => vec![free(start, end)],
+        };
+        let put = TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)));
+        // Sent again after a lost answer, it finds its own key, which is there only if the lock was free.
+        let mine = TxnOp::get(self.key.to_vec(), None);
+        Txn::new().when(compares).and_then([put]).or_else([mine])
+    }
+
+    /// Asks where it stands; `revision` is its own.
+    pub(crate) fn look(&self, revision: i64) -> Txn {
+        let mine = TxnOp::get(self.key.to_vec(), Some(GetOptions::new().with_keys_only()));
+        let ahead = |(start, end): (Vec<u8>, Vec<u8>), limit| {
+            let options = GetOptions::new()
+                .with_range(end)
+                .with_max_create_revision(revision - 1)
+                .with_sort(SortTarget::Create, SortOrder::Descend)
+                .with_limit(limit)
+                .with_keys_only();
+            TxnOp::get(start, Some(options))
+        };
+        let ranges = self.ranges().into_iter().map(|range| ahead(range, self.holders()));
+        Txn::new().and_then(std::iter::once(mine).chain(ranges).collect::<Vec<_>>())
+    }
+
+    /// Leaves, whether it holds or waits.
+    pub(crate) fn leave(&self) -> Txn {
+        Txn::new().and_then([TxnOp::delete(self.key.to_vec(), None)])
+    }
+
+    /// Gives up what was created at this revision, and nothing else.
+    pub(crate) fn release(&self, revision: i64) -> Txn {
+        Txn::new()
+            .when([Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision)])
+            .and_then([TxnOp::delete(self.key.to_vec(), None)])
+    }
+
+    /// Reads the answer to [`enqueue`](Self::enqueue).
+    pub(crate) fn enqueued(&self, name: &LockKey, answer: &TxnResponse) -> Result<Standing> {
+        let mut parts = answer.op_responses().into_iter();
+        let revision = match parts.next() {
+            Some(TxnOpResponse::Put(put)) => put.header().map(etcd_client::ResponseHeader::revision),
+            Some(TxnOpResponse::Get(mine)) => self.mine(&mine)?,
+            _ => None,
+        };
+        let revision = revision.filter(|revision| *revision > 0).ok_or_else(|| error::protocol("acquire"))?;
+        let heads = parts.map(ranged).collect::<Result<Vec<_>>>()?;
+        let holds = match self.mode {
+            Mode::Permit { of } => {
+                self.check_permits(name, of.get(), &heads)?;
+                heads.iter().flat_map(GetResponse::kvs).any(|kv| kv.key() == self.key.as_bytes())
+            }
+            _ => heads.iter().flat_map(GetResponse::kvs).all(|kv| kv.create_revision() >= revision),
+        };
+        Ok(if holds { Standing::Holds(revision) } else { Standing::Waits(revision) })
+    }
+
+    /// Reads the answer to [`attempt`](Self::attempt).
+    pub(crate) fn attempted(&self, name: &LockKey, answer: &TxnResponse) -> Result<Standing> {
+        if self.mode.is_permit() {
+            return self.enqueued(name, answer);
+        }
+        match answer.op_responses().into_iter().next() {
+            Some(TxnOpResponse::Put(put)) => {
+                let revision = put.header().map(etcd_client::ResponseHeader::revision).filter(|revision| *revision > 0);
+                revision.map(Standing::Holds).ok_or_else(|| error::protocol("acquire"))
+            }
+            Some(TxnOpResponse::Get(mine)) => Ok(self.mine(&mine)?.map_or(Standing::Absent, Standing::Holds)),
+            _ => Err(error::protocol("acquire")),
+        }
+    }
+
+    /// Reads the answer to [`look`](Self::look): where it stands, and whose leaving to wait for.
+    pub(crate) fn looked(
+        &self,
+        name: &LockKey,
+        revision: i64,
+        answer: &TxnResponse,
+    ) -> Result<(Standing, Vec<EtcdKey>)> {
+        let mut parts = answer.op_responses().into_iter().map(ranged);
+        let mine = parts.next().ok_or_else(|| error::protocol("acquire"))??;
+        if mine.kvs().first().is_none_or(|kv| kv.create_revision() != revision) {
+            return Ok((Standing::Absent, Vec::new()));
+        }
+        let ahead = parts.collect::<Result<Vec<_>>>()?;
+        let keys: Vec<_> = ahead.iter().flat_map(GetResponse::kvs).map(|kv| EtcdKey::from(kv.key())).collect();
+        let holds = match self.mode {
+            Mode::Permit { of } => {
+                self.check_permits(name, of.get(), &ahead)?;
+                keys.len() < of.get() as usize
+            }
+            _ => keys.is_empty(),
+        };
+        Ok((if holds { Standing::Holds(revision) } else { Standing::Waits(revision) }, keys))
+    }
+
+    /// The create revision of its key, if it is there.
+    fn mine(&self, read: &GetResponse) -> Result<Option<i64>> {
+        match read.kvs().first() {
+            Some(kv) if kv.value() != self.value => Err(error::plain(
+                ErrorKind::Indeterminate,
+                "acquire",
+                "what an earlier acquisition left behind is in the way; try again",
+            )),
+            kv => Ok(kv.map(KeyValue::create_revision)),
+        }
+    }
+
+    /// The first of each range that matters.
+    fn heads(&self) -> Vec<TxnOp> {
+        let head = |(start, end): (Vec<u8>, Vec<u8>)| {
+            let options = GetOptions::new()
+                .with_range(end)
+                .with_sort(SortTarget::Create, SortOrder::Ascend)
+                .with_limit(self.holders())
+                .with_keys_only();
+            TxnOp::get(start, Some(options))
+        };
+        self.ranges().into_iter().map(head).collect()
+    }
+
+    /// Where those are who exclude it.
+    fn ranges(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let (start, end) = (self.directory.start(), self.directory.end());
+        match self.mode {
+            Mode::Shared => {
+                let (readers, behind) = self.directory.readers();
+                vec![(start, readers), (behind, end)]
+            }
+            _ => vec![(start, end)],
+        }
+    }
+
+    /// How many can hold beside it.
+    fn holders(&self) -> i64 {
+        match self.mode {
+            Mode::Permit { of } => of.get().into(),
+            _ => 1,
+        }
+    }
+
+    fn check_permits(&self, name: &LockKey, ours: u32, seen: &[GetResponse]) -> Result<()> {
+        let counts = seen.iter().flat_map(GetResponse::kvs).map(|kv| self.directory.read(kv.key()).of);
+        match counts.flatten().find(|of| *of != ours) {
+            None => Ok(()),
+            Some(theirs) => Err(error::plain(
+                ErrorKind::Mismatch,
+                "acquire",
+                format!(
+                    "`{name}` was asked for as one of {ours} permits and is used as one of {theirs}; say the same count \
+                     everywhere"
+                ),
+            )),
+        }
+    }
+}
+
+fn ranged(part: TxnOpResponse) -> Result<GetResponse> {
+    match part {
+        TxnOpResponse::Get(range) => Ok(range),
+        _ => Err(error::protocol("acquire")),
+    }
+}

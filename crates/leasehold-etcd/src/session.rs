@@ -1,0 +1,302 @@
+//! Sessions: one etcd lease each.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use etcd_client::{
+    LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnResponse,
+};
+use leasehold_core::{
+    Deadline, ErrorKind, LossReason, OwnerId, Result, async_trait,
+    session::{Claim, Gather, GatherLimits, Opened, Owned, SessionDriver, SessionTime},
+};
+use tokio::time::timeout;
+
+use crate::{
+    connection::Cluster,
+    error::{self, Effect},
+    gather::{Carrier, Job},
+    keys::EtcdKey,
+};
+
+/// How often a renewal is tried at once because the leader changed meanwhile or a member did not answer.
+const TRIES: usize = 3;
+/// Deletes in one transaction: the server's default limit is 128 operations.
+const DELETES: usize = 100;
+/// Measured on two cores: see the README.
+const LIMITS: GatherLimits = GatherLimits { alone: 24, calls: 2, batch: 64 };
+
+/// Opens, renews and closes leases.
+#[derive(Debug)]
+pub(crate) struct EtcdSessions {
+    pub(crate) cluster: Arc<Cluster>,
+}
+
+/// One lease.
+pub(crate) struct Handle {
+    pub(crate) lease: i64,
+    /// A key that lives as long as the lease: what a renewal reads.
+    key: EtcdKey,
+    carrier: Arc<Carrier>,
+    gather: Arc<Gather<Carrier>>,
+    stream: tokio::sync::Mutex<Option<(LeaseKeeper, LeaseKeepAliveStream)>>,
+    /// The create revisions of what is held, to tell whose mark a mark is.
+    held: Mutex<HashMap<EtcdKey, i64>>,
+}
+
+impl Handle {
+    /// Notes that this is held, from this create revision on.
+    pub(crate) fn hold(&self, key: &EtcdKey, revision: i64) {
+        self.held().insert(key.clone(), revision);
+    }
+
+    /// Notes that it is held no longer.
+    pub(crate) fn forget(&self, key: &EtcdKey) {
+        self.held().remove(key);
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<EtcdKey, i64>> {
+        // Nothing panics while it is held.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs a transaction of one claim that may be sent twice, alone or with others of its session. If it was, or if its answer is
+/// missing, something may still arrive: then its key is not used again.
+pub(crate) async fn run(
+    claim: &Claim<EtcdSessions>,
+    operation: &'static str,
+    lane: u64,
+    txn: Txn,
+) -> Result<TxnResponse> {
+    let handle = claim.session().handle();
+    let ran = handle.gather.run(&handle.carrier, Job { operation, lane, txn }).await;
+    match ran.map_err(|error| error::named(error, operation)).flatten() {
+        Ok((answer, twice)) => {
+            if twice {
+                claim.retire();
+            }
+            Ok(answer)
+        }
+        Err(error) => {
+            match error.kind() {
+                ErrorKind::Lost => claim.session().end(LossReason::SessionEnded),
+                ErrorKind::Indeterminate | ErrorKind::Protocol => {
+                    claim.retire();
+                    claim.doubt();
+                }
+                _ => {}
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What a keep-alive says.
+enum Alive {
+    /// It was renewed by a member in this term.
+    InTerm(u64),
+    Gone,
+}
+
+impl EtcdSessions {
+    /// Sends one keep-alive and takes its answer.
+    async fn keep_alive(&self, handle: &Handle, patience: Duration) -> Result<Alive> {
+        let mut stream = handle.stream.lock().await;
+        if stream.is_none() {
+            let opened = self.cluster.call("renew", Effect::None, patience, |live| {
+                let mut lease = live.lease.clone();
+                let id = handle.lease;
+                async move { lease.keep_alive(id).await }
+            });
+            match opened.await {
+                Ok(opened) => *stream = Some(opened),
+                Err(error) if error.kind() == ErrorKind::Lost => return Ok(Alive::Gone),
+                Err(error) => return Err(error),
+            }
+        }
+        let Some((keeper, answers)) = stream.as_mut() else { return Err(error::protocol("renew")) };
+        let asked = timeout(patience, async {
+            keeper.keep_alive().await?;
+            answers.message().await
+        });
+        let answer = match asked.await {
+            Ok(Ok(Some(answer))) => answer,
+            // A late answer must not be taken for a later question's: the stream is not used again.
+            Ok(Ok(None)) => {
+                *stream = None;
+                return Err(error::plain(ErrorKind::Unavailable, "renew", "the server ended the keep-alive stream"));
+            }
+            Ok(Err(error)) => {
+                *stream = None;
+                return Err(error::of_driver(error, "renew", Effect::None, "the member"));
+            }
+            Err(_elapsed) => {
+                *stream = None;
+                self.cluster.distrust();
+                return Err(error::timed_out("renew", Effect::None, "the member"));
+            }
+        };
+        if answer.ttl() <= 0 {
+            return Ok(Alive::Gone);
+        }
+        let term =
+            answer.header().map(etcd_client::ResponseHeader::raft_term).ok_or_else(|| error::protocol("renew"))?;
+        Ok(Alive::InTerm(term))
+    }
+
+    /// Whether the session's key is there, and in which term: a linearizable read.
+    async fn proof(&self, handle: &Handle, patience: Duration) -> Result<Option<u64>> {
+        let read = self.cluster.get("renew", patience, &handle.key, None).await?;
+        let term = read.header().map(etcd_client::ResponseHeader::raft_term).ok_or_else(|| error::protocol("renew"))?;
+        Ok((!read.kvs().is_empty()).then_some(term))
+    }
+
+    async fn try_renew(&self, handle: &Handle, time: &SessionTime) -> Result<Option<Deadline>> {
+        let patience = self.cluster.patience(time.ttl());
+        let sent = time.now();
+        let alive = self.keep_alive(handle, patience).await?;
+        // A leader that was deposed while it was paused acknowledges keep-alives that mean nothing: only if a linearizable
+        // read *after* the answer shows the same term was it the leader. And one that has just been elected may not
+        // have heard of the lease yet: the key decides.
+        match (alive, self.proof(handle, patience).await?) {
+            (_, None) => Err(error::plain(ErrorKind::Lost, "renew", "the lease has expired or was revoked")),
+            (Alive::InTerm(renewed), Some(now)) if renewed == now => Ok(Some(time.deadline_from(sent))),
+            (_, Some(_)) => {
+                // Its stream may hang on the member that was deposed.
+                *handle.stream.lock().await = None;
+                Ok(None)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl SessionDriver for EtcdSessions {
+    type Handle = Handle;
+    type Claim = EtcdKey;
+
+    async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
+        let (cluster, patience) = (&self.cluster, self.cluster.patience(time.ttl()));
+        // Whole seconds. Up, never down: the server may keep it longer than we believe, not shorter.
+        let seconds = i64::try_from(time.ttl().as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
+        // Named by us, so that a grant whose answer was lost can be asked for again.
+        let id = (OwnerId::random().as_u128() as i64 & i64::MAX).max(1);
+        let sent = time.now();
+        let granted = cluster.call("acquire", Effect::Writes, patience, |live| {
+            let mut lease = live.lease.clone();
+            async move {
+                match lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await {
+                    Ok(granted) => Ok(granted.ttl()),
+                    Err(error) if error::is_lease_taken(&error) => Ok(seconds),
+                    Err(error) => Err(error),
+                }
+            }
+        });
+        let granted = granted.await?;
+        let carrier = Arc::new(Carrier { cluster: Arc::clone(cluster), patience });
+        let key = cluster.names.session(id);
+        let handle = Handle {
+            lease: id,
+            key: key.clone(),
+            carrier,
+            gather: Arc::new(Gather::new(LIMITS)),
+            stream: tokio::sync::Mutex::default(),
+            held: Mutex::default(),
+        };
+        if granted != seconds {
+            drop(self.close(&handle).await);
+            return Err(error::plain(
+                ErrorKind::InvalidInput,
+                "acquire",
+                format!(
+                    "the server's shortest lease is {granted} s and the TTL is {}; use a longer one, or lower the server's \
+                     --election-timeout",
+                    time.ttl()
+                ),
+            ));
+        }
+        let put = TxnOp::put(key.to_vec(), time.label(), Some(PutOptions::new().with_lease(id)));
+        if let Err(error) = cluster.txn("acquire", Effect::Writes, patience, &Txn::new().and_then([put])).await {
+            drop(self.close(&handle).await);
+            return Err(error);
+        }
+        Ok(Opened { handle, deadline: time.deadline_from(sent) })
+    }
+
+    async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
+        let mut last = None;
+        for _ in 0..TRIES {
+            match self.try_renew(handle, time).await {
+                Ok(Some(deadline)) => return Ok(deadline),
+                Ok(None) => {}
+                Err(error) if error.is_retryable() => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            error::plain(
+                ErrorKind::Unavailable,
+                "renew",
+                "the cluster's leader changed during the renewal, again and again",
+            )
+        }))
+    }
+
+    async fn owned(&self, handle: &Handle) -> Result<Owned<EtcdKey>> {
+        let options = LeaseTimeToLiveOptions::new().with_keys();
+        let answer = self.cluster.call("reconcile", Effect::None, self.cluster.config.timeout, |live| {
+            let (mut lease, id, options) = (live.lease.clone(), handle.lease, options.clone());
+            async move { lease.time_to_live(id, Some(options)).await }
+        });
+        let answer = answer.await?;
+        if answer.ttl() <= 0 {
+            return Err(error::plain(ErrorKind::Unavailable, "reconcile", "the lease is not known to that member"));
+        }
+        let mut owned = Owned::default();
+        for key in answer.keys() {
+            if let Some((key, revision)) = self.cluster.names.marked(key)
+                && handle.held().get(&key) == Some(&revision)
+            {
+                owned.broken.push(key);
+            }
+            if key.as_slice() != handle.key.as_bytes() {
+                // A mark is nobody's claim: it is removed once it was read.
+                owned.claims.push(EtcdKey::from(key.as_slice()));
+            }
+        }
+        Ok(owned)
+    }
+
+    async fn disown(&self, handle: &Handle, orphans: Vec<EtcdKey>) -> Result<()> {
+        for orphans in orphans.chunks(DELETES) {
+            let deletes: Vec<_> = orphans.iter().map(|key| TxnOp::delete(key.to_vec(), None)).collect();
+            let txn = Txn::new().and_then(deletes);
+            let cluster = &self.cluster;
+            cluster.txn("reconcile", Effect::Writes, handle.carrier.patience, &txn).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(&self, handle: &Handle) -> Result<()> {
+        *handle.stream.lock().await = None;
+        let revoked = self.cluster.call("close", Effect::Writes, handle.carrier.patience, |live| {
+            let (mut lease, id) = (live.lease.clone(), handle.lease);
+            async move { lease.revoke(id).await }
+        });
+        match revoked.await {
+            Err(error) if error.kind() != ErrorKind::Lost => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Handle({:x})", self.lease)
+    }
+}

@@ -1,0 +1,142 @@
+//! `etcdctl lock` and we exclude each other, both ways, held and waited for.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use leasehold_core::{ErrorKind, LockClient, Released};
+use leasehold_etcd::EtcdBackend;
+use leasehold_integration::server::EtcdCluster;
+use tokio::time::{sleep, timeout};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// `etcdctl lock NAME`: says its key once it holds, and holds until it is interrupted. Killed on drop.
+struct Ctl {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Ctl {
+    fn lock(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (sender, lines) = std::sync::mpsc::channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    fn holds(&self, within: Duration) -> bool {
+        self.lines.recv_timeout(within).is_ok()
+    }
+
+    /// Waits without blocking the runtime.
+    async fn comes_to_hold(&self) -> bool {
+        for _ in 0..1000 {
+            if self.holds(Duration::ZERO) {
+                return true;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    fn release(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Ctl {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn ctl_lock(cluster: &mut EtcdCluster, name: &str) -> Ctl {
+    Ctl::lock(cluster.member(0).ctl_command(&["lock", "--ttl=5", name]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcdctl_and_we_exclude_each_other_both_ways_held_and_waited_for() {
+    let mut cluster = EtcdCluster::start().unwrap();
+    let client = LockClient::new(EtcdBackend::connect(&cluster.url()).await.unwrap());
+    let mutex = client.mutex("item");
+
+    // It holds: we are refused, and we wait.
+    let ctl = ctl_lock(&mut cluster, "item");
+    assert!(ctl.comes_to_hold().await);
+    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(client.rwlock("item").try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    let waiter = tokio::spawn({
+        let mutex = mutex.clone();
+        async move { mutex.lock().await.unwrap() }
+    });
+    sleep(Duration::from_millis(200)).await;
+    assert!(!waiter.is_finished());
+    ctl.release();
+    let guard = timeout(SOON, waiter).await.unwrap().unwrap();
+
+    // We hold: it waits, until we release.
+    let ctl = ctl_lock(&mut cluster, "item");
+    sleep(Duration::from_millis(300)).await;
+    assert!(!ctl.holds(Duration::ZERO));
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    assert!(ctl.comes_to_hold().await);
+
+    // It waits behind us and goes before those who come later.
+    let second = ctl_lock(&mut cluster, "item");
+    sleep(Duration::from_millis(300)).await;
+    let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
+    sleep(Duration::from_millis(200)).await;
+    ctl.release();
+    assert!(second.comes_to_hold().await);
+    assert!(!waiter.is_finished());
+    second.release();
+    let guard = timeout(SOON, waiter).await.unwrap().unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+
+    // A reader of ours keeps its writers out.
+    let reader = client.rwlock("item").read().await.unwrap();
+    let ctl = ctl_lock(&mut cluster, "item");
+    sleep(Duration::from_millis(300)).await;
+    assert!(!ctl.holds(Duration::ZERO));
+    assert_eq!(reader.release().await.unwrap(), Released::Freed);
+    assert!(ctl.comes_to_hold().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_with_slashes_are_shared_in_the_exact_profile_and_are_others_in_the_default() {
+    let mut cluster = EtcdCluster::start().unwrap();
+    let exact = EtcdBackend::connect(&format!("{}?names=exact", cluster.url())).await.unwrap();
+    let (exact, encoded) =
+        (LockClient::new(exact), LockClient::new(EtcdBackend::connect(&cluster.url()).await.unwrap()));
+    let ctl = ctl_lock(&mut cluster, "/locks/item");
+    assert!(ctl.comes_to_hold().await);
+    assert_eq!(exact.mutex("/locks/item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    drop(encoded.mutex("/locks/item").try_lock().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inspection_shows_etcdctl_and_it_can_be_broken_only_at_once() {
+    use leasehold_core::{Broken, LockBackend};
+    let mut cluster = EtcdCluster::start().unwrap();
+    let backend = EtcdBackend::connect(&cluster.url()).await.unwrap();
+    let ctl = ctl_lock(&mut cluster, "item");
+    assert!(ctl.comes_to_hold().await);
+    let holders = backend.inspect(&"item".try_into().unwrap()).await.unwrap().holders;
+    assert_eq!((holders.len(), holders[0].mode), (1, None));
+    assert_eq!(backend.break_lock(&holders[0], false).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(backend.break_lock(&holders[0], true).await.unwrap(), Broken::Freed);
+}
