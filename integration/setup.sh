@@ -22,6 +22,8 @@ needs=(
     "redis-server redis-server"
     "redis-cli redis-tools"
     "protoc protobuf-compiler"
+    "etcd etcd-server"
+    "etcdctl etcd-client"
     "flock util-linux"
     "setpriv util-linux"
 )

@@ -17,12 +17,14 @@ use crate::scheme::Scheme;
 /// | `redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=…]` | locks among all who reach the server; the options are those of `RedisBackend::connect` |
 /// | `rediss://…` | the same over TLS |
 /// | `redis+unix:///PATH[?db=…]` | the same over a socket |
+/// | `etcd://[USER:PASSWORD@]HOST[:PORT],…[/?prefix=…]` | locks among all who reach the cluster; the options are those of `EtcdBackend::connect` |
+/// | `etcds://…` | the same over TLS |
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use leasehold::ErrorKind;
 ///
-/// assert_eq!(leasehold::connect("etcd://10.0.0.7").await.unwrap_err().kind(), ErrorKind::Unsupported);
+/// assert_eq!(leasehold::connect("zookeeper://10.0.0.7").await.unwrap_err().kind(), ErrorKind::Unsupported);
 /// assert_eq!(leasehold::connect("10.0.0.7:6379").await.unwrap_err().kind(), ErrorKind::InvalidInput);
 /// # }
 /// ```
@@ -75,7 +77,9 @@ pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
         Scheme::File => file(scheme, url),
         Scheme::Redis if cfg!(feature = "redis") => redis(scheme, url).await,
         Scheme::RedisTls if cfg!(feature = "redis-tls") => redis(scheme, url).await,
-        Scheme::Redis | Scheme::RedisTls => Err(scheme.not_compiled_in()),
+        Scheme::Etcd if cfg!(feature = "etcd") => etcd(scheme, url).await,
+        Scheme::EtcdTls if cfg!(feature = "etcd-tls") => etcd(scheme, url).await,
+        Scheme::Redis | Scheme::RedisTls | Scheme::Etcd | Scheme::EtcdTls => Err(scheme.not_compiled_in()),
     }
 }
 
@@ -102,22 +106,41 @@ fn file(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 
 #[cfg(feature = "redis")]
 async fn redis(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
-    use leasehold_core::{Error, ErrorKind};
-
-    match leasehold_redis::RedisBackend::connect(url).await {
-        Ok(backend) => Ok(backend),
-        // The backend does not repeat the URL, which may hold a password; here it is shown without.
-        Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!("`{}` cannot be used: {}", crate::shown::Shown(url), error.message()),
-        )
-        .with_backend("redis")
-        .with_operation("connect")),
-        Err(error) => Err(error),
-    }
+    let connected = leasehold_redis::RedisBackend::connect(url).await;
+    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
 }
 
 #[cfg(not(feature = "redis"))]
 async fn redis(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
+}
+
+#[cfg(feature = "etcd")]
+async fn etcd(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    let connected = leasehold_etcd::EtcdBackend::connect(url).await;
+    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+}
+
+#[cfg(not(feature = "etcd"))]
+async fn etcd(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}
+
+/// A backend does not repeat the URL, which may hold a password; here it is shown without.
+#[cfg(any(feature = "redis", feature = "etcd"))]
+fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Error {
+    use leasehold_core::{Error, ErrorKind};
+
+    if error.kind() != ErrorKind::InvalidInput {
+        return error;
+    }
+    let named = Error::new(
+        ErrorKind::InvalidInput,
+        format!("`{}` cannot be used: {}", crate::shown::Shown(url), error.message()),
+    )
+    .with_operation("connect");
+    match error.backend() {
+        Some(backend) => named.with_backend(backend),
+        None => named,
+    }
 }

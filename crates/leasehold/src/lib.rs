@@ -99,10 +99,12 @@
 //! | `local` (default) | `local` | `memory:`, `memory:NAME`, `file:`, `file:DIR` | one process; one host |
 //! | `redis` | `redis` | `redis://`, `redis+unix://` | Redis ≥ 6.2 and Valkey |
 //! | `redis-tls` | `redis` | `rediss://` | the same over TLS |
+//! | `etcd` | `etcd` | `etcd://h1,h2,h3` | etcd ≥ 3.4; building it needs `protoc` |
+//! | `etcd-tls` | `etcd` | `etcds://` | the same over TLS |
 //!
 //! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself and gives it to
-//! [`LockClient::new`]; each module re-exports its crate, and the driver with it. Planned backends (`etcd://`,
-//! `zookeeper://`, `postgres://`, `redlock://`) are refused by name.
+//! [`LockClient::new`]; each module re-exports its crate, and the driver with it. Planned backends
+//! (`zookeeper://`, `postgres://`, `redlock://`) are refused by name.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
@@ -112,6 +114,9 @@ mod scheme;
 mod shown;
 
 pub use leasehold_core::*;
+/// etcd. The driver is `leasehold::etcd::etcd_client`.
+#[cfg(feature = "etcd")]
+pub use leasehold_etcd as etcd;
 /// Memory (one process) and files (one host).
 #[cfg(feature = "local")]
 pub use leasehold_local as local;

@@ -15,9 +15,13 @@ pub(crate) enum Scheme {
     Redis,
     /// `rediss://`
     RedisTls,
+    /// `etcd://`
+    Etcd,
+    /// `etcds://`
+    EtcdTls,
 }
 
-const SCHEMES: [(&str, Scheme); 7] = [
+const SCHEMES: [(&str, Scheme); 9] = [
     ("memory", Scheme::Memory),
     ("file", Scheme::File),
     ("redis", Scheme::Redis),
@@ -25,11 +29,12 @@ const SCHEMES: [(&str, Scheme); 7] = [
     ("rediss", Scheme::RedisTls),
     ("valkey", Scheme::Redis),
     ("valkeys", Scheme::RedisTls),
+    ("etcd", Scheme::Etcd),
+    ("etcds", Scheme::EtcdTls),
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 6] = [
-    ("etcd", "etcd"),
+const PLANNED: [(&str, &str); 5] = [
     ("zookeeper", "ZooKeeper"),
     ("zk", "ZooKeeper"),
     ("postgres", "Postgres"),
@@ -37,7 +42,7 @@ const PLANNED: [(&str, &str); 6] = [
     ("redlock", "Redlock"),
 ];
 
-const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH";
+const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST";
 
 impl Scheme {
     /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
@@ -65,6 +70,8 @@ impl Scheme {
             Self::File => ("file:", "local"),
             Self::Redis => ("redis:", "redis"),
             Self::RedisTls => ("rediss:", "redis-tls"),
+            Self::Etcd => ("etcd:", "etcd"),
+            Self::EtcdTls => ("etcds:", "etcd-tls"),
         };
         Error::new(
             ErrorKind::Unsupported,
@@ -137,7 +144,7 @@ mod tests {
 
     #[test]
     fn planned_backends_are_unsupported_by_name() {
-        for url in ["etcd://h", "zookeeper://h/c", "postgres://u:secret@h/db", "redlock://a,b,c"] {
+        for url in ["zk://h", "zookeeper://h/c", "postgres://u:secret@h/db", "redlock://a,b,c"] {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             let text = error.to_string();
@@ -164,6 +171,8 @@ mod tests {
             (Scheme::File, "local"),
             (Scheme::Redis, "redis"),
             (Scheme::RedisTls, "redis-tls"),
+            (Scheme::Etcd, "etcd"),
+            (Scheme::EtcdTls, "etcd-tls"),
         ] {
             let error = scheme.not_compiled_in();
             assert_eq!(error.kind(), ErrorKind::Unsupported);

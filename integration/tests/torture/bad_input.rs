@@ -203,7 +203,7 @@ async fn urls_that_are_none_are_refused_without_showing_their_passwords() {
         "redis://:hunter2@h/?response-timeout=0s",
         "redis://:hunter2@h/?response-timeout=fast",
         "http://:hunter2@h/",
-        "etcd://u:hunter2@h",
+        "postgres://u:hunter2@h",
         "nosuch://u:hunter2@h",
         "localhost:6379",
         "redis+unix://h/x",
