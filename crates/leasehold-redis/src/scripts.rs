@@ -43,5 +43,4 @@ scripts! {
     MARK = "mark";
     MARK_MEMBER = "mark_member";
     INSPECT = "inspect";
-    GATHER = "gather";
 }
