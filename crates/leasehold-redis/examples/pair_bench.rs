@@ -36,15 +36,21 @@ fn main() {
     if counts.is_empty() {
         counts = vec![1, 4, 16, 64, 256];
     }
+    println!("pairs per second | CPU time per pair in us, here and in the server | ratios");
     println!(
-        "{:<16} {:>5} {:>10} {:>10} {:>10} {:>10} {:>14} {:>14} {:>14}",
+        "{:<15}{:>5} |{:>9}{:>9}{:>9}{:>9} |{:>12}{:>12}{:>12}{:>12} |{:>14}{:>14}{:>14}{:>14}",
         "runtime",
         "tasks",
-        "plain/s",
-        "floor/s",
-        "backend/s",
-        "client/s",
+        "plain",
+        "floor",
+        "backend",
+        "client",
+        "plain",
+        "floor",
+        "backend",
+        "client",
         "backend/floor",
+        "backend/plain",
         "client/floor",
         "client/plain"
     );
@@ -59,28 +65,54 @@ fn main() {
             let mut measured = Vec::new();
             for _ in 0..=rounds {
                 measured.push([
-                    rate(&runtime, tasks, round, |n| plain_pairs(raw.clone(), n)),
-                    rate(&runtime, tasks, round, |n| floor_pairs(raw.clone(), n)),
-                    rate(&runtime, tasks, round, |n| backend_pairs(Arc::clone(&backend), n)),
-                    rate(&runtime, tasks, round, |n| client_pairs(&client, n)),
+                    rate(&runtime, &raw, tasks, round, |n| plain_pairs(raw.clone(), n)),
+                    rate(&runtime, &raw, tasks, round, |n| floor_pairs(raw.clone(), n)),
+                    rate(&runtime, &raw, tasks, round, |n| backend_pairs(Arc::clone(&backend), n)),
+                    rate(&runtime, &raw, tasks, round, |n| client_pairs(&client, n)),
                 ]);
             }
             // The first round warms up.
             measured.remove(0);
-            let median = |of: &dyn Fn(&[f64; 4]) -> f64| {
+            let median = |of: &dyn Fn(&[Measured; 4]) -> f64| {
                 let mut all: Vec<f64> = measured.iter().map(of).collect();
                 all.sort_by(f64::total_cmp);
                 all[all.len() / 2]
             };
-            let [plain, floor, ours, client] = [0, 1, 2, 3].map(|subject| median(&|rates| rates[subject]));
-            let (ratio, client_ratio) = (median(&|r| r[2] / r[1]), median(&|r| r[3] / r[1]));
-            let to_plain = median(&|r| r[3] / r[0]);
-            println!(
-                "{name:<16} {tasks:>5} {plain:>10.0} {floor:>10.0} {ours:>10.0} {client:>10.0} {ratio:>14.3} \
-                 {client_ratio:>14.3} {to_plain:>14.3}"
-            );
+            let rates = [0, 1, 2, 3].map(|n| format!("{:>9.0}", median(&|all| all[n].rate)));
+            let cpu = [0, 1, 2, 3]
+                .map(|n| format!("{:>6.2}+{:<5.2}", median(&|all| all[n].cpu_here), median(&|all| all[n].cpu_there)));
+            let ratios = [(2, 1), (2, 0), (3, 1), (3, 0)]
+                .map(|(a, b)| format!("{:>14.3}", median(&|all| all[a].rate / all[b].rate)));
+            println!("{name:<15}{tasks:>5} |{} |{} |{}", rates.concat(), cpu.concat(), ratios.concat());
         }
     }
+}
+
+/// One subject in one round.
+struct Measured {
+    rate: f64,
+    /// Microseconds per pair, of this process and of the server.
+    cpu_here: f64,
+    cpu_there: f64,
+}
+
+/// This process's CPU time in microseconds. Zero where it cannot be read.
+fn cpu_here() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let nanos = tasks.filter_map(|task| {
+        let stat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<f64>().ok()
+    });
+    nanos.sum::<f64>() / 1e3
+}
+
+/// The server's.
+async fn cpu_there(raw: &MultiplexedConnection) -> f64 {
+    let info: String = redis::cmd("INFO").arg("cpu").query_async(&mut raw.clone()).await.unwrap();
+    let seconds = info.lines().filter_map(|line| {
+        line.strip_prefix("used_cpu_user:").or_else(|| line.strip_prefix("used_cpu_sys:"))?.trim().parse::<f64>().ok()
+    });
+    seconds.sum::<f64>() * 1e6
 }
 
 async fn subjects(url: &str) -> (MultiplexedConnection, Arc<RedisBackend>) {
@@ -94,13 +126,20 @@ async fn subjects(url: &str) -> (MultiplexedConnection, Arc<RedisBackend>) {
     (raw, backend)
 }
 
-/// Pairs per second of this many tasks.
-fn rate<F>(runtime: &Runtime, tasks: usize, round: Duration, pairs: impl Fn(usize) -> F) -> f64
+/// What this many tasks achieve.
+fn rate<F>(
+    runtime: &Runtime,
+    raw: &MultiplexedConnection,
+    tasks: usize,
+    round: Duration,
+    pairs: impl Fn(usize) -> F,
+) -> Measured
 where
     F: AsyncPairs,
 {
     runtime.block_on(async {
         let stop = Arc::new(AtomicBool::new(false));
+        let (here, there) = (cpu_here(), cpu_there(raw).await);
         let started = Instant::now();
         let tasks: Vec<_> = (0..tasks)
             .map(|n| {
@@ -121,7 +160,9 @@ where
         for task in tasks {
             done += task.await.unwrap();
         }
-        done as f64 / started.elapsed().as_secs_f64()
+        let done = done as f64;
+        let rate = done / started.elapsed().as_secs_f64();
+        Measured { rate, cpu_here: (cpu_here() - here) / done, cpu_there: (cpu_there(raw).await - there) / done }
     })
 }
 

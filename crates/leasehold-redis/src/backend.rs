@@ -139,8 +139,8 @@ impl RedisBackend {
     /// Nil: refused, and nobody asked about when to try again.
     async fn exclusive(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
         match self.link.gather.run(&self.link, Operation::Acquire { registered }, request).await? {
-            // Refused by a way that neither arms the wake-up nor registers: who waits asks once more.
-            Value::Nil if request.is_waiting() => {
+            // Refused by a way that neither arms the wake-up, registers, nor says why: who waits asks once more.
+            Value::Nil if request.is_waiting() || request.is_courteous() => {
                 self.acquire_by_script(request, keys, exclusive::flags(request, registered)).await
             }
             // Granted, but the counter is gone.
@@ -164,10 +164,12 @@ impl RedisBackend {
         self.acquire_by_script(request, keys, "t").await.map_err(|error| match error.kind() {
             // The script gives the lock back.
             ErrorKind::Protocol => error,
-            _ => {
-                error::plain(ErrorKind::Indeterminate, "acquire", "the lock was taken, but a token could not be drawn")
-                    .with_source(error)
-            }
+            _ => error::plain(
+                ErrorKind::Indeterminate,
+                "acquire",
+                "the lock was taken, but its token could not be drawn",
+            )
+            .with_source(error),
         })
     }
 

@@ -12,7 +12,7 @@ use leasehold_core::Request;
 use crate::{
     connection::{Live, by_hash},
     holder::Holder,
-    keys::{Keys, Slot},
+    keys::{Keys, Kind, Slot},
     lease,
     scripts::{self, Script},
 };
@@ -93,6 +93,8 @@ pub(crate) fn acquire_arguments(cmd: &mut Cmd, keys: &Keys<'_>, request: &Reques
 pub(crate) enum Way {
     /// As two plain commands.
     Plain(Slot),
+    /// As a short script that looks for waiters first.
+    Courteous(Slot),
     /// As a script, which raises the counter of this slot if it is an acquisition that is granted.
     Script(Option<Slot>),
 }
@@ -102,9 +104,30 @@ impl Way {
     pub(crate) fn of(operation: Operation, live: &Live, prefix: &[u8], request: &Request) -> Self {
         let Operation::Acquire { registered } = operation else { return Self::Script(None) };
         let slot = Keys::new(prefix, request.key()).slot();
-        // Only the script can look for waiters, strike us off their list, or heed a floor.
-        let plain = !request.is_courteous() && !registered && request.token_floor().is_none();
-        if plain && live.is_warm(slot) { Self::Plain(slot) } else { Self::Script(Some(slot)) }
+        // Only the script can strike us off the list of waiters, or heed a floor.
+        if registered || request.token_floor().is_some() || !live.is_warm(slot) {
+            Self::Script(Some(slot))
+        } else if request.is_courteous() {
+            Self::Courteous(slot)
+        } else {
+            Self::Plain(slot)
+        }
+    }
+
+    /// The script, where it is one.
+    pub(crate) fn script(self, operation: Operation) -> &'static Script {
+        if let Self::Courteous(_) = self { &scripts::ACQUIRE_COURTEOUS } else { operation.script() }
+    }
+
+    /// Adds the script's arguments.
+    pub(crate) fn arguments(self, cmd: &mut Cmd, operation: Operation, prefix: &[u8], request: &Request) {
+        if let Self::Courteous(_) = self {
+            let keys = Keys::new(prefix, request.key());
+            cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(request.ttl().as_millis());
+            cmd.arg(keys.token()).arg(keys.derived(Kind::Writers)).arg(keys.derived(Kind::Waiters));
+        } else {
+            operation.arguments(cmd, prefix, request);
+        }
     }
 
     /// Adds the commands.
@@ -119,9 +142,9 @@ impl Way {
                 draw.arg("INCRBY").arg(keys.token()).arg(2);
                 pipeline.add_command(set).add_command(draw);
             }
-            Self::Script(_) => {
-                let arguments = |cmd: &mut Cmd| operation.arguments(cmd, prefix, request);
-                pipeline.add_command(by_hash(operation.script(), &arguments));
+            Self::Courteous(_) | Self::Script(_) => {
+                let arguments = |cmd: &mut Cmd| self.arguments(cmd, operation, prefix, request);
+                pipeline.add_command(by_hash(self.script(operation), &arguments));
             }
         }
     }
@@ -135,6 +158,11 @@ impl Way {
                 let (set, drawn) = (next(), next());
                 plain(live, slot, set, &drawn)
             }
+            Self::Courteous(slot) => match next() {
+                Value::Nil => Ok(Value::Nil),
+                token @ (Value::Int(_) | Value::Okay) => plain(live, slot, Value::Okay, &token),
+                other => other.extract_error(),
+            },
             Self::Script(slot) => {
                 let answer = next().extract_error();
                 if let (Some(slot), Ok(Value::BulkString(_))) = (slot, &answer) {
@@ -146,8 +174,8 @@ impl Way {
     }
 }
 
-/// What the two plain commands say: the token as a number; nil if it was refused; `Okay` if it was granted and has no
-/// token, because the counter was lost or ruined since this connection raised it.
+/// What the plain commands say: the token as a number; nil if it was refused; `Okay` if it was granted and has no token,
+/// because the counter was lost or ruined since this connection raised it.
 fn plain(live: &Live, slot: Slot, set: Value, drawn: &Value) -> Result<Value, RedisError> {
     let token = match drawn {
         &Value::Int(token) if token >= LEAST_TOKEN && token.unsigned_abs() < TOKEN_LIMIT => Some(token),

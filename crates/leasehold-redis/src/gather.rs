@@ -147,9 +147,9 @@ async fn alone(link: &Link, operation: Operation, request: &Request) -> Result<V
             way.write(&mut pipeline, operation, prefix, request);
             live.send_all(&pipeline).await.map_err(|error| link.failed(&live, error, name, Effect::Writes))?
         }
-        Way::Script(_) => {
-            let arguments = |cmd: &mut redis::Cmd| operation.arguments(cmd, prefix, request);
-            let answer = link.run_on(&live, operation.script(), name, Effect::Writes, arguments).await?;
+        Way::Courteous(_) | Way::Script(_) => {
+            let arguments = |cmd: &mut redis::Cmd| way.arguments(cmd, operation, prefix, request);
+            let answer = link.run_on(&live, way.script(operation), name, Effect::Writes, arguments).await?;
             vec![answer]
         }
     };

@@ -143,3 +143,30 @@ async fn without_pushes_the_script_draws_every_token() {
     }
     assert_eq!(calls(&server, "incrby").await, 0);
 }
+
+#[tokio::test]
+async fn courtesy_is_short_while_nobody_waits_and_yields_when_somebody_does() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let polite = || request("k").with_courtesy(true);
+    let first = drawn(&a).await;
+    let before = calls(&server, "time").await;
+    let held = granted(&a, polite()).await;
+    assert!(token(&held) > first);
+    assert_eq!(calls(&server, "time").await, before, "the long script ran");
+    // Somebody registers, and stays away.
+    let absent = request("k").with_waiting(true);
+    refused(&b, absent.clone()).await;
+    held.release().await.unwrap();
+    let contention = refused(&a, polite()).await;
+    assert!(contention.retry_after.unwrap() < Duration::from_millis(20), "{contention:?}");
+    let next = granted(&b, absent).await;
+    next.release().await.unwrap();
+    // With a counter that is lost, too.
+    let () = redis::cmd("SET").arg(COUNTER).arg("x").query_async(&mut server.raw().await).await.unwrap();
+    let error = Arc::clone(&a).try_acquire(polite()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    let () = redis::cmd("DEL").arg(COUNTER).query_async(&mut server.raw().await).await.unwrap();
+    granted(&a, polite()).await.release().await.unwrap();
+    until("given back", || async { server.census().await.is_empty() }).await;
+}

@@ -1,6 +1,6 @@
 -- Takes the lock exclusively.
--- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before, t aken before without a
--- token), what the keys of waiters begin with, token floor. The last three may be left out.
+-- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before, t aken before,
+-- without a token), what the keys of waiters begin with, token floor. The last three may be left out.
 -- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}; see `Refusal` in Rust.
 --
 -- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
