@@ -67,7 +67,8 @@ impl Gather {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
         if under_way < ALONE && self.queued.load(Ordering::Acquire) == 0 {
-            return alone(link, operation, request).await;
+            // Boxed: the driver's futures are large, and under load they would be moved about for nothing.
+            return Box::pin(alone(link, operation, request)).await;
         }
         let (answer, answered) = oneshot::channel();
         self.push(link, Entry { operation, request: request.clone(), answer });
