@@ -18,7 +18,7 @@ use crate::{
     config::{RedisConfig, WakeMode},
     connection::Link,
     error::{self, BACKEND, Effect},
-    gather::Operation,
+    exclusive::{self, Operation, TOKEN_LIMIT},
     holder::Holder,
     inspect,
     keys::{Keys, Kind},
@@ -31,8 +31,6 @@ use crate::{
 
 /// Below this, drift and network leave nothing to work with.
 const MIN_TTL: u64 = 10;
-/// The first value that a script cannot tell from its neighbours.
-const TOKEN_LIMIT: u64 = 1 << 53;
 /// How long to wait at most for a holder that has no end (another program's), unless it is woken.
 const NET: Duration = Duration::from_secs(30);
 /// How often waiters ask where nothing can wake them.
@@ -105,13 +103,15 @@ impl RedisBackend {
         let sent = request.now();
         let answer = match request.mode() {
             Mode::Exclusive => self.exclusive(&request, &keys, registered).await,
-            Mode::Shared => self.shared(&request, &keys, registered).await,
-            Mode::Permit { of } => self.permit(&request, &keys, registered, of.get()).await,
+            // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.
+            Mode::Shared => Box::pin(self.shared(&request, &keys, registered)).await,
+            Mode::Permit { of } => Box::pin(self.permit(&request, &keys, registered, of.get())).await,
             // A mode that this version does not know was refused above.
             _ => Err(error::protocol("acquire")),
         };
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
         match answer {
+            Ok(Answer::RefusedBriefly) => Ok(Attempt::Contended(Contention::default())),
             Ok(Answer::Granted(token)) => {
                 Ok(Attempt::Granted(Arc::new(RedisLease::new(&self.link, request, token, sent))))
             }
@@ -137,37 +137,49 @@ impl RedisBackend {
         }
     }
 
+    /// Nil: refused, and nobody asked about when to try again.
     async fn exclusive(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
-        let holder = Holder::of(request);
-        let flags = flags(request, registered);
-        let floor = request.token_floor();
-        let arguments = |cmd: &mut Cmd| {
-            cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.derived(Kind::Token));
-            if !flags.is_empty() || floor.is_some() {
-                cmd.arg(flags);
+        match self.link.gather.run(&self.link, Operation::Acquire { registered }, request).await? {
+            // Refused by a way that neither arms the wake-up, registers, nor says why: who waits asks once more.
+            Value::Nil if request.is_waiting() || request.is_courteous() => {
+                Box::pin(self.acquire_by_script(request, keys, exclusive::flags(request, registered))).await
             }
-            if let Some(floor) = floor {
-                cmd.arg(floor.get());
-            }
-        };
-        let (script, operation) = (&scripts::ACQUIRE, Operation::Acquire);
-        if !request.is_courteous() && !registered && floor.is_none() {
-            match self.link.gather.run(&self.link, operation, request, arguments, script).await? {
-                // Refused in a gathered call, which neither arms the wake-up nor registers: ask once more alone.
-                Value::Int(0) => {}
-                answer => return Ok(answer),
-            }
+            // Granted, but the counter is gone.
+            Value::Okay => Box::pin(self.draw_token(request, keys)).await,
+            answer => Ok(answer),
         }
-        self.link.run(script, operation.name(), Effect::Writes, arguments).await
+    }
+
+    async fn acquire_by_script(&self, request: &Request, keys: &Keys<'_>, flags: &str) -> Result<Value> {
+        let live = self.link.live_in_order("acquire").await?;
+        let arguments = |cmd: &mut Cmd| exclusive::acquire_arguments(cmd, keys, request, flags);
+        let answer = self.link.run_on(&live, &scripts::ACQUIRE, "acquire", Effect::Writes, arguments).await?;
+        if let Value::BulkString(_) = answer {
+            live.warm(keys.slot());
+        }
+        Ok(answer)
+    }
+
+    /// The lock is ours, and has no token yet.
+    async fn draw_token(&self, request: &Request, keys: &Keys<'_>) -> Result<Value> {
+        self.acquire_by_script(request, keys, "t").await.map_err(|error| match error.kind() {
+            // The script gives the lock back.
+            ErrorKind::Protocol => error,
+            _ => error::plain(
+                ErrorKind::Indeterminate,
+                "acquire",
+                "the lock was taken, but its token could not be drawn",
+            )
+            .with_source(error),
+        })
     }
 
     async fn shared(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
         let holder = Holder::of(request);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
-            cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.derived(Kind::Token));
-            cmd.arg(flags(request, registered));
+            cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.token());
+            cmd.arg(exclusive::flags(request, registered));
             if let Some(floor) = request.token_floor() {
                 cmd.arg(floor.get());
             }
@@ -179,9 +191,43 @@ impl RedisBackend {
         let holder = Holder::of(request);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.derived(Kind::Queue)).arg(flags(request, registered)).arg(of);
+            cmd.arg(keys.derived(Kind::Queue)).arg(exclusive::flags(request, registered)).arg(of);
         };
         self.link.run(&scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
+    }
+
+    /// Waits, after a first attempt that ended so.
+    async fn wait(&self, request: Request, first: Option<Result<Attempt>>) -> Result<Arc<dyn Lease>> {
+        // The request that is registered as a waiter; its owner changes after an attempt of unknown outcome.
+        let (first, waiter) = (Mutex::new(first), Mutex::new(None::<Request>));
+        let (first, waiter) = (&first, &waiter);
+        let acquired = acquire_by_attempts(request, |request| async move {
+            let waiting = || waiter.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let attempt = match first {
+                Some(attempt) => attempt,
+                None => {
+                    let registered = waiting().as_ref().is_some_and(|waiter| waiter.owner() == request.owner());
+                    self.attempt(request.clone(), registered).await
+                }
+            };
+            if let Ok(Attempt::Contended(_)) = attempt {
+                *waiting() = Some(request);
+            }
+            attempt
+        })
+        .await;
+        if acquired.is_err() {
+            let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Without a connection the registration ends by itself.
+            if let (Some(request), Some(live)) = (waiter, self.link.live_now()) {
+                let keys = Keys::new(&self.link.config.prefix, request.key());
+                if let Err(error) = undo::withdraw(&self.link, &live, &request, &keys).await {
+                    tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
+                }
+            }
+        }
+        acquired
     }
 
     fn epoch(&self, mode: Mode, keys: &Keys<'_>) -> Epoch {
@@ -233,31 +279,15 @@ impl LockBackend for RedisBackend {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        // The request that is registered as a waiter; its owner changes after an attempt of unknown outcome.
-        let waiter: Mutex<Option<Request>> = Mutex::new(None);
-        let waiter = &waiter;
-        let backend = &self;
-        let acquired = acquire_by_attempts(request, |request| async move {
-            let lock = || waiter.lock().unwrap_or_else(PoisonError::into_inner);
-            let registered = lock().as_ref().is_some_and(|waiter| waiter.owner() == request.owner());
-            let attempt = backend.attempt(request.clone(), registered).await;
-            if let Ok(Attempt::Contended(_)) = attempt {
-                *lock() = Some(request);
-            }
-            attempt
-        })
-        .await;
-        if acquired.is_err() {
-            let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // Without a connection the registration ends by itself.
-            if let (Some(request), Some(live)) = (waiter, self.link.live_now()) {
-                let keys = Keys::new(&self.link.config.prefix, request.key());
-                if let Err(error) = undo::withdraw(&self.link, &live, &request, &keys).await {
-                    tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
-                }
-            }
+        let request = request.with_waiting(true);
+        if request.is_cancelled() {
+            return Box::pin(self.wait(request, None)).await;
         }
-        acquired
+        // Most are granted at once, and need nothing of what waiting needs.
+        match self.attempt(request.clone(), false).await {
+            Ok(Attempt::Granted(lease)) => Ok(lease),
+            other => Box::pin(self.wait(request, Some(other))).await,
+        }
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -271,20 +301,6 @@ impl LockBackend for RedisBackend {
     async fn close(&self) -> Result<()> {
         self.link.close();
         Ok(())
-    }
-}
-
-/// What the scripts call flags.
-fn flags(request: &Request, registered: bool) -> &'static str {
-    match (request.is_waiting(), request.is_courteous(), registered) {
-        (false, false, false) => "",
-        (true, false, false) => "w",
-        (false, true, false) => "c",
-        (true, true, false) => "wc",
-        (false, false, true) => "r",
-        (true, false, true) => "wr",
-        (false, true, true) => "cr",
-        (true, true, true) => "wcr",
     }
 }
 
