@@ -1,6 +1,6 @@
 //! One acquisition: the turn at the gate, the backend, the guard.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tracing::Instrument;
 
@@ -81,24 +81,17 @@ async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
 
 /// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
 async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
-    let entering = client.gates.enter(request.key(), request.mode());
-    if !client.gates.is_own_successor(request.key(), request.mode()) {
-        return entering.await;
-    }
-    let mut entering = pin!(entering);
-    match tokio::time::timeout(request.ttl().as_duration(), &mut entering).await {
-        Ok(entered) => entered,
-        Err(_elapsed) => {
-            tracing::warn!(
-                target: "leasehold",
-                backend = client.capabilities.backend,
-                key = %request.key(),
-                "a task waits for a lock that it took itself; if it still has the guard it waits for ever: \
-                 re-enter through `LockClient::owner`"
-            );
-            entering.await
-        }
-    }
+    let patience = request.ttl().as_duration();
+    let tell = || {
+        tracing::warn!(
+            target: "leasehold",
+            backend = client.capabilities.backend,
+            key = %request.key(),
+            "a task waits for a lock that it took itself; if it still has the guard it waits for ever: \
+             re-enter through `LockClient::owner`"
+        );
+    };
+    client.gates.enter(request.key(), request.mode(), patience, tell).await
 }
 
 /// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.

@@ -45,7 +45,8 @@ where
                 answered = true;
                 trouble = None;
                 request = request.with_courtesy(false);
-                wait(&request, contention).await;
+                // Boxed: whoever is granted at once need not carry the room for it.
+                Box::pin(wait(&request, contention)).await;
             }
             Err(error) if answered && error.is_retryable() => {
                 let now = request.now();
@@ -56,7 +57,7 @@ where
                 if error.kind() == ErrorKind::Indeterminate {
                     request = request.as_new_owner();
                 }
-                sleep_unless_cancelled(&request, trouble.pause).await;
+                Box::pin(sleep_unless_cancelled(&request, trouble.pause)).await;
                 trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
             }
             Err(error) => return Err(error),

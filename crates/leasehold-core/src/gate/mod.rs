@@ -13,7 +13,7 @@ mod place;
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -50,7 +50,7 @@ pub(crate) struct Gates {
 
 #[derive(Debug, Default)]
 struct Shard {
-    lanes: HashMap<LaneKey, Lane>,
+    lanes: HashMap<Hashed, Lane, BuildHasherDefault<KnownHash>>,
     streaks: [Streak; REMEMBERED],
     next_ticket: u64,
     closed: bool,
@@ -76,14 +76,21 @@ impl Gates {
         Self { shards: Default::default(), hasher: RandomState::new(), clock }
     }
 
-    /// Waits for a place at the head of the key's lane.
+    /// Waits for a place at the head of the key's lane. `waits_for_itself` is called if it still waits after `patience`
+    /// for a place that the very task that waits was given.
     ///
     /// # Cancel safety
     /// Safe: a place that was given meanwhile is handed on.
-    pub(crate) async fn enter(self: &Arc<Self>, key: &LockKey, mode: Mode) -> Result<Place> {
+    pub(crate) async fn enter(
+        self: &Arc<Self>,
+        key: &LockKey,
+        mode: Mode,
+        patience: Duration,
+        waits_for_itself: impl FnOnce(),
+    ) -> Result<Place> {
         let lane = self.lane(key, mode);
         let now = self.clock.now();
-        let (id, admitted) = {
+        let (id, admitted, own) = {
             let mut shard = self.shard(&lane);
             if shard.closed {
                 return Err(closed());
@@ -94,26 +101,23 @@ impl Gates {
                 drop(shard);
                 return Ok(Place::new(self, lane, courteous));
             }
+            let task = task::try_id();
+            let own = state.ahead == Ahead::One && task.is_some() && state.task == task;
             let (admit, admitted) = oneshot::channel();
             let id = shard.next_ticket;
             shard.next_ticket += 1;
-            shard.open(&lane, now).queue.push_back(Ticket { id, mode, task: task::try_id(), admit });
-            (id, admitted)
+            shard.open(&lane, now).queue.push_back(Ticket { id, mode, task, admit });
+            (id, admitted, own)
         };
-        let mut queued = Queued { gates: self, lane: Some(lane), id, admitted };
-        let courteous = (&mut queued.admitted).await.map_err(|_| closed())?;
+        let mut queued = Queued { gates: self, lane: Some(lane), id, admitted, courteous: None };
+        if own && tokio::time::timeout(patience, queued.turn()).await.is_err() {
+            waits_for_itself();
+        }
+        let courteous = queued.turn().await?;
         match queued.lane.take() {
             Some(lane) => Ok(Place::new(self, lane, courteous)),
             None => Err(closed()),
         }
-    }
-
-    /// Whether the task that would queue is the one that everybody in the lane waits for: then it waits for itself.
-    pub(crate) fn is_own_successor(&self, key: &LockKey, mode: Mode) -> bool {
-        let lane = self.lane(key, mode);
-        let shard = self.shard(&lane);
-        let ahead = shard.lanes.get(&lane.lane).filter(|state| state.ahead == Ahead::One);
-        ahead.and_then(|state| state.task).is_some_and(|task| task::try_id() == Some(task))
     }
 
     /// A place if nobody is ahead. `None` leaves the caller to make its attempt outside of the lane. Does not wait, but
@@ -174,19 +178,54 @@ impl Gates {
         let changed = change(state, now);
         if state.is_idle() {
             let turns = state.turns;
-            shard.lanes.remove(&lane.lane);
+            shard.lanes.remove(lane);
             *shard.streak(lane) = Streak { hash: lane.hash, turns, last: now };
         }
         changed
     }
 }
 
-/// A lane's name with its hash, and the mode that its user wants.
+/// A lane's name with its hash, computed once, and the mode that its user wants.
 #[derive(Clone, Debug)]
 struct Hashed {
     lane: LaneKey,
     hash: u64,
     mode: Mode,
+}
+
+impl PartialEq for Hashed {
+    fn eq(&self, other: &Self) -> bool {
+        self.lane == other.lane
+    }
+}
+
+impl Eq for Hashed {}
+
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// The hasher of what is hashed already.
+#[derive(Debug, Default)]
+struct KnownHash(u64);
+
+impl Hasher for KnownHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not used: a `Hashed` writes its `u64`.
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 impl Shard {
@@ -196,7 +235,7 @@ impl Shard {
 
     fn open(&mut self, lane: &Hashed, now: Moment) -> &mut Lane {
         let streak = *self.streak(lane);
-        self.lanes.entry(lane.lane.clone()).or_insert_with(|| {
+        self.lanes.entry(lane.clone()).or_insert_with(|| {
             let goes_on = streak.hash == lane.hash && now.since(streak.last) < SAME_STREAK;
             Lane { turns: if goes_on { streak.turns } else { Turns::default() }, ..Lane::default() }
         })

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Gates, Hashed};
-use crate::mode::Mode;
+use super::{Gates, Hashed, closed};
+use crate::{error::Result, mode::Mode};
 
 /// A task that waits in a lane's queue. Dropped, it leaves the queue, or hands on the place that it was given.
 pub(super) struct Queued<'a> {
@@ -13,17 +13,31 @@ pub(super) struct Queued<'a> {
     pub(super) lane: Option<Hashed>,
     pub(super) id: u64,
     pub(super) admitted: oneshot::Receiver<bool>,
+    /// The answer, once it was received.
+    pub(super) courteous: Option<bool>,
+}
+
+impl Queued<'_> {
+    /// Waits for its turn; whether to be courteous in it. May be dropped and called again.
+    pub(super) async fn turn(&mut self) -> Result<bool> {
+        if let Some(courteous) = self.courteous {
+            return Ok(courteous);
+        }
+        let courteous = (&mut self.admitted).await.map_err(|_| closed())?;
+        self.courteous = Some(courteous);
+        Ok(courteous)
+    }
 }
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         let Some(lane) = self.lane.take() else { return };
-        let (id, admitted) = (self.id, &mut self.admitted);
+        let (id, admitted, received) = (self.id, &mut self.admitted, self.courteous.is_some());
         self.gates.change(&lane, |state, now| {
             // Numbers in a queue grow, and admissions are sent under the same mutex.
             if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {
                 state.queue.remove(at);
-            } else if admitted.try_recv().is_ok() {
+            } else if received || admitted.try_recv().is_ok() {
                 state.stop_contending(lane.mode, false, now);
             }
             state.advance(now);
