@@ -45,7 +45,7 @@ struct Member {
 }
 
 enum Source {
-    Url(ConnectOptions),
+    Url(Box<ConnectOptions>),
     /// The user's own client, which balances over whatever endpoints it has.
     Client(Box<Client>),
 }
@@ -65,7 +65,7 @@ impl Live {
 
 impl Cluster {
     pub(crate) fn of_endpoints(endpoints: Vec<String>, options: &ConnectOptions, config: EtcdConfig) -> Arc<Self> {
-        let member = |address: String| Member { address, source: Source::Url(options.clone()), live: Mutex::default() };
+        let member = |address: String| Member { address, source: Source::Url(Box::new(options.clone())), live: Mutex::default() };
         Self::new(endpoints.into_iter().map(member).collect(), config)
     }
 
@@ -251,7 +251,7 @@ impl Member {
         }
         let live = match &self.source {
             // Does not connect yet, except to authenticate a user.
-            Source::Url(options) => Live::of(&Client::connect([&self.address], Some(options.clone())).await?),
+            Source::Url(options) => Live::of(&Client::connect([&self.address], Some((**options).clone())).await?),
             Source::Client(client) => Live::of(client),
         };
         Ok(Arc::clone(self.lock().get_or_insert(live)))
