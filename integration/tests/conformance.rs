@@ -1,9 +1,13 @@
 //! Every backend keeps the whole contract: the suite of `leasehold-testkit`, on real servers.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
-use leasehold_core::{LockBackend, TestClock};
-use leasehold_integration::server::{SharedRedis, shared_redis};
+use leasehold_core::{LockBackend, TestClock, Ttl};
+use leasehold_etcd::EtcdBackend;
+use leasehold_integration::server::{EtcdCluster, SharedRedis, shared_redis};
 use leasehold_local::{FileBackend, MemoryBackend};
 use leasehold_redis::RedisBackend;
 use leasehold_testkit::{SubjectOf, conformance};
@@ -36,3 +40,16 @@ async fn redis() -> Arc<dyn LockBackend> {
 }
 
 conformance!(redis, SubjectOf::new(redis));
+
+/// One server for all cases, connected anew for each "process" of a case. Its shortest TTL is 2 s, and a lease may live a
+/// second longer than its TTL.
+fn etcd() -> SubjectOf {
+    static SERVER: LazyLock<EtcdCluster> = LazyLock::new(|| EtcdCluster::start().expect("an etcd server"));
+    SubjectOf::new(|| async {
+        EtcdBackend::connect(&SERVER.url()).await.expect("a connection") as Arc<dyn LockBackend>
+    })
+    .with_ttl(Ttl::from_secs(2).expect("a TTL"))
+    .with_slack(Duration::from_millis(2_500))
+}
+
+conformance!(etcd, etcd());

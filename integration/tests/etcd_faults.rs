@@ -216,6 +216,46 @@ async fn an_orphan_of_our_session_is_removed_by_a_renewal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_user_needs_the_right_password_and_the_access() {
+    let mut cluster = EtcdCluster::start().unwrap();
+    let member = cluster.member(0);
+    member.ctl(&["user", "add", "root:root secret"]).unwrap();
+    member.ctl(&["user", "grant-role", "root", "root"]).unwrap();
+    member.ctl(&["user", "add", "shop:s3cr:t"]).unwrap();
+    member.ctl(&["role", "add", "locks"]).unwrap();
+    member.ctl(&["role", "grant-permission", "locks", "--prefix=true", "readwrite", "shop/"]).unwrap();
+    member.ctl(&["user", "grant-role", "shop", "locks"]).unwrap();
+    member.ctl(&["auth", "enable"]).unwrap();
+    let addr = member.addr();
+    let connect = |user: &'static str, prefix: &'static str| async move {
+        EtcdBackend::connect(&format!("etcd://{user}{addr}/?prefix={prefix}")).await
+    };
+    for user in ["", "shop:wrong@", "nobody:x@"] {
+        let error = connect(user, "shop/").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{user}: {error}");
+    }
+    let elsewhere = connect("shop:s3cr%3At@", "other/").await.unwrap_err();
+    assert_eq!(elsewhere.kind(), ErrorKind::Denied, "{elsewhere}");
+    let client = LockClient::new(connect("shop:s3cr%3At@", "shop/").await.unwrap());
+    let guard = client.mutex("k").with_ttl(ttl(2)).lock().await.unwrap();
+    sleep(Duration::from_secs(3)).await;
+    assert!(guard.is_held());
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_the_users_own_will_do() {
+    use leasehold_etcd::{EtcdConfig, etcd_client::Client};
+    let mut cluster = EtcdCluster::start().unwrap();
+    let own = Client::connect([cluster.member(0).addr().to_string()], None).await.unwrap();
+    let backend = EtcdBackend::from_client(own, EtcdConfig::default().with_prefix("p/")).await.unwrap();
+    let client = LockClient::new(backend);
+    let guard = client.mutex("k").lock().await.unwrap();
+    assert!(cluster.member(0).keys("p/k/").unwrap().len() == 1);
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_say_what_to_do() {
     let error = EtcdBackend::connect("etcd://127.0.0.1:1/").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);

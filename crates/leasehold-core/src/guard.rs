@@ -1,6 +1,6 @@
 //! [`LockGuard`]: the right to the lock, and the news about it.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,6 @@ use crate::{
 /// That a write which starts while it is held ends while it is held. Only the resource can refuse what comes late, by
 /// the [fencing token](FencingToken). A virtual machine that is paused and restored is seen by no clock.
 #[must_use = "dropping the guard releases the lock; bind it to a name, not `_`"]
-#[derive(Debug)]
 pub struct LockGuard {
     hold: Option<Arc<Hold>>,
     view: LeaseView,
@@ -96,7 +95,7 @@ impl Drop for LockGuard {
 }
 
 /// What a lease tells about itself. Cheap to clone, and no guard: it does not keep the lock.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LeaseView(Arc<Hold>);
 
 impl LeaseView {
@@ -171,5 +170,27 @@ impl LeaseView {
             }
         });
         token
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.view.describe(f.debug_struct("LockGuard"))
+    }
+}
+
+impl fmt::Debug for LeaseView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.describe(f.debug_struct("LeaseView"))
+    }
+}
+
+impl LeaseView {
+    fn describe(&self, mut out: fmt::DebugStruct<'_, '_>) -> fmt::Result {
+        out.field("key", self.key())
+            .field("mode", &self.mode())
+            .field("token", &self.fencing_token())
+            .field("remaining", &self.remaining())
+            .finish_non_exhaustive()
     }
 }

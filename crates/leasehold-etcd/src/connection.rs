@@ -65,8 +65,11 @@ impl Live {
 
 impl Cluster {
     pub(crate) fn of_endpoints(endpoints: Vec<String>, options: &ConnectOptions, config: EtcdConfig) -> Arc<Self> {
-        let source = || Source::Url(Box::new(options.clone()));
-        let member = |address: String| Member { address, source: source(), live: Mutex::default() };
+        let member = |address: String| Member {
+            address,
+            source: Source::Url(Box::new(options.clone())),
+            live: Mutex::default(),
+        };
         Self::new(endpoints.into_iter().map(member).collect(), config)
     }
 
