@@ -256,7 +256,7 @@ async fn a_refused_attempt_is_woken_by_the_release() {
         sleep(Duration::from_millis(100)).await;
         assert!(!wake.is_finished());
         assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
-        assert_eq!(lease.release().await.unwrap(), Released::Freed, "idempotent");
+        assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "told once");
         timeout(SOON, wake).await.unwrap().unwrap();
     }
 }

@@ -12,6 +12,7 @@ Where locks live (--on, or the variable LEASEHOLD_URL):
   redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=P]   all who reach the server
   rediss://HOST          the same over TLS
   redis+unix:///PATH     the same over a socket
+  etcd://HOST,HOST       all who reach the cluster (needs the feature `etcd` when installed)
 
 A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it.";
 

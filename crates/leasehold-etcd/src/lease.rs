@@ -85,8 +85,9 @@ impl Lease for EtcdLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.releasing.store(true, Ordering::Release);
-        if let Some(released) = self.released.get() {
-            return Ok(*released);
+        if self.released.get().is_some() {
+            // It was told already; now there is nothing of ours.
+            return Ok(Released::AlreadyLost);
         }
         let txn = self.place.release(self.revision);
         let answer = run(&self.claim, "release", self.place.directory.lane(), txn).await;

@@ -33,7 +33,7 @@ if not taken then
   local left = redis.call('PTTL', lock)
   if waiting then
     local writers, time = base .. 'writers', redis.call('TIME')
-    local lives = math.max(left, 0) + 3000
+    local lives = math.max(left, 0) + math.min(3000, ttl + 0)
     redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, value)
     redis.call('PEXPIRE', writers, lives + 60000)
   end

@@ -26,8 +26,8 @@ if redis.pcall('GETEX', permits) then
   if redis.call('ZCARD', permits) >= of then
     local left = math.max(first[2] - now, 1)
     if string.find(flags, 'w', 1, true) then
-      redis.call('ZADD', queue, now + left + 3000, member)
-      redis.call('PEXPIRE', queue, left + 63000)
+      redis.call('ZADD', queue, now + left + math.min(3000, ttl), member)
+      redis.call('PEXPIRE', queue, left + 60000 + math.min(3000, ttl))
     end
     return {0, left}
   end

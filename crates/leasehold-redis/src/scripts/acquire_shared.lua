@@ -15,7 +15,7 @@ local function refuse(why)
     left = redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2] - now
   end
   if why ~= 1 and string.find(flags, 'w', 1, true) then
-    local lives = math.max(left, 0) + 3000
+    local lives = math.max(left, 0) + math.min(3000, ttl + 0)
     redis.call('ZADD', waiters, now + lives, value)
     redis.call('PEXPIRE', waiters, lives + 60000)
   end
