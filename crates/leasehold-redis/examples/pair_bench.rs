@@ -1,8 +1,12 @@
-//! Acquire + release on distinct keys: this backend beside the bare driver that runs the same two scripts.
+//! Acquire + release on distinct keys: this backend, alone and under the client, beside the bare driver.
 //!
-//! `cargo run --release -p leasehold-redis --example pair_bench -- [URL] [MILLISECONDS PER ROUND] [ROUNDS]`
+//! `cargo run --release -p leasehold-redis --example pair_bench -- [URL] [MILLISECONDS PER ROUND] [ROUNDS] [TASKS…]`
 //!
-//! The two are interleaved, and the ratio is the median of the rounds' ratios: absolute figures move with the machine.
+//! - `plain`: the bare driver, `SET NX PX` and a compare-and-delete script; no fencing token.
+//! - `floor`: the bare driver doing the same round trips as we do: `SET NX PX` and `INCRBY` in one pipeline, then a script.
+//! - `backend`, `client`: ours.
+//!
+//! All are interleaved, and a ratio is the median of the rounds' ratios: absolute figures move with the machine.
 
 use std::{
     sync::{
@@ -12,42 +16,103 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{Attempt, LockBackend, LockKey, OwnerId, Request};
+use leasehold_core::{Attempt, LockBackend, LockClient, LockKey, OwnerId, Request};
 use leasehold_redis::{
     RedisBackend,
     redis::{self, aio::MultiplexedConnection},
 };
 use tokio::runtime::{Builder, Runtime};
 
-const ACQUIRE: &str = include_str!("../src/scripts/acquire.lua");
 const RELEASE: &str = include_str!("../src/scripts/release.lua");
+const COMPARE_AND_DELETE: &str =
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let url = arguments.next().unwrap_or_else(|| "redis://127.0.0.1/".into());
     let round = Duration::from_millis(arguments.next().map_or(400, |text| text.parse().unwrap()));
     let rounds: usize = arguments.next().map_or(7, |text| text.parse().unwrap());
-    println!("{:<16} {:>5} {:>12} {:>12} {:>7}", "runtime", "tasks", "driver/s", "leasehold/s", "ratio");
+    let mut counts: Vec<usize> = arguments.map(|text| text.parse().unwrap()).collect();
+    if counts.is_empty() {
+        counts = vec![1, 4, 16, 64, 256];
+    }
+    println!("pairs per second | CPU time per pair in us, here and in the server | ratios");
+    println!(
+        "{:<15}{:>5} |{:>9}{:>9}{:>9}{:>9} |{:>12}{:>12}{:>12}{:>12} |{:>14}{:>14}{:>14}{:>14}",
+        "runtime",
+        "tasks",
+        "plain",
+        "floor",
+        "backend",
+        "client",
+        "plain",
+        "floor",
+        "backend",
+        "client",
+        "backend/floor",
+        "backend/plain",
+        "client/floor",
+        "client/plain"
+    );
     for workers in [2, 1] {
         let (name, runtime) = match workers {
             1 => ("current-thread", Builder::new_current_thread().enable_all().build().unwrap()),
             n => ("two workers", Builder::new_multi_thread().worker_threads(n).enable_all().build().unwrap()),
         };
         let (raw, backend) = runtime.block_on(subjects(&url));
-        for tasks in [1, 4, 16, 64, 256] {
+        let client = LockClient::new(Arc::clone(&backend));
+        for &tasks in &counts {
             let mut measured = Vec::new();
             for _ in 0..=rounds {
-                let floor = rate(&runtime, tasks, round, |n| raw_pairs(raw.clone(), n));
-                let ours = rate(&runtime, tasks, round, |n| our_pairs(Arc::clone(&backend), n));
-                measured.push((ours / floor, floor, ours));
+                measured.push([
+                    rate(&runtime, &raw, tasks, round, |n| plain_pairs(raw.clone(), n)),
+                    rate(&runtime, &raw, tasks, round, |n| floor_pairs(raw.clone(), n)),
+                    rate(&runtime, &raw, tasks, round, |n| backend_pairs(Arc::clone(&backend), n)),
+                    rate(&runtime, &raw, tasks, round, |n| client_pairs(&client, n)),
+                ]);
             }
             // The first round warms up.
             measured.remove(0);
-            measured.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let (ratio, floor, ours) = measured[measured.len() / 2];
-            println!("{name:<16} {tasks:>5} {floor:>12.0} {ours:>12.0} {ratio:>7.3}");
+            let median = |of: &dyn Fn(&[Measured; 4]) -> f64| {
+                let mut all: Vec<f64> = measured.iter().map(of).collect();
+                all.sort_by(f64::total_cmp);
+                all[all.len() / 2]
+            };
+            let rates = [0, 1, 2, 3].map(|n| format!("{:>9.0}", median(&|all| all[n].rate)));
+            let cpu = [0, 1, 2, 3]
+                .map(|n| format!("{:>6.2}+{:<5.2}", median(&|all| all[n].cpu_here), median(&|all| all[n].cpu_there)));
+            let ratios = [(2, 1), (2, 0), (3, 1), (3, 0)]
+                .map(|(a, b)| format!("{:>14.3}", median(&|all| all[a].rate / all[b].rate)));
+            println!("{name:<15}{tasks:>5} |{} |{} |{}", rates.concat(), cpu.concat(), ratios.concat());
         }
     }
+}
+
+/// One subject in one round.
+struct Measured {
+    rate: f64,
+    /// Microseconds per pair, of this process and of the server.
+    cpu_here: f64,
+    cpu_there: f64,
+}
+
+/// This process's CPU time in microseconds. Zero where it cannot be read.
+fn cpu_here() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let nanos = tasks.filter_map(|task| {
+        let stat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<f64>().ok()
+    });
+    nanos.sum::<f64>() / 1e3
+}
+
+/// The server's.
+async fn cpu_there(raw: &MultiplexedConnection) -> f64 {
+    let info: String = redis::cmd("INFO").arg("cpu").query_async(&mut raw.clone()).await.unwrap();
+    let seconds = info.lines().filter_map(|line| {
+        line.strip_prefix("used_cpu_user:").or_else(|| line.strip_prefix("used_cpu_sys:"))?.trim().parse::<f64>().ok()
+    });
+    seconds.sum::<f64>() * 1e6
 }
 
 async fn subjects(url: &str) -> (MultiplexedConnection, Arc<RedisBackend>) {
@@ -56,16 +121,25 @@ async fn subjects(url: &str) -> (MultiplexedConnection, Arc<RedisBackend>) {
     let info = client.get_connection_info().clone();
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let client = redis::Client::open(info.set_tcp_settings(tcp)).unwrap();
-    (client.get_multiplexed_async_connection().await.unwrap(), backend)
+    let raw = client.get_multiplexed_async_connection().await.unwrap();
+    let () = redis::Script::new(COMPARE_AND_DELETE).load_async(&mut raw.clone()).await.map(drop).unwrap();
+    (raw, backend)
 }
 
-/// Pairs per second of this many tasks.
-fn rate<F>(runtime: &Runtime, tasks: usize, round: Duration, pairs: impl Fn(usize) -> F) -> f64
+/// What this many tasks achieve.
+fn rate<F>(
+    runtime: &Runtime,
+    raw: &MultiplexedConnection,
+    tasks: usize,
+    round: Duration,
+    pairs: impl Fn(usize) -> F,
+) -> Measured
 where
     F: AsyncPairs,
 {
     runtime.block_on(async {
         let stop = Arc::new(AtomicBool::new(false));
+        let (here, there) = (cpu_here(), cpu_there(raw).await);
         let started = Instant::now();
         let tasks: Vec<_> = (0..tasks)
             .map(|n| {
@@ -86,7 +160,9 @@ where
         for task in tasks {
             done += task.await.unwrap();
         }
-        done as f64 / started.elapsed().as_secs_f64()
+        let done = done as f64;
+        let rate = done / started.elapsed().as_secs_f64();
+        Measured { rate, cpu_here: (cpu_here() - here) / done, cpu_there: (cpu_there(raw).await - there) / done }
     })
 }
 
@@ -94,31 +170,23 @@ trait AsyncPairs: Send + 'static {
     fn pair(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-struct Raw {
+struct Plain {
     connection: MultiplexedConnection,
-    acquire: String,
     release: String,
     key: String,
-    token_key: String,
 }
 
-fn raw_pairs(connection: MultiplexedConnection, n: usize) -> Raw {
-    Raw {
-        connection,
-        acquire: redis::Script::new(ACQUIRE).get_hash().to_owned(),
-        release: redis::Script::new(RELEASE).get_hash().to_owned(),
-        key: format!("bench/raw/{n}"),
-        token_key: format!("{{bench/raw/{n}}}:lh2:token"),
-    }
+fn plain_pairs(connection: MultiplexedConnection, n: usize) -> Plain {
+    let release = redis::Script::new(COMPARE_AND_DELETE).get_hash().to_owned();
+    Plain { connection, release, key: format!("bench/pla/{n}") }
 }
 
-impl AsyncPairs for Raw {
+impl AsyncPairs for Plain {
     async fn pair(&mut self) {
         let value = OwnerId::random().to_string();
-        let mut acquire = redis::cmd("EVALSHA");
-        acquire.arg(&self.acquire).arg(1).arg(&self.key).arg(&value).arg(30_000).arg(&self.token_key);
-        let token: String = acquire.query_async(&mut self.connection).await.unwrap();
-        assert!(token.parse::<u64>().is_ok());
+        let mut set = redis::cmd("SET");
+        set.arg(&self.key).arg(&value).arg("NX").arg("PX").arg(30_000);
+        let () = set.query_async(&mut self.connection).await.unwrap();
         let mut release = redis::cmd("EVALSHA");
         release.arg(&self.release).arg(1).arg(&self.key).arg(&value);
         let freed: i64 = release.query_async(&mut self.connection).await.unwrap();
@@ -126,22 +194,63 @@ impl AsyncPairs for Raw {
     }
 }
 
-struct Ours {
+struct Floor {
+    connection: MultiplexedConnection,
+    release: String,
+    key: String,
+    token_key: String,
+}
+
+fn floor_pairs(connection: MultiplexedConnection, n: usize) -> Floor {
+    let release = redis::Script::new(RELEASE).get_hash().to_owned();
+    Floor { connection, release, key: format!("bench/raw/{n}"), token_key: format!("{{bench/raw/{n}}}:token") }
+}
+
+impl AsyncPairs for Floor {
+    async fn pair(&mut self) {
+        let value = OwnerId::random().to_string();
+        let mut acquire = redis::pipe();
+        acquire.cmd("SET").arg(&self.key).arg(&value).arg("NX").arg("PX").arg(30_000);
+        acquire.cmd("INCRBY").arg(&self.token_key).arg(2);
+        let ((), token): ((), i64) = acquire.query_async(&mut self.connection).await.unwrap();
+        assert!(token > 0);
+        let mut release = redis::cmd("EVALSHA");
+        release.arg(&self.release).arg(1).arg(&self.key).arg(&value);
+        let freed: i64 = release.query_async(&mut self.connection).await.unwrap();
+        assert_eq!(freed, 1);
+    }
+}
+
+struct Backend {
     backend: Arc<RedisBackend>,
     request: Request,
 }
 
-fn our_pairs(backend: Arc<RedisBackend>, n: usize) -> Ours {
+fn backend_pairs(backend: Arc<RedisBackend>, n: usize) -> Backend {
     let request = Request::new(LockKey::new(format!("bench/our/{n}")).unwrap()).with_label("bench");
-    Ours { backend, request }
+    Backend { backend, request }
 }
 
-impl AsyncPairs for Ours {
+impl AsyncPairs for Backend {
     async fn pair(&mut self) {
         let request = self.request.as_new_owner();
         match Arc::clone(&self.backend).try_acquire(request).await.unwrap() {
             Attempt::Granted(lease) => lease.release().await.map(drop).unwrap(),
             Attempt::Contended(_) => panic!("nobody else has this key"),
         }
+    }
+}
+
+struct Client {
+    mutex: leasehold_core::Mutex,
+}
+
+fn client_pairs(client: &LockClient, n: usize) -> Client {
+    Client { mutex: client.mutex(format!("bench/cli/{n}")) }
+}
+
+impl AsyncPairs for Client {
+    async fn pair(&mut self) {
+        self.mutex.lock().await.unwrap().release().await.map(drop).unwrap();
     }
 }

@@ -21,6 +21,8 @@ pub(crate) enum Answer {
     Granted(Option<FencingToken>),
     /// And the milliseconds until trying again makes sense; negative if the holder has no end.
     Refused(Refusal, i64),
+    /// Refused, and it was not asked when to try again.
+    RefusedBriefly,
     Mismatch {
         theirs: i64,
     },
@@ -32,6 +34,11 @@ impl Answer {
             Value::BulkString(token) => {
                 let token = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
                 token.map(|token| Self::Granted(Some(token))).ok_or_else(|| error::protocol("acquire"))
+            }
+            Value::Nil if mode == Mode::Exclusive => Ok(Self::RefusedBriefly),
+            // Of the plain commands.
+            Value::Int(token) if mode == Mode::Exclusive => {
+                Ok(Self::Granted(Some(FencingToken::new(token.unsigned_abs()))))
             }
             Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
             Value::Array(parts) => match parts.as_slice() {

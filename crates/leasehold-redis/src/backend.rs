@@ -18,7 +18,7 @@ use crate::{
     config::{RedisConfig, WakeMode},
     connection::Link,
     error::{self, BACKEND, Effect},
-    gather::Operation,
+    exclusive::{self, Operation, TOKEN_LIMIT},
     holder::Holder,
     inspect,
     keys::{Keys, Kind},
@@ -31,8 +31,6 @@ use crate::{
 
 /// Below this, drift and network leave nothing to work with.
 const MIN_TTL: u64 = 10;
-/// The first value that a script cannot tell from its neighbours.
-const TOKEN_LIMIT: u64 = 1 << 53;
 /// How long to wait at most for a holder that has no end (another program's), unless it is woken.
 const NET: Duration = Duration::from_secs(30);
 /// How often waiters ask where nothing can wake them.
@@ -112,6 +110,7 @@ impl RedisBackend {
         };
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
         match answer {
+            Ok(Answer::RefusedBriefly) => Ok(Attempt::Contended(Contention::default())),
             Ok(Answer::Granted(token)) => {
                 Ok(Attempt::Granted(Arc::new(RedisLease::new(&self.link, request, token, sent))))
             }
@@ -137,37 +136,49 @@ impl RedisBackend {
         }
     }
 
+    /// Nil: refused, and nobody asked about when to try again.
     async fn exclusive(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
-        let holder = Holder::of(request);
-        let flags = flags(request, registered);
-        let floor = request.token_floor();
-        let arguments = |cmd: &mut Cmd| {
-            cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.derived(Kind::Token));
-            if !flags.is_empty() || floor.is_some() {
-                cmd.arg(flags);
+        match self.link.gather.run(&self.link, Operation::Acquire { registered }, request).await? {
+            // Refused by a way that neither arms the wake-up, registers, nor says why: who waits asks once more.
+            Value::Nil if request.is_waiting() || request.is_courteous() => {
+                self.acquire_by_script(request, keys, exclusive::flags(request, registered)).await
             }
-            if let Some(floor) = floor {
-                cmd.arg(floor.get());
-            }
-        };
-        let (script, operation) = (&scripts::ACQUIRE, Operation::Acquire);
-        if !request.is_courteous() && !registered && floor.is_none() {
-            match self.link.gather.run(&self.link, operation, request, arguments, script).await? {
-                // Refused in a gathered call, which neither arms the wake-up nor registers: ask once more alone.
-                Value::Int(0) => {}
-                answer => return Ok(answer),
-            }
+            // Granted, but the counter is gone.
+            Value::Okay => self.draw_token(request, keys).await,
+            answer => Ok(answer),
         }
-        self.link.run(script, operation.name(), Effect::Writes, arguments).await
+    }
+
+    async fn acquire_by_script(&self, request: &Request, keys: &Keys<'_>, flags: &str) -> Result<Value> {
+        let live = self.link.live_in_order("acquire").await?;
+        let arguments = |cmd: &mut Cmd| exclusive::acquire_arguments(cmd, keys, request, flags);
+        let answer = self.link.run_on(&live, &scripts::ACQUIRE, "acquire", Effect::Writes, arguments).await?;
+        if let Value::BulkString(_) = answer {
+            live.warm(keys.slot());
+        }
+        Ok(answer)
+    }
+
+    /// The lock is ours, and has no token yet.
+    async fn draw_token(&self, request: &Request, keys: &Keys<'_>) -> Result<Value> {
+        self.acquire_by_script(request, keys, "t").await.map_err(|error| match error.kind() {
+            // The script gives the lock back.
+            ErrorKind::Protocol => error,
+            _ => error::plain(
+                ErrorKind::Indeterminate,
+                "acquire",
+                "the lock was taken, but its token could not be drawn",
+            )
+            .with_source(error),
+        })
     }
 
     async fn shared(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
         let holder = Holder::of(request);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
-            cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.derived(Kind::Token));
-            cmd.arg(flags(request, registered));
+            cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.token());
+            cmd.arg(exclusive::flags(request, registered));
             if let Some(floor) = request.token_floor() {
                 cmd.arg(floor.get());
             }
@@ -179,7 +190,7 @@ impl RedisBackend {
         let holder = Holder::of(request);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.derived(Kind::Queue)).arg(flags(request, registered)).arg(of);
+            cmd.arg(keys.derived(Kind::Queue)).arg(exclusive::flags(request, registered)).arg(of);
         };
         self.link.run(&scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
     }
@@ -271,20 +282,6 @@ impl LockBackend for RedisBackend {
     async fn close(&self) -> Result<()> {
         self.link.close();
         Ok(())
-    }
-}
-
-/// What the scripts call flags.
-fn flags(request: &Request, registered: bool) -> &'static str {
-    match (request.is_waiting(), request.is_courteous(), registered) {
-        (false, false, false) => "",
-        (true, false, false) => "w",
-        (false, true, false) => "c",
-        (true, true, false) => "wc",
-        (false, false, true) => "r",
-        (true, false, true) => "wr",
-        (false, true, true) => "cr",
-        (true, true, true) => "wcr",
     }
 }
 

@@ -6,19 +6,23 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use futures_util::{FutureExt, future::Shared};
 use leasehold_core::{BoxFuture, Error, ErrorKind, Result};
-use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection,
+};
 use tokio::task::unconstrained;
 
 use crate::{
     config::{RedisConfig, WakeMode},
     error::{self, Effect},
     gather::Gather,
+    keys::{self, Slot},
     probe,
     scripts::Script,
     wake::Registry,
@@ -65,10 +69,17 @@ pub(crate) struct Live {
     run: String,
     /// Whether the server pushes invalidations on it.
     pub(crate) pushes: bool,
+    warmth: Warmth,
 }
 
-/// A command that is in the connection's queue and whose answer is awaited.
-pub(crate) type Sent = Pin<Box<dyn Future<Output = Result<Value, RedisError>> + Send>>;
+/// Whose token counters this connection has raised above the server's clock: for each slot the hour in which it did, or 0.
+struct Warmth {
+    opened: Instant,
+    hours: Box<[AtomicU8]>,
+}
+
+/// A pipeline that is in the connection's queue and whose answers are awaited.
+pub(crate) type Sent = Pin<Box<dyn Future<Output = Result<Vec<Value>, RedisError>> + Send>>;
 
 impl Link {
     pub(crate) fn new(client: Client, config: RedisConfig, endpoint: String) -> Arc<Self> {
@@ -122,7 +133,7 @@ impl Link {
     }
 
     /// The connection, with all gathered operations sent before whatever comes next.
-    async fn live_in_order(&self, operation: &'static str) -> Result<Arc<Live>> {
+    pub(crate) async fn live_in_order(&self, operation: &'static str) -> Result<Arc<Live>> {
         let live = match self.live_now() {
             Some(live) => live,
             None => self.live().await.map_err(|error| error.with_operation(operation))?,
@@ -218,7 +229,14 @@ impl Link {
             }
         };
         let found = probe::check(&connection, can_push, &self.endpoint).await?;
-        Ok(Arc::new(Live { connection, generation, id: found.id, run: found.run, pushes: found.pushes }))
+        Ok(Arc::new(Live {
+            connection,
+            generation,
+            id: found.id,
+            run: found.run,
+            pushes: found.pushes,
+            warmth: Warmth::new(),
+        }))
     }
 
     fn push_sender(&self, generation: u64) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
@@ -234,8 +252,13 @@ impl Link {
                             }
                         }
                     }
-                    // A null key: the whole database was flushed.
-                    _ => registry.wake_all(),
+                    // A null key: the whole database was flushed, or replaced by that of another server.
+                    _ => {
+                        if let Some(live) = link.upgrade().and_then(|link| link.live_now()) {
+                            live.warmth.lose();
+                        }
+                        registry.wake_all();
+                    }
                 },
                 PushKind::Disconnection => {
                     if let Some(link) = link.upgrade() {
@@ -307,10 +330,53 @@ impl Live {
         unconstrained(connection.send_packed_command(cmd)).await?.extract_error()
     }
 
-    /// As [`send`](Self::send), with errors inside of the answer left where they are.
-    pub(crate) fn send_owned(&self, cmd: Cmd) -> Sent {
+    /// Queues the commands at the first poll, then waits for the answers; errors among them are left where they are.
+    pub(crate) async fn send_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
         let mut connection = self.connection.clone();
-        Box::pin(unconstrained(async move { connection.send_packed_command(&cmd).await }))
+        unconstrained(connection.send_packed_commands(pipeline, 0, pipeline.len())).await
+    }
+
+    /// As [`send_all`](Self::send_all).
+    pub(crate) fn send_owned(&self, pipeline: Pipeline) -> Sent {
+        let mut connection = self.connection.clone();
+        Box::pin(unconstrained(async move { connection.send_packed_commands(&pipeline, 0, pipeline.len()).await }))
+    }
+
+    /// Whether the token counter of this slot stands above the server's clock.
+    pub(crate) fn is_warm(&self, slot: Slot) -> bool {
+        // Without pushes there may be a proxy, behind which the server can change without the connection breaking.
+        self.pushes && self.warmth.is_warm(slot)
+    }
+
+    /// This slot's counter was raised.
+    pub(crate) fn warm(&self, slot: Slot) {
+        self.warmth.hours[slot.index()].store(self.warmth.hour(), Ordering::Relaxed);
+    }
+
+    /// This slot's counter is not what it was.
+    pub(crate) fn cool(&self, slot: Slot) {
+        self.warmth.hours[slot.index()].store(0, Ordering::Relaxed);
+    }
+}
+
+impl Warmth {
+    fn new() -> Self {
+        Self { opened: Instant::now(), hours: (0..keys::SLOTS).map(|_| AtomicU8::new(0)).collect() }
+    }
+
+    fn is_warm(&self, slot: Slot) -> bool {
+        self.hours[slot.index()].load(Ordering::Relaxed) == self.hour()
+    }
+
+    /// Counters expire a day after the last script: once an hour it runs again, and puts that off.
+    fn hour(&self) -> u8 {
+        (self.opened.elapsed().as_secs() / 3600 % 255) as u8 + 1
+    }
+
+    fn lose(&self) {
+        for hour in &self.hours {
+            hour.store(0, Ordering::Relaxed);
+        }
     }
 }
 

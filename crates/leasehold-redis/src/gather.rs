@@ -1,7 +1,8 @@
-//! Gathering: under load, many exclusive operations share one script call.
+//! Gathering: under load, many exclusive operations share one write and one wait.
 //!
-//! As long as few operations are under way, each goes out alone and at once. Above that they queue up, and a few calls at a
-//! time carry whatever has queued up meanwhile. The server then does less work per operation, which is what limits it.
+//! As long as few operations are under way, each goes out alone and at once. Above that they queue up, and a few pipelines
+//! at a time carry whatever has queued up meanwhile. Each operation keeps commands of its own: the server may serve others
+//! between them, and one that fails leaves the others alone.
 
 use std::{
     collections::VecDeque,
@@ -13,42 +14,21 @@ use std::{
 };
 
 use leasehold_core::{ErrorKind, Request, Result};
-use redis::{Cmd, RedisError, Value};
+use redis::{Pipeline, RedisError, Value};
 use tokio::sync::oneshot;
 
 use crate::{
-    connection::{Link, Live, Sent, by_hash, in_full, is_no_script},
+    connection::{Link, Live, Sent, is_no_script},
     error::{self, Effect},
-    holder::Holder,
-    keys::{Keys, Kind},
-    scripts,
+    exclusive::{Operation, Way},
 };
 
-/// Up to this many operations under way, each goes alone. `examples/pair_bench` at 4, 8, 16, 64 and 256 tasks: with 4 here
-/// and 2 calls the ratio to the bare driver is 0.92–0.96, 1.1–1.3, 1.4–1.8, 1.7–2.7 and 1.8–2.8.
+/// Up to this many operations under way, each goes alone.
 const ALONE: usize = 4;
-/// Script calls under way. One would leave the server idle while its answer is read here.
+/// Pipelines under way. One would leave the server idle while its answers are read here.
 const CALLS: usize = 2;
-/// Operations in one call: the server serves nobody else meanwhile, for about 3 µs each.
+/// Operations in one pipeline.
 const BATCH: usize = 128;
-
-/// An operation on an exclusive lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Acquire,
-    Release,
-    Renew,
-}
-
-impl Operation {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Acquire => "acquire",
-            Self::Release => "release",
-            Self::Renew => "renew",
-        }
-    }
-}
 
 /// The queue of one connection.
 #[derive(Default)]
@@ -71,28 +51,23 @@ struct Entry {
     answer: oneshot::Sender<Result<Value>>,
 }
 
-/// A call that is in the connection's queue.
+/// A pipeline that is in the connection's queue.
 struct Call {
-    entries: Vec<Entry>,
+    entries: Vec<(Entry, Way)>,
     sent: Sent,
-    /// The answer, if it was there at once.
-    ready: Option<Result<Value, RedisError>>,
+    /// The answers, if they were there at once.
+    ready: Option<Result<Vec<Value>, RedisError>>,
 }
 
 impl Gather {
     /// Runs one operation, alone or with others. The first poll queues it, and whatever starts later comes after it.
-    pub(crate) async fn run(
-        &self,
-        link: &Link,
-        operation: Operation,
-        request: &Request,
-        alone: impl Fn(&mut Cmd),
-        script: &scripts::Script,
-    ) -> Result<Value> {
+    ///
+    /// For the answer see [`Way::read`].
+    pub(crate) async fn run(&self, link: &Link, operation: Operation, request: &Request) -> Result<Value> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
         if under_way < ALONE && self.queued.load(Ordering::Acquire) == 0 {
-            return link.run(script, operation.name(), Effect::Writes, alone).await;
+            return alone(link, operation, request).await;
         }
         let (answer, answered) = oneshot::channel();
         self.push(link, Entry { operation, request: request.clone(), answer });
@@ -129,18 +104,26 @@ impl Gather {
         }
     }
 
-    /// Takes the next operations and queues their call on the connection, as one step: two calls never overtake.
+    /// Takes the next operations and queues their pipeline on the connection, as one step: two never overtake.
     fn send_next(&self, link: &Link, live: &Live) -> Option<Call> {
         let mut queue = self.lock();
         if queue.entries.is_empty() {
             return None;
         }
         let count = queue.entries.len().min(BATCH);
-        let entries: Vec<_> = queue.entries.drain(..count).collect();
-        let mut sent = live.send_owned(by_hash(&scripts::GATHER, &|cmd| arguments(cmd, link, &entries)));
-        // The first poll queues the command; later ones bring the waker.
+        let mut pipeline = Pipeline::with_capacity(2 * count);
+        let prefix = &link.config.prefix;
+        let entries = queue.entries.drain(..count).map(|entry| {
+            let Entry { operation, request, .. } = &entry;
+            let way = Way::of(*operation, live, prefix, request);
+            way.write(&mut pipeline, *operation, prefix, request);
+            (entry, way)
+        });
+        let entries: Vec<_> = entries.collect();
+        let mut sent = live.send_owned(pipeline);
+        // The first poll queues the pipeline; later ones bring the waker.
         let ready = match sent.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(answer) => Some(answer),
+            Poll::Ready(answers) => Some(answers),
             Poll::Pending => None,
         };
         self.queued.store(queue.entries.len(), Ordering::Release);
@@ -153,7 +136,28 @@ impl Gather {
     }
 }
 
-/// Sends call after call until the queue is empty.
+async fn alone(link: &Link, operation: Operation, request: &Request) -> Result<Value> {
+    let name = operation.name();
+    let live = link.live_in_order(name).await?;
+    let prefix = &link.config.prefix;
+    let way = Way::of(operation, &live, prefix, request);
+    let answers = match way {
+        Way::Plain(_) => {
+            let mut pipeline = Pipeline::with_capacity(2);
+            way.write(&mut pipeline, operation, prefix, request);
+            live.send_all(&pipeline).await.map_err(|error| link.failed(&live, error, name, Effect::Writes))?
+        }
+        Way::Courteous(_) | Way::Script(_) => {
+            let arguments = |cmd: &mut redis::Cmd| way.arguments(cmd, operation, prefix, request);
+            let answer = link.run_on(&live, way.script(operation), name, Effect::Writes, arguments).await?;
+            vec![answer]
+        }
+    };
+    // What the server answers with an error it has not done.
+    way.read(&live, &mut answers.into_iter()).map_err(|error| error::of_command(error, name, Effect::None))
+}
+
+/// Sends pipeline after pipeline until the queue is empty.
 async fn work(link: Arc<Link>) {
     loop {
         match link.live().await {
@@ -187,37 +191,36 @@ async fn work(link: Arc<Link>) {
 impl Call {
     async fn finish(self, link: &Link, live: &Live) {
         let Self { entries, sent, ready } = self;
-        let mut answer = match ready {
-            Some(answer) => answer,
+        let answers = match ready {
+            Some(answers) => answers,
             None => sent.await,
-        }
-        .and_then(Value::extract_error_unless_nested);
-        if answer.as_ref().is_err_and(is_no_script) {
-            let again = in_full(&scripts::GATHER, &|cmd: &mut Cmd| arguments(cmd, link, &entries));
-            answer = live.send_owned(again).await.and_then(Value::extract_error_unless_nested);
-        }
-        match answer {
-            Ok(Value::Array(answers)) if answers.len() == entries.len() => {
-                for (entry, answer) in entries.into_iter().zip(answers) {
-                    let name = entry.operation.name();
-                    entry.answer(answer.extract_error().map_err(|error| {
-                        // The server has undone what it had begun.
-                        error::of_command(error, name, Effect::None)
-                    }));
-                }
-            }
-            Ok(_) => {
-                for entry in entries {
-                    let name = entry.operation.name();
-                    entry.answer(Err(error::protocol(name)));
-                }
-            }
+        };
+        let mut answers = match answers {
+            Ok(answers) => answers.into_iter(),
             Err(error) => {
-                for entry in entries {
+                for (entry, _) in entries {
                     let name = entry.operation.name();
                     entry.answer(Err(link.failed(live, error.clone(), name, Effect::Writes)));
                 }
+                return;
             }
+        };
+        let mut forgotten = Vec::new();
+        for (entry, way) in entries {
+            match way.read(live, &mut answers) {
+                Err(error) if is_no_script(&error) => forgotten.push(entry),
+                answer => {
+                    let name = entry.operation.name();
+                    // What the server answers with an error it has not done.
+                    entry.answer(answer.map_err(|error| error::of_command(error, name, Effect::None)));
+                }
+            }
+        }
+        for entry in forgotten {
+            let Entry { operation, request, .. } = &entry;
+            let arguments = |cmd: &mut redis::Cmd| operation.arguments(cmd, &link.config.prefix, request);
+            let answer = link.run_on(live, operation.script(), operation.name(), Effect::Writes, arguments).await;
+            entry.answer(answer);
         }
     }
 }
@@ -226,40 +229,6 @@ impl Entry {
     fn answer(self, answer: Result<Value>) {
         // Nobody listens any more only when the runtime shuts down.
         drop(self.answer.send(answer));
-    }
-}
-
-/// An answer's own error as `Err`, and errors inside of it left in their places.
-trait OuterError: Sized {
-    fn extract_error_unless_nested(self) -> Result<Self, RedisError>;
-}
-
-impl OuterError for Value {
-    fn extract_error_unless_nested(self) -> Result<Self, RedisError> {
-        match self {
-            Self::ServerError(error) => Err(error.into()),
-            value => Ok(value),
-        }
-    }
-}
-
-fn arguments(cmd: &mut Cmd, link: &Link, entries: &[Entry]) {
-    cmd.arg(0);
-    for Entry { operation, request, .. } in entries {
-        let keys = Keys::new(&link.config.prefix, request.key());
-        let holder = Holder::of(request);
-        let kind = match operation {
-            Operation::Acquire => b"a",
-            Operation::Release => b"r",
-            Operation::Renew => b"n",
-        };
-        cmd.arg(kind.as_slice()).arg(keys.lock()).arg(holder.parts());
-        if *operation != Operation::Release {
-            cmd.arg(request.ttl().as_millis());
-        }
-        if *operation == Operation::Acquire {
-            cmd.arg(keys.derived(Kind::Token));
-        }
     }
 }
 

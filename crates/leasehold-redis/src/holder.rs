@@ -7,7 +7,7 @@ use leasehold_core::{Mode, Request};
 use crate::keys::Parts;
 
 /// Long enough for host, process and program; short, because it travels with every request.
-const MAX_LABEL: usize = 96;
+const MAX_LABEL: usize = 32;
 
 /// The value under which one acquisition holds or waits.
 pub(crate) struct Holder<'a> {

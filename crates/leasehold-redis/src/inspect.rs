@@ -1,8 +1,9 @@
-//! Who holds a key and who waits for it.
+//! Who holds a key and who waits for it. Their tokens are not told: a counter serves many locks, and the lock does not
+//! hold its own, as the value is written before the token is drawn.
 
 use std::time::Duration;
 
-use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
+use leasehold_core::{HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
 use redis::{Cmd, Value};
 
 use crate::{
@@ -15,15 +16,15 @@ use crate::{
 
 /// A member of a sorted set and its expiry in ms.
 type Members = Vec<(Vec<u8>, f64)>;
-/// What the script answers: now, value, PTTL, token, readers, writers, waiters, permits, queue.
-type Answer = (f64, Option<Vec<u8>>, i64, Option<u64>, Members, Members, Members, Members, Members);
+/// What the script answers: now, value, PTTL, readers, writers, waiters, permits, queue.
+type Answer = (f64, Option<Vec<u8>>, i64, Members, Members, Members, Members, Members);
 
 pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     Keys::check(&link.config.prefix, key).map_err(|error| error.with_operation("inspect"))?;
     let keys = Keys::new(&link.config.prefix, key);
     let answer = link.run(&scripts::INSPECT, "inspect", Effect::None, |cmd| arguments(cmd, &keys)).await?;
     let answer = parse(answer).ok_or_else(|| error::protocol("inspect"))?;
-    let (now, value, left, token, readers, writers, waiters, permits, queue) = answer;
+    let (now, value, left, readers, writers, waiters, permits, queue) = answer;
 
     let mut holders = Vec::new();
     let ends_in = |score: f64| Some(Duration::from_millis((score - now).max(0.0) as u64));
@@ -34,8 +35,6 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
                 let mut reader = HolderRef::new(key.clone(), member);
                 reader.mode = Some(Mode::Shared);
                 reader.label = seen.label;
-                // All readers since the last exclusive grant have the token after its.
-                reader.token = token.map(|token| FencingToken::new(token + 1));
                 reader.expires_in = ends_in(score);
                 holders.push(reader);
             }
@@ -45,7 +44,6 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
             let mut writer = HolderRef::new(key.clone(), value);
             writer.mode = seen.ours.then_some(Mode::Exclusive);
             writer.label = seen.label;
-            writer.token = token.filter(|_| seen.ours).map(FencingToken::new);
             writer.expires_in = u64::try_from(left).ok().map(Duration::from_millis);
             holders.push(writer);
         }
@@ -77,8 +75,8 @@ fn permit_mode(of: Option<u32>) -> Option<Mode> {
 }
 
 fn arguments(cmd: &mut Cmd, keys: &Keys<'_>) {
-    cmd.arg(7).arg(keys.lock());
-    for kind in [Kind::Token, Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue] {
+    cmd.arg(6).arg(keys.lock());
+    for kind in [Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue] {
         cmd.arg(keys.derived(kind));
     }
 }

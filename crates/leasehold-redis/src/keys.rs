@@ -9,22 +9,26 @@
 //! | has no `}` | `{NAME}:lh2:KIND` | the name is the tag |
 //! | else (`{}`, `a}b`) | `{N}NAME:lh3:KIND` | `N` is a number of the same slot |
 //!
-//! A name that ends as a derived key does is refused, so that the mapping is injective.
+//! The token counter does not belong to one lock but to all whose keys are in one slot: `{N}PREFIX:lh4:token`. Tokens of
+//! one lock then have gaps, and a connection can remember for which of the 16 384 counters it has seen to it that they
+//! stand above the clock.
+//!
+//! A name that ends as one of these keys does is refused, so that the mapping is injective.
 
 use std::{fmt, io::Write, sync::LazyLock};
 
 use leasehold_core::{Error, ErrorKind, LockKey, Mode, Result};
 use redis::{RedisWrite, ToRedisArgs};
 
-const SLOTS: u16 = 16_384;
-const KINDS: [Kind; 6] = [Kind::Token, Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue];
+/// How many slots there are.
+pub(crate) const SLOTS: usize = 16_384;
+const KINDS: [Kind; 5] = [Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue];
 const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
+const TOKEN: &str = ":lh4:token";
 
 /// What a derived key holds. The scripts know these names too: they derive one key from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The last exclusive token.
-    Token,
     /// The readers that hold the lock, by expiry.
     Readers,
     /// The writers that wait for it, by expiry of their registration.
@@ -49,7 +53,6 @@ impl Kind {
 
     const fn name(self) -> &'static str {
         match self {
-            Self::Token => "token",
             Self::Readers => "readers",
             Self::Writers => "writers",
             Self::Waiters => "waiters",
@@ -71,8 +74,22 @@ pub(crate) struct Keys<'a> {
 enum Form {
     Tagged,
     Plain,
-    /// With the number whose slot is the name's.
-    Odd(String),
+    Odd,
+}
+
+/// The cluster slot of a lock's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot(u16);
+
+impl Slot {
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// The smallest number that, written in decimal, hashes to this slot.
+    fn number(self) -> &'static [u8] {
+        &NUMBERS[self.index()]
+    }
 }
 
 impl<'a> Keys<'a> {
@@ -82,7 +99,7 @@ impl<'a> Keys<'a> {
         let form = match Braces::of(prefix.iter().chain(name)) {
             Braces::Tag => Form::Tagged,
             Braces::None => Form::Plain,
-            Braces::Odd => Form::Odd(number_of_slot(slot_of(&[prefix, name].concat()))),
+            Braces::Odd => Form::Odd,
         };
         Self { prefix, name, form }
     }
@@ -98,11 +115,12 @@ impl<'a> Keys<'a> {
         }
         let tail = &tail[from..];
         let reserved = tail.contains(&b':')
-            && MARKS.iter().any(|mark| {
-                KINDS.iter().any(|kind| {
-                    tail.strip_suffix(kind.name().as_bytes()).is_some_and(|rest| rest.ends_with(mark.as_bytes()))
-                })
-            });
+            && (tail.ends_with(TOKEN.as_bytes())
+                || MARKS.iter().any(|mark| {
+                    KINDS.iter().any(|kind| {
+                        tail.strip_suffix(kind.name().as_bytes()).is_some_and(|rest| rest.ends_with(mark.as_bytes()))
+                    })
+                }));
         if reserved {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -119,12 +137,42 @@ impl<'a> Keys<'a> {
 
     /// A key that belongs to it.
     pub(crate) fn derived(&self, kind: Kind) -> Parts<'_> {
-        let kind = kind.name().as_bytes();
-        match &self.form {
+        self.derived_by(kind.name().as_bytes())
+    }
+
+    /// What its derived keys begin with; the rest is the name of their kind.
+    pub(crate) fn base(&self) -> Parts<'_> {
+        self.derived_by(b"")
+    }
+
+    fn derived_by<'b>(&'b self, kind: &'b [u8]) -> Parts<'b> {
+        match self.form {
             Form::Tagged => Parts([self.prefix, self.name, MARKS[0].as_bytes(), kind, b"", b"", b""]),
             Form::Plain => Parts([b"{", self.prefix, self.name, b"}", MARKS[1].as_bytes(), kind, b""]),
-            Form::Odd(tag) => Parts([b"{", tag.as_bytes(), b"}", self.prefix, self.name, MARKS[2].as_bytes(), kind]),
+            Form::Odd => {
+                let number = self.slot().number();
+                Parts([b"{", number, b"}", self.prefix, self.name, MARKS[2].as_bytes(), kind])
+            }
         }
+    }
+
+    /// The slot of all of its keys.
+    pub(crate) fn slot(&self) -> Slot {
+        match self.form {
+            // Without a tag the whole key counts.
+            Form::Plain | Form::Odd => {
+                let mut crc = crc16::State::<crc16::XMODEM>::new();
+                crc.update(self.prefix);
+                crc.update(self.name);
+                Slot(crc.get() % SLOTS as u16)
+            }
+            Form::Tagged => slot_of(&[self.prefix, self.name].concat()),
+        }
+    }
+
+    /// The counter of the last exclusive token in its slot.
+    pub(crate) fn token(&self) -> Parts<'_> {
+        Parts([b"{", self.slot().number(), b"}", self.prefix, TOKEN.as_bytes(), b"", b""])
     }
 }
 
@@ -181,37 +229,38 @@ impl ToRedisArgs for Parts<'_> {
 }
 
 /// The cluster slot of a key, by the rule of the Redis Cluster specification.
-fn slot_of(key: &[u8]) -> u16 {
+fn slot_of(key: &[u8]) -> Slot {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
         rest.iter().position(|byte| *byte == b'}').filter(|close| *close > 0).map(|close| &rest[..close])
     });
-    crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) % SLOTS
+    Slot(crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) % SLOTS as u16)
 }
 
-/// The smallest number that, written in decimal, hashes to this slot.
-fn number_of_slot(slot: u16) -> String {
-    static NUMBERS: LazyLock<Vec<u32>> = LazyLock::new(|| {
-        let mut numbers = vec![None; usize::from(SLOTS)];
-        let mut missing = numbers.len();
-        for number in 0_u32.. {
-            let place = &mut numbers[usize::from(slot_of(number.to_string().as_bytes()))];
-            if place.is_none() {
-                *place = Some(number);
-                missing -= 1;
-                if missing == 0 {
-                    break;
-                }
-            }
+/// Of each slot the smallest number that hashes to it. Made at the first use, in about a millisecond.
+static NUMBERS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
+    use crc16::{CrcType, XMODEM};
+    let mut numbers: Vec<Box<[u8]>> = vec![Box::default(); SLOTS];
+    let (mut missing, mut number) = (SLOTS, 0_usize);
+    // A number's checksum goes on from that of the number without its last digit.
+    let mut sums: Vec<u16> = Vec::new();
+    while missing > 0 {
+        let before = if number < 10 { XMODEM::init() } else { sums[number / 10] };
+        let sum = XMODEM::update(before, &[b"0123456789"[number % 10]]);
+        sums.push(sum);
+        let place = &mut numbers[usize::from(XMODEM::get(sum)) % SLOTS];
+        if place.is_empty() {
+            *place = number.to_string().into_bytes().into();
+            missing -= 1;
         }
-        numbers.into_iter().flatten().collect()
-    });
-    NUMBERS[usize::from(slot)].to_string()
-}
+        number += 1;
+    }
+    numbers
+});
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
 
     use super::*;
 
@@ -220,9 +269,18 @@ mod tests {
         Keys::new(prefix.as_bytes(), &key).derived(kind).to_vec().escape_ascii().to_string()
     }
 
+    fn token(prefix: &str, name: &[u8]) -> String {
+        let key = LockKey::new(name).unwrap();
+        Keys::new(prefix.as_bytes(), &key).token().to_vec().escape_ascii().to_string()
+    }
+
     #[test]
     fn golden_values() {
-        assert_eq!(derived("", b"item/42", Kind::Token), "{item/42}:lh2:token");
+        assert_eq!(token("", b"item/42"), "{7827}:lh4:token");
+        assert_eq!(token("shop:", b"item/42"), "{2764}shop::lh4:token");
+        assert_eq!(token("", b"a}b"), "{20658}:lh4:token");
+        assert_eq!(token("{shop}", b"a"), "{512}{shop}:lh4:token");
+        assert_eq!(derived("", b"item/42", Kind::Queue), "{item/42}:lh2:queue");
         assert_eq!(derived("shop:", b"item/42", Kind::Readers), "{shop:item/42}:lh2:readers");
         assert_eq!(derived("", b"{user}:a", Kind::Writers), "{user}:a:lh1:writers");
         assert_eq!(derived("{shop}", b"a", Kind::Waiters), "{shop}a:lh1:waiters");
@@ -233,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_slot_is_the_one_of_the_specification() {
-        assert_eq!(slot_of(b"123456789"), 0x31c3);
+        assert_eq!(slot_of(b"123456789"), Slot(0x31c3));
         assert_eq!(slot_of(b"{user1000}.following"), slot_of(b"user1000"));
         assert_eq!(slot_of(b"foo{{bar}}zap"), slot_of(b"{bar"));
         assert_eq!(slot_of(b"foo{bar}{zap}"), slot_of(b"bar"));
@@ -250,6 +308,7 @@ mod tests {
                 names.iter().flat_map(|name| b"{}a0".iter().map(|byte| [name.as_slice(), &[*byte]].concat())).collect();
             all.extend(names.iter().cloned());
         }
+        all.extend([b"{42}:lh4:token".to_vec(), b"a:lh4:token".to_vec(), b"lh4:token".to_vec()]);
         for mark in MARKS {
             for kind in KINDS {
                 for name in ["a", "{", "}", "{}", "{a}", "a}b", ""] {
@@ -260,6 +319,7 @@ mod tests {
         }
         for prefix in ["", "p", "{", "}", "{}", "{t}", "a{"] {
             let mut owners: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+            let mut tokens: HashSet<Vec<u8>> = HashSet::new();
             for name in all.iter().filter(|name| !name.is_empty()) {
                 let key = LockKey::new(name).unwrap();
                 if Keys::check(prefix.as_bytes(), &key).is_err() {
@@ -268,11 +328,17 @@ mod tests {
                 let keys = Keys::new(prefix.as_bytes(), &key);
                 let lock = keys.lock().to_vec();
                 let slot = slot_of(&lock);
+                assert_eq!(keys.slot(), slot);
+                let token = keys.token().to_vec();
+                assert_eq!(slot_of(&token), slot, "{} of {}", token.escape_ascii(), name.escape_ascii());
+                assert!(!owners.contains_key(&token));
+                tokens.insert(token);
                 let derived = KINDS.map(|kind| keys.derived(kind).to_vec());
                 for used in derived.into_iter().chain([lock]) {
                     assert_eq!(slot_of(&used), slot, "{} of {}", used.escape_ascii(), name.escape_ascii());
                     let other = owners.insert(used.clone(), name.clone());
                     assert!(other.is_none_or(|other| other == *name), "{} is shared", used.escape_ascii());
+                    assert!(!tokens.contains(&used));
                 }
             }
         }
@@ -280,11 +346,11 @@ mod tests {
 
     #[test]
     fn a_name_that_ends_as_a_derived_key_is_refused() {
-        for (prefix, name) in [("", "{a}:lh2:token"), ("", "x:lh1:queue"), ("p:lh", "3:readers")] {
+        for (prefix, name) in [("", "{42}:lh4:token"), ("", "x:lh1:queue"), ("p:lh", "3:readers")] {
             let error = Keys::check(prefix.as_bytes(), &LockKey::new(name).unwrap()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
         }
-        for name in ["a:b", "token", ":lh2:token2", ":lh4:token"] {
+        for name in ["a:b", "token", ":lh4:token2", ":lh2:token", ":lh4:queue"] {
             assert!(Keys::check(b"", &LockKey::new(name).unwrap()).is_ok());
         }
     }

@@ -17,7 +17,7 @@ use redis::{Cmd, Value};
 use crate::{
     connection::{Link, Live},
     error::{self, Effect},
-    gather::Operation,
+    exclusive::Operation,
     holder::Holder,
     keys::{Keys, Kind},
     scripts::{self, Script},
@@ -72,10 +72,10 @@ impl Lease for RedisLease {
             return Err(self.lost("it was released"));
         }
         let sent = self.request.now();
-        let arguments = |cmd: &mut Cmd| renew_arguments(cmd, &self.link, &self.request);
+        let arguments = |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
         let (script, operation) = (renew_script(self.request.mode()), Operation::Renew);
         let answer = match self.request.mode() {
-            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request, arguments, script).await?,
+            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request).await?,
             _ => self.link.run(script, operation.name(), Effect::Writes, arguments).await?,
         };
         match answer {
@@ -101,10 +101,10 @@ impl Lease for RedisLease {
             // It was told already; now there is nothing of ours.
             return Ok(Released::AlreadyLost);
         }
-        let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link, &self.request);
+        let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
         let (script, operation) = (release_script(self.request.mode()), Operation::Release);
         let answer = match self.request.mode() {
-            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request, arguments, script).await,
+            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request).await,
             _ => self.link.run(script, operation.name(), Effect::Writes, arguments).await,
         };
         let released = match answer {
@@ -141,7 +141,8 @@ impl fmt::Debug for RedisLease {
 /// Gives back what this request may hold. Whether it did is not told.
 pub(crate) async fn release(link: &Link, live: &Live, request: &Request) -> Result<()> {
     let script = release_script(request.mode());
-    link.run_on(live, script, "undo", Effect::Writes, |cmd| release_arguments(cmd, link, request)).await?;
+    link.run_on(live, script, "undo", Effect::Writes, |cmd| release_arguments(cmd, &link.config.prefix, request))
+        .await?;
     Ok(())
 }
 
@@ -153,8 +154,8 @@ fn release_script(mode: Mode) -> &'static Script {
     }
 }
 
-fn release_arguments(cmd: &mut Cmd, link: &Link, request: &Request) {
-    let keys = Keys::new(&link.config.prefix, request.key());
+pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
+    let keys = Keys::new(prefix, request.key());
     let holder = Holder::of(request);
     match request.mode() {
         Mode::Permit { .. } => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()),
@@ -171,8 +172,8 @@ fn renew_script(mode: Mode) -> &'static Script {
     }
 }
 
-fn renew_arguments(cmd: &mut Cmd, link: &Link, request: &Request) {
-    let keys = Keys::new(&link.config.prefix, request.key());
+pub(crate) fn renew_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
+    let keys = Keys::new(prefix, request.key());
     let (holder, ttl) = (Holder::of(request), request.ttl().as_millis());
     match request.mode() {
         Mode::Permit { .. } => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(ttl),

@@ -7,6 +7,7 @@ mod breaking;
 mod config;
 mod connection;
 mod error;
+mod exclusive;
 mod gather;
 mod holder;
 mod inspect;

@@ -32,6 +32,7 @@ macro_rules! scripts {
 
 scripts! {
     ACQUIRE = "acquire";
+    ACQUIRE_COURTEOUS = "acquire_courteous";
     ACQUIRE_SHARED = "acquire_shared";
     ACQUIRE_PERMIT = "acquire_permit";
     RELEASE = "release";
@@ -43,5 +44,4 @@ scripts! {
     MARK = "mark";
     MARK_MEMBER = "mark_member";
     INSPECT = "inspect";
-    GATHER = "gather";
 }

@@ -50,7 +50,7 @@ async fn odd_names_work_in_every_mode() {
 async fn names_of_the_bookkeeping_are_refused() {
     let server = Server::start();
     let backend = server.backend().await;
-    for name in ["{a}:lh2:token", "{x}:lh1:readers", "{1}{}:lh3:queue"] {
+    for name in ["{42}:lh4:token", "{x}:lh1:readers", "{1}{}:lh3:queue"] {
         let error = Arc::clone(&backend).try_acquire(request(name)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains(name), "{error}");

@@ -1,29 +1,38 @@
 -- Takes the lock exclusively.
--- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before), token floor.
+-- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before, t aken before,
+-- without a token), what the keys of waiters begin with, token floor. The last three may be left out.
 -- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}; see `Refusal` in Rust.
 --
 -- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
--- TRACKING) in this very round trip, and lets uncontended pairs cause no push.
-local lock, value, ttl, token_key, flags = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or ''
+-- TRACKING) in this very round trip, and lets uncontended pairs cause no push. GETEX without options is a GET that counts
+-- as a write; of a sorted set it is an error, of nothing it is false.
+local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
 local waiting = string.find(flags, 'w', 1, true)
 
 if string.find(flags, 'c', 1, true) then
-  local base, time = string.sub(token_key, 1, -6), redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
   for _, set in ipairs({base .. 'writers', base .. 'waiters'}) do
-    redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
-    for _, member in ipairs(redis.call('ZRANGE', set, 0, 1)) do
-      if member ~= value then
-        return {1, redis.call('PTTL', lock)}
+    if redis.pcall('GETEX', set) then
+      local time = redis.call('TIME')
+      redis.call('ZREMRANGEBYSCORE', set, '-inf', time[1] * 1000 + math.floor(time[2] / 1000))
+      for _, member in ipairs(redis.call('ZRANGE', set, 0, 1)) do
+        if member ~= value then
+          return {1, redis.call('PTTL', lock)}
+        end
       end
     end
   end
 end
 
-if not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
+local taken
+if string.find(flags, 't', 1, true) then
+  taken = redis.pcall('GETEX', lock) == value
+else
+  taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
+end
+if not taken then
   local left = redis.call('PTTL', lock)
   if waiting then
-    local writers, time = string.sub(token_key, 1, -6) .. 'writers', redis.call('TIME')
+    local writers, time = base .. 'writers', redis.call('TIME')
     local lives = math.max(left, 0) + 3000
     redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, value)
     redis.call('PEXPIRE', writers, lives + 60000)
@@ -39,7 +48,7 @@ end
 local time = redis.call('TIME')
 local token = string.format('%s%06d', time[1], time[2])
 local last = redis.pcall('SET', token_key, token, 'EX', expiry, 'GET')
-local floor = ARGV[5]
+local floor = ARGV[6]
 if last or floor then
   if type(last) == 'table' then
     redis.call('DEL', lock)
@@ -64,6 +73,6 @@ if last or floor then
   end
 end
 if string.find(flags, 'r', 1, true) then
-  redis.call('ZREM', string.sub(token_key, 1, -6) .. 'writers', value)
+  redis.call('ZREM', base .. 'writers', value)
 end
 return token

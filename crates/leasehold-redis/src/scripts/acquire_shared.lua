@@ -5,7 +5,7 @@
 -- While readers hold, the lock key is a string that lasts as long as the last of them, so that programs which know
 -- nothing of readers see it as taken. GETEX without options is a GET that counts as a write, so it arms no push.
 local lock, writers, value, ttl, token_key, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4] or ''
-local base, time = string.sub(token_key, 1, -6), redis.call('TIME')
+local base, time = string.sub(writers, 1, -8), redis.call('TIME')
 local readers, waiters = base .. 'readers', base .. 'waiters'
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 

@@ -1,0 +1,172 @@
+//! Tokens drawn by plain commands: they grow whatever becomes of the counter.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{ErrorKind, LockBackend, Mode};
+use leasehold_redis::{RedisBackend, redis};
+use support::{Server, granted, refused, request, token, until};
+
+/// The token counter of the slot of `k`.
+const COUNTER: &str = "{25578}:lh4:token";
+
+async fn drawn(backend: &Arc<RedisBackend>) -> u64 {
+    let lease = granted(backend, request("k")).await;
+    let token = token(&lease);
+    lease.release().await.unwrap();
+    token
+}
+
+async fn calls(server: &Server, command: &str) -> usize {
+    let stats = server.info("commandstats").await;
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn they_grow_when_the_server_comes_back_with_older_data() {
+    for order in [[0, 1], [1, 0]] {
+        let mut server = Server::start();
+        let backends = [server.backend().await, server.backend().await];
+        for backend in &backends {
+            drawn(backend).await;
+        }
+        let () = redis::cmd("SAVE").query_async(&mut server.raw().await).await.unwrap();
+        let mut last = 0;
+        for n in 0..200 {
+            let next = drawn(&backends[n % 2]).await;
+            assert!(next > last);
+            last = next;
+        }
+        assert!(calls(&server, "incrby").await >= 200, "the plain way was not taken");
+        server.restart();
+        let kept: u64 = redis::cmd("GET").arg(COUNTER).query_async(&mut server.raw().await).await.unwrap();
+        assert!(kept < last, "the data is not older");
+        for n in order {
+            let backend = &backends[n];
+            until("reconnected", || async { backend.inspect(&support::key("k")).await.is_ok() }).await;
+            for _ in 0..3 {
+                let next = drawn(backend).await;
+                assert!(next > last, "{next} after {last}");
+                last = next;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn they_grow_when_the_counter_is_lost_in_mid_run() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut raw = server.raw().await;
+    let mut last = drawn(&backend).await;
+    for loss in [vec!["DEL", COUNTER], vec!["FLUSHALL"], vec!["SET", COUNTER, "7"], vec!["UNLINK", COUNTER]] {
+        let mut cmd = redis::Cmd::new();
+        for word in &loss {
+            cmd.arg(word);
+        }
+        let _: redis::Value = cmd.query_async(&mut raw).await.unwrap();
+        for _ in 0..3 {
+            let next = drawn(&backend).await;
+            assert!(next > last, "{next} after {last}, {loss:?}");
+            last = next;
+        }
+        let left: i64 = redis::cmd("TTL").arg(COUNTER).query_async(&mut raw).await.unwrap();
+        assert!(left > 80_000, "{left}");
+    }
+}
+
+#[tokio::test]
+async fn a_counter_that_is_ruined_in_mid_run_is_a_typed_error_and_leaves_no_lock() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut raw = server.raw().await;
+    for ruined in ["9007199254740991", "9223372036854775807", "many"] {
+        let () = redis::cmd("DEL").arg(COUNTER).query_async(&mut raw).await.unwrap();
+        drawn(&backend).await;
+        let () = redis::cmd("SET").arg(COUNTER).arg(ruined).query_async(&mut raw).await.unwrap();
+        for _ in 0..2 {
+            let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+            assert!(error.to_string().contains("2^53"), "{error}");
+            until("given back", || async { server.census().await.is_empty() }).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn readers_are_between_the_writers_of_one_slot() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    // Two names of one slot share a counter.
+    let (a, b) = ("{k}a", "k");
+    let mut last = 0;
+    for _ in 0..5 {
+        for name in [a, b] {
+            let writer = granted(&backend, request(name)).await;
+            assert!(token(&writer) > last + 1);
+            last = token(&writer);
+            writer.release().await.unwrap();
+            let reader = granted(&backend, request(name).with_mode(Mode::Shared)).await;
+            assert_eq!(token(&reader), last + 1);
+            reader.release().await.unwrap();
+        }
+    }
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut server.raw().await).await.unwrap();
+    assert_eq!(keys, [COUNTER]);
+}
+
+#[tokio::test]
+async fn who_is_refused_by_the_plain_way_and_waits_is_woken() {
+    let server = Server::start();
+    let (a, b) = (server.pushed().await, server.pushed().await);
+    drawn(&a).await;
+    drawn(&b).await;
+    let held = granted(&a, request("k")).await;
+    refused(&b, request("k")).await;
+    let before = token(&held);
+    let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+    until("registered", || async { !a.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
+    held.release().await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("not woken").unwrap().unwrap();
+    assert!(token(&next) > before);
+}
+
+/// Behind a proxy a server can change without the connection breaking, and then there are no pushes either.
+#[tokio::test]
+async fn without_pushes_the_script_draws_every_token() {
+    let server = Server::start();
+    let backend = RedisBackend::connect(&format!("{}?wakeup=poll", server.url())).await.unwrap();
+    for _ in 0..5 {
+        drawn(&backend).await;
+    }
+    assert_eq!(calls(&server, "incrby").await, 0);
+}
+
+#[tokio::test]
+async fn courtesy_is_short_while_nobody_waits_and_yields_when_somebody_does() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let polite = || request("k").with_courtesy(true);
+    let first = drawn(&a).await;
+    let before = calls(&server, "time").await;
+    let held = granted(&a, polite()).await;
+    assert!(token(&held) > first);
+    assert_eq!(calls(&server, "time").await, before, "the long script ran");
+    // Somebody registers, and stays away.
+    let absent = request("k").with_waiting(true);
+    refused(&b, absent.clone()).await;
+    held.release().await.unwrap();
+    let contention = refused(&a, polite()).await;
+    assert!(contention.retry_after.unwrap() < Duration::from_millis(20), "{contention:?}");
+    let next = granted(&b, absent).await;
+    next.release().await.unwrap();
+    // With a counter that is lost, too.
+    let () = redis::cmd("SET").arg(COUNTER).arg("x").query_async(&mut server.raw().await).await.unwrap();
+    let error = Arc::clone(&a).try_acquire(polite()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    let () = redis::cmd("DEL").arg(COUNTER).query_async(&mut server.raw().await).await.unwrap();
+    granted(&a, polite()).await.release().await.unwrap();
+    until("given back", || async { server.census().await.is_empty() }).await;
+}
