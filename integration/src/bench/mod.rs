@@ -35,6 +35,7 @@ use crate::Result;
 /// A server or a worker process cannot be started, a subject fails, or an update was lost under a lock.
 pub fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    process::raise_open_files();
     if let Some(Command::Worker(worker)) = &arguments.command {
         return worker::run(worker);
     }
@@ -44,6 +45,11 @@ pub fn main() -> Result<()> {
     let mut rows = Vec::new();
     for scenario in &plan.scenarios {
         rows.extend(scenario.run(&plan, &backends, &progress)?);
+        for backend in &backends {
+            for (subject, why) in plan.excuses(&**backend, *scenario) {
+                progress.skip(format_args!("{} of {subject}: {why}", scenario.name()));
+            }
+        }
     }
     progress.finish();
     report::relate(&mut rows);

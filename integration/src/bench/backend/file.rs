@@ -15,10 +15,14 @@ use super::{Backend, BackendName};
 use crate::{
     HarnessError, Result,
     bench::{
+        process,
         scenario::Scenario,
         subject::{FLOOR, Leasehold, Lock, Locks, Source, Subject},
     },
 };
+
+/// What a process has open besides locks, generously.
+const OTHER_FILES: usize = 256;
 
 pub(super) struct Files(TempDir);
 
@@ -39,6 +43,11 @@ impl Backend for Files {
 
     fn subjects(&self) -> Vec<Box<dyn Subject>> {
         subjects_at(&self.0.path().display().to_string())
+    }
+
+    /// Each is an open file.
+    fn most_leases(&self) -> Option<usize> {
+        Some(usize::try_from(process::raise_open_files()).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES))
     }
 }
 

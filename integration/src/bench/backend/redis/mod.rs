@@ -1,6 +1,7 @@
 //! One Redis server.
 
 mod connection;
+mod distributed_lock;
 mod floor;
 mod plain;
 mod rslock;
@@ -76,5 +77,6 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
         Box::new(leasehold),
         Box::new(plain::Plain(url())),
         Box::new(rslock::Rslock(url())),
+        Box::new(distributed_lock::DistributedLockRedis(url())),
     ]
 }
