@@ -4,6 +4,10 @@
 //! round by round, against the same server, each on a fresh runtime of the same kind, and what is reported beside the
 //! figures is the median of the rounds' *ratios* to the floor: the bare driver that does the same round trips.
 //!
+//! The peer `distributed-lock` is measured in `pair` alone: on one Redis server its 0.2.0 does not wait. Its
+//! `acquire(None)` answers `Timeout` at the first refusal, since `redlock/acquire.rs` returns `Ok(None)` where `SET NX` was
+//! refused; a loop around it would measure the loop's own sleep.
+//!
 //! A backend is one file in `backend`; what it is compared with is a `Source` each. A scenario
 //! is one file in `scenario` and knows no backend. Nothing here asserts a time: it only prints.
 

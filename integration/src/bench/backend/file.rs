@@ -23,6 +23,8 @@ use crate::{
 
 /// What a process has open besides locks, generously.
 const OTHER_FILES: usize = 256;
+/// What a lease of Leasehold has open: the file, and a socket that shows that it is held.
+const FILES_PER_LEASE: usize = 2;
 
 pub(super) struct Files(TempDir);
 
@@ -45,9 +47,9 @@ impl Backend for Files {
         subjects_at(&self.0.path().display().to_string())
     }
 
-    /// Each is an open file.
     fn most_leases(&self) -> Option<usize> {
-        Some(usize::try_from(process::raise_open_files()).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES))
+        let files = usize::try_from(process::raise_open_files()).unwrap_or(usize::MAX);
+        Some(files.saturating_sub(OTHER_FILES) / FILES_PER_LEASE)
     }
 }
 
