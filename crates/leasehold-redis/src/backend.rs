@@ -103,8 +103,9 @@ impl RedisBackend {
         let sent = request.now();
         let answer = match request.mode() {
             Mode::Exclusive => self.exclusive(&request, &keys, registered).await,
-            Mode::Shared => self.shared(&request, &keys, registered).await,
-            Mode::Permit { of } => self.permit(&request, &keys, registered, of.get()).await,
+            // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.
+            Mode::Shared => Box::pin(self.shared(&request, &keys, registered)).await,
+            Mode::Permit { of } => Box::pin(self.permit(&request, &keys, registered, of.get())).await,
             // A mode that this version does not know was refused above.
             _ => Err(error::protocol("acquire")),
         };
@@ -141,10 +142,10 @@ impl RedisBackend {
         match self.link.gather.run(&self.link, Operation::Acquire { registered }, request).await? {
             // Refused by a way that neither arms the wake-up, registers, nor says why: who waits asks once more.
             Value::Nil if request.is_waiting() || request.is_courteous() => {
-                self.acquire_by_script(request, keys, exclusive::flags(request, registered)).await
+                Box::pin(self.acquire_by_script(request, keys, exclusive::flags(request, registered))).await
             }
             // Granted, but the counter is gone.
-            Value::Okay => self.draw_token(request, keys).await,
+            Value::Okay => Box::pin(self.draw_token(request, keys)).await,
             answer => Ok(answer),
         }
     }
@@ -193,6 +194,40 @@ impl RedisBackend {
             cmd.arg(keys.derived(Kind::Queue)).arg(exclusive::flags(request, registered)).arg(of);
         };
         self.link.run(&scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
+    }
+
+    /// Waits, after a first attempt that ended so.
+    async fn wait(&self, request: Request, first: Option<Result<Attempt>>) -> Result<Arc<dyn Lease>> {
+        // The request that is registered as a waiter; its owner changes after an attempt of unknown outcome.
+        let (first, waiter) = (Mutex::new(first), Mutex::new(None::<Request>));
+        let (first, waiter) = (&first, &waiter);
+        let acquired = acquire_by_attempts(request, |request| async move {
+            let waiting = || waiter.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let attempt = match first {
+                Some(attempt) => attempt,
+                None => {
+                    let registered = waiting().as_ref().is_some_and(|waiter| waiter.owner() == request.owner());
+                    self.attempt(request.clone(), registered).await
+                }
+            };
+            if let Ok(Attempt::Contended(_)) = attempt {
+                *waiting() = Some(request);
+            }
+            attempt
+        })
+        .await;
+        if acquired.is_err() {
+            let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Without a connection the registration ends by itself.
+            if let (Some(request), Some(live)) = (waiter, self.link.live_now()) {
+                let keys = Keys::new(&self.link.config.prefix, request.key());
+                if let Err(error) = undo::withdraw(&self.link, &live, &request, &keys).await {
+                    tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
+                }
+            }
+        }
+        acquired
     }
 
     fn epoch(&self, mode: Mode, keys: &Keys<'_>) -> Epoch {
@@ -244,31 +279,15 @@ impl LockBackend for RedisBackend {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        // The request that is registered as a waiter; its owner changes after an attempt of unknown outcome.
-        let waiter: Mutex<Option<Request>> = Mutex::new(None);
-        let waiter = &waiter;
-        let backend = &self;
-        let acquired = acquire_by_attempts(request, |request| async move {
-            let lock = || waiter.lock().unwrap_or_else(PoisonError::into_inner);
-            let registered = lock().as_ref().is_some_and(|waiter| waiter.owner() == request.owner());
-            let attempt = backend.attempt(request.clone(), registered).await;
-            if let Ok(Attempt::Contended(_)) = attempt {
-                *lock() = Some(request);
-            }
-            attempt
-        })
-        .await;
-        if acquired.is_err() {
-            let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // Without a connection the registration ends by itself.
-            if let (Some(request), Some(live)) = (waiter, self.link.live_now()) {
-                let keys = Keys::new(&self.link.config.prefix, request.key());
-                if let Err(error) = undo::withdraw(&self.link, &live, &request, &keys).await {
-                    tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
-                }
-            }
+        let request = request.with_waiting(true);
+        if request.is_cancelled() {
+            return Box::pin(self.wait(request, None)).await;
         }
-        acquired
+        // Most are granted at once, and need nothing of what waiting needs.
+        match self.attempt(request.clone(), false).await {
+            Ok(Attempt::Granted(lease)) => Ok(lease),
+            other => Box::pin(self.wait(request, Some(other))).await,
+        }
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {

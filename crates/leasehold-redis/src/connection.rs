@@ -118,7 +118,7 @@ impl Link {
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value> {
         let answer = match live.send(&by_hash(script, &arguments)).await {
-            Err(error) if is_no_script(&error) => live.send(&in_full(script, &arguments)).await,
+            Err(error) if is_no_script(&error) => Box::pin(live.send(&in_full(script, &arguments))).await,
             answer => answer,
         };
         answer.map_err(|error| self.failed(live, error, operation, effect))
@@ -136,7 +136,7 @@ impl Link {
     pub(crate) async fn live_in_order(&self, operation: &'static str) -> Result<Arc<Live>> {
         let live = match self.live_now() {
             Some(live) => live,
-            None => self.live().await.map_err(|error| error.with_operation(operation))?,
+            None => Box::pin(self.live()).await.map_err(|error| error.with_operation(operation))?,
         };
         self.gather.send_all(self, &live);
         Ok(live)

@@ -76,7 +76,7 @@ impl Lease for RedisLease {
         let (script, operation) = (renew_script(self.request.mode()), Operation::Renew);
         let answer = match self.request.mode() {
             Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request).await?,
-            _ => self.link.run(script, operation.name(), Effect::Writes, arguments).await?,
+            _ => Box::pin(self.link.run(script, operation.name(), Effect::Writes, arguments)).await?,
         };
         match answer {
             Value::Int(1) => {
@@ -105,7 +105,7 @@ impl Lease for RedisLease {
         let (script, operation) = (release_script(self.request.mode()), Operation::Release);
         let answer = match self.request.mode() {
             Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request).await,
-            _ => self.link.run(script, operation.name(), Effect::Writes, arguments).await,
+            _ => Box::pin(self.link.run(script, operation.name(), Effect::Writes, arguments)).await,
         };
         let released = match answer {
             Ok(Value::Int(1)) => Released::Freed,
