@@ -30,6 +30,8 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
     );
     let granted = async {
         client.check(spec.mode, spec.ttl)?;
+        // A backend in this process may answer in the first poll, always: who loops over many locks must let others run.
+        tokio::task::coop::consume_budget().await;
         match wait {
             Wait::No => try_once(client, spec).await,
             Wait::Forever => queue(client, spec).await,

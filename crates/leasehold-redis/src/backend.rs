@@ -35,8 +35,9 @@ const MIN_TTL: u64 = 10;
 const NET: Duration = Duration::from_secs(30);
 /// How often waiters ask where nothing can wake them.
 const POLL: Duration = Duration::from_millis(50);
-/// After a courteous refusal: long enough for a foreign waiter's round trip.
-const COURTESY: Duration = Duration::from_millis(5);
+/// After a courteous refusal: long enough for a foreign waiter on a busy machine. If it takes the lock, that wakes us at once;
+/// the time passes only if it is dead.
+const COURTESY: Duration = Duration::from_millis(50);
 
 /// Locks on one Redis or Valkey server.
 ///

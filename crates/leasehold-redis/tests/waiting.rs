@@ -145,10 +145,9 @@ async fn a_courteous_request_is_not_held_up_by_a_waiter_that_died() {
     refused(&b, request("k").with_waiting(true)).await;
     held.release().await.unwrap();
     let contention = refused(&a, request("k").with_courtesy(true)).await;
-    assert!(contention.retry_after.unwrap() < Duration::from_millis(10));
-    let started = Instant::now();
-    Arc::clone(&a).acquire(request("k").with_courtesy(true)).await.unwrap();
-    assert!(started.elapsed() < Duration::from_millis(100));
+    assert!(contention.retry_after.unwrap() < Duration::from_millis(100), "a short time, not a TTL");
+    let acquired = Arc::clone(&a).acquire(request("k").with_courtesy(true));
+    tokio::time::timeout(Duration::from_secs(3), acquired).await.expect("well within the TTL").unwrap();
 }
 
 #[tokio::test]

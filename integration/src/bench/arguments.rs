@@ -6,23 +6,45 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{backend::BackendName, runtime::RuntimeKind, scenario::Scenario};
 
+const AFTER_HELP: &str = "\
+Scenarios:
+  pair      acquire and release, each task its own key
+  handoff   from the begin of a release until another process, which waits, has the lock
+  counter   16 tasks increment one value 2 000 times in all; fails if an increment is lost
+  held      10 000 leases that are only held: processor time and memory
+  crowd     1 000 waiters in one process: requests per hand-off, and how long another process waits beside them
+
+Subjects:
+  leasehold          what users have, with the defaults
+  floor              the bare driver (or file lock, or mutex) doing the same round trips
+  plain              on Redis: SET NX PX and a script that compares and deletes
+  rslock, distributed-lock   on Redis: other crates, with their defaults
+
+All subjects take turns in short rounds against one server, so compare the ratios: absolute figures move with the
+machine. Redis needs `redis-server` (integration/setup.sh installs it).
+
+Examples:
+  bench --quick                                    everything, in a few minutes
+  bench --on redis --scenario pair --tasks 1       one thing, well
+  bench --on redis --on file --json figures.json   an array of objects, one for each row of the table";
+
 /// Measures Leasehold beside the bare drivers and other lock libraries, on servers that it starts itself.
 #[derive(Debug, Parser)]
-#[command(name = "bench", args_conflicts_with_subcommands = true)]
+#[command(name = "bench", args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
-    /// A backend to measure; all unless given
+    /// A backend to measure, may be repeated; all unless given
     #[arg(long = "on", value_name = "BACKEND")]
     pub(super) backends: Vec<BackendName>,
-    /// A scenario to measure; all unless given
+    /// A scenario to measure, may be repeated; all unless given
     #[arg(long = "scenario", value_name = "SCENARIO")]
     pub(super) scenarios: Vec<Scenario>,
-    /// A number of tasks in `pair`; 1, 16, 64 and 256 unless given
+    /// A number of tasks in `pair`, may be repeated; 1, 16, 64 and 256 unless given
     #[arg(long, value_name = "TASKS")]
     pub(super) tasks: Vec<usize>,
-    /// A subject to measure, such as `leasehold`, `floor` or `rslock`; all unless given. There is no ratio without the floor
+    /// A subject to measure, may be repeated; all unless given. Ratios to the floor need the floor
     #[arg(long = "subject", value_name = "SUBJECT")]
     pub(super) subjects: Vec<String>,
-    /// A minute instead of many: fewer and shorter rounds
+    /// Fewer and shorter rounds, fewer leases: less precise
     #[arg(long)]
     pub(super) quick: bool,
     /// Writes the figures there too, as a JSON array

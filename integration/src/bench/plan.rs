@@ -72,9 +72,20 @@ impl Plan {
 impl Plan {
     /// What is measured of a backend.
     pub(super) fn subjects(&self, backend: &dyn Backend, scenario: Scenario) -> Vec<Box<dyn Subject>> {
-        let wanted = |name: &str| self.only.is_empty() || self.only.iter().any(|only| only == name);
+        let mut subjects = self.wanted(backend);
+        subjects.retain(|subject| subject.takes_part(scenario));
+        subjects
+    }
+
+    /// What takes no part in this scenario although one might expect it to, and why.
+    pub(super) fn excuses(&self, backend: &dyn Backend, scenario: Scenario) -> Vec<(&'static str, &'static str)> {
+        let subjects = self.wanted(backend);
+        subjects.iter().filter_map(|subject| Some((subject.name(), subject.excuse(scenario)?))).collect()
+    }
+
+    fn wanted(&self, backend: &dyn Backend) -> Vec<Box<dyn Subject>> {
         let mut subjects = backend.subjects();
-        subjects.retain(|subject| subject.takes_part(scenario) && wanted(subject.name()));
+        subjects.retain(|subject| self.only.is_empty() || self.only.iter().any(|only| only == subject.name()));
         subjects
     }
 }

@@ -30,10 +30,11 @@ pub(super) fn resident() -> Result<u64> {
     Ok(pages * rustix::param::page_size() as u64)
 }
 
-/// Lets this process open as many files as it may: a file lock is an open file.
-pub(super) fn raise_open_files() {
+/// Lets this process, and those that it starts, open as many files as it may. How many that is.
+pub(super) fn raise_open_files() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // Where it may not, opening fails later and says so.
     setrlimit(Resource::Nofile, limit).ok();
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -15,10 +15,16 @@ use super::{Backend, BackendName};
 use crate::{
     HarnessError, Result,
     bench::{
+        process,
         scenario::Scenario,
         subject::{FLOOR, Leasehold, Lock, Locks, Source, Subject},
     },
 };
+
+/// What a process has open besides locks, generously.
+const OTHER_FILES: usize = 256;
+/// What a lease of Leasehold has open: the file, and a socket that shows that it is held.
+const FILES_PER_LEASE: usize = 2;
 
 pub(super) struct Files(TempDir);
 
@@ -39,6 +45,11 @@ impl Backend for Files {
 
     fn subjects(&self) -> Vec<Box<dyn Subject>> {
         subjects_at(&self.0.path().display().to_string())
+    }
+
+    fn most_leases(&self) -> Option<usize> {
+        let files = usize::try_from(process::raise_open_files()).unwrap_or(usize::MAX);
+        Some(files.saturating_sub(OTHER_FILES) / FILES_PER_LEASE)
     }
 }
 

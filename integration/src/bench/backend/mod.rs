@@ -17,6 +17,11 @@ pub(super) trait Backend {
     /// Everything that can be measured of it; Leasehold and its floor among them.
     fn subjects(&self) -> Vec<Box<dyn Subject>>;
 
+    /// How many leases one process can hold at a time; `None` for any number.
+    fn most_leases(&self) -> Option<usize> {
+        None
+    }
+
     /// How many requests its server has had from clients; `None` if it has none, or does not tell.
     fn commands(&self) -> Result<Option<u64>> {
         Ok(None)

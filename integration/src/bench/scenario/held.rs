@@ -2,9 +2,16 @@
 //!
 //! Each subject holds in a process of its own, all at the same time.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread::{self, ScopedJoinHandle},
+    time::{Duration, Instant},
+};
 
-use tokio::{task::JoinSet, time};
+use tokio::{
+    task::{JoinSet, yield_now},
+    time,
+};
 
 use super::Scenario;
 use crate::{
@@ -17,9 +24,10 @@ use crate::{
         progress::Progress,
         row::{Figure, Row},
         runtime::RuntimeKind,
-        subject::{Held, Lock, Locks, Source},
+        subject::{Held, Lock, Locks, Source, Subject},
         worker,
     },
+    peer::{Peer, tell},
 };
 
 /// Tasks that acquire and release.
@@ -33,6 +41,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// To acquire and to release on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How often it looks whether all are done, and after how many looks it says how far they are.
+const TICK: Duration = Duration::from_millis(100);
+const TICKS_SHOWN: u32 = 10;
+
 /// What the leases cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Holding {
@@ -40,14 +52,28 @@ pub(crate) struct Holding {
     pub(crate) bytes_per_lease: f64,
 }
 
+/// One subject and the process that holds for it.
+struct Holder {
+    backend: &'static str,
+    subject: Box<dyn Subject>,
+    leases: usize,
+    worker: Peer,
+}
+
 pub(super) fn run(plan: &Plan, backends: &[Box<dyn Backend>], progress: &Progress) -> Result<Vec<Row>> {
     let (leases, seconds) = plan.held;
     // What is held is quiet: the kind of runtime matters little.
     let runtime = plan.runtimes.first().copied().unwrap_or(RuntimeKind::CurrentThread);
-    progress.step(format_args!("holding {leases} leases for {seconds} s"));
-    let mut holding = Vec::new();
+    let mut holders = Vec::new();
     for backend in backends {
+        let (name, leases) = (backend.name().name(), backend.most_leases().map_or(leases, |most| most.min(leases)));
+        if leases < plan.held.0 {
+            let why = format_args!("held of {name} with more than {leases} leases: `ulimit -Hn` allows no more");
+            progress.step(format_args!("not measured: {why}"));
+            progress.skip(why);
+        }
         for subject in plan.subjects(&**backend, Scenario::Held) {
+            progress.step(format_args!("{name}: {} is to hold {leases} leases for {seconds} s", subject.name()));
             let worker = worker::spawn(&WorkerArguments {
                 role: Scenario::Held,
                 on: backend.name(),
@@ -57,31 +83,73 @@ pub(super) fn run(plan: &Plan, backends: &[Box<dyn Backend>], progress: &Progres
                 count: leases,
                 seconds,
             })?;
-            holding.push((backend.name().name(), subject, worker));
+            holders.push(Holder { backend: name, subject, leases, worker });
         }
     }
-    let mut rows = Vec::new();
-    for (backend, subject, mut worker) in holding {
-        let line = worker.hear(PATIENCE + Duration::from_secs(seconds))?;
-        let mut figures = line.split(' ').map(str::parse::<f64>);
-        let (Some(Ok(cpu_percent)), Some(Ok(bytes_per_lease))) = (figures.next(), figures.next()) else {
-            return Err(HarnessError::new(format!("a worker said {line:?}")));
-        };
-        let row = Row::new(backend, Scenario::Held, leases, &*subject, runtime, Figure::Costs(vec![cpu_percent]));
-        rows.push(Row { cpu_percent: Some(cpu_percent), bytes_per_lease: Some(bytes_per_lease), ..row });
+    let heard = hear_all(&mut holders, Duration::from_secs(seconds), progress)?;
+    let rows = holders.iter().zip(heard).map(|(holder, (cpu_percent, bytes_per_lease))| {
+        let Holder { backend, subject, leases, .. } = holder;
+        let row = Row::new(backend, Scenario::Held, *leases, &**subject, runtime, Figure::Costs(vec![cpu_percent]));
+        Row { cpu_percent: Some(cpu_percent), bytes_per_lease: Some(bytes_per_lease), ..row }
+    });
+    Ok(rows.collect())
+}
+
+/// What all of them say in the end. Shows every second how far they are.
+fn hear_all(holders: &mut [Holder], duration: Duration, progress: &Progress) -> Result<Vec<(f64, f64)>> {
+    let stages = [(); 2].map(|()| AtomicUsize::new(0));
+    let [holding, done] = &stages;
+    let all = holders.len();
+    thread::scope(|scope| {
+        let hearing: Vec<_> = holders
+            .iter_mut()
+            .map(|Holder { worker, .. }| {
+                scope.spawn(move || {
+                    let heard = figures(worker, holding, duration);
+                    done.fetch_add(1, Ordering::Relaxed);
+                    heard
+                })
+            })
+            .collect();
+        for tick in 1.. {
+            if hearing.iter().all(ScopedJoinHandle::is_finished) {
+                break;
+            }
+            thread::sleep(TICK);
+            if tick % TICKS_SHOWN == 0 {
+                let [holding, done] = [holding, done].map(|stage| stage.load(Ordering::Relaxed));
+                progress
+                    .step(format_args!("held: of {all} subjects, {holding} have all their leases, {done} are done"));
+            }
+        }
+        let mut all = Vec::new();
+        for heard in hearing {
+            all.push(heard.join().map_err(|_| HarnessError::new("a thread panicked"))??);
+        }
+        Ok(all)
+    })
+}
+
+fn figures(worker: &mut Peer, holding: &AtomicUsize, duration: Duration) -> Result<(f64, f64)> {
+    worker.hear(PATIENCE)?;
+    holding.fetch_add(1, Ordering::Relaxed);
+    let line = worker.hear(PATIENCE + duration)?;
+    let mut figures = line.split(' ').map(str::parse::<f64>);
+    match (figures.next(), figures.next()) {
+        (Some(Ok(cpu_percent)), Some(Ok(bytes_per_lease))) => Ok((cpu_percent, bytes_per_lease)),
+        _ => Err(HarnessError::new(format!("a worker said {line:?}"))),
     }
-    Ok(rows)
 }
 
 /// The worker.
 pub(crate) async fn measure<S: Source>(source: &S, leases: usize, duration: Duration) -> Result<Holding> {
-    process::raise_open_files();
     let locks = source.open().await?;
     // What is needed once, however many leases there are.
     let warm = acquire_all(&locks, "warm", TASKS).await?;
     release_all(&locks, warm).await?;
     let before = process::resident()?;
     let held = acquire_all(&locks, "held", leases).await?;
+    tell("holding");
     time::sleep(PAUSE).await;
     let bytes = process::resident()?.saturating_sub(before);
     let (cpu, started) = (process::cpu_time(), Instant::now());
@@ -105,6 +173,9 @@ async fn acquire_all<L: Locks>(locks: &L, name: &str, leases: usize) -> Result<V
             let mut held = Vec::with_capacity(mine.len());
             for mut lock in mine {
                 held.push(lock.acquire().await?);
+                // File locks are taken without waiting for anything. Without a turn for others nobody would renew the
+                // first of ten thousand until the last is there.
+                yield_now().await;
             }
             Ok(held)
         });

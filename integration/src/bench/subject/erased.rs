@@ -23,6 +23,7 @@ pub(crate) trait Subject: Send + Sync {
     fn name(&self) -> &'static str;
     fn period(&self) -> Duration;
     fn takes_part(&self, scenario: Scenario) -> bool;
+    fn excuse(&self, scenario: Scenario) -> Option<&'static str>;
     async fn pairs(&self, round: PairRound) -> Result<Pairs>;
     async fn count(&self, tasks: usize) -> Result<Count>;
     async fn hold(&self, leases: usize, time: Duration) -> Result<Holding>;
@@ -42,6 +43,10 @@ impl<S: Source> Subject for S {
 
     fn takes_part(&self, scenario: Scenario) -> bool {
         Source::takes_part(self, scenario)
+    }
+
+    fn excuse(&self, scenario: Scenario) -> Option<&'static str> {
+        Source::excuse(self, scenario)
     }
 
     async fn pairs(&self, round: PairRound) -> Result<Pairs> {

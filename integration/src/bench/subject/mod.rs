@@ -31,6 +31,11 @@ pub(super) trait Source: Send + Sync + 'static {
     /// Whether it is measured here: not every subject can do everything.
     fn takes_part(&self, scenario: super::scenario::Scenario) -> bool;
 
+    /// Why it takes no part, where one might expect it to.
+    fn excuse(&self, _scenario: super::scenario::Scenario) -> Option<&'static str> {
+        None
+    }
+
     /// Opens it anew, on the runtime that it is measured on.
     fn open(&self) -> impl Future<Output = Result<Self::Locks>> + Send;
 }

@@ -1,6 +1,9 @@
-//! The floor: the bare driver with Leasehold's own two scripts.
+//! The floor: the bare driver with Leasehold's own commands and scripts.
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use leasehold_core::OwnerId;
 use redis::{Value, aio::MultiplexedConnection};
@@ -19,9 +22,19 @@ const ACQUIRE: &str = include_str!("../../../../../crates/leasehold-redis/src/sc
 const RELEASE: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/release.lua");
 const RENEW: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/renew.lua");
 const TTL_MS: u64 = 30_000;
+/// About as long as Leasehold's default label: host, program and process.
+const LABEL: &str = "host/floor/1234";
+/// Leasehold has a counter for each slot of a cluster.
+const COUNTERS: u64 = 16_384;
 
-/// The same two scripts over the bare driver, one round trip each; a waiter is woken by the invalidation of the key. Nothing
-/// else: no deadline, no renewal, no queue, no cleaning up, and no label in the value.
+/// The same commands over the bare driver, in the same round trips, each sent alone and at once:
+///
+/// - an acquisition is `SET NX PX` and `INCRBY` of a counter in one write, but the first one of a lock the acquire script;
+/// - who is refused registers by the acquire script, which arms the invalidation of the key, and after each of those tries
+///   again with it;
+/// - a release, and a renewal, is its script.
+///
+/// Nothing else: no deadline, no renewal, no queue, no gathering, no cleaning up.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -60,7 +73,11 @@ pub(super) struct FloorLock {
     acquire: Arc<str>,
     release: Arc<str>,
     key: Arc<str>,
-    token_key: String,
+    counter: String,
+    /// What the keys of waiters begin with.
+    base: String,
+    /// Whether the script has raised the counter.
+    raised: bool,
 }
 
 /// The key and the value in it.
@@ -71,13 +88,17 @@ impl Locks for FloorLocks {
 
     fn lock(&self, name: &str) -> FloorLock {
         let key = format!("floor/{name}");
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
         FloorLock {
             connection: self.connection.clone(),
             changed: self.wakes.of(&key),
             acquire: Arc::clone(&self.acquire),
             release: Arc::clone(&self.release),
-            token_key: format!("{{{key}}}:lh2:token"),
+            counter: format!("{{{}}}f:lh4:token", hasher.finish() % COUNTERS),
+            base: format!("{{{key}}}:lh2:"),
             key: key.into(),
+            raised: false,
         }
     }
 
@@ -97,20 +118,45 @@ impl Locks for FloorLocks {
     }
 }
 
+impl FloorLock {
+    /// By plain commands. Whether it was free.
+    async fn take(&mut self, value: &str) -> Result<bool> {
+        let mut pipeline = redis::Pipeline::with_capacity(2);
+        pipeline.cmd("SET").arg(&*self.key).arg(value).arg("NX").arg("PX").arg(TTL_MS);
+        pipeline.cmd("INCRBY").arg(&self.counter).arg(2);
+        let (set, _token): (Value, i64) = pipeline.query_async(&mut self.connection).await.map_err(failed)?;
+        Ok(set == Value::Okay)
+    }
+
+    /// By the script. Whether it was free; else it is armed, and the waiter registered.
+    async fn take_or_arm(&mut self, value: &str, flags: &str) -> Result<bool> {
+        let mut acquire = redis::cmd("EVALSHA");
+        acquire.arg(&*self.acquire).arg(1).arg(&*self.key).arg(value).arg(TTL_MS);
+        acquire.arg(&self.counter).arg(flags).arg(&self.base);
+        match acquire.query_async(&mut self.connection).await.map_err(failed)? {
+            Value::BulkString(_) => Ok(true),
+            Value::Array(_) => Ok(false),
+            other => Err(HarnessError::new(format!("the acquire script answered {other:?}"))),
+        }
+    }
+}
+
 impl Lock for FloorLock {
     type Held = FloorHeld;
 
     async fn acquire(&mut self) -> Result<FloorHeld> {
-        let value = OwnerId::random().to_string();
-        loop {
-            let mut acquire = redis::cmd("EVALSHA");
-            acquire.arg(&*self.acquire).arg(1).arg(&*self.key).arg(&value).arg(TTL_MS).arg(&self.token_key);
-            match acquire.query_async(&mut self.connection).await.map_err(failed)? {
-                Value::BulkString(_) => return Ok(FloorHeld(Arc::clone(&self.key), value)),
-                Value::Array(_) => self.changed.notified().await,
-                other => return Err(HarnessError::new(format!("the acquire script answered {other:?}"))),
-            }
+        let value = format!("{}:{LABEL}", OwnerId::random());
+        if self.raised && self.take(&value).await? {
+            return Ok(FloorHeld(Arc::clone(&self.key), value));
         }
+        // W aiting; r egistered before.
+        let mut flags = "w";
+        while !self.take_or_arm(&value, flags).await? {
+            self.changed.notified().await;
+            flags = "wr";
+        }
+        self.raised = true;
+        Ok(FloorHeld(Arc::clone(&self.key), value))
     }
 
     async fn release(&mut self, FloorHeld(key, value): FloorHeld) -> Result<()> {

@@ -1,6 +1,7 @@
 //! One Redis server.
 
 mod connection;
+mod distributed_lock;
 mod floor;
 mod plain;
 mod rslock;
@@ -54,14 +55,14 @@ impl Backend for Redis {
     }
 }
 
-/// The sum over the commands that only clients call. What else the scripts use (SET, PTTL, …) no subject sends by itself,
-/// except rslock, which sends a SET per attempt and calls none.
+/// The sum over the commands that clients send. What else the scripts use (SET, PTTL, …) no subject of `crowd` sends by
+/// itself, except the SET before each INCRBY. At most: the short script of a courteous attempt calls INCRBY too.
 fn requests(stats: &str) -> u64 {
     let calls = |name: &str| {
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls="))).unwrap_or("0");
         line.split(',').next().and_then(|calls| calls.parse::<u64>().ok()).unwrap_or(0)
     };
-    calls("evalsha") + calls("eval") + calls("ping") + calls("client|tracking")
+    calls("evalsha") + calls("eval") + 2 * calls("incrby") + calls("ping") + calls("client|tracking")
 }
 
 pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
@@ -76,5 +77,6 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
         Box::new(leasehold),
         Box::new(plain::Plain(url())),
         Box::new(rslock::Rslock(url())),
+        Box::new(distributed_lock::DistributedLockRedis(url())),
     ]
 }
