@@ -200,7 +200,9 @@ impl RedisBackend {
     /// Waits, after a first attempt that ended so.
     async fn wait(&self, request: Request, first: Option<Result<Attempt>>) -> Result<Arc<dyn Lease>> {
         // The request that is registered as a waiter; its owner changes after an attempt of unknown outcome.
-        let (first, waiter) = (Mutex::new(first), Mutex::new(None::<Request>));
+        // The first attempt may have registered it, also if it is cancelled by now and never tried again.
+        let registered = matches!(first, Some(Ok(Attempt::Contended(_)))).then(|| request.clone());
+        let (first, waiter) = (Mutex::new(first), Mutex::new(registered));
         let (first, waiter) = (&first, &waiter);
         let acquired = acquire_by_attempts(request, |request| async move {
             let waiting = || waiter.lock().unwrap_or_else(PoisonError::into_inner);

@@ -23,7 +23,7 @@ use crate::{
     exclusive::{Operation, Way},
 };
 
-/// Up to this many operations under way, each goes alone. `examples/pair_bench` at 16, 64 and 256 tasks, ratio to the bare
+/// Up to this many operations under way, each goes alone. measured at 16, 64 and 256 tasks, ratio to the bare
 /// driver's same commands: 1.2–1.7, 1.5–2.3 and 1.3–2.0 on two workers, 0.95–1.0, 1.0–1.2 and 1.15–1.3 on a current-thread
 /// runtime (one noisy run of four: 0.7 at 256).
 const ALONE: usize = 4;
