@@ -90,7 +90,9 @@ fn on_a_terminal_ctrl_c_reaches_the_program_once() {
     let counts =
         "n=0; trap 'n=$((n+1))' INT; echo up; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo int=$n; exit 5";
     std::fs::write(&program, counts).unwrap();
-    let line = format!("{} run --on {} k -- bash {}", env!("CARGO_BIN_EXE_leasehold"), files(&dir), program.display());
+    // Some shells would wait for it and then die of the Ctrl-C themselves.
+    let line =
+        format!("exec {} run --on {} k -- bash {}", env!("CARGO_BIN_EXE_leasehold"), files(&dir), program.display());
     // A pseudo-terminal, whose Ctrl-C is what we write.
     let (mut terminal, _) = started(Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()));
     terminal.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
