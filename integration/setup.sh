@@ -26,6 +26,7 @@ needs=(
     "etcdctl etcd-client"
     "flock util-linux"
     "setpriv util-linux"
+    "python3 python3"
 )
 
 missing_commands() {
@@ -33,6 +34,8 @@ missing_commands() {
     for need in "${needs[@]}"; do
         command -v "${need%% *}" >/dev/null || printf '%s\n' "$need"
     done
+    # A module that Debian packs by itself.
+    python3 -c 'import ensurepip' 2>/dev/null || printf 'ensurepip python3-venv\n'
 }
 
 install_packages() {
@@ -82,3 +85,5 @@ fi
 
 command -v cargo >/dev/null ||
     fail "cargo is not installed: install Rust with rustup, as the Rust web site says, and open a new shell"
+
+"$(dirname "${BASH_SOURCE[0]}")/interop/setup.sh"
