@@ -21,7 +21,7 @@ pub use crate::{
     case::{Case, Needs},
     form::{Form, Forwarding, InForm},
     registry::cases,
-    report::{CaseReport, Outcome, Report, run_all},
+    report::{CaseReport, Outcome, Report, run_all, run_case},
     shifted::ShiftedClock,
     subject::{Subject, SubjectOf},
 };

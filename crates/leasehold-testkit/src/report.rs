@@ -63,12 +63,17 @@ impl fmt::Display for Report {
 pub async fn run_all(subject: &dyn Subject, filter: impl Fn(&Case) -> bool) -> Report {
     let mut report = Report::default();
     for case in cases().into_iter().filter(filter) {
-        report.cases.push(CaseReport { case: case.name, outcome: run_one(subject, &case).await });
+        report.cases.push(CaseReport { case: case.name, outcome: run_case(subject, &case).await });
     }
     report
 }
 
-pub(crate) async fn run_one(subject: &dyn Subject, case: &Case) -> Outcome {
+/// Runs one case, if the subject can be asked for it. A panic is a failure, and so is taking longer than
+/// [`Subject::limit`].
+///
+/// # Cancel safety
+/// As [`run_all`].
+pub async fn run_case(subject: &dyn Subject, case: &Case) -> Outcome {
     if let Some(reason) = reason_not_to(subject, case).await {
         return Outcome::NotRun(reason);
     }

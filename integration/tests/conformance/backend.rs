@@ -1,0 +1,90 @@
+//! [`ALL`]: the backends, and where their servers come from.
+
+use std::{
+    env,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use leasehold_core::{BoxFuture, LockBackend, TestClock, Ttl};
+use leasehold_integration::server::{EtcdCluster, RedisServer};
+use leasehold_local::MemoryBackend;
+use leasehold_testkit::{Subject, SubjectOf};
+
+/// One backend.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) name: &'static str,
+    pub(crate) time: Time,
+    /// What a case runs on.
+    pub(crate) subject: fn() -> BoxFuture<'static, Box<dyn Subject>>,
+}
+
+/// Every backend.
+pub(crate) static ALL: [Backend; 4] = [
+    Backend { name: "memory", time: Time::Paused, subject: || Box::pin(async { memory() }) },
+    Backend { name: "file", time: Time::Real, subject: || Box::pin(async { file() }) },
+    Backend { name: "redis", time: Time::Real, subject: || Box::pin(async { redis() }) },
+    Backend { name: "etcd", time: Time::Real, subject: || Box::pin(async { etcd() }) },
+];
+
+/// A memory of its own for each case, in simulated time.
+fn memory() -> Box<dyn Subject> {
+    let clock = Arc::new(TestClock::new());
+    let memory = Arc::new(MemoryBackend::with_clock(clock.clone()));
+    let opened = move || {
+        let memory = Arc::clone(&memory);
+        async move { memory as Arc<dyn LockBackend> }
+    };
+    Box::new(SubjectOf::new(opened).with_clock(clock))
+}
+
+fn file() -> Box<dyn Subject> {
+    static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
+    Box::new(at(format!("file:{}", DIR.path().display())))
+}
+
+fn redis() -> Box<dyn Subject> {
+    static SERVER: LazyLock<RedisServer> = LazyLock::new(|| RedisServer::start().expect("a Redis server"));
+    Box::new(at(given("LEASEHOLD_REDIS_URL").unwrap_or_else(|| SERVER.url())))
+}
+
+/// Its shortest TTL is 2 s, and a lease may live a second longer than its TTL.
+fn etcd() -> Box<dyn Subject> {
+    static SERVER: LazyLock<EtcdCluster> = LazyLock::new(|| EtcdCluster::start().expect("an etcd server"));
+    let subject = at(given("LEASEHOLD_ETCD_URL").unwrap_or_else(|| SERVER.url()));
+    Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")).with_slack(Duration::from_millis(2_500)))
+}
+
+/// What is behind this URL, connected anew for each "process" of a case.
+fn at(url: String) -> SubjectOf {
+    SubjectOf::new(move || {
+        let url = url.clone();
+        async move { leasehold::backend(&url).await.expect("a connection") }
+    })
+}
+
+/// Where a server runs already.
+fn given(variable: &str) -> Option<String> {
+    env::var(variable).ok().filter(|url| !url.is_empty())
+}
+
+/// The time that cases run in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Time {
+    /// On two workers.
+    Real,
+    /// On one thread; it goes on by itself when every task sleeps.
+    Paused,
+}
+
+impl Time {
+    /// Runs a case on a runtime of its own.
+    pub(crate) fn run<T>(self, case: impl Future<Output = T>) -> T {
+        let runtime = match self {
+            Self::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+            Self::Paused => tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build(),
+        };
+        runtime.expect("a runtime").block_on(case)
+    }
+}

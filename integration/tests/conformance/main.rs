@@ -1,0 +1,68 @@
+//! Every backend keeps the whole contract: the suite of `leasehold-testkit`, on real servers, in one run that ends with one
+//! table of backends and properties.
+//!
+//! `LEASEHOLD_BACKENDS=redis,etcd` narrows it to these. A backend's server is started here, unless its URL is in the
+//! environment: `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
+
+mod backend;
+mod chosen;
+mod table;
+
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use leasehold_testkit::{Form, InForm, Outcome, cases, run_case};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::table::Table;
+
+/// Most cases wait most of the time.
+const THREADS: usize = 4;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
+    let backends = match chosen::backends() {
+        Ok(backends) => backends,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let table = Arc::new(Mutex::new(Table::default()));
+    let mut trials = Vec::new();
+    for backend in backends {
+        for form in Form::ALL {
+            for case in cases() {
+                let table = Arc::clone(&table);
+                let run = move || {
+                    let outcome = backend.time.run(async {
+                        let subject = (backend.subject)().await;
+                        run_case(&InForm::new(&*subject, form), &case).await
+                    });
+                    table.lock().unwrap_or_else(PoisonError::into_inner).add(backend.name, case.name, &outcome);
+                    match outcome {
+                        Outcome::Failed(what) => Err(Failed::from(what)),
+                        _ => Ok(()),
+                    }
+                };
+                trials.push(Trial::test(format!("{}::{}::{}", backend.name, name_of(form), case.name), run));
+            }
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        println!("{}", table.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    conclusion.exit_code()
+}
+
+fn name_of(form: Form) -> &'static str {
+    match form {
+        Form::Itself => "itself",
+        Form::AsArcDyn => "as_arc_dyn",
+        Form::Forwarded => "forwarded",
+    }
+}
