@@ -1,6 +1,8 @@
 //! [`OwnerId`]: who made one acquisition.
 
-use std::{fmt, str::FromStr};
+use std::{cell::RefCell, fmt, str::FromStr};
+
+use rand::{RngExt, rngs::SmallRng};
 
 use crate::error::{Error, ErrorKind};
 
@@ -14,7 +16,14 @@ impl OwnerId {
     /// Draws a new owner.
     #[must_use]
     pub fn random() -> Self {
-        Self(rand::random())
+        thread_local! {
+            /// Seeded by the system with 256 bits. Owners must differ, not be secret: who can reach the server can release
+            /// any lock on it.
+            static GENERATOR: RefCell<SmallRng> = RefCell::new(rand::make_rng());
+        }
+        let next = |generator: &RefCell<SmallRng>| Self(generator.borrow_mut().random());
+        // While the thread ends it may have no generator any more.
+        GENERATOR.try_with(next).unwrap_or_else(|_ended| Self(rand::make_rng::<SmallRng>().random()))
     }
 
     /// The 32 hexadecimal digits, without an allocation.
@@ -74,7 +83,7 @@ mod tests {
 
     #[test]
     fn hex_is_fixed_width_and_parses_back() {
-        for bits in [0, 1, 0xab, u128::MAX, rand::random()] {
+        for bits in [0, 1, 0xab, u128::MAX, OwnerId::random().as_u128()] {
             let owner = OwnerId::from(bits);
             assert_eq!(std::str::from_utf8(&owner.to_hex()).unwrap(), owner.to_string());
             assert_eq!(owner.to_string().parse::<OwnerId>().unwrap(), owner);

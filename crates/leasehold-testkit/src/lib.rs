@@ -25,3 +25,8 @@ pub use crate::{
     shifted::ShiftedClock,
     subject::{Subject, SubjectOf},
 };
+
+/// The program on the page about adding a backend compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adding-a-backend.md")]
+pub struct AddingABackend;

@@ -1,0 +1,101 @@
+//! One program, every backend: what changes is the URL.
+//!
+//! It does the same with each URL: takes a mutex and shows its token, is refused while another client holds it, waits and is
+//! woken, shares a read lock, takes permits, and runs work that ends before the lock could be another's.
+//!
+//! ```console
+//! $ cargo run --release --example swap_backend                              # memory and files: no server needed
+//! $ cargo run --release --example swap_backend -- redis://127.0.0.1/
+//! $ cargo run --release --example swap_backend --features etcd -- etcd://127.0.0.1:2379 redis://127.0.0.1/
+//! ```
+//!
+//! A backend that cannot do something says so (Redlock has no permits), and the program shows what it said.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use leasehold::{ErrorKind, LockClient, Result};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut urls: Vec<String> = std::env::args().skip(1).collect();
+    if urls.is_empty() {
+        // Named, so that two clients share it.
+        urls = vec!["memory:swap".into(), format!("file:{}", folder.path().display())];
+    }
+    let mut code = ExitCode::SUCCESS;
+    for url in urls {
+        // The error names the URL without its password.
+        if let Err(error) = show(&url).await {
+            eprintln!("swap_backend: {error}");
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
+
+/// The program. No line of it knows the backend.
+async fn show(url: &str) -> Result<()> {
+    let (client, other) = (leasehold::connect(url).await?, leasehold::connect(url).await?);
+    let capabilities = client.capabilities();
+    println!("{}: tokens {}, order {}", capabilities.endpoint, capabilities.fencing, capabilities.fairness);
+
+    // Names are yours; this one is another with each run, so that no run disturbs another.
+    let name = format!("swap-backend/{}", std::process::id());
+    let guard = client.mutex(&name).lock().await?;
+    println!("  held under token {:?}", guard.fencing_token().map(|token| token.get()));
+
+    let refused = other.mutex(&name).try_lock().await.err();
+    println!("  another client: {}", if is_contended(refused.as_ref()) { "refused" } else { "NOT REFUSED" });
+
+    let waiting = tokio::spawn({
+        let other = other.mutex(&name);
+        async move { other.lock().await.map(|guard| (Instant::now(), guard)) }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let released = Instant::now();
+    guard.release().await?;
+    let (granted, guard) = waiting.await.expect("the task goes on")?;
+    println!("  it waited, and had the lock {:.1?} after the release began", granted - released);
+    guard.release().await?;
+
+    let ran = client.mutex(&name).run(async |lease| lease.is_held()).await?;
+    println!("  work ran under the lease: {ran}");
+
+    said("two readers at a time", readers(&client, &other, &name).await)?;
+    said("two permits of three", permits(&client, &name).await)?;
+
+    client.close().await?;
+    other.close().await
+}
+
+async fn readers(client: &LockClient, other: &LockClient, name: &str) -> Result<()> {
+    let name = format!("{name}/catalogue");
+    let _one = client.rwlock(&name).read().await?;
+    let _two = other.rwlock(&name).read().await?;
+    Ok(())
+}
+
+async fn permits(client: &LockClient, name: &str) -> Result<()> {
+    let name = format!("{name}/tills");
+    let _one = client.semaphore(&name, 3).acquire().await?;
+    let _two = client.semaphore(&name, 3).acquire().await?;
+    Ok(())
+}
+
+fn is_contended(error: Option<&leasehold::Error>) -> bool {
+    error.is_some_and(|error| error.kind() == ErrorKind::Contended)
+}
+
+/// What a backend cannot do is an answer; everything else that fails is an error.
+fn said(what: &str, done: Result<()>) -> Result<()> {
+    match done {
+        Ok(()) => println!("  {what}: yes"),
+        Err(error) if error.kind() == ErrorKind::Unsupported => println!("  {what}: no, {error}"),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}

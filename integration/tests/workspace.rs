@@ -1,0 +1,94 @@
+//! What the workspace's manifests promise.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// The backends' crates.
+const BACKENDS: [&str; 3] = ["leasehold-etcd", "leasehold-local", "leasehold-redis"];
+
+/// What cargo prints.
+fn cargo(arguments: &[&str]) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = Command::new(env!("CARGO")).args(arguments).current_dir(root).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The dependencies of each of our crates that are ours too, those for tests left out.
+fn ours() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata: Value =
+        serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1", "--locked"])).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let name_of = |package: &Value| package["name"].as_str().unwrap().to_owned();
+    let names: BTreeSet<String> = packages.iter().map(name_of).collect();
+    let of = |package: &Value| {
+        let dependencies = package["dependencies"].as_array().unwrap().iter();
+        let normal = dependencies.filter(|dependency| dependency["kind"].as_str() != Some("dev"));
+        normal.map(name_of).filter(|name| names.contains(name)).collect()
+    };
+    packages.iter().map(|package| (name_of(package), of(package))).collect()
+}
+
+#[test]
+fn no_backend_depends_on_a_sibling() {
+    let ours = ours();
+    for backend in BACKENDS {
+        let expected = BTreeSet::from(["leasehold-core".to_owned()]);
+        assert_eq!(ours[backend], expected, "{backend}");
+    }
+}
+
+#[test]
+fn core_knows_no_backend() {
+    assert_eq!(ours()["leasehold-core"], BTreeSet::new());
+}
+
+#[test]
+fn every_backend_is_listed_here() {
+    let not_backends = ["cli", "core", "examples", "integration", "testkit"].map(|name| format!("leasehold-{name}"));
+    let backends: BTreeSet<String> =
+        ours().into_keys().filter(|name| name.starts_with("leasehold-") && !not_backends.contains(name)).collect();
+    assert_eq!(backends, BACKENDS.map(String::from).into());
+}
+
+/// Ours, and what ours need: a lock is not to bring more than its driver.
+#[test]
+fn the_facade_with_redis_adds_few_crates_to_the_driver() {
+    let tree = cargo(&[
+        "tree",
+        "--package=leasehold",
+        "--no-default-features",
+        "--features=redis",
+        "--edges=normal,build",
+        "--prefix=depth",
+        "--no-dedupe",
+        "--locked",
+    ]);
+    let (mut all, mut driver) = (BTreeSet::new(), BTreeSet::new());
+    // How deep the driver stands whose dependencies these lines are.
+    let mut within: Option<usize> = None;
+    for line in tree.lines() {
+        let digits = line.chars().take_while(char::is_ascii_digit).count();
+        let (depth, rest) = line.split_at(digits);
+        let depth: usize = depth.parse().unwrap();
+        let package: String = rest.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        if within.is_some_and(|driver| depth <= driver) {
+            within = None;
+        }
+        if within.is_none() && package.starts_with("redis ") {
+            within = Some(depth);
+        }
+        if within.is_some() {
+            driver.insert(package.clone());
+        }
+        all.insert(package);
+    }
+    assert!(driver.len() > 10, "the driver was not found in {tree}");
+    let added: Vec<_> = all.difference(&driver).collect();
+    assert!(added.len() <= 15, "{} crates: {added:?}", added.len());
+}
