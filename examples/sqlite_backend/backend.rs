@@ -2,6 +2,7 @@
 //!
 //! What it promises is in [`capabilities`](SqliteBackend::capabilities); that it keeps it, `tests/sqlite_backend.rs` shows with the
 //! conformance suite. Read it beside `docs/adding-a-backend.md`.
+#![allow(unreachable_pub, reason = "it would be a crate of its own")]
 
 use std::{
     fmt,
