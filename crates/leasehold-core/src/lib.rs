@@ -28,6 +28,7 @@ mod options;
 mod owner;
 mod reentrant;
 mod release;
+mod release_state;
 mod request;
 mod run;
 mod rwlock;
@@ -54,6 +55,7 @@ pub use crate::{
     options::{Renewal, Wait},
     owner::OwnerId,
     reentrant::Owner,
+    release_state::ReleaseState,
     request::{LossSink, Request},
     rwlock::RwLock,
     semaphore::Semaphore,
