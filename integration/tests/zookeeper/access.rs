@@ -60,7 +60,8 @@ async fn tls_is_spoken_with_who_trusts_the_authority_and_with_nobody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_of_the_users_own_will_do() {
     let server = ZookeeperServer::start().unwrap();
-    let own = Client::connector().with_session_timeout(millis(6_000)).connect(&server.addr().to_string()).await.unwrap();
+    let own =
+        Client::connector().with_session_timeout(millis(6_000)).connect(&server.addr().to_string()).await.unwrap();
     let backend = ZookeeperBackend::from_client(own.clone(), ZookeeperConfig::default().with_root("/p")).await.unwrap();
     let locks = leasehold_core::LockClient::new(backend);
     let guard = locks.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
@@ -75,7 +76,7 @@ async fn a_client_of_the_users_own_will_do() {
 async fn what_zookeeper_cannot_do_is_a_typed_error() {
     let server = ZookeeperServer::start().unwrap();
     let one = client(&server.url()).await;
-    for millis in [1, 999, u64::MAX / 1_000_000] {
+    for millis in [1, 999, 3_600_000] {
         let locked = one.mutex("k").with_ttl(Ttl::from_millis(millis).unwrap()).lock().await;
         assert_eq!(locked.unwrap_err().kind(), ErrorKind::InvalidInput, "{millis} ms");
     }
@@ -95,7 +96,19 @@ async fn awkward_names_are_locks_of_their_own() {
     let server = ZookeeperServer::start().unwrap();
     let (one, other) = (client(&server.url()).await, client(&server.url()).await);
     let names: [&[u8]; 13] = [
-        b"a", b"a/b", b"a/", b"/", b".", b"..", b"%", b"a%2Fb", b"zookeeper", b"\0", b"a\nb\xff", "🔒".as_bytes(), b"%sessions",
+        b"a",
+        b"a/b",
+        b"a/",
+        b"/",
+        b".",
+        b"..",
+        b"%",
+        b"a%2Fb",
+        b"zookeeper",
+        b"\0",
+        b"a\nb\xff",
+        "🔒".as_bytes(),
+        b"%sessions",
     ];
     let mut guards = Vec::new();
     for name in names {

@@ -3,7 +3,7 @@
 use leasehold_integration::server::ZookeeperEnsemble;
 use tokio::time::{sleep, timeout};
 
-use crate::support::{SOON, client, free, millis, token, ttl, until};
+use crate::support::{SOON, client, free, lock, millis, token, ttl, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lock_and_its_token_outlive_the_leader() {
@@ -34,9 +34,10 @@ async fn any_one_member_may_be_dead_or_stopped() {
     let mut last = 0;
     for at in 0..3 {
         ensemble.member(at).pause().unwrap();
+        until("a leader", || ensemble.leader().is_ok()).await;
         let one = client(&format!("{url}?connect-timeout=1s")).await;
         for _ in 0..5 {
-            let guard = timeout(SOON, one.mutex("k").with_ttl(ttl(5)).lock()).await.unwrap().unwrap();
+            let guard = lock(&one.mutex("k").with_ttl(ttl(5))).await;
             assert!(token(&guard) > last);
             last = token(&guard);
             free(guard).await;
@@ -46,14 +47,10 @@ async fn any_one_member_may_be_dead_or_stopped() {
         let mut freed = 0;
         while freed < 5 {
             // Its session may be at the one that has just died.
-            match timeout(SOON, one.mutex("k").with_ttl(ttl(5)).lock()).await.unwrap() {
-                Ok(guard) => {
-                    assert!(token(&guard) > last);
-                    last = token(&guard);
-                    freed += u32::from(guard.release().await.is_ok());
-                }
-                Err(error) => assert!(error.is_retryable(), "{error:?}"),
-            }
+            let guard = lock(&one.mutex("k").with_ttl(ttl(5))).await;
+            assert!(token(&guard) > last);
+            last = token(&guard);
+            freed += u32::from(guard.release().await.is_ok());
         }
         ensemble.member(at).restart().unwrap();
     }

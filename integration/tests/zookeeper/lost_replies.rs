@@ -97,18 +97,19 @@ async fn a_connection_cut_anywhere_in_an_acquisition_leaves_nothing_though_the_s
     let server = ZookeeperServer::start().unwrap();
     let server = &server;
     let near = &client(&server.url()).await;
-    let cuts = CUTS.iter().flat_map(|cut| [(cut, false), (cut, true)]).map(|((direction, chunks), contended)| async move {
-        let name = format!("{direction:?} {chunks} {contended}");
-        if !contended {
-            return cut_once(server, &name, *direction, *chunks).await;
-        }
-        let guard = near.mutex(&*name).with_ttl(ttl(20)).lock().await.unwrap();
-        let (cut, ()) = tokio::join!(cut_once(server, &name, *direction, *chunks), async {
-            tokio::time::sleep(millis(1_500)).await;
-            free(guard).await;
+    let cuts =
+        CUTS.iter().flat_map(|cut| [(cut, false), (cut, true)]).map(|((direction, chunks), contended)| async move {
+            let name = format!("{direction:?} {chunks} {contended}");
+            if !contended {
+                return cut_once(server, &name, *direction, *chunks).await;
+            }
+            let guard = near.mutex(&*name).with_ttl(ttl(20)).lock().await.unwrap();
+            let (cut, ()) = tokio::join!(cut_once(server, &name, *direction, *chunks), async {
+                tokio::time::sleep(millis(1_500)).await;
+                free(guard).await;
+            });
+            cut
         });
-        cut
-    });
     // Kept, so that their sessions are.
     let _clients = join_all(cuts).await;
     nothing_left(server, millis(2 * 4_000));

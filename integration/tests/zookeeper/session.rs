@@ -7,7 +7,7 @@ use leasehold_integration::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, client, free, is_a_fault, members, millis, nothing_left, sessions, token, ttl, until};
+use crate::support::{SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_holder_whose_session_ends_is_told_and_locks_again_in_another_one() {
@@ -22,16 +22,7 @@ async fn a_holder_whose_session_ends_is_told_and_locks_again_in_another_one() {
     assert!(token(&rival) > token(&guard));
     proxy.heal();
     // Other locks get a new session without the user's help.
-    let again = async {
-        loop {
-            match one.mutex("other").with_ttl(ttl(2)).lock().await {
-                Ok(guard) => return guard,
-                Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
-            }
-            sleep(millis(20)).await;
-        }
-    };
-    let again = timeout(SOON, again).await.unwrap();
+    let again = lock(&one.mutex("other").with_ttl(ttl(2))).await;
     assert!(!guard.is_held() && guard.renew().await.is_err(), "the old one is over for ever");
     assert!(rival.is_held() && again.is_held());
     assert!(sessions(&server).is_disjoint(&first), "another session");
@@ -49,15 +40,7 @@ async fn a_waiter_whose_session_ends_waits_on_in_another_one_and_is_never_grante
     let proxy = Proxy::start(server.addr()).unwrap();
     let (far, near) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
     let guard = near.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
-    let waiter = tokio::spawn(async move {
-        loop {
-            match far.mutex("k").with_ttl(ttl(2)).lock().await {
-                Ok(guard) => return guard,
-                Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
-            }
-            sleep(millis(20)).await;
-        }
-    });
+    let waiter = tokio::spawn(async move { lock(&far.mutex("k").with_ttl(ttl(2))).await });
     until("it waits", || members(&server).len() == 2).await;
     let first = members(&server);
     proxy.blackhole(Direction::Both);
@@ -88,16 +71,7 @@ async fn a_stopped_server_is_an_error_in_time_and_the_holder_loses_by_its_deadli
     assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
     assert!(begun.elapsed() < millis(6_000), "{:?}", begun.elapsed());
     server.resume().unwrap();
-    let again = async {
-        loop {
-            match client.mutex("k").with_ttl(ttl(4)).lock().await {
-                Ok(guard) => return guard,
-                Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
-            }
-            sleep(millis(20)).await;
-        }
-    };
-    assert!(token(&timeout(SOON, again).await.unwrap()) > held);
+    assert!(token(&lock(&client.mutex("k").with_ttl(ttl(4))).await) > held);
 }
 
 #[tokio::test(flavor = "multi_thread")]

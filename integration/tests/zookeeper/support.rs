@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, LockClient, LockGuard, Released, Ttl};
+use leasehold_core::{ErrorKind, LockClient, LockGuard, Mutex, Released, Ttl};
 use leasehold_integration::{census, server::ZookeeperServer};
 use leasehold_zookeeper::ZookeeperBackend;
 
@@ -38,6 +38,20 @@ pub(crate) async fn free(guard: LockGuard) {
 /// What may come of a fault: the same call may succeed later, or the lease is over.
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost)
+}
+
+/// Locks, and starts again after each fault.
+pub(crate) async fn lock(mutex: &Mutex) -> LockGuard {
+    let locked = async {
+        loop {
+            match mutex.lock().await {
+                Ok(guard) => return guard,
+                Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
+            }
+            tokio::time::sleep(millis(20)).await;
+        }
+    };
+    tokio::time::timeout(4 * SOON, locked).await.expect("never granted")
 }
 
 /// The nodes of all who hold and wait.

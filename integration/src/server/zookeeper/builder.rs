@@ -24,6 +24,8 @@ impl Default for ZookeeperBuilder {
             // Sessions end at a whole number of ticks, and are no shorter than two.
             ("tickTime", "500"),
             ("minSessionTimeout", "1000"),
+            // As with the default tick: our default TTL is within.
+            ("maxSessionTimeout", "40000"),
             ("initLimit", "20"),
             ("syncLimit", "4"),
             // Several servers share a few processors, and a snapshot is nothing that a test waits for.
