@@ -51,9 +51,6 @@ fn etcd() -> SubjectOf {
     })
     .with_ttl(Ttl::from_secs(2).expect("a TTL"))
     .with_slack(Duration::from_millis(2_500))
-    // A future that is never polled again is how a crash is acted here; the session that it waits in lives on, as its
-    // process does. What a death leaves is tested on sessions that end, in `etcd_faults.rs`.
-    .without("crash_at_any_point_frees_after_ttl", "a session lives as long as its process, which lives on here")
 }
 
 conformance!(etcd, etcd());
