@@ -7,10 +7,11 @@ use std::{
 
 use leasehold_core::{LockBackend, TestClock, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::{EtcdCluster, SharedRedis, shared_redis};
+use leasehold_integration::server::{EtcdCluster, SharedRedis, ZookeeperServer, shared_redis};
 use leasehold_local::{FileBackend, MemoryBackend};
 use leasehold_redis::RedisBackend;
 use leasehold_testkit::{SubjectOf, conformance};
+use leasehold_zookeeper::ZookeeperBackend;
 
 /// A memory of its own for each case, in simulated time.
 fn memory() -> SubjectOf {
@@ -50,9 +51,20 @@ fn etcd() -> SubjectOf {
     })
     .with_ttl(Ttl::from_secs(2).expect("a TTL"))
     .with_slack(Duration::from_millis(2_500))
-    // A future that is never polled again is how a crash is acted here; the session that it waits in lives on, as its
-    // process does. What a death leaves is tested on sessions that end, in `etcd_faults.rs`.
-    .without("crash_at_any_point_frees_after_ttl", "a session lives as long as its process, which lives on here")
 }
 
 conformance!(etcd, etcd());
+
+/// One server for all cases, connected anew for each "process" of a case.
+fn zookeeper() -> SubjectOf {
+    static SERVER: LazyLock<ZookeeperServer> = LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
+    SubjectOf::new(|| async {
+        let url = format!("{}/conformance?tick=500ms", SERVER.url());
+        ZookeeperBackend::connect(&url).await.expect("a connection") as Arc<dyn LockBackend>
+    })
+    .with_ttl(Ttl::from_secs(2).expect("a TTL"))
+    .with_slack(Duration::from_millis(2_500))
+    .without("crash_at_any_point_frees_after_ttl", "a session lives as long as its process, which lives on here")
+}
+
+conformance!(zookeeper, zookeeper());

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -70,6 +70,8 @@ pub(crate) struct Live {
     /// Whether the server pushes invalidations on it.
     pub(crate) pushes: bool,
     warmth: Warmth,
+    /// A script for many keys was refused.
+    one_at_a_time: AtomicBool,
 }
 
 /// Whose token counters this connection has raised above the server's clock: for each slot the hour in which it did, or 0.
@@ -236,6 +238,7 @@ impl Link {
             run: found.run,
             pushes: found.pushes,
             warmth: Warmth::new(),
+            one_at_a_time: AtomicBool::new(false),
         }))
     }
 
@@ -346,6 +349,17 @@ impl Live {
     pub(crate) fn is_warm(&self, slot: Slot) -> bool {
         // Without pushes there may be a proxy, behind which the server can change without the connection breaking.
         self.pushes && self.warmth.is_warm(slot)
+    }
+
+    /// Whether one script may be given the keys of many locks.
+    pub(crate) fn takes_many(&self) -> bool {
+        // Without pushes there may be a proxy that sends a script to where its first key is.
+        self.pushes && !self.one_at_a_time.load(Ordering::Relaxed)
+    }
+
+    /// A script for many keys was refused: this is a part of a cluster, or the server has forgotten its scripts.
+    pub(crate) fn take_one_at_a_time(&self) {
+        self.one_at_a_time.store(true, Ordering::Relaxed);
     }
 
     /// This slot's counter was raised.

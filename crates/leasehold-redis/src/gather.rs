@@ -1,8 +1,7 @@
 //! Gathering: under load, many exclusive operations share one write and one wait.
 //!
 //! As long as few operations are under way, each goes out alone and at once. Above that they queue up, and a few pipelines
-//! at a time carry whatever has queued up meanwhile. Each operation keeps commands of its own: the server may serve others
-//! between them, and one that fails leaves the others alone.
+//! at a time carry their share of what has queued up meanwhile.
 
 use std::{
     collections::VecDeque,
@@ -10,15 +9,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
 };
 
 use leasehold_core::{ErrorKind, Request, Result};
-use redis::{Pipeline, RedisError, Value};
-use tokio::sync::oneshot;
+use redis::{Pipeline, Value};
+use tokio::{sync::oneshot, task::yield_now};
 
 use crate::{
-    connection::{Link, Live, Sent, is_no_script},
+    batch::{Batch, Entry},
+    connection::{Link, Live},
     error::{self, Effect},
     exclusive::{Operation, Way},
 };
@@ -27,7 +26,7 @@ use crate::{
 /// driver's same commands: 1.2–1.7, 1.5–2.3 and 1.3–2.0 on two workers, 0.95–1.0, 1.0–1.2 and 1.15–1.3 on a current-thread
 /// runtime (one noisy run of four: 0.7 at 256).
 const ALONE: usize = 4;
-/// Pipelines under way. One would leave the server idle while its answers are read here.
+/// Pipelines under way. One would leave the server idle while its answers are read here, and us while it works.
 const CALLS: usize = 2;
 /// Operations in one pipeline.
 const BATCH: usize = 128;
@@ -39,26 +38,16 @@ pub(crate) struct Gather {
     /// The length of the queue, readable without the lock.
     queued: AtomicUsize,
     queue: Mutex<Queue>,
+    /// Held from the queue to the connection's queue.
+    sending: Mutex<()>,
+    /// Pipelines sent.
+    sent: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Queue {
     entries: VecDeque<Entry>,
     workers: usize,
-}
-
-struct Entry {
-    operation: Operation,
-    request: Request,
-    answer: oneshot::Sender<Result<Value>>,
-}
-
-/// A pipeline that is in the connection's queue.
-struct Call {
-    entries: Vec<(Entry, Way)>,
-    sent: Sent,
-    /// The answers, if they were there at once.
-    ready: Option<Result<Vec<Value>, RedisError>>,
 }
 
 impl Gather {
@@ -93,7 +82,7 @@ impl Gather {
         {
             queue.workers += 1;
             // Spawned, so that the tasks that are about to run can add theirs.
-            drop(tokio::spawn(work(link)));
+            drop(tokio::spawn(work(link, self.sent())));
         }
     }
 
@@ -101,36 +90,40 @@ impl Gather {
     pub(crate) fn send_all(&self, link: &Link, live: &Arc<Live>) {
         while self.queued.load(Ordering::Acquire) > 0 {
             let Some(link) = link.upgrade() else { return };
-            let Some(call) = self.send_next(&link, live) else { return };
+            let Some(batch) = self.send_next(&link, live, BATCH) else { return };
             let live = Arc::clone(live);
-            drop(tokio::spawn(async move { call.finish(&link, &live).await }));
+            drop(tokio::spawn(async move { batch.finish(&link, &live).await }));
         }
     }
 
     /// Takes the next operations and queues their pipeline on the connection, as one step: two never overtake.
-    fn send_next(&self, link: &Link, live: &Live) -> Option<Call> {
-        let mut queue = self.lock();
-        if queue.entries.is_empty() {
+    fn send_next(&self, link: &Link, live: &Live, most: usize) -> Option<Batch> {
+        // Nothing panics while it is held.
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries: Vec<_> = {
+            let mut queue = self.lock();
+            let count = queue.entries.len().min(most);
+            queue.entries.drain(..count).collect()
+        };
+        if entries.is_empty() {
             return None;
         }
-        let count = queue.entries.len().min(BATCH);
-        let mut pipeline = Pipeline::with_capacity(2 * count);
-        let prefix = &link.config.prefix;
-        let entries = queue.entries.drain(..count).map(|entry| {
-            let Entry { operation, request, .. } = &entry;
-            let way = Way::of(*operation, live, prefix, request);
-            way.write(&mut pipeline, *operation, prefix, request);
-            (entry, way)
-        });
-        let entries: Vec<_> = entries.collect();
-        let mut sent = live.send_owned(pipeline);
-        // The first poll queues the pipeline; later ones bring the waker.
-        let ready = match sent.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(answers) => Some(answers),
-            Poll::Pending => None,
-        };
+        let batch = Batch::send(link, live, entries);
+        self.sent.fetch_add(1, Ordering::Release);
+        // Only now: whoever goes alone looks at it to know whether it would overtake.
+        let queue = self.lock();
         self.queued.store(queue.entries.len(), Ordering::Release);
-        Some(Call { entries, sent, ready })
+        Some(batch)
+    }
+
+    fn sent(&self) -> usize {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    /// How many operations the next pipeline carries at most: its part of what is under way, so that the pipelines stay
+    /// alike.
+    fn share(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed).div_ceil(CALLS).clamp(1, BATCH)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -160,14 +153,21 @@ async fn alone(link: &Link, operation: Operation, request: &Request) -> Result<V
     way.read(&live, &mut answers.into_iter()).map_err(|error| error::of_command(error, name, Effect::None))
 }
 
-/// Sends pipeline after pipeline until the queue is empty.
-async fn work(link: Arc<Link>) {
+/// Sends pipeline after pipeline until the queue is empty. `sent`: how many were sent when it was known that there is
+/// something to send.
+async fn work(link: Arc<Link>, mut sent: usize) {
+    let gather = &link.gather;
     loop {
+        if gather.sent() != sent {
+            // Another pipeline is about to be written. The connection's task writes it now, alone, so that the server works
+            // on it while we write ours; together they would go back and forth as one.
+            yield_now().await;
+        }
         match link.live().await {
-            Ok(live) => match link.gather.send_next(&link, &live) {
-                Some(call) => call.finish(&link, &live).await,
+            Ok(live) => match gather.send_next(&link, &live, gather.share()) {
+                Some(batch) => batch.finish(&link, &live).await,
                 None => {
-                    let mut queue = link.gather.lock();
+                    let mut queue = gather.lock();
                     if queue.entries.is_empty() {
                         queue.workers -= 1;
                         return;
@@ -176,8 +176,8 @@ async fn work(link: Arc<Link>) {
             },
             Err(error) => {
                 let entries = {
-                    let mut queue = link.gather.lock();
-                    link.gather.queued.store(0, Ordering::Release);
+                    let mut queue = gather.lock();
+                    gather.queued.store(0, Ordering::Release);
                     std::mem::take(&mut queue.entries)
                 };
                 for entry in entries {
@@ -186,52 +186,9 @@ async fn work(link: Arc<Link>) {
                 }
             }
         }
+        sent = gather.sent();
         // Those whose answers just came start their next operations first.
-        tokio::task::yield_now().await;
-    }
-}
-
-impl Call {
-    async fn finish(self, link: &Link, live: &Live) {
-        let Self { entries, sent, ready } = self;
-        let answers = match ready {
-            Some(answers) => answers,
-            None => sent.await,
-        };
-        let mut answers = match answers {
-            Ok(answers) => answers.into_iter(),
-            Err(error) => {
-                for (entry, _) in entries {
-                    let name = entry.operation.name();
-                    entry.answer(Err(link.failed(live, error.clone(), name, Effect::Writes)));
-                }
-                return;
-            }
-        };
-        let mut forgotten = Vec::new();
-        for (entry, way) in entries {
-            match way.read(live, &mut answers) {
-                Err(error) if is_no_script(&error) => forgotten.push(entry),
-                answer => {
-                    let name = entry.operation.name();
-                    // What the server answers with an error it has not done.
-                    entry.answer(answer.map_err(|error| error::of_command(error, name, Effect::None)));
-                }
-            }
-        }
-        for entry in forgotten {
-            let Entry { operation, request, .. } = &entry;
-            let arguments = |cmd: &mut redis::Cmd| operation.arguments(cmd, &link.config.prefix, request);
-            let answer = link.run_on(live, operation.script(), operation.name(), Effect::Writes, arguments).await;
-            entry.answer(answer);
-        }
-    }
-}
-
-impl Entry {
-    fn answer(self, answer: Result<Value>) {
-        // Nobody listens any more only when the runtime shuts down.
-        drop(self.answer.send(answer));
+        yield_now().await;
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod answer;
 mod backend;
+mod batch;
 mod breaking;
 mod config;
 mod connection;

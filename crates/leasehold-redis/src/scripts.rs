@@ -36,6 +36,7 @@ scripts! {
     ACQUIRE_SHARED = "acquire_shared";
     ACQUIRE_PERMIT = "acquire_permit";
     RELEASE = "release";
+    RELEASE_MANY = "release_many";
     RELEASE_SHARED = "release_shared";
     RELEASE_PERMIT = "release_permit";
     RENEW = "renew";

@@ -7,6 +7,7 @@ use leasehold_core::{
     Lease, LockBackend, LockKey, LossSignal, Moment, Request, Restart, Result, Ttl, Wakeup, async_trait,
     session::Sessions,
 };
+use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
 
 use crate::{
@@ -30,6 +31,8 @@ const FRESH_STARTS: u32 = 3;
 /// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long an attempt of somebody who goes on waiting keeps its place in the queue.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// Locks on a ZooKeeper ensemble.
 ///
@@ -121,7 +124,7 @@ impl ZookeeperBackend {
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
         let candidate = self.candidate(request, directory).await?;
         let lane = candidate.lane;
-        if self.crowd.is_taken(lane) {
+        if !request.is_waiting() && self.crowd.is_taken(lane) {
             // It was taken the last time: a look costs the servers much less than a node that is created in vain.
             let children = candidate.list().await?;
             if queue::refusal(request.key(), request.mode(), &children)?.is_some() {
@@ -129,18 +132,23 @@ impl ZookeeperBackend {
             }
             self.crowd.note(lane, false);
         }
-        let queued = candidate.enqueue().await?;
-        match candidate.first_look(&queued).await {
-            Ok(Standing::Holds) => candidate.granted(queued, None).await.map(Some),
-            Ok(Standing::Waits(_)) => {
-                self.crowd.note(lane, true);
-                candidate.leave(&queued).await;
-                Ok(None)
+        let mut queued = candidate.enqueue().await?;
+        let granted = match candidate.first_look(&queued).await {
+            Ok(Standing::Holds) => Ok(Some(None)),
+            Ok(Standing::Waits(_)) if request.is_waiting() => {
+                // Who tries again and again would otherwise never be in the queue when its turn comes.
+                timeout(LINGER, candidate.wait(&mut queued)).await.map_or(Ok(None), |waited| waited.map(Some))
             }
+            Ok(Standing::Waits(_)) => Ok(None),
             Ok(Standing::Absent) => Err(lost_place()),
-            Err(error) => {
+            Err(error) => Err(error),
+        };
+        match granted {
+            Ok(Some(watch)) => candidate.granted(queued, watch).await.map(Some),
+            refused => {
+                self.crowd.note(lane, refused.is_ok());
                 candidate.leave(&queued).await;
-                Err(error)
+                refused.map(|_| None)
             }
         }
     }

@@ -7,7 +7,9 @@ use leasehold_integration::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl, until};
+use crate::support::{
+    SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl, until,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_holder_whose_session_ends_is_told_and_locks_again_in_another_one() {
