@@ -57,15 +57,13 @@ conformance!(etcd, etcd());
 
 /// One server for all cases, connected anew for each "process" of a case.
 fn zookeeper() -> SubjectOf {
-    static SERVER: LazyLock<ZookeeperServer> =
-        LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
+    static SERVER: LazyLock<ZookeeperServer> = LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
     SubjectOf::new(|| async {
         let url = format!("{}/conformance?tick=500ms", SERVER.url());
         ZookeeperBackend::connect(&url).await.expect("a connection") as Arc<dyn LockBackend>
     })
     .with_ttl(Ttl::from_secs(2).expect("a TTL"))
     .with_slack(Duration::from_millis(2_500))
-    .without("crash_at_any_point_frees_after_ttl", "a session lives as long as its process, which lives on here")
 }
 
 conformance!(zookeeper, zookeeper());
