@@ -32,6 +32,7 @@ needs=(
     "/usr/share/java/slf4j-simple.jar libslf4j-java"
     "/usr/share/java/curator-recipes.jar libcurator-recipes-java"
     "/usr/share/java/eclipse-jdt-core.jar libeclipse-jdt-core-java"
+    "python3 python3"
 )
 
 missing() {
@@ -39,6 +40,8 @@ missing() {
     for need in "${needs[@]}"; do
         command -v "${need%% *}" >/dev/null || [[ -e ${need%% *} ]] || printf '%s\n' "$need"
     done
+    # A module that Debian packs by itself.
+    python3 -c 'import ensurepip' 2>/dev/null || printf 'ensurepip python3-venv\n'
 }
 
 install_packages() {
@@ -88,3 +91,5 @@ fi
 
 command -v cargo >/dev/null ||
     fail "cargo is not installed: install Rust with rustup, as the Rust web site says, and open a new shell"
+
+"$(dirname "${BASH_SOURCE[0]}")/interop/setup.sh"

@@ -11,6 +11,7 @@
 //! | [`proxy`] | [`Proxy`](proxy::Proxy): cut, swallow, hold, delay, count |
 //! | [`peer`] | [`Peer`](peer::Peer): another process of a test, spoken to line by line |
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
+//! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client of another language |
 //! | [`port`] | ports that no outgoing connection can take |
 //! | [`worker`] | processes that lock on command, and write down what they believe |
 //! | [`checker`], [`census`] | judges of what the processes believed, and of what is left over |
@@ -22,6 +23,7 @@ pub mod certificates;
 pub mod checker;
 pub mod child;
 mod error;
+pub mod foreign;
 mod nursery;
 pub mod peer;
 pub mod port;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
@@ -15,6 +15,9 @@ const MARK: &str = "peer> ";
 
 /// Set in a peer that is this test again: the role that it plays.
 const ROLE: &str = "LEASEHOLD_PEER_ROLE";
+
+/// How often a test with a runtime looks whether its peer has said something.
+const GLANCE: Duration = Duration::from_millis(2);
 
 /// Another process of a test: it is told lines on its standard input, and heard on its standard output. Its standard
 /// error is the test's. Dropping it kills it.
@@ -74,12 +77,28 @@ impl Peer {
                         return Ok(told.to_owned());
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(HarnessError::new(format!("the peer said nothing within {patience:?}")));
+                Err(RecvTimeoutError::Timeout) => return Err(silent(patience)),
+                Err(RecvTimeoutError::Disconnected) => return Err(mute()),
+            }
+        }
+    }
+
+    /// As [`hear`](Self::hear), for a test that has a runtime to go on. May be dropped and called again.
+    ///
+    /// # Errors
+    /// It said nothing within `patience`, or has ended.
+    pub async fn heard(&mut self, patience: Duration) -> Result<String> {
+        let end = Instant::now() + patience;
+        loop {
+            match self.lines.try_recv() {
+                Ok(line) => {
+                    if let Some((_, told)) = line.split_once(MARK) {
+                        return Ok(told.to_owned());
+                    }
                 }
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(HarnessError::new("the peer has closed its output without saying what was awaited"));
-                }
+                Err(TryRecvError::Empty) if Instant::now() < end => tokio::time::sleep(GLANCE).await,
+                Err(TryRecvError::Empty) => return Err(silent(patience)),
+                Err(TryRecvError::Disconnected) => return Err(mute()),
             }
         }
     }
@@ -115,6 +134,14 @@ impl Peer {
         });
         Ok(Self { child, input, lines })
     }
+}
+
+fn silent(patience: Duration) -> HarnessError {
+    HarnessError::new(format!("the peer said nothing within {patience:?}"))
+}
+
+fn mute() -> HarnessError {
+    HarnessError::new("the peer has closed its output without saying what was awaited")
 }
 
 /// In a peer: says a line to the test that started it.

@@ -275,6 +275,7 @@ impl TlsFiles {
         if !tls {
             return Ok(connector);
         }
+        choose_crypto_provider();
         let read = |path: &PathBuf| {
             std::fs::read_to_string(path).map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
         };
@@ -296,6 +297,15 @@ impl TlsFiles {
             _ => return Err(invalid("the options `cert` and `key` belong together")),
         };
         Ok(connector.with_tls(options))
+    }
+}
+
+/// The driver takes the process's crypto provider, and panics if there is none and several to choose from.
+#[cfg(feature = "tls")]
+fn choose_crypto_provider() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Fails only if another thread has just chosen one, which is as good.
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{HarnessError, Result, certificates::Certificates, server::Process};
 pub struct ZookeeperBuilder {
     pub(super) tls: bool,
     pub(super) links: bool,
+    properties: Vec<String>,
     settings: BTreeMap<String, String>,
 }
 
@@ -23,13 +24,15 @@ impl Default for ZookeeperBuilder {
             // Sessions end at a whole number of ticks, and are no shorter than two.
             ("tickTime", "500"),
             ("minSessionTimeout", "1000"),
+            // As with the default tick: our default TTL is within.
+            ("maxSessionTimeout", "40000"),
             ("initLimit", "20"),
             ("syncLimit", "4"),
             // Several servers share a few processors, and a snapshot is nothing that a test waits for.
             ("snapCount", "1000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { tls: false, links: false, settings: settings.into() }
+        Self { tls: false, links: false, properties: Vec::new(), settings: settings.into() }
     }
 }
 
@@ -37,6 +40,12 @@ impl ZookeeperBuilder {
     /// Another or one more line of `zoo.cfg`.
     pub fn setting(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.settings.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// A system property of its Java, for what `zoo.cfg` cannot say.
+    pub fn property(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.properties.push(format!("-D{name}={value}"));
         self
     }
 
@@ -113,7 +122,7 @@ impl ZookeeperBuilder {
         fs::create_dir(folder.join("data")).map_err(failed)?;
         fs::write(folder.join("data/myid"), id.to_string()).map_err(failed)?;
         fs::write(folder.join("zoo.cfg"), config).map_err(failed)?;
-        process.set_arguments(java::server_arguments(main)?);
+        process.set_arguments(self.properties.iter().cloned().chain(java::server_arguments(main)?));
         Ok((process, certificates))
     }
 }

