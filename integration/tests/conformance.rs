@@ -64,7 +64,6 @@ fn zookeeper() -> SubjectOf {
     })
     .with_ttl(Ttl::from_secs(2).expect("a TTL"))
     .with_slack(Duration::from_millis(2_500))
-    .without("crash_at_any_point_frees_after_ttl", "a session lives as long as its process, which lives on here")
 }
 
 conformance!(zookeeper, zookeeper());

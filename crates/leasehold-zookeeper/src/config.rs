@@ -1,8 +1,8 @@
 //! [`ZookeeperConfig`], and what a URL says.
 
-use std::{borrow::Cow, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use leasehold_core::{Error, ErrorKind, Result};
+use leasehold_core::{Error, ErrorKind, Result, url};
 use zookeeper_client::{Acl, Acls, Client, Connector};
 
 use crate::error;
@@ -182,17 +182,17 @@ impl Location {
         let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
         let mut config = ZookeeperConfig::default();
         if !path.is_empty() {
-            config = config.with_root(format!("/{}", decoded("path", path)?));
+            config = config.with_root(format!("/{}", ours(url::decode("path", path))?));
         }
         let mut files = TlsFiles::default();
-        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        for (name, value) in ::url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "exclusive" => config.exclusive = exclusive(&value)?,
                 "acl" => config.access = access(&value, user.is_some())?,
-                "tick" => config.tick = Some(duration("tick", &value)?),
-                "timeout" => config.timeout = duration("timeout", &value)?,
-                "connect-timeout" => config.connect_timeout = duration("connect-timeout", &value)?,
-                "safety-net" => config.safety_net = duration("safety-net", &value)?,
+                "tick" => config.tick = Some(ours(url::duration("tick", &value))?),
+                "timeout" => config.timeout = ours(url::duration("timeout", &value))?,
+                "connect-timeout" => config.connect_timeout = ours(url::duration("connect-timeout", &value))?,
+                "safety-net" => config.safety_net = ours(url::duration("safety-net", &value))?,
                 "ca" if tls => files.ca = Some(PathBuf::from(&*value)),
                 "cert" if tls => files.cert = Some(PathBuf::from(&*value)),
                 "key" if tls => files.key = Some(PathBuf::from(&*value)),
@@ -212,7 +212,7 @@ impl Location {
             let Some((name, password)) = user.split_once(':') else {
                 return Err(invalid("the URL has a user without a password; write zookeeper://user:password@host/"));
             };
-            let identity = format!("{}:{}", decoded("user", name)?, decoded("password", password)?);
+            let identity = format!("{}:{}", ours(url::decode("user", name))?, ours(url::decode("password", password))?);
             connector = connector.with_auth("digest", identity.as_bytes());
         }
         Ok(Self { hosts, connector, tls, config })
@@ -221,7 +221,7 @@ impl Location {
 
 /// One `host:port`, checked.
 fn host(text: &str) -> Result<String> {
-    let parsed = url::Url::parse(&format!("http://{text}/"))
+    let parsed = ::url::Url::parse(&format!("http://{text}/"))
         .map_err(|error| invalid(format!("`{}` is not a host with a port: {error}", text.escape_debug())))?;
     match parsed.host_str() {
         // `port` is `None` for the scheme's own, 80.
@@ -313,21 +313,9 @@ fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
 }
 
-fn decoded<'a>(what: &str, text: &'a str) -> Result<Cow<'a, str>> {
-    percent_encoding::percent_decode_str(text)
-        .decode_utf8()
-        .map_err(|_| invalid(format!("the {what} in the URL is not UTF-8 when decoded")))
-}
-
-fn duration(name: &str, text: &str) -> Result<Duration> {
-    let parsed = match text.strip_suffix("ms") {
-        Some(millis) => millis.parse().map(Duration::from_millis),
-        None => text.strip_suffix('s').unwrap_or("").parse().map(Duration::from_secs),
-    };
-    parsed
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| invalid(format!("the option `{name}` is not a time such as 500ms or 2s")))
+/// What core read, named as ours.
+fn ours<T>(read: Result<T>) -> Result<T> {
+    read.map_err(|error| error::named(error, "connect"))
 }
 
 #[cfg(test)]

@@ -53,10 +53,13 @@ impl Held {
     }
 }
 
+/// From when it is to be watched, and its watch if it has one already.
+type Due = (Instant, Weak<Held>, Option<Event>);
+
 /// What is to be watched.
 #[derive(Default)]
 pub(crate) struct Losses {
-    queue: Mutex<VecDeque<(Instant, Weak<Held>, Option<Event>)>>,
+    queue: Mutex<VecDeque<Due>>,
     added: Notify,
 }
 
@@ -114,7 +117,7 @@ impl Losses {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<(Instant, Weak<Held>, Option<Event>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Due>> {
         // Nothing panics while it is held.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
