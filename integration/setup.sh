@@ -16,7 +16,7 @@ fail() {
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
-# A command that must be there, and the Debian package that brings it.
+# A command or file that must be there, and the Debian package that brings it.
 needs=(
     "cc build-essential"
     "redis-server redis-server"
@@ -26,13 +26,19 @@ needs=(
     "etcdctl etcd-client"
     "flock util-linux"
     "setpriv util-linux"
+    "java default-jre-headless"
+    "/usr/share/java/zookeeper.jar libzookeeper-java"
+    "/usr/share/java/netty-codec.jar libnetty-java"
+    "/usr/share/java/slf4j-simple.jar libslf4j-java"
+    "/usr/share/java/curator-recipes.jar libcurator-recipes-java"
+    "/usr/share/java/eclipse-jdt-core.jar libeclipse-jdt-core-java"
     "python3 python3"
 )
 
-missing_commands() {
+missing() {
     local need
     for need in "${needs[@]}"; do
-        command -v "${need%% *}" >/dev/null || printf '%s\n' "$need"
+        command -v "${need%% *}" >/dev/null || [[ -e ${need%% *} ]] || printf '%s\n' "$need"
     done
     # A module that Debian packs by itself.
     python3 -c 'import ensurepip' 2>/dev/null || printf 'ensurepip python3-venv\n'
@@ -45,7 +51,7 @@ install_packages() {
         as_root=(sudo)
     fi
     command -v apt-get >/dev/null ||
-        fail "there is no apt-get on this system: install what brings these Debian packages' commands: $*"
+        fail "there is no apt-get on this system: install what these Debian packages bring: $*"
 
     # Packages start their servers. A policy that forbids it (Debian Policy 9.3.3) holds while this script runs.
     local policy=/usr/sbin/policy-rc.d
@@ -75,11 +81,11 @@ install_packages() {
     fi
 }
 
-lacking=$(missing_commands)
+lacking=$(missing)
 if [[ -n $lacking ]]; then
     mapfile -t packages < <(cut -d' ' -f2 <<<"$lacking" | sort -u)
     install_packages "${packages[@]}"
-    lacking=$(missing_commands)
+    lacking=$(missing)
     [[ -z $lacking ]] || fail "still missing after the installation: $(cut -d' ' -f1 <<<"$lacking" | paste -sd' ')"
 fi
 

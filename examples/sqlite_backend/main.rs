@@ -23,7 +23,7 @@ async fn main() -> Result<()> {
     println!("{}", client.capabilities().endpoint);
 
     let guard = client.mutex("count").lock().await?;
-    println!("one client holds `count` under token {}", guard.fencing_token().map_or(0, |token| token.get()));
+    println!("one client holds `count` under token {}", guard.fencing_token().map_or(0, leasehold::FencingToken::get));
     let refused = other.mutex("count").try_lock().await.expect_err("it is held");
     assert_eq!(refused.kind(), ErrorKind::Contended);
     println!("the other is told: {refused}");

@@ -6,3 +6,5 @@ mod process;
 mod proxy;
 #[path = "harness/redis.rs"]
 mod redis;
+#[path = "harness/zookeeper.rs"]
+mod zookeeper;

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 /// The backends' crates.
-const BACKENDS: [&str; 3] = ["leasehold-etcd", "leasehold-local", "leasehold-redis"];
+const BACKENDS: [&str; 4] = ["leasehold-etcd", "leasehold-local", "leasehold-redis", "leasehold-zookeeper"];
 
 /// What cargo prints.
 fn cargo(arguments: &[&str]) -> String {

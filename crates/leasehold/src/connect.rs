@@ -19,12 +19,14 @@ use crate::scheme::Scheme;
 /// | `redis+unix:///PATH[?db=…]` | the same over a socket |
 /// | `etcd://[USER:PASSWORD@]HOST[:PORT],…[/?prefix=…]` | locks among all who reach the cluster; the options are those of `EtcdBackend::connect` |
 /// | `etcds://…` | the same over TLS |
+/// | `zookeeper://[USER:PASSWORD@]HOST[:PORT],…[/PATH][?tick=…]` | locks among all who reach the ensemble; the options are those of `ZookeeperBackend::connect` |
+/// | `zookeepers://…` | the same over TLS |
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use leasehold::ErrorKind;
 ///
-/// assert_eq!(leasehold::connect("zookeeper://10.0.0.7").await.unwrap_err().kind(), ErrorKind::Unsupported);
+/// assert_eq!(leasehold::connect("postgres://10.0.0.7").await.unwrap_err().kind(), ErrorKind::Unsupported);
 /// assert_eq!(leasehold::connect("10.0.0.7:6379").await.unwrap_err().kind(), ErrorKind::InvalidInput);
 /// # }
 /// ```
@@ -79,7 +81,14 @@ pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
         Scheme::RedisTls if cfg!(feature = "redis-tls") => redis(scheme, url).await,
         Scheme::Etcd if cfg!(feature = "etcd") => etcd(scheme, url).await,
         Scheme::EtcdTls if cfg!(feature = "etcd-tls") => etcd(scheme, url).await,
-        Scheme::Redis | Scheme::RedisTls | Scheme::Etcd | Scheme::EtcdTls => Err(scheme.not_compiled_in()),
+        Scheme::Zookeeper if cfg!(feature = "zookeeper") => zookeeper(scheme, url).await,
+        Scheme::ZookeeperTls if cfg!(feature = "zookeeper-tls") => zookeeper(scheme, url).await,
+        Scheme::Redis
+        | Scheme::RedisTls
+        | Scheme::Etcd
+        | Scheme::EtcdTls
+        | Scheme::Zookeeper
+        | Scheme::ZookeeperTls => Err(scheme.not_compiled_in()),
     }
 }
 
@@ -126,8 +135,19 @@ async fn etcd(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
+#[cfg(feature = "zookeeper")]
+async fn zookeeper(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    let connected = leasehold_zookeeper::ZookeeperBackend::connect(url).await;
+    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+}
+
+#[cfg(not(feature = "zookeeper"))]
+async fn zookeeper(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}
+
 /// A backend does not repeat the URL, which may hold a password; here it is shown without.
-#[cfg(any(feature = "redis", feature = "etcd"))]
+#[cfg(any(feature = "redis", feature = "etcd", feature = "zookeeper"))]
 fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Error {
     use leasehold_core::{Error, ErrorKind};
 

@@ -101,10 +101,12 @@
 //! | `redis-tls` | `redis` | `rediss://` | the same over TLS |
 //! | `etcd` | `etcd` | `etcd://h1,h2,h3` | etcd ≥ 3.4; building it needs `protoc` |
 //! | `etcd-tls` | `etcd` | `etcds://` | the same over TLS |
+//! | `zookeeper` | `zookeeper` | `zookeeper://h1,h2,h3/PATH` | ZooKeeper ≥ 3.6 |
+//! | `zookeeper-tls` | `zookeeper` | `zookeepers://` | the same over TLS |
 //!
 //! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself and gives it to
 //! [`LockClient::new`]; each module re-exports its crate, and the driver with it. Planned backends
-//! (`zookeeper://`, `postgres://`, `redlock://`) are refused by name.
+//! (`postgres://`, `redlock://`) are refused by name.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
@@ -123,6 +125,9 @@ pub use leasehold_local as local;
 /// Redis and Valkey. The driver is `leasehold::redis::redis`.
 #[cfg(feature = "redis")]
 pub use leasehold_redis as redis;
+/// ZooKeeper. The driver is `leasehold::zookeeper::zookeeper_client`.
+#[cfg(feature = "zookeeper")]
+pub use leasehold_zookeeper as zookeeper;
 
 pub use crate::connect::{backend, builder, connect};
 #[cfg(feature = "local")]

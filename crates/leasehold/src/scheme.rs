@@ -19,9 +19,13 @@ pub(crate) enum Scheme {
     Etcd,
     /// `etcds://`
     EtcdTls,
+    /// `zookeeper://`, `zk://`
+    Zookeeper,
+    /// `zookeepers://`, `zks://`
+    ZookeeperTls,
 }
 
-const SCHEMES: [(&str, Scheme); 9] = [
+const SCHEMES: [(&str, Scheme); 13] = [
     ("memory", Scheme::Memory),
     ("file", Scheme::File),
     ("redis", Scheme::Redis),
@@ -31,18 +35,17 @@ const SCHEMES: [(&str, Scheme); 9] = [
     ("valkeys", Scheme::RedisTls),
     ("etcd", Scheme::Etcd),
     ("etcds", Scheme::EtcdTls),
+    ("zookeeper", Scheme::Zookeeper),
+    ("zk", Scheme::Zookeeper),
+    ("zookeepers", Scheme::ZookeeperTls),
+    ("zks", Scheme::ZookeeperTls),
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 5] = [
-    ("zookeeper", "ZooKeeper"),
-    ("zk", "ZooKeeper"),
-    ("postgres", "Postgres"),
-    ("postgresql", "Postgres"),
-    ("redlock", "Redlock"),
-];
+const PLANNED: [(&str, &str); 3] = [("postgres", "Postgres"), ("postgresql", "Postgres"), ("redlock", "Redlock")];
 
-const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST";
+const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST, \
+     zookeeper://HOST,HOST/PATH, zookeepers://HOST";
 
 impl Scheme {
     /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
@@ -72,6 +75,8 @@ impl Scheme {
             Self::RedisTls => ("rediss:", "redis-tls"),
             Self::Etcd => ("etcd:", "etcd"),
             Self::EtcdTls => ("etcds:", "etcd-tls"),
+            Self::Zookeeper => ("zookeeper:", "zookeeper"),
+            Self::ZookeeperTls => ("zookeepers:", "zookeeper-tls"),
         };
         Error::new(
             ErrorKind::Unsupported,
@@ -144,7 +149,7 @@ mod tests {
 
     #[test]
     fn planned_backends_are_unsupported_by_name() {
-        for url in ["zk://h", "zookeeper://h/c", "postgres://u:secret@h/db", "redlock://a,b,c"] {
+        for url in ["postgresql://h", "postgres://u:secret@h/db", "redlock://a,b,c"] {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             let text = error.to_string();
@@ -173,6 +178,8 @@ mod tests {
             (Scheme::RedisTls, "redis-tls"),
             (Scheme::Etcd, "etcd"),
             (Scheme::EtcdTls, "etcd-tls"),
+            (Scheme::Zookeeper, "zookeeper"),
+            (Scheme::ZookeeperTls, "zookeeper-tls"),
         ] {
             let error = scheme.not_compiled_in();
             assert_eq!(error.kind(), ErrorKind::Unsupported);

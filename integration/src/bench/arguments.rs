@@ -19,9 +19,10 @@ Subjects:
   floor              the bare driver (or file lock, or mutex) doing the same round trips
   plain              on Redis: SET NX PX and a script that compares and deletes
   rslock, distributed-lock   on Redis: other crates, with their defaults
+  driver             on ZooKeeper: the lock that the driver itself has
 
 All subjects take turns in short rounds against one server, so compare the ratios: absolute figures move with the
-machine. Redis needs `redis-server` (integration/setup.sh installs it).
+machine. integration/setup.sh installs the servers.
 
 Examples:
   bench --quick                                    everything, in a few minutes

@@ -7,8 +7,10 @@ mod etcd;
 mod process;
 mod redis;
 mod shared;
+mod zookeeper;
 
 pub use etcd::{EtcdCluster, EtcdMember};
 pub use process::Process;
 pub use redis::{Persistence, RedisBuilder, RedisServer};
 pub use shared::{SharedRedis, shared_redis};
+pub use zookeeper::{JARS, ZookeeperBuilder, ZookeeperEnsemble, ZookeeperServer, classpath, jvm};

@@ -7,7 +7,7 @@ use std::{
 };
 
 use leasehold_core::{BoxFuture, LockBackend, TestClock, Ttl};
-use leasehold_integration::server::{EtcdCluster, RedisServer};
+use leasehold_integration::server::{EtcdCluster, RedisServer, ZookeeperServer};
 use leasehold_local::MemoryBackend;
 use leasehold_testkit::{Subject, SubjectOf};
 
@@ -21,11 +21,12 @@ pub(crate) struct Backend {
 }
 
 /// Every backend.
-pub(crate) static ALL: [Backend; 4] = [
+pub(crate) static ALL: [Backend; 5] = [
     Backend { name: "memory", time: Time::Paused, subject: || Box::pin(async { memory() }) },
     Backend { name: "file", time: Time::Real, subject: || Box::pin(async { file() }) },
     Backend { name: "redis", time: Time::Real, subject: || Box::pin(async { redis() }) },
     Backend { name: "etcd", time: Time::Real, subject: || Box::pin(async { etcd() }) },
+    Backend { name: "zookeeper", time: Time::Real, subject: || Box::pin(async { zookeeper() }) },
 ];
 
 /// A memory of its own for each case, in simulated time.
@@ -53,6 +54,14 @@ fn redis() -> Box<dyn Subject> {
 fn etcd() -> Box<dyn Subject> {
     static SERVER: LazyLock<EtcdCluster> = LazyLock::new(|| EtcdCluster::start().expect("an etcd server"));
     let subject = at(given("LEASEHOLD_ETCD_URL").unwrap_or_else(|| SERVER.url()));
+    Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")).with_slack(Duration::from_millis(2_500)))
+}
+
+/// Its sessions live for 2 s at least, and end by the server's tick.
+fn zookeeper() -> Box<dyn Subject> {
+    static SERVER: LazyLock<ZookeeperServer> = LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
+    let started = || format!("{}/conformance?tick=500ms", SERVER.url());
+    let subject = at(given("LEASEHOLD_ZOOKEEPER_URL").unwrap_or_else(started));
     Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")).with_slack(Duration::from_millis(2_500)))
 }
 

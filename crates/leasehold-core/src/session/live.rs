@@ -125,6 +125,12 @@ impl<D: SessionDriver> Session<D> {
         self.time.ttl()
     }
 
+    /// The present, on the clock that its deadline is of.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.time.now()
+    }
+
     /// Until when all in it may be believed in. Live.
     #[must_use]
     pub fn valid_until(&self) -> Deadline {

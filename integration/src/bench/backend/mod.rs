@@ -3,6 +3,7 @@
 mod file;
 mod memory;
 mod redis;
+mod zookeeper;
 
 use super::subject::Subject;
 use crate::Result;
@@ -34,6 +35,7 @@ pub(super) enum BackendName {
     Memory,
     File,
     Redis,
+    Zookeeper,
 }
 
 impl BackendName {
@@ -42,6 +44,7 @@ impl BackendName {
             Self::Memory => "memory",
             Self::File => "file",
             Self::Redis => "redis",
+            Self::Zookeeper => "zookeeper",
         }
     }
 
@@ -51,6 +54,7 @@ impl BackendName {
             Self::Memory => Ok(Box::new(memory::Memory)),
             Self::File => Ok(Box::new(file::Files::start()?)),
             Self::Redis => Ok(Box::new(redis::Redis::start()?)),
+            Self::Zookeeper => Ok(Box::new(zookeeper::Zookeeper::start()?)),
         }
     }
 
@@ -60,6 +64,7 @@ impl BackendName {
             Self::Memory => memory::subjects(),
             Self::File => file::subjects_at(location),
             Self::Redis => redis::subjects_at(location),
+            Self::Zookeeper => zookeeper::subjects_at(location),
         }
     }
 }

@@ -1,0 +1,317 @@
+//! [`ZookeeperBackend`].
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossSignal, Moment, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    session::Sessions,
+};
+use tokio::time::timeout;
+use zookeeper_client::{Client, Connector};
+
+use crate::{
+    breaking,
+    candidate::{Candidate, lost_place},
+    config::{Location, ZookeeperConfig},
+    connection::Cluster,
+    crowd::Crowd,
+    error::{self, BACKEND, named},
+    inspect,
+    keys::Directory,
+    queue::{self, Standing},
+    session::ZookeeperSessions,
+    wake,
+};
+
+/// Shorter sessions leave no room for the arithmetic of their deadlines.
+const MIN_TTL: Duration = Duration::from_secs(1);
+/// How often a request starts anew because its session was found to be over.
+const FRESH_STARTS: u32 = 3;
+/// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long an attempt of somebody who goes on waiting keeps its place in the queue.
+const LINGER: Duration = Duration::from_millis(20);
+
+/// Locks on a ZooKeeper ensemble.
+///
+/// All locks of one TTL live in one ZooKeeper session (a thousand at most; then in another one). See the [crate](crate) for what is
+/// guaranteed.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), leasehold_zookeeper::Error> {
+/// use leasehold_zookeeper::ZookeeperBackend;
+///
+/// let backend = ZookeeperBackend::connect("zookeeper://10.0.0.1,10.0.0.2,10.0.0.3/shop/locks?tick=2s").await?;
+/// # Ok(()) }
+/// ```
+pub struct ZookeeperBackend {
+    cluster: Arc<Cluster>,
+    sessions: Sessions<ZookeeperSessions>,
+    crowd: Crowd,
+    capabilities: Capabilities,
+}
+
+impl ZookeeperBackend {
+    /// Connects to the ensemble at `url`; the [crate](crate) lists the URL's options.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
+    /// - [`ErrorKind::Unavailable`] if no server answers, [`ErrorKind::Denied`] if the user or the password is refused.
+    /// - [`ErrorKind::Unsupported`] for TLS without the feature `tls`.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn connect(url: &str) -> Result<Arc<Self>> {
+        Self::start(Cluster::of_location(Location::parse(url)?)).await
+    }
+
+    /// Uses sessions that `connector` opens at `hosts` (`h1:2181,h2:2181`), with whatever authentication and TLS it was given.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); [`ErrorKind::InvalidInput`] for the configuration.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn from_connector(connector: Connector, hosts: &str, config: ZookeeperConfig) -> Result<Arc<Self>> {
+        config.check()?;
+        Self::start(Cluster::of_connector(connector, hosts, config)).await
+    }
+
+    /// Uses the session of `client`, beside whatever else the program does in it.
+    ///
+    /// It is one session: the only TTL is its negotiated time-out, and when it is over the backend is. With a
+    /// [connector](Self::from_connector) sessions are opened as they are needed. Closing the backend removes what is ours and leaves
+    /// the session open.
+    ///
+    /// # Errors
+    /// As [`from_connector`](Self::from_connector); [`ErrorKind::Closed`] if the session is over.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn from_client(client: Client, config: ZookeeperConfig) -> Result<Arc<Self>> {
+        config.check()?;
+        Self::start(Cluster::of_client(client, config)).await
+    }
+
+    async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
+        let (shortest, longest) = cluster.limits(MIN_TTL).await?;
+        let mut capabilities = capabilities(cluster.endpoint());
+        let ttl = |limit: Duration| Ttl::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        capabilities.min_ttl = ttl(shortest).map_err(|error| named(error, "connect"))?;
+        capabilities.max_ttl = ttl(longest).map_err(|error| named(error, "connect"))?;
+        let sessions = Sessions::new(Arc::new(ZookeeperSessions { cluster: Arc::clone(&cluster) }));
+        Ok(Arc::new(Self { cluster, sessions, crowd: Crowd::default(), capabilities }))
+    }
+
+    fn check(&self, request: &Request) -> Result<Directory> {
+        self.capabilities.check(request.mode(), request.ttl()).map_err(|error| error.with_operation("acquire"))?;
+        if request.token_floor().is_some() {
+            return Err(error::plain(
+                ErrorKind::Unsupported,
+                "acquire",
+                "tokens are transaction numbers of the ensemble and cannot be raised; leave ZooKeeper out of quorums that fence",
+            ));
+        }
+        Ok(self.cluster.names.directory(request.key(), request.mode().is_permit()))
+    }
+
+    async fn candidate(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
+        Candidate::claim(&self.sessions, request, directory).await
+    }
+
+    async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
+        let candidate = self.candidate(request, directory).await?;
+        let lane = candidate.lane;
+        if !request.is_waiting() && self.crowd.is_taken(lane) {
+            // It was taken the last time: a look costs the servers much less than a node that is created in vain.
+            let children = candidate.list().await?;
+            if queue::refusal(request.key(), request.mode(), &children)?.is_some() {
+                return Ok(None);
+            }
+            self.crowd.note(lane, false);
+        }
+        let mut queued = candidate.enqueue().await?;
+        let granted = match candidate.first_look(&queued).await {
+            Ok(Standing::Holds) => Ok(Some(None)),
+            Ok(Standing::Waits(_)) if request.is_waiting() => {
+                // Who tries again and again would otherwise never be in the queue when its turn comes.
+                timeout(LINGER, candidate.wait(&mut queued)).await.map_or(Ok(None), |waited| waited.map(Some))
+            }
+            Ok(Standing::Waits(_)) => Ok(None),
+            Ok(Standing::Absent) => Err(lost_place()),
+            Err(error) => Err(error),
+        };
+        match granted {
+            Ok(Some(watch)) => candidate.granted(queued, watch).await.map(Some),
+            refused => {
+                self.crowd.note(lane, refused.is_ok());
+                candidate.leave(&queued).await;
+                refused.map(|_| None)
+            }
+        }
+    }
+
+    /// Queues once, and waits until granted; leaves the queue on any other outcome. `answered` is set once the server has answered.
+    async fn queue(&self, request: &Request, directory: &Directory, answered: &mut bool) -> Result<Arc<dyn Lease>> {
+        let candidate = self.candidate(request, directory).await?;
+        let mut queued = candidate.enqueue().await?;
+        *answered = true;
+        match candidate.wait(&mut queued).await {
+            Ok(watch) => candidate.granted(queued, watch).await,
+            Err(error) => {
+                candidate.leave(&queued).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Faults since the last answer.
+pub(crate) struct Trouble {
+    since: Option<Moment>,
+    pub(crate) pause: Duration,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { since: None, pause: FIRST_PAUSE / 2 }
+    }
+}
+
+impl Trouble {
+    /// Goes on for up to a TTL: a restart of the server should not send every waiter home.
+    pub(crate) fn ride_out(&mut self, error: Error, request: &Request) -> Result<()> {
+        let now = request.now();
+        let since = *self.since.get_or_insert(now);
+        if !error.is_retryable() || now.since(since) >= request.ttl().as_duration() {
+            return Err(error);
+        }
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl LockBackend for ZookeeperBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        let directory = self.check(&request)?;
+        let mut starts = 0;
+        let mut request = request;
+        let tried = loop {
+            match self.try_once(&request, &directory).await {
+                Err(error) if error.kind() == ErrorKind::Lost && starts < FRESH_STARTS => {
+                    starts += 1;
+                    request = request.as_new_owner();
+                }
+                Err(error) if error.kind() == ErrorKind::Lost => return Err(sessions_end(error)),
+                tried => break tried?,
+            }
+        };
+        Ok(match tried {
+            Some(lease) => Attempt::Granted(lease),
+            None => {
+                let retry_after = Some(self.cluster.config.safety_net);
+                let wake = wake::woken(Arc::clone(&self.cluster), request, directory);
+                Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) })
+            }
+        })
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        let directory = self.check(&request)?;
+        let mut request = request.with_waiting(true);
+        let (mut answered, mut starts, mut trouble) = (false, 0, Trouble::default());
+        loop {
+            if request.is_cancelled() {
+                return Err(cancelled());
+            }
+            let begun = request.now();
+            let error = match self.queue(&request, &directory, &mut answered).await {
+                Ok(lease) => return Ok(lease),
+                Err(error) => error,
+            };
+            if answered && request.now().since(begun) > LONGEST_PAUSE {
+                // It waited in peace for a while: this is another trouble than the last.
+                (starts, trouble) = (0, Trouble::default());
+            }
+            // Who queues again is another one: nothing that an earlier try left behind can be mistaken for it.
+            request = request.as_new_owner();
+            if error.kind() == ErrorKind::Lost {
+                starts += 1;
+                if starts <= FRESH_STARTS || answered {
+                    trouble.ride_out(sessions_end(error), &request)?;
+                    continue;
+                }
+                return Err(sessions_end(error));
+            }
+            if !answered {
+                return Err(error);
+            }
+            trouble.ride_out(error, &request)?;
+            tokio::select! {
+                () = tokio::time::sleep(trouble.pause) => {}
+                () = request.cancelled() => {}
+            }
+        }
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        inspect::inspect(&self.cluster, key).await
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        breaking::break_lock(&self.cluster, holder, now).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let closed = self.sessions.close().await.map_err(|error| named(error, "close"));
+        self.cluster.close().await;
+        closed
+    }
+}
+
+/// What `acquire` says if sessions end again and again: nothing is held.
+fn sessions_end(error: Error) -> Error {
+    error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
+        .with_source(error)
+}
+
+pub(crate) fn cancelled() -> Error {
+    error::plain(ErrorKind::Cancelled, "acquire", "the acquisition was cancelled")
+}
+
+fn capabilities(endpoint: String) -> Capabilities {
+    let mut capabilities = Capabilities::new(BACKEND);
+    capabilities.endpoint = endpoint;
+    capabilities.shared = true;
+    capabilities.permits = true;
+    capabilities.expiry = Expiry::Session;
+    capabilities.fencing = Fencing::Durable;
+    capabilities.fairness = Fairness::Fifo;
+    capabilities.wakeup = Wakeup::Pushed;
+    capabilities.loss_signal = LossSignal::Pushed;
+    capabilities.restart = Restart::Keeps;
+    // One session's requests keep their order, but locks of different TTLs are in different sessions.
+    capabilities.ordered_release = false;
+    capabilities.inspect = true;
+    capabilities.break_lock = true;
+    capabilities
+}
+
+impl fmt::Display for ZookeeperBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.capabilities.endpoint)
+    }
+}
+
+impl fmt::Debug for ZookeeperBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZookeeperBackend").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}

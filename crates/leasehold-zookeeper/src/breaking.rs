@@ -1,0 +1,78 @@
+//! Taking a lock from a holder that an inspection showed.
+
+use std::time::Duration;
+
+use leasehold_core::{Broken, ErrorKind, HolderRef, Mode, Result};
+use zookeeper_client::{Error as Driver, Stat};
+
+use crate::{
+    connection::Cluster,
+    error::{self, Effect},
+    keys::{Member, REVOKE, read_data},
+};
+
+/// What identifies one grant: its czxid and the name of its node.
+pub(crate) fn id_of(stat: &Stat, name: &str) -> Vec<u8> {
+    format!("{}:{name}", stat.czxid).into_bytes()
+}
+
+fn read_id(id: &[u8]) -> Option<(i64, &str)> {
+    let (czxid, name) = std::str::from_utf8(id).ok()?.split_once(':')?;
+    Some((czxid.parse().ok()?, name))
+}
+
+/// At once: deletes the node, if it is still that one. Gently: writes Curator's request to revoke into it, which our holder reads at
+/// once; from then on its deadline stands.
+pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool) -> Result<Broken> {
+    let invalid =
+        || error::plain(ErrorKind::InvalidInput, "break", "this holder was not shown by an inspection of ZooKeeper");
+    let (czxid, name) = read_id(&holder.id).ok_or_else(invalid)?;
+    let member = Member::read(name).filter(|_| !name.contains('/')).ok_or_else(invalid)?;
+    let permit = matches!(holder.mode, Some(Mode::Permit { .. }));
+    let path = cluster.names.directory(&holder.key, permit).child(name);
+    if !now && !member.is_ours() {
+        return Err(error::plain(
+            ErrorKind::Unsupported,
+            "break",
+            "another program holds it, which may not notice; it can only be broken at once",
+        ));
+    }
+    let (link, patience) = (cluster.shared("break").await?, cluster.config.timeout);
+    let read = async {
+        let (sync, read) = (link.client.sync(&path), link.client.get_data(&path));
+        let (_synced, read) = futures_util::future::join(sync, read).await;
+        found(read)
+    };
+    let read = cluster.ask("break", Effect::None, patience, read).await?;
+    let Some((data, stat)) = read.filter(|(_, stat)| stat.czxid == czxid) else { return Ok(Broken::AlreadyGone) };
+    if now {
+        // Names are used once, so this is the one that was read.
+        let deleted = async { found(link.client.delete(&path, None).await) };
+        let deleted = cluster.ask("break", Effect::Writes, patience, deleted).await?;
+        return Ok(if deleted.is_some() { Broken::Freed } else { Broken::AlreadyGone });
+    }
+    if !data.starts_with(REVOKE) {
+        let revoked = [REVOKE, &data].concat();
+        let written = async {
+            match link.client.set_data(&path, &revoked, Some(stat.version)).await {
+                // Another operator was faster.
+                Err(Driver::BadVersion) => Ok(Some(stat)),
+                written => found(written),
+            }
+        };
+        if cluster.ask("break", Effect::Writes, patience, written).await?.is_none() {
+            return Ok(Broken::AlreadyGone);
+        }
+    }
+    // Its watch tells it, or at the latest its next renewal.
+    let ttl = read_data(&data).map(|(ttl, _)| Duration::from_millis(ttl));
+    Ok(Broken::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)))
+}
+
+fn found<T>(answer: Result<T, Driver>) -> Result<Option<T>, Driver> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Driver::NoNode) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,385 @@
+//! [`ZookeeperConfig`], and what a URL says.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use leasehold_core::{Error, ErrorKind, Result, url};
+use zookeeper_client::{Acl, Acls, Client, Connector};
+
+use crate::error;
+
+const DEFAULT_PORT: u16 = 2181;
+
+/// Options of the backend.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ZookeeperConfig {
+    /// Put before every path: `/shop/locks`. Created where it is missing. The server's root by default.
+    pub root: Arc<str>,
+    /// The name that exclusive locks have on the server. [`ExclusiveNodes::Mutex`] by default.
+    pub exclusive: ExclusiveNodes,
+    /// Who may do what with our nodes. [`Access::Open`] by default, as in Curator.
+    pub access: Access,
+    /// The servers' `tickTime`. Half of the TTL where it is not known, which is the most it can be by default. The closer it is
+    /// known, the longer a holder may believe without a renewal: half of it is taken from every deadline.
+    pub tick: Option<Duration>,
+    /// How long the server may take to answer; at most a quarter of the TTL where one is known. 2 s by default: longer than an
+    /// election.
+    pub timeout: Duration,
+    /// How long a connection may take to come about. 2 s by default.
+    pub connect_timeout: Duration,
+    /// How often a waiter looks by itself, although it is woken. 5 s by default.
+    pub safety_net: Duration,
+}
+
+/// The name that exclusive locks have on the server: two of Curator's classes, which do not see each other.
+///
+/// Whatever is chosen, we respect what either of them has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExclusiveNodes {
+    /// `lock-`, as `InterProcessMutex` and `LeaderSelector` write it. Readers of Curator's read-write lock do not see it.
+    #[default]
+    Mutex,
+    /// `__WRIT__`, as the write lock of `InterProcessReadWriteLock` writes it. Curator's `InterProcessMutex` does not see it.
+    ReadWrite,
+}
+
+/// Who may do what with our nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// Anybody everything.
+    #[default]
+    Open,
+    /// The user of this connection everything, nobody else anything.
+    Creator,
+    /// As this list says. We need to read, create, write and delete.
+    List(Arc<[Acl]>),
+}
+
+impl Access {
+    pub(crate) fn acls(&self) -> Acls<'_> {
+        match self {
+            Self::Open => Acls::anyone_all(),
+            Self::Creator => Acls::creator_all(),
+            Self::List(acls) => Acls::new(acls),
+        }
+    }
+}
+
+impl Default for ZookeeperConfig {
+    fn default() -> Self {
+        Self {
+            root: Arc::from(""),
+            exclusive: ExclusiveNodes::default(),
+            access: Access::default(),
+            tick: None,
+            timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(2),
+            safety_net: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ZookeeperConfig {
+    /// Puts this path before every other; see [`root`](Self::root).
+    #[must_use]
+    pub fn with_root(mut self, root: impl AsRef<str>) -> Self {
+        self.root = root.as_ref().trim_end_matches('/').into();
+        self
+    }
+
+    /// Names exclusive locks like this; see [`ExclusiveNodes`].
+    #[must_use]
+    pub fn with_exclusive(mut self, exclusive: ExclusiveNodes) -> Self {
+        self.exclusive = exclusive;
+        self
+    }
+
+    /// Gives this access to our nodes.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// The servers' `tickTime`; see [`tick`](Self::tick).
+    #[must_use]
+    pub fn with_tick(mut self, tick: Duration) -> Self {
+        self.tick = Some(tick);
+        self
+    }
+
+    /// Waits this long for an answer.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Waits this long for a connection.
+    #[must_use]
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Looks this often while waiting; see [`safety_net`](Self::safety_net).
+    #[must_use]
+    pub fn with_safety_net(mut self, interval: Duration) -> Self {
+        self.safety_net = interval;
+        self
+    }
+
+    /// Refuses what no server takes.
+    pub(crate) fn check(&self) -> Result<()> {
+        let segments = self.root.strip_prefix('/').map(|rest| rest.split('/'));
+        let sound = match segments {
+            None => self.root.is_empty(),
+            Some(mut segments) => segments.all(|segment| !segment.is_empty() && segment != "." && segment != ".."),
+        };
+        if sound {
+            return Ok(());
+        }
+        Err(invalid(format!("the root `{}` is no path such as /shop/locks", self.root.escape_debug())))
+    }
+}
+
+/// What a URL says.
+pub(crate) struct Location {
+    /// As the driver takes them: `h1:2181,h2:2181`.
+    pub(crate) hosts: String,
+    pub(crate) connector: Connector,
+    pub(crate) tls: bool,
+    pub(crate) config: ZookeeperConfig,
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The connector has a password.
+        f.debug_struct("Location").field("hosts", &self.hosts).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Location {
+    pub(crate) fn parse(url: &str) -> Result<Self> {
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err(invalid("the URL cannot be parsed; write zookeeper://127.0.0.1:2181/"));
+        };
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "zookeeper" | "zk" => false,
+            "zookeepers" | "zks" => true,
+            _ => return Err(invalid("the URL's scheme is none of `zookeeper`, `zk`, `zookeepers`, `zks`")),
+        };
+        if rest.contains('#') {
+            return Err(invalid("the URL has a `#`; write %23 for one in a path or password"));
+        }
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (user, place) = match place.rsplit_once('@') {
+            Some((user, place)) => (Some(user), place),
+            None => (None, place),
+        };
+        let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
+        let mut config = ZookeeperConfig::default();
+        if !path.is_empty() {
+            config = config.with_root(format!("/{}", ours(url::decode("path", path))?));
+        }
+        let mut files = TlsFiles::default();
+        for (name, value) in ::url::form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "exclusive" => config.exclusive = exclusive(&value)?,
+                "acl" => config.access = access(&value, user.is_some())?,
+                "tick" => config.tick = Some(ours(url::duration("tick", &value))?),
+                "timeout" => config.timeout = ours(url::duration("timeout", &value))?,
+                "connect-timeout" => config.connect_timeout = ours(url::duration("connect-timeout", &value))?,
+                "safety-net" => config.safety_net = ours(url::duration("safety-net", &value))?,
+                "ca" if tls => files.ca = Some(PathBuf::from(&*value)),
+                "cert" if tls => files.cert = Some(PathBuf::from(&*value)),
+                "key" if tls => files.key = Some(PathBuf::from(&*value)),
+                "ca" | "cert" | "key" => return Err(invalid(format!("the option `{name}` needs zookeepers:"))),
+                other => {
+                    return Err(invalid(format!(
+                        "the option `{}` is none of exclusive, acl, tick, timeout, connect-timeout, safety-net, ca, cert, key",
+                        other.escape_debug()
+                    )));
+                }
+            }
+        }
+        config.check()?;
+        let hosts = hosts.split(',').map(host).collect::<Result<Vec<_>>>()?.join(",");
+        let mut connector = files.apply_to(tls, Client::connector())?;
+        if let Some(user) = user {
+            let Some((name, password)) = user.split_once(':') else {
+                return Err(invalid("the URL has a user without a password; write zookeeper://user:password@host/"));
+            };
+            let identity = format!("{}:{}", ours(url::decode("user", name))?, ours(url::decode("password", password))?);
+            connector = connector.with_auth("digest", identity.as_bytes());
+        }
+        Ok(Self { hosts, connector, tls, config })
+    }
+}
+
+/// One `host:port`, checked.
+fn host(text: &str) -> Result<String> {
+    let parsed = ::url::Url::parse(&format!("http://{text}/"))
+        .map_err(|error| invalid(format!("`{}` is not a host with a port: {error}", text.escape_debug())))?;
+    match parsed.host_str() {
+        // `port` is `None` for the scheme's own, 80.
+        Some(name) if !name.is_empty() && parsed.path() == "/" => {
+            let given = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            let port = parsed.port().or(given.filter(|_| !text.ends_with(']'))).unwrap_or(DEFAULT_PORT);
+            Ok(format!("{name}:{port}"))
+        }
+        _ => Err(invalid("the URL has no host; write zookeeper://127.0.0.1:2181/")),
+    }
+}
+
+fn exclusive(text: &str) -> Result<ExclusiveNodes> {
+    match text {
+        "mutex" => Ok(ExclusiveNodes::Mutex),
+        "readwrite" => Ok(ExclusiveNodes::ReadWrite),
+        _ => Err(invalid("the option `exclusive` is `mutex` or `readwrite`")),
+    }
+}
+
+fn access(text: &str, has_user: bool) -> Result<Access> {
+    match text {
+        "open" => Ok(Access::Open),
+        "creator" if has_user => Ok(Access::Creator),
+        "creator" => Err(invalid("`acl=creator` needs a user; write zookeeper://user:password@host/")),
+        _ => Err(invalid("the option `acl` is `open` or `creator`")),
+    }
+}
+
+#[derive(Debug, Default)]
+struct TlsFiles {
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    #[cfg(not(feature = "tls"))]
+    fn apply_to(&self, tls: bool, connector: Connector) -> Result<Connector> {
+        let _unused = (&self.ca, &self.cert, &self.key);
+        if tls {
+            let message = "zookeepers: needs the feature `tls` of leasehold-zookeeper; enable it in Cargo.toml";
+            return Err(error::plain(ErrorKind::Unsupported, "connect", message));
+        }
+        Ok(connector)
+    }
+
+    #[cfg(feature = "tls")]
+    fn apply_to(&self, tls: bool, connector: Connector) -> Result<Connector> {
+        use zookeeper_client::TlsOptions;
+        if !tls {
+            return Ok(connector);
+        }
+        choose_crypto_provider();
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
+        };
+        let refuse = |what: &str, error: zookeeper_client::Error| {
+            invalid(format!("the {what} cannot be used: {error}")).with_source(error)
+        };
+        let Some(ca) = &self.ca else {
+            return Err(invalid(
+                "zookeepers: needs the option `ca`, a file in PEM with the CA that signed the servers' certificates",
+            ));
+        };
+        let mut options =
+            TlsOptions::default().with_pem_ca(&read(ca)?).map_err(|error| refuse("option `ca`", error))?;
+        options = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => options
+                .with_pem_identity(&read(cert)?, &read(key)?)
+                .map_err(|error| refuse("pair of `cert` and `key`", error))?,
+            (None, None) => options,
+            _ => return Err(invalid("the options `cert` and `key` belong together")),
+        };
+        Ok(connector.with_tls(options))
+    }
+}
+
+/// The driver takes the process's crypto provider, and panics if there is none and several to choose from.
+#[cfg(feature = "tls")]
+fn choose_crypto_provider() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Fails only if another thread has just chosen one, which is as good.
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    error::plain(ErrorKind::InvalidInput, "connect", message)
+}
+
+/// What core read, named as ours.
+fn ours<T>(read: Result<T>) -> Result<T> {
+    read.map_err(|error| error::named(error, "connect"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_says_everything() {
+        let url = "zookeeper://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/shop/my%20locks/?timeout=300ms&tick=2s&exclusive=readwrite&acl=creator";
+        let location = Location::parse(url).unwrap();
+        assert_eq!(location.hosts, "h1:2181,h2:7000,[::1]:80");
+        assert_eq!(&*location.config.root, "/shop/my locks");
+        assert_eq!(location.config.exclusive, ExclusiveNodes::ReadWrite);
+        assert_eq!(location.config.access, Access::Creator);
+        assert_eq!((location.config.timeout.as_millis(), location.config.tick.unwrap().as_secs()), (300, 2));
+        for url in ["zk://h", "zk://h/", "ZK://h"] {
+            let location = Location::parse(url).unwrap();
+            assert_eq!((&*location.hosts, &*location.config.root), ("h:2181", ""));
+        }
+        assert!(!format!("{location:?}").contains("p#ss"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_the_password_is_not() {
+        for (url, named) in [
+            ("zookeeper://u:secret@h/?prefx=a", "prefx"),
+            ("zookeeper://u:secret@h/a//b", "root"),
+            ("zookeeper://u:secret@h/a/../b", "root"),
+            ("zookeeper://u:secret@h:99999/", "port"),
+            ("zookeeper://u:secret@/", "host"),
+            ("zookeeper://u:secret@h1,,h2/", "host"),
+            ("zookeeper://secret@h/", "password"),
+            ("zookeeper://u:secret@h/?timeout=5", "timeout"),
+            ("zookeeper://u:secret@h/?tick=0s", "tick"),
+            ("zookeeper://u:secret@h/?ca=/x", "zookeepers"),
+            ("zookeeper://u:secret@h/?exclusive=odd", "exclusive"),
+            ("zookeeper://h/?acl=creator", "user"),
+            ("zookeeper://u:secret@h/?acl=odd", "acl"),
+            ("zookeeper://u:secret@h/#insecure", "#"),
+            ("http://u:secret@h/", "scheme"),
+            ("secret", "parsed"),
+        ] {
+            let error = Location::parse(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
+            assert!(error.to_string().contains(named), "{url}: {error}");
+            assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn tls_without_the_feature_names_the_feature() {
+        let error = Location::parse("zookeepers://h/").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn tls_needs_a_ca_and_says_what_it_cannot_read() {
+        for (url, named) in [("zookeepers://h/", "`ca`"), ("zookeepers://h/?ca=/nowhere.pem", "/nowhere.pem")] {
+            let error = Location::parse(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! [`Cluster`]: connections to the servers, and requests with a time-out.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{ErrorKind, Result, Ttl};
+use tokio::time::timeout;
+use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
+
+use crate::{
+    config::{Location, ZookeeperConfig},
+    error::{self, Effect},
+    keys::{Directory, Names},
+};
+
+/// After a reconnection the driver sends the paths of all watches in requests of 128 KiB that share one number, and takes the answer
+/// to a second one for a fault of the server: it would reconnect until the session is over. So there are never more.
+const WATCHED_BYTES: usize = 112 * 1024;
+/// The longest session that the protocol can ask for.
+const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// Where the servers are, and how they are spoken to.
+pub(crate) struct Cluster {
+    source: Source,
+    pub(crate) config: ZookeeperConfig,
+    pub(crate) names: Names,
+    /// For what belongs to no session of ours. Opened when it is needed.
+    shared: tokio::sync::Mutex<Option<Arc<Link>>>,
+}
+
+enum Source {
+    Url {
+        connector: Box<Connector>,
+        hosts: String,
+        tls: bool,
+    },
+    /// The user's own client: one session, which we neither open nor close.
+    Client(Arc<Link>),
+}
+
+/// One of the driver's clients, and how much it watches.
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    watched: AtomicUsize,
+}
+
+impl Link {
+    fn new(client: Client) -> Arc<Self> {
+        Arc::new(Self { client, watched: AtomicUsize::new(0) })
+    }
+
+    /// Room for a watch on this path, until what it returns is dropped. `None` if so much is watched that one more could cost the
+    /// session.
+    pub(crate) fn room(self: &Arc<Self>, path: &str) -> Option<Room> {
+        let bytes = self.client.path().len() + path.len();
+        let before = self.watched.fetch_add(bytes, Ordering::Relaxed);
+        let room = Room { link: Arc::downgrade(self), bytes };
+        (before + bytes <= WATCHED_BYTES).then_some(room)
+    }
+}
+
+/// Room for one watch. Does not keep the connection open.
+pub(crate) struct Room {
+    link: std::sync::Weak<Link>,
+    bytes: usize,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(link) = self.link.upgrade() {
+            link.watched.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Cluster {
+    pub(crate) fn of_location(location: Location) -> Arc<Self> {
+        let Location { hosts, connector, tls, config } = location;
+        Self::new(Source::Url { connector: Box::new(connector), hosts, tls }, config)
+    }
+
+    pub(crate) fn of_connector(connector: Connector, hosts: &str, config: ZookeeperConfig) -> Arc<Self> {
+        Self::new(Source::Url { connector: Box::new(connector), hosts: hosts.to_owned(), tls: false }, config)
+    }
+
+    pub(crate) fn of_client(client: Client, config: ZookeeperConfig) -> Arc<Self> {
+        Self::new(Source::Client(Link::new(client)), config)
+    }
+
+    fn new(source: Source, config: ZookeeperConfig) -> Arc<Self> {
+        let names = Names { root: Arc::clone(&config.root), exclusive: config.exclusive };
+        Arc::new(Self { source, config, names, shared: tokio::sync::Mutex::default() })
+    }
+
+    /// Where it lives, without secrets.
+    pub(crate) fn endpoint(&self) -> String {
+        match &self.source {
+            Source::Url { hosts, tls, .. } => {
+                let scheme = if *tls { "zookeepers" } else { "zookeeper" };
+                format!("{scheme}://{hosts}{}", self.names.root)
+            }
+            Source::Client(link) => {
+                let path = link.client.path().trim_end_matches('/');
+                format!("the given client{path}{}", self.names.root)
+            }
+        }
+    }
+
+    /// How long an answer may take, so that there is time for another before a session of this TTL is over.
+    pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
+        self.config.timeout.min(ttl.as_duration() / 4)
+    }
+
+    /// The user's own client, if this is one.
+    pub(crate) fn given(&self) -> Option<&Arc<Link>> {
+        match &self.source {
+            Source::Url { .. } => None,
+            Source::Client(link) => Some(link),
+        }
+    }
+
+    /// A session of its own with a time-out as near to this one as the servers allow; or the user's own.
+    pub(crate) async fn connect(&self, operation: &'static str, session: Duration) -> Result<Arc<Link>> {
+        let (connector, hosts, tls) = match &self.source {
+            Source::Url { connector, hosts, tls } => (connector, hosts, *tls),
+            Source::Client(link) if link.client.state().is_terminated() => {
+                let message = "the session of the given client is over; give another client";
+                return Err(error::plain(ErrorKind::Closed, operation, message));
+            }
+            Source::Client(link) => return Ok(Arc::clone(link)),
+        };
+        // The driver takes this also for how long a silent server is waited for.
+        let silence = self.config.connect_timeout.min(session * 2 / 5);
+        let connector = Connector::clone(connector)
+            .with_session_timeout(session)
+            .with_connection_timeout(silence)
+            .with_fail_eagerly();
+        let connecting = async {
+            #[cfg(feature = "tls")]
+            if tls {
+                return connector.secure_connect(hosts).await;
+            }
+            let _ = tls;
+            connector.connect(hosts).await
+        };
+        let attempts = u32::try_from(hosts.split(',').count()).unwrap_or(u32::MAX);
+        let patience = self.config.connect_timeout.saturating_mul(attempts);
+        self.ask(operation, Effect::None, patience, connecting).await.map(Link::new)
+    }
+
+    /// A client for what belongs to no session of ours.
+    pub(crate) async fn shared(&self, operation: &'static str) -> Result<Arc<Link>> {
+        let mut shared = self.shared.lock().await;
+        if let Some(link) = &*shared
+            && !link.client.state().is_terminated()
+        {
+            return Ok(Arc::clone(link));
+        }
+        let link = self.connect(operation, LONGEST).await?;
+        *shared = Some(Arc::clone(&link));
+        Ok(link)
+    }
+
+    /// The shortest and the longest session time-out that the servers grant, as far as can be told, and that they answer at all.
+    pub(crate) async fn limits(&self, shortest: Duration) -> Result<(Duration, Duration)> {
+        if let Some(link) = self.given() {
+            let session = link.client.session_timeout();
+            return Ok((session, session));
+        }
+        let (short, long) = futures_util::join!(self.connect("connect", shortest), self.connect("connect", LONGEST));
+        let longest = long?.client.session_timeout();
+        // On a slow machine a short session may be over before it has begun: then its first use tells.
+        let shortest = short.map_or(shortest, |link| link.client.session_timeout());
+        Ok((shortest.min(longest), longest))
+    }
+
+    /// Closes what is shared.
+    pub(crate) async fn close(&self) {
+        *self.shared.lock().await = None;
+    }
+
+    /// Takes the answer to a request that was sent.
+    pub(crate) async fn ask<T>(
+        &self,
+        operation: &'static str,
+        effect: Effect,
+        patience: Duration,
+        request: impl Future<Output = Result<T, Driver>>,
+    ) -> Result<T> {
+        match timeout(patience, request).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(error::of_driver(error, operation, effect, &self.endpoint())),
+            Err(_elapsed) => Err(error::timed_out(operation, effect, &self.endpoint())),
+        }
+    }
+
+    /// The children of a lock's directory; none if there is no such directory.
+    pub(crate) async fn list(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        patience: Duration,
+        directory: &Directory,
+    ) -> Result<Vec<String>> {
+        let listing = async {
+            match link.client.list_children(directory.path()).await {
+                Err(Driver::NoNode) => Ok(Vec::new()),
+                listed => listed,
+            }
+        };
+        self.ask(operation, Effect::None, patience, listing).await
+    }
+
+    /// Makes the directory: a container, which the servers remove when it has been empty for a while; and what is above it.
+    pub(crate) async fn make(&self, link: &Link, directory: &Directory) -> Result<(), Driver> {
+        let client = &link.client;
+        let acls = self.config.access.acls();
+        let container = CreateMode::Container.with_acls(acls);
+        let made = match client.create(directory.path(), b"", &container).await {
+            Err(Driver::NoNode) if !self.names.root.is_empty() => {
+                client.mkdir(&self.names.root, &CreateMode::Persistent.with_acls(acls)).await?;
+                client.create(directory.path(), b"", &container).await
+            }
+            made => made,
+        };
+        match made {
+            Ok(_) | Err(Driver::NodeExists) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("endpoint", &self.endpoint())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,119 @@
+//! The driver's errors as Leasehold's.
+
+use leasehold_core::{Error, ErrorKind};
+use zookeeper_client::Error as Driver;
+
+/// The backend's name in errors and capabilities.
+pub(crate) const BACKEND: &str = "zookeeper";
+
+/// What a lost answer leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// The operation changes something: without an answer it may have happened.
+    Writes,
+    /// It changes nothing.
+    None,
+}
+
+/// An error of this backend without a cause.
+pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
+    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+}
+
+/// An answer that the server never gives.
+pub(crate) fn protocol(operation: &'static str) -> Error {
+    plain(ErrorKind::Protocol, operation, "the answer does not fit the request; is it a ZooKeeper server?")
+}
+
+/// Names backend and operation in an error of core's.
+pub(crate) fn named(error: Error, operation: &'static str) -> Error {
+    if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
+}
+
+/// No answer came in time.
+pub(crate) fn timed_out(operation: &'static str, effect: Effect, endpoint: &str) -> Error {
+    let message = format!("no answer from {endpoint} in time; is the server overloaded, stopped or unreachable?");
+    plain(lost_answer(effect), operation, message)
+}
+
+/// The session that this was asked in is over.
+pub(crate) fn over(operation: &'static str) -> Error {
+    plain(ErrorKind::Lost, operation, "the session is over")
+}
+
+/// Maps the driver's error of a request to `endpoint`.
+pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, endpoint: &str) -> Error {
+    let (kind, message) = match &error {
+        // The driver says `Custom` where the connection broke in another way than by its end.
+        Driver::ConnectionLoss | Driver::Custom(_) => {
+            (lost_answer(effect), format!("the connection to {endpoint} broke before the answer came ({error})"))
+        }
+        Driver::NoHosts | Driver::Timeout => (
+            ErrorKind::Unavailable,
+            format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
+        ),
+        Driver::SessionExpired => (ErrorKind::Lost, "the session has expired".into()),
+        Driver::ClientClosed => (ErrorKind::Lost, "the driver's client was closed".into()),
+        Driver::AuthFailed => (ErrorKind::Denied, format!("{endpoint} refused the user; check user and password")),
+        Driver::NoAuth => (
+            ErrorKind::Denied,
+            format!(
+                "{endpoint} refused the access; the user needs read, write, create and delete permission below the root"
+            ),
+        ),
+        Driver::InvalidAcl => (
+            ErrorKind::InvalidInput,
+            "the server refuses the access list; `acl=creator` needs a user and a password in the URL".into(),
+        ),
+        Driver::SessionMoved => (ErrorKind::Unavailable, "the session moved to another server; try again".into()),
+        Driver::NotReadOnly => (
+            ErrorKind::Unavailable,
+            "the server is cut off from its ensemble; are most of them up and connected?".into(),
+        ),
+        Driver::Throttled | Driver::QuotaExceeded => {
+            (ErrorKind::Unavailable, format!("the server refuses for now: {error}"))
+        }
+        Driver::Unimplemented => {
+            (ErrorKind::Unsupported, "the server does not know this request; ZooKeeper 3.6 or later does".into())
+        }
+        Driver::NoChildrenForEphemerals => (
+            ErrorKind::InvalidInput,
+            "the path of this lock is an ephemeral node of another program; use another name or root".into(),
+        ),
+        Driver::BadArguments(why) => (ErrorKind::InvalidInput, format!("the driver refuses this: {why}")),
+        Driver::UnexpectedErrorCode(_) | Driver::RuntimeInconsistent => {
+            (lost_answer(effect), format!("the server failed: {error}"))
+        }
+        _ => (ErrorKind::Protocol, format!("the server answered with an error: {error}")),
+    };
+    plain(kind, operation, message).with_source(error)
+}
+
+fn lost_answer(effect: Effect) -> ErrorKind {
+    match effect {
+        Effect::Writes => ErrorKind::Indeterminate,
+        Effect::None => ErrorKind::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_answer_to_a_write_is_indeterminate_and_keeps_the_drivers_error() {
+        let error = of_driver(Driver::ConnectionLoss, "acquire", Effect::Writes, "zookeeper://h:2181");
+        assert_eq!(error.kind(), ErrorKind::Indeterminate);
+        assert_eq!(error.to_string().split(": ").take(2).collect::<Vec<_>>(), ["zookeeper", "acquire"]);
+        let source = std::error::Error::source(&error).unwrap().downcast_ref::<Driver>();
+        assert_eq!(source, Some(&Driver::ConnectionLoss));
+        for (driver, kind) in [
+            (Driver::ConnectionLoss, ErrorKind::Unavailable),
+            (Driver::SessionExpired, ErrorKind::Lost),
+            (Driver::NoAuth, ErrorKind::Denied),
+            (Driver::SessionMoved, ErrorKind::Unavailable),
+        ] {
+            assert_eq!(of_driver(driver, "inspect", Effect::None, "h").kind(), kind);
+        }
+    }
+}

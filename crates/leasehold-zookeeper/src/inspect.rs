@@ -1,0 +1,95 @@
+//! Who holds a key and who waits for it.
+
+use futures_util::future::join;
+use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
+use zookeeper_client::{Error as Driver, MultiReadResult, Stat};
+
+use crate::{
+    breaking::id_of,
+    connection::{Cluster, Link},
+    error::Effect,
+    keys::{Directory, Member, Part, read_data},
+    queue::in_order,
+};
+
+/// Nodes that are read in one request.
+const READS: usize = 500;
+
+pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspection> {
+    let link = cluster.shared("inspect").await?;
+    let mut inspection = Inspection::default();
+    for permits in [false, true] {
+        let directory = cluster.names.directory(key, permits);
+        let children = list(cluster, &link, &directory).await?;
+        let members: Vec<_> =
+            in_order(&children).into_iter().filter(|(_, member)| (member.part == Part::Permit) == permits).collect();
+        let read = read(cluster, &link, &directory, &members).await?;
+        let mut writer_ahead = false;
+        let there = members.iter().zip(read).filter_map(|(member, read)| Some((member, read?)));
+        for (place, ((name, member), (data, stat))) in there.enumerate() {
+            let mode = mode_of(member);
+            let holds = match mode {
+                Mode::Permit { of } => place < of.get() as usize,
+                Mode::Shared => !writer_ahead,
+                _ => place == 0,
+            };
+            writer_ahead |= member.part == Part::Writer;
+            let label = read_data(&data).filter(|_| member.is_ours()).map(|(_, label)| label).unwrap_or_default();
+            if !holds {
+                inspection.waiters.push(WaiterRef::new(Some(mode), label));
+                continue;
+            }
+            let mut holder = HolderRef::new(key.clone(), id_of(&stat, name));
+            holder.mode = Some(mode);
+            holder.label = label;
+            holder.token = (!permits).then(|| FencingToken::new(stat.czxid.unsigned_abs()));
+            inspection.holders.push(holder);
+        }
+    }
+    Ok(inspection)
+}
+
+async fn list(cluster: &Cluster, link: &Link, directory: &Directory) -> Result<Vec<String>> {
+    let listed = async {
+        // Behind all that was committed before we asked.
+        let (sync, list) = (link.client.sync(directory.path()), link.client.list_children(directory.path()));
+        match join(sync, list).await.1 {
+            Err(Driver::NoNode) => Ok(Vec::new()),
+            listed => listed,
+        }
+    };
+    cluster.ask("inspect", Effect::None, cluster.config.timeout, listed).await
+}
+
+/// What the nodes say; `None` for those that are gone by now.
+async fn read(
+    cluster: &Cluster,
+    link: &Link,
+    directory: &Directory,
+    members: &[(&str, Member)],
+) -> Result<Vec<Option<(Vec<u8>, Stat)>>> {
+    let mut read = Vec::with_capacity(members.len());
+    for members in members.chunks(READS) {
+        let answer = async {
+            let mut reader = link.client.new_multi_reader();
+            for (name, _) in members {
+                reader.add_get_data(&directory.child(name))?;
+            }
+            reader.commit().await
+        };
+        let answer = cluster.ask("inspect", Effect::None, cluster.config.timeout, answer).await?;
+        read.extend(answer.into_iter().map(|result| match result {
+            MultiReadResult::Data { data, stat } => Some((data, stat)),
+            _ => None,
+        }));
+    }
+    Ok(read)
+}
+
+fn mode_of(member: &Member) -> Mode {
+    match (member.part, member.of.and_then(std::num::NonZeroU32::new)) {
+        (Part::Permit, Some(of)) => Mode::Permit { of },
+        (Part::Reader, _) => Mode::Shared,
+        _ => Mode::Exclusive,
+    }
+}

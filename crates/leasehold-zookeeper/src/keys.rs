@@ -1,0 +1,388 @@
+//! How locks are named on the server.
+//!
+//! | node | what |
+//! |---|---|
+//! | `<root>/<name>/_c_<uuid>-lock-N` | an exclusive holder or waiter, as Curator's `InterProcessMutex` writes it |
+//! | `<root>/<name>/_c_<uuid>-__WRIT__N` | the same in the profile of Curator's read-write lock |
+//! | `<root>/<name>/_c_<uuid>-__READ__N` | a shared one |
+//! | `<root>/<name>%permits/_c_<uuid>-<of>-lease-N` | one of a semaphore |
+//! | `<root>/%sessions/<id>` | a session |
+//!
+//! `N` is the sequence that the server appends, ten digits that may wrap to negative ones. Names are readable as they are, so that
+//! Curator's path `<root>/<name>` is shared; what a path segment cannot have is written as `%` and two hexadecimal digits for each
+//! byte. `%permits` and `%sessions` are no such encoding, so no name meets them.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+
+use leasehold_core::{LockKey, Mode, OwnerId, Request};
+
+use crate::config::ExclusiveNodes;
+
+const PERMITS: &str = "%permits";
+const SESSIONS: &str = "%sessions";
+/// What Curator puts before the uuid of a protected node.
+const PROTECTED: &str = "_c_";
+const UUID_LEN: usize = 36;
+
+/// What stands before the sequence, and how whoever wrote it takes part. The longest that fits counts.
+const MARKS: [(&str, Part); 6] = [
+    ("-lease-", Part::Permit),
+    ("__rlock__", Part::Reader),
+    ("__READ__", Part::Reader),
+    ("__WRIT__", Part::Writer),
+    ("__lock__", Part::Writer),
+    ("lock-", Part::Writer),
+];
+
+/// How a node takes part in a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Writer,
+    Reader,
+    Permit,
+}
+
+/// What one acquisition has or may have on the server: known by its uuid.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) uuid: Uuid,
+    /// Up to where the server appends the sequence; for a node that the server told of, all of it.
+    pub(crate) path: Arc<str>,
+}
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.uuid == other.uuid
+    }
+}
+
+impl Eq for Node {}
+
+impl Hash for Node {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.uuid.hash(state);
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.fmt(f)
+    }
+}
+
+/// Names one acquisition for protected creation: 32 bits of its session, the rest of its owner. Version 8 of RFC 9562, which other
+/// programs do not draw: a session shared with a program's own client is told from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Uuid(u128);
+
+const VERSION: u128 = 0xf << 76;
+const VARIANT: u128 = 0b11 << 62;
+
+impl Uuid {
+    pub(crate) fn new(session: u32, owner: OwnerId) -> Self {
+        let random = owner.as_u128() & (u128::MAX >> 32) & !VERSION & !VARIANT;
+        Self(u128::from(session) << 96 | 0x8 << 76 | 0b10 << 62 | random)
+    }
+
+    /// The session that drew it; `None` for another program's.
+    pub(crate) fn session(self) -> Option<u32> {
+        let ours = self.0 & VERSION == 0x8 << 76 && self.0 & VARIANT == 0b10 << 62;
+        ours.then_some((self.0 >> 96) as u32)
+    }
+
+    /// That of a protected node's name.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        let text = name.strip_prefix(PROTECTED)?.get(..UUID_LEN)?;
+        let mut bits = 0_u128;
+        for (at, byte) in text.bytes().enumerate() {
+            if matches!(at, 8 | 13 | 18 | 23) {
+                if byte != b'-' {
+                    return None;
+                }
+                continue;
+            }
+            bits = bits << 4 | u128::from(char::from(byte).to_digit(16)?);
+        }
+        Some(Self(bits))
+    }
+}
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = OwnerId::from(self.0).to_hex();
+        let hex = std::str::from_utf8(&hex).unwrap_or_default();
+        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    }
+}
+
+/// Where all that contend for one lock have their nodes. Cloning is cheap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Directory(Arc<str>);
+
+impl Directory {
+    pub(crate) fn path(&self) -> &str {
+        &self.0
+    }
+
+    /// The path of this child.
+    pub(crate) fn child(&self, name: &str) -> String {
+        format!("{}/{name}", self.0)
+    }
+
+    /// The node of one acquisition, up to its sequence.
+    pub(crate) fn node(&self, mode: Mode, exclusive: ExclusiveNodes, uuid: Uuid) -> Node {
+        let start = format!("{}/{PROTECTED}{uuid}-", self.0);
+        let path = match (mode, exclusive) {
+            (Mode::Permit { of }, _) => format!("{start}{of}-lease-"),
+            (Mode::Shared, _) => start + "__READ__",
+            (_, ExclusiveNodes::Mutex) => start + "lock-",
+            (_, ExclusiveNodes::ReadWrite) => start + "__WRIT__",
+        };
+        Node { uuid, path: path.into() }
+    }
+
+    /// So that jobs on one lock can be told from those on others.
+    pub(crate) fn lane(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.0.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// What the name of a node says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) part: Part,
+    pub(crate) sequence: Sequence,
+    pub(crate) uuid: Option<Uuid>,
+    /// Of how many permits.
+    pub(crate) of: Option<u32>,
+}
+
+impl Member {
+    /// `None` for a node that takes no part.
+    pub(crate) fn read(name: &str) -> Option<Self> {
+        // What stands last counts, as in Curator.
+        let marked = MARKS.iter().filter_map(|(mark, part)| Some((name.rfind(mark)?, *mark, *part)));
+        let (at, mark, part) = marked.max_by_key(|(at, mark, _)| (at + mark.len(), mark.len()))?;
+        let sequence = Sequence(name[at + mark.len()..].parse().ok()?);
+        let of = match part {
+            Part::Permit => Some(name[..at].rsplit('-').next()?.parse().ok()?),
+            _ => None,
+        };
+        Some(Self { part, sequence, uuid: Uuid::of_name(name), of })
+    }
+
+    /// Whether Leasehold wrote it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.uuid.is_some_and(|uuid| uuid.session().is_some())
+    }
+}
+
+/// The number that the server appends: it counts the children of one parent and wraps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sequence(pub(crate) i32);
+
+impl Sequence {
+    /// Whether this one was given first, of two that are less than half of all apart.
+    pub(crate) fn is_before(self, other: Self) -> bool {
+        self.0.wrapping_sub(other.0) < 0
+    }
+
+    /// How far after `first` it was given.
+    pub(crate) fn since(self, first: Self) -> i32 {
+        self.0.wrapping_sub(first.0)
+    }
+}
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    /// Without a `/` at its end: empty for the server's root.
+    pub(crate) root: Arc<str>,
+    pub(crate) exclusive: ExclusiveNodes,
+}
+
+impl Names {
+    pub(crate) fn directory(&self, key: &LockKey, permits: bool) -> Directory {
+        let mut path = String::with_capacity(self.root.len() + key.as_bytes().len() + 16);
+        path.push_str(&self.root);
+        path.push('/');
+        // The server's own, where it is.
+        let reserved = self.root.is_empty() && key.as_bytes() == b"zookeeper";
+        encode(key.as_bytes(), reserved, &mut path);
+        if permits {
+            path.push_str(PERMITS);
+        }
+        Directory(path.into())
+    }
+
+    /// Where the sessions' nodes are.
+    pub(crate) fn sessions(&self) -> Directory {
+        Directory(format!("{}/{SESSIONS}", self.root).into())
+    }
+
+    /// The node of one session.
+    pub(crate) fn session(&self, session: i64, tag: u32) -> String {
+        self.sessions().child(&format!("{session:x}-{tag:08x}"))
+    }
+}
+
+/// Injective: what the server refuses in a segment, `/` and `%` are written byte by byte, and so is the first character of what as a
+/// whole means something else.
+fn encode(name: &[u8], reserved: bool, into: &mut String) {
+    let mut first = reserved || name == b"." || name == b"..";
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if first || is_refused(c) {
+                let mut bytes = [0; 4];
+                hex(c.encode_utf8(&mut bytes).as_bytes(), into);
+            } else {
+                into.push(c);
+            }
+            first = false;
+        }
+        hex(chunk.invalid(), into);
+    }
+}
+
+fn hex(bytes: &[u8], into: &mut String) {
+    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    for byte in bytes {
+        into.extend(['%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+}
+
+/// What the server and the driver refuse (`PathUtils.validatePath`; of UTF-16 it refuses both halves of a pair), and what means
+/// something here.
+fn is_refused(c: char) -> bool {
+    matches!(c, '/' | '%' | '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{d7ff}'..='\u{f8ff}' | '\u{fff0}'..)
+}
+
+/// Put before the data of a node to ask its holder to give up, as Curator's `Revoker` does.
+pub(crate) const REVOKE: &[u8] = b"__REVOKE__";
+
+/// What is written into the node of one acquisition: `<owner>:<TTL in ms>:<label>`.
+pub(crate) fn data_of(request: &Request) -> Vec<u8> {
+    let ttl = format!(":{}:", request.ttl().as_millis());
+    [&request.owner().to_hex(), ttl.as_bytes(), request.label().as_bytes()].concat()
+}
+
+/// What [`data_of`] wrote: the TTL in milliseconds, and who it is.
+pub(crate) fn read_data(data: &[u8]) -> Option<(u64, String)> {
+    let data = data.strip_prefix(REVOKE).unwrap_or(data);
+    let rest = data.get(32..)?.strip_prefix(b":")?;
+    let colon = rest.iter().position(|byte| *byte == b':')?;
+    let ttl = std::str::from_utf8(&rest[..colon]).ok()?.parse().ok()?;
+    Some((ttl, String::from_utf8_lossy(&rest[colon + 1..]).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(root: &str) -> Names {
+        Names { root: root.into(), exclusive: ExclusiveNodes::Mutex }
+    }
+
+    fn path_of(root: &str, name: impl AsRef<[u8]>) -> String {
+        names(root).directory(&LockKey::new(name).unwrap(), false).path().to_owned()
+    }
+
+    #[test]
+    fn golden_paths() {
+        for (name, path) in [
+            ("item", "/shop/item"),
+            ("a/b", "/shop/a%2Fb"),
+            ("100%", "/shop/100%25"),
+            (".", "/shop/%2E"),
+            ("..", "/shop/%2E."),
+            ("...", "/shop/..."),
+            ("a\0\n", "/shop/a%00%0A"),
+            ("ä b", "/shop/ä b"),
+            ("🔒", "/shop/%F0%9F%94%92"),
+            ("\u{ffff}", "/shop/%EF%BF%BF"),
+        ] {
+            assert_eq!(path_of("/shop", name), path);
+        }
+        assert_eq!(path_of("/shop", b"\xff"), "/shop/%FF");
+        assert_eq!(path_of("", "zookeeper"), "/%7Aookeeper");
+        assert_eq!(path_of("/shop", "zookeeper"), "/shop/zookeeper");
+        let key = LockKey::new("item").unwrap();
+        assert_eq!(names("/shop").directory(&key, true).path(), "/shop/item%permits");
+        assert_eq!(names("").session(0x1f, 0xab), "/%sessions/1f-000000ab");
+    }
+
+    #[test]
+    fn golden_nodes() {
+        let directory = names("").directory(&LockKey::new("item").unwrap(), false);
+        let uuid = Uuid::new(0x0102_0304, OwnerId::from(0xabcd));
+        let permit = Mode::Permit { of: 14.try_into().unwrap() };
+        for (mode, exclusive, end) in [
+            (Mode::Exclusive, ExclusiveNodes::Mutex, "lock-"),
+            (Mode::Exclusive, ExclusiveNodes::ReadWrite, "__WRIT__"),
+            (Mode::Shared, ExclusiveNodes::Mutex, "__READ__"),
+            (permit, ExclusiveNodes::Mutex, "14-lease-"),
+        ] {
+            let node = directory.node(mode, exclusive, uuid);
+            assert_eq!(&*node.path, format!("/item/_c_01020304-0000-8000-8000-00000000abcd-{end}"));
+            let member = Member::read(format!("{}0000000007", node.path).rsplit('/').next().unwrap()).unwrap();
+            assert_eq!((member.uuid, member.sequence, member.is_ours()), (Some(uuid), Sequence(7), true));
+            assert_eq!(member.of, mode.is_permit().then_some(14));
+        }
+    }
+
+    #[test]
+    fn a_uuid_tells_its_session_and_that_of_another_program_none() {
+        let uuid = Uuid::new(u32::MAX, OwnerId::from(u128::MAX));
+        assert_eq!(uuid.session(), Some(u32::MAX));
+        assert_eq!(Uuid::of_name(&format!("_c_{uuid}-lock-0000000001")), Some(uuid));
+        let curators = Uuid::of_name("_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000001").unwrap();
+        assert_eq!(curators.session(), None);
+        for name in ["_c_", "_c_0f8fad5b", "lock-0000000001", "_c_0f8fad5bxd9cb-469f-a165-70867728950e-"] {
+            assert_eq!(Uuid::of_name(name), None);
+        }
+    }
+
+    #[test]
+    fn nodes_of_other_programs_take_part() {
+        for (name, part, sequence) in [
+            ("_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000012", Part::Writer, 12),
+            ("_c_0f8fad5b-d9cb-469f-a165-70867728950e-__WRIT__0000000003", Part::Writer, 3),
+            ("_c_0f8fad5b-d9cb-469f-a165-70867728950e-__READ__0000000004", Part::Reader, 4),
+            ("6a204bd89f3c8348afd5c77c717a097a__lock__0000000005", Part::Writer, 5),
+            ("6a204bd89f3c8348afd5c77c717a097a__rlock__0000000006", Part::Reader, 6),
+            ("lock--2147483648", Part::Writer, i32::MIN),
+        ] {
+            let member = Member::read(name).unwrap();
+            assert_eq!((member.part, member.sequence), (part, Sequence(sequence)), "{name}");
+            assert!(!member.is_ours(), "{name}");
+        }
+        for name in ["", "lock", "lock-x", "other", "%sessions", "__READ__"] {
+            assert_eq!(Member::read(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn sequences_wrap() {
+        for (first, second) in [(0, 1), (9, 10), (i32::MAX, i32::MIN), (i32::MAX - 5, i32::MIN + 5), (-1, 0)] {
+            assert!(Sequence(first).is_before(Sequence(second)), "{first} {second}");
+            assert!(!Sequence(second).is_before(Sequence(first)), "{first} {second}");
+        }
+        assert!(!Sequence(3).is_before(Sequence(3)));
+    }
+
+    #[test]
+    fn data_is_read_again_also_after_a_revocation() {
+        let request = Request::new(LockKey::new("a").unwrap()).with_label("host:1");
+        let data = data_of(&request);
+        let read = Some((30_000, String::from("host:1")));
+        assert_eq!(read_data(&data), read);
+        assert_eq!(read_data(&[REVOKE, &data].concat()), read);
+        assert_eq!(read_data(b"127.0.0.1"), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! [`ZookeeperLease`]: one grant.
+
+use std::{fmt, sync::Arc};
+
+use leasehold_core::{
+    Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait,
+    session::Claim,
+};
+
+use crate::{
+    error::{self, named},
+    gather::{Done, Job, Work},
+    loss::Held,
+    session::{ZookeeperSessions, run},
+};
+
+pub(crate) struct ZookeeperLease {
+    claim: Claim<ZookeeperSessions>,
+    request: Request,
+    held: Arc<Held>,
+    lane: u64,
+    /// The transaction that created its node.
+    czxid: i64,
+    release: ReleaseState,
+}
+
+impl ZookeeperLease {
+    pub(crate) fn new(
+        claim: Claim<ZookeeperSessions>,
+        request: Request,
+        held: Arc<Held>,
+        lane: u64,
+        czxid: i64,
+    ) -> Self {
+        Self { claim, request, held, lane, czxid, release: ReleaseState::new() }
+    }
+}
+
+#[async_trait]
+impl Lease for ZookeeperLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        let token = u64::try_from(self.czxid).ok().map(FencingToken::new);
+        token.filter(|_| !self.request.mode().is_permit())
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.claim.valid_until()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Session(self.claim.session().id())
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        if self.release.has_begun() {
+            return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
+        }
+        self.claim.session().renew().await.map_err(|error| named(error, "renew"))?;
+        if self.claim.is_broken() {
+            return Err(error::plain(
+                ErrorKind::Unsupported,
+                "renew",
+                "an operator has broken this lock: it ends at its deadline",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        if let Some(told) = self.release.begin() {
+            return Ok(told);
+        }
+        self.held.release();
+        let work = Work::Delete { path: Arc::clone(&self.held.path) };
+        let answer = run(&self.claim, Job { operation: "release", lane: self.lane, work }).await;
+        let freed = answer.map(|done| matches!(done, Done::Deleted(true)));
+        let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
+        self.claim.session().handle().forget(self.held.uuid);
+        self.claim.release();
+        Ok(released)
+    }
+}
+
+impl Drop for ZookeeperLease {
+    fn drop(&mut self) {
+        // Nobody may have released it: then the next renewal removes its node.
+        self.held.release();
+        self.claim.session().handle().forget(self.held.uuid);
+    }
+}
+
+impl fmt::Debug for ZookeeperLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZookeeperLease")
+            .field("request", &self.request)
+            .field("path", &self.held.path)
+            .field("czxid", &self.czxid)
+            .field("release", &self.release)
+            .finish_non_exhaustive()
+    }
+}

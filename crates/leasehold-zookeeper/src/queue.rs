@@ -1,0 +1,195 @@
+//! The lock recipe: who stands where among the children of a lock's directory.
+//!
+//! The server numbers them in the order of their creation. A writer waits for whoever came before it, a reader for the
+//! writers before it, and of permits the first `of` hold. Each waits for one node only, so a release wakes one waiter; who waits
+//! for a permit waits for any of the holders.
+
+use leasehold_core::{ErrorKind, LockKey, Mode, Result};
+
+use crate::{
+    error,
+    keys::{Member, Part, Sequence, Uuid},
+};
+
+/// Where one acquisition stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It holds.
+    Holds,
+    /// It waits.
+    Waits(Wait),
+    /// It has no node.
+    Absent,
+}
+
+/// What it waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// That this child goes. If it is the only one that is in the way, its going is the grant: nobody can come in between, because
+    /// the sequence only grows.
+    For { child: String, only: bool },
+    /// That any child goes.
+    Any,
+}
+
+/// The child of this uuid among those of a directory.
+pub(crate) fn find(children: &[String], uuid: Uuid) -> Option<(&str, Member)> {
+    children
+        .iter()
+        .filter_map(|name| Some((name.as_str(), Member::read(name)?)))
+        .find(|(_, member)| member.uuid == Some(uuid))
+}
+
+/// Where the acquisition of this uuid stands among these children.
+pub(crate) fn standing(name: &LockKey, mode: Mode, uuid: Uuid, children: &[String]) -> Result<Standing> {
+    if let Mode::Permit { of } = mode {
+        return permits(name, of.get(), uuid, children);
+    }
+    let Some((_, own)) = find(children, uuid) else { return Ok(Standing::Absent) };
+    let (ahead, count) = in_the_way(mode, Some(own.sequence), children);
+    Ok(match ahead {
+        None => Standing::Holds,
+        Some(child) => Standing::Waits(Wait::For { child: child.to_owned(), only: count == 1 }),
+    })
+}
+
+/// Whom somebody who is not among these children would wait for.
+pub(crate) fn refusal(name: &LockKey, mode: Mode, children: &[String]) -> Result<Option<Wait>> {
+    if let Mode::Permit { of } = mode {
+        let taken = counted(name, of.get(), children)?.len();
+        return Ok((taken >= of.get() as usize).then_some(Wait::Any));
+    }
+    let (ahead, count) = in_the_way(mode, None, children);
+    Ok(ahead.map(|child| Wait::For { child: child.to_owned(), only: count == 1 }))
+}
+
+/// The last of those who exclude this mode and came before `own`, and how many they are.
+fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> (Option<&str>, usize) {
+    let mut last: Option<(&str, Sequence)> = None;
+    let mut count = 0;
+    for name in children {
+        let Some(member) = Member::read(name) else { continue };
+        let excludes = match member.part {
+            Part::Writer => true,
+            Part::Reader => mode != Mode::Shared,
+            Part::Permit => false,
+        };
+        if !excludes || own.is_some_and(|own| !member.sequence.is_before(own)) {
+            continue;
+        }
+        count += 1;
+        if last.is_none_or(|(_, sequence)| sequence.is_before(member.sequence)) {
+            last = Some((name, member.sequence));
+        }
+    }
+    (last.map(|(name, _)| name), count)
+}
+
+fn permits(name: &LockKey, of: u32, uuid: Uuid, children: &[String]) -> Result<Standing> {
+    let members = counted(name, of, children)?;
+    let Some(own) = members.iter().find(|member| member.uuid == Some(uuid)) else { return Ok(Standing::Absent) };
+    let ahead = members.iter().filter(|member| member.sequence.is_before(own.sequence)).count();
+    Ok(if ahead < of as usize { Standing::Holds } else { Standing::Waits(Wait::Any) })
+}
+
+/// The members of a semaphore, all of which must mean the same number of permits.
+fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>> {
+    let members: Vec<_> =
+        children.iter().filter_map(|name| Member::read(name)).filter(|member| member.part == Part::Permit).collect();
+    match members.iter().filter_map(|member| member.of).find(|of| *of != ours) {
+        None => Ok(members),
+        Some(theirs) => Err(error::plain(
+            ErrorKind::Mismatch,
+            "acquire",
+            format!(
+                "`{name}` was asked for as one of {ours} permits and is used as one of {theirs}; say the same count everywhere"
+            ),
+        )),
+    }
+}
+
+/// In the order of their creation, with their names; those that take no part are left out.
+pub(crate) fn in_order(children: &[String]) -> Vec<(&str, Member)> {
+    let mut members: Vec<_> = children.iter().filter_map(|name| Some((name.as_str(), Member::read(name)?))).collect();
+    let Some((_, any)) = members.first() else { return members };
+    // Those who are there at one time are less than half of all numbers apart.
+    let origin = any.sequence;
+    members.sort_by_key(|(_, member)| member.sequence.since(origin));
+    members
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_core::OwnerId;
+
+    use super::*;
+
+    const PERMIT: Mode = Mode::Permit { of: std::num::NonZeroU32::new(2).unwrap() };
+
+    fn uuid(number: u128) -> Uuid {
+        Uuid::new(1, OwnerId::from(number))
+    }
+
+    fn child(number: u128, mark: &str, sequence: i32) -> String {
+        format!("_c_{}-{mark}{sequence:010}", uuid(number))
+    }
+
+    fn stand(mode: Mode, number: u128, children: &[String]) -> Standing {
+        standing(&LockKey::new("k").unwrap(), mode, uuid(number), children).unwrap()
+    }
+
+    fn waits(child: &str, only: bool) -> Standing {
+        Standing::Waits(Wait::For { child: child.into(), only })
+    }
+
+    #[test]
+    fn a_writer_waits_for_whoever_came_last_before_it() {
+        let (reader, writer) = (child(1, "__READ__", 8), child(2, "lock-", 9));
+        let children = [child(3, "lock-", 10), writer.clone(), reader.clone(), "other".into()];
+        assert_eq!(stand(Mode::Exclusive, 3, &children), waits(&writer, false));
+        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&reader, true));
+        assert_eq!(stand(Mode::Exclusive, 4, &children), Standing::Absent);
+        assert_eq!(stand(Mode::Exclusive, 3, &children[..1]), Standing::Holds);
+    }
+
+    #[test]
+    fn a_reader_waits_for_the_last_writer_before_it_and_for_no_other() {
+        let writer = child(1, "__WRIT__", 7);
+        let children = [child(2, "__READ__", 6), child(3, "__READ__", 8), writer.clone(), child(4, "lock-", 9)];
+        assert_eq!(stand(Mode::Shared, 2, &children), Standing::Holds);
+        assert_eq!(stand(Mode::Shared, 3, &children), waits(&writer, true));
+        assert_eq!(stand(Mode::Exclusive, 1, &children), waits(&children[0], true));
+    }
+
+    #[test]
+    fn the_order_survives_the_wrap() {
+        let (last, first) = (child(1, "lock-", i32::MAX), format!("_c_{}-lock--2147483648", uuid(2)));
+        let children = [first.clone(), last.clone()];
+        assert_eq!(stand(Mode::Exclusive, 1, &children), Standing::Holds);
+        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&last, true));
+        let names: Vec<_> = in_order(&children).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, [&last, &first]);
+    }
+
+    #[test]
+    fn of_permits_the_first_hold_and_the_count_is_one() {
+        let children = [child(3, "2-lease-", 9), child(1, "2-lease-", 7), child(2, "2-lease-", 8)];
+        assert_eq!(stand(PERMIT, 1, &children), Standing::Holds);
+        assert_eq!(stand(PERMIT, 2, &children), Standing::Holds);
+        assert_eq!(stand(PERMIT, 3, &children), Standing::Waits(Wait::Any));
+        let key = LockKey::new("k").unwrap();
+        assert_eq!(refusal(&key, PERMIT, &children[..1]).unwrap(), None);
+        assert_eq!(refusal(&key, PERMIT, &children[..2]).unwrap(), Some(Wait::Any));
+        let error = standing(&key, PERMIT, uuid(1), &[child(1, "3-lease-", 1)]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Mismatch);
+    }
+
+    #[test]
+    fn who_is_not_queued_would_wait_for_the_last() {
+        let key = LockKey::new("k").unwrap();
+        let children = [child(1, "__READ__", 7), child(2, "__READ__", 8)];
+        assert_eq!(refusal(&key, Mode::Shared, &children).unwrap(), None);
+        let wait = Wait::For { child: children[1].clone(), only: false };
+        assert_eq!(refusal(&key, Mode::Exclusive, &children).unwrap(), Some(wait));
+    }
+}

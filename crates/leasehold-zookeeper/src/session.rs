@@ -1,0 +1,345 @@
+//! Sessions: one ZooKeeper session each, with a node that lives as long.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use leasehold_core::{
+    Deadline, Error, ErrorKind, LossReason, OwnerId, Result, async_trait,
+    session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+};
+use tokio::time::timeout;
+use zookeeper_client::{Client, CreateMode, Error as Driver, SessionState, StateWatcher};
+
+use crate::{
+    connection::{Cluster, Link},
+    error::{self, Effect},
+    gather::{Carrier, Done, Job, Line},
+    keys::{Node, Uuid},
+    loss::{self, Losses},
+    pulse::{BEAT_PART, Pulse},
+};
+
+/// Claims in one session: as many as leave room for a watch each.
+const CAPACITY: usize = 1_000;
+/// Deletes that are under way at a time.
+const DELETES: usize = 100;
+/// What the driver leaves between two sends at most while it is connected: it pings after 3/20 of the time-out, and looks each
+/// 1/20.
+const DRIVERS_SILENCE: u32 = 4;
+/// Renewals after a reconnection, and their distance as a part of the TTL: the silence before it counts against the first ones.
+const RECOVERY: u32 = 6;
+const RECOVERY_PART: u32 = 12;
+/// Measured on two cores with 1 to 256 tasks.
+const LIMITS: GatherLimits = GatherLimits { alone: 1, calls: 1, batch: 64 };
+
+pub(crate) type ZookeeperSession = Session<ZookeeperSessions>;
+
+/// Opens, renews and closes sessions.
+#[derive(Debug)]
+pub(crate) struct ZookeeperSessions {
+    pub(crate) cluster: Arc<Cluster>,
+}
+
+/// One session.
+pub(crate) struct Handle {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) line: Arc<Line>,
+    pub(crate) patience: Duration,
+    /// The ZooKeeper session.
+    pub(crate) session: i64,
+    /// What its uuids start with.
+    pub(crate) tag: u32,
+    /// Its node.
+    node: String,
+    state: Mutex<StateWatcher>,
+    carrier: Arc<Carrier>,
+    gather: Arc<Gather<Carrier>>,
+    pulse: Pulse,
+    pub(crate) losses: Arc<Losses>,
+    /// What an operator has asked to be given up.
+    revoked: Mutex<HashSet<Uuid>>,
+    attended: OnceLock<()>,
+}
+
+impl Handle {
+    /// Its connection.
+    pub(crate) fn link(&self, operation: &'static str) -> Result<Arc<Link>> {
+        self.line.link(operation)
+    }
+
+    /// From now on the connection, the holders' nodes and the pulse are attended to, for as long as the session lives.
+    pub(crate) fn attend(&self, session: &Arc<ZookeeperSession>) {
+        self.attended.get_or_init(|| {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            // They end with the session, or when nobody has it any more.
+            drop(tokio::spawn(follow(Arc::downgrade(session), state)));
+            drop(tokio::spawn(beat(Arc::downgrade(session))));
+            drop(tokio::spawn(loss::watch(Arc::downgrade(session), Arc::clone(&self.losses))));
+        });
+    }
+
+    /// An operator has asked for this one to be given up. Told with the next reconciliation.
+    pub(crate) fn revoke(&self, uuid: Uuid) {
+        self.revoked().insert(uuid);
+    }
+
+    /// It is held no longer.
+    pub(crate) fn forget(&self, uuid: Uuid) {
+        self.revoked().remove(&uuid);
+    }
+
+    fn revoked(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
+        // Nothing panics while it is held.
+        self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a small read: the server has heard from this session.
+    async fn be_heard(&self, session: &ZookeeperSession) {
+        let Ok(link) = self.link("renew") else { return };
+        let sent = session.now();
+        let read = link.client.check_stat(&self.node);
+        match self.cluster.ask("renew", Effect::None, self.patience, read).await {
+            Ok(_) => self.pulse.exchanged(sent, session.now()),
+            Err(error) => tracing::trace!(target: "leasehold", %error, "not heard"),
+        }
+    }
+}
+
+/// Runs a job of one claim, alone or with others of its session.
+pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Done> {
+    let (operation, handle) = (job.operation, claim.session().handle());
+    let ran = handle.gather.run(&handle.carrier, job).await;
+    let done = ran.map_err(|error| error::named(error, operation)).flatten();
+    if let Err(error) = &done {
+        note(claim, error);
+    }
+    done
+}
+
+/// Draws the conclusions from an error of something that was asked for a claim.
+pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
+    match error.kind() {
+        ErrorKind::Lost => claim.session().end(LossReason::SessionEnded),
+        ErrorKind::Indeterminate | ErrorKind::Protocol => claim.doubt(),
+        _ => {}
+    }
+}
+
+/// Follows the connection: after a reconnection the session is renewed at once, and when it is over everybody is told.
+async fn follow(session: Weak<ZookeeperSession>, mut state: StateWatcher) {
+    loop {
+        let changed = timeout(Duration::from_secs(1), state.changed()).await;
+        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
+        match changed {
+            Err(_elapsed) => {}
+            Ok(SessionState::Expired | SessionState::Closed | SessionState::AuthFailed) => {
+                session.end(LossReason::SessionEnded);
+                return;
+            }
+            Ok(SessionState::Disconnected) => {
+                tracing::debug!(target: "leasehold", "disconnected: locks are believed in until their deadline");
+            }
+            Ok(_) => {
+                for _ in 0..RECOVERY {
+                    if let Err(error) = session.renew().await {
+                        tracing::debug!(target: "leasehold", %error, "not renewed after a reconnection");
+                        break;
+                    }
+                    tokio::time::sleep(session.ttl().as_duration() / RECOVERY_PART).await;
+                }
+            }
+        }
+    }
+}
+
+/// Lets the server hear from the session often.
+async fn beat(session: Weak<ZookeeperSession>) {
+    loop {
+        let Some(pause) = session.upgrade().map(|session| session.ttl().as_duration() / BEAT_PART) else { return };
+        tokio::time::sleep(pause).await;
+        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
+        session.handle().be_heard(&session).await;
+    }
+}
+
+impl ZookeeperSessions {
+    /// Creates the session's node.
+    async fn mark(&self, link: &Link, patience: Duration, node: &str, label: &[u8]) -> Result<()> {
+        let create = async || {
+            let ephemeral = CreateMode::Ephemeral.with_acls(self.cluster.config.access.acls());
+            link.client.create(node, label, &ephemeral).await.map(drop)
+        };
+        let created = async {
+            match create().await {
+                Err(Driver::NoNode) => {
+                    self.cluster.make(link, &self.cluster.names.sessions()).await?;
+                    create().await
+                }
+                created => created,
+            }
+        };
+        // Whatever became of it, it holds no lock.
+        self.cluster.ask("acquire", Effect::None, patience, created).await
+    }
+
+    fn tick(&self, time: &SessionTime) -> Duration {
+        self.cluster.config.tick.unwrap_or(time.ttl().as_duration() / 2)
+    }
+}
+
+#[async_trait]
+impl SessionDriver for ZookeeperSessions {
+    type Handle = Handle;
+    type Claim = Node;
+
+    fn capacity(&self) -> usize {
+        CAPACITY
+    }
+
+    async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
+        let (cluster, ttl) = (&self.cluster, time.ttl().as_duration());
+        let connecting = time.now();
+        let link = cluster.connect("acquire", ttl).await?;
+        let negotiated = link.client.session_timeout();
+        if negotiated != ttl {
+            return Err(error::plain(
+                ErrorKind::InvalidInput,
+                "acquire",
+                format!(
+                    "the TTL is {} and the session's time-out {negotiated:?}: a TTL must be one that the servers take as it is (by \
+                     default 2 to 20 times their tickTime; see minSessionTimeout and maxSessionTimeout)",
+                    time.ttl()
+                ),
+            ));
+        }
+        let patience = cluster.patience(time.ttl());
+        let tag = OwnerId::random().as_u128() as u32;
+        let session = link.client.session_id().0;
+        let (node, label) = (cluster.names.session(session, tag), time.label().as_bytes().to_vec());
+        let sent = time.now();
+        self.mark(&link, patience, &node, &label).await?;
+        // Opening a session is a transaction of its own, from which the leader counts: but only ours was opened just now.
+        let (pulse, deadline) = if cluster.given().is_some() {
+            let pulse = Pulse::after_silence(sent, ttl / DRIVERS_SILENCE);
+            let deadline = pulse.deadline(time, sent, self.tick(time));
+            (pulse, deadline)
+        } else {
+            (Pulse::new(connecting), time.deadline_from(connecting))
+        };
+        pulse.exchanged(sent, time.now());
+        let state = Mutex::new(link.client.state_watcher());
+        let line = Arc::new(Line::new(link));
+        let carrier = Arc::new(Carrier {
+            cluster: Arc::clone(cluster),
+            line: Arc::clone(&line),
+            patience,
+            session,
+            node: node.clone(),
+            label,
+            known: Mutex::default(),
+        });
+        let handle = Handle {
+            cluster: Arc::clone(cluster),
+            line,
+            patience,
+            session,
+            tag,
+            node,
+            state,
+            carrier,
+            gather: Arc::new(Gather::new(LIMITS)),
+            pulse,
+            losses: Arc::default(),
+            revoked: Mutex::default(),
+            attended: OnceLock::new(),
+        };
+        Ok(Opened { handle, deadline })
+    }
+
+    async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
+        let link = handle.link("renew")?;
+        let sent = time.now();
+        let checked = async {
+            let mut check = link.client.new_multi_writer();
+            check.add_check_version(&handle.node, -1)?;
+            check.commit().await.map_err(Driver::from)
+        };
+        let checked = async {
+            match checked.await {
+                // Somebody has removed it: nothing proves any more that the session lives.
+                Err(Driver::NoNode) => Err(Driver::SessionExpired),
+                checked => checked,
+            }
+        };
+        self.cluster.ask("renew", Effect::None, handle.patience, checked).await?;
+        handle.pulse.exchanged(sent, time.now());
+        Ok(handle.pulse.deadline(time, sent, self.tick(time)))
+    }
+
+    async fn owned(&self, handle: &Handle) -> Result<Owned<Node>> {
+        let link = handle.link("reconcile")?;
+        let root: &str = if self.cluster.names.root.is_empty() { "/" } else { &self.cluster.names.root };
+        let listing = link.client.list_ephemerals(root);
+        let paths = self.cluster.ask("reconcile", Effect::None, handle.patience, listing).await?;
+        let node = |path: String| {
+            let uuid = Uuid::of_name(path.rsplit('/').next()?)?;
+            // Others may share the session, if it is the user's own.
+            (uuid.session() == Some(handle.tag)).then(|| Node { uuid, path: path.into() })
+        };
+        let claims: Vec<_> = paths.into_iter().filter_map(node).collect();
+        let revoked = handle.revoked();
+        let broken = claims.iter().filter(|node| revoked.contains(&node.uuid)).cloned().collect();
+        drop(revoked);
+        Ok(Owned { claims, broken })
+    }
+
+    async fn disown(&self, handle: &Handle, orphans: Vec<Node>) -> Result<()> {
+        let link = handle.link("reconcile")?;
+        for orphans in orphans.chunks(DELETES) {
+            let deleted = join_all(orphans.iter().map(|node| delete(&link.client, &node.path)));
+            let deleted = async { deleted.await.into_iter().collect::<Result<(), Driver>>() };
+            self.cluster.ask("reconcile", Effect::Writes, handle.patience, deleted).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(&self, handle: &Handle) -> Result<()> {
+        if self.cluster.given().is_some() {
+            // The session is the user's: only what is ours goes.
+            let owned = self.owned(handle).await?.claims;
+            self.disown(handle, owned).await?;
+            let link = handle.link("close")?;
+            handle.line.cut();
+            let deleted = delete(&link.client, &handle.node);
+            return self.cluster.ask("close", Effect::Writes, handle.patience, deleted).await;
+        }
+        let Some(link) = handle.line.cut() else { return Ok(()) };
+        let mut state = link.client.state_watcher();
+        // The driver closes a session when its last client goes.
+        drop(link);
+        let closed = async {
+            while !state.changed().await.is_terminated() {}
+            Ok(())
+        };
+        self.cluster.ask("close", Effect::None, handle.patience, closed).await
+    }
+}
+
+/// Deletes what may be gone already.
+async fn delete(client: &Client, path: &str) -> Result<(), Driver> {
+    match client.delete(path, None).await {
+        Err(Driver::NoNode) => Ok(()),
+        deleted => deleted,
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Handle({})", self.node)
+    }
+}

@@ -1,0 +1,59 @@
+//! One ZooKeeper server.
+
+mod driver;
+mod floor;
+
+use zookeeper_client::{Client, Error};
+
+use super::{Backend, BackendName};
+use crate::{HarnessError, Result, bench::subject::Subject, server::ZookeeperServer};
+
+/// Of the sessions of all subjects.
+const SESSION: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// About as long as Leasehold's default label: host, program and process.
+const LABEL: &[u8] = b"host/floor/1234";
+
+pub(super) struct Zookeeper(ZookeeperServer);
+
+impl Zookeeper {
+    pub(super) fn start() -> Result<Self> {
+        Ok(Self(ZookeeperServer::start()?))
+    }
+}
+
+impl Backend for Zookeeper {
+    fn name(&self) -> BackendName {
+        BackendName::Zookeeper
+    }
+
+    fn location(&self) -> Option<String> {
+        Some(self.0.addr().to_string())
+    }
+
+    fn subjects(&self) -> Vec<Box<dyn Subject>> {
+        subjects_at(&self.0.addr().to_string())
+    }
+
+    /// Pings too: one for each session and ten seconds.
+    fn commands(&self) -> Result<Option<u64>> {
+        self.0.metric("zk_packets_received").map(Some)
+    }
+}
+
+pub(super) fn subjects_at(address: &str) -> Vec<Box<dyn Subject>> {
+    vec![Box::new(floor::Floor(address.to_owned())), Box::new(driver::Driver(address.to_owned()))]
+}
+
+async fn connect(address: &str) -> Result<Client> {
+    Client::connector().with_session_timeout(SESSION).connect(address).await.map_err(failed)
+}
+
+/// The node whose children are the holder and the waiters of a lock.
+fn parent(subject: &str, lock: &str) -> String {
+    format!("/{subject}-{}", lock.replace('/', "-"))
+}
+
+fn failed(error: Error) -> HarnessError {
+    HarnessError::caused_by("the bare driver failed", error)
+}

@@ -1,0 +1,128 @@
+use std::{collections::BTreeMap, fmt::Write as _, fs, time::Duration};
+
+use super::{ZookeeperEnsemble, ZookeeperServer, java};
+use crate::{HarnessError, Result, certificates::Certificates, server::Process};
+
+/// How a [`ZookeeperServer`], or every member of a [`ZookeeperEnsemble`], is to be.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is started until `start` or `start_members`"]
+pub struct ZookeeperBuilder {
+    pub(super) tls: bool,
+    pub(super) links: bool,
+    properties: Vec<String>,
+    settings: BTreeMap<String, String>,
+}
+
+impl Default for ZookeeperBuilder {
+    fn default() -> Self {
+        let settings = [
+            ("dataDir", "data"),
+            ("clientPortAddress", "127.0.0.1"),
+            ("admin.enableServer", "false"),
+            ("4lw.commands.whitelist", "*"),
+            ("maxClientCnxns", "0"),
+            // Sessions end at a whole number of ticks, and are no shorter than two.
+            ("tickTime", "500"),
+            ("minSessionTimeout", "1000"),
+            // As with the default tick: our default TTL is within.
+            ("maxSessionTimeout", "40000"),
+            ("initLimit", "20"),
+            ("syncLimit", "4"),
+            // Several servers share a few processors, and a snapshot is nothing that a test waits for.
+            ("snapCount", "1000000"),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self { tls: false, links: false, properties: Vec::new(), settings: settings.into() }
+    }
+}
+
+impl ZookeeperBuilder {
+    /// Another or one more line of `zoo.cfg`.
+    pub fn setting(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.settings.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// A system property of its Java, for what `zoo.cfg` cannot say.
+    pub fn property(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.properties.push(format!("-D{name}={value}"));
+        self
+    }
+
+    /// The tick, half a second unless told otherwise.
+    pub fn tick(self, tick: Duration) -> Self {
+        self.setting("tickTime", tick.as_millis())
+    }
+
+    /// After how many ticks of silence a follower and its leader give each other up; 4 unless told otherwise. With more
+    /// of them a follower that is cut off serves its clients for longer, in good faith.
+    pub fn sync_limit(self, ticks: u32) -> Self {
+        self.setting("syncLimit", ticks)
+    }
+
+    /// Speaks TLS on a port beside the plain one, with a certificate of [`ZookeeperServer::certificates`].
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Puts a proxy on every way from one member to another's quorum port, for [`ZookeeperEnsemble::isolate`]. Votes go
+    /// past it: who is cut off may hear who leads, but can neither follow nor lead.
+    pub fn links(mut self) -> Self {
+        self.links = true;
+        self
+    }
+
+    /// Starts one server, and returns once it serves.
+    ///
+    /// # Errors
+    /// `java` or a jar is not installed (`integration/setup.sh` installs them), or it does not start; the error shows
+    /// its log.
+    pub fn start(&self) -> Result<ZookeeperServer> {
+        super::server::start_single(self)
+    }
+
+    /// Starts an ensemble of so many, and returns once all of them serve.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_members(&self, count: usize) -> Result<ZookeeperEnsemble> {
+        super::ensemble::start_members(self, count)
+    }
+
+    /// Makes a server's folder; `own` is what only this one has in its `zoo.cfg`.
+    pub(super) fn prepare(
+        &self,
+        main: &str,
+        id: usize,
+        own: &[(String, String)],
+    ) -> Result<(Process, Option<Certificates>)> {
+        let mut process = Process::new("zookeeper", "java")?;
+        let folder = process.folder().to_owned();
+        let failed = |error| HarnessError::caused_by("cannot write ZooKeeper's files", error);
+        let mut lines: BTreeMap<_, _> = self.settings.clone();
+        lines.extend(own.iter().cloned());
+        let certificates = if self.tls { Some(Certificates::generate(&folder)?) } else { None };
+        if let Some(certificates) = &certificates {
+            // Its kind of PEM has the key and the certificate in one file.
+            let read = |path| fs::read_to_string(path).map_err(failed);
+            let both = read(certificates.key())? + &read(certificates.certificate())?;
+            fs::write(folder.join("both.pem"), both).map_err(failed)?;
+            let factory = "org.apache.zookeeper.server.NettyServerCnxnFactory".to_owned();
+            lines.insert("serverCnxnFactory".to_owned(), factory);
+            lines.insert("ssl.clientAuth".to_owned(), "none".to_owned());
+            for (name, file) in [("ssl.keyStore.location", "both.pem"), ("ssl.trustStore.location", "ca.pem")] {
+                lines.insert(name.to_owned(), folder.join(file).display().to_string());
+            }
+        }
+        let mut config = String::new();
+        for (name, value) in &lines {
+            writeln!(config, "{name}={value}").expect("a String takes all");
+        }
+        fs::create_dir(folder.join("data")).map_err(failed)?;
+        fs::write(folder.join("data/myid"), id.to_string()).map_err(failed)?;
+        fs::write(folder.join("zoo.cfg"), config).map_err(failed)?;
+        process.set_arguments(self.properties.iter().cloned().chain(java::server_arguments(main)?));
+        Ok((process, certificates))
+    }
+}

@@ -1,0 +1,109 @@
+use super::{ZookeeperBuilder, ZookeeperServer, java, links::Links, server::with_free_ports};
+use crate::{HarnessError, Result, port::free_port};
+
+/// Members that serve with a majority. Dropping it kills them.
+#[derive(Debug)]
+#[must_use = "dropping it kills the servers"]
+pub struct ZookeeperEnsemble {
+    members: Vec<ZookeeperServer>,
+    links: Option<Links>,
+}
+
+impl ZookeeperEnsemble {
+    /// Starts three members.
+    ///
+    /// # Errors
+    /// As [`ZookeeperBuilder::start`].
+    pub fn start() -> Result<Self> {
+        ZookeeperServer::builder().start_members(3)
+    }
+
+    /// `zookeeper://` with all members.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let addresses: Vec<_> = self.members.iter().map(|member| member.addr().to_string()).collect();
+        format!("zookeeper://{}", addresses.join(","))
+    }
+
+    /// The members.
+    pub fn members(&mut self) -> &mut [ZookeeperServer] {
+        &mut self.members
+    }
+
+    /// One member.
+    pub fn member(&mut self, at: usize) -> &mut ZookeeperServer {
+        &mut self.members[at]
+    }
+
+    /// Which member leads.
+    ///
+    /// # Errors
+    /// None that answers does.
+    pub fn leader(&mut self) -> Result<usize> {
+        self.with_mode("leader").first().copied().ok_or_else(|| HarnessError::new("no member leads"))
+    }
+
+    /// Which members follow.
+    pub fn followers(&mut self) -> Vec<usize> {
+        self.with_mode("follower")
+    }
+
+    /// Cuts a member off from all others, silently and both ways: clients still reach it. In effect when this returns.
+    /// Until it notices (see [`ZookeeperBuilder::sync_limit`]) it takes them for served.
+    ///
+    /// # Errors
+    /// There are no [links](ZookeeperBuilder::links).
+    pub fn isolate(&self, at: usize) -> Result<()> {
+        self.links()?.swallow(at);
+        Ok(())
+    }
+
+    /// Undoes [`isolate`](Self::isolate).
+    ///
+    /// # Errors
+    /// There are no [links](ZookeeperBuilder::links).
+    pub fn rejoin(&self, at: usize) -> Result<()> {
+        self.links()?.heal(at);
+        Ok(())
+    }
+
+    /// Waits until all members serve.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn wait_until_serving(&mut self) -> Result<()> {
+        self.members.iter_mut().try_for_each(ZookeeperServer::wait_until_serving)
+    }
+
+    fn links(&self) -> Result<&Links> {
+        self.links.as_ref().ok_or_else(|| HarnessError::new("this ensemble was started without links"))
+    }
+
+    fn with_mode(&mut self, mode: &str) -> Vec<usize> {
+        let members = self.members.iter_mut().enumerate();
+        let mut found: Vec<_> = members.filter_map(|(at, member)| member.pid().map(|_| (at, &*member))).collect();
+        found.retain(|(_, member)| member.mode().is_ok_and(|its| its == mode));
+        found.into_iter().map(|(at, _)| at).collect()
+    }
+}
+
+pub(super) fn start_members(builder: &ZookeeperBuilder, count: usize) -> Result<ZookeeperEnsemble> {
+    with_free_ports(|| {
+        let ports = (0..count).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<Vec<_>>>()?;
+        let quorum_ports: Vec<_> = ports.iter().map(|(quorum, _)| *quorum).collect();
+        let links = if builder.links { Some(Links::between(&quorum_ports)?) } else { None };
+        let mut members = Vec::with_capacity(count);
+        for at in 0..count {
+            // Each has a view of its own, in which the others are behind the proxies.
+            let peers = ports.iter().enumerate().map(|(to, (quorum, election))| {
+                let quorum = links.as_ref().and_then(|links| links.port(at, to)).unwrap_or(*quorum);
+                (format!("server.{}", to + 1), format!("127.0.0.1:{quorum}:{election}"))
+            });
+            members.push(ZookeeperServer::prepare(builder, java::MEMBER, at + 1, peers.collect())?);
+        }
+        members.iter_mut().try_for_each(ZookeeperServer::launch)?;
+        let mut ensemble = ZookeeperEnsemble { members, links };
+        ensemble.wait_until_serving()?;
+        Ok(ensemble)
+    })
+}

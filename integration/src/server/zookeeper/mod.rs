@@ -1,0 +1,12 @@
+//! ZooKeeper: one server, or an ensemble.
+
+mod builder;
+mod ensemble;
+mod java;
+mod links;
+mod server;
+
+pub use builder::ZookeeperBuilder;
+pub use ensemble::ZookeeperEnsemble;
+pub use java::{JARS, classpath, jvm};
+pub use server::ZookeeperServer;

@@ -1,0 +1,158 @@
+//! The holder's server loses its leader, and does not know it.
+//!
+//! It goes on answering pings and reads, and the sessions of its clients end at the others without a word to them. So every
+//! holder must have given up by its own clock before the rival, who is elsewhere, is granted. Two processes, whose stamps
+//! are of the clock that all processes of a host share.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::future::join_all;
+use leasehold_core::{LockClient, LockGuard};
+use leasehold_integration::{
+    peer::{Peer, listen, role, tell},
+    server::{ZookeeperEnsemble, ZookeeperServer},
+    worker::now_ns,
+};
+
+use crate::support::{client, lock, members, millis, ttl, until};
+
+const SESSIONS: usize = 50;
+const TTL_SECS: u64 = 3;
+
+/// How often the holder looks at all of its guards.
+const GLANCE: Duration = Duration::from_micros(500);
+
+/// After the fault and the TTL: a session ends at a tick, and the machine is busy.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_their_server_is_stopped_all_holders_give_up_before_a_rival_is_granted() {
+    const NAME: &str = "follower::when_their_server_is_stopped_all_holders_give_up_before_a_rival_is_granted";
+    if let Some(role) = role() {
+        return play(&role).await;
+    }
+    overtaken(
+        NAME,
+        |ensemble, at| ensemble.member(at).pause().unwrap(),
+        |ensemble, at| ensemble.member(at).resume().unwrap(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_their_server_is_cut_off_from_its_leader_all_holders_give_up_before_a_rival_is_granted() {
+    const NAME: &str =
+        "follower::when_their_server_is_cut_off_from_its_leader_all_holders_give_up_before_a_rival_is_granted";
+    if let Some(role) = role() {
+        return play(&role).await;
+    }
+    overtaken(NAME, |ensemble, at| ensemble.isolate(at).unwrap(), |ensemble, at| ensemble.rejoin(at).unwrap()).await;
+}
+
+async fn overtaken(
+    test: &str,
+    fault: impl Fn(&mut ZookeeperEnsemble, usize),
+    heal: impl Fn(&mut ZookeeperEnsemble, usize),
+) {
+    let rounds = std::env::var("LEASEHOLD_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    // A follower that is patient with its leader is the worst server to hold at.
+    let mut ensemble = ZookeeperServer::builder().sync_limit(60).links().start_members(3).unwrap();
+    let mut margins = Vec::new();
+    for round in 0..rounds {
+        let (leader, follower) = (ensemble.leader().unwrap(), ensemble.followers()[0]);
+        let near = format!("{}?tick=500ms", ensemble.member(follower).url());
+        let far = format!("{}?tick=500ms", ensemble.member(leader).url());
+        let mut holder = Peer::this_test(test, &format!("hold {near} {round}")).unwrap();
+        heard(&mut holder, "held").await;
+        let mut rival = Peer::this_test(test, &format!("wait {far} {round}")).unwrap();
+        until("all rivals wait", || members(ensemble.member(leader)).len() == 2 * SESSIONS).await;
+        // At any phase of the leader's pings; the sessions have phases of their own.
+        tokio::time::sleep(millis(rand::random_range(0..1000))).await;
+        fault(&mut ensemble, follower);
+        let (ended, granted) = (stamps(&mut holder).await, stamps(&mut rival).await);
+        assert_eq!((ended.len(), granted.len()), (SESSIONS, SESSIONS));
+        for (n, granted) in granted {
+            let ended = ended[&n];
+            assert!(
+                ended <= granted,
+                "round {round}: holder {n} believed in its lock for {} µs after its rival was granted",
+                (ended - granted) / 1000
+            );
+            margins.push((granted - ended) / 1_000_000);
+        }
+        drop((holder, rival));
+        heal(&mut ensemble, follower);
+        ensemble.wait_until_serving().unwrap();
+    }
+    margins.sort_unstable();
+    let (least, median) = (margins[0], margins[margins.len() / 2]);
+    println!(
+        "{} holders gave up {least} ms or more before their rivals were granted, half of them {median} ms",
+        margins.len()
+    );
+}
+
+async fn heard(peer: &mut Peer, expected: &str) -> String {
+    let line = tokio::task::block_in_place(|| peer.hear(PATIENCE)).unwrap();
+    line.strip_prefix(expected).unwrap_or_else(|| panic!("{line:?} and not {expected:?}")).to_owned()
+}
+
+async fn stamps(peer: &mut Peer) -> BTreeMap<usize, u64> {
+    serde_json::from_str(&heard(peer, "stamps ").await).unwrap()
+}
+
+/// A peer.
+async fn play(role: &str) {
+    let [part, url, round] = *role.split(' ').collect::<Vec<_>>() else { panic!("no such role: {role}") };
+    let stamps = match part {
+        "hold" => {
+            let held = join_all((0..SESSIONS).map(|n| hold(url, round, n))).await;
+            tell("held");
+            tokio::task::spawn_blocking(move || watch(&held)).await.unwrap()
+        }
+        _ => wait(url, round).await,
+    };
+    tell(format_args!("stamps {}", serde_json::to_string(&stamps).unwrap()));
+    // What it has it keeps until it is killed.
+    tokio::task::block_in_place(|| while listen().is_some() {});
+}
+
+/// One session, opened at a time of its own.
+async fn hold(url: &str, round: &str, n: usize) -> (LockClient, LockGuard) {
+    tokio::time::sleep(millis(rand::random_range(0..1000 * TTL_SECS))).await;
+    let client = client(url).await;
+    let guard = lock(&client.mutex(format!("{round}-{n}")).with_ttl(ttl(TTL_SECS))).await;
+    (client, guard)
+}
+
+/// Until when each was believed in, on a thread that no runtime delays.
+fn watch(held: &[(LockClient, LockGuard)]) -> BTreeMap<usize, u64> {
+    let mut ended = BTreeMap::new();
+    while ended.len() < held.len() {
+        for (n, (_, guard)) in held.iter().enumerate() {
+            if !ended.contains_key(&n) && !guard.is_held() {
+                // Not held at any time after its deadline, also if it was not looked at in between.
+                ended.insert(n, now_ns().min(guard.deadline().moment().as_nanos()));
+            }
+        }
+        std::thread::sleep(GLANCE);
+    }
+    ended
+}
+
+/// When each was granted.
+async fn wait(url: &str, round: &str) -> BTreeMap<usize, u64> {
+    let client = client(url).await;
+    let granted = (0..SESSIONS).map(|n| {
+        // A session that outlives the whole test.
+        let mutex = client.mutex(format!("{round}-{n}")).with_ttl(ttl(10));
+        async move {
+            let guard = lock(&mutex).await;
+            let granted = now_ns();
+            // Not released, so that nothing else happens meanwhile.
+            drop(tokio::spawn(async move { guard.lost().await }));
+            (n, granted)
+        }
+    });
+    join_all(granted.map(tokio::spawn)).await.into_iter().map(|granted| granted.unwrap()).collect()
+}

@@ -1,0 +1,116 @@
+//! Requests that were carried out, and whose answers never came.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use leasehold_core::LockClient;
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::ZookeeperServer,
+};
+use tokio::time::timeout;
+
+use crate::support::{SOON, client, free, is_a_fault, members, millis, nothing_left, sessions, ttl, until};
+
+/// A session's: it outlives the whole test, so nothing goes by itself.
+const TTL_SECS: u64 = 40;
+const LOST: usize = 100;
+
+/// The server creates the node and its answer is lost, a hundred times in one session: whoever asked goes on, or gives up.
+/// Either way nothing that nobody owns blocks the queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_lost_replies_to_create_leave_no_orphan_though_the_session_lives_on() {
+    let server = ZookeeperServer::builder().setting("maxSessionTimeout", 60_000).start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let (far, near) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
+    let mutex = far.mutex("k").with_ttl(ttl(TTL_SECS));
+    free(mutex.lock().await.unwrap()).await;
+    let session = sessions(&server);
+    let mut created = BTreeSet::new();
+    for n in 0..LOST {
+        proxy.blackhole(Direction::ServerToClient);
+        let locking = tokio::spawn({
+            let mutex = mutex.clone();
+            async move { mutex.lock().await }
+        });
+        // It is there, and the one who asked for it has not heard of it.
+        until("it is created", || {
+            let before = created.len();
+            created.extend(members(&server));
+            created.len() > before
+        })
+        .await;
+        if n % 2 == 0 {
+            locking.abort();
+        }
+        proxy.disconnect();
+        proxy.heal();
+        match locking.await {
+            Ok(Ok(guard)) => match guard.release().await {
+                Ok(_) => {}
+                Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
+            },
+            Ok(Err(error)) => assert!(is_a_fault(error.kind()), "{error:?}"),
+            Err(cancelled) => assert!(cancelled.is_cancelled()),
+        }
+        // By itself, and not because somebody else asks for it.
+        until("it is removed", || members(&server).is_empty()).await;
+    }
+    assert!(created.len() >= LOST);
+    assert_eq!(sessions(&server), session, "it is the same session all the time");
+    free(near.mutex("k").with_ttl(ttl(TTL_SECS)).lock_within(millis(1_000)).await.unwrap()).await;
+}
+
+/// Which way, and after how many pieces.
+const CUTS: [(Direction, u64); 16] = {
+    let mut cuts = [(Direction::ClientToServer, 0); 16];
+    let mut n = 0;
+    while n < 8 {
+        cuts[n] = (Direction::ClientToServer, n as u64);
+        cuts[8 + n] = (Direction::ServerToClient, n as u64);
+        n += 1;
+    }
+    cuts
+};
+
+/// One client behind a proxy of its own, which cuts its connection once in an acquisition.
+async fn cut_once(server: &ZookeeperServer, name: &str, direction: Direction, chunks: u64) -> (LockClient, Proxy) {
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let client = client(&server.url_at(proxy.addr())).await;
+    let mutex = client.mutex(name).with_ttl(ttl(4));
+    // The session is there, and has been used.
+    free(client.mutex(format!("{name} before")).with_ttl(ttl(4)).lock().await.unwrap()).await;
+    proxy.cut_after_chunks(direction, chunks);
+    match timeout(SOON, mutex.lock()).await.expect("it hangs") {
+        Ok(guard) => {
+            if let Err(error) = guard.release().await {
+                assert!(is_a_fault(error.kind()), "{name}: {error:?}");
+            }
+        }
+        Err(error) => assert!(is_a_fault(error.kind()), "{name}: {error:?}"),
+    }
+    (client, proxy)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_cut_anywhere_in_an_acquisition_leaves_nothing_though_the_session_lives_on() {
+    let server = ZookeeperServer::start().unwrap();
+    let server = &server;
+    let near = &client(&server.url()).await;
+    let cuts =
+        CUTS.iter().flat_map(|cut| [(cut, false), (cut, true)]).map(|((direction, chunks), contended)| async move {
+            let name = format!("{direction:?} {chunks} {contended}");
+            if !contended {
+                return cut_once(server, &name, *direction, *chunks).await;
+            }
+            let guard = near.mutex(&*name).with_ttl(ttl(20)).lock().await.unwrap();
+            let (cut, ()) = tokio::join!(cut_once(server, &name, *direction, *chunks), async {
+                tokio::time::sleep(millis(1_500)).await;
+                free(guard).await;
+            });
+            cut
+        });
+    // Kept, so that their sessions are.
+    let _clients = join_all(cuts).await;
+    nothing_left(server, millis(2 * 4_000));
+}

@@ -1,0 +1,131 @@
+//! Sessions that end, and servers that fall silent.
+
+use leasehold_core::LossReason;
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::ZookeeperServer,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{
+    SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl, until,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_whose_session_ends_is_told_and_locks_again_in_another_one() {
+    let server = ZookeeperServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let (one, other) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
+    let guard = one.mutex("k").with_ttl(ttl(2)).lock().await.unwrap();
+    let first = sessions(&server);
+    proxy.blackhole(Direction::Both);
+    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
+    let rival = timeout(SOON, other.mutex("k").with_ttl(ttl(2)).lock()).await.unwrap().unwrap();
+    assert!(token(&rival) > token(&guard));
+    proxy.heal();
+    // Other locks get a new session without the user's help.
+    let again = lock(&one.mutex("other").with_ttl(ttl(2))).await;
+    assert!(!guard.is_held() && guard.renew().await.is_err(), "the old one is over for ever");
+    assert!(rival.is_held() && again.is_held());
+    assert!(sessions(&server).is_disjoint(&first), "another session");
+    drop(guard);
+    free(again).await;
+    // The old guard's end has freed nothing of the rival's.
+    assert_eq!(members(&server).len(), 1);
+    free(rival).await;
+    nothing_left(&server, SOON);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_whose_session_ends_waits_on_in_another_one_and_is_never_granted_the_old_place() {
+    let server = ZookeeperServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let (far, near) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
+    let guard = near.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
+    let waiter = tokio::spawn(async move { lock(&far.mutex("k").with_ttl(ttl(2))).await });
+    until("it waits", || members(&server).len() == 2).await;
+    let first = members(&server);
+    proxy.blackhole(Direction::Both);
+    until("its session ends", || members(&server).len() == 1).await;
+    proxy.heal();
+    until("it waits again", || members(&server).len() == 2).await;
+    assert_eq!(members(&server).intersection(&first).count(), 1, "in another place");
+    assert!(!waiter.is_finished() && guard.is_held());
+    let held = token(&guard);
+    free(guard).await;
+    let granted = timeout(SOON, waiter).await.unwrap().unwrap();
+    assert!(token(&granted) > held);
+    free(granted).await;
+    nothing_left(&server, SOON);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_server_is_an_error_in_time_and_the_holder_loses_by_its_deadline() {
+    let mut server = ZookeeperServer::start().unwrap();
+    let client = client(&server.url()).await;
+    let guard = client.mutex("k").with_ttl(ttl(4)).lock().await.unwrap();
+    let held = token(&guard);
+    server.pause().unwrap();
+    let begun = Instant::now();
+    let error = client.mutex("other").with_ttl(ttl(4)).lock().await.unwrap_err();
+    assert!(is_a_fault(error.kind()) && error.is_retryable(), "{error:?}");
+    assert!(begun.elapsed() < millis(6_000), "{:?}", begun.elapsed());
+    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
+    assert!(begun.elapsed() < millis(6_000), "{:?}", begun.elapsed());
+    server.resume().unwrap();
+    assert!(token(&lock(&client.mutex("k").with_ttl(ttl(4))).await) > held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_cut_costs_the_holder_nothing() {
+    let server = ZookeeperServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let client = client(&format!("{}?tick=500ms", server.url_at(proxy.addr()))).await;
+    let guard = client.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
+    for _ in 0..10 {
+        sleep(millis(1_000)).await;
+        proxy.disconnect();
+        assert!(guard.is_held());
+    }
+    // The connection may be under way again: then the release is tried again in the background.
+    if let Err(error) = guard.release().await {
+        assert!(is_a_fault(error.kind()), "{error:?}");
+    }
+    nothing_left(&server, SOON);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_and_restarted_server_keeps_the_lock_and_its_waiter() {
+    let mut server = ZookeeperServer::start().unwrap();
+    let url = format!("{}?tick=500ms", server.url());
+    let (one, other) = (client(&url).await, client(&url).await);
+    let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
+    let held = token(&guard);
+    let waiter = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
+    until("it waits", || members(&server).len() == 2).await;
+    server.kill();
+    server.restart().unwrap();
+    // Longer than a session: both are renewed.
+    sleep(millis(12_000)).await;
+    assert!(guard.is_held() && !waiter.is_finished());
+    free(guard).await;
+    let next = timeout(SOON, waiter).await.unwrap().unwrap();
+    assert!(token(&next) > held);
+    free(next).await;
+    nothing_left(&server, SOON);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_somebody_deletes_is_a_loss_that_is_told_at_once() {
+    let server = ZookeeperServer::start().unwrap();
+    let client = client(&server.url()).await;
+    let guard = client.mutex("k").with_ttl(ttl(30)).lock().await.unwrap();
+    let neighbour = client.mutex("neighbour").with_ttl(ttl(30)).lock().await.unwrap();
+    let path = members(&server).into_iter().find(|path| path.starts_with("/k/")).unwrap();
+    let operator = zookeeper_client::Client::connect(&server.addr().to_string()).await.unwrap();
+    operator.delete(&path, None).await.unwrap();
+    // Well before the session or its next renewal would tell.
+    assert_eq!(timeout(millis(4_000), guard.lost()).await.unwrap(), LossReason::Replaced);
+    assert!(neighbour.is_held());
+    free(neighbour).await;
+}

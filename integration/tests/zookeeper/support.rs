@@ -1,0 +1,85 @@
+//! What the tests share.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use leasehold_core::{ErrorKind, LockClient, LockGuard, Mutex, Released, Ttl};
+use leasehold_integration::{census, server::ZookeeperServer};
+use leasehold_zookeeper::ZookeeperBackend;
+
+/// For what must happen at all, on a machine that builds something else beside.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// Where the backend keeps the nodes of its sessions.
+const SESSIONS: &str = "/%sessions/";
+
+pub(crate) async fn client(url: &str) -> LockClient {
+    LockClient::new(ZookeeperBackend::connect(url).await.unwrap())
+}
+
+pub(crate) fn ttl(secs: u64) -> Ttl {
+    Ttl::from_secs(secs).unwrap()
+}
+
+pub(crate) fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(crate) fn token(guard: &LockGuard) -> u64 {
+    guard.fencing_token().expect("an exclusive guard has a token").get()
+}
+
+pub(crate) async fn free(guard: LockGuard) {
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+/// What may come of a fault: the same call may succeed later, or the lease is over.
+pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost)
+}
+
+/// Locks, and starts again after each fault.
+pub(crate) async fn lock(mutex: &Mutex) -> LockGuard {
+    let locked = async {
+        loop {
+            match mutex.lock().await {
+                Ok(guard) => return guard,
+                Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
+            }
+            tokio::time::sleep(millis(20)).await;
+        }
+    };
+    tokio::time::timeout(4 * SOON, locked).await.expect("never granted")
+}
+
+/// The nodes of all who hold and wait.
+pub(crate) fn members(server: &ZookeeperServer) -> BTreeSet<String> {
+    let mut nodes = server.ephemerals().unwrap();
+    nodes.retain(|node| !node.starts_with(SESSIONS));
+    nodes
+}
+
+/// The nodes of all sessions.
+pub(crate) fn sessions(server: &ZookeeperServer) -> BTreeSet<String> {
+    let mut nodes = server.ephemerals().unwrap();
+    nodes.retain(|node| node.starts_with(SESSIONS));
+    nodes
+}
+
+/// Nobody holds and nobody waits, after `patience` at the latest.
+#[track_caller]
+pub(crate) fn nothing_left(server: &ZookeeperServer, patience: Duration) {
+    let census = || census::nothing_left(patience, || Ok(members(server)));
+    tokio::task::block_in_place(census).unwrap();
+}
+
+/// Waits until `reached`.
+pub(crate) async fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !tokio::task::block_in_place(&mut reached) {
+        assert!(Instant::now() < end, "not within {SOON:?}: {what}");
+        tokio::time::sleep(millis(5)).await;
+    }
+}
