@@ -39,9 +39,17 @@ impl Process {
     /// # Errors
     /// No temporary folder can be made.
     pub fn new(name: &str, program: impl Into<PathBuf>) -> Result<Self> {
+        Self::new_in(&std::env::temp_dir(), name, program)
+    }
+
+    /// The same with its folder in `parent`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_in(parent: &Path, name: &str, program: impl Into<PathBuf>) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix(&format!("leasehold-{name}-"))
-            .tempdir()
+            .tempdir_in(parent)
             .map_err(|error| HarnessError::caused_by("cannot make a temporary folder", error))?;
         Ok(Self { child: None, folder, program: program.into(), arguments: Vec::new(), user: None })
     }

@@ -1,7 +1,8 @@
+use std::env;
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::data::new_cluster;
 use super::programs::{command, give_to_owner, program, run, unprivileged};
@@ -10,6 +11,9 @@ use crate::certificates::Certificates;
 use crate::port::free_port;
 use crate::server::Process;
 use crate::{HarnessError, Result};
+
+/// A server takes some 50 MB, and several run at a time.
+const MEMORY_WANTED: u64 = 2 << 30;
 
 /// A picked port can be taken by another test before the server has it.
 const PORTS_TRIED: usize = 5;
@@ -35,6 +39,7 @@ pub struct PostgresBuilder {
     settings: Vec<(String, String)>,
     access: Vec<String>,
     tls: bool,
+    durable: bool,
 }
 
 impl PostgresBuilder {
@@ -45,7 +50,8 @@ impl PostgresBuilder {
     }
 
     /// What it confirms is on the disk, as in production.
-    pub fn durable(self) -> Self {
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
         self.setting("fsync", "on").setting("full_page_writes", "on")
     }
 
@@ -82,7 +88,8 @@ impl PostgresBuilder {
     }
 
     fn process(&self) -> Result<Process> {
-        let mut process = Process::new("postgres", program("postgres")?)?;
+        let parent = if self.durable { env::temp_dir() } else { quick_folder() };
+        let mut process = Process::new_in(&parent, "postgres", program("postgres")?)?;
         process.run_as(unprivileged());
         give_to_owner(process.folder())?;
         Ok(process)
@@ -137,6 +144,14 @@ impl PostgresBuilder {
         fs::write(folder.join("data/pg_hba.conf"), access.join("\n") + "\n").map_err(unwritten)?;
         give_to_owner(folder)
     }
+}
+
+/// In memory where there is room: a new database cluster is a thousand files, which some file systems take a second to
+/// make and to remove again.
+fn quick_folder() -> PathBuf {
+    let has_room = |stat: rustix::fs::StatVfs| stat.f_bavail * stat.f_frsize >= MEMORY_WANTED;
+    let memory = Path::new("/dev/shm");
+    if rustix::fs::statvfs(memory).is_ok_and(has_room) { memory.to_owned() } else { env::temp_dir() }
 }
 
 fn unwritten(error: std::io::Error) -> HarnessError {
