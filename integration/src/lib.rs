@@ -7,7 +7,7 @@
 //!
 //! | module | what it gives |
 //! |---|---|
-//! | [`server`] | [`RedisServer`](server::RedisServer), and what other servers are built from |
+//! | [`server`] | [`RedisServer`](server::RedisServer) and its like, and what other servers are built from |
 //! | [`proxy`] | [`Proxy`](proxy::Proxy): cut, swallow, hold, delay, count |
 //! | [`peer`] | [`Peer`](peer::Peer): another process of a test, spoken to line by line |
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
