@@ -7,8 +7,9 @@ use std::{
 
 use leasehold_core::{LockBackend, TestClock, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::{EtcdCluster, SharedRedis, shared_redis};
+use leasehold_integration::server::{EtcdCluster, PostgresServer, SharedRedis, shared_redis};
 use leasehold_local::{FileBackend, MemoryBackend};
+use leasehold_postgres::PostgresBackend;
 use leasehold_redis::RedisBackend;
 use leasehold_testkit::{SubjectOf, conformance};
 
@@ -53,3 +54,13 @@ fn etcd() -> SubjectOf {
 }
 
 conformance!(etcd, etcd());
+
+/// One server for all cases, connected anew for each "process" of a case.
+async fn postgres() -> Arc<dyn LockBackend> {
+    static SERVER: LazyLock<PostgresServer> = LazyLock::new(|| {
+        PostgresServer::builder().setting("max_connections", "500").start().expect("a PostgreSQL server")
+    });
+    PostgresBackend::connect(&SERVER.url()).await.expect("a connection")
+}
+
+conformance!(postgres, SubjectOf::new(postgres));
