@@ -185,7 +185,7 @@ impl Link {
     }
 
     fn refused_standby(&self) -> Error {
-        self.refused("it is a standby, which shares no locks with its primary; connect to the primary".into())
+        self.refused("it is a standby, which shares no locks with its primary; connect to the primary")
     }
 
     /// Opens a connection that may hold locks for as long as the server hears of it once per TTL.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Deadline, ErrorKind, LossReason, Result, async_trait,
+    BoxFuture, Deadline, ErrorKind, LossReason, Result, async_trait,
     session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
 };
 
@@ -24,7 +24,8 @@ use crate::{
 /// Claims per session: every statement costs the server a walk over what its session has.
 const CAPACITY: usize = 1_000;
 /// One statement is under way at a time on a connection, so whatever is asked meanwhile goes together in the next.
-const LIMITS: GatherLimits = GatherLimits { alone: 1, calls: 1, batch: 256 };
+/// None goes alone in the task that asks: see [`Handle::driven`].
+const LIMITS: GatherLimits = GatherLimits { alone: 0, calls: 1, batch: 256 };
 
 /// Opens, renews and closes holding connections.
 #[derive(Debug)]
@@ -53,6 +54,18 @@ impl Handle {
     /// A name that no other acquisition has.
     pub(crate) fn name(&self, key: AdvisoryKey) -> Name {
         Name { key, number: self.next.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Does something with the connection in a task of its own: whoever waits for it may be kept from asking for more, and
+    /// would keep all others from the connection.
+    async fn driven<T, F>(&self, operation: &'static str, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'a> FnOnce(&'a mut Wire, &'a Link) -> BoxFuture<'a, Result<T>> + Send + 'static,
+    {
+        let carrier = Arc::clone(&self.carrier);
+        let task = tokio::spawn(async move { work(&mut *carrier.wire.lock().await, &carrier.link).await });
+        task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?
     }
 }
 
@@ -140,32 +153,22 @@ impl SessionDriver for PostgresSessions {
     }
 
     async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
-        let mut wire = handle.carrier.wire.lock().await;
         let sent = time.now();
-        wire.renew(&self.link).await?;
+        handle.driven("renew", |wire, link| Box::pin(wire.renew(link))).await?;
         Ok(time.deadline_from(sent))
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Name>> {
-        let mut wire = handle.carrier.wire.lock().await;
-        let claims = wire.reconcile(&self.link).await?;
+        let claims = handle.driven("reconcile", |wire, link| Box::pin(wire.reconcile(link))).await?;
         Ok(Owned { claims, broken: Vec::new() })
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
-        let carrier = &handle.carrier;
-        let mut wire = carrier.wire.lock().await;
-        let give_back = |name: Name| {
-            let key = wire.key_held_by(name)?;
-            let semaphore = (key != name.key).then_some(name.key);
-            Some(Job::GiveBack { name, key, semaphore })
-        };
-        let jobs: Vec<Job> = orphans.into_iter().filter_map(give_back).collect();
-        wire.carry(&self.link, Vec::new(), &jobs).await.into_iter().try_for_each(|answer| answer.map(drop))
+        handle.driven("reconcile", move |wire, link| Box::pin(async move { wire.give_back(link, &orphans).await })).await
     }
 
     async fn close(&self, handle: &Handle) -> Result<()> {
-        handle.carrier.wire.lock().await.close(&self.link).await
+        handle.driven("close", |wire, link| Box::pin(wire.close(link))).await
     }
 }
 

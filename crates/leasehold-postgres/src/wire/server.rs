@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::{
     connection::Link,
     error,
-    gather::{Answer, Done, Name, Take},
+    gather::{Answer, Done, Job, Name, Take},
     keys::{AdvisoryKey, Family},
     statement::{OWNED, Row, UNLOCK},
     wire::{Failure, Held, Wire},
@@ -198,12 +198,23 @@ impl Wire {
     }
 
     /// What holds the lock of this name, if anything does.
-    pub(crate) fn key_held_by(&self, name: Name) -> Option<AdvisoryKey> {
+    fn key_held_by(&self, name: Name) -> Option<AdvisoryKey> {
         let has = |held: &Held| match held {
             Held::Exclusive(held) | Held::Permit { name: held, .. } => *held == name,
             Held::Shared { names, .. } => names.contains(&name),
         };
         self.held.iter().find(|(_, held)| has(held)).map(|(key, _)| *key)
+    }
+
+    /// Gives back what these hold.
+    pub(crate) async fn give_back(&mut self, link: &Link, names: &[Name]) -> Result<()> {
+        let give_back = |name: &Name| {
+            let key = self.key_held_by(*name)?;
+            let semaphore = (key != name.key).then_some(name.key);
+            Some(Job::GiveBack { name: *name, key, semaphore })
+        };
+        let jobs: Vec<Job> = names.iter().filter_map(give_back).collect();
+        self.carry(link, Vec::new(), &jobs).await.into_iter().try_for_each(|answer| answer.map(drop))
     }
 
     /// Ends the session.
