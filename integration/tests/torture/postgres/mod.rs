@@ -1,0 +1,15 @@
+//! PostgreSQL: what is tested of every backend, and what only this one can suffer.
+
+mod crash;
+mod crowd;
+mod dropped;
+mod interop;
+mod limits;
+mod partition;
+mod pooler;
+mod process;
+mod role;
+mod session;
+mod support;
+mod tls;
+mod token;
