@@ -9,6 +9,7 @@ mod partition;
 mod pooler;
 mod process;
 mod role;
+mod same_key;
 mod session;
 mod support;
 mod tls;

@@ -110,8 +110,8 @@ async fn a_role_that_may_create_nothing_is_told_the_sql_that_another_must_run_an
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
     println!("{said}");
-    let sql = said.split_once('`').and_then(|(_, rest)| rest.split_once('`')).map(|(sql, _)| sql.to_owned());
-    block_in_place(|| server.psql(&sql.expect("the SQL stands in backticks")).unwrap());
+    let sql = said.split_once("run: ").and_then(|(_, rest)| rest.split_once("; or ")).map(|(sql, _)| sql.to_owned());
+    block_in_place(|| server.psql(&sql.expect("the SQL is told")).unwrap());
     let client = client_of(&url, TTL).await;
     let guard = client.mutex("k").lock().await.unwrap();
     let first = token(&guard);
