@@ -7,8 +7,9 @@ use std::{
 
 use leasehold_core::{LockBackend, TestClock, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::{EtcdCluster, SharedRedis, shared_redis};
+use leasehold_integration::server::{EtcdCluster, PostgresServer, SharedRedis, shared_redis};
 use leasehold_local::{FileBackend, MemoryBackend};
+use leasehold_postgres::PostgresBackend;
 use leasehold_redis::RedisBackend;
 use leasehold_testkit::{SubjectOf, conformance};
 
@@ -50,9 +51,16 @@ fn etcd() -> SubjectOf {
     })
     .with_ttl(Ttl::from_secs(2).expect("a TTL"))
     .with_slack(Duration::from_millis(2_500))
-    // A future that is never polled again is how a crash is acted here; the session that it waits in lives on, as its
-    // process does. What a death leaves is tested on sessions that end, in `etcd_faults.rs`.
-    .without("crash_at_any_point_frees_after_ttl", "a session lives as long as its process, which lives on here")
 }
 
 conformance!(etcd, etcd());
+
+/// One server for all cases, connected anew for each "process" of a case.
+async fn postgres() -> Arc<dyn LockBackend> {
+    static SERVER: LazyLock<PostgresServer> = LazyLock::new(|| {
+        PostgresServer::builder().setting("max_connections", "500").start().expect("a PostgreSQL server")
+    });
+    PostgresBackend::connect(&SERVER.url()).await.expect("a connection")
+}
+
+conformance!(postgres, SubjectOf::new(postgres));

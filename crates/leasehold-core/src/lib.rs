@@ -3,7 +3,7 @@
 //! ## Where to start
 //! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s carry a deadline and a
 //!   [`FencingToken`].
-//! - **Implementors**: [`LockBackend`] and [`Lease`].
+//! - **Implementors**: [`LockBackend`] and [`Lease`]; [`session`] where many locks share one liveness; [`url`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
@@ -28,6 +28,7 @@ mod options;
 mod owner;
 mod reentrant;
 mod release;
+mod release_state;
 mod request;
 mod run;
 mod rwlock;
@@ -35,6 +36,7 @@ mod semaphore;
 pub mod session;
 mod signal;
 mod ttl;
+pub mod url;
 
 pub use async_trait::async_trait;
 
@@ -54,6 +56,7 @@ pub use crate::{
     options::{Renewal, Wait},
     owner::OwnerId,
     reentrant::Owner,
+    release_state::ReleaseState,
     request::{LossSink, Request},
     rwlock::RwLock,
     semaphore::Semaphore,

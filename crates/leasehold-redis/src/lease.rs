@@ -1,16 +1,10 @@
 //! [`RedisLease`]: one grant.
 
-use std::{
-    fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Mode, Moment, Released, Request, Result,
-    Upkeep, async_trait,
+    Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Mode, Moment, ReleaseState, Released, Request,
+    Result, Upkeep, async_trait,
 };
 use redis::{Cmd, Value};
 
@@ -28,11 +22,7 @@ pub(crate) struct RedisLease {
     request: Request,
     token: Option<FencingToken>,
     deadline: LiveDeadline,
-    /// Set before a release is sent: what is renewed later is not ours to renew.
-    releasing: AtomicBool,
-    /// Whether the answer to a release was lost: the next may find nothing because that one worked.
-    in_doubt: AtomicBool,
-    released: OnceLock<Released>,
+    release: ReleaseState,
 }
 
 impl RedisLease {
@@ -42,9 +32,7 @@ impl RedisLease {
             deadline: LiveDeadline::new(request.deadline_from(sent)),
             request,
             token,
-            releasing: AtomicBool::new(false),
-            in_doubt: AtomicBool::new(false),
-            released: OnceLock::new(),
+            release: ReleaseState::new(),
         }
     }
 
@@ -68,7 +56,7 @@ impl Lease for RedisLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        if self.releasing.load(Ordering::Acquire) {
+        if self.release.has_begun() {
             return Err(self.lost("it was released"));
         }
         let sent = self.request.now();
@@ -86,7 +74,7 @@ impl Lease for RedisLease {
                     Err(self.lost("the renewal's answer came after the deadline"))
                 }
             }
-            Value::Int(0) if self.releasing.load(Ordering::Acquire) => Err(self.lost("it was released")),
+            Value::Int(0) if self.release.has_begun() => Err(self.lost("it was released")),
             Value::Int(0) => {
                 self.request.loss_sink().lost(LossReason::Replaced);
                 Err(self.lost("the server no longer knows us as the holder"))
@@ -96,10 +84,8 @@ impl Lease for RedisLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        self.releasing.store(true, Ordering::Release);
-        if self.released.get().is_some() {
-            // It was told already; now there is nothing of ours.
-            return Ok(Released::AlreadyLost);
+        if let Some(told) = self.release.begin() {
+            return Ok(told);
         }
         let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
         let (script, operation) = (release_script(self.request.mode()), Operation::Release);
@@ -107,23 +93,12 @@ impl Lease for RedisLease {
             Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request).await,
             _ => Box::pin(self.link.run(script, operation.name(), Effect::Writes, arguments)).await,
         };
-        let released = match answer {
-            Ok(Value::Int(1)) => Released::Freed,
-            Ok(Value::Int(0)) => {
-                // Between a release that was sent in time and now nobody else can have freed it.
-                let freed_earlier =
-                    self.in_doubt.load(Ordering::Acquire) && !self.deadline.get().is_past(self.request.now());
-                if freed_earlier { Released::Freed } else { Released::AlreadyLost }
-            }
+        let freed = match answer {
+            Ok(Value::Int(freed @ 0..=1)) => Ok(freed == 1),
             Ok(_) => return Err(error::protocol("release")),
-            Err(error) => {
-                if error.kind() == ErrorKind::Indeterminate {
-                    self.in_doubt.store(true, Ordering::Release);
-                }
-                return Err(error);
-            }
+            Err(error) => Err(error),
         };
-        Ok(*self.released.get_or_init(|| released))
+        self.release.settle(freed, || !self.deadline.get().is_past(self.request.now()))
     }
 }
 
@@ -133,7 +108,7 @@ impl fmt::Debug for RedisLease {
             .field("request", &self.request)
             .field("token", &self.token)
             .field("deadline", &self.deadline.get())
-            .field("released", &self.released.get())
+            .field("release", &self.release)
             .finish_non_exhaustive()
     }
 }

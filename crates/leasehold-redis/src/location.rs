@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::{
     config::{RedisConfig, WakeMode},
-    error,
+    error::{self, BACKEND},
 };
 
 const DEFAULT_PORT: u16 = 6379;
@@ -165,11 +165,12 @@ fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
 }
 
-fn decoded(what: &str, text: &str) -> Result<String> {
-    percent_encoding::percent_decode_str(text)
-        .decode_utf8()
-        .map(Into::into)
-        .map_err(|_| invalid(format!("the {what} in the URL is not UTF-8 when decoded")))
+fn decoded(part: &str, text: &str) -> Result<String> {
+    leasehold_core::url::decode(part, text).map_err(in_connect)
+}
+
+fn in_connect(error: Error) -> Error {
+    error.with_backend(BACKEND).with_operation("connect")
 }
 
 fn database(text: &str) -> Result<i64> {
@@ -179,14 +180,7 @@ fn database(text: &str) -> Result<i64> {
 }
 
 fn duration(name: &str, text: &str) -> Result<Duration> {
-    let parsed = match text.strip_suffix("ms") {
-        Some(millis) => millis.parse().map(Duration::from_millis),
-        None => text.strip_suffix('s').unwrap_or("").parse().map(Duration::from_secs),
-    };
-    parsed
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| invalid(format!("the option `{name}` is not a time such as 500ms or 2s")))
+    leasehold_core::url::duration(name, text).map_err(in_connect)
 }
 
 fn flag(name: &str, text: &str) -> Result<bool> {

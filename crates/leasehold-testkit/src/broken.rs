@@ -93,6 +93,7 @@ pub struct ModelSubject {
     store: Arc<Store>,
     clock: Arc<dyn Clock>,
     ttl: Ttl,
+    paused: bool,
 }
 
 impl ModelSubject {
@@ -120,24 +121,31 @@ impl ModelSubject {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn instant() -> Self {
-        Self::on(Arc::new(TestClock::new()), None, true, 10)
+        Self::on(Arc::new(TestClock::new()), None, true, 10, true)
     }
 
     /// The model without a bug, in real time.
     #[must_use]
     pub fn in_real_time() -> Self {
-        Self::on(Arc::new(SystemClock), None, false, 1)
+        Self::on(Arc::new(SystemClock), None, false, 1, false)
+    }
+
+    /// The model with this bug, in real time.
+    #[must_use]
+    pub fn with_in_real_time(bug: Bug) -> Self {
+        Self::on(Arc::new(SystemClock), Some(bug), false, 1, false)
     }
 
     fn new(bug: Option<Bug>) -> Self {
-        Self::on(Arc::new(TestClock::new()), bug, false, 10)
+        Self::on(Arc::new(TestClock::new()), bug, false, 10, true)
     }
 
-    fn on(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool, ttl: u64) -> Self {
+    fn on(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool, ttl: u64, paused: bool) -> Self {
         Self {
             store: Store::new(Arc::clone(&clock), bug, instant),
             clock,
             ttl: Ttl::from_secs(ttl).unwrap_or_default(),
+            paused,
         }
     }
 }
@@ -154,5 +162,9 @@ impl Subject for ModelSubject {
 
     fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.clock)
+    }
+
+    fn is_time_paused(&self) -> bool {
+        self.paused
     }
 }

@@ -75,13 +75,21 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
 pub struct InForm<'a> {
     subject: &'a dyn Subject,
     form: Form,
+    paused: bool,
 }
 
 impl<'a> InForm<'a> {
     /// Opens what `subject` opens, in this form.
     #[must_use]
     pub fn new(subject: &'a dyn Subject, form: Form) -> Self {
-        Self { subject, form }
+        Self { subject, form, paused: subject.is_time_paused() }
+    }
+
+    /// See [`Subject::is_time_paused`].
+    #[must_use]
+    pub fn in_paused_time(mut self, paused: bool) -> Self {
+        self.paused = paused;
+        self
     }
 }
 
@@ -121,6 +129,10 @@ impl Subject for InForm<'_> {
 
     fn name(&self, hint: &str) -> String {
         self.subject.name(hint)
+    }
+
+    fn is_time_paused(&self) -> bool {
+        self.paused
     }
 
     fn excuse(&self, case: &str) -> Option<String> {

@@ -37,7 +37,7 @@ pub fn test<Fut: Future<Output = Box<dyn Subject>>>(time: Time, subject: fn() ->
     time.block_on(async {
         let subject = subject().await;
         let Some(case) = cases().into_iter().find(|case| case.name == name) else { panic!("no case is named {name}") };
-        match run_one(&InForm::new(&*subject, form), &case).await {
+        match run_one(&InForm::new(&*subject, form).in_paused_time(time == Time::paused), &case).await {
             Outcome::Passed => {}
             Outcome::Failed(what) => panic!("{name}: {what}"),
             Outcome::NotRun(reason) => println!("not run: {name}: {reason}"),

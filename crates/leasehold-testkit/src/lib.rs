@@ -7,6 +7,7 @@ pub mod cases;
 mod case;
 mod form;
 mod model;
+mod process;
 mod registry;
 mod report;
 mod shifted;

@@ -39,6 +39,12 @@ pub trait Subject: Send + Sync {
         format!("testkit/{hint}/{}", OwnerId::random())
     }
 
+    /// Whether time is tokio's paused time. Only in real time can a case act another process by a runtime of its own.
+    /// [`conformance!`](crate::conformance) knows by itself.
+    fn is_time_paused(&self) -> bool {
+        false
+    }
+
     /// Why this case is not run although the capabilities say that it could be. It is printed, as every reason is.
     fn excuse(&self, case: &str) -> Option<String> {
         let _ = case;
@@ -62,6 +68,7 @@ pub struct SubjectOf {
     ttl: Ttl,
     slack: Option<Duration>,
     clock: Arc<dyn Clock>,
+    paused: bool,
     excuses: Vec<(String, String)>,
 }
 
@@ -77,6 +84,7 @@ impl SubjectOf {
             ttl: Ttl::from_secs(1).unwrap_or_default(),
             slack: None,
             clock: Arc::new(SystemClock),
+            paused: false,
             excuses: Vec::new(),
         }
     }
@@ -99,6 +107,13 @@ impl SubjectOf {
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// See [`Subject::is_time_paused`].
+    #[must_use]
+    pub fn in_paused_time(mut self) -> Self {
+        self.paused = true;
         self
     }
 
@@ -132,6 +147,10 @@ impl Subject for SubjectOf {
 
     fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.clock)
+    }
+
+    fn is_time_paused(&self) -> bool {
+        self.paused
     }
 
     fn excuse(&self, case: &str) -> Option<String> {

@@ -11,6 +11,14 @@ async fn the_healthy_model_fails_nothing() {
     assert_eq!(report.failed(), Vec::<&str>::new(), "\n{report}");
 }
 
+/// In real time a crash is acted in another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_two_steps_is_seen_in_real_time_too() {
+    let bug = Bug::SetnxThenExpire;
+    let report = run_all(&ModelSubject::with_in_real_time(bug), |case| case.name == bug.case()).await;
+    assert_eq!(report.failed(), [bug.case()], "\n{report}");
+}
+
 macro_rules! each_fails_exactly_its_case {
     ($($test:ident: $bug:ident,)*) => {
         $(

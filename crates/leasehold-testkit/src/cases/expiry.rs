@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use leasehold_core::{Attempt, ErrorKind, LossReason, Renewal};
 
 use crate::{
+    process::die_after,
     shifted::ShiftedClock,
     stage::{
         SOON, attempt, client_with, granted, granted_within, key, let_expire, lifetime, must, poll_once, poll_times,
@@ -148,19 +149,28 @@ pub async fn holder_that_vanishes_frees_after_ttl(subject: &dyn Subject) {
 }
 
 /// A process that dies at any point of an acquisition leaves nothing for longer than a TTL: its future is polled a
-/// number of times and then never again.
+/// number of times and then nothing in that process goes on, be it at once or after what was asked for has been sent.
 pub async fn crash_at_any_point_frees_after_ttl(subject: &dyn Subject) {
     const POINTS: usize = 8;
     let other = subject.open().await;
-    let keys: Vec<_> = (0..POINTS).map(|_| key(subject, "crash")).collect();
-    for (point, key) in keys.iter().enumerate() {
-        let backend = subject.open().await;
-        let mut acquisition = Arc::clone(&backend).try_acquire(request(subject, &backend, key));
-        if let Some(outcome) = poll_times(&mut acquisition, point).await {
-            drop(must(outcome, "an attempt is answered"));
+    let mut keys = Vec::new();
+    for point in 0..POINTS {
+        for lingers in [false, true] {
+            let key = key(subject, "crash");
+            keys.push(key.clone());
+            die_after(subject, move || async move {
+                let backend = subject.open().await;
+                let mut acquisition = Arc::clone(&backend).try_acquire(request(subject, &backend, &key));
+                let outcome = poll_times(&mut acquisition, point).await;
+                if lingers {
+                    tokio::time::sleep(SOON / 10).await;
+                }
+                let granted = outcome.map(|outcome| must(outcome, "an attempt is answered"));
+                // Dropped would not be dead: it is never heard of again.
+                std::mem::forget((granted, acquisition, backend));
+            })
+            .await;
         }
-        // Dropped would not be dead: it is never heard of again.
-        std::mem::forget((acquisition, backend));
     }
     let_expire(subject).await;
     for key in &keys {

@@ -7,7 +7,7 @@ use leasehold_core::{ErrorKind, LockGuard};
 use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::task::block_in_place;
 
-use super::support::nothing_left;
+use super::support::{connect, nothing_left};
 use crate::support::{client_of, is_a_fault, millis, nothing_panicked};
 
 const TTL: u64 = 10_000;
@@ -50,7 +50,7 @@ async fn a_server_without_a_free_connection_is_a_typed_error_and_later_all_is_we
     let taken = block_in_place(|| exhaust(&url));
     assert!(!taken.is_empty());
     // A new client.
-    let connecting = tokio::time::timeout(PATIENCE, leasehold::connect(&url)).await.expect("hangs");
+    let connecting = tokio::time::timeout(PATIENCE, connect(&url)).await.expect("hangs");
     let refused = match connecting {
         Ok(other) => tokio::time::timeout(PATIENCE, other.mutex("k").try_lock()).await.expect("hangs").map(drop),
         Err(error) => Err(error),

@@ -2,6 +2,7 @@
 
 use leasehold_core::ErrorKind;
 use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer};
+use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
 
 use super::support::{holder, nothing_left};
@@ -10,7 +11,7 @@ use crate::support::{client_of, millis, nothing_panicked};
 const TTL: u64 = 3000;
 
 async fn refused(url: &str) -> String {
-    match leasehold::connect(url).await {
+    match PostgresBackend::connect(url).await {
         Ok(_) => panic!("{url} was accepted"),
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");

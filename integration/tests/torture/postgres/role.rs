@@ -6,7 +6,7 @@ use leasehold_core::ErrorKind;
 use leasehold_integration::server::PostgresServer;
 use tokio::task::block_in_place;
 
-use super::support::nothing_left;
+use super::support::{connect, nothing_left};
 use crate::support::{client_of, millis, nothing_panicked, token};
 
 const TTL: u64 = 2000;
@@ -79,7 +79,7 @@ async fn a_role_that_commits_asynchronously_locks_all_the_same() {
 async fn a_role_that_only_reads_locks_or_is_told_why_not() {
     let server = block_in_place(|| server_with_role(&["default_transaction_read_only = on"]));
     let begun = Instant::now();
-    let outcome = match leasehold::connect(&server.url_as("shop")).await {
+    let outcome = match connect(&server.url_as("shop")).await {
         Ok(client) => client.mutex("k").lock().await.map(|guard| token(&guard)),
         Err(error) => Err(error),
     };
@@ -103,7 +103,7 @@ async fn a_role_that_may_create_nothing_is_told_the_sql_that_another_must_run_an
             .unwrap();
     });
     let url = server.url_as("shop");
-    let error = match leasehold::connect(&url).await {
+    let error = match connect(&url).await {
         Ok(client) => client.mutex("k").lock().await.expect_err("there is nothing to draw a token from"),
         Err(error) => error,
     };

@@ -62,7 +62,8 @@ async fn readers_of_two_names_with_one_hash_keep_each_others_writers_out() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&url_with_twins(&server.url()), TTL).await;
     let [one, other] = TWINS;
-    let (first, second) = (client.rwlock(one).read().await.unwrap(), client.rwlock(other).read_within(PATIENCE).await.unwrap());
+    let (first, second) =
+        (client.rwlock(one).read().await.unwrap(), client.rwlock(other).read_within(PATIENCE).await.unwrap());
     for name in TWINS {
         assert_eq!(client.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
     }

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
+use leasehold_core::{LockClient, Result};
 use leasehold_integration::{census, server::PostgresServer};
+use leasehold_postgres::PostgresBackend;
 
 /// The backends that hold the lock of this name, by the key that any SQL client computes.
 pub(super) fn holders(server: &PostgresServer, name: &str) -> Vec<u32> {
@@ -37,4 +39,9 @@ pub(super) fn connections(server: &PostgresServer) -> Vec<String> {
 #[track_caller]
 pub(super) fn nothing_left(server: &PostgresServer, patience: Duration) {
     census::nothing_left(patience, || census::postgres(server)).unwrap();
+}
+
+/// A client with the defaults, or why there is none.
+pub(super) async fn connect(url: &str) -> Result<LockClient> {
+    PostgresBackend::connect(url).await.map(LockClient::new)
 }

@@ -1,5 +1,6 @@
 use leasehold_core::ErrorKind;
 use leasehold_integration::{certificates::Certificates, server::PostgresServer};
+use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
 
 use super::support::holder;
@@ -25,8 +26,8 @@ async fn a_lock_is_held_over_tls_by_who_trusts_the_authority_and_by_nobody_else(
     let addr = server.addr();
     let untrusting =
         format!("postgres://postgres@{addr}/postgres?sslmode=verify-full&sslrootcert={}", other.ca().display());
-    let error = leasehold::connect(&untrusting).await.expect_err("a stranger's certificate was trusted");
+    let error = PostgresBackend::connect(&untrusting).await.expect_err("a stranger's certificate was trusted");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let plain = format!("postgres://postgres@{addr}/postgres?sslmode=disable");
-    assert!(leasehold::connect(&plain).await.is_err(), "the server takes TLS alone");
+    assert!(PostgresBackend::connect(&plain).await.is_err(), "the server takes TLS alone");
 }

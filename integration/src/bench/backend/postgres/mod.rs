@@ -48,9 +48,5 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
         let address = address.clone();
         async move { PostgresBackend::connect(&address).await.map(LockClient::new) }
     });
-    vec![
-        Box::new(floor::Floor(url.to_owned())),
-        Box::new(leasehold),
-        Box::new(sqlx_pool::SqlxPool(url.to_owned())),
-    ]
+    vec![Box::new(floor::Floor(url.to_owned())), Box::new(leasehold), Box::new(sqlx_pool::SqlxPool(url.to_owned()))]
 }

@@ -37,13 +37,13 @@ impl Source for SqlxPool {
     }
 }
 
-pub(super) struct PoolLock {
+pub(crate) struct PoolLock {
     pool: PgPool,
     lock: PgAdvisoryLock,
 }
 
 /// The lock's own guard borrows the lock, and a benchmark's task has the two apart.
-pub(super) struct Held(PgAdvisoryLockGuard<PoolConnection<Postgres>>);
+pub(crate) struct Held(PgAdvisoryLockGuard<PoolConnection<Postgres>>);
 
 impl Locks for PgPool {
     type Lock = PoolLock;
