@@ -19,9 +19,11 @@ Subjects:
   floor              the bare driver (or file lock, or mutex) doing the same round trips
   plain              on Redis: SET NX PX and a script that compares and deletes
   rslock, distributed-lock   on Redis: other crates, with their defaults
+  sqlx-pool                  on Postgres: sqlx's advisory lock on a pool of 16 connections; no tokens, no lease
 
 All subjects take turns in short rounds against one server, so compare the ratios: absolute figures move with the
-machine. Redis needs `redis-server` (integration/setup.sh installs it).
+machine. Redis and Postgres need their servers (integration/setup.sh installs them). LEASEHOLD_BENCH_FSYNC=1 lets Postgres
+wait for the disk; otherwise it is the code that is measured.
 
 Examples:
   bench --quick                                    everything, in a few minutes

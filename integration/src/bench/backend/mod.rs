@@ -2,6 +2,7 @@
 
 mod file;
 mod memory;
+mod postgres;
 mod redis;
 
 use super::subject::Subject;
@@ -33,6 +34,7 @@ pub(super) trait Backend {
 pub(super) enum BackendName {
     Memory,
     File,
+    Postgres,
     Redis,
 }
 
@@ -41,6 +43,7 @@ impl BackendName {
         match self {
             Self::Memory => "memory",
             Self::File => "file",
+            Self::Postgres => "postgres",
             Self::Redis => "redis",
         }
     }
@@ -50,6 +53,7 @@ impl BackendName {
         match self {
             Self::Memory => Ok(Box::new(memory::Memory)),
             Self::File => Ok(Box::new(file::Files::start()?)),
+            Self::Postgres => Ok(Box::new(postgres::Postgres::start()?)),
             Self::Redis => Ok(Box::new(redis::Redis::start()?)),
         }
     }
@@ -59,6 +63,7 @@ impl BackendName {
         match self {
             Self::Memory => memory::subjects(),
             Self::File => file::subjects_at(location),
+            Self::Postgres => postgres::subjects_at(location),
             Self::Redis => redis::subjects_at(location),
         }
     }
