@@ -2,8 +2,8 @@
 # Installs what the tests need and a fresh Debian machine lacks. Does nothing, and says nothing, where all is there.
 #
 # The tests start their own servers on free ports in temporary folders, so none needs to run, and none that comes with a
-# package is left running. A Redis of yours in LEASEHOLD_REDIS_URL is used where a test breaks nothing; the tests that
-# stop and kill servers need one of their own all the same.
+# package is left running. A Redis of yours in LEASEHOLD_REDIS_URL, and a PostgreSQL in LEASEHOLD_POSTGRES_URL, is used
+# where a test breaks nothing; the tests that stop and kill servers need one of their own all the same.
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -14,6 +14,8 @@ fail() {
 }
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+# Debian keeps PostgreSQL's server where nobody's PATH goes.
+for folder in /usr/lib/postgresql/*/bin; do PATH="$PATH:$folder"; done
 command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
 # A command or file that must be there, and the Debian package that brings it.
@@ -24,6 +26,9 @@ needs=(
     "protoc protobuf-compiler"
     "etcd etcd-server"
     "etcdctl etcd-client"
+    "postgres postgresql"
+    "pg_basebackup postgresql-client"
+    "pgbouncer pgbouncer"
     "flock util-linux"
     "setpriv util-linux"
     "java default-jre-headless"
@@ -54,14 +59,19 @@ install_packages() {
         fail "there is no apt-get on this system: install what these Debian packages bring: $*"
 
     # Packages start their servers. A policy that forbids it (Debian Policy 9.3.3) holds while this script runs.
-    local policy=/usr/sbin/policy-rc.d
+    local policy=/usr/sbin/policy-rc.d mine=""
     if [[ ! -e $policy ]]; then
-        # Expanded now: nothing of this function is left when the script ends.
-        # shellcheck disable=SC2064
-        trap "${as_root[*]} rm -f $policy" EXIT
+        mine=$policy
         printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
         "${as_root[@]}" chmod +x "$policy"
     fi
+    # And PostgreSQL's makes a first database cluster, unless it is told not to.
+    local no_cluster=/etc/postgresql-common/createcluster.d/leasehold-tests.conf
+    # Expanded now: nothing of this function is left when the script ends.
+    # shellcheck disable=SC2064
+    trap "${as_root[*]} rm -f $no_cluster $mine" EXIT
+    "${as_root[@]}" mkdir -p "${no_cluster%/*}"
+    echo 'create_main_cluster = false' | "${as_root[@]}" tee "$no_cluster" >/dev/null
 
     local log apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
     log=$(mktemp)
@@ -75,10 +85,13 @@ install_packages() {
     rm -f "$log"
 
     # Installed for the tests, it is not to start with the machine either.
-    if [[ " $* " == *" redis-server "* && -d /run/systemd/system ]]; then
-        "${as_root[@]}" systemctl disable --now redis-server >/dev/null 2>&1 ||
-            say "could not keep the redis-server service from starting with the machine"
-    fi
+    local service
+    for service in pgbouncer redis-server; do
+        if [[ " $* " == *" $service "* && -d /run/systemd/system ]]; then
+            "${as_root[@]}" systemctl disable --now "$service" >/dev/null 2>&1 ||
+                say "could not keep the $service service from starting with the machine"
+        fi
+    done
 }
 
 lacking=$(missing)

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{HarnessError, Result, server::RedisServer};
+use crate::{
+    HarnessError, Result,
+    server::{PostgresServer, RedisServer},
+};
 
 /// How often a census that finds something is taken again.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -41,6 +44,18 @@ pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
         found.extend(living.into_iter().map(|member| format!("{name} {member}")));
     }
     Ok(found)
+}
+
+/// The advisory locks that are held or waited for: who, which key, how.
+///
+/// # Errors
+/// The server does not answer.
+pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
+    let locks = server.psql(
+        "SELECT l.pid, l.classid, l.objid, l.objsubid, l.mode, l.granted, a.application_name \
+         FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'",
+    )?;
+    Ok(locks.lines().map(str::to_owned).collect())
 }
 
 /// The files under `folder` that any process has locked: holders, and the signs of waiters.

@@ -33,9 +33,24 @@ impl OwnedChild {
     /// # Errors
     /// `program` is not there, or cannot be started.
     pub fn spawn(program: impl AsRef<OsStr>, configure: impl FnOnce(&mut Command)) -> Result<Self> {
+        Self::spawn_as(None, program, configure)
+    }
+
+    /// The same as another user, which only root can; as this one for `None`.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_as(
+        user: Option<&str>,
+        program: impl AsRef<OsStr>,
+        configure: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
         let program = find_program(program)?;
         // setpriv(1) replaces itself by the program, so the pid is the program's own.
         let mut command = Command::new(find_program("setpriv")?);
+        if let Some(user) = user {
+            command.args(["--reuid", user, "--regid", user, "--init-groups"]);
+        }
         command.args(["--pdeathsig", "KILL", "--"]).arg(&program);
         // A Ctrl-C at the terminal is for the test run, whose death then takes its children along.
         command.process_group(0);
@@ -87,10 +102,15 @@ impl OwnedChild {
     /// # Errors
     /// It has not ended after `patience`. It is left running.
     pub fn terminate(&mut self, patience: Duration) -> Result<ExitStatus> {
+        self.end_by(Signal::TERM, patience)
+    }
+
+    /// The same by another signal that it is known to end by.
+    pub(crate) fn end_by(&mut self, signal: Signal, patience: Duration) -> Result<ExitStatus> {
         if let Some(exit) = self.try_wait() {
             return Ok(exit);
         }
-        self.signal(Signal::TERM)?;
+        self.signal(signal)?;
         self.signal(Signal::CONT)?;
         self.wait(patience)
     }
@@ -171,7 +191,7 @@ pub fn find_program(program: impl AsRef<OsStr>) -> Result<PathBuf> {
 }
 
 /// The state letter of proc(5): `R` running, `S` sleeping, `T` stopped, `Z` dead and not reaped.
-fn process_state(pid: u32) -> Option<char> {
+pub(crate) fn process_state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name stands in parentheses and may hold any character, so the state follows the last one.
     stat.rsplit_once(')')?.1.trim_start().chars().next()

@@ -18,6 +18,8 @@ mod killed;
 mod many;
 #[path = "torture/partition.rs"]
 mod partition;
+#[path = "torture/postgres/mod.rs"]
+mod postgres;
 #[path = "torture/release.rs"]
 mod release;
 #[path = "torture/restart.rs"]

@@ -9,7 +9,8 @@ use std::{
 use serde_json::Value;
 
 /// The backends' crates.
-const BACKENDS: [&str; 4] = ["leasehold-etcd", "leasehold-local", "leasehold-redis", "leasehold-zookeeper"];
+const BACKENDS: [&str; 5] =
+    ["leasehold-etcd", "leasehold-local", "leasehold-postgres", "leasehold-redis", "leasehold-zookeeper"];
 
 /// What cargo prints.
 fn cargo(arguments: &[&str]) -> String {

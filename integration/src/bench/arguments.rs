@@ -20,9 +20,11 @@ Subjects:
   plain              on Redis: SET NX PX and a script that compares and deletes
   rslock, distributed-lock   on Redis: other crates, with their defaults
   driver             on ZooKeeper: the lock that the driver itself has
+  sqlx-pool          on Postgres: sqlx's advisory lock on a pool of 16 connections; no tokens, no lease
 
 All subjects take turns in short rounds against one server, so compare the ratios: absolute figures move with the
-machine. integration/setup.sh installs the servers.
+machine. integration/setup.sh installs the servers. LEASEHOLD_BENCH_FSYNC=1 lets Postgres wait for the disk; otherwise it is
+the code that is measured.
 
 Examples:
   bench --quick                                    everything, in a few minutes

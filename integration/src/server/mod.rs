@@ -4,12 +4,16 @@
 //! signals and restarting to [`Process`].
 
 mod etcd;
+mod pgbouncer;
+mod postgres;
 mod process;
 mod redis;
 mod shared;
 mod zookeeper;
 
 pub use etcd::{EtcdCluster, EtcdMember};
+pub use pgbouncer::{PgBouncer, PoolMode};
+pub use postgres::{PostgresBuilder, PostgresServer, Psql, SharedPostgres, shared_postgres};
 pub use process::Process;
 pub use redis::{Persistence, RedisBuilder, RedisServer};
 pub use shared::{SharedRedis, shared_redis};

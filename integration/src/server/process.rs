@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::child::OwnedChild;
@@ -29,6 +30,7 @@ pub struct Process {
     folder: TempDir,
     program: PathBuf,
     arguments: Vec<OsString>,
+    user: Option<&'static str>,
 }
 
 impl Process {
@@ -37,11 +39,19 @@ impl Process {
     /// # Errors
     /// No temporary folder can be made.
     pub fn new(name: &str, program: impl Into<PathBuf>) -> Result<Self> {
+        Self::new_in(&std::env::temp_dir(), name, program)
+    }
+
+    /// The same with its folder in `parent`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_in(parent: &Path, name: &str, program: impl Into<PathBuf>) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix(&format!("leasehold-{name}-"))
-            .tempdir()
+            .tempdir_in(parent)
             .map_err(|error| HarnessError::caused_by("cannot make a temporary folder", error))?;
-        Ok(Self { child: None, folder, program: program.into(), arguments: Vec::new() })
+        Ok(Self { child: None, folder, program: program.into(), arguments: Vec::new(), user: None })
     }
 
     /// The folder that it runs in.
@@ -54,6 +64,11 @@ impl Process {
         self.arguments = arguments.into_iter().map(Into::into).collect();
     }
 
+    /// Runs it as another user from the next start on, which only root can. The folder stays this one's.
+    pub fn run_as(&mut self, user: Option<&'static str>) {
+        self.user = user;
+    }
+
     /// Starts it, and returns once `ready` says so. `ready` is asked again and again, and says why not.
     ///
     /// # Errors
@@ -64,7 +79,7 @@ impl Process {
             return Err(HarnessError::new(format!("{} is already running as {pid}", self.program.display())));
         }
         let (output, errors) = self.open_log()?;
-        let mut child = OwnedChild::spawn(&self.program, |command| {
+        let mut child = OwnedChild::spawn_as(self.user, &self.program, |command| {
             command.args(&self.arguments).current_dir(self.folder.path());
             command.stdin(Stdio::null()).stdout(output).stderr(errors);
         })?;
@@ -117,7 +132,12 @@ impl Process {
     /// # Errors
     /// It does not end; then it is killed.
     pub fn stop(&mut self) -> Result<()> {
-        self.child.take().map_or(Ok(()), |mut child| child.terminate(STOP_PATIENCE).map(drop))
+        self.stop_by(Signal::TERM)
+    }
+
+    /// The same by another signal that it is known to end by.
+    pub(crate) fn stop_by(&mut self, signal: Signal) -> Result<()> {
+        self.child.take().map_or(Ok(()), |mut child| child.end_by(signal, STOP_PATIENCE).map(drop))
     }
 
     /// The end of its log, over all its starts.

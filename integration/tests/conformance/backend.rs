@@ -7,7 +7,7 @@ use std::{
 };
 
 use leasehold_core::{BoxFuture, LockBackend, TestClock, Ttl};
-use leasehold_integration::server::{EtcdCluster, RedisServer, ZookeeperServer};
+use leasehold_integration::server::{EtcdCluster, PostgresServer, RedisServer, ZookeeperServer};
 use leasehold_local::MemoryBackend;
 use leasehold_testkit::{Subject, SubjectOf};
 
@@ -21,12 +21,13 @@ pub(crate) struct Backend {
 }
 
 /// Every backend.
-pub(crate) static ALL: [Backend; 5] = [
+pub(crate) static ALL: [Backend; 6] = [
     Backend { name: "memory", time: Time::Paused, subject: || Box::pin(async { memory() }) },
     Backend { name: "file", time: Time::Real, subject: || Box::pin(async { file() }) },
     Backend { name: "redis", time: Time::Real, subject: || Box::pin(async { redis() }) },
     Backend { name: "etcd", time: Time::Real, subject: || Box::pin(async { etcd() }) },
     Backend { name: "zookeeper", time: Time::Real, subject: || Box::pin(async { zookeeper() }) },
+    Backend { name: "postgres", time: Time::Real, subject: || Box::pin(async { postgres() }) },
 ];
 
 /// A memory of its own for each case, in simulated time.
@@ -63,6 +64,13 @@ fn zookeeper() -> Box<dyn Subject> {
     let started = || format!("{}/conformance?tick=500ms", SERVER.url());
     let subject = at(given("LEASEHOLD_ZOOKEEPER_URL").unwrap_or_else(started));
     Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")).with_slack(Duration::from_millis(2_500)))
+}
+
+fn postgres() -> Box<dyn Subject> {
+    static SERVER: LazyLock<PostgresServer> = LazyLock::new(|| {
+        PostgresServer::builder().setting("max_connections", "500").start().expect("a PostgreSQL server")
+    });
+    Box::new(at(given("LEASEHOLD_POSTGRES_URL").unwrap_or_else(|| SERVER.url())))
 }
 
 /// What is behind this URL, connected anew for each "process" of a case.

@@ -16,7 +16,7 @@ use leasehold_integration::{
 use crate::support::{PATIENCE, Stage, client_of, is_a_fault, millis, nothing_left, nothing_panicked, token};
 
 /// What is left over would stay this long: no expiry helps in a test that waits for less.
-const LONG_TTL: u64 = 60_000;
+pub(crate) const LONG_TTL: u64 = 60_000;
 
 /// Every acquisition ends well before so many polls.
 const POLLS: u32 = 30;
@@ -113,7 +113,7 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
 }
 
 /// Mutexes, read locks and permits.
-async fn drop_all_everywhere(url: &str) {
+pub(crate) async fn drop_all_everywhere(url: &str) {
     let (client, rival) = (client_of(url, LONG_TTL).await, client_of(url, LONG_TTL).await);
     for what in [What::Mutex, What::Read, What::Permit] {
         let (given_up, granted) = drop_everywhere(&client, &rival, what).await;
@@ -123,7 +123,7 @@ async fn drop_all_everywhere(url: &str) {
 }
 
 /// The same through the contract, where who goes away cancels and drives on.
-async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &LockClient) -> (u32, u32) {
+pub(crate) async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &LockClient) -> (u32, u32) {
     let (mut cancelled, mut granted) = (0, 0);
     for polls in 0..=POLLS {
         for contended in [false, true] {
@@ -204,10 +204,10 @@ async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
 }
 
 /// Does something before the poll of this number, and goes on.
-struct AtPoll<F, D> {
-    inner: Pin<Box<F>>,
-    polls: u32,
-    act: Option<D>,
+pub(crate) struct AtPoll<F, D> {
+    pub(crate) inner: Pin<Box<F>>,
+    pub(crate) polls: u32,
+    pub(crate) act: Option<D>,
 }
 
 impl<F: Future, D: FnOnce() + Unpin> Future for AtPoll<F, D> {
@@ -226,7 +226,7 @@ impl<F: Future, D: FnOnce() + Unpin> Future for AtPoll<F, D> {
 
 /// Where a connection is cut.
 #[derive(Debug, Clone, Copy)]
-enum Cut {
+pub(crate) enum Cut {
     /// Before this poll of the acquisition.
     Poll(u32),
     Chunks(Direction, u64),

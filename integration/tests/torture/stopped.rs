@@ -5,10 +5,10 @@ use leasehold_integration::{
 
 use crate::support::{PATIENCE, Stage, failed, granted, is_held, millis};
 
-const TTL: u64 = 1000;
+pub(crate) const TTL: u64 = 1000;
 
 #[track_caller]
-fn write(worker: &mut Worker, value: u64, fenced: bool) -> bool {
+pub(crate) fn write(worker: &mut Worker, value: u64, fenced: bool) -> bool {
     match worker.ask(Command::Write { slot: 0, value, fenced }).unwrap() {
         Answer::Wrote { accepted } => accepted,
         other => panic!("{other:?}"),
@@ -16,7 +16,7 @@ fn write(worker: &mut Worker, value: u64, fenced: bool) -> bool {
 }
 
 /// A holder is stopped for three TTLs, and a rival takes the lock and writes meanwhile.
-fn overtaken(stage: &Stage, fenced: bool) -> Worker {
+pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
     let (mut holder, mut rival) = (stage.worker("holder"), stage.worker("rival"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
     assert!(write(&mut holder, 1, fenced));

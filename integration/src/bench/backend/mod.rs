@@ -2,6 +2,7 @@
 
 mod file;
 mod memory;
+mod postgres;
 mod redis;
 mod zookeeper;
 
@@ -34,6 +35,7 @@ pub(super) trait Backend {
 pub(super) enum BackendName {
     Memory,
     File,
+    Postgres,
     Redis,
     Zookeeper,
 }
@@ -43,6 +45,7 @@ impl BackendName {
         match self {
             Self::Memory => "memory",
             Self::File => "file",
+            Self::Postgres => "postgres",
             Self::Redis => "redis",
             Self::Zookeeper => "zookeeper",
         }
@@ -53,6 +56,7 @@ impl BackendName {
         match self {
             Self::Memory => Ok(Box::new(memory::Memory)),
             Self::File => Ok(Box::new(file::Files::start()?)),
+            Self::Postgres => Ok(Box::new(postgres::Postgres::start()?)),
             Self::Redis => Ok(Box::new(redis::Redis::start()?)),
             Self::Zookeeper => Ok(Box::new(zookeeper::Zookeeper::start()?)),
         }
@@ -63,6 +67,7 @@ impl BackendName {
         match self {
             Self::Memory => memory::subjects(),
             Self::File => file::subjects_at(location),
+            Self::Postgres => postgres::subjects_at(location),
             Self::Redis => redis::subjects_at(location),
             Self::Zookeeper => zookeeper::subjects_at(location),
         }

@@ -1,0 +1,257 @@
+//! [`PostgresBackend`].
+
+use std::{fmt, sync::Arc};
+
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    session::Sessions,
+};
+use sqlx::{PgPool, postgres::PgConnectOptions};
+
+use crate::{
+    breaking,
+    config::{Location, PostgresConfig},
+    connection::{Link, Server},
+    error::{self, BACKEND, named},
+    gather::Want,
+    inspect,
+    queue::{Candidate, Tried, Trouble, cancelled},
+    session::PostgresSessions,
+    wake::Wakes,
+};
+
+/// Shorter ones leave too little time for an answer.
+const MIN_TTL: u64 = 100;
+/// The server's time-outs are milliseconds in 31 bits.
+const MAX_TTL: u64 = i32::MAX as u64;
+/// How often a request starts anew because its session was found to be over.
+const FRESH_STARTS: u32 = 3;
+
+/// Advisory locks of a PostgreSQL database, as leases.
+///
+/// All locks of one TTL live in one connection, up to about 1 000, and all waiters share one more. See the [crate](crate) for what
+/// is guaranteed.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), leasehold_postgres::Error> {
+/// use leasehold_postgres::PostgresBackend;
+///
+/// let backend = PostgresBackend::connect("postgres://shop:secret@10.0.0.1/shop?prefix=shop:").await?;
+/// # Ok(()) }
+/// ```
+pub struct PostgresBackend {
+    link: Arc<Link>,
+    sessions: Sessions<PostgresSessions>,
+    wakes: Arc<Wakes>,
+    capabilities: Capabilities,
+}
+
+impl PostgresBackend {
+    /// Connects to the server at `url`; the [crate](crate) lists the URL's options.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
+    /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left, [`ErrorKind::Denied`] if it
+    ///   refuses the user or the password, or if the sequence of the fencing tokens is missing and the role may not create it: then
+    ///   the error says what to run.
+    /// - [`ErrorKind::Unsupported`] for a standby, a pooler in transaction or statement mode, a database that hashes text in its own
+    ///   way, and for TLS without the feature `tls`.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn connect(url: &str) -> Result<Arc<Self>> {
+        let Location { options, config } = Location::parse(url)?;
+        Self::from_options(&options, config).await
+    }
+
+    /// Connects with the driver's own options.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn from_options(options: &PgConnectOptions, config: PostgresConfig) -> Result<Arc<Self>> {
+        let link = Link::new(options, config)?;
+        let server = link.probe().await?;
+        let capabilities = capabilities(&link, server);
+        let sessions = Sessions::new(Arc::new(PostgresSessions { link: Arc::clone(&link) }));
+        let wakes = Wakes::new(&link);
+        Ok(Arc::new(Self { link, sessions, wakes, capabilities }))
+    }
+
+    /// Connects to where `pool` connects. None of the pool's connections is used: what holds locks must not go back into a
+    /// pool. Hooks of the pool do not run.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn from_pool(pool: &PgPool, config: PostgresConfig) -> Result<Arc<Self>> {
+        Self::from_options(&pool.connect_options(), config).await
+    }
+
+    fn check(&self, request: &Request) -> Result<Want> {
+        self.capabilities.check(request.mode(), request.ttl()).map_err(|error| error.with_operation("acquire"))?;
+        if request.token_floor().is_some() {
+            return Err(error::plain(
+                ErrorKind::Unsupported,
+                "acquire",
+                "tokens are drawn from one sequence for all locks and cannot be raised; leave Postgres out of quorums that fence",
+            ));
+        }
+        let names = &self.link.names;
+        Ok(match request.mode() {
+            Mode::Exclusive => Want::Exclusive(names.lock(request.key())?),
+            Mode::Shared => Want::Shared(names.lock(request.key())?),
+            Mode::Permit { of } => Want::Permit(names.semaphore(request.key(), of.get())?),
+            mode => {
+                return Err(error::plain(ErrorKind::Unsupported, "acquire", format!("this backend has no {mode} locks")));
+            }
+        })
+    }
+
+    async fn try_once(&self, request: &Request, want: &Want) -> Result<Attempt> {
+        let candidate = match Candidate::new(&self.sessions, &self.wakes, request, want).await?.attempt().await? {
+            Tried::Granted(lease) => return Ok(Attempt::Granted(lease)),
+            Tried::Refused(candidate) => candidate,
+        };
+        let retry_after = Some(self.link.config.safety_net.min(request.ttl().as_duration() / 8));
+        if !request.is_waiting() {
+            return Ok(Attempt::Contended(Contention { retry_after, ..Contention::default() }));
+        }
+        match candidate.attempt_to_wait(&self.link).await? {
+            Tried::Granted(lease) => Ok(Attempt::Granted(lease)),
+            Tried::Refused(waiter) => {
+                let retry_after = Some(waiter.net);
+                let wake = async move { drop(waiter.woken().await) };
+                Ok(Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) }))
+            }
+        }
+    }
+
+    /// Waits until granted. `answered` is set once the server has answered.
+    async fn wait(&self, request: &Request, want: &Want, answered: &mut bool) -> Result<Arc<dyn Lease>> {
+        let mut candidate = match Candidate::new(&self.sessions, &self.wakes, request, want).await?.attempt().await? {
+            Tried::Granted(lease) => return Ok(lease),
+            Tried::Refused(candidate) => candidate,
+        };
+        *answered = true;
+        loop {
+            match candidate.attempt_to_wait(&self.link).await? {
+                Tried::Granted(lease) => return Ok(lease),
+                Tried::Refused(waiter) => candidate = waiter.woken().await?,
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl LockBackend for PostgresBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        let want = self.check(&request)?;
+        let mut starts = 0;
+        loop {
+            match self.try_once(&request, &want).await {
+                Err(error) if error.kind() == ErrorKind::Lost && starts < FRESH_STARTS => starts += 1,
+                Err(error) if error.kind() == ErrorKind::Lost => return Err(sessions_end(error)),
+                tried => return tried,
+            }
+        }
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        let want = self.check(&request)?;
+        let mut request = request.with_waiting(true);
+        let (mut answered, mut starts, mut trouble) = (false, 0, Trouble::none());
+        loop {
+            if request.is_cancelled() {
+                return Err(cancelled());
+            }
+            let mut answered_now = false;
+            let error = match Box::pin(self.wait(&request, &want, &mut answered_now)).await {
+                Ok(lease) => return Ok(lease),
+                Err(error) => error,
+            };
+            if answered_now {
+                (answered, starts, trouble) = (true, 0, Trouble::none());
+            }
+            request = request.with_courtesy(false);
+            let error = if error.kind() == ErrorKind::Lost {
+                starts += 1;
+                if starts <= FRESH_STARTS && !answered {
+                    continue;
+                }
+                sessions_end(error)
+            } else {
+                error
+            };
+            if !answered {
+                return Err(error);
+            }
+            trouble.ride_out(error, &request).await?;
+        }
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        inspect::inspect(&self.link, key).await
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        breaking::break_lock(&self.link, holder, now).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.wakes.close();
+        self.sessions.close().await.map_err(|error| named(error, "close"))
+    }
+}
+
+/// What is said if sessions end again and again: nothing is held.
+fn sessions_end(error: Error) -> Error {
+    error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
+        .with_source(error)
+}
+
+fn capabilities(link: &Link, server: Server) -> Capabilities {
+    let mut capabilities = Capabilities::new(BACKEND);
+    capabilities.endpoint = link.endpoint();
+    capabilities.shared = true;
+    capabilities.permits = true;
+    capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
+    capabilities.max_ttl = Ttl::from_millis(MAX_TTL).unwrap_or(Ttl::MAX);
+    // Older servers do not cut off a session that has fallen silent: only its connection's end frees what it holds.
+    capabilities.expiry = if server.cuts_off_silent_sessions() { Expiry::Session } else { Expiry::ProcessDeath };
+    capabilities.fencing = match (link.config.fencing, server.asynchronous_standbys) {
+        (false, _) => Fencing::None,
+        // One of them may be promoted without the last tokens.
+        (true, true) => Fencing::BestEffort,
+        (true, false) => Fencing::Durable,
+    };
+    capabilities.fairness = Fairness::BestEffort;
+    capabilities.wakeup = Wakeup::Pushed;
+    capabilities.loss_signal = LossSignal::Renewal;
+    capabilities.restart = Restart::FreesAtOnce;
+    capabilities.ordered_release = false;
+    capabilities.inspect = true;
+    capabilities.break_lock = true;
+    capabilities
+}
+
+impl fmt::Display for PostgresBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.capabilities.endpoint)
+    }
+}
+
+impl fmt::Debug for PostgresBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresBackend").field("link", &self.link).finish_non_exhaustive()
+    }
+}

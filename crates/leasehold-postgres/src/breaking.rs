@@ -1,0 +1,78 @@
+//! Taking a lock from a holder that an inspection showed.
+
+use std::{fmt, str::FromStr};
+
+use leasehold_core::{Broken, ErrorKind, HolderRef, Result};
+use sqlx::Connection;
+
+use crate::{connection::Link, error, keys::AdvisoryKey};
+
+/// What identifies a holder: its session, and what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HolderId {
+    pub(crate) pid: i32,
+    /// When the session began, in microseconds since 1970: the server uses pids again.
+    pub(crate) started: i64,
+    pub(crate) key: AdvisoryKey,
+}
+
+impl fmt::Display for HolderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let space = if self.key.is_pair() { 'p' } else { 'b' };
+        write!(f, "{}:{}:{space}{}", self.pid, self.started, self.key.bits())
+    }
+}
+
+impl FromStr for HolderId {
+    type Err = ();
+
+    fn from_str(id: &str) -> Result<Self, ()> {
+        let mut parts = id.splitn(3, ':');
+        let mut next = || parts.next().ok_or(());
+        let (pid, started, key) = (next()?, next()?, next()?);
+        Ok(Self {
+            pid: pid.parse().map_err(drop)?,
+            started: started.parse().map_err(drop)?,
+            key: AdvisoryKey::of_payload(key).ok_or(())?,
+        })
+    }
+}
+
+/// Whether the session `$1` that began at `$2` has the key `$3`, a pair if `$4`; and how many others it has.
+const HELD: &str = "SELECT coalesce(bool_or(((l.classid::int8 << 32) | l.objid::int8) = $3 AND (l.objsubid = 2) = $4), false), \
+     count(*) - 1 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid \
+     WHERE l.locktype = 'advisory' AND l.granted AND l.pid = $1 \
+     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+     AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2";
+
+pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Result<Broken> {
+    let id: HolderId = std::str::from_utf8(&holder.id).ok().and_then(|id| id.parse().ok()).ok_or_else(|| {
+        error::plain(ErrorKind::InvalidInput, "break", "this holder was not shown by an inspection of Postgres")
+    })?;
+    let failed = |error| link.failed(error, "break");
+    let mut connection = link.connect("leasehold breaks", "break").await?;
+    let query = sqlx::query(HELD).bind(id.pid).bind(id.started).bind(id.key.bits()).bind(id.key.is_pair());
+    let row = link.within(query.fetch_one(&mut connection)).await?.map_err(failed)?;
+    let (held, others): (bool, i64) = (link.read(&row, 0)?, link.read(&row, 1)?);
+    if !held {
+        return Ok(Broken::AlreadyGone);
+    }
+    if !now {
+        return Err(error::plain(ErrorKind::Unsupported, "break", "it can only be broken at once"));
+    }
+    if others > 0 {
+        return Err(error::plain(
+            ErrorKind::Unsupported,
+            "break",
+            format!(
+                "its session has {others} other locks and signs, and the server frees all or none; run SELECT \
+                 pg_terminate_backend({}) to free them all",
+                id.pid
+            ),
+        ));
+    }
+    let query = sqlx::query("SELECT pg_terminate_backend($1)").bind(id.pid);
+    link.within(query.execute(&mut connection)).await?.map_err(failed)?;
+    drop(connection.close().await);
+    Ok(Broken::Freed)
+}

@@ -1,0 +1,116 @@
+//! The driver's errors as Leasehold's.
+
+use leasehold_core::{Error, ErrorKind};
+use sqlx::{
+    Error as Driver,
+    postgres::{PgDatabaseError, PgSeverity},
+};
+
+/// The backend's name in errors and capabilities.
+pub(crate) const BACKEND: &str = "postgres";
+
+/// An error of this backend without a cause.
+pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
+    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+}
+
+/// An answer that the server never gives.
+pub(crate) fn protocol(operation: &'static str) -> Error {
+    plain(ErrorKind::Protocol, operation, "the answer does not fit the request; is it a PostgreSQL server?")
+}
+
+/// Names backend and operation in an error of core's.
+pub(crate) fn named(error: Error, operation: &'static str) -> Error {
+    if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
+}
+
+/// The session's connection is gone, and with it all that it held.
+pub(crate) fn over(operation: &'static str) -> Error {
+    plain(ErrorKind::Lost, operation, "the connection that holds the locks is gone")
+}
+
+/// Whether the connection cannot be used any more.
+pub(crate) fn is_over(error: &Driver) -> bool {
+    match error {
+        Driver::Io(_) | Driver::Tls(_) | Driver::Protocol(_) | Driver::WorkerCrashed => true,
+        Driver::Database(error) => error
+            .try_downcast_ref::<PgDatabaseError>()
+            .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)),
+        _ => false,
+    }
+}
+
+/// Whether the server says this.
+pub(crate) fn has_code(error: &Driver, code: &str) -> bool {
+    matches!(error, Driver::Database(error) if error.code().as_deref() == Some(code))
+}
+
+// As the server's manual names them, in the appendix on error codes.
+pub(crate) const DUPLICATE_OBJECT: [&str; 3] = ["42710", "42P07", "23505"];
+pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
+pub(crate) const NO_SUCH_SCHEMA: &str = "3F000";
+
+/// Maps the driver's error of a request to `endpoint`. What was asked did not happen, or was undone.
+pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) -> Error {
+    let (kind, message) = match &error {
+        Driver::Database(database) => of_server(database.code().as_deref().unwrap_or(""), database.message(), endpoint),
+        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::TimedOut => {
+            (ErrorKind::Unavailable, format!("no answer from {endpoint} in time ({cause})"))
+        }
+        Driver::Io(cause) => (
+            ErrorKind::Unavailable,
+            format!("cannot reach {endpoint} ({cause}); check the address, and that a server runs there"),
+        ),
+        Driver::Tls(cause) => of_tls(&cause.to_string(), endpoint),
+        Driver::Configuration(cause) => (
+            ErrorKind::InvalidInput,
+            format!("the driver refuses its settings for {endpoint}: {cause}"),
+        ),
+        Driver::PoolTimedOut => (ErrorKind::Unavailable, format!("no connection to {endpoint} in time")),
+        _ => (ErrorKind::Protocol, format!("the driver failed at {endpoint}: {error}")),
+    };
+    plain(kind, operation, message).with_source(error)
+}
+
+fn of_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
+    if cause.contains("without TLS support") {
+        let message = "TLS needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
+        return (ErrorKind::Unsupported, message.into());
+    }
+    let remedy = "name the CA that signed it with `sslrootcert`, and connect by a host name that it contains";
+    (ErrorKind::Denied, format!("TLS with {endpoint} failed ({cause}); {remedy}"))
+}
+
+fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
+    let unavailable = |remedy: &str| (ErrorKind::Unavailable, format!("{endpoint}: {message}; {remedy}"));
+    match code {
+        "53200" => unavailable(
+            "its lock table is full: raise max_locks_per_transaction or max_connections, or hold fewer locks",
+        ),
+        "53300" => unavailable("raise max_connections, or let fewer programs connect"),
+        "57014" => unavailable("the statement was cancelled; is the server overloaded, or the TTL very short?"),
+        LOCK_NOT_AVAILABLE => unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL"),
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => unavailable("the server ended the connection, or is starting"),
+        "25006" => (
+            ErrorKind::Unsupported,
+            format!("{endpoint}: {message}; connect to the primary, with a role that may write"),
+        ),
+        "28P01" | "28000" => (ErrorKind::Denied, format!("{endpoint}: {message}; check user, password and pg_hba.conf")),
+        INSUFFICIENT_PRIVILEGE => (ErrorKind::Denied, format!("{endpoint}: {message}")),
+        "3D000" => (ErrorKind::InvalidInput, format!("{endpoint}: {message}; name another database")),
+        code if code.starts_with("08") || code.starts_with("53") || code.starts_with("57") => {
+            unavailable("try again later")
+        }
+        _ => (ErrorKind::Protocol, format!("{endpoint} answered with an error: {message} (SQLSTATE {code})")),
+    }
+}
+
+/// No answer came in time, and what was asked is undone as soon as it comes, or with the session.
+pub(crate) fn timed_out(kind: ErrorKind, operation: &'static str, endpoint: &str) -> Error {
+    plain(
+        kind,
+        operation,
+        format!("no answer from {endpoint} in time; is the server overloaded, stopped or unreachable?"),
+    )
+}

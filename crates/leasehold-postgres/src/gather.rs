@@ -1,0 +1,206 @@
+//! What many tasks ask for, in one statement.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex as SyncMutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{BoxFuture, ErrorKind, Result, session};
+use tokio::{sync::Mutex, time::timeout};
+
+use crate::{
+    connection::Link,
+    error,
+    keys::{AdvisoryKey, Family},
+    wire::Wire,
+};
+
+/// One acquisition in one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Name {
+    /// The lock, or the semaphore.
+    pub(crate) key: AdvisoryKey,
+    pub(crate) number: u64,
+}
+
+/// The signs of one waiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Signs {
+    pub(crate) waits: i64,
+    /// Of a writer, the second one that readers heed.
+    pub(crate) writer: Option<i64>,
+}
+
+impl Signs {
+    pub(crate) fn each(&self) -> impl Iterator<Item = i64> + use<> {
+        std::iter::once(self.waits).chain(self.writer)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Want {
+    Exclusive(AdvisoryKey),
+    Shared(AdvisoryKey),
+    Permit(Family),
+}
+
+/// An attempt.
+#[derive(Clone, Debug)]
+pub(crate) struct Take {
+    pub(crate) name: Name,
+    pub(crate) want: Want,
+    /// Of a waiter.
+    pub(crate) signs: Option<Signs>,
+    /// Whether an earlier attempt has put them up.
+    pub(crate) signed: bool,
+    /// To be refused if somebody else waits.
+    pub(crate) courteous: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Job {
+    Take(Take),
+    /// `semaphore` is what waiters for a permit wait for.
+    GiveBack { name: Name, key: AdvisoryKey, semaphore: Option<AdvisoryKey> },
+    /// Only takes signs down that have been left.
+    Tidy,
+}
+
+#[derive(Debug)]
+pub(crate) enum Done {
+    Granted { key: AdvisoryKey, token: Option<i64> },
+    /// `signed`: its signs are up.
+    Refused { signed: bool },
+    /// Whether it was held.
+    GivenBack(bool),
+    Tidied,
+}
+
+pub(crate) type Answer = Result<Done>;
+
+/// Carries the jobs of one session.
+pub(crate) struct Carrier {
+    pub(crate) link: Arc<Link>,
+    pub(crate) wire: Arc<Mutex<Wire>>,
+    /// How long those who ask are kept waiting.
+    pub(crate) patience: Duration,
+    /// Signs that nobody needs any more, to be taken down with whatever goes out next.
+    leaving: SyncMutex<Vec<Signs>>,
+}
+
+impl Carrier {
+    pub(crate) fn new(link: &Arc<Link>, wire: Wire, patience: Duration) -> Arc<Self> {
+        let wire = Arc::new(Mutex::new(wire));
+        Arc::new(Self { link: Arc::clone(link), wire, patience, leaving: SyncMutex::default() })
+    }
+
+    /// These signs are needed no longer.
+    pub(crate) fn leave(&self, signs: Signs) {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(signs);
+    }
+
+    fn left(&self) -> Vec<Signs> {
+        std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl session::Carrier for Carrier {
+    type Job = Job;
+    type Answer = Answer;
+
+    fn lane(&self, job: &Job) -> u64 {
+        // All may travel together: rows are done in their order. So each has a lane of its own.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let _ = job;
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn carry(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Answer>> {
+        Box::pin(async move {
+            let (jobs, sent) = (Arc::new(jobs), Arc::new(AtomicBool::new(false)));
+            let mut carrying = Box::pin(Arc::clone(&self).send(Arc::clone(&jobs), Arc::clone(&sent)));
+            if let Ok(answers) = timeout(self.patience, &mut carrying).await {
+                return answers;
+            }
+            let endpoint = self.link.endpoint();
+            let kind = if sent.load(Ordering::Acquire) {
+                // Nothing can be asked on this connection before the answer has come. So it is waited for, and what it
+                // grants is given back; those who ask are told now.
+                drop(tokio::spawn(undo(self, carrying, Arc::clone(&jobs))));
+                ErrorKind::Indeterminate
+            } else {
+                ErrorKind::Unavailable
+            };
+            jobs.iter().map(|job| Err(error::timed_out(kind, job.operation(), &endpoint))).collect()
+        })
+    }
+}
+
+impl Carrier {
+    async fn send(self: Arc<Self>, jobs: Arc<Vec<Job>>, sent: Arc<AtomicBool>) -> Vec<Answer> {
+        let mut wire = self.wire.lock().await;
+        sent.store(true, Ordering::Release);
+        let left = self.left();
+        wire.carry(&self.link, left, &jobs).await
+    }
+}
+
+/// Gives back what was granted when nobody waited for it any more.
+async fn undo(carrier: Arc<Carrier>, carrying: impl Future<Output = Vec<Answer>>, jobs: Arc<Vec<Job>>) {
+    let answers = carrying.await;
+    let mut undone = Vec::new();
+    for (job, answer) in jobs.iter().zip(answers) {
+        let Job::Take(take) = job else { continue };
+        match answer {
+            Ok(Done::Granted { key, .. }) => {
+                let semaphore = take.want.semaphore();
+                undone.push(Job::GiveBack { name: take.name, key, semaphore });
+            }
+            Ok(_) => take.signs.into_iter().for_each(|signs| carrier.leave(signs)),
+            Err(_) if take.signed => take.signs.into_iter().for_each(|signs| carrier.leave(signs)),
+            Err(_) => {}
+        }
+    }
+    undone.push(Job::Tidy);
+    drop(carrier.send(Arc::new(undone), Arc::default()).await);
+}
+
+impl Want {
+    /// What is waited for, and of permits the semaphore.
+    pub(crate) fn key(&self) -> AdvisoryKey {
+        match self {
+            Self::Exclusive(key) | Self::Shared(key) => *key,
+            Self::Permit(family) => family.key(),
+        }
+    }
+
+    pub(crate) fn semaphore(&self) -> Option<AdvisoryKey> {
+        matches!(self, Self::Permit(_)).then(|| self.key())
+    }
+
+    /// The signs of who waits for it.
+    pub(crate) fn signs(&self) -> Signs {
+        let key = self.key();
+        Signs { waits: key.waits(), writer: matches!(self, Self::Exclusive(_)).then(|| key.writer_waits()) }
+    }
+}
+
+impl Job {
+    fn operation(&self) -> &'static str {
+        match self {
+            Self::Take(_) => "acquire",
+            Self::GiveBack { .. } => "release",
+            Self::Tidy => "tidy",
+        }
+    }
+}
+
+impl fmt::Debug for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Carrier").field("patience", &self.patience).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,146 @@
+//! Who holds a key and who waits for it.
+
+use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
+
+use leasehold_core::{HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
+use sqlx::{Connection, PgConnection, postgres::PgRow};
+
+use crate::{
+    breaking::HolderId,
+    connection::{Link, read_shown},
+    keys::{AdvisoryKey, Family},
+};
+
+/// All who have one of the keys `$1`, of which `$2` are pairs, or one whose upper 44 bits are those of `$3`, with what the server
+/// tells of their sessions. Of other roles' it tells less to a role without `pg_read_all_stats`.
+const WHO: &str = "SELECT s.classid, s.objid, s.objsubid, s.mode = 'ExclusiveLock', s.granted, s.pid, \
+     coalesce(a.application_name, ''), host(a.client_addr), (extract(epoch FROM a.backend_start) * 1000000)::int8, \
+     CASE WHEN a.state = 'idle' THEN (extract(epoch FROM clock_timestamp() - a.state_change) * 1000)::int8 END, \
+     extract(epoch FROM clock_timestamp() - a.backend_start)::int8 \
+     FROM (SELECT l.classid::int8, l.objid::int8, l.objsubid, l.mode, l.granted, l.pid FROM pg_locks AS l \
+     WHERE l.locktype = 'advisory' \
+     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS s \
+     LEFT JOIN pg_stat_activity AS a ON a.pid = s.pid \
+     WHERE ((s.classid << 32) | s.objid, s.objsubid = 2) IN (SELECT k, p FROM unnest($1::int8[], $2::bool[]) AS w(k, p)) \
+     OR s.objsubid = 1 AND ((s.classid << 32) | s.objid) & ~1048575::int8 = $3 \
+     ORDER BY a.backend_start, s.pid";
+
+/// One who has a key, or waits for it in the server itself.
+struct Seen {
+    key: AdvisoryKey,
+    exclusive: bool,
+    granted: bool,
+    pid: i32,
+    name: String,
+    address: Option<String>,
+    /// When its session began, in microseconds since 1970.
+    started: i64,
+    /// For how long it has said nothing.
+    silent: Option<Duration>,
+    /// For how long it is connected.
+    connected: Option<Duration>,
+}
+
+pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
+    let mut connection = link.connect("leasehold inspects", "inspect").await?;
+    let lock = link.names.lock(key)?;
+    let semaphore = link.names.semaphore(key, 1)?;
+    let signs = [lock.waits(), lock.writer_waits(), semaphore.key().waits()].map(AdvisoryKey::Int64);
+    let asked = [&[lock], signs.as_slice()].concat();
+    let mut seen = look(link, &mut connection, &asked, semaphore.any_count()).await?;
+    let of = seen.iter().filter_map(|seen| count(&semaphore, seen.key)).next();
+    let permits = match of {
+        Some(of) => permits(link, key, of)?,
+        None => Vec::new(),
+    };
+    if !permits.is_empty() {
+        seen.extend(look(link, &mut connection, &permits, semaphore.any_count()).await?);
+    }
+    drop(connection.close().await);
+
+    let mut inspection = Inspection::default();
+    let writers: BTreeSet<i32> = seen.iter().filter(|seen| seen.key == signs[1]).map(|seen| seen.pid).collect();
+    for seen in &seen {
+        let permit = of.filter(|_| permits.contains(&seen.key)).map(|of| Mode::Permit { of });
+        let mode = permit.unwrap_or(if seen.exclusive { Mode::Exclusive } else { Mode::Shared });
+        if seen.key == lock || permit.is_some() {
+            if seen.granted {
+                inspection.holders.push(seen.holder(key, mode));
+            } else {
+                inspection.waiters.push(WaiterRef::new(Some(mode), seen.label()));
+            }
+        } else if seen.key == signs[0] {
+            let mode = if writers.contains(&seen.pid) { Mode::Exclusive } else { Mode::Shared };
+            inspection.waiters.push(WaiterRef::new(Some(mode), seen.label()));
+        } else if seen.key == signs[2] {
+            inspection.waiters.push(WaiterRef::new(of.map(|of| Mode::Permit { of }), seen.label()));
+        }
+    }
+    Ok(inspection)
+}
+
+/// The count of a semaphore, if this is its key.
+fn count(semaphore: &Family, key: AdvisoryKey) -> Option<NonZeroU32> {
+    let AdvisoryKey::Int64(key) = key else { return None };
+    if key & !Family::COUNT != semaphore.any_count() {
+        return None;
+    }
+    u32::try_from(key & Family::COUNT).ok().and_then(NonZeroU32::new)
+}
+
+fn permits(link: &Link, key: &LockKey, of: NonZeroU32) -> Result<Vec<AdvisoryKey>> {
+    let family = link.names.semaphore(key, of.get())?;
+    Ok((1..=of.get()).map(|number| AdvisoryKey::Int64(family.permit(number))).collect())
+}
+
+async fn look(link: &Link, connection: &mut PgConnection, keys: &[AdvisoryKey], count: i64) -> Result<Vec<Seen>> {
+    let bits: Vec<i64> = keys.iter().map(|key| key.bits()).collect();
+    let pairs: Vec<bool> = keys.iter().map(|key| key.is_pair()).collect();
+    let asked = sqlx::query(WHO).bind(bits).bind(pairs).bind(count).fetch_all(connection);
+    let rows = link.within(asked).await?.map_err(|error| link.failed(error, "inspect"))?;
+    rows.iter().map(|row| read(link, row)).collect()
+}
+
+fn read(link: &Link, row: &PgRow) -> Result<Seen> {
+    let millis: Option<i64> = link.read(row, 9)?;
+    let seconds: Option<i64> = link.read(row, 10)?;
+    Ok(Seen {
+        key: AdvisoryKey::of_pg_locks(link.read(row, 0)?, link.read(row, 1)?, link.read(row, 2)?),
+        exclusive: link.read(row, 3)?,
+        granted: link.read(row, 4)?,
+        pid: link.read(row, 5)?,
+        name: link.read(row, 6)?,
+        address: link.read(row, 7)?,
+        started: link.read::<Option<i64>, _>(row, 8)?.unwrap_or(0),
+        silent: millis.and_then(|millis| u64::try_from(millis).ok()).map(Duration::from_millis),
+        connected: seconds.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs),
+    })
+}
+
+impl Seen {
+    fn holder(&self, key: &LockKey, mode: Mode) -> HolderRef {
+        let id = HolderId { pid: self.pid, started: self.started, key: self.key };
+        let mut holder = HolderRef::new(key.clone(), id.to_string());
+        holder.mode = Some(mode);
+        holder.label = self.label();
+        if let (Some((ttl, _)), Some(silent)) = (read_shown(&self.name), self.silent) {
+            holder.expires_in = Some(ttl.saturating_sub(silent));
+        }
+        holder
+    }
+
+    /// The label of a session of ours; of another program its name, its address and how long it has been connected.
+    fn label(&self) -> String {
+        if let Some((_, label)) = read_shown(&self.name) {
+            return label.to_owned();
+        }
+        let mut label = if self.name.is_empty() { format!("pid {}", self.pid) } else { self.name.clone() };
+        if let Some(address) = &self.address {
+            label.push_str(&format!(" from {address}"));
+        }
+        if let Some(connected) = self.connected {
+            label.push_str(&format!(", connected for {connected:?}"));
+        }
+        label
+    }
+}

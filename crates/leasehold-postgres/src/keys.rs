@@ -1,0 +1,332 @@
+//! How locks are named on the server: [`AdvisoryKey`], [`KeyScheme`], and the keys beside them.
+//!
+//! | what | advisory key |
+//! |---|---|
+//! | an exclusive or shared lock | that of the [`KeyScheme`]; by default `hashtextextended(name, 0)` |
+//! | permit `i` of a semaphore, from 1 | `hashtextextended(name, i)` |
+//! | the count of a semaphore, held shared with each of its permits | the upper 44 bits of `hashtextextended(name, -1)`, then the count |
+//! | a waiter's sign, held shared | `hashtextextended('leasehold waits ' || key, 0)` |
+//! | a waiting writer's sign, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
+//!
+//! `name` is the configured prefix and the lock's name. In the signs `key` is the key in decimal, `42` or `4,2`; that of a
+//! semaphore is `hashtextextended(name, -1)`.
+
+use std::{fmt, sync::Arc};
+
+use leasehold_core::{ErrorKind, LockKey, Result};
+use sqlx::postgres::{PgAdvisoryLock, PgAdvisoryLockKey};
+
+use crate::{error, hash::hash_text_extended};
+
+/// The seed of what belongs to a semaphore as a whole.
+const SEMAPHORE: u64 = u64::MAX;
+/// The most permits of one semaphore: trying a permit walks over those that are taken.
+const MAX_PERMITS: u32 = 10_000;
+
+/// The key of an advisory lock, in one of the two spaces that the server has. The spaces never touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum AdvisoryKey {
+    /// `pg_advisory_lock(bigint)`
+    Int64(i64),
+    /// `pg_advisory_lock(int, int)`
+    Int32Pair(i32, i32),
+}
+
+impl AdvisoryKey {
+    /// As one number: of a pair, the first is the upper half.
+    pub(crate) fn bits(self) -> i64 {
+        match self {
+            Self::Int64(key) => key,
+            Self::Int32Pair(first, second) => i64::from(first) << 32 | i64::from(second.cast_unsigned()),
+        }
+    }
+
+    fn of_bits(bits: i64, pair: bool) -> Self {
+        if pair { Self::Int32Pair((bits >> 32) as i32, bits as i32) } else { Self::Int64(bits) }
+    }
+
+    /// As `pg_locks` shows it in `classid`, `objid` and `objsubid`.
+    pub(crate) fn of_pg_locks(class: i64, object: i64, sub: i16) -> Self {
+        Self::of_bits(class << 32 | object, sub == 2)
+    }
+
+    /// What a waiter for it holds.
+    pub(crate) fn waits(self) -> i64 {
+        hash_text_extended(format!("leasehold waits {self}").as_bytes(), 0)
+    }
+
+    /// What a writer that waits for it holds as well.
+    pub(crate) fn writer_waits(self) -> i64 {
+        hash_text_extended(format!("leasehold writer waits {self}").as_bytes(), 0)
+    }
+
+    pub(crate) fn is_pair(self) -> bool {
+        matches!(self, Self::Int32Pair(..))
+    }
+
+    /// Reads what a notification says: a letter for the space, and the bits.
+    pub(crate) fn of_payload(payload: &str) -> Option<Self> {
+        let (space, bits) = payload.split_at_checked(1)?;
+        let bits = bits.parse().ok()?;
+        match space {
+            "b" => Some(Self::of_bits(bits, false)),
+            "p" => Some(Self::of_bits(bits, true)),
+            _ => None,
+        }
+    }
+}
+
+/// As in SQL: `42`, or `4,2`.
+impl fmt::Display for AdvisoryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Int64(key) => key.fmt(f),
+            Self::Int32Pair(first, second) => write!(f, "{first},{second}"),
+        }
+    }
+}
+
+/// How a lock's name becomes the key of an advisory lock. All programs that share locks must agree on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyScheme {
+    /// `hashtextextended(name, 0)`, so that any SQL client can take the same lock by its name. The default. Any bytes are a
+    /// name; a name that is not UTF-8, or has a NUL byte, is hashed as it is, and SQL cannot say it.
+    #[default]
+    Hash,
+    /// The name is the key: a whole number of 64 bits in decimal, such as `42`.
+    Int64,
+    /// The name is the key: two whole numbers of 32 bits in decimal, such as `4,2`.
+    Int32Pair,
+    /// As `sqlx::postgres::PgAdvisoryLock::new(name)`: HKDF with SHA-256. The name must be UTF-8.
+    Sqlx,
+    /// As the Ruby gem *with_advisory_lock*: the pair of the name's CRC-32 without its top bit, and 0.
+    Rails,
+    /// As .NET's *DistributedLock* with `allowHashing`: up to 9 ASCII characters as a pair, 16 hexadecimal digits as one
+    /// number and `8,8` as a pair, and otherwise the first 8 bytes of SHA-1. The name must be UTF-8.
+    DotNet,
+}
+
+impl KeyScheme {
+    /// The advisory key of a name.
+    ///
+    /// ```
+    /// use leasehold_postgres::{AdvisoryKey, KeyScheme};
+    ///
+    /// assert_eq!(KeyScheme::Hash.key_of(b"item/42")?, AdvisoryKey::Int64(-8097702976211214439));
+    /// assert_eq!(KeyScheme::Int32Pair.key_of(b"4,2")?, AdvisoryKey::Int32Pair(4, 2));
+    /// assert!(KeyScheme::Int64.key_of(b"item/42").is_err());
+    /// # Ok::<(), leasehold_postgres::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the scheme has no key for this name.
+    pub fn key_of(self, name: &[u8]) -> Result<AdvisoryKey> {
+        match self {
+            Self::Hash => Ok(AdvisoryKey::Int64(hash_text_extended(name, 0))),
+            Self::Int64 => number(name).map(AdvisoryKey::Int64).ok_or_else(|| unfit(name, "a number such as 42")),
+            Self::Int32Pair => pair(name).ok_or_else(|| unfit(name, "a pair of numbers such as 4,2")),
+            Self::Sqlx => match PgAdvisoryLock::new(text(name)?).key() {
+                PgAdvisoryLockKey::BigInt(key) => Ok(AdvisoryKey::Int64(*key)),
+                PgAdvisoryLockKey::IntPair(first, second) => Ok(AdvisoryKey::Int32Pair(*first, *second)),
+                _ => Err(unfit(name, "a name that the driver makes a known key of")),
+            },
+            Self::Rails => Ok(AdvisoryKey::Int32Pair((crc32fast::hash(name) & 0x7fff_ffff) as i32, 0)),
+            Self::DotNet => Ok(dot_net(text(name)?)),
+        }
+    }
+
+    /// Whether some of its keys are pairs.
+    pub(crate) fn has_pairs(self) -> bool {
+        matches!(self, Self::Int32Pair | Self::Rails | Self::DotNet)
+    }
+}
+
+fn text(name: &[u8]) -> Result<&str> {
+    std::str::from_utf8(name).map_err(|_| unfit(name, "UTF-8"))
+}
+
+/// In the one spelling that decimal numbers have, so that no two names are one key.
+fn number<N: std::str::FromStr + ToString>(name: &[u8]) -> Option<N> {
+    let text = std::str::from_utf8(name).ok()?;
+    text.parse().ok().filter(|number: &N| number.to_string() == text)
+}
+
+fn pair(name: &[u8]) -> Option<AdvisoryKey> {
+    let comma = name.iter().position(|byte| *byte == b',')?;
+    Some(AdvisoryKey::Int32Pair(number(&name[..comma])?, number(&name[comma + 1..])?))
+}
+
+fn dot_net(name: &str) -> AdvisoryKey {
+    let hex = |part: &str| (part.len() == 8).then(|| u32::from_str_radix(part, 16).ok()).flatten();
+    let digits = name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b',');
+    if name.len() <= 9 && name.is_ascii() {
+        // Seven bits each, then a zero, then ones.
+        let packed = name.bytes().fold(0_u64, |packed, byte| packed << 7 | u64::from(byte)) << 1;
+        let key = (name.len()..9).fold(packed, |packed, _| packed << 7 | 0x7f);
+        return AdvisoryKey::of_bits(key.cast_signed(), true);
+    }
+    match (name.len(), digits) {
+        (16, true) => {
+            if let (Some(first), Some(second)) = (hex(&name[..8]), hex(&name[8..])) {
+                return AdvisoryKey::Int64((u64::from(first) << 32 | u64::from(second)).cast_signed());
+            }
+        }
+        (17, true) => {
+            if let (Some(first), b',', Some(second)) = (hex(&name[..8]), name.as_bytes()[8], hex(&name[9..])) {
+                return AdvisoryKey::Int32Pair(first.cast_signed(), second.cast_signed());
+            }
+        }
+        _ => {}
+    }
+    let digest = sha1_smol::Sha1::from(name).digest().bytes();
+    AdvisoryKey::Int64(digest[..8].iter().rev().fold(0, |key, byte| key << 8 | i64::from(*byte)))
+}
+
+fn unfit(name: &[u8], wanted: &str) -> leasehold_core::Error {
+    error::plain(
+        ErrorKind::InvalidInput,
+        "acquire",
+        format!("the key scheme needs {wanted}, and the lock is named `{}`", name.escape_ascii()),
+    )
+}
+
+/// Names as the configuration has them.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    pub(crate) scheme: KeyScheme,
+    pub(crate) prefix: Arc<[u8]>,
+}
+
+impl Names {
+    /// The key of an exclusive or shared lock.
+    pub(crate) fn lock(&self, key: &LockKey) -> Result<AdvisoryKey> {
+        if self.prefix.is_empty() { self.scheme.key_of(key.as_bytes()) } else { self.scheme.key_of(&self.name(key)) }
+    }
+
+    /// The semaphore of this name.
+    pub(crate) fn semaphore(&self, key: &LockKey, of: u32) -> Result<Family> {
+        if of > MAX_PERMITS {
+            return Err(error::plain(
+                ErrorKind::InvalidInput,
+                "acquire",
+                format!("a semaphore has at most {MAX_PERMITS} permits here, and `{key}` should have {of}"),
+            ));
+        }
+        Ok(Family { name: self.name(key).into(), of })
+    }
+
+    fn name(&self, key: &LockKey) -> Vec<u8> {
+        [&*self.prefix, key.as_bytes()].concat()
+    }
+}
+
+/// The permits of one semaphore.
+#[derive(Clone, Debug)]
+pub(crate) struct Family {
+    name: Arc<[u8]>,
+    pub(crate) of: u32,
+}
+
+impl Family {
+    /// The lower bits of a count's key: the count itself.
+    pub(crate) const COUNT: i64 = (1 << 20) - 1;
+
+    /// The semaphore as a whole: what its waiters wait for.
+    pub(crate) fn key(&self) -> AdvisoryKey {
+        AdvisoryKey::Int64(hash_text_extended(&self.name, SEMAPHORE))
+    }
+
+    /// The key of permit `number`, from 1.
+    pub(crate) fn permit(&self, number: u32) -> i64 {
+        hash_text_extended(&self.name, u64::from(number))
+    }
+
+    /// What its holders hold as well: other counts have another one.
+    pub(crate) fn count(&self) -> i64 {
+        self.any_count() | i64::from(self.of)
+    }
+
+    /// What the keys of all counts have in common.
+    pub(crate) fn any_count(&self) -> i64 {
+        self.key().bits() & !Self::COUNT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(scheme: KeyScheme, name: &str) -> AdvisoryKey {
+        scheme.key_of(name.as_bytes()).unwrap()
+    }
+
+    /// They must never change: programs that are running use the same.
+    #[test]
+    fn keys_are_those_of_the_others() {
+        use AdvisoryKey::{Int32Pair, Int64};
+        for (scheme, name, golden) in [
+            (KeyScheme::Hash, "item/42", Int64(-8_097_702_976_211_214_439)),
+            (KeyScheme::Int64, "-42", Int64(-42)),
+            (KeyScheme::Int64, "9223372036854775807", Int64(i64::MAX)),
+            (KeyScheme::Int32Pair, "4,-2", Int32Pair(4, -2)),
+            // From the documentation of the driver.
+            (KeyScheme::Sqlx, "my first Postgres advisory lock!", Int64(-5_560_419_505_042_474_287)),
+            // `Zlib.crc32("123456789")` is 0xcbf43926, as every CRC-32 of it.
+            (KeyScheme::Rails, "123456789", Int32Pair(0x4bf4_3926, 0)),
+            // 7 bits each of "a", a zero, 56 ones.
+            (KeyScheme::DotNet, "a", Int32Pair(((0x61_u64 << 57 | ((1 << 56) - 1)) >> 32) as u32 as i32, -1)),
+            (KeyScheme::DotNet, "", Int32Pair(i32::MAX, -1)),
+            (KeyScheme::DotNet, "00000000000000ff", Int64(255)),
+            (KeyScheme::DotNet, "00000001,ffffffff", Int32Pair(1, -1)),
+            // SHA-1 of "The quick brown fox…" begins with 2fd4e1c6 7a2d28fc.
+            (
+                KeyScheme::DotNet,
+                "The quick brown fox jumps over the lazy dog",
+                Int64(i64::from_le_bytes([0x2f, 0xd4, 0xe1, 0xc6, 0x7a, 0x2d, 0x28, 0xfc])),
+            ),
+        ] {
+            assert_eq!(key(scheme, name), golden, "{scheme:?}, {name:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_key_are_refused() {
+        for (scheme, name) in [
+            (KeyScheme::Int64, b"042".as_slice()),
+            (KeyScheme::Int64, b"+1"),
+            (KeyScheme::Int64, b"-0"),
+            (KeyScheme::Int64, b"9223372036854775808"),
+            (KeyScheme::Int32Pair, b"1"),
+            (KeyScheme::Int32Pair, b"1, 2"),
+            (KeyScheme::Int32Pair, b"1,2,3"),
+            (KeyScheme::Sqlx, b"\xff"),
+            (KeyScheme::DotNet, b"\xff"),
+        ] {
+            assert_eq!(scheme.key_of(name).unwrap_err().kind(), ErrorKind::InvalidInput, "{scheme:?}, {name:?}");
+        }
+    }
+
+    #[test]
+    fn bits_and_pg_locks_and_payloads_go_both_ways() {
+        for key in [AdvisoryKey::Int64(-5), AdvisoryKey::Int64(7 << 40), AdvisoryKey::Int32Pair(-1, 7), AdvisoryKey::Int32Pair(3, -2)] {
+            let pair = matches!(key, AdvisoryKey::Int32Pair(..));
+            let (class, object) = (key.bits() >> 32 & 0xffff_ffff, key.bits() & 0xffff_ffff);
+            assert_eq!(AdvisoryKey::of_pg_locks(class, object, if pair { 2 } else { 1 }), key);
+            let payload = format!("{}{}", if pair { 'p' } else { 'b' }, key.bits());
+            assert_eq!(AdvisoryKey::of_payload(&payload), Some(key));
+        }
+        assert_eq!(AdvisoryKey::of_payload("🔒1"), None);
+        assert_eq!(AdvisoryKey::of_payload(""), None);
+    }
+
+    #[test]
+    fn counts_of_one_semaphore_differ_in_their_lower_bits_alone() {
+        let names = Names { scheme: KeyScheme::Hash, prefix: Arc::from(b"".as_slice()) };
+        let of = |of| names.semaphore(&LockKey::new("gpu").unwrap(), of).unwrap();
+        assert_eq!(of(2).any_count(), of(3).any_count());
+        assert_eq!((of(2).count() & Family::COUNT, of(3).count() & Family::COUNT), (2, 3));
+        assert_eq!(of(2).permit(1), of(3).permit(1));
+        assert!(names.semaphore(&LockKey::new("gpu").unwrap(), MAX_PERMITS + 1).is_err());
+    }
+}

@@ -1,0 +1,88 @@
+//! [`PostgresLease`]: one grant.
+
+use std::{fmt, sync::Arc};
+
+use leasehold_core::{
+    Deadline, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait, session::Claim,
+};
+
+use crate::{
+    error::{self, named},
+    gather::{Done, Job},
+    keys::AdvisoryKey,
+    session::{PostgresSessions, run},
+    wake::Wakes,
+};
+
+pub(crate) struct PostgresLease {
+    claim: Claim<PostgresSessions>,
+    request: Request,
+    wakes: Arc<Wakes>,
+    /// The lock, or the permit.
+    key: AdvisoryKey,
+    semaphore: Option<AdvisoryKey>,
+    token: Option<FencingToken>,
+    release: ReleaseState,
+}
+
+impl PostgresLease {
+    pub(crate) fn new(
+        claim: Claim<PostgresSessions>,
+        request: Request,
+        wakes: Arc<Wakes>,
+        (key, semaphore): (AdvisoryKey, Option<AdvisoryKey>),
+        token: Option<FencingToken>,
+    ) -> Self {
+        Self { claim, request, wakes, key, semaphore, token, release: ReleaseState::new() }
+    }
+}
+
+#[async_trait]
+impl Lease for PostgresLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.claim.valid_until()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Session(self.claim.session().id())
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        if self.release.has_begun() {
+            return Err(error::plain(leasehold_core::ErrorKind::Lost, "renew", "it was released"));
+        }
+        self.claim.session().renew().await.map_err(|error| named(error, "renew"))
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        if let Some(told) = self.release.begin() {
+            return Ok(told);
+        }
+        let job = Job::GiveBack { name: *self.claim.name(), key: self.key, semaphore: self.semaphore };
+        let freed = match run(&self.claim, "release", job).await {
+            Ok(Done::GivenBack(held)) => Ok(held),
+            Ok(_) => Err(error::protocol("release")),
+            Err(error) => Err(error),
+        };
+        let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
+        self.claim.release();
+        // The server does not show this session's signs to the session itself.
+        self.wakes.wake(self.semaphore.unwrap_or(self.key));
+        Ok(released)
+    }
+}
+
+impl fmt::Debug for PostgresLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresLease")
+            .field("request", &self.request)
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .field("release", &self.release)
+            .finish_non_exhaustive()
+    }
+}

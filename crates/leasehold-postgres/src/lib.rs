@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod breaking;
+mod config;
+mod connection;
+mod error;
+mod fencing;
+mod gather;
+mod hash;
+mod inspect;
+mod keys;
+mod lease;
+mod queue;
+mod session;
+mod statement;
+pub mod transaction;
+mod wake;
+mod wire;
+
+pub use leasehold_core::{Error, ErrorKind, Result};
+/// The driver.
+pub use sqlx;
+
+pub use crate::{
+    backend::PostgresBackend,
+    config::PostgresConfig,
+    keys::{AdvisoryKey, KeyScheme},
+};

@@ -1,0 +1,178 @@
+//! [`Candidate`]: an acquisition that has a place in a session, and how it waits there.
+//!
+//! A waiter holds no backend of the server. It shows itself by a sign, a shared advisory lock beside the lock, held by its
+//! session, so that it dies with the process. Who releases looks for the sign, and only then notifies.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{
+    Error, ErrorKind, FencingToken, Lease, Moment, Request, Result,
+    session::{Claim, Sessions},
+};
+use tokio::time::timeout;
+
+use crate::{
+    connection::Link,
+    error::{self, named},
+    gather::{Done, Job, Signs, Take, Want},
+    keys::AdvisoryKey,
+    lease::PostgresLease,
+    session::{PostgresSessions, SignsUp, run},
+    wake::{Waiting, Wakes},
+};
+
+/// Before the next attempt where somebody was looking for signs at the same moment, or nobody would wake.
+const SOON: Duration = Duration::from_millis(2);
+const UNWOKEN: Duration = Duration::from_millis(100);
+/// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// An acquisition that has a place in a session.
+pub(crate) struct Candidate {
+    claim: Claim<PostgresSessions>,
+    request: Request,
+    want: Want,
+    wakes: Arc<Wakes>,
+    signs_up: Option<SignsUp>,
+}
+
+/// The outcome of one attempt.
+pub(crate) enum Tried<R> {
+    Granted(Arc<dyn Lease>),
+    Refused(R),
+}
+
+/// A waiter: its signs are up and its wake is armed.
+pub(crate) struct Waiter {
+    candidate: Candidate,
+    waiting: Waiting,
+    epoch: u64,
+    /// When it looks by itself.
+    pub(crate) net: Duration,
+}
+
+impl Candidate {
+    /// Claims a place for the request, before anything is sent.
+    pub(crate) async fn new(
+        sessions: &Sessions<PostgresSessions>,
+        wakes: &Arc<Wakes>,
+        request: &Request,
+        want: &Want,
+    ) -> Result<Self> {
+        let key = want.key();
+        let claimed = sessions.claim(request, |handle, _| handle.name(key)).await;
+        let claim = claimed.map_err(|error| named(error, "acquire"))?;
+        Ok(Self { claim, request: request.clone(), want: want.clone(), wakes: Arc::clone(wakes), signs_up: None })
+    }
+
+    /// One attempt that leaves nothing if it is refused.
+    pub(crate) async fn attempt(self) -> Result<Tried<Self>> {
+        let take = self.take(None, self.request.is_courteous());
+        match run(&self.claim, "acquire", Job::Take(take)).await? {
+            Done::Granted { key, token } => self.granted(key, token).await.map(Tried::Granted),
+            Done::Refused { .. } => Ok(Tried::Refused(self)),
+            _ => Err(error::protocol("acquire")),
+        }
+    }
+
+    /// An attempt of one who waits.
+    pub(crate) async fn attempt_to_wait(mut self, link: &Link) -> Result<Tried<Waiter>> {
+        let waiting = self.wakes.on(self.want.key());
+        let warm = self.wakes.warm(link.patience(self.request.ttl())).await;
+        // What is told from here on is not missed.
+        let epoch = waiting.epoch();
+        let signs = self.want.signs();
+        let take = self.take(Some(signs), false);
+        let signed = match run(&self.claim, "acquire", Job::Take(take)).await {
+            Ok(Done::Granted { key, token }) => {
+                // The statement has taken the signs down.
+                self.signs_up.take().into_iter().for_each(SignsUp::disarm);
+                return self.granted(key, token).await.map(Tried::Granted);
+            }
+            Ok(Done::Refused { signed }) => signed,
+            Ok(_) => return Err(error::protocol("acquire")),
+            Err(error) => {
+                if error.kind() == ErrorKind::Indeterminate {
+                    // Whoever sees to the late answer sees to the signs.
+                    self.signs_up.take().into_iter().for_each(SignsUp::disarm);
+                }
+                return Err(error);
+            }
+        };
+        let signs_up = self.signs_up.take().unwrap_or_else(|| SignsUp::new(self.claim.session(), signs));
+        // One of two may be up: then they go, and are put up again together.
+        self.signs_up = Some(signs_up).filter(|_| signed);
+        let longest = link.config.safety_net.min(self.request.ttl().as_duration() / 8);
+        let net = match (signed, warm) {
+            (false, _) => SOON,
+            // Nobody wakes it.
+            (true, Err(_)) => UNWOKEN.min(longest),
+            (true, Ok(())) => longest,
+        };
+        Ok(Tried::Refused(Waiter { candidate: self, waiting, epoch, net }))
+    }
+
+    fn take(&self, signs: Option<Signs>, courteous: bool) -> Take {
+        let signed = self.signs_up.is_some();
+        Take { name: *self.claim.name(), want: self.want.clone(), signs, signed, courteous }
+    }
+
+    /// Makes a lease of it, if its session still stands.
+    async fn granted(self, key: AdvisoryKey, token: Option<i64>) -> Result<Arc<dyn Lease>> {
+        let Self { claim, request, want, wakes, .. } = self;
+        let semaphore = want.semaphore();
+        if claim.valid_until().is_past(request.now()) || !claim.hold(request.loss_sink()) {
+            let job = Job::GiveBack { name: *claim.name(), key, semaphore };
+            if let Err(error) = run(&claim, "release", job).await {
+                tracing::debug!(target: "leasehold", %error, "not given back; it ends with its session");
+            }
+            return Err(error::over("acquire"));
+        }
+        let token = token.and_then(|token| u64::try_from(token).ok()).map(FencingToken::new);
+        Ok(Arc::new(PostgresLease::new(claim, request, wakes, (key, semaphore), token)))
+    }
+}
+
+impl Waiter {
+    /// Completes when the next attempt makes sense.
+    pub(crate) async fn woken(self) -> Result<Candidate> {
+        let Self { candidate, waiting, epoch, net } = self;
+        tokio::select! {
+            _ = timeout(net, waiting.told_since(epoch)) => Ok(candidate),
+            () = candidate.claim.session().ended() => Err(error::over("acquire")),
+            () = candidate.request.cancelled() => Err(cancelled()),
+        }
+    }
+}
+
+/// What `acquire` says to one who has gone away.
+pub(crate) fn cancelled() -> Error {
+    error::plain(ErrorKind::Cancelled, "acquire", "the acquisition was cancelled")
+}
+
+/// Faults since the last answer.
+pub(crate) struct Trouble {
+    since: Option<Moment>,
+    pause: Duration,
+}
+
+impl Trouble {
+    pub(crate) fn none() -> Self {
+        Self { since: None, pause: FIRST_PAUSE / 2 }
+    }
+
+    /// Goes on after a pause, for up to a TTL: a restart of the server should not send every waiter home.
+    pub(crate) async fn ride_out(&mut self, error: Error, request: &Request) -> Result<()> {
+        let now = request.now();
+        let since = *self.since.get_or_insert(now);
+        if !error.is_retryable() || now.since(since) >= request.ttl().as_duration() {
+            return Err(error);
+        }
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        tokio::select! {
+            () = tokio::time::sleep(self.pause) => Ok(()),
+            () = request.cancelled() => Err(cancelled()),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Sessions: one holding connection each.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use leasehold_core::{
+    BoxFuture, Deadline, ErrorKind, LossReason, Result, async_trait,
+    session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+};
+
+use crate::{
+    connection::Link,
+    error::{self, named},
+    gather::{Carrier, Done, Job, Name, Signs},
+    keys::AdvisoryKey,
+    wire::Wire,
+};
+
+/// Claims per session: every statement costs the server a walk over what its session has.
+const CAPACITY: usize = 1_000;
+/// One statement is under way at a time on a connection, so whatever is asked meanwhile goes together in the next.
+/// None goes alone in the task that asks: see [`Handle::driven`].
+const LIMITS: GatherLimits = GatherLimits { alone: 0, calls: 1, batch: 256 };
+
+/// Opens, renews and closes holding connections.
+#[derive(Debug)]
+pub(crate) struct PostgresSessions {
+    pub(crate) link: Arc<Link>,
+}
+
+/// One holding connection.
+pub(crate) struct Handle {
+    carrier: Arc<Carrier>,
+    gather: Arc<Gather<Carrier>>,
+    next: AtomicU64,
+    _counted: Counted,
+}
+
+/// One of the connections that the configuration allows.
+struct Counted(Arc<Link>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.holding.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Handle {
+    /// A name that no other acquisition has.
+    pub(crate) fn name(&self, key: AdvisoryKey) -> Name {
+        Name { key, number: self.next.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Does something with the connection in a task of its own: whoever waits for it may be kept from asking for more, and
+    /// would keep all others from the connection.
+    async fn driven<T, F>(&self, operation: &'static str, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'a> FnOnce(&'a mut Wire, &'a Link) -> BoxFuture<'a, Result<T>> + Send + 'static,
+    {
+        let carrier = Arc::clone(&self.carrier);
+        let task = tokio::spawn(async move { work(&mut *carrier.wire.lock().await, &carrier.link).await });
+        task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?
+    }
+}
+
+/// Has a job of one claim done, alone or with others of its session.
+pub(crate) async fn run(claim: &Claim<PostgresSessions>, operation: &'static str, job: Job) -> Result<Done> {
+    run_in(claim.session(), operation, job).await
+}
+
+async fn run_in(session: &Session<PostgresSessions>, operation: &'static str, job: Job) -> Result<Done> {
+    let handle = session.handle();
+    let ran = handle.gather.run(&handle.carrier, job).await;
+    let done = ran.map_err(|error| named(error, operation)).flatten();
+    if let Err(error) = &done
+        && error.kind() == ErrorKind::Lost
+    {
+        session.end(LossReason::SessionEnded);
+    }
+    done.map_err(|error| error.with_operation(operation))
+}
+
+/// The signs of a waiter are up for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct SignsUp {
+    session: Arc<Session<PostgresSessions>>,
+    signs: Option<Signs>,
+}
+
+impl SignsUp {
+    pub(crate) fn new(session: &Arc<Session<PostgresSessions>>, signs: Signs) -> Self {
+        Self { session: Arc::clone(session), signs: Some(signs) }
+    }
+
+    /// Somebody else has taken them down, or will.
+    pub(crate) fn disarm(mut self) {
+        self.signs = None;
+    }
+}
+
+impl Drop for SignsUp {
+    fn drop(&mut self) {
+        let Some(signs) = self.signs.take() else { return };
+        self.session.handle().carrier.leave(signs);
+        // Without a runtime they go with whatever is asked next, or with the session.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && self.session.is_live()
+        {
+            let session = Arc::clone(&self.session);
+            drop(runtime.spawn(async move { run_in(&session, "acquire", Job::Tidy).await.is_ok() }));
+        }
+    }
+}
+
+#[async_trait]
+impl SessionDriver for PostgresSessions {
+    type Handle = Handle;
+    type Claim = Name;
+
+    fn capacity(&self) -> usize {
+        CAPACITY
+    }
+
+    async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
+        let (link, max) = (&self.link, self.link.config.max_sessions);
+        let counted = Counted(Arc::clone(link));
+        if link.holding.fetch_add(1, Ordering::AcqRel) >= max {
+            return Err(error::plain(
+                ErrorKind::Unavailable,
+                "acquire",
+                format!(
+                    "{max} connections hold locks already, each up to {CAPACITY}; hold fewer locks at a time, or raise \
+                     `max-sessions`"
+                ),
+            ));
+        }
+        let sent = time.now();
+        let holding = link.open(time.ttl(), time.label()).await?;
+        let wire = Wire::new(holding, time.ttl().as_duration());
+        let handle = Handle {
+            carrier: Carrier::new(link, wire, link.patience(time.ttl())),
+            gather: Arc::new(Gather::new(LIMITS)),
+            next: AtomicU64::new(0),
+            _counted: counted,
+        };
+        Ok(Opened { handle, deadline: time.deadline_from(sent) })
+    }
+
+    async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
+        let sent = time.now();
+        handle.driven("renew", |wire, link| Box::pin(wire.renew(link))).await?;
+        Ok(time.deadline_from(sent))
+    }
+
+    async fn owned(&self, handle: &Handle) -> Result<Owned<Name>> {
+        let claims = handle.driven("reconcile", |wire, link| Box::pin(wire.reconcile(link))).await?;
+        Ok(Owned { claims, broken: Vec::new() })
+    }
+
+    async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
+        handle.driven("reconcile", move |wire, link| Box::pin(async move { wire.give_back(link, &orphans).await })).await
+    }
+
+    async fn close(&self, handle: &Handle) -> Result<()> {
+        handle.driven("close", |wire, link| Box::pin(wire.close(link))).await
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("carrier", &self.carrier).finish_non_exhaustive()
+    }
+}

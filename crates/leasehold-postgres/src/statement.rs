@@ -1,0 +1,208 @@
+//! The SQL of the holding sessions.
+//!
+//! A gathered statement has one row per operation, in order: `CASE` evaluates only the branch that is asked for, and a row is
+//! done before the next begins. So a token is drawn after its lock was granted, and only then.
+//!
+//! The tokens are durable before the server answers. `nextval` itself makes its transaction wait for the disk only when it logs,
+//! which is once in 32 values; in between it relies on a record that another transaction may not have flushed yet. So
+//! after the last token was drawn the log's end is compared with what is flushed, and if anything is missing an empty message goes
+//! into the log within the transaction: its commit then flushes everything before it.
+
+use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+
+use crate::keys::AdvisoryKey;
+
+/// The channel of the wake-ups.
+pub(crate) const CHANNEL: &str = "leasehold";
+
+/// What a row does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Takes it exclusively: a token, or 0.
+    Exclusive,
+    /// Gives it back: -1, -2 if a waiter was told, or 0 if it was not held.
+    Unlock,
+    /// Takes it shared, unless a writer waits: a token, or 0.
+    Shared,
+    /// Gives it back, as `Unlock`.
+    UnlockShared,
+    /// As `Exclusive`; once granted, takes the signs of the waiting writer away.
+    ExclusiveOfWaiter,
+    /// As `Shared`; once granted, takes the waiter's sign away.
+    SharedOfWaiter,
+    /// As `Exclusive`, unless somebody else waits.
+    ExclusiveCourteous,
+    /// As `Shared`, unless somebody else waits.
+    SharedCourteous,
+    /// One more reader of those in this session, unless a writer waits: -1, or 0.
+    Join,
+    /// Puts a sign up: -1, or 0 if somebody looks for it just now.
+    Sign,
+    /// Takes a sign down.
+    Unsign,
+    /// Gives a permit back, as `Unlock`, and tells those who wait for its semaphore.
+    UnlockPermit,
+}
+
+impl Op {
+    /// Whether a token may be drawn.
+    pub(crate) fn takes(self) -> bool {
+        use Op::{
+            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign, Unlock,
+            UnlockPermit, UnlockShared, Unsign,
+        };
+        match self {
+            Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous | SharedCourteous => true,
+            Unlock | UnlockShared | UnlockPermit | Join | Sign | Unsign => false,
+        }
+    }
+}
+
+/// One row: what it does, to which key, and the keys beside it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) op: Op,
+    pub(crate) key: AdvisoryKey,
+    /// The waiters' sign.
+    pub(crate) waits: i64,
+    /// The waiting writers' sign; of a permit, its semaphore.
+    pub(crate) beside: i64,
+}
+
+/// Where a row's pair begins in the numbering of operations.
+const PAIRS: i16 = 100;
+
+impl Row {
+    pub(crate) fn code(&self) -> i16 {
+        self.op as i16 + if self.key.is_pair() { PAIRS } else { 0 }
+    }
+}
+
+/// The texts, made once per backend.
+#[derive(Clone, Debug)]
+pub(crate) struct Statements {
+    /// `$1` operations, `$2` keys, `$3` waiters' signs, `$4` keys beside, `$5` whether the tokens must reach a standby,
+    /// `$6` how a commit that notifies waits: one row of results, pid, and whether it was flushed.
+    pub(crate) batch: SqlStr,
+    /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common, `$4` whether the count's key is
+    /// still to be taken: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
+    /// `-2 - n` if somebody has permits with a count of n. And the pid.
+    pub(crate) permit: SqlStr,
+}
+
+/// What `bool` says of the sign in column `sign`: held by nobody but this session.
+fn nobody(sign: &str) -> String {
+    format!("(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) ELSE false END)")
+}
+
+/// As [`nobody`], but others who look at the same time do not count.
+fn no_writer(sign: &str) -> String {
+    format!(
+        "(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) \
+         ELSE NOT EXISTS (SELECT FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+         AND l.mode = 'ShareLock' AND l.pid <> pg_backend_pid() \
+         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+         AND l.classid::int8 = (({sign} >> 32) & 4294967295) AND l.objid::int8 = ({sign} & 4294967295)) END)"
+    )
+}
+
+/// Evaluates the first, then the second.
+fn first_then(first: &str, then: &str) -> String {
+    format!("CASE WHEN {first} IS NOT NULL THEN {then} END")
+}
+
+fn branches(sql: &mut String, from: i16, key: &str, space: char, token: &str) {
+    let unlock = |unlocked: String, told: String| {
+        format!(
+            "CASE WHEN {unlocked} THEN CASE WHEN {} THEN -1 \
+             WHEN set_config('synchronous_commit', $6, true) IS NOT NULL AND pg_notify('{CHANNEL}', {told})::text IS NOT NULL \
+             THEN -2 END ELSE 0 END",
+            nobody("w")
+        )
+    };
+    let granted = |granted: String, token: String| format!("CASE WHEN {granted} THEN {token} ELSE 0 END");
+    let exclusive = format!("pg_try_advisory_lock({key})");
+    let shared = format!("{} AND pg_try_advisory_lock_shared({key})", no_writer("x"));
+    let without_sign = first_then("pg_advisory_unlock_shared(w)", token);
+    let without_signs = first_then("pg_advisory_unlock_shared(x)", &without_sign);
+    let told = format!("'{space}' || k");
+    let mut branch = |op: Op, then: String| {
+        let code = op as i16 + from;
+        sql.push_str(&format!(" WHEN {code} THEN {then}"));
+    };
+    branch(Op::Exclusive, granted(exclusive.clone(), token.into()));
+    branch(Op::Unlock, unlock(format!("pg_advisory_unlock({key})"), told.clone()));
+    branch(Op::Shared, granted(shared.clone(), token.into()));
+    branch(Op::UnlockShared, unlock(format!("pg_advisory_unlock_shared({key})"), told));
+    branch(Op::ExclusiveOfWaiter, granted(exclusive.clone(), without_signs));
+    branch(Op::SharedOfWaiter, granted(shared.clone(), without_sign));
+    branch(Op::ExclusiveCourteous, granted(format!("{} AND {exclusive}", nobody("w")), token.into()));
+    branch(Op::SharedCourteous, granted(format!("{} AND {shared}", nobody("w")), token.into()));
+    branch(Op::Join, granted(no_writer("x"), "-1".into()));
+    if space == 'b' {
+        branch(Op::Sign, granted("pg_try_advisory_lock_shared(k)".into(), "-1".into()));
+        branch(Op::Unsign, granted("pg_advisory_unlock_shared(k)".into(), "-1".into()));
+        branch(Op::UnlockPermit, unlock("pg_advisory_unlock(k)".into(), "'b' || x".into()));
+    }
+}
+
+/// The count's key first, then the look for other counts: of two that come with different counts at the same time, at
+/// least one sees the other. The permits are tried one after the other until one is granted.
+const PERMIT: &str = "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
+     ELSE CASE WHEN pg_advisory_unlock_shared($2) IS NOT NULL THEN r END END, pg_backend_pid() FROM (SELECT (CASE \
+     WHEN CASE WHEN $4 THEN NOT pg_try_advisory_lock_shared($2) ELSE false END THEN -1 \
+     ELSE coalesce(\
+     (SELECT min(-2 - (l.objid::int8 & 1048575)) FROM pg_locks AS l \
+     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+     AND ((l.classid::int8 << 32) | l.objid::int8) & ~1048575::int8 = $3 \
+     AND (l.objid::int8 & 1048575) <> ($2::int8 & 1048575)), \
+     (SELECT u.i FROM unnest($1::int8[]) WITH ORDINALITY AS u(p, i) WHERE pg_try_advisory_lock(u.p) LIMIT 1), \
+     0) END)::int8 AS r) AS s";
+
+/// What this session has: `classid`, `objid`, `objsubid`, and whether exclusively.
+pub(crate) const OWNED: &str = "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock' FROM pg_locks \
+     WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid() \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+/// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive.
+pub(crate) const UNLOCK: &str = "SELECT bool_and(u), pg_backend_pid() FROM (SELECT CASE \
+     WHEN p AND e THEN pg_advisory_unlock((k >> 32)::int4, ((k << 32) >> 32)::int4) \
+     WHEN p THEN pg_advisory_unlock_shared((k >> 32)::int4, ((k << 32) >> 32)::int4) \
+     WHEN e THEN pg_advisory_unlock(k) ELSE pg_advisory_unlock_shared(k) END AS u \
+     FROM unnest($1::int8[], $2::bool[], $3::bool[]) AS j(k, p, e)) AS s";
+
+impl Statements {
+    /// `sequence` is quoted; without it every grant counts as 1.
+    pub(crate) fn new(sequence: Option<&str>, pairs: bool) -> Self {
+        let token = match sequence {
+            // As a literal of type `regclass`: looked up once, when the statement is prepared.
+            Some(sequence) => format!("nextval('{}')", sequence.replace('\'', "''")),
+            None => String::from("1"),
+        };
+        let mut operations = String::from("CASE o");
+        branches(&mut operations, 0, "k", 'b', &token);
+        if pairs {
+            branches(&mut operations, PAIRS, "(k >> 32)::int4, ((k << 32) >> 32)::int4", 'p', &token);
+        }
+        operations.push_str(" END");
+        let flushed = match sequence {
+            Some(_) => format!(
+                "CASE WHEN bool_or(r > 0) AND ($5 OR pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()) \
+                 THEN pg_logical_emit_message(true, '{CHANNEL}', '') IS NOT NULL END"
+            ),
+            None => String::from("$5"),
+        };
+        // The rows are not pulled up into the aggregates, because their functions are volatile; and what stands beside the
+        // aggregates is evaluated when the last row is done.
+        let batch = format!(
+            "SELECT array_agg(r), pg_backend_pid(), {flushed} FROM (SELECT ({operations})::int8 AS r \
+             FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[]) AS j(o, k, w, x)) AS s"
+        );
+        let permit = String::from(PERMIT);
+        let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
+        Self { batch: text(batch), permit: text(permit) }
+    }
+}

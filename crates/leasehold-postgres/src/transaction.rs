@@ -1,0 +1,1 @@
+//! Locks inside of a transaction of your own.

@@ -1,0 +1,291 @@
+//! [`Wakes`]: who waits in this process, and the one connection on which the server tells of releases.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{Error, ErrorKind, Result};
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::{connection::Link, error, keys::AdvisoryKey, statement::CHANNEL};
+
+/// How long the connection is kept after its last waiter: the next one then need not wait for it.
+const KEEP_WARM: Duration = Duration::from_secs(30);
+/// Before a connection that broke is opened again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// All who wait in one backend.
+pub(crate) struct Wakes {
+    link: Arc<Link>,
+    state: Mutex<State>,
+    warmed: Notify,
+    /// The task should look whether it is still needed.
+    look: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    by_key: HashMap<AdvisoryKey, Arc<Waited>>,
+    running: bool,
+    warm: bool,
+    closed: bool,
+    /// Why the connection could not be had last time.
+    failure: Option<Error>,
+}
+
+/// What some wait for.
+struct Waited {
+    users: AtomicUsize,
+    /// How often it was told: who reads before and after an attempt knows whether it missed something.
+    epoch: AtomicU64,
+    told: Notify,
+}
+
+/// A waiter, for as long as it waits.
+pub(crate) struct Waiting {
+    wakes: Arc<Wakes>,
+    key: AdvisoryKey,
+    waited: Arc<Waited>,
+}
+
+impl Wakes {
+    pub(crate) fn new(link: &Arc<Link>) -> Arc<Self> {
+        Arc::new(Self {
+            link: Arc::clone(link),
+            state: Mutex::default(),
+            warmed: Notify::new(),
+            look: Arc::default(),
+        })
+    }
+
+    /// Waits for this key from now on.
+    pub(crate) fn on(self: &Arc<Self>, key: AdvisoryKey) -> Waiting {
+        let mut state = self.lock();
+        let waited = state.by_key.entry(key).or_insert_with(|| {
+            Arc::new(Waited { users: AtomicUsize::new(0), epoch: AtomicU64::new(0), told: Notify::new() })
+        });
+        waited.users.fetch_add(1, Ordering::AcqRel);
+        let waited = Arc::clone(waited);
+        drop(state);
+        Waiting { wakes: Arc::clone(self), key, waited }
+    }
+
+    /// Wakes those who wait for it here.
+    pub(crate) fn wake(&self, key: AdvisoryKey) {
+        let waited = self.lock().by_key.get(&key).cloned();
+        if let Some(waited) = waited {
+            waited.tell();
+        }
+    }
+
+    /// Makes sure that the server's messages come: what is told after this has returned wakes.
+    pub(crate) async fn warm(self: &Arc<Self>, patience: Duration) -> Result<()> {
+        if self.lock().warm {
+            return Ok(());
+        }
+        let warmed = async {
+            loop {
+                let mut warmed = std::pin::pin!(self.warmed.notified());
+                warmed.as_mut().enable();
+                {
+                    let mut state = self.lock();
+                    if state.warm {
+                        return Ok(());
+                    }
+                    if state.closed {
+                        return Err(error::plain(ErrorKind::Closed, "acquire", "the backend was closed"));
+                    }
+                    if !std::mem::replace(&mut state.running, true) {
+                        state.failure = None;
+                        // Ends when nobody waits any more, or with the backend.
+                        drop(tokio::spawn(listen(Arc::downgrade(self))));
+                    } else if let Some(failure) = &state.failure {
+                        return Err(failure.clone());
+                    }
+                }
+                warmed.await;
+            }
+        };
+        match timeout(patience, warmed).await {
+            Ok(warmed) => warmed,
+            Err(_elapsed) => Err(error::timed_out(ErrorKind::Unavailable, "acquire", &self.link.endpoint())),
+        }
+    }
+
+    /// Ends the connection.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.look.notify_one();
+    }
+
+    fn wake_all(&self) {
+        let all: Vec<_> = self.lock().by_key.values().cloned().collect();
+        all.iter().for_each(|waited| waited.tell());
+    }
+
+    /// Whether the task should go on; if not, it is no longer running.
+    fn is_needed(&self, idle: bool) -> bool {
+        let mut state = self.lock();
+        if state.closed || idle && state.by_key.is_empty() {
+            (state.running, state.warm) = (false, false);
+            return false;
+        }
+        true
+    }
+
+    fn became(&self, failure: Option<Error>) {
+        {
+            let mut state = self.lock();
+            state.warm = failure.is_none();
+            state.failure = failure;
+        }
+        self.warmed.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waited {
+    fn tell(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.told.notify_waiters();
+    }
+}
+
+impl Waiting {
+    pub(crate) fn epoch(&self) -> u64 {
+        self.waited.epoch.load(Ordering::Acquire)
+    }
+
+    /// Completes when it was told since `before`.
+    pub(crate) async fn told_since(&self, before: u64) {
+        loop {
+            let mut told = std::pin::pin!(self.waited.told.notified());
+            told.as_mut().enable();
+            if self.epoch() != before {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut state = self.wakes.lock();
+        if self.waited.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            state.by_key.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Wakes {
+    fn drop(&mut self) {
+        self.look.notify_one();
+    }
+}
+
+impl fmt::Debug for Wakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wakes").field("keys", &self.lock().by_key.len()).finish_non_exhaustive()
+    }
+}
+
+/// Listens for as long as somebody waits, and a little longer.
+async fn listen(wakes: Weak<Wakes>) {
+    loop {
+        let Some(wakes) = wakes.upgrade() else { return };
+        if !wakes.is_needed(false) {
+            return;
+        }
+        match connect(&wakes.link).await {
+            Ok(listener) => {
+                wakes.became(None);
+                // Whatever was told before is missed.
+                wakes.wake_all();
+                let weak = Arc::downgrade(&wakes);
+                drop(wakes);
+                if !hear(&weak, listener).await {
+                    return;
+                }
+                let Some(wakes) = weak.upgrade() else { return };
+                wakes.lock().warm = false;
+                wakes.wake_all();
+            }
+            Err(error) => {
+                tracing::debug!(target: "leasehold", %error, "waiters look by themselves for now");
+                wakes.became(Some(error));
+                if !wakes.is_needed(true) {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn connect(link: &Link) -> Result<PgListener> {
+    let failed = |error| link.failed(error, "acquire");
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(link.config.connect_timeout)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .connect_lazy_with(link.options_of("leasehold listens"));
+    let connected = async {
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.eager_reconnect(false);
+        // A role's own time-outs must not end it.
+        let settings = "SELECT set_config('idle_session_timeout', '0', false), set_config('tcp_keepalives_idle', '10', false), \
+                        set_config('tcp_keepalives_interval', '10', false), set_config('tcp_user_timeout', '30000', false)";
+        drop(sqlx::query(settings).execute(&mut listener).await);
+        listener.listen(CHANNEL).await?;
+        Ok(listener)
+    };
+    match timeout(link.config.connect_timeout, connected).await {
+        Ok(connected) => connected.map_err(failed),
+        Err(_elapsed) => Err(error::timed_out(ErrorKind::Unavailable, "acquire", &link.endpoint())),
+    }
+}
+
+/// Passes on what the server tells. `false` if nobody waits any more; `true` if the connection broke.
+async fn hear(wakes: &Weak<Wakes>, mut listener: PgListener) -> bool {
+    let Some(look) = wakes.upgrade().map(|wakes| Arc::clone(&wakes.look)) else { return false };
+    loop {
+        let (heard, idle) = tokio::select! {
+            heard = listener.try_recv() => (Some(heard), false),
+            () = look.notified() => (None, false),
+            () = tokio::time::sleep(KEEP_WARM) => (None, true),
+        };
+        let Some(wakes) = wakes.upgrade() else { return false };
+        let Some(heard) = heard else {
+            if wakes.is_needed(idle) {
+                continue;
+            }
+            return false;
+        };
+        match heard {
+            Ok(Some(told)) => {
+                if let Some(key) = AdvisoryKey::of_payload(told.payload()) {
+                    wakes.wake(key);
+                }
+            }
+            Ok(None) => return true,
+            Err(error) => {
+                tracing::debug!(target: "leasehold", %error, "the connection for wake-ups ended");
+                return true;
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! [`Wire`]: one holding connection, and what the server has for it.
+//!
+//! The server lets a session take what it has already: exclusively twice, exclusively beside shared, and so on. So the table here
+//! decides what may be asked for at all. It is exact, because it lives with the connection under one mutex, and a statement that
+//! fails is followed by a look at what the server has, before anything else is asked.
+
+mod plan;
+mod server;
+
+use std::{collections::HashMap, time::Duration};
+
+use leasehold_core::{Error, Result};
+use sqlx::PgConnection;
+
+use crate::{
+    connection::{Holding, Link},
+    error,
+    gather::{Answer, Done, Job, Name, Signs, Want},
+    keys::AdvisoryKey,
+    statement::{Op, Row},
+};
+
+pub(crate) struct Wire {
+    /// `None` once it is gone, and everything with it.
+    connection: Option<PgConnection>,
+    pid: i32,
+    /// Whether commits wait for a standby.
+    synchronous: bool,
+    held: HashMap<AdvisoryKey, Held>,
+    /// Signs and counts that are up, and for how many.
+    signs: HashMap<i64, usize>,
+    /// What has become superfluous in the last statement, and goes with the next.
+    superfluous: Vec<(Op, AdvisoryKey)>,
+    /// Longer than that no answer is waited for: the session is over by then.
+    limit: Duration,
+}
+
+/// What is held, or is being asked for.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Exclusive(Name),
+    /// The server has it once, whatever the number of readers.
+    Shared {
+        names: Vec<Name>,
+        token: Option<i64>,
+    },
+    Permit {
+        name: Name,
+        count: i64,
+    },
+}
+
+/// Rows that go out together, and what they are for.
+#[derive(Default)]
+pub(crate) struct Batch {
+    rows: Vec<Row>,
+    /// One for each row.
+    planned: Vec<Planned>,
+}
+
+pub(crate) struct Planned {
+    /// Whose answer it is.
+    job: Option<usize>,
+    what: What,
+}
+
+pub(crate) enum What {
+    /// `sole`: the statement takes the signs down with the grant.
+    Take { key: AdvisoryKey, signs: Option<Signs>, sole: bool },
+    Join { name: Name, key: AdvisoryKey, signs: Option<Signs> },
+    GiveBack,
+    PutUp(i64),
+    TakeDown,
+}
+
+impl Batch {
+    fn add(&mut self, row: Row, job: Option<usize>, what: What) {
+        self.rows.push(row);
+        self.planned.push(Planned { job, what });
+    }
+
+    fn add_sign(&mut self, op: Op, sign: i64, what: What) {
+        self.add(Row { op, key: AdvisoryKey::Int64(sign), waits: 0, beside: 0 }, None, what);
+    }
+}
+
+impl Wire {
+    pub(crate) fn new(holding: Holding, limit: Duration) -> Self {
+        let Holding { connection, pid, synchronous } = holding;
+        Self {
+            connection: Some(connection),
+            pid,
+            synchronous,
+            held: HashMap::new(),
+            signs: HashMap::new(),
+            superfluous: Vec::new(),
+            limit,
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.connection.is_none()
+    }
+
+    /// Runs the jobs in their order, in one statement but for permits. `leaving` are signs that nobody needs any more.
+    pub(crate) async fn carry(&mut self, link: &Link, leaving: Vec<Signs>, jobs: &[Job]) -> Vec<Answer> {
+        let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
+        let mut batch = Batch::default();
+        for signs in leaving {
+            self.take_down(signs, &mut batch);
+        }
+        for (place, job) in jobs.iter().enumerate() {
+            match job {
+                Job::Tidy => answers[place] = Some(Ok(Done::Tidied)),
+                Job::Take(take) => match &take.want {
+                    Want::Exclusive(key) => answers[place] = self.plan_take(take, *key, false, place, &mut batch),
+                    Want::Shared(key) => answers[place] = self.plan_take(take, *key, true, place, &mut batch),
+                    Want::Permit(family) => {
+                        self.put_up(take, &mut batch);
+                        self.run(link, std::mem::take(&mut batch), &mut answers).await;
+                        answers[place] = Some(self.permit(link, take, family).await);
+                    }
+                },
+                Job::GiveBack { name, key, semaphore } => {
+                    answers[place] = self.plan_give_back(*name, *key, *semaphore, place, &mut batch);
+                }
+            }
+        }
+        self.run(link, batch, &mut answers).await;
+        while !self.superfluous.is_empty() && !self.is_over() {
+            let mut batch = Batch::default();
+            for (op, key) in std::mem::take(&mut self.superfluous) {
+                batch.add(Row { op, key, waits: key.waits(), beside: 0 }, None, What::TakeDown);
+            }
+            self.run(link, batch, &mut answers).await;
+        }
+        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error::over("acquire")))).collect()
+    }
+
+    async fn run(&mut self, link: &Link, batch: Batch, answers: &mut [Option<Answer>]) {
+        let Batch { rows, planned } = batch;
+        if rows.is_empty() {
+            return;
+        }
+        match self.ask(link, &rows).await {
+            Ok(results) if results.len() == planned.len() => {
+                for (planned, result) in planned.into_iter().zip(results) {
+                    let answer = self.take_result(&planned.what, result);
+                    if let Some(job) = planned.job {
+                        answers[job] = Some(Ok(answer));
+                    }
+                }
+            }
+            outcome => {
+                let failure = match outcome {
+                    Ok(_) => Failure::Over(self.lose(error::protocol("acquire"))),
+                    Err(failure) => failure,
+                };
+                let failure = self.recover(link, &planned, failure).await;
+                for planned in planned {
+                    if let Some(job) = planned.job {
+                        answers[job] = Some(match (&failure, &planned.what) {
+                            // What was to be given back is certainly no longer ours.
+                            (Ok(_), What::GiveBack) => Ok(Done::GivenBack(true)),
+                            (Ok(error) | Err(error), _) => Err(error.clone()),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_result(&mut self, what: &What, result: i64) -> Done {
+        match *what {
+            What::Take { key, signs, sole } => {
+                if result <= 0 {
+                    self.held.remove(&key);
+                    return Done::Refused { signed: self.are_up(signs) };
+                }
+                if let Some(Held::Shared { token, .. }) = self.held.get_mut(&key) {
+                    *token = Some(result);
+                }
+                for sign in signs.iter().flat_map(Signs::each) {
+                    if sole {
+                        self.signs.remove(&sign);
+                    } else {
+                        self.needs_no_more(sign);
+                    }
+                }
+                Done::Granted { key, token: Some(result) }
+            }
+            What::Join { name, key, signs } => {
+                // The first reader may have been refused in this very statement.
+                if let (Some(Held::Shared { token, .. }), true) = (self.held.get(&key), result < 0) {
+                    let token = *token;
+                    for sign in signs.iter().flat_map(Signs::each) {
+                        self.needs_no_more(sign);
+                    }
+                    return Done::Granted { key, token };
+                }
+                if let Some(Held::Shared { names, .. }) = self.held.get_mut(&key) {
+                    names.retain(|joining| *joining != name);
+                    if names.is_empty() {
+                        // The others have left in this very statement.
+                        self.held.remove(&key);
+                        self.superfluous.push((Op::UnlockShared, key));
+                    }
+                }
+                Done::Refused { signed: self.are_up(signs) }
+            }
+            What::GiveBack => Done::GivenBack(result != 0),
+            What::PutUp(sign) => {
+                if result == 0 {
+                    self.signs.remove(&sign);
+                }
+                Done::Tidied
+            }
+            What::TakeDown => Done::Tidied,
+        }
+    }
+
+    fn are_up(&self, signs: Option<Signs>) -> bool {
+        signs.is_some_and(|signs| signs.each().all(|sign| self.signs.contains_key(&sign)))
+    }
+
+    fn needs_no_more(&mut self, sign: i64) {
+        if self.is_last_user(sign) {
+            self.superfluous.push((Op::Unsign, AdvisoryKey::Int64(sign)));
+        }
+    }
+
+    /// The statement failed, and some of its rows may have been done. Afterwards the server has what the table has, and none of
+    /// what was asked for; or the connection is gone, and `Err` says so.
+    async fn recover(&mut self, link: &Link, planned: &[Planned], failure: Failure) -> Result<Error, Error> {
+        for planned in planned {
+            match &planned.what {
+                What::Take { key, .. } => drop(self.held.remove(key)),
+                What::Join { name, key, .. } => {
+                    if let Some(Held::Shared { names, .. }) = self.held.get_mut(key) {
+                        names.retain(|joining| joining != name);
+                        if names.is_empty() {
+                            self.held.remove(key);
+                        }
+                    }
+                }
+                What::PutUp(sign) => drop(self.signs.remove(sign)),
+                What::GiveBack | What::TakeDown => {}
+            }
+        }
+        match failure {
+            Failure::Over(error) => Err(error),
+            Failure::Statement(error) => {
+                self.clean(link).await?;
+                Ok(error)
+            }
+        }
+    }
+}
+
+/// How a statement failed.
+pub(crate) enum Failure {
+    /// The connection is usable.
+    Statement(Error),
+    /// It is gone.
+    Over(Error),
+}
+
+fn refused(signed: bool) -> Answer {
+    Ok(Done::Refused { signed })
+}

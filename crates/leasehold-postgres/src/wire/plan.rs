@@ -1,0 +1,119 @@
+//! What a job becomes: rows, or an answer at once.
+
+use crate::{
+    gather::{Answer, Done, Name, Signs, Take},
+    keys::AdvisoryKey,
+    statement::{Op, Row},
+    wire::{Batch, Held, What, Wire, refused},
+};
+
+impl Wire {
+    /// `Some` if the answer is known already.
+    pub(super) fn plan_take(
+        &mut self,
+        take: &Take,
+        key: AdvisoryKey,
+        shared: bool,
+        place: usize,
+        batch: &mut Batch,
+    ) -> Option<Answer> {
+        let waits = take.signs.map_or_else(|| if take.courteous { key.waits() } else { 0 }, |signs| signs.waits);
+        let writer_waits = if shared { key.writer_waits() } else { 0 };
+        self.put_up(take, batch);
+        // The server does not show a session its own signs.
+        if shared && self.signs.contains_key(&writer_waits) {
+            return Some(refused(take.signs.is_some()));
+        }
+        let beside = if shared { writer_waits } else { take.signs.and_then(|signs| signs.writer).unwrap_or(0) };
+        match self.held.get_mut(&key) {
+            Some(Held::Shared { names, .. }) if shared => {
+                names.push(take.name);
+                let what = What::Join { name: take.name, key, signs: take.signs };
+                batch.add(Row { op: Op::Join, key, waits, beside }, Some(place), what);
+                return None;
+            }
+            Some(_) => return Some(refused(take.signs.is_some())),
+            None => {}
+        }
+        let sole = take.signs.is_some_and(|signs| signs.each().all(|sign| self.signs.get(&sign) == Some(&1)));
+        let op = match (shared, sole, take.courteous) {
+            (false, true, _) => Op::ExclusiveOfWaiter,
+            (true, true, _) => Op::SharedOfWaiter,
+            (false, false, true) => Op::ExclusiveCourteous,
+            (true, false, true) => Op::SharedCourteous,
+            (false, false, false) => Op::Exclusive,
+            (true, false, false) => Op::Shared,
+        };
+        batch.add(Row { op, key, waits, beside }, Some(place), What::Take { key, signs: take.signs, sole });
+        let held =
+            if shared { Held::Shared { names: vec![take.name], token: None } } else { Held::Exclusive(take.name) };
+        self.held.insert(key, held);
+        None
+    }
+
+    pub(super) fn plan_give_back(
+        &mut self,
+        name: Name,
+        key: AdvisoryKey,
+        semaphore: Option<AdvisoryKey>,
+        place: usize,
+        batch: &mut Batch,
+    ) -> Option<Answer> {
+        let op = match self.held.get_mut(&key) {
+            Some(Held::Exclusive(held)) if *held == name => Op::Unlock,
+            Some(Held::Permit { name: held, .. }) if *held == name => Op::UnlockPermit,
+            Some(Held::Shared { names, .. }) if names.contains(&name) => {
+                names.retain(|held| *held != name);
+                if !names.is_empty() {
+                    return Some(Ok(Done::GivenBack(true)));
+                }
+                Op::UnlockShared
+            }
+            _ => return Some(Ok(Done::GivenBack(false))),
+        };
+        let waited_for = semaphore.unwrap_or(key);
+        let row = Row { op, key, waits: waited_for.waits(), beside: waited_for.bits() };
+        batch.add(row, Some(place), What::GiveBack);
+        if let Some(Held::Permit { count, .. }) = self.held.remove(&key) {
+            self.take_down_one(count, batch);
+        }
+        None
+    }
+
+    /// Puts the signs up that are not. Who waits in a session that is granted the lock to another has lost them again.
+    pub(super) fn put_up(&mut self, take: &Take, batch: &mut Batch) {
+        for sign in take.signs.iter().flat_map(Signs::each) {
+            if take.signed && self.signs.contains_key(&sign) {
+                continue;
+            }
+            let users = self.signs.entry(sign).or_insert(0);
+            *users += 1;
+            if *users == 1 {
+                batch.add_sign(Op::Sign, sign, What::PutUp(sign));
+            }
+        }
+    }
+
+    pub(super) fn take_down(&mut self, signs: Signs, batch: &mut Batch) {
+        for sign in signs.each() {
+            self.take_down_one(sign, batch);
+        }
+    }
+
+    fn take_down_one(&mut self, sign: i64, batch: &mut Batch) {
+        if self.is_last_user(sign) {
+            batch.add_sign(Op::Unsign, sign, What::TakeDown);
+        }
+    }
+
+    /// One user less; whether it was the last.
+    pub(super) fn is_last_user(&mut self, sign: i64) -> bool {
+        let Some(users) = self.signs.get_mut(&sign) else { return false };
+        *users -= 1;
+        if *users > 0 {
+            return false;
+        }
+        self.signs.remove(&sign);
+        true
+    }
+}

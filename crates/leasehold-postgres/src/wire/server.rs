@@ -1,0 +1,230 @@
+//! What is said to the server.
+
+use std::collections::HashSet;
+
+use leasehold_core::{Error, ErrorKind, Result};
+use sqlx::{Connection, PgConnection, Row as _, postgres::PgRow};
+use tokio::time::timeout;
+
+use crate::{
+    connection::Link,
+    error,
+    gather::{Answer, Done, Job, Name, Take},
+    keys::{AdvisoryKey, Family},
+    statement::{OWNED, Row, UNLOCK},
+    wire::{Failure, Held, Wire},
+};
+
+/// A lock that the server says this session has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owned {
+    key: AdvisoryKey,
+    exclusive: bool,
+}
+
+impl Wire {
+    /// One result for each row.
+    pub(super) async fn ask(&mut self, link: &Link, rows: &[Row]) -> Result<Vec<i64>, Failure> {
+        let operations: Vec<i16> = rows.iter().map(Row::code).collect();
+        let keys: Vec<i64> = rows.iter().map(|row| row.key.bits()).collect();
+        let waits: Vec<i64> = rows.iter().map(|row| row.waits).collect();
+        let beside: Vec<i64> = rows.iter().map(|row| row.beside).collect();
+        // Nobody's token depends on a commit that only tells waiters.
+        let takes = rows.iter().any(|row| row.op.takes());
+        let query = sqlx::query(link.statements.batch.clone())
+            .bind(operations)
+            .bind(keys)
+            .bind(waits)
+            .bind(beside)
+            .bind(self.synchronous)
+            .bind(if takes { "on" } else { "off" });
+        let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
+        self.read(&row)
+    }
+
+    /// The first column, if the second is our pid.
+    fn read<T>(&mut self, row: &PgRow) -> Result<T, Failure>
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        match (row.try_get(0), row.try_get::<i32, _>(1)) {
+            (Ok(value), Ok(pid)) if pid == self.pid => Ok(value),
+            (_, Ok(pid)) if pid != self.pid => Err(Failure::Over(self.lose(error::plain(
+                ErrorKind::Lost,
+                "acquire",
+                "another backend answered than the one that holds the locks; is there a pooler in transaction mode?",
+            )))),
+            _ => Err(Failure::Over(self.lose(error::protocol("acquire")))),
+        }
+    }
+
+    /// Waits for an answer for as long as the session may live; on a fault that the connection does not survive, it is gone.
+    async fn fetch<T>(
+        &mut self,
+        link: &Link,
+        operation: &'static str,
+        ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Failure> {
+        let limit = self.limit;
+        let Some(connection) = &mut self.connection else { return Err(Failure::Over(error::over(operation))) };
+        match timeout(limit, ask(connection)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if !error::is_over(&error) => Err(Failure::Statement(link.failed(error, operation))),
+            Ok(Err(error)) => {
+                let why = error::over(operation).with_source(link.failed(error, operation));
+                Err(Failure::Over(self.lose(why)))
+            }
+            Err(_elapsed) => {
+                Err(Failure::Over(self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint()))))
+            }
+        }
+    }
+
+    /// Gives the connection up, and with it all that it has.
+    pub(super) fn lose(&mut self, why: Error) -> Error {
+        self.connection = None;
+        self.held.clear();
+        self.signs.clear();
+        why
+    }
+
+    /// Tries the permits of a family.
+    pub(super) async fn permit(&mut self, link: &Link, take: &Take, family: &Family) -> Answer {
+        // Everybody begins elsewhere: those that are taken need not be walked over.
+        let start = (take.name.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 % family.of.max(1);
+        let order = (start..family.of).chain(0..start).map(|number| family.permit(number + 1));
+        let candidates: Vec<i64> = order.filter(|key| !self.held.contains_key(&AdvisoryKey::Int64(*key))).collect();
+        let count = family.count();
+        let query = sqlx::query(link.statements.permit.clone())
+            .bind(&candidates)
+            .bind(count)
+            .bind(family.any_count())
+            .bind(!self.signs.contains_key(&count));
+        let asked = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await;
+        let result: i64 = match asked.and_then(|row| self.read(&row)) {
+            Ok(result) => result,
+            Err(failure) => {
+                let (Ok(error) | Err(error)) = self.recover(link, &[], failure).await;
+                return Err(error);
+            }
+        };
+        let granted = usize::try_from(result).ok().and_then(|place| candidates.get(place.checked_sub(1)?)).copied();
+        if let Some(key) = granted {
+            let key = AdvisoryKey::Int64(key);
+            self.held.insert(key, Held::Permit { name: take.name, count });
+            *self.signs.entry(count).or_insert(0) += 1;
+            return Ok(Done::Granted { key, token: None });
+        }
+        if result <= -2 {
+            let other = -2 - result;
+            return Err(error::plain(
+                ErrorKind::Mismatch,
+                "acquire",
+                format!(
+                    "this semaphore is in use with {other} permits and was asked for with {}; say the same number everywhere",
+                    family.of
+                ),
+            ));
+        }
+        Ok(Done::Refused { signed: self.are_up(take.signs) })
+    }
+
+    /// Says something, so that the server does not take the session for silent.
+    pub(crate) async fn renew(&mut self, link: &Link) -> Result<()> {
+        let query = sqlx::query("SELECT 0::int8, pg_backend_pid()");
+        let asked = self.fetch(link, "renew", async |connection| query.fetch_one(connection).await).await;
+        match asked.and_then(|row| self.read::<i64>(&row)) {
+            Ok(_) => Ok(()),
+            Err(Failure::Statement(error) | Failure::Over(error)) => Err(error),
+        }
+    }
+
+    async fn owned(&mut self, link: &Link) -> Result<Vec<Owned>, Failure> {
+        let query = sqlx::query(OWNED);
+        let rows = self.fetch(link, "reconcile", async |connection| query.fetch_all(connection).await).await?;
+        let owned = |row: &PgRow| -> Result<Owned, sqlx::Error> {
+            let key = AdvisoryKey::of_pg_locks(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Owned { key, exclusive: row.try_get(3)? })
+        };
+        rows.iter().map(|row| owned(row).map_err(|error| Failure::Statement(link.failed(error, "reconcile")))).collect()
+    }
+
+    /// What the server and the table have: whose locks they are. What only the server has is removed, and what only the table has
+    /// is forgotten.
+    pub(crate) async fn reconcile(&mut self, link: &Link) -> Result<Vec<Name>> {
+        let owned = self.clean(link).await?;
+        let keys: HashSet<AdvisoryKey> = owned.iter().map(|owned| owned.key).collect();
+        self.held.retain(|key, _| keys.contains(key));
+        let names = self.held.values().flat_map(|held| match held {
+            Held::Exclusive(name) | Held::Permit { name, .. } => vec![*name],
+            Held::Shared { names, .. } => names.clone(),
+        });
+        Ok(names.collect())
+    }
+
+    /// Removes what only the server has; what it had before.
+    pub(super) async fn clean(&mut self, link: &Link) -> Result<Vec<Owned>> {
+        let cleaned = self.try_clean(link).await;
+        cleaned.map_err(|failure| match failure {
+            Failure::Over(error) => error,
+            // Nobody knows what it has.
+            Failure::Statement(error) => self.lose(error::over("reconcile").with_source(error)),
+        })
+    }
+
+    async fn try_clean(&mut self, link: &Link) -> Result<Vec<Owned>, Failure> {
+        let owned = self.owned(link).await?;
+        let unknown: Vec<Owned> = owned.iter().copied().filter(|owned| !self.knows(*owned)).collect();
+        if unknown.is_empty() {
+            return Ok(owned);
+        }
+        tracing::debug!(target: "leasehold", ?unknown, "removing what nobody here owns");
+        let keys: Vec<i64> = unknown.iter().map(|owned| owned.key.bits()).collect();
+        let pairs: Vec<bool> = unknown.iter().map(|owned| owned.key.is_pair()).collect();
+        let exclusive: Vec<bool> = unknown.iter().map(|owned| owned.exclusive).collect();
+        let query = sqlx::query(UNLOCK).bind(keys).bind(pairs).bind(exclusive);
+        let row = self.fetch(link, "reconcile", async |connection| query.fetch_one(connection).await).await?;
+        self.read::<bool>(&row)?;
+        Ok(owned)
+    }
+
+    fn knows(&self, owned: Owned) -> bool {
+        match (self.held.get(&owned.key), owned.key) {
+            (Some(Held::Shared { .. }), _) => !owned.exclusive,
+            (Some(_), _) => owned.exclusive,
+            (None, AdvisoryKey::Int64(sign)) => !owned.exclusive && self.signs.contains_key(&sign),
+            (None, AdvisoryKey::Int32Pair(..)) => false,
+        }
+    }
+
+    /// What holds the lock of this name, if anything does.
+    fn key_held_by(&self, name: Name) -> Option<AdvisoryKey> {
+        let has = |held: &Held| match held {
+            Held::Exclusive(held) | Held::Permit { name: held, .. } => *held == name,
+            Held::Shared { names, .. } => names.contains(&name),
+        };
+        self.held.iter().find(|(_, held)| has(held)).map(|(key, _)| *key)
+    }
+
+    /// Gives back what these hold.
+    pub(crate) async fn give_back(&mut self, link: &Link, names: &[Name]) -> Result<()> {
+        let give_back = |name: &Name| {
+            let key = self.key_held_by(*name)?;
+            let semaphore = (key != name.key).then_some(name.key);
+            Some(Job::GiveBack { name: *name, key, semaphore })
+        };
+        let jobs: Vec<Job> = names.iter().filter_map(give_back).collect();
+        self.carry(link, Vec::new(), &jobs).await.into_iter().try_for_each(|answer| answer.map(drop))
+    }
+
+    /// Ends the session.
+    pub(crate) async fn close(&mut self, link: &Link) -> Result<()> {
+        let Some(connection) = self.connection.take() else { return Ok(()) };
+        self.held.clear();
+        self.signs.clear();
+        match timeout(link.config.timeout, connection.close()).await {
+            Ok(closed) => closed.map_err(|error| link.failed(error, "close")),
+            Err(_elapsed) => Err(error::timed_out(ErrorKind::Indeterminate, "close", &link.endpoint())),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The floor: one held connection with Leasehold's own statements.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, PoisonError},
+};
+
+use sqlx::{
+    Connection, PgConnection,
+    postgres::{PgConnectOptions, PgListener},
+};
+use tokio::{
+    sync::{Mutex, Notify},
+    task::JoinHandle,
+};
+
+use crate::{
+    HarnessError, Result,
+    bench::{
+        scenario::Scenario,
+        subject::{FLOOR, Lock, Locks, Source},
+    },
+};
+
+const CHANNEL: &str = "floor";
+
+/// Leasehold's statement for gathered operations with the branches that are taken here: one row is acquired or released.
+/// After a token was drawn, the log is flushed up to it unless it is already.
+const STATEMENT: &str = "SELECT array_agg(r), pg_backend_pid(), \
+    CASE WHEN bool_or(r > 0) AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() \
+    THEN pg_logical_emit_message(true, 'floor', '') IS NOT NULL END \
+    FROM (SELECT (CASE o \
+    WHEN 0 THEN CASE WHEN pg_try_advisory_lock(k) THEN nextval('floor_tokens') ELSE 0 END \
+    WHEN 1 THEN CASE WHEN pg_advisory_unlock(k) THEN CASE \
+        WHEN CASE WHEN pg_try_advisory_lock(w) THEN pg_advisory_unlock(w) ELSE false END THEN -1 \
+        WHEN pg_notify('floor', 'b' || k)::text IS NOT NULL THEN -2 END ELSE 0 END \
+    WHEN 2 THEN CASE WHEN pg_try_advisory_lock(k) \
+        THEN CASE WHEN pg_advisory_unlock_shared(w) IS NOT NULL THEN nextval('floor_tokens') END ELSE 0 END \
+    WHEN 3 THEN CASE WHEN pg_try_advisory_lock_shared(w) THEN -1 ELSE 0 END \
+    END)::int8 AS r FROM unnest($1::int2[], $2::int8[], $3::int8[]) AS j(o, k, w)) AS s";
+
+/// What is done.
+const TAKE: i16 = 0;
+const GIVE_BACK: i16 = 1;
+const TAKE_AS_WAITER: i16 = 2;
+const SIGN: i16 = 3;
+
+/// The same statements over the bare driver, each alone and at once, on one connection behind a mutex:
+///
+/// - an acquisition tries the lock and draws a durable token; who is refused puts a sign up, and tries again with each
+///   notification of the lock;
+/// - a release unlocks, and notifies if there is a sign.
+///
+/// Nothing else: no deadline, no renewal, no queue, no gathering, no cleaning up.
+pub(super) struct Floor(pub(super) String);
+
+impl Source for Floor {
+    type Locks = FloorLocks;
+
+    fn name(&self) -> &'static str {
+        FLOOR
+    }
+
+    fn takes_part(&self, scenario: Scenario) -> bool {
+        // A crowd without a queue of its own is a stampede, and what is held is not renewed one by one.
+        matches!(scenario, Scenario::Pair | Scenario::Handoff | Scenario::Counter)
+    }
+
+    async fn open(&self) -> Result<FloorLocks> {
+        let options: PgConnectOptions = self.0.parse().map_err(failed)?;
+        let mut connection = PgConnection::connect_with(&options).await.map_err(failed)?;
+        let create = "SET client_min_messages = warning; CREATE SEQUENCE IF NOT EXISTS floor_tokens";
+        // Both processes of a hand-off may make it at the same time: then one of them fails, and it is there.
+        drop(sqlx::raw_sql(create).execute(&mut connection).await);
+        let mut ear = PgListener::connect(&self.0).await.map_err(failed)?;
+        ear.listen(CHANNEL).await.map_err(failed)?;
+        let wakes = Wakes::default();
+        let listening = tokio::spawn(listen(ear, wakes.clone()));
+        Ok(FloorLocks { connection: Arc::new(Mutex::new(connection)), wakes, listening })
+    }
+}
+
+/// Who is told when a lock was released.
+type Wakes = Arc<std::sync::Mutex<HashMap<String, Arc<Notify>>>>;
+
+async fn listen(mut ear: PgListener, wakes: Wakes) {
+    while let Ok(told) = ear.recv().await {
+        if let Some(notify) = wakes.lock().unwrap_or_else(PoisonError::into_inner).get(told.payload()) {
+            notify.notify_one();
+        }
+    }
+}
+
+pub(super) struct FloorLocks {
+    connection: Arc<Mutex<PgConnection>>,
+    wakes: Wakes,
+    listening: JoinHandle<()>,
+}
+
+pub(super) struct FloorLock {
+    connection: Arc<Mutex<PgConnection>>,
+    released: Arc<Notify>,
+    key: i64,
+    sign: i64,
+}
+
+impl Locks for FloorLocks {
+    type Lock = FloorLock;
+
+    fn lock(&self, name: &str) -> FloorLock {
+        let (key, sign) = (hash("lock", name), hash("sign", name));
+        let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = Arc::clone(wakes.entry(format!("b{key}")).or_default());
+        FloorLock { connection: Arc::clone(&self.connection), released, key, sign }
+    }
+
+    async fn renew(&self, _held: &()) -> Result<()> {
+        Err(HarnessError::new("the floor of PostgreSQL is not measured with leases that are held"))
+    }
+
+    const RENEWED_BY_HAND: bool = false;
+
+    async fn close(self) -> Result<()> {
+        self.listening.abort();
+        match Arc::into_inner(self.connection) {
+            Some(connection) => connection.into_inner().close().await.map_err(failed),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FloorLock {
+    async fn run(&self, what: i16) -> Result<i64> {
+        let mut connection = self.connection.lock().await;
+        let query = sqlx::query_as(STATEMENT).bind(vec![what]).bind(vec![self.key]).bind(vec![self.sign]);
+        let (results, _pid, _flushed): (Vec<i64>, i32, Option<bool>) =
+            query.fetch_one(&mut *connection).await.map_err(failed)?;
+        results.first().copied().ok_or_else(|| HarnessError::new("the floor was not answered"))
+    }
+}
+
+impl Lock for FloorLock {
+    type Held = ();
+
+    async fn acquire(&mut self) -> Result<()> {
+        if self.run(TAKE).await? > 0 {
+            return Ok(());
+        }
+        while self.run(SIGN).await? == 0 {}
+        while self.run(TAKE_AS_WAITER).await? == 0 {
+            self.released.notified().await;
+        }
+        Ok(())
+    }
+
+    async fn release(&mut self, (): ()) -> Result<()> {
+        match self.run(GIVE_BACK).await? {
+            0 => Err(HarnessError::new("the floor released what it did not hold")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn hash(kind: &str, name: &str) -> i64 {
+    let mut hasher = DefaultHasher::new();
+    ("floor", kind, name).hash(&mut hasher);
+    hasher.finish().cast_signed()
+}
+
+fn failed(error: sqlx::Error) -> HarnessError {
+    HarnessError::caused_by("the bare driver failed", error)
+}

@@ -1,0 +1,108 @@
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::postgres::{give_to_owner, unprivileged};
+use super::{PostgresServer, Process};
+use crate::child::find_program;
+use crate::port::free_port;
+use crate::{HarnessError, Result};
+
+/// It takes 20 ms; a machine that builds something else beside may take a hundred times that.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A picked port can be taken by another test before the pooler has it.
+const PORTS_TRIED: usize = 5;
+
+/// How long a client keeps the connection to the server that it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// As long as it stays.
+    Session,
+    /// For a transaction.
+    Transaction,
+    /// For a statement.
+    Statement,
+}
+
+/// A real PgBouncer in front of a [`PostgresServer`], on a free loopback port. Dropping it kills it.
+#[derive(Debug)]
+#[must_use = "dropping it kills the pooler"]
+pub struct PgBouncer {
+    // Keeps the pooler alive.
+    _process: Process,
+    port: u16,
+}
+
+impl PgBouncer {
+    /// Starts it with its own defaults besides the mode: up to 20 connections to the server. Everybody is `postgres`.
+    ///
+    /// # Errors
+    /// PgBouncer is not installed (`integration/setup.sh` installs it), or does not start; the error shows its log.
+    pub fn start(server: &PostgresServer, mode: PoolMode) -> Result<Self> {
+        Self::start_with(server, mode, &[])
+    }
+
+    /// The same with further settings of pgbouncer.ini.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(server: &PostgresServer, mode: PoolMode, settings: &[(&str, &str)]) -> Result<Self> {
+        let mut process = Process::new("pgbouncer", program()?)?;
+        process.run_as(unprivileged());
+        process.set_arguments(["pgbouncer.ini"]);
+        let mut tries = 0;
+        loop {
+            let port = free_port()?;
+            let config = process.folder().join("pgbouncer.ini");
+            fs::write(config, configuration(server, port, mode, settings))
+                .map_err(|error| HarnessError::caused_by("cannot write pgbouncer.ini", error))?;
+            give_to_owner(process.folder())?;
+            tries += 1;
+            let answers = || TcpStream::connect(loopback(port)).map(drop).map_err(|error| error.to_string());
+            match process.start(START_PATIENCE, answers) {
+                Ok(()) => return Ok(Self { _process: process, port }),
+                Err(_) if tries < PORTS_TRIED && process.log_tail().contains("Address already in use") => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        loopback(self.port)
+    }
+
+    /// `postgres://` through it.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@{}/postgres", self.addr())
+    }
+}
+
+fn configuration(server: &PostgresServer, port: u16, mode: PoolMode, settings: &[(&str, &str)]) -> String {
+    let mode = match mode {
+        PoolMode::Session => "session",
+        PoolMode::Transaction => "transaction",
+        PoolMode::Statement => "statement",
+    };
+    let mut config = format!(
+        "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n",
+        server.port()
+    );
+    for (name, value) in settings {
+        writeln!(config, "{name} = {value}").expect("a String takes all");
+    }
+    config
+}
+
+/// Debian has it where only root's `PATH` goes.
+fn program() -> Result<PathBuf> {
+    find_program("pgbouncer").or_else(|missing| find_program("/usr/sbin/pgbouncer").map_err(|_| missing))
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}

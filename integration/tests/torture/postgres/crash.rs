@@ -1,0 +1,98 @@
+//! The whole server goes, and comes back.
+
+use std::time::Duration;
+
+use leasehold_core::LockGuard;
+use leasehold_integration::server::PostgresServer;
+use tokio::task::block_in_place;
+
+use super::support::{client_of, holder, nothing_left};
+use crate::support::{is_a_fault, millis, nothing_panicked, token};
+
+const TTL: u64 = 3000;
+
+/// Without waiting for anything to expire, on a machine that builds something else beside.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Strikes while a lock is held and waited for: the holder knows by its deadline, the waiter is granted it in the end with
+/// a larger token, or told a typed fault; later all is well, and nothing is left.
+async fn strike(how: impl FnOnce(&mut PostgresServer)) {
+    let mut server = PostgresServer::builder().durable().start().unwrap();
+    let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let guard = client.mutex("k").lock().await.unwrap();
+    let mutex = rival.mutex("k");
+    let waiting = tokio::spawn(async move { mutex.lock().await });
+    tokio::time::sleep(millis(300)).await;
+    block_in_place(|| how(&mut server));
+    let left = guard.remaining();
+    tokio::time::timeout(left + millis(500), guard.lost()).await.expect("the holder does not know by its deadline");
+    let outcome = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap();
+    let mut largest = token(&guard);
+    match outcome {
+        Ok(next) => largest = released(next, largest).await,
+        Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
+    }
+    for client in [&client, &rival] {
+        largest = released(client.mutex("k").lock_within(PATIENCE).await.unwrap(), largest).await;
+    }
+    drop(guard);
+    block_in_place(|| nothing_left(&server, millis(TTL)));
+    nothing_panicked();
+}
+
+async fn released(guard: LockGuard, before: u64) -> u64 {
+    let token = token(&guard);
+    assert!(token > before, "{token} after {before}");
+    guard.release().await.unwrap();
+    token
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_restarts_frees_the_lock_and_tokens_grow_on() {
+    strike(|server| server.restart().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_and_restarted_frees_the_lock_and_tokens_grow_on() {
+    strike(|server| {
+        server.kill();
+        server.restart().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_killed_for_want_of_memory_frees_the_lock_and_tokens_grow_on() {
+    strike(|server| {
+        let pid = holder(server, "k");
+        server.kill_backend(pid).unwrap();
+        server.wait_until_it_answers().unwrap();
+    })
+    .await;
+}
+
+/// Any backend: the server ends all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strangers_backend_that_is_killed_for_want_of_memory_frees_the_lock_too() {
+    strike(|server| {
+        let mut stranger = server.psql_session().unwrap();
+        let pid = stranger.ask("SELECT pg_backend_pid()", PATIENCE).unwrap().parse().unwrap();
+        server.kill_backend(pid).unwrap();
+        server.wait_until_it_answers().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_down_is_an_error_in_time() {
+    let mut server = PostgresServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    block_in_place(|| server.stop().unwrap());
+    let tried = tokio::time::timeout(PATIENCE, client.mutex("k").try_lock()).await.expect("hangs");
+    let error = tried.expect_err("granted by nobody");
+    assert!(is_a_fault(error.kind()), "{error:?}");
+    block_in_place(|| server.restart().unwrap());
+    client.mutex("k").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    nothing_panicked();
+}

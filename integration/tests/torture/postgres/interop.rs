@@ -1,0 +1,98 @@
+//! `psql`, and so any SQL client, and we exclude each other.
+
+use std::time::Duration;
+
+use leasehold_core::{ErrorKind, Released};
+use leasehold_integration::server::{PostgresServer, Psql};
+use tokio::task::block_in_place;
+
+use super::support::client_of;
+use crate::support::{millis, nothing_panicked};
+
+const TTL: u64 = 3000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a statement of one row and column says, in this session.
+fn says(psql: &mut Psql, sql: &str) -> String {
+    block_in_place(|| psql.ask(sql, PATIENCE)).unwrap()
+}
+
+const KEY: &str = "hashtextextended('item', 0)";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn psql_and_a_mutex_exclude_each_other_both_ways_held_and_waited_for() {
+    let server = PostgresServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let mutex = client.mutex("item");
+    let mut psql = server.psql_session().unwrap();
+
+    // It holds: we are refused, and we wait.
+    says(&mut psql, &format!("SELECT pg_advisory_lock({KEY})"));
+    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(client.rwlock("item").try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    let waiter = tokio::spawn({
+        let mutex = mutex.clone();
+        async move { mutex.lock().await.unwrap() }
+    });
+    tokio::time::sleep(millis(300)).await;
+    assert!(!waiter.is_finished());
+    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock({KEY})")), "t");
+    let guard = tokio::time::timeout(PATIENCE, waiter).await.expect("the release was not seen").unwrap();
+
+    // We hold: it is refused, and it waits until we release.
+    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock({KEY})")), "f");
+    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock_shared({KEY})")), "f");
+    psql.send(&format!("SELECT 'got it' FROM (SELECT pg_advisory_lock({KEY})) AS locked")).unwrap();
+    assert!(block_in_place(|| psql.answer(millis(300))).is_err());
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    assert_eq!(block_in_place(|| psql.answer(PATIENCE)).unwrap(), "got it");
+    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock({KEY})")), "t");
+    mutex.lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn psql_and_readers_share_and_keep_writers_out_both_ways() {
+    let server = PostgresServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let lock = client.rwlock("item");
+    let mut psql = server.psql_session().unwrap();
+
+    // It reads: so do we, and nobody writes.
+    says(&mut psql, &format!("SELECT pg_advisory_lock_shared({KEY})"));
+    let reader = lock.read_within(PATIENCE).await.unwrap();
+    assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    // We still read: nobody else writes.
+    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock_shared({KEY})")), "t");
+    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock({KEY})")), "f");
+    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock_shared({KEY})")), "t");
+    let waiter = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.write().await.unwrap() }
+    });
+    reader.release().await.unwrap();
+    tokio::time::sleep(millis(300)).await;
+    assert!(!waiter.is_finished());
+    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock_shared({KEY})")), "t");
+    let writer = tokio::time::timeout(PATIENCE, waiter).await.expect("the release was not seen").unwrap();
+    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock_shared({KEY})")), "f");
+    writer.release().await.unwrap();
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn psql_in_a_transaction_and_a_mutex_exclude_each_other() {
+    let server = PostgresServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let mut psql = server.psql_session().unwrap();
+    says(&mut psql, &format!("BEGIN; SELECT pg_advisory_xact_lock({KEY})"));
+    assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    let mutex = client.mutex("item");
+    let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
+    tokio::time::sleep(millis(300)).await;
+    assert!(!waiter.is_finished());
+    says(&mut psql, "COMMIT");
+    let guard = tokio::time::timeout(PATIENCE, waiter).await.expect("the commit was not seen").unwrap();
+    guard.release().await.unwrap();
+    nothing_panicked();
+}

@@ -1,0 +1,153 @@
+//! What a server runs out of.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use leasehold_core::{ErrorKind, LockGuard};
+use leasehold_integration::server::{PostgresServer, Psql};
+use tokio::task::block_in_place;
+
+use super::support::{client_of, connect, nothing_left};
+use crate::support::{is_a_fault, millis, nothing_panicked};
+
+const TTL: u64 = 10_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Few connections, and few locks: the table has room for about 17 × 16 of them, and a little more.
+fn small_server() -> PostgresServer {
+    let builder = PostgresServer::builder().setting("max_connections", "12").setting("max_locks_per_transaction", "10");
+    builder.setting("superuser_reserved_connections", "3").start().unwrap()
+}
+
+/// A role to which the reserved connections are not open.
+fn with_role(server: &PostgresServer) -> String {
+    server
+        .psql("CREATE ROLE shop LOGIN; GRANT ALL ON SCHEMA public TO shop; GRANT ALL ON DATABASE postgres TO shop")
+        .unwrap();
+    server.url_as("shop")
+}
+
+/// Takes connections until there are no more.
+fn exhaust(url: &str) -> Vec<Psql> {
+    let mut taken = Vec::new();
+    loop {
+        let mut psql = Psql::connect(url).unwrap();
+        if psql.ask("SELECT 1", PATIENCE).is_err() {
+            return taken;
+        }
+        taken.push(psql);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_free_connection_is_a_typed_error_and_later_all_is_well() {
+    let server = small_server();
+    let url = block_in_place(|| with_role(&server));
+    // What its tokens need is made when there is room.
+    client_of(&url, TTL).await.mutex("k").lock().await.unwrap().release().await.unwrap();
+    let client = client_of(&url, TTL).await;
+    let guard = client.mutex("held").lock().await.unwrap();
+    let taken = block_in_place(|| exhaust(&url));
+    assert!(!taken.is_empty());
+    // A new client.
+    let connecting = tokio::time::timeout(PATIENCE, connect(&url)).await.expect("hangs");
+    let refused = match connecting {
+        Ok(other) => tokio::time::timeout(PATIENCE, other.mutex("k").try_lock()).await.expect("hangs").map(drop),
+        Err(error) => Err(error),
+    };
+    let error = refused.expect_err("there is no connection to lock over");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    // One that needs another session.
+    let ttl = leasehold_core::Ttl::from_millis(2 * TTL).unwrap();
+    let mutex = client.mutex("k").with_ttl(ttl);
+    let error =
+        tokio::time::timeout(PATIENCE, mutex.try_lock()).await.expect("hangs").expect_err("there is no connection");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    // What is held stays so.
+    assert!(guard.is_held());
+    guard.renew().await.unwrap();
+    drop(taken);
+    mutex.lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    guard.release().await.unwrap();
+    nothing_panicked();
+}
+
+/// Gathered statements in which some locks were taken before one failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_table_that_is_full_is_a_typed_error_and_a_half_done_batch_leaves_nothing() {
+    let server = small_server();
+    let client = client_of(&server.url(), TTL).await;
+    let kept = client.mutex("kept").lock().await.unwrap();
+    let mut held: Vec<LockGuard> = Vec::new();
+    let mut refusals = 0;
+    for round in 0..20 {
+        let locking = (0..100).map(|n| {
+            let mutex = client.mutex(format!("{round}/{n}"));
+            async move { mutex.try_lock().await }
+        });
+        for outcome in join_all(locking).await {
+            match outcome {
+                Ok(guard) => held.push(guard),
+                Err(error) => {
+                    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Indeterminate), "{error:?}");
+                    refusals += 1;
+                }
+            }
+        }
+        if refusals > 0 {
+            break;
+        }
+    }
+    println!("{} held, {refusals} refused", held.len());
+    assert!(refusals > 0, "the lock table was never full");
+    assert!(kept.is_held() && held.iter().all(|guard| guard.is_held()), "a full table costs nobody what he has");
+    for guard in held {
+        guard.release().await.unwrap();
+    }
+    kept.release().await.unwrap();
+    // Also with the session alive: what a failed statement took is given back before any expiry.
+    block_in_place(|| nothing_left(&server, millis(TTL)));
+    client.mutex("0/0").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    nothing_panicked();
+}
+
+/// A statement that an administrator cancels, again and again, while locks come and go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_are_cancelled_are_typed_errors_and_leave_nothing() {
+    let server = PostgresServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let mut psql = server.psql_session().unwrap();
+    let end = std::time::Instant::now() + millis(2000);
+    let work = (0..32).map(|n| {
+        let mutex = client.mutex(format!("k{n}"));
+        async move {
+            let mut faults = 0;
+            while std::time::Instant::now() < end {
+                match mutex.try_lock().await {
+                    Ok(guard) => drop(guard.release().await),
+                    Err(error) => {
+                        assert!(is_a_fault(error.kind()) || error.kind() == ErrorKind::Contended, "{error:?}");
+                        faults += 1;
+                    }
+                }
+            }
+            faults
+        }
+    });
+    let cancelling = tokio::task::spawn_blocking(move || {
+        while std::time::Instant::now() < end {
+            let sql = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity \
+                       WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND state = 'active'";
+            psql.ask(sql, PATIENCE).unwrap();
+        }
+    });
+    let (faults, cancelled) = tokio::join!(join_all(work), cancelling);
+    cancelled.unwrap();
+    println!("{} faults", faults.iter().sum::<u32>());
+    assert!(faults.iter().sum::<u32>() > 0, "no statement was cancelled");
+    for n in 0..32 {
+        client.mutex(format!("k{n}")).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    }
+    block_in_place(|| nothing_left(&server, millis(TTL)));
+    nothing_panicked();
+}

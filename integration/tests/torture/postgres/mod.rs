@@ -1,0 +1,16 @@
+//! PostgreSQL: what is tested of every backend, and what only this one can suffer.
+
+mod crash;
+mod crowd;
+mod dropped;
+mod interop;
+mod limits;
+mod partition;
+mod pooler;
+mod process;
+mod role;
+mod same_key;
+mod session;
+mod support;
+mod tls;
+mod token;

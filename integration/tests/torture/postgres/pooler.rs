@@ -1,0 +1,69 @@
+//! What must not stand between us and the server, and what may; and which server will not do.
+
+use leasehold_core::ErrorKind;
+use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer};
+use leasehold_postgres::PostgresBackend;
+use tokio::task::block_in_place;
+
+use super::support::{client_of, holder, nothing_left};
+use crate::support::{millis, nothing_panicked};
+
+const TTL: u64 = 3000;
+
+async fn refused(url: &str) -> String {
+    match PostgresBackend::connect(url).await {
+        Ok(_) => panic!("{url} was accepted"),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+            error.to_string()
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_shares_sessions_is_refused_at_connect_with_the_remedy() {
+    let server = PostgresServer::start().unwrap();
+    for mode in [PoolMode::Transaction, PoolMode::Statement] {
+        for size in ["1", "2", "20"] {
+            let pooler = PgBouncer::start_with(&server, mode, &[("default_pool_size", size)]).unwrap();
+            let said = refused(&pooler.url()).await;
+            assert!(said.contains("session"), "{mode:?}, {size}: {said}");
+        }
+    }
+    block_in_place(|| nothing_left(&server, millis(TTL)));
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_gives_each_client_a_session_works() {
+    let server = PostgresServer::start().unwrap();
+    let pooler = PgBouncer::start(&server, PoolMode::Session).unwrap();
+    let (near, far) = (client_of(&server.url(), TTL).await, client_of(&pooler.url(), TTL).await);
+    let guard = far.mutex("k").lock().await.unwrap();
+    assert_eq!(near.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    let mutex = near.mutex("k");
+    let waiting = tokio::spawn(async move { mutex.lock().await });
+    // It is renewed, too.
+    tokio::time::sleep(millis(TTL + TTL / 2)).await;
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    let next = tokio::time::timeout(millis(10_000), waiting).await.expect("hangs").unwrap().unwrap();
+    assert_eq!(far.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    next.release().await.unwrap();
+    far.close().await.unwrap();
+    block_in_place(|| nothing_left(&server, millis(TTL)));
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_refused_and_accepted_once_it_is_promoted() {
+    let primary = PostgresServer::start().unwrap();
+    let standby = primary.start_standby().unwrap();
+    let said = refused(&standby.url()).await;
+    assert!(said.contains("standby"), "{said}");
+    block_in_place(|| standby.psql("SELECT pg_promote()").unwrap());
+    let client = client_of(&standby.url(), TTL).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    block_in_place(|| holder(&standby, "k"));
+    guard.release().await.unwrap();
+}

@@ -1,0 +1,65 @@
+use std::time::{Duration, Instant};
+
+use leasehold_integration::{
+    server::{PostgresServer, shared_postgres},
+    worker::{Answer, Command, Patience},
+};
+
+use super::support::nothing_left;
+use crate::{
+    stopped::{TTL, overtaken, write},
+    support::{PATIENCE, Stage, failed, granted, millis},
+};
+
+/// How long a machine that builds something else beside may take for what has to be immediate.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+#[test]
+fn the_lock_of_a_killed_holder_is_free_at_once() {
+    let server = PostgresServer::start().unwrap();
+    // So long that no expiry helps.
+    let stage = Stage::on(&server.url(), 60_000);
+    let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
+    let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    assert_eq!(failed(next.lock(0, "k", Patience::Try).unwrap()), "Contended");
+    let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+    assert!(next.answer(waiting, millis(300)).is_err(), "granted while it is held");
+    holder.kill().unwrap();
+    let killed = Instant::now();
+    let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
+    assert!(killed.elapsed() <= AT_ONCE, "{:?}", killed.elapsed());
+    assert!(new > old, "{old} {new}");
+    next.kill().unwrap();
+    nothing_left(&server, AT_ONCE);
+}
+
+#[test]
+fn a_killed_waiter_leaves_nothing() {
+    let server = PostgresServer::start().unwrap();
+    let stage = Stage::on(&server.url(), 60_000);
+    let (mut holder, mut waiter, mut next) = (stage.worker("holder"), stage.worker("waiter"), stage.worker("next"));
+    granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    let waiting = waiter.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+    assert!(waiter.answer(waiting, millis(300)).is_err(), "granted while it is held");
+    waiter.kill().unwrap();
+    holder.ask(Command::Release { slot: 0 }).unwrap();
+    let begun = Instant::now();
+    granted(next.lock(0, "k", Patience::Within(10_000)).unwrap());
+    assert!(begun.elapsed() <= AT_ONCE, "a dead waiter stands in the way for {:?}", begun.elapsed());
+    next.ask(Command::Release { slot: 0 }).unwrap();
+    drop((holder, next));
+    nothing_left(&server, AT_ONCE);
+}
+
+#[test]
+fn a_holder_that_was_stopped_knows_at_once_and_its_stale_write_is_refused() {
+    let server = shared_postgres().unwrap();
+    let stage = Stage::on(server.url(), TTL);
+    let mut holder = overtaken(&stage, true);
+    assert!(!write(&mut holder, 3, true), "the stale write was taken");
+    assert_eq!(stage.register().value().unwrap(), 2);
+    assert!(matches!(
+        holder.ask(Command::Release { slot: 0 }).unwrap(),
+        Answer::Released(outcome) if outcome == "AlreadyLost"
+    ));
+}

@@ -1,0 +1,165 @@
+//! One session may lock one key as often as it likes, and in both modes: what keeps our own apart is ours.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{Attempt, ErrorKind, Lease, LockBackend, LockClient, LockKey, Mode, Request, Ttl};
+use leasehold_integration::server::{PostgresServer, shared_postgres};
+use leasehold_postgres::{KeyScheme, PostgresBackend};
+use tokio::task::{JoinSet, block_in_place};
+
+use super::support::{client_of, holders, nothing_left};
+use crate::support::{millis, nothing_panicked, token};
+
+const TTL: u64 = 10_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Two names with one CRC-32, which is all that this scheme keeps of a name.
+const TWINS: [&str; 2] = ["plumless", "buckeroo"];
+
+fn url_with_twins(url: &str) -> String {
+    format!("{url}{}keys=rails", if url.contains('?') { '&' } else { '?' })
+}
+
+#[test]
+fn the_twins_have_one_key() {
+    let [one, other] = TWINS.map(|name| KeyScheme::Rails.key_of(name.as_bytes()).unwrap());
+    assert_eq!(one, other);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_names_with_one_hash_are_contended_in_one_client_and_between_two() {
+    let server = PostgresServer::start().unwrap();
+    let url = url_with_twins(&server.url());
+    let (client, rival) = (client_of(&url, TTL).await, client_of(&url, TTL).await);
+    let [one, other] = TWINS;
+    for second in [&client, &rival] {
+        let guard = client.mutex(one).lock().await.unwrap();
+        assert_eq!(second.mutex(other).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(second.rwlock(other).try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+        let mutex = second.mutex(other);
+        let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
+        tokio::time::sleep(millis(300)).await;
+        assert!(!waiting.is_finished(), "both twins hold one key");
+        let first = token(&guard);
+        guard.release().await.unwrap();
+        let next = tokio::time::timeout(PATIENCE, waiting).await.expect("never woken").unwrap();
+        assert!(token(&next) > first);
+        assert_eq!(client.mutex(one).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        next.release().await.unwrap();
+    }
+    block_in_place(|| nothing_left(&server, millis(3000)));
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_two_names_with_one_hash_keep_each_others_writers_out() {
+    let server = PostgresServer::start().unwrap();
+    let client = client_of(&url_with_twins(&server.url()), TTL).await;
+    let [one, other] = TWINS;
+    let (first, second) =
+        (client.rwlock(one).read().await.unwrap(), client.rwlock(other).read_within(PATIENCE).await.unwrap());
+    for name in TWINS {
+        assert_eq!(client.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    }
+    first.release().await.unwrap();
+    for name in TWINS {
+        assert_eq!(client.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    }
+    second.release().await.unwrap();
+    client.mutex(one).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    block_in_place(|| nothing_left(&server, millis(3000)));
+    nothing_panicked();
+}
+
+/// What one lock protects, whichever name and client it was taken by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_increment_under_two_names_with_one_hash_is_lost() {
+    let server = shared_postgres().unwrap();
+    let url = url_with_twins(server.url());
+    let clients = [client_of(&url, TTL).await, client_of(&url, TTL).await];
+    let value = Arc::new(AtomicU64::new(0));
+    let mut tasks = JoinSet::new();
+    for n in 0..8 {
+        let (mutex, value) = (clients[n % 2].mutex(TWINS[n / 2 % 2]), Arc::clone(&value));
+        tasks.spawn(async move {
+            for _ in 0..25 {
+                let guard = mutex.lock_within(Duration::from_secs(60)).await.unwrap();
+                let read = value.load(Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                value.store(read + 1, Ordering::SeqCst);
+                guard.release().await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(value.load(Ordering::SeqCst), 200);
+    nothing_panicked();
+}
+
+fn request(mode: Mode) -> Request {
+    Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::from_millis(TTL).unwrap()).with_mode(mode)
+}
+
+async fn attempt(backend: &Arc<dyn LockBackend>, mode: Mode) -> Option<Arc<dyn Lease>> {
+    match Arc::clone(backend).try_acquire(request(mode)).await {
+        Ok(Attempt::Granted(lease)) => Some(lease),
+        Ok(Attempt::Contended(_)) => None,
+        Err(error) if error.kind() == ErrorKind::Contended => None,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+/// Below the client's own gates, where all of one backend share a session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_name_twice_on_one_session_and_in_both_modes_is_never_granted_twice() {
+    let server = PostgresServer::start().unwrap();
+    let backend: Arc<dyn LockBackend> = PostgresBackend::connect(&server.url()).await.unwrap();
+    let writer = attempt(&backend, Mode::Exclusive).await.expect("it is free");
+    assert!(attempt(&backend, Mode::Exclusive).await.is_none(), "granted twice");
+    assert!(attempt(&backend, Mode::Shared).await.is_none(), "a reader beside a writer");
+    writer.release().await.unwrap();
+
+    let (one, other) = (attempt(&backend, Mode::Shared).await, attempt(&backend, Mode::Shared).await);
+    let (one, other) = (one.expect("it is free"), other.expect("readers share"));
+    assert!(attempt(&backend, Mode::Exclusive).await.is_none(), "a writer beside readers");
+    one.release().await.unwrap();
+    assert!(attempt(&backend, Mode::Exclusive).await.is_none(), "a writer beside a reader");
+    assert_eq!(block_in_place(|| holders(&server, "k")).len(), 1);
+    other.release().await.unwrap();
+    let writer = attempt(&backend, Mode::Exclusive).await.expect("it is free");
+    writer.release().await.unwrap();
+    block_in_place(|| nothing_left(&server, millis(3000)));
+}
+
+/// The same from several clients over one backend, with waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_clients_over_one_backend_hand_one_name_to_each_other() {
+    let server = shared_postgres().unwrap();
+    let backend: Arc<dyn LockBackend> = PostgresBackend::connect(server.url()).await.unwrap();
+    let clients = [LockClient::new(Arc::clone(&backend)), LockClient::new(backend)];
+    let mut largest = 0;
+    for turn in 0..10 {
+        let (one, other) = (&clients[turn % 2], &clients[(turn + 1) % 2]);
+        let guard = one.mutex("handed").lock_within(PATIENCE).await.unwrap();
+        assert!(token(&guard) > largest);
+        largest = token(&guard);
+        let mutex = other.mutex("handed");
+        let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
+        tokio::time::sleep(millis(20)).await;
+        assert!(!waiting.is_finished(), "granted twice");
+        guard.release().await.unwrap();
+        let next = tokio::time::timeout(PATIENCE, waiting).await.expect("never woken").unwrap();
+        assert!(token(&next) > largest);
+        largest = token(&next);
+        next.release().await.unwrap();
+    }
+    nothing_panicked();
+}

@@ -1,0 +1,53 @@
+use std::time::Duration;
+
+use leasehold_core::{LockClient, Result};
+use leasehold_integration::{census, server::PostgresServer};
+use leasehold_postgres::PostgresBackend;
+
+/// The backends that hold the lock of this name, by the key that any SQL client computes.
+pub(super) fn holders(server: &PostgresServer, name: &str) -> Vec<u32> {
+    locks(server, name, true)
+}
+
+fn locks(server: &PostgresServer, name: &str, granted: bool) -> Vec<u32> {
+    let pids = server.psql(&format!(
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted = {granted} \
+         AND (classid::bigint << 32) | objid::bigint = hashtextextended('{name}', 0)"
+    ));
+    pids.unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// The one that holds it.
+#[track_caller]
+pub(super) fn holder(server: &PostgresServer, name: &str) -> u32 {
+    match holders(server, name)[..] {
+        [pid] => pid,
+        ref pids => panic!("{name} is held by {pids:?}"),
+    }
+}
+
+/// Connections of clients, but for the one that asks.
+pub(super) fn connections(server: &PostgresServer) -> Vec<String> {
+    let rows = server.psql(
+        "SELECT pid, application_name, state, query FROM pg_stat_activity \
+         WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+    );
+    rows.unwrap().lines().map(str::to_owned).collect()
+}
+
+/// No advisory lock is left on this server, after `patience` at the latest.
+#[track_caller]
+pub(super) fn nothing_left(server: &PostgresServer, patience: Duration) {
+    census::nothing_left(patience, || census::postgres(server)).unwrap();
+}
+
+/// A client with the defaults, or why there is none.
+pub(super) async fn connect(url: &str) -> Result<LockClient> {
+    PostgresBackend::connect(url).await.map(LockClient::new)
+}
+
+/// A client with this TTL. A machine that builds something else beside may take longer to connect than a user would wait.
+pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
+    let patient = format!("{url}{}connect-timeout=20s", if url.contains('?') { '&' } else { '?' });
+    crate::support::client_of(&patient, ttl_ms).await
+}
