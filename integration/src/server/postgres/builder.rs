@@ -39,7 +39,7 @@ pub struct PostgresBuilder {
     settings: Vec<(String, String)>,
     access: Vec<String>,
     tls: bool,
-    durable: bool,
+    on_disk: bool,
 }
 
 impl PostgresBuilder {
@@ -49,10 +49,15 @@ impl PostgresBuilder {
         self
     }
 
-    /// What it confirms is on the disk, as in production.
-    pub fn durable(mut self) -> Self {
-        self.durable = true;
+    /// What it confirms is durable, as in production. A kill of the server needs no disk for that, only one of the machine.
+    pub fn durable(self) -> Self {
         self.setting("fsync", "on").setting("full_page_writes", "on")
+    }
+
+    /// Where temporary files are, even if there is room in memory: for measurements that are to wait for a disk.
+    pub fn on_disk(mut self) -> Self {
+        self.on_disk = true;
+        self
     }
 
     /// A line of pg_hba.conf that comes before the one that trusts everybody on the loopback address, such as
@@ -88,7 +93,7 @@ impl PostgresBuilder {
     }
 
     fn process(&self) -> Result<Process> {
-        let parent = if self.durable { env::temp_dir() } else { quick_folder() };
+        let parent = if self.on_disk { env::temp_dir() } else { quick_folder() };
         let mut process = Process::new_in(&parent, "postgres", program("postgres")?)?;
         process.run_as(unprivileged());
         give_to_owner(process.folder())?;

@@ -6,8 +6,8 @@ use leasehold_core::LockGuard;
 use leasehold_integration::server::PostgresServer;
 use tokio::task::block_in_place;
 
-use super::support::{holder, nothing_left};
-use crate::support::{client_of, is_a_fault, millis, nothing_panicked, token};
+use super::support::{client_of, holder, nothing_left};
+use crate::support::{is_a_fault, millis, nothing_panicked, token};
 
 const TTL: u64 = 3000;
 

@@ -4,8 +4,8 @@ use leasehold_core::LockClient;
 use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::support::{connections, nothing_left};
-use crate::support::{client_of, millis, nothing_panicked, until};
+use super::support::{client_of, connections, nothing_left};
+use crate::support::{millis, nothing_panicked, until};
 
 const TTL: u64 = 30_000;
 

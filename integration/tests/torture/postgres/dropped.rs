@@ -7,10 +7,10 @@ use leasehold_integration::{
 };
 use tokio::task::block_in_place;
 
-use super::support::nothing_left;
+use super::support::{client_of, nothing_left};
 use crate::{
     dropped::{AtPoll, Cut, LONG_TTL, cancel_everywhere, drop_all_everywhere},
-    support::{client_of, is_a_fault, millis, nothing_panicked, token},
+    support::{is_a_fault, millis, nothing_panicked, token},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

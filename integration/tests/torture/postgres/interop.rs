@@ -6,7 +6,8 @@ use leasehold_core::{ErrorKind, Released};
 use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::task::block_in_place;
 
-use crate::support::{client_of, millis, nothing_panicked};
+use super::support::client_of;
+use crate::support::{millis, nothing_panicked};
 
 const TTL: u64 = 3000;
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -7,8 +7,8 @@ use leasehold_core::{ErrorKind, LockGuard};
 use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::task::block_in_place;
 
-use super::support::{connect, nothing_left};
-use crate::support::{client_of, is_a_fault, millis, nothing_panicked};
+use super::support::{client_of, connect, nothing_left};
+use crate::support::{is_a_fault, millis, nothing_panicked};
 
 const TTL: u64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(20);

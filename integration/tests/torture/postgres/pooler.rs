@@ -5,8 +5,8 @@ use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer};
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
 
-use super::support::{holder, nothing_left};
-use crate::support::{client_of, millis, nothing_panicked};
+use super::support::{client_of, holder, nothing_left};
+use crate::support::{millis, nothing_panicked};
 
 const TTL: u64 = 3000;
 

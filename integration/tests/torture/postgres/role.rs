@@ -6,8 +6,8 @@ use leasehold_core::ErrorKind;
 use leasehold_integration::server::PostgresServer;
 use tokio::task::block_in_place;
 
-use super::support::{connect, nothing_left};
-use crate::support::{client_of, millis, nothing_panicked, token};
+use super::support::{client_of, connect, nothing_left};
+use crate::support::{millis, nothing_panicked, token};
 
 const TTL: u64 = 2000;
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -13,8 +13,8 @@ use leasehold_integration::server::{PostgresServer, shared_postgres};
 use leasehold_postgres::{KeyScheme, PostgresBackend};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::support::{holders, nothing_left};
-use crate::support::{client_of, millis, nothing_panicked, token};
+use super::support::{client_of, holders, nothing_left};
+use crate::support::{millis, nothing_panicked, token};
 
 const TTL: u64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(20);

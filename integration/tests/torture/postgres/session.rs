@@ -6,8 +6,8 @@ use leasehold_core::LossReason;
 use leasehold_integration::server::PostgresServer;
 use tokio::task::block_in_place;
 
-use super::support::{connections, holder, nothing_left};
-use crate::support::{client_of, millis, nothing_panicked, token, until};
+use super::support::{client_of, connections, holder, nothing_left};
+use crate::support::{millis, nothing_panicked, token, until};
 
 const TTL: u64 = 3000;
 

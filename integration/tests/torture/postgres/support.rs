@@ -45,3 +45,9 @@ pub(super) fn nothing_left(server: &PostgresServer, patience: Duration) {
 pub(super) async fn connect(url: &str) -> Result<LockClient> {
     PostgresBackend::connect(url).await.map(LockClient::new)
 }
+
+/// A client with this TTL. A machine that builds something else beside may take longer to connect than a user would wait.
+pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
+    let patient = format!("{url}{}connect-timeout=20s", if url.contains('?') { '&' } else { '?' });
+    crate::support::client_of(&patient, ttl_ms).await
+}

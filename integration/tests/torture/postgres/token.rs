@@ -13,14 +13,15 @@ use leasehold_core::LockClient;
 use leasehold_integration::server::PostgresServer;
 use tokio::task::{JoinSet, block_in_place};
 
-use crate::support::{client_of, is_a_fault, millis, nothing_panicked, token};
+use super::support::client_of;
+use crate::support::{is_a_fault, millis, nothing_panicked, token};
 
 const TTL: u64 = 5000;
 const KEYS: usize = 4;
 const TASKS_PER_KEY: usize = 4;
 
 /// How many times the server is killed; `LEASEHOLD_KILLS` may say otherwise.
-const KILLS: u32 = 25;
+const KILLS: u32 = 50;
 
 /// Grants between two kills, so that each kill strikes at work.
 const GRANTS: u64 = 40;
@@ -84,7 +85,7 @@ async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
             tasks.spawn(Arc::clone(&load).lock_again_and_again(client.clone(), n % KEYS));
         }
     }
-    let begun = Instant::now();
+    let (begun, mut restarting) = (Instant::now(), Duration::ZERO);
     for kill in 0..kills() {
         let target = load.granted.load(Ordering::Relaxed) + GRANTS;
         let patience = Instant::now() + PATIENCE;
@@ -97,16 +98,23 @@ async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
         }
         // At any moment of a commit.
         tokio::time::sleep(Duration::from_micros(rand::random_range(0..3000))).await;
+        let killed = Instant::now();
         block_in_place(|| {
             server.kill();
             server.restart().unwrap();
         });
+        restarting += killed.elapsed();
     }
     load.over.store(true, Ordering::Relaxed);
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap();
     }
-    println!("{} kills, {} grants in {:?}", kills(), load.granted.load(Ordering::Relaxed), begun.elapsed());
+    let granted = load.granted.load(Ordering::Relaxed);
+    println!(
+        "{} kills, {granted} grants in {:?}, of these {restarting:?} of kills and restarts",
+        kills(),
+        begun.elapsed()
+    );
     nothing_panicked();
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Postgres(PostgresServer);
 impl Postgres {
     pub(super) fn start() -> Result<Self> {
         let builder = PostgresServer::builder();
-        let builder = if std::env::var_os(FSYNC).is_some() { builder.durable() } else { builder };
+        let builder = if std::env::var_os(FSYNC).is_some() { builder.durable().on_disk() } else { builder };
         // Room for the locks of `held`: each entry is for one connection or transaction that may be there.
         builder.setting("max_locks_per_transaction", "512").start().map(Self)
     }
