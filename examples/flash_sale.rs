@@ -7,6 +7,7 @@
 //! $ cargo run --release --example flash_sale                            # a file; no server needed
 //! $ cargo run --release --example flash_sale -- --unlocked              # watch it oversell
 //! $ cargo run --release --example flash_sale -- --on redis://127.0.0.1/ # the same on Redis
+//! $ cargo run --release --example flash_sale -- --on postgres://postgres@127.0.0.1/ # the same on PostgreSQL
 //! ```
 //!
 //! The stock keeps the largest fencing token that it has seen and refuses older ones, as a resource should: so even a
@@ -23,7 +24,11 @@ use std::{
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use leasehold::{FencingToken, LockClient, Mutex, Ttl, redis::redis};
+use leasehold::{
+    FencingToken, LockClient, Mutex, Ttl,
+    postgres::sqlx::{self, PgPool},
+    redis::redis,
+};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -46,7 +51,7 @@ struct Args {
     /// How many buyers each process serves at a time
     #[arg(long, default_value_t = 16)]
     buyers: usize,
-    /// Where lock and stock live: redis://…; without it, files in a temporary directory
+    /// Where lock and stock live: redis://… or postgres://…; without it, files in a temporary directory
     #[arg(long, value_name = "URL")]
     on: Option<String>,
     /// The TTL of the lock, in seconds
@@ -102,12 +107,16 @@ struct Shelf {
 enum Stock {
     File(PathBuf),
     Redis { connection: redis::aio::MultiplexedConnection, key: String },
+    Postgres { pool: PgPool, name: String },
 }
 
 impl Stock {
     async fn open(on: Option<&str>, place: &Path) -> Result<Self> {
         Ok(match on {
             None => Self::File(place.join("stock")),
+            Some(url) if url.starts_with("postgres") => {
+                Self::Postgres { pool: PgPool::connect(url).await?, name: name_of(place) }
+            }
             Some(url) => {
                 let connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
                 Self::Redis { connection, key: format!("{}:stock", name_of(place)) }
@@ -115,10 +124,22 @@ impl Stock {
         })
     }
 
+    /// Where it is kept, if that must be made first.
+    async fn prepare(&self) -> Result<()> {
+        if let Self::Postgres { pool, .. } = self {
+            let create = "CREATE TABLE IF NOT EXISTS flash_sale (name text PRIMARY KEY, shelf text NOT NULL)";
+            sqlx::query(create).execute(pool).await?;
+        }
+        Ok(())
+    }
+
     async fn read(&self) -> Result<Shelf> {
         let text = match self {
             Self::File(path) => tokio::fs::read_to_string(path).await?,
             Self::Redis { connection, key } => redis::cmd("GET").arg(key).query_async(&mut connection.clone()).await?,
+            Self::Postgres { pool, name } => {
+                sqlx::query_scalar("SELECT shelf FROM flash_sale WHERE name = $1").bind(name).fetch_one(pool).await?
+            }
         };
         let (left, token) = text.split_once(' ').ok_or("the stock is not as it was written")?;
         Ok(Shelf { left: left.parse()?, token: token.parse()? })
@@ -138,13 +159,24 @@ impl Stock {
                 command.arg(key).arg(text).arg("EX").arg(3600);
                 command.query_async::<()>(&mut connection.clone()).await?;
             }
+            Self::Postgres { pool, name } => {
+                let put = "INSERT INTO flash_sale VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET shelf = EXCLUDED.shelf";
+                sqlx::query(put).bind(name).bind(text).execute(pool).await?;
+            }
         }
         Ok(())
     }
 
     async fn remove(&self) -> Result<()> {
-        if let Self::Redis { connection, key } = self {
-            redis::cmd("DEL").arg(key).query_async::<()>(&mut connection.clone()).await?;
+        match self {
+            // Its directory goes.
+            Self::File(_) => {}
+            Self::Redis { connection, key } => {
+                redis::cmd("DEL").arg(key).query_async::<()>(&mut connection.clone()).await?;
+            }
+            Self::Postgres { pool, name } => {
+                sqlx::query("DELETE FROM flash_sale WHERE name = $1").bind(name).execute(pool).await?;
+            }
         }
         Ok(())
     }
@@ -234,6 +266,7 @@ mod shop {
     pub(super) async fn run(args: &Args) -> Result<bool> {
         let place = tempfile::Builder::new().prefix("flash-sale-").tempdir()?;
         let stock = Stock::open(args.on.as_deref(), place.path()).await?;
+        stock.prepare().await?;
         stock.write(Shelf { left: args.stock(), token: 0 }).await?;
         let started = Instant::now();
         let tally = sell(args, place.path()).await;

@@ -19,6 +19,7 @@ use crate::scheme::Scheme;
 /// | `redis+unix:///PATH[?db=…]` | the same over a socket |
 /// | `etcd://[USER:PASSWORD@]HOST[:PORT],…[/?prefix=…]` | locks among all who reach the cluster; the options are those of `EtcdBackend::connect` |
 /// | `etcds://…` | the same over TLS |
+/// | `postgres://[USER:PASSWORD@]HOST[:PORT]/DB[?prefix=…]` | locks among all who reach the database; the options are those of `PostgresBackend::connect`, TLS with `sslmode=verify-full` |
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -79,7 +80,10 @@ pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
         Scheme::RedisTls if cfg!(feature = "redis-tls") => redis(scheme, url).await,
         Scheme::Etcd if cfg!(feature = "etcd") => etcd(scheme, url).await,
         Scheme::EtcdTls if cfg!(feature = "etcd-tls") => etcd(scheme, url).await,
-        Scheme::Redis | Scheme::RedisTls | Scheme::Etcd | Scheme::EtcdTls => Err(scheme.not_compiled_in()),
+        Scheme::Postgres if cfg!(feature = "postgres") => postgres(scheme, url).await,
+        Scheme::Redis | Scheme::RedisTls | Scheme::Etcd | Scheme::EtcdTls | Scheme::Postgres => {
+            Err(scheme.not_compiled_in())
+        }
     }
 }
 
@@ -126,8 +130,19 @@ async fn etcd(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
+#[cfg(feature = "postgres")]
+async fn postgres(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    let connected = leasehold_postgres::PostgresBackend::connect(url).await;
+    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+}
+
+#[cfg(not(feature = "postgres"))]
+async fn postgres(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}
+
 /// A backend does not repeat the URL, which may hold a password; here it is shown without.
-#[cfg(any(feature = "redis", feature = "etcd"))]
+#[cfg(any(feature = "redis", feature = "etcd", feature = "postgres"))]
 fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Error {
     use leasehold_core::{Error, ErrorKind};
 

@@ -19,9 +19,11 @@ pub(crate) enum Scheme {
     Etcd,
     /// `etcds://`
     EtcdTls,
+    /// `postgres://`, `postgresql://`
+    Postgres,
 }
 
-const SCHEMES: [(&str, Scheme); 9] = [
+const SCHEMES: [(&str, Scheme); 11] = [
     ("memory", Scheme::Memory),
     ("file", Scheme::File),
     ("redis", Scheme::Redis),
@@ -31,18 +33,18 @@ const SCHEMES: [(&str, Scheme); 9] = [
     ("valkeys", Scheme::RedisTls),
     ("etcd", Scheme::Etcd),
     ("etcds", Scheme::EtcdTls),
+    ("postgres", Scheme::Postgres),
+    ("postgresql", Scheme::Postgres),
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 5] = [
+const PLANNED: [(&str, &str); 3] = [
     ("zookeeper", "ZooKeeper"),
     ("zk", "ZooKeeper"),
-    ("postgres", "Postgres"),
-    ("postgresql", "Postgres"),
     ("redlock", "Redlock"),
 ];
 
-const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST";
+const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST, postgres://HOST/DB";
 
 impl Scheme {
     /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
@@ -72,6 +74,7 @@ impl Scheme {
             Self::RedisTls => ("rediss:", "redis-tls"),
             Self::Etcd => ("etcd:", "etcd"),
             Self::EtcdTls => ("etcds:", "etcd-tls"),
+            Self::Postgres => ("postgres:", "postgres"),
         };
         Error::new(
             ErrorKind::Unsupported,
@@ -144,7 +147,7 @@ mod tests {
 
     #[test]
     fn planned_backends_are_unsupported_by_name() {
-        for url in ["zk://h", "zookeeper://h/c", "postgres://u:secret@h/db", "redlock://a,b,c"] {
+        for url in ["zk://h", "zookeeper://u:secret@h/c", "redlock://a,b,c"] {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             let text = error.to_string();
@@ -173,6 +176,7 @@ mod tests {
             (Scheme::RedisTls, "redis-tls"),
             (Scheme::Etcd, "etcd"),
             (Scheme::EtcdTls, "etcd-tls"),
+            (Scheme::Postgres, "postgres"),
         ] {
             let error = scheme.not_compiled_in();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
