@@ -13,6 +13,7 @@ Where locks live (--on, or the variable LEASEHOLD_URL):
   rediss://HOST          the same over TLS
   redis+unix:///PATH     the same over a socket
   etcd://HOST,HOST       all who reach the cluster (needs the feature `etcd` when installed)
+  postgres://[USER:PASSWORD@]HOST/DB   all who reach the database (needs the feature `postgres`)
 
 A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it.";
 

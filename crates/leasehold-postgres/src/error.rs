@@ -55,6 +55,8 @@ pub(crate) const NO_SUCH_SCHEMA: &str = "3F000";
 pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) -> Error {
     let (kind, message) = match &error {
         Driver::Database(database) => of_server(database.code().as_deref().unwrap_or(""), database.message(), endpoint),
+        // The driver's TLS tells of certificates so.
+        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => of_tls(&cause.to_string(), endpoint),
         Driver::Io(cause) if cause.kind() == std::io::ErrorKind::TimedOut => {
             (ErrorKind::Unavailable, format!("no answer from {endpoint} in time ({cause})"))
         }

@@ -19,6 +19,7 @@ use crate::scheme::Scheme;
 /// | `redis+unix:///PATH[?db=…]` | the same over a socket |
 /// | `etcd://[USER:PASSWORD@]HOST[:PORT],…[/?prefix=…]` | locks among all who reach the cluster; the options are those of `EtcdBackend::connect` |
 /// | `etcds://…` | the same over TLS |
+/// | `postgres://[USER:PASSWORD@]HOST[:PORT]/DB[?prefix=…]` | locks among all who reach the database; the options are those of `PostgresBackend::connect`, TLS with `sslmode=verify-full` |
 /// | `zookeeper://[USER:PASSWORD@]HOST[:PORT],…[/PATH][?tick=…]` | locks among all who reach the ensemble; the options are those of `ZookeeperBackend::connect` |
 /// | `zookeepers://…` | the same over TLS |
 ///
@@ -81,12 +82,14 @@ pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
         Scheme::RedisTls if cfg!(feature = "redis-tls") => redis(scheme, url).await,
         Scheme::Etcd if cfg!(feature = "etcd") => etcd(scheme, url).await,
         Scheme::EtcdTls if cfg!(feature = "etcd-tls") => etcd(scheme, url).await,
+        Scheme::Postgres if cfg!(feature = "postgres") => postgres(scheme, url).await,
         Scheme::Zookeeper if cfg!(feature = "zookeeper") => zookeeper(scheme, url).await,
         Scheme::ZookeeperTls if cfg!(feature = "zookeeper-tls") => zookeeper(scheme, url).await,
         Scheme::Redis
         | Scheme::RedisTls
         | Scheme::Etcd
         | Scheme::EtcdTls
+        | Scheme::Postgres
         | Scheme::Zookeeper
         | Scheme::ZookeeperTls => Err(scheme.not_compiled_in()),
     }
@@ -135,6 +138,17 @@ async fn etcd(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
+#[cfg(feature = "postgres")]
+async fn postgres(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    let connected = leasehold_postgres::PostgresBackend::connect(url).await;
+    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+}
+
+#[cfg(not(feature = "postgres"))]
+async fn postgres(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}
+
 #[cfg(feature = "zookeeper")]
 async fn zookeeper(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_zookeeper::ZookeeperBackend::connect(url).await;
@@ -147,7 +161,7 @@ async fn zookeeper(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 }
 
 /// A backend does not repeat the URL, which may hold a password; here it is shown without.
-#[cfg(any(feature = "redis", feature = "etcd", feature = "zookeeper"))]
+#[cfg(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "zookeeper"))]
 fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Error {
     use leasehold_core::{Error, ErrorKind};
 

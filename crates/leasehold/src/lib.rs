@@ -101,12 +101,14 @@
 //! | `redis-tls` | `redis` | `rediss://` | the same over TLS |
 //! | `etcd` | `etcd` | `etcd://h1,h2,h3` | etcd ≥ 3.4; building it needs `protoc` |
 //! | `etcd-tls` | `etcd` | `etcds://` | the same over TLS |
+//! | `postgres` | `postgres` | `postgres://`, `postgresql://` | PostgreSQL ≥ 14; needs Rust 1.94 |
+//! | `postgres-tls` | `postgres` | `…?sslmode=verify-full` | the same over TLS |
 //! | `zookeeper` | `zookeeper` | `zookeeper://h1,h2,h3/PATH` | ZooKeeper ≥ 3.6 |
 //! | `zookeeper-tls` | `zookeeper` | `zookeepers://` | the same over TLS |
 //!
 //! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself and gives it to
-//! [`LockClient::new`]; each module re-exports its crate, and the driver with it. Planned backends
-//! (`postgres://`, `redlock://`) are refused by name.
+//! [`LockClient::new`]; each module re-exports its crate, and the driver with it. What is planned (`redlock://`) is refused by
+//! name.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
@@ -122,6 +124,9 @@ pub use leasehold_etcd as etcd;
 /// Memory (one process) and files (one host).
 #[cfg(feature = "local")]
 pub use leasehold_local as local;
+/// PostgreSQL. The driver is `leasehold::postgres::sqlx`.
+#[cfg(feature = "postgres")]
+pub use leasehold_postgres as postgres;
 /// Redis and Valkey. The driver is `leasehold::redis::redis`.
 #[cfg(feature = "redis")]
 pub use leasehold_redis as redis;

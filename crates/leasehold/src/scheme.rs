@@ -19,13 +19,15 @@ pub(crate) enum Scheme {
     Etcd,
     /// `etcds://`
     EtcdTls,
+    /// `postgres://`, `postgresql://`
+    Postgres,
     /// `zookeeper://`, `zk://`
     Zookeeper,
     /// `zookeepers://`, `zks://`
     ZookeeperTls,
 }
 
-const SCHEMES: [(&str, Scheme); 13] = [
+const SCHEMES: [(&str, Scheme); 15] = [
     ("memory", Scheme::Memory),
     ("file", Scheme::File),
     ("redis", Scheme::Redis),
@@ -35,6 +37,8 @@ const SCHEMES: [(&str, Scheme); 13] = [
     ("valkeys", Scheme::RedisTls),
     ("etcd", Scheme::Etcd),
     ("etcds", Scheme::EtcdTls),
+    ("postgres", Scheme::Postgres),
+    ("postgresql", Scheme::Postgres),
     ("zookeeper", Scheme::Zookeeper),
     ("zk", Scheme::Zookeeper),
     ("zookeepers", Scheme::ZookeeperTls),
@@ -42,10 +46,10 @@ const SCHEMES: [(&str, Scheme); 13] = [
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 3] = [("postgres", "Postgres"), ("postgresql", "Postgres"), ("redlock", "Redlock")];
+const PLANNED: [(&str, &str); 1] = [("redlock", "Redlock")];
 
 const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST, \
-     zookeeper://HOST,HOST/PATH, zookeepers://HOST";
+     postgres://HOST/DB, zookeeper://HOST,HOST/PATH, zookeepers://HOST";
 
 impl Scheme {
     /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
@@ -75,6 +79,7 @@ impl Scheme {
             Self::RedisTls => ("rediss:", "redis-tls"),
             Self::Etcd => ("etcd:", "etcd"),
             Self::EtcdTls => ("etcds:", "etcd-tls"),
+            Self::Postgres => ("postgres:", "postgres"),
             Self::Zookeeper => ("zookeeper:", "zookeeper"),
             Self::ZookeeperTls => ("zookeepers:", "zookeeper-tls"),
         };
@@ -149,7 +154,7 @@ mod tests {
 
     #[test]
     fn planned_backends_are_unsupported_by_name() {
-        for url in ["postgresql://h", "postgres://u:secret@h/db", "redlock://a,b,c"] {
+        for url in ["redlock://a,b,c", "redlock://u:secret@h"] {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             let text = error.to_string();
@@ -178,6 +183,7 @@ mod tests {
             (Scheme::RedisTls, "redis-tls"),
             (Scheme::Etcd, "etcd"),
             (Scheme::EtcdTls, "etcd-tls"),
+            (Scheme::Postgres, "postgres"),
             (Scheme::Zookeeper, "zookeeper"),
             (Scheme::ZookeeperTls, "zookeeper-tls"),
         ] {

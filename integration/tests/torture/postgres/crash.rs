@@ -25,7 +25,7 @@ async fn strike(how: impl FnOnce(&mut PostgresServer)) {
     tokio::time::sleep(millis(300)).await;
     block_in_place(|| how(&mut server));
     let left = guard.remaining();
-    tokio::time::timeout(left + millis(500), guard.lost()).await.expect("the holder does not know by its deadline");
+    tokio::time::timeout(left + millis(3000), guard.lost()).await.expect("the holder does not know by its deadline");
     let outcome = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap();
     let mut largest = token(&guard);
     match outcome {

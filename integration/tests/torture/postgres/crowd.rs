@@ -61,7 +61,7 @@ async fn ten_thousand_waiters_on_a_hundred_keys_wait_on_a_handful_of_connections
         until("no waiter holds a snapshot", millis(20_000), || server.psql(snapshots).unwrap() == "0");
     });
     all_served(guards, crowd).await;
-    block_in_place(|| nothing_left(&server, millis(5000)));
+    block_in_place(|| nothing_left(&server, millis(20_000)));
     nothing_panicked();
 }
 

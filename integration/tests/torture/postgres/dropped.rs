@@ -17,7 +17,7 @@ use crate::{
 async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter() {
     let server = PostgresServer::start().unwrap();
     drop_all_everywhere(&server.url()).await;
-    block_in_place(|| nothing_left(&server, millis(5000)));
+    block_in_place(|| nothing_left(&server, millis(20_000)));
     nothing_panicked();
 }
 
@@ -27,7 +27,7 @@ async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
     let (client, rival) = (client_of(&server.url(), LONG_TTL).await, client_of(&server.url(), LONG_TTL).await);
     let (cancelled, granted) = cancel_everywhere(Arc::clone(client.backend()), &rival).await;
     assert!(cancelled >= 2 && granted >= 8, "{cancelled} {granted}: this swept over nothing");
-    block_in_place(|| nothing_left(&server, millis(5000)));
+    block_in_place(|| nothing_left(&server, millis(20_000)));
     nothing_panicked();
 }
 

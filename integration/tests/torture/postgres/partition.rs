@@ -11,8 +11,8 @@ use crate::support::{is_a_fault, millis, nothing_panicked, token};
 
 const TTL: u64 = 2000;
 
-/// A loss is told within 50 ms on an idle runtime; this one has other tests beside it.
-const TOLD_WITHIN: Duration = Duration::from_millis(500);
+/// A loss is told within 50 ms on an idle machine; this one may build something else beside. `is_held` is never late.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
 
 /// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a rival gets the lock, not
 /// before that and soon after, and after healing all is as before.
@@ -92,7 +92,7 @@ async fn a_waiter_behind_a_cut_is_granted_after_it_heals() {
     guard.release().await.unwrap();
     let granted = tokio::time::timeout(millis(15_000), waiting).await;
     granted.expect("the waiter sleeps through").unwrap().unwrap().release().await.unwrap();
-    block_in_place(|| nothing_left(&server, millis(5000)));
+    block_in_place(|| nothing_left(&server, millis(9000)));
     nothing_panicked();
 }
 

@@ -1,8 +1,10 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use leasehold_core::{LockClient, Result};
-use leasehold_integration::{census, server::PostgresServer};
+use leasehold_core::{LockClient, Result, Ttl};
+use leasehold_integration::{census, server::PostgresServer, worker::client};
 use leasehold_postgres::PostgresBackend;
+
+use crate::support::PATIENCE;
 
 /// The backends that hold the lock of this name, by the key that any SQL client computes.
 pub(super) fn holders(server: &PostgresServer, name: &str) -> Vec<u32> {
@@ -48,6 +50,12 @@ pub(super) async fn connect(url: &str) -> Result<LockClient> {
 
 /// A client with this TTL. A machine that builds something else beside may take longer to connect than a user would wait.
 pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
-    let patient = format!("{url}{}connect-timeout=20s", if url.contains('?') { '&' } else { '?' });
-    crate::support::client_of(&patient, ttl_ms).await
+    let ttl = Ttl::from_millis(ttl_ms).unwrap();
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match client(url, ttl, "test").await {
+            Err(error) if error.is_retryable() && Instant::now() < end => {}
+            connected => return connected.unwrap(),
+        }
+    }
 }
