@@ -14,7 +14,7 @@ use crate::{
     connection::{Link, Room},
     error::{self, Effect, named},
     gather::{Created, Done, Job, Work},
-    keys::{Directory, Node, Uuid, data_of},
+    keys::{Directory, Node, REVOKE, Uuid, data_of},
     lease::ZookeeperLease,
     loss::Held,
     queue::{Standing, Wait, find, standing},
@@ -238,7 +238,9 @@ impl Candidate {
         let mine = async {
             if own.is_none() {
                 match wake::node(link, path).await.map_err(failed)? {
-                    Set::Watching(watch) => *own = Some(wake::told(watch)),
+                    // Once it holds, whoever watches over it reads this again.
+                    Set::Watching((.., data)) if data.starts_with(REVOKE) => return Ok(false),
+                    Set::Watching((watcher, room, _)) => *own = Some(wake::told(watcher, room)),
                     Set::Gone => return Err(lost_place()),
                     Set::NoRoom => return Ok(false),
                 }
@@ -248,11 +250,11 @@ impl Candidate {
         let other = async {
             Ok::<_, Error>(match ahead {
                 Ahead::Node { path, only } => match wake::node(link, &path).await.map_err(failed)? {
-                    Set::Watching(watch) => Set::Watching((wake::told(watch), only)),
+                    Set::Watching((watcher, room, _)) => Set::Watching((wake::told(watcher, room), only)),
                     Set::Gone => Set::Gone,
                     Set::NoRoom => Set::NoRoom,
                 },
-                Ahead::Anybody(Some(watch)) => Set::Watching((wake::told(watch), false)),
+                Ahead::Anybody(Some((watcher, room))) => Set::Watching((wake::told(watcher, room), false)),
                 Ahead::Anybody(None) => Set::NoRoom,
             })
         };
