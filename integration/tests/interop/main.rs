@@ -2,7 +2,9 @@
 //!
 //! Each pair is a test. The other clients are installed by `integration/setup.sh`.
 
+mod curator;
 mod flock;
+mod kazoo;
 mod node_redlock;
 mod redis_py;
 mod rounds;

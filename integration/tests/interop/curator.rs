@@ -1,0 +1,98 @@
+//! Curator's `InterProcessMutex` and `InterProcessReadWriteLock`.
+
+use std::time::Duration;
+
+use leasehold_core::{ErrorKind, LockClient, Released};
+use leasehold_integration::{foreign::Foreign, server::ZookeeperServer};
+use leasehold_zookeeper::ZookeeperBackend;
+use tokio::time::{sleep, timeout};
+
+use crate::rounds;
+
+/// For what must happen at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a waiter is watched while it must not be granted.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+async fn client(server: &ZookeeperServer, options: &str) -> LockClient {
+    LockClient::new(ZookeeperBackend::connect(&format!("{}/shop{options}", server.url())).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curators_mutex_and_we_exclude_each_other() {
+    let server = ZookeeperServer::start().unwrap();
+    let client = client(&server, "").await;
+    let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item").await.unwrap();
+    rounds::exclude_each_other(&client, "item", &mut foreign).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curators_write_lock_and_read_lock_and_our_exclusive_locks_exclude_each_other() {
+    let server = ZookeeperServer::start().unwrap();
+    let client = client(&server, "?exclusive=readwrite").await;
+    for kind in ["write", "read"] {
+        let name = format!("item {kind}");
+        let mut foreign = Foreign::curator(server.addr(), kind, &format!("/shop/{name}")).await.unwrap();
+        rounds::exclude_each_other(&client, &name, &mut foreign).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
+    let server = ZookeeperServer::start().unwrap();
+    let client = client(&server, "?exclusive=readwrite").await;
+    let lock = client.rwlock("item");
+    let mut reader = Foreign::curator(server.addr(), "read", "/shop/item").await.unwrap();
+    let mut writer = Foreign::curator(server.addr(), "write", "/shop/item").await.unwrap();
+
+    reader.lock().await.unwrap();
+    let ours = lock.try_read().await.unwrap();
+    assert_eq!(lock.try_write().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert!(!writer.try_lock().await.unwrap());
+    assert!(reader.release().await.unwrap());
+    // Ours alone keeps its writer out, and lets its reader in.
+    assert!(!writer.try_lock().await.unwrap());
+    reader.lock().await.unwrap();
+    assert!(reader.release().await.unwrap());
+
+    // A writer of its that waits is not overtaken by a reader of ours, and comes next.
+    writer.begin_lock().unwrap();
+    assert!(timeout(A_WHILE, writer.holds()).await.is_err());
+    assert_eq!(lock.try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(ours.release().await.unwrap(), Released::Freed);
+    writer.holds().await.unwrap();
+
+    // And one of ours is granted when it has gone.
+    let waiting = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.write().await }
+    });
+    sleep(A_WHILE).await;
+    assert!(!waiting.is_finished());
+    assert!(writer.release().await.unwrap());
+    let ours = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+    reader.begin_lock().unwrap();
+    assert!(timeout(A_WHILE, reader.holds()).await.is_err());
+    assert_eq!(ours.release().await.unwrap(), Released::Freed);
+    reader.holds().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curator_and_we_are_served_in_the_order_in_which_we_came() {
+    let server = ZookeeperServer::start().unwrap();
+    let (client, other) = (client(&server, "").await, client(&server, "").await);
+    let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item").await.unwrap();
+    let guard = client.mutex("item").lock().await.unwrap();
+    foreign.begin_lock().unwrap();
+    assert!(timeout(A_WHILE, foreign.holds()).await.is_err());
+    let waiting = tokio::spawn(async move { other.mutex("item").lock().await });
+    sleep(A_WHILE).await;
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    foreign.holds().await.unwrap();
+    sleep(A_WHILE).await;
+    assert!(!waiting.is_finished(), "it came later");
+    assert!(foreign.release().await.unwrap());
+    let granted = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+    assert_eq!(granted.release().await.unwrap(), Released::Freed);
+}
