@@ -28,3 +28,5 @@ mod restart;
 mod stopped;
 #[path = "torture/support.rs"]
 mod support;
+#[path = "torture/zookeeper.rs"]
+mod zookeeper;

@@ -4,8 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Moment, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::Sessions,
+    Lease, LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait, session::Sessions,
 };
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
@@ -21,6 +20,7 @@ use crate::{
     keys::Directory,
     queue::{self, Standing},
     session::ZookeeperSessions,
+    trouble::{LONGEST_PAUSE, Trouble, cancelled},
     wake,
 };
 
@@ -28,9 +28,6 @@ use crate::{
 const MIN_TTL: Duration = Duration::from_secs(1);
 /// How often a request starts anew because its session was found to be over.
 const FRESH_STARTS: u32 = 3;
-/// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long an attempt of somebody who goes on waiting keeps its place in the queue.
 const LINGER: Duration = Duration::from_millis(20);
 
@@ -168,31 +165,6 @@ impl ZookeeperBackend {
     }
 }
 
-/// Faults since the last answer.
-pub(crate) struct Trouble {
-    since: Option<Moment>,
-    pub(crate) pause: Duration,
-}
-
-impl Default for Trouble {
-    fn default() -> Self {
-        Self { since: None, pause: FIRST_PAUSE / 2 }
-    }
-}
-
-impl Trouble {
-    /// Goes on for up to a TTL: a restart of the server should not send every waiter home.
-    pub(crate) fn ride_out(&mut self, error: Error, request: &Request) -> Result<()> {
-        let now = request.now();
-        let since = *self.since.get_or_insert(now);
-        if !error.is_retryable() || now.since(since) >= request.ttl().as_duration() {
-            return Err(error);
-        }
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Ok(())
-    }
-}
-
 #[async_trait]
 impl LockBackend for ZookeeperBackend {
     fn capabilities(&self) -> Capabilities {
@@ -280,10 +252,6 @@ impl LockBackend for ZookeeperBackend {
 fn sessions_end(error: Error) -> Error {
     error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
         .with_source(error)
-}
-
-pub(crate) fn cancelled() -> Error {
-    error::plain(ErrorKind::Cancelled, "acquire", "the acquisition was cancelled")
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

@@ -170,6 +170,11 @@ impl Cluster {
     /// The shortest and the longest session time-out that the servers grant, as far as can be told, and that they answer at all.
     pub(crate) async fn limits(&self, shortest: Duration) -> Result<(Duration, Duration)> {
         if let Some(link) = self.given() {
+            let read = link.client.check_stat("/");
+            if self.ask("connect", Effect::None, self.config.timeout, read).await?.is_none() {
+                let message = format!("the given client's own root, {}, does not exist; create it", link.client.path());
+                return Err(error::plain(ErrorKind::InvalidInput, "connect", message));
+            }
             let session = link.client.session_timeout();
             return Ok((session, session));
         }

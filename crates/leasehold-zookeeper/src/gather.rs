@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How often the directory of a lock is made because it has just been removed.
-const TRIES: usize = 3;
+const TRIES: usize = 16;
 /// How many directories are remembered to exist.
 const KNOWN: usize = 100_000;
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod attend;
 mod backend;
 mod breaking;
 mod candidate;
@@ -16,6 +17,8 @@ mod loss;
 mod pulse;
 mod queue;
 mod session;
+mod trouble;
+mod waiting;
 mod wake;
 
 pub use leasehold_core::{Error, ErrorKind, Result};

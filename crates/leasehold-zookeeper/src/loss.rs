@@ -15,13 +15,13 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout},
 };
-use zookeeper_client::{Error as Driver, EventType};
+use zookeeper_client::EventType;
 
 use crate::{
     connection::Link,
     keys::{REVOKE, Uuid},
     session::ZookeeperSession,
-    wake::{Event, told},
+    wake::{Event, Set, node, told},
 };
 
 /// A lock that is held for less than this needs no watch; most are not held for so long.
@@ -180,13 +180,10 @@ fn learned(session: &Weak<ZookeeperSession>, losses: &Losses, watching: &Watchin
 fn set(held: Arc<Held>, link: Arc<Link>, patience: Duration) -> BoxFuture<'static, (Weak<Held>, Seen)> {
     Box::pin(async move {
         // Without room the next reconciliation tells of a loss.
-        let seen = match link.room(&held.path) {
-            None => Seen::Unknown,
-            Some(room) => match timeout(patience, link.client.get_and_watch_data(&held.path)).await {
-                Ok(Ok((data, _, watcher))) => Seen::There(told((watcher, room)), data),
-                Ok(Err(Driver::NoNode)) => Seen::Gone,
-                _ => Seen::Unknown,
-            },
+        let seen = match timeout(patience, node(&link, &held.path)).await {
+            Ok(Ok(Set::Watching((watcher, room, data)))) => Seen::There(told(watcher, room), data),
+            Ok(Ok(Set::Gone)) => Seen::Gone,
+            _ => Seen::Unknown,
         };
         (Arc::downgrade(&held), seen)
     })

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -12,16 +12,16 @@ use leasehold_core::{
     Deadline, Error, ErrorKind, LossReason, OwnerId, Result, async_trait,
     session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
 };
-use tokio::time::timeout;
-use zookeeper_client::{Client, CreateMode, Error as Driver, SessionState, StateWatcher};
+use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 
 use crate::{
+    attend,
     connection::{Cluster, Link},
     error::{self, Effect},
     gather::{Carrier, Done, Job, Line},
     keys::{Node, Uuid},
     loss::{self, Losses},
-    pulse::{BEAT_PART, Pulse},
+    pulse::Pulse,
 };
 
 /// Claims in one session: as many as leave room for a watch each.
@@ -31,9 +31,6 @@ const DELETES: usize = 100;
 /// What the driver leaves between two sends at most while it is connected: it pings after 3/20 of the time-out, and looks each
 /// 1/20.
 const DRIVERS_SILENCE: u32 = 4;
-/// Renewals after a reconnection, and their distance as a part of the TTL: the silence before it counts against the first ones.
-const RECOVERY: u32 = 6;
-const RECOVERY_PART: u32 = 12;
 /// Measured on two cores with 1 to 256 tasks.
 const LIMITS: GatherLimits = GatherLimits { alone: 1, calls: 1, batch: 64 };
 
@@ -77,8 +74,8 @@ impl Handle {
         self.attended.get_or_init(|| {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
             // They end with the session, or when nobody has it any more.
-            drop(tokio::spawn(follow(Arc::downgrade(session), state)));
-            drop(tokio::spawn(beat(Arc::downgrade(session))));
+            drop(tokio::spawn(attend::follow(Arc::downgrade(session), state)));
+            drop(tokio::spawn(attend::beat(Arc::downgrade(session))));
             drop(tokio::spawn(loss::watch(Arc::downgrade(session), Arc::clone(&self.losses))));
         });
     }
@@ -99,7 +96,7 @@ impl Handle {
     }
 
     /// Sends a small read: the server has heard from this session.
-    async fn be_heard(&self, session: &ZookeeperSession) {
+    pub(crate) async fn be_heard(&self, session: &ZookeeperSession) {
         let Ok(link) = self.link("renew") else { return };
         let sent = session.now();
         let read = link.client.check_stat(&self.node);
@@ -127,43 +124,6 @@ pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
         ErrorKind::Lost => claim.session().end(LossReason::SessionEnded),
         ErrorKind::Indeterminate | ErrorKind::Protocol => claim.doubt(),
         _ => {}
-    }
-}
-
-/// Follows the connection: after a reconnection the session is renewed at once, and when it is over everybody is told.
-async fn follow(session: Weak<ZookeeperSession>, mut state: StateWatcher) {
-    loop {
-        let changed = timeout(Duration::from_secs(1), state.changed()).await;
-        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
-        match changed {
-            Err(_elapsed) => {}
-            Ok(SessionState::Expired | SessionState::Closed | SessionState::AuthFailed) => {
-                session.end(LossReason::SessionEnded);
-                return;
-            }
-            Ok(SessionState::Disconnected) => {
-                tracing::debug!(target: "leasehold", "disconnected: locks are believed in until their deadline");
-            }
-            Ok(_) => {
-                for _ in 0..RECOVERY {
-                    if let Err(error) = session.renew().await {
-                        tracing::debug!(target: "leasehold", %error, "not renewed after a reconnection");
-                        break;
-                    }
-                    tokio::time::sleep(session.ttl().as_duration() / RECOVERY_PART).await;
-                }
-            }
-        }
-    }
-}
-
-/// Lets the server hear from the session often.
-async fn beat(session: Weak<ZookeeperSession>) {
-    loop {
-        let Some(pause) = session.upgrade().map(|session| session.ttl().as_duration() / BEAT_PART) else { return };
-        tokio::time::sleep(pause).await;
-        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
-        session.handle().be_heard(&session).await;
     }
 }
 

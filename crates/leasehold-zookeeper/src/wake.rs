@@ -23,11 +23,11 @@ pub(crate) enum Set<T> {
     NoRoom,
 }
 
-/// Watches a node.
-pub(crate) async fn node(link: &Arc<Link>, path: &str) -> Result<Set<(OneshotWatcher, Room)>, Driver> {
+/// Watches a node, and reads what it says.
+pub(crate) async fn node(link: &Arc<Link>, path: &str) -> Result<Set<(OneshotWatcher, Room, Vec<u8>)>, Driver> {
     let Some(room) = link.room(path) else { return Ok(Set::NoRoom) };
     match link.client.get_and_watch_data(path).await {
-        Ok((_, _, watcher)) => Ok(Set::Watching((watcher, room))),
+        Ok((data, _, watcher)) => Ok(Set::Watching((watcher, room, data))),
         Err(Driver::NoNode) => Ok(Set::Gone),
         Err(error) => Err(error),
     }
@@ -46,7 +46,7 @@ pub(crate) async fn children(
 }
 
 /// Waits for a watch to tell.
-pub(crate) fn told((watcher, room): (OneshotWatcher, Room)) -> Event {
+pub(crate) fn told(watcher: OneshotWatcher, room: Room) -> Event {
     Box::pin(async move {
         let event = watcher.changed().await;
         drop(room);
@@ -68,14 +68,14 @@ pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Di
         // Free already, or nobody can tell.
         Ok(None) | Err(_) => {}
         Ok(Some(Wait::Any)) => match any {
-            Some(watch) => drop(told(watch).await),
+            Some((watcher, room)) => drop(told(watcher, room).await),
             None => tokio::time::sleep(cluster.config.safety_net).await,
         },
         Ok(Some(Wait::For { child, .. })) => {
             drop(any);
             let path = directory.child(&child);
             match tokio::time::timeout(cluster.config.timeout, node(&link, &path)).await {
-                Ok(Ok(Set::Watching(watch))) => drop(told(watch).await),
+                Ok(Ok(Set::Watching((watcher, room, _)))) => drop(told(watcher, room).await),
                 Ok(Ok(Set::NoRoom)) => tokio::time::sleep(cluster.config.safety_net).await,
                 _ => {}
             }

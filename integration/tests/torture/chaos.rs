@@ -15,13 +15,13 @@ use crate::support::{PATIENCE, Stage, granted, millis, nothing_left};
 
 /// Short, so that many stops outlast it.
 const TTL: u64 = 500;
-const PROCESSES: usize = 4;
+pub(crate) const PROCESSES: usize = 4;
 const TASKS: u32 = 16;
 
 /// How long a storm may take to end: what is under way ends with its limits.
 const CALM: Duration = Duration::from_secs(30);
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = env::var("LEASEHOLD_SEED").ok().map(|seed| seed.parse().expect("LEASEHOLD_SEED is a number"));
     let seed = seed.unwrap_or_else(rand::random);
     println!("LEASEHOLD_SEED={seed}");
@@ -34,14 +34,14 @@ fn storm() -> Command {
 }
 
 /// Worker processes in a storm, some of which die and come back under another name.
-struct Crew<'a> {
+pub(crate) struct Crew<'a> {
     stage: &'a Stage,
-    workers: Vec<Worker>,
+    pub(crate) workers: Vec<Worker>,
     names: Vec<String>,
 }
 
 impl<'a> Crew<'a> {
-    fn new(stage: &'a Stage) -> Self {
+    pub(crate) fn new(stage: &'a Stage) -> Self {
         let mut crew = Self { stage, workers: Vec::new(), names: Vec::new() };
         for _ in 0..PROCESSES {
             let worker = crew.hire();
@@ -58,13 +58,13 @@ impl<'a> Crew<'a> {
         worker
     }
 
-    fn replace(&mut self, at: usize) {
+    pub(crate) fn replace(&mut self, at: usize) {
         self.workers[at].kill().unwrap();
         self.workers[at] = self.hire();
     }
 
     /// Ends the storm; the grants, and the errors by kind.
-    fn calm(&mut self) -> (u64, BTreeMap<String, u64>) {
+    pub(crate) fn calm(&mut self) -> (u64, BTreeMap<String, u64>) {
         let tickets: Vec<Ticket> = self.workers.iter_mut().map(|worker| worker.send(Command::Calm).unwrap()).collect();
         let (mut total, mut by_kind) = (0, BTreeMap::new());
         for (worker, ticket) in self.workers.iter_mut().zip(tickets) {
@@ -81,29 +81,29 @@ impl<'a> Crew<'a> {
         (total, by_kind)
     }
 
-    fn events(&self) -> Vec<leasehold_integration::worker::Event> {
+    pub(crate) fn events(&self) -> Vec<leasehold_integration::worker::Event> {
         let logs: Vec<_> = self.names.iter().map(|name| self.stage.log(name)).collect();
         EventLog::merge(&logs).unwrap()
     }
 }
 
 #[track_caller]
-fn none(violations: &[Violation], what: &str) {
+pub(crate) fn none(violations: &[Violation], what: &str) {
     let shown: Vec<_> = violations.iter().take(5).map(ToString::to_string).collect();
     assert!(violations.is_empty(), "{what}: {} violations, such as {shown:#?}", violations.len());
 }
 
 /// Only faults that a program can act on.
 #[track_caller]
-fn only_faults(errors: &BTreeMap<String, u64>) {
+pub(crate) fn only_faults(errors: &BTreeMap<String, u64>) {
     let known = ["Unavailable", "Indeterminate", "Lost"];
     assert!(errors.keys().all(|kind| known.contains(&kind.as_str())), "{errors:?}");
 }
 
 /// After all faults are over, the lock is to be had within a TTL and a bit, and a larger token comes with it.
-fn heals(stage: &Stage, crew: &Crew<'_>) {
+pub(crate) fn heals(stage: &Stage, crew: &Crew<'_>, within_ms: u64) {
     let begun = Instant::now();
-    let (token, _) = granted(stage.worker("after").lock(0, "k", Patience::Within(TTL + 2000)).unwrap());
+    let (token, _) = granted(stage.worker("after").lock(0, "k", Patience::Within(within_ms)).unwrap());
     let largest = crew.events().iter().filter_map(|event| event.token).max().unwrap();
     assert!(token > largest, "{token} after {largest}, {:?}", begun.elapsed());
 }
@@ -153,7 +153,7 @@ fn sixty_four_tasks_of_four_processes_keep_every_promise_in_chaos() {
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
     none(&checker::register(&stage.register().history().unwrap()), "C3");
-    heals(&stage, &crew);
+    heals(&stage, &crew, TTL + 2000);
     drop(crew);
     nothing_left(&server, millis(2 * TTL + 4000));
 }
@@ -173,7 +173,7 @@ fn tokens_keep_the_register_right_when_the_server_forgets_its_locks() {
     // It frees at once what it forgets, so two may believe (C1); the tokens (C2) still keep the register right (C3).
     none(&checker::tokens(&crew.events(), Order::RealTime), "C2");
     none(&checker::register(&stage.register().history().unwrap()), "C3");
-    heals(&stage, &crew);
+    heals(&stage, &crew, TTL + 2000);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn sixty_four_tasks_of_four_processes_keep_every_promise_on_files() {
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
     none(&checker::register(&stage.register().history().unwrap()), "C3");
-    heals(&stage, &crew);
+    heals(&stage, &crew, TTL + 2000);
 }
 
 /// The control: the very same programs, when nothing excludes them.

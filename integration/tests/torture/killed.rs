@@ -2,11 +2,11 @@ use std::time::{Duration, Instant};
 
 use leasehold_integration::{
     census,
-    server::RedisServer,
-    worker::{Command, Patience, now_ns},
+    server::{RedisServer, ZookeeperServer},
+    worker::{Answer, Command, Patience, now_ns},
 };
 
-use crate::support::{PATIENCE, Stage, failed, granted, millis, nothing_left};
+use crate::support::{PATIENCE, Stage, failed, granted, millis, nothing_left, until};
 
 /// How long a machine that builds something else beside may take for what has to be immediate.
 const AT_ONCE: Duration = Duration::from_millis(1000);
@@ -42,6 +42,31 @@ fn redis_keeps_the_lock_of_a_killed_holder_for_nine_tenths_of_its_ttl() {
     let took = asked.elapsed();
     assert!(took >= millis(TTL) * 9 / 10, "{took:?}");
     assert!(took <= millis(TTL + 1000), "{took:?}");
+}
+
+/// A session ends at a tick after its TTL, counted from when the server last heard from it.
+#[test]
+fn zookeeper_frees_the_lock_of_a_killed_holder_after_its_ttl_and_not_before() {
+    const TTL: u64 = 2000;
+    let server = ZookeeperServer::start().unwrap();
+    let stage = Stage::on(&format!("{}?tick=500ms", server.url()), TTL);
+    let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
+    let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
+    let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+    // It is renewed until it is killed.
+    until("it waits", PATIENCE, || {
+        server.ephemerals().unwrap().iter().filter(|node| node.starts_with("/k/")).count() == 2
+    });
+    let (held, deadline) = (holder.ask(Command::Check { slot: 0 }).unwrap(), now_ns());
+    let Answer::Checked { held: true, remaining_ms } = held else { panic!("{held:?}") };
+    let deadline = deadline + (remaining_ms - 1) * 1_000_000;
+    holder.kill().unwrap();
+    let killed = Instant::now();
+    let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
+    let (took, now) = (killed.elapsed(), now_ns());
+    assert!(now >= deadline, "granted {} ms before the old holder's deadline", (deadline - now) / 1_000_000);
+    assert!(took >= millis(TTL) * 8 / 10 && took <= millis(TTL + 2000), "{took:?}");
+    assert!(new > old, "{old} {new}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use leasehold_integration::{
-    server::RedisServer,
+    server::{RedisServer, ZookeeperServer},
     worker::{Answer, Command, Patience, Worker},
 };
 
@@ -47,8 +47,17 @@ pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
 #[test]
 fn a_holder_that_was_stopped_knows_at_once_and_its_stale_write_is_refused() {
     let server = RedisServer::start().unwrap();
-    let stage = Stage::on(&server.url(), TTL);
-    let mut holder = overtaken(&stage, true);
+    the_stale_write_is_refused(&Stage::on(&server.url(), TTL));
+}
+
+#[test]
+fn a_holder_on_zookeeper_that_was_stopped_knows_at_once_and_its_stale_write_is_refused() {
+    let server = ZookeeperServer::builder().tick(millis(200)).start().unwrap();
+    the_stale_write_is_refused(&Stage::on(&format!("{}?tick=200ms", server.url()), TTL));
+}
+
+fn the_stale_write_is_refused(stage: &Stage) {
+    let mut holder = overtaken(stage, true);
     assert!(!write(&mut holder, 3, true), "the stale write was taken");
     assert_eq!(stage.register().value().unwrap(), 2);
     assert!(matches!(

@@ -3,10 +3,16 @@
 mod driver;
 mod floor;
 
+use leasehold_core::LockClient;
+use leasehold_zookeeper::ZookeeperBackend;
 use zookeeper_client::{Client, Error};
 
 use super::{Backend, BackendName};
-use crate::{HarnessError, Result, bench::subject::Subject, server::ZookeeperServer};
+use crate::{
+    HarnessError, Result,
+    bench::subject::{Leasehold, Subject},
+    server::ZookeeperServer,
+};
 
 /// Of the sessions of all subjects.
 const SESSION: std::time::Duration = std::time::Duration::from_secs(30);
@@ -42,7 +48,13 @@ impl Backend for Zookeeper {
 }
 
 pub(super) fn subjects_at(address: &str) -> Vec<Box<dyn Subject>> {
-    vec![Box::new(floor::Floor(address.to_owned())), Box::new(driver::Driver(address.to_owned()))]
+    let url = format!("zookeeper://{address}");
+    let leasehold = Leasehold::new(move || {
+        let url = url.clone();
+        async move { ZookeeperBackend::connect(&url).await.map(LockClient::new) }
+    });
+    let address = || address.to_owned();
+    vec![Box::new(floor::Floor(address())), Box::new(leasehold), Box::new(driver::Driver(address()))]
 }
 
 async fn connect(address: &str) -> Result<Client> {

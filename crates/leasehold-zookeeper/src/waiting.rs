@@ -1,0 +1,159 @@
+//! Waiting in the queue.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use leasehold_core::{Error, Result};
+use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
+
+use crate::{
+    candidate::{Candidate, lost_place},
+    connection::{Link, Room},
+    error::{self, Effect},
+    gather::Created,
+    keys::REVOKE,
+    queue::{Standing, Wait},
+    session::note,
+    trouble::{Trouble, cancelled},
+    wake::{self, Event, Set},
+};
+
+/// How often who could not be watched is looked at.
+const UNWATCHED: Duration = Duration::from_millis(100);
+
+/// What a waiter waits for, besides its own node.
+enum Ahead {
+    Node {
+        path: String,
+        only: bool,
+    },
+    /// Whoever comes or goes; `None` if there was no room for a watch.
+    Anybody(Option<(OneshotWatcher, Room)>),
+}
+
+impl Candidate {
+    /// Waits in the queue until it holds; then with the watch on its own node, if it has one.
+    pub(crate) async fn wait(&self, queued: &mut Created) -> Result<Option<Event>> {
+        let mut own = None;
+        let mut trouble = Trouble::default();
+        loop {
+            match self.step(queued, &mut own).await {
+                Ok(true) => return Ok(own),
+                Ok(false) => trouble = Trouble::default(),
+                Err(error) => {
+                    note(&self.claim, &error);
+                    trouble.ride_out(error, &self.request)?;
+                    tokio::select! {
+                        () = tokio::time::sleep(trouble.pause) => {}
+                        () = self.claim.session().ended() => return Err(lost_place()),
+                        () = self.request.cancelled() => return Err(cancelled()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks where it stands, and waits for one change. Whether it holds.
+    async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
+        let handle = self.claim.session().handle();
+        let link = handle.link("acquire")?;
+        // From before the watches: a connection that broke since may have mixed up the order of what they tell.
+        let mut connection = link.client.state_watcher();
+        let (children, anybody) = match queued.children.take() {
+            Some(children) => (children, None),
+            None if self.request.mode().is_permit() => {
+                let listed = wake::children(&link, &self.directory);
+                let (children, watch) = handle.cluster.ask("acquire", Effect::None, handle.patience, listed).await?;
+                (children, Some(watch))
+            }
+            None => (self.list().await?, None),
+        };
+        let wait = match self.standing(&children)? {
+            Standing::Holds => return Ok(true),
+            Standing::Absent => return Err(lost_place()),
+            Standing::Waits(wait) => wait,
+        };
+        let ahead = match (wait, anybody) {
+            (Wait::For { child, only }, _) => Ahead::Node { path: self.directory.child(&child), only },
+            (Wait::Any, Some(watch)) => Ahead::Anybody(watch),
+            // Looked without a watch: look with one.
+            (Wait::Any, None) => return Ok(false),
+        };
+        let watching = self.watch(&link, &queued.path, own, ahead);
+        let watching = async { Ok(watching.await) };
+        let (event, only) = match handle.cluster.ask("acquire", Effect::None, handle.patience, watching).await? {
+            Ok(Set::Watching((event, only))) => (Some(event), only),
+            Ok(Set::NoRoom) => (None, false),
+            Ok(Set::Gone) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let (event, net) = match event {
+            Some(event) => (event, handle.cluster.config.safety_net),
+            None => (Box::pin(std::future::pending()) as Event, UNWATCHED),
+        };
+        tokio::select! {
+            // Its own first: if both have gone, it must not take the lock for its own.
+            biased;
+            told = told(own) => {
+                *own = None;
+                match told.event_type {
+                    EventType::NodeDeleted | EventType::Session => Err(lost_place()),
+                    _ => Ok(false),
+                }
+            }
+            _ = event => Ok(only && connection.changed().now_or_never().is_none()),
+            () = self.claim.session().ended() => Err(lost_place()),
+            () = self.request.cancelled() => Err(cancelled()),
+            () = tokio::time::sleep(net) => Ok(false),
+        }
+    }
+
+    /// Watches what is ahead, and its own node, in one round trip.
+    async fn watch(
+        &self,
+        link: &Arc<Link>,
+        path: &str,
+        own: &mut Option<Event>,
+        ahead: Ahead,
+    ) -> Result<Set<(Event, bool)>> {
+        let handle = self.claim.session().handle();
+        let failed = |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
+        let mine = async {
+            if own.is_none() {
+                match wake::node(link, path).await.map_err(failed)? {
+                    // Once it holds, whoever watches over it reads this again.
+                    Set::Watching((.., data)) if data.starts_with(REVOKE) => return Ok(false),
+                    Set::Watching((watcher, room, _)) => *own = Some(wake::told(watcher, room)),
+                    Set::Gone => return Err(lost_place()),
+                    Set::NoRoom => return Ok(false),
+                }
+            }
+            Ok(true)
+        };
+        let other = async {
+            Ok::<_, Error>(match ahead {
+                Ahead::Node { path, only } => match wake::node(link, &path).await.map_err(failed)? {
+                    Set::Watching((watcher, room, _)) => Set::Watching((wake::told(watcher, room), only)),
+                    Set::Gone => Set::Gone,
+                    Set::NoRoom => Set::NoRoom,
+                },
+                Ahead::Anybody(Some((watcher, room))) => Set::Watching((wake::told(watcher, room), false)),
+                Ahead::Anybody(None) => Set::NoRoom,
+            })
+        };
+        let (mine, other) = futures_util::future::join(mine, other).await;
+        // Without an eye on its own node it must look again before it holds.
+        Ok(match (mine?, other?) {
+            (false, Set::Watching((event, _))) => Set::Watching((event, false)),
+            (_, other) => other,
+        })
+    }
+}
+
+/// Completes when a watch tells; without one, never.
+async fn told(watch: &mut Option<Event>) -> WatchedEvent {
+    match watch {
+        Some(watch) => watch.await,
+        None => std::future::pending().await,
+    }
+}
