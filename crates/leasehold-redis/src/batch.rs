@@ -1,9 +1,6 @@
 //! One pipeline that carries many operations.
 
-use std::{
-    task::{Context, Poll, Waker},
-    vec,
-};
+use std::task::{Context, Poll, Waker};
 
 use leasehold_core::{Request, Result};
 use redis::{Cmd, Pipeline, RedisError, Value};
@@ -84,7 +81,10 @@ impl Batch {
                 return;
             }
         };
-        let mut again = released(live, releases, &mut answers);
+        let mut again = Vec::new();
+        if !releases.is_empty() {
+            again = Box::pin(released(live, releases, answers.next())).await;
+        }
         for (entry, way) in entries {
             match way.read(live, &mut answers) {
                 Err(error) if is_no_script(&error) => again.push(entry),
@@ -101,11 +101,8 @@ impl Batch {
 }
 
 /// Hands on what the script for many releases says. Those that it did not run for, to be sent alone.
-fn released(live: &Live, releases: Vec<Entry>, answers: &mut vec::IntoIter<Value>) -> Vec<Entry> {
-    if releases.is_empty() {
-        return releases;
-    }
-    match answers.next() {
+async fn released(live: &Live, releases: Vec<Entry>, answer: Option<Value>) -> Vec<Entry> {
+    match answer {
         Some(Value::Int(_)) => {
             for entry in releases {
                 entry.answer(Ok(Value::Int(1)));
@@ -121,8 +118,15 @@ fn released(live: &Live, releases: Vec<Entry>, answers: &mut vec::IntoIter<Value
         // The script has no error of its own: it did not run.
         other => {
             let error = other.map(Value::extract_error).and_then(Result::err);
-            tracing::debug!(?error, "releases go alone from now on");
-            live.take_one_at_a_time();
+            tracing::debug!(?error, "many releases go one by one");
+            if error.as_ref().is_some_and(is_no_script) {
+                // For the next time. Whoever releases alone has the script sent in full.
+                let mut load = redis::cmd("SCRIPT");
+                load.arg("LOAD").arg(scripts::RELEASE_MANY.source);
+                drop(live.send(&load).await);
+            } else {
+                live.take_one_at_a_time();
+            }
             releases
         }
     }

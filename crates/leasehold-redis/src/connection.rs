@@ -357,7 +357,7 @@ impl Live {
         self.pushes && !self.one_at_a_time.load(Ordering::Relaxed)
     }
 
-    /// A script for many keys was refused: this is a part of a cluster, or the server has forgotten its scripts.
+    /// A script for many keys was refused: this is a part of a cluster.
     pub(crate) fn take_one_at_a_time(&self) {
         self.one_at_a_time.store(true, Ordering::Relaxed);
     }

@@ -57,35 +57,6 @@ async fn hundreds_of_tasks_never_hold_one_key_together() {
     assert_eq!(server.census().await, Vec::<String>::new());
 }
 
-/// Enough tasks that operations are gathered into shared calls.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gathered_operations_are_as_good_as_lone_ones() {
-    let server = Server::start();
-    let backend = server.backend().await;
-    let tasks: Vec<_> = (0..400)
-        .map(|n| {
-            let backend = Arc::clone(&backend);
-            tokio::spawn(async move {
-                let name = format!("k{n}");
-                let mut last = 0;
-                for _ in 0..20 {
-                    let lease = granted(&backend, request(&name)).await;
-                    assert!(token(&lease) > last);
-                    last = token(&lease);
-                    Arc::clone(&lease).renew().await.unwrap();
-                    refused(&backend, request(&name)).await;
-                    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
-                    assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "told once");
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    assert_eq!(server.census().await, Vec::<String>::new());
-}
-
 #[tokio::test]
 async fn a_pair_is_two_plain_commands_and_a_script_and_no_push() {
     let server = Server::start();

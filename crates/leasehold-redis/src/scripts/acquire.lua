@@ -25,7 +25,8 @@ end
 
 local taken
 if string.find(flags, 't', 1, true) then
-  taken = redis.pcall('GETEX', lock) == value
+  -- A key of another type is an error then, and so is a server that takes no writes now.
+  taken = redis.call('GETEX', lock) == value
 else
   taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
 end

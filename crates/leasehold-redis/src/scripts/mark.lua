@@ -1,7 +1,11 @@
 -- Breaks an exclusive lock gently: another value under the same deadline, so that the holder can neither renew nor
 -- release it. KEYS: lock. ARGV: the value that the holder was seen with. -2: it holds no more; else the ms left (-1: no end).
 local lock, value = KEYS[1], ARGV[1]
-if redis.pcall('GETEX', lock) ~= value then
+local seen = redis.pcall('GETEX', lock)
+if seen ~= value then
+  if type(seen) == 'table' and not string.find(seen.err, 'WRONGTYPE', 1, true) then
+    return seen
+  end
   return -2
 end
 local left = redis.call('PTTL', lock)

@@ -2,7 +2,12 @@
 -- The number of keys if all were freed. Else for each 1, 0, or an error.
 local call, other = redis.pcall, nil
 for i, lock in ipairs(KEYS) do
-  local answer = call('GETEX', lock) == ARGV[i] and call('DEL', lock) or 0
+  local seen, answer = call('GETEX', lock), 0
+  if seen == ARGV[i] then
+    answer = call('DEL', lock)
+  elseif type(seen) == 'table' and not string.find(seen.err, 'WRONGTYPE', 1, true) then
+    answer = seen
+  end
   if answer ~= 1 then
     other = other or {}
     other[i] = answer

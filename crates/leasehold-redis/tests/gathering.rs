@@ -1,0 +1,148 @@
+//! Many operations at a time.
+
+mod support;
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use leasehold_core::{ErrorKind, Lease, Released, Result};
+use leasehold_redis::{RedisBackend, redis};
+use support::{Server, granted, refused, request, token, until};
+
+/// Enough that operations are gathered.
+const MANY: usize = 100;
+
+/// Enough tasks that operations are gathered into shared calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gathered_operations_are_as_good_as_lone_ones() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let tasks: Vec<_> = (0..400)
+        .map(|n| {
+            let backend = Arc::clone(&backend);
+            tokio::spawn(async move {
+                let name = format!("k{n}");
+                let mut last = 0;
+                for _ in 0..20 {
+                    let lease = granted(&backend, request(&name)).await;
+                    assert!(token(&lease) > last);
+                    last = token(&lease);
+                    Arc::clone(&lease).renew().await.unwrap();
+                    refused(&backend, request(&name)).await;
+                    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
+                    assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "told once");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+async fn many_held(backend: &Arc<RedisBackend>) -> Vec<Arc<dyn Lease>> {
+    join_all((0..MANY).map(|n| async move { granted(backend, request(&format!("k{n}"))).await })).await
+}
+
+async fn release_all(leases: &[Arc<dyn Lease>]) -> Vec<Result<Released>> {
+    join_all(leases.iter().map(|lease| Arc::clone(lease).release())).await
+}
+
+async fn scripts_run(server: &Server) -> u64 {
+    let stats = server.info("commandstats").await;
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap_or("0");
+    calls.split(',').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn many_releases_share_scripts_and_each_is_told_the_truth() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut raw = server.raw().await;
+    let leases = many_held(&backend).await;
+    // Gone, another's, and no lock at all.
+    () = redis::cmd("DEL").arg("k20").arg("k21").query_async(&mut raw).await.unwrap();
+    () = redis::cmd("SET").arg("k50").arg("another's").query_async(&mut raw).await.unwrap();
+    () = redis::cmd("DEL").arg("k99").query_async(&mut raw).await.unwrap();
+    () = redis::cmd("RPUSH").arg("k99").arg("x").query_async(&mut raw).await.unwrap();
+    let before = scripts_run(&server).await;
+    for (n, released) in release_all(&leases).await.into_iter().enumerate() {
+        let expected = if matches!(n, 20 | 21 | 50 | 99) { Released::AlreadyLost } else { Released::Freed };
+        assert_eq!(released.unwrap(), expected, "k{n}");
+    }
+    assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the releases were not gathered");
+    let mut left = server.census().await;
+    left.sort();
+    assert_eq!(left, ["k50", "k99"]);
+}
+
+#[tokio::test]
+async fn many_releases_survive_that_the_server_forgets_its_scripts() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut raw = server.raw().await;
+    for _ in 0..2 {
+        let leases = many_held(&backend).await;
+        () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut raw).await.unwrap();
+        for released in release_all(&leases).await {
+            assert_eq!(released.unwrap(), Released::Freed);
+        }
+        assert_eq!(server.census().await, Vec::<String>::new());
+    }
+    let leases = many_held(&backend).await;
+    let before = scripts_run(&server).await;
+    release_all(&leases).await;
+    assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the script for many was not loaded again");
+}
+
+#[tokio::test]
+async fn many_releases_go_alone_on_a_node_of_a_cluster() {
+    let server = Server::with(&["--cluster-enabled", "yes"]);
+    let mut raw = server.raw().await;
+    let mut slots = redis::cmd("CLUSTER");
+    slots.arg("ADDSLOTS");
+    for slot in 0..16_384 {
+        slots.arg(slot);
+    }
+    () = slots.query_async(&mut raw).await.unwrap();
+    until("the cluster works", || async {
+        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut server.raw().await).await.unwrap();
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    let backend = server.backend().await;
+    for _ in 0..2 {
+        let leases = many_held(&backend).await;
+        for released in release_all(&leases).await {
+            assert_eq!(released.unwrap(), Released::Freed);
+        }
+        assert_eq!(server.census().await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_does_not_say_that_a_lock_is_lost() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut raw = server.raw().await;
+    let leases = many_held(&backend).await;
+    let replicas = |least: u8| {
+        let mut cmd = redis::cmd("CONFIG");
+        cmd.arg("SET").arg("min-replicas-to-write").arg(least);
+        cmd
+    };
+    () = replicas(1).query_async(&mut raw).await.unwrap();
+    // Alone, and among many.
+    for outcome in [Arc::clone(&leases[0]).renew().await, Arc::clone(&leases[0]).release().await.map(|_| ())]
+        .into_iter()
+        .chain(release_all(&leases).await.into_iter().map(|released| released.map(|_| ())))
+    {
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    () = replicas(0).query_async(&mut raw).await.unwrap();
+    for released in release_all(&leases).await {
+        assert_eq!(released.unwrap(), Released::Freed);
+    }
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
