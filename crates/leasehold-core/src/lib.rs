@@ -26,6 +26,7 @@ mod mode;
 mod mutex;
 mod options;
 mod owner;
+pub mod quorum;
 mod reentrant;
 mod release;
 mod request;
