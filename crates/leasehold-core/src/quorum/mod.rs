@@ -33,6 +33,7 @@
 //! membership of nodes that restarted, where a clock does enter.
 
 mod membership;
+mod node;
 mod renewal;
 mod tally;
 mod validity;
@@ -40,6 +41,7 @@ mod write_back;
 
 pub use self::{
     membership::{Ballot, Membership, Memory, Rejoin, rejoin},
+    node::{Attestation, QuorumNode, Recollection, Terms},
     renewal::{Renewed, may_heal, renewal},
     tally::{Majority, Standing, Tally, Vote},
     validity::validity,
