@@ -16,6 +16,15 @@ struct Seen {
     key: String,
     holders: Vec<Holder>,
     waiters: Vec<Waiter>,
+    /// Of a quorum.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Serialize)]
+struct Node {
+    endpoint: String,
+    problem: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,10 +53,12 @@ fn seen(key: String, inspection: &Inspection) -> Seen {
         mode: waiter.mode.map(|mode| mode.to_string()),
         label: waiter.label.clone(),
     };
+    let node = |node: &leasehold::NodeStatus| Node { endpoint: node.endpoint.clone(), problem: node.problem.clone() };
     Seen {
         key,
         holders: inspection.holders.iter().map(Holder::from).collect(),
         waiters: inspection.waiters.iter().map(waiter).collect(),
+        nodes: inspection.nodes.iter().map(node).collect(),
     }
 }
 

@@ -1,6 +1,12 @@
 //! One attempt: all nodes are asked at once, the majority decides, the rest is finished in the background.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, atomic::AtomicU32},
+    task::Poll,
+    time::Duration,
+};
 
 use crate::{
     backend::{Attempt, Contention, Lease},
@@ -55,8 +61,9 @@ pub(super) struct Asking {
     pub(super) timeout: Duration,
 }
 
-/// Asks once. `splits` is how often in a row this acquisition has already met others that were as lucky.
-pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, splits: u32) -> Result<Attempt> {
+/// Asks once, as this owner: another one than that of any earlier attempt, so that what is given back late is never a later
+/// attempt's. `splits` counts how often in a row this acquisition has met others that were as lucky.
+pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, splits: &AtomicU32) -> Result<Attempt> {
     let began = request.now();
     let mut asking = Asking::begin(quorum, request);
     let standing = asking.majority().await;
@@ -92,8 +99,7 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, spli
 
 impl Asking {
     fn begin(quorum: &Arc<QuorumBackend>, request: &Request) -> Self {
-        // A fresh owner each time: what is given back late can then never be a later attempt's.
-        let mut asked = request.as_new_owner().for_node(quorum.terms());
+        let mut asked = request.for_node(quorum.terms());
         if quorum.has_tokens {
             asked = asked.with_token_floor(quorum.floor.next());
         }
@@ -141,7 +147,7 @@ impl Asking {
     }
 
     /// Gives everything back, and says why and when to try again.
-    fn fail(mut self, standing: Standing, began: Moment, splits: u32) -> Result<Attempt> {
+    fn fail(mut self, standing: Standing, began: Moment, splits: &AtomicU32) -> Result<Attempt> {
         let timeout = self.timeout;
         let outcome = if standing == Standing::OutOfReach {
             Err(self.quorum.out_of_reach(&self.replies, timeout))
