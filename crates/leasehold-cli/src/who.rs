@@ -63,6 +63,16 @@ fn seen(key: String, inspection: &Inspection) -> Seen {
 }
 
 fn tabled(inspection: &Inspection) -> String {
+    let mut text = holders_and_waiters(inspection);
+    for node in &inspection.nodes {
+        if let Some(problem) = &node.problem {
+            text.push_str(&format!("\n{}: {}", show::one_line(&node.endpoint), show::one_line(problem)));
+        }
+    }
+    text
+}
+
+fn holders_and_waiters(inspection: &Inspection) -> String {
     if inspection.holders.is_empty() && inspection.waiters.is_empty() {
         return String::from("nobody holds it or waits for it");
     }
