@@ -46,7 +46,7 @@ async fn show(url: &str) -> Result<()> {
     // Names are yours; this one is another with each run, so that no run disturbs another.
     let name = format!("swap-backend/{}", std::process::id());
     let guard = client.mutex(&name).lock().await?;
-    println!("  held under token {:?}", guard.fencing_token().map(|token| token.get()));
+    println!("  held under token {:?}", guard.fencing_token().map(leasehold::FencingToken::get));
 
     let refused = other.mutex(&name).try_lock().await.err();
     println!("  another client: {}", if is_contended(refused.as_ref()) { "refused" } else { "NOT REFUSED" });

@@ -26,6 +26,7 @@ mod mode;
 mod mutex;
 mod options;
 mod owner;
+pub mod quorum;
 mod reentrant;
 mod release;
 mod release_state;
@@ -49,7 +50,7 @@ pub use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseView, LockGuard},
-    inspection::{Broken, HolderRef, Inspection, WaiterRef},
+    inspection::{Broken, HolderRef, Inspection, NodeStatus, WaiterRef},
     key::LockKey,
     mode::Mode,
     mutex::Mutex,

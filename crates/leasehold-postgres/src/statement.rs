@@ -50,8 +50,8 @@ impl Op {
     /// Whether a token may be drawn.
     pub(crate) fn takes(self) -> bool {
         use Op::{
-            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign, Unlock,
-            UnlockPermit, UnlockShared, Unsign,
+            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign,
+            Unlock, UnlockPermit, UnlockShared, Unsign,
         };
         match self {
             Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous | SharedCourteous => true,

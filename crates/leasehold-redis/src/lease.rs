@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{
     Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Mode, Moment, ReleaseState, Released, Request,
-    Result, Upkeep, async_trait,
+    Result, TokenVote, Upkeep, async_trait,
 };
 use redis::{Cmd, Value};
 
@@ -15,6 +15,7 @@ use crate::{
     holder::Holder,
     keys::{Keys, Kind},
     scripts::{self, Script},
+    vote,
 };
 
 pub(crate) struct RedisLease {
@@ -83,6 +84,13 @@ impl Lease for RedisLease {
         }
     }
 
+    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
+        if self.request.terms().is_none() {
+            return Err(error::plain(ErrorKind::Unsupported, "raise", "only a quorum's lease has a token to raise"));
+        }
+        vote::raise(&self.link, &self.request, token).await
+    }
+
     async fn release(self: Arc<Self>) -> Result<Released> {
         if let Some(told) = self.release.begin() {
             return Ok(told);
@@ -121,7 +129,7 @@ pub(crate) async fn release(link: &Link, live: &Live, request: &Request) -> Resu
     Ok(())
 }
 
-fn release_script(mode: Mode) -> &'static Script {
+pub(crate) fn release_script(mode: Mode) -> &'static Script {
     match mode {
         Mode::Shared => &scripts::RELEASE_SHARED,
         Mode::Permit { .. } => &scripts::RELEASE_PERMIT,

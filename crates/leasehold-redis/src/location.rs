@@ -179,7 +179,7 @@ fn database(text: &str) -> Result<i64> {
         .map_err(|_| invalid("the database in the URL is not a number; write redis://host/0"))
 }
 
-fn duration(name: &str, text: &str) -> Result<Duration> {
+pub(crate) fn duration(name: &str, text: &str) -> Result<Duration> {
     leasehold_core::url::duration(name, text).map_err(in_connect)
 }
 

@@ -21,13 +21,17 @@ pub(crate) enum Scheme {
     EtcdTls,
     /// `postgres://`, `postgresql://`
     Postgres,
+    /// `redlock://`
+    Redlock,
+    /// `redlocks://`
+    RedlockTls,
     /// `zookeeper://`, `zk://`
     Zookeeper,
     /// `zookeepers://`, `zks://`
     ZookeeperTls,
 }
 
-const SCHEMES: [(&str, Scheme); 15] = [
+const SCHEMES: [(&str, Scheme); 17] = [
     ("memory", Scheme::Memory),
     ("file", Scheme::File),
     ("redis", Scheme::Redis),
@@ -39,6 +43,8 @@ const SCHEMES: [(&str, Scheme); 15] = [
     ("etcds", Scheme::EtcdTls),
     ("postgres", Scheme::Postgres),
     ("postgresql", Scheme::Postgres),
+    ("redlock", Scheme::Redlock),
+    ("redlocks", Scheme::RedlockTls),
     ("zookeeper", Scheme::Zookeeper),
     ("zk", Scheme::Zookeeper),
     ("zookeepers", Scheme::ZookeeperTls),
@@ -46,10 +52,10 @@ const SCHEMES: [(&str, Scheme); 15] = [
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 1] = [("redlock", "Redlock")];
+const PLANNED: [(&str, &str); 2] = [("redis-cluster", "Redis Cluster"), ("redis-sentinel", "Redis Sentinel")];
 
-const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST, \
-     postgres://HOST/DB, zookeeper://HOST,HOST/PATH, zookeepers://HOST";
+const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, redlock://HOST,HOST,HOST, \
+     etcd://HOST,HOST, etcds://HOST, postgres://HOST/DB, zookeeper://HOST,HOST/PATH, zookeepers://HOST";
 
 impl Scheme {
     /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
@@ -82,6 +88,9 @@ impl Scheme {
             Self::Postgres => ("postgres:", "postgres"),
             Self::Zookeeper => ("zookeeper:", "zookeeper"),
             Self::ZookeeperTls => ("zookeepers:", "zookeeper-tls"),
+            Self::Redlock => ("redlock:", "redlock"),
+            Self::RedlockTls if cfg!(feature = "redlock") => ("redlocks:", "redis-tls"),
+            Self::RedlockTls => ("redlocks:", "redlock"),
         };
         Error::new(
             ErrorKind::Unsupported,
@@ -154,7 +163,7 @@ mod tests {
 
     #[test]
     fn planned_backends_are_unsupported_by_name() {
-        for url in ["redlock://a,b,c", "redlock://u:secret@h"] {
+        for url in ["redis-sentinel://a,b,c", "redis-cluster://u:secret@h"] {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             let text = error.to_string();
@@ -186,6 +195,7 @@ mod tests {
             (Scheme::Postgres, "postgres"),
             (Scheme::Zookeeper, "zookeeper"),
             (Scheme::ZookeeperTls, "zookeeper-tls"),
+            (Scheme::Redlock, "redlock"),
         ] {
             let error = scheme.not_compiled_in();
             assert_eq!(error.kind(), ErrorKind::Unsupported);

@@ -8,6 +8,7 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod redis;
+mod redlock;
 mod shared;
 mod zookeeper;
 
@@ -16,5 +17,6 @@ pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::{PostgresBuilder, PostgresServer, Psql, SharedPostgres, shared_postgres};
 pub use process::Process;
 pub use redis::{Persistence, RedisBuilder, RedisServer};
+pub use redlock::RedlockServers;
 pub use shared::{SharedRedis, shared_redis};
 pub use zookeeper::{JARS, ZookeeperBuilder, ZookeeperEnsemble, ZookeeperServer, classpath, jvm};

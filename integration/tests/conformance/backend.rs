@@ -7,9 +7,12 @@ use std::{
 };
 
 use leasehold_core::{BoxFuture, LockBackend, TestClock, Ttl};
-use leasehold_integration::server::{EtcdCluster, PostgresServer, RedisServer, ZookeeperServer};
+use leasehold_integration::server::{
+    EtcdCluster, Persistence, PostgresServer, RedisServer, RedlockServers, ZookeeperServer,
+};
 use leasehold_local::MemoryBackend;
 use leasehold_testkit::{Subject, SubjectOf};
+use tokio::sync::OnceCell;
 
 /// One backend.
 #[derive(Debug)]
@@ -21,10 +24,11 @@ pub(crate) struct Backend {
 }
 
 /// Every backend.
-pub(crate) static ALL: [Backend; 6] = [
+pub(crate) static ALL: [Backend; 7] = [
     Backend { name: "memory", time: Time::Paused, subject: || Box::pin(async { memory() }) },
     Backend { name: "file", time: Time::Real, subject: || Box::pin(async { file() }) },
     Backend { name: "redis", time: Time::Real, subject: || Box::pin(async { redis() }) },
+    Backend { name: "redlock", time: Time::Real, subject: || Box::pin(redlock()) },
     Backend { name: "etcd", time: Time::Real, subject: || Box::pin(async { etcd() }) },
     Backend { name: "zookeeper", time: Time::Real, subject: || Box::pin(async { zookeeper() }) },
     Backend { name: "postgres", time: Time::Real, subject: || Box::pin(async { postgres() }) },
@@ -49,6 +53,19 @@ fn file() -> Box<dyn Subject> {
 fn redis() -> Box<dyn Subject> {
     static SERVER: LazyLock<RedisServer> = LazyLock::new(|| RedisServer::start().expect("a Redis server"));
     Box::new(at(given("LEASEHOLD_REDIS_URL").unwrap_or_else(|| SERVER.url())))
+}
+
+/// Five servers, attested, so that they vote on tokens.
+async fn redlock() -> Box<dyn Subject> {
+    static SERVERS: LazyLock<RedlockServers> =
+        LazyLock::new(|| RedlockServers::start(5, Persistence::None).expect("Redis servers"));
+    static PROVISIONED: OnceCell<()> = OnceCell::const_new();
+    if let Some(url) = given("LEASEHOLD_REDLOCK_URL") {
+        return Box::new(at(url));
+    }
+    let provision = || async { drop(SERVERS.provision(Ttl::DEFAULT).await.expect("an attested quorum")) };
+    PROVISIONED.get_or_init(provision).await;
+    Box::new(at(SERVERS.url()))
 }
 
 /// Its shortest TTL is 2 s, and a lease may live a second longer than its TTL.

@@ -4,13 +4,14 @@ mod file;
 mod memory;
 mod postgres;
 mod redis;
+mod redlock;
 mod zookeeper;
 
 use super::subject::Subject;
-use crate::Result;
+use crate::{HarnessError, Result};
 
 /// A backend that is measured: its server, if it has one, runs for as long as this lives.
-pub(super) trait Backend {
+pub(super) trait Backend: Sync {
     fn name(&self) -> BackendName;
 
     /// Where it is, for other processes; `None` if they cannot reach it.
@@ -22,6 +23,21 @@ pub(super) trait Backend {
     /// How many leases one process can hold at a time; `None` for any number.
     fn most_leases(&self) -> Option<usize> {
         None
+    }
+
+    /// How many servers it is a quorum of; one if it is none.
+    fn nodes(&self) -> usize {
+        1
+    }
+
+    /// Stops so many of them, without ending them.
+    fn stop_nodes(&self, count: usize) -> Result<()> {
+        if count == 0 { Ok(()) } else { Err(HarnessError::new("that backend is no quorum")) }
+    }
+
+    /// Lets them go on.
+    fn resume_nodes(&self) -> Result<()> {
+        Ok(())
     }
 
     /// How many requests its server has had from clients; `None` if it has none, or does not tell.
@@ -37,6 +53,7 @@ pub(super) enum BackendName {
     File,
     Postgres,
     Redis,
+    Redlock,
     Zookeeper,
 }
 
@@ -47,6 +64,7 @@ impl BackendName {
             Self::File => "file",
             Self::Postgres => "postgres",
             Self::Redis => "redis",
+            Self::Redlock => "redlock",
             Self::Zookeeper => "zookeeper",
         }
     }
@@ -58,6 +76,7 @@ impl BackendName {
             Self::File => Ok(Box::new(file::Files::start()?)),
             Self::Postgres => Ok(Box::new(postgres::Postgres::start()?)),
             Self::Redis => Ok(Box::new(redis::Redis::start()?)),
+            Self::Redlock => Ok(Box::new(redlock::Redlock::start()?)),
             Self::Zookeeper => Ok(Box::new(zookeeper::Zookeeper::start()?)),
         }
     }
@@ -69,6 +88,7 @@ impl BackendName {
             Self::File => file::subjects_at(location),
             Self::Postgres => postgres::subjects_at(location),
             Self::Redis => redis::subjects_at(location),
+            Self::Redlock => redlock::subjects_at(location),
             Self::Zookeeper => zookeeper::subjects_at(location),
         }
     }

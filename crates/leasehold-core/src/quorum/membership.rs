@@ -1,0 +1,138 @@
+//! Which nodes may vote: those that restarted may have forgotten what they promised.
+
+use std::time::Duration;
+
+use crate::quorum::{tally::Majority, write_back::Fence};
+
+/// What is known of a node's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Memory {
+    /// It is in the run that was attested: it has not restarted since.
+    Attested,
+    /// It is provisioned so that a restart loses nothing (`appendfsync always`).
+    Durable,
+    /// It restarted, or was never attested. Also with a marker that came back: a snapshot brings markers back, and
+    /// older tokens with them.
+    Unknown,
+}
+
+/// One node, as far as its right to vote is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Membership {
+    /// Its memory.
+    pub memory: Memory,
+    /// For how long it could have granted since its restart, on its own clock. Zero if it cannot tell.
+    pub could_grant_for: Duration,
+}
+
+/// What a node may vote on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ballot {
+    /// Its grants and renewals count.
+    pub lock: bool,
+    /// Its tokens count.
+    pub token: bool,
+}
+
+impl Membership {
+    /// What this node may vote on, where no lock of this quorum has a longer TTL than `largest_ttl`.
+    ///
+    /// A node that may have forgotten a grant does not vote until that grant would have expired (the page of Redis calls it
+    /// *delayed restarts*). On tokens it does not vote before it has [rejoined](rejoin) *after* that: until then a vote that it gave
+    /// before the restart may be counted by an acquisition that is still under way and that no other node knows of.
+    #[must_use]
+    pub fn ballot(&self, largest_ttl: Duration) -> Ballot {
+        match self.memory {
+            Memory::Attested | Memory::Durable => Ballot { lock: true, token: true },
+            Memory::Unknown => Ballot { lock: self.could_grant_for >= largest_ttl, token: false },
+        }
+    }
+
+    /// Whether it may rejoin now: it has to, and its grace is over.
+    #[must_use]
+    pub fn may_rejoin(&self, largest_ttl: Duration) -> bool {
+        let ballot = self.ballot(largest_ttl);
+        ballot.lock && !ballot.token
+    }
+}
+
+/// What a node that restarted may do about its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejoin {
+    /// It takes this F, unless its own is larger, and then votes again. `None`: the key has no token anywhere.
+    Copy(Option<Fence>),
+    /// This many more of the others must answer.
+    TooFew(usize),
+}
+
+/// Rejoins with the answers of the *other* nodes that may vote on tokens: each one's F of a key. Ask them after the grace is
+/// over.
+///
+/// A majority of the others, because every token was accepted by a majority of all: if the node that forgot was in it,
+/// k − 1 of the others were too, and a majority of the others shares one with every k − 1 of them.
+#[must_use]
+pub fn rejoin(others: impl IntoIterator<Item = Option<Fence>>, all: Majority) -> Rejoin {
+    let (mut answers, mut largest) = (0, None::<Fence>);
+    for stored in others {
+        answers += 1;
+        largest = stored.into_iter().chain(largest).max_by_key(|fence| fence.token);
+    }
+    let needed = Majority::of(all.configured().saturating_sub(1)).needed();
+    if answers >= needed { Rejoin::Copy(largest) } else { Rejoin::TooFew(needed - answers) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{fencing::FencingToken, owner::OwnerId};
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn fence(token: u64) -> Option<Fence> {
+        Some(Fence { token: FencingToken::new(token), owner: OwnerId::from(1) })
+    }
+
+    #[test]
+    fn a_node_that_may_have_forgotten_waits_and_then_rejoins() {
+        let node = |memory, secs| Membership { memory, could_grant_for: Duration::from_secs(secs) };
+        let all = Ballot { lock: true, token: true };
+        assert_eq!(node(Memory::Attested, 0).ballot(TTL), all);
+        assert_eq!(node(Memory::Durable, 0).ballot(TTL), all);
+        assert_eq!(node(Memory::Unknown, 9).ballot(TTL), Ballot { lock: false, token: false });
+        assert!(!node(Memory::Unknown, 9).may_rejoin(TTL));
+        assert_eq!(node(Memory::Unknown, 10).ballot(TTL), Ballot { lock: true, token: false });
+        assert!(node(Memory::Unknown, 10).may_rejoin(TTL));
+        assert!(!node(Memory::Attested, 10).may_rejoin(TTL));
+    }
+
+    #[test]
+    fn a_majority_of_the_others_must_answer() {
+        let of = |others: &[Option<Fence>], all| rejoin(others.iter().copied(), Majority::of(all));
+        assert_eq!(of(&[fence(3)], 3), Rejoin::TooFew(1));
+        assert_eq!(of(&[fence(3), None], 3), Rejoin::Copy(fence(3)));
+        assert_eq!(of(&[fence(3), fence(4)], 5), Rejoin::TooFew(1));
+        assert_eq!(of(&[fence(3), fence(4), fence(2)], 5), Rejoin::Copy(fence(4)));
+        assert_eq!(of(&[None, None], 3), Rejoin::Copy(None));
+    }
+
+    proptest! {
+        /// Whatever majority had accepted a token before one of its nodes forgot, any majority of the others knows it.
+        #[test]
+        fn no_accepted_token_is_missed(half in 1..4_usize, order in Just((0..7_usize).collect::<Vec<_>>()).prop_shuffle(),
+                                       asked in Just((1..7_usize).collect::<Vec<_>>()).prop_shuffle()) {
+            let all = Majority::of(2 * half + 1);
+            let accepted: Vec<_> =
+                order.into_iter().filter(|node| *node < all.configured()).take(all.needed()).collect();
+            // Node 0 forgot.
+            let stored = |node: &usize| if accepted.contains(node) { fence(9) } else { fence(8) };
+            let asked: Vec<_> = asked
+                .into_iter()
+                .filter(|node| *node < all.configured())
+                .take(Majority::of(all.configured() - 1).needed())
+                .collect();
+            prop_assert_eq!(rejoin(asked.iter().map(stored), all), Rejoin::Copy(fence(9)));
+        }
+    }
+}

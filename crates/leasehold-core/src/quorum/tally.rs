@@ -1,0 +1,247 @@
+//! [`Tally`]: what the answers of the nodes so far mean for one attempt.
+
+/// How many of the *configured* nodes make a majority.
+///
+/// Never of those that answered: two clients that each reach another half of the nodes would both have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Majority {
+    configured: usize,
+}
+
+impl Majority {
+    /// Of this many configured nodes.
+    #[must_use]
+    pub const fn of(configured: usize) -> Self {
+        Self { configured }
+    }
+
+    /// How many nodes are configured.
+    #[must_use]
+    pub const fn configured(self) -> usize {
+        self.configured
+    }
+
+    /// How many of them are needed: k, more than half.
+    #[must_use]
+    pub const fn needed(self) -> usize {
+        self.configured / 2 + 1
+    }
+
+    /// How many of them may be missing.
+    #[must_use]
+    pub const fn spare(self) -> usize {
+        self.configured.saturating_sub(self.needed())
+    }
+}
+
+/// One node's part in an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Vote {
+    /// Asked; no answer yet.
+    Pending,
+    /// It holds the lock for us, and may vote: see [`Membership`](crate::quorum::Membership).
+    Granted,
+    /// It holds the lock for another.
+    Refused,
+    /// No answer in time, an error, or a node that may not vote.
+    Failed,
+}
+
+/// The votes of one attempt, counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tally {
+    majority: Majority,
+    granted: usize,
+    refused: usize,
+    failed: usize,
+}
+
+/// Where an attempt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// A majority granted.
+    Won,
+    /// Not yet decided: what is pending can still make a majority.
+    Open,
+    /// Others hold so many nodes that no majority is left. Worth another try when they release.
+    Contended,
+    /// So many nodes failed that there is no majority, whoever holds the rest.
+    OutOfReach,
+}
+
+impl Tally {
+    /// Counts one vote per node. A configured node without a vote is pending.
+    #[must_use]
+    pub fn of(majority: Majority, votes: impl IntoIterator<Item = Vote>) -> Self {
+        let mut tally = Self { majority, granted: 0, refused: 0, failed: 0 };
+        for vote in votes {
+            match vote {
+                Vote::Pending => {}
+                Vote::Granted => tally.granted += 1,
+                Vote::Refused => tally.refused += 1,
+                Vote::Failed => tally.failed += 1,
+            }
+        }
+        debug_assert!(tally.granted + tally.refused + tally.failed <= majority.configured, "one vote per node");
+        tally
+    }
+
+    /// How many granted.
+    #[must_use]
+    pub const fn granted(&self) -> usize {
+        self.granted
+    }
+
+    /// How many hold the lock for another.
+    #[must_use]
+    pub const fn refused(&self) -> usize {
+        self.refused
+    }
+
+    /// How many failed.
+    #[must_use]
+    pub const fn failed(&self) -> usize {
+        self.failed
+    }
+
+    /// How many have not answered yet.
+    #[must_use]
+    pub const fn pending(&self) -> usize {
+        self.majority.configured.saturating_sub(self.granted + self.refused + self.failed)
+    }
+
+    /// Where the attempt stands. Once it is not [`Open`](Standing::Open), further answers change it only from
+    /// [`Contended`](Standing::Contended) to [`OutOfReach`](Standing::OutOfReach).
+    #[must_use]
+    pub const fn standing(&self) -> Standing {
+        let needed = self.majority.needed();
+        if self.granted >= needed {
+            Standing::Won
+        } else if self.granted + self.pending() >= needed {
+            Standing::Open
+        } else if self.failed > self.majority.spare() {
+            Standing::OutOfReach
+        } else {
+            Standing::Contended
+        }
+    }
+
+    /// Whether a majority does not stand against us: so many nodes may hold for us, whatever those that failed would say.
+    #[must_use]
+    pub const fn is_possible(&self) -> bool {
+        self.refused <= self.majority.spare()
+    }
+
+    /// After [`Contended`](Standing::Contended): how many of the nodes that refused must become free before another attempt
+    /// can win. Those that granted are free, because they were released; those that failed are not counted on. At least one.
+    #[must_use]
+    pub const fn wakes_needed(&self) -> usize {
+        let needed = self.majority.needed().saturating_sub(self.granted);
+        if needed == 0 { 1 } else { needed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn votes(max: usize) -> impl Strategy<Value = Vec<Vote>> {
+        let vote = prop_oneof![Just(Vote::Pending), Just(Vote::Granted), Just(Vote::Refused), Just(Vote::Failed)];
+        prop::collection::vec(vote, 1..=max)
+    }
+
+    fn tally(votes: &[Vote]) -> Tally {
+        Tally::of(Majority::of(votes.len()), votes.iter().copied())
+    }
+
+    #[test]
+    fn the_majority_is_more_than_half_of_the_configured() {
+        let needed = [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (7, 4)];
+        for (configured, needed) in needed {
+            assert_eq!(Majority::of(configured).needed(), needed);
+            assert_eq!(Majority::of(configured).spare(), configured - needed);
+        }
+    }
+
+    #[test]
+    fn two_failures_of_five_are_no_excuse_and_three_are_out_of_reach() {
+        use Vote::{Failed, Granted, Pending, Refused};
+        let cases = [
+            ([Granted, Granted, Granted, Pending, Pending], Standing::Won),
+            ([Granted, Granted, Pending, Failed, Failed], Standing::Open),
+            // The two that answered are no majority, although they agree.
+            ([Granted, Granted, Failed, Failed, Failed], Standing::OutOfReach),
+            ([Granted, Granted, Refused, Failed, Failed], Standing::Contended),
+            ([Refused, Refused, Refused, Pending, Pending], Standing::Contended),
+            ([Pending, Pending, Failed, Failed, Failed], Standing::OutOfReach),
+        ];
+        for (votes, standing) in cases {
+            assert_eq!(tally(&votes).standing(), standing, "{votes:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_never_asked_is_pending() {
+        let tally = Tally::of(Majority::of(3), [Vote::Granted]);
+        assert_eq!((tally.pending(), tally.standing()), (2, Standing::Open));
+    }
+
+    #[test]
+    fn it_wakes_when_enough_of_the_refusing_nodes_are_free() {
+        use Vote::{Failed, Granted, Refused};
+        assert_eq!(tally(&[Refused, Refused, Refused, Refused, Refused]).wakes_needed(), 3);
+        assert_eq!(tally(&[Granted, Granted, Refused, Refused, Refused]).wakes_needed(), 1);
+        assert_eq!(tally(&[Granted, Failed, Refused, Refused, Refused]).wakes_needed(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_decided_stays_decided(votes in votes(9), late in prop::collection::vec(0..3_usize, 9)) {
+            let before = tally(&votes).standing();
+            let answers = [Vote::Granted, Vote::Refused, Vote::Failed];
+            let settled: Vec<_> = votes
+                .iter()
+                .zip(late)
+                .map(|(vote, late)| if *vote == Vote::Pending { answers[late] } else { *vote })
+                .collect();
+            let after = tally(&settled).standing();
+            match before {
+                Standing::Open => {}
+                Standing::Contended => prop_assert!(matches!(after, Standing::Contended | Standing::OutOfReach)),
+                before => prop_assert_eq!(before, after),
+            }
+            prop_assert_ne!(after, Standing::Open);
+        }
+
+        #[test]
+        fn it_is_open_exactly_while_it_can_be_won(votes in votes(9)) {
+            let hopeful: Vec<_> =
+                votes.iter().map(|vote| if *vote == Vote::Pending { Vote::Granted } else { *vote }).collect();
+            let could_win = tally(&hopeful).standing() == Standing::Won;
+            let standing = tally(&votes).standing();
+            prop_assert_eq!(matches!(standing, Standing::Won | Standing::Open), could_win);
+        }
+
+        #[test]
+        fn no_two_attempts_win_the_same_nodes(first in votes(9), second in prop::collection::vec(any::<bool>(), 9)) {
+            // A node grants to one of the two at most.
+            let second: Vec<_> = first
+                .iter()
+                .zip(second)
+                .map(|(first, wants)| if wants && *first != Vote::Granted { Vote::Granted } else { Vote::Failed })
+                .collect();
+            prop_assert!(tally(&first).standing() != Standing::Won || tally(&second).standing() != Standing::Won);
+        }
+
+        #[test]
+        fn after_contention_the_refusing_nodes_suffice(votes in votes(9)) {
+            let tally = tally(&votes);
+            if tally.standing() == Standing::Contended && tally.pending() == 0 {
+                prop_assert!(tally.wakes_needed() <= tally.refused());
+                prop_assert!(tally.granted() + tally.wakes_needed() >= Majority::of(votes.len()).needed());
+            }
+        }
+    }
+}
