@@ -63,6 +63,5 @@ async fn postgres() -> Arc<dyn LockBackend> {
     PostgresBackend::connect(&SERVER.url()).await.expect("a connection")
 }
 
-
 // Twice the usual TTL: each handle opens connections of its own, and each costs the server a process.
 conformance!(postgres, SubjectOf::new(postgres).with_ttl(Ttl::from_secs(2).expect("a TTL")));
