@@ -38,12 +38,14 @@ impl FromStr for HolderId {
     }
 }
 
-/// Whether the session `$1` that began at `$2` has the key `$3`, a pair if `$4`; and how many others it has.
-const HELD: &str = "SELECT coalesce(bool_or(((l.classid::int8 << 32) | l.objid::int8) = $3 AND (l.objsubid = 2) = $4), false), \
-     count(*) - 1 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid \
-     WHERE l.locktype = 'advisory' AND l.granted AND l.pid = $1 \
+/// Whether the session `$1` that began at `$2` has the key `$3`, a pair if `$4`; and how many others it has besides `$5`, and
+/// those whose upper 44 bits are those of `$6`.
+const HELD: &str = "SELECT coalesce(bool_or(s.k = $3 AND s.p = $4), false), \
+     count(*) FILTER (WHERE NOT (s.k = $3 AND s.p = $4) AND (s.p OR s.k <> ALL ($5) AND s.k & ~1048575::int8 <> $6)) \
+     FROM (SELECT (l.classid::int8 << 32) | l.objid::int8 AS k, l.objsubid = 2 AS p FROM pg_locks AS l \
+     JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted AND l.pid = $1 \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-     AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2";
+     AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2) AS s";
 
 pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Result<Broken> {
     let id: HolderId = std::str::from_utf8(&holder.id).ok().and_then(|id| id.parse().ok()).ok_or_else(|| {
@@ -51,7 +53,16 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
     })?;
     let failed = |error| link.failed(error, "break");
     let mut connection = link.connect("leasehold breaks", "break").await?;
-    let query = sqlx::query(HELD).bind(id.pid).bind(id.started).bind(id.key.bits()).bind(id.key.is_pair());
+    // What goes with the lock: signs of those who wait for it in the same session, and the count of a semaphore.
+    let semaphore = link.names.semaphore(&holder.key, 1)?;
+    let signs = vec![id.key.waits(), id.key.writer_waits(), semaphore.key().waits()];
+    let query = sqlx::query(HELD)
+        .bind(id.pid)
+        .bind(id.started)
+        .bind(id.key.bits())
+        .bind(id.key.is_pair())
+        .bind(signs)
+        .bind(semaphore.any_count());
     let row = link.within(query.fetch_one(&mut connection)).await?.map_err(failed)?;
     let (held, others): (bool, i64) = (link.read(&row, 0)?, link.read(&row, 1)?);
     if !held {

@@ -42,6 +42,8 @@ pub(crate) enum Op {
     Sign,
     /// Takes a sign down.
     Unsign,
+    /// Takes a waiting writer's sign down, and tells the readers that waited behind it.
+    UnsignWriter,
     /// Gives a permit back, as `Unlock`, and tells those who wait for its semaphore.
     UnlockPermit,
 }
@@ -51,11 +53,11 @@ impl Op {
     pub(crate) fn takes(self) -> bool {
         use Op::{
             Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign, Unlock,
-            UnlockPermit, UnlockShared, Unsign,
+            UnlockPermit, UnlockShared, Unsign, UnsignWriter,
         };
         match self {
             Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous | SharedCourteous => true,
-            Unlock | UnlockShared | UnlockPermit | Join | Sign | Unsign => false,
+            Unlock | UnlockShared | UnlockPermit | Join | Sign | Unsign | UnsignWriter => false,
         }
     }
 }
@@ -135,7 +137,8 @@ fn branches(sql: &mut String, from: i16, key: &str, space: char, token: &str) {
     branch(Op::Exclusive, granted(exclusive.clone(), token.into()));
     branch(Op::Unlock, unlock(format!("pg_advisory_unlock({key})"), told.clone()));
     branch(Op::Shared, granted(shared.clone(), token.into()));
-    branch(Op::UnlockShared, unlock(format!("pg_advisory_unlock_shared({key})"), told));
+    branch(Op::UnlockShared, unlock(format!("pg_advisory_unlock_shared({key})"), told.clone()));
+    branch(Op::UnsignWriter, unlock("pg_advisory_unlock_shared(x)".into(), told));
     branch(Op::ExclusiveOfWaiter, granted(exclusive.clone(), without_signs));
     branch(Op::SharedOfWaiter, granted(shared.clone(), without_sign));
     branch(Op::ExclusiveCourteous, granted(format!("{} AND {exclusive}", nobody("w")), token.into()));

@@ -17,12 +17,14 @@ use crate::{
     error,
     gather::{Answer, Done, Job, Name, Signs, Want},
     keys::AdvisoryKey,
+    session::Counted,
     statement::{Op, Row},
 };
 
 pub(crate) struct Wire {
     /// `None` once it is gone, and everything with it.
     connection: Option<PgConnection>,
+    counted: Option<Counted>,
     pid: i32,
     /// Whether commits wait for a standby.
     synchronous: bool,
@@ -85,10 +87,11 @@ impl Batch {
 }
 
 impl Wire {
-    pub(crate) fn new(holding: Holding, limit: Duration) -> Self {
+    pub(crate) fn new(holding: Holding, counted: Counted, limit: Duration) -> Self {
         let Holding { connection, pid, synchronous } = holding;
         Self {
             connection: Some(connection),
+            counted: Some(counted),
             pid,
             synchronous,
             held: HashMap::new(),

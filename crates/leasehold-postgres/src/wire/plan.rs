@@ -95,8 +95,12 @@ impl Wire {
     }
 
     pub(super) fn take_down(&mut self, signs: Signs, batch: &mut Batch) {
-        for sign in signs.each() {
-            self.take_down_one(sign, batch);
+        self.take_down_one(signs.waits, batch);
+        if let Some(writer) = signs.writer
+            && self.is_last_user(writer)
+        {
+            let row = Row { op: Op::UnsignWriter, key: signs.key, waits: signs.waits, beside: writer };
+            batch.add(row, None, What::TakeDown);
         }
     }
 

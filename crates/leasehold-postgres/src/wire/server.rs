@@ -82,7 +82,7 @@ impl Wire {
 
     /// Gives the connection up, and with it all that it has.
     pub(super) fn lose(&mut self, why: Error) -> Error {
-        self.connection = None;
+        (self.connection, self.counted) = (None, None);
         self.held.clear();
         self.signs.clear();
         why
@@ -220,6 +220,7 @@ impl Wire {
     /// Ends the session.
     pub(crate) async fn close(&mut self, link: &Link) -> Result<()> {
         let Some(connection) = self.connection.take() else { return Ok(()) };
+        let _counted_until_closed = self.counted.take();
         self.held.clear();
         self.signs.clear();
         match timeout(link.config.timeout, connection.close()).await {
