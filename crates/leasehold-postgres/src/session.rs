@@ -165,8 +165,7 @@ impl SessionDriver for PostgresSessions {
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Name>> {
-        let claims = handle.driven("reconcile", |wire, link| Box::pin(wire.reconcile(link))).await?;
-        Ok(Owned { claims, broken: Vec::new() })
+        handle.driven("reconcile", |wire, link| Box::pin(wire.reconcile(link))).await
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {

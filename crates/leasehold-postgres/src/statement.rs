@@ -165,9 +165,11 @@ const PERMIT: &str = "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
      (SELECT u.i FROM unnest($1::int8[]) WITH ORDINALITY AS u(p, i) WHERE pg_try_advisory_lock(u.p) LIMIT 1), \
      0) END)::int8 AS r) AS s";
 
-/// What this session has: `classid`, `objid`, `objsubid`, and whether exclusively.
-pub(crate) const OWNED: &str = "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock' FROM pg_locks \
-     WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid() \
+/// What this session has, and which of `$1` others have: `classid`, `objid`, `objsubid`, whether exclusively, and whether it
+/// is this session.
+pub(crate) const OWNED: &str = "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', \
+     pid = pg_backend_pid() FROM pg_locks WHERE locktype = 'advisory' AND granted \
+     AND (pid = pg_backend_pid() OR objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[])) \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive.

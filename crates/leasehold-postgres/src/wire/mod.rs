@@ -31,6 +31,8 @@ pub(crate) struct Wire {
     held: HashMap<AdvisoryKey, Held>,
     /// Signs and counts that are up, and for how many.
     signs: HashMap<i64, usize>,
+    /// The marks of what an operator has broken gently.
+    broken: HashMap<AdvisoryKey, i64>,
     /// What has become superfluous in the last statement, and goes with the next.
     superfluous: Vec<(Op, AdvisoryKey)>,
     /// Longer than that no answer is waited for: the session is over by then.
@@ -96,6 +98,7 @@ impl Wire {
             synchronous,
             held: HashMap::new(),
             signs: HashMap::new(),
+            broken: HashMap::new(),
             superfluous: Vec::new(),
             limit,
         }
@@ -253,7 +256,7 @@ impl Wire {
         match failure {
             Failure::Over(error) => Err(error),
             Failure::Statement(error) => {
-                self.clean(link).await?;
+                self.clean(link, Vec::new()).await?;
                 Ok(error)
             }
         }

@@ -77,6 +77,9 @@ impl Wire {
         if let Some(Held::Permit { count, .. }) = self.held.remove(&key) {
             self.take_down_one(count, batch);
         }
+        if let Some(mark) = self.broken.remove(&key) {
+            self.take_down_one(mark, batch);
+        }
         None
     }
 
