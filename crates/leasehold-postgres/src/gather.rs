@@ -30,6 +30,8 @@ pub(crate) struct Name {
 /// The signs of one waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Signs {
+    /// The lock, or the semaphore.
+    pub(crate) key: AdvisoryKey,
     pub(crate) waits: i64,
     /// Of a writer, the second one that readers heed.
     pub(crate) writer: Option<i64>,
@@ -194,7 +196,7 @@ impl Want {
     /// The signs of who waits for it.
     pub(crate) fn signs(&self) -> Signs {
         let key = self.key();
-        Signs { waits: key.waits(), writer: matches!(self, Self::Exclusive(_)).then(|| key.writer_waits()) }
+        Signs { key, waits: key.waits(), writer: matches!(self, Self::Exclusive(_)).then(|| key.writer_waits()) }
     }
 }
 

@@ -7,9 +7,10 @@
 //! | the count of a semaphore, held shared with each of its permits | the upper 44 bits of `hashtextextended(name, -1)`, then the count |
 //! | a waiter's sign, held shared | `hashtextextended('leasehold waits ' || key, 0)` |
 //! | a waiting writer's sign, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
+//! | the mark of a gentle break, held shared by who breaks and then by the holder | `hashtextextended('leasehold breaks ' || pid || ' ' || key, 0)` |
 //!
 //! `name` is the configured prefix and the lock's name. In the signs `key` is the key in decimal, `42` or `4,2`; that of a
-//! semaphore is `hashtextextended(name, -1)`.
+//! semaphore is `hashtextextended(name, -1)`. `pid` is the holder's, as `pg_locks` shows it.
 
 use std::{fmt, sync::Arc};
 
@@ -62,6 +63,11 @@ impl AdvisoryKey {
 
     pub(crate) fn is_pair(self) -> bool {
         matches!(self, Self::Int32Pair(..))
+    }
+
+    /// What somebody holds who breaks it gently while the session `pid` has it, and then that session as well.
+    pub(crate) fn breaks(self, pid: i32) -> i64 {
+        hash_text_extended(format!("leasehold breaks {pid} {self}").as_bytes(), 0)
     }
 
     /// Reads what a notification says: a letter for the space, and the bits.

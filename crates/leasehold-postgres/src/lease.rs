@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait, session::Claim,
+    Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait, session::Claim,
 };
 
 use crate::{
@@ -53,9 +53,14 @@ impl Lease for PostgresLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_begun() {
-            return Err(error::plain(leasehold_core::ErrorKind::Lost, "renew", "it was released"));
+            return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
         }
-        self.claim.session().renew().await.map_err(|error| named(error, "renew"))
+        self.claim.session().renew().await.map_err(|error| named(error, "renew"))?;
+        if self.claim.is_broken() {
+            let message = "an operator has broken this lock: it ends at its deadline";
+            return Err(error::plain(ErrorKind::Unsupported, "renew", message));
+        }
+        Ok(())
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

@@ -100,7 +100,7 @@ impl Candidate {
                 return Err(error);
             }
         };
-        let signs_up = self.signs_up.take().unwrap_or_else(|| SignsUp::new(self.claim.session(), signs));
+        let signs_up = self.signs_up.take().unwrap_or_else(|| SignsUp::new(self.claim.session(), &self.wakes, signs));
         // One of two may be up: then they go, and are put up again together.
         self.signs_up = Some(signs_up).filter(|_| signed);
         let longest = link.config.safety_net.min(self.request.ttl().as_duration() / 8);

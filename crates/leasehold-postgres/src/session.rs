@@ -18,6 +18,7 @@ use crate::{
     error::{self, named},
     gather::{Carrier, Done, Job, Name, Signs},
     keys::AdvisoryKey,
+    wake::Wakes,
     wire::Wire,
 };
 
@@ -38,11 +39,10 @@ pub(crate) struct Handle {
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
     next: AtomicU64,
-    _counted: Counted,
 }
 
 /// One of the connections that the configuration allows.
-struct Counted(Arc<Link>);
+pub(crate) struct Counted(Arc<Link>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -90,12 +90,13 @@ async fn run_in(session: &Session<PostgresSessions>, operation: &'static str, jo
 #[derive(Debug)]
 pub(crate) struct SignsUp {
     session: Arc<Session<PostgresSessions>>,
+    wakes: Arc<Wakes>,
     signs: Option<Signs>,
 }
 
 impl SignsUp {
-    pub(crate) fn new(session: &Arc<Session<PostgresSessions>>, signs: Signs) -> Self {
-        Self { session: Arc::clone(session), signs: Some(signs) }
+    pub(crate) fn new(session: &Arc<Session<PostgresSessions>>, wakes: &Arc<Wakes>, signs: Signs) -> Self {
+        Self { session: Arc::clone(session), wakes: Arc::clone(wakes), signs: Some(signs) }
     }
 
     /// Somebody else has taken them down, or will.
@@ -112,8 +113,14 @@ impl Drop for SignsUp {
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && self.session.is_live()
         {
-            let session = Arc::clone(&self.session);
-            drop(runtime.spawn(async move { run_in(&session, "acquire", Job::Tidy).await.is_ok() }));
+            let (session, wakes) = (Arc::clone(&self.session), Arc::clone(&self.wakes));
+            drop(runtime.spawn(async move {
+                drop(run_in(&session, "acquire", Job::Tidy).await);
+                if signs.writer.is_some() {
+                    // Readers of this process may have waited behind it.
+                    wakes.wake(signs.key);
+                }
+            }));
         }
     }
 }
@@ -142,12 +149,11 @@ impl SessionDriver for PostgresSessions {
         }
         let sent = time.now();
         let holding = link.open(time.ttl(), time.label()).await?;
-        let wire = Wire::new(holding, time.ttl().as_duration());
+        let wire = Wire::new(holding, counted, time.ttl().as_duration());
         let handle = Handle {
             carrier: Carrier::new(link, wire, link.patience(time.ttl())),
             gather: Arc::new(Gather::new(LIMITS)),
             next: AtomicU64::new(0),
-            _counted: counted,
         };
         Ok(Opened { handle, deadline: time.deadline_from(sent) })
     }
@@ -159,8 +165,7 @@ impl SessionDriver for PostgresSessions {
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Name>> {
-        let claims = handle.driven("reconcile", |wire, link| Box::pin(wire.reconcile(link))).await?;
-        Ok(Owned { claims, broken: Vec::new() })
+        handle.driven("reconcile", |wire, link| Box::pin(wire.reconcile(link))).await
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {

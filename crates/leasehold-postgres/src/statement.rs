@@ -42,6 +42,8 @@ pub(crate) enum Op {
     Sign,
     /// Takes a sign down.
     Unsign,
+    /// Takes a waiting writer's sign down, and tells the readers that waited behind it.
+    UnsignWriter,
     /// Gives a permit back, as `Unlock`, and tells those who wait for its semaphore.
     UnlockPermit,
 }
@@ -50,12 +52,12 @@ impl Op {
     /// Whether a token may be drawn.
     pub(crate) fn takes(self) -> bool {
         use Op::{
-            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign,
-            Unlock, UnlockPermit, UnlockShared, Unsign,
+            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign, Unlock,
+            UnlockPermit, UnlockShared, Unsign, UnsignWriter,
         };
         match self {
             Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous | SharedCourteous => true,
-            Unlock | UnlockShared | UnlockPermit | Join | Sign | Unsign => false,
+            Unlock | UnlockShared | UnlockPermit | Join | Sign | Unsign | UnsignWriter => false,
         }
     }
 }
@@ -135,7 +137,8 @@ fn branches(sql: &mut String, from: i16, key: &str, space: char, token: &str) {
     branch(Op::Exclusive, granted(exclusive.clone(), token.into()));
     branch(Op::Unlock, unlock(format!("pg_advisory_unlock({key})"), told.clone()));
     branch(Op::Shared, granted(shared.clone(), token.into()));
-    branch(Op::UnlockShared, unlock(format!("pg_advisory_unlock_shared({key})"), told));
+    branch(Op::UnlockShared, unlock(format!("pg_advisory_unlock_shared({key})"), told.clone()));
+    branch(Op::UnsignWriter, unlock("pg_advisory_unlock_shared(x)".into(), told));
     branch(Op::ExclusiveOfWaiter, granted(exclusive.clone(), without_signs));
     branch(Op::SharedOfWaiter, granted(shared.clone(), without_sign));
     branch(Op::ExclusiveCourteous, granted(format!("{} AND {exclusive}", nobody("w")), token.into()));
@@ -162,9 +165,11 @@ const PERMIT: &str = "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
      (SELECT u.i FROM unnest($1::int8[]) WITH ORDINALITY AS u(p, i) WHERE pg_try_advisory_lock(u.p) LIMIT 1), \
      0) END)::int8 AS r) AS s";
 
-/// What this session has: `classid`, `objid`, `objsubid`, and whether exclusively.
-pub(crate) const OWNED: &str = "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock' FROM pg_locks \
-     WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid() \
+/// What this session has, and which of `$1` others have: `classid`, `objid`, `objsubid`, whether exclusively, and whether it
+/// is this session.
+pub(crate) const OWNED: &str = "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', \
+     pid = pg_backend_pid() FROM pg_locks WHERE locktype = 'advisory' AND granted \
+     AND (pid = pg_backend_pid() OR objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[])) \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive.

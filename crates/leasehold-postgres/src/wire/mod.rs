@@ -17,18 +17,22 @@ use crate::{
     error,
     gather::{Answer, Done, Job, Name, Signs, Want},
     keys::AdvisoryKey,
+    session::Counted,
     statement::{Op, Row},
 };
 
 pub(crate) struct Wire {
     /// `None` once it is gone, and everything with it.
     connection: Option<PgConnection>,
+    counted: Option<Counted>,
     pid: i32,
     /// Whether commits wait for a standby.
     synchronous: bool,
     held: HashMap<AdvisoryKey, Held>,
     /// Signs and counts that are up, and for how many.
     signs: HashMap<i64, usize>,
+    /// The marks of what an operator has broken gently.
+    broken: HashMap<AdvisoryKey, i64>,
     /// What has become superfluous in the last statement, and goes with the next.
     superfluous: Vec<(Op, AdvisoryKey)>,
     /// Longer than that no answer is waited for: the session is over by then.
@@ -93,14 +97,16 @@ impl Batch {
 }
 
 impl Wire {
-    pub(crate) fn new(holding: Holding, limit: Duration) -> Self {
+    pub(crate) fn new(holding: Holding, counted: Counted, limit: Duration) -> Self {
         let Holding { connection, pid, synchronous } = holding;
         Self {
             connection: Some(connection),
+            counted: Some(counted),
             pid,
             synchronous,
             held: HashMap::new(),
             signs: HashMap::new(),
+            broken: HashMap::new(),
             superfluous: Vec::new(),
             limit,
         }
@@ -258,7 +264,7 @@ impl Wire {
         match failure {
             Failure::Over(error) => Err(error),
             Failure::Statement(error) => {
-                self.clean(link).await?;
+                self.clean(link, Vec::new()).await?;
                 Ok(error)
             }
         }

@@ -77,6 +77,9 @@ impl Wire {
         if let Some(Held::Permit { count, .. }) = self.held.remove(&key) {
             self.take_down_one(count, batch);
         }
+        if let Some(mark) = self.broken.remove(&key) {
+            self.take_down_one(mark, batch);
+        }
         None
     }
 
@@ -95,8 +98,12 @@ impl Wire {
     }
 
     pub(super) fn take_down(&mut self, signs: Signs, batch: &mut Batch) {
-        for sign in signs.each() {
-            self.take_down_one(sign, batch);
+        self.take_down_one(signs.waits, batch);
+        if let Some(writer) = signs.writer
+            && self.is_last_user(writer)
+        {
+            let row = Row { op: Op::UnsignWriter, key: signs.key, waits: signs.waits, beside: writer };
+            batch.add(row, None, What::TakeDown);
         }
     }
 

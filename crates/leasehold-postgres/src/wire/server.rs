@@ -1,8 +1,8 @@
 //! What is said to the server.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use leasehold_core::{Error, ErrorKind, Result};
+use leasehold_core::{Error, ErrorKind, Result, session as claims};
 use sqlx::{Connection, PgConnection, Row as _, postgres::PgRow};
 use tokio::time::timeout;
 
@@ -11,8 +11,8 @@ use crate::{
     error,
     gather::{Answer, Done, Job, Name, Take},
     keys::{AdvisoryKey, Family},
-    statement::{OWNED, Row, UNLOCK},
-    wire::{Failure, Held, Wire},
+    statement::{OWNED, Op, Row, UNLOCK},
+    wire::{Batch, Failure, Held, What, Wire},
 };
 
 /// A lock that the server says this session has.
@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct Owned {
     key: AdvisoryKey,
     exclusive: bool,
+    /// By this session.
+    ours: bool,
 }
 
 impl Wire {
@@ -82,7 +84,7 @@ impl Wire {
 
     /// Gives the connection up, and with it all that it has.
     pub(super) fn lose(&mut self, why: Error) -> Error {
-        self.connection = None;
+        (self.connection, self.counted) = (None, None);
         self.held.clear();
         self.signs.clear();
         why
@@ -139,32 +141,48 @@ impl Wire {
         }
     }
 
-    async fn owned(&mut self, link: &Link) -> Result<Vec<Owned>, Failure> {
-        let query = sqlx::query(OWNED);
+    async fn owned(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>, Failure> {
+        let query = sqlx::query(OWNED).bind(marks);
         let rows = self.fetch(link, "reconcile", async |connection| query.fetch_all(connection).await).await?;
         let owned = |row: &PgRow| -> Result<Owned, sqlx::Error> {
             let key = AdvisoryKey::of_pg_locks(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            Ok(Owned { key, exclusive: row.try_get(3)? })
+            Ok(Owned { key, exclusive: row.try_get(3)?, ours: row.try_get(4)? })
         };
         rows.iter().map(|row| owned(row).map_err(|error| Failure::Statement(link.failed(error, "reconcile")))).collect()
     }
 
     /// What the server and the table have: whose locks they are. What only the server has is removed, and what only the table has
-    /// is forgotten.
-    pub(crate) async fn reconcile(&mut self, link: &Link) -> Result<Vec<Name>> {
-        let owned = self.clean(link).await?;
-        let keys: HashSet<AdvisoryKey> = owned.iter().map(|owned| owned.key).collect();
-        self.held.retain(|key, _| keys.contains(key));
-        let names = self.held.values().flat_map(|held| match held {
+    /// is forgotten. Marks of gentle breaks are taken note of.
+    pub(crate) async fn reconcile(&mut self, link: &Link) -> Result<claims::Owned<Name>> {
+        let marks: HashMap<i64, AdvisoryKey> = self.held.keys().map(|key| (key.breaks(self.pid), *key)).collect();
+        let owned = self.clean(link, marks.keys().copied().collect()).await?;
+        let ours: HashSet<AdvisoryKey> = owned.iter().filter(|owned| owned.ours).map(|owned| owned.key).collect();
+        self.held.retain(|key, _| ours.contains(key));
+        let mut batch = Batch::default();
+        for mark in owned.iter().filter(|owned| !owned.ours).map(|owned| owned.key.bits()) {
+            if let Some(key) = marks.get(&mark)
+                && self.broken.insert(*key, mark).is_none()
+            {
+                // So that who breaks sees that it was noted.
+                self.signs.insert(mark, 1);
+                batch.add_sign(Op::Sign, mark, What::PutUp(mark));
+            }
+        }
+        self.run(link, batch, &mut []).await;
+        let names = |held: &Held| match held {
             Held::Exclusive(name) | Held::Permit { name, .. } => vec![*name],
             Held::Shared { names, .. } => names.clone(),
-        });
-        Ok(names.collect())
+        };
+        let broken = self.held.iter().filter(|(key, _)| self.broken.contains_key(key));
+        Ok(claims::Owned {
+            claims: self.held.values().flat_map(names).collect(),
+            broken: broken.flat_map(|(_, held)| names(held)).collect(),
+        })
     }
 
-    /// Removes what only the server has; what it had before.
-    pub(super) async fn clean(&mut self, link: &Link) -> Result<Vec<Owned>> {
-        let cleaned = self.try_clean(link).await;
+    /// Removes what only the server has; what it had before, and which of these marks others have.
+    pub(super) async fn clean(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>> {
+        let cleaned = self.try_clean(link, marks).await;
         cleaned.map_err(|failure| match failure {
             Failure::Over(error) => error,
             // Nobody knows what it has.
@@ -172,9 +190,9 @@ impl Wire {
         })
     }
 
-    async fn try_clean(&mut self, link: &Link) -> Result<Vec<Owned>, Failure> {
-        let owned = self.owned(link).await?;
-        let unknown: Vec<Owned> = owned.iter().copied().filter(|owned| !self.knows(*owned)).collect();
+    async fn try_clean(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>, Failure> {
+        let owned = self.owned(link, marks).await?;
+        let unknown: Vec<Owned> = owned.iter().copied().filter(|owned| owned.ours && !self.knows(*owned)).collect();
         if unknown.is_empty() {
             return Ok(owned);
         }
@@ -220,6 +238,7 @@ impl Wire {
     /// Ends the session.
     pub(crate) async fn close(&mut self, link: &Link) -> Result<()> {
         let Some(connection) = self.connection.take() else { return Ok(()) };
+        let _counted_until_closed = self.counted.take();
         self.held.clear();
         self.signs.clear();
         match timeout(link.config.timeout, connection.close()).await {

@@ -117,6 +117,40 @@ async fn a_lock_table_that_is_full_is_a_typed_error_and_a_half_done_batch_leaves
     nothing_panicked();
 }
 
+/// A connection carries up to a thousand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_locks_than_the_connections_that_are_allowed_carry_are_a_typed_error() {
+    let server = PostgresServer::start().unwrap();
+    let client = client_of(&format!("{}?max-sessions=2", server.url()), TTL).await;
+    let mut held: Vec<LockGuard> = Vec::new();
+    let mut refused = None;
+    for round in 0..25 {
+        let locking = (0..100).map(|n| {
+            let mutex = client.mutex(format!("{round}/{n}"));
+            async move { mutex.try_lock().await }
+        });
+        for outcome in join_all(locking).await {
+            match outcome {
+                Ok(guard) => held.push(guard),
+                Err(error) => refused = Some(error),
+            }
+        }
+    }
+    let error = refused.expect("there is no limit");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(error.to_string().contains("max-sessions"), "{error}");
+    assert!((2000..2500).contains(&held.len()), "{} held", held.len());
+    assert!(held.iter().all(|guard| guard.is_held()));
+    // Room again, without another connection.
+    held.pop().unwrap().release().await.unwrap();
+    client.mutex("one more").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    for guard in held {
+        guard.release().await.unwrap();
+    }
+    block_in_place(|| nothing_left(&server, millis(TTL)));
+    nothing_panicked();
+}
+
 /// Statements that fail before the test has seen enough.
 const FAULTS: u32 = 50;
 

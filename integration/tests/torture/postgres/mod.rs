@@ -5,6 +5,7 @@ mod crowd;
 mod dropped;
 mod interop;
 mod limits;
+mod own;
 mod partition;
 mod pooler;
 mod process;
