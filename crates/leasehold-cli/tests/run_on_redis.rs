@@ -44,7 +44,7 @@ fn the_kill_comes_before_the_ttl_is_over() {
 fn renewals_keep_the_lock_for_many_ttls() {
     let redis = Redis::start(&[]);
     let program = ["sh", "-c", "echo; read -r _; exit 3"];
-    let (mut run, _) = started(run_on(&redis.url, &["--ttl", "500ms", "k"], &program).stdin(Stdio::piped()));
+    let (mut run, _) = started(run_on(&redis.url, &["--ttl", "1500ms", "k"], &program).stdin(Stdio::piped()));
     // Each renewal adds a fifth of the TTL at least, and one that is not seen makes it longer.
     let (mut left, mut renewals) = (u64::MAX, 0);
     until("it was renewed for two TTLs", || {

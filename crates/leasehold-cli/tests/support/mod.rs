@@ -99,7 +99,7 @@ impl Redis {
             .spawn()
             .expect("redis-server is not installed; run integration/setup.sh");
         until("redis-server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { process, url: format!("redis://127.0.0.1:{port}/?response-timeout=200ms"), _dir: dir }
+        Self { process, url: format!("redis://127.0.0.1:{port}/?response-timeout=500ms"), _dir: dir }
     }
 }
 
