@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use crate::support::{ended, files, leasehold, lives, run_on, signal, started, stderr, stdout, until};
+use crate::support::{ended, files, leasehold, lives, run_on, signal, started, stderr, stdout, until, who};
 
 mod support;
 
@@ -108,8 +108,7 @@ fn a_signal_ends_the_wait() {
     let dir = tempfile::tempdir().unwrap();
     let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     let mut waiter = run_on(&files(&dir), &["k"], &["true"]).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(waiter.try_wait().unwrap().is_none());
+    until("it waits", || who(&files(&dir), "k")["waiters"].as_array().is_some_and(|waiters| waiters.len() == 1));
     signal(waiter.id(), "TERM");
     assert_eq!(waiter.wait().unwrap().code(), Some(143));
     signal(holder.id(), "TERM");

@@ -1,9 +1,9 @@
 //! `leasehold run`, `who` and `break` on a Redis server.
 #![cfg(all(target_os = "linux", feature = "redis"))]
 
-use std::{os::unix::process::ExitStatusExt, time::Instant};
+use std::{os::unix::process::ExitStatusExt, process::Stdio, time::Instant};
 
-use crate::support::{Redis, ended, leasehold, lives, run_on, signal, started, stderr, stdout, until};
+use crate::support::{Redis, ended, leasehold, lives, run_on, signal, started, stderr, stdout, until, who};
 
 mod support;
 
@@ -43,10 +43,18 @@ fn the_kill_comes_before_the_ttl_is_over() {
 #[test]
 fn renewals_keep_the_lock_for_many_ttls() {
     let redis = Redis::start(&[]);
-    let (mut run, _) =
-        started(&mut run_on(&redis.url, &["--ttl", "500ms", "k"], &["sh", "-c", "echo; sleep 2; exit 3"]));
-    std::thread::sleep(std::time::Duration::from_millis(1_300));
+    let program = ["sh", "-c", "echo; read -r _; exit 3"];
+    let (mut run, _) = started(run_on(&redis.url, &["--ttl", "1500ms", "k"], &program).stdin(Stdio::piped()));
+    // Each renewal adds a fifth of the TTL at least, and one that is not seen makes it longer.
+    let (mut left, mut renewals) = (u64::MAX, 0);
+    until("it was renewed for two TTLs", || {
+        let now = who(&redis.url, "k")["holders"][0]["expires_in_ms"].as_u64().unwrap();
+        renewals += usize::from(now > left);
+        left = now;
+        renewals == 10
+    });
     assert_eq!(ended(&mut run_on(&redis.url, &["--try", "k"], &["true"])).status.code(), Some(75));
+    // `wait` ends its input.
     assert_eq!(run.wait().unwrap().code(), Some(3));
 }
 
@@ -66,8 +74,8 @@ fn if_the_command_is_killed_so_is_the_program() {
 #[test]
 fn a_holder_is_shown_and_broken() {
     let redis = Redis::start(&[]);
-    let who = |json: &[&str]| ended(leasehold().args(["who", "--on", &redis.url, "k"]).args(json));
-    assert_eq!(who(&[]).status.code(), Some(1));
+    let shown = || ended(leasehold().args(["who", "--on", &redis.url, "k"]));
+    assert_eq!(shown().status.code(), Some(1));
     assert_eq!(ended(leasehold().args(["break", "--on", &redis.url, "k"])).status.code(), Some(1));
 
     let (run, _) = started(&mut run_on(
@@ -75,12 +83,10 @@ fn a_holder_is_shown_and_broken() {
         &["--ttl", "2s", "--label", "till 3", "k"],
         &["sh", "-c", "echo $LEASEHOLD_TOKEN; exec sleep 60"],
     ));
-    let seen = who(&["--json"]);
-    assert!(seen.status.success());
-    let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap();
+    let seen = who(&redis.url, "k");
     assert_eq!(seen["key"], "k");
     assert_eq!(seen["holders"][0]["label"], "till 3");
-    assert!(stdout(&who(&[])).contains("till 3"));
+    assert!(stdout(&shown()).contains("till 3"));
 
     let broken = ended(leasehold().args(["break", "--now", "--json", "--on", &redis.url, "k"]));
     assert!(broken.status.success() && stderr(&broken).contains("--now"), "{}", stderr(&broken));

@@ -46,6 +46,12 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// What `leasehold who --json` shows.
+pub fn who(url: &str, name: &str) -> serde_json::Value {
+    let seen = ended(leasehold().args(["who", "--json", "--on", url, name]));
+    serde_json::from_slice(&seen.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(&seen)))
+}
+
 /// Started, and its program has said its first line, which is returned.
 pub fn started(command: &mut Command) -> (Child, String) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -93,7 +99,7 @@ impl Redis {
             .spawn()
             .expect("redis-server is not installed; run integration/setup.sh");
         until("redis-server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { process, url: format!("redis://127.0.0.1:{port}/?response-timeout=200ms"), _dir: dir }
+        Self { process, url: format!("redis://127.0.0.1:{port}/?response-timeout=500ms"), _dir: dir }
     }
 }
 
