@@ -20,6 +20,7 @@ use crate::{
     fencing::FencingToken,
     inspection::{Broken, HolderRef, Inspection},
     key::LockKey,
+    quorum::QuorumNode,
     request::Request,
 };
 
@@ -86,6 +87,12 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// # Errors
     /// As the driver fails.
     async fn close(&self) -> Result<()>;
+
+    /// This backend as a node of a quorum that votes on fencing tokens. `None`, the default: its locks count in a quorum, and
+    /// the quorum has no tokens.
+    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
+        None
+    }
 }
 
 /// Forwards to what the `Arc` holds, so that `Arc<B>` and `Arc<dyn LockBackend>` are backends themselves.
@@ -115,6 +122,10 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
 
     async fn close(&self) -> Result<()> {
         B::close(self).await
+    }
+
+    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
+        B::quorum_node(Arc::clone(&*self))
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub shared: bool,
     /// Whether [`Mode::Permit`] works.
     pub permits: bool,
+    /// Why it does not, if there is more to say than that.
+    pub why_no_permits: Option<&'static str>,
     /// The shortest TTL.
     pub min_ttl: Ttl,
     /// The longest TTL.
@@ -72,6 +74,7 @@ impl Capabilities {
             exclusive: true,
             shared: false,
             permits: false,
+            why_no_permits: None,
             min_ttl: Ttl::MIN,
             max_ttl: Ttl::MAX,
             expiry: Expiry::Server,
@@ -99,11 +102,11 @@ impl Capabilities {
             Mode::Permit { .. } => self.permits,
         };
         if !supported {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("this backend has no {mode} locks; choose another backend"),
-            )
-            .with_backend(self.backend));
+            let message = match self.why_no_permits.filter(|_| mode.is_permit()) {
+                Some(why) => format!("this backend has no permits: {why}"),
+                None => format!("this backend has no {mode} locks; choose another backend"),
+            };
+            return Err(Error::new(ErrorKind::Unsupported, message).with_backend(self.backend));
         }
         if ttl < self.min_ttl || ttl > self.max_ttl {
             return Err(Error::new(

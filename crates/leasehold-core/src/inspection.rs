@@ -12,13 +12,15 @@ pub struct Inspection {
     pub holders: Vec<HolderRef>,
     /// The waiters that the backend knows, first come first. Of the many waiters of one process it knows one.
     pub waiters: Vec<WaiterRef>,
+    /// Of a quorum: its nodes. Empty elsewhere.
+    pub nodes: Vec<NodeStatus>,
 }
 
 impl Inspection {
     /// An inspection with these holders and waiters.
     #[must_use]
     pub fn new(holders: Vec<HolderRef>, waiters: Vec<WaiterRef>) -> Self {
-        Self { holders, waiters }
+        Self { holders, waiters, nodes: Vec::new() }
     }
 }
 
@@ -63,6 +65,24 @@ impl WaiterRef {
     #[must_use]
     pub fn new(mode: Option<Mode>, label: impl Into<String>) -> Self {
         Self { mode, label: label.into() }
+    }
+}
+
+/// One node of a quorum.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// Where it lives, without secrets.
+    pub endpoint: String,
+    /// What is wrong with it; `None` for a node that votes.
+    pub problem: Option<String>,
+}
+
+impl NodeStatus {
+    /// The node at this endpoint.
+    #[must_use]
+    pub fn new(endpoint: impl Into<String>, problem: Option<String>) -> Self {
+        Self { endpoint: endpoint.into(), problem }
     }
 }
 

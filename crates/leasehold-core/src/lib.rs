@@ -48,7 +48,7 @@ pub use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseView, LockGuard},
-    inspection::{Broken, HolderRef, Inspection, WaiterRef},
+    inspection::{Broken, HolderRef, Inspection, NodeStatus, WaiterRef},
     key::LockKey,
     mode::Mode,
     mutex::Mutex,

@@ -10,6 +10,7 @@ use crate::{
     key::LockKey,
     mode::Mode,
     owner::OwnerId,
+    quorum::Terms,
     signal::{LossReason, Signal},
     ttl::Ttl,
 };
@@ -21,7 +22,10 @@ pub struct Request {
     mode: Mode,
     ttl: Ttl,
     owner: OwnerId,
+    /// As whom it waits: the owner of its first attempt.
+    waiter: OwnerId,
     token_floor: Option<FencingToken>,
+    terms: Option<Terms>,
     courteous: bool,
     waiting: bool,
     context: Arc<RequestContext>,
@@ -62,12 +66,15 @@ impl Request {
     }
 
     pub(crate) fn in_context(key: LockKey, mode: Mode, ttl: Ttl, context: Arc<RequestContext>) -> Self {
+        let owner = OwnerId::random();
         Self {
             key,
             mode,
             ttl,
-            owner: OwnerId::random(),
+            owner,
+            waiter: owner,
             token_floor: None,
+            terms: None,
             courteous: false,
             waiting: false,
             context,
@@ -98,7 +105,7 @@ impl Request {
     /// Asks as this owner.
     #[must_use]
     pub fn with_owner(mut self, owner: OwnerId) -> Self {
-        self.owner = owner;
+        (self.owner, self.waiter) = (owner, owner);
         self
     }
 
@@ -142,7 +149,13 @@ impl Request {
     /// The same request with a new owner, for an attempt after one whose outcome is unknown.
     #[must_use]
     pub fn as_new_owner(&self) -> Self {
-        self.clone().with_owner(OwnerId::random())
+        Self { owner: OwnerId::random(), ..self.clone() }
+    }
+
+    /// The same acquisition as one node of a quorum sees it: what is cancelled or lost there is not lost here.
+    #[must_use]
+    pub fn for_node(&self, terms: Terms) -> Self {
+        Self { terms: Some(terms), signal: Arc::default(), ..self.clone() }
     }
 
     fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {
@@ -174,6 +187,18 @@ impl Request {
     #[must_use]
     pub fn owner(&self) -> OwnerId {
         self.owner
+    }
+
+    /// As whom it waits: the owner of its first attempt, also after [`as_new_owner`](Self::as_new_owner).
+    #[must_use]
+    pub fn waiter(&self) -> OwnerId {
+        self.waiter
+    }
+
+    /// What a quorum demands of the node that gets this request; `None` outside of a quorum.
+    #[must_use]
+    pub fn terms(&self) -> Option<Terms> {
+        self.terms
     }
 
     /// Who this is, for people: shown by `inspect`.

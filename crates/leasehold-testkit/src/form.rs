@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, Broken, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Request, Result, Ttl,
+    quorum::QuorumNode,
 };
 
 use crate::subject::Subject;
@@ -68,6 +69,10 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
 
     async fn close(&self) -> Result<()> {
         B::close(&self.0).await
+    }
+
+    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
+        B::quorum_node(Arc::clone(&self.0))
     }
 }
 

@@ -32,14 +32,35 @@
 //! began, then at the shared node it was first there too. No clock enters into this, only that nodes do not forget: hence the
 //! membership of nodes that restarted, where a clock does enter.
 
+mod attempt;
+mod backend;
+mod calls;
+mod capabilities;
+mod config;
+mod contention;
+mod floor;
+mod health;
+mod inspect;
+mod lease;
+mod member;
 mod membership;
+mod node;
+mod opening;
+mod provision;
 mod renewal;
 mod tally;
+mod tending;
+mod token;
+mod undo;
 mod validity;
 mod write_back;
 
 pub use self::{
+    backend::QuorumBackend,
+    config::QuorumConfig,
     membership::{Ballot, Membership, Memory, Rejoin, rejoin},
+    node::{Attestation, QuorumNode, Recollection, Terms},
+    provision::Provision,
     renewal::{Renewed, may_heal, renewal},
     tally::{Majority, Standing, Tally, Vote},
     validity::validity,

@@ -5,7 +5,7 @@ use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Clock, Contention, Drift, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
     Inspection, Lease, LockBackend, LockKey, LossReason, LossSignal, Mode, OwnerId, Request, Restart, Result,
-    SystemClock, WaiterRef, Wakeup, async_trait,
+    SystemClock, WaiterRef, Wakeup, async_trait, quorum::QuorumNode,
 };
 
 use super::{
@@ -136,6 +136,10 @@ impl LockBackend for MemoryBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.table.with_slot(request.key(), request.mode(), |slot| {
+            // A quorum takes a node back whose answer it has missed.
+            if request.terms().is_some() {
+                slot.remove_owner(request.owner());
+            }
             if let Some(grant) = slot.try_grant(&request, &self.issuer)? {
                 return Ok(Attempt::Granted(Arc::clone(&self).lease(grant)));
             }
@@ -206,6 +210,10 @@ impl LockBackend for MemoryBackend {
     /// There is nothing to close: other clients may share the backend.
     async fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
+        Some(self)
     }
 }
 

@@ -54,6 +54,11 @@ impl Issuer {
             })
     }
 
+    /// The largest token of any key.
+    pub(super) fn last(&self) -> FencingToken {
+        FencingToken::new(self.last_token.load(Ordering::Relaxed))
+    }
+
     /// Lets the next tokens of all keys exceed this one.
     pub(super) fn raise(&self, token: FencingToken) {
         self.last_token.fetch_max(token.get(), Ordering::Relaxed);

@@ -3,6 +3,7 @@
 mod backend;
 mod grant;
 mod lease;
+mod node;
 mod place;
 mod slot;
 mod table;

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Moment, Request, Result};
+use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Moment, OwnerId, Request, Result};
 use tokio::sync::Notify;
 
 use super::{
@@ -134,6 +134,12 @@ impl Slot {
     /// Whether it was there.
     pub(super) fn remove_holder(&mut self, grant: &Arc<Grant>) -> bool {
         let at = self.holders.iter().position(|holder| Arc::ptr_eq(&holder.grant, grant));
+        at.map(|at| self.holders.remove(at)).is_some()
+    }
+
+    /// Whether it was there.
+    pub(super) fn remove_owner(&mut self, owner: OwnerId) -> bool {
+        let at = self.holders.iter().position(|holder| holder.grant.request.owner() == owner);
         at.map(|at| self.holders.remove(at)).is_some()
     }
 

@@ -1,0 +1,159 @@
+//! One attempt: all nodes are asked at once, the majority decides, the rest is finished in the background.
+
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+
+use crate::{
+    backend::{Attempt, Contention, Lease},
+    clock::Moment,
+    error::{Error, ErrorKind, Result},
+    quorum::{
+        backend::QuorumBackend,
+        calls::Calls,
+        contention,
+        lease::QuorumLease,
+        tally::{Standing, Tally, Vote},
+        token,
+        undo::Undo,
+        validity::validity,
+    },
+    request::Request,
+};
+
+/// What a node has answered so far.
+pub(super) enum Reply {
+    Pending,
+    Granted(Arc<dyn Lease>),
+    Refused(Contention),
+    Failed(Error),
+}
+
+impl Reply {
+    pub(super) const fn vote(&self) -> Vote {
+        match self {
+            Self::Pending => Vote::Pending,
+            Self::Granted(_) => Vote::Granted,
+            Self::Refused(_) => Vote::Refused,
+            Self::Failed(_) => Vote::Failed,
+        }
+    }
+
+    pub(super) fn lease(&self) -> Option<&Arc<dyn Lease>> {
+        match self {
+            Self::Granted(lease) => Some(lease),
+            _ => None,
+        }
+    }
+}
+
+/// An attempt under way.
+pub(super) struct Asking {
+    pub(super) quorum: Arc<QuorumBackend>,
+    /// As the nodes see it.
+    pub(super) request: Request,
+    pub(super) replies: Vec<Reply>,
+    pub(super) calls: Calls<Result<Attempt>>,
+    pub(super) timeout: Duration,
+}
+
+/// Asks once. `splits` is how often in a row this acquisition has already met others that were as lucky.
+pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, splits: u32) -> Result<Attempt> {
+    let began = request.now();
+    let mut asking = Asking::begin(quorum, request);
+    let standing = asking.majority().await;
+    if standing != Standing::Won {
+        return asking.fail(standing, began, splits);
+    }
+    let token = if quorum.has_tokens {
+        match token::settle(&mut asking).await {
+            Some(token) => Some(token),
+            // Others took nodes from under us, or too many fell silent.
+            None => return asking.fail(Standing::Contended, began, splits),
+        }
+    } else {
+        None
+    };
+    let deadlines = asking.replies.iter().filter_map(Reply::lease).map(|lease| lease.valid_until());
+    match validity(deadlines, quorum.majority).filter(|validity| !validity.is_past(request.now())) {
+        Some(validity) => {
+            let Asking { quorum, request, replies, calls, timeout } = asking;
+            let lease = QuorumLease::new(&quorum, request, token, validity, replies);
+            Arc::clone(&lease).take_late_grants(calls, timeout);
+            Ok(Attempt::Granted(lease))
+        }
+        None => {
+            asking.undo();
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("a majority granted, but not within the TTL of {}; give a longer TTL", request.ttl()),
+            ))
+        }
+    }
+}
+
+impl Asking {
+    fn begin(quorum: &Arc<QuorumBackend>, request: &Request) -> Self {
+        // A fresh owner each time: what is given back late can then never be a later attempt's.
+        let mut asked = request.as_new_owner().for_node(quorum.terms());
+        if quorum.has_tokens {
+            asked = asked.with_token_floor(quorum.floor.next());
+        }
+        let nodes = quorum.members.len();
+        let (mut replies, mut calls) = (Vec::with_capacity(nodes), Calls::with_capacity(nodes));
+        let now = request.now();
+        // Without a majority of nodes that are well, all are asked: something may have changed.
+        let well = quorum.members.iter().filter(|member| !member.health.is_suspect()).count();
+        let all = well < quorum.majority.needed();
+        for (node, member) in quorum.members.iter().enumerate() {
+            replies.push(if all || member.health.may_ask(now) {
+                calls.push(node, member.acquire(asked.clone()));
+                Reply::Pending
+            } else {
+                Reply::Failed(member.skipped())
+            });
+        }
+        let timeout = quorum.config.node_timeout(request.ttl());
+        Self { quorum: Arc::clone(quorum), request: asked, replies, calls, timeout }
+    }
+
+    /// Waits until the attempt is decided, or the nodes' time is over.
+    async fn majority(&mut self) -> Standing {
+        let mut timer = pin!(tokio::time::sleep(self.timeout));
+        poll_fn(|cx| {
+            let Self { quorum, request, replies, calls, .. } = self;
+            calls.poll(cx, |node, answer| replies[node] = quorum.reply(node, answer, request));
+            let standing = Tally::of(quorum.majority, replies.iter().map(Reply::vote)).standing();
+            if standing != Standing::Open {
+                return Poll::Ready(standing);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            for node in calls.nodes() {
+                quorum.members[node].late(self.timeout);
+            }
+            let late = |reply: &Reply| match reply.vote() {
+                Vote::Pending => Vote::Failed,
+                vote => vote,
+            };
+            Poll::Ready(Tally::of(quorum.majority, replies.iter().map(late)).standing())
+        })
+        .await
+    }
+
+    /// Gives everything back, and says why and when to try again.
+    fn fail(mut self, standing: Standing, began: Moment, splits: u32) -> Result<Attempt> {
+        let timeout = self.timeout;
+        let outcome = if standing == Standing::OutOfReach {
+            Err(self.quorum.out_of_reach(&self.replies, timeout))
+        } else {
+            let took = self.request.now().since(began);
+            Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, splits)))
+        };
+        self.undo();
+        outcome
+    }
+
+    fn undo(self) {
+        Undo::of(self).in_background();
+    }
+}

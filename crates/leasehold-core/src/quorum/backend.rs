@@ -1,0 +1,318 @@
+//! [`QuorumBackend`].
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    attempts::acquire_by_attempts,
+    backend::{Attempt, BoxFuture, Lease, LockBackend, Released},
+    capability::Capabilities,
+    error::{Error, ErrorKind, Result},
+    inspection::{Broken, HolderRef, Inspection, NodeStatus},
+    key::LockKey,
+    quorum::{
+        attempt::{self, Reply},
+        calls::Calls,
+        capabilities,
+        config::QuorumConfig,
+        floor::Floor,
+        inspect,
+        member::Member,
+        node::Terms,
+        opening,
+        tally::Majority,
+        tending,
+        undo::release_until_over,
+    },
+    request::Request,
+    ttl::Ttl,
+};
+
+/// How long [`close`](LockBackend::close) waits for what is under way.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// One lock over an odd number of backends, by majority: Redlock.
+///
+/// It survives the loss of any minority of its nodes. See the [module](super) for the algorithm and for what is guaranteed; the
+/// nodes may be of any kind, also of several.
+///
+/// ```
+/// use std::sync::Arc;
+/// use leasehold_core::{LockBackend, LockClient, quorum::{QuorumBackend, QuorumConfig}};
+/// use leasehold_local::MemoryBackend;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> leasehold_core::Result<()> {
+/// let nodes = (0..3).map(|_| Arc::new(MemoryBackend::new()) as Arc<dyn LockBackend>).collect();
+/// let client = LockClient::new(QuorumBackend::open(nodes, QuorumConfig::new()).await?);
+/// let guard = client.mutex("item/42").lock().await?;
+/// assert!(guard.fencing_token().is_some());
+/// # Ok(())
+/// # }
+/// ```
+pub struct QuorumBackend {
+    pub(super) members: Vec<Member>,
+    pub(super) majority: Majority,
+    pub(super) config: QuorumConfig,
+    pub(super) floor: Floor,
+    /// Whether every member can vote on tokens.
+    pub(super) has_tokens: bool,
+    /// Whether only nodes with an attested memory may grant. Once set it stays.
+    pub(super) attested: AtomicBool,
+    largest_ttl: AtomicU64,
+    pub(super) next_look: AtomicU64,
+    capabilities: Capabilities,
+    background: TaskTracker,
+}
+
+impl QuorumBackend {
+    /// A quorum of these backends. It asks them what they remember, and needs a majority of them to answer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] unless their number is odd; [`ErrorKind::Unavailable`] if no majority answers, naming each
+    /// that does not.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
+    pub async fn open(members: Vec<Arc<dyn LockBackend>>, config: QuorumConfig) -> Result<Arc<Self>> {
+        if members.len().is_multiple_of(2) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "a quorum of {} nodes: give an odd number, as a majority of an even one is no safer",
+                    members.len()
+                ),
+            )
+            .with_backend(config.scheme));
+        }
+        let members: Vec<_> = members.into_iter().map(Member::new).collect();
+        let found = opening::ask(&members, &config).await?;
+        let has_tokens = members.iter().all(|member| member.voter.is_some());
+        Ok(Arc::new(Self {
+            majority: Majority::of(members.len()),
+            floor: Floor::new(config.floor.clone()),
+            has_tokens,
+            attested: AtomicBool::new(has_tokens && found.marked),
+            largest_ttl: AtomicU64::new(found.largest_ttl.as_millis()),
+            next_look: AtomicU64::new(0),
+            capabilities: capabilities::of(&members, &config, &found),
+            background: TaskTracker::new(),
+            members,
+            config,
+        }))
+    }
+
+    /// How the nodes do, as this process sees it. The figures behind it are in the traces (target `leasehold`).
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        self.members.iter().map(Member::status).collect()
+    }
+
+    pub(super) fn terms(&self) -> Terms {
+        Terms { attested: self.attested.load(Ordering::Acquire), largest_ttl: self.largest_ttl().as_duration() }
+    }
+
+    pub(super) fn largest_ttl(&self) -> Ttl {
+        Ttl::from_millis(self.largest_ttl.load(Ordering::Acquire)).unwrap_or(self.config.largest_ttl)
+    }
+
+    /// Some nodes are marked: from now on only those that vote count.
+    pub(super) fn demand_attested(&self, largest_ttl: Option<Ttl>) {
+        if let Some(ttl) = largest_ttl {
+            self.largest_ttl.store(ttl.as_millis(), Ordering::Release);
+        }
+        self.attested.store(self.has_tokens, Ordering::Release);
+    }
+
+    async fn attempt(self: &Arc<Self>, request: &Request, splits: u32) -> Result<Attempt> {
+        self.capabilities.check(request.mode(), request.ttl())?;
+        tending::now_and_then(self, request);
+        attempt::attempt(self, request, splits).await.map_err(|error| error.with_backend(self.config.scheme))
+    }
+
+    /// What a node's answer is worth.
+    pub(super) fn reply(self: &Arc<Self>, node: usize, answer: Result<Attempt>, request: &Request) -> Reply {
+        self.members[node].learn(&answer, request.now());
+        match answer {
+            Ok(Attempt::Granted(lease)) if self.has_tokens && lease.fencing_token().is_none() => {
+                self.give_back(lease, request);
+                Reply::Failed(Error::new(ErrorKind::Protocol, "it granted without a token"))
+            }
+            Ok(Attempt::Granted(lease)) => Reply::Granted(lease),
+            Ok(Attempt::Contended(contention)) => Reply::Refused(contention),
+            Err(error) => Reply::Failed(error),
+        }
+    }
+
+    /// The withdrawal of a request whose answer is missing, where the node knows how.
+    pub(super) fn withdrawal(
+        &self,
+        node: usize,
+        request: &Request,
+    ) -> Option<(usize, BoxFuture<'static, Result<Released>>)> {
+        let voter = self.members[node].voter.as_ref()?;
+        // As one who waits on: its place among the waiters stays.
+        Some((node, Arc::clone(voter).withdraw(request.clone().with_waiting(true))))
+    }
+
+    /// `3 of 5 unavailable: …`
+    pub(super) fn out_of_reach(&self, replies: &[Reply], timeout: Duration) -> Error {
+        let problem = |(node, reply): (usize, &Reply)| match reply {
+            Reply::Failed(error) => Some((node, error.clone())),
+            Reply::Pending => Some((node, Error::new(ErrorKind::Unavailable, format!("no answer within {timeout:?}")))),
+            _ => None,
+        };
+        self.unavailable(replies.iter().enumerate().filter_map(problem).collect())
+    }
+
+    pub(super) fn unavailable(&self, problems: Vec<(usize, Error)>) -> Error {
+        opening::unavailable(&self.members, problems, self.config.scheme)
+    }
+
+    /// Drives calls to their end in the background.
+    pub(super) fn finish<T: Send + 'static>(
+        &self,
+        mut calls: Calls<T>,
+        mut ended: impl FnMut((usize, T)) + Send + 'static,
+    ) {
+        if !calls.is_empty() {
+            self.spawn(async move {
+                std::future::poll_fn(|cx| {
+                    calls.poll(cx, |node, outcome| ended((node, outcome)));
+                    if calls.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+                })
+                .await;
+            });
+        }
+    }
+
+    /// As [`finish`](Self::finish), and notes which nodes are silent.
+    pub(super) fn finish_within<T: Send + 'static>(
+        self: &Arc<Self>,
+        mut calls: Calls<Result<T>>,
+        timeout: Duration,
+        mut ended: impl FnMut((usize, Result<T>)) + Send + 'static,
+    ) {
+        if calls.is_empty() {
+            return;
+        }
+        let this = Arc::clone(self);
+        self.spawn(async move {
+            let mut timer = std::pin::pin!(tokio::time::sleep(timeout));
+            let mut over = false;
+            std::future::poll_fn(|cx| {
+                calls.poll(cx, |node, outcome| {
+                    if outcome.is_ok() {
+                        this.members[node].health.answered();
+                    }
+                    ended((node, outcome));
+                });
+                if calls.is_empty() {
+                    return std::task::Poll::Ready(());
+                }
+                if !over && timer.as_mut().poll(cx).is_ready() {
+                    over = true;
+                    for node in calls.nodes() {
+                        this.members[node].late(timeout);
+                    }
+                }
+                std::task::Poll::Pending
+            })
+            .await;
+        });
+    }
+
+    /// Releases in the background, until it is done or the grant is over.
+    pub(super) fn give_back(&self, lease: Arc<dyn Lease>, request: &Request) {
+        self.spawn(release_until_over(lease, request.clone()));
+    }
+
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.background.spawn(work));
+    }
+}
+
+#[async_trait]
+impl LockBackend for QuorumBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        self.attempt(&request, 0).await
+    }
+
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        let splits = AtomicU32::new(0);
+        let (this, splits) = (&self, &splits);
+        let acquired = acquire_by_attempts(request.clone(), |request| async move {
+            let attempt = this.attempt(&request, splits.load(Ordering::Relaxed)).await;
+            if matches!(attempt, Ok(Attempt::Contended(_))) {
+                splits.fetch_add(1, Ordering::Relaxed);
+            }
+            attempt
+        })
+        .await;
+        // It may be on the nodes' lists of waiters.
+        if acquired.is_err() && splits.load(Ordering::Relaxed) > 0 {
+            self.forget(&request);
+        }
+        acquired
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        inspect::inspect(self, key).await
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        inspect::break_lock(self, holder, now).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        // What is given back in the background is sent before the connections go.
+        self.background.close();
+        drop(tokio::time::timeout(CLOSE_PATIENCE, self.background.wait()).await);
+        let closings = self.members.iter().map(|member| member.backend.close());
+        futures_util::future::join_all(closings).await.into_iter().collect()
+    }
+}
+
+impl QuorumBackend {
+    /// Takes a waiter off the nodes' lists.
+    fn forget(&self, request: &Request) {
+        let request = request.for_node(self.terms()).with_waiting(false);
+        let mut withdrawals = Calls::with_capacity(self.members.len());
+        for (node, member) in self.members.iter().enumerate() {
+            if let Some(voter) = member.voter.as_ref().filter(|_| !member.health.is_suspect()) {
+                withdrawals.push(node, Arc::clone(voter).withdraw(request.clone()));
+            }
+        }
+        withdrawals.send(|_, _| ());
+        self.finish(withdrawals, |_| ());
+    }
+}
+
+impl fmt::Display for QuorumBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.capabilities.endpoint)
+    }
+}
+
+impl fmt::Debug for QuorumBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuorumBackend")
+            .field("members", &self.members)
+            .field("config", &self.config)
+            .field("attested", &self.attested)
+            .finish_non_exhaustive()
+    }
+}

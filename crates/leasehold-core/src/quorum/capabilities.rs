@@ -1,0 +1,85 @@
+//! What a quorum promises, from what its members do.
+
+use std::time::Duration;
+
+use crate::{
+    capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
+    clock::Drift,
+    quorum::{config::QuorumConfig, member::Member, opening::Found, tally::Majority},
+    ttl::Ttl,
+};
+
+/// Why there are no permits.
+const NO_PERMITS: &str = "a majority on each permit cannot bound their number: with two permits of five nodes, one client \
+     may hold a permit on nodes 1 to 3, another on 3 to 5, and a third on 1, 4 and 5; use a single backend for semaphores";
+
+pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Capabilities {
+    let each: Vec<_> = members.iter().map(|member| member.backend.capabilities()).collect();
+    let needed = Majority::of(members.len()).needed();
+    let voters = members.iter().all(|member| member.voter.is_some());
+    let mut capabilities = Capabilities::new(config.scheme);
+    capabilities.endpoint = endpoint(members, config);
+    capabilities.exclusive = each.iter().all(|node| node.exclusive);
+    capabilities.shared = each.iter().all(|node| node.shared);
+    capabilities.permits = false;
+    capabilities.why_no_permits = Some(NO_PERMITS);
+    capabilities.min_ttl = each.iter().map(|node| node.min_ttl).max().unwrap_or(Ttl::MIN);
+    capabilities.max_ttl = each.iter().map(|node| node.max_ttl).min().unwrap_or(Ttl::MAX).min(found.largest_ttl);
+    capabilities.expiry = each
+        .iter()
+        .map(|node| node.expiry)
+        .max_by_key(|expiry| match expiry {
+            Expiry::Server => 0,
+            Expiry::Session => 1,
+            Expiry::ProcessDeath => 2,
+        })
+        .unwrap_or(Expiry::Server);
+    capabilities.drift = Drift {
+        rate_ppm: each.iter().map(|node| node.drift.rate_ppm).max().unwrap_or_default(),
+        constant: each.iter().map(|node| node.drift.constant).max().unwrap_or_default(),
+    };
+    capabilities.fencing = match (voters, found) {
+        (false, _) => Fencing::None,
+        (true, Found { marked: false, .. }) => Fencing::BestEffort,
+        (true, Found { durable: true, .. }) => Fencing::Durable,
+        (true, _) => Fencing::Clocked,
+    };
+    capabilities.fairness = Fairness::None;
+    capabilities.wakeup = wakeup(&each, needed);
+    capabilities.loss_signal = if each.iter().any(|node| node.loss_signal == LossSignal::Deadline) {
+        LossSignal::Deadline
+    } else {
+        LossSignal::Renewal
+    };
+    // A voter that restarted does not vote while it may have forgotten a lock.
+    capabilities.restart = if voters { Restart::Keeps } else { worst_restart(&each) };
+    capabilities.ordered_release = voters && each.iter().all(|node| node.ordered_release);
+    capabilities.inspect = each.iter().all(|node| node.inspect);
+    capabilities.break_lock = each.iter().all(|node| node.break_lock);
+    capabilities
+}
+
+/// Pushed, if a majority of the nodes pushes whichever of them are down.
+fn wakeup(each: &[Capabilities], needed: usize) -> Wakeup {
+    let pushing = each.iter().filter(|node| node.wakeup == Wakeup::Pushed).count();
+    let interval = each.iter().filter_map(|node| match node.wakeup {
+        Wakeup::Polled(interval) => Some(interval),
+        Wakeup::Pushed => None,
+    });
+    if pushing >= needed { Wakeup::Pushed } else { Wakeup::Polled(interval.max().unwrap_or(Duration::ZERO)) }
+}
+
+fn worst_restart(each: &[Capabilities]) -> Restart {
+    let badness = |restart: &Restart| match restart {
+        Restart::Keeps => 0,
+        Restart::EndsHolders => 1,
+        Restart::AsPersisted => 2,
+        Restart::FreesAtOnce => 3,
+    };
+    each.iter().map(|node| node.restart).max_by_key(badness).unwrap_or(Restart::Keeps)
+}
+
+fn endpoint(members: &[Member], config: &QuorumConfig) -> String {
+    let nodes: Vec<_> = members.iter().map(|member| member.endpoint.as_str()).collect();
+    format!("{}({})", config.scheme, nodes.join(", "))
+}

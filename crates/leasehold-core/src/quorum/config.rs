@@ -1,0 +1,104 @@
+//! [`QuorumConfig`].
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{fencing::FencingToken, ttl::Ttl};
+
+/// By default, how large a part of the TTL a node may take to answer, and the bounds of that time. A twentieth leaves the
+/// holder nearly all of its TTL even if a node is silent; the upper bound is what a waiter can bear, the lower one what a
+/// busy machine needs.
+const TIMEOUT_PART: u32 = 20;
+const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// What can be set about a quorum.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_core::quorum::QuorumConfig;
+///
+/// let config = QuorumConfig::new().with_node_timeout(Duration::from_millis(100));
+/// ```
+#[derive(Clone)]
+pub struct QuorumConfig {
+    node_timeout: Option<Duration>,
+    pub(super) largest_ttl: Ttl,
+    pub(super) scheme: &'static str,
+    pub(super) floor: Option<Arc<dyn Fn() -> FencingToken + Send + Sync>>,
+}
+
+impl QuorumConfig {
+    /// The defaults: a node may take a twentieth of the TTL to answer, between 50 ms and 1 s, and no lock has a TTL of more
+    /// than 60 s.
+    #[must_use]
+    pub fn new() -> Self {
+        // Twice the default TTL.
+        let largest_ttl = Ttl::from_secs(60).unwrap_or(Ttl::DEFAULT);
+        Self { node_timeout: None, largest_ttl, scheme: "quorum", floor: None }
+    }
+
+    /// How long a node may take to answer before it counts as failed. A node that has not answered for that long is then asked
+    /// by one request at a time, until it answers.
+    #[must_use]
+    pub fn with_node_timeout(mut self, timeout: Duration) -> Self {
+        self.node_timeout = Some(timeout);
+        self
+    }
+
+    /// The longest TTL that any lock of this quorum may have, in *all* programs that use it: a node that restarted does not vote
+    /// for that long. What the nodes were provisioned with goes before it.
+    #[must_use]
+    pub fn with_largest_ttl(mut self, ttl: Ttl) -> Self {
+        self.largest_ttl = ttl;
+        self
+    }
+
+    /// The backend's name in errors, traces and capabilities; `quorum` unless given.
+    #[must_use]
+    pub fn with_name(mut self, name: &'static str) -> Self {
+        self.scheme = name;
+        self
+    }
+
+    /// Replaces the floor of new tokens, which is the wall clock in microseconds. Whatever it answers, tokens are unique and
+    /// ordered; a floor that grows alike everywhere saves the second round trip.
+    #[must_use]
+    pub fn with_token_floor(mut self, floor: impl Fn() -> FencingToken + Send + Sync + 'static) -> Self {
+        self.floor = Some(Arc::new(floor));
+        self
+    }
+
+    /// How long a node may take to answer for a lock of this TTL.
+    pub(super) fn node_timeout(&self, ttl: Ttl) -> Duration {
+        let part = || (ttl.as_duration() / TIMEOUT_PART).clamp(TIMEOUT_BOUNDS.0, TIMEOUT_BOUNDS.1);
+        self.node_timeout.unwrap_or_else(part)
+    }
+}
+
+impl Default for QuorumConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for QuorumConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuorumConfig")
+            .field("node_timeout", &self.node_timeout)
+            .field("largest_ttl", &self.largest_ttl)
+            .field("name", &self.scheme)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_out_of_a_node_is_in_proportion_to_the_ttl() {
+        let timeout = |millis| QuorumConfig::new().node_timeout(Ttl::from_millis(millis).unwrap()).as_millis();
+        assert_eq!((timeout(100), timeout(10_000), timeout(30_000)), (50, 500, 1_000));
+        let fixed = QuorumConfig::new().with_node_timeout(Duration::from_millis(7));
+        assert_eq!(fixed.node_timeout(Ttl::DEFAULT).as_millis(), 7);
+    }
+}

@@ -1,0 +1,171 @@
+//! Who holds a lock on a majority of the nodes, and taking it from there.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    inspection::{Broken, HolderRef, Inspection, NodeStatus, WaiterRef},
+    key::LockKey,
+    quorum::{backend::QuorumBackend, opening::within},
+    ttl::Ttl,
+};
+
+/// No identity at this node.
+const ABSENT: u16 = u16::MAX;
+
+/// A holder, and as whom each node knows it.
+struct Seen {
+    holder: HolderRef,
+    backend: &'static str,
+    ids: Vec<Option<Vec<u8>>>,
+}
+
+pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Inspection> {
+    let patience = quorum.config.node_timeout(Ttl::DEFAULT);
+    let answers = join_all(quorum.members.iter().map(|member| {
+        let (backend, key) = (Arc::clone(&member.backend), key.clone());
+        within(patience, async move { backend.inspect(&key).await })
+    }))
+    .await;
+    let nodes = answers.len();
+    let (mut seen, mut waiters, mut problems) = (Vec::<Seen>::new(), Vec::<WaiterRef>::new(), Vec::new());
+    let mut statuses = Vec::with_capacity(nodes);
+    for (node, answer) in answers.into_iter().enumerate() {
+        let member = &quorum.members[node];
+        match answer {
+            Ok(Inspection { holders, waiters: waiting, .. }) => {
+                let backend = member.backend.capabilities().backend;
+                for holder in holders {
+                    count(&mut seen, holder, backend, node, nodes);
+                }
+                for waiter in waiting {
+                    if !waiters.contains(&waiter) {
+                        waiters.push(waiter);
+                    }
+                }
+                statuses.push(member.status());
+            }
+            Err(error) => {
+                statuses.push(NodeStatus::new(member.endpoint.clone(), Some(error.message().to_owned())));
+                problems.push((node, error));
+            }
+        }
+    }
+    if problems.len() > quorum.majority.spare() {
+        return Err(quorum.unavailable(problems).with_operation("inspect"));
+    }
+    seen.retain(|seen| seen.ids.iter().flatten().count() >= quorum.majority.needed());
+    let holders = seen.into_iter().map(|Seen { mut holder, ids, .. }| {
+        holder.id = encode(&ids);
+        holder
+    });
+    let mut inspection = Inspection::new(holders.collect(), waiters);
+    inspection.nodes = statuses;
+    Ok(inspection)
+}
+
+/// Counts a node's holder with the same one on other nodes: the same identity, or between kinds of backends the same label.
+fn count(seen: &mut Vec<Seen>, holder: HolderRef, backend: &'static str, node: usize, nodes: usize) {
+    let same = |known: &&mut Seen| {
+        known.ids[node].is_none()
+            && known.holder.mode == holder.mode
+            && if known.backend == backend {
+                known.holder.id == holder.id
+            } else {
+                !holder.label.is_empty() && known.holder.label == holder.label
+            }
+    };
+    if let Some(known) = seen.iter_mut().find(same) {
+        known.ids[node] = Some(holder.id);
+        // When a majority could be free, if it is not renewed.
+        known.holder.expires_in = known.holder.expires_in.max(holder.expires_in);
+        known.holder.token = known.holder.token.max(holder.token);
+        return;
+    }
+    let mut ids = vec![None; nodes];
+    ids[node] = Some(holder.id.clone());
+    seen.push(Seen { holder, backend, ids });
+}
+
+pub(super) async fn break_lock(quorum: &QuorumBackend, holder: &HolderRef, now: bool) -> Result<Broken> {
+    let ids = decode(&holder.id).filter(|ids| ids.len() == quorum.members.len()).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidInput, "this holder is not one that this quorum has shown; inspect it again")
+            .with_backend(quorum.config.scheme)
+            .with_operation("break")
+    })?;
+    let patience = quorum.config.node_timeout(Ttl::DEFAULT);
+    let answers = join_all(ids.into_iter().enumerate().map(async |(node, id)| {
+        let mut there = holder.clone();
+        there.id = id?;
+        let backend = Arc::clone(&quorum.members[node].backend);
+        Some((node, within(patience, async move { backend.break_lock(&there, now).await }).await))
+    }))
+    .await;
+    let (mut freed, mut marked, mut left, mut problems) = (0, 0, None::<Duration>, Vec::new());
+    for (node, answer) in answers.into_iter().flatten() {
+        match answer {
+            Ok(Broken::Freed) => freed += 1,
+            Ok(Broken::FreeWithin(within)) => {
+                marked += 1;
+                left = left.max(within);
+            }
+            Ok(Broken::AlreadyGone) => {}
+            Err(error) => problems.push((node, error)),
+        }
+    }
+    if problems.len() > quorum.majority.spare() {
+        return Err(quorum.unavailable(problems).with_operation("break"));
+    }
+    Ok(if marked > 0 {
+        Broken::FreeWithin(left)
+    } else if freed > 0 {
+        Broken::Freed
+    } else {
+        Broken::AlreadyGone
+    })
+}
+
+/// The identities one after the other, each with its length before it.
+fn encode(ids: &[Option<Vec<u8>>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for id in ids {
+        // No backend's identity is that long.
+        let length = id.as_ref().map_or(ABSENT, |id| u16::try_from(id.len()).unwrap_or(ABSENT));
+        bytes.extend(length.to_be_bytes());
+        if length != ABSENT {
+            bytes.extend(id.as_deref().unwrap_or_default());
+        }
+    }
+    bytes
+}
+
+fn decode(mut bytes: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
+    let mut ids = Vec::new();
+    while !bytes.is_empty() {
+        let (length, rest) = bytes.split_first_chunk()?;
+        bytes = rest;
+        ids.push(match u16::from_be_bytes(*length) {
+            ABSENT => None,
+            length => {
+                let (id, rest) = bytes.split_at_checked(usize::from(length))?;
+                bytes = rest;
+                Some(id.to_vec())
+            }
+        });
+    }
+    Some(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_are_read_back() {
+        let ids = vec![Some(b"a".to_vec()), None, Some(Vec::new()), Some(vec![0xff; 300])];
+        assert_eq!(decode(&encode(&ids)), Some(ids));
+        assert_eq!(decode(b"\0\x05abc"), None);
+    }
+}

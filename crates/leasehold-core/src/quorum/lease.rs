@@ -1,0 +1,373 @@
+//! [`QuorumLease`]: one grant of a majority.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    backend::{Attempt, Lease, Released, Upkeep},
+    clock::{Deadline, LiveDeadline},
+    error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
+    quorum::{
+        attempt::Reply,
+        backend::QuorumBackend,
+        calls::Calls,
+        renewal::{Renewed, may_heal, renewal},
+        tally::{Standing, Tally, Vote},
+        validity::validity,
+    },
+    request::Request,
+};
+
+pub(super) struct QuorumLease {
+    quorum: Arc<QuorumBackend>,
+    /// As the nodes see it.
+    request: Request,
+    token: Option<FencingToken>,
+    deadline: LiveDeadline,
+    seats: Mutex<Seats>,
+}
+
+/// What the nodes hold for us.
+struct Seats {
+    nodes: Vec<Seat>,
+    /// Set before a release is sent: whatever comes later is given back.
+    releasing: bool,
+    /// That it was freed has been told.
+    told: bool,
+}
+
+enum Seat {
+    /// Nothing.
+    Empty,
+    /// It was asked, and may come to hold.
+    Asked,
+    Held(Arc<dyn Lease>),
+    Released(Released),
+}
+
+impl QuorumLease {
+    pub(super) fn new(
+        quorum: &Arc<QuorumBackend>,
+        request: Request,
+        token: Option<FencingToken>,
+        validity: Deadline,
+        replies: Vec<Reply>,
+    ) -> Arc<Self> {
+        let nodes = replies.into_iter().map(|reply| match reply {
+            Reply::Granted(lease) => Seat::Held(lease),
+            Reply::Pending => Seat::Asked,
+            Reply::Refused(_) | Reply::Failed(_) => Seat::Empty,
+        });
+        Arc::new(Self {
+            seats: Mutex::new(Seats { nodes: nodes.collect(), releasing: false, told: false }),
+            quorum: Arc::clone(quorum),
+            request,
+            token,
+            deadline: LiveDeadline::new(validity),
+        })
+    }
+
+    /// Adopts what is granted from now on while we hold, and gives back what comes too late.
+    pub(super) fn take_late_grants(self: Arc<Self>, calls: Calls<Result<Attempt>>, timeout: Duration) {
+        let quorum = Arc::clone(&self.quorum);
+        quorum.finish_within(calls, timeout, move |(node, answer)| {
+            let granted = match answer {
+                Ok(Attempt::Granted(lease)) => Some(lease),
+                _ => None,
+            };
+            if let Some(late) = self.seat(node, granted) {
+                self.quorum.give_back(late, &self.request);
+            }
+        });
+    }
+
+    /// A node that was asked has answered; what is to be given back.
+    fn seat(&self, node: usize, granted: Option<Arc<dyn Lease>>) -> Option<Arc<dyn Lease>> {
+        // The clock first: see `LiveDeadline::get`.
+        let now = self.request.now();
+        let mut seats = self.seats();
+        if seats.releasing || !may_heal(self.deadline.get(), now) {
+            return granted;
+        }
+        seats.nodes[node] = granted.map_or(Seat::Empty, Seat::Held);
+        None
+    }
+
+    /// Asks the nodes that hold nothing for us to hold again.
+    fn heal(self: &Arc<Self>, timeout: Duration) {
+        let now = self.request.now();
+        let mut request = self.request.clone().with_courtesy(false).with_waiting(false);
+        if let Some(token) = self.token {
+            // They then stand at our token, if they have not seen a larger one.
+            request = request.with_token_floor(FencingToken::new(token.get() - 1));
+        }
+        let mut calls = Calls::with_capacity(self.quorum.members.len());
+        {
+            let mut seats = self.seats();
+            if seats.releasing {
+                return;
+            }
+            for ((node, seat), member) in seats.nodes.iter_mut().enumerate().zip(&self.quorum.members) {
+                if matches!(seat, Seat::Empty) && member.health.may_ask(now) {
+                    *seat = Seat::Asked;
+                    calls.push(node, member.acquire(request.clone()));
+                }
+            }
+        }
+        Arc::clone(self).take_late_grants(calls, timeout);
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        // Nothing panics while it is held.
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The k-th largest of the nodes' deadlines as they stand.
+    fn validity(&self) -> Option<Deadline> {
+        let seats = self.seats();
+        let held = seats.nodes.iter().filter_map(|seat| match seat {
+            Seat::Held(lease) => Some(lease.valid_until()),
+            _ => None,
+        });
+        validity(held, self.quorum.majority)
+    }
+
+    /// A node no longer holds for us.
+    fn vacate(&self, node: usize) {
+        let seat = &mut self.seats().nodes[node];
+        if matches!(seat, Seat::Held(_)) {
+            *seat = Seat::Empty;
+        }
+    }
+
+    /// The renewals to send, and each node's vote before they are answered.
+    fn renewals(&self) -> Result<(Calls<Result<()>>, Vec<Vote>)> {
+        let seats = self.seats();
+        if seats.releasing {
+            return Err(lost("it was released"));
+        }
+        let mut calls = Calls::with_capacity(seats.nodes.len());
+        let votes = seats.nodes.iter().enumerate().map(|(node, seat)| match seat {
+            Seat::Held(lease) => {
+                calls.push(node, Arc::clone(lease).renew());
+                Vote::Pending
+            }
+            Seat::Asked => Vote::Failed,
+            Seat::Empty | Seat::Released(_) => Vote::Refused,
+        });
+        let votes = votes.collect();
+        Ok((calls, votes))
+    }
+
+    /// The releases to send, and each node's vote before they are answered.
+    fn releases(&self) -> (Calls<Result<Released>>, Vec<Vote>) {
+        let mut seats = self.seats();
+        seats.releasing = true;
+        let mut calls = Calls::with_capacity(seats.nodes.len());
+        let votes = seats.nodes.iter().enumerate().map(|(node, seat)| match seat {
+            Seat::Held(lease) => {
+                calls.push(node, Arc::clone(lease).release());
+                Vote::Pending
+            }
+            Seat::Asked => match self.quorum.withdrawal(node, &self.request) {
+                Some((node, withdrawal)) => {
+                    calls.push(node, withdrawal);
+                    Vote::Pending
+                }
+                None => Vote::Failed,
+            },
+            Seat::Released(Released::Freed) => Vote::Granted,
+            Seat::Empty | Seat::Released(_) => Vote::Refused,
+        });
+        let votes = votes.collect();
+        (calls, votes)
+    }
+
+    /// A release was answered.
+    fn released(self: &Arc<Self>, node: usize, answer: &Result<Released>) -> Vote {
+        self.quorum.members[node].learn(answer, self.request.now());
+        match answer {
+            Ok(released) => {
+                self.seats().nodes[node] = Seat::Released(*released);
+                if *released == Released::Freed { Vote::Granted } else { Vote::Refused }
+            }
+            Err(_) => Vote::Failed,
+        }
+    }
+
+    /// A release that failed at a node is tried again until the grant is over.
+    fn retry_release(&self, node: usize) {
+        let seats = self.seats();
+        if let Seat::Held(lease) = &seats.nodes[node] {
+            self.quorum.give_back(Arc::clone(lease), &self.request);
+        }
+    }
+}
+
+#[async_trait]
+impl Lease for QuorumLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.deadline.get()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Alone
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        let (mut calls, mut votes) = self.renewals()?;
+        let (majority, timeout) = (self.quorum.majority, self.quorum.config.node_timeout(self.request.ttl()));
+        let mut timer = pin!(tokio::time::sleep(timeout));
+        let mut problem = None;
+        let outcome = poll_fn(|cx| {
+            calls.poll(cx, |node, answer| {
+                votes[node] = self.renewed(node, &answer);
+                problem = answer.err().or(problem.take());
+            });
+            let outcome = renewal(&Tally::of(majority, votes.iter().copied()));
+            if outcome != Renewed::Open {
+                return Poll::Ready(outcome);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            for node in calls.nodes() {
+                self.quorum.members[node].late(timeout);
+            }
+            Poll::Ready(Renewed::Unchanged)
+        })
+        .await;
+        let this = Arc::clone(&self);
+        self.quorum.finish_within(calls, timeout, move |(node, answer)| {
+            this.renewed(node, &answer);
+        });
+        if self.seats().releasing {
+            return Err(lost("it was released"));
+        }
+        match outcome {
+            Renewed::Extended => {
+                // As `LiveDeadline` asks: the clock is read when the answers are in hand.
+                let now = self.request.now();
+                if !self.validity().is_some_and(|validity| self.deadline.advance(validity, now)) {
+                    return Err(lost("the renewal's answers came after the deadline"));
+                }
+                self.heal(timeout);
+                Ok(())
+            }
+            Renewed::Lost => Err(lost("a majority of the nodes no longer knows us as the holder")),
+            Renewed::Open | Renewed::Unchanged => {
+                let renewed = votes.iter().filter(|vote| **vote == Vote::Granted).count();
+                let error = Error::new(
+                    ErrorKind::Indeterminate,
+                    format!("{renewed} of {} nodes renewed, {} are needed", votes.len(), majority.needed()),
+                );
+                Err(match problem {
+                    Some(problem) => error.with_source(problem),
+                    None => error,
+                }
+                .with_operation("renew"))
+            }
+        }
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        let (mut calls, mut votes) = self.releases();
+        let (majority, timeout) = (self.quorum.majority, self.quorum.config.node_timeout(self.request.ttl()));
+        let mut timer = pin!(tokio::time::sleep(timeout));
+        let mut failed = Vec::new();
+        let outcome = poll_fn(|cx| {
+            calls.poll(cx, |node, answer| {
+                votes[node] = self.released(node, &answer);
+                if let Err(error) = answer {
+                    failed.push((node, error));
+                }
+            });
+            let tally = Tally::of(majority, votes.iter().copied());
+            match tally.standing() {
+                Standing::Won => return Poll::Ready(Some(Released::Freed)),
+                _ if !tally.is_possible() => return Poll::Ready(Some(Released::AlreadyLost)),
+                Standing::Open => {}
+                Standing::Contended | Standing::OutOfReach => return Poll::Ready(None),
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            for node in calls.nodes() {
+                self.quorum.members[node].late(timeout);
+            }
+            Poll::Ready(None)
+        })
+        .await;
+        let this = Arc::clone(&self);
+        self.quorum.finish_within(calls, timeout, move |(node, answer)| {
+            if this.released(node, &answer) == Vote::Failed {
+                this.retry_release(node);
+            }
+        });
+        match outcome {
+            Some(released) => {
+                for (node, _) in &failed {
+                    self.retry_release(*node);
+                }
+                let told = std::mem::replace(&mut self.seats().told, true);
+                Ok(if told { Released::AlreadyLost } else { released })
+            }
+            // Who called tries again.
+            None => {
+                let error = Error::new(
+                    ErrorKind::Indeterminate,
+                    format!("fewer than {} of {} nodes confirmed the release", majority.needed(), votes.len()),
+                );
+                Err(match failed.pop() {
+                    Some((_, problem)) => error.with_source(problem),
+                    None => error,
+                }
+                .with_operation("release"))
+            }
+        }
+    }
+}
+
+impl QuorumLease {
+    /// A renewal was answered.
+    fn renewed(&self, node: usize, answer: &Result<()>) -> Vote {
+        self.quorum.members[node].learn(answer, self.request.now());
+        match answer {
+            Ok(()) => Vote::Granted,
+            Err(error) if error.kind() == ErrorKind::Lost => {
+                self.vacate(node);
+                Vote::Refused
+            }
+            Err(_) => Vote::Failed,
+        }
+    }
+}
+
+fn lost(message: &'static str) -> Error {
+    Error::new(ErrorKind::Lost, message).with_operation("renew")
+}
+
+impl fmt::Debug for QuorumLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held = self.seats().nodes.iter().filter(|seat| matches!(seat, Seat::Held(_))).count();
+        f.debug_struct("QuorumLease")
+            .field("request", &self.request)
+            .field("token", &self.token)
+            .field("deadline", &self.deadline.get())
+            .field("nodes", &held)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,93 @@
+//! [`QuorumNode`]: what a backend can do as a node of a quorum, beyond the contract of every backend.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    backend::Released,
+    error::Result,
+    fencing::FencingToken,
+    quorum::membership::{Membership, Memory},
+    request::Request,
+    ttl::Ttl,
+};
+
+/// A node that can vote on fencing tokens, and that knows whether it may have forgotten something.
+///
+/// # For implementors
+/// A request that carries [`Request::terms`] comes from a quorum. Beside the lock, the node keeps per key the pair
+/// [`Fence`](super::Fence) that never expires; a grant writes one by [`Fence::granted`](super::Fence::granted), and
+/// [`Lease::raise_token`](crate::Lease::raise_token) answers by [`Fence::accepts`](super::Fence::accepts). An attempt by the
+/// owner that holds already is granted again. Where the [terms](Terms) are not met the attempt fails with
+/// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and changes nothing.
+#[async_trait]
+pub trait QuorumNode: Send + Sync + 'static {
+    /// Gives back what attempts of this request hold or are about to get: those whose first poll has returned. If the request
+    /// is not [waiting](Request::is_waiting), its registration as a waiter goes too.
+    ///
+    /// # Errors
+    /// As the driver fails; what is held then expires.
+    async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released>;
+
+    /// What the node remembers.
+    ///
+    /// # Errors
+    /// As the driver fails.
+    async fn recall(self: Arc<Self>) -> Result<Recollection>;
+
+    /// Marks the run of the node that `attestation` names as one that has forgotten nothing: from now on it votes on tokens, and
+    /// every token that it grants exceeds [`Attestation::above`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the node has restarted since that run was
+    /// [recalled](Self::recall); [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if it is to be durable and is not;
+    /// otherwise as the driver fails.
+    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()>;
+}
+
+/// What a quorum demands of a node that is to grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Terms {
+    /// Its memory must be attested or durable. Otherwise any node that has been up for long enough grants, and the quorum's
+    /// tokens are best effort.
+    pub attested: bool,
+    /// The longest TTL of any lock of this quorum: a node that restarted and may have forgotten waits that long.
+    pub largest_ttl: Duration,
+}
+
+/// What a node remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recollection {
+    /// Names this run of the node: another one after a restart.
+    pub run: String,
+    /// Its memory, and for how long it could have granted.
+    pub membership: Membership,
+    /// Whether it carries a mark of some attestation, of this run or of an earlier one.
+    pub marked: bool,
+    /// The longest TTL that the mark records.
+    pub largest_ttl: Option<Ttl>,
+    /// No token that this node ever granted or accepted, as far as it remembers, is larger.
+    pub highest_token: FencingToken,
+}
+
+impl Recollection {
+    /// Whether it may vote on tokens now.
+    #[must_use]
+    pub fn votes(&self) -> bool {
+        matches!(self.membership.memory, Memory::Attested | Memory::Durable)
+    }
+}
+
+/// What a node is marked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attestation {
+    /// The run that was recalled.
+    pub run: String,
+    /// The node loses nothing in a restart. Refused if the node knows better.
+    pub durable: bool,
+    /// The longest TTL that any lock of the quorum may have.
+    pub largest_ttl: Ttl,
+    /// All its next tokens exceed this one.
+    pub above: FencingToken,
+}

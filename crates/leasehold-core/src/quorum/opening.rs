@@ -1,0 +1,86 @@
+//! What a quorum learns of its nodes before it is used.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    quorum::{config::QuorumConfig, member::Member, membership::Memory, node::Recollection, tally::Majority},
+    ttl::Ttl,
+};
+
+/// How long a node may take to say what it remembers. One that does not is found out later.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What the nodes said.
+pub(super) struct Found {
+    /// Some node carries the mark of an attestation.
+    pub(super) marked: bool,
+    /// All that vote lose nothing in a restart.
+    pub(super) durable: bool,
+    pub(super) largest_ttl: Ttl,
+}
+
+/// Asks all nodes that vote on tokens what they remember; the others are taken to be well.
+pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Found> {
+    let answers = recall_all(members).await;
+    let spare = Majority::of(members.len()).spare();
+    let mut problems = Vec::new();
+    let mut found = Vec::new();
+    for (node, answer) in answers.into_iter().enumerate() {
+        match answer {
+            Some(Ok(recollection)) => found.push(recollection),
+            Some(Err(error)) => problems.push((node, error)),
+            None => {}
+        }
+    }
+    if problems.len() > spare {
+        return Err(unavailable(members, problems, config.scheme).with_operation("connect"));
+    }
+    let marked: Vec<_> = found.iter().filter(|node| node.marked).collect();
+    Ok(Found {
+        durable: !marked.is_empty() && marked.iter().all(|node| node.membership.memory == Memory::Durable),
+        largest_ttl: marked.iter().filter_map(|node| node.largest_ttl).max().unwrap_or(config.largest_ttl),
+        marked: !marked.is_empty(),
+    })
+}
+
+/// Each node's answer; `None` for one that does not vote on tokens.
+pub(super) async fn recall_all(members: &[Member]) -> Vec<Option<Result<Recollection>>> {
+    join_all(members.iter().map(async |member| {
+        let voter = member.voter.as_ref()?;
+        Some(within(PATIENCE, Arc::clone(voter).recall()).await)
+    }))
+    .await
+}
+
+/// Waits so long for a call, which is not dropped if it takes longer.
+pub(super) async fn within<T: Send + 'static>(
+    patience: Duration,
+    call: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::time::timeout(patience, tokio::spawn(call)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down")),
+        Err(_) => Err(Error::new(ErrorKind::Unavailable, format!("no answer within {patience:?}"))),
+    }
+}
+
+/// `3 of 5 unavailable: …`, of the nodes' own kind if they agree on one that no other attempt would change.
+pub(super) fn unavailable(members: &[Member], problems: Vec<(usize, Error)>, scheme: &'static str) -> Error {
+    let mut message = format!("{} of {} unavailable: ", problems.len(), members.len());
+    for (at, (node, error)) in problems.iter().enumerate() {
+        let separator = if at == 0 { "" } else { "; " };
+        message.push_str(&format!("{separator}{}: {}", members[*node].endpoint, error.message()));
+    }
+    let agreed = problems
+        .first()
+        .map(|(_, first)| first.kind())
+        .filter(|kind| problems.iter().all(|(_, error)| error.kind() == *kind && !error.is_retryable()));
+    let error = Error::new(agreed.unwrap_or(ErrorKind::Unavailable), message).with_backend(scheme);
+    match problems.into_iter().next() {
+        Some((_, first)) => error.with_source(first),
+        None => error,
+    }
+}

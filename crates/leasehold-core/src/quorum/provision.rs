@@ -1,0 +1,123 @@
+//! Provisioning: saying by hand that the nodes remember everything.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    clock::Clock,
+    error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
+    inspection::NodeStatus,
+    quorum::{
+        backend::QuorumBackend,
+        membership::Memory,
+        node::{Attestation, Recollection},
+        opening::recall_all,
+    },
+    ttl::Ttl,
+};
+
+/// How to provision the nodes of a quorum.
+#[derive(Clone, Debug)]
+pub struct Provision {
+    largest_ttl: Ttl,
+    durable: bool,
+    never_used: bool,
+}
+
+impl Provision {
+    /// Nodes whose locks have no longer TTL than this.
+    #[must_use]
+    pub fn new(largest_ttl: Ttl) -> Self {
+        Self { largest_ttl, durable: false, never_used: false }
+    }
+
+    /// The nodes lose nothing in a restart (Redis: `appendonly yes`, `appendfsync always`), and vote again at once after one.
+    /// Each is asked whether that is so.
+    #[must_use]
+    pub fn with_durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
+        self
+    }
+
+    /// Nobody holds or has held a lock here, so nodes that were just started need no grace.
+    #[must_use]
+    pub fn with_never_used(mut self, never_used: bool) -> Self {
+        self.never_used = never_used;
+        self
+    }
+}
+
+impl QuorumBackend {
+    /// Attests all nodes: that, from now on, they have forgotten nothing. Until that is done once, and again after a majority
+    /// has lost its memory, tokens are [`BestEffort`](crate::Fencing::BestEffort). A single node that restarts rejoins by itself.
+    ///
+    /// All nodes must answer. Their next tokens are above all that any of them remembers.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Unsupported`] if a node cannot vote on tokens, or is to be durable and is not.
+    /// - [`ErrorKind::Unavailable`] if a node does not answer, or has restarted so recently that it may have forgotten a lock
+    ///   that is still held. Then some nodes may be attested; that is safe, and the same call attests the rest.
+    ///
+    /// # Cancel safety
+    /// As after an error.
+    pub async fn provision(&self, provision: &Provision) -> Result<Vec<NodeStatus>> {
+        let refuse =
+            |kind, message| Error::new(kind, message).with_backend(self.config.scheme).with_operation("provision");
+        if !self.has_tokens {
+            let mute = self.members.iter().find(|member| member.voter.is_none());
+            return Err(refuse(
+                ErrorKind::Unsupported,
+                format!(
+                    "{} cannot vote on fencing tokens, so this quorum has none and nothing to provision",
+                    mute.map_or("a node", |member| &member.endpoint)
+                ),
+            ));
+        }
+        let nodes = self.all_recollections().await?;
+        let grace = provision.largest_ttl.as_duration();
+        for (member, node) in self.members.iter().zip(&nodes) {
+            let up = node.membership.could_grant_for;
+            if node.membership.memory == Memory::Unknown && up < grace && !provision.never_used {
+                return Err(refuse(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "{} may have forgotten locks that are still held; try again in {:?}, or say that nobody ever held one here",
+                        member.endpoint,
+                        rounded(grace - up)
+                    ),
+                ));
+            }
+        }
+        let above = nodes.iter().map(|node| node.highest_token).max().unwrap_or(FencingToken::new(0));
+        for (member, node) in self.members.iter().zip(nodes) {
+            let Some(voter) = &member.voter else { continue };
+            let attestation =
+                Attestation { run: node.run, durable: provision.durable, largest_ttl: provision.largest_ttl, above };
+            Arc::clone(voter).attest(attestation).await.map_err(|error| {
+                refuse(error.kind(), format!("{}: {}", member.endpoint, error.message())).with_source(error)
+            })?;
+        }
+        self.demand_attested(Some(provision.largest_ttl));
+        Ok(self.nodes())
+    }
+
+    async fn all_recollections(&self) -> Result<Vec<Recollection>> {
+        let (mut nodes, mut problems) = (Vec::new(), Vec::new());
+        for (at, node) in recall_all(&self.members).await.into_iter().enumerate() {
+            match node {
+                Some(Ok(node)) => {
+                    self.members[at].learn(&Ok(()), crate::clock::SystemClock.now());
+                    nodes.push(node);
+                }
+                Some(Err(error)) => problems.push((at, error)),
+                None => {}
+            }
+        }
+        if problems.is_empty() { Ok(nodes) } else { Err(self.unavailable(problems).with_operation("provision")) }
+    }
+}
+
+/// Up to whole seconds.
+fn rounded(left: Duration) -> Duration {
+    Duration::from_secs(left.as_secs() + 1)
+}

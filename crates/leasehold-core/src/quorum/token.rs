@@ -1,0 +1,111 @@
+//! The token of an attempt that a majority granted: in no further round trip, or by writing it back.
+
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+
+use crate::{
+    backend::{Lease, TokenVote},
+    error::Result,
+    fencing::FencingToken,
+    quorum::{
+        attempt::{Asking, Reply},
+        calls::Calls,
+        write_back::{Answer, Round, TokenChoice, choose, round},
+    },
+};
+
+/// Settles on one token at which a majority of the nodes stands. `None`: there is none any more, release everything.
+pub(super) async fn settle(asking: &mut Asking) -> Option<FencingToken> {
+    let granted = asking.replies.iter().filter_map(token_of);
+    match choose(granted, asking.quorum.majority)? {
+        TokenChoice::Stands(token) => Some(token),
+        // Boxed: the usual way needs no room for it.
+        TokenChoice::WriteBack(token) => Box::pin(write_back(asking, token)).await,
+    }
+}
+
+async fn write_back(asking: &mut Asking, mut token: FencingToken) -> Option<FencingToken> {
+    let majority = asking.quorum.majority;
+    let nodes = asking.replies.len();
+    // What each node granted or accepted last.
+    let mut at: Vec<_> = asking.replies.iter().map(token_of).collect();
+    // Of earlier rounds, whose answers no longer matter; but no call is dropped.
+    let mut superseded = Calls::with_capacity(nodes);
+    let mut timer = pin!(tokio::time::sleep(asking.timeout));
+    let mut over = false;
+    let settled = loop {
+        let mut raises = Calls::with_capacity(nodes);
+        let mut answers: Vec<_> = asking
+            .replies
+            .iter()
+            .enumerate()
+            .map(|(node, reply)| match reply {
+                Reply::Pending => Answer::Pending,
+                Reply::Granted(lease) => ask(&mut raises, node, lease, at[node], token),
+                Reply::Refused(_) | Reply::Failed(_) => Answer::Gone,
+            })
+            .collect();
+        let outcome = poll_fn(|cx| {
+            let Asking { quorum, request, replies, calls, timeout } = &mut *asking;
+            calls.poll(cx, |node, answer| {
+                let reply = quorum.reply(node, answer, request);
+                at[node] = token_of(&reply);
+                answers[node] = match &reply {
+                    Reply::Granted(lease) => ask(&mut raises, node, lease, at[node], token),
+                    _ => Answer::Gone,
+                };
+                replies[node] = reply;
+            });
+            raises.poll(cx, |node, vote: Result<TokenVote>| {
+                quorum.members[node].learn(&vote, request.now());
+                if matches!(vote, Ok(TokenVote::Accepted)) {
+                    at[node] = Some(token);
+                }
+                answers[node] = vote.map_or(Answer::Gone, Answer::from);
+            });
+            let outcome = round(token, answers.iter().copied(), majority);
+            if outcome != Round::Open {
+                return Poll::Ready(outcome);
+            }
+            if !over && timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            over = true;
+            for node in calls.nodes().chain(raises.nodes()) {
+                quorum.members[node].late(*timeout);
+            }
+            let late = answers.iter().map(|answer| if *answer == Answer::Pending { Answer::Gone } else { *answer });
+            Poll::Ready(round(token, late, majority))
+        })
+        .await;
+        superseded.append(raises);
+        match outcome {
+            Round::Stands => break Some(token),
+            Round::Again(next) => token = next,
+            Round::Open | Round::Lost => break None,
+        }
+    };
+    asking.quorum.finish(superseded, |_| ());
+    settled
+}
+
+/// Asks a node to stand at `token`, unless it does or is above it.
+fn ask(
+    raises: &mut Calls<Result<TokenVote>>,
+    node: usize,
+    lease: &Arc<dyn Lease>,
+    at: Option<FencingToken>,
+    token: FencingToken,
+) -> Answer {
+    match at {
+        Some(at) if at == token => Answer::Stands,
+        Some(at) if at > token => Answer::Higher(at),
+        _ => {
+            raises.push(node, Arc::clone(lease).raise_token(token));
+            Answer::Pending
+        }
+    }
+}
+
+fn token_of(reply: &Reply) -> Option<FencingToken> {
+    reply.lease().and_then(|lease| lease.fencing_token())
+}

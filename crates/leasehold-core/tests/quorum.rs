@@ -1,0 +1,229 @@
+//! The quorum over backends in this process.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{
+    Attempt, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request, TestClock, Ttl,
+    quorum::{QuorumBackend, QuorumConfig},
+};
+use leasehold_local::{FileBackend, MemoryBackend};
+
+struct Nodes {
+    clock: Arc<TestClock>,
+    nodes: Vec<Arc<MemoryBackend>>,
+}
+
+impl Nodes {
+    fn new(count: usize) -> Self {
+        let clock = Arc::new(TestClock::new());
+        let nodes = (0..count).map(|_| Arc::new(MemoryBackend::with_clock(clock.clone()))).collect();
+        Self { clock, nodes }
+    }
+
+    async fn open(&self) -> Arc<QuorumBackend> {
+        let nodes = self.nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
+        QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap()
+    }
+
+    fn request(&self, key: &str) -> Request {
+        let drift = leasehold_core::Drift::DEFAULT;
+        Request::new(LockKey::new(key).unwrap())
+            .with_ttl(Ttl::from_secs(10).unwrap())
+            .with_clock(self.clock.clone(), drift)
+    }
+
+    /// Takes the lock at one node, as another program would.
+    async fn occupy(&self, node: usize, key: &str) -> Arc<dyn Lease> {
+        match Arc::clone(&self.nodes[node]).try_acquire(self.request(key)).await.unwrap() {
+            Attempt::Granted(lease) => lease,
+            Attempt::Contended(_) => panic!("node {node} is free"),
+        }
+    }
+
+    /// How many nodes hold the lock for somebody.
+    async fn held(&self, key: &str) -> usize {
+        let key = LockKey::new(key).unwrap();
+        let mut held = 0;
+        for node in &self.nodes {
+            held += usize::from(!node.inspect(&key).await.unwrap().holders.is_empty());
+        }
+        held
+    }
+}
+
+async fn granted(backend: &Arc<QuorumBackend>, request: Request) -> Arc<dyn Lease> {
+    match Arc::clone(backend).try_acquire(request).await.unwrap() {
+        Attempt::Granted(lease) => lease,
+        Attempt::Contended(contention) => panic!("{contention:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_even_number_of_nodes_is_refused() {
+    for count in [0, 2, 4] {
+        let nodes = (0..count).map(|_| Arc::new(MemoryBackend::new()) as Arc<dyn LockBackend>).collect();
+        let error = QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("odd"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_majority_of_the_configured_nodes_is_needed_and_enough() {
+    let nodes = Nodes::new(5);
+    let quorum = nodes.open().await;
+    let (one, two) = (nodes.occupy(0, "k").await, nodes.occupy(1, "k").await);
+    let lease = granted(&quorum, nodes.request("k")).await;
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    let three = nodes.occupy(2, "k").await;
+    assert!(matches!(quorum.clone().try_acquire(nodes.request("k")).await.unwrap(), Attempt::Contended(_)));
+    // What the failed attempt got was given back.
+    assert_eq!(nodes.held("k").await, 3);
+    for lease in [one, two, three] {
+        lease.release().await.unwrap();
+    }
+    assert_eq!(nodes.held("k").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_grow_whatever_the_nodes_had_before() {
+    let nodes = Nodes::new(5);
+    let quorum = nodes.open().await;
+    let mut last = None;
+    for round in 0..20 {
+        // Each node counts on its own in between.
+        for node in 0..round % 6 {
+            nodes.occupy(node % 5, "other").await.release().await.unwrap();
+        }
+        let lease = granted(&quorum, nodes.request("k")).await;
+        assert!(lease.fencing_token() > last, "{:?} after {last:?}", lease.fencing_token());
+        last = lease.fencing_token();
+        assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_takes_back_the_nodes_that_had_another_holder_and_are_free() {
+    let nodes = Nodes::new(5);
+    let quorum = nodes.open().await;
+    let other = nodes.occupy(4, "k").await;
+    let lease = granted(&quorum, nodes.request("k")).await;
+    other.release().await.unwrap();
+    assert_eq!(nodes.held("k").await, 4);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = lease.valid_until();
+    Arc::clone(&lease).renew().await.unwrap();
+    assert!(lease.valid_until() > before);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(nodes.held("k").await, 5);
+    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
+    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::AlreadyLost);
+    assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(nodes.held("k").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_a_majority_no_longer_knows_is_lost() {
+    let nodes = Nodes::new(3);
+    let quorum = nodes.open().await;
+    let lease = granted(&quorum, nodes.request("k")).await;
+    for node in &nodes.nodes[..2] {
+        let holder = node.inspect(&LockKey::new("k").unwrap()).await.unwrap().holders.remove(0);
+        node.break_lock(&holder, true).await.unwrap();
+    }
+    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost);
+    assert_eq!(nodes.held("k").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn permits_are_refused_with_the_reason() {
+    let nodes = Nodes::new(3);
+    let quorum = nodes.open().await;
+    let client = LockClient::builder(quorum).with_clock(nodes.clock.clone()).build();
+    let error = client.semaphore("gpu", 2).acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("a majority on each permit cannot bound their number"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_share_and_exclude_writers() {
+    let nodes = Nodes::new(5);
+    let (one, other) = (nodes.open().await, nodes.open().await);
+    let shared = || nodes.request("k").with_mode(Mode::Shared);
+    let writer = granted(&one, nodes.request("k")).await;
+    Arc::clone(&writer).release().await.unwrap();
+    let (first, second) = (granted(&one, shared()).await, granted(&other, shared()).await);
+    assert!(first.fencing_token() > writer.fencing_token() && second.fencing_token() > writer.fencing_token());
+    assert!(matches!(one.clone().try_acquire(nodes.request("k")).await.unwrap(), Attempt::Contended(_)));
+    Arc::clone(&first).release().await.unwrap();
+    Arc::clone(&second).release().await.unwrap();
+    let next = granted(&other, nodes.request("k")).await;
+    assert!(next.fencing_token() > first.fencing_token().max(second.fencing_token()));
+    next.release().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_is_seen_once_and_can_be_broken() {
+    let nodes = Nodes::new(5);
+    let (quorum, other) = (nodes.open().await, nodes.open().await);
+    let lease = granted(&quorum, nodes.request("k").with_label("till 3")).await;
+    // One that holds a minority holds nothing.
+    let key = LockKey::new("k").unwrap();
+    let seen = other.inspect(&key).await.unwrap();
+    assert_eq!((seen.holders.len(), seen.nodes.len()), (1, 5));
+    assert_eq!(seen.holders[0].label, "till 3");
+    assert!(seen.nodes.iter().all(|node| node.problem.is_none()));
+    other.break_lock(&seen.holders[0], true).await.unwrap();
+    assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    let _stray = nodes.occupy(2, "k").await;
+    assert!(quorum.inspect(&key).await.unwrap().holders.is_empty());
+}
+
+#[tokio::test]
+async fn a_member_that_cannot_vote_on_tokens_leaves_the_quorum_without() {
+    let dir = std::env::temp_dir().join(format!("leasehold-quorum-{}", std::process::id()));
+    let files = Arc::new(FileBackend::open(&dir).unwrap());
+    let nodes: Vec<Arc<dyn LockBackend>> = vec![Arc::new(MemoryBackend::new()), Arc::new(MemoryBackend::new()), files];
+    let quorum = QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap();
+    assert_eq!(quorum.capabilities().fencing, Fencing::None);
+    let lease = granted(&quorum, Request::new(LockKey::new("k").unwrap())).await;
+    assert_eq!(lease.fencing_token(), None);
+    lease.release().await.unwrap();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Two clients of many tasks each: nobody is left behind, and nothing is left over.
+#[tokio::test(start_paused = true)]
+async fn contenders_take_turns_and_leave_nothing() {
+    let nodes = Nodes::new(5);
+    let mut tasks = tokio::task::JoinSet::new();
+    let inside = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    for _ in 0..4 {
+        let client = LockClient::builder(nodes.open().await).with_clock(nodes.clock.clone()).build();
+        for _ in 0..4 {
+            let (mutex, inside) = (client.mutex("k"), Arc::clone(&inside));
+            tasks.spawn(async move {
+                let mut tokens = Vec::new();
+                for _ in 0..20 {
+                    let guard = mutex.lock().await.unwrap();
+                    assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                    tokens.push(guard.fencing_token().unwrap());
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    guard.release().await.unwrap();
+                }
+                tokens
+            });
+        }
+    }
+    let mut all = Vec::new();
+    while let Some(tokens) = tasks.join_next().await {
+        all.extend(tokens.unwrap());
+    }
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 4 * 4 * 20);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(nodes.held("k").await, 0);
+}
