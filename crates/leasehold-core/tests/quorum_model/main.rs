@@ -50,8 +50,8 @@ fn explore<const A: usize>(name: &str, full: Scope, small: Scope) {
 }
 
 /// Explores a wrong variant until the property is broken, breadth first: the trace is a shortest one.
-fn must_be_found(bug: Bug, scope: Scope, broken: &'static str) {
-    let protocol = Protocol::<2> { scope: Scope { bug: Some(bug), ..scope } };
+fn must_be_found<const A: usize>(bug: Bug, scope: Scope, broken: &'static str) {
+    let protocol = Protocol::<A> { scope: Scope { bug: Some(bug), ..scope } };
     let until = HasDiscoveries::AllOf(BTreeSet::from([broken]));
     let checker = protocol.checker().finish_when(until).spawn_bfs().join();
     let Some(path) = checker.discovery(broken) else {
@@ -113,51 +113,60 @@ fn three_attempts_with_clocks_exclude_each_other() {
 
 #[test]
 fn without_a_write_back_tokens_repeat() {
-    must_be_found(Bug::NoWriteBack, QUIET, UNIQUE);
+    must_be_found::<2>(Bug::NoWriteBack, QUIET, UNIQUE);
 }
 
 #[test]
 fn with_a_write_back_that_is_not_strict_tokens_repeat() {
-    must_be_found(Bug::NonStrictWriteBack, QUIET, UNIQUE);
+    must_be_found::<2>(Bug::NonStrictWriteBack, QUIET, UNIQUE);
     // The check of the lock is no help where tokens are copied to a node that holds for another.
-    must_be_found(Bug::NonStrictOwnWriteBack, Scope { clocks: true, floors: HOSTILE, restarts: 1, ..QUIET }, UNIQUE);
+    must_be_found::<2>(
+        Bug::NonStrictOwnWriteBack,
+        Scope { clocks: true, floors: HOSTILE, restarts: 1, ..QUIET },
+        UNIQUE,
+    );
 }
 
 #[test]
 fn a_majority_of_those_that_answered_excludes_nobody() {
-    must_be_found(Bug::MajorityOfAnswered, Scope { clocks: true, ..QUIET }, EXCLUSIVE);
-    must_be_found(Bug::MajorityOfAnswered, QUIET, UNIQUE);
+    must_be_found::<2>(Bug::MajorityOfAnswered, Scope { clocks: true, ..QUIET }, EXCLUSIVE);
+    must_be_found::<2>(Bug::MajorityOfAnswered, QUIET, UNIQUE);
 }
 
 #[test]
 fn partial_wins_that_are_not_released_block_until_they_expire() {
-    must_be_found(Bug::NoReleaseOfPartialWins, Scope { clocks: true, ..QUIET }, NOTHING_KEPT);
+    must_be_found::<2>(Bug::NoReleaseOfPartialWins, Scope { clocks: true, ..QUIET }, NOTHING_KEPT);
 }
 
 #[test]
 fn a_node_without_memory_that_votes_gives_the_lock_to_two() {
     let restart = Scope { clocks: true, restarts: 1, ..QUIET };
-    must_be_found(Bug::AmnesiacVotes, restart, EXCLUSIVE);
-    must_be_found(Bug::AmnesiacVotes, restart, UNIQUE);
+    must_be_found::<2>(Bug::AmnesiacVotes, restart, EXCLUSIVE);
+    must_be_found::<2>(Bug::AmnesiacVotes, restart, UNIQUE);
 }
 
 #[test]
 fn a_node_that_votes_after_its_grace_without_the_others_tokens_repeats_one() {
-    must_be_found(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
-    must_be_found(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, ORDERED);
+    must_be_found::<2>(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
+    must_be_found::<2>(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, ORDERED);
 }
 
 #[test]
 fn tokens_that_are_copied_before_the_grace_is_over_are_too_old() {
-    must_be_found(Bug::RejoinBeforeGrace, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
+    must_be_found::<2>(Bug::RejoinBeforeGrace, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
+}
+
+#[test]
+fn a_token_that_is_copied_with_its_owner_may_be_the_wrong_owners() {
+    must_be_found::<3>(Bug::OwnerCopied, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
 }
 
 #[test]
 fn a_node_that_is_healed_after_a_break_hides_another_holder() {
-    must_be_found(Bug::HealedAfterABreak, Scope { clocks: true, renewals: 1, ..QUIET }, UNBROKEN);
+    must_be_found::<2>(Bug::HealedAfterABreak, Scope { clocks: true, renewals: 1, ..QUIET }, UNBROKEN);
 }
 
 #[test]
 fn a_deadline_that_counts_from_the_answer_outlives_the_lock() {
-    must_be_found(Bug::DeadlineFromAnswer, Scope { clocks: true, ..QUIET }, EXCLUSIVE);
+    must_be_found::<2>(Bug::DeadlineFromAnswer, Scope { clocks: true, ..QUIET }, EXCLUSIVE);
 }

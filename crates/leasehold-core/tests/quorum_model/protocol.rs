@@ -264,7 +264,10 @@ impl<const A: usize> Protocol<A> {
                 true
             }
             Step::Copy { node, from } => {
-                let mark = state.nodes[from].mark;
+                let mut mark = state.nodes[from].mark;
+                if self.scope.bug != Some(Bug::OwnerCopied) {
+                    mark.owner = 0;
+                }
                 state.nodes[from].asked = true;
                 let at = &mut state.nodes[node];
                 at.copied = at.copied.max(mark);
@@ -452,9 +455,11 @@ impl<const A: usize> Protocol<A> {
     fn rejoined(&self, state: &mut State<A>, node: usize) -> bool {
         let copied = state.nodes[node].copied;
         let asked = state.nodes.iter().filter(|other| other.asked).count();
-        let Rejoin::Copy(_) = rejoin(std::iter::repeat_n(fence(copied), asked), ALL) else { return false };
+        let Rejoin::Copy(_) = rejoin(std::iter::repeat_n(token(copied.token), asked), ALL) else { return false };
         let at = &mut state.nodes[node];
-        at.mark = at.mark.max(copied);
+        if at.mark.token <= copied.token {
+            at.mark = copied;
+        }
         at.copied = Mark::default();
         state.nodes.iter_mut().for_each(|node| node.asked = false);
         true

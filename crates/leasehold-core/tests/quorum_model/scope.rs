@@ -19,6 +19,8 @@ pub(crate) enum Bug {
     NoRejoin,
     /// It copies tokens first, and waits then.
     RejoinBeforeGrace,
+    /// A node that rejoins copies whose the token was, too.
+    OwnerCopied,
     /// A node is taken back although no majority was held in between.
     HealedAfterABreak,
     /// A grant is believed in for a TTL from its answer, not from its request.
