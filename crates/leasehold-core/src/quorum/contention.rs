@@ -6,6 +6,7 @@ use crate::{
     backend::{BoxFuture, Contention},
     quorum::{
         attempt::Reply,
+        jitter,
         tally::{Majority, Tally},
     },
 };
@@ -23,8 +24,7 @@ pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, spli
     let tally = Tally::of(majority, replies.iter().map(Reply::vote));
     let split = tally.granted() > 0;
     // A pause shorter than an attempt separates nobody.
-    let pause =
-        if split { SLOT.max(took) * (rand::random::<u32>() % (2 << splits.min(DOUBLINGS))) } else { Duration::ZERO };
+    let pause = if split { SLOT.max(took) * (jitter::draw() % (2 << splits.min(DOUBLINGS))) } else { Duration::ZERO };
     let refusals = replies.iter_mut().filter_map(|reply| match reply {
         Reply::Refused(contention) => Some(std::mem::take(contention)),
         _ => None,
