@@ -49,10 +49,11 @@ impl SimBackend {
 
     /// Completes when a lock of the node may have become free, unless the news is lost.
     fn wake(&self) -> BoxFuture<'static, ()> {
-        let (mut freed, link) = (self.link.node().watch(), self.link.clone());
+        let (mut freed, link) = (self.link.node().next_freed(), self.link.clone());
         Box::pin(async move {
             loop {
-                drop(freed.changed().await);
+                freed.await;
+                freed = link.node().next_freed();
                 if let Some(delay) = link.network().delay() {
                     tokio::time::sleep(delay).await;
                     return;

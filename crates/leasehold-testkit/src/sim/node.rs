@@ -9,7 +9,7 @@ use leasehold_core::{
     Clock, Moment, Request,
     quorum::{Membership, Memory as NodeMemory, Recollection, Terms},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, futures::OwnedNotified};
 
 use super::{
     clock::SimClock,
@@ -33,9 +33,9 @@ pub enum Amnesia {
 pub struct SimNode {
     clock: Arc<SimClock>,
     state: Mutex<State>,
-    paused: watch::Sender<bool>,
-    /// Told whenever a lock becomes free, or may have.
-    freed: watch::Sender<()>,
+    resumed: Notify,
+    /// Told whenever a lock becomes free, or may have. Not a `watch`: that wakes in a random order.
+    freed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -43,6 +43,7 @@ struct State {
     memory: Memory,
     saved: Option<Memory>,
     up: bool,
+    paused: bool,
     run: u64,
     started: Moment,
     durable: bool,
@@ -57,17 +58,13 @@ impl SimNode {
             memory: Memory::default(),
             saved: None,
             up: true,
+            paused: false,
             run: 1,
             started: clock.now(),
             durable: false,
             bug: None,
         };
-        Arc::new(Self {
-            clock,
-            state: Mutex::new(state),
-            paused: watch::Sender::new(false),
-            freed: watch::Sender::new(()),
-        })
+        Arc::new(Self { clock, state: Mutex::new(state), resumed: Notify::new(), freed: Arc::default() })
     }
 
     /// Whether the node loses nothing in a restart, as its configuration says. It does what [`crash`](Self::crash) says.
@@ -106,12 +103,13 @@ impl SimNode {
             state.started = self.clock.now();
         }
         drop(state);
-        self.freed.send_replace(());
+        self.freed();
     }
 
     /// Stops the node in its tracks, as SIGSTOP does, or lets it go on. Its clock goes on.
     pub fn pause(&self, paused: bool) {
-        self.paused.send_replace(paused);
+        self.state().paused = paused;
+        self.resumed.notify_waiters();
     }
 
     /// Whether it is up. A paused node is.
@@ -148,7 +146,13 @@ impl SimNode {
 
     /// Completes while the node is not paused.
     pub(super) async fn awake(&self) {
-        drop(self.paused.subscribe().wait_for(|paused| !paused).await);
+        loop {
+            let resumed = self.resumed.notified();
+            if !self.state().paused {
+                return;
+            }
+            resumed.await;
+        }
     }
 
     /// Answers a message that came over a connection of this run; `None` if that is over.
@@ -169,11 +173,12 @@ impl SimNode {
     }
 
     pub(super) fn freed(&self) {
-        self.freed.send_replace(());
+        self.freed.notify_waiters();
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<()> {
-        self.freed.subscribe()
+    /// Completes when [`freed`](Self::freed) is called after this.
+    pub(super) fn next_freed(&self) -> OwnedNotified {
+        Arc::clone(&self.freed).notified_owned()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -39,7 +39,20 @@ impl Client {
             let attempt = self.shared.next_attempt();
             self.note(attempt, (Op::Acquire, Phase::Invoke), None);
             match self.locks.mutex(KEY).lock_within(within).await {
-                Ok(guard) => self.hold(attempt, guard).await,
+                Ok(guard) => {
+                    // It is told of a loss, also while it is busy.
+                    let view = guard.view();
+                    let told = async {
+                        view.lost().await;
+                        self.note(attempt, (Op::Check, Phase::Fail), None);
+                        std::future::pending::<()>().await;
+                    };
+                    tokio::select! {
+                        biased;
+                        () = told => {}
+                        () = self.hold(attempt, guard) => {}
+                    }
+                }
                 Err(_) => self.note(attempt, (Op::Acquire, Phase::Info), None),
             }
         }
@@ -76,19 +89,24 @@ impl Client {
         self.shared.register.borrow_mut().write(token, &self.name, read);
     }
 
-    /// Acquires once, in peace; how long that took.
+    /// Acquires and releases once, in peace. What it had found out about nodes that failed may make it fail at first.
     pub(crate) async fn acquires_within(&self, limit: Duration) -> Result<(), String> {
         let attempt = self.shared.next_attempt();
         self.note(attempt, (Op::Acquire, Phase::Invoke), None);
-        match self.locks.mutex(KEY).lock_within(limit).await {
-            Ok(guard) => {
-                self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));
-                self.note(attempt, (Op::Release, Phase::Invoke), Some(&guard));
-                let released = guard.release().await;
-                released.map(drop).map_err(|error| format!("C4: {} cannot release in peace: {error}", self.name))
+        let end = tokio::time::Instant::now() + limit;
+        let guard = loop {
+            match self.locks.mutex(KEY).lock_within(end - tokio::time::Instant::now()).await {
+                Ok(guard) => break guard,
+                Err(error) if tokio::time::Instant::now() >= end => {
+                    return Err(format!("C4: {} got nothing within {limit:?} of peace: {error}", self.name));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
-            Err(error) => Err(format!("C4: {} got nothing within {limit:?} of peace: {error}", self.name)),
-        }
+        };
+        self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));
+        self.note(attempt, (Op::Release, Phase::Invoke), Some(&guard));
+        let released = guard.release().await;
+        released.map(drop).map_err(|error| format!("C4: {} cannot release in peace: {error}", self.name))
     }
 
     fn note(&self, attempt: u64, (op, phase): (Op, Phase), guard: Option<&LockGuard>) {

@@ -71,8 +71,9 @@ impl Faults {
             _ => Amnesia::None,
         };
         if self.shared.one_in(2) {
+            // A crash soon after, or much later, goes back to this.
             node.save();
-            tokio::time::sleep(self.shared.between(1..50)).await;
+            return;
         }
         self.shared.log(|| format!("node {} crashes: {amnesia:?}", self.name(node)));
         node.crash(amnesia);
