@@ -19,7 +19,6 @@
 pub mod bench;
 pub mod census;
 pub mod certificates;
-pub mod checker;
 pub mod child;
 mod error;
 mod nursery;
@@ -30,3 +29,4 @@ pub mod server;
 pub mod worker;
 
 pub use error::{HarnessError, Result};
+pub use leasehold_testkit::history as checker;
