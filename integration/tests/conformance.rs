@@ -7,7 +7,7 @@ use std::{
 
 use leasehold_core::{LockBackend, TestClock, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::{EtcdCluster, SharedRedis, shared_redis};
+use leasehold_integration::server::{EtcdCluster, Persistence, RedlockServers, SharedRedis, shared_redis};
 use leasehold_local::{FileBackend, MemoryBackend};
 use leasehold_redis::RedisBackend;
 use leasehold_testkit::{SubjectOf, conformance};
@@ -40,6 +40,18 @@ async fn redis() -> Arc<dyn LockBackend> {
 }
 
 conformance!(redis, SubjectOf::new(redis));
+
+/// Five servers for all cases, connected anew for each "process" of a case.
+async fn redlock() -> Arc<dyn LockBackend> {
+    static SERVERS: LazyLock<RedlockServers> =
+        LazyLock::new(|| RedlockServers::start(5, Persistence::None).expect("Redis servers"));
+    static PROVISIONED: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
+    let provision = || async { drop(SERVERS.provision(Ttl::DEFAULT).await.expect("an attested quorum")) };
+    PROVISIONED.get_or_init(provision).await;
+    leasehold_redis::redlock(&SERVERS.url()).await.expect("a connection")
+}
+
+conformance!(redlock, SubjectOf::new(redlock));
 
 /// One server for all cases, connected anew for each "process" of a case. Its shortest TTL is 2 s, and a lease may live a
 /// second longer than its TTL.

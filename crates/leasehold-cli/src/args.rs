@@ -12,6 +12,7 @@ Where locks live (--on, or the variable LEASEHOLD_URL):
   redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=P]   all who reach the server
   rediss://HOST          the same over TLS
   redis+unix:///PATH     the same over a socket
+  redlock://HOST,HOST,HOST   all who reach a majority of independent Redis servers
   etcd://HOST,HOST       all who reach the cluster (needs the feature `etcd` when installed)
 
 A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it.";
@@ -70,6 +71,12 @@ pub(crate) enum Command {
     Break(Break),
     /// Show what a backend promises and where it lives
     Caps(Caps),
+    /// Attest the servers of a Redlock quorum, so that its fencing tokens hold
+    ///
+    /// Needed once before the first use, and after a majority of the servers has lost its memory at the same time. All servers
+    /// must answer.
+    #[cfg(feature = "redlock")]
+    Provision(Provision),
     /// Become a program that dies with this parent.
     #[command(name = "__exec", hide = true)]
     Exec(Exec),
@@ -138,6 +145,23 @@ pub(crate) struct Caps {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(feature = "redlock")]
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Provision {
+    /// The servers: redlock://HOST,HOST,HOST
+    #[arg(long = "on", value_name = "URL", env = "LEASEHOLD_URL", hide_env_values = true)]
+    pub(crate) url: String,
+    /// The longest TTL that any lock may have: a server that restarts does not vote for that long
+    #[arg(long, value_name = "D", value_parser = ttl, default_value = "60s")]
+    pub(crate) largest_ttl: Ttl,
+    /// The servers keep everything through a restart (appendonly yes, appendfsync always): each is asked whether that is so
+    #[arg(long)]
+    pub(crate) durable: bool,
+    /// Nobody holds a lock on these servers, so there is nothing that they could have forgotten
+    #[arg(long)]
+    pub(crate) never_used: bool,
 }
 
 #[derive(Debug, ClapArgs)]

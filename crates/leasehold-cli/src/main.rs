@@ -12,6 +12,8 @@ mod child;
 mod exec;
 mod exit;
 mod name;
+#[cfg(feature = "redlock")]
+mod provision;
 mod run;
 mod show;
 mod signals;
@@ -52,6 +54,8 @@ fn main() -> ExitCode {
             Command::Who(who) => who::who(&who).await,
             Command::Break(breaking) => breaking::break_lock(&breaking).await,
             Command::Caps(caps) => caps::caps(&caps).await,
+            #[cfg(feature = "redlock")]
+            Command::Provision(provision) => provision::provision(&provision).await,
             Command::Exec(_) => Ok(exit::SOFTWARE),
         }
     });

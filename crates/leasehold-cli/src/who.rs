@@ -16,6 +16,15 @@ struct Seen {
     key: String,
     holders: Vec<Holder>,
     waiters: Vec<Waiter>,
+    /// Of a quorum.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Serialize)]
+struct Node {
+    endpoint: String,
+    problem: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,14 +53,26 @@ fn seen(key: String, inspection: &Inspection) -> Seen {
         mode: waiter.mode.map(|mode| mode.to_string()),
         label: waiter.label.clone(),
     };
+    let node = |node: &leasehold::NodeStatus| Node { endpoint: node.endpoint.clone(), problem: node.problem.clone() };
     Seen {
         key,
         holders: inspection.holders.iter().map(Holder::from).collect(),
         waiters: inspection.waiters.iter().map(waiter).collect(),
+        nodes: inspection.nodes.iter().map(node).collect(),
     }
 }
 
 fn tabled(inspection: &Inspection) -> String {
+    let mut text = holders_and_waiters(inspection);
+    for node in &inspection.nodes {
+        if let Some(problem) = &node.problem {
+            text.push_str(&format!("\n{}: {}", show::one_line(&node.endpoint), show::one_line(problem)));
+        }
+    }
+    text
+}
+
+fn holders_and_waiters(inspection: &Inspection) -> String {
     if inspection.holders.is_empty() && inspection.waiters.is_empty() {
         return String::from("nobody holds it or waits for it");
     }

@@ -9,6 +9,7 @@ use std::{
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef, Inspection, Lease, LockBackend,
     LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts, async_trait,
+    quorum::QuorumNode,
 };
 use redis::{Client, Cmd, Value};
 
@@ -26,6 +27,7 @@ use crate::{
     location::Location,
     probe, scripts,
     undo::{self, Orphans},
+    vote,
     wake::Epoch,
 };
 
@@ -83,12 +85,35 @@ impl RedisBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn from_client(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
+        let backend = Self::unconnected(client, config)?;
+        let live = backend.link.live().await?;
+        Ok(Arc::new(Self { capabilities: capabilities(backend.link.endpoint.clone(), live.pushes), ..backend }))
+    }
+
+    /// As [`from_client`](Self::from_client), but a server that cannot be reached now may come later.
+    pub(crate) async fn from_client_if_reachable(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
+        let backend = Self::unconnected(client, config)?;
+        match backend.link.live().await {
+            Ok(live) => {
+                Ok(Arc::new(Self { capabilities: capabilities(backend.link.endpoint.clone(), live.pushes), ..backend }))
+            }
+            Err(error) if error.is_retryable() => Ok(Arc::new(backend)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Not yet connected, and so with the capabilities of most servers.
+    fn unconnected(client: &Client, config: RedisConfig) -> Result<Self> {
         let client = config.apply_to(&probe::with_resp3(client)?)?;
         let endpoint = endpoint_of(&client);
+        let pushes = config.wake_up == WakeMode::Pushed;
         let link = Link::new(client, config, endpoint);
-        let live = link.live().await?;
-        let capabilities = capabilities(link.endpoint.clone(), live.pushes);
-        Ok(Arc::new(Self { link, orphans: Arc::default(), capabilities }))
+        let capabilities = capabilities(link.endpoint.clone(), pushes);
+        Ok(Self { link, orphans: Arc::default(), capabilities })
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     /// One attempt. `registered`: an earlier attempt of this acquisition has registered it as a waiter.
@@ -102,11 +127,12 @@ impl RedisBackend {
         let keys = Keys::new(prefix, request.key());
         let before = self.epoch(request.mode(), &keys);
         let sent = request.now();
-        let answer = match request.mode() {
-            Mode::Exclusive => self.exclusive(&request, &keys, registered).await,
+        let answer = match (request.terms(), request.mode()) {
+            (Some(terms), Mode::Exclusive | Mode::Shared) => vote::acquire(&self.link, &request, &terms, &keys).await,
+            (_, Mode::Exclusive) => self.exclusive(&request, &keys, registered).await,
             // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.
-            Mode::Shared => Box::pin(self.shared(&request, &keys, registered)).await,
-            Mode::Permit { of } => Box::pin(self.permit(&request, &keys, registered, of.get())).await,
+            (_, Mode::Shared) => Box::pin(self.shared(&request, &keys, registered)).await,
+            (_, Mode::Permit { of }) => Box::pin(self.permit(&request, &keys, registered, of.get())).await,
             // A mode that this version does not know was refused above.
             _ => Err(error::protocol("acquire")),
         };
@@ -304,6 +330,10 @@ impl LockBackend for RedisBackend {
     async fn close(&self) -> Result<()> {
         self.link.close();
         Ok(())
+    }
+
+    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
+        Some(self)
     }
 }
 

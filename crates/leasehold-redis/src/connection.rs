@@ -25,6 +25,7 @@ use crate::{
     keys::{self, Slot},
     probe,
     scripts::Script,
+    sight::Sight,
     wake::Registry,
 };
 
@@ -69,6 +70,8 @@ pub(crate) struct Live {
     run: String,
     /// Whether the server pushes invalidations on it.
     pub(crate) pushes: bool,
+    /// What is known of its memory, once a quorum has asked.
+    sight: Mutex<Option<Arc<Sight>>>,
     warmth: Warmth,
 }
 
@@ -235,6 +238,7 @@ impl Link {
             id: found.id,
             run: found.run,
             pushes: found.pushes,
+            sight: Mutex::default(),
             warmth: Warmth::new(),
         }))
     }
@@ -340,6 +344,19 @@ impl Live {
     pub(crate) fn send_owned(&self, pipeline: Pipeline) -> Sent {
         let mut connection = self.connection.clone();
         Box::pin(unconstrained(async move { connection.send_packed_commands(&pipeline, 0, pipeline.len()).await }))
+    }
+
+    /// Which run of the server this is; empty if it does not tell.
+    pub(crate) fn run(&self) -> &str {
+        &self.run
+    }
+
+    pub(crate) fn sight(&self) -> Option<Arc<Sight>> {
+        self.sight.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_sight(&self, sight: Option<Arc<Sight>>) {
+        *self.sight.lock().unwrap_or_else(PoisonError::into_inner) = sight;
     }
 
     /// Whether the token counter of this slot stands above the server's clock.

@@ -25,6 +25,11 @@ impl<'a> Holder<'a> {
         Self { of, hex: request.owner().to_hex(), label: printable(request.label()) }
     }
 
+    /// As whom it waits.
+    pub(crate) fn waiting(request: &'a Request) -> Self {
+        Self { hex: request.waiter().to_hex(), ..Self::of(request) }
+    }
+
     pub(crate) fn parts(&self) -> Parts<'_> {
         let label = self.label.as_bytes();
         match &self.of {

@@ -13,6 +13,8 @@
 //! one lock then have gaps, and a connection can remember for which of the 16 384 counters it has seen to it that they
 //! stand above the clock.
 //!
+//! A server that is a node of a quorum keeps three keys of its own, which hash as they may: `PREFIX:lh4:mark`, `…:since`, `…:top`.
+//!
 //! A name that ends as one of these keys does is refused, so that the mapping is injective.
 
 use std::{fmt, io::Write, sync::LazyLock};
@@ -22,9 +24,12 @@ use redis::{RedisWrite, ToRedisArgs};
 
 /// How many slots there are.
 pub(crate) const SLOTS: usize = 16_384;
-const KINDS: [Kind; 5] = [Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue];
+const KINDS: [Kind; 6] = [Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue, Kind::Fence];
 const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
 const TOKEN: &str = ":lh4:token";
+/// After the prefix, what the keys of the server itself begin with, as a node of a quorum.
+pub(crate) const NODE_KEYS: &[u8] = b":lh4:";
+const OF_NODE: [&str; 3] = [":lh4:mark", ":lh4:since", ":lh4:top"];
 
 /// What a derived key holds. The scripts know these names too: they derive one key from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,8 @@ pub(crate) enum Kind {
     Permits,
     /// Who waits for a permit.
     Queue,
+    /// The last token and its owner, at a node of a quorum. Never expires.
+    Fence,
 }
 
 impl Kind {
@@ -58,6 +65,7 @@ impl Kind {
             Self::Waiters => "waiters",
             Self::Permits => "permits",
             Self::Queue => "queue",
+            Self::Fence => "fence",
         }
     }
 }
@@ -116,6 +124,7 @@ impl<'a> Keys<'a> {
         let tail = &tail[from..];
         let reserved = tail.contains(&b':')
             && (tail.ends_with(TOKEN.as_bytes())
+                || OF_NODE.iter().any(|key| tail.ends_with(key.as_bytes()))
                 || MARKS.iter().any(|mark| {
                     KINDS.iter().any(|kind| {
                         tail.strip_suffix(kind.name().as_bytes()).is_some_and(|rest| rest.ends_with(mark.as_bytes()))

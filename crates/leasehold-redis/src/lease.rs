@@ -10,7 +10,7 @@ use std::{
 
 use leasehold_core::{
     Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Mode, Moment, Released, Request, Result,
-    Upkeep, async_trait,
+    TokenVote, Upkeep, async_trait,
 };
 use redis::{Cmd, Value};
 
@@ -21,6 +21,7 @@ use crate::{
     holder::Holder,
     keys::{Keys, Kind},
     scripts::{self, Script},
+    vote,
 };
 
 pub(crate) struct RedisLease {
@@ -95,6 +96,13 @@ impl Lease for RedisLease {
         }
     }
 
+    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
+        if self.request.terms().is_none() {
+            return Err(error::plain(ErrorKind::Unsupported, "raise", "only a quorum's lease has a token to raise"));
+        }
+        vote::raise(&self.link, &self.request, token).await
+    }
+
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.releasing.store(true, Ordering::Release);
         if self.released.get().is_some() {
@@ -146,7 +154,7 @@ pub(crate) async fn release(link: &Link, live: &Live, request: &Request) -> Resu
     Ok(())
 }
 
-fn release_script(mode: Mode) -> &'static Script {
+pub(crate) fn release_script(mode: Mode) -> &'static Script {
     match mode {
         Mode::Shared => &scripts::RELEASE_SHARED,
         Mode::Permit { .. } => &scripts::RELEASE_PERMIT,

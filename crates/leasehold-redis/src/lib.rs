@@ -14,9 +14,14 @@ mod inspect;
 mod keys;
 mod lease;
 mod location;
+mod mark;
+mod node;
 mod probe;
+mod redlock;
 mod scripts;
+mod sight;
 mod undo;
+mod vote;
 mod wake;
 
 pub use leasehold_core::{Error, ErrorKind, Result};
@@ -26,4 +31,5 @@ pub use redis;
 pub use crate::{
     backend::RedisBackend,
     config::{RedisConfig, WakeMode},
+    redlock::redlock,
 };

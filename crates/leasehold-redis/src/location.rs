@@ -178,7 +178,7 @@ fn database(text: &str) -> Result<i64> {
         .map_err(|_| invalid("the database in the URL is not a number; write redis://host/0"))
 }
 
-fn duration(name: &str, text: &str) -> Result<Duration> {
+pub(crate) fn duration(name: &str, text: &str) -> Result<Duration> {
     let parsed = match text.strip_suffix("ms") {
         Some(millis) => millis.parse().map(Duration::from_millis),
         None => text.strip_suffix('s').unwrap_or("").parse().map(Duration::from_secs),

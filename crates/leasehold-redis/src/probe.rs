@@ -97,7 +97,7 @@ fn judge(info: &str, endpoint: &str) -> Result<()> {
 }
 
 /// A field of INFO; empty if it is not there.
-fn field<'a>(info: &'a str, name: &str) -> &'a str {
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> &'a str {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
 }
 

@@ -44,4 +44,9 @@ scripts! {
     MARK = "mark";
     MARK_MEMBER = "mark_member";
     INSPECT = "inspect";
+    QUORUM_ACQUIRE = "quorum_acquire";
+    QUORUM_ACQUIRE_SHARED = "quorum_acquire_shared";
+    QUORUM_RAISE = "quorum_raise";
+    QUORUM_RECALL = "quorum_recall";
+    QUORUM_ATTEST = "quorum_attest";
 }

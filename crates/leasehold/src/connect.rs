@@ -17,6 +17,8 @@ use crate::scheme::Scheme;
 /// | `redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=…]` | locks among all who reach the server; the options are those of `RedisBackend::connect` |
 /// | `rediss://…` | the same over TLS |
 /// | `redis+unix:///PATH[?db=…]` | the same over a socket |
+/// | `redlock://[USER:PASSWORD@]HOST[:PORT],HOST,…[/DB][?prefix=…]` | locks among all who reach a majority of the servers; the options are those of `redlock` in the Redis crate |
+/// | `redlocks://…` | the same over TLS |
 /// | `etcd://[USER:PASSWORD@]HOST[:PORT],…[/?prefix=…]` | locks among all who reach the cluster; the options are those of `EtcdBackend::connect` |
 /// | `etcds://…` | the same over TLS |
 ///
@@ -79,7 +81,11 @@ pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
         Scheme::RedisTls if cfg!(feature = "redis-tls") => redis(scheme, url).await,
         Scheme::Etcd if cfg!(feature = "etcd") => etcd(scheme, url).await,
         Scheme::EtcdTls if cfg!(feature = "etcd-tls") => etcd(scheme, url).await,
-        Scheme::Redis | Scheme::RedisTls | Scheme::Etcd | Scheme::EtcdTls => Err(scheme.not_compiled_in()),
+        Scheme::Redlock if cfg!(feature = "redlock") => quorum(scheme, url).await,
+        Scheme::RedlockTls if cfg!(all(feature = "redlock", feature = "redis-tls")) => quorum(scheme, url).await,
+        Scheme::Redis | Scheme::RedisTls | Scheme::Etcd | Scheme::EtcdTls | Scheme::Redlock | Scheme::RedlockTls => {
+            Err(scheme.not_compiled_in())
+        }
     }
 }
 
@@ -113,6 +119,29 @@ async fn redis(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
 #[cfg(not(feature = "redis"))]
 async fn redis(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
+}
+
+#[cfg(feature = "redlock")]
+async fn quorum(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    Ok(redlock(url).await?)
+}
+
+#[cfg(not(feature = "redlock"))]
+async fn quorum(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
+    Err(scheme.not_compiled_in())
+}
+
+/// The quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is what [`backend`] returns.
+///
+/// # Errors
+/// As [`connect`].
+///
+/// # Cancel safety
+/// As [`connect`].
+#[cfg(feature = "redlock")]
+pub async fn redlock(url: &str) -> Result<Arc<leasehold_core::quorum::QuorumBackend>> {
+    Scheme::of(url)?;
+    leasehold_redis::redlock(url).await.map_err(|error| naming_the_url(error, url))
 }
 
 #[cfg(feature = "etcd")]

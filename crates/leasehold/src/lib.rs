@@ -99,12 +99,13 @@
 //! | `local` (default) | `local` | `memory:`, `memory:NAME`, `file:`, `file:DIR` | one process; one host |
 //! | `redis` | `redis` | `redis://`, `redis+unix://` | Redis ≥ 6.2 and Valkey |
 //! | `redis-tls` | `redis` | `rediss://` | the same over TLS |
+//! | `redlock` | `quorum` | `redlock://` | an odd number of independent Redis servers; `redlocks://` with `redis-tls` |
 //! | `etcd` | `etcd` | `etcd://h1,h2,h3` | etcd ≥ 3.4; building it needs `protoc` |
 //! | `etcd-tls` | `etcd` | `etcds://` | the same over TLS |
 //!
 //! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself and gives it to
 //! [`LockClient::new`]; each module re-exports its crate, and the driver with it. Planned backends
-//! (`zookeeper://`, `postgres://`, `redlock://`) are refused by name.
+//! (`zookeeper://`, `postgres://`) are refused by name.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
@@ -124,6 +125,8 @@ pub use leasehold_local as local;
 #[cfg(feature = "redis")]
 pub use leasehold_redis as redis;
 
+#[cfg(feature = "redlock")]
+pub use crate::connect::redlock;
 pub use crate::connect::{backend, builder, connect};
 #[cfg(feature = "local")]
 pub use crate::scheme::file_dir;

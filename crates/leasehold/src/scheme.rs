@@ -19,9 +19,13 @@ pub(crate) enum Scheme {
     Etcd,
     /// `etcds://`
     EtcdTls,
+    /// `redlock://`
+    Redlock,
+    /// `redlocks://`
+    RedlockTls,
 }
 
-const SCHEMES: [(&str, Scheme); 9] = [
+const SCHEMES: [(&str, Scheme); 11] = [
     ("memory", Scheme::Memory),
     ("file", Scheme::File),
     ("redis", Scheme::Redis),
@@ -31,18 +35,15 @@ const SCHEMES: [(&str, Scheme); 9] = [
     ("valkeys", Scheme::RedisTls),
     ("etcd", Scheme::Etcd),
     ("etcds", Scheme::EtcdTls),
+    ("redlock", Scheme::Redlock),
+    ("redlocks", Scheme::RedlockTls),
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 5] = [
-    ("zookeeper", "ZooKeeper"),
-    ("zk", "ZooKeeper"),
-    ("postgres", "Postgres"),
-    ("postgresql", "Postgres"),
-    ("redlock", "Redlock"),
-];
+const PLANNED: [(&str, &str); 4] =
+    [("zookeeper", "ZooKeeper"), ("zk", "ZooKeeper"), ("postgres", "Postgres"), ("postgresql", "Postgres")];
 
-const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST";
+const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, redlock://HOST,HOST,HOST, etcd://HOST,HOST, etcds://HOST";
 
 impl Scheme {
     /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
@@ -72,6 +73,9 @@ impl Scheme {
             Self::RedisTls => ("rediss:", "redis-tls"),
             Self::Etcd => ("etcd:", "etcd"),
             Self::EtcdTls => ("etcds:", "etcd-tls"),
+            Self::Redlock => ("redlock:", "redlock"),
+            Self::RedlockTls if cfg!(feature = "redlock") => ("redlocks:", "redis-tls"),
+            Self::RedlockTls => ("redlocks:", "redlock"),
         };
         Error::new(
             ErrorKind::Unsupported,
@@ -144,7 +148,7 @@ mod tests {
 
     #[test]
     fn planned_backends_are_unsupported_by_name() {
-        for url in ["zk://h", "zookeeper://h/c", "postgres://u:secret@h/db", "redlock://a,b,c"] {
+        for url in ["zk://h", "zookeeper://h/c", "postgres://u:secret@h/db"] {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             let text = error.to_string();
@@ -173,6 +177,7 @@ mod tests {
             (Scheme::RedisTls, "redis-tls"),
             (Scheme::Etcd, "etcd"),
             (Scheme::EtcdTls, "etcd-tls"),
+            (Scheme::Redlock, "redlock"),
         ] {
             let error = scheme.not_compiled_in();
             assert_eq!(error.kind(), ErrorKind::Unsupported);

@@ -13,6 +13,8 @@ Scenarios:
   counter   16 tasks increment one value 2 000 times in all; fails if an increment is lost
   held      10 000 leases that are only held: processor time and memory
   crowd     1 000 waiters in one process: requests per hand-off, and how long another process waits beside them
+  contenders  16 tasks in 4 processes that want one lock all the time: the longest wait, in hand-offs
+  stopped   on redlock: acquisitions while 0, 1, 2 of 5 servers (in the column of tasks) are stopped
 
 Subjects:
   leasehold          what users have, with the defaults

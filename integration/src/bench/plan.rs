@@ -35,6 +35,11 @@ pub(super) struct Plan {
     pub(super) crowd_handoffs: usize,
     /// Times that the one beside a crowd locks.
     pub(super) lone_turns: usize,
+    /// Seconds of `contenders`.
+    pub(super) contenders_for: u64,
+    /// Rounds of `stopped`, and how long each is measured.
+    pub(super) stops: usize,
+    pub(super) stopped_for: Duration,
 }
 
 impl Plan {
@@ -53,6 +58,9 @@ impl Plan {
             held: (10_000, 20),
             crowd_handoffs: 5_000,
             lone_turns: 200,
+            contenders_for: 5,
+            stops: 5,
+            stopped_for: millis(3_000),
         };
         if !quick {
             return all;
@@ -64,6 +72,9 @@ impl Plan {
             held: (2_000, 8),
             crowd_handoffs: 1_000,
             lone_turns: 40,
+            contenders_for: 2,
+            stops: 2,
+            stopped_for: millis(2_000),
             ..all
         }
     }

@@ -37,12 +37,15 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
         match role {
             Scenario::Handoff => subject.take_turns(orders).await,
             Scenario::Crowd => subject.crowd(count, orders).await,
+            Scenario::Contenders => subject.contend(count, Duration::from_secs(seconds), orders).await,
             Scenario::Held => {
                 let holding = subject.hold(count, Duration::from_secs(seconds)).await?;
                 tell(format_args!("{} {}", holding.cpu_percent, holding.bytes_per_lease));
                 Ok(())
             }
-            Scenario::Pair | Scenario::Counter => Err(HarnessError::new("that needs no other process")),
+            Scenario::Pair | Scenario::Counter | Scenario::Stopped => {
+                Err(HarnessError::new("that needs no other process"))
+            }
         }
     });
     runtime.block_on(work).map_err(|error| HarnessError::caused_by("a worker failed", error))?

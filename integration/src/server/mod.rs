@@ -6,9 +6,11 @@
 mod etcd;
 mod process;
 mod redis;
+mod redlock;
 mod shared;
 
 pub use etcd::{EtcdCluster, EtcdMember};
 pub use process::Process;
 pub use redis::{Persistence, RedisBuilder, RedisServer};
+pub use redlock::RedlockServers;
 pub use shared::{SharedRedis, shared_redis};

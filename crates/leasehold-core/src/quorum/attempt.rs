@@ -1,6 +1,12 @@
 //! One attempt: all nodes are asked at once, the majority decides, the rest is finished in the background.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, atomic::AtomicU32},
+    task::Poll,
+    time::Duration,
+};
 
 use crate::{
     backend::{Attempt, Contention, Lease},
@@ -53,10 +59,13 @@ pub(super) struct Asking {
     pub(super) replies: Vec<Reply>,
     pub(super) calls: Calls<Result<Attempt>>,
     pub(super) timeout: Duration,
+    /// The nodes' time is over.
+    over: bool,
 }
 
-/// Asks once. `splits` is how often in a row this acquisition has already met others that were as lucky.
-pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, splits: u32) -> Result<Attempt> {
+/// Asks once, as this owner: another one than that of any earlier attempt, so that what is given back late is never a later
+/// attempt's. `splits` counts how often in a row this acquisition has met others that were as lucky.
+pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, splits: &AtomicU32) -> Result<Attempt> {
     let began = request.now();
     let mut asking = Asking::begin(quorum, request);
     let standing = asking.majority().await;
@@ -75,7 +84,7 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, spli
     let deadlines = asking.replies.iter().filter_map(Reply::lease).map(|lease| lease.valid_until());
     match validity(deadlines, quorum.majority).filter(|validity| !validity.is_past(request.now())) {
         Some(validity) => {
-            let Asking { quorum, request, replies, calls, timeout } = asking;
+            let Asking { quorum, request, replies, calls, timeout, .. } = asking;
             let lease = QuorumLease::new(&quorum, request, token, validity, replies);
             Arc::clone(&lease).take_late_grants(calls, timeout);
             Ok(Attempt::Granted(lease))
@@ -92,8 +101,7 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, spli
 
 impl Asking {
     fn begin(quorum: &Arc<QuorumBackend>, request: &Request) -> Self {
-        // A fresh owner each time: what is given back late can then never be a later attempt's.
-        let mut asked = request.as_new_owner().for_node(quorum.terms());
+        let mut asked = request.for_node(quorum.terms());
         if quorum.has_tokens {
             asked = asked.with_token_floor(quorum.floor.next());
         }
@@ -112,14 +120,14 @@ impl Asking {
             });
         }
         let timeout = quorum.config.node_timeout(request.ttl());
-        Self { quorum: Arc::clone(quorum), request: asked, replies, calls, timeout }
+        Self { quorum: Arc::clone(quorum), request: asked, replies, calls, timeout, over: false }
     }
 
     /// Waits until the attempt is decided, or the nodes' time is over.
     async fn majority(&mut self) -> Standing {
         let mut timer = pin!(tokio::time::sleep(self.timeout));
         poll_fn(|cx| {
-            let Self { quorum, request, replies, calls, .. } = self;
+            let Self { quorum, request, replies, calls, over, .. } = self;
             calls.poll(cx, |node, answer| replies[node] = quorum.reply(node, answer, request));
             let standing = Tally::of(quorum.majority, replies.iter().map(Reply::vote)).standing();
             if standing != Standing::Open {
@@ -128,6 +136,7 @@ impl Asking {
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
+            *over = true;
             for node in calls.nodes() {
                 quorum.members[node].late(self.timeout);
             }
@@ -141,10 +150,10 @@ impl Asking {
     }
 
     /// Gives everything back, and says why and when to try again.
-    fn fail(mut self, standing: Standing, began: Moment, splits: u32) -> Result<Attempt> {
-        let timeout = self.timeout;
+    fn fail(mut self, standing: Standing, began: Moment, splits: &AtomicU32) -> Result<Attempt> {
         let outcome = if standing == Standing::OutOfReach {
-            Err(self.quorum.out_of_reach(&self.replies, timeout))
+            // Those that have not answered are not to blame while their time is not over.
+            Err(self.quorum.out_of_reach(&self.replies, self.over.then_some(self.timeout)))
         } else {
             let took = self.request.now().since(began);
             Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, splits)))

@@ -133,7 +133,7 @@ impl QuorumBackend {
         self.attested.store(self.has_tokens, Ordering::Release);
     }
 
-    async fn attempt(self: &Arc<Self>, request: &Request, splits: u32) -> Result<Attempt> {
+    async fn attempt(self: &Arc<Self>, request: &Request, splits: &AtomicU32) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
         tending::now_and_then(self, request);
         attempt::attempt(self, request, splits).await.map_err(|error| error.with_backend(self.config.scheme))
@@ -165,10 +165,11 @@ impl QuorumBackend {
     }
 
     /// `3 of 5 unavailable: …`
-    pub(super) fn out_of_reach(&self, replies: &[Reply], timeout: Duration) -> Error {
+    pub(super) fn out_of_reach(&self, replies: &[Reply], silent_for: Option<Duration>) -> Error {
         let problem = |(node, reply): (usize, &Reply)| match reply {
             Reply::Failed(error) => Some((node, error.clone())),
-            Reply::Pending => Some((node, Error::new(ErrorKind::Unavailable, format!("no answer within {timeout:?}")))),
+            Reply::Pending => silent_for
+                .map(|silent| (node, Error::new(ErrorKind::Unavailable, format!("no answer within {silent:?}")))),
             _ => None,
         };
         self.unavailable(replies.iter().enumerate().filter_map(problem).collect())
@@ -248,22 +249,21 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.attempt(&request, 0).await
+        self.attempt(&request.as_new_owner(), &AtomicU32::new(0)).await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let splits = AtomicU32::new(0);
-        let (this, splits) = (&self, &splits);
+        let (splits, attempts) = (AtomicU32::new(0), AtomicU32::new(0));
+        let (this, splits, attempts) = (&self, &splits, &attempts);
         let acquired = acquire_by_attempts(request.clone(), |request| async move {
-            let attempt = this.attempt(&request, splits.load(Ordering::Relaxed)).await;
-            if matches!(attempt, Ok(Attempt::Contended(_))) {
-                splits.fetch_add(1, Ordering::Relaxed);
-            }
-            attempt
+            // The first attempt's owner is as whom it waits.
+            let first = attempts.fetch_add(1, Ordering::Relaxed) == 0;
+            let request = if first { request } else { request.as_new_owner() };
+            this.attempt(&request, splits).await
         })
         .await;
         // It may be on the nodes' lists of waiters.
-        if acquired.is_err() && splits.load(Ordering::Relaxed) > 0 {
+        if acquired.is_err() && attempts.load(Ordering::Relaxed) > 0 {
             self.forget(&request);
         }
         acquired

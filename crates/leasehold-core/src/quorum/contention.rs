@@ -1,6 +1,11 @@
 //! When to try again after an attempt that nobody lost alone.
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::atomic::{AtomicU32, Ordering},
+    task::Poll,
+    time::Duration,
+};
 
 use crate::{
     backend::{BoxFuture, Contention},
@@ -20,11 +25,12 @@ const UNTOLD: Duration = Duration::from_millis(100);
 
 /// Wakes when so many of the nodes that refused have become free that a majority is possible, after a random pause if the
 /// vote was split. Takes the nodes' own wake-ups out of `replies`.
-pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, splits: u32) -> Contention {
+pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, splits: &AtomicU32) -> Contention {
     let tally = Tally::of(majority, replies.iter().map(Reply::vote));
     let split = tally.granted() > 0;
+    let before = if split { splits.fetch_add(1, Ordering::Relaxed) } else { splits.swap(0, Ordering::Relaxed) };
     // A pause shorter than an attempt separates nobody.
-    let pause = if split { SLOT.max(took) * (jitter::draw() % (2 << splits.min(DOUBLINGS))) } else { Duration::ZERO };
+    let pause = if split { SLOT.max(took) * (jitter::draw() % (2 << before.min(DOUBLINGS))) } else { Duration::ZERO };
     let refusals = replies.iter_mut().filter_map(|reply| match reply {
         Reply::Refused(contention) => Some(std::mem::take(contention)),
         _ => None,
@@ -82,7 +88,7 @@ mod tests {
     async fn it_wakes_when_a_majority_may_be_free_and_not_at_the_first_node() {
         let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
         let mut replies: Vec<_> = nodes.iter().zip([5, 1, 4, 2, 3]).map(|(node, after)| refused(node, after)).collect();
-        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, 0);
+        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &AtomicU32::new(0));
         assert_eq!(contention.retry_after, Some(Duration::from_secs(3)));
         let mut wake = contention.wake.unwrap();
         nodes[0].notify_one();
@@ -97,7 +103,7 @@ mod tests {
         let node = Arc::new(Notify::new());
         let failed = || Reply::Failed(Error::new(ErrorKind::Unavailable, "down"));
         let mut replies = vec![refused(&node, 9), refused(&node, 9), failed(), failed(), Reply::Pending];
-        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, 0);
+        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &AtomicU32::new(0));
         assert!(contention.wake.is_none());
         assert_eq!(contention.retry_after, Some(UNTOLD));
     }

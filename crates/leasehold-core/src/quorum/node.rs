@@ -63,6 +63,9 @@ pub struct Recollection {
     pub run: String,
     /// Its memory, and for how long it could have granted.
     pub membership: Membership,
+    /// For how long it has been up. A node may have been wiped without a restart, so this can be more than
+    /// [`Membership::could_grant_for`].
+    pub up: Duration,
     /// Whether it carries a mark of some attestation, of this run or of an earlier one.
     pub marked: bool,
     /// The longest TTL that the mark records.

@@ -35,6 +35,16 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
             None => {}
         }
     }
+    let mut runs: Vec<_> = found.iter().map(|node| node.run.as_str()).filter(|run| !run.is_empty()).collect();
+    runs.sort_unstable();
+    if runs.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "two of the nodes are one and the same server; a quorum needs independent ones",
+        )
+        .with_backend(config.scheme)
+        .with_operation("connect"));
+    }
     if problems.len() > spare {
         return Err(unavailable(members, problems, config.scheme).with_operation("connect"));
     }

@@ -74,9 +74,11 @@ impl QuorumBackend {
             ));
         }
         let nodes = self.all_recollections().await?;
+        let marked = nodes.iter().any(|node| node.marked);
         let grace = provision.largest_ttl.as_duration();
         for (member, node) in self.members.iter().zip(&nodes) {
-            let up = node.membership.could_grant_for;
+            // Where nothing was promised yet, a node that was wiped has broken no promise.
+            let up = if marked { node.membership.could_grant_for } else { node.up };
             if node.membership.memory == Memory::Unknown && up < grace && !provision.never_used {
                 return Err(refuse(
                     ErrorKind::Unavailable,

@@ -23,8 +23,9 @@ impl QuorumNode for MemoryBackend {
 
     async fn recall(self: Arc<Self>) -> Result<Recollection> {
         Ok(Recollection {
-            run: String::from("this process"),
+            run: format!("{:p}", Arc::as_ptr(&self)),
             membership: Membership { memory: Memory::Attested, could_grant_for: Duration::MAX },
+            up: Duration::MAX,
             marked: true,
             largest_ttl: None,
             highest_token: self.issuer.last(),

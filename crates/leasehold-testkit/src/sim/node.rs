@@ -224,6 +224,7 @@ impl Desk<'_> {
         Recollection {
             run: self.run_name(),
             membership: self.membership(),
+            up: self.up_for,
             marked: self.memory.mark.is_some(),
             largest_ttl: self.memory.mark.as_ref().map(|mark| mark.largest_ttl),
             highest_token: self.memory.highest_token(),

@@ -3,12 +3,13 @@
 mod file;
 mod memory;
 mod redis;
+mod redlock;
 
 use super::subject::Subject;
-use crate::Result;
+use crate::{HarnessError, Result};
 
 /// A backend that is measured: its server, if it has one, runs for as long as this lives.
-pub(super) trait Backend {
+pub(super) trait Backend: Sync {
     fn name(&self) -> BackendName;
 
     /// Where it is, for other processes; `None` if they cannot reach it.
@@ -20,6 +21,21 @@ pub(super) trait Backend {
     /// How many leases one process can hold at a time; `None` for any number.
     fn most_leases(&self) -> Option<usize> {
         None
+    }
+
+    /// How many servers it is a quorum of; one if it is none.
+    fn nodes(&self) -> usize {
+        1
+    }
+
+    /// Stops so many of them, without ending them.
+    fn stop_nodes(&self, count: usize) -> Result<()> {
+        if count == 0 { Ok(()) } else { Err(HarnessError::new("that backend is no quorum")) }
+    }
+
+    /// Lets them go on.
+    fn resume_nodes(&self) -> Result<()> {
+        Ok(())
     }
 
     /// How many requests its server has had from clients; `None` if it has none, or does not tell.
@@ -34,6 +50,7 @@ pub(super) enum BackendName {
     Memory,
     File,
     Redis,
+    Redlock,
 }
 
 impl BackendName {
@@ -42,6 +59,7 @@ impl BackendName {
             Self::Memory => "memory",
             Self::File => "file",
             Self::Redis => "redis",
+            Self::Redlock => "redlock",
         }
     }
 
@@ -51,6 +69,7 @@ impl BackendName {
             Self::Memory => Ok(Box::new(memory::Memory)),
             Self::File => Ok(Box::new(file::Files::start()?)),
             Self::Redis => Ok(Box::new(redis::Redis::start()?)),
+            Self::Redlock => Ok(Box::new(redlock::Redlock::start()?)),
         }
     }
 
@@ -60,6 +79,7 @@ impl BackendName {
             Self::Memory => memory::subjects(),
             Self::File => file::subjects_at(location),
             Self::Redis => redis::subjects_at(location),
+            Self::Redlock => redlock::subjects_at(location),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What is measured: a file per scenario.
 
+pub(super) mod contenders;
 pub(super) mod counter;
 pub(super) mod crowd;
 pub(super) mod handoff;
 pub(super) mod held;
 pub(super) mod pair;
+pub(super) mod stopped;
 
 use serde::Serialize;
 
@@ -25,6 +27,10 @@ pub(crate) enum Scenario {
     Held,
     /// A thousand waiters in one process.
     Crowd,
+    /// Several processes that want one lock all the time.
+    Contenders,
+    /// Acquisitions while nodes of a quorum are stopped.
+    Stopped,
 }
 
 impl Scenario {
@@ -35,6 +41,8 @@ impl Scenario {
             Self::Counter => "counter",
             Self::Held => "held",
             Self::Crowd => "crowd",
+            Self::Contenders => "contenders",
+            Self::Stopped => "stopped",
         }
     }
 
@@ -50,6 +58,8 @@ impl Scenario {
                 Self::Handoff => handoff::run(plan, &**backend, progress)?,
                 Self::Counter => counter::run(plan, &**backend, progress)?,
                 Self::Crowd => crowd::run(plan, &**backend, progress)?,
+                Self::Contenders => contenders::run(plan, &**backend, progress)?,
+                Self::Stopped => stopped::run(plan, &**backend, progress)?,
                 Self::Held => Vec::new(),
             });
         }

@@ -9,11 +9,12 @@ use super::Source;
 use crate::{
     Result,
     bench::scenario::{
-        Scenario,
+        Scenario, contenders,
         counter::{self, Count},
         crowd, handoff,
         held::{self, Holding},
         pair::{self, PairRound, Pairs},
+        stopped,
     },
 };
 
@@ -29,6 +30,8 @@ pub(crate) trait Subject: Send + Sync {
     async fn hold(&self, leases: usize, time: Duration) -> Result<Holding>;
     async fn take_turns(&self, orders: UnboundedReceiver<String>) -> Result<()>;
     async fn crowd(&self, waiters: usize, orders: UnboundedReceiver<String>) -> Result<()>;
+    async fn contend(&self, tasks: usize, time: Duration, orders: UnboundedReceiver<String>) -> Result<()>;
+    async fn acquire_while(&self, time: Duration, stop: &(dyn Fn() -> Result<()> + Sync)) -> Result<Vec<u64>>;
 }
 
 #[async_trait]
@@ -67,5 +70,13 @@ impl<S: Source> Subject for S {
 
     async fn crowd(&self, waiters: usize, orders: UnboundedReceiver<String>) -> Result<()> {
         crowd::take_part(self, waiters, orders).await
+    }
+
+    async fn contend(&self, tasks: usize, time: Duration, orders: UnboundedReceiver<String>) -> Result<()> {
+        contenders::take_part(self, tasks, time, orders).await
+    }
+
+    async fn acquire_while(&self, time: Duration, stop: &(dyn Fn() -> Result<()> + Sync)) -> Result<Vec<u64>> {
+        stopped::measure(self, time, stop).await
     }
 }

@@ -15,7 +15,7 @@ use crate::{HarnessError, Result};
 
 /// Who is told when a key changes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wakes(Arc<Mutex<HashMap<Vec<u8>, Arc<Notify>>>>);
+pub(in super::super) struct Wakes(Arc<Mutex<HashMap<Vec<u8>, Arc<Notify>>>>);
 
 impl Wakes {
     pub(super) fn of(&self, key: &str) -> Arc<Notify> {
@@ -32,7 +32,7 @@ impl Wakes {
 
 /// One multiplexed connection with RESP3, `TCP_NODELAY` and client tracking, as Leasehold's: what differs is only what is
 /// above it.
-pub(super) async fn open(url: &str, wakes: &Wakes) -> Result<MultiplexedConnection> {
+pub(in super::super) async fn open(url: &str, wakes: &Wakes) -> Result<MultiplexedConnection> {
     let wakes = wakes.clone();
     let told = move |push: PushInfo| {
         if let (PushKind::Invalidate, [Value::Array(keys)]) = (push.kind, push.data.as_slice()) {
@@ -66,11 +66,11 @@ pub(super) async fn open_untracked(url: &str) -> Result<MultiplexedConnection> {
 }
 
 /// Loads a script; its hash.
-pub(super) async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<Arc<str>> {
+pub(in super::super) async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<Arc<str>> {
     let hash: String = redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async(connection).await.map_err(failed)?;
     Ok(hash.into())
 }
 
-pub(super) fn failed(error: RedisError) -> HarnessError {
+pub(in super::super) fn failed(error: RedisError) -> HarnessError {
     HarnessError::caused_by("the bare driver failed", error)
 }

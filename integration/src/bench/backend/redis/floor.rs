@@ -46,7 +46,7 @@ impl Source for Floor {
 
     fn takes_part(&self, scenario: Scenario) -> bool {
         // A crowd without a queue of its own is a stampede, which is no floor of anything.
-        scenario != Scenario::Crowd
+        !matches!(scenario, Scenario::Crowd | Scenario::Contenders)
     }
 
     async fn open(&self) -> Result<FloorLocks> {

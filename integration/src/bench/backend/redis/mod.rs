@@ -1,6 +1,6 @@
 //! One Redis server.
 
-mod connection;
+pub(super) mod connection;
 mod distributed_lock;
 mod floor;
 mod plain;

@@ -1,0 +1,97 @@
+//! A server as a node of a quorum.
+
+use std::sync::Arc;
+
+use leasehold_core::{
+    ErrorKind, Mode, Released, Request, Result, async_trait,
+    quorum::{Attestation, QuorumNode, Recollection},
+};
+use redis::{Cmd, Value};
+
+use crate::{
+    backend::RedisBackend,
+    error::{self, Effect},
+    exclusive::Operation,
+    holder::Holder,
+    keys::{Keys, Kind, NODE_KEYS},
+    lease,
+    mark::Mark,
+    scripts,
+    sight::Sight,
+};
+
+#[async_trait]
+impl QuorumNode for RedisBackend {
+    async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
+        let link = self.link();
+        // What was sent on a connection that is gone is undone as an attempt of unknown outcome.
+        let Some(live) = link.live_now() else {
+            return Err(error::plain(ErrorKind::Unavailable, "withdraw", "there is no connection"));
+        };
+        let answer = match request.mode() {
+            Mode::Exclusive => link.gather.run(link, Operation::Release, &request).await?,
+            mode => {
+                let arguments = |cmd: &mut Cmd| lease::release_arguments(cmd, &link.config.prefix, &request);
+                link.run_on(&live, lease::release_script(mode), "withdraw", Effect::Writes, arguments).await?
+            }
+        };
+        if !request.is_waiting() {
+            let keys = Keys::new(&link.config.prefix, request.key());
+            let mut cmd = redis::cmd("ZREM");
+            cmd.arg(keys.derived(Kind::registration(request.mode()))).arg(Holder::waiting(&request).parts());
+            live.send(&cmd).await.map_err(|error| link.failed(&live, error, "withdraw", Effect::Writes))?;
+        }
+        Ok(if answer == Value::Int(1) { Released::Freed } else { Released::AlreadyLost })
+    }
+
+    async fn recall(self: Arc<Self>) -> Result<Recollection> {
+        let link = self.link();
+        let live = link.live_in_order("recall").await?;
+        let sight = Sight::look(link, &live).await?;
+        Ok(Recollection {
+            run: live.run().to_owned(),
+            membership: sight.membership,
+            up: sight.up,
+            marked: !sight.mark.is_blank(),
+            largest_ttl: sight.mark.largest_ttl,
+            highest_token: sight.highest_token.max(sight.mark.least()),
+        })
+    }
+
+    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
+        let link = self.link();
+        let live = link.live_in_order("attest").await?;
+        if attestation.run.is_empty() {
+            return Err(error::plain(
+                ErrorKind::Unsupported,
+                "attest",
+                "the server does not say which run it is in; allow this user INFO (`+info`)",
+            ));
+        }
+        if live.run() != attestation.run {
+            return Err(error::plain(
+                ErrorKind::Unavailable,
+                "attest",
+                "the server has restarted meanwhile; try again",
+            ));
+        }
+        if attestation.durable {
+            let sight = Sight::look(link, &live).await?;
+            if !sight.durable {
+                return Err(error::plain(
+                    ErrorKind::Unsupported,
+                    "attest",
+                    "it does not keep everything through a restart, or does not tell; set `appendonly yes` and \
+                     `appendfsync always`, and allow this user INFO and CONFIG GET",
+                ));
+            }
+        }
+        let mark = Mark::new(&attestation);
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(0).arg([&*link.config.prefix, NODE_KEYS].concat()).arg(mark.as_str()).arg(attestation.above.get());
+        };
+        link.run_on(&live, &scripts::QUORUM_ATTEST, "attest", Effect::Writes, arguments).await?;
+        live.set_sight(None);
+        Ok(())
+    }
+}

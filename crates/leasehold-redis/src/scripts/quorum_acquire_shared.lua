@@ -1,0 +1,76 @@
+-- Takes the lock shared, as a node of a quorum.
+-- KEYS: lock, writers. ARGV: as in quorum_acquire.lua.
+-- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}. Our own lock is granted again.
+--
+-- As acquire_shared.lua, but each reader draws a token of its own: it is above every earlier writer's at this node, and every
+-- later writer's is above it.
+local lock, writers, value, ttl, waiter, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
+local base, node, time = ARGV[5], ARGV[6], redis.call('TIME')
+local readers, waiters = base .. 'readers', base .. 'waiters'
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] then
+  return redis.error_reply('LEASEMARK this node was marked anew')
+end
+
+local function refuse(why)
+  local left = redis.call('PTTL', lock)
+  if why == 2 then
+    left = redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2] - now
+  end
+  if why ~= 1 and string.find(flags, 'w', 1, true) then
+    local lives = math.max(left, 0) + math.min(3000, ttl)
+    redis.call('ZADD', waiters, now + lives, waiter)
+    redis.call('PEXPIRE', waiters, lives + 60000)
+  end
+  return {why, left}
+end
+
+redis.call('ZREMRANGEBYSCORE', writers, '-inf', now)
+if redis.pcall('GETEX', writers) then
+  return refuse(2)
+end
+local holder = redis.pcall('GETEX', lock)
+if holder and (type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:') then
+  return refuse(0)
+end
+if string.find(flags, 'c', 1, true) then
+  redis.call('ZREMRANGEBYSCORE', waiters, '-inf', now)
+  for _, member in ipairs(redis.call('ZRANGE', waiters, 0, 1)) do
+    if member ~= waiter then
+      return refuse(1)
+    end
+  end
+end
+
+local fence, top = base .. 'fence', node .. 'top'
+local stored, highest = redis.pcall('GETEX', fence), redis.call('GETEX', top)
+local last = 0
+if stored then
+  last = type(stored) == 'string' and tonumber(string.match(stored, '^(%d+):')) or 2^53
+end
+local least = math.max(last, ARGV[8] + 0, math.min(ARGV[9] + 0, (time[1] + 3600) * 1000000)) + 1
+if least >= 2^53 then
+  return redis.error_reply('LEASETOKEN no token below 2^53 is left')
+end
+local token = string.format('%.0f', least)
+redis.call('SET', fence, token .. ':' .. string.sub(value, 1, 32))
+if not highest or least > tonumber(highest) then
+  redis.call('SET', top, string.format('%.0f', math.min(least + 10000000, 2^53)))
+end
+
+if not holder then
+  -- Whoever is still listed held it before the key vanished, and lost it then.
+  redis.call('DEL', readers)
+  redis.call('SET', lock, 'shared:' .. string.sub(value, 1, 32), 'PX', ttl)
+else
+  redis.call('ZREMRANGEBYSCORE', readers, '-inf', now)
+  if redis.call('PTTL', lock) < ttl then
+    redis.call('PEXPIRE', lock, ttl)
+  end
+end
+redis.call('ZADD', readers, now + ttl, value)
+redis.call('PEXPIRE', readers, math.max(ttl, redis.call('PTTL', readers)) + 1000)
+if string.find(flags, 'r', 1, true) then
+  redis.call('ZREM', waiters, waiter)
+end
+return token

@@ -1,0 +1,95 @@
+//! Votes of this server as a node of a quorum.
+
+use std::sync::Arc;
+
+use leasehold_core::{ErrorKind, FencingToken, Mode, Request, Result, TokenVote, quorum::Terms};
+use redis::{Cmd, RedisError, Value};
+
+use crate::{
+    connection::{Link, Live, by_hash, in_full, is_no_script},
+    error::{self, Effect},
+    exclusive,
+    holder::Holder,
+    keys::{Keys, Kind, NODE_KEYS},
+    scripts::{self, Script},
+    sight::Sight,
+};
+
+/// The code of a script that found another mark than it was told.
+const MARKED_ANEW: &str = "LEASEMARK";
+
+/// One attempt to take the lock, on these terms.
+pub(crate) async fn acquire(link: &Link, request: &Request, terms: &Terms, keys: &Keys<'_>) -> Result<Value> {
+    let shared = request.mode() == Mode::Shared;
+    let script = if shared { &scripts::QUORUM_ACQUIRE_SHARED } else { &scripts::QUORUM_ACQUIRE };
+    let node = [&*link.config.prefix, NODE_KEYS].concat();
+    // An earlier attempt of this acquisition may have registered it.
+    let flags = exclusive::flags(request, request.owner() != request.waiter());
+    let floor = request.token_floor().map_or(0, FencingToken::get);
+    on_terms(link, "acquire", script, Some(terms), |cmd, sight| {
+        if shared {
+            cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
+        } else {
+            cmd.arg(1).arg(keys.lock());
+        }
+        cmd.arg(Holder::of(request).parts()).arg(request.ttl().as_millis()).arg(Holder::waiting(request).parts());
+        cmd.arg(flags).arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(sight.mark.above).arg(floor);
+    })
+    .await
+}
+
+/// The strict write-back of a token.
+pub(crate) async fn raise(link: &Link, request: &Request, token: FencingToken) -> Result<TokenVote> {
+    let keys = Keys::new(&link.config.prefix, request.key());
+    let node = [&*link.config.prefix, NODE_KEYS].concat();
+    let mode = if request.mode() == Mode::Shared { "s" } else { "x" };
+    let terms = request.terms();
+    let answer = on_terms(link, "raise", &scripts::QUORUM_RAISE, terms.as_ref(), |cmd, sight| {
+        cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(token.get());
+        cmd.arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(mode).arg(sight.mark.above);
+    })
+    .await?;
+    match answer {
+        Value::Int(1) => Ok(TokenVote::Accepted),
+        Value::Int(0) => Ok(TokenVote::Refused(None)),
+        Value::BulkString(higher) => {
+            let higher = std::str::from_utf8(&higher).ok().and_then(|higher| higher.parse().ok());
+            higher.map(|higher| TokenVote::Refused(Some(higher))).ok_or_else(|| error::protocol("raise"))
+        }
+        _ => Err(error::protocol("raise")),
+    }
+}
+
+/// Runs a script that compares the mark, and once more if that has changed since it was read.
+async fn on_terms(
+    link: &Link,
+    operation: &'static str,
+    script: &Script,
+    terms: Option<&Terms>,
+    arguments: impl Fn(&mut Cmd, &Sight),
+) -> Result<Value> {
+    let live = link.live_in_order(operation).await?;
+    let mut sight = Sight::of(link, &live).await?;
+    for again in [true, false] {
+        if let Some(terms) = terms {
+            sight.admit(terms)?;
+        }
+        match send(&live, script, |cmd| arguments(cmd, &sight)).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if error.code() == Some(MARKED_ANEW) => {
+                if again {
+                    sight = Box::pin(Sight::look(link, &live)).await?;
+                }
+            }
+            Err(error) => return Err(link.failed(&live, error, operation, Effect::Writes)),
+        }
+    }
+    Err(error::plain(ErrorKind::Unavailable, operation, "the node's mark changes again and again; try again"))
+}
+
+async fn send(live: &Arc<Live>, script: &Script, arguments: impl Fn(&mut Cmd)) -> Result<Value, RedisError> {
+    match live.send(&by_hash(script, &arguments)).await {
+        Err(error) if is_no_script(&error) => Box::pin(live.send(&in_full(script, &arguments))).await,
+        answer => answer,
+    }
+}
