@@ -17,7 +17,10 @@ use crate::{
 /// How often a census that finds something is taken again.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// The keys of all locks that are held or waited for, but not the counters of tokens, which outlive their locks.
+/// What outlives the locks: counters of tokens, and what the node of a quorum keeps.
+const LASTING: [&[u8]; 5] = [b":token", b":fence", b":lh4:mark", b":lh4:since", b":lh4:top"];
+
+/// The keys of all locks that are held or waited for.
 ///
 /// # Errors
 /// The server does not answer.
@@ -26,7 +29,7 @@ pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
     let mut connection = server.connection()?;
     let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut connection).map_err(failed)?;
     let mut found = BTreeSet::new();
-    for key in keys.into_iter().filter(|key| !key.ends_with(b":token")) {
+    for key in keys.into_iter().filter(|key| !LASTING.iter().any(|lasting| key.ends_with(lasting))) {
         // A set of waiters stays a while after its last member has left or expired: only members that live count.
         let kind: String = redis::cmd("TYPE").arg(&key).query(&mut connection).map_err(failed)?;
         let name = String::from_utf8_lossy(&key).into_owned();

@@ -20,7 +20,6 @@
 pub mod bench;
 pub mod census;
 pub mod certificates;
-pub mod checker;
 pub mod child;
 mod error;
 pub mod foreign;
@@ -32,3 +31,4 @@ pub mod server;
 pub mod worker;
 
 pub use error::{HarnessError, Result};
+pub use leasehold_testkit::history as checker;

@@ -76,12 +76,14 @@ async fn wait(request: &Request, contention: Contention) {
         (None, retry_after) => sleep_unless_cancelled(request, retry_after.unwrap_or(UNTOLD)).await,
         (Some(wake), None) => {
             tokio::select! {
+                biased;
                 () = wake => {}
                 () = request.cancelled() => {}
             }
         }
         (Some(wake), Some(retry_after)) => {
             tokio::select! {
+                biased;
                 () = wake => {}
                 () = sleep_unless_cancelled(request, retry_after) => {}
             }
@@ -91,6 +93,7 @@ async fn wait(request: &Request, contention: Contention) {
 
 async fn sleep_unless_cancelled(request: &Request, duration: Duration) {
     tokio::select! {
+        biased;
         () = tokio::time::sleep(duration) => {}
         () = request.cancelled() => {}
     }

@@ -156,6 +156,7 @@ impl Keeper {
         while !self.stopped.load(Ordering::Acquire) {
             let sleep = self.look(&renewals);
             tokio::select! {
+                biased;
                 () = self.wake.notified() => {}
                 () = self.losses.notified() => self.collect_losses(),
                 Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),

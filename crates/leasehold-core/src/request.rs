@@ -264,6 +264,7 @@ impl Request {
     /// Safe.
     pub async fn cancelled(&self) {
         tokio::select! {
+            biased;
             () = self.signal.cancelled() => {}
             () = self.context.closing.cancelled() => {}
         }

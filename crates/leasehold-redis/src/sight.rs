@@ -1,6 +1,7 @@
 //! [`Sight`]: what a connection knows about the memory of its server.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -58,8 +59,8 @@ impl Sight {
         let mut next = || answers.next().and_then(|answer| answer.extract_error().ok()).unwrap_or(Value::Nil);
         let server: String = redis::from_redis_value(next()).unwrap_or_default();
         let persistence: String = redis::from_redis_value(next()).unwrap_or_default();
-        let every_write =
-            redis::from_redis_value::<Vec<String>>(next()).is_ok_and(|pair| pair.iter().any(|word| word == "always"));
+        let settings: HashMap<String, String> = redis::from_redis_value(next()).unwrap_or_default();
+        let every_write = settings.get("appendfsync").is_some_and(|when| when == "always");
         let durable = field(&persistence, "aof_enabled") == "1" && every_write;
         let up = Duration::from_secs(field(&server, "uptime_in_seconds").parse().unwrap_or(0));
 

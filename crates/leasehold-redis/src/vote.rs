@@ -46,7 +46,7 @@ pub(crate) async fn raise(link: &Link, request: &Request, token: FencingToken) -
     let terms = request.terms();
     let answer = on_terms(link, "raise", &scripts::QUORUM_RAISE, terms.as_ref(), |cmd, sight| {
         cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(token.get());
-        cmd.arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(mode);
+        cmd.arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(mode).arg(sight.mark.above);
     })
     .await?;
     match answer {

@@ -3,6 +3,8 @@
 
 pub mod broken;
 pub mod cases;
+pub mod history;
+pub mod sim;
 
 mod case;
 mod form;

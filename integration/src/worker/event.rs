@@ -6,62 +6,9 @@ use std::{
 };
 
 use leasehold_core::{Clock, SystemClock};
-use serde::{Deserialize, Serialize};
+use leasehold_testkit::history::{Event, Op, Phase};
 
 use crate::{HarnessError, Result};
-
-/// What a step is a step of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Op {
-    /// An exclusive acquisition.
-    Acquire,
-    /// A release.
-    Release,
-    /// A look at the guard: `ok` if it is held, `fail` if it is lost.
-    Check,
-    /// A read and write of the register.
-    Write,
-    /// The process is killed: `invoke` before, `ok` when it is dead, both written by the test that does it.
-    Kill,
-}
-
-/// Where in its operation a step is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// It is about to start.
-    Invoke,
-    /// It has succeeded.
-    Ok,
-    /// It has certainly not happened, or no longer holds.
-    Fail,
-    /// Its outcome is not known.
-    Info,
-}
-
-/// One step of one process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// When, on `CLOCK_BOOTTIME`, which all processes of a host share.
-    pub t_ns: u64,
-    /// Which process.
-    pub proc: String,
-    /// Which acquisition of it, with all that follows from it.
-    pub attempt: u64,
-    /// Which lock.
-    pub key: String,
-    /// What.
-    pub op: Op,
-    /// How far.
-    pub phase: Phase,
-    /// The fencing token, once there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<u64>,
-    /// Until when the process believed in the lock at this step, on the same clock.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deadline: Option<u64>,
-}
 
 /// `CLOCK_BOOTTIME` in nanoseconds: the clock of the events, the deadlines and the tests.
 #[must_use]

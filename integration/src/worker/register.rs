@@ -4,30 +4,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use leasehold_testkit::history::{RegisterLine, Write};
 
 /// No line is longer.
 const TAIL: u64 = 1024;
-
-/// What the register has taken, a line each: the history that the checker reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegisterLine {
-    /// The largest token that has been shown.
-    pub token: u64,
-    /// The value from here on.
-    pub value: u64,
-    /// What this write did; `None` for a read that showed a larger token.
-    pub write: Option<Write>,
-}
-
-/// An accepted write.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Write {
-    /// Who wrote.
-    pub proc: String,
-    /// The value that the writer had read before.
-    pub read: u64,
-}
 
 /// The resource that a lock protects: a number in a file. Where it is *fenced* it refuses reads and writes that show a
 /// smaller token than it has seen.

@@ -59,6 +59,8 @@ pub(super) struct Asking {
     pub(super) replies: Vec<Reply>,
     pub(super) calls: Calls<Result<Attempt>>,
     pub(super) timeout: Duration,
+    /// The nodes' time is over.
+    over: bool,
 }
 
 /// Asks once, as this owner: another one than that of any earlier attempt, so that what is given back late is never a later
@@ -82,7 +84,7 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, spli
     let deadlines = asking.replies.iter().filter_map(Reply::lease).map(|lease| lease.valid_until());
     match validity(deadlines, quorum.majority).filter(|validity| !validity.is_past(request.now())) {
         Some(validity) => {
-            let Asking { quorum, request, replies, calls, timeout } = asking;
+            let Asking { quorum, request, replies, calls, timeout, .. } = asking;
             let lease = QuorumLease::new(&quorum, request, token, validity, replies);
             Arc::clone(&lease).take_late_grants(calls, timeout);
             Ok(Attempt::Granted(lease))
@@ -118,14 +120,14 @@ impl Asking {
             });
         }
         let timeout = quorum.config.node_timeout(request.ttl());
-        Self { quorum: Arc::clone(quorum), request: asked, replies, calls, timeout }
+        Self { quorum: Arc::clone(quorum), request: asked, replies, calls, timeout, over: false }
     }
 
     /// Waits until the attempt is decided, or the nodes' time is over.
     async fn majority(&mut self) -> Standing {
         let mut timer = pin!(tokio::time::sleep(self.timeout));
         poll_fn(|cx| {
-            let Self { quorum, request, replies, calls, .. } = self;
+            let Self { quorum, request, replies, calls, over, .. } = self;
             calls.poll(cx, |node, answer| replies[node] = quorum.reply(node, answer, request));
             let standing = Tally::of(quorum.majority, replies.iter().map(Reply::vote)).standing();
             if standing != Standing::Open {
@@ -134,6 +136,7 @@ impl Asking {
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
+            *over = true;
             for node in calls.nodes() {
                 quorum.members[node].late(self.timeout);
             }
@@ -148,9 +151,9 @@ impl Asking {
 
     /// Gives everything back, and says why and when to try again.
     fn fail(mut self, standing: Standing, began: Moment, splits: &AtomicU32) -> Result<Attempt> {
-        let timeout = self.timeout;
         let outcome = if standing == Standing::OutOfReach {
-            Err(self.quorum.out_of_reach(&self.replies, timeout))
+            // Those that have not answered are not to blame while their time is not over.
+            Err(self.quorum.out_of_reach(&self.replies, self.over.then_some(self.timeout)))
         } else {
             let took = self.request.now().since(began);
             Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, splits)))

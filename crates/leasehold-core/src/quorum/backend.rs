@@ -165,10 +165,11 @@ impl QuorumBackend {
     }
 
     /// `3 of 5 unavailable: …`
-    pub(super) fn out_of_reach(&self, replies: &[Reply], timeout: Duration) -> Error {
+    pub(super) fn out_of_reach(&self, replies: &[Reply], silent_for: Option<Duration>) -> Error {
         let problem = |(node, reply): (usize, &Reply)| match reply {
             Reply::Failed(error) => Some((node, error.clone())),
-            Reply::Pending => Some((node, Error::new(ErrorKind::Unavailable, format!("no answer within {timeout:?}")))),
+            Reply::Pending => silent_for
+                .map(|silent| (node, Error::new(ErrorKind::Unavailable, format!("no answer within {silent:?}")))),
             _ => None,
         };
         self.unavailable(replies.iter().enumerate().filter_map(problem).collect())

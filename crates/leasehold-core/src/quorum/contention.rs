@@ -11,6 +11,7 @@ use crate::{
     backend::{BoxFuture, Contention},
     quorum::{
         attempt::Reply,
+        jitter,
         tally::{Majority, Tally},
     },
 };
@@ -29,8 +30,7 @@ pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, spli
     let split = tally.granted() > 0;
     let before = if split { splits.fetch_add(1, Ordering::Relaxed) } else { splits.swap(0, Ordering::Relaxed) };
     // A pause shorter than an attempt separates nobody.
-    let pause =
-        if split { SLOT.max(took) * (rand::random::<u32>() % (2 << before.min(DOUBLINGS))) } else { Duration::ZERO };
+    let pause = if split { SLOT.max(took) * (jitter::draw() % (2 << before.min(DOUBLINGS))) } else { Duration::ZERO };
     let refusals = replies.iter_mut().filter_map(|reply| match reply {
         Reply::Refused(contention) => Some(std::mem::take(contention)),
         _ => None,

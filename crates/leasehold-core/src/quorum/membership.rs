@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::quorum::{tally::Majority, write_back::Fence};
+use crate::{fencing::FencingToken, quorum::tally::Majority};
 
 /// What is known of a node's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,23 +59,26 @@ impl Membership {
 /// What a node that restarted may do about its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejoin {
-    /// It takes this F, unless its own is larger, and then votes again. `None`: the key has no token anywhere.
-    Copy(Option<Fence>),
+    /// It takes this token, unless its own is *larger*, and then votes again. Zero: the key has no token anywhere.
+    ///
+    /// The token alone, and *nobody's*: two of the others may have the same token with different owners, of which one stands at
+    /// it. Were the other's name copied, its write-back of that token would be accepted as the very one that is there.
+    Copy(FencingToken),
     /// This many more of the others must answer.
     TooFew(usize),
 }
 
-/// Rejoins with the answers of the *other* nodes that may vote on tokens: each one's F of a key. Ask them after the grace is
-/// over.
+/// Rejoins with the answers of the *other* nodes that may vote on tokens: each one's largest token of a key, zero if it has
+/// none. Ask them after the grace is over.
 ///
 /// A majority of the others, because every token was accepted by a majority of all: if the node that forgot was in it,
 /// k − 1 of the others were too, and a majority of the others shares one with every k − 1 of them.
 #[must_use]
-pub fn rejoin(others: impl IntoIterator<Item = Option<Fence>>, all: Majority) -> Rejoin {
-    let (mut answers, mut largest) = (0, None::<Fence>);
-    for stored in others {
+pub fn rejoin(others: impl IntoIterator<Item = FencingToken>, all: Majority) -> Rejoin {
+    let (mut answers, mut largest) = (0, FencingToken::new(0));
+    for token in others {
         answers += 1;
-        largest = stored.into_iter().chain(largest).max_by_key(|fence| fence.token);
+        largest = largest.max(token);
     }
     let needed = Majority::of(all.configured().saturating_sub(1)).needed();
     if answers >= needed { Rejoin::Copy(largest) } else { Rejoin::TooFew(needed - answers) }
@@ -86,12 +89,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{fencing::FencingToken, owner::OwnerId};
 
     const TTL: Duration = Duration::from_secs(10);
 
-    fn fence(token: u64) -> Option<Fence> {
-        Some(Fence { token: FencingToken::new(token), owner: OwnerId::from(1) })
+    const fn token(value: u64) -> FencingToken {
+        FencingToken::new(value)
     }
 
     #[test]
@@ -109,12 +111,12 @@ mod tests {
 
     #[test]
     fn a_majority_of_the_others_must_answer() {
-        let of = |others: &[Option<Fence>], all| rejoin(others.iter().copied(), Majority::of(all));
-        assert_eq!(of(&[fence(3)], 3), Rejoin::TooFew(1));
-        assert_eq!(of(&[fence(3), None], 3), Rejoin::Copy(fence(3)));
-        assert_eq!(of(&[fence(3), fence(4)], 5), Rejoin::TooFew(1));
-        assert_eq!(of(&[fence(3), fence(4), fence(2)], 5), Rejoin::Copy(fence(4)));
-        assert_eq!(of(&[None, None], 3), Rejoin::Copy(None));
+        let of = |others: &[u64], all| rejoin(others.iter().copied().map(token), Majority::of(all));
+        assert_eq!(of(&[3], 3), Rejoin::TooFew(1));
+        assert_eq!(of(&[3, 0], 3), Rejoin::Copy(token(3)));
+        assert_eq!(of(&[3, 4], 5), Rejoin::TooFew(1));
+        assert_eq!(of(&[3, 4, 2], 5), Rejoin::Copy(token(4)));
+        assert_eq!(of(&[0, 0], 3), Rejoin::Copy(token(0)));
     }
 
     proptest! {
@@ -126,13 +128,13 @@ mod tests {
             let accepted: Vec<_> =
                 order.into_iter().filter(|node| *node < all.configured()).take(all.needed()).collect();
             // Node 0 forgot.
-            let stored = |node: &usize| if accepted.contains(node) { fence(9) } else { fence(8) };
+            let stored = |node: &usize| token(if accepted.contains(node) { 9 } else { 8 });
             let asked: Vec<_> = asked
                 .into_iter()
                 .filter(|node| *node < all.configured())
                 .take(Majority::of(all.configured() - 1).needed())
                 .collect();
-            prop_assert_eq!(rejoin(asked.iter().map(stored), all), Rejoin::Copy(fence(9)));
+            prop_assert_eq!(rejoin(asked.iter().map(stored), all), Rejoin::Copy(token(9)));
         }
     }
 }

@@ -41,6 +41,7 @@ mod contention;
 mod floor;
 mod health;
 mod inspect;
+mod jitter;
 mod lease;
 mod member;
 mod membership;
@@ -58,6 +59,7 @@ mod write_back;
 pub use self::{
     backend::QuorumBackend,
     config::QuorumConfig,
+    jitter::seed_pauses,
     membership::{Ballot, Membership, Memory, Rejoin, rejoin},
     node::{Attestation, QuorumNode, Recollection, Terms},
     provision::Provision,

@@ -4,14 +4,11 @@ use std::sync::{Arc, atomic::Ordering};
 use std::time::Duration;
 
 use crate::{
-    fencing::FencingToken,
-    owner::OwnerId,
     quorum::{
         backend::QuorumBackend,
         membership::{Rejoin, rejoin},
         node::{Attestation, Recollection},
         opening::recall_all,
-        write_back::Fence,
     },
     request::Request,
 };
@@ -69,11 +66,10 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
     let member = &quorum.members[at];
     // Anew: what they granted during the grace counts too.
     let others = recall_all(&quorum.members).await.into_iter().enumerate().filter(|(other, _)| *other != at);
-    let highest = others
-        .filter_map(|(_, other)| other?.ok().filter(Recollection::votes))
-        .map(|other| Some(Fence { token: other.highest_token, owner: OwnerId::from(0) }));
+    let highest =
+        others.filter_map(|(_, other)| other?.ok().filter(Recollection::votes)).map(|other| other.highest_token);
     let above = match rejoin(highest, quorum.majority) {
-        Rejoin::Copy(fence) => fence.map_or(FencingToken::new(0), |fence| fence.token),
+        Rejoin::Copy(token) => token,
         Rejoin::TooFew(missing) => {
             tracing::warn!(
                 target: "leasehold",

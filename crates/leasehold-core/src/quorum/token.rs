@@ -45,7 +45,7 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> Option<Fenc
             })
             .collect();
         let outcome = poll_fn(|cx| {
-            let Asking { quorum, request, replies, calls, timeout } = &mut *asking;
+            let Asking { quorum, request, replies, calls, timeout, .. } = &mut *asking;
             calls.poll(cx, |node, answer| {
                 let reply = quorum.reply(node, answer, request);
                 at[node] = token_of(&reply);

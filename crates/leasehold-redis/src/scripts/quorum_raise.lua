@@ -1,6 +1,6 @@
 -- Raises F to (token, ours), strictly: only while the lock is ours, and F is smaller or is this very one.
 -- KEYS: lock. ARGV: value, token, what the lock's other keys begin with, what the node's own keys begin with, the mark that the
--- node must carry, `s` for a reader. 1: F stands there; 0: the lock is not ours; a string: F has this token.
+-- node must carry, `s` for a reader, the token that the node must exceed since it rejoined. 1: F stands there; 0: the lock is not ours; a string: F has this token.
 --
 -- Among readers a larger token is as good: while one of them holds here, only another of them can have drawn it.
 local lock, value, token, base, node = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
@@ -24,7 +24,10 @@ elseif holder ~= value then
 end
 local fence, top = base .. 'fence', node .. 'top'
 local ours = ARGV[2] .. ':' .. string.sub(value, 1, 32)
-local stored, last = redis.call('GETEX', fence), 0
+local stored, last = redis.call('GETEX', fence), ARGV[7] + 0
+if last >= token then
+  return string.format('%.0f', last)
+end
 if stored == ours then
   return 1
 end

@@ -1,14 +1,8 @@
-//! Judges what several processes believed, said and did: C1 to C3. (C4, what is left over, is the
-//! [census](crate::census).)
-//!
-//! All processes of a host share `CLOCK_BOOTTIME`, so intervals of belief are exact. A process *believes* in an exclusive
-//! lock from the grant it was told of until it begins to release, sees the loss, is killed, or the last deadline that it
-//! wrote down has come: what it may have believed for longer, unwritten, is not counted, so nothing is reported that was not
-//! so.
+//! C1 to C3.
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::worker::{Event, Op, Phase, RegisterLine};
+use super::event::{Event, Op, Phase, RegisterLine};
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,7 +239,7 @@ fn by_key(beliefs: Vec<Belief>) -> BTreeMap<String, Vec<Belief>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::Write;
+    use crate::history::Write;
 
     /// A grant of `k`: asked for, told, released (`None`: never), with token and deadline.
     fn held(proc: &str, (asked, told, released): (u64, u64, Option<u64>), token: u64, deadline: u64) -> Vec<Event> {

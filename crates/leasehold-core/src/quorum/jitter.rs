@@ -1,0 +1,23 @@
+//! The random numbers behind pauses.
+
+use std::cell::Cell;
+
+thread_local! {
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// From now on, the pauses of the quorums that run on this thread repeat with the seed. For simulations.
+#[doc(hidden)]
+pub fn seed_pauses(seed: u64) {
+    SEED.set(Some(seed));
+}
+
+pub(super) fn draw() -> u32 {
+    let Some(seed) = SEED.get() else { return rand::random() };
+    // Any mixing will do: SplitMix64.
+    let next = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    SEED.set(Some(next));
+    let mixed = (next ^ (next >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed >> 32) as u32
+}

@@ -1,0 +1,524 @@
+//! The protocol as a state machine. What is decided, is decided by `leasehold_core::quorum`.
+
+use leasehold_core::{
+    Deadline, FencingToken, Moment, OwnerId, TokenVote,
+    quorum::{
+        Answer, Fence, Majority, Membership, Memory, Rejoin, Round, Standing as Outcome, Tally, TokenChoice, Vote,
+        choose, may_heal, rejoin, round, validity,
+    },
+};
+use stateright::{Model, Property};
+
+use crate::{
+    properties,
+    scope::{Bug, Scope},
+    state::{Attempt, Link, Mark, NODES, Node, Phase, Raised, Standing, State, Who},
+    step::Step,
+};
+
+const ALL: Majority = Majority::of(NODES);
+/// The present, for deadlines that have passed (at 1) and that have not (at 3).
+const NOW: Moment = Moment::from_nanos(2);
+
+/// `A` attempts on three nodes.
+pub(crate) struct Protocol<const A: usize> {
+    pub(crate) scope: Scope,
+}
+
+impl<const A: usize> Model for Protocol<A> {
+    type State = State<A>;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State<A>> {
+        vec![State::new(self.scope.duplicates, self.scope.renewals, self.scope.restarts)]
+    }
+
+    fn actions(&self, state: &State<A>, steps: &mut Vec<Step>) {
+        // Nothing that can come now changes what the properties speak of.
+        let settled = |attempt: &Attempt| match attempt.phase {
+            Phase::Over => true,
+            Phase::Held => !self.scope.clocks,
+            _ => false,
+        };
+        if state.attempts.iter().all(settled) {
+            return;
+        }
+        for attempt in 0..A {
+            self.steps_of_attempt(state, attempt, steps);
+            for node in 0..NODES {
+                self.arrivals(state, attempt, node, steps);
+            }
+        }
+        for node in 0..NODES {
+            self.steps_of_node(state, node, steps);
+        }
+    }
+
+    fn next_state(&self, state: &State<A>, step: Step) -> Option<State<A>> {
+        let mut next = *state;
+        self.take(&mut next, step).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::of(&self.scope)
+    }
+}
+
+impl<const A: usize> Protocol<A> {
+    fn steps_of_attempt(&self, state: &State<A>, attempt: usize, steps: &mut Vec<Step>) {
+        let Attempt { phase, sent, passed, .. } = state.attempts[attempt];
+        let links = state.nodes.map(|node| node.links[attempt]);
+        match phase {
+            Phase::Idle => steps.push(Step::Start { attempt }),
+            Phase::Asking => {
+                let answered = mask(links.map(|link| link.granted != 0));
+                steps.extend(subsets(answered).map(|nodes| Step::Decide { attempt, nodes }));
+            }
+            Phase::Writing => {
+                let answered = mask(links.map(|link| link.raised != Raised::Unanswered));
+                steps.extend(subsets(answered).map(|nodes| Step::Settle { attempt, nodes }));
+            }
+            Phase::Held if state.renewals > 0 && sent == 1 => steps.push(Step::Renew { attempt }),
+            Phase::Held | Phase::Over => {}
+        }
+        if !matches!(phase, Phase::Idle | Phase::Over) {
+            steps.push(Step::Release { attempt });
+        }
+        // Before it is granted, and once it is over, nothing depends on its deadlines but that it is never granted: a release.
+        if self.scope.clocks && passed < sent && (phase == Phase::Held || self.scope.bug.is_some()) {
+            steps.push(Step::Pass { attempt });
+        }
+    }
+
+    /// What may arrive at the node from the attempt, or come back.
+    fn arrivals(&self, state: &State<A>, attempt: usize, node: usize, steps: &mut Vec<Step>) {
+        let (Attempt { phase, token, earlier, sent, .. }, at) = (state.attempts[attempt], &state.nodes[node]);
+        let link = at.links[attempt];
+        if phase == Phase::Idle {
+            return;
+        }
+        let again = link.until != 0;
+        // Who holds already is granted again, as a healing that meets its own late grant must be.
+        let free = at.holder == 0 || again && at.holder == who(attempt);
+        if free && votes(at) && (!again || state.duplicates > 0) {
+            for floor in self.scope.floors {
+                steps.push(Step::Grant { attempt, node, floor: *floor, answered: true });
+                if again && link.granted != 0 && !link.member {
+                    steps.push(Step::Grant { attempt, node, floor: *floor, answered: false });
+                }
+            }
+        }
+        if phase == Phase::Writing && link.granted != 0 && !link.member {
+            steps.push(Step::Adopt { attempt, node });
+        }
+        let ours = at.holder == who(attempt) || self.scope.bug == Some(Bug::NonStrictWriteBack);
+        if ours {
+            if phase == Phase::Writing && link.raised == Raised::Unanswered {
+                steps.push(Step::Raise { attempt, node, token });
+            }
+            for token in (1..16).filter(|token| earlier & (1 << token) != 0 && *token > at.mark.token) {
+                steps.push(Step::Raise { attempt, node, token });
+            }
+        }
+        if sent == 2 && link.until < 2 && (at.holder == who(attempt) || at.holder == 0 && votes(at)) {
+            steps.push(Step::Extend { attempt, node });
+        }
+        // In time, it was taken when it was given.
+        let late = self.scope.bug == Some(Bug::HealedAfterABreak);
+        if late && phase == Phase::Held && link.until == 2 && link.known < 2 {
+            steps.push(Step::Extended { attempt, node });
+        }
+    }
+
+    fn steps_of_node(&self, state: &State<A>, node: usize, steps: &mut Vec<Step>) {
+        let at = &state.nodes[node];
+        if at.holder != 0 {
+            let holder = usize::from(at.holder) - 1;
+            let passed = state.attempts[holder].passed >= at.links[holder].until;
+            if !self.scope.clocks || passed {
+                steps.push(Step::Expire { node });
+            }
+            // Without clocks it is the same as an expiry.
+            if self.scope.clocks && state.attempts[holder].releases {
+                steps.push(Step::Free { node });
+            }
+        }
+        if state.restarts > 0 {
+            steps.push(Step::Restart { node });
+        }
+        let early = self.scope.bug == Some(Bug::RejoinBeforeGrace);
+        let may_copy = if early { at.standing == Standing::Grace } else { at.standing == Standing::Locks };
+        match at.standing {
+            Standing::Full => {}
+            Standing::Grace if self.expired_at(state, node) => steps.push(Step::GraceEnds { node }),
+            Standing::Grace => {}
+            Standing::Locks => steps.push(Step::Rejoin { node }),
+        }
+        for from in (0..NODES).filter(|from| may_copy && *from != node) {
+            let other = &state.nodes[from];
+            if !other.asked && other.standing == Standing::Full {
+                steps.push(Step::Copy { node, from });
+            }
+        }
+    }
+
+    /// Whether every deadline has passed that the node ever held for: then the largest TTL has passed since its restart.
+    fn expired_at(&self, state: &State<A>, node: usize) -> bool {
+        let links = state.nodes[node].links;
+        links.iter().zip(&state.attempts).all(|(link, attempt)| attempt.passed >= link.until)
+    }
+
+    /// Takes the step; `false` if it changes nothing or cannot be.
+    fn take(&self, state: &mut State<A>, step: Step) -> bool {
+        match step {
+            Step::Start { attempt } => {
+                let granted = (0..A).filter(|other| state.attempts[*other].granted).map(|other| 1 << other).sum();
+                let starting = &mut state.attempts[attempt];
+                (starting.phase, starting.sent, starting.after) = (Phase::Asking, 1, granted);
+                true
+            }
+            Step::Grant { attempt, node, floor, answered } => {
+                let again = state.nodes[node].links[attempt].until != 0;
+                state.duplicates -= u8::from(again);
+                let phase = state.attempts[attempt].phase;
+                let believed = phase == Phase::Held && self.believed(state, attempt);
+                let at = &mut state.nodes[node];
+                let mark = self.grant(at, attempt, floor);
+                let link = &mut at.links[attempt];
+                link.until = 1;
+                match phase {
+                    Phase::Asking | Phase::Writing if answered && !link.member => {
+                        (link.granted, link.fenced) = (mark.token, at.standing == Standing::Full);
+                    }
+                    // Adopted at once: coming later, or never, it would only shorten what the attempt believes.
+                    Phase::Held if self.scope.clocks && believed && !link.member => {
+                        (link.member, link.known) = (true, 1)
+                    }
+                    _ => {}
+                }
+                true
+            }
+            Step::Decide { attempt, nodes } => self.decide(state, attempt, nodes),
+            Step::Adopt { attempt, node } => {
+                let link = &mut state.nodes[node].links[attempt];
+                (link.member, link.known) = (true, 1);
+                true
+            }
+            Step::Raise { attempt, node, token } => self.raise(state, attempt, node, token),
+            Step::Settle { attempt, nodes } => self.settle(state, attempt, nodes),
+            Step::Renew { attempt } => {
+                state.attempts[attempt].sent = 2;
+                state.renewals -= 1;
+                true
+            }
+            Step::Extend { attempt, node } => {
+                let held = state.attempts[attempt].phase == Phase::Held;
+                let believed = self.scope.clocks && held && self.believed(state, attempt);
+                let at = &mut state.nodes[node];
+                if at.holder == 0 {
+                    self.grant(at, attempt, 0);
+                }
+                let link = &mut at.links[attempt];
+                link.until = 2;
+                // As with an adopted grant: the answer is best taken at once.
+                if believed {
+                    (link.member, link.known) = (true, 2);
+                }
+                true
+            }
+            Step::Extended { attempt, node } => {
+                let link = &mut state.nodes[node].links[attempt];
+                (link.member, link.known) = (true, 2);
+                true
+            }
+            Step::Release { attempt } => {
+                self.release(state, attempt);
+                true
+            }
+            Step::Free { node } | Step::Expire { node } => {
+                state.nodes[node].holder = 0;
+                true
+            }
+            Step::Pass { attempt } => {
+                state.attempts[attempt].passed += 1;
+                let held = state.attempts[attempt].phase == Phase::Held;
+                if self.scope.bug.is_none() && held && !self.believed(state, attempt) {
+                    // It is lost, for good.
+                    self.release(state, attempt);
+                }
+                true
+            }
+            Step::Restart { node } => {
+                state.restarts -= 1;
+                let at = &mut state.nodes[node];
+                (at.holder, at.mark) = (0, Mark::default());
+                at.standing = if self.scope.bug == Some(Bug::AmnesiacVotes) { Standing::Full } else { Standing::Grace };
+                true
+            }
+            Step::GraceEnds { node } => {
+                state.nodes[node].standing = match self.scope.bug {
+                    Some(Bug::NoRejoin) => Standing::Full,
+                    Some(Bug::RejoinBeforeGrace) if self.rejoined(state, node) => Standing::Full,
+                    _ => Standing::Locks,
+                };
+                true
+            }
+            Step::Copy { node, from } => {
+                let mut mark = state.nodes[from].mark;
+                if self.scope.bug != Some(Bug::OwnerCopied) {
+                    mark.owner = 0;
+                }
+                state.nodes[from].asked = true;
+                let at = &mut state.nodes[node];
+                at.copied = at.copied.max(mark);
+                true
+            }
+            Step::Rejoin { node } => {
+                let rejoined = self.rejoined(state, node);
+                state.nodes[node].standing = Standing::Full;
+                rejoined
+            }
+        }
+    }
+
+    fn grant(&self, node: &mut Node<A>, attempt: usize, floor: u8) -> Mark {
+        let granted = Fence::granted(fence(node.mark), token(floor), owner(attempt));
+        (node.mark, node.holder) = (mark(granted), who(attempt));
+        node.mark
+    }
+
+    fn decide(&self, state: &mut State<A>, attempt: usize, nodes: u8) -> bool {
+        let majority = match self.scope.bug {
+            Some(Bug::MajorityOfAnswered) => Majority::of(nodes.count_ones() as usize),
+            _ => ALL,
+        };
+        let votes = (0..majority.configured()).map(|place| match majority == ALL {
+            true if nodes & (1 << place) == 0 => Vote::Pending,
+            _ => Vote::Granted,
+        });
+        if Tally::of(majority, votes).standing() != Outcome::Won {
+            return false;
+        }
+        let counted = || (0..NODES).filter(move |node| nodes & (1 << node) != 0);
+        for node in counted() {
+            let link = &mut state.nodes[node].links[attempt];
+            (link.member, link.known) = (true, 1);
+        }
+        if !self.believed_by(state, attempt, majority) {
+            return false;
+        }
+        let tokens = counted().map(|node| state.nodes[node].links[attempt]).filter(|link| link.fenced);
+        let largest = tokens.clone().map(|link| link.granted).max();
+        match choose(tokens.map(|link| token(link.granted)), majority) {
+            Some(TokenChoice::Stands(token)) => self.granted(state, attempt, number(token)),
+            Some(TokenChoice::WriteBack(token)) if self.scope.bug == Some(Bug::NoWriteBack) => {
+                self.granted(state, attempt, number(token));
+            }
+            Some(TokenChoice::WriteBack(token)) => self.write_back(state, attempt, number(token)),
+            None => match largest {
+                // Some of the nodes could not vote on tokens; they may have rejoined by now.
+                Some(token) => self.write_back(state, attempt, token),
+                // The lock, but no promise with it.
+                None => self.granted(state, attempt, 0),
+            },
+        }
+        true
+    }
+
+    fn write_back(&self, state: &mut State<A>, attempt: usize, token: u8) {
+        let attempt = &mut state.attempts[attempt];
+        (attempt.phase, attempt.token) = (Phase::Writing, token);
+    }
+
+    fn settle(&self, state: &mut State<A>, attempt: usize, nodes: u8) -> bool {
+        if !self.believed(state, attempt) {
+            return false;
+        }
+        let asked = state.attempts[attempt].token;
+        let answers = (0..NODES).map(|node| {
+            let link = state.nodes[node].links[attempt];
+            match link.raised {
+                _ if !link.member => Answer::Gone,
+                _ if link.fenced && link.granted == asked => Answer::Stands,
+                Raised::Accepted if nodes & (1 << node) != 0 => Answer::Stands,
+                Raised::Higher(higher) if nodes & (1 << node) != 0 => Answer::Higher(token(higher)),
+                _ => Answer::Gone,
+            }
+        });
+        match round(token(asked), answers, ALL) {
+            Round::Stands => self.granted(state, attempt, asked),
+            Round::Again(next) => {
+                let writing = &mut state.attempts[attempt];
+                writing.earlier |= 1 << asked;
+                writing.token = number(next);
+                for node in &mut state.nodes {
+                    node.links[attempt].raised = Raised::Unanswered;
+                }
+            }
+            // It releases, which it may do at any time.
+            Round::Open | Round::Lost => return false,
+        }
+        true
+    }
+
+    fn raise(&self, state: &mut State<A>, attempt: usize, node: usize, raised: u8) -> bool {
+        let writing = state.attempts[attempt].phase == Phase::Writing && state.attempts[attempt].token == raised;
+        let at = &mut state.nodes[node];
+        if at.standing != Standing::Full {
+            return false;
+        }
+        let asked = Fence { token: token(raised), owner: owner(attempt) };
+        let holder = (at.holder != 0).then(|| owner(usize::from(at.holder) - 1));
+        let mut vote = Fence::accepts(fence(at.mark), holder, asked);
+        let equal_or_smaller = fence(at.mark).is_none_or(|stored| stored.token <= asked.token);
+        match self.scope.bug {
+            Some(Bug::NonStrictWriteBack) if equal_or_smaller => vote = TokenVote::Accepted,
+            Some(Bug::NonStrictOwnWriteBack) if equal_or_smaller && holder == Some(asked.owner) => {
+                vote = TokenVote::Accepted;
+            }
+            _ => {}
+        }
+        let before = *at;
+        let answer = match Answer::from(vote) {
+            Answer::Stands => {
+                at.mark = mark(asked);
+                Raised::Accepted
+            }
+            Answer::Higher(higher) => Raised::Higher(number(higher)),
+            // The same to the attempt as no answer.
+            Answer::Gone | Answer::Pending => Raised::Unanswered,
+        };
+        if writing {
+            at.links[attempt].raised = answer;
+        }
+        *at != before
+    }
+
+    fn granted(&self, state: &mut State<A>, attempt: usize, token: u8) {
+        let winner = &mut state.attempts[attempt];
+        if winner.phase == Phase::Writing {
+            winner.earlier |= 1 << token;
+        }
+        (winner.phase, winner.token, winner.granted) = (Phase::Held, token, true);
+        let others = state.attempts.iter_mut().enumerate().filter(|(other, _)| *other != attempt);
+        others
+            .filter(|(_, other)| other.phase == Phase::Held)
+            .for_each(|(_, other)| other.overtaken = self.scope.clocks);
+        for node in &mut state.nodes {
+            let link = &mut node.links[attempt];
+            // What has been answered by now is adopted at once, and of tokens only its own matters from here on.
+            let member = self.scope.clocks && (link.member || link.granted != 0);
+            *link = Link { until: link.until, member, known: u8::from(member), ..Link::default() };
+        }
+    }
+
+    fn release(&self, state: &mut State<A>, attempt: usize) {
+        let over = &mut state.attempts[attempt];
+        over.releases = over.granted || self.scope.bug != Some(Bug::NoReleaseOfPartialWins);
+        if over.phase == Phase::Writing {
+            over.earlier |= 1 << over.token;
+        }
+        if !over.granted {
+            over.token = 0;
+        }
+        (over.phase, over.overtaken) = (Phase::Over, false);
+        if over.releases {
+            // That it waits for no deadline any more lets the grace of nodes end early, if anything.
+            over.passed = over.sent;
+        }
+        for node in &mut state.nodes {
+            let link = &mut node.links[attempt];
+            *link = Link { until: link.until, ..Link::default() };
+        }
+    }
+
+    /// Whether the attempt may believe that a majority holds for it.
+    fn believed(&self, state: &State<A>, attempt: usize) -> bool {
+        let majority = match self.scope.bug {
+            Some(Bug::MajorityOfAnswered) => {
+                Majority::of(state.nodes.iter().filter(|node| node.links[attempt].member).count().max(1))
+            }
+            _ => ALL,
+        };
+        self.believed_by(state, attempt, majority)
+    }
+
+    fn believed_by(&self, state: &State<A>, attempt: usize, majority: Majority) -> bool {
+        if !self.scope.clocks {
+            return true;
+        }
+        deadline(state, attempt, majority)
+            .is_some_and(|until| self.scope.bug == Some(Bug::DeadlineFromAnswer) || may_heal(until, NOW))
+    }
+
+    /// Whether the copying is complete; if so, the node has the copy.
+    fn rejoined(&self, state: &mut State<A>, node: usize) -> bool {
+        let copied = state.nodes[node].copied;
+        let asked = state.nodes.iter().filter(|other| other.asked).count();
+        let Rejoin::Copy(_) = rejoin(std::iter::repeat_n(token(copied.token), asked), ALL) else { return false };
+        let at = &mut state.nodes[node];
+        if at.mark.token <= copied.token {
+            at.mark = copied;
+        }
+        at.copied = Mark::default();
+        state.nodes.iter_mut().for_each(|node| node.asked = false);
+        true
+    }
+}
+
+/// Until when the attempt's nodes hold for it, as far as it knows.
+pub(crate) fn deadline<const A: usize>(state: &State<A>, attempt: usize, majority: Majority) -> Option<Deadline> {
+    let passed = state.attempts[attempt].passed;
+    let members = state.nodes.iter().map(|node| node.links[attempt]).filter(|link| link.member);
+    let deadlines = members.map(|link| Deadline::at(Moment::from_nanos(if link.known > passed { 3 } else { 1 })));
+    validity(deadlines, majority)
+}
+
+/// Whether the attempt was granted the lock and believes that it still holds.
+pub(crate) fn believes<const A: usize>(state: &State<A>, attempt: usize, majority: Majority) -> bool {
+    state.attempts[attempt].phase == Phase::Held
+        && deadline(state, attempt, majority).is_some_and(|until| !until.is_past(NOW))
+}
+
+/// Whether a node's grants count. What is asked of one that may not vote is not modelled: it changes nothing.
+fn votes<const A: usize>(node: &Node<A>) -> bool {
+    let (memory, could_grant_for) = match node.standing {
+        Standing::Full => (Memory::Attested, 0),
+        Standing::Grace => (Memory::Unknown, 0),
+        Standing::Locks => (Memory::Unknown, 1),
+    };
+    let nanos = std::time::Duration::from_nanos;
+    Membership { memory, could_grant_for: nanos(could_grant_for) }.ballot(nanos(1)).lock
+}
+
+fn mask(of: [bool; NODES]) -> u8 {
+    of.into_iter().enumerate().map(|(node, is)| u8::from(is) << node).sum()
+}
+
+fn subsets(of: u8) -> impl Iterator<Item = u8> {
+    (1..1 << NODES).filter(move |nodes| nodes & !of == 0)
+}
+
+fn who(attempt: usize) -> Who {
+    attempt as Who + 1
+}
+
+fn owner(attempt: usize) -> OwnerId {
+    OwnerId::from(attempt as u128 + 1)
+}
+
+fn token(number: u8) -> FencingToken {
+    FencingToken::new(number.into())
+}
+
+fn number(token: FencingToken) -> u8 {
+    token.get().try_into().expect("tokens of a model are small")
+}
+
+fn fence(mark: Mark) -> Option<Fence> {
+    (mark.token != 0).then(|| Fence { token: token(mark.token), owner: OwnerId::from(u128::from(mark.owner)) })
+}
+
+fn mark(fence: Fence) -> Mark {
+    Mark { token: number(fence.token), owner: fence.owner.as_u128() as u8 }
+}

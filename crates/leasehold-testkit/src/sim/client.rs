@@ -1,0 +1,198 @@
+//! [`SimBackend`]: one client's connection to a node.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use leasehold_core::{
+    Attempt, BoxFuture, Broken, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef, Inspection,
+    LockBackend, LockKey, LossSignal, Mode, Released, Request, Restart, Result, Wakeup,
+    quorum::{Attestation, QuorumNode, Recollection},
+};
+
+use super::{
+    lease::SimLease,
+    memory::{Granting, NodeBug},
+    network::Link,
+};
+
+/// How long a client waits for an answer.
+pub(super) const PATIENCE: Duration = Duration::from_millis(200);
+
+/// A connection to a simulated node, by [`Network::connect`](super::Network::connect).
+pub struct SimBackend {
+    link: Link,
+}
+
+impl SimBackend {
+    pub(super) fn new(link: Link) -> Arc<Self> {
+        Arc::new(Self { link })
+    }
+
+    /// The link, to cut it.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Gives back what an attempt may have got whose answer is missing: until the node says so, or it would have expired.
+    fn undo(&self, request: Request) {
+        let (link, begun) = (self.link.clone(), request.now());
+        drop(tokio::spawn(async move {
+            while request.now().since(begun) < request.ttl().as_duration() {
+                if release(&link, request.clone()).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(PATIENCE / 4).await;
+            }
+        }));
+    }
+
+    /// Completes when a lock of the node may have become free, unless the news is lost.
+    fn wake(&self) -> BoxFuture<'static, ()> {
+        let (mut freed, link) = (self.link.node().next_freed(), self.link.clone());
+        Box::pin(async move {
+            loop {
+                freed.await;
+                freed = link.node().next_freed();
+                if let Some(delay) = link.network().delay() {
+                    tokio::time::sleep(delay).await;
+                    return;
+                }
+            }
+        })
+    }
+}
+
+#[async_trait]
+impl LockBackend for SimBackend {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new("simulated");
+        capabilities.endpoint = self.to_string();
+        capabilities.fencing = Fencing::UntilAmnesia;
+        capabilities.wakeup = Wakeup::Pushed;
+        capabilities.loss_signal = LossSignal::Renewal;
+        capabilities.restart = Restart::AsPersisted;
+        capabilities.inspect = true;
+        capabilities
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        self.capabilities().check(request.mode(), request.ttl())?;
+        let mut sent = request.now();
+        let wake = self.wake();
+        let asked = request.clone();
+        let answer = self
+            .link
+            .ask(PATIENCE, move |desk| desk.meets(&asked).then(|| desk.memory.acquire(&asked, desk.now)))
+            .await;
+        let bug = self.link.node().bug();
+        if bug == Some(NodeBug::DeadlineFromAnswer) {
+            sent = request.now();
+        }
+        match answer {
+            Ok(Some(Granting::Granted(token))) => {
+                Ok(Attempt::Granted(SimLease::new(self.link.clone(), request, token, sent)))
+            }
+            Ok(Some(Granting::Held(_))) if bug == Some(NodeBug::RefusalCounts) => {
+                let token = request.token_floor().unwrap_or(leasehold_core::FencingToken::new(0));
+                Ok(Attempt::Granted(SimLease::new(self.link.clone(), request, token, sent)))
+            }
+            Ok(Some(Granting::Held(left))) => {
+                Ok(Attempt::Contended(Contention { retry_after: Some(left), last_token: None, wake: Some(wake) }))
+            }
+            Ok(None) => Err(Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet")),
+            Err(error) => {
+                if error.kind() == ErrorKind::Indeterminate {
+                    self.undo(request);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        let asked = key.clone();
+        let (holder, token, now) = self
+            .link
+            .ask(PATIENCE, move |desk| {
+                let (holder, token) = desk.memory.holder(&asked, desk.now);
+                (holder, token, desk.now)
+            })
+            .await?;
+        let holders = holder.map(|holder| {
+            let mut shown = HolderRef::new(key.clone(), holder.owner.to_hex());
+            shown.mode = Some(Mode::Exclusive);
+            shown.label = holder.label;
+            shown.token = token;
+            shown.expires_in = Some(holder.until.since(now));
+            shown
+        });
+        Ok(Inspection::new(holders.into_iter().collect(), Vec::new()))
+    }
+
+    async fn break_lock(&self, _: &HolderRef, _: bool) -> Result<Broken> {
+        Err(Error::new(ErrorKind::Unsupported, "locks of simulated nodes cannot be broken; crash the node"))
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl QuorumNode for SimBackend {
+    async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
+        release(&self.link, request).await
+    }
+
+    async fn recall(self: Arc<Self>) -> Result<Recollection> {
+        self.link.ask(PATIENCE, |desk| desk.recall()).await
+    }
+
+    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
+        let refused = self
+            .link
+            .ask(PATIENCE, move |desk| {
+                if desk.run_name() != attestation.run {
+                    return Some(ErrorKind::Unavailable);
+                }
+                if attestation.durable && !desk.durable {
+                    return Some(ErrorKind::Unsupported);
+                }
+                desk.memory.attest(attestation.clone());
+                None
+            })
+            .await?;
+        refused.map_or(Ok(()), |kind| Err(Error::new(kind, "the node is not in the run or the state to be attested")))
+    }
+}
+
+pub(super) async fn release(link: &Link, request: Request) -> Result<Released> {
+    let node = Arc::clone(link.node());
+    let freed = link
+        .ask(PATIENCE, move |desk| {
+            let freed = desk.memory.release(&request, desk.now, desk.bug);
+            if freed {
+                node.freed();
+            }
+            freed
+        })
+        .await?;
+    Ok(if freed { Released::Freed } else { Released::AlreadyLost })
+}
+
+impl fmt::Display for SimBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("simulated:")
+    }
+}
+
+impl fmt::Debug for SimBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimBackend").finish_non_exhaustive()
+    }
+}

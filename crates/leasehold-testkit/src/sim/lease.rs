@@ -1,0 +1,72 @@
+//! What a simulated node grants.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use leasehold_core::{
+    Deadline, Error, ErrorKind, FencingToken, Lease, LiveDeadline, Moment, Released, Request, Result, TokenVote, Upkeep,
+};
+
+use super::{
+    client::{PATIENCE, release},
+    memory::NodeBug,
+    network::Link,
+};
+
+pub(super) struct SimLease {
+    link: Link,
+    request: Request,
+    token: FencingToken,
+    deadline: LiveDeadline,
+}
+
+impl SimLease {
+    pub(super) fn new(link: Link, request: Request, token: FencingToken, sent: Moment) -> Arc<Self> {
+        Arc::new(Self { deadline: LiveDeadline::new(request.deadline_from(sent)), link, request, token })
+    }
+}
+
+#[async_trait]
+impl Lease for SimLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        Some(self.token)
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.deadline.get()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Alone
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        let mut sent = self.request.now();
+        let asked = self.request.clone();
+        let renewed = self.link.ask(PATIENCE, move |desk| desk.memory.renew(&asked, desk.now)).await?;
+        let now = self.request.now();
+        if self.link.node().bug() == Some(NodeBug::DeadlineFromAnswer) {
+            sent = now;
+        }
+        if renewed && self.deadline.advance(self.request.deadline_from(sent), now) {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Lost, "the node does not hold it for us any more"))
+        }
+    }
+
+    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
+        let asked = self.request.clone();
+        self.link.ask(PATIENCE, move |desk| desk.memory.raise(&asked, token, desk.now, desk.bug)).await
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        release(&self.link, self.request.clone()).await
+    }
+}
+
+impl fmt::Debug for SimLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimLease").field("request", &self.request).field("token", &self.token).finish_non_exhaustive()
+    }
+}

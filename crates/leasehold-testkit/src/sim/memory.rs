@@ -1,0 +1,130 @@
+//! What a node remembers, and what it answers.
+
+use std::{collections::HashMap, time::Duration};
+
+use leasehold_core::{
+    FencingToken, LockKey, Moment, OwnerId, Request, TokenVote,
+    quorum::{Attestation, Fence},
+};
+
+/// A way for a node to be wrong, to see that a test finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NodeBug {
+    /// It says that it accepted a write-back, and stores nothing: tokens are not written back.
+    WriteBackLost,
+    /// It accepts any write-back.
+    WriteBackNotStrict,
+    /// It votes after a restart in which it forgot everything.
+    AmnesiacVotes,
+    /// It releases without looking at the owner.
+    ReleasesAnyOwner,
+    /// A client counts its deadline from the answer.
+    DeadlineFromAnswer,
+    /// A client believes that a node which refused has granted.
+    RefusalCounts,
+}
+
+/// Everything that a crash can take.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory {
+    keys: HashMap<Vec<u8>, Entry>,
+    /// All tokens exceed this one.
+    above: u64,
+    pub(super) mark: Option<Attestation>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    holder: Option<Holder>,
+    fence: Option<Fence>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Holder {
+    pub(super) owner: OwnerId,
+    pub(super) label: String,
+    pub(super) until: Moment,
+}
+
+/// The answer to an attempt.
+pub(super) enum Granting {
+    Granted(FencingToken),
+    /// Held for this much longer.
+    Held(Duration),
+}
+
+impl Memory {
+    fn entry(&mut self, key: &LockKey, now: Moment) -> &mut Entry {
+        let entry = self.keys.entry(key.as_bytes().to_vec()).or_default();
+        entry.holder.take_if(|holder| holder.until <= now);
+        entry
+    }
+
+    pub(super) fn acquire(&mut self, request: &Request, now: Moment) -> Granting {
+        let above = self.above;
+        let entry = self.entry(request.key(), now);
+        if let Some(holder) = entry.holder.as_ref().filter(|holder| holder.owner != request.owner()) {
+            return Granting::Held(holder.until.since(now));
+        }
+        let floor = request.token_floor().map_or(0, FencingToken::get).max(above) + 1;
+        let fence = Fence::granted(entry.fence, FencingToken::new(floor), request.owner());
+        let until = now + request.ttl().as_duration();
+        entry.holder = Some(Holder { owner: request.owner(), label: request.label().to_owned(), until });
+        entry.fence = Some(fence);
+        Granting::Granted(fence.token)
+    }
+
+    pub(super) fn renew(&mut self, request: &Request, now: Moment) -> bool {
+        let ours = self.entry(request.key(), now).holder.as_mut().filter(|holder| holder.owner == request.owner());
+        ours.map(|holder| holder.until = now + request.ttl().as_duration()).is_some()
+    }
+
+    pub(super) fn release(&mut self, request: &Request, now: Moment, bug: Option<NodeBug>) -> bool {
+        let any = bug == Some(NodeBug::ReleasesAnyOwner);
+        let entry = self.entry(request.key(), now);
+        entry.holder.take_if(|holder| any || holder.owner == request.owner()).is_some()
+    }
+
+    pub(super) fn raise(
+        &mut self,
+        request: &Request,
+        token: FencingToken,
+        now: Moment,
+        bug: Option<NodeBug>,
+    ) -> TokenVote {
+        let above = self.above;
+        let entry = self.entry(request.key(), now);
+        let asked = Fence { token, owner: request.owner() };
+        let vote = match bug {
+            Some(NodeBug::WriteBackLost) => return TokenVote::Accepted,
+            Some(NodeBug::WriteBackNotStrict) => TokenVote::Accepted,
+            // Copied tokens are nobody's.
+            _ if token.get() <= above => TokenVote::Refused(Some(FencingToken::new(above))),
+            _ => Fence::accepts(entry.fence, entry.holder.as_ref().map(|holder| holder.owner), asked),
+        };
+        if vote == TokenVote::Accepted {
+            entry.fence = Some(asked);
+        }
+        vote
+    }
+
+    pub(super) fn holder(&mut self, key: &LockKey, now: Moment) -> (Option<Holder>, Option<FencingToken>) {
+        let entry = self.entry(key, now);
+        (entry.holder.clone(), entry.fence.map(|fence| fence.token))
+    }
+
+    pub(super) fn holds(&self, now: Moment) -> bool {
+        self.keys.values().any(|entry| entry.holder.as_ref().is_some_and(|holder| holder.until > now))
+    }
+
+    pub(super) fn highest_token(&self) -> FencingToken {
+        let tokens = self.keys.values().filter_map(|entry| Some(entry.fence?.token.get()));
+        FencingToken::new(tokens.max().unwrap_or(0).max(self.above))
+    }
+
+    pub(super) fn attest(&mut self, attestation: Attestation) {
+        self.above = self.above.max(attestation.above.get());
+        self.mark = Some(attestation);
+    }
+}

@@ -1,0 +1,48 @@
+//! Simulated nodes: backends whose clocks, network and crashes a test decides, under tokio's paused time.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `clock` | [`SimClock`]: set wrongly, and too fast or too slow |
+//! | `network` | [`Network`]: delay, loss and duplication of messages, drawn from a seed; [`Link`]s that can be cut |
+//! | `node` | [`SimNode`]: a server with a clock, a memory and a run; it crashes, forgets, pauses |
+//! | `memory` | what a node remembers, and what it answers |
+//! | `client` | [`SimBackend`]: one client's connection to a node, a [`LockBackend`](leasehold_core::LockBackend) and a [`QuorumNode`] |
+//! | `lease` | what it grants |
+//!
+//! A simulation is one thread: build a current-thread runtime with paused time, draw everything from one seed, and the same seed
+//! repeats the same history. Time passes when nothing else can happen, so an hour takes as long as what happens in it.
+//!
+//! [`QuorumNode`]: leasehold_core::quorum::QuorumNode
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use leasehold_core::{LockBackend, LockClient, quorum::{QuorumBackend, QuorumConfig}};
+//! use leasehold_testkit::sim::{Amnesia, Network, SimClock, SimNode};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> leasehold_core::Result<()> {
+//! let network = Network::new(42);
+//! let nodes: Vec<_> = (0..3).map(|_| SimNode::new(SimClock::new())).collect();
+//! let links = nodes.iter().map(|node| network.connect(node) as Arc<dyn LockBackend>).collect();
+//! let client = LockClient::new(QuorumBackend::open(links, QuorumConfig::new()).await?);
+//!
+//! nodes[0].crash(Amnesia::Total);
+//! let guard = client.mutex("item/42").lock().await?;
+//! assert!(!nodes[0].holds() && nodes[1].holds() && nodes[2].holds());
+//! # guard.release().await?; Ok(()) }
+//! ```
+
+mod client;
+mod clock;
+mod lease;
+mod memory;
+mod network;
+mod node;
+
+pub use self::{
+    client::SimBackend,
+    clock::SimClock,
+    memory::NodeBug,
+    network::{Link, Network, Weather},
+    node::{Amnesia, SimNode},
+};

@@ -1,0 +1,233 @@
+//! [`SimNode`]: a server.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use leasehold_core::{
+    Clock, Moment, Request,
+    quorum::{Membership, Memory as NodeMemory, Recollection, Terms},
+};
+use tokio::sync::{Notify, futures::OwnedNotified};
+
+use super::{
+    clock::SimClock,
+    memory::{Memory, NodeBug},
+};
+
+/// What a crash takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amnesia {
+    /// Nothing.
+    None,
+    /// What came after the last [`save`](SimNode::save), if there was one, else everything: what a snapshot does. Marks come back,
+    /// too.
+    SinceSave,
+    /// Everything.
+    Total,
+}
+
+/// A server with a clock of its own. It answers messages, one at a time, while it is up and not paused.
+#[derive(Debug)]
+pub struct SimNode {
+    clock: Arc<SimClock>,
+    state: Mutex<State>,
+    resumed: Notify,
+    /// Told whenever a lock becomes free, or may have. Not a `watch`: that wakes in a random order.
+    freed: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct State {
+    memory: Memory,
+    saved: Option<Memory>,
+    up: bool,
+    paused: bool,
+    run: u64,
+    started: Moment,
+    durable: bool,
+    bug: Option<NodeBug>,
+}
+
+impl SimNode {
+    /// A node that has just been started for the first time.
+    #[must_use]
+    pub fn new(clock: Arc<SimClock>) -> Arc<Self> {
+        let state = State {
+            memory: Memory::default(),
+            saved: None,
+            up: true,
+            paused: false,
+            run: 1,
+            started: clock.now(),
+            durable: false,
+            bug: None,
+        };
+        Arc::new(Self { clock, state: Mutex::new(state), resumed: Notify::new(), freed: Arc::default() })
+    }
+
+    /// Whether the node loses nothing in a restart, as its configuration says. It does what [`crash`](Self::crash) says.
+    pub fn set_durable(&self, durable: bool) {
+        self.state().durable = durable;
+    }
+
+    /// Makes the node wrong.
+    pub fn set_bug(&self, bug: Option<NodeBug>) {
+        self.state().bug = bug;
+    }
+
+    /// Takes the snapshot that [`Amnesia::SinceSave`] goes back to.
+    pub fn save(&self) {
+        let mut state = self.state();
+        state.saved = Some(state.memory.clone());
+    }
+
+    /// Ends this run of the node. Messages under way to it are lost, and connections break.
+    pub fn crash(&self, amnesia: Amnesia) {
+        let mut state = self.state();
+        match amnesia {
+            Amnesia::None => {}
+            Amnesia::SinceSave => state.memory = state.saved.clone().unwrap_or_default(),
+            Amnesia::Total => (state.memory, state.saved) = (Memory::default(), None),
+        }
+        state.up = false;
+    }
+
+    /// Starts another run after a crash.
+    pub fn start(&self) {
+        let mut state = self.state();
+        if !state.up {
+            state.run += 1;
+            state.up = true;
+            state.started = self.clock.now();
+        }
+        drop(state);
+        self.freed();
+    }
+
+    /// Stops the node in its tracks, as SIGSTOP does, or lets it go on. Its clock goes on.
+    pub fn pause(&self, paused: bool) {
+        self.state().paused = paused;
+        self.resumed.notify_waiters();
+    }
+
+    /// Whether it is up. A paused node is.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.state().up
+    }
+
+    /// Whether it holds any lock, for whomever: the census.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.state().memory.holds(self.clock.now())
+    }
+
+    /// Whether it votes on tokens: it is up, and remembers what it promised.
+    #[must_use]
+    pub fn votes(&self) -> bool {
+        let run = self.run();
+        let vote = run.and_then(|run| self.answer(run, |desk| desk.recall().votes()));
+        vote.unwrap_or(false)
+    }
+
+    /// Its clock.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<SimClock> {
+        &self.clock
+    }
+
+    /// Which run a connection is made with; `None` while the node is down.
+    pub(super) fn run(&self) -> Option<u64> {
+        let state = self.state();
+        state.up.then_some(state.run)
+    }
+
+    /// Completes while the node is not paused.
+    pub(super) async fn awake(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            if !self.state().paused {
+                return;
+            }
+            resumed.await;
+        }
+    }
+
+    /// Answers a message that came over a connection of this run; `None` if that is over.
+    pub(super) fn answer<T>(&self, run: u64, answer: impl FnOnce(&mut Desk<'_>) -> T) -> Option<T> {
+        let mut state = self.state();
+        if !state.up || state.run != run {
+            return None;
+        }
+        let State { memory, run, started, durable, bug, .. } = &mut *state;
+        let now = self.clock.now();
+        let mut desk = Desk { memory, run: *run, up_for: now.since(*started), durable: *durable, bug: *bug, now };
+        let answered = answer(&mut desk);
+        Some(answered)
+    }
+
+    pub(super) fn bug(&self) -> Option<NodeBug> {
+        self.state().bug
+    }
+
+    pub(super) fn freed(&self) {
+        self.freed.notify_waiters();
+    }
+
+    /// Completes when [`freed`](Self::freed) is called after this.
+    pub(super) fn next_freed(&self) -> OwnedNotified {
+        Arc::clone(&self.freed).notified_owned()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The node while it answers one message.
+pub(super) struct Desk<'a> {
+    pub(super) memory: &'a mut Memory,
+    pub(super) now: Moment,
+    pub(super) durable: bool,
+    pub(super) bug: Option<NodeBug>,
+    run: u64,
+    up_for: Duration,
+}
+
+impl Desk<'_> {
+    pub(super) fn run_name(&self) -> String {
+        self.run.to_string()
+    }
+
+    pub(super) fn membership(&self) -> Membership {
+        let attested = self.memory.mark.as_ref().is_some_and(|mark| mark.run == self.run_name());
+        let durable = self.durable && self.memory.mark.as_ref().is_some_and(|mark| mark.durable);
+        let memory = match (durable, attested) {
+            (true, _) => NodeMemory::Durable,
+            (_, true) => NodeMemory::Attested,
+            // As if the mark had never been needed.
+            _ if self.bug == Some(NodeBug::AmnesiacVotes) => NodeMemory::Attested,
+            _ => NodeMemory::Unknown,
+        };
+        Membership { memory, could_grant_for: self.up_for }
+    }
+
+    pub(super) fn meets(&self, request: &Request) -> bool {
+        let Some(Terms { attested, largest_ttl, .. }) = request.terms() else { return true };
+        let ballot = self.membership().ballot(largest_ttl);
+        if attested { ballot.token } else { ballot.lock }
+    }
+
+    pub(super) fn recall(&self) -> Recollection {
+        Recollection {
+            run: self.run_name(),
+            membership: self.membership(),
+            up: self.up_for,
+            marked: self.memory.mark.is_some(),
+            largest_ttl: self.memory.mark.as_ref().map(|mark| mark.largest_ttl),
+            highest_token: self.memory.highest_token(),
+        }
+    }
+}

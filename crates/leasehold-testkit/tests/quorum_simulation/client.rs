@@ -1,0 +1,127 @@
+//! One client: it locks, looks, writes and releases, and writes down what it believes before it acts on it.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use leasehold_core::{Clock, LockBackend, LockClient, LockGuard, Ttl};
+use leasehold_testkit::{
+    history::{Event, Op, Phase},
+    sim::{SimBackend, SimClock},
+};
+
+use crate::world::{KEY, Shared, TTL};
+
+pub(crate) struct Client {
+    pub(crate) name: String,
+    pub(crate) clock: Arc<SimClock>,
+    pub(crate) links: Vec<Arc<SimBackend>>,
+    pub(crate) locks: LockClient,
+    pub(crate) shared: Rc<Shared>,
+}
+
+impl Client {
+    pub(crate) fn new(
+        name: String,
+        clock: Arc<SimClock>,
+        links: Vec<Arc<SimBackend>>,
+        quorum: Arc<dyn LockBackend>,
+        shared: &Rc<Shared>,
+    ) -> Self {
+        let ttl = Ttl::new(TTL).unwrap();
+        let locks = LockClient::builder(quorum).with_ttl(ttl).with_clock(Arc::clone(&clock) as Arc<dyn Clock>).build();
+        Self { name, clock, links, locks, shared: Rc::clone(shared) }
+    }
+
+    /// Works until the simulation says that it is enough.
+    pub(crate) async fn work(&self) {
+        while !self.shared.is_over() {
+            tokio::time::sleep(self.shared.between(0..60)).await;
+            let within = self.shared.between(0..1500);
+            let attempt = self.shared.next_attempt();
+            self.note(attempt, (Op::Acquire, Phase::Invoke), None);
+            match self.locks.mutex(KEY).lock_within(within).await {
+                Ok(guard) => {
+                    // It is told of a loss, also while it is busy.
+                    let view = guard.view();
+                    let told = async {
+                        view.lost().await;
+                        self.note(attempt, (Op::Check, Phase::Fail), None);
+                        std::future::pending::<()>().await;
+                    };
+                    tokio::select! {
+                        biased;
+                        () = told => {}
+                        () = self.hold(attempt, guard) => {}
+                    }
+                }
+                Err(_) => self.note(attempt, (Op::Acquire, Phase::Info), None),
+            }
+        }
+    }
+
+    async fn hold(&self, attempt: u64, guard: LockGuard) {
+        self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));
+        // Some for longer than the TTL, so that they are renewed.
+        let looks = if self.shared.one_in(4) { 12 } else { 1 };
+        for _ in 0..looks {
+            if !guard.is_held() {
+                self.note(attempt, (Op::Check, Phase::Fail), Some(&guard));
+                break;
+            }
+            self.note(attempt, (Op::Check, Phase::Ok), Some(&guard));
+            self.change(&guard).await;
+            tokio::time::sleep(self.shared.between(1..120)).await;
+        }
+        self.note(attempt, (Op::Release, Phase::Invoke), Some(&guard));
+        if self.shared.one_in(3) {
+            drop(guard);
+        } else {
+            let phase = if guard.release().await.is_ok() { Phase::Ok } else { Phase::Info };
+            self.note(attempt, (Op::Release, phase), None);
+        }
+    }
+
+    /// Reads and writes the register; now and then so slowly that only the token protects it.
+    async fn change(&self, guard: &LockGuard) {
+        let Some(token) = guard.fencing_token().map(leasehold_core::FencingToken::get) else { return };
+        let Some(read) = self.shared.register.borrow_mut().read(token) else { return };
+        let pause = if self.shared.one_in(10) { self.shared.between(0..3000) } else { self.shared.between(0..3) };
+        tokio::time::sleep(pause).await;
+        self.shared.register.borrow_mut().write(token, &self.name, read);
+    }
+
+    /// Acquires and releases once, in peace. What it had found out about nodes that failed may make it fail at first.
+    pub(crate) async fn acquires_within(&self, limit: Duration) -> Result<(), String> {
+        let attempt = self.shared.next_attempt();
+        self.note(attempt, (Op::Acquire, Phase::Invoke), None);
+        let end = tokio::time::Instant::now() + limit;
+        let guard = loop {
+            match self.locks.mutex(KEY).lock_within(end - tokio::time::Instant::now()).await {
+                Ok(guard) => break guard,
+                Err(error) if tokio::time::Instant::now() >= end => {
+                    return Err(format!("C4: {} got nothing within {limit:?} of peace: {error}", self.name));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));
+        self.note(attempt, (Op::Release, Phase::Invoke), Some(&guard));
+        let released = guard.release().await;
+        released.map(drop).map_err(|error| format!("C4: {} cannot release in peace: {error}", self.name))
+    }
+
+    fn note(&self, attempt: u64, (op, phase): (Op, Phase), guard: Option<&LockGuard>) {
+        let deadline = guard.map(|guard| self.clock.true_time_of(guard.deadline().moment()));
+        let token = guard.and_then(|guard| guard.fencing_token()).map(leasehold_core::FencingToken::get);
+        let event = Event {
+            t_ns: self.clock.true_time(),
+            proc: self.name.clone(),
+            attempt,
+            key: KEY.to_owned(),
+            op,
+            phase,
+            token,
+            deadline,
+        };
+        self.shared.events.borrow_mut().push(event);
+    }
+}

@@ -1,0 +1,109 @@
+//! What goes wrong, and when.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use leasehold_testkit::sim::{Amnesia, Network, SimNode, Weather};
+
+use crate::{client::Client, world::Shared};
+
+/// Hardly a message arrives in time.
+const FOUL: Weather = Weather {
+    delay: Duration::from_millis(1)..Duration::from_millis(20),
+    late_permille: 60,
+    late: Duration::from_millis(900),
+    lost_permille: 30,
+    twice_permille: 30,
+};
+
+pub(crate) struct Faults {
+    pub(crate) network: Arc<Network>,
+    pub(crate) nodes: Vec<Arc<SimNode>>,
+    pub(crate) clients: Vec<Rc<Client>>,
+    pub(crate) shared: Rc<Shared>,
+    pub(crate) durable: bool,
+}
+
+impl Faults {
+    /// Breaks something every now and then, and repairs it.
+    pub(crate) async fn strike(&self) {
+        while !self.shared.is_over() {
+            tokio::time::sleep(self.shared.between(20..500)).await;
+            let node = self.shared.pick(&self.nodes);
+            match self.shared.below(6) {
+                0 | 1 => self.crash(&node).await,
+                2 => {
+                    node.pause(true);
+                    self.shared.log(|| format!("node {} is paused", self.name(&node)));
+                    self.later(1..1500, move || node.pause(false));
+                }
+                3 => {
+                    let link = self.shared.pick(&self.shared.pick(&self.clients).links);
+                    link.link().cut(true);
+                    self.later(1..1500, move || link.link().cut(false));
+                }
+                4 => {
+                    let client = self.shared.pick(&self.clients);
+                    self.shared.log(|| format!("{} is cut off", client.name));
+                    client.links.iter().for_each(|link| link.link().cut(true));
+                    self.later(1..1500, move || client.links.iter().for_each(|link| link.link().cut(false)));
+                }
+                _ => {
+                    self.network.set_weather(FOUL);
+                    self.shared.log(|| String::from("the weather is foul"));
+                    let network = Arc::clone(&self.network);
+                    self.later(1..1500, move || network.set_weather(Weather::FAIR));
+                }
+            }
+        }
+    }
+
+    /// Not so that a majority has lost its memory: then tokens end, by design, until someone provisions the nodes.
+    async fn crash(&self, node: &Arc<SimNode>) {
+        let others = self.nodes.iter().filter(|other| !Arc::ptr_eq(other, node));
+        let voting = others.filter(|other| other.votes()).count();
+        if !node.is_up() || !self.durable && voting < self.nodes.len() / 2 + 1 {
+            return;
+        }
+        let amnesia = match self.shared.below(3) {
+            _ if self.durable => Amnesia::None,
+            0 => Amnesia::SinceSave,
+            1 => Amnesia::Total,
+            _ => Amnesia::None,
+        };
+        if self.shared.one_in(2) {
+            // A crash soon after, or much later, goes back to this.
+            node.save();
+            return;
+        }
+        self.shared.log(|| format!("node {} crashes: {amnesia:?}", self.name(node)));
+        node.crash(amnesia);
+        let node = Arc::clone(node);
+        let shared = Rc::clone(&self.shared);
+        let name = self.name(&node);
+        self.later(1..1000, move || {
+            shared.log(|| format!("node {name} starts"));
+            node.start();
+        });
+    }
+
+    fn name(&self, node: &Arc<SimNode>) -> usize {
+        self.nodes.iter().position(|other| Arc::ptr_eq(other, node)).unwrap_or_default()
+    }
+
+    fn later(&self, millis: std::ops::Range<u64>, repair: impl FnOnce() + 'static) {
+        let after = self.shared.between(millis);
+        drop(tokio::task::spawn_local(async move {
+            tokio::time::sleep(after).await;
+            repair();
+        }));
+    }
+
+    pub(crate) fn mend_everything(&self) {
+        self.network.set_weather(Weather::FAIR);
+        for node in &self.nodes {
+            node.start();
+            node.pause(false);
+        }
+        self.clients.iter().flat_map(|client| &client.links).for_each(|link| link.link().cut(false));
+    }
+}

@@ -1,0 +1,210 @@
+//! One seed: the nodes, the clients, the faults and the judgement.
+
+use std::{
+    cell::{Cell, RefCell},
+    ops::Range,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use leasehold_core::{
+    FencingToken, LockBackend, Ttl,
+    quorum::{Provision, QuorumBackend, QuorumConfig, seed_pauses},
+};
+use leasehold_testkit::{
+    history::{self, Event, Op, Order, Phase},
+    sim::{Network, NodeBug, SimBackend, SimClock, SimNode},
+};
+
+use crate::{client::Client, faults::Faults, register::Register};
+
+pub(crate) const KEY: &str = "k";
+pub(crate) const TTL: Duration = Duration::from_millis(600);
+/// For how long things go wrong.
+const CHAOS: Duration = Duration::from_secs(12);
+const CLIENTS: usize = 3;
+/// After that much peace, whoever wants the lock has had it: what is left over expires within a TTL, and a client that takes all
+/// nodes for dead asks them again within half a second.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// Something that is wrong on purpose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Flaw {
+    Nodes(NodeBug),
+    /// Each client knows only the nodes that it reached when it started.
+    MajorityOfAnswered,
+}
+
+pub(crate) struct Outcome {
+    pub(crate) problems: Vec<String>,
+    pub(crate) history: Vec<String>,
+    pub(crate) grants: usize,
+}
+
+/// What all parts of one simulation share.
+pub(crate) struct Shared {
+    dice: RefCell<fastrand::Rng>,
+    over: Cell<bool>,
+    attempts: Cell<u64>,
+    clock: Arc<SimClock>,
+    faults: RefCell<Vec<(u64, String)>>,
+    pub(crate) events: RefCell<Vec<Event>>,
+    pub(crate) register: RefCell<Register>,
+}
+
+impl Shared {
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.get()
+    }
+
+    pub(crate) fn next_attempt(&self) -> u64 {
+        self.attempts.replace(self.attempts.get() + 1)
+    }
+
+    /// A duration of so many milliseconds.
+    pub(crate) fn between(&self, millis: Range<u64>) -> Duration {
+        Duration::from_micros(self.dice.borrow_mut().u64(millis.start * 1000..millis.end * 1000))
+    }
+
+    pub(crate) fn below(&self, end: u32) -> u32 {
+        self.dice.borrow_mut().u32(..end)
+    }
+
+    pub(crate) fn one_in(&self, count: u32) -> bool {
+        self.below(count) == 0
+    }
+
+    pub(crate) fn pick<T: Clone>(&self, from: &[T]) -> T {
+        from[self.dice.borrow_mut().usize(..from.len())].clone()
+    }
+
+    pub(crate) fn log(&self, line: impl FnOnce() -> String) {
+        self.faults.borrow_mut().push((self.clock.true_time(), line()));
+    }
+}
+
+/// Runs one seed from beginning to end, in no time.
+pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Outcome {
+    seed_pauses(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, simulate(seed, flaw))
+}
+
+async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
+    let mut dice = fastrand::Rng::with_seed(seed);
+    let network = Network::new(dice.u64(..));
+    let durable = dice.u32(..4) == 0;
+    let count = if dice.u32(..3) == 0 { 5 } else { 3 };
+    // Any two clocks part by less than the 1 % that the drift allows for.
+    let mut clock = || SimClock::wrong(Duration::from_millis(dice.u64(..3_600_000)), dice.i32(-4_000..4_000));
+    let nodes: Vec<_> = (0..count).map(|_| SimNode::new(clock())).collect();
+    let clocks: Vec<_> = (0..CLIENTS).map(|_| clock()).collect();
+    let shared = Rc::new(Shared {
+        dice: RefCell::new(dice),
+        over: Cell::default(),
+        attempts: Cell::default(),
+        clock: SimClock::new(),
+        faults: RefCell::default(),
+        events: RefCell::default(),
+        register: RefCell::default(),
+    });
+    for node in &nodes {
+        node.set_durable(durable);
+        if let Some(Flaw::Nodes(bug)) = flaw {
+            node.set_bug(Some(bug));
+        }
+    }
+    let mut clients = Vec::new();
+    for (index, clock) in clocks.into_iter().enumerate() {
+        let links: Vec<_> = nodes.iter().map(|node| network.connect(node)).collect();
+        let known = match flaw {
+            Some(Flaw::MajorityOfAnswered) => vec![shared.pick(&links)],
+            _ => links.clone(),
+        };
+        let quorum = open(known, &shared, durable, index == 0 || matches!(flaw, Some(Flaw::MajorityOfAnswered))).await;
+        clients.push(Rc::new(Client::new(format!("client {index}"), clock, links, quorum, &shared)));
+    }
+
+    let faults = Rc::new(Faults { network, nodes, clients: clients.clone(), shared: Rc::clone(&shared), durable });
+    let workers: Vec<_> = clients
+        .iter()
+        .map(|client| {
+            let client = Rc::clone(client);
+            tokio::task::spawn_local(async move { client.work().await })
+        })
+        .collect();
+    let striking = Rc::clone(&faults);
+    let strikes = tokio::task::spawn_local(async move { striking.strike().await });
+    tokio::time::sleep(CHAOS).await;
+    shared.over.set(true);
+    strikes.await.unwrap();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    faults.mend_everything();
+    let problems = in_peace(&faults).await;
+    judge(&shared, problems)
+}
+
+async fn open(
+    links: Vec<Arc<SimBackend>>,
+    shared: &Rc<Shared>,
+    durable: bool,
+    provision: bool,
+) -> Arc<dyn LockBackend> {
+    let largest = Ttl::new(TTL).unwrap();
+    // A floor that is different at each client, and sometimes no floor at all: tokens must not depend on it.
+    let (skew, start) = (u64::from(shared.below(2_000)), Arc::clone(&shared.clock));
+    let with_floor = !shared.one_in(3);
+    let floor = move || FencingToken::new(if with_floor { start.true_time() / 1_000_000 + skew } else { 0 });
+    let config = QuorumConfig::new().with_largest_ttl(largest).with_token_floor(floor);
+    let nodes = links.into_iter().map(|link| link as Arc<dyn LockBackend>).collect();
+    let quorum = QuorumBackend::open(nodes, config).await.unwrap();
+    if provision {
+        let provision = Provision::new(largest).with_durable(durable).with_never_used(true);
+        quorum.provision(&provision).await.unwrap();
+    }
+    quorum
+}
+
+/// C4: everybody gets the lock in time, and then nothing is left over.
+async fn in_peace(faults: &Faults) -> Vec<String> {
+    let mut problems = Vec::new();
+    for client in &faults.clients {
+        problems.extend(client.acquires_within(TTL + BOUND).await.err());
+    }
+    for client in &faults.clients {
+        problems
+            .extend(client.locks.close().await.err().map(|error| format!("C4: {} cannot close: {error}", client.name)));
+    }
+    tokio::time::sleep(TTL + BOUND).await;
+    for (index, node) in faults.nodes.iter().enumerate() {
+        if node.holds() {
+            problems.push(format!("C4: node {index} holds a lock that nobody has"));
+        }
+    }
+    problems
+}
+
+fn judge(shared: &Shared, mut problems: Vec<String>) -> Outcome {
+    let events = shared.events.borrow();
+    let promises = [
+        ("C1", history::overlaps(&events)),
+        ("C2", history::tokens(&events, Order::AsTold)),
+        ("C3", history::register(&shared.register.borrow().history)),
+    ];
+    for (name, broken) in promises {
+        problems.extend(broken.iter().map(|violation| format!("{name}: {violation}")));
+    }
+    let mut lines = shared.faults.borrow().clone();
+    lines.extend(events.iter().map(|event| {
+        let Event { t_ns, proc, attempt, op, phase, token, deadline, .. } = event;
+        let until = deadline.map_or(0, |deadline| deadline / 1_000);
+        (*t_ns, format!("{proc}: attempt {attempt}: {op:?} {phase:?}, token {}, until {until}", token.unwrap_or(0)))
+    }));
+    lines.sort_by_key(|(at, _)| *at);
+    let history = lines.into_iter().map(|(at, line)| format!("{:>12} {line}", at / 1_000)).collect();
+    let grants = events.iter().filter(|event| (event.op, event.phase) == (Op::Acquire, Phase::Ok)).count();
+    Outcome { problems, history, grants }
+}

@@ -1,0 +1,16 @@
+//! Redlock on real servers, and what must be seen when they fail.
+
+#[path = "redlock/killed.rs"]
+mod killed;
+#[path = "redlock/memory.rs"]
+mod memory;
+#[path = "redlock/mixed.rs"]
+mod mixed;
+#[path = "redlock/split.rs"]
+mod split;
+#[path = "redlock/stopped.rs"]
+mod stopped;
+#[path = "redlock/support.rs"]
+mod support;
+#[path = "redlock/write_back.rs"]
+mod write_back;
