@@ -31,7 +31,8 @@ the code that is measured.
 Examples:
   bench --quick                                    everything, in a few minutes
   bench --on redis --scenario pair --tasks 1       one thing, well
-  bench --on redis --on file --json figures.json   an array of objects, one for each row of the table";
+  bench --on redis --on file --json figures.json   an array of objects, one for each row of the table
+  bench plot figures.json figures.svg              draws them";
 
 /// Measures Leasehold beside the bare drivers and other lock libraries, on servers that it starts itself.
 #[derive(Debug, Parser)]
@@ -85,6 +86,13 @@ pub(super) enum Command {
     /// Another process of a measurement
     #[command(hide = true)]
     Worker(WorkerArguments),
+    /// Draws what --json has written
+    Plot {
+        /// The JSON file
+        figures: PathBuf,
+        /// The SVG file
+        to: PathBuf,
+    },
 }
 
 /// What a worker process is told when it starts.

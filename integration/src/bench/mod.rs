@@ -15,6 +15,7 @@ mod arguments;
 mod backend;
 mod figures;
 mod plan;
+mod plot;
 mod process;
 mod progress;
 mod report;
@@ -40,8 +41,10 @@ use crate::Result;
 pub fn main() -> Result<()> {
     let arguments = Arguments::parse();
     process::raise_open_files();
-    if let Some(Command::Worker(worker)) = &arguments.command {
-        return worker::run(worker);
+    match &arguments.command {
+        Some(Command::Worker(worker)) => return worker::run(worker),
+        Some(Command::Plot { figures, to }) => return plot::draw(figures, to),
+        None => {}
     }
     let plan = Plan::new(&arguments);
     let progress = Progress::new();

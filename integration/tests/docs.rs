@@ -1,0 +1,86 @@
+//! What the pages in `docs` say about the tests is true.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The names of all functions in the Rust files below a folder.
+fn functions(folder: &Path, into: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            functions(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(path).unwrap();
+            for (_, after) in text.match_indices("fn ").map(|(at, _)| text.split_at(at + 3)) {
+                into.insert(after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            }
+        }
+    }
+}
+
+/// The paragraphs and list items of a page.
+fn statements(page: &str) -> Vec<String> {
+    let mut statements: Vec<String> = Vec::new();
+    let mut fresh = true;
+    for line in page.lines() {
+        if line.trim().is_empty() || line.starts_with('#') {
+            fresh = true;
+        } else if fresh || line.starts_with("- ") {
+            statements.push(line.to_owned());
+            fresh = false;
+        } else if let Some(statement) = statements.last_mut() {
+            statement.push(' ');
+            statement.push_str(line.trim());
+        }
+    }
+    statements
+}
+
+/// What stands in backticks after `Tests:`, up to the end of that sentence.
+fn named_tests(statement: &str) -> Vec<String> {
+    let lists = statement.split("Tests: ").skip(1).map(|list| list.split(". ").next().unwrap_or(list));
+    lists.flat_map(|list| list.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_guarantee_names_tests_that_exist() {
+    let mut known = BTreeSet::new();
+    for folder in ["crates", "integration", "examples"] {
+        functions(&root().join(folder), &mut known);
+    }
+    let page = fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    let mut guarantees = 0;
+    for statement in statements(&page) {
+        let claims = statement.starts_with("- ") || statement.starts_with("**");
+        let tests = named_tests(&statement);
+        assert!(!claims || !tests.is_empty(), "no test is named for: {statement}");
+        for test in &tests {
+            assert!(known.contains(test), "there is no test `{test}`, which is named for: {statement}");
+        }
+        guarantees += usize::from(claims);
+    }
+    assert!(guarantees > 40, "the page is not read as it was written: {guarantees}");
+}
+
+/// Links to files of this repository lead somewhere.
+#[test]
+fn links_between_pages_lead_to_files() {
+    for page in ["README.md", "docs/guarantees.md", "docs/choosing.md", "docs/adding-a-backend.md", "docs/redlock.md", "docker/README.md"] {
+        let page = root().join(page);
+        let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") || link.starts_with('#') {
+                continue;
+            }
+            let target = page.parent().unwrap().join(link.split('#').next().unwrap());
+            assert!(target.exists(), "{} links to {link}, which is not there", page.display());
+        }
+    }
+}
