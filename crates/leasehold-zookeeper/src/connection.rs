@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
 use crate::{
+    alone::Alone,
     config::{Location, ZookeeperConfig},
     error::{self, Effect},
     keys::{Directory, Names},
@@ -22,6 +23,8 @@ use crate::{
 /// After a reconnection the driver sends the paths of all watches in requests of 128 KiB that share one number, and takes the answer
 /// to a second one for a fault of the server: it would reconnect until the session is over. So there are never more.
 const WATCHED_BYTES: usize = 112 * 1024;
+/// Before it is tried once more to connect.
+const PAUSE: Duration = Duration::from_millis(20);
 /// The longest session that the protocol can ask for.
 const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
@@ -30,6 +33,7 @@ pub(crate) struct Cluster {
     source: Source,
     pub(crate) config: ZookeeperConfig,
     pub(crate) names: Names,
+    pub(crate) alone: Alone,
     /// For what belongs to no session of ours. Opened when it is needed.
     shared: tokio::sync::Mutex<Option<Arc<Link>>>,
 }
@@ -95,7 +99,7 @@ impl Cluster {
 
     fn new(source: Source, config: ZookeeperConfig) -> Arc<Self> {
         let names = Names { root: Arc::clone(&config.root), exclusive: config.exclusive };
-        Arc::new(Self { source, config, names, shared: tokio::sync::Mutex::default() })
+        Arc::new(Self { source, config, names, alone: Alone::default(), shared: tokio::sync::Mutex::default() })
     }
 
     /// Where it lives, without secrets.
@@ -141,17 +145,26 @@ impl Cluster {
             .with_session_timeout(session)
             .with_connection_timeout(silence)
             .with_fail_eagerly();
-        let connecting = async {
+        let connecting = async || {
             #[cfg(feature = "tls")]
             if tls {
-                return connector.secure_connect(hosts).await;
+                return connector.clone().secure_connect(hosts).await;
             }
             let _ = tls;
-            connector.connect(hosts).await
+            connector.clone().connect(hosts).await
         };
-        let attempts = u32::try_from(hosts.split(',').count()).unwrap_or(u32::MAX);
-        let patience = self.config.connect_timeout.saturating_mul(attempts);
-        self.ask(operation, Effect::None, patience, connecting).await.map(Link::new)
+        let hosts_tried = u32::try_from(hosts.split(',').count()).unwrap_or(u32::MAX);
+        let patience = self.config.connect_timeout.saturating_mul(hosts_tried);
+        let first = self.ask(operation, Effect::None, patience, connecting()).await;
+        let client = match first {
+            // A server that has just been started takes long for its first connections.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                tokio::time::sleep(PAUSE).await;
+                self.ask(operation, Effect::None, patience, connecting()).await?
+            }
+            first => first?,
+        };
+        Ok(Link::new(client))
     }
 
     /// A client for what belongs to no session of ours.
