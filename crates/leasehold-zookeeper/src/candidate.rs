@@ -11,10 +11,10 @@ use zookeeper_client::Error as Driver;
 use crate::{
     error::{self, Effect, named},
     gather::{Created, Done, Job, Work},
-    keys::{Directory, Node, Uuid, data_of},
-    lease::ZookeeperLease,
+    keys::{Directory, Member, Node, Uuid, data_of},
+    lease::{Place, ZookeeperLease},
     loss::Held,
-    queue::{Standing, find, standing},
+    queue::{Standing, find, is_first, standing},
     session::{ZookeeperSessions, note, run},
     trouble::Trouble,
     wake::Event,
@@ -53,9 +53,20 @@ impl Candidate {
         loop {
             tries += 1;
             let (directory, data) = (self.directory.clone(), data_of(&self.request));
-            let work = Work::Create { directory, node: node.clone(), data };
+            let alone = &self.claim.session().handle().cluster.alone;
+            // Who may know that it is alone looks only if it is not.
+            let list = !alone.may_tell(&directory);
+            let work = Work::Create { directory, node: node.clone(), data, list };
             let error = match run(&self.claim, Job { operation: "acquire", lane: self.lane, work }).await {
-                Ok(Done::Created(created)) => return Ok(created),
+                Ok(Done::Created(mut created)) => {
+                    if !list
+                        && let Some((name, own)) = member(&created)
+                        && alone.tells(&self.directory, own.sequence, created.czxid)
+                    {
+                        created.children = Some(vec![name.to_owned()]);
+                    }
+                    return Ok(created);
+                }
                 Ok(Done::Deleted(_)) => return Err(error::protocol("acquire")),
                 Err(error) => error,
             };
@@ -152,10 +163,18 @@ impl Candidate {
             self.leave(&queued).await;
             return Err(lost_place());
         }
-        let Self { claim, request, lane, .. } = self;
+        let Self { claim, request, directory, lane } = self;
+        let handle = claim.session().handle();
+        let sequence = member(&queued).map(|(_, own)| own.sequence);
+        if let Some((_, own)) = member(&queued)
+            && queued.children.as_deref().is_some_and(|children| is_first(own, children))
+        {
+            handle.cluster.alone.first(&directory, own.sequence, queued.czxid);
+        }
         let held = Held::new(queued.path, claim.name().uuid, request.loss_sink());
-        claim.session().handle().losses.add(&held, own);
-        Ok(Arc::new(ZookeeperLease::new(claim, request, held, lane, queued.czxid)))
+        handle.losses.add(&held, own);
+        let place = Place { directory, lane, sequence, czxid: queued.czxid };
+        Ok(Arc::new(ZookeeperLease::new(claim, request, held, place)))
     }
 
     /// Takes its node away, whatever it stood for.
@@ -170,6 +189,12 @@ impl Candidate {
             self.claim.doubt();
         }
     }
+}
+
+/// The name of a node, and what it says.
+fn member(created: &Created) -> Option<(&str, Member)> {
+    let name = created.path.rsplit('/').next()?;
+    Some((name, Member::read(name)?))
 }
 
 pub(crate) fn lost_place() -> Error {

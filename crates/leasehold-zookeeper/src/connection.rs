@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
 use crate::{
+    alone::Alone,
     config::{Location, ZookeeperConfig},
     error::{self, Effect},
     keys::{Directory, Names},
@@ -32,6 +33,7 @@ pub(crate) struct Cluster {
     source: Source,
     pub(crate) config: ZookeeperConfig,
     pub(crate) names: Names,
+    pub(crate) alone: Alone,
     /// For what belongs to no session of ours. Opened when it is needed.
     shared: tokio::sync::Mutex<Option<Arc<Link>>>,
 }
@@ -97,7 +99,7 @@ impl Cluster {
 
     fn new(source: Source, config: ZookeeperConfig) -> Arc<Self> {
         let names = Names { root: Arc::clone(&config.root), exclusive: config.exclusive };
-        Arc::new(Self { source, config, names, shared: tokio::sync::Mutex::default() })
+        Arc::new(Self { source, config, names, alone: Alone::default(), shared: tokio::sync::Mutex::default() })
     }
 
     /// Where it lives, without secrets.

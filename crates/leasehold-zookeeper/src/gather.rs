@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{join, join_all};
+use futures_util::future::{OptionFuture, join, join_all};
 use leasehold_core::{BoxFuture, Error, Result, session};
 use zookeeper_client::{
     CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult,
@@ -34,8 +34,8 @@ pub(crate) struct Job {
 
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// Creates a node, and lists its directory.
-    Create { directory: Directory, node: Node, data: Vec<u8> },
+    /// Creates a node, and lists its directory if that is asked for.
+    Create { directory: Directory, node: Node, data: Vec<u8>, list: bool },
     /// Deletes a node.
     Delete { path: Arc<str> },
 }
@@ -122,8 +122,8 @@ impl Carrier {
     async fn alone(&self, job: Job) -> Result<Done> {
         let link = self.line.link(job.operation)?;
         match job.work {
-            Work::Create { directory, node, data } => {
-                let created = self.create(&link, &directory, &node, &data);
+            Work::Create { directory, node, data, list } => {
+                let created = self.create(&link, &directory, &node, &data, list);
                 let created = self.cluster.ask(job.operation, Effect::Writes, self.patience, created).await?;
                 self.remember(job.lane);
                 Ok(Done::Created(created))
@@ -142,19 +142,26 @@ impl Carrier {
         }
     }
 
-    async fn create(&self, link: &Link, directory: &Directory, node: &Node, data: &[u8]) -> Result<Created, Driver> {
+    async fn create(
+        &self,
+        link: &Link,
+        directory: &Directory,
+        node: &Node,
+        data: &[u8],
+        list: bool,
+    ) -> Result<Created, Driver> {
         let mut tries = 0;
         loop {
             tries += 1;
             // Both are sent before either is answered.
             let creation = link.client.create(&node.path, data, &self.ephemeral());
-            let listing = link.client.list_children(directory.path());
-            let (created, listed) = join(creation, listing).await;
+            let listing = list.then(|| link.client.list_children(directory.path()));
+            let (created, listed) = join(creation, OptionFuture::from(listing)).await;
             match created {
                 Ok((stat, _)) if stat.ephemeral_owner != self.session => return Err(Driver::SessionMoved),
                 Ok((stat, sequence)) => {
                     let path = format!("{}{sequence}", node.path).into();
-                    return Ok(Created { path, czxid: stat.czxid, children: listed.ok() });
+                    return Ok(Created { path, czxid: stat.czxid, children: listed.and_then(Result::ok) });
                 }
                 Err(Driver::NoNode) if tries < TRIES => self.cluster.make(link, directory).await?,
                 Err(error) => return Err(error),
@@ -222,9 +229,11 @@ impl Carrier {
         writer.add_set_data(&self.node, &self.label, None)?;
         for (_, job) in jobs {
             match &job.work {
-                Work::Create { directory, node, data } => {
+                Work::Create { directory, node, data, list } => {
                     writer.add_create(&node.path, data, &self.ephemeral())?;
-                    reader.add_get_children(directory.path())?;
+                    if *list {
+                        reader.add_get_children(directory.path())?;
+                    }
                 }
                 Work::Delete { path } => writer.add_delete(path, None)?,
             }
@@ -237,8 +246,8 @@ impl Carrier {
         };
         let mut listed = listed.unwrap_or_default().into_iter();
         let done = jobs.iter().map(|(_, job)| match (&job.work, written.next()) {
-            (Work::Create { .. }, Some(MultiWriteResult::Create { path, .. })) => {
-                let children = match listed.next() {
+            (Work::Create { list, .. }, Some(MultiWriteResult::Create { path, .. })) => {
+                let children = match list.then(|| listed.next()).flatten() {
                     Some(MultiReadResult::Children { children }) => Some(children),
                     _ => None,
                 };

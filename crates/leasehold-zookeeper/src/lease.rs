@@ -10,6 +10,7 @@ use leasehold_core::{
 use crate::{
     error::{self, named},
     gather::{Done, Job, Work},
+    keys::{Directory, Sequence},
     loss::Held,
     session::{ZookeeperSessions, run},
 };
@@ -18,28 +19,29 @@ pub(crate) struct ZookeeperLease {
     claim: Claim<ZookeeperSessions>,
     request: Request,
     held: Arc<Held>,
-    lane: u64,
-    /// The transaction that created its node.
-    czxid: i64,
+    place: Place,
     release: ReleaseState,
 }
 
+/// Where its node is.
+pub(crate) struct Place {
+    pub(crate) directory: Directory,
+    pub(crate) lane: u64,
+    pub(crate) sequence: Option<Sequence>,
+    /// The transaction that created it.
+    pub(crate) czxid: i64,
+}
+
 impl ZookeeperLease {
-    pub(crate) fn new(
-        claim: Claim<ZookeeperSessions>,
-        request: Request,
-        held: Arc<Held>,
-        lane: u64,
-        czxid: i64,
-    ) -> Self {
-        Self { claim, request, held, lane, czxid, release: ReleaseState::new() }
+    pub(crate) fn new(claim: Claim<ZookeeperSessions>, request: Request, held: Arc<Held>, place: Place) -> Self {
+        Self { claim, request, held, place, release: ReleaseState::new() }
     }
 }
 
 #[async_trait]
 impl Lease for ZookeeperLease {
     fn fencing_token(&self) -> Option<FencingToken> {
-        let token = u64::try_from(self.czxid).ok().map(FencingToken::new);
+        let token = u64::try_from(self.place.czxid).ok().map(FencingToken::new);
         token.filter(|_| !self.request.mode().is_permit())
     }
 
@@ -72,8 +74,11 @@ impl Lease for ZookeeperLease {
         }
         self.held.release();
         let work = Work::Delete { path: Arc::clone(&self.held.path) };
-        let answer = run(&self.claim, Job { operation: "release", lane: self.lane, work }).await;
+        let answer = run(&self.claim, Job { operation: "release", lane: self.place.lane, work }).await;
         let freed = answer.map(|done| matches!(done, Done::Deleted(true)));
+        if let (Ok(true), Some(sequence)) = (&freed, self.place.sequence) {
+            self.claim.session().handle().cluster.alone.gone(&self.place.directory, sequence);
+        }
         let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
         self.claim.session().handle().forget(self.held.uuid);
         self.claim.release();
@@ -94,7 +99,7 @@ impl fmt::Debug for ZookeeperLease {
         f.debug_struct("ZookeeperLease")
             .field("request", &self.request)
             .field("path", &self.held.path)
-            .field("czxid", &self.czxid)
+            .field("czxid", &self.place.czxid)
             .field("release", &self.release)
             .finish_non_exhaustive()
     }

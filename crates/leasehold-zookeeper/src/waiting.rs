@@ -69,7 +69,10 @@ impl Candidate {
             None => (self.list().await?, None),
         };
         let wait = match self.standing(&children)? {
-            Standing::Holds => return Ok(true),
+            Standing::Holds => {
+                queued.children = Some(children);
+                return Ok(true);
+            }
             Standing::Absent => return Err(lost_place()),
             Standing::Waits(wait) => wait,
         };
