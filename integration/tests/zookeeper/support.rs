@@ -10,7 +10,7 @@ use leasehold_integration::{census, server::ZookeeperServer};
 use leasehold_zookeeper::ZookeeperBackend;
 
 /// For what must happen at all, on a machine that builds something else beside.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Where the backend keeps the nodes of its sessions.
 const SESSIONS: &str = "/%sessions/";
@@ -51,7 +51,7 @@ pub(crate) async fn lock(mutex: &Mutex) -> LockGuard {
             tokio::time::sleep(millis(20)).await;
         }
     };
-    tokio::time::timeout(4 * SOON, locked).await.expect("never granted")
+    tokio::time::timeout(2 * SOON, locked).await.expect("never granted")
 }
 
 /// The nodes of all who hold and wait.
