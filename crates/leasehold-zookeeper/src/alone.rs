@@ -9,7 +9,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use crate::keys::{Directory, Sequence};
@@ -21,7 +24,11 @@ const REMADE: i64 = 2;
 
 /// What is known of locks that were last held without anybody before.
 #[derive(Debug, Default)]
-pub(crate) struct Alone(Mutex<HashMap<Directory, Last>>);
+pub(crate) struct Alone {
+    locks: Mutex<HashMap<Directory, Last>>,
+    /// How many transactions lay between two nodes of one lock the last time: as many as will the next time, most likely.
+    usual: AtomicI64,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Last {
@@ -34,13 +41,17 @@ struct Last {
 impl Alone {
     /// Whether the next node may be known to be alone.
     pub(crate) fn may_tell(&self, directory: &Directory) -> bool {
-        self.lock().get(directory).is_some_and(|last| last.gone)
+        let usual = self.usual.load(Ordering::Relaxed);
+        self.lock().get(directory).is_some_and(|last| last.gone && usual < needed(*last))
     }
 
     /// Whether a node of this number, created by this transaction, is certainly alone.
     pub(crate) fn tells(&self, directory: &Directory, sequence: Sequence, czxid: i64) -> bool {
         let mut locks = self.lock();
-        let told = locks.get(directory).is_some_and(|last| last.gone && follows(*last, sequence, czxid));
+        let told = locks.get(directory).is_some_and(|last| {
+            self.usual.store(between(*last, czxid), Ordering::Relaxed);
+            last.gone && follows(*last, sequence, czxid)
+        });
         if !told {
             locks.remove(directory);
         }
@@ -53,7 +64,10 @@ impl Alone {
         if locks.len() >= MOST && !locks.contains_key(directory) {
             locks.clear();
         }
-        locks.insert(directory.clone(), Last { sequence, czxid, gone: false });
+        let last = locks.insert(directory.clone(), Last { sequence, czxid, gone: false });
+        if let Some(last) = last.filter(|last| last.sequence != sequence) {
+            self.usual.store(between(last, czxid), Ordering::Relaxed);
+        }
     }
 
     /// That node is gone.
@@ -65,15 +79,23 @@ impl Alone {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Directory, Last>> {
         // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many transactions lie between its creation and this one.
+fn between(last: Last, czxid: i64) -> i64 {
+    czxid.saturating_sub(last.czxid).saturating_sub(1)
+}
+
+/// How many there are at least if the directory was made again and others have created the numbers 0 to M.
+fn needed(last: Last) -> i64 {
+    i64::from(last.sequence.0) + REMADE
 }
 
 fn follows(last: Last, sequence: Sequence, czxid: i64) -> bool {
     let number = i64::from(last.sequence.0);
-    let between = czxid.saturating_sub(last.czxid) - 1;
-    let needed = number + REMADE;
-    number >= 0 && i64::from(sequence.0) == number + 1 && between >= 1 && between < needed
+    number >= 0 && i64::from(sequence.0) == number + 1 && (1..needed(last)).contains(&between(last, czxid))
 }
 
 #[cfg(test)]
@@ -92,7 +114,7 @@ mod tests {
         alone.first(&directory(), Sequence(last), 1_000);
         assert!(!alone.may_tell(&directory()), "it is held");
         alone.gone(&directory(), Sequence(last));
-        assert!(alone.may_tell(&directory()));
+        assert!(alone.may_tell(&directory()) || last < 0);
         alone.tells(&directory(), Sequence(next), 1_000 + czxids)
     }
 
@@ -111,6 +133,16 @@ mod tests {
         assert!(tells(0, 1, 2) && !tells(0, 1, 3));
         assert!(tells(100, 101, 102) && !tells(100, 101, 103));
         assert!(!tells(100, 101, 1 << 32), "another leader");
+    }
+
+    #[test]
+    fn where_much_else_goes_on_nobody_hopes_to_be_told() {
+        let alone = Alone::default();
+        for (number, czxid, hopes) in [(0, 1_000, true), (1, 1_050, false), (60, 1_100, true)] {
+            alone.first(&directory(), Sequence(number), czxid);
+            alone.gone(&directory(), Sequence(number));
+            assert_eq!(alone.may_tell(&directory()), hopes, "{number}");
+        }
     }
 
     #[test]
