@@ -2,8 +2,8 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, thread};
 
 use tempfile::TempDir;
 
@@ -37,9 +37,17 @@ impl Process {
     /// # Errors
     /// No temporary folder can be made.
     pub fn new(name: &str, program: impl Into<PathBuf>) -> Result<Self> {
+        Self::new_in(&env::temp_dir(), name, program)
+    }
+
+    /// As [`new`](Self::new), with its folder in this one.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_in(parent: &Path, name: &str, program: impl Into<PathBuf>) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix(&format!("leasehold-{name}-"))
-            .tempdir()
+            .tempdir_in(parent)
             .map_err(|error| HarnessError::caused_by("cannot make a temporary folder", error))?;
         Ok(Self { child: None, folder, program: program.into(), arguments: Vec::new() })
     }
