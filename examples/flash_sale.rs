@@ -7,7 +7,10 @@
 //! $ cargo run --release --example flash_sale                            # a file; no server needed
 //! $ cargo run --release --example flash_sale -- --unlocked              # watch it oversell
 //! $ cargo run --release --example flash_sale -- --on redis://127.0.0.1/ # the same on Redis
+//! $ cargo run --release --example flash_sale -- --on etcd://127.0.0.1/  # the same on etcd
 //! ```
+//!
+//! On Redis the stock is kept there too, elsewhere in a file: a resource need not live where its lock does.
 //!
 //! The stock keeps the largest fencing token that it has seen and refuses older ones, as a resource should: so even a
 //! buyer that was paused for longer than its lease cannot sell what is sold.
@@ -46,7 +49,7 @@ struct Args {
     /// How many buyers each process serves at a time
     #[arg(long, default_value_t = 16)]
     buyers: usize,
-    /// Where lock and stock live: redis://…; without it, files in a temporary directory
+    /// Where the lock lives: redis://…, etcd://…; without it, a file in a temporary directory
     #[arg(long, value_name = "URL")]
     on: Option<String>,
     /// The TTL of the lock, in seconds
@@ -107,11 +110,11 @@ enum Stock {
 impl Stock {
     async fn open(on: Option<&str>, place: &Path) -> Result<Self> {
         Ok(match on {
-            None => Self::File(place.join("stock")),
-            Some(url) => {
+            Some(url) if url.starts_with("redis") => {
                 let connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
                 Self::Redis { connection, key: format!("{}:stock", name_of(place)) }
             }
+            _ => Self::File(place.join("stock")),
         })
     }
 
