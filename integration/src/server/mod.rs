@@ -4,11 +4,13 @@
 //! signals and restarting to [`Process`].
 
 mod etcd;
+mod links;
 mod process;
 mod redis;
 mod shared;
 
-pub use etcd::{EtcdCluster, EtcdMember};
+pub use etcd::{EtcdBuilder, EtcdCluster, EtcdMember};
+pub use links::PeerLinks;
 pub use process::Process;
 pub use redis::{Persistence, RedisBuilder, RedisServer};
 pub use shared::{SharedRedis, shared_redis};
