@@ -7,8 +7,12 @@
 //! $ cargo run --release --example flash_sale                            # a file; no server needed
 //! $ cargo run --release --example flash_sale -- --unlocked              # watch it oversell
 //! $ cargo run --release --example flash_sale -- --on redis://127.0.0.1/ # the same on Redis
-//! $ cargo run --release --example flash_sale -- --on zk://127.0.0.1/    # the lock on ZooKeeper, the stock in a file
+//! $ cargo run --release --example flash_sale --features etcd -- --on etcd://127.0.0.1/
+//! $ cargo run --release --example flash_sale --features zookeeper -- --on zookeeper://127.0.0.1/
+//! $ cargo run --release --example flash_sale --features postgres -- --on postgres://postgres@127.0.0.1/
 //! ```
+//!
+//! On Redis the stock is kept there too, elsewhere in a file: a resource need not live where its lock does.
 //!
 //! The stock keeps the largest fencing token that it has seen and refuses older ones, as a resource should: so even a
 //! buyer that was paused for longer than its lease cannot sell what is sold.
@@ -47,8 +51,7 @@ struct Args {
     /// How many buyers each process serves at a time
     #[arg(long, default_value_t = 16)]
     buyers: usize,
-    /// Where the lock lives, and on Redis the stock too: redis://…, zookeeper://…; what is not there is in files in a temporary
-    /// directory
+    /// Where the lock lives: redis://…, or another backend's with its feature; without it, a file in a temporary directory
     #[arg(long, value_name = "URL")]
     on: Option<String>,
     /// The TTL of the lock, in seconds

@@ -72,7 +72,14 @@ fn every_guarantee_names_tests_that_exist() {
 /// Links to files of this repository lead somewhere.
 #[test]
 fn links_between_pages_lead_to_files() {
-    for page in ["README.md", "docs/guarantees.md", "docs/choosing.md", "docs/adding-a-backend.md", "docs/redlock.md", "docker/README.md"] {
+    for page in [
+        "README.md",
+        "docs/guarantees.md",
+        "docs/choosing.md",
+        "docs/adding-a-backend.md",
+        "docs/redlock.md",
+        "docker/README.md",
+    ] {
         let page = root().join(page);
         let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

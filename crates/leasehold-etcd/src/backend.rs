@@ -5,20 +5,21 @@ use std::{fmt, sync::Arc, time::Duration};
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Moment, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::{Claim, Sessions},
+    Lease, LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait, session::Sessions,
 };
 
 use crate::{
     breaking,
-    config::{EtcdConfig, Location},
+    candidate::{Candidate, cancelled},
+    config::EtcdConfig,
     connection::Cluster,
     error::{self, BACKEND, named},
     inspect,
     keys::{Directory, EtcdKey, value_of},
-    lease::EtcdLease,
-    queue::{Place, Standing},
-    session::{self, EtcdSessions, Handle},
+    location::Location,
+    queue::{Place, Standing, Step},
+    session::{EtcdSessions, Handle},
+    trouble::{LONGEST_PAUSE, Trouble},
     wake::{Watches, Watching},
 };
 
@@ -28,9 +29,6 @@ const MIN_TTL: u64 = 2_000;
 const SLOTS: u32 = 8;
 /// How often a request starts anew because its session was found to be over.
 const FRESH_STARTS: u32 = 3;
-/// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Locks on an etcd cluster.
 ///
@@ -49,13 +47,6 @@ pub struct EtcdBackend {
     sessions: Sessions<EtcdSessions>,
     watches: Arc<Watches>,
     capabilities: Capabilities,
-}
-
-/// An acquisition that has a place in a session, or is about to.
-struct Candidate {
-    claim: Claim<EtcdSessions>,
-    request: Request,
-    place: Place,
 }
 
 impl EtcdBackend {
@@ -123,15 +114,14 @@ impl EtcdBackend {
         let claimed = self.sessions.claim(request, name).await;
         let claim = claimed.map_err(|error| named(error, "acquire"))?;
         let key = claim.name().clone();
-        let place = Place { directory: directory.clone(), key, mode, value: value_of(request) };
+        let place = Arc::new(Place { directory: directory.clone(), key, mode, value: value_of(request) });
         Ok(Candidate { claim, request: request.clone(), place })
     }
 
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
         let candidate = self.candidate(request, directory).await?;
         let handle = candidate.claim.session().handle();
-        let txn = candidate.place.attempt(handle.lease);
-        let answer = candidate.run(txn).await?;
+        let answer = candidate.run(Step::Attempt { lease: handle.lease }).await?;
         match candidate.place.attempted(request.key(), &answer) {
             Ok(Standing::Holds(revision)) => candidate.granted(revision).await.map(Some),
             Ok(Standing::Waits(_)) => {
@@ -150,12 +140,11 @@ impl EtcdBackend {
     async fn queue(&self, request: &Request, directory: &Directory, queued: &mut bool) -> Result<Arc<dyn Lease>> {
         let candidate = self.candidate(request, directory).await?;
         let handle = candidate.claim.session().handle();
-        let txn = candidate.place.enqueue(handle.lease);
-        let answer = candidate.run(txn).await?;
+        let answer = candidate.run(Step::Enqueue { lease: handle.lease }).await?;
         *queued = true;
         let granted = match candidate.place.enqueued(request.key(), &answer) {
             Ok(Standing::Holds(revision)) => Ok(revision),
-            Ok(Standing::Waits(revision)) => self.wait(&candidate, revision).await,
+            Ok(Standing::Waits(revision)) => candidate.wait(&self.cluster, &self.watches, revision).await,
             Ok(Standing::Absent) => Err(error::protocol("acquire")),
             Err(error) => Err(error),
         };
@@ -164,52 +153,6 @@ impl EtcdBackend {
             Err(error) => {
                 candidate.leave().await;
                 Err(error)
-            }
-        }
-    }
-
-    /// Waits in the queue until it holds. Reads its own key after every wait: whatever woke it, only what the cluster says
-    /// then counts.
-    async fn wait(&self, candidate: &Candidate, revision: i64) -> Result<i64> {
-        let Candidate { claim, request, place } = candidate;
-        let patience = self.cluster.patience(request.ttl());
-        let watching = self.watches.on(&place.directory);
-        let look = place.look(revision);
-        let mut trouble = Trouble::default();
-        loop {
-            // A watch that cannot be had leaves the safety net.
-            let warm = watching.warm(patience).await;
-            let before = watching.epoch();
-            let looked = match self.cluster.txn("acquire", error::Effect::None, patience, &look).await {
-                Ok(answer) => place.looked(request.key(), revision, &answer),
-                Err(error) => Err(error),
-            };
-            let net = match looked {
-                Ok((Standing::Holds(revision), _)) => return Ok(revision),
-                Ok((Standing::Absent, _)) => {
-                    // Taken away, or expired with the session: never granted from here.
-                    return Err(lost_place());
-                }
-                Ok((Standing::Waits(_), ahead)) => {
-                    trouble = Trouble::default();
-                    let net = if warm.is_ok() { self.cluster.config.safety_net } else { FIRST_PAUSE * 10 };
-                    Some((watching.gone(ahead, before), net))
-                }
-                Err(error) => {
-                    trouble.ride_out(error, request)?;
-                    None
-                }
-            };
-            let woken = async {
-                match net {
-                    Some((gone, net)) => drop(tokio::time::timeout(net, gone).await),
-                    None => tokio::time::sleep(trouble.pause).await,
-                }
-            };
-            tokio::select! {
-                () = woken => {}
-                () = claim.session().ended() => return Err(lost_place()),
-                () = request.cancelled() => return Err(cancelled()),
             }
         }
     }
@@ -227,63 +170,6 @@ impl EtcdBackend {
             // Free already, or nobody knows.
             _ => {}
         }
-    }
-}
-
-impl Candidate {
-    async fn run(&self, txn: etcd_client::Txn) -> Result<etcd_client::TxnResponse> {
-        session::run(&self.claim, "acquire", self.place.directory.lane(), txn).await
-    }
-
-    /// Makes a lease of it, if its session still stands.
-    async fn granted(self, revision: i64) -> Result<Arc<dyn Lease>> {
-        let Self { claim, request, place } = self;
-        let now = request.now();
-        if claim.valid_until().is_past(now) || !claim.hold(request.loss_sink()) {
-            let late = Self { claim, request, place };
-            late.leave().await;
-            return Err(lost_place());
-        }
-        Ok(Arc::new(EtcdLease::new(claim, request, place, revision)))
-    }
-
-    /// Takes its key away, whatever it stood for.
-    async fn leave(&self) {
-        let session = self.claim.session();
-        if !session.is_live() {
-            // Its end on the server takes the key with it.
-            return;
-        }
-        if let Err(error) = self.run(self.place.leave()).await {
-            tracing::debug!(target: "leasehold", key = ?self.place.key, %error, "not taken away; the next renewal does");
-            self.claim.retire();
-            self.claim.doubt();
-        }
-    }
-}
-
-/// Faults since the last answer.
-struct Trouble {
-    since: Option<Moment>,
-    pause: Duration,
-}
-
-impl Default for Trouble {
-    fn default() -> Self {
-        Self { since: None, pause: FIRST_PAUSE / 2 }
-    }
-}
-
-impl Trouble {
-    /// Goes on for up to a TTL: a restart of the server should not send every waiter home.
-    fn ride_out(&mut self, error: Error, request: &Request) -> Result<()> {
-        let now = request.now();
-        let since = *self.since.get_or_insert(now);
-        if !error.is_retryable() || now.since(since) >= request.ttl().as_duration() {
-            return Err(error);
-        }
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Ok(())
     }
 }
 
@@ -351,7 +237,7 @@ impl LockBackend for EtcdBackend {
             }
             trouble.ride_out(error, &request)?;
             tokio::select! {
-                () = tokio::time::sleep(trouble.pause) => {}
+                () = tokio::time::sleep(trouble.pause()) => {}
                 () = request.cancelled() => {}
             }
         }
@@ -371,22 +257,10 @@ impl LockBackend for EtcdBackend {
     }
 }
 
-fn lost_place() -> Error {
-    error::plain(
-        ErrorKind::Lost,
-        "acquire",
-        "the session ended, or an operator took the place away, before it was granted",
-    )
-}
-
 /// What `acquire` says if sessions end again and again: nothing is held.
 fn sessions_end(error: Error) -> Error {
     error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
         .with_source(error)
-}
-
-fn cancelled() -> Error {
-    error::plain(ErrorKind::Cancelled, "acquire", "the acquisition was cancelled")
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

@@ -6,23 +6,23 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use etcd_client::{
-    Client, ConnectOptions, Error as Driver, GetOptions, GetResponse, KvClient, LeaseClient, Txn, TxnResponse,
-    WatchClient,
-};
+use etcd_client::{Client, ConnectOptions, Error as Driver, GetOptions, GetResponse, Txn, TxnResponse};
 use leasehold_core::{Error, ErrorKind, Result, Ttl};
 use tokio::{sync::Notify, time::timeout};
+use tonic::transport::Endpoint;
 
 use crate::{
     config::EtcdConfig,
     error::{self, Effect},
     keys::{EtcdKey, Names},
+    member::{Live, Member},
+    patience::{Elapsed, Patience},
 };
 
 /// Before the only member is asked again whose connection broke.
@@ -36,54 +36,23 @@ pub(crate) struct Cluster {
     pub(crate) names: Names,
     /// Told when another member is asked from now on: streams that hang on the old one should move.
     pub(crate) moved: Notify,
-}
-
-struct Member {
-    address: String,
-    source: Source,
-    live: Mutex<Option<Arc<Live>>>,
-}
-
-enum Source {
-    Url(Box<ConnectOptions>),
-    /// The user's own client, which balances over whatever endpoints it has.
-    Client(Box<Client>),
-}
-
-/// The driver's clients of one connection.
-pub(crate) struct Live {
-    pub(crate) kv: KvClient,
-    pub(crate) lease: LeaseClient,
-    pub(crate) watch: WatchClient,
-}
-
-impl Live {
-    fn of(client: &Client) -> Arc<Self> {
-        Arc::new(Self { kv: client.kv_client(), lease: client.lease_client(), watch: client.watch_client() })
-    }
+    time_outs: Arc<Patience>,
 }
 
 impl Cluster {
-    pub(crate) fn of_endpoints(endpoints: Vec<String>, options: &ConnectOptions, config: EtcdConfig) -> Arc<Self> {
-        let member = |address: String| Member {
-            address,
-            source: Source::Url(Box::new(options.clone())),
-            live: Mutex::default(),
-        };
-        Self::new(endpoints.into_iter().map(member).collect(), config)
+    pub(crate) fn of_endpoints(endpoints: Vec<Endpoint>, options: &ConnectOptions, config: EtcdConfig) -> Arc<Self> {
+        let members = endpoints.into_iter().map(|endpoint| Member::at(endpoint, options.clone()));
+        Self::new(members.collect(), config)
     }
 
     pub(crate) fn of_client(client: Client, config: EtcdConfig) -> Arc<Self> {
-        let live = Mutex::new(Some(Live::of(&client)));
-        Self::new(
-            vec![Member { address: "the given client".into(), source: Source::Client(Box::new(client)), live }],
-            config,
-        )
+        Self::new(vec![Member::of(client)], config)
     }
 
     fn new(members: Vec<Member>, config: EtcdConfig) -> Arc<Self> {
         let names = Names { prefix: Arc::clone(&config.prefix), exact: config.exact_names };
-        Arc::new(Self { members, current: AtomicUsize::new(0), config, names, moved: Notify::new() })
+        let (current, moved, time_outs) = (AtomicUsize::new(0), Notify::new(), Arc::default());
+        Arc::new(Self { members, current, config, names, moved, time_outs })
     }
 
     /// Where it lives, without secrets.
@@ -169,21 +138,25 @@ impl Cluster {
     where
         F: Future<Output = Result<T, Driver>>,
     {
-        let live = match timeout(patience, member.live()).await {
-            Ok(Ok(live)) => live,
-            Ok(Err(error)) => {
-                let elsewhere = error::is_elsewhere_better(&error);
-                return Err((error::of_driver(error, operation, Effect::None, &member.address), elsewhere));
-            }
-            Err(_elapsed) => return Err((error::timed_out(operation, Effect::None, &member.address), true)),
+        let live = match member.known() {
+            Some(live) => live,
+            None => match timeout(patience, member.connect()).await {
+                Ok(Ok(live)) => live,
+                Ok(Err(error)) => {
+                    let elsewhere = error::is_elsewhere_better(&error);
+                    return Err((error::of_driver(error, operation, Effect::None, &member.address), elsewhere));
+                }
+                Err(_elapsed) => return Err((error::timed_out(operation, Effect::None, &member.address), true)),
+            },
         };
-        match timeout(patience, call(&live)).await {
+        // Boxed: the driver's futures are of several kilobytes, and would be moved with each that they are put into.
+        match self.time_outs.within(patience, Box::pin(call(&live))).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 let elsewhere = error::is_elsewhere_better(&error);
                 Err((error::of_driver(error, operation, effect, &member.address), elsewhere))
             }
-            Err(_elapsed) => {
+            Err(Elapsed) => {
                 member.forget(&live);
                 // The only member has had its time.
                 Err((error::timed_out(operation, effect, &member.address), self.members.len() > 1))
@@ -214,19 +187,19 @@ impl Cluster {
         patience: Duration,
         txn: &Txn,
     ) -> Result<TxnResponse> {
-        self.txn_told(operation, effect, patience, txn).await.map(|(answer, _)| answer)
+        self.txn_told(operation, effect, patience, || txn.clone()).await.map(|(answer, _)| answer)
     }
 
-    /// As [`txn`](Self::txn), and whether an earlier sending of it may still arrive.
+    /// Sends what `txn` makes, once for each time that it is sent. And whether an earlier sending of it may still arrive.
     pub(crate) async fn txn_told(
         &self,
         operation: &'static str,
         effect: Effect,
         patience: Duration,
-        txn: &Txn,
+        txn: impl Fn() -> Txn,
     ) -> Result<(TxnResponse, bool)> {
         self.call_told(operation, effect, patience, |live| {
-            let (mut kv, txn) = (live.kv.clone(), txn.clone());
+            let (mut kv, txn) = (live.kv.clone(), txn());
             async move { kv.txn(txn).await }
         })
         .await
@@ -245,36 +218,6 @@ impl Cluster {
             async move { kv.get(key, options).await }
         })
         .await
-    }
-}
-
-impl Member {
-    async fn live(&self) -> Result<Arc<Live>, Driver> {
-        if let Some(live) = self.known() {
-            return Ok(live);
-        }
-        let live = match &self.source {
-            // Does not connect yet, except to authenticate a user.
-            Source::Url(options) => Live::of(&Client::connect([&self.address], Some((**options).clone())).await?),
-            Source::Client(client) => Live::of(client),
-        };
-        Ok(Arc::clone(self.lock().get_or_insert(live)))
-    }
-
-    fn known(&self) -> Option<Arc<Live>> {
-        self.lock().clone()
-    }
-
-    /// The next request connects anew: a connection to a member that was stopped may hang for long.
-    fn forget(&self, live: &Arc<Live>) {
-        let mut known = self.lock();
-        if matches!(self.source, Source::Url(_)) && known.as_ref().is_some_and(|known| Arc::ptr_eq(known, live)) {
-            *known = None;
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Live>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -145,12 +145,19 @@ fn broken(why: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
 }
 
 fn certificate(endpoint: &str, why: &str) -> (ErrorKind, String) {
+    if why.contains(ALERT) {
+        let remedy = "name one that its authority signed with `?cert=/path/to/cert.pem&key=/path/to/key.pem`";
+        return (ErrorKind::Denied, format!("{endpoint} did not accept our certificate ({why}); {remedy}"));
+    }
     let remedy = "name the CA that signed it with `?ca=/path/to/ca.pem`, and connect by a host name that it contains";
     (ErrorKind::Denied, format!("the certificate of {endpoint} was not accepted ({why}); {remedy}"))
 }
 
+/// What the other side says of us.
+const ALERT: &str = "received fatal alert";
+
 fn is_certificate(why: &str) -> bool {
-    why.contains("certificate") || why.contains("UnknownIssuer")
+    ["certificate", "Certificate", "UnknownIssuer", "UnknownCA"].iter().any(|sign| why.contains(sign))
 }
 
 fn lost_answer(effect: Effect) -> ErrorKind {
@@ -172,4 +179,52 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::Error as Driver;
+    use tonic::{Code, Status};
+
+    use super::*;
+
+    fn mapped(code: Code, message: &str, effect: Effect) -> Error {
+        of_driver(Driver::GRpcStatus(Status::new(code, message)), "acquire", effect, "http://h:2379")
+    }
+
+    /// The messages are the server's: `api/v3rpc/rpctypes/error.go`.
+    #[test]
+    fn what_the_server_says_is_typed() {
+        for (code, message, kind, says) in [
+            // Refused before it was proposed: it certainly had no effect, and may be tried again.
+            (Code::ResourceExhausted, "etcdserver: too many requests", ErrorKind::Unavailable, "too many requests"),
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", ErrorKind::Unavailable, "disarm"),
+            (Code::Unavailable, "etcdserver: no leader", ErrorKind::Unavailable, "no leader"),
+            (Code::Unavailable, "etcdserver: request timed out", ErrorKind::Indeterminate, "gave up"),
+            (Code::Unavailable, "etcdserver: leader changed", ErrorKind::Indeterminate, "gave up"),
+            (Code::NotFound, "etcdserver: requested lease not found", ErrorKind::Lost, "expired"),
+            (Code::PermissionDenied, "etcdserver: permission denied", ErrorKind::Denied, "permission"),
+            (Code::Unauthenticated, "etcdserver: invalid auth token", ErrorKind::Denied, "password"),
+            (
+                Code::InvalidArgument,
+                "etcdserver: authentication failed, invalid user ID or password",
+                ErrorKind::Denied,
+                "password",
+            ),
+            (Code::Unimplemented, "unknown service", ErrorKind::Unsupported, "3.4"),
+            (Code::Aborted, "something new", ErrorKind::Protocol, "something new"),
+        ] {
+            let error = mapped(code, message, Effect::Writes);
+            assert_eq!(error.kind(), kind, "{message}: {error}");
+            assert!(error.to_string().contains(says), "{message}: {error}");
+            assert!(std::error::Error::source(&error).is_some(), "{message}: the driver's error is kept");
+        }
+    }
+
+    #[test]
+    fn what_had_no_effect_may_be_tried_again() {
+        assert!(mapped(Code::ResourceExhausted, "etcdserver: too many requests", Effect::Writes).is_retryable());
+        let lost = mapped(Code::Unavailable, "etcdserver: request timed out", Effect::None);
+        assert_eq!(lost.kind(), ErrorKind::Unavailable);
+    }
 }

@@ -8,16 +8,21 @@ use leasehold_core::{BoxFuture, Result, session};
 use crate::{
     connection::Cluster,
     error::{self, Effect},
+    queue::{Place, Step},
 };
 
 /// A transaction on one lock that may be sent twice.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) operation: &'static str,
-    /// The lock. The server evaluates the comparisons of all nested transactions before it applies any, and what is
-    /// created in one transaction has one revision: two jobs on one lock must not share one.
-    pub(crate) lane: u64,
-    pub(crate) txn: Txn,
+    pub(crate) place: Arc<Place>,
+    pub(crate) step: Step,
+}
+
+impl Job {
+    fn txn(&self) -> Txn {
+        self.place.txn(self.step)
+    }
 }
 
 /// Carries the jobs of one session.
@@ -32,30 +37,29 @@ impl session::Carrier for Carrier {
     /// And whether an earlier sending of it may still arrive.
     type Answer = Result<(TxnResponse, bool)>;
 
+    /// The lock. The server evaluates the comparisons of all nested transactions before it applies any, and what is
+    /// created in one transaction has one revision: two jobs on one lock must not share one.
     fn lane(&self, job: &Job) -> u64 {
-        job.lane
+        job.place.directory.lane()
     }
 
-    fn carry(self: Arc<Self>, mut jobs: Vec<Job>) -> BoxFuture<'static, Vec<Self::Answer>> {
+    fn carry(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Self::Answer>> {
         Box::pin(async move {
-            if jobs.len() == 1
-                && let Some(job) = jobs.pop()
-            {
-                return vec![self.cluster.txn_told(job.operation, Effect::Writes, self.patience, &job.txn).await];
+            if let [job] = &*jobs {
+                return vec![self.cluster.txn_told(job.operation, Effect::Writes, self.patience, || job.txn()).await];
             }
-            let operations: Vec<_> = jobs.iter().map(|job| job.operation).collect();
-            let nested: Vec<_> = jobs.into_iter().map(|job| TxnOp::txn(job.txn)).collect();
-            let txn = Txn::new().and_then(nested);
-            match self.cluster.txn_told("gathered", Effect::Writes, self.patience, &txn).await {
+            let txn = || Txn::new().and_then(jobs.iter().map(|job| TxnOp::txn(job.txn())).collect::<Vec<_>>());
+            let operations = jobs.iter().map(|job| job.operation);
+            match self.cluster.txn_told("gathered", Effect::Writes, self.patience, txn).await {
                 Ok((answer, twice)) => {
                     let mut answers = answer.op_responses().into_iter();
                     let mut next = |operation| match answers.next() {
                         Some(TxnOpResponse::Txn(answer)) => Ok((answer, twice)),
                         _ => Err(error::protocol(operation)),
                     };
-                    operations.into_iter().map(&mut next).collect()
+                    operations.map(&mut next).collect()
                 }
-                Err(error) => operations.into_iter().map(|name| Err(error.clone().with_operation(name))).collect(),
+                Err(error) => operations.map(|name| Err(error.clone().with_operation(name))).collect(),
             }
         })
     }

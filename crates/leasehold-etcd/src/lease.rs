@@ -9,21 +9,21 @@ use leasehold_core::{
 
 use crate::{
     error::{self, named},
-    queue::Place,
+    queue::{Place, Step},
     session::{EtcdSessions, run},
 };
 
 pub(crate) struct EtcdLease {
     claim: Claim<EtcdSessions>,
     request: Request,
-    place: Place,
+    place: Arc<Place>,
     /// The create revision of its key.
     revision: i64,
     release: ReleaseState,
 }
 
 impl EtcdLease {
-    pub(crate) fn new(claim: Claim<EtcdSessions>, request: Request, place: Place, revision: i64) -> Self {
+    pub(crate) fn new(claim: Claim<EtcdSessions>, request: Request, place: Arc<Place>, revision: i64) -> Self {
         claim.session().handle().hold(&place.key, revision);
         Self { claim, request, place, revision, release: ReleaseState::new() }
     }
@@ -63,8 +63,7 @@ impl Lease for EtcdLease {
         if let Some(told) = self.release.begin() {
             return Ok(told);
         }
-        let txn = self.place.release(self.revision);
-        let answer = run(&self.claim, "release", self.place.directory.lane(), txn).await;
+        let answer = run(&self.claim, "release", &self.place, Step::Release { revision: self.revision }).await;
         let freed = answer.map(|answer| answer.succeeded());
         let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
         self.claim.session().handle().forget(&self.place.key);

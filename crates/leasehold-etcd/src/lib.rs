@@ -3,6 +3,7 @@
 
 mod backend;
 mod breaking;
+mod candidate;
 mod config;
 mod connection;
 mod error;
@@ -10,8 +11,12 @@ mod gather;
 mod inspect;
 mod keys;
 mod lease;
+mod location;
+mod member;
+mod patience;
 mod queue;
 mod session;
+mod trouble;
 mod wake;
 
 /// The driver.

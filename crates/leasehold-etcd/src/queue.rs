@@ -24,6 +24,19 @@ pub(crate) struct Place {
     pub(crate) value: Vec<u8>,
 }
 
+/// What is asked for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// See [`Place::enqueue`].
+    Enqueue { lease: i64 },
+    /// See [`Place::attempt`].
+    Attempt { lease: i64 },
+    /// See [`Place::leave`].
+    Leave,
+    /// See [`Place::release`].
+    Release { revision: i64 },
+}
+
 /// Where it stands.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -36,8 +49,18 @@ pub(crate) enum Standing {
 }
 
 impl Place {
+    /// The transaction of a step.
+    pub(crate) fn txn(&self, step: Step) -> Txn {
+        match step {
+            Step::Enqueue { lease } => self.enqueue(lease),
+            Step::Attempt { lease } => self.attempt(lease),
+            Step::Leave => self.leave(),
+            Step::Release { revision } => self.release(revision),
+        }
+    }
+
     /// Queues, if it is not queued already, and says who is first.
-    pub(crate) fn enqueue(&self, lease: i64) -> Txn {
+    fn enqueue(&self, lease: i64) -> Txn {
         let put = TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)));
         let mine = TxnOp::get(self.key.to_vec(), None);
         Txn::new()
@@ -48,7 +71,7 @@ impl Place {
 
     /// Takes the lock if it is free, in one transaction that compares the whole range; else leaves nothing. Of permits there is no
     /// comparison that counts: those queue, and leave if they were too late.
-    pub(crate) fn attempt(&self, lease: i64) -> Txn {
+    fn attempt(&self, lease: i64) -> Txn {
         let free = |start: Vec<u8>, end: Vec<u8>| Compare::create_revision(start, CompareOp::Equal, 0).with_range(end);
         let (start, end) = (self.directory.start(), self.directory.end());
         let compares = match self.mode {
@@ -82,12 +105,12 @@ impl Place {
     }
 
     /// Leaves, whether it holds or waits.
-    pub(crate) fn leave(&self) -> Txn {
+    fn leave(&self) -> Txn {
         Txn::new().and_then([TxnOp::delete(self.key.to_vec(), None)])
     }
 
     /// Gives up what was created at this revision, and nothing else.
-    pub(crate) fn release(&self, revision: i64) -> Txn {
+    fn release(&self, revision: i64) -> Txn {
         Txn::new()
             .when([Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision)])
             .and_then([TxnOp::delete(self.key.to_vec(), None)])

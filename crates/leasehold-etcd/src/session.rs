@@ -21,6 +21,7 @@ use crate::{
     error::{self, Effect},
     gather::{Carrier, Job},
     keys::EtcdKey,
+    queue::{Place, Step},
 };
 
 /// How often a renewal is tried at once because the leader changed meanwhile or a member did not answer.
@@ -71,11 +72,11 @@ impl Handle {
 pub(crate) async fn run(
     claim: &Claim<EtcdSessions>,
     operation: &'static str,
-    lane: u64,
-    txn: Txn,
+    place: &Arc<Place>,
+    step: Step,
 ) -> Result<TxnResponse> {
     let handle = claim.session().handle();
-    let ran = handle.gather.run(&handle.carrier, Job { operation, lane, txn }).await;
+    let ran = handle.gather.run(&handle.carrier, Job { operation, place: Arc::clone(place), step }).await;
     match ran.map_err(|error| error::named(error, operation)).flatten() {
         Ok((answer, twice)) => {
             if twice {

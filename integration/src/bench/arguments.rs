@@ -10,6 +10,7 @@ const AFTER_HELP: &str = "\
 Scenarios:
   pair      acquire and release, each task its own key
   handoff   from the begin of a release until another process, which waits, has the lock
+  handoff-busy   the same beside 500 unrelated writes per second
   counter   16 tasks increment one value 2 000 times in all; fails if an increment is lost
   held      10 000 leases that are only held: processor time and memory
   crowd     1 000 waiters in one process: requests per hand-off, and how long another process waits beside them
@@ -18,7 +19,8 @@ Scenarios:
 
 Subjects:
   leasehold          what users have, with the defaults
-  floor              the bare driver (or file lock, or mutex) doing the same round trips
+  floor              the bare driver (or file lock, or mutex) doing the same round trips; on etcd Go's Mutex over one
+                     lease and one warm watch
   plain              on Redis: SET NX PX and a script that compares and deletes
   rslock, distributed-lock   on Redis: other crates, with their defaults
   driver             on ZooKeeper: the lock that the driver itself has

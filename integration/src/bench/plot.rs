@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use plotters::{
     coord::Shift,
     prelude::{
-        Circle, DrawingArea, IntoDrawingArea, IntoLogRange, LineSeries, Palette, Palette99, PathElement, Rectangle,
-        SVGBackend, WHITE, ChartBuilder, SeriesLabelPosition, BLACK, Color, IntoSegmentedCoord, SegmentValue,
+        BLACK, ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoLogRange, IntoSegmentedCoord, LineSeries,
+        Palette, Palette99, PathElement, Rectangle, SVGBackend, SegmentValue, SeriesLabelPosition, WHITE,
     },
 };
 use serde_json::Value;

@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
     // Spawned, so that it runs on a worker thread as a program's tasks do.
     let work = runtime.spawn(async move {
         match role {
-            Scenario::Handoff => subject.take_turns(orders).await,
+            Scenario::Handoff | Scenario::HandoffBusy => subject.take_turns(orders).await,
             Scenario::Crowd => subject.crowd(count, orders).await,
             Scenario::Contenders => subject.contend(count, Duration::from_secs(seconds), orders).await,
             Scenario::Held => {

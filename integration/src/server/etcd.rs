@@ -1,11 +1,14 @@
+use std::env;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use super::Process;
+use super::links::PeerLinks;
+use crate::certificates::Certificates;
 use crate::port::free_port;
 use crate::{HarnessError, Result};
 
@@ -15,6 +18,9 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 /// A question of the harness itself to a server that runs.
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
 
+/// In containers there is often but little.
+const MEMORY_ROOM: u64 = 1 << 30;
+
 /// A picked port can be taken by another test before the server has it.
 const PORTS_TRIED: usize = 5;
 
@@ -23,6 +29,65 @@ const PORTS_TRIED: usize = 5;
 #[must_use = "dropping it kills the servers"]
 pub struct EtcdCluster {
     members: Vec<EtcdMember>,
+    links: Option<PeerLinks>,
+}
+
+/// What is to be started.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is started yet"]
+pub struct EtcdBuilder {
+    members: usize,
+    in_memory: bool,
+    linked: bool,
+    options: Vec<(String, String)>,
+    certificates: Option<Certificates>,
+}
+
+impl EtcdBuilder {
+    /// So many members; one unless set.
+    pub fn members(mut self, count: usize) -> Self {
+        self.members = count;
+        self
+    }
+
+    /// With its data in memory, if the machine has such a folder with room in it: then it waits for no disk.
+    pub fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
+    /// With relays between the members, so that some can be cut off from the others.
+    pub fn linked(mut self) -> Self {
+        self.linked = true;
+        self
+    }
+
+    /// With this option of `etcd`, such as `--auth-token-ttl`.
+    pub fn option(mut self, name: &str, value: &str) -> Self {
+        self.options.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Spoken to by TLS alone, and only by clients with a certificate of the same authority.
+    pub fn tls(mut self, certificates: &Certificates) -> Self {
+        self.certificates = Some(certificates.clone());
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// As [`EtcdCluster::start`].
+    pub fn start(&self) -> Result<EtcdCluster> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match EtcdCluster::try_start(self) {
+                Err(error) if tries < PORTS_TRIED && error.to_string().contains("address already in use") => {}
+                started => return started,
+            }
+        }
+    }
 }
 
 /// One member.
@@ -32,6 +97,15 @@ pub struct EtcdMember {
     process: Process,
     port: u16,
     peer_port: u16,
+    /// Where it says how it is, without TLS.
+    asked_port: u16,
+    certificates: Option<Certificates>,
+}
+
+/// How a member sees itself and its cluster.
+struct Status {
+    member: u64,
+    leader: u64,
 }
 
 impl EtcdCluster {
@@ -48,59 +122,57 @@ impl EtcdCluster {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_members(count: usize) -> Result<Self> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match Self::try_start(count) {
-                Err(error) if tries < PORTS_TRIED && error.to_string().contains("address already in use") => {}
-                started => return started,
-            }
-        }
+        Self::builder().members(count).start()
     }
 
-    fn try_start(count: usize) -> Result<Self> {
-        let mut members = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (port, peer_port) = (free_port()?, free_port()?);
-            members.push(EtcdMember { process: Process::new("etcd", "etcd")?, port, peer_port });
+    /// Starts what is set.
+    pub fn builder() -> EtcdBuilder {
+        EtcdBuilder { members: 1, in_memory: false, linked: false, options: Vec::new(), certificates: None }
+    }
+
+    fn try_start(builder: &EtcdBuilder) -> Result<Self> {
+        let parent = if builder.in_memory { memory_folder() } else { env::temp_dir() };
+        let mut members = Vec::with_capacity(builder.members);
+        for _ in 0..builder.members {
+            members.push(EtcdMember {
+                process: Process::new_in(&parent, "etcd", "etcd")?,
+                port: free_port()?,
+                peer_port: free_port()?,
+                asked_port: free_port()?,
+                certificates: builder.certificates.clone(),
+            });
         }
-        let peers: Vec<_> = members
-            .iter()
-            .enumerate()
-            .map(|(at, member)| format!("m{at}=http://127.0.0.1:{}", member.peer_port))
-            .collect();
+        let peer_ports: Vec<_> = members.iter().map(|member| member.peer_port).collect();
+        let links = if builder.linked { Some(PeerLinks::start(&peer_ports)?) } else { None };
+        let known = |at: usize| {
+            let port = links.as_ref().map_or(peer_ports[at], |links| links.port(at));
+            format!("http://127.0.0.1:{port}")
+        };
+        let peers: Vec<_> = (0..builder.members).map(|at| format!("m{at}={}", known(at))).collect();
         let peers = peers.join(",");
-        // Several members elect more slowly: they share the processors.
-        let (heartbeat, election) = if count == 1 { ("10", "50") } else { ("20", "100") };
         for (at, member) in members.iter_mut().enumerate() {
-            let (client, peer) =
-                (format!("http://127.0.0.1:{}", member.port), format!("http://127.0.0.1:{}", member.peer_port));
-            let (name, options) = (
-                format!("m{at}"),
-                [
-                    ("--data-dir", "data"),
-                    ("--listen-client-urls", &client),
-                    ("--advertise-client-urls", &client),
-                    ("--listen-peer-urls", &peer),
-                    ("--initial-advertise-peer-urls", &peer),
-                    ("--initial-cluster", &peers),
-                    ("--heartbeat-interval", heartbeat),
-                    ("--election-timeout", election),
-                    ("--logger", "zap"),
-                    ("--log-level", "error"),
-                ],
-            );
-            let name = [OsString::from("--name"), name.into()];
-            let options = options.iter().flat_map(|(option, value)| [OsString::from(option), OsString::from(value)]);
-            member.process.set_arguments(name.into_iter().chain(options));
+            let arguments = member.arguments(&format!("m{at}"), &known(at), &peers, builder);
+            member.process.set_arguments(arguments);
             // A member is healthy only with a majority: do not wait for the first ones.
             member.process.start(START_PATIENCE, || Ok(()))?;
         }
-        let cluster = Self { members };
+        let cluster = Self { members, links };
         for member in &cluster.members {
             member.wait_until_healthy()?;
         }
+        if let Some(links) = &cluster.links {
+            let ids = cluster.members.iter().map(|member| Ok(format!("{:x}", member.status()?.member)));
+            links.know(ids.collect::<Result<_>>()?);
+        }
         Ok(cluster)
+    }
+
+    /// What its members speak to each other through, if it was built [`linked`](EtcdBuilder::linked).
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn links(&self) -> Result<&PeerLinks> {
+        self.links.as_ref().ok_or_else(|| HarnessError::new("the cluster was not built with links"))
     }
 
     /// `etcd://` with all members.
@@ -114,6 +186,11 @@ impl EtcdCluster {
         &mut self.members
     }
 
+    /// One member, to ask something of.
+    pub fn at(&self, at: usize) -> &EtcdMember {
+        &self.members[at]
+    }
+
     /// One member.
     pub fn member(&mut self, at: usize) -> &mut EtcdMember {
         &mut self.members[at]
@@ -124,13 +201,7 @@ impl EtcdCluster {
     /// # Errors
     /// No member that answers knows.
     pub fn leader(&mut self) -> Result<usize> {
-        let leads = |member: &mut EtcdMember| {
-            member.ctl(&["endpoint", "status", "--write-out=json"]).is_ok_and(|output| {
-                let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-                let status = &status[0]["Status"];
-                status["leader"].as_u64().is_some_and(|leader| Some(leader) == status["header"]["member_id"].as_u64())
-            })
-        };
+        let leads = |member: &mut EtcdMember| member.status().is_ok_and(|status| status.leader == status.member);
         let running = |member: &mut EtcdMember| member.process.pid().is_some();
         self.members
             .iter_mut()
@@ -140,6 +211,51 @@ impl EtcdCluster {
 }
 
 impl EtcdMember {
+    fn arguments(&self, name: &str, known_as: &str, peers: &str, builder: &EtcdBuilder) -> Vec<OsString> {
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{}", self.port);
+        // Several members elect more slowly: they share the processors, and a busy machine must not depose their leader.
+        let (heartbeat, election) = if builder.members == 1 { ("10", "50") } else { ("30", "250") };
+        let mut options: Vec<(&str, OsString)> = vec![
+            ("--name", name.into()),
+            ("--data-dir", "data".into()),
+            ("--listen-client-urls", client.clone().into()),
+            ("--advertise-client-urls", client.into()),
+            ("--listen-peer-urls", format!("http://127.0.0.1:{}", self.peer_port).into()),
+            ("--initial-advertise-peer-urls", known_as.into()),
+            ("--listen-metrics-urls", format!("http://127.0.0.1:{}", self.asked_port).into()),
+            ("--initial-cluster", peers.into()),
+            ("--heartbeat-interval", heartbeat.into()),
+            ("--election-timeout", election.into()),
+            ("--logger", "zap".into()),
+            ("--log-level", "error".into()),
+        ];
+        if let Some(certificates) = &self.certificates {
+            options.extend([
+                ("--cert-file", certificates.certificate().into()),
+                ("--key-file", certificates.key().into()),
+                ("--trusted-ca-file", certificates.ca().into()),
+            ]);
+        }
+        let mut arguments: Vec<OsString> =
+            options.into_iter().flat_map(|(option, value)| [option.into(), value]).collect();
+        if self.certificates.is_some() {
+            arguments.push("--client-cert-auth".into());
+        }
+        arguments.extend(builder.options.iter().flat_map(|(option, value)| [option.into(), value.into()]));
+        arguments
+    }
+
+    fn status(&self) -> Result<Status> {
+        let output = self.ctl(&["endpoint", "status", "--write-out=json"])?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let status = &status[0]["Status"];
+        match (status["header"]["member_id"].as_u64(), status["leader"].as_u64()) {
+            (Some(member), Some(leader)) => Ok(Status { member, leader }),
+            _ => Err(HarnessError::new(format!("etcdctl says {status}"))),
+        }
+    }
+
     /// `etcd://` with this member alone.
     pub fn url(&self) -> String {
         format!("etcd://{}/", self.addr())
@@ -210,6 +326,11 @@ impl EtcdMember {
     pub fn ctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.addr()));
+        if let Some(certificates) = &self.certificates {
+            let option = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
+            command.arg(option("cacert", certificates.ca()));
+            command.args([option("cert", certificates.certificate()), option("key", certificates.key())]);
+        }
         command.arg("--command-timeout=5s").args(arguments);
         command
     }
@@ -247,7 +368,7 @@ impl EtcdMember {
     }
 
     fn http(&self, path: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.addr(), ASK_PATIENCE)?;
+        let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.asked_port).into(), ASK_PATIENCE)?;
         stream.set_read_timeout(Some(ASK_PATIENCE))?;
         stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
@@ -262,4 +383,11 @@ impl EtcdMember {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// Linux's folder in memory, or the usual one for temporary files.
+fn memory_folder() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    let room = rustix::fs::statvfs(&memory).map(|system| system.f_bavail * system.f_frsize);
+    if room.is_ok_and(|room| room >= MEMORY_ROOM) { memory } else { env::temp_dir() }
 }

@@ -4,6 +4,7 @@
 //! signals and restarting to [`Process`].
 
 mod etcd;
+mod links;
 mod pgbouncer;
 mod postgres;
 mod process;
@@ -12,7 +13,8 @@ mod redlock;
 mod shared;
 mod zookeeper;
 
-pub use etcd::{EtcdCluster, EtcdMember};
+pub use etcd::{EtcdBuilder, EtcdCluster, EtcdMember};
+pub use links::PeerLinks;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::{PostgresBuilder, PostgresServer, Psql, SharedPostgres, shared_postgres};
 pub use process::Process;

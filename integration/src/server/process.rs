@@ -2,8 +2,8 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, thread};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -39,10 +39,10 @@ impl Process {
     /// # Errors
     /// No temporary folder can be made.
     pub fn new(name: &str, program: impl Into<PathBuf>) -> Result<Self> {
-        Self::new_in(&std::env::temp_dir(), name, program)
+        Self::new_in(&env::temp_dir(), name, program)
     }
 
-    /// The same with its folder in `parent`.
+    /// As [`new`](Self::new), with its folder in this one.
     ///
     /// # Errors
     /// As [`new`](Self::new).

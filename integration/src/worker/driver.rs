@@ -4,8 +4,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use leasehold_testkit::history::{Op, Phase};
+
 use super::{
-    event::{EventLog, Op, Phase},
+    event::EventLog,
     protocol::{Answer, Command, Numbered, Patience, Setup},
 };
 use crate::{HarnessError, Result, peer::Peer};

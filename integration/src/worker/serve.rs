@@ -7,11 +7,13 @@ use std::{
 use leasehold_core::{Error, LockClient, LockGuard, Result, Ttl};
 use tokio::sync::mpsc;
 
+use leasehold_testkit::history::{Op, Phase, Write};
+
 use super::{
     client,
-    event::{EventLog, Op, Phase, now_ns},
+    event::{EventLog, now_ns},
     protocol::{Answer, Command, Numbered, Patience, Setup},
-    register::{Register, Write},
+    register::Register,
     storm::Running,
 };
 use crate::peer;

@@ -10,10 +10,12 @@ use std::{
 use leasehold_core::{ErrorKind, LockClient, LockGuard};
 use tokio::task::JoinSet;
 
+use leasehold_testkit::history::{Op, Phase, Write};
+
 use super::{
-    event::{EventLog, Op, Phase},
+    event::EventLog,
     protocol::{Answer, Storm},
-    register::{Register, Write},
+    register::Register,
     serve::terms,
 };
 

@@ -1,13 +1,11 @@
 //! [`Session`]: its deadline, its renewal, its end.
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -17,63 +15,34 @@ use crate::{
     clock::{Deadline, LiveDeadline, Moment},
     error::{Error, ErrorKind, Result},
     request::LossSink,
-    session::{Claim, Opened, SessionDriver, SessionTime, reconcile},
+    session::{
+        Claim, Opened, SessionDriver, SessionTime, reconcile,
+        state::{Standing, State},
+        upkeep,
+    },
     signal::LossReason,
     ttl::Ttl,
 };
 
-/// A session is renewed when this part of its TTL has passed. The keeper is a little earlier wherever a lock is held.
-const RENEW_AFTER: u32 = 3;
 /// Who acquires in a session that was not renewed for this part of its TTL renews it, so that a new lock has nearly all of
 /// its TTL before it.
 const FRESHEN_AFTER: u32 = 10;
-/// The pause after a failed renewal, as a part of the TTL.
-const RETRY_PART: u32 = 20;
-/// Timers sleep through a suspend: look at the clock at least this often.
-const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// One session on the server, shared by all locks of one TTL.
 pub struct Session<D: SessionDriver> {
     id: SessionId,
     driver: Arc<D>,
     handle: D::Handle,
-    time: SessionTime,
-    deadline: LiveDeadline,
+    pub(super) time: SessionTime,
+    pub(super) deadline: LiveDeadline,
     state: Mutex<State<D::Claim>>,
     /// One renewal at a time; who waited for one that was sent after it asked has its outcome too.
     renewal: tokio::sync::Mutex<Option<(Moment, Result<()>)>>,
     /// When the last renewal that succeeded was sent.
-    renewed: AtomicU64,
+    pub(super) renewed: AtomicU64,
     /// When the last renewal was started, successful or not.
-    tried: AtomicU64,
+    pub(super) tried: AtomicU64,
     ended: Notify,
-}
-
-pub(super) struct State<C> {
-    pub(super) claims: HashMap<C, Standing>,
-    /// How many of them are not granted yet: the session is renewed for those.
-    pending: usize,
-    idle_since: Moment,
-    end: Option<LossReason>,
-    closing: bool,
-    /// What has happened leaves open what the server has.
-    pub(super) doubt: bool,
-    pub(super) since_reconciled: u32,
-    /// Claimed since a reconciliation began: what the server says of them may be old.
-    pub(super) touched: Option<HashSet<C>>,
-    /// Being removed from the server: claimed now, they would be removed under somebody's feet.
-    pub(super) disowning: HashSet<C>,
-    /// Never to be claimed again.
-    retired: HashSet<C>,
-    next: u64,
-}
-
-/// How a claim stands.
-pub(super) struct Standing {
-    /// Another number for each claim, also of one name.
-    pub(super) number: u64,
-    pub(super) holder: Option<LossSink>,
-    pub(super) frozen: Arc<OnceLock<Deadline>>,
 }
 
 impl<D: SessionDriver> Session<D> {
@@ -83,19 +52,7 @@ impl<D: SessionDriver> Session<D> {
             driver: Arc::clone(driver),
             handle: opened.handle,
             deadline: LiveDeadline::new(opened.deadline),
-            state: Mutex::new(State {
-                claims: HashMap::new(),
-                pending: 0,
-                idle_since: time.now(),
-                end: None,
-                closing: false,
-                doubt: false,
-                since_reconciled: 0,
-                touched: None,
-                disowning: HashSet::new(),
-                retired: HashSet::new(),
-                next: 0,
-            }),
+            state: Mutex::new(State::new(time.now())),
             renewal: tokio::sync::Mutex::new(None),
             renewed: AtomicU64::new(sent.as_nanos()),
             tried: AtomicU64::new(sent.as_nanos()),
@@ -103,7 +60,7 @@ impl<D: SessionDriver> Session<D> {
             time,
         });
         // Ends by itself with the session, or when nobody has the session any more.
-        drop(tokio::spawn(keep(Arc::downgrade(&session))));
+        drop(tokio::spawn(upkeep::keep(Arc::downgrade(&session))));
         session
     }
 
@@ -325,58 +282,6 @@ impl<D: SessionDriver> Session<D> {
     pub(super) fn lock(&self) -> MutexGuard<'_, State<D::Claim>> {
         // Every change under the mutex is complete when it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is to be done now, and when to look again.
-    fn look(&self) -> Look {
-        let (now, ttl) = (self.time.now(), self.ttl().as_duration());
-        let state = self.lock();
-        if state.end.is_some() || self.deadline.get().is_past(now) {
-            return Look::End;
-        }
-        if state.claims.is_empty() && now.since(state.idle_since) >= ttl {
-            return Look::Close;
-        }
-        let longest = (ttl / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
-        if state.pending == 0 {
-            return Look::Sleep(longest);
-        }
-        let renewed = Moment::from_nanos(self.renewed.load(Ordering::Relaxed));
-        let tried = Moment::from_nanos(self.tried.load(Ordering::Relaxed));
-        let due = (renewed + ttl / RENEW_AFTER).max(if tried > renewed { tried + ttl / RETRY_PART } else { renewed });
-        if due <= now { Look::Renew } else { Look::Sleep(due.since(now).min(longest)) }
-    }
-}
-
-enum Look {
-    Sleep(Duration),
-    Renew,
-    Close,
-    End,
-}
-
-/// Renews a session while somebody waits in it, and closes it when it is idle or over.
-async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
-    loop {
-        let Some(session) = session.upgrade() else { return };
-        let sleep = match session.look() {
-            Look::Sleep(sleep) => sleep,
-            Look::Renew => {
-                if let Err(error) = session.renew().await {
-                    tracing::debug!(target: "leasehold", %error, "session not renewed");
-                }
-                continue;
-            }
-            Look::Close | Look::End => {
-                // The server may still have it: what it owns is then free at once.
-                if let Err(error) = session.close(LossReason::Expired).await {
-                    tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
-                }
-                return;
-            }
-        };
-        drop(session);
-        tokio::time::sleep(sleep).await;
     }
 }
 

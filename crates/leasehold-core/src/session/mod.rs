@@ -6,6 +6,8 @@
 //! | `driver` | [`SessionDriver`]: what a backend brings |
 //! | `sessions` | [`Sessions`]: one session per TTL, opened lazily, shared |
 //! | `live` | [`Session`]: its deadline, its renewal, its end |
+//! | `state` | what it knows of its claims |
+//! | `upkeep` | the task that renews or closes it |
 //! | `claim` | [`Claim`]: what one acquisition has in a session, or may have |
 //! | `reconcile` | what the server says we own against what we know of |
 //! | `gather` | [`Gather`]: what is asked for during a round trip goes out together in the next |
@@ -16,6 +18,8 @@ mod gather;
 mod live;
 mod reconcile;
 mod sessions;
+mod state;
+mod upkeep;
 
 pub use self::{
     claim::Claim,

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
-    session::{Session, SessionDriver, live::Standing},
+    session::{Session, SessionDriver, state::Standing},
     signal::LossReason,
 };
 

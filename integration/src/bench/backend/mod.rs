@@ -1,5 +1,7 @@
 //! What can be measured: a file per backend.
 
+mod busy;
+mod etcd;
 mod file;
 mod memory;
 mod postgres;
@@ -7,6 +9,7 @@ mod redis;
 mod redlock;
 mod zookeeper;
 
+pub(super) use self::busy::Busy;
 use super::subject::Subject;
 use crate::{HarnessError, Result};
 
@@ -40,8 +43,19 @@ pub(super) trait Backend: Sync {
         Ok(())
     }
 
+    /// How many times slower than a server in memory it answers under load: a round of `pair` lasts so many times longer.
+    fn pace(&self) -> u32 {
+        1
+    }
+
     /// How many requests its server has had from clients; `None` if it has none, or does not tell.
     fn commands(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Lets somebody else write to its server so often what nobody locks; `None` if that cannot be.
+    fn busy(&self, writes_per_second: u32) -> Result<Option<Busy>> {
+        let _ = writes_per_second;
         Ok(None)
     }
 }
@@ -49,6 +63,7 @@ pub(super) trait Backend: Sync {
 /// The backends by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum BackendName {
+    Etcd,
     Memory,
     File,
     Postgres,
@@ -60,6 +75,7 @@ pub(super) enum BackendName {
 impl BackendName {
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::Etcd => "etcd",
             Self::Memory => "memory",
             Self::File => "file",
             Self::Postgres => "postgres",
@@ -72,6 +88,7 @@ impl BackendName {
     /// Starts its server.
     pub(super) fn start(self) -> Result<Box<dyn Backend>> {
         match self {
+            Self::Etcd => Ok(Box::new(etcd::Etcd::start()?)),
             Self::Memory => Ok(Box::new(memory::Memory)),
             Self::File => Ok(Box::new(file::Files::start()?)),
             Self::Postgres => Ok(Box::new(postgres::Postgres::start()?)),
@@ -84,6 +101,7 @@ impl BackendName {
     /// In another process than the one that started it.
     pub(super) fn subjects_at(self, location: &str) -> Vec<Box<dyn Subject>> {
         match self {
+            Self::Etcd => etcd::subjects_at(location),
             Self::Memory => memory::subjects(),
             Self::File => file::subjects_at(location),
             Self::Postgres => postgres::subjects_at(location),

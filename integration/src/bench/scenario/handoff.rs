@@ -1,4 +1,5 @@
-//! `handoff`: from the begin of a release until another process, which waits, has the lock.
+//! `handoff`: from the begin of a release until another process, which waits, has the lock; `handoff-busy`: the same while
+//! somebody else writes to the server.
 //!
 //! Two processes take turns, so that every sample is a change of process. Their stamps are of a clock that they share.
 
@@ -26,19 +27,31 @@ use crate::{
 
 /// The holder holds at least this long after the other began to wait: its request has been refused by then.
 const HOLD: Duration = Duration::from_millis(2);
+/// What somebody else writes in `handoff-busy`.
+const WRITES_PER_SECOND: u32 = 500;
 /// A poller may sleep for long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
+pub(super) fn run(scenario: Scenario, plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
     let name = backend.name().name();
     let Some(location) = backend.location() else {
-        progress.skip(format_args!("handoff of {name}: it lives in one process"));
+        progress.skip(format_args!("{} of {name}: it lives in one process", scenario.name()));
         return Ok(Vec::new());
     };
-    let subjects = plan.subjects(backend, Scenario::Handoff);
+    let busy = match scenario {
+        Scenario::HandoffBusy => match backend.busy(WRITES_PER_SECOND)? {
+            Some(busy) => Some(busy),
+            None => {
+                progress.skip(format_args!("{} of {name}: nobody else writes to it here", scenario.name()));
+                return Ok(Vec::new());
+            }
+        },
+        _ => None,
+    };
+    let subjects = plan.subjects(backend, scenario);
     let mut rows = Vec::new();
     for &kind in plan.runtimes {
-        progress.step(format_args!("{name}: hand-offs, {}", kind.name()));
+        progress.step(format_args!("{name}: {}, {}", scenario.name(), kind.name()));
         let mut measured = Vec::new();
         for subject in &subjects {
             measured.push((Game::start(backend, &location, &**subject, kind)?, Latencies::new(), Vec::new()));
@@ -54,9 +67,12 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
         }
         for (subject, (game, latencies, medians)) in subjects.iter().zip(measured) {
             game.end()?;
-            let row = Row::new(name, Scenario::Handoff, 2, &**subject, kind, Figure::Costs(medians));
+            let row = Row::new(name, scenario, 2, &**subject, kind, Figure::Costs(medians));
             rows.push(row.with_latencies(&latencies));
         }
+    }
+    if let Some(busy) = busy {
+        progress.step(format_args!("{name}: beside {:.0} writes per second", busy.per_second()));
     }
     Ok(rows)
 }

@@ -21,6 +21,8 @@ pub(crate) enum Scenario {
     Pair,
     /// From the begin of a release until another process, which waits, has the lock.
     Handoff,
+    /// The same while somebody else writes to the server.
+    HandoffBusy,
     /// Many tasks increment one value under one lock.
     Counter,
     /// Many leases that are only held.
@@ -38,6 +40,7 @@ impl Scenario {
         match self {
             Self::Pair => "pair",
             Self::Handoff => "handoff",
+            Self::HandoffBusy => "handoff-busy",
             Self::Counter => "counter",
             Self::Held => "held",
             Self::Crowd => "crowd",
@@ -55,7 +58,7 @@ impl Scenario {
         for backend in backends {
             rows.extend(match self {
                 Self::Pair => pair::run(plan, &**backend, progress)?,
-                Self::Handoff => handoff::run(plan, &**backend, progress)?,
+                Self::Handoff | Self::HandoffBusy => handoff::run(self, plan, &**backend, progress)?,
                 Self::Counter => counter::run(plan, &**backend, progress)?,
                 Self::Crowd => crowd::run(plan, &**backend, progress)?,
                 Self::Contenders => contenders::run(plan, &**backend, progress)?,

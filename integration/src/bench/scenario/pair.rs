@@ -50,7 +50,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
                     turn.reverse();
                 }
                 for (subject, (latencies, rates)) in turn {
-                    let (warm_up, time) = plan.pair;
+                    let (warm_up, time) = (plan.pair.0 * backend.pace(), plan.pair.1 * backend.pace());
                     let pairs = kind.build()?.block_on(subject.pairs(PairRound { tasks, warm_up, time }))?;
                     latencies.extend(&pairs.nanos);
                     rates.push(pairs.per_second);

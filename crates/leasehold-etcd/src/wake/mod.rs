@@ -1,0 +1,189 @@
+//! One watch stream for all waiters of a backend.
+//!
+//! A watch that starts at a past revision is served every 100 ms only, so watches start at the present and are kept warm:
+//! whoever waits makes sure that the watch on its lock stands, *then* reads whom it waits for, then waits. Each contended
+//! lock has a watch of its own on the stream, for deletions under its directory: a busy namespace sends us nothing
+//! that nobody waits for.
+
+mod stream;
+mod watched;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use leasehold_core::{BoxFuture, Result};
+use tokio::{sync::Notify, time::Instant};
+
+pub(crate) use self::watched::Epoch;
+use self::watched::Watched;
+use crate::{
+    connection::Cluster,
+    error::{self, Effect},
+    keys::{Directory, EtcdKey},
+};
+
+/// How long the watch on a lock is kept after its last waiter: the next one then need not wait for it.
+const KEEP_WARM: Duration = Duration::from_secs(30);
+
+/// All watches of a backend.
+#[derive(Debug)]
+pub(crate) struct Watches {
+    cluster: Arc<Cluster>,
+    state: Mutex<State>,
+    /// A watch is wanted that the stream does not have yet.
+    wanted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    by_directory: HashMap<Directory, Arc<Watched>>,
+    next: i64,
+    running: bool,
+    closed: bool,
+}
+
+/// A use of the watch on one lock; it is kept while there is one, and a little longer.
+#[derive(Debug)]
+pub(crate) struct Watching {
+    watches: Arc<Watches>,
+    watched: Arc<Watched>,
+}
+
+impl Watches {
+    pub(crate) fn new(cluster: &Arc<Cluster>) -> Arc<Self> {
+        Arc::new(Self { cluster: Arc::clone(cluster), state: Mutex::default(), wanted: Notify::new() })
+    }
+
+    /// Uses the watch on this lock. Costs nothing until [`Watching::warm`].
+    pub(crate) fn on(self: &Arc<Self>, directory: &Directory) -> Watching {
+        let mut state = self.lock();
+        let watched = match state.by_directory.get(directory) {
+            Some(watched) => Arc::clone(watched),
+            None => {
+                state.next += 1;
+                let watched = Arc::new(Watched::new(state.next, directory.clone()));
+                state.by_directory.insert(directory.clone(), Arc::clone(&watched));
+                watched
+            }
+        };
+        watched.users.fetch_add(1, Ordering::AcqRel);
+        drop(state);
+        Watching { watches: Arc::clone(self), watched }
+    }
+
+    /// Ends the stream.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.wanted.notify_one();
+    }
+
+    fn start(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.running, true) {
+            // Ends when nothing is watched, or with the backend.
+            drop(tokio::spawn(stream::run(Arc::downgrade(self))));
+        }
+        drop(state);
+        self.wanted.notify_one();
+    }
+
+    fn all(&self) -> Vec<Arc<Watched>> {
+        self.lock().by_directory.values().cloned().collect()
+    }
+
+    /// Forgets the watches that nobody has used for a while; their ids.
+    fn sweep(&self) -> Vec<i64> {
+        let now = Instant::now();
+        let mut ids = Vec::new();
+        self.lock().by_directory.retain(|_, watched| {
+            let idle = watched.users.load(Ordering::Acquire) == 0
+                && watched.lock().idle_since.is_none_or(|since| now.duration_since(since) >= KEEP_WARM);
+            if idle {
+                ids.push(watched.id);
+            }
+            !idle
+        });
+        ids
+    }
+
+    /// What to watch, or `None`, and the task ends.
+    fn to_watch(&self) -> Option<Vec<Arc<Watched>>> {
+        let mut state = self.lock();
+        let wanted: Vec<_> = state.by_directory.values().filter(|watched| watched.lock().asked).cloned().collect();
+        if wanted.is_empty() || state.closed {
+            state.running = false;
+            return None;
+        }
+        Some(wanted)
+    }
+
+    /// As [`to_watch`](Self::to_watch), for a task that goes on; `None` if the backend was closed.
+    fn to_watch_on_stream(&self) -> Option<Vec<Arc<Watched>>> {
+        let state = self.lock();
+        if state.closed {
+            return None;
+        }
+        Some(state.by_directory.values().filter(|watched| watched.lock().asked).cloned().collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watching {
+    /// Makes sure that the watch stands: what is deleted after this has returned is told.
+    pub(crate) async fn warm(&self, patience: Duration) -> Result<()> {
+        if self.watched.lock().warm {
+            return Ok(());
+        }
+        let warmed = async {
+            loop {
+                let mut warmed = std::pin::pin!(self.watched.warmed.notified());
+                warmed.as_mut().enable();
+                {
+                    let mut state = self.watched.lock();
+                    if state.warm {
+                        return;
+                    }
+                    state.asked = true;
+                }
+                self.watches.start();
+                warmed.await;
+            }
+        };
+        tokio::time::timeout(patience, warmed)
+            .await
+            .map_err(|_elapsed| error::timed_out("watch", Effect::None, &self.watches.cluster.endpoint()))
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.watched.epoch()
+    }
+
+    /// Completes when one of these keys is gone, or something may have been missed since `before`.
+    pub(crate) fn gone(&self, keys: Vec<EtcdKey>, before: Epoch) -> BoxFuture<'static, ()> {
+        self.watched.arm(Some(keys), before)
+    }
+
+    /// Completes when anybody has left since `before`, or something may have been missed.
+    pub(crate) fn changed(&self, before: Epoch) -> BoxFuture<'static, ()> {
+        self.watched.arm(None, before)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.watched.lock().idle_since = Some(Instant::now());
+        if self.watched.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let mut state = self.watches.lock();
+            // Was never asked of the server: nothing to keep warm.
+            if self.watched.users.load(Ordering::Acquire) == 0 && !self.watched.lock().asked {
+                state.by_directory.remove(&self.watched.directory);
+            }
+        }
+    }
+}

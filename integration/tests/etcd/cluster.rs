@@ -1,0 +1,52 @@
+//! Three members, of which some fail.
+
+use std::time::Duration;
+
+use leasehold_core::Released;
+use leasehold_integration::server::EtcdCluster;
+use tokio::time::{sleep, timeout};
+
+use crate::support::{SOON, client, ttl};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lock_and_its_token_outlive_the_leader() {
+    let mut cluster = EtcdCluster::start_members(3).unwrap();
+    let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let guard = one.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
+    let waiter = tokio::spawn({
+        let other = other.clone();
+        async move { other.mutex("k").with_ttl(ttl(6)).lock().await.unwrap() }
+    });
+    sleep(Duration::from_millis(300)).await;
+    let leader = cluster.leader().unwrap();
+    cluster.member(leader).kill();
+    // Longer than a TTL: it has been renewed at the others.
+    sleep(Duration::from_secs(8)).await;
+    assert!(guard.is_held() && !waiter.is_finished());
+    let token = guard.fencing_token();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    let next = timeout(SOON, waiter).await.unwrap().unwrap();
+    assert!(next.fencing_token() > token);
+    assert_eq!(next.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_one_member_may_be_dead_or_stopped() {
+    let mut cluster = EtcdCluster::start_members(3).unwrap();
+    let url = cluster.url();
+    for member in 0..3 {
+        cluster.member(member).pause().unwrap();
+        let one = client(&format!("{url}?timeout=500ms")).await;
+        for _ in 0..10 {
+            let guard = timeout(SOON, one.mutex("k").lock()).await.unwrap().unwrap();
+            assert_eq!(guard.release().await.unwrap(), Released::Freed);
+        }
+        cluster.member(member).resume().unwrap();
+        cluster.member(member).kill();
+        for _ in 0..10 {
+            let guard = timeout(SOON, one.mutex("k").lock()).await.unwrap().unwrap();
+            assert_eq!(guard.release().await.unwrap(), Released::Freed);
+        }
+        cluster.member(member).restart().unwrap();
+    }
+}

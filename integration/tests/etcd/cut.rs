@@ -1,0 +1,58 @@
+//! The connection is cut at every point of an acquisition, while the session goes on being renewed.
+
+use std::time::Duration;
+
+use leasehold_core::Released;
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::EtcdCluster,
+};
+use tokio::time::{sleep, timeout};
+
+use crate::support::{SOON, client, free, locks, ttl};
+
+/// Pieces that an acquisition sends or receives before the cut: more than there are.
+const POINTS: u64 = 6;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_ttls_later_nothing_is_held() {
+    let cluster = EtcdCluster::start().unwrap();
+    let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
+    let through = client(&format!("etcd://{}/?timeout=300ms&connect-timeout=300ms", proxy.addr())).await;
+    let direct = client(&cluster.url()).await;
+    // Keeps the session alive all the time.
+    let kept = through.mutex("kept").with_ttl(ttl(2)).lock().await.unwrap();
+    let mut cuts = 0;
+    for direction in [Direction::ClientToServer, Direction::ServerToClient] {
+        for chunks in 0..POINTS {
+            for contended in [false, true] {
+                let holder = if contended { Some(direct.mutex("cut").try_lock().await.unwrap()) } else { None };
+                let before = proxy.counters().connections;
+                proxy.cut_after_chunks(direction, chunks);
+                let attempt = tokio::spawn({
+                    let through = through.clone();
+                    async move { through.mutex("cut").with_ttl(ttl(2)).lock().await }
+                });
+                if let Some(holder) = holder {
+                    // It waits, or tries again to.
+                    sleep(Duration::from_millis(50)).await;
+                    free(holder).await;
+                }
+                // Whatever came of it, the guard is released.
+                drop(timeout(SOON, attempt).await.unwrap().unwrap());
+                cuts += proxy.counters().connections - before;
+                // Takes the wire down if the acquisition needed fewer pieces.
+                proxy.heal();
+                // It is in our own way until a renewal has removed it.
+                let next = timeout(SOON, direct.mutex("cut").with_ttl(ttl(2)).lock()).await.unwrap().unwrap();
+                free(next).await;
+            }
+        }
+    }
+    assert!(cuts >= POINTS, "connections were made anew only {cuts} times: nothing was cut");
+    sleep(ttl(4).as_duration()).await;
+    assert!(kept.is_held());
+    let left = locks(&cluster);
+    assert!(left.len() == 1 && left[0].starts_with("kept/"), "{left:?}");
+    assert_eq!(kept.release().await.unwrap(), Released::Freed);
+}

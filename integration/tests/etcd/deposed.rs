@@ -1,0 +1,137 @@
+//! A leader that was stopped, deposed, and goes on: it acknowledges keep-alives that mean nothing.
+
+use std::{env, sync::Arc, time::Duration};
+
+use leasehold_core::{Clock, Drift, ErrorKind, Lease, LockBackend, Moment, Request, SystemClock};
+use leasehold_etcd::{
+    EtcdBackend,
+    etcd_client::{Client, PutOptions},
+};
+use leasehold_integration::server::EtcdCluster;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{SOON, backend, ttl};
+
+/// How many rounds there are at most, and for how long: a machine with time to spare may set it to 50 or more, and then all
+/// of them are run.
+const ROUNDS: &str = "LEASEHOLD_ROUNDS";
+const FEW: u64 = 10;
+const BRIEFLY: Duration = Duration::from_secs(40);
+/// Holders in one round, each with a session of its own and a keep-alive queued at another moment.
+const HOLDERS: u64 = 5;
+
+/// Renews until once told that it worked, or that it is over; then no more.
+async fn renew_once(lease: Arc<dyn Lease>) -> Result<(), leasehold_core::Error> {
+    loop {
+        match Arc::clone(&lease).renew().await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Lost => return Err(error),
+            Err(_) => sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
+
+/// When these keys were seen to be gone on this member: they were gone before.
+async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Moment {
+    let begun = Instant::now();
+    while !cluster.at(member).keys(prefix).is_ok_and(|keys| keys.is_empty()) {
+        assert!(begun.elapsed() < SOON, "{prefix} is never freed");
+        sleep(Duration::from_millis(5)).await;
+    }
+    SystemClock.now()
+}
+
+/// The leader is stopped, keep-alives are queued in its socket, another leader is elected, the old leader goes on and answers.
+/// What is believed after that must end before the key does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposed_leader_that_goes_on_extends_nothing() {
+    let rounds: Option<u64> = env::var(ROUNDS).ok().map(|rounds| rounds.parse().unwrap());
+    let mut cluster = EtcdCluster::start_members(3).unwrap();
+    let begun = Instant::now();
+    for round in 0..rounds.unwrap_or(FEW) {
+        if rounds.is_none() && round > 0 && begun.elapsed() > BRIEFLY {
+            break;
+        }
+        let leader = cluster.leader().unwrap();
+        let mut holders = Vec::new();
+        for n in 0..HOLDERS {
+            let holder: Arc<EtcdBackend> = backend(&cluster.at(leader).url()).await;
+            let request = Request::new(format!("k{round}-{n}").try_into().unwrap()).with_ttl(ttl(2));
+            let lease = Arc::clone(&holder).acquire(request).await.unwrap();
+            // The stream stands, so that one keep-alive is one message.
+            Arc::clone(&lease).renew().await.unwrap();
+            holders.push((holder, lease));
+        }
+        cluster.member(leader).pause().unwrap();
+        // From before an election to the end of the holder's time.
+        let pause = Duration::from_millis(200 + 90 * (round % 20));
+        let renewals: Vec<_> = (0..)
+            .zip(&holders)
+            .map(|(n, (_, lease))| {
+                let lease = Arc::clone(lease);
+                tokio::spawn(async move {
+                    sleep(pause * n / HOLDERS as u32).await;
+                    renew_once(lease).await
+                })
+            })
+            .collect();
+        sleep(pause).await;
+        cluster.member(leader).resume().unwrap();
+        for (n, ((holder, lease), renewal)) in holders.into_iter().zip(renewals).enumerate() {
+            let freed = gone(&cluster, (leader + 1) % 3, &format!("k{round}-{n}/")).await;
+            let outcome = timeout(SOON, renewal).await.unwrap().unwrap();
+            let until = lease.valid_until().moment();
+            assert!(
+                until <= freed,
+                "round {round}: believed {:?} longer than the key was there, after {outcome:?}",
+                until.since(freed)
+            );
+            drop(holder.close().await);
+        }
+    }
+}
+
+/// The control: under the same attack, with the old leader kept from hearing of the new one, who takes a keep-alive's answer
+/// for a proof believes in its lock for seconds after the key is gone. We do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_believes_a_keep_alive_alone_outlives_the_key() {
+    const TTL_S: i64 = 6;
+    // It answers only before it finds itself without a majority: a busy machine may miss that.
+    for _ in 0..5 {
+        let mut cluster = EtcdCluster::builder().members(3).linked().start().unwrap();
+        let leader = cluster.leader().unwrap();
+        let rival_side = (leader + 1) % 3;
+        let addr = cluster.at(leader).addr().to_string();
+        let naive = Client::connect([addr], None).await.unwrap();
+        let lease = naive.lease_client().grant(TTL_S, None).await.unwrap().id();
+        naive.kv_client().put("naive/k", "", Some(PutOptions::new().with_lease(lease))).await.unwrap();
+        let (mut keeper, mut answers) = naive.lease_client().keep_alive(lease).await.unwrap();
+        keeper.keep_alive().await.unwrap();
+        answers.message().await.unwrap();
+        let ours = backend(&cluster.at(leader).url()).await;
+        let request = Request::new("ours".try_into().unwrap()).with_ttl(ttl(TTL_S as u64));
+        let held = Arc::clone(&ours).acquire(request).await.unwrap();
+        Arc::clone(&held).renew().await.unwrap();
+
+        cluster.links().unwrap().cut_off(leader);
+        cluster.member(leader).pause().unwrap();
+        sleep(Duration::from_millis(4_500)).await;
+        let sent = SystemClock.now();
+        keeper.keep_alive().await.unwrap();
+        let renewal = tokio::spawn(renew_once(Arc::clone(&held)));
+        sleep(Duration::from_millis(100)).await;
+        cluster.member(leader).resume().unwrap();
+        let answered = timeout(Duration::from_secs(1), answers.message()).await;
+        let freed = gone(&cluster, rival_side, "naive/").await;
+        let ours_freed = gone(&cluster, rival_side, "ours/").await;
+        let outcome = timeout(SOON, renewal).await.unwrap().unwrap();
+        let until = held.valid_until().moment();
+        assert!(until <= ours_freed, "believed {:?} too long, after {outcome:?}", until.since(ours_freed));
+        if matches!(&answered, Ok(Ok(Some(answer))) if answer.ttl() > 0) {
+            let believed = Drift::DEFAULT.deadline(sent, ttl(TTL_S as u64)).moment();
+            assert!(believed > freed, "the attack is harmless: the key outlived the belief");
+            return;
+        }
+    }
+    panic!("in five rounds no deposed leader acknowledged a keep-alive: this controls nothing");
+}

@@ -1,0 +1,61 @@
+//! A server that fails.
+
+use std::time::Duration;
+
+use leasehold_core::{ErrorKind, LossReason, Released};
+use leasehold_etcd::EtcdBackend;
+use leasehold_integration::server::EtcdCluster;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{SOON, client, ttl};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_server_is_an_error_in_time_and_the_holder_loses_by_its_deadline() {
+    let mut cluster = EtcdCluster::start().unwrap();
+    let client = client(&cluster.url()).await;
+    let guard = client.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();
+    cluster.member(0).pause().unwrap();
+    let begun = Instant::now();
+    let error = client.mutex("other").with_ttl(ttl(3)).lock().await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
+    assert!(begun.elapsed() < Duration::from_millis(3_100), "{:?}", begun.elapsed());
+    cluster.member(0).resume().unwrap();
+    let next = timeout(SOON, client.mutex("k").with_ttl(ttl(3)).lock()).await.unwrap().unwrap();
+    assert!(next.fencing_token() > guard.fencing_token());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_and_restarted_server_keeps_the_lock_and_its_waiter() {
+    let mut cluster = EtcdCluster::start().unwrap();
+    let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let guard = one.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
+    let waiter = tokio::spawn({
+        let other = other.clone();
+        async move { other.mutex("k").with_ttl(ttl(6)).lock().await.unwrap() }
+    });
+    sleep(Duration::from_millis(300)).await;
+    cluster.member(0).kill();
+    sleep(Duration::from_millis(500)).await;
+    cluster.member(0).restart().unwrap();
+    sleep(Duration::from_secs(3)).await;
+    assert!(guard.is_held() && !waiter.is_finished());
+    let token = guard.fencing_token();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    let next = timeout(SOON, waiter).await.unwrap().unwrap();
+    assert!(next.fencing_token() > token);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_say_what_to_do() {
+    let error = EtcdBackend::connect("etcd://127.0.0.1:1/").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+    let begun = Instant::now();
+    // A port that answers nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("etcd://{}/?timeout=200ms", silent.local_addr().unwrap());
+    assert_eq!(EtcdBackend::connect(&url).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+}

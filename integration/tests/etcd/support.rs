@@ -1,0 +1,52 @@
+//! What the tests share.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{LockClient, LockGuard, Released, Ttl};
+use leasehold_etcd::EtcdBackend;
+use leasehold_integration::server::EtcdCluster;
+use tokio::time::{Instant, sleep};
+
+/// For what must happen at all, on a machine that builds something else beside.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) async fn backend(url: &str) -> Arc<EtcdBackend> {
+    EtcdBackend::connect(url).await.unwrap()
+}
+
+pub(crate) async fn client(url: &str) -> LockClient {
+    LockClient::new(backend(url).await)
+}
+
+pub(crate) fn ttl(secs: u64) -> Ttl {
+    Ttl::from_secs(secs).unwrap()
+}
+
+pub(crate) async fn free(guard: LockGuard) {
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+/// The keys of those who hold or wait: all but those of sessions.
+pub(crate) fn locks(cluster: &EtcdCluster) -> Vec<String> {
+    let mut keys = cluster.at(0).keys("").unwrap();
+    keys.retain(|key| !key.starts_with("%session/"));
+    keys
+}
+
+/// Waits until the keys of those who hold or wait are as they should be.
+pub(crate) async fn until_locks(cluster: &EtcdCluster, what: &str, are: impl Fn(&[String]) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let keys = locks(cluster);
+        if are(&keys) {
+            return;
+        }
+        assert!(begun.elapsed() < SOON, "{what}: {keys:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The lease in a key of `name`.
+pub(crate) fn lease_of(key: &str, name: &str) -> String {
+    key.strip_prefix(&format!("{name}/")).unwrap().split('-').next().unwrap().to_owned()
+}

@@ -1,0 +1,112 @@
+//! Waiters are woken, and leave nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{Attempt, ErrorKind, LockBackend, Released, Request};
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::EtcdCluster,
+};
+use tokio::time::{sleep, timeout};
+
+use crate::support::{SOON, backend, client, free, locks, ttl, until_locks};
+
+/// With the safety net an hour away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_of_another_process_is_woken() {
+    let cluster = EtcdCluster::start().unwrap();
+    let url = format!("{}?safety-net=3600s", cluster.url());
+    let (one, other) = (client(&url).await, client(&url).await);
+    for _ in 0..20 {
+        let guard = one.mutex("k").lock().await.unwrap();
+        let other = other.clone();
+        let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
+        until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+        free(guard).await;
+        free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_waiters_leave_nothing() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let guard = one.mutex("k").lock().await.unwrap();
+    for wait in [1, 3, 10, 30, 100] {
+        let error = other.mutex("k").lock_within(Duration::from_millis(wait)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
+    until_locks(&cluster, "the holder alone", |keys| keys.len() == 1).await;
+    free(guard).await;
+    assert_eq!(locks(&cluster), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_attempt_is_woken_by_the_release() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (one, other) = (backend(&cluster.url()).await, backend(&cluster.url()).await);
+    let request = || Request::new("k".try_into().unwrap()).with_ttl(ttl(5));
+    for _ in 0..2 {
+        let Attempt::Granted(lease) = Arc::clone(&one).try_acquire(request()).await.unwrap() else {
+            panic!("contended")
+        };
+        let Attempt::Contended(contention) = Arc::clone(&other).try_acquire(request()).await.unwrap() else {
+            panic!("granted twice")
+        };
+        let wake = tokio::spawn(contention.wake.unwrap());
+        sleep(Duration::from_millis(100)).await;
+        assert!(!wake.is_finished());
+        assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
+        assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "told once");
+        timeout(SOON, wake).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_during_a_wait_does_not_hang_it() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let guard = one.mutex("k").lock().await.unwrap();
+    let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
+    sleep(Duration::from_millis(200)).await;
+    for n in 0..20 {
+        cluster.at(0).ctl(&["put", "unrelated", &n.to_string()]).unwrap();
+    }
+    let output = cluster.at(0).ctl(&["get", "unrelated", "--write-out=json"]).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let revision = json["header"]["revision"].to_string();
+    cluster.at(0).ctl(&["compact", "--physical", &revision]).unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    drop(timeout(SOON, waiter).await.unwrap().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_while_its_lease_expires_is_not_granted() {
+    let cluster = EtcdCluster::start().unwrap();
+    let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
+    let one = client(&cluster.url()).await;
+    let through = client(&format!("etcd://{}/?timeout=300ms&connect-timeout=300ms", proxy.addr())).await;
+    let guard = one.mutex("k").lock().await.unwrap();
+    let waiter = tokio::spawn(async move { through.mutex("k").with_ttl(ttl(2)).lock().await });
+    until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+    proxy.blackhole(Direction::Both);
+    until_locks(&cluster, "the holder alone", |keys| keys.len() == 1).await;
+    free(guard).await;
+    let rival = timeout(SOON, one.mutex("k").lock()).await.unwrap().unwrap();
+    proxy.heal();
+    sleep(Duration::from_secs(1)).await;
+    if waiter.is_finished() {
+        // It has given up after a TTL without an answer.
+        let error = waiter.await.unwrap().unwrap_err();
+        assert!(error.is_retryable(), "{error:?}");
+        free(rival).await;
+    } else {
+        // It queues anew, behind the rival.
+        let token = rival.fencing_token();
+        free(rival).await;
+        let next = timeout(SOON, waiter).await.unwrap().unwrap().unwrap();
+        assert!(next.fencing_token() > token);
+        free(next).await;
+    }
+    until_locks(&cluster, "nobody", <[String]>::is_empty).await;
+}
