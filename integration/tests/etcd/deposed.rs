@@ -31,6 +31,24 @@ async fn renew_once(lease: Arc<dyn Lease>) -> Result<(), leasehold_core::Error> 
     }
 }
 
+/// A lease that was renewed: its stream stands, so that one keep-alive is one message. A member that has just gone on, or a
+/// machine that is busy, may let it fail first.
+async fn acquired(holder: &Arc<EtcdBackend>, key: &str) -> Arc<dyn Lease> {
+    let begun = Instant::now();
+    loop {
+        let request = Request::new(key.try_into().unwrap()).with_ttl(ttl(2));
+        match Arc::clone(holder).acquire(request).await {
+            Ok(lease) => {
+                if Arc::clone(&lease).renew().await.is_ok() {
+                    return lease;
+                }
+                drop(lease.release().await);
+            }
+            Err(error) => assert!(begun.elapsed() < SOON, "{error:?}"),
+        }
+    }
+}
+
 /// When these keys were seen to be gone on this member: they were gone before.
 async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Moment {
     let begun = Instant::now();
@@ -56,10 +74,7 @@ async fn a_deposed_leader_that_goes_on_extends_nothing() {
         let mut holders = Vec::new();
         for n in 0..HOLDERS {
             let holder: Arc<EtcdBackend> = backend(&cluster.at(leader).url()).await;
-            let request = Request::new(format!("k{round}-{n}").try_into().unwrap()).with_ttl(ttl(2));
-            let lease = Arc::clone(&holder).acquire(request).await.unwrap();
-            // The stream stands, so that one keep-alive is one message.
-            Arc::clone(&lease).renew().await.unwrap();
+            let lease = acquired(&holder, &format!("k{round}-{n}")).await;
             holders.push((holder, lease));
         }
         cluster.member(leader).pause().unwrap();
@@ -128,10 +143,11 @@ async fn who_believes_a_keep_alive_alone_outlives_the_key() {
         let until = held.valid_until().moment();
         assert!(until <= ours_freed, "believed {:?} too long, after {outcome:?}", until.since(ours_freed));
         if matches!(&answered, Ok(Ok(Some(answer))) if answer.ttl() > 0) {
-            let believed = Drift::DEFAULT.deadline(sent, ttl(TTL_S as u64)).moment();
-            assert!(believed > freed, "the attack is harmless: the key outlived the belief");
-            return;
+            // The others may have elected a leader late: then it kept the key for long.
+            if Drift::DEFAULT.deadline(sent, ttl(TTL_S as u64)).moment() > freed {
+                return;
+            }
         }
     }
-    panic!("in five rounds no deposed leader acknowledged a keep-alive: this controls nothing");
+    panic!("in five rounds no acknowledgement by a deposed leader outlived the key: this controls nothing");
 }
