@@ -6,7 +6,7 @@ use std::{
 };
 
 use leasehold_core::{Clock, SystemClock};
-use leasehold_testkit::history::{Event, Op, Phase};
+pub(super) use leasehold_testkit::history::{Event, Op, Phase};
 
 use crate::{HarnessError, Result};
 

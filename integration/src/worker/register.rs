@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use leasehold_testkit::history::{RegisterLine, Write};
+pub(super) use leasehold_testkit::history::{RegisterLine, Write};
 
 /// No line is longer.
 const TAIL: u64 = 1024;
