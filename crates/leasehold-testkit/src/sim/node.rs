@@ -1,7 +1,10 @@
 //! [`SimNode`]: a server.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,8 @@ pub enum Amnesia {
 /// A server with a clock of its own. It answers messages, one at a time, while it is up and not paused.
 #[derive(Debug)]
 pub struct SimNode {
+    /// Another one for each node of this process.
+    id: u64,
     clock: Arc<SimClock>,
     state: Mutex<State>,
     resumed: Notify,
@@ -64,7 +69,9 @@ impl SimNode {
             durable: false,
             bug: None,
         };
-        Arc::new(Self { clock, state: Mutex::new(state), resumed: Notify::new(), freed: Arc::default() })
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { id, clock, state: Mutex::new(state), resumed: Notify::new(), freed: Arc::default() })
     }
 
     /// Whether the node loses nothing in a restart, as its configuration says. It does what [`crash`](Self::crash) says.
@@ -163,7 +170,8 @@ impl SimNode {
         }
         let State { memory, run, started, durable, bug, .. } = &mut *state;
         let now = self.clock.now();
-        let mut desk = Desk { memory, run: *run, up_for: now.since(*started), durable: *durable, bug: *bug, now };
+        let mut desk =
+            Desk { memory, node: self.id, run: *run, up_for: now.since(*started), durable: *durable, bug: *bug, now };
         let answered = answer(&mut desk);
         Some(answered)
     }
@@ -192,13 +200,14 @@ pub(super) struct Desk<'a> {
     pub(super) now: Moment,
     pub(super) durable: bool,
     pub(super) bug: Option<NodeBug>,
+    node: u64,
     run: u64,
     up_for: Duration,
 }
 
 impl Desk<'_> {
     pub(super) fn run_name(&self) -> String {
-        self.run.to_string()
+        format!("{}.{}", self.node, self.run)
     }
 
     pub(super) fn membership(&self) -> Membership {

@@ -15,17 +15,29 @@ const FOUL: Weather = Weather {
     twice_permille: 30,
 };
 
+/// A third of all messages is overtaken by others.
+pub(crate) const LATE: Weather = Weather {
+    delay: Duration::from_micros(500)..Duration::from_millis(2),
+    late_permille: 300,
+    late: Duration::from_millis(300),
+    lost_permille: 5,
+    twice_permille: 30,
+};
+
 pub(crate) struct Faults {
     pub(crate) network: Arc<Network>,
     pub(crate) nodes: Vec<Arc<SimNode>>,
     pub(crate) clients: Vec<Rc<Client>>,
     pub(crate) shared: Rc<Shared>,
     pub(crate) durable: bool,
+    /// The weather between foul ones.
+    pub(crate) climate: Weather,
 }
 
 impl Faults {
     /// Breaks something every now and then, and repairs it.
     pub(crate) async fn strike(&self) {
+        self.network.set_weather(self.climate.clone());
         while !self.shared.is_over() {
             tokio::time::sleep(self.shared.between(20..500)).await;
             let node = self.shared.pick(&self.nodes);
@@ -50,8 +62,8 @@ impl Faults {
                 _ => {
                     self.network.set_weather(FOUL);
                     self.shared.log(|| String::from("the weather is foul"));
-                    let network = Arc::clone(&self.network);
-                    self.later(1..1500, move || network.set_weather(Weather::FAIR));
+                    let (network, climate) = (Arc::clone(&self.network), self.climate.clone());
+                    self.later(1..1500, move || network.set_weather(climate));
                 }
             }
         }
@@ -98,7 +110,9 @@ impl Faults {
         }));
     }
 
-    pub(crate) fn mend_everything(&self) {
+    /// The repairs that are still to come have nothing left to do.
+    pub(crate) async fn mend_everything(&self) {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         self.network.set_weather(Weather::FAIR);
         for node in &self.nodes {
             node.start();

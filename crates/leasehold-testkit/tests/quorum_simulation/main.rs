@@ -86,7 +86,12 @@ fn a_seed_repeats_its_history() {
     assert!(grants > 50, "{grants} grants in five seeds");
 }
 
-/// Each of these must be found within so many seeds.
+/// Within so many seeds a wrong variant must be found.
+const SEEDS: u64 = 1_000;
+/// And one that needs a write-back to be late by just so much.
+#[cfg(not(debug_assertions))]
+const MANY_SEEDS: u64 = 10_000;
+
 fn must_be_found(flaw: Flaw, seeds: u64) {
     let Some((seed, problems)) = first_failure(seeds, Some(flaw)) else {
         panic!("{flaw:?} was not found in {seeds} seeds");
@@ -96,35 +101,37 @@ fn must_be_found(flaw: Flaw, seeds: u64) {
 
 #[test]
 fn write_backs_that_are_lost_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::WriteBackLost), 200);
+    must_be_found(Flaw::Nodes(NodeBug::WriteBackLost), SEEDS);
 }
 
+/// Only where the compiler has optimised: it takes too many seeds otherwise.
+#[cfg(not(debug_assertions))]
 #[test]
 fn write_backs_that_are_not_strict_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::WriteBackNotStrict), 200);
+    must_be_found(Flaw::Nodes(NodeBug::WriteBackNotStrict), MANY_SEEDS);
 }
 
 #[test]
 fn nodes_without_memory_that_vote_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::AmnesiacVotes), 200);
+    must_be_found(Flaw::Nodes(NodeBug::AmnesiacVotes), SEEDS);
 }
 
 #[test]
 fn releases_of_any_owners_lock_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::ReleasesAnyOwner), 200);
+    must_be_found(Flaw::Nodes(NodeBug::ReleasesAnyOwner), SEEDS);
 }
 
 #[test]
 fn deadlines_from_the_answer_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::DeadlineFromAnswer), 200);
+    must_be_found(Flaw::Nodes(NodeBug::DeadlineFromAnswer), SEEDS);
 }
 
 #[test]
 fn refusals_that_count_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::RefusalCounts), 200);
+    must_be_found(Flaw::Nodes(NodeBug::RefusalCounts), SEEDS);
 }
 
 #[test]
 fn majorities_of_those_that_answer_are_found() {
-    must_be_found(Flaw::MajorityOfAnswered, 200);
+    must_be_found(Flaw::MajorityOfAnswered, SEEDS);
 }

@@ -14,10 +14,14 @@ use leasehold_core::{
 };
 use leasehold_testkit::{
     history::{self, Event, Op, Order, Phase},
-    sim::{Network, NodeBug, SimBackend, SimClock, SimNode},
+    sim::{Network, NodeBug, SimBackend, SimClock, SimNode, Weather},
 };
 
-use crate::{client::Client, faults::Faults, register::Register};
+use crate::{
+    client::Client,
+    faults::{Faults, LATE},
+    register::Register,
+};
 
 pub(crate) const KEY: &str = "k";
 pub(crate) const TTL: Duration = Duration::from_millis(600);
@@ -46,6 +50,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Shared {
     dice: RefCell<fastrand::Rng>,
     over: Cell<bool>,
+    floors: bool,
     attempts: Cell<u64>,
     clock: Arc<SimClock>,
     faults: RefCell<Vec<(u64, String)>>,
@@ -100,7 +105,9 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     let mut clock = || SimClock::wrong(Duration::from_millis(dice.u64(..3_600_000)), dice.i32(-4_000..4_000));
     let nodes: Vec<_> = (0..count).map(|_| SimNode::new(clock())).collect();
     let clocks: Vec<_> = (0..CLIENTS).map(|_| clock()).collect();
+    let floors = dice.bool();
     let shared = Rc::new(Shared {
+        floors,
         dice: RefCell::new(dice),
         over: Cell::default(),
         attempts: Cell::default(),
@@ -126,7 +133,9 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
         clients.push(Rc::new(Client::new(format!("client {index}"), clock, links, quorum, &shared)));
     }
 
-    let faults = Rc::new(Faults { network, nodes, clients: clients.clone(), shared: Rc::clone(&shared), durable });
+    let climate = if shared.one_in(3) { LATE } else { Weather::FAIR };
+    let faults =
+        Rc::new(Faults { network, nodes, clients: clients.clone(), shared: Rc::clone(&shared), durable, climate });
     let workers: Vec<_> = clients
         .iter()
         .map(|client| {
@@ -142,7 +151,7 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     for worker in workers {
         worker.await.unwrap();
     }
-    faults.mend_everything();
+    faults.mend_everything().await;
     let problems = in_peace(&faults).await;
     judge(&shared, problems)
 }
@@ -154,10 +163,9 @@ async fn open(
     provision: bool,
 ) -> Arc<dyn LockBackend> {
     let largest = Ttl::new(TTL).unwrap();
-    // A floor that is different at each client, and sometimes no floor at all: tokens must not depend on it.
-    let (skew, start) = (u64::from(shared.below(2_000)), Arc::clone(&shared.clock));
-    let with_floor = !shared.one_in(3);
-    let floor = move || FencingToken::new(if with_floor { start.true_time() / 1_000_000 + skew } else { 0 });
+    // A floor that is different at each client, or none: tokens must not depend on it.
+    let (skew, start, floors) = (u64::from(shared.below(2_000)), Arc::clone(&shared.clock), shared.floors);
+    let floor = move || FencingToken::new(if floors { start.true_time() / 1_000_000 + skew } else { 0 });
     let config = QuorumConfig::new().with_largest_ttl(largest).with_token_floor(floor);
     let nodes = links.into_iter().map(|link| link as Arc<dyn LockBackend>).collect();
     let quorum = QuorumBackend::open(nodes, config).await.unwrap();
