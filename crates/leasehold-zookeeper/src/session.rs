@@ -182,7 +182,8 @@ impl SessionDriver for ZookeeperSessions {
         let session = link.client.session_id().0;
         let (node, label) = (cluster.names.session(session, tag), time.label().as_bytes().to_vec());
         let sent = time.now();
-        self.mark(&link, patience, &node, &label).await?;
+        // There is no deadline yet that a second try must meet.
+        self.mark(&link, cluster.config.timeout.min(ttl), &node, &label).await?;
         // Opening a session is a transaction of its own, from which the leader counts: but only ours was opened just now.
         let (pulse, deadline) = if cluster.given().is_some() {
             let pulse = Pulse::after_silence(sent, ttl / DRIVERS_SILENCE);
