@@ -55,9 +55,8 @@ async fn permits_are_the_keys_that_the_documentation_says() {
     let one = client(server.url(), "").await;
     let pool = PgPool::connect(server.url()).await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
-    let mut psql = async |sql: &'static str| -> bool {
-        sqlx::query_scalar(sql).fetch_one(&mut *connection).await.unwrap()
-    };
+    let mut psql =
+        async |sql: &'static str| -> bool { sqlx::query_scalar(sql).fetch_one(&mut *connection).await.unwrap() };
     // Somebody else has one of two.
     assert!(psql("SELECT pg_try_advisory_lock(hashtextextended('documented', 2))").await);
     let permit = one.semaphore("documented", 2).try_acquire().await.unwrap();
@@ -82,8 +81,10 @@ async fn every_key_scheme_takes_the_locks_of_the_others() {
         ("dotnet", "00000077,000000ff", "SELECT pg_try_advisory_lock(119, 255)"),
         ("dotnet", "00000077000000ff", "SELECT pg_try_advisory_lock(511101108479)"),
     ] {
-        let (one, other) =
-            (client(server.url(), &format!("&keys={keys}")).await, client(server.url(), &format!("&keys={keys}")).await);
+        let (one, other) = (
+            client(server.url(), &format!("&keys={keys}")).await,
+            client(server.url(), &format!("&keys={keys}")).await,
+        );
         let guard = one.mutex(name).try_lock().await.unwrap();
         let mut connection = pool.acquire().await.unwrap();
         let taken: bool = sqlx::query_scalar(taken).fetch_one(&mut *connection).await.unwrap();

@@ -126,8 +126,10 @@ impl Link {
 
     /// Looks at the server for the first time: refuses what would break locks.
     pub(crate) async fn probe(&self) -> Result<Server> {
-        let (mut one, mut other) =
-            (self.connect("leasehold connects", "connect").await?, self.connect("leasehold connects", "connect").await?);
+        let (mut one, mut other) = (
+            self.connect("leasehold connects", "connect").await?,
+            self.connect("leasehold connects", "connect").await?,
+        );
         self.refuse_shared_backends(&mut one, &mut other).await?;
         let looked = sqlx::query(
             "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), \
@@ -257,7 +259,11 @@ impl Link {
         Err(error::plain(
             ErrorKind::Unsupported,
             "acquire",
-            format!("{} does not keep the settings {}; is there a pooler in between?", self.endpoint(), names.join(", ")),
+            format!(
+                "{} does not keep the settings {}; is there a pooler in between?",
+                self.endpoint(),
+                names.join(", ")
+            ),
         ))
     }
 }

@@ -52,8 +52,8 @@ impl Op {
     /// Whether a token may be drawn.
     pub(crate) fn takes(self) -> bool {
         use Op::{
-            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign, Unlock,
-            UnlockPermit, UnlockShared, Unsign, UnsignWriter,
+            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign,
+            Unlock, UnlockPermit, UnlockShared, Unsign, UnsignWriter,
         };
         match self {
             Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous | SharedCourteous => true,

@@ -70,8 +70,16 @@ pub(crate) struct Planned {
 
 pub(crate) enum What {
     /// `sole`: the statement takes the signs down with the grant.
-    Take { key: AdvisoryKey, signs: Option<Signs>, sole: bool },
-    Join { name: Name, key: AdvisoryKey, signs: Option<Signs> },
+    Take {
+        key: AdvisoryKey,
+        signs: Option<Signs>,
+        sole: bool,
+    },
+    Join {
+        name: Name,
+        key: AdvisoryKey,
+        signs: Option<Signs>,
+    },
     GiveBack,
     PutUp(i64),
     TakeDown,
