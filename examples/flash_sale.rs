@@ -160,7 +160,8 @@ impl Stock {
                 command.query_async::<()>(&mut connection.clone()).await?;
             }
             Self::Postgres { pool, name } => {
-                let put = "INSERT INTO flash_sale VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET shelf = EXCLUDED.shelf";
+                let put =
+                    "INSERT INTO flash_sale VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET shelf = EXCLUDED.shelf";
                 sqlx::query(put).bind(name).bind(text).execute(pool).await?;
             }
         }

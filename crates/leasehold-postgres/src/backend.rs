@@ -108,7 +108,11 @@ impl PostgresBackend {
             Mode::Shared => Want::Shared(names.lock(request.key())?),
             Mode::Permit { of } => Want::Permit(names.semaphore(request.key(), of.get())?),
             mode => {
-                return Err(error::plain(ErrorKind::Unsupported, "acquire", format!("this backend has no {mode} locks")));
+                return Err(error::plain(
+                    ErrorKind::Unsupported,
+                    "acquire",
+                    format!("this backend has no {mode} locks"),
+                ));
             }
         })
     }

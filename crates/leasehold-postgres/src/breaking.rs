@@ -74,7 +74,8 @@ async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Res
     link.within(query.execute(&mut *connection)).await?.map_err(failed)?;
     let begun = Instant::now();
     loop {
-        let query = sqlx::query(NOTED).bind(id.pid).bind(id.started).bind(id.key.bits()).bind(id.key.is_pair()).bind(mark);
+        let query =
+            sqlx::query(NOTED).bind(id.pid).bind(id.started).bind(id.key.bits()).bind(id.key.is_pair()).bind(mark);
         let row = link.within(query.fetch_optional(&mut *connection)).await?.map_err(failed)?;
         let Some(row) = row else { return Ok(Broken::AlreadyGone) };
         let (name, noted): (String, bool) = (link.read(&row, 0)?, link.read(&row, 1)?);

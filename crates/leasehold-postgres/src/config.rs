@@ -109,9 +109,10 @@ impl PostgresConfig {
         let plain = |part: &str| {
             !part.is_empty() && part.len() < 64 && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
-        self.sequence.split_once('.').filter(|(schema, name)| plain(schema) && plain(name)).ok_or_else(|| {
-            invalid("the option `sequence` is not schema.name, each of letters, digits and underscores")
-        })
+        self.sequence
+            .split_once('.')
+            .filter(|(schema, name)| plain(schema) && plain(name))
+            .ok_or_else(|| invalid("the option `sequence` is not schema.name, each of letters, digits and underscores"))
     }
 }
 
@@ -130,7 +131,17 @@ impl fmt::Debug for Location {
 
 /// What the driver reads.
 const DRIVERS: [&str; 11] = [
-    "dbname", "host", "hostaddr", "options", "password", "port", "sslcert", "sslkey", "sslmode", "sslrootcert", "user",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "user",
 ];
 
 impl Location {
@@ -165,7 +176,8 @@ impl Location {
                 "safety-net" => config.safety_net = duration("safety-net", &value).map_err(ours)?,
                 "max-sessions" => {
                     let max = value.parse().ok().filter(|max| *max > 0);
-                    config.max_sessions = max.ok_or_else(|| invalid("the option `max-sessions` is no number above 0"))?;
+                    config.max_sessions =
+                        max.ok_or_else(|| invalid("the option `max-sessions` is no number above 0"))?;
                 }
                 name if DRIVERS.contains(&name) => theirs.push((name.to_owned(), value.into_owned())),
                 other => {

@@ -65,10 +65,9 @@ pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) 
             format!("cannot reach {endpoint} ({cause}); check the address, and that a server runs there"),
         ),
         Driver::Tls(cause) => of_tls(&cause.to_string(), endpoint),
-        Driver::Configuration(cause) => (
-            ErrorKind::InvalidInput,
-            format!("the driver refuses its settings for {endpoint}: {cause}"),
-        ),
+        Driver::Configuration(cause) => {
+            (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {cause}"))
+        }
         Driver::PoolTimedOut => (ErrorKind::Unavailable, format!("no connection to {endpoint} in time")),
         _ => (ErrorKind::Protocol, format!("the driver failed at {endpoint}: {error}")),
     };
@@ -93,12 +92,16 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
         "53300" => unavailable("raise max_connections, or let fewer programs connect"),
         "57014" => unavailable("the statement was cancelled; is the server overloaded, or the TTL very short?"),
         LOCK_NOT_AVAILABLE => unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL"),
-        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => unavailable("the server ended the connection, or is starting"),
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
+            unavailable("the server ended the connection, or is starting")
+        }
         "25006" => (
             ErrorKind::Unsupported,
             format!("{endpoint}: {message}; connect to the primary, with a role that may write"),
         ),
-        "28P01" | "28000" => (ErrorKind::Denied, format!("{endpoint}: {message}; check user, password and pg_hba.conf")),
+        "28P01" | "28000" => {
+            (ErrorKind::Denied, format!("{endpoint}: {message}; check user, password and pg_hba.conf"))
+        }
         INSUFFICIENT_PRIVILEGE => (ErrorKind::Denied, format!("{endpoint}: {message}")),
         "3D000" => (ErrorKind::InvalidInput, format!("{endpoint}: {message}; name another database")),
         code if code.starts_with("08") || code.starts_with("53") || code.starts_with("57") => {

@@ -48,7 +48,9 @@ pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result
 async fn look(link: &Link, connection: &mut PgConnection, quoted: &str) -> Result<bool> {
     let (schema, name) = link.config.sequence_parts()?;
     let looked = sqlx::query(LOOK).bind(schema).bind(name).fetch_optional(connection);
-    let Some(row) = link.within(looked).await?.map_err(|error| link.failed(error, "connect"))? else { return Ok(false) };
+    let Some(row) = link.within(looked).await?.map_err(|error| link.failed(error, "connect"))? else {
+        return Ok(false);
+    };
     let (fit, usable): (bool, bool) = (link.read(&row, 0)?, link.read(&row, 1)?);
     if !fit {
         return Err(error::plain(

@@ -67,16 +67,25 @@ pub(crate) struct Take {
 pub(crate) enum Job {
     Take(Take),
     /// `semaphore` is what waiters for a permit wait for.
-    GiveBack { name: Name, key: AdvisoryKey, semaphore: Option<AdvisoryKey> },
+    GiveBack {
+        name: Name,
+        key: AdvisoryKey,
+        semaphore: Option<AdvisoryKey>,
+    },
     /// Only takes signs down that have been left.
     Tidy,
 }
 
 #[derive(Debug)]
 pub(crate) enum Done {
-    Granted { key: AdvisoryKey, token: Option<i64> },
+    Granted {
+        key: AdvisoryKey,
+        token: Option<i64>,
+    },
     /// `signed`: its signs are up.
-    Refused { signed: bool },
+    Refused {
+        signed: bool,
+    },
     /// Whether it was held.
     GivenBack(bool),
     Tidied,

@@ -315,7 +315,12 @@ mod tests {
 
     #[test]
     fn bits_and_pg_locks_and_payloads_go_both_ways() {
-        for key in [AdvisoryKey::Int64(-5), AdvisoryKey::Int64(7 << 40), AdvisoryKey::Int32Pair(-1, 7), AdvisoryKey::Int32Pair(3, -2)] {
+        for key in [
+            AdvisoryKey::Int64(-5),
+            AdvisoryKey::Int64(7 << 40),
+            AdvisoryKey::Int32Pair(-1, 7),
+            AdvisoryKey::Int32Pair(3, -2),
+        ] {
             let pair = matches!(key, AdvisoryKey::Int32Pair(..));
             let (class, object) = (key.bits() >> 32 & 0xffff_ffff, key.bits() & 0xffff_ffff);
             assert_eq!(AdvisoryKey::of_pg_locks(class, object, if pair { 2 } else { 1 }), key);

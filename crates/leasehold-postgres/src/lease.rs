@@ -3,7 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait, session::Claim,
+    Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait,
+    session::Claim,
 };
 
 use crate::{

@@ -169,7 +169,9 @@ impl SessionDriver for PostgresSessions {
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
-        handle.driven("reconcile", move |wire, link| Box::pin(async move { wire.give_back(link, &orphans).await })).await
+        handle
+            .driven("reconcile", move |wire, link| Box::pin(async move { wire.give_back(link, &orphans).await }))
+            .await
     }
 
     async fn close(&self, handle: &Handle) -> Result<()> {

@@ -57,12 +57,7 @@ pub(crate) struct Waiting {
 
 impl Wakes {
     pub(crate) fn new(link: &Arc<Link>) -> Arc<Self> {
-        Arc::new(Self {
-            link: Arc::clone(link),
-            state: Mutex::default(),
-            warmed: Notify::new(),
-            look: Arc::default(),
-        })
+        Arc::new(Self { link: Arc::clone(link), state: Mutex::default(), warmed: Notify::new(), look: Arc::default() })
     }
 
     /// Waits for this key from now on.

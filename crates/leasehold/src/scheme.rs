@@ -38,11 +38,7 @@ const SCHEMES: [(&str, Scheme); 11] = [
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 3] = [
-    ("zookeeper", "ZooKeeper"),
-    ("zk", "ZooKeeper"),
-    ("redlock", "Redlock"),
-];
+const PLANNED: [(&str, &str); 3] = [("zookeeper", "ZooKeeper"), ("zk", "ZooKeeper"), ("redlock", "Redlock")];
 
 const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, etcd://HOST,HOST, etcds://HOST, postgres://HOST/DB";
 
