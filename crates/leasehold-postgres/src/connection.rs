@@ -61,6 +61,9 @@ pub(crate) struct Holding {
     pub(crate) pid: i32,
     /// Whether commits wait for a standby.
     pub(crate) synchronous: bool,
+    /// The database's oid. Read once: whoever reads the catalogue of databases needs an entry of the lock table for it, and
+    /// gives back nothing where that is full.
+    pub(crate) database: i64,
 }
 
 impl Link {
@@ -194,23 +197,24 @@ impl Link {
     pub(crate) async fn open(&self, ttl: Ttl, label: &str) -> Result<Holding> {
         let mut connection = self.connect(&shown(ttl, label), "acquire").await?;
         let set_up = timeout(self.config.timeout, self.set_up(&mut connection, ttl)).await;
-        let (pid, synchronous) = match set_up {
+        let (pid, synchronous, database) = match set_up {
             Ok(set_up) => set_up?,
             Err(_elapsed) => return Err(error::timed_out(ErrorKind::Unavailable, "acquire", &self.endpoint())),
         };
-        Ok(Holding { connection, pid, synchronous })
+        Ok(Holding { connection, pid, synchronous, database })
     }
 
-    async fn set_up(&self, connection: &mut PgConnection, ttl: Ttl) -> Result<(i32, bool)> {
+    async fn set_up(&self, connection: &mut PgConnection, ttl: Ttl) -> Result<(i32, bool, i64)> {
         let failed = |error| self.failed(error, "acquire");
         let asked = "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('server_version_num')::int4, \
-                     current_setting('synchronous_standby_names') <> ''";
+                     current_setting('synchronous_standby_names') <> '', \
+                     (SELECT oid::int8 FROM pg_database WHERE datname = current_database())";
         let row = sqlx::query(asked).fetch_one(&mut *connection).await.map_err(failed)?;
         if self.read(&row, 1)? {
             return Err(self.refused_standby());
         }
         let (pid, version): (i32, i32) = (self.read(&row, 0)?, self.read(&row, 2)?);
-        let synchronous = self.read(&row, 3)?;
+        let (synchronous, database) = (self.read(&row, 3)?, self.read(&row, 4)?);
         let millis = ttl.as_millis();
         let patience = self.patience(ttl).as_millis().max(1);
         let mut needed = vec![
@@ -240,7 +244,7 @@ impl Link {
         if let Err(error) = self.set(connection, wanted).await {
             tracing::debug!(target: "leasehold", %error, "the server cannot watch the connection more closely");
         }
-        Ok((pid, synchronous))
+        Ok((pid, synchronous, database))
     }
 
     /// Sets, and reads back in another statement.

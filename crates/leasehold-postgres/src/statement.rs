@@ -86,10 +86,10 @@ impl Row {
 #[derive(Clone, Debug)]
 pub(crate) struct Statements {
     /// `$1` operations, `$2` keys, `$3` waiters' signs, `$4` keys beside, `$5` whether the tokens must reach a standby,
-    /// `$6` how a commit that notifies waits: one row of results, pid, and whether it was flushed.
+    /// `$6` how a commit that notifies waits, `$7` the database: one row of results, pid, and whether it was flushed.
     pub(crate) batch: SqlStr,
     /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common, `$4` whether the count's key is
-    /// still to be taken: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
+    /// still to be taken, `$5` the database: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
     /// `-2 - n` if somebody has permits with a count of n. And the pid.
     pub(crate) permit: SqlStr,
 }
@@ -105,7 +105,7 @@ fn no_writer(sign: &str) -> String {
         "(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) \
          ELSE NOT EXISTS (SELECT FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
          AND l.mode = 'ShareLock' AND l.pid <> pg_backend_pid() \
-         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+         AND l.database::int8 = $7 \
          AND l.classid::int8 = (({sign} >> 32) & 4294967295) AND l.objid::int8 = ({sign} & 4294967295)) END)"
     )
 }
@@ -159,18 +159,18 @@ const PERMIT: &str = "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
      ELSE coalesce(\
      (SELECT min(-2 - (l.objid::int8 & 1048575)) FROM pg_locks AS l \
      WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
-     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+     AND l.database::int8 = $5 \
      AND ((l.classid::int8 << 32) | l.objid::int8) & ~1048575::int8 = $3 \
      AND (l.objid::int8 & 1048575) <> ($2::int8 & 1048575)), \
      (SELECT u.i FROM unnest($1::int8[]) WITH ORDINALITY AS u(p, i) WHERE pg_try_advisory_lock(u.p) LIMIT 1), \
      0) END)::int8 AS r) AS s";
 
-/// What this session has, and which of `$1` others have: `classid`, `objid`, `objsubid`, whether exclusively, and whether it
+/// What this session has, and which of `$1` others have, in the database `$2`: `classid`, `objid`, `objsubid`, whether exclusively, and whether it
 /// is this session.
 pub(crate) const OWNED: &str = "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', \
      pid = pg_backend_pid() FROM pg_locks WHERE locktype = 'advisory' AND granted \
      AND (pid = pg_backend_pid() OR objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[])) \
-     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+     AND database::int8 = $2";
 
 /// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive.
 pub(crate) const UNLOCK: &str = "SELECT bool_and(u), pg_backend_pid() FROM (SELECT CASE \

@@ -28,6 +28,8 @@ pub(crate) struct Wire {
     pid: i32,
     /// Whether commits wait for a standby.
     synchronous: bool,
+    /// The database's oid.
+    database: i64,
     held: HashMap<AdvisoryKey, Held>,
     /// Signs and counts that are up, and for how many.
     signs: HashMap<i64, usize>,
@@ -98,12 +100,13 @@ impl Batch {
 
 impl Wire {
     pub(crate) fn new(holding: Holding, counted: Counted, limit: Duration) -> Self {
-        let Holding { connection, pid, synchronous } = holding;
+        let Holding { connection, pid, synchronous, database } = holding;
         Self {
             connection: Some(connection),
             counted: Some(counted),
             pid,
             synchronous,
+            database,
             held: HashMap::new(),
             signs: HashMap::new(),
             broken: HashMap::new(),
@@ -159,7 +162,7 @@ impl Wire {
         match self.ask(link, &rows).await {
             Ok(results) if results.len() == planned.len() => {
                 for (planned, result) in planned.into_iter().zip(results) {
-                    let answer = self.take_result(&planned.what, result);
+                    let answer = self.take_result(link, &planned.what, result);
                     if let Some(job) = planned.job {
                         answers[job] = Some(Ok(answer));
                     }
@@ -184,15 +187,16 @@ impl Wire {
         }
     }
 
-    fn take_result(&mut self, what: &What, result: i64) -> Done {
+    fn take_result(&mut self, link: &Link, what: &What, result: i64) -> Done {
         match *what {
             What::Take { key, signs, sole } => {
                 if result <= 0 {
                     self.held.remove(&key);
                     return Done::Refused { signed: self.are_up(signs) };
                 }
+                let drawn = link.config.fencing.then_some(result);
                 if let Some(Held::Shared { token, .. }) = self.held.get_mut(&key) {
-                    *token = Some(result);
+                    *token = drawn;
                 }
                 for sign in signs.iter().flat_map(Signs::each) {
                     if sole {
@@ -201,7 +205,7 @@ impl Wire {
                         self.needs_no_more(sign);
                     }
                 }
-                Done::Granted { key, token: Some(result) }
+                Done::Granted { key, token: drawn }
             }
             What::Join { name, key, signs } => {
                 // The first reader may have been refused in this very statement.

@@ -39,7 +39,8 @@ impl Wire {
             .bind(waits)
             .bind(beside)
             .bind(self.synchronous)
-            .bind(if takes { "on" } else { "off" });
+            .bind(if takes { "on" } else { "off" })
+            .bind(self.database);
         let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
         self.read(&row)
     }
@@ -101,7 +102,8 @@ impl Wire {
             .bind(&candidates)
             .bind(count)
             .bind(family.any_count())
-            .bind(!self.signs.contains_key(&count));
+            .bind(!self.signs.contains_key(&count))
+            .bind(self.database);
         let asked = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await;
         let result: i64 = match asked.and_then(|row| self.read(&row)) {
             Ok(result) => result,
@@ -142,7 +144,7 @@ impl Wire {
     }
 
     async fn owned(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>, Failure> {
-        let query = sqlx::query(OWNED).bind(marks);
+        let query = sqlx::query(OWNED).bind(marks).bind(self.database);
         let rows = self.fetch(link, "reconcile", async |connection| query.fetch_all(connection).await).await?;
         let owned = |row: &PgRow| -> Result<Owned, sqlx::Error> {
             let key = AdvisoryKey::of_pg_locks(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);

@@ -32,14 +32,15 @@ async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
 }
 
 /// The TTL of what a cut connection may leave: it must be gone by itself.
-const TTL: u64 = 1000;
+const TTL: u64 = 3000;
 
 /// Cuts the connections somewhere in an acquisition, and looks at what came of it.
 async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool {
     let proxy = Proxy::start(server.addr()).unwrap();
     let key = format!("{cut:?}{contended}");
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
-    client.mutex("warm").lock_within(millis(20_000)).await.unwrap().release().await.unwrap();
+    // A machine that builds something else beside may take longer to open a session than a user would wait.
+    while client.mutex("warm").lock().await.is_err() {}
     let rival = client_of(&server.url(), TTL).await;
     let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
     let mut at_poll = u32::MAX;
@@ -56,7 +57,7 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
         }
     };
     let locking = tokio::time::timeout(
-        millis(20_000),
+        millis(30_000),
         AtPoll { inner: Box::pin(mutex.lock_within(millis(5000))), polls: at_poll, act: Some(|| proxy.disconnect()) },
     );
     let (outcome, ()) = tokio::join!(locking, releasing);
@@ -68,7 +69,7 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
         }
         Err(error) => assert!(is_a_fault(error.kind()), "{cut:?}, contended {contended}: {error:?}"),
     }
-    let next = rival.mutex(key.as_str()).lock_within(millis(2 * TTL + 5000)).await;
+    let next = rival.mutex(key.as_str()).lock_within(millis(2 * TTL + 10_000)).await;
     next.unwrap_or_else(|error| panic!("{cut:?}, contended {contended}: left locked: {error:?}"))
         .release()
         .await

@@ -1,0 +1,322 @@
+//! The PostgreSQL backend on a real server: what a lock is.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use leasehold_core::{Broken, ErrorKind, LockBackend, LockClient, LockGuard, Mode, Released, Ttl};
+use leasehold_integration::server::{PostgresServer, SharedPostgres, shared_postgres};
+use leasehold_postgres::{
+    AdvisoryKey, KeyScheme, PostgresBackend, PostgresConfig,
+    sqlx::{self, PgPool, postgres::PgAdvisoryLock},
+    transaction,
+};
+use tokio::{task::block_in_place, time::timeout};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn server() -> SharedPostgres {
+    shared_postgres().unwrap()
+}
+
+async fn backend(url: &str, options: &str) -> Arc<PostgresBackend> {
+    let joint = if url.contains('?') { '&' } else { '?' };
+    PostgresBackend::connect(&format!("{url}{joint}connect-timeout=30s&timeout=10s{options}")).await.unwrap()
+}
+
+async fn client(url: &str, options: &str) -> LockClient {
+    LockClient::new(backend(url, options).await)
+}
+
+async fn free(guard: LockGuard) {
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+fn hash(name: &str) -> AdvisoryKey {
+    KeyScheme::Hash.key_of(name.as_bytes()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_hashed_as_the_server_hashes_them() {
+    let server = server();
+    let pool = PgPool::connect(server.url()).await.unwrap();
+    let letters = "aß🔒/{}'\"\\ \u{1}";
+    let mut names: Vec<String> = (0..64).map(|len| letters.chars().cycle().skip(len % 7).take(len).collect()).collect();
+    names.push("x".repeat(1024));
+    for name in names {
+        let theirs: i64 =
+            sqlx::query_scalar("SELECT hashtextextended($1, 0)").bind(&name).fetch_one(&pool).await.unwrap();
+        assert_eq!(hash(&name), AdvisoryKey::Int64(theirs), "{name:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permits_are_the_keys_that_the_documentation_says() {
+    let server = server();
+    let one = client(server.url(), "").await;
+    let pool = PgPool::connect(server.url()).await.unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    let mut psql =
+        async |sql: &'static str| -> bool { sqlx::query_scalar(sql).fetch_one(&mut *connection).await.unwrap() };
+    // Somebody else has one of two.
+    assert!(psql("SELECT pg_try_advisory_lock(hashtextextended('documented', 2))").await);
+    let permit = one.semaphore("documented", 2).try_acquire().await.unwrap();
+    assert_eq!(one.semaphore("documented", 2).try_acquire().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert!(!psql("SELECT pg_try_advisory_lock(hashtextextended('documented', 1))").await);
+    assert!(psql("SELECT pg_advisory_unlock(hashtextextended('documented', 2))").await);
+    let other = one.semaphore("documented", 2).try_acquire().await.unwrap();
+    free(permit).await;
+    assert!(psql("SELECT pg_try_advisory_lock(hashtextextended('documented', 1))").await);
+    free(other).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_scheme_takes_the_locks_of_the_others() {
+    let server = server();
+    let pool = PgPool::connect(server.url()).await.unwrap();
+    for (keys, name, taken) in [
+        ("int64", "770001", "SELECT pg_try_advisory_lock(770001)"),
+        ("int32-pair", "77,-2", "SELECT pg_try_advisory_lock(77, -2)"),
+        // 0xcbf43926 without its top bit.
+        ("rails", "123456789", "SELECT pg_try_advisory_lock(1274296614, 0)"),
+        ("dotnet", "00000077,000000ff", "SELECT pg_try_advisory_lock(119, 255)"),
+        ("dotnet", "00000077000000ff", "SELECT pg_try_advisory_lock(511101108479)"),
+    ] {
+        let (one, other) = (
+            client(server.url(), &format!("&keys={keys}")).await,
+            client(server.url(), &format!("&keys={keys}")).await,
+        );
+        let guard = one.mutex(name).try_lock().await.unwrap();
+        let mut connection = pool.acquire().await.unwrap();
+        let taken: bool = sqlx::query_scalar(taken).fetch_one(&mut *connection).await.unwrap();
+        assert!(!taken, "{keys}: another program was granted what we hold");
+        // A waiter in another session is told, also of a pair.
+        let mutex = other.mutex(name);
+        let waiting = tokio::spawn(async move { mutex.lock().await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!waiting.is_finished());
+        free(guard).await;
+        free(timeout(SOON, waiting).await.expect("the waiter hangs").unwrap().unwrap()).await;
+        let guard = one.rwlock(name).try_read().await.unwrap();
+        assert_eq!(other.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        free(guard).await;
+    }
+    let ours = client(server.url(), "&keys=sqlx").await;
+    let guard = ours.mutex("both").try_lock().await.unwrap();
+    let lock = PgAdvisoryLock::new("both");
+    let connection = pool.acquire().await.unwrap();
+    let connection = lock.try_acquire(connection).await.unwrap().right().expect("sqlx was granted what we hold");
+    free(guard).await;
+    let theirs = lock.try_acquire(connection).await.unwrap().left().expect("what we released is free");
+    assert_eq!(ours.mutex("both").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    drop(theirs.release_now().await.unwrap());
+    free(ours.mutex("both").try_lock().await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_and_transactions_exclude_each_other() {
+    let server = server();
+    let client = client(server.url(), "").await;
+    let pool = PgPool::connect(server.url()).await.unwrap();
+    let key = hash("sale");
+    let guard = client.mutex("sale").lock().await.unwrap();
+    let mut sale = pool.begin().await.unwrap();
+    assert!(!transaction::try_lock(&mut sale, key).await.unwrap());
+    assert!(!transaction::try_lock_shared(&mut sale, key).await.unwrap());
+    assert!(!transaction::lock_within(&mut sale, key, Duration::from_millis(50)).await.unwrap());
+    // The transaction goes on.
+    assert_eq!(sqlx::query_scalar::<_, i32>("SELECT 1").fetch_one(&mut *sale).await.unwrap(), 1);
+    let unlimited: String = sqlx::query_scalar("SHOW lock_timeout").fetch_one(&mut *sale).await.unwrap();
+    assert_eq!(unlimited, "0");
+    // A transaction that waits is granted when the lease is released.
+    let waiting = tokio::spawn(async move { transaction::lock(&mut sale, key).await.map(|()| sale) });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished());
+    free(guard).await;
+    let sale = timeout(SOON, waiting).await.expect("the transaction hangs").unwrap().unwrap();
+    assert_eq!(client.mutex("sale").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    // A lease that waits sees the end of the transaction.
+    let mutex = client.mutex("sale");
+    let waiting = tokio::spawn(async move { mutex.lock().await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished());
+    sale.commit().await.unwrap();
+    free(timeout(SOON, waiting).await.expect("the lease hangs").unwrap().unwrap()).await;
+
+    let mut reading = pool.begin().await.unwrap();
+    transaction::lock_shared(&mut reading, key).await.unwrap();
+    free(client.rwlock("sale").try_read().await.unwrap()).await;
+    assert_eq!(client.mutex("sale").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert!(transaction::lock_within(&mut reading, AdvisoryKey::Int32Pair(7, 7), SOON).await.unwrap());
+    assert!(transaction::try_lock(&mut reading, AdvisoryKey::Int32Pair(7, 8)).await.unwrap());
+    reading.rollback().await.unwrap();
+    free(client.mutex("sale").try_lock().await.unwrap()).await;
+}
+
+/// Without the net only notifications wake.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
+    let server = server();
+    let ttl = Ttl::from_secs(3600).unwrap();
+    let (one, other) =
+        (client(server.url(), "&safety-net=3600s").await, client(server.url(), "&safety-net=3600s").await);
+    for round in 0..10 {
+        let guard = one.mutex("net").with_ttl(ttl).lock().await.unwrap();
+        let mutex = other.mutex("net").with_ttl(ttl);
+        let waiting = tokio::spawn(async move { mutex.lock().await });
+        if round % 2 == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        free(guard).await;
+        free(timeout(SOON, waiting).await.expect("not woken").unwrap().unwrap()).await;
+    }
+    let permit = one.semaphore("net", 1).with_ttl(ttl).acquire().await.unwrap();
+    let semaphore = other.semaphore("net", 1).with_ttl(ttl);
+    let waiting = tokio::spawn(async move { semaphore.acquire().await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    free(permit).await;
+    free(timeout(SOON, waiting).await.expect("not woken").unwrap().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_behind_a_writer_that_gives_up_are_woken() {
+    let server = server();
+    let ttl = Ttl::from_secs(3600).unwrap();
+    let clients = join_all((0..3).map(|_| client(server.url(), "&safety-net=3600s"))).await;
+    let [reading, writing, late] = &clients[..] else { unreachable!() };
+    let guard = reading.rwlock("gives up").with_ttl(ttl).read().await.unwrap();
+    let writer = writing.rwlock("gives up").with_ttl(ttl);
+    let writer = tokio::spawn(async move { writer.write().await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let reader = late.rwlock("gives up").with_ttl(ttl);
+    let reader = tokio::spawn(async move { reader.read().await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!reader.is_finished(), "a reader overtook a writer");
+    writer.abort();
+    free(timeout(SOON, reader).await.expect("not woken").unwrap().unwrap()).await;
+    free(guard).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspection_shows_holders_of_other_programs_and_a_break_spares_what_it_was_not_asked_for() {
+    let server = PostgresServer::start().unwrap();
+    let client = client(&server.url(), "").await;
+    let mut psql = block_in_place(|| server.psql_session().unwrap());
+    block_in_place(|| {
+        psql.ask("SET application_name = 'by hand'", SOON).unwrap();
+        psql.ask("SELECT pg_advisory_lock(hashtextextended('k', 0))", SOON).unwrap();
+    });
+    let seen = client.inspect("k").await.unwrap();
+    let [holder] = &seen.holders[..] else { panic!("{seen:?}") };
+    assert!(holder.label.starts_with("by hand") && holder.label.contains("connected for"), "{holder:?}");
+    assert_eq!((holder.mode, holder.expires_in), (Some(Mode::Exclusive), None));
+    let error = client.break_lock(holder, false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+    // Its session has another lock.
+    block_in_place(|| psql.ask("SELECT pg_advisory_lock(42)", SOON).unwrap());
+    let error = client.break_lock(holder, true).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+    assert!(error.to_string().contains("1 other") && error.to_string().contains("pg_terminate_backend"), "{error}");
+    block_in_place(|| psql.ask("SELECT pg_advisory_unlock(42)", SOON).unwrap());
+    assert_eq!(client.break_lock(holder, true).await.unwrap(), Broken::Freed);
+    free(client.mutex("k").lock_within(SOON).await.unwrap()).await;
+    assert_eq!(client.break_lock(holder, true).await.unwrap(), Broken::AlreadyGone);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_broken_gently_ends_at_its_deadline_and_its_neighbours_live_on() {
+    let server = server();
+    let ttl = Ttl::from_secs(3).unwrap();
+    let (holder, operator) = (client(server.url(), "").await, client(server.url(), "").await);
+    let broken = holder.mutex("broken gently").with_ttl(ttl).with_label("the holder").lock().await.unwrap();
+    let neighbour = holder.mutex("neighbour").with_ttl(ttl).lock().await.unwrap();
+    let seen = operator.inspect("broken gently").await.unwrap();
+    assert_eq!(seen.holders[0].label, "the holder");
+    assert!(seen.holders[0].expires_in.is_some_and(|left| left <= ttl.as_duration()), "{seen:?}");
+    let told = timeout(SOON, operator.break_lock(&seen.holders[0], false)).await.expect("the break hangs").unwrap();
+    assert_eq!(told, Broken::FreeWithin(Some(ttl.as_duration())));
+    timeout(SOON, broken.lost()).await.expect("it is renewed on");
+    free(operator.mutex("broken gently").lock_within(SOON).await.unwrap()).await;
+    assert!(neighbour.is_held());
+    free(neighbour).await;
+    // Nothing of it is left for the next holder.
+    let again = holder.mutex("broken gently").with_ttl(ttl).lock().await.unwrap();
+    again.renew().await.unwrap();
+    free(again).await;
+}
+
+/// Two schemes, semaphores and locks beside each other: nobody's sign is another's lock, and nothing is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_after_a_crowd_of_all_modes() {
+    let server = PostgresServer::start().unwrap();
+    let (one, other) = (client(&server.url(), "").await, client(&server.url(), "").await);
+    let work = (0..64).map(|n| {
+        let client = if n % 2 == 0 { one.clone() } else { other.clone() };
+        tokio::spawn(async move {
+            for round in 0..10 {
+                let name = format!("crowd/{}", (n + round) % 3);
+                let guard = match (n + round) % 4 {
+                    0 => client.rwlock(name).write().await,
+                    1 => client.semaphore(name, 3).acquire().await,
+                    2 if n % 3 == 0 => {
+                        let rwlock = client.rwlock(name);
+                        match timeout(Duration::from_millis(5), rwlock.write()).await {
+                            Ok(guard) => guard,
+                            Err(_) => continue,
+                        }
+                    }
+                    _ => client.rwlock(name).read().await,
+                };
+                let guard = guard.unwrap();
+                tokio::task::yield_now().await;
+                free(guard).await;
+            }
+        })
+    });
+    for task in join_all(work).await {
+        task.unwrap();
+    }
+    let left = || server.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").unwrap();
+    let until = std::time::Instant::now() + SOON;
+    while block_in_place(left) != "0" {
+        assert!(std::time::Instant::now() < until, "{}", block_in_place(left));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    one.close().await.unwrap();
+    other.close().await.unwrap();
+}
+
+/// On a server where nobody else writes: the sequence is flushed once in 32 values.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_seldom_costs_a_transaction_id() {
+    let server = PostgresServer::start().unwrap();
+    let client = client(&server.url(), "").await;
+    free(client.mutex("k").lock().await.unwrap()).await;
+    let next = || server.psql("SELECT pg_snapshot_xmax(pg_current_snapshot())").unwrap().parse::<u64>().unwrap();
+    let before = block_in_place(next);
+    for _ in 0..320 {
+        free(client.mutex("k").lock().await.unwrap()).await;
+    }
+    let used = block_in_place(next) - before;
+    // The server itself writes to the log now and then.
+    assert!((5..160).contains(&used), "320 grants used {used} transaction ids");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_never_borrow_from_the_users_pool_and_sessions_are_bounded() {
+    let server = PostgresServer::start().unwrap();
+    let pool = PgPool::connect(&server.url()).await.unwrap();
+    let config = PostgresConfig::default().with_max_sessions(1).with_timeout(SOON).with_connect_timeout(SOON);
+    let backend = PostgresBackend::from_pool(&pool, config).await.unwrap();
+    let borrowed = pool.size();
+    assert!(!format!("{backend:?}").contains("password"), "{backend:?}");
+    let client = LockClient::new(backend as Arc<dyn LockBackend>);
+    let mutexes: Vec<_> = (0..1_000).map(|n| client.mutex(format!("k{n}"))).collect();
+    let guards = join_all(mutexes.iter().map(|mutex| async { mutex.lock().await.unwrap() })).await;
+    assert_eq!(pool.size(), borrowed);
+    let error = client.mutex("one more").try_lock().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(error.to_string().contains("max-sessions"), "{error}");
+    assert!(guards.iter().all(|guard| guard.is_held()));
+    client.close().await.unwrap();
+    assert_eq!(pool.size(), borrowed);
+}
