@@ -49,6 +49,11 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    /// Whether it is for readers, who heed writers that wait.
+    pub(crate) fn reads(self) -> bool {
+        matches!(self, Self::Shared | Self::SharedOfWaiter | Self::SharedCourteous | Self::Join)
+    }
+
     /// Whether a token may be drawn.
     pub(crate) fn takes(self) -> bool {
         use Op::{
@@ -86,8 +91,11 @@ impl Row {
 #[derive(Clone, Debug)]
 pub(crate) struct Statements {
     /// `$1` operations, `$2` keys, `$3` waiters' signs, `$4` keys beside, `$5` whether the tokens must reach a standby,
-    /// `$6` how a commit that notifies waits, `$7` the database: one row of results, pid, and whether it was flushed.
+    /// `$6` how a commit that notifies waits: one row of results, pid, and whether it was flushed. For rows without readers.
     pub(crate) batch: SqlStr,
+    /// The same for all rows; `$7` the database. The look for writers that wait costs the server as much as all the rest, because
+    /// it is set up at each execution, taken or not.
+    pub(crate) batch_with_readers: SqlStr,
     /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common, `$4` whether the count's key is
     /// still to be taken, `$5` the database: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
     /// `-2 - n` if somebody has permits with a count of n. And the pid.
@@ -115,7 +123,17 @@ fn first_then(first: &str, then: &str) -> String {
     format!("CASE WHEN {first} IS NOT NULL THEN {then} END")
 }
 
-fn branches(sql: &mut String, from: i16, key: &str, space: char, token: &str) {
+/// `WHEN` after `WHEN` of `CASE o`.
+#[derive(Default)]
+struct Operations {
+    others: String,
+    readers: String,
+    /// The codes of the latter.
+    reading: Vec<String>,
+}
+
+/// Adds what each operation does to keys of one space; those of readers, once it is known that no writer waits.
+fn branches(operations: &mut Operations, from: i16, key: &str, space: char, token: &str) {
     let unlock = |unlocked: String, told: String| {
         format!(
             "CASE WHEN {unlocked} THEN CASE WHEN {} THEN -1 \
@@ -126,13 +144,17 @@ fn branches(sql: &mut String, from: i16, key: &str, space: char, token: &str) {
     };
     let granted = |granted: String, token: String| format!("CASE WHEN {granted} THEN {token} ELSE 0 END");
     let exclusive = format!("pg_try_advisory_lock({key})");
-    let shared = format!("{} AND pg_try_advisory_lock_shared({key})", no_writer("x"));
+    let shared = format!("pg_try_advisory_lock_shared({key})");
     let without_sign = first_then("pg_advisory_unlock_shared(w)", token);
     let without_signs = first_then("pg_advisory_unlock_shared(x)", &without_sign);
     let told = format!("'{space}' || k");
     let mut branch = |op: Op, then: String| {
         let code = op as i16 + from;
-        sql.push_str(&format!(" WHEN {code} THEN {then}"));
+        let branches = if op.reads() { &mut operations.readers } else { &mut operations.others };
+        branches.push_str(&format!(" WHEN {code} THEN {then}"));
+        if op.reads() {
+            operations.reading.push(code.to_string());
+        }
     };
     branch(Op::Exclusive, granted(exclusive.clone(), token.into()));
     branch(Op::Unlock, unlock(format!("pg_advisory_unlock({key})"), told.clone()));
@@ -143,7 +165,7 @@ fn branches(sql: &mut String, from: i16, key: &str, space: char, token: &str) {
     branch(Op::SharedOfWaiter, granted(shared.clone(), without_sign));
     branch(Op::ExclusiveCourteous, granted(format!("{} AND {exclusive}", nobody("w")), token.into()));
     branch(Op::SharedCourteous, granted(format!("{} AND {shared}", nobody("w")), token.into()));
-    branch(Op::Join, granted(no_writer("x"), "-1".into()));
+    branch(Op::Join, "-1".into());
     if space == 'b' {
         branch(Op::Sign, granted("pg_try_advisory_lock_shared(k)".into(), "-1".into()));
         branch(Op::Unsign, granted("pg_advisory_unlock_shared(k)".into(), "-1".into()));
@@ -187,12 +209,18 @@ impl Statements {
             Some(sequence) => format!("nextval('{}')", sequence.replace('\'', "''")),
             None => String::from("1"),
         };
-        let mut operations = String::from("CASE o");
+        let mut operations = Operations::default();
         branches(&mut operations, 0, "k", 'b', &token);
         if pairs {
             branches(&mut operations, PAIRS, "(k >> 32)::int4, ((k << 32) >> 32)::int4", 'p', &token);
         }
-        operations.push_str(" END");
+        let Operations { others, readers, reading } = operations;
+        let others = format!("CASE o{others} END");
+        let all = format!(
+            "CASE WHEN o IN ({}) THEN CASE WHEN {} THEN CASE o{readers} END ELSE 0 END ELSE {others} END",
+            reading.join(", "),
+            no_writer("x")
+        );
         let flushed = match sequence {
             Some(_) => format!(
                 "CASE WHEN bool_or(r > 0) AND ($5 OR pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()) \
@@ -202,12 +230,13 @@ impl Statements {
         };
         // The rows are not pulled up into the aggregates, because their functions are volatile; and what stands beside the
         // aggregates is evaluated when the last row is done.
-        let batch = format!(
-            "SELECT array_agg(r), pg_backend_pid(), {flushed} FROM (SELECT ({operations})::int8 AS r \
-             FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[]) AS j(o, k, w, x)) AS s"
-        );
-        let permit = String::from(PERMIT);
+        let batch = |operations: &str| {
+            format!(
+                "SELECT array_agg(r), pg_backend_pid(), {flushed} FROM (SELECT ({operations})::int8 AS r \
+                 FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[]) AS j(o, k, w, x)) AS s"
+            )
+        };
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
-        Self { batch: text(batch), permit: text(permit) }
+        Self { batch: text(batch(&others)), batch_with_readers: text(batch(&all)), permit: text(String::from(PERMIT)) }
     }
 }

@@ -33,14 +33,19 @@ impl Wire {
         let beside: Vec<i64> = rows.iter().map(|row| row.beside).collect();
         // Nobody's token depends on a commit that only tells waiters.
         let takes = rows.iter().any(|row| row.op.takes());
-        let query = sqlx::query(link.statements.batch.clone())
+        let reads = rows.iter().any(|row| row.op.reads());
+        let statements = &link.statements;
+        let text = if reads { &statements.batch_with_readers } else { &statements.batch };
+        let mut query = sqlx::query(text.clone())
             .bind(operations)
             .bind(keys)
             .bind(waits)
             .bind(beside)
             .bind(self.synchronous)
-            .bind(if takes { "on" } else { "off" })
-            .bind(self.database);
+            .bind(if takes { "on" } else { "off" });
+        if reads {
+            query = query.bind(self.database);
+        }
         let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
         self.read(&row)
     }
