@@ -106,3 +106,35 @@ fn a_wrong_password_is_77() {
     let url = redis.url.replace("redis://", "redis://:right@");
     assert!(ended(&mut run_on(&url, &["k"], &["true"])).status.success());
 }
+
+#[cfg(feature = "redlock")]
+#[test]
+fn a_quorum_is_provisioned_used_and_its_dead_server_named() {
+    let mut servers: Vec<_> = (0..3).map(|_| Redis::start(&[])).collect();
+    let host = |redis: &Redis| redis.url.trim_start_matches("redis://").split('/').next().unwrap().to_owned();
+    let hosts: Vec<_> = servers.iter().map(host).collect();
+    let url = format!("redlock://{}/", hosts.join(","));
+
+    // Just started, and nobody has said that nothing was forgotten.
+    let early = ended(&mut run_on(&url, &["k"], &["true"]));
+    assert_eq!(early.status.code(), Some(69), "{}", stderr(&early));
+    assert!(
+        stderr(&early).contains("3 of 3 unavailable") && stderr(&early).contains("provision"),
+        "{}",
+        stderr(&early)
+    );
+    let refused = ended(leasehold().args(["provision", "--on", &url]));
+    assert_eq!(refused.status.code(), Some(69), "{}", stderr(&refused));
+
+    let provisioned = ended(leasehold().args(["provision", "--never-used", "--on", &url]));
+    assert!(provisioned.status.success(), "{}", stderr(&provisioned));
+    assert_eq!(stdout(&provisioned).matches("yes").count(), 3, "{}", stdout(&provisioned));
+
+    servers[0].process.kill().unwrap();
+    servers[0].process.wait().unwrap();
+    let run = ended(&mut run_on(&url, &["k"], &["sh", "-c", "echo $LEASEHOLD_TOKEN"]));
+    assert!(run.status.success(), "{}", stderr(&run));
+    assert!(stdout(&run).trim().parse::<u64>().unwrap() > 0);
+    let who = ended(leasehold().args(["who", "--on", &url, "k"]));
+    assert!(stdout(&who).contains(&hosts[0]), "{}", stdout(&who));
+}

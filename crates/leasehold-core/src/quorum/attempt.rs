@@ -85,6 +85,9 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, spli
     match validity(deadlines, quorum.majority).filter(|validity| !validity.is_past(request.now())) {
         Some(validity) => {
             let Asking { quorum, request, replies, calls, timeout, .. } = asking;
+            if request.is_waiting() && replies.iter().any(|reply| matches!(reply, Reply::Refused(_))) {
+                quorum.forget_at(&request, |node| matches!(replies[node], Reply::Refused(_)));
+            }
             let lease = QuorumLease::new(&quorum, request, token, validity, replies);
             Arc::clone(&lease).take_late_grants(calls, timeout);
             Ok(Attempt::Granted(lease))

@@ -264,7 +264,7 @@ impl LockBackend for QuorumBackend {
         .await;
         // It may be on the nodes' lists of waiters.
         if acquired.is_err() && attempts.load(Ordering::Relaxed) > 0 {
-            self.forget(&request);
+            self.forget_at(&request.for_node(self.terms()), |node| !self.members[node].health.is_suspect());
         }
         acquired
     }
@@ -287,12 +287,12 @@ impl LockBackend for QuorumBackend {
 }
 
 impl QuorumBackend {
-    /// Takes a waiter off the nodes' lists.
-    fn forget(&self, request: &Request) {
-        let request = request.for_node(self.terms()).with_waiting(false);
+    /// Takes a waiter off the lists of these nodes.
+    pub(super) fn forget_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
+        let request = request.clone().with_waiting(false);
         let mut withdrawals = Calls::with_capacity(self.members.len());
         for (node, member) in self.members.iter().enumerate() {
-            if let Some(voter) = member.voter.as_ref().filter(|_| !member.health.is_suspect()) {
+            if let Some(voter) = member.voter.as_ref().filter(|_| at(node)) {
                 withdrawals.push(node, Arc::clone(voter).withdraw(request.clone()));
             }
         }

@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// The shortest pause after a split vote, and how often it is doubled at most. Several clients that were woken together ask
-/// together, and each may get some of the nodes; who pauses for the shortest random time then wins.
+/// The shortest pause after a split vote, and how often the longest is doubled at most. Several clients that were woken together
+/// ask together, and each may get some of the nodes.
 const SLOT: Duration = Duration::from_millis(1);
-const DOUBLINGS: u32 = 5;
+const DOUBLINGS: u32 = 2;
 /// Where no node says when to try again.
 const UNTOLD: Duration = Duration::from_millis(100);
 
@@ -28,9 +28,17 @@ const UNTOLD: Duration = Duration::from_millis(100);
 pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, splits: &AtomicU32) -> Contention {
     let tally = Tally::of(majority, replies.iter().map(Reply::vote));
     let split = tally.granted() > 0;
+    // Of those among whom a vote was split only one has the first node. It asks again at once, when the others have released
+    // theirs; they let it, for a time in which an attempt can be over. Where they do not agree on which node is the first, it
+    // takes a few rounds more.
+    let answered = replies.iter().find(|reply| matches!(reply, Reply::Granted(_) | Reply::Refused(_)));
+    let first = matches!(answered, Some(Reply::Granted(_)));
     let before = if split { splits.fetch_add(1, Ordering::Relaxed) } else { splits.swap(0, Ordering::Relaxed) };
-    // A pause shorter than an attempt separates nobody.
-    let pause = if split { SLOT.max(took) * (jitter::draw() % (2 << before.min(DOUBLINGS))) } else { Duration::ZERO };
+    let pause = if split && !first {
+        SLOT.max(took) * (1 + jitter::draw() % (2 << before.min(DOUBLINGS)))
+    } else {
+        Duration::ZERO
+    };
     let refusals = replies.iter_mut().filter_map(|reply| match reply {
         Reply::Refused(contention) => Some(std::mem::take(contention)),
         _ => None,
@@ -73,7 +81,12 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::error::{Error, ErrorKind};
+    use crate::{
+        backend::{Lease, Released, Upkeep},
+        clock::{Deadline, Moment},
+        error::{Error, ErrorKind, Result},
+        fencing::FencingToken,
+    };
 
     fn refused(notify: &Arc<Notify>, retry_after: u64) -> Reply {
         let notify = Arc::clone(notify);
@@ -96,6 +109,50 @@ mod tests {
         assert!((&mut wake).now_or_never().is_none());
         nodes[2].notify_one();
         assert!((&mut wake).now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_split_vote_only_who_has_the_first_node_asks_again_at_once() {
+        let splits = AtomicU32::new(0);
+        let nodes: Vec<_> = (0..3).map(|_| Arc::new(Notify::new())).collect();
+        let pause = |mut replies: Vec<Reply>| {
+            let contention = of(Majority::of(3), &mut replies, Duration::ZERO, &splits);
+            contention.retry_after.unwrap() - Duration::from_secs(5)
+        };
+        let lease = || Reply::Granted(Arc::new(Nothing));
+        assert_eq!(pause(vec![lease(), refused(&nodes[1], 5), refused(&nodes[2], 5)]), Duration::ZERO);
+        for _ in 0..20 {
+            let paused = pause(vec![refused(&nodes[0], 5), lease(), refused(&nodes[2], 5)]);
+            assert!(paused >= SLOT && paused <= SLOT * 8, "{paused:?}");
+        }
+        assert_eq!(pause(vec![refused(&nodes[0], 5), refused(&nodes[1], 5), refused(&nodes[2], 5)]), Duration::ZERO);
+        assert_eq!(splits.load(Ordering::Relaxed), 0);
+    }
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    #[crate::async_trait]
+    impl Lease for Nothing {
+        fn fencing_token(&self) -> Option<FencingToken> {
+            None
+        }
+
+        fn valid_until(&self) -> Deadline {
+            Deadline::at(Moment::default())
+        }
+
+        fn upkeep(&self) -> Upkeep {
+            Upkeep::Alone
+        }
+
+        async fn renew(self: Arc<Self>) -> Result<()> {
+            Ok(())
+        }
+
+        async fn release(self: Arc<Self>) -> Result<Released> {
+            Ok(Released::Freed)
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -81,5 +81,7 @@ pub(crate) async fn measure<S: Source>(
         nanos.push(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
         lock.release(held).await?;
     }
+    // What goes on in the background must not be cut off: it gives back what the next round needs.
+    locks.close().await?;
     Ok(nanos)
 }
