@@ -192,7 +192,7 @@ impl<const A: usize> Protocol<A> {
                     }
                     // Adopted at once: coming later, or never, it would only shorten what the attempt believes.
                     Phase::Held if self.scope.clocks && believed && !link.member => {
-                        (link.member, link.known) = (true, 1)
+                        (link.member, link.known) = (true, 1);
                     }
                     _ => {}
                 }
