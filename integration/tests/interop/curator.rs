@@ -15,6 +15,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a waiter is watched while it must not be granted.
 const A_WHILE: Duration = Duration::from_millis(300);
 
+/// So many hold and wait.
+async fn queued(server: &ZookeeperServer, count: usize) {
+    let there = || server.ephemerals().unwrap().iter().filter(|node| node.starts_with("/shop/item/")).count();
+    let all = async {
+        while tokio::task::block_in_place(there) != count {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, all).await.unwrap();
+}
+
 async fn client(server: &ZookeeperServer, options: &str) -> LockClient {
     LockClient::new(ZookeeperBackend::connect(&format!("{}/shop{options}", server.url())).await.unwrap())
 }
@@ -58,6 +69,7 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
 
     // A writer of its that waits is not overtaken by a reader of ours, and comes next.
     writer.begin_lock().unwrap();
+    queued(&server, 2).await;
     assert!(timeout(A_WHILE, writer.holds()).await.is_err());
     assert_eq!(lock.try_read().await.unwrap_err().kind(), ErrorKind::Contended);
     assert_eq!(ours.release().await.unwrap(), Released::Freed);
@@ -85,9 +97,10 @@ async fn curator_and_we_are_served_in_the_order_in_which_we_came() {
     let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item").await.unwrap();
     let guard = client.mutex("item").lock().await.unwrap();
     foreign.begin_lock().unwrap();
-    assert!(timeout(A_WHILE, foreign.holds()).await.is_err());
+    queued(&server, 2).await;
     let waiting = tokio::spawn(async move { other.mutex("item").lock().await });
-    sleep(A_WHILE).await;
+    queued(&server, 3).await;
+    assert!(timeout(A_WHILE, foreign.holds()).await.is_err());
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     foreign.holds().await.unwrap();
     sleep(A_WHILE).await;

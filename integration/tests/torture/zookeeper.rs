@@ -48,7 +48,11 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
                 thread::sleep(millis(rng.random_range(TTL / 10..2 * TTL)));
                 stopped.iter().for_each(|worker| crew.workers[*worker].resume().unwrap());
             }
-            _ => crew.replace(at),
+            _ => {
+                // A process that starts while there is no leader is refused, and says so.
+                ensemble.wait_until_serving().unwrap();
+                crew.replace(at);
+            }
         }
     }
 }
@@ -57,7 +61,7 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
 fn sixty_four_tasks_of_four_processes_keep_every_promise_on_three_zookeepers() {
     let mut rng = StdRng::seed_from_u64(seed());
     let mut ensemble = ZookeeperServer::builder().sync_limit(8).links().start_members(3).unwrap();
-    let stage = Stage::on(&format!("{}?tick=500ms", ensemble.url()), TTL);
+    let stage = Stage::on(&format!("{}?tick=500ms&connect-timeout=5s", ensemble.url()), TTL);
     let mut crew = Crew::new(&stage);
     strike(&mut rng, &mut ensemble, &mut crew, Duration::from_secs(25));
     ensemble.wait_until_serving().unwrap();
