@@ -109,6 +109,98 @@
 //!
 //! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself and gives it to
 //! [`LockClient::new`]; each module re-exports its crate, and the driver with it.
+//!
+//! # A first program for each backend
+//!
+//! What changes is the URL; or the backend, where a URL says too little.
+//!
+//! **Files**, among the processes of one host. Nothing to install:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "local")] {
+//! let client = leasehold::connect("file:/var/lib/shop/locks").await?;
+//! client.mutex("nightly-report").run(async |_lease| { /* the report */ }).await?;
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! **Redis.** The prefix keeps programs apart that share a server:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "redis")] {
+//! let client = leasehold::connect("redis://shop:secret@10.0.0.1/0?prefix=shop:").await?;
+//! let guard = client.mutex("item/42").lock().await?;
+//! # drop(guard);
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! **Redlock**, an odd number of independent Redis servers. Provision them once (`leasehold provision`), so that they vote on
+//! tokens:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "redlock")] {
+//! let client = leasehold::connect("redlock://10.0.0.1,10.0.0.2,10.0.0.3/?prefix=shop:").await?;
+//! let guard = client.mutex("item/42").lock().await?;
+//! # drop(guard);
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! **etcd.** With `names=exact` Go's `concurrency.Mutex` on the same name is the same lock:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "etcd")] {
+//! let client = leasehold::connect("etcd://10.0.0.1,10.0.0.2,10.0.0.3/?prefix=shop/").await?;
+//! let guard = client.mutex("item-42").lock().await?;
+//! # drop(guard);
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! **ZooKeeper.** Curator's `InterProcessMutex` on `/shop/locks/item-42` is the same lock. Say the servers' `tickTime`, and
+//! holders may believe for longer:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "zookeeper")] {
+//! let client = leasehold::connect("zookeeper://10.0.0.1,10.0.0.2,10.0.0.3/shop/locks?tick=2s").await?;
+//! let guard = client.mutex("item-42").lock().await?;
+//! # drop(guard);
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! **Postgres.** `SELECT pg_advisory_lock(hashtextextended('shop:item/42', 0))` is the same lock:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "postgres")] {
+//! let client = leasehold::connect("postgres://shop:secret@10.0.0.1/shop?prefix=shop:").await?;
+//! let guard = client.mutex("item/42").lock().await?;
+//! # drop(guard);
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! # Operations
+//!
+//! - **One client per process**, cloned where it is needed. It keeps one connection, or one session per TTL, whatever the number of
+//!   locks; it belongs to the runtime that it was first used on. [`LockClient::close`] at the end releases everything at once.
+//! - **The TTL** is how long the others wait when a holder dies, and how long a holder may be cut off before it loses: tens of
+//!   seconds for most. Renewals come at a third of it. A TTL of a few round trips loses locks at the first hiccup.
+//! - **Labels** say who holds: host, process and program by default, [`LockClientBuilder::with_label`] for another. `leasehold who --on
+//!   URL NAME` shows holders and waiters; `leasehold break` ends a lock whose holder is gone for good.
+//! - **What to watch**: events of the `tracing` target `leasehold`; a loss is a warning, spans for wait, hold, renewal and release are at
+//!   debug, with key, backend, token and outcome.
+//! - **Errors**: [`ErrorKind`] tells contended from unavailable from lost from indeterminate, and [`Error::is_retryable`] whether the same
+//!   call may succeed later. Nothing that failed is left locked for longer than a TTL.
+//! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch, token) at the resource, and raise
+//!   the epoch then.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
