@@ -20,7 +20,7 @@ fn names_and_durations_and_urls_are_refused_with_64() {
         (&["--on", "", "k"], "not a URL"),
         (&["--on", "ftp://ann:secret@host", "k"], "scheme that is not known"),
         (&["--on", "127.0.0.1:6379", "k"], "scheme that is not known"),
-        (&["--on", "zookeeper://ann:secret@host", "k"], "this version does not have"),
+        (&["--on", "redis-sentinel://ann:secret@host", "k"], "this version does not have"),
         (&["--on", "file://host/x", "k"], "names a host"),
         (&["--on", "file:/dev/null", "k"], "/dev/null"),
         (&["--on", "redis://ann:secret@host:port", "k"], "redis://***@host:port"),
