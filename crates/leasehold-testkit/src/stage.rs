@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Attempt, Clock, Lease, LockBackend, LockClient, LockKey, Request, Result};
+use leasehold_core::{Attempt, Clock, Inspection, Lease, LockBackend, LockClient, LockKey, Request, Result};
 
 use crate::subject::Subject;
 
@@ -10,6 +10,9 @@ pub(crate) type Backend = Arc<dyn LockBackend>;
 
 /// Time for what happens soon but not at once: a background release, a cancellation, a waiter that queues up.
 pub(crate) const SOON: Duration = Duration::from_millis(100);
+
+/// How long is waited for what should happen soon, where it can be seen to have happened.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The value, or a panic that says which claim does not hold.
 #[track_caller]
@@ -37,6 +40,32 @@ pub(crate) async fn client_with(subject: &dyn Subject, clock: Arc<dyn Clock>) ->
 pub(crate) fn request(subject: &dyn Subject, backend: &Backend, key: &LockKey) -> Request {
     let drift = backend.capabilities().drift;
     Request::new(key.clone()).with_ttl(subject.ttl()).with_label("testkit").with_clock(subject.clock(), drift)
+}
+
+/// Inspects until what is seen is as expected, or it has had time enough. What was seen last.
+pub(crate) async fn inspected(
+    client: &LockClient,
+    key: &LockKey,
+    expected: impl Fn(&Inspection) -> bool,
+) -> Inspection {
+    let mut waited = Duration::ZERO;
+    loop {
+        let seen = must(client.inspect(key).await, "an inspection is answered");
+        if expected(&seen) || waited >= PATIENCE {
+            return seen;
+        }
+        tokio::time::sleep(SOON / 10).await;
+        waited += SOON / 10;
+    }
+}
+
+/// Gives a waiter time to queue up: until it is seen, where that can be seen.
+pub(crate) async fn queued(client: &LockClient, key: &LockKey) {
+    if client.capabilities().inspect {
+        drop(inspected(client, key, |seen| !seen.waiters.is_empty()).await);
+    } else {
+        tokio::time::sleep(SOON).await;
+    }
 }
 
 #[track_caller]

@@ -83,11 +83,13 @@ fn zookeeper() -> Box<dyn Subject> {
     Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")).with_slack(Duration::from_millis(2_500)))
 }
 
+/// Twice the usual TTL: each handle opens connections of its own, and each costs the server a process.
 fn postgres() -> Box<dyn Subject> {
     static SERVER: LazyLock<PostgresServer> = LazyLock::new(|| {
         PostgresServer::builder().setting("max_connections", "500").start().expect("a PostgreSQL server")
     });
-    Box::new(at(given("LEASEHOLD_POSTGRES_URL").unwrap_or_else(|| SERVER.url())))
+    let subject = at(given("LEASEHOLD_POSTGRES_URL").unwrap_or_else(|| SERVER.url()));
+    Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")))
 }
 
 /// What is behind this URL, connected anew for each "process" of a case.

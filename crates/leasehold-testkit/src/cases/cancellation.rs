@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    stage::{SOON, client, granted_within, key, lifetime, must, poll_times, release, request},
+    stage::{SOON, client, granted_within, inspected, key, lifetime, must, poll_times, release, request},
     subject::Subject,
 };
 
@@ -15,12 +15,11 @@ pub async fn cancelled_waiter_leaves_nothing(subject: &dyn Subject) {
     let mutex = other.mutex(&key);
     let waited = tokio::time::timeout(SOON, mutex.lock()).await;
     assert!(waited.is_err(), "a held lock is waited for");
-    tokio::time::sleep(SOON).await;
-    let seen = must(holder.inspect(&key).await, "an inspection is answered");
+    let seen = inspected(&holder, &key, |seen| seen.waiters.is_empty()).await;
     assert!(seen.waiters.is_empty(), "a waiter that went away still stands in the queue: {seen:?}");
     must(guard.release().await, "a release is answered");
     tokio::time::sleep(SOON).await;
-    let seen = must(holder.inspect(&key).await, "an inspection is answered");
+    let seen = inspected(&holder, &key, |seen| seen.holders.is_empty()).await;
     assert!(seen.holders.is_empty(), "the lock was granted to a waiter that went away: {seen:?}");
 }
 

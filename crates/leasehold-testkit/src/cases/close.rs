@@ -27,7 +27,7 @@ pub async fn close_releases_all_and_then_says_closed(subject: &dyn Subject) {
     tokio::time::sleep(SOON).await;
     must(closing.close().await, "a close is answered");
     for waiter in waiters {
-        let Ok(sent_away) = tokio::time::timeout(SOON * 2, waiter).await else {
+        let Ok(sent_away) = tokio::time::timeout(SOON * 20, waiter).await else {
             panic!("a waiter is not sent away by the close")
         };
         let Ok(sent_away) = sent_away else { panic!("a waiter panicked") };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_core::{Broken, LossSignal};
 
 use crate::{
-    stage::{SOON, client, granted, key, must, refused, release, request},
+    stage::{SOON, client, granted, inspected, key, must, refused, release, request},
     subject::Subject,
 };
 
@@ -18,8 +18,7 @@ pub async fn inspect_shows_holder_and_waiter(subject: &dyn Subject) {
     let guard = must(holder.mutex(&key).with_label("the holder").lock().await, "a free lock is granted");
     let mutex = other.mutex(&key).with_label("the waiter");
     let waiter = tokio::spawn(async move { mutex.lock().await });
-    tokio::time::sleep(SOON).await;
-    let seen = must(other.inspect(&key).await, "an inspection is answered");
+    let seen = inspected(&other, &key, |seen| !seen.waiters.is_empty()).await;
     assert_eq!(seen.holders.len(), 1, "there is one holder: {seen:?}");
     assert_eq!(seen.holders[0].label, "the holder", "the holder's label is shown");
     assert_eq!(seen.holders[0].key, key, "of this key");
@@ -30,7 +29,7 @@ pub async fn inspect_shows_holder_and_waiter(subject: &dyn Subject) {
     must(guard.release().await, "a release is answered");
     let Ok(taken) = waiter.await else { panic!("the waiter panicked") };
     let guard = must(taken, "the waiter is granted");
-    let seen = must(holder.inspect(&key).await, "an inspection is answered");
+    let seen = inspected(&holder, &key, |seen| seen.waiters.is_empty()).await;
     assert_eq!(seen.holders.len(), 1, "the waiter has become the one holder: {seen:?}");
     assert!(seen.waiters.is_empty(), "and waits no longer: {seen:?}");
     must(guard.release().await, "a release is answered");

@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc};
 use leasehold_core::{ErrorKind, Lease, Mode};
 
 use crate::{
-    stage::{SOON, attempt, client, granted, key, must, refused, release, request},
+    stage::{attempt, client, granted, key, must, queued, refused, release, request},
     subject::Subject,
 };
 
@@ -48,7 +48,7 @@ pub async fn no_reader_overtakes_a_waiting_writer(subject: &dyn Subject) {
     let guard = must(reader.rwlock(&key).read().await, "a free lock is read-locked");
     let rwlock = writer.rwlock(&key);
     let writing = tokio::spawn(async move { rwlock.write().await });
-    tokio::time::sleep(SOON).await;
+    queued(&late, &key).await;
     assert!(!writing.is_finished(), "a writer waits while a reader holds");
     let overtaking = late.rwlock(&key).try_read().await.map(drop).map_err(|error| error.kind());
     assert_eq!(overtaking, Err(ErrorKind::Contended), "a reader that comes later waits behind the writer");
