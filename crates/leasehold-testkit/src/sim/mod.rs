@@ -16,7 +16,7 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use leasehold_core::{LockBackend, LockClient, quorum::{QuorumBackend, QuorumConfig}};
+//! use leasehold_core::{LockBackend, LockClient, Ttl, quorum::{Provision, QuorumBackend, QuorumConfig}};
 //! use leasehold_testkit::sim::{Amnesia, Network, SimClock, SimNode};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -24,7 +24,10 @@
 //! let network = Network::new(42);
 //! let nodes: Vec<_> = (0..3).map(|_| SimNode::new(SimClock::new())).collect();
 //! let links = nodes.iter().map(|node| network.connect(node) as Arc<dyn LockBackend>).collect();
-//! let client = LockClient::new(QuorumBackend::open(links, QuorumConfig::new()).await?);
+//! let quorum = QuorumBackend::open(links, QuorumConfig::new()).await?;
+//! // Nodes that have just started may have forgotten what they granted, unless we say that they never granted anything.
+//! quorum.provision(&Provision::new(Ttl::DEFAULT).with_never_used(true)).await?;
+//! let client = LockClient::new(quorum);
 //!
 //! nodes[0].crash(Amnesia::Total);
 //! let guard = client.mutex("item/42").lock().await?;

@@ -88,7 +88,7 @@ fn a_seed_repeats_its_history() {
 
 /// Within so many seeds a wrong variant must be found.
 const SEEDS: u64 = 1_000;
-/// And one that needs a write-back to be late by just so much.
+/// And one that needs a message to be late by just so much.
 #[cfg(not(debug_assertions))]
 const MANY_SEEDS: u64 = 10_000;
 
@@ -121,9 +121,11 @@ fn releases_of_any_owners_lock_are_found() {
     must_be_found(Flaw::Nodes(NodeBug::ReleasesAnyOwner), SEEDS);
 }
 
+/// Only where the compiler has optimised, as with those that are not strict.
+#[cfg(not(debug_assertions))]
 #[test]
 fn deadlines_from_the_answer_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::DeadlineFromAnswer), SEEDS);
+    must_be_found(Flaw::Nodes(NodeBug::DeadlineFromAnswer), MANY_SEEDS);
 }
 
 #[test]
