@@ -37,7 +37,7 @@ pub(super) fn draw(figures: &Path, to: &Path) -> Result<()> {
     root.fill(&WHITE).map_err(|error| failed(error.to_string()))?;
     let (left, right) = root.split_horizontally(SIZE.0 / 2);
     draw_throughput(&left, &throughput).map_err(failed)?;
-    draw_handoff(&right, &handoff).map_err(failed)?;
+    draw_handoff(&right, &handoff, &throughput).map_err(failed)?;
     root.present().map_err(|error| failed(error.to_string()))
 }
 
@@ -89,7 +89,14 @@ fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
         .y_label_area_size(64)
         .build_cartesian_2d((1.0..256.0).log_scale(), (low..high).log_scale())
         .map_err(|error| error.to_string())?;
-    chart.configure_mesh().x_desc("tasks").y_labels(8).draw().map_err(|error| error.to_string())?;
+    chart
+        .configure_mesh()
+        .x_desc("tasks")
+        .y_labels(8)
+        .x_label_formatter(&|tasks| format!("{tasks:.0}"))
+        .y_label_formatter(&|rate| format!("{rate:.0}"))
+        .draw()
+        .map_err(|error| error.to_string())?;
     for (index, (backend, points)) in lines.iter().enumerate() {
         let colour = Palette99::pick(index).to_rgba();
         chart
@@ -103,14 +110,15 @@ fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .draw()
         .map_err(|error| error.to_string())
 }
 
-fn draw_handoff(area: &Area<'_>, bars: &BTreeMap<String, (f64, f64)>) -> Result<(), String> {
+/// In the colours that the backends have in `lines`.
+fn draw_handoff(area: &Area<'_>, bars: &BTreeMap<String, (f64, f64)>, lines: &Throughput) -> Result<(), String> {
     let names: Vec<String> = bars.keys().cloned().collect();
     let high = bars.values().map(|(ours, floor)| ours.max(*floor)).fold(0.0, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(area)
@@ -120,16 +128,26 @@ fn draw_handoff(area: &Area<'_>, bars: &BTreeMap<String, (f64, f64)>) -> Result<
         .y_label_area_size(64)
         .build_cartesian_2d(names.as_slice().into_segmented(), 0.0..high)
         .map_err(|error| error.to_string())?;
-    chart.configure_mesh().disable_x_mesh().draw().map_err(|error| error.to_string())?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_label_formatter(&|place| match place {
+            SegmentValue::Exact(name) | SegmentValue::CenterOf(name) => (*name).clone(),
+            SegmentValue::Last => String::new(),
+        })
+        .y_label_formatter(&|micros| format!("{micros:.0}"))
+        .draw()
+        .map_err(|error| error.to_string())?;
     for (index, (backend, (ours, floor))) in bars.iter().enumerate() {
-        let colour = Palette99::pick(index).to_rgba();
+        let colour = Palette99::pick(lines.keys().position(|line| line == backend).unwrap_or(index)).to_rgba();
         let after = names.get(index + 1).map_or(SegmentValue::Last, SegmentValue::Exact);
         let mut bar =
             Rectangle::new([(SegmentValue::Exact(backend), 0.0), (after.clone(), *ours)], colour.mix(0.7).filled());
         bar.set_margin(0, 0, 12, 12);
         let line = PathElement::new([(SegmentValue::Exact(backend), *floor), (after, *floor)], BLACK.stroke_width(2));
         chart.draw_series([bar]).map_err(|error| error.to_string())?;
-        chart.draw_series([line]).map_err(|error| error.to_string())?;
+        // Not every backend has a floor here.
+        chart.draw_series((*floor > 0.0).then_some(line)).map_err(|error| error.to_string())?;
     }
     Ok(())
 }
