@@ -27,6 +27,7 @@ mod mutex;
 mod options;
 mod owner;
 pub mod quorum;
+mod random;
 mod reentrant;
 mod release;
 mod release_state;

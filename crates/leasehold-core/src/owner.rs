@@ -1,10 +1,11 @@
 //! [`OwnerId`]: who made one acquisition.
 
-use std::{cell::RefCell, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use rand::{RngExt, rngs::SmallRng};
-
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    random::random,
+};
 
 /// 128 random bits, drawn anew for *each acquisition*, so that the release of an old grant can never free a newer one.
 ///
@@ -16,14 +17,7 @@ impl OwnerId {
     /// Draws a new owner.
     #[must_use]
     pub fn random() -> Self {
-        thread_local! {
-            /// Seeded by the system with 256 bits. Owners must differ, not be secret: who can reach the server can release
-            /// any lock on it.
-            static GENERATOR: RefCell<SmallRng> = RefCell::new(rand::make_rng());
-        }
-        let next = |generator: &RefCell<SmallRng>| Self(generator.borrow_mut().random());
-        // While the thread ends it may have no generator any more.
-        GENERATOR.try_with(next).unwrap_or_else(|_ended| Self(rand::make_rng::<SmallRng>().random()))
+        Self(random())
     }
 
     /// The 32 hexadecimal digits, without an allocation.

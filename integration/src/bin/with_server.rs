@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use leasehold_integration::{
     HarnessError, Result,
-    server::{EtcdCluster, RedisServer},
+    server::{EtcdCluster, PostgresServer, RedisServer, ZookeeperServer},
 };
 
 fn main() -> ExitCode {
@@ -33,7 +33,15 @@ fn run(server: &str, command: &[String]) -> Result<ExitCode> {
             let server = RedisServer::start()?;
             run_at(&server.url(), command)
         }
-        _ => Err(HarnessError::new(format!("{server:?} is none of etcd, redis"))),
+        "postgres" => {
+            let server = PostgresServer::start()?;
+            run_at(&server.url(), command)
+        }
+        "zookeeper" => {
+            let server = ZookeeperServer::start()?;
+            run_at(&server.url(), command)
+        }
+        _ => Err(HarnessError::new(format!("{server:?} is none of etcd, postgres, redis, zookeeper"))),
     }
 }
 
