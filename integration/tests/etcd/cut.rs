@@ -15,7 +15,7 @@ use crate::support::{SOON, client, free, locks, ttl};
 const POINTS: u64 = 6;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_ttls_later_nothing_is_held() {
+async fn a_connection_cut_anywhere_leaves_nothing_although_the_session_is_renewed() {
     let cluster = EtcdCluster::start().unwrap();
     let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
     let through = client(&format!("etcd://{}/?timeout=300ms&connect-timeout=300ms", proxy.addr())).await;
