@@ -24,6 +24,8 @@ needs=(
     "redis-server redis-server"
     "redis-cli redis-tools"
     "protoc protobuf-compiler"
+    # What comes with protoc elsewhere, Debian only recommends beside it.
+    "/usr/include/google/protobuf/descriptor.proto libprotobuf-dev"
     "etcd etcd-server"
     "etcdctl etcd-client"
     "postgres postgresql"
