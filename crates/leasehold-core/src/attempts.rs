@@ -4,17 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     backend::{Attempt, Contention, Lease},
-    clock::Moment,
     error::{Error, ErrorKind, Result},
     request::Request,
+    trouble::Trouble,
 };
 
 /// How long to wait where a refusal says nothing about when to try again.
 const UNTOLD: Duration = Duration::from_millis(100);
-/// The pause after a fault, doubled up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
 /// Tries until granted or cancelled; between attempts waits for the contention's wake, its retry time, or the
 /// cancellation.
 ///
@@ -34,7 +30,7 @@ where
 {
     let mut request = request.with_waiting(true);
     let mut answered = false;
-    let mut trouble: Option<Trouble> = None;
+    let mut trouble = Trouble::none();
     loop {
         if request.is_cancelled() {
             return Err(cancelled());
@@ -43,31 +39,21 @@ where
             Ok(Attempt::Granted(lease)) => return Ok(lease),
             Ok(Attempt::Contended(contention)) => {
                 answered = true;
-                trouble = None;
+                trouble = Trouble::none();
                 request = request.with_courtesy(false);
                 // Boxed: whoever is granted at once need not carry the room for it.
                 Box::pin(wait(&request, contention)).await;
             }
             Err(error) if answered && error.is_retryable() => {
-                let now = request.now();
-                let trouble = trouble.get_or_insert(Trouble { since: now, pause: FIRST_PAUSE });
-                if now.since(trouble.since) >= request.ttl().as_duration() {
-                    return Err(error);
-                }
                 if error.kind() == ErrorKind::Indeterminate {
                     request = request.as_new_owner();
                 }
-                Box::pin(sleep_unless_cancelled(&request, trouble.pause)).await;
-                trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
+                trouble.ride_out(error, &request)?;
+                Box::pin(sleep_unless_cancelled(&request, trouble.pause())).await;
             }
             Err(error) => return Err(error),
         }
     }
-}
-
-struct Trouble {
-    since: Moment,
-    pause: Duration,
 }
 
 async fn wait(request: &Request, contention: Contention) {
@@ -100,6 +86,7 @@ async fn sleep_unless_cancelled(request: &Request, duration: Duration) {
 }
 
 /// The error of an acquisition whose caller has gone away.
-pub(crate) fn cancelled() -> Error {
+#[must_use]
+pub fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, "the acquisition was cancelled")
 }

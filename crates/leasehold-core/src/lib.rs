@@ -37,6 +37,7 @@ mod rwlock;
 mod semaphore;
 pub mod session;
 mod signal;
+mod trouble;
 mod ttl;
 pub mod url;
 
@@ -63,5 +64,6 @@ pub use crate::{
     rwlock::RwLock,
     semaphore::Semaphore,
     signal::LossReason,
+    trouble::Trouble,
     ttl::Ttl,
 };

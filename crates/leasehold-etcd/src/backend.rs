@@ -4,13 +4,14 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait, session::Sessions,
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
+    LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    session::{Answered, Sessions, attempt_afresh, queue_afresh},
 };
 
 use crate::{
     breaking,
-    candidate::{Candidate, cancelled},
+    candidate::Candidate,
     config::EtcdConfig,
     connection::Cluster,
     error::{self, BACKEND, named},
@@ -19,7 +20,6 @@ use crate::{
     location::Location,
     queue::{Place, Standing, Step},
     session::{EtcdSessions, Handle},
-    trouble::{LONGEST_PAUSE, Trouble},
     wake::{Watches, Watching},
 };
 
@@ -27,8 +27,6 @@ use crate::{
 const MIN_TTL: u64 = 2_000;
 /// Slots that are tried in order; they are used again and again.
 const SLOTS: u32 = 8;
-/// How often a request starts anew because its session was found to be over.
-const FRESH_STARTS: u32 = 3;
 
 /// Locks on an etcd cluster.
 ///
@@ -136,12 +134,12 @@ impl EtcdBackend {
         }
     }
 
-    /// Queues once, and waits until granted; leaves the queue on any other outcome. `queued` is set once the server has answered.
-    async fn queue(&self, request: &Request, directory: &Directory, queued: &mut bool) -> Result<Arc<dyn Lease>> {
+    /// Queues once, and waits until granted; leaves the queue on any other outcome. `answered` is set once the server has answered.
+    async fn queue(&self, request: &Request, directory: &Directory, answered: &Answered) -> Result<Arc<dyn Lease>> {
         let candidate = self.candidate(request, directory).await?;
         let handle = candidate.claim.session().handle();
         let answer = candidate.run(Step::Enqueue { lease: handle.lease }).await?;
-        *queued = true;
+        answered.set();
         let granted = match candidate.place.enqueued(request.key(), &answer) {
             Ok(Standing::Holds(revision)) => Ok(revision),
             Ok(Standing::Waits(revision)) => candidate.wait(&self.cluster, &self.watches, revision).await,
@@ -181,18 +179,11 @@ impl LockBackend for EtcdBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let directory = self.check(&request)?;
-        let mut starts = 0;
-        let mut request = request;
-        let tried = loop {
-            match self.try_once(&request, &directory).await {
-                Err(error) if error.kind() == ErrorKind::Lost && starts < FRESH_STARTS => {
-                    starts += 1;
-                    request = request.as_new_owner();
-                }
-                Err(error) if error.kind() == ErrorKind::Lost => return Err(sessions_end(error)),
-                tried => break tried?,
-            }
-        };
+        let tried = attempt_afresh(request.clone(), |request| {
+            let (backend, directory) = (&self, &directory);
+            async move { backend.try_once(&request, directory).await }
+        });
+        let tried = tried.await.map_err(|error| named(error, "acquire"))?;
         Ok(match tried {
             Some(lease) => Attempt::Granted(lease),
             None => {
@@ -207,40 +198,11 @@ impl LockBackend for EtcdBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let directory = self.check(&request)?;
-        let mut request = request.with_waiting(true);
-        let (mut queued, mut starts, mut trouble) = (false, 0, Trouble::default());
-        loop {
-            if request.is_cancelled() {
-                return Err(cancelled());
-            }
-            let begun = request.now();
-            let error = match self.queue(&request, &directory, &mut queued).await {
-                Ok(lease) => return Ok(lease),
-                Err(error) => error,
-            };
-            if queued && request.now().since(begun) > LONGEST_PAUSE {
-                // It waited in peace for a while: this is another trouble than the last.
-                (starts, trouble) = (0, Trouble::default());
-            }
-            // Who queues again is another one: nothing that an earlier try left behind can be mistaken for it.
-            request = request.as_new_owner();
-            if error.kind() == ErrorKind::Lost {
-                starts += 1;
-                if starts <= FRESH_STARTS || queued {
-                    trouble.ride_out(sessions_end(error), &request)?;
-                    continue;
-                }
-                return Err(sessions_end(error));
-            }
-            if !queued {
-                return Err(error);
-            }
-            trouble.ride_out(error, &request)?;
-            tokio::select! {
-                () = tokio::time::sleep(trouble.pause()) => {}
-                () = request.cancelled() => {}
-            }
-        }
+        let queued = queue_afresh(request, |request, answered| {
+            let (backend, directory) = (&self, &directory);
+            async move { backend.queue(&request, directory, &answered).await }
+        });
+        queued.await.map_err(|error| named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -255,12 +217,6 @@ impl LockBackend for EtcdBackend {
         self.watches.close();
         self.sessions.close().await.map_err(|error| named(error, "close"))
     }
-}
-
-/// What `acquire` says if sessions end again and again: nothing is held.
-fn sessions_end(error: Error) -> Error {
-    error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
-        .with_source(error)
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::TxnResponse;
-use leasehold_core::{Error, ErrorKind, Lease, Request, Result, session::Claim};
+use leasehold_core::{
+    Error, ErrorKind, Lease, Request, Result, Trouble,
+    session::{Claim, cancelled},
+};
 
 use crate::{
     connection::Cluster,
@@ -11,7 +14,6 @@ use crate::{
     lease::EtcdLease,
     queue::{Place, Standing, Step},
     session::{self, EtcdSessions},
-    trouble::Trouble,
     wake::Watches,
 };
 
@@ -63,7 +65,7 @@ impl Candidate {
         let patience = cluster.patience(request.ttl());
         let watching = watches.on(&place.directory);
         let look = place.look(revision);
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::none();
         loop {
             // A watch that cannot be had leaves the safety net.
             let warm = watching.warm(patience).await;
@@ -79,7 +81,7 @@ impl Candidate {
                     return Err(lost_place());
                 }
                 Ok((Standing::Waits(_), ahead)) => {
-                    trouble = Trouble::default();
+                    trouble = Trouble::none();
                     let net = if warm.is_ok() { cluster.config.safety_net } else { UNWATCHED };
                     Some((watching.gone(ahead, before), net))
                 }
@@ -109,8 +111,4 @@ pub(crate) fn lost_place() -> Error {
         "acquire",
         "the session ended, or an operator took the place away, before it was granted",
     )
-}
-
-pub(crate) fn cancelled() -> Error {
-    error::plain(ErrorKind::Cancelled, "acquire", "the acquisition was cancelled")
 }

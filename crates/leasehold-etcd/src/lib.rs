@@ -16,7 +16,6 @@ mod member;
 mod patience;
 mod queue;
 mod session;
-mod trouble;
 mod wake;
 
 /// The driver.

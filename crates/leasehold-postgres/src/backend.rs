@@ -3,9 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::Sessions,
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
+    LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    session::{Answered, Sessions, attempt_afresh, queue_afresh},
 };
 use sqlx::{PgPool, postgres::PgConnectOptions};
 
@@ -16,7 +16,7 @@ use crate::{
     error::{self, BACKEND, named},
     gather::Want,
     inspect,
-    queue::{Candidate, Tried, Trouble, cancelled},
+    queue::{Candidate, Tried},
     session::PostgresSessions,
     wake::Wakes,
 };
@@ -25,8 +25,6 @@ use crate::{
 const MIN_TTL: u64 = 100;
 /// The server's time-outs are milliseconds in 31 bits.
 const MAX_TTL: u64 = i32::MAX as u64;
-/// How often a request starts anew because its session was found to be over.
-const FRESH_STARTS: u32 = 3;
 
 /// Advisory locks of a PostgreSQL database, as leases.
 ///
@@ -137,12 +135,12 @@ impl PostgresBackend {
     }
 
     /// Waits until granted. `answered` is set once the server has answered.
-    async fn wait(&self, request: &Request, want: &Want, answered: &mut bool) -> Result<Arc<dyn Lease>> {
+    async fn wait(&self, request: &Request, want: &Want, answered: &Answered) -> Result<Arc<dyn Lease>> {
         let mut candidate = match Candidate::new(&self.sessions, &self.wakes, request, want).await?.attempt().await? {
             Tried::Granted(lease) => return Ok(lease),
             Tried::Refused(candidate) => candidate,
         };
-        *answered = true;
+        answered.set();
         loop {
             match candidate.attempt_to_wait(&self.link).await? {
                 Tried::Granted(lease) => return Ok(lease),
@@ -160,47 +158,20 @@ impl LockBackend for PostgresBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let want = self.check(&request)?;
-        let mut starts = 0;
-        loop {
-            match self.try_once(&request, &want).await {
-                Err(error) if error.kind() == ErrorKind::Lost && starts < FRESH_STARTS => starts += 1,
-                Err(error) if error.kind() == ErrorKind::Lost => return Err(sessions_end(error)),
-                tried => return tried,
-            }
-        }
+        let tried = attempt_afresh(request, |request| {
+            let (backend, want) = (&self, &want);
+            async move { backend.try_once(&request, want).await }
+        });
+        tried.await.map_err(|error| named(error, "acquire"))
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let want = self.check(&request)?;
-        let mut request = request.with_waiting(true);
-        let (mut answered, mut starts, mut trouble) = (false, 0, Trouble::none());
-        loop {
-            if request.is_cancelled() {
-                return Err(cancelled());
-            }
-            let mut answered_now = false;
-            let error = match Box::pin(self.wait(&request, &want, &mut answered_now)).await {
-                Ok(lease) => return Ok(lease),
-                Err(error) => error,
-            };
-            if answered_now {
-                (answered, starts, trouble) = (true, 0, Trouble::none());
-            }
-            request = request.with_courtesy(false);
-            let error = if error.kind() == ErrorKind::Lost {
-                starts += 1;
-                if starts <= FRESH_STARTS && !answered {
-                    continue;
-                }
-                sessions_end(error)
-            } else {
-                error
-            };
-            if !answered {
-                return Err(error);
-            }
-            trouble.ride_out(error, &request).await?;
-        }
+        let queued = queue_afresh(request, |request, answered| {
+            let (backend, want) = (&self, &want);
+            Box::pin(async move { backend.wait(&request, want, &answered).await })
+        });
+        queued.await.map_err(|error| named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -215,12 +186,6 @@ impl LockBackend for PostgresBackend {
         self.wakes.close();
         self.sessions.close().await.map_err(|error| named(error, "close"))
     }
-}
-
-/// What is said if sessions end again and again: nothing is held.
-fn sessions_end(error: Error) -> Error {
-    error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
-        .with_source(error)
 }
 
 fn capabilities(link: &Link, server: Server) -> Capabilities {

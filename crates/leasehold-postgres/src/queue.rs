@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Error, ErrorKind, FencingToken, Lease, Moment, Request, Result,
-    session::{Claim, Sessions},
+    ErrorKind, FencingToken, Lease, Request, Result,
+    session::{Claim, Sessions, cancelled},
 };
 use tokio::time::timeout;
 
@@ -24,9 +24,6 @@ use crate::{
 /// Before the next attempt where somebody was looking for signs at the same moment, or nobody would wake.
 const SOON: Duration = Duration::from_millis(2);
 const UNWOKEN: Duration = Duration::from_millis(100);
-/// The pause after a fault while waiting, doubled up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// An acquisition that has a place in a session.
 pub(crate) struct Candidate {
@@ -142,37 +139,6 @@ impl Waiter {
             _ = timeout(net, waiting.told_since(epoch)) => Ok(candidate),
             () = candidate.claim.session().ended() => Err(error::over("acquire")),
             () = candidate.request.cancelled() => Err(cancelled()),
-        }
-    }
-}
-
-/// What `acquire` says to one who has gone away.
-pub(crate) fn cancelled() -> Error {
-    error::plain(ErrorKind::Cancelled, "acquire", "the acquisition was cancelled")
-}
-
-/// Faults since the last answer.
-pub(crate) struct Trouble {
-    since: Option<Moment>,
-    pause: Duration,
-}
-
-impl Trouble {
-    pub(crate) fn none() -> Self {
-        Self { since: None, pause: FIRST_PAUSE / 2 }
-    }
-
-    /// Goes on after a pause, for up to a TTL: a restart of the server should not send every waiter home.
-    pub(crate) async fn ride_out(&mut self, error: Error, request: &Request) -> Result<()> {
-        let now = request.now();
-        let since = *self.since.get_or_insert(now);
-        if !error.is_retryable() || now.since(since) >= request.ttl().as_duration() {
-            return Err(error);
-        }
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        tokio::select! {
-            () = tokio::time::sleep(self.pause) => Ok(()),
-            () = request.cancelled() => Err(cancelled()),
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait, session::Sessions,
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
+    LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    session::{Answered, Sessions, attempt_afresh, queue_afresh},
 };
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
@@ -20,14 +21,11 @@ use crate::{
     keys::Directory,
     queue::{self, Standing},
     session::ZookeeperSessions,
-    trouble::{LONGEST_PAUSE, Trouble, cancelled},
     wake,
 };
 
 /// Shorter sessions leave no room for the arithmetic of their deadlines.
 const MIN_TTL: Duration = Duration::from_secs(1);
-/// How often a request starts anew because its session was found to be over.
-const FRESH_STARTS: u32 = 3;
 /// How long an attempt of somebody who goes on waiting keeps its place in the queue.
 const LINGER: Duration = Duration::from_millis(20);
 
@@ -151,10 +149,10 @@ impl ZookeeperBackend {
     }
 
     /// Queues once, and waits until granted; leaves the queue on any other outcome. `answered` is set once the server has answered.
-    async fn queue(&self, request: &Request, directory: &Directory, answered: &mut bool) -> Result<Arc<dyn Lease>> {
+    async fn queue(&self, request: &Request, directory: &Directory, answered: &Answered) -> Result<Arc<dyn Lease>> {
         let candidate = self.candidate(request, directory).await?;
         let mut queued = candidate.enqueue().await?;
-        *answered = true;
+        answered.set();
         match candidate.wait(&mut queued).await {
             Ok(watch) => candidate.granted(queued, watch).await,
             Err(error) => {
@@ -173,18 +171,11 @@ impl LockBackend for ZookeeperBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let directory = self.check(&request)?;
-        let mut starts = 0;
-        let mut request = request;
-        let tried = loop {
-            match self.try_once(&request, &directory).await {
-                Err(error) if error.kind() == ErrorKind::Lost && starts < FRESH_STARTS => {
-                    starts += 1;
-                    request = request.as_new_owner();
-                }
-                Err(error) if error.kind() == ErrorKind::Lost => return Err(sessions_end(error)),
-                tried => break tried?,
-            }
-        };
+        let tried = attempt_afresh(request.clone(), |request| {
+            let (backend, directory) = (&self, &directory);
+            async move { backend.try_once(&request, directory).await }
+        });
+        let tried = tried.await.map_err(|error| named(error, "acquire"))?;
         Ok(match tried {
             Some(lease) => Attempt::Granted(lease),
             None => {
@@ -197,40 +188,11 @@ impl LockBackend for ZookeeperBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let directory = self.check(&request)?;
-        let mut request = request.with_waiting(true);
-        let (mut answered, mut starts, mut trouble) = (false, 0, Trouble::default());
-        loop {
-            if request.is_cancelled() {
-                return Err(cancelled());
-            }
-            let begun = request.now();
-            let error = match self.queue(&request, &directory, &mut answered).await {
-                Ok(lease) => return Ok(lease),
-                Err(error) => error,
-            };
-            if answered && request.now().since(begun) > LONGEST_PAUSE {
-                // It waited in peace for a while: this is another trouble than the last.
-                (starts, trouble) = (0, Trouble::default());
-            }
-            // Who queues again is another one: nothing that an earlier try left behind can be mistaken for it.
-            request = request.as_new_owner();
-            if error.kind() == ErrorKind::Lost {
-                starts += 1;
-                if starts <= FRESH_STARTS || answered {
-                    trouble.ride_out(sessions_end(error), &request)?;
-                    continue;
-                }
-                return Err(sessions_end(error));
-            }
-            if !answered {
-                return Err(error);
-            }
-            trouble.ride_out(error, &request)?;
-            tokio::select! {
-                () = tokio::time::sleep(trouble.pause) => {}
-                () = request.cancelled() => {}
-            }
-        }
+        let queued = queue_afresh(request, |request, answered| {
+            let (backend, directory) = (&self, &directory);
+            async move { backend.queue(&request, directory, &answered).await }
+        });
+        queued.await.map_err(|error| named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -246,12 +208,6 @@ impl LockBackend for ZookeeperBackend {
         self.cluster.close().await;
         closed
     }
-}
-
-/// What `acquire` says if sessions end again and again: nothing is held.
-fn sessions_end(error: Error) -> Error {
-    error::plain(ErrorKind::Unavailable, "acquire", "the session ended before the lock was granted; try again")
-        .with_source(error)
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Error, ErrorKind, Lease, Request, Result,
+    Error, ErrorKind, Lease, Request, Result, Trouble,
     session::{Claim, Sessions},
 };
 use zookeeper_client::Error as Driver;
@@ -16,7 +16,6 @@ use crate::{
     loss::Held,
     queue::{Standing, find, is_first, standing},
     session::{ZookeeperSessions, note, run},
-    trouble::Trouble,
     wake::Event,
 };
 
@@ -90,7 +89,7 @@ impl Candidate {
     async fn recover(&self, node: &Node) -> Option<Option<Created>> {
         let (session, started) = (self.claim.session(), self.request.now());
         let handle = session.handle();
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::none();
         loop {
             match self.look_for(node).await {
                 Ok(found) => return Some(found),
@@ -105,7 +104,7 @@ impl Candidate {
                         return None;
                     }
                     trouble.ride_out(error, &self.request).ok()?;
-                    tokio::time::sleep(trouble.pause).await;
+                    tokio::time::sleep(trouble.pause()).await;
                 }
             }
         }

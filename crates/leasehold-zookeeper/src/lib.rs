@@ -18,7 +18,6 @@ mod loss;
 mod pulse;
 mod queue;
 mod session;
-mod trouble;
 mod waiting;
 mod wake;
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use leasehold_core::{Error, Result};
+use leasehold_core::{Error, Result, Trouble, session::cancelled};
 use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
 
 use crate::{
@@ -14,7 +14,6 @@ use crate::{
     keys::REVOKE,
     queue::{Standing, Wait},
     session::note,
-    trouble::{Trouble, cancelled},
     wake::{self, Event, Set},
 };
 
@@ -35,16 +34,16 @@ impl Candidate {
     /// Waits in the queue until it holds; then with the watch on its own node, if it has one.
     pub(crate) async fn wait(&self, queued: &mut Created) -> Result<Option<Event>> {
         let mut own = None;
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::none();
         loop {
             match self.step(queued, &mut own).await {
                 Ok(true) => return Ok(own),
-                Ok(false) => trouble = Trouble::default(),
+                Ok(false) => trouble = Trouble::none(),
                 Err(error) => {
                     note(&self.claim, &error);
                     trouble.ride_out(error, &self.request)?;
                     tokio::select! {
-                        () = tokio::time::sleep(trouble.pause) => {}
+                        () = tokio::time::sleep(trouble.pause()) => {}
                         () = self.claim.session().ended() => return Err(lost_place()),
                         () = self.request.cancelled() => return Err(cancelled()),
                     }

@@ -10,8 +10,10 @@
 //! | `upkeep` | the task that renews or closes it |
 //! | `claim` | [`Claim`]: what one acquisition has in a session, or may have |
 //! | `reconcile` | what the server says we own against what we know of |
+//! | `afresh` | [`attempt_afresh`], [`queue_afresh`]: asking again in a new session when one ends |
 //! | `gather` | [`Gather`]: what is asked for during a round trip goes out together in the next |
 
+mod afresh;
 mod claim;
 mod driver;
 mod gather;
@@ -21,7 +23,10 @@ mod sessions;
 mod state;
 mod upkeep;
 
+pub use crate::attempts::cancelled;
+
 pub use self::{
+    afresh::{Answered, attempt_afresh, queue_afresh},
     claim::Claim,
     driver::{Opened, Owned, SessionDriver, SessionTime},
     gather::{Carrier, Gather, GatherLimits},

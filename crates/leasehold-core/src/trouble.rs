@@ -1,0 +1,91 @@
+//! [`Trouble`]: faults that a waiter rides out.
+
+use std::time::Duration;
+
+use crate::{
+    clock::Moment,
+    error::{Error, Result},
+    request::Request,
+};
+
+/// The pause after a fault, doubled up to [`Trouble::LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The faults of a waiter since it last had an answer. For up to a TTL they are ridden out: a restart of the server should
+/// not send every waiter home.
+///
+/// Make a new one when an answer comes.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    since: Option<Moment>,
+    pause: Duration,
+}
+
+impl Trouble {
+    /// No pause is longer.
+    pub const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+    /// None yet.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { since: None, pause: FIRST_PAUSE / 2 }
+    }
+
+    /// Notes a fault. After it, wait for [`pause`](Self::pause) and try again.
+    ///
+    /// # Errors
+    /// The fault itself, if it is not [retryable](Error::is_retryable) or the first one is a TTL ago.
+    pub fn ride_out(&mut self, fault: Error, request: &Request) -> Result<()> {
+        let now = request.now();
+        let since = *self.since.get_or_insert(now);
+        if !fault.is_retryable() || now.since(since) >= request.ttl().as_duration() {
+            return Err(fault);
+        }
+        self.pause = (self.pause * 2).min(Self::LONGEST_PAUSE);
+        Ok(())
+    }
+
+    /// How long to wait before the next try.
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        self.pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Drift, ErrorKind, LockKey, TestClock};
+
+    fn fault(kind: ErrorKind) -> Error {
+        Error::new(kind, "a fault")
+    }
+
+    #[test]
+    fn it_is_ridden_out_for_a_ttl_with_longer_and_longer_pauses() {
+        let clock = Arc::new(TestClock::new());
+        let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock.clone(), Drift::DEFAULT);
+        let mut trouble = Trouble::none();
+        let mut last = Duration::ZERO;
+        for _ in 0..20 {
+            trouble.ride_out(fault(ErrorKind::Unavailable), &request).unwrap();
+            assert!(trouble.pause() > last || trouble.pause() == Trouble::LONGEST_PAUSE);
+            last = trouble.pause();
+        }
+        assert_eq!(last, Trouble::LONGEST_PAUSE);
+        clock.suspend(request.ttl().as_duration());
+        assert_eq!(
+            trouble.ride_out(fault(ErrorKind::Unavailable), &request).unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
+        Trouble::none().ride_out(fault(ErrorKind::Unavailable), &request).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_retried_is_told_at_once() {
+        let request = Request::new(LockKey::new("k").unwrap());
+        assert_eq!(Trouble::none().ride_out(fault(ErrorKind::Denied), &request).unwrap_err().kind(), ErrorKind::Denied);
+    }
+}
