@@ -131,14 +131,18 @@ impl<C: Carrier> Gather<C> {
 
 async fn work<C: Carrier>(gather: Arc<Gather<C>>, carrier: Arc<C>) {
     while let Some(batch) = gather.next() {
+        let alone = batch.len() == 1;
         let (jobs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
         let carried = Arc::clone(&carrier).carry(jobs).await;
         for (sender, answer) in answers.into_iter().zip(carried) {
             // Nobody listens any more only when the runtime shuts down.
             drop(sender.send(answer));
         }
-        // Those whose answers just came start their next jobs first.
-        tokio::task::yield_now().await;
+        // Those whose answers just came start their next jobs first. One alone, with nobody behind it, is not waited for: that
+        // costs a look at the sockets and often the wake-up of another worker.
+        if !alone {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
