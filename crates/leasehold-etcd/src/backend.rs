@@ -120,7 +120,7 @@ impl EtcdBackend {
         let candidate = self.candidate(request, directory).await?;
         let handle = candidate.claim.session().handle();
         let answer = candidate.run(Step::Attempt { lease: handle.lease }).await?;
-        match candidate.place.attempted(request.key(), &answer) {
+        match answer.txn().and_then(|answer| candidate.place.attempted(request.key(), answer)) {
             Ok(Standing::Holds(revision)) => candidate.granted(revision).await.map(Some),
             Ok(Standing::Waits(_)) => {
                 candidate.leave().await;
@@ -140,7 +140,7 @@ impl EtcdBackend {
         let handle = candidate.claim.session().handle();
         let answer = candidate.run(Step::Enqueue { lease: handle.lease }).await?;
         answered.set();
-        let granted = match candidate.place.enqueued(request.key(), &answer) {
+        let granted = match answer.txn().and_then(|answer| candidate.place.enqueued(request.key(), answer)) {
             Ok(Standing::Holds(revision)) => Ok(revision),
             Ok(Standing::Waits(revision)) => candidate.wait(&self.cluster, &self.watches, revision).await,
             Ok(Standing::Absent) => Err(error::protocol("acquire")),

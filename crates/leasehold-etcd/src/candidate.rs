@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::TxnResponse;
 use leasehold_core::{
     Error, ErrorKind, Lease, Request, Result, Trouble,
     session::{Claim, cancelled},
@@ -12,7 +11,7 @@ use crate::{
     connection::Cluster,
     error,
     lease::EtcdLease,
-    queue::{Place, Standing, Step},
+    queue::{Answer, Place, Standing, Step},
     session::{self, EtcdSessions},
     wake::Watches,
 };
@@ -28,7 +27,7 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    pub(crate) async fn run(&self, step: Step) -> Result<TxnResponse> {
+    pub(crate) async fn run(&self, step: Step) -> Result<Answer> {
         session::run(&self.claim, "acquire", &self.place, step).await
     }
 

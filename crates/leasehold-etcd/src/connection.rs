@@ -205,6 +205,20 @@ impl Cluster {
         .await
     }
 
+    /// Deletes a key: how many there were, and whether an earlier sending of it may still arrive.
+    pub(crate) async fn delete_told(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        key: &EtcdKey,
+    ) -> Result<(i64, bool)> {
+        self.call_told(operation, Effect::Writes, patience, |live| {
+            let (mut kv, key) = (live.kv.clone(), key.to_vec());
+            async move { kv.delete(key, None).await.map(|answer| answer.deleted()) }
+        })
+        .await
+    }
+
     /// A linearizable read.
     pub(crate) async fn get(
         &self,

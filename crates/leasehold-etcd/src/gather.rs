@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{Txn, TxnOp, TxnOpResponse};
 use leasehold_core::{BoxFuture, Result, session};
 
 use crate::{
     connection::Cluster,
     error::{self, Effect},
-    queue::{Place, Step},
+    queue::{Answer, Place, Step},
 };
 
 /// A transaction on one lock that may be sent twice.
@@ -35,7 +35,7 @@ pub(crate) struct Carrier {
 impl session::Carrier for Carrier {
     type Job = Job;
     /// And whether an earlier sending of it may still arrive.
-    type Answer = Result<(TxnResponse, bool)>;
+    type Answer = Result<(Answer, bool)>;
 
     /// The lock. The server evaluates the comparisons of all nested transactions before it applies any, and what is
     /// created in one transaction has one revision: two jobs on one lock must not share one.
@@ -46,7 +46,7 @@ impl session::Carrier for Carrier {
     fn carry(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Self::Answer>> {
         Box::pin(async move {
             if let [job] = &*jobs {
-                return vec![self.cluster.txn_told(job.operation, Effect::Writes, self.patience, || job.txn()).await];
+                return vec![self.carry_alone(job).await];
             }
             let txn = || Txn::new().and_then(jobs.iter().map(|job| TxnOp::txn(job.txn())).collect::<Vec<_>>());
             let operations = jobs.iter().map(|job| job.operation);
@@ -54,7 +54,7 @@ impl session::Carrier for Carrier {
                 Ok((answer, twice)) => {
                     let mut answers = answer.op_responses().into_iter();
                     let mut next = |operation| match answers.next() {
-                        Some(TxnOpResponse::Txn(answer)) => Ok((answer, twice)),
+                        Some(TxnOpResponse::Txn(answer)) => Ok((Answer::Txn(answer), twice)),
                         _ => Err(error::protocol(operation)),
                     };
                     operations.map(&mut next).collect()
@@ -62,5 +62,16 @@ impl session::Carrier for Carrier {
                 Err(error) => operations.map(|name| Err(error.clone().with_operation(name))).collect(),
             }
         })
+    }
+}
+
+impl Carrier {
+    async fn carry_alone(&self, job: &Job) -> Result<(Answer, bool)> {
+        if Place::is_delete(job.step) {
+            let deleted = self.cluster.delete_told(job.operation, self.patience, &job.place.key).await;
+            return deleted.map(|(count, twice)| (Answer::Deleted(count), twice));
+        }
+        let answered = self.cluster.txn_told(job.operation, Effect::Writes, self.patience, || job.txn()).await;
+        answered.map(|(answer, twice)| (Answer::Txn(answer), twice))
     }
 }

@@ -60,11 +60,12 @@ impl Lease for EtcdLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
+        let again = self.release.has_begun();
         if let Some(told) = self.release.begin() {
             return Ok(told);
         }
-        let answer = run(&self.claim, "release", &self.place, Step::Release { revision: self.revision }).await;
-        let freed = answer.map(|answer| answer.succeeded());
+        let step = Step::Release { revision: self.revision, again };
+        let freed = run(&self.claim, "release", &self.place, step).await.map(|answer| answer.freed());
         let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
         self.claim.session().handle().forget(&self.place.key);
         self.claim.release();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use etcd_client::{
-    LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnResponse,
+    LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
 };
 use leasehold_core::{
     Deadline, ErrorKind, LossReason, OwnerId, Result, async_trait,
@@ -21,7 +21,7 @@ use crate::{
     error::{self, Effect},
     gather::{Carrier, Job},
     keys::EtcdKey,
-    queue::{Place, Step},
+    queue::{Answer, Place, Step},
 };
 
 /// How often a renewal is tried at once because the leader changed meanwhile or a member did not answer.
@@ -74,7 +74,7 @@ pub(crate) async fn run(
     operation: &'static str,
     place: &Arc<Place>,
     step: Step,
-) -> Result<TxnResponse> {
+) -> Result<Answer> {
     let handle = claim.session().handle();
     let ran = handle.gather.run(&handle.carrier, Job { operation, place: Arc::clone(place), step }).await;
     match ran.map_err(|error| error::named(error, operation)).flatten() {
