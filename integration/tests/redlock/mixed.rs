@@ -46,8 +46,11 @@ impl Servers {
 /// Longer than etcd's least.
 const TTL: Duration = Duration::from_secs(3);
 
+/// Redis keeps 32 characters of it, Postgres some more and not all of them, etcd everything.
+const LABEL: &str = "kassa-zürich-7/4711/a program with a long name, and then some more";
+
 fn client(quorum: Arc<QuorumBackend>) -> LockClient {
-    LockClient::builder(quorum).with_ttl(ttl(TTL)).build()
+    LockClient::builder(quorum).with_ttl(ttl(TTL)).with_label(LABEL).build()
 }
 
 /// One lock over three kinds of backends, one of which dies.
@@ -92,6 +95,11 @@ async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
     held_everywhere(&held, &watching).await;
     let seen = client(servers.quorum().await).inspect("k").await.unwrap();
     assert_eq!((seen.holders.len(), seen.nodes.len()), (1, 3), "{seen:?}");
+    assert_eq!(seen.holders[0].label, "kassa-z?rich-7/4711/a program wi");
+    for member in &watching {
+        let there = member.inspect(&LockKey::new("k").unwrap()).await.unwrap();
+        assert_eq!(there.holders[0].label, seen.holders[0].label, "{member}");
+    }
     assert_eq!(held.release().await.unwrap(), Released::Freed);
     // A majority has answered by now; the last one may be a moment later.
     let free_everywhere = async {
