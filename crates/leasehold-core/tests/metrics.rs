@@ -37,9 +37,9 @@ impl Recording {
             let values = match value {
                 DebugValue::Counter(0) => continue,
                 DebugValue::Counter(count) => vec![count as f64],
-                DebugValue::Gauge(value) => vec![value.into_inner()],
+                DebugValue::Gauge(value) => vec![f64::from(value)],
                 DebugValue::Histogram(values) if values.is_empty() => continue,
-                DebugValue::Histogram(values) => values.into_iter().map(|value| value.into_inner()).collect(),
+                DebugValue::Histogram(values) => values.into_iter().map(f64::from).collect(),
             };
             taken.insert(name, values);
         }

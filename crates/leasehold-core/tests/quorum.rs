@@ -227,6 +227,33 @@ async fn a_node_that_fails_behind_the_majority_is_known_to_fail_and_used_again_w
     }
 }
 
+/// Nor is anything that is given back forgotten: a node that is asked by one request at a time is not waiting for the end of one.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_behind_a_refusal_is_asked_again_and_used_when_it_is_back() {
+    let clock = Arc::new(TestClock::new());
+    let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), false));
+    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock.clone(), leasehold_core::Drift::DEFAULT);
+    for node in &nodes[..2] {
+        let occupied = Arc::clone(node).try_acquire(request.clone()).await.unwrap();
+        assert!(matches!(occupied, Attempt::Granted(_)));
+    }
+    let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    let failing = async || {
+        let attempt = Arc::clone(&quorum).try_acquire(request.clone()).await.unwrap();
+        assert!(matches!(attempt, Attempt::Contended(_)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        quorum.nodes().into_iter().filter(|node| node.problem.is_some()).map(|node| node.endpoint).collect::<Vec<_>>()
+    };
+    assert!(failing().await.is_empty());
+    nodes[2].down.store(true, SeqCst);
+    for _ in 0..3 {
+        assert_eq!(failing().await, ["c"]);
+    }
+    nodes[2].down.store(false, SeqCst);
+    assert!(failing().await.is_empty());
+}
+
 /// Two clients of many tasks each: nobody is left behind, and nothing is left over.
 #[tokio::test(start_paused = true)]
 async fn contenders_take_turns_and_leave_nothing() {
