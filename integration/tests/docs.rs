@@ -69,6 +69,28 @@ fn every_guarantee_names_tests_that_exist() {
     assert!(guarantees > 40, "the page is not read as it was written: {guarantees}");
 }
 
+/// What stands in `quotes` and begins as our metrics do.
+fn metrics(text: &str, quote: char) -> BTreeSet<String> {
+    let quoted = text.split(quote).filter(|part| part.starts_with("leasehold_") && !part.contains(char::is_whitespace));
+    quoted.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_manual_lists_every_metric_and_no_other() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let measured = metrics(&read("crates/leasehold-core/src/telemetry.rs"), '"');
+    let manual = read("crates/leasehold/src/lib.rs");
+    let rows = manual.lines().filter_map(|line| line.strip_prefix("//! | `leasehold_"));
+    let listed: BTreeSet<String> =
+        rows.map(|row| format!("leasehold_{}", row.split('`').next().unwrap_or_default())).collect();
+    assert_eq!(listed, measured);
+    assert!(measured.len() > 8, "the metrics are not read as they were written: {measured:?}");
+    for page in ["crates/leasehold/src/lib.rs", "docs/redlock.md"] {
+        let unknown: Vec<_> = metrics(&read(page), '`').into_iter().filter(|name| !measured.contains(name)).collect();
+        assert!(unknown.is_empty(), "{page} names {unknown:?}");
+    }
+}
+
 /// Links to files of this repository lead somewhere.
 #[test]
 fn links_between_pages_lead_to_files() {

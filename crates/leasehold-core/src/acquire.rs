@@ -14,10 +14,19 @@ use crate::{
     hold::Hold,
     options::{Spec, Wait},
     request::Request,
+    telemetry::Waiting,
 };
 
 /// Acquires as `spec` says, but waits as `wait` says.
 pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<LockGuard> {
+    let waiting = Waiting::begin(client);
+    let acquired = granted(client, spec, wait).await.and_then(|grant| finish(client, spec, grant));
+    // No `.await` since the grant: it cannot be dropped on the way.
+    waiting.end(&acquired);
+    acquired
+}
+
+async fn granted(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant> {
     let key = spec.key.as_ref().map_err(Error::clone)?;
     let span = tracing::debug_span!(
         target: "leasehold",
@@ -58,9 +67,7 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
             span.record("outcome", tracing::field::display(error.kind()));
         }
     }
-    drop(span);
-    // No `.await` since the grant: it cannot be dropped on the way.
-    finish(client, spec, granted?)
+    granted
 }
 
 /// What was granted, on its way to a guard.

@@ -32,6 +32,7 @@ use crate::{
     rwlock::RwLock,
     semaphore::Semaphore,
     signal::LossReason,
+    telemetry,
     ttl::Ttl,
 };
 
@@ -227,6 +228,7 @@ impl LockClientBuilder {
     #[must_use]
     pub fn build(self) -> LockClient {
         let Self { backend, ttl, label, clock } = self;
+        telemetry::describe();
         let capabilities = backend.capabilities();
         let losses = Arc::new(Notify::new());
         let context = RequestContext {
@@ -258,8 +260,8 @@ pub(crate) struct Client {
     pub(crate) capabilities: Capabilities,
     pub(crate) gates: Arc<Gates>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) context: Arc<RequestContext>,
     ttl: Ttl,
-    context: Arc<RequestContext>,
     runtime: OnceLock<Handle>,
     closed: OnceCell<Result<()>>,
     tasks: TaskTracker,

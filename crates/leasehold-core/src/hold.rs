@@ -19,6 +19,7 @@ use crate::{
     options::Renewal,
     request::Request,
     signal::{LossReason, Signal},
+    telemetry,
 };
 
 /// How often at least a wait for a deadline looks at the clock again: timers sleep through a suspend, the clock does not.
@@ -41,6 +42,7 @@ pub(crate) struct Hold {
     pub(crate) due: AtomicU64,
     pub(crate) renewing: AtomicBool,
     span: tracing::Span,
+    since: telemetry::Since,
 }
 
 impl Hold {
@@ -79,6 +81,7 @@ impl Hold {
             client: Arc::clone(client),
             request,
             span,
+            since: telemetry::hold_began(client),
         });
         client.keeper.add(&hold);
         hold
@@ -150,6 +153,12 @@ impl Hold {
         if let Some(reason) = self.loss() {
             return Err(self.lost_error(reason));
         }
+        let renewed = self.renew_lease().await;
+        telemetry::renewed(&self.client, &renewed);
+        renewed
+    }
+
+    async fn renew_lease(self: &Arc<Self>) -> Result<()> {
         let sent = self.request.now();
         let renewed = Driven::short(&self.client, Arc::clone(&self.lease).renew()).await;
         match &renewed {
@@ -188,6 +197,8 @@ impl Hold {
         // The next local waiter starts at once.
         drop(self.take_place());
         if was_kept {
+            self.end();
+            telemetry::lost(&self.client, reason);
             if reason == LossReason::ClientClosed {
                 tracing::debug!(target: "leasehold", parent: &self.span, "given back: the client closes");
             } else {
@@ -211,6 +222,11 @@ impl Hold {
             %reason,
             "lock lost"
         );
+    }
+
+    /// It is held no longer. Called once: by its release or its loss, whichever is first.
+    pub(crate) fn end(&self) {
+        telemetry::hold_ended(&self.client, &self.since);
     }
 
     pub(crate) fn take_place(&self) -> Option<Place> {

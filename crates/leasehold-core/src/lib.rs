@@ -37,6 +37,7 @@ mod rwlock;
 mod semaphore;
 pub mod session;
 mod signal;
+mod telemetry;
 mod trouble;
 mod ttl;
 pub mod url;

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::{Instant, timeout};
+
 use crate::{
     client::LockClient,
     error::{Error, ErrorKind, Result},
@@ -87,30 +89,36 @@ impl Owner {
         K: TryInto<LockKey>,
         Error: From<K::Error>,
     {
-        let key = key.try_into()?;
-        let entered = tokio::time::timeout(limit, self.enter(key.clone(), Wait::AtMost(limit))).await;
-        entered.unwrap_or_else(|_elapsed| {
-            Err(Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}")))
-        })
+        self.enter(key.try_into()?, Wait::AtMost(limit)).await
     }
 
     async fn enter(&self, key: LockKey, wait: Wait) -> Result<LockGuard> {
+        let begun = Instant::now();
         let slot = self.slot(&key);
         let mut held = match wait {
             // Another task of this owner is about to get it: to try means not to wait for that.
             Wait::No => slot.try_lock().map_err(|_| {
                 Error::new(ErrorKind::Contended, format!("another task of this owner is locking `{key}`"))
             })?,
-            _ => slot.lock().await,
+            Wait::AtMost(limit) => timeout(limit, slot.lock()).await.map_err(|_elapsed| timed_out(&key, limit))?,
+            Wait::Forever => slot.lock().await,
         };
         if let Some(hold) = held.upgrade().filter(|hold| hold.is_held() && hold.share()) {
             return Ok(LockGuard::new(hold));
         }
-        let mut mutex = self.client.mutex(key).with_wait(wait);
+        let left = match wait {
+            Wait::AtMost(limit) => Wait::AtMost(limit.saturating_sub(begun.elapsed())),
+            wait => wait,
+        };
+        let mut mutex = self.client.mutex(key.clone()).with_wait(left);
         if let Some(ttl) = self.ttl {
             mutex = mutex.with_ttl(ttl);
         }
-        let guard = mutex.lock().await?;
+        let guard = mutex.lock().await.map_err(|error| match wait {
+            // In the caller's terms: some of the time may have gone by while another task of this owner was at it.
+            Wait::AtMost(limit) if error.kind() == ErrorKind::TimedOut => timed_out(&key, limit),
+            _ => error,
+        })?;
         *held = Arc::downgrade(guard.hold());
         Ok(guard)
     }
@@ -128,4 +136,8 @@ impl Owner {
         }
         Arc::clone(holds.entry(key.clone()).or_default())
     }
+}
+
+fn timed_out(key: &LockKey, limit: Duration) -> Error {
+    Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}"))
 }

@@ -12,6 +12,7 @@ use crate::{
     error::Result,
     gate::Place,
     hold::Hold,
+    telemetry,
 };
 
 /// The pause before a failed release is tried again, doubled each time, until the deadline.
@@ -35,6 +36,7 @@ impl Releasing {
             return None;
         }
         hold.client.keeper.remove(hold);
+        hold.end();
         Some(Self {
             operation: Some(Arc::clone(&hold.lease).release()),
             place: hold.take_place(),
@@ -65,6 +67,7 @@ impl Releasing {
             pause *= 2;
             outcome = Arc::clone(&hold.lease).release().await;
         }
+        telemetry::released(&hold.client, &outcome);
         if let Err(error) = outcome {
             tracing::debug!(target: "leasehold", parent: hold.span(), %error, "not released; it expires");
         }
@@ -90,8 +93,13 @@ impl Future for Releasing {
         this.operation = None;
         this.place = None;
         tracing::debug!(target: "leasehold", parent: this.hold.span(), ?outcome, "release");
-        if !this.in_background && outcome.as_ref().is_err_and(crate::Error::is_retryable) {
-            this.retry_in_background();
+        // In the background, who drives it tries again.
+        if !this.in_background {
+            if outcome.as_ref().is_err_and(crate::Error::is_retryable) {
+                this.retry_in_background();
+            } else {
+                telemetry::released(&this.hold.client, &outcome);
+            }
         }
         Poll::Ready(outcome)
     }

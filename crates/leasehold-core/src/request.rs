@@ -8,6 +8,7 @@ use crate::{
     clock::{Clock, Deadline, Drift, Moment, SystemClock},
     fencing::FencingToken,
     key::LockKey,
+    label,
     mode::Mode,
     owner::OwnerId,
     quorum::Terms,
@@ -152,10 +153,15 @@ impl Request {
         Self { owner: OwnerId::random(), ..self.clone() }
     }
 
-    /// The same acquisition as one node of a quorum sees it: what is cancelled or lost there is not lost here.
+    /// The same acquisition as one node of a quorum sees it: what is cancelled or lost there is not lost here. Its label is
+    /// what every kind of backend keeps of one, so that all nodes call a holder the same.
     #[must_use]
     pub fn for_node(&self, terms: Terms) -> Self {
-        Self { terms: Some(terms), signal: Arc::default(), ..self.clone() }
+        let context = match label::common(self.label()) {
+            Some(label) => self.context.with_label(label),
+            None => Arc::clone(&self.context),
+        };
+        Self { terms: Some(terms), signal: Arc::default(), context, ..self.clone() }
     }
 
     fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {

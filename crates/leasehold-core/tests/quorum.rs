@@ -1,12 +1,18 @@
 //! The quorum over backends in this process.
 
-use std::{sync::Arc, time::Duration};
+mod support;
+
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use leasehold_core::{
     Attempt, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request, TestClock, Ttl,
     quorum::{QuorumBackend, QuorumConfig},
 };
 use leasehold_local::{FileBackend, MemoryBackend};
+use support::flaky::Flaky;
 
 struct Nodes {
     clock: Arc<TestClock>,
@@ -191,6 +197,61 @@ async fn a_member_that_cannot_vote_on_tokens_leaves_the_quorum_without() {
     assert_eq!(lease.fencing_token(), None);
     lease.release().await.unwrap();
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// The majority is not waited for it, and yet what it answers is learned from: that it fails, and that it is back.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_behind_the_majority_is_known_to_fail_and_used_again_when_it_is_back() {
+    for votes in [false, true] {
+        let clock = Arc::new(TestClock::new());
+        let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), votes));
+        let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
+        let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+        let client = LockClient::builder(quorum.clone()).with_clock(clock).build();
+        let pair = async || {
+            client.mutex("k").try_lock().await.unwrap().release().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        let problems =
+            || quorum.nodes().into_iter().filter_map(|node| Some((node.endpoint, node.problem?))).collect::<Vec<_>>();
+        pair().await;
+        assert_eq!(problems(), []);
+        nodes[2].down.store(true, SeqCst);
+        for _ in 0..3 {
+            pair().await;
+            assert_eq!(problems(), [("c".to_owned(), "told to fail".to_owned())]);
+        }
+        nodes[2].down.store(false, SeqCst);
+        pair().await;
+        assert_eq!(problems(), []);
+    }
+}
+
+/// Nor is anything that is given back forgotten: a node that is asked by one request at a time is not waiting for the end of one.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_behind_a_refusal_is_asked_again_and_used_when_it_is_back() {
+    let clock = Arc::new(TestClock::new());
+    let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), false));
+    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock.clone(), leasehold_core::Drift::DEFAULT);
+    for node in &nodes[..2] {
+        let occupied = Arc::clone(node).try_acquire(request.clone()).await.unwrap();
+        assert!(matches!(occupied, Attempt::Granted(_)));
+    }
+    let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    let failing = async || {
+        let attempt = Arc::clone(&quorum).try_acquire(request.clone()).await.unwrap();
+        assert!(matches!(attempt, Attempt::Contended(_)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        quorum.nodes().into_iter().filter(|node| node.problem.is_some()).map(|node| node.endpoint).collect::<Vec<_>>()
+    };
+    assert!(failing().await.is_empty());
+    nodes[2].down.store(true, SeqCst);
+    for _ in 0..3 {
+        assert_eq!(failing().await, ["c"]);
+    }
+    nodes[2].down.store(false, SeqCst);
+    assert!(failing().await.is_empty());
 }
 
 /// Two clients of many tasks each: nobody is left behind, and nothing is left over.

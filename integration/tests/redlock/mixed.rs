@@ -1,37 +1,68 @@
-use std::{path::Path, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    ErrorKind, Fencing, LockBackend, LockClient, LockKey, Released, Ttl,
+    ErrorKind, Fencing, LockBackend, LockClient, LockGuard, LockKey, Released, Ttl,
     quorum::{QuorumBackend, QuorumConfig},
 };
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::{EtcdCluster, RedisServer};
-use leasehold_local::FileBackend;
+use leasehold_integration::server::{EtcdCluster, PostgresServer, RedisServer};
+use leasehold_postgres::PostgresBackend;
 use leasehold_redis::RedisBackend;
 
-use crate::support::{PATIENCE, millis};
+use crate::support::{PATIENCE, millis, ttl};
+
+/// A server of each kind.
+struct Servers {
+    redis: RedisServer,
+    etcd: EtcdCluster,
+    postgres: PostgresServer,
+}
+
+impl Servers {
+    fn start() -> Self {
+        Self {
+            redis: RedisServer::start().unwrap(),
+            etcd: EtcdCluster::start().unwrap(),
+            postgres: PostgresServer::start().unwrap(),
+        }
+    }
+
+    /// A connection of its own to each, as every process has.
+    async fn members(&self) -> Vec<Arc<dyn LockBackend>> {
+        vec![
+            RedisBackend::connect(&self.redis.url()).await.unwrap(),
+            EtcdBackend::connect(&self.etcd.url()).await.unwrap(),
+            PostgresBackend::connect(&self.postgres.url()).await.unwrap(),
+        ]
+    }
+
+    async fn quorum(&self) -> Arc<QuorumBackend> {
+        // The Redis was just started, and has forgotten nothing that anybody holds.
+        let config = QuorumConfig::new().with_largest_ttl(ttl(TTL)).with_node_timeout(PATIENCE);
+        QuorumBackend::open(self.members().await, config).await.unwrap()
+    }
+}
+
+/// Longer than etcd's least.
+const TTL: Duration = Duration::from_secs(3);
+
+/// Redis keeps 32 characters of it, Postgres some more and not all of them, etcd everything.
+const LABEL: &str = "kassa-zürich-7/4711/a program with a long name, and then some more";
+
+fn client(quorum: Arc<QuorumBackend>) -> LockClient {
+    LockClient::builder(quorum).with_ttl(ttl(TTL)).with_label(LABEL).build()
+}
 
 /// One lock over three kinds of backends, one of which dies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
-    let mut redis = RedisServer::start().unwrap();
-    let etcd = EtcdCluster::start().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let (redis_url, etcd_url) = (redis.url(), etcd.url());
-    let members = || members(&redis_url, &etcd_url, folder.path());
-    let watching = members().await;
-    let open = async || {
-        // The Redis was just started, and has forgotten nothing that anybody holds.
-        let config = QuorumConfig::new().with_largest_ttl(Ttl::from_secs(3).unwrap());
-        let config = config.with_node_timeout(PATIENCE);
-        QuorumBackend::open(members().await, config).await.unwrap()
-    };
-    let (one, other) = (open().await, open().await);
+    let mut servers = Servers::start();
+    let watching = servers.members().await;
+    let (one, other) = (servers.quorum().await, servers.quorum().await);
     let capabilities = one.capabilities();
     assert_eq!(capabilities.fencing, Fencing::None);
     assert!(!capabilities.permits);
     assert_eq!(capabilities.min_ttl, Ttl::from_secs(2).unwrap(), "of etcd");
-    let client = |quorum| LockClient::builder(quorum).with_ttl(Ttl::from_secs(3).unwrap()).build();
     let (one, other) = (client(one), client(other));
     // A Redis that was just started waits for the largest TTL; the two others make a majority.
     let held = one.mutex("k").lock().await.unwrap();
@@ -46,27 +77,71 @@ async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
     assert!(held.is_held() && !waiting.is_finished(), "it is renewed");
     assert_eq!(held.release().await.unwrap(), Released::Freed);
     let taken = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
-    // A renewal takes back the nodes that were not yet free when it was granted.
-    let held_everywhere = async {
-        while holders(&watching).await < 3 {
-            taken.renew().await.unwrap();
-            tokio::time::sleep(millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, held_everywhere).await.unwrap();
-    redis.kill();
+    held_everywhere(&taken, &watching).await;
+    servers.redis.kill();
     taken.renew().await.unwrap();
     assert_eq!(taken.release().await.unwrap(), Released::Freed);
     let guard = one.mutex("k").lock().await.unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
 
-async fn members(redis: &str, etcd: &str, folder: &Path) -> Vec<Arc<dyn LockBackend>> {
-    vec![
-        RedisBackend::connect(redis).await.unwrap(),
-        EtcdBackend::connect(etcd).await.unwrap(),
-        Arc::new(FileBackend::open(folder).unwrap()),
-    ]
+/// It holds the lock on every kind of member, shows one holder, and frees it on every one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
+    let servers = Servers::start();
+    let watching = servers.members().await;
+    let one = client(servers.quorum().await);
+    let held = one.mutex("k").lock().await.unwrap();
+    held_everywhere(&held, &watching).await;
+    let seen = client(servers.quorum().await).inspect("k").await.unwrap();
+    assert_eq!((seen.holders.len(), seen.nodes.len()), (1, 3), "{seen:?}");
+    assert_eq!(seen.holders[0].label, "kassa-z?rich-7/4711/a program wi");
+    for member in &watching {
+        let there = member.inspect(&LockKey::new("k").unwrap()).await.unwrap();
+        assert_eq!(there.holders[0].label, seen.holders[0].label, "{member}");
+    }
+    assert_eq!(held.release().await.unwrap(), Released::Freed);
+    // A majority has answered by now; the last one may be a moment later.
+    let free_everywhere = async {
+        while holders(&watching).await > 0 {
+            tokio::time::sleep(millis(5)).await;
+        }
+    };
+    tokio::time::timeout(millis(2_000), free_everywhere).await.expect("it waits for the TTL at some member");
+}
+
+/// A server that forgets its locks when it restarts, as Postgres does, is a minority: it holds again after the next renewal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_restarts_costs_a_mixed_quorum_nothing() {
+    let mut servers = Servers::start();
+    let watching = servers.members().await;
+    let (one, other) = (client(servers.quorum().await), client(servers.quorum().await));
+    let held = one.mutex("k").lock().await.unwrap();
+    held_everywhere(&held, &watching).await;
+    servers.postgres.kill();
+    held.renew().await.unwrap();
+    assert_eq!(other.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    let seen = other.inspect("k").await.unwrap();
+    assert_eq!(seen.holders.len(), 1, "{seen:?}");
+    let problems: Vec<_> = seen.nodes.iter().filter(|node| node.problem.is_some()).collect();
+    assert!(matches!(problems[..], [node] if node.endpoint.starts_with("postgres://")), "{seen:?}");
+    servers.postgres.restart().unwrap();
+    assert_eq!(other.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    held_everywhere(&held, &servers.members().await).await;
+    assert_eq!(held.release().await.unwrap(), Released::Freed);
+    let guard = other.mutex("k").lock().await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+/// A renewal takes the nodes that were not free, or not there, when it was granted.
+async fn held_everywhere(guard: &LockGuard, members: &[Arc<dyn LockBackend>]) {
+    let all = async {
+        while holders(members).await < members.len() {
+            guard.renew().await.unwrap();
+            tokio::time::sleep(millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.unwrap();
 }
 
 /// How many of the members hold the lock for somebody.

@@ -196,7 +196,7 @@ impl QuorumBackend {
         }
     }
 
-    /// As [`finish`](Self::finish), and notes which nodes are silent.
+    /// As [`finish`](Self::finish), and notes which nodes are silent. `ended` is to learn from every answer.
     pub(super) fn finish_within<T: Send + 'static>(
         self: &Arc<Self>,
         mut calls: Calls<Result<T>>,
@@ -211,12 +211,7 @@ impl QuorumBackend {
             let mut timer = std::pin::pin!(tokio::time::sleep(timeout));
             let mut over = false;
             std::future::poll_fn(|cx| {
-                calls.poll(cx, |node, outcome| {
-                    if outcome.is_ok() {
-                        this.members[node].health.answered();
-                    }
-                    ended((node, outcome));
-                });
+                calls.poll(cx, |node, outcome| ended((node, outcome)));
                 if calls.is_empty() {
                     return std::task::Poll::Ready(());
                 }

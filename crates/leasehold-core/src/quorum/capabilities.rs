@@ -80,6 +80,6 @@ fn worst_restart(each: &[Capabilities]) -> Restart {
 }
 
 fn endpoint(members: &[Member], config: &QuorumConfig) -> String {
-    let nodes: Vec<_> = members.iter().map(|member| member.endpoint.as_str()).collect();
+    let nodes: Vec<_> = members.iter().map(|member| &*member.endpoint).collect();
     format!("{}({})", config.scheme, nodes.join(", "))
 }

@@ -48,7 +48,7 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
                 statuses.push(member.status());
             }
             Err(error) => {
-                statuses.push(NodeStatus::new(member.endpoint.clone(), Some(error.message().to_owned())));
+                statuses.push(NodeStatus::new(&*member.endpoint, Some(error.message().to_owned())));
                 problems.push((node, error));
             }
         }

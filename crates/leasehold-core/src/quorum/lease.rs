@@ -80,6 +80,7 @@ impl QuorumLease {
     pub(super) fn take_late_grants(self: Arc<Self>, calls: Calls<Result<Attempt>>, timeout: Duration) {
         let quorum = Arc::clone(&self.quorum);
         quorum.finish_within(calls, timeout, move |(node, answer)| {
+            self.quorum.members[node].learn(&answer, self.request.now());
             let granted = match answer {
                 Ok(Attempt::Granted(lease)) => Some(lease),
                 _ => None,

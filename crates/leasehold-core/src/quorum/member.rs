@@ -9,10 +9,11 @@ use crate::{
     inspection::NodeStatus,
     quorum::{health::Health, node::QuorumNode},
     request::Request,
+    telemetry,
 };
 
 pub(super) struct Member {
-    pub(super) endpoint: String,
+    pub(super) endpoint: Arc<str>,
     pub(super) backend: Arc<dyn LockBackend>,
     /// `None`: it cannot vote on tokens.
     pub(super) voter: Option<Arc<dyn QuorumNode>>,
@@ -22,7 +23,7 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn new(backend: Arc<dyn LockBackend>) -> Self {
         Self {
-            endpoint: backend.to_string(),
+            endpoint: backend.to_string().into(),
             voter: Arc::clone(&backend).quorum_node(),
             backend,
             health: Health::default(),
@@ -37,11 +38,13 @@ impl Member {
     pub(super) fn learn<T>(&self, answer: &Result<T>, now: Moment) {
         match answer {
             Err(error) if is_trouble(error.kind()) => {
+                telemetry::node_failed(&self.endpoint, error);
                 if self.health.failed(now, error.message().to_owned()) {
                     tracing::warn!(target: "leasehold", node = %self.endpoint, %error, "a node of the quorum fails");
                 }
             }
             _ => {
+                telemetry::node_answered(&self.endpoint);
                 if self.health.answered() {
                     tracing::info!(target: "leasehold", node = %self.endpoint, "a node of the quorum is back");
                 }
@@ -52,6 +55,7 @@ impl Member {
     /// The node is silent.
     pub(super) fn late(&self, timeout: std::time::Duration) {
         if self.health.late(|| format!("no answer within {timeout:?}")) {
+            telemetry::node_fell_silent(&self.endpoint);
             tracing::warn!(target: "leasehold", node = %self.endpoint, ?timeout, "a node of the quorum is silent");
         }
     }
@@ -63,7 +67,7 @@ impl Member {
     }
 
     pub(super) fn status(&self) -> NodeStatus {
-        NodeStatus::new(self.endpoint.clone(), self.health.problem())
+        NodeStatus::new(&*self.endpoint, self.health.problem())
     }
 }
 

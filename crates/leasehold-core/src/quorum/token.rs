@@ -11,6 +11,7 @@ use crate::{
         calls::Calls,
         write_back::{Answer, Round, TokenChoice, choose, round},
     },
+    telemetry,
 };
 
 /// Settles on one token at which a majority of the nodes stands. `None`: there is none any more, release everything.
@@ -18,8 +19,11 @@ pub(super) async fn settle(asking: &mut Asking) -> Option<FencingToken> {
     let granted = asking.replies.iter().filter_map(token_of);
     match choose(granted, asking.quorum.majority)? {
         TokenChoice::Stands(token) => Some(token),
-        // Boxed: the usual way needs no room for it.
-        TokenChoice::WriteBack(token) => Box::pin(write_back(asking, token)).await,
+        TokenChoice::WriteBack(token) => {
+            telemetry::written_back(asking.quorum.config.scheme);
+            // Boxed: the usual way needs no room for it.
+            Box::pin(write_back(asking, token)).await
+        }
     }
 }
 
@@ -84,7 +88,8 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> Option<Fenc
             Round::Open | Round::Lost => break None,
         }
     };
-    asking.quorum.finish(superseded, |_| ());
+    let (quorum, request) = (Arc::clone(&asking.quorum), asking.request.clone());
+    asking.quorum.finish(superseded, move |(node, vote)| quorum.members[node].learn(&vote, request.now()));
     settled
 }
 

@@ -61,7 +61,8 @@ impl Undo {
         let (judge, asked) = (Arc::clone(&quorum), request.clone());
         quorum.finish(releases, move |(node, released)| settle(&judge, &asked, &leases[node], node, &released));
         let judge = Arc::clone(&quorum);
-        quorum.finish(calls, move |(_, answer)| {
+        quorum.finish(calls, move |(node, answer)| {
+            judge.members[node].learn(&answer, request.now());
             if let Ok(Attempt::Granted(lease)) = answer {
                 // The withdrawal may have come before the grant.
                 judge.give_back(lease, &request);

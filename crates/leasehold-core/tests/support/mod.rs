@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod flaky;
 pub(crate) mod spy;
 
 use std::sync::Arc;

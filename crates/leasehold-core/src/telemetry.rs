@@ -1,0 +1,245 @@
+//! What is measured: every metric's name stands here, and nowhere else. The manual's table (the facade's page, *Metrics*) lists
+//! them, and a test of the documentation compares the two.
+//!
+//! Without the feature `metrics` nothing is measured, no clock is read for it, and all of this compiles to nothing. No label has
+//! more values than there are backends, kinds of outcomes or nodes: never a key, never a user.
+
+use std::sync::Arc;
+
+pub(crate) use self::record::Since;
+use crate::{
+    backend::Released,
+    client::Client,
+    error::{Error, ErrorKind, Result},
+    signal::LossReason,
+};
+
+/// A metric: its name, and what it says.
+type Metric = (&'static str, &'static str);
+
+const ACQUISITIONS: Metric = ("leasehold_acquisitions_total", "Acquisitions that have ended, by outcome");
+const WAITING: Metric = ("leasehold_waiting", "Tasks that have asked for a lock and have no answer yet");
+const WAIT: Metric = ("leasehold_wait_seconds", "Time from asking for a lock to being granted it");
+const HELD: Metric = ("leasehold_held", "Locks that are held now");
+const HOLD: Metric = ("leasehold_hold_seconds", "Time from a grant to its release or loss");
+const RENEWALS: Metric =
+    ("leasehold_renewals_total", "Renewals, of a lease or of a session with all its leases, by outcome");
+const LOSSES: Metric = ("leasehold_losses_total", "Locks that were lost, by reason");
+const RELEASES: Metric = ("leasehold_releases_total", "Releases that have ended, by outcome");
+const NODE_UP: Metric = ("leasehold_quorum_node_up", "Whether a node of a quorum answers: 1 or 0");
+const NODE_FAILURES: Metric = ("leasehold_quorum_node_failures_total", "Failures of a node of a quorum, by kind");
+const WRITE_BACKS: Metric =
+    ("leasehold_quorum_write_backs_total", "Grants of a quorum whose token took a second round trip to settle");
+
+/// Tells the recorder, if there is one by now, what each metric is.
+pub(crate) fn describe() {
+    for counter in [ACQUISITIONS, RENEWALS, LOSSES, RELEASES, NODE_FAILURES, WRITE_BACKS] {
+        record::describe_counter(counter);
+    }
+    for gauge in [WAITING, HELD, NODE_UP] {
+        record::describe_gauge(gauge);
+    }
+    for histogram in [WAIT, HOLD] {
+        record::describe_seconds(histogram);
+    }
+}
+
+/// An acquisition under way. Dropped before it has [ended](Self::end), it was cancelled.
+#[must_use]
+pub(crate) struct Waiting<'a> {
+    client: &'a Client,
+    since: Since,
+    ended: bool,
+}
+
+impl<'a> Waiting<'a> {
+    pub(crate) fn begin(client: &'a Client) -> Self {
+        record::add(WAITING, client, 1.0);
+        Self { client, since: Since::now(client), ended: false }
+    }
+
+    pub(crate) fn end<T>(mut self, outcome: &Result<T>) {
+        if outcome.is_ok() {
+            record::seconds(WAIT, self.client, &self.since);
+        }
+        self.count(outcome.as_ref().map_or_else(failure, |_| "granted"));
+    }
+
+    fn count(&mut self, outcome: &'static str) {
+        self.ended = true;
+        record::add(WAITING, self.client, -1.0);
+        record::count(ACQUISITIONS, self.client, ("outcome", outcome));
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.count(kind(ErrorKind::Cancelled));
+        }
+    }
+}
+
+/// A lock is held from now on, until [`hold_ended`].
+pub(crate) fn hold_began(client: &Client) -> Since {
+    record::add(HELD, client, 1.0);
+    Since::now(client)
+}
+
+/// What [`hold_began`] began is over; to be told once.
+pub(crate) fn hold_ended(client: &Client, since: &Since) {
+    record::add(HELD, client, -1.0);
+    record::seconds(HOLD, client, since);
+}
+
+pub(crate) fn renewed(client: &Client, outcome: &Result<()>) {
+    let outcome = outcome.as_ref().map_or_else(failure, |()| "renewed");
+    record::count(RENEWALS, client, ("outcome", outcome));
+}
+
+pub(crate) fn lost(client: &Client, reason: LossReason) {
+    let reason = match reason {
+        LossReason::Expired => "expired",
+        LossReason::Replaced => "replaced",
+        LossReason::SessionEnded => "session_ended",
+        LossReason::BackendReset => "backend_reset",
+        LossReason::ClientClosed => "client_closed",
+    };
+    record::count(LOSSES, client, ("reason", reason));
+}
+
+/// A release has ended, and will not be tried again.
+pub(crate) fn released(client: &Client, outcome: &Result<Released>) {
+    let outcome = outcome.as_ref().map_or_else(failure, |released| match released {
+        Released::Freed => "freed",
+        Released::StillHeld => "still_held",
+        Released::AlreadyLost => "already_lost",
+    });
+    record::count(RELEASES, client, ("outcome", outcome));
+}
+
+pub(crate) fn node_answered(node: &Arc<str>) {
+    record::set(NODE_UP, node, 1.0);
+}
+
+pub(crate) fn node_failed(node: &Arc<str>, error: &Error) {
+    record::set(NODE_UP, node, 0.0);
+    record::count_at(NODE_FAILURES, node, failure(error));
+}
+
+/// A node that had answered until now is silent.
+pub(crate) fn node_fell_silent(node: &Arc<str>) {
+    record::set(NODE_UP, node, 0.0);
+    record::count_at(NODE_FAILURES, node, "silent");
+}
+
+pub(crate) fn written_back(backend: &'static str) {
+    record::count_in(WRITE_BACKS, backend);
+}
+
+fn failure(error: &Error) -> &'static str {
+    kind(error.kind())
+}
+
+const fn kind(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidInput => "invalid_input",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Contended => "contended",
+        ErrorKind::TimedOut => "timed_out",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::Indeterminate => "indeterminate",
+        ErrorKind::Denied => "denied",
+        ErrorKind::Lost => "lost",
+        ErrorKind::Closed => "closed",
+        ErrorKind::Cancelled => "cancelled",
+        ErrorKind::Runtime => "runtime",
+        ErrorKind::Mismatch => "mismatch",
+        ErrorKind::Protocol => "protocol",
+    }
+}
+
+#[cfg(feature = "metrics")]
+mod record {
+    use std::sync::Arc;
+
+    use metrics::{Unit, counter, gauge, histogram};
+
+    use super::Metric;
+    use crate::{client::Client, clock::Moment};
+
+    /// A moment on the client's clock.
+    #[derive(Debug)]
+    pub(crate) struct Since(Moment);
+
+    impl Since {
+        pub(super) fn now(client: &Client) -> Self {
+            Self(client.context.clock.now())
+        }
+    }
+
+    pub(super) fn describe_counter((name, text): Metric) {
+        metrics::describe_counter!(name, Unit::Count, text);
+    }
+
+    pub(super) fn describe_gauge((name, text): Metric) {
+        metrics::describe_gauge!(name, Unit::Count, text);
+    }
+
+    pub(super) fn describe_seconds((name, text): Metric) {
+        metrics::describe_histogram!(name, Unit::Seconds, text);
+    }
+
+    pub(super) fn count((name, _): Metric, client: &Client, (label, value): (&'static str, &'static str)) {
+        counter!(name, "backend" => client.capabilities.backend, label => value).increment(1);
+    }
+
+    pub(super) fn count_in((name, _): Metric, backend: &'static str) {
+        counter!(name, "backend" => backend).increment(1);
+    }
+
+    pub(super) fn count_at((name, _): Metric, node: &Arc<str>, kind: &'static str) {
+        counter!(name, "node" => Arc::clone(node), "kind" => kind).increment(1);
+    }
+
+    pub(super) fn add((name, _): Metric, client: &Client, difference: f64) {
+        gauge!(name, "backend" => client.capabilities.backend).increment(difference);
+    }
+
+    pub(super) fn set((name, _): Metric, node: &Arc<str>, value: f64) {
+        gauge!(name, "node" => Arc::clone(node)).set(value);
+    }
+
+    pub(super) fn seconds((name, _): Metric, client: &Client, since: &Since) {
+        let seconds = client.context.clock.now().since(since.0).as_secs_f64();
+        histogram!(name, "backend" => client.capabilities.backend).record(seconds);
+    }
+}
+
+/// Nothing, as quickly as nothing can be done.
+#[cfg(not(feature = "metrics"))]
+mod record {
+    use std::sync::Arc;
+
+    use super::Metric;
+    use crate::client::Client;
+
+    #[derive(Debug)]
+    pub(crate) struct Since;
+
+    impl Since {
+        pub(super) fn now(_: &Client) -> Self {
+            Self
+        }
+    }
+
+    pub(super) fn describe_counter(_: Metric) {}
+    pub(super) fn describe_gauge(_: Metric) {}
+    pub(super) fn describe_seconds(_: Metric) {}
+    pub(super) fn count(_: Metric, _: &Client, _: (&'static str, &'static str)) {}
+    pub(super) fn count_in(_: Metric, _: &'static str) {}
+    pub(super) fn count_at(_: Metric, _: &Arc<str>, _: &'static str) {}
+    pub(super) fn add(_: Metric, _: &Client, _: f64) {}
+    pub(super) fn set(_: Metric, _: &Arc<str>, _: f64) {}
+    pub(super) fn seconds(_: Metric, _: &Client, _: &Since) {}
+}
