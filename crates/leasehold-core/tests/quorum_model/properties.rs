@@ -36,7 +36,7 @@ pub(crate) fn of<const A: usize>(scope: &Scope) -> Vec<Property<Protocol<A>>> {
         state.attempts.iter().all(|attempt| attempt.granted)
     }));
     all.push(Property::sometimes("a token in one round trip", |_, state: &State<A>| {
-        state.attempts.iter().any(|attempt| attempt.granted && attempt.token != 0 && attempt.earlier == 0)
+        state.attempts.iter().any(|attempt| attempt.phase == Phase::Held && attempt.token != 0 && attempt.earlier == 0)
     }));
     all.push(Property::sometimes("a token that was written back", |_, state: &State<A>| {
         state.attempts.iter().any(|attempt| attempt.granted && attempt.earlier.count_ones() == 1)

@@ -43,20 +43,26 @@ impl<const A: usize> Model for Protocol<A> {
         if state.attempts.iter().all(settled) {
             return;
         }
-        for attempt in 0..A {
+        // What happens at a node may as well happen at another that is just like it; and those that have not begun are alike.
+        let nodes = (0..NODES).filter(|node| !state.nodes[..*node].contains(&state.nodes[*node]));
+        let begun = state.attempts.iter().take_while(|attempt| attempt.phase != Phase::Idle).count();
+        for attempt in 0..A.min(begun + 1) {
             self.steps_of_attempt(state, attempt, steps);
-            for node in 0..NODES {
+            for node in nodes.clone() {
                 self.arrivals(state, attempt, node, steps);
             }
         }
-        for node in 0..NODES {
+        for node in nodes {
             self.steps_of_node(state, node, steps);
         }
     }
 
     fn next_state(&self, state: &State<A>, step: Step) -> Option<State<A>> {
         let mut next = *state;
-        self.take(&mut next, step).then_some(next)
+        self.take(&mut next, step).then(|| {
+            forget(&mut next);
+            next
+        })
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -97,9 +103,9 @@ impl<const A: usize> Protocol<A> {
         if phase == Phase::Idle {
             return;
         }
-        let again = link.until != 0;
+        let again = link.came;
         // Who holds already is granted again, as a healing that meets its own late grant must be.
-        let free = at.holder == 0 || again && at.holder == who(attempt);
+        let free = at.holder == 0 || at.holder == who(attempt);
         if free && votes(at) && (!again || state.duplicates > 0) {
             for floor in self.scope.floors {
                 steps.push(Step::Grant { attempt, node, floor: *floor, answered: true });
@@ -120,8 +126,15 @@ impl<const A: usize> Protocol<A> {
                 steps.push(Step::Raise { attempt, node, token });
             }
         }
-        if sent == 2 && link.until < 2 && (at.holder == who(attempt) || at.holder == 0 && votes(at)) {
+        // Once the attempt is over, and without clocks, the lock may expire in any case.
+        if self.scope.clocks && phase == Phase::Held && sent == 2 && link.until < 2 && at.holder == who(attempt) {
             steps.push(Step::Extend { attempt, node });
+        }
+        if sent == 2 && link.until < 2 && free && votes(at) {
+            // Its floor is the attempt's token, which a node's clock may lower.
+            let own = Some(token).filter(|own| !self.scope.floors.contains(own));
+            let floors = self.scope.floors.iter().copied().chain(own);
+            steps.extend(floors.map(|floor| Step::Heal { attempt, node, floor }));
         }
         // In time, it was taken when it was given.
         let late = self.scope.bug == Some(Bug::HealedAfterABreak);
@@ -135,12 +148,11 @@ impl<const A: usize> Protocol<A> {
         if at.holder != 0 {
             let holder = usize::from(at.holder) - 1;
             let passed = state.attempts[holder].passed >= at.links[holder].until;
-            if !self.scope.clocks || passed {
-                steps.push(Step::Expire { node });
-            }
-            // Without clocks it is the same as an expiry.
+            // To the node it makes no difference.
             if self.scope.clocks && state.attempts[holder].releases {
                 steps.push(Step::Free { node });
+            } else if !self.scope.clocks || passed {
+                steps.push(Step::Expire { node });
             }
         }
         if state.restarts > 0 {
@@ -178,14 +190,18 @@ impl<const A: usize> Protocol<A> {
                 true
             }
             Step::Grant { attempt, node, floor, answered } => {
-                let again = state.nodes[node].links[attempt].until != 0;
-                state.duplicates -= u8::from(again);
+                state.duplicates -= u8::from(state.nodes[node].links[attempt].came);
                 let phase = state.attempts[attempt].phase;
                 let believed = phase == Phase::Held && self.believed(state, attempt);
                 let at = &mut state.nodes[node];
                 let mark = self.grant(at, attempt, floor);
                 let link = &mut at.links[attempt];
-                link.until = 1;
+                link.came = true;
+                // The TTL counts from now, so what was sent earlier has not got longer.
+                link.until = match self.scope.bug {
+                    Some(Bug::DuplicateShortens) => 1,
+                    _ => link.until.max(1),
+                };
                 match phase {
                     Phase::Asking | Phase::Writing if answered && !link.member => {
                         (link.granted, link.fenced) = (mark.token, at.standing == Standing::Full);
@@ -211,12 +227,12 @@ impl<const A: usize> Protocol<A> {
                 state.renewals -= 1;
                 true
             }
-            Step::Extend { attempt, node } => {
+            Step::Extend { attempt, node } | Step::Heal { attempt, node, .. } => {
                 let held = state.attempts[attempt].phase == Phase::Held;
                 let believed = self.scope.clocks && held && self.believed(state, attempt);
                 let at = &mut state.nodes[node];
-                if at.holder == 0 {
-                    self.grant(at, attempt, 0);
+                if let Step::Heal { floor, .. } = step {
+                    self.grant(at, attempt, floor);
                 }
                 let link = &mut at.links[attempt];
                 link.until = 2;
@@ -408,7 +424,7 @@ impl<const A: usize> Protocol<A> {
             let link = &mut node.links[attempt];
             // What has been answered by now is adopted at once, and of tokens only its own matters from here on.
             let member = self.scope.clocks && (link.member || link.granted != 0);
-            *link = Link { until: link.until, member, known: u8::from(member), ..Link::default() };
+            *link = Link { came: link.came, until: link.until, member, known: u8::from(member), ..Link::default() };
         }
     }
 
@@ -428,7 +444,7 @@ impl<const A: usize> Protocol<A> {
         }
         for node in &mut state.nodes {
             let link = &mut node.links[attempt];
-            *link = Link { until: link.until, ..Link::default() };
+            *link = Link { came: link.came, until: link.until, ..Link::default() };
         }
     }
 
@@ -463,6 +479,35 @@ impl<const A: usize> Protocol<A> {
         at.copied = Mark::default();
         state.nodes.iter_mut().for_each(|node| node.asked = false);
         true
+    }
+}
+
+/// Forgets of attempts that are over what can make no difference any more, so that more states are one.
+fn forget<const A: usize>(state: &mut State<A>) {
+    let (duplicates, restarts) = (state.duplicates, state.restarts);
+    let least = state.nodes.iter().map(|node| node.mark.token).min().unwrap_or(0);
+    for (index, attempt) in state.attempts.iter_mut().enumerate() {
+        // All its deadlines have passed then.
+        if attempt.phase != Phase::Over || !attempt.releases {
+            continue;
+        }
+        let heals = attempt.sent == 2;
+        let mut may_hold = duplicates > 0;
+        for node in &mut state.nodes {
+            let link = &mut node.links[index];
+            // Only whether a request to heal may still arrive.
+            link.until = if heals && link.until == 2 { 2 } else { 0 };
+            may_hold |= node.holder == who(index) || !link.came || heals && link.until == 0;
+        }
+        // Write-backs of tokens that every node exceeds, or that no node can hold for, are refused. A restart lowers a token.
+        if !may_hold {
+            attempt.earlier = 0;
+        } else if restarts == 0 {
+            attempt.earlier &= (!0_u16).checked_shl(u32::from(least) + 1).unwrap_or(0);
+        }
+        if !attempt.granted || attempt.token == 0 {
+            attempt.after = 0;
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) enum Bug {
     OwnerCopied,
     /// A node is taken back although no majority was held in between.
     HealedAfterABreak,
+    /// A node that holds for a request takes its deadline when it comes again, although a renewal has moved it since.
+    DuplicateShortens,
     /// A grant is believed in for a TTL from its answer, not from its request.
     DeadlineFromAnswer,
 }

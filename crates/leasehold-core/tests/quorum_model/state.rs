@@ -44,13 +44,16 @@ pub(crate) enum Raised {
 /// Between one attempt and one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Link {
+    /// The acquisition's request has arrived and was granted: when it comes once more, it is a duplicate.
+    pub(crate) came: bool,
     /// The answer to the acquisition: the token. 0: none yet.
     pub(crate) granted: u8,
     /// Whether the node could vote on tokens when it gave that answer.
     pub(crate) fenced: bool,
     /// The attempt has taken the answer and counts the node.
     pub(crate) member: bool,
-    /// Up to which deadline the node holds for the attempt: that of the acquisition (1) or of the renewal (2). 0: it never did.
+    /// Up to which deadline, at least, the node holds for the attempt: that of the acquisition (1) or of the renewal (2). 0: it
+    /// never did. A node counts the TTL from when a request arrives, so none that comes later makes it less.
     pub(crate) until: u8,
     /// Up to which of these the attempt knows.
     pub(crate) known: u8,
@@ -179,7 +182,10 @@ impl<const A: usize> Hash for State<A> {
                     Raised::Accepted => (1, 0),
                     Raised::Higher(token) => (2, token),
                 };
-                word.put(link.granted, 4).put(link.fenced.into(), 1).put(link.member.into(), 1);
+                word.put(link.came.into(), 1)
+                    .put(link.granted, 4)
+                    .put(link.fenced.into(), 1)
+                    .put(link.member.into(), 1);
                 word.put(link.until, 2).put(link.known, 2).put(kind, 2).put(higher, 4);
             }
             hasher.write_u128(word.0);
@@ -203,7 +209,8 @@ struct Word(u128);
 
 impl Word {
     fn put(&mut self, value: u8, bits: u32) -> &mut Self {
-        debug_assert!(bits == 8 || value < 1 << bits, "{value} needs more than {bits} bits");
+        // Also in release: two states in one word would hide one of them.
+        assert!(bits == 8 || value < 1 << bits, "{value} needs more than {bits} bits");
         self.0 = self.0 << bits | u128::from(value);
         self
     }

@@ -19,8 +19,10 @@ pub(crate) enum Step {
     Settle { attempt: usize, nodes: u8 },
     /// The holder sends a renewal to all nodes.
     Renew { attempt: usize },
-    /// It arrives at a node that holds for the attempt, or is free and is healed.
+    /// It arrives at a node that holds for the attempt.
     Extend { attempt: usize, node: usize },
+    /// The request to hold again, which goes with a renewal, arrives at a node that is free, or has come to hold meanwhile.
+    Heal { attempt: usize, node: usize, floor: u8 },
     /// The answer to it arrives.
     Extended { attempt: usize, node: usize },
     /// The attempt releases every node, because it was not granted, is done, or is cancelled.
@@ -60,6 +62,9 @@ impl fmt::Display for Step {
             }
             Self::Renew { attempt } => write!(f, "{} sends a renewal", name(attempt)),
             Self::Extend { attempt, node } => write!(f, "{}'s renewal comes to node {}", name(attempt), node + 1),
+            Self::Heal { attempt, node, floor } => {
+                write!(f, "node {} is healed for {}, floor {floor}", node + 1, name(attempt))
+            }
             Self::Extended { attempt, node } => write!(f, "{} has node {}'s answer to it", name(attempt), node + 1),
             Self::Release { attempt } => write!(f, "{} releases", name(attempt)),
             Self::Free { node } => write!(f, "the release comes to node {}", node + 1),

@@ -128,3 +128,26 @@ impl Memory {
         self.mark = Some(attestation);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use leasehold_core::{LockKey, Ttl};
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_arrives_again_after_a_renewal_does_not_shorten_the_lock() {
+        let ttl = Duration::from_secs(10);
+        let request = Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::new(ttl).unwrap());
+        let mut memory = Memory::default();
+        let at = |secs| Moment::from_nanos(0) + Duration::from_secs(secs);
+        let until = |memory: &mut Memory, now| memory.holder(request.key(), now).0.unwrap().until;
+        assert!(matches!(memory.acquire(&request, at(1)), Granting::Granted(_)));
+        assert!(memory.renew(&request, at(5)));
+        assert_eq!(until(&mut memory, at(5)), at(15));
+        assert!(matches!(memory.acquire(&request, at(6)), Granting::Granted(_)));
+        assert_eq!(until(&mut memory, at(6)), at(16));
+    }
+}
