@@ -13,7 +13,10 @@ use std::{
 };
 
 use etcd_client::{Client, ConnectOptions, Error as Driver, GetOptions, GetResponse, Txn, TxnResponse};
-use leasehold_core::{Error, ErrorKind, Result, Ttl};
+use leasehold_core::{
+    Error, ErrorKind, Result, Ttl,
+    session::{Elapsed, Patience},
+};
 use tokio::{sync::Notify, time::timeout};
 use tonic::transport::Endpoint;
 
@@ -22,7 +25,6 @@ use crate::{
     error::{self, Effect},
     keys::{EtcdKey, Names},
     member::{Live, Member},
-    patience::{Elapsed, Patience},
 };
 
 /// Before the only member is asked again whose connection broke.

@@ -13,7 +13,6 @@ mod keys;
 mod lease;
 mod location;
 mod member;
-mod patience;
 mod queue;
 mod session;
 mod wake;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Result, Ttl};
+use leasehold_core::{Error, ErrorKind, Result, Ttl, session::Patience};
 use sqlx::{
     ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow},
@@ -36,6 +36,8 @@ pub(crate) struct Link {
     pub(crate) config: PostgresConfig,
     pub(crate) names: Names,
     pub(crate) statements: Statements,
+    /// Of what is asked on connections that hold locks.
+    pub(crate) time_outs: Arc<Patience>,
     /// Connections that hold locks, open or being opened.
     pub(crate) holding: AtomicUsize,
 }
@@ -74,7 +76,8 @@ impl Link {
         let sequence = fencing::quoted(&config)?;
         let statements = Statements::new(sequence.as_deref(), config.keys.has_pairs());
         let names = Names { scheme: config.keys, prefix: Arc::clone(&config.prefix) };
-        Ok(Arc::new(Self { options, config, names, statements, holding: AtomicUsize::new(0) }))
+        let (time_outs, holding) = (Arc::default(), AtomicUsize::new(0));
+        Ok(Arc::new(Self { options, config, names, statements, time_outs, holding }))
     }
 
     /// Where it lives, without secrets.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use leasehold_core::{BoxFuture, ErrorKind, Result, session};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::sync::Mutex;
 
 use crate::{
     connection::Link,
@@ -134,7 +134,7 @@ impl session::Carrier for Carrier {
         Box::pin(async move {
             let (jobs, sent) = (Arc::new(jobs), Arc::new(AtomicBool::new(false)));
             let mut carrying = Box::pin(Arc::clone(&self).send(Arc::clone(&jobs), Arc::clone(&sent)));
-            if let Ok(answers) = timeout(self.patience, &mut carrying).await {
+            if let Ok(answers) = self.link.time_outs.within(self.patience, &mut carrying).await {
                 return answers;
             }
             let endpoint = self.link.endpoint();

@@ -11,6 +11,7 @@
 //! | `claim` | [`Claim`]: what one acquisition has in a session, or may have |
 //! | `reconcile` | what the server says we own against what we know of |
 //! | `afresh` | [`attempt_afresh`], [`queue_afresh`]: asking again in a new session when one ends |
+//! | `patience` | [`Patience`]: time-outs of many requests that cost little |
 //! | `gather` | [`Gather`]: what is asked for during a round trip goes out together in the next |
 
 mod afresh;
@@ -18,6 +19,7 @@ mod claim;
 mod driver;
 mod gather;
 mod live;
+mod patience;
 mod reconcile;
 mod sessions;
 mod state;
@@ -29,8 +31,9 @@ pub use self::{
     afresh::{Answered, attempt_afresh, queue_afresh},
     claim::Claim,
     driver::{Opened, Owned, SessionDriver, SessionTime},
-    gather::{Carrier, Gather, GatherLimits},
+    gather::{Carrier, Gather, GatherLimits, Way},
     live::Session,
+    patience::{Elapsed, Patience},
     sessions::{MAX_TTLS, Sessions},
 };
 

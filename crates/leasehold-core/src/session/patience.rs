@@ -1,7 +1,7 @@
 //! [`Patience`]: time-outs that cost little.
 //!
-//! A timer of its own for each request wakes the runtime's driver each time that one is set: measured, 4 µs of processor for each
-//! request, a fortieth of all. So one task looks at all that is awaited, as long as anything is.
+//! A timer of its own for each request wakes the runtime's driver each time that one is set: measured on etcd, 4 µs of processor for each
+//! request, a fortieth of all; on Postgres, of two workers the other one is woken for every third request. So one task looks at all that is awaited, as long as anything is.
 
 use std::{
     collections::HashMap,
@@ -19,9 +19,11 @@ const TICK: Duration = Duration::from_millis(20);
 /// For how long it goes on looking when nothing is awaited: then the next need not start it.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Time-outs of many requests.
+/// Time-outs of many requests, of one backend in one runtime.
+///
+/// They cost less than timers of the runtime, and come up to 20 ms late.
 #[derive(Debug, Default)]
-pub(crate) struct Patience(Mutex<Awaited>);
+pub struct Patience(Mutex<Awaited>);
 
 #[derive(Debug, Default)]
 struct Awaited {
@@ -32,12 +34,18 @@ struct Awaited {
 }
 
 /// No answer came in time.
-#[derive(Debug)]
-pub(crate) struct Elapsed;
+#[derive(Clone, Copy, Debug)]
+pub struct Elapsed;
 
 impl Patience {
     /// The answer, if it comes within this time.
-    pub(crate) async fn within<T>(
+    ///
+    /// # Errors
+    /// [`Elapsed`] if it does not.
+    ///
+    /// # Cancel safety
+    /// That of `answer`, which is dropped when its time is over.
+    pub async fn within<T>(
         self: &Arc<Self>,
         patience: Duration,
         answer: impl Future<Output = T>,
