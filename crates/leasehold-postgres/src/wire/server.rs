@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use leasehold_core::{Error, ErrorKind, Result, session as claims};
+use leasehold_core::{
+    Error, ErrorKind, Result,
+    session::{self as claims, Elapsed},
+};
 use sqlx::{Connection, PgConnection, Row as _, postgres::PgRow};
 use tokio::time::timeout;
 
@@ -27,6 +30,12 @@ pub(super) struct Owned {
 impl Wire {
     /// One result for each row.
     pub(super) async fn ask(&mut self, link: &Link, rows: &[Row]) -> Result<Vec<i64>, Failure> {
+        if let [row] = rows
+            && let AdvisoryKey::Int64(key) = row.key
+            && matches!(row.op, Op::Exclusive | Op::Unlock)
+        {
+            return self.ask_alone(link, row, key).await.map(|result| vec![result]);
+        }
         let operations: Vec<i16> = rows.iter().map(Row::code).collect();
         let keys: Vec<i64> = rows.iter().map(|row| row.key.bits()).collect();
         let waits: Vec<i64> = rows.iter().map(|row| row.waits).collect();
@@ -46,6 +55,16 @@ impl Wire {
         if reads {
             query = query.bind(self.database);
         }
+        let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
+        self.read(&row)
+    }
+
+    /// The result of the usual row, alone.
+    async fn ask_alone(&mut self, link: &Link, row: &Row, key: i64) -> Result<i64, Failure> {
+        let query = match row.op {
+            Op::Exclusive => sqlx::query(link.statements.take.clone()).bind(key).bind(self.synchronous),
+            _ => sqlx::query(link.statements.give_back.clone()).bind(key).bind(row.waits),
+        };
         let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
         self.read(&row)
     }
@@ -75,14 +94,14 @@ impl Wire {
     ) -> Result<T, Failure> {
         let limit = self.limit;
         let Some(connection) = &mut self.connection else { return Err(Failure::Over(error::over(operation))) };
-        match timeout(limit, ask(connection)).await {
+        match link.time_outs.within(limit, ask(connection)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if !error::is_over(&error) => Err(Failure::Statement(link.failed(error, operation))),
             Ok(Err(error)) => {
                 let why = error::over(operation).with_source(link.failed(error, operation));
                 Err(Failure::Over(self.lose(why)))
             }
-            Err(_elapsed) => {
+            Err(Elapsed) => {
                 Err(Failure::Over(self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint()))))
             }
         }

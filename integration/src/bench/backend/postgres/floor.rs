@@ -25,26 +25,28 @@ use crate::{
 
 const CHANNEL: &str = "floor";
 
-/// Leasehold's statement for gathered operations with the branches that are taken here: one row is acquired or released.
-/// After a token was drawn, the log is flushed up to it unless it is already.
-const STATEMENT: &str = "SELECT array_agg(r), pg_backend_pid(), \
-    CASE WHEN bool_or(r > 0) AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() \
+/// Leasehold's statement for one key that is taken. After a token was drawn, the log is flushed up to it unless it is already.
+const TAKE: &str = "SELECT r, pg_backend_pid(), \
+    CASE WHEN r > 0 AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() \
     THEN pg_logical_emit_message(true, 'floor', '') IS NOT NULL END \
-    FROM (SELECT (CASE o \
-    WHEN 0 THEN CASE WHEN pg_try_advisory_lock(k) THEN nextval('floor_tokens') ELSE 0 END \
-    WHEN 1 THEN CASE WHEN pg_advisory_unlock(k) THEN CASE \
-        WHEN CASE WHEN pg_try_advisory_lock(w) THEN pg_advisory_unlock(w) ELSE false END THEN -1 \
-        WHEN pg_notify('floor', 'b' || k)::text IS NOT NULL THEN -2 END ELSE 0 END \
-    WHEN 2 THEN CASE WHEN pg_try_advisory_lock(k) \
-        THEN CASE WHEN pg_advisory_unlock_shared(w) IS NOT NULL THEN nextval('floor_tokens') END ELSE 0 END \
-    WHEN 3 THEN CASE WHEN pg_try_advisory_lock_shared(w) THEN -1 ELSE 0 END \
-    END)::int8 AS r FROM unnest($1::int2[], $2::int8[], $3::int8[]) AS j(o, k, w)) AS s";
+    FROM (SELECT (CASE WHEN pg_try_advisory_lock(k) THEN nextval('floor_tokens') ELSE 0 END)::int8 AS r \
+    FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j) AS s";
 
-/// What is done.
-const TAKE: i16 = 0;
-const GIVE_BACK: i16 = 1;
-const TAKE_AS_WAITER: i16 = 2;
-const SIGN: i16 = 3;
+/// Its statement for one that is given back.
+const GIVE_BACK: &str = "SELECT (CASE WHEN pg_advisory_unlock(k) THEN CASE \
+    WHEN CASE WHEN pg_try_advisory_lock(w) THEN pg_advisory_unlock(w) ELSE false END THEN -1 \
+    WHEN pg_notify('floor', 'b' || k)::text IS NOT NULL THEN -2 END ELSE 0 END)::int8, pg_backend_pid(), NULL::bool \
+    FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j";
+
+/// What its statement for gathered operations does for a waiter.
+const TAKE_AS_WAITER: &str = "SELECT r, pg_backend_pid(), \
+    CASE WHEN r > 0 AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() \
+    THEN pg_logical_emit_message(true, 'floor', '') IS NOT NULL END \
+    FROM (SELECT (CASE WHEN pg_try_advisory_lock(k) \
+    THEN CASE WHEN pg_advisory_unlock_shared(w) IS NOT NULL THEN nextval('floor_tokens') END ELSE 0 END)::int8 AS r \
+    FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j) AS s";
+const SIGN: &str = "SELECT (CASE WHEN pg_try_advisory_lock_shared(w) THEN -1 ELSE 0 END)::int8, pg_backend_pid(), \
+    NULL::bool FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j";
 
 /// The same statements over the bare driver, each alone and at once, on one connection behind a mutex:
 ///
@@ -131,12 +133,12 @@ impl Locks for FloorLocks {
 }
 
 impl FloorLock {
-    async fn run(&self, what: i16) -> Result<i64> {
+    async fn run(&self, statement: &'static str) -> Result<i64> {
         let mut connection = self.connection.lock().await;
-        let query = sqlx::query_as(STATEMENT).bind(vec![what]).bind(vec![self.key]).bind(vec![self.sign]);
-        let (results, _pid, _flushed): (Vec<i64>, i32, Option<bool>) =
+        let query = sqlx::query_as(statement).bind(self.key).bind(self.sign);
+        let (result, _pid, _flushed): (i64, i32, Option<bool>) =
             query.fetch_one(&mut *connection).await.map_err(failed)?;
-        results.first().copied().ok_or_else(|| HarnessError::new("the floor was not answered"))
+        Ok(result)
     }
 }
 
