@@ -11,6 +11,7 @@ use crate::{
 
 /// How long to wait where a refusal says nothing about when to try again.
 const UNTOLD: Duration = Duration::from_millis(100);
+
 /// Tries until granted or cancelled; between attempts waits for the contention's wake, its retry time, or the
 /// cancellation.
 ///
@@ -42,7 +43,9 @@ where
                 trouble = Trouble::none();
                 request = request.with_courtesy(false);
                 // Boxed: whoever is granted at once need not carry the room for it.
-                Box::pin(wait(&request, contention)).await;
+                let woken = Box::pin(wait(&request, contention)).await;
+                // Who was not woken in time may wait behind somebody who is dead.
+                request = request.with_order(woken);
             }
             Err(error) if answered && error.is_retryable() => {
                 if error.kind() == ErrorKind::Indeterminate {
@@ -56,22 +59,26 @@ where
     }
 }
 
-async fn wait(request: &Request, contention: Contention) {
+/// Whether it was woken.
+async fn wait(request: &Request, contention: Contention) -> bool {
     let Contention { retry_after, wake, .. } = contention;
     match (wake, retry_after) {
-        (None, retry_after) => sleep_unless_cancelled(request, retry_after.unwrap_or(UNTOLD)).await,
+        (None, retry_after) => {
+            sleep_unless_cancelled(request, retry_after.unwrap_or(UNTOLD)).await;
+            false
+        }
         (Some(wake), None) => {
             tokio::select! {
                 biased;
-                () = wake => {}
-                () = request.cancelled() => {}
+                () = wake => true,
+                () = request.cancelled() => false,
             }
         }
         (Some(wake), Some(retry_after)) => {
             tokio::select! {
                 biased;
-                () = wake => {}
-                () = sleep_unless_cancelled(request, retry_after) => {}
+                () = wake => true,
+                () = sleep_unless_cancelled(request, retry_after) => false,
             }
         }
     }

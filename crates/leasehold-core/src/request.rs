@@ -29,6 +29,7 @@ pub struct Request {
     terms: Option<Terms>,
     courteous: bool,
     waiting: bool,
+    in_order: bool,
     context: Arc<RequestContext>,
     signal: Arc<Signal>,
 }
@@ -78,6 +79,7 @@ impl Request {
             terms: None,
             courteous: false,
             waiting: false,
+            in_order: false,
             context,
             signal: Arc::default(),
         }
@@ -128,6 +130,13 @@ impl Request {
     #[must_use]
     pub fn with_waiting(mut self, waiting: bool) -> Self {
         self.waiting = waiting;
+        self
+    }
+
+    /// Asks to be refused while somebody waits who came earlier; see [`is_in_order`](Self::is_in_order).
+    #[must_use]
+    pub fn with_order(mut self, in_order: bool) -> Self {
+        self.in_order = in_order;
         self
     }
 
@@ -233,6 +242,15 @@ impl Request {
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.waiting
+    }
+
+    /// Whether this attempt of a waiter should be refused while another waiter is known who came earlier. A backend that
+    /// serves waiters in order anyway, or that does not know its waiters, ignores it. The other waiter may be dead: such a
+    /// refusal, too, must come with a short [`retry_after`](crate::Contention::retry_after), and who is not woken within it asks
+    /// without this.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        self.in_order
     }
 
     /// The present on the client's clock. Read it *before* the first byte of a request or renewal leaves.

@@ -10,7 +10,7 @@ use crate::error;
 pub(crate) enum Refusal {
     /// It is held.
     Held,
-    /// Another process waits, and the request is courteous.
+    /// Another process waits, and the request is courteous; or it came earlier, and the request is in order.
     Courtesy,
     /// A writer waits, and the request is a reader's.
     Writers,

@@ -249,11 +249,10 @@ impl RedisBackend {
         if acquired.is_err() {
             let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
             // Without a connection the registration ends by itself.
-            if let (Some(request), Some(live)) = (waiter, self.link.live_now()) {
-                let keys = Keys::new(&self.link.config.prefix, request.key());
-                if let Err(error) = undo::withdraw(&self.link, &live, &request, &keys).await {
-                    tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
-                }
+            if let (Some(request), Some(live)) = (waiter, self.link.live_now())
+                && let Err(error) = undo::withdraw(&self.link, &live, &request, Holder::of(&request)).await
+            {
+                tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
             }
         }
         acquired

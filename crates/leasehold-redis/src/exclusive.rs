@@ -64,15 +64,19 @@ impl Operation {
 
 /// What the scripts call flags.
 pub(crate) fn flags(request: &Request, registered: bool) -> &'static str {
-    match (request.is_waiting(), request.is_courteous(), registered) {
-        (false, false, false) => "",
-        (true, false, false) => "w",
-        (false, true, false) => "c",
-        (true, true, false) => "wc",
-        (false, false, true) => "r",
-        (true, false, true) => "wr",
-        (false, true, true) => "cr",
-        (true, true, true) => "wcr",
+    match (request.is_waiting(), request.is_courteous(), registered, registered && request.is_in_order()) {
+        (false, false, false, _) => "",
+        (true, false, false, _) => "w",
+        (false, true, false, _) => "c",
+        (true, true, false, _) => "wc",
+        (false, false, true, false) => "r",
+        (true, false, true, false) => "wr",
+        (false, true, true, false) => "cr",
+        (true, true, true, false) => "wcr",
+        (false, false, true, true) => "ro",
+        (true, false, true, true) => "wro",
+        (false, true, true, true) => "cro",
+        (true, true, true, true) => "wcro",
     }
 }
 

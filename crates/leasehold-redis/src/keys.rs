@@ -24,7 +24,8 @@ use redis::{RedisWrite, ToRedisArgs};
 
 /// How many slots there are.
 pub(crate) const SLOTS: usize = 16_384;
-const KINDS: [Kind; 6] = [Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue, Kind::Fence];
+const KINDS: [Kind; 7] =
+    [Kind::Readers, Kind::Writers, Kind::Order, Kind::Waiters, Kind::Permits, Kind::Queue, Kind::Fence];
 const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
 const TOKEN: &str = ":lh4:token";
 /// After the prefix, what the keys of the server itself begin with, as a node of a quorum.
@@ -38,6 +39,8 @@ pub(crate) enum Kind {
     Readers,
     /// The writers that wait for it, by expiry of their registration.
     Writers,
+    /// The same writers, by when they began to wait.
+    Order,
     /// The readers that wait for it.
     Waiters,
     /// The permits that are held, by expiry.
@@ -50,11 +53,11 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Where who waits for this mode registers.
-    pub(crate) fn registration(mode: Mode) -> Self {
+    pub(crate) fn registrations(mode: Mode) -> &'static [Self] {
         match mode {
-            Mode::Shared => Self::Waiters,
-            Mode::Permit { .. } => Self::Queue,
-            _ => Self::Writers,
+            Mode::Shared => &[Self::Waiters],
+            Mode::Permit { .. } => &[Self::Queue],
+            _ => &[Self::Writers, Self::Order],
         }
     }
 
@@ -62,6 +65,7 @@ impl Kind {
         match self {
             Self::Readers => "readers",
             Self::Writers => "writers",
+            Self::Order => "order",
             Self::Waiters => "waiters",
             Self::Permits => "permits",
             Self::Queue => "queue",

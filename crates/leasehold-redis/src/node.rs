@@ -13,11 +13,12 @@ use crate::{
     error::{self, Effect},
     exclusive::Operation,
     holder::Holder,
-    keys::{Keys, Kind, NODE_KEYS},
+    keys::NODE_KEYS,
     lease,
     mark::Mark,
     scripts,
     sight::Sight,
+    undo,
 };
 
 #[async_trait]
@@ -36,10 +37,7 @@ impl QuorumNode for RedisBackend {
             }
         };
         if !request.is_waiting() {
-            let keys = Keys::new(&link.config.prefix, request.key());
-            let mut cmd = redis::cmd("ZREM");
-            cmd.arg(keys.derived(Kind::registration(request.mode()))).arg(Holder::waiting(&request).parts());
-            live.send(&cmd).await.map_err(|error| link.failed(&live, error, "withdraw", Effect::Writes))?;
+            undo::withdraw(link, &live, &request, Holder::waiting(&request)).await?;
         }
         Ok(if answer == Value::Int(1) { Released::Freed } else { Released::AlreadyLost })
     }

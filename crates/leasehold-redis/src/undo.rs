@@ -7,6 +7,7 @@ use std::{
 };
 
 use leasehold_core::{Request, Result};
+use redis::Pipeline;
 
 use crate::{
     connection::{Link, Live},
@@ -90,16 +91,20 @@ async fn work(orphans: Arc<Orphans>, link: Arc<Link>) {
 
 async fn undo(link: &Link, live: &Live, request: &Request) -> Result<()> {
     lease::release(link, live, request).await?;
-    let keys = Keys::new(&link.config.prefix, request.key());
-    withdraw(link, live, request, &keys).await
+    withdraw(link, live, request, Holder::of(request)).await
 }
 
 /// Removes the registration of a waiter.
-pub(crate) async fn withdraw(link: &Link, live: &Live, request: &Request, keys: &Keys<'_>) -> Result<()> {
-    let mut cmd = redis::cmd("ZREM");
-    cmd.arg(keys.derived(Kind::registration(request.mode()))).arg(Holder::of(request).parts());
-    live.send(&cmd).await.map_err(|error| link.failed(live, error, "withdraw", Effect::Writes))?;
-    Ok(())
+pub(crate) async fn withdraw(link: &Link, live: &Live, request: &Request, holder: Holder<'_>) -> Result<()> {
+    let keys = Keys::new(&link.config.prefix, request.key());
+    let mut pipeline = Pipeline::with_capacity(2);
+    for kind in Kind::registrations(request.mode()) {
+        pipeline.cmd("ZREM").arg(keys.derived(*kind)).arg(holder.parts());
+    }
+    let answers = live.send_all(&pipeline).await;
+    let answers =
+        answers.and_then(|answers| answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop)));
+    answers.map_err(|error| link.failed(live, error, "withdraw", Effect::Writes))
 }
 
 impl fmt::Debug for Orphans {

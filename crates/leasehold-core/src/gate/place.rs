@@ -78,6 +78,10 @@ impl Place {
     /// The lock was granted.
     pub(crate) fn granted(&mut self) {
         self.stage = Stage::Holding;
+        if self.courteous {
+            // It let others go first, which may have taken longer than all its turns may.
+            self.gates.change(&self.lane, |lane, now| lane.turns.begin(now));
+        }
         if self.lane.mode != Mode::Exclusive {
             let mode = self.lane.mode;
             self.gates.change(&self.lane, |lane, now| lane.stop_contending(mode, true, now));

@@ -1,12 +1,6 @@
 //! One attempt: all nodes are asked at once, the majority decides, the rest is finished in the background.
 
-use std::{
-    future::poll_fn,
-    pin::pin,
-    sync::{Arc, atomic::AtomicU32},
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
     backend::{Attempt, Contention, Lease},
@@ -15,7 +9,7 @@ use crate::{
     quorum::{
         backend::QuorumBackend,
         calls::Calls,
-        contention,
+        contention::{self, Tries},
         lease::QuorumLease,
         tally::{Standing, Tally, Vote},
         token,
@@ -64,19 +58,19 @@ pub(super) struct Asking {
 }
 
 /// Asks once, as this owner: another one than that of any earlier attempt, so that what is given back late is never a later
-/// attempt's. `splits` counts how often in a row this acquisition has met others that were as lucky.
-pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, splits: &AtomicU32) -> Result<Attempt> {
+/// attempt's. `tries` is what this acquisition has learnt before.
+pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, tries: &Tries) -> Result<Attempt> {
     let began = request.now();
     let mut asking = Asking::begin(quorum, request);
     let standing = asking.majority().await;
     if standing != Standing::Won {
-        return asking.fail(standing, began, splits);
+        return asking.fail(standing, began, tries);
     }
     let token = if quorum.has_tokens {
         match token::settle(&mut asking).await {
             Some(token) => Some(token),
             // Others took nodes from under us, or too many fell silent.
-            None => return asking.fail(Standing::Contended, began, splits),
+            None => return asking.fail(Standing::Contended, began, tries),
         }
     } else {
         None
@@ -153,13 +147,13 @@ impl Asking {
     }
 
     /// Gives everything back, and says why and when to try again.
-    fn fail(mut self, standing: Standing, began: Moment, splits: &AtomicU32) -> Result<Attempt> {
+    fn fail(mut self, standing: Standing, began: Moment, tries: &Tries) -> Result<Attempt> {
         let outcome = if standing == Standing::OutOfReach {
             // Those that have not answered are not to blame while their time is not over.
             Err(self.quorum.out_of_reach(&self.replies, self.over.then_some(self.timeout)))
         } else {
             let took = self.request.now().since(began);
-            Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, splits)))
+            Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, tries)))
         };
         self.undo();
         outcome

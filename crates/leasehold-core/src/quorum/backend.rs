@@ -24,6 +24,7 @@ use crate::{
         calls::Calls,
         capabilities,
         config::QuorumConfig,
+        contention::Tries,
         floor::Floor,
         inspect,
         member::Member,
@@ -133,10 +134,11 @@ impl QuorumBackend {
         self.attested.store(self.has_tokens, Ordering::Release);
     }
 
-    async fn attempt(self: &Arc<Self>, request: &Request, splits: &AtomicU32) -> Result<Attempt> {
+    async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
         tending::now_and_then(self, request);
-        attempt::attempt(self, request, splits).await.map_err(|error| error.with_backend(self.config.scheme))
+        let request = request.clone().with_order(request.is_in_order() && tries.are_in_order());
+        attempt::attempt(self, &request, tries).await.map_err(|error| error.with_backend(self.config.scheme))
     }
 
     /// What a node's answer is worth.
@@ -244,17 +246,17 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.attempt(&request.as_new_owner(), &AtomicU32::new(0)).await
+        self.attempt(&request.as_new_owner(), &Tries::default()).await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let (splits, attempts) = (AtomicU32::new(0), AtomicU32::new(0));
-        let (this, splits, attempts) = (&self, &splits, &attempts);
+        let (tries, attempts) = (Tries::default(), AtomicU32::new(0));
+        let (this, tries, attempts) = (&self, &tries, &attempts);
         let acquired = acquire_by_attempts(request.clone(), |request| async move {
             // The first attempt's owner is as whom it waits.
             let first = attempts.fetch_add(1, Ordering::Relaxed) == 0;
             let request = if first { request } else { request.as_new_owner() };
-            this.attempt(&request, splits).await
+            this.attempt(&request, tries).await
         })
         .await;
         // It may be on the nodes' lists of waiters.

@@ -2,10 +2,16 @@
 
 use std::{
     future::poll_fn,
-    sync::atomic::{AtomicU32, Ordering},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
+
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     backend::{BoxFuture, Contention},
@@ -22,10 +28,29 @@ const SLOT: Duration = Duration::from_millis(1);
 const DOUBLINGS: u32 = 2;
 /// Where no node says when to try again.
 const UNTOLD: Duration = Duration::from_millis(100);
+/// The same, where it wakes.
+const NET: Duration = Duration::from_secs(3600);
+
+/// What one acquisition has learnt from its attempts.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    /// How many of the last ones met others that were as lucky.
+    splits: AtomicU32,
+    /// Nodes that kept it waiting for somebody who came earlier were not heard of in time.
+    overdue: Arc<AtomicBool>,
+}
+
+impl Tries {
+    /// Whether the next attempt is to wait for those who came earlier. Not after a split vote: the nodes may not agree on who
+    /// that is, and would split the next one in the same way. Nor behind somebody who may be dead.
+    pub(super) fn are_in_order(&self) -> bool {
+        self.splits.load(Ordering::Relaxed) == 0 && !self.overdue.swap(false, Ordering::Relaxed)
+    }
+}
 
 /// Wakes when so many of the nodes that refused have become free that a majority is possible, after a random pause if the
 /// vote was split. Takes the nodes' own wake-ups out of `replies`.
-pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, splits: &AtomicU32) -> Contention {
+pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, tries: &Tries) -> Contention {
     let tally = Tally::of(majority, replies.iter().map(Reply::vote));
     let split = tally.granted() > 0;
     // Of those among whom a vote was split only one has the first node. It asks again at once, when the others have released
@@ -33,6 +58,7 @@ pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, spli
     // takes a few rounds more.
     let answered = replies.iter().find(|reply| matches!(reply, Reply::Granted(_) | Reply::Refused(_)));
     let first = matches!(answered, Some(Reply::Granted(_)));
+    let splits = &tries.splits;
     let before = if split { splits.fetch_add(1, Ordering::Relaxed) } else { splits.swap(0, Ordering::Relaxed) };
     let pause = if split && !first {
         SLOT.max(took) * (1 + jitter::draw() % (2 << before.min(DOUBLINGS)))
@@ -43,33 +69,60 @@ pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, spli
         Reply::Refused(contention) => Some(std::mem::take(contention)),
         _ => None,
     });
-    let (mut wakes, mut times, mut last_token) = (Vec::new(), Vec::new(), None);
+    let (mut refused, mut last_token) = (Vec::new(), None);
     for refusal in refusals {
         last_token = last_token.max(refusal.last_token);
-        times.extend(refusal.retry_after);
-        match (refusal.wake, refusal.retry_after) {
-            (Some(wake), _) => wakes.push(wake),
-            (None, retry_after) => wakes.push(Box::pin(tokio::time::sleep(retry_after.unwrap_or(UNTOLD)))),
-        }
+        let untold = if refusal.wake.is_some() { NET } else { UNTOLD };
+        let retry_after = refusal.retry_after.unwrap_or(untold);
+        let wake = refusal.wake.unwrap_or_else(|| Box::pin(sleep(retry_after)));
+        refused.push(Refused { wake, retry_after });
     }
     let needed = tally.wakes_needed();
-    times.sort_unstable();
-    // When as many of the holders' grants have ended. Nodes that failed do not wake: without enough that do, ask soon.
-    let retry_after = if wakes.len() < needed { UNTOLD } else { times.get(needed - 1).copied().unwrap_or(UNTOLD) };
-    let wake = (wakes.len() >= needed).then(|| Box::pin(enough(wakes, needed, pause)) as BoxFuture<'static, ()>);
-    Contention { retry_after: Some(retry_after + pause), last_token, wake }
+    if refused.len() < needed {
+        // Nodes that failed do not wake: without enough that do, ask soon.
+        return Contention { retry_after: Some(UNTOLD + pause), last_token, wake: None };
+    }
+    refused.sort_unstable_by_key(|node| node.retry_after);
+    let retry_after = refused[needed - 1].retry_after + pause;
+    let overdue = Arc::clone(&tries.overdue);
+    let wake = Box::pin(enough(refused, needed, pause, overdue));
+    Contention { retry_after: Some(retry_after), last_token, wake: Some(wake) }
 }
 
-async fn enough(mut wakes: Vec<BoxFuture<'static, ()>>, needed: usize, pause: Duration) {
-    let enough = wakes.len().saturating_sub(needed);
+/// A node that refused.
+struct Refused {
+    wake: BoxFuture<'static, ()>,
+    retry_after: Duration,
+}
+
+/// Waits until so many of the nodes have woken us or it is time to ask them again. One that is free and kept for somebody who came
+/// earlier may never wake us, so that others' wake-ups alone would not do.
+async fn enough(mut refused: Vec<Refused>, needed: usize, pause: Duration, overdue: Arc<AtomicBool>) {
+    let began = Instant::now();
+    // In the order of their times; of so many the first that have not woken us must be over.
+    let mut missing = needed;
+    let mut timer = pin!(sleep_until(began + refused[missing - 1].retry_after));
     poll_fn(|cx| {
-        wakes.retain_mut(|wake| wake.as_mut().poll(cx).is_pending());
-        if wakes.len() <= enough { Poll::Ready(()) } else { Poll::Pending }
+        let before = refused.len();
+        refused.retain_mut(|node| node.wake.as_mut().poll(cx).is_pending());
+        let woken = before - refused.len();
+        if woken >= missing {
+            return Poll::Ready(());
+        }
+        if woken > 0 {
+            missing -= woken;
+            timer.as_mut().reset(began + refused[missing - 1].retry_after);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        overdue.store(true, Ordering::Relaxed);
+        Poll::Ready(())
     })
     .await;
-    drop(wakes);
+    drop(refused);
     if !pause.is_zero() {
-        tokio::time::sleep(pause).await;
+        sleep(pause).await;
     }
 }
 
@@ -101,7 +154,7 @@ mod tests {
     async fn it_wakes_when_a_majority_may_be_free_and_not_at_the_first_node() {
         let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
         let mut replies: Vec<_> = nodes.iter().zip([5, 1, 4, 2, 3]).map(|(node, after)| refused(node, after)).collect();
-        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &AtomicU32::new(0));
+        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &Tries::default());
         assert_eq!(contention.retry_after, Some(Duration::from_secs(3)));
         let mut wake = contention.wake.unwrap();
         nodes[0].notify_one();
@@ -113,10 +166,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_split_vote_only_who_has_the_first_node_asks_again_at_once() {
-        let splits = AtomicU32::new(0);
+        let tries = Tries::default();
         let nodes: Vec<_> = (0..3).map(|_| Arc::new(Notify::new())).collect();
         let pause = |mut replies: Vec<Reply>| {
-            let contention = of(Majority::of(3), &mut replies, Duration::ZERO, &splits);
+            let contention = of(Majority::of(3), &mut replies, Duration::ZERO, &tries);
             contention.retry_after.unwrap() - Duration::from_secs(5)
         };
         let lease = || Reply::Granted(Arc::new(Nothing));
@@ -126,7 +179,29 @@ mod tests {
             assert!(paused >= SLOT && paused <= SLOT * 8, "{paused:?}");
         }
         assert_eq!(pause(vec![refused(&nodes[0], 5), refused(&nodes[1], 5), refused(&nodes[2], 5)]), Duration::ZERO);
-        assert_eq!(splits.load(Ordering::Relaxed), 0);
+        assert_eq!(tries.splits.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_kept_for_another_counts_when_its_time_is_over() {
+        let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
+        let began = Instant::now();
+        let tries = Tries::default();
+        // One of the three that decided is free already, and nothing there will change.
+        let mut replies = vec![refused(&nodes[0], 30), refused(&nodes[1], 1), refused(&nodes[2], 30)];
+        replies.extend([Reply::Pending, Reply::Pending]);
+        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &tries);
+        let mut wake = contention.wake.unwrap();
+        nodes[0].notify_one();
+        nodes[2].notify_one();
+        assert!((&mut wake).now_or_never().is_none());
+        assert!(tries.are_in_order());
+        wake.await;
+        assert_eq!(began.elapsed().as_secs(), 1);
+        assert!(
+            !tries.are_in_order() && tries.are_in_order(),
+            "the next attempt does not wait for it, those after it do"
+        );
     }
 
     #[derive(Debug)]
@@ -160,7 +235,7 @@ mod tests {
         let node = Arc::new(Notify::new());
         let failed = || Reply::Failed(Error::new(ErrorKind::Unavailable, "down"));
         let mut replies = vec![refused(&node, 9), refused(&node, 9), failed(), failed(), Reply::Pending];
-        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &AtomicU32::new(0));
+        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &Tries::default());
         assert!(contention.wake.is_none());
         assert_eq!(contention.retry_after, Some(UNTOLD));
     }

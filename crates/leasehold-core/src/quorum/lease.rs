@@ -83,6 +83,11 @@ impl QuorumLease {
             self.quorum.members[node].learn(&answer, self.request.now());
             let granted = match answer {
                 Ok(Attempt::Granted(lease)) => Some(lease),
+                Ok(Attempt::Contended(_)) if self.request.is_waiting() => {
+                    // It has us on its list of waiters, and would keep others waiting for us.
+                    self.quorum.forget_at(&self.request, |at| at == node);
+                    None
+                }
                 _ => None,
             };
             if let Some(late) = self.seat(node, granted) {
@@ -106,7 +111,7 @@ impl QuorumLease {
     /// Asks the nodes that hold nothing for us to hold again.
     fn heal(self: &Arc<Self>, timeout: Duration) {
         let now = self.request.now();
-        let mut request = self.request.clone().with_courtesy(false).with_waiting(false);
+        let mut request = self.request.clone().with_courtesy(false).with_order(false).with_waiting(false);
         if let Some(token) = self.token {
             // They then stand at our token, if they have not seen a larger one.
             request = request.with_token_floor(FencingToken::new(token.get() - 1));

@@ -1,6 +1,6 @@
 -- Takes the lock exclusively.
--- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before, t aken before,
--- without a token), what the keys of waiters begin with, token floor. The last three may be left out.
+-- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before, in o rder, t aken
+-- before, without a token), what the keys of waiters begin with, token floor. The last three may be left out.
 -- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}; see `Refusal` in Rust.
 --
 -- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
@@ -23,22 +23,41 @@ if string.find(flags, 'c', 1, true) then
   end
 end
 
-local taken
+-- Who began to wait earlier goes first, as long as its registration lives.
+local earlier = false
+if string.find(flags, 'o', 1, true) and redis.pcall('GETEX', base .. 'order') then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  for _, member in ipairs(redis.call('ZRANGE', base .. 'order', 0, 7)) do
+    if member == value then
+      break
+    end
+    if (redis.call('ZSCORE', base .. 'writers', member) or 0) + 0 > now then
+      earlier = true
+      break
+    end
+    redis.call('ZREM', base .. 'order', member)
+  end
+end
+
+local taken = false
 if string.find(flags, 't', 1, true) then
   -- A key of another type is an error then, and so is a server that takes no writes now.
   taken = redis.call('GETEX', lock) == value
-else
+elseif not earlier then
   taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
 end
 if not taken then
   local left = redis.call('PTTL', lock)
   if waiting then
-    local writers, time = base .. 'writers', redis.call('TIME')
+    local writers, order, time = base .. 'writers', base .. 'order', redis.call('TIME')
     local lives = math.max(left, 0) + math.min(3000, ttl + 0)
     redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, value)
     redis.call('PEXPIRE', writers, lives + 60000)
+    redis.call('ZADD', order, 'NX', time[1] * 1000000 + time[2], value)
+    redis.call('PEXPIRE', order, lives + 60000)
   end
-  return {0, left}
+  return {earlier and left == -2 and 1 or 0, left}
 end
 
 -- The token: above the last exclusive one by two, so that readers in between have room, and never below the clock.
@@ -75,5 +94,14 @@ if last or floor then
 end
 if string.find(flags, 'r', 1, true) then
   redis.call('ZREM', base .. 'writers', value)
+  if string.find(flags, 'o', 1, true) then
+    redis.call('ZREM', base .. 'order', value)
+  else
+    -- Those before it did not take it in time.
+    local place = redis.call('ZRANK', base .. 'order', value)
+    if place then
+      redis.call('ZREMRANGEBYRANK', base .. 'order', 0, place)
+    end
+  end
 end
 return token

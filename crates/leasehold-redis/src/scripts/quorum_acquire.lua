@@ -23,18 +23,37 @@ if string.find(flags, 'c', 1, true) then
   end
 end
 
-if not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
+-- Who began to wait earlier goes first, as long as its registration lives.
+local earlier = false
+if string.find(flags, 'o', 1, true) and redis.pcall('GETEX', base .. 'order') then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  for _, member in ipairs(redis.call('ZRANGE', base .. 'order', 0, 7)) do
+    if member == waiter then
+      break
+    end
+    if (redis.call('ZSCORE', base .. 'writers', member) or 0) + 0 > now then
+      earlier = true
+      break
+    end
+    redis.call('ZREM', base .. 'order', member)
+  end
+end
+
+if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
   if redis.pcall('GETEX', lock) == value then
     redis.call('PEXPIRE', lock, ttl)
   else
     local left = redis.call('PTTL', lock)
     if string.find(flags, 'w', 1, true) then
-      local writers, time = base .. 'writers', redis.call('TIME')
+      local writers, order, time = base .. 'writers', base .. 'order', redis.call('TIME')
       local lives = math.max(left, 0) + math.min(3000, ttl + 0)
       redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, waiter)
       redis.call('PEXPIRE', writers, lives + 60000)
+      redis.call('ZADD', order, 'NX', time[1] * 1000000 + time[2], waiter)
+      redis.call('PEXPIRE', order, lives + 60000)
     end
-    return {0, left}
+    return {earlier and left == -2 and 1 or 0, left}
   end
 end
 
@@ -58,5 +77,14 @@ if not highest or least > tonumber(highest) then
 end
 if string.find(flags, 'r', 1, true) then
   redis.call('ZREM', base .. 'writers', waiter)
+  if string.find(flags, 'o', 1, true) then
+    redis.call('ZREM', base .. 'order', waiter)
+  else
+    -- Those before it did not take it in time.
+    local place = redis.call('ZRANK', base .. 'order', waiter)
+    if place then
+      redis.call('ZREMRANGEBYRANK', base .. 'order', 0, place)
+    end
+  end
 end
 return token
