@@ -347,7 +347,8 @@ fn capabilities(endpoint: String, pushes: bool) -> Capabilities {
     capabilities.permits = true;
     capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
     capabilities.fencing = Fencing::Clocked;
-    capabilities.fairness = Fairness::None;
+    // Who is not woken cannot tell whether those who came earlier had their chance.
+    capabilities.fairness = if pushes { Fairness::BestEffort } else { Fairness::None };
     capabilities.wakeup = if pushes { Wakeup::Pushed } else { Wakeup::Polled(POLL) };
     capabilities.loss_signal = LossSignal::Renewal;
     capabilities.restart = Restart::AsPersisted;

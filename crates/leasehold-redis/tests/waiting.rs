@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{ErrorKind, LockBackend, Wakeup};
+use leasehold_core::{ErrorKind, LockBackend, Request, Wakeup, quorum::Terms};
 use leasehold_redis::{RedisBackend, RedisConfig, WakeMode, redis};
 use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::time::timeout;
@@ -231,4 +231,54 @@ async fn a_hand_over_costs_each_waiting_process_a_bounded_number_of_commands() {
     assert!(per_hand_over <= 2.0 * PROCESSES as f64, "{per_hand_over} commands per hand-over");
     println!("{per_hand_over} commands per hand-over among {PROCESSES}");
     assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+/// Requests of waiters: of a lock on this server alone, and of one of a quorum.
+fn waiters(node: bool) -> impl Fn() -> Request {
+    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    move || if node { request("k").for_node(terms).with_waiting(true) } else { request("k").with_waiting(true) }
+}
+
+/// As a waiter asks when it was woken. A quorum asks as another owner each time.
+fn again(waiter: &Request, node: bool) -> Request {
+    if node { waiter.as_new_owner() } else { waiter.clone() }
+}
+
+#[tokio::test]
+async fn who_came_earlier_goes_first() {
+    let server = Server::start();
+    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    for node in [false, true] {
+        let waiter = waiters(node);
+        let held = granted(&a, waiter()).await;
+        let (first, second) = (waiter(), waiter());
+        refused(&b, first.clone()).await;
+        refused(&c, second.clone()).await;
+        held.release().await.unwrap();
+        let contention = refused(&c, again(&second, node).with_order(true)).await;
+        let soon = contention.retry_after.unwrap();
+        assert!(soon < Duration::from_secs(1), "the other may be dead: {soon:?}");
+        granted(&b, again(&first, node).with_order(true)).await.release().await.unwrap();
+        granted(&c, again(&second, node).with_order(true)).await.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_take_it_in_time_is_passed_over_and_loses_its_place() {
+    let server = Server::start();
+    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    for node in [false, true] {
+        let waiter = waiters(node);
+        let held = granted(&a, waiter()).await;
+        let (slow, second, third) = (waiter(), waiter(), waiter());
+        refused(&b, slow.clone()).await;
+        refused(&c, second.clone()).await;
+        held.release().await.unwrap();
+        let held = granted(&c, again(&second, node)).await;
+        refused(&a, third.clone()).await;
+        held.release().await.unwrap();
+        refused(&b, again(&slow, node).with_order(true)).await;
+        granted(&a, again(&third, node).with_order(true)).await.release().await.unwrap();
+        granted(&b, again(&slow, node).with_order(true)).await.release().await.unwrap();
+    }
 }

@@ -44,7 +44,9 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
         (true, Found { durable: true, .. }) => Fencing::Durable,
         (true, _) => Fencing::Clocked,
     };
-    capabilities.fairness = Fairness::None;
+    // Nodes that keep a queue of their own are left and joined anew with each attempt.
+    let in_order = each.iter().all(|node| node.fairness == Fairness::BestEffort);
+    capabilities.fairness = if in_order { Fairness::BestEffort } else { Fairness::None };
     capabilities.wakeup = wakeup(&each, needed);
     capabilities.loss_signal = if each.iter().any(|node| node.loss_signal == LossSignal::Deadline) {
         LossSignal::Deadline
