@@ -55,7 +55,12 @@ impl SqliteBackend {
                 let connection = Connection::open(path)?;
                 // Others write too; below the shortest TTL, so that every call ends in time.
                 connection.busy_timeout(Duration::from_millis(300))?;
-                connection.pragma_update(None, "journal_mode", "wal")?;
+                // Of two that open a new file at once one may be refused at once.
+                let mut tries = 0..10;
+                while let Err(refused) = connection.pragma_update(None, "journal_mode", "wal") {
+                    tries.next().ok_or(refused)?;
+                    std::thread::sleep(Duration::from_millis(30));
+                }
                 connection.execute(TABLE, ())?;
                 Ok(connection)
             }

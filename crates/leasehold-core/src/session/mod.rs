@@ -31,7 +31,7 @@ pub use self::{
     afresh::{Answered, attempt_afresh, queue_afresh},
     claim::Claim,
     driver::{Opened, Owned, SessionDriver, SessionTime},
-    gather::{Carrier, Gather, GatherLimits, Way},
+    gather::{Carrier, Gather, GatherLimits},
     live::Session,
     patience::{Elapsed, Patience},
     sessions::{MAX_TTLS, Sessions},

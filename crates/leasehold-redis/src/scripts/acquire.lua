@@ -55,7 +55,9 @@ if not taken then
     redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, value)
     redis.call('PEXPIRE', writers, lives + 60000)
     redis.call('ZADD', order, 'NX', time[1] * 1000000 + time[2], value)
-    redis.call('PEXPIRE', order, lives + 60000)
+    if redis.call('PTTL', order) < lives then
+      redis.call('PEXPIRE', order, lives)
+    end
   end
   return {earlier and left == -2 and 1 or 0, left}
 end

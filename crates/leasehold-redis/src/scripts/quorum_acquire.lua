@@ -51,7 +51,9 @@ if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
       redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, waiter)
       redis.call('PEXPIRE', writers, lives + 60000)
       redis.call('ZADD', order, 'NX', time[1] * 1000000 + time[2], waiter)
-      redis.call('PEXPIRE', order, lives + 60000)
+      if redis.call('PTTL', order) < lives then
+        redis.call('PEXPIRE', order, lives)
+      end
     end
     return {earlier and left == -2 and 1 or 0, left}
   end
