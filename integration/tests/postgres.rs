@@ -276,8 +276,7 @@ async fn nothing_is_left_after_a_crowd_of_all_modes() {
         task.unwrap();
     }
     let left = || server.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").unwrap();
-    // Usually at once. A sign that two waiters put up and took down at the same moment may stay until the session is reconciled or
-    // closed: two TTLs at the most.
+    // Usually at once. Why one sometimes stays for longer is not understood yet; two TTLs are what any leftover is given.
     let until = std::time::Instant::now() + Ttl::DEFAULT.as_duration() * 2 + SOON;
     while block_in_place(left) != "0" {
         assert!(std::time::Instant::now() < until, "{}", block_in_place(left));
