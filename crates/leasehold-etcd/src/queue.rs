@@ -131,7 +131,7 @@ impl Place {
     }
 
     /// Whether a step that travels alone is a plain delete of the key, which costs the server a tenth less of a pair than a
-    /// transaction (measured: before it compares anything, a transaction copies what was written lately).
+    /// transaction that compares first (measured).
     ///
     /// The name of the key is what is compared: it has the lease and a slot of this acquisition in it, and nobody else uses it
     /// before the answer to this delete is in, nor ever if an answer is missing ([`Claim::retire`]). So there is nothing that a
