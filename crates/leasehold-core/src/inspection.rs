@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{fencing::FencingToken, key::LockKey, mode::Mode};
+use crate::{fencing::FencingToken, key::LockKey, mode::Mode, owner::OwnerId};
 
 /// Who held a key, and who waited for it, when the backend was asked.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,8 @@ pub struct HolderRef {
     pub mode: Option<Mode>,
     /// What identifies the grant to the backend. Opaque.
     pub id: Vec<u8>,
+    /// The acquisition that it was granted to, where the backend writes that down.
+    pub owner: Option<OwnerId>,
     /// Who it is, for people; empty for holders of other programs.
     pub label: String,
     /// Its fencing token, where the backend can tell.
@@ -46,7 +48,7 @@ impl HolderRef {
     /// A holder of `key` that the backend calls `id`.
     #[must_use]
     pub fn new(key: LockKey, id: impl Into<Vec<u8>>) -> Self {
-        Self { key, mode: None, id: id.into(), label: String::new(), token: None, expires_in: None }
+        Self { key, mode: None, id: id.into(), owner: None, label: String::new(), token: None, expires_in: None }
     }
 }
 

@@ -20,6 +20,20 @@ impl OwnerId {
         Self(random())
     }
 
+    /// The same acquisition under another name, for its `count`th attempt to hold a node of a quorum again: what is given back late
+    /// under an earlier name frees nothing that is held under a later one. The last 16 bits differ.
+    #[must_use]
+    pub fn again(self, count: u16) -> Self {
+        let last = (self.0 as u16).wrapping_add(count);
+        Self(self.0 & !u128::from(u16::MAX) | u128::from(last))
+    }
+
+    /// Whether both are names of one acquisition; see [`again`](Self::again).
+    #[must_use]
+    pub fn is_same_acquisition(self, other: Self) -> bool {
+        self.0 >> 16 == other.0 >> 16
+    }
+
     /// The 32 hexadecimal digits, without an allocation.
     #[must_use]
     pub fn to_hex(self) -> [u8; 32] {
@@ -74,6 +88,15 @@ impl fmt::Debug for OwnerId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_acquisition_has_many_names_and_no_other_has_one_of_them() {
+        let owner = OwnerId::from(0x0007_ffff);
+        let names = [owner, owner.again(1), owner.again(2), owner.again(u16::MAX)];
+        assert_eq!(names.map(OwnerId::as_u128), [0x0007_ffff, 0x0007_0000, 0x0007_0001, 0x0007_fffe]);
+        assert!(names.iter().all(|name| name.is_same_acquisition(owner)));
+        assert!(!owner.is_same_acquisition(OwnerId::from(0x0008_ffff)));
+    }
 
     #[test]
     fn hex_is_fixed_width_and_parses_back() {

@@ -9,7 +9,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request, TestClock, Ttl,
-    quorum::{QuorumBackend, QuorumConfig},
+    quorum::{QuorumBackend, QuorumConfig, QuorumNode},
 };
 use leasehold_local::{FileBackend, MemoryBackend};
 use support::flaky::Flaky;
@@ -125,6 +125,32 @@ async fn a_renewal_takes_back_the_nodes_that_had_another_holder_and_are_free() {
     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::AlreadyLost);
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(nodes.held("k").await, 0);
+}
+
+/// A node that did not answer is released until it says so. By then it may have been healed.
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_late_frees_nothing_that_was_healed_since() {
+    let nodes = Nodes::new(3);
+    let (quorum, key) = (nodes.open().await, LockKey::new("k").unwrap());
+    let lease = granted(&quorum, nodes.request("k")).await;
+    let at = async |node: usize| nodes.nodes[node].inspect(&key).await.unwrap().holders;
+    let mut names = vec![at(2).await[0].owner.unwrap()];
+    for _ in 0..3 {
+        let gone = at(2).await.remove(0);
+        nodes.nodes[2].break_lock(&gone, true).await.unwrap();
+        // It is found out, and healed.
+        Arc::clone(&lease).renew().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        for earlier in &names {
+            let late = nodes.request("k").with_owner(*earlier);
+            assert_eq!(Arc::clone(&nodes.nodes[2]).withdraw(late).await.unwrap(), Released::AlreadyLost);
+        }
+        names.push(at(2).await[0].owner.unwrap());
+        let seen = quorum.inspect(&key).await.unwrap().holders;
+        assert_eq!(seen.len(), 1, "still one holder: {seen:?}");
+    }
+    quorum.break_lock(&quorum.inspect(&key).await.unwrap().holders[0], true).await.unwrap();
     assert_eq!(nodes.held("k").await, 0);
 }
 

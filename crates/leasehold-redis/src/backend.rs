@@ -250,7 +250,7 @@ impl RedisBackend {
             let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
             // Without a connection the registration ends by itself.
             if let (Some(request), Some(live)) = (waiter, self.link.live_now())
-                && let Err(error) = undo::withdraw(&self.link, &live, &request, Holder::of(&request)).await
+                && let Err(error) = undo::stop_waiting(&self.link, &live, &request, Holder::of(&request)).await
             {
                 tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
             }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use leasehold_core::{Mode, Request};
+use leasehold_core::{HolderRef, LockKey, Mode, OwnerId, Request};
 
 use crate::keys::Parts;
 
@@ -50,8 +50,8 @@ fn printable(label: &str) -> Cow<'_, str> {
 /// What a value that was read says.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Whether Leasehold wrote it.
-    pub(crate) ours: bool,
+    /// The acquisition, if Leasehold wrote it.
+    pub(crate) owner: Option<OwnerId>,
     /// The label; empty if another program wrote it.
     pub(crate) label: String,
     /// The number of permits, if it is a permit's.
@@ -60,7 +60,7 @@ pub(crate) struct Seen {
 
 /// Reads a value back.
 pub(crate) fn read(value: &[u8]) -> Seen {
-    let foreign = Seen { ours: false, label: String::new(), of: None };
+    let foreign = Seen { owner: None, label: String::new(), of: None };
     let Ok(value) = std::str::from_utf8(value) else { return foreign };
     let value = value.strip_prefix("broken:").unwrap_or(value);
     let (of, value) = match value.split_once('|') {
@@ -68,11 +68,22 @@ pub(crate) fn read(value: &[u8]) -> Seen {
         _ => (None, value),
     };
     match value.split_at_checked(32) {
-        Some((hex, rest)) if hex.bytes().all(|byte| byte.is_ascii_hexdigit()) && rest.starts_with(':') => {
-            Seen { ours: true, label: rest[1..].to_owned(), of }
-        }
+        Some((hex, rest)) if rest.starts_with(':') => match hex.parse() {
+            Ok(owner) => Seen { owner: Some(owner), label: rest[1..].to_owned(), of },
+            Err(_) => foreign,
+        },
         _ => foreign,
     }
+}
+
+/// A holder whose value was read.
+pub(crate) fn shown(key: &LockKey, value: Vec<u8>, mode: impl FnOnce(&Seen) -> Option<Mode>) -> HolderRef {
+    let seen = read(&value);
+    let mut holder = HolderRef::new(key.clone(), value);
+    holder.mode = mode(&seen);
+    holder.owner = seen.owner;
+    holder.label = seen.label;
+    holder
 }
 
 #[cfg(test)]
@@ -86,22 +97,22 @@ mod tests {
         let request = Request::new(LockKey::new("a").unwrap()).with_owner(0xab.into()).with_label("host/7 p\u{f6}");
         let value = Holder::of(&request).parts().to_vec();
         assert_eq!(String::from_utf8(value.clone()).unwrap(), format!("{:032x}:host/7 p?", 0xab));
-        assert_eq!(read(&value), Seen { ours: true, label: "host/7 p?".into(), of: None });
+        assert_eq!(read(&value), Seen { owner: Some(0xab.into()), label: "host/7 p?".into(), of: None });
 
         let request = request.with_permit_of(4.try_into().unwrap());
         let value = Holder::of(&request).parts().to_vec();
         assert_eq!(String::from_utf8(value.clone()).unwrap(), format!("4|{:032x}:host/7 p?", 0xab));
-        assert_eq!(read(&value), Seen { ours: true, label: "host/7 p?".into(), of: Some(4) });
+        assert_eq!(read(&value), Seen { owner: Some(0xab.into()), label: "host/7 p?".into(), of: Some(4) });
     }
 
     #[test]
     fn values_of_other_programs_are_foreign() {
         for value in ["", "5a1f", "0123456789abcdef0123456789abcdef", "\u{1f512}", "x|y", "7|", "a b"] {
-            assert!(!read(value.as_bytes()).ours, "{value}");
+            assert!(read(value.as_bytes()).owner.is_none(), "{value}");
         }
-        assert!(!read(b"\xff\xfe").ours);
+        assert!(read(b"\xff\xfe").owner.is_none());
         // The broken mark is seen through.
-        assert!(read(format!("broken:{:032x}:", 1).as_bytes()).ours);
+        assert!(read(format!("broken:{:032x}:", 1).as_bytes()).owner.is_some());
     }
 
     #[test]

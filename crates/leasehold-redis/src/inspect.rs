@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
+use leasehold_core::{Inspection, LockKey, Mode, Result, WaiterRef};
 use redis::{Cmd, Value};
 
 use crate::{
@@ -31,29 +31,20 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     match value {
         Some(value) if value.starts_with(b"shared:") => {
             for (member, score) in readers {
-                let seen = holder::read(&member);
-                let mut reader = HolderRef::new(key.clone(), member);
-                reader.mode = Some(Mode::Shared);
-                reader.label = seen.label;
+                let mut reader = holder::shown(key, member, |_| Some(Mode::Shared));
                 reader.expires_in = ends_in(score);
                 holders.push(reader);
             }
         }
         Some(value) => {
-            let seen = holder::read(&value);
-            let mut writer = HolderRef::new(key.clone(), value);
-            writer.mode = seen.ours.then_some(Mode::Exclusive);
-            writer.label = seen.label;
+            let mut writer = holder::shown(key, value, |seen| seen.owner.and(Some(Mode::Exclusive)));
             writer.expires_in = u64::try_from(left).ok().map(Duration::from_millis);
             holders.push(writer);
         }
         None => {}
     }
     for (member, score) in permits {
-        let seen = holder::read(&member);
-        let mut permit = HolderRef::new(key.clone(), member);
-        permit.mode = permit_mode(seen.of);
-        permit.label = seen.label;
+        let mut permit = holder::shown(key, member, |seen| permit_mode(seen.of));
         permit.expires_in = ends_in(score);
         holders.push(permit);
     }

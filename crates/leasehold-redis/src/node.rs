@@ -36,10 +36,15 @@ impl QuorumNode for RedisBackend {
                 link.run_on(&live, lease::release_script(mode), "withdraw", Effect::Writes, arguments).await?
             }
         };
-        if !request.is_waiting() {
-            undo::withdraw(link, &live, &request, Holder::waiting(&request)).await?;
-        }
         Ok(if answer == Value::Int(1) { Released::Freed } else { Released::AlreadyLost })
+    }
+
+    async fn stop_waiting(self: Arc<Self>, request: Request) -> Result<()> {
+        let link = self.link();
+        let Some(live) = link.live_now() else {
+            return Err(error::plain(ErrorKind::Unavailable, "stop waiting", "there is no connection"));
+        };
+        undo::stop_waiting(link, &live, &request, Holder::waiting(&request)).await
     }
 
     async fn recall(self: Arc<Self>) -> Result<Recollection> {

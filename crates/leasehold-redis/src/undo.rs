@@ -91,11 +91,11 @@ async fn work(orphans: Arc<Orphans>, link: Arc<Link>) {
 
 async fn undo(link: &Link, live: &Live, request: &Request) -> Result<()> {
     lease::release(link, live, request).await?;
-    withdraw(link, live, request, Holder::of(request)).await
+    stop_waiting(link, live, request, Holder::of(request)).await
 }
 
 /// Removes the registration of a waiter.
-pub(crate) async fn withdraw(link: &Link, live: &Live, request: &Request, holder: Holder<'_>) -> Result<()> {
+pub(crate) async fn stop_waiting(link: &Link, live: &Live, request: &Request, holder: Holder<'_>) -> Result<()> {
     let keys = Keys::new(&link.config.prefix, request.key());
     let mut pipeline = Pipeline::with_capacity(2);
     for kind in Kind::registrations(request.mode()) {
@@ -104,7 +104,7 @@ pub(crate) async fn withdraw(link: &Link, live: &Live, request: &Request, holder
     let answers = live.send_all(&pipeline).await;
     let answers =
         answers.and_then(|answers| answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop)));
-    answers.map_err(|error| link.failed(live, error, "withdraw", Effect::Writes))
+    answers.map_err(|error| link.failed(live, error, "stop waiting", Effect::Writes))
 }
 
 impl fmt::Debug for Orphans {

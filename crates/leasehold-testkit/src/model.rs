@@ -344,6 +344,7 @@ impl LockBackend for Model {
                 for holder in &state.holders {
                     let mut shown = HolderRef::new(key.clone(), holder.owner.to_hex());
                     shown.mode = Some(holder.mode);
+                    shown.owner = Some(holder.owner);
                     shown.label.clone_from(&holder.label);
                     shown.token = holder.token;
                     shown.expires_in = Some(holder.until.since(now));

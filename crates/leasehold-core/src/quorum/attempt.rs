@@ -82,8 +82,8 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, trie
             if request.is_waiting() && replies.iter().any(|reply| matches!(reply, Reply::Refused(_))) {
                 quorum.forget_at(&request, |node| matches!(replies[node], Reply::Refused(_)));
             }
-            let lease = QuorumLease::new(&quorum, request, token, validity, replies);
-            Arc::clone(&lease).take_late_grants(calls, timeout);
+            let lease = QuorumLease::new(&quorum, request.clone(), token, validity, replies);
+            Arc::clone(&lease).take_late_grants(request, calls, timeout);
             Ok(Attempt::Granted(lease))
         }
         None => {

@@ -162,8 +162,7 @@ impl QuorumBackend {
         request: &Request,
     ) -> Option<(usize, BoxFuture<'static, Result<Released>>)> {
         let voter = self.members[node].voter.as_ref()?;
-        // As one who waits on: its place among the waiters stays.
-        Some((node, Arc::clone(voter).withdraw(request.clone().with_waiting(true))))
+        Some((node, Arc::clone(voter).withdraw(request.clone())))
     }
 
     /// `3 of 5 unavailable: …`
@@ -286,11 +285,10 @@ impl LockBackend for QuorumBackend {
 impl QuorumBackend {
     /// Takes a waiter off the lists of these nodes.
     pub(super) fn forget_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
-        let request = request.clone().with_waiting(false);
         let mut withdrawals = Calls::with_capacity(self.members.len());
         for (node, member) in self.members.iter().enumerate() {
             if let Some(voter) = member.voter.as_ref().filter(|_| at(node)) {
-                withdrawals.push(node, Arc::clone(voter).withdraw(request.clone()));
+                withdrawals.push(node, Arc::clone(voter).stop_waiting(request.clone()));
             }
         }
         withdrawals.send(|_, _| ());

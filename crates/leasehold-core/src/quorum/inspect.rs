@@ -66,15 +66,15 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
     Ok(inspection)
 }
 
-/// Counts a node's holder with the same one on other nodes: the same identity, or between kinds of backends the same label.
+/// Counts a node's holder with the same one on other nodes: the same acquisition, or where nodes do not know that, the same label.
 fn count(seen: &mut Vec<Seen>, holder: HolderRef, backend: &'static str, node: usize, nodes: usize) {
     let same = |known: &&mut Seen| {
         known.ids[node].is_none()
             && known.holder.mode == holder.mode
-            && if known.backend == backend {
-                known.holder.id == holder.id
-            } else {
-                !holder.label.is_empty() && known.holder.label == holder.label
+            && match (known.holder.owner, holder.owner) {
+                (Some(known), Some(owner)) => known.is_same_acquisition(owner),
+                _ if known.backend == backend && known.holder.id == holder.id => true,
+                _ => !holder.label.is_empty() && known.holder.label == holder.label,
             }
     };
     if let Some(known) = seen.iter_mut().find(same) {
@@ -82,6 +82,7 @@ fn count(seen: &mut Vec<Seen>, holder: HolderRef, backend: &'static str, node: u
         // When a majority could be free, if it is not renewed.
         known.holder.expires_in = known.holder.expires_in.max(holder.expires_in);
         known.holder.token = known.holder.token.max(holder.token);
+        known.holder.owner = known.holder.owner.or(holder.owner);
         return;
     }
     let mut ids = vec![None; nodes];

@@ -16,6 +16,7 @@ use crate::{
     clock::{Deadline, LiveDeadline},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
+    owner::OwnerId,
     quorum::{
         attempt::Reply,
         backend::QuorumBackend,
@@ -43,13 +44,15 @@ struct Seats {
     releasing: bool,
     /// That it was freed has been told.
     told: bool,
+    /// How often nodes were asked to hold again.
+    heals: u16,
 }
 
 enum Seat {
     /// Nothing.
     Empty,
-    /// It was asked, and may come to hold.
-    Asked,
+    /// It was asked, and may come to hold for this owner.
+    Asked(OwnerId),
     Held(Arc<dyn Lease>),
     Released(Released),
 }
@@ -64,11 +67,11 @@ impl QuorumLease {
     ) -> Arc<Self> {
         let nodes = replies.into_iter().map(|reply| match reply {
             Reply::Granted(lease) => Seat::Held(lease),
-            Reply::Pending => Seat::Asked,
+            Reply::Pending => Seat::Asked(request.owner()),
             Reply::Refused(_) | Reply::Failed(_) => Seat::Empty,
         });
         Arc::new(Self {
-            seats: Mutex::new(Seats { nodes: nodes.collect(), releasing: false, told: false }),
+            seats: Mutex::new(Seats { nodes: nodes.collect(), releasing: false, told: false, heals: 0 }),
             quorum: Arc::clone(quorum),
             request,
             token,
@@ -76,22 +79,22 @@ impl QuorumLease {
         })
     }
 
-    /// Adopts what is granted from now on while we hold, and gives back what comes too late.
-    pub(super) fn take_late_grants(self: Arc<Self>, calls: Calls<Result<Attempt>>, timeout: Duration) {
+    /// Adopts what the nodes grant to `asked` from now on while we hold, and gives back what comes too late.
+    pub(super) fn take_late_grants(self: Arc<Self>, asked: Request, calls: Calls<Result<Attempt>>, timeout: Duration) {
         let quorum = Arc::clone(&self.quorum);
         quorum.finish_within(calls, timeout, move |(node, answer)| {
-            self.quorum.members[node].learn(&answer, self.request.now());
+            self.quorum.members[node].learn(&answer, asked.now());
             let granted = match answer {
                 Ok(Attempt::Granted(lease)) => Some(lease),
-                Ok(Attempt::Contended(_)) if self.request.is_waiting() => {
+                Ok(Attempt::Contended(_)) if asked.is_waiting() => {
                     // It has us on its list of waiters, and would keep others waiting for us.
-                    self.quorum.forget_at(&self.request, |at| at == node);
+                    self.quorum.forget_at(&asked, |at| at == node);
                     None
                 }
                 _ => None,
             };
             if let Some(late) = self.seat(node, granted) {
-                self.quorum.give_back(late, &self.request);
+                self.quorum.give_back(late, &asked);
             }
         });
     }
@@ -108,7 +111,8 @@ impl QuorumLease {
         None
     }
 
-    /// Asks the nodes that hold nothing for us to hold again.
+    /// Asks the nodes that hold nothing for us to hold again. Each time under another name: a node that did not answer in time is
+    /// released until it says that it is, and that may be long after it was healed.
     fn heal(self: &Arc<Self>, timeout: Duration) {
         let now = self.request.now();
         let mut request = self.request.clone().with_courtesy(false).with_order(false).with_waiting(false);
@@ -119,17 +123,19 @@ impl QuorumLease {
         let mut calls = Calls::with_capacity(self.quorum.members.len());
         {
             let mut seats = self.seats();
-            if seats.releasing {
+            if seats.releasing || !seats.nodes.iter().any(|seat| matches!(seat, Seat::Empty)) {
                 return;
             }
+            seats.heals = seats.heals.wrapping_add(1);
+            request = request.with_owner(self.request.owner().again(seats.heals));
             for ((node, seat), member) in seats.nodes.iter_mut().enumerate().zip(&self.quorum.members) {
                 if matches!(seat, Seat::Empty) && member.health.may_ask(now) {
-                    *seat = Seat::Asked;
+                    *seat = Seat::Asked(request.owner());
                     calls.push(node, member.acquire(request.clone()));
                 }
             }
         }
-        Arc::clone(self).take_late_grants(calls, timeout);
+        Arc::clone(self).take_late_grants(request, calls, timeout);
     }
 
     fn seats(&self) -> MutexGuard<'_, Seats> {
@@ -167,7 +173,7 @@ impl QuorumLease {
                 calls.push(node, Arc::clone(lease).renew());
                 Vote::Pending
             }
-            Seat::Asked => Vote::Failed,
+            Seat::Asked(_) => Vote::Failed,
             Seat::Empty | Seat::Released(_) => Vote::Refused,
         });
         let votes = votes.collect();
@@ -184,7 +190,7 @@ impl QuorumLease {
                 calls.push(node, Arc::clone(lease).release());
                 Vote::Pending
             }
-            Seat::Asked => match self.quorum.withdrawal(node, &self.request) {
+            Seat::Asked(owner) => match self.quorum.withdrawal(node, &self.request.clone().with_owner(*owner)) {
                 Some((node, withdrawal)) => {
                     calls.push(node, withdrawal);
                     Vote::Pending

@@ -23,12 +23,21 @@ use crate::{
 /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and changes nothing.
 #[async_trait]
 pub trait QuorumNode: Send + Sync + 'static {
-    /// Gives back what attempts of this request hold or are about to get: those whose first poll has returned. If the request
-    /// is not [waiting](Request::is_waiting), its registration as a waiter goes too.
+    /// Gives back what attempts of this request hold or are about to get: those whose first poll has returned. Its registration
+    /// as a waiter stays.
     ///
     /// # Errors
     /// As the driver fails; what is held then expires.
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released>;
+
+    /// Takes the registration of this [waiter](Request::waiter) away, and nothing that anybody holds: the acquisition may hold this
+    /// node by now. A node that keeps no lists of waiters has nothing to do.
+    ///
+    /// # Errors
+    /// As the driver fails; the registration then expires.
+    async fn stop_waiting(self: Arc<Self>, _request: Request) -> Result<()> {
+        Ok(())
+    }
 
     /// What the node remembers.
     ///

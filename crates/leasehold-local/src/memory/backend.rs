@@ -76,6 +76,7 @@ impl MemoryBackend {
             let request = &holder.grant.request;
             let mut seen = HolderRef::new(key.clone(), id_of(request.owner()));
             seen.mode = Some(request.mode());
+            seen.owner = Some(request.owner());
             seen.label = String::from(request.label());
             seen.token = holder.stored_token;
             seen.expires_in = Some(holder.expires.since(now));

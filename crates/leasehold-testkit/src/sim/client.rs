@@ -122,6 +122,7 @@ impl LockBackend for SimBackend {
         let holders = holder.map(|holder| {
             let mut shown = HolderRef::new(key.clone(), holder.owner.to_hex());
             shown.mode = Some(Mode::Exclusive);
+            shown.owner = Some(holder.owner);
             shown.label = holder.label;
             shown.token = token;
             shown.expires_in = Some(holder.until.since(now));
