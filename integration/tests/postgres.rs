@@ -245,6 +245,48 @@ async fn a_lock_that_is_broken_gently_ends_at_its_deadline_and_its_neighbours_li
 }
 
 /// Two schemes, semaphores and locks beside each other: nobody's sign is another's lock, and nothing is left.
+/// How many advisory locks there are, by the server.
+fn advisory_locks(server: &PostgresServer) -> String {
+    block_in_place(|| server.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").unwrap())
+}
+
+async fn until_left(server: &PostgresServer, locks: &str) {
+    let until = std::time::Instant::now() + SOON;
+    while advisory_locks(server) != locks {
+        assert!(std::time::Instant::now() < until, "{} left, not {locks}", advisory_locks(server));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_of_any_mode_takes_its_signs_down_when_it_is_granted() {
+    let server = PostgresServer::start().unwrap();
+    let (one, other) = (client(&server.url(), "").await, client(&server.url(), "").await);
+    // The session lives on, so that its end hides nothing.
+    let kept = one.mutex("kept").lock().await.unwrap();
+    until_left(&server, "1").await;
+    for mode in ["permit", "write", "read"] {
+        let acquire = async |client: &LockClient, mode: &str| match mode {
+            "permit" => client.semaphore("signs", 1).acquire().await.unwrap(),
+            "read" => client.rwlock("signs").read().await.unwrap(),
+            _ => client.rwlock("signs").write().await.unwrap(),
+        };
+        let blocking = if mode == "permit" { "permit" } else { "write" };
+        let held = acquire(&other, blocking).await;
+        let waits = acquire(&one, mode);
+        let frees = async {
+            // The lock or the permit and its count, and the waiter's signs.
+            let waiting = if mode == "read" { "3" } else { "4" };
+            until_left(&server, waiting).await;
+            free(held).await;
+        };
+        let (granted, ()) = tokio::join!(waits, frees);
+        free(granted).await;
+        until_left(&server, "1").await;
+    }
+    free(kept).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_after_a_crowd_of_all_modes() {
     let server = PostgresServer::start().unwrap();
@@ -275,13 +317,7 @@ async fn nothing_is_left_after_a_crowd_of_all_modes() {
     for task in join_all(work).await {
         task.unwrap();
     }
-    let left = || server.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").unwrap();
-    // Usually at once. Why one sometimes stays for longer is not understood yet; two TTLs are what any leftover is given.
-    let until = std::time::Instant::now() + Ttl::DEFAULT.as_duration() * 2 + SOON;
-    while block_in_place(left) != "0" {
-        assert!(std::time::Instant::now() < until, "{}", block_in_place(left));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until_left(&server, "0").await;
     one.close().await.unwrap();
     other.close().await.unwrap();
 }

@@ -241,7 +241,7 @@ impl Wire {
         signs.is_some_and(|signs| signs.each().all(|sign| self.signs.contains_key(&sign)))
     }
 
-    fn needs_no_more(&mut self, sign: i64) {
+    pub(super) fn needs_no_more(&mut self, sign: i64) {
         if self.is_last_user(sign) {
             self.superfluous.push((Op::Unsign, AdvisoryKey::Int64(sign)));
         }

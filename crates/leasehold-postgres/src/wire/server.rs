@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::{
     connection::Link,
     error,
-    gather::{Answer, Done, Job, Name, Take},
+    gather::{Answer, Done, Job, Name, Signs, Take},
     keys::{AdvisoryKey, Family},
     statement::{OWNED, Op, Row, UNLOCK},
     wire::{Batch, Failure, Held, What, Wire},
@@ -141,6 +141,7 @@ impl Wire {
             let key = AdvisoryKey::Int64(key);
             self.held.insert(key, Held::Permit { name: take.name, count });
             *self.signs.entry(count).or_insert(0) += 1;
+            take.signs.iter().flat_map(Signs::each).for_each(|sign| self.needs_no_more(sign));
             return Ok(Done::Granted { key, token: None });
         }
         if result <= -2 {
