@@ -27,6 +27,13 @@ pub(crate) struct Name {
     pub(crate) number: u64,
 }
 
+impl Name {
+    /// Of the mark that this key is broken gently.
+    pub(crate) fn of_mark(key: AdvisoryKey) -> Self {
+        Self { key, number: u64::MAX }
+    }
+}
+
 /// The signs of one waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Signs {
@@ -57,8 +64,6 @@ pub(crate) struct Take {
     pub(crate) want: Want,
     /// Of a waiter.
     pub(crate) signs: Option<Signs>,
-    /// Whether an earlier attempt has put them up.
-    pub(crate) signed: bool,
     /// To be refused if somebody else waits.
     pub(crate) courteous: bool,
 }
@@ -100,7 +105,7 @@ pub(crate) struct Carrier {
     /// How long those who ask are kept waiting.
     pub(crate) patience: Duration,
     /// Signs that nobody needs any more, to be taken down with whatever goes out next.
-    leaving: SyncMutex<Vec<Signs>>,
+    leaving: SyncMutex<Vec<(Name, Signs)>>,
 }
 
 impl Carrier {
@@ -109,12 +114,12 @@ impl Carrier {
         Arc::new(Self { link: Arc::clone(link), wire, patience, leaving: SyncMutex::default() })
     }
 
-    /// These signs are needed no longer.
-    pub(crate) fn leave(&self, signs: Signs) {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(signs);
+    /// These signs are needed no longer by this waiter.
+    pub(crate) fn leave(&self, name: Name, signs: Signs) {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push((name, signs));
     }
 
-    fn left(&self) -> Vec<Signs> {
+    fn left(&self) -> Vec<(Name, Signs)> {
         std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -171,9 +176,7 @@ async fn undo(carrier: Arc<Carrier>, carrying: impl Future<Output = Vec<Answer>>
                 let semaphore = take.want.semaphore();
                 undone.push(Job::GiveBack { name: take.name, key, semaphore });
             }
-            Ok(_) => take.signs.into_iter().for_each(|signs| carrier.leave(signs)),
-            Err(_) if take.signed => take.signs.into_iter().for_each(|signs| carrier.leave(signs)),
-            Err(_) => {}
+            _ => take.signs.into_iter().for_each(|signs| carrier.leave(take.name, signs)),
         }
     }
     undone.push(Job::Tidy);

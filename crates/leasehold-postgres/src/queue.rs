@@ -97,7 +97,7 @@ impl Candidate {
                 return Err(error);
             }
         };
-        let signs_up = self.signs_up.take().unwrap_or_else(|| SignsUp::new(self.claim.session(), &self.wakes, signs));
+        let signs_up = self.signs_up.take().unwrap_or_else(|| SignsUp::new(&self.claim, &self.wakes, signs));
         // One of two may be up: then they go, and are put up again together.
         self.signs_up = Some(signs_up).filter(|_| signed);
         let longest = link.config.safety_net.min(self.request.ttl().as_duration() / 8);
@@ -111,8 +111,7 @@ impl Candidate {
     }
 
     fn take(&self, signs: Option<Signs>, courteous: bool) -> Take {
-        let signed = self.signs_up.is_some();
-        Take { name: *self.claim.name(), want: self.want.clone(), signs, signed, courteous }
+        Take { name: *self.claim.name(), want: self.want.clone(), signs, courteous }
     }
 
     /// Makes a lease of it, if its session still stands.

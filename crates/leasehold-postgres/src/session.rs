@@ -91,12 +91,14 @@ async fn run_in(session: &Session<PostgresSessions>, operation: &'static str, jo
 pub(crate) struct SignsUp {
     session: Arc<Session<PostgresSessions>>,
     wakes: Arc<Wakes>,
+    name: Name,
     signs: Option<Signs>,
 }
 
 impl SignsUp {
-    pub(crate) fn new(session: &Arc<Session<PostgresSessions>>, wakes: &Arc<Wakes>, signs: Signs) -> Self {
-        Self { session: Arc::clone(session), wakes: Arc::clone(wakes), signs: Some(signs) }
+    pub(crate) fn new(claim: &Claim<PostgresSessions>, wakes: &Arc<Wakes>, signs: Signs) -> Self {
+        let session = Arc::clone(claim.session());
+        Self { session, wakes: Arc::clone(wakes), name: *claim.name(), signs: Some(signs) }
     }
 
     /// Somebody else has taken them down, or will.
@@ -108,7 +110,7 @@ impl SignsUp {
 impl Drop for SignsUp {
     fn drop(&mut self) {
         let Some(signs) = self.signs.take() else { return };
-        self.session.handle().carrier.leave(signs);
+        self.session.handle().carrier.leave(self.name, signs);
         // Without a runtime they go with whatever is asked next, or with the session.
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && self.session.is_live()

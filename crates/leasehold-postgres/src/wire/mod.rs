@@ -6,6 +6,7 @@
 
 mod plan;
 mod server;
+mod signs;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,6 +20,7 @@ use crate::{
     keys::AdvisoryKey,
     session::Counted,
     statement::{Op, Row},
+    wire::signs::Board,
 };
 
 pub(crate) struct Wire {
@@ -31,8 +33,8 @@ pub(crate) struct Wire {
     /// The database's oid.
     database: i64,
     held: HashMap<AdvisoryKey, Held>,
-    /// Signs and counts that are up, and for how many.
-    signs: HashMap<i64, usize>,
+    /// Signs and counts.
+    signs: Board,
     /// The marks of what an operator has broken gently.
     broken: HashMap<AdvisoryKey, i64>,
     /// What has become superfluous in the last statement, and goes with the next.
@@ -73,6 +75,7 @@ pub(crate) struct Planned {
 pub(crate) enum What {
     /// `sole`: the statement takes the signs down with the grant.
     Take {
+        name: Name,
         key: AdvisoryKey,
         signs: Option<Signs>,
         sole: bool,
@@ -108,7 +111,7 @@ impl Wire {
             synchronous,
             database,
             held: HashMap::new(),
-            signs: HashMap::new(),
+            signs: Board::default(),
             broken: HashMap::new(),
             superfluous: Vec::new(),
             limit,
@@ -120,11 +123,11 @@ impl Wire {
     }
 
     /// Runs the jobs in their order, in one statement but for permits. `leaving` are signs that nobody needs any more.
-    pub(crate) async fn carry(&mut self, link: &Link, leaving: Vec<Signs>, jobs: &[Job]) -> Vec<Answer> {
+    pub(crate) async fn carry(&mut self, link: &Link, leaving: Vec<(Name, Signs)>, jobs: &[Job]) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
         let mut batch = Batch::default();
-        for signs in leaving {
-            self.take_down(signs, &mut batch);
+        for (name, signs) in leaving {
+            self.take_down(name, signs, &mut batch);
         }
         for (place, job) in jobs.iter().enumerate() {
             match job {
@@ -189,21 +192,19 @@ impl Wire {
 
     fn take_result(&mut self, link: &Link, what: &What, result: i64) -> Done {
         match *what {
-            What::Take { key, signs, sole } => {
+            What::Take { name, key, signs, sole } => {
                 if result <= 0 {
                     self.held.remove(&key);
-                    return Done::Refused { signed: self.are_up(signs) };
+                    return Done::Refused { signed: self.are_up_for(name, signs) };
                 }
                 let drawn = link.config.fencing.then_some(result);
                 if let Some(Held::Shared { token, .. }) = self.held.get_mut(&key) {
                     *token = drawn;
                 }
-                for sign in signs.iter().flat_map(Signs::each) {
-                    if sole {
-                        self.signs.remove(&sign);
-                    } else {
-                        self.needs_no_more(sign);
-                    }
+                if sole {
+                    signs.iter().flat_map(Signs::each).for_each(|sign| self.signs.fell(sign));
+                } else {
+                    self.needs_no_more(name, signs);
                 }
                 Done::Granted { key, token: drawn }
             }
@@ -211,9 +212,7 @@ impl Wire {
                 // The first reader may have been refused in this very statement.
                 if let (Some(Held::Shared { token, .. }), true) = (self.held.get(&key), result < 0) {
                     let token = *token;
-                    for sign in signs.iter().flat_map(Signs::each) {
-                        self.needs_no_more(sign);
-                    }
+                    self.needs_no_more(name, signs);
                     return Done::Granted { key, token };
                 }
                 if let Some(Held::Shared { names, .. }) = self.held.get_mut(&key) {
@@ -224,12 +223,12 @@ impl Wire {
                         self.superfluous.push((Op::UnlockShared, key));
                     }
                 }
-                Done::Refused { signed: self.are_up(signs) }
+                Done::Refused { signed: self.are_up_for(name, signs) }
             }
             What::GiveBack => Done::GivenBack(result != 0),
             What::PutUp(sign) => {
                 if result == 0 {
-                    self.signs.remove(&sign);
+                    self.signs.fell(sign);
                 }
                 Done::Tidied
             }
@@ -237,13 +236,16 @@ impl Wire {
         }
     }
 
-    fn are_up(&self, signs: Option<Signs>) -> bool {
-        signs.is_some_and(|signs| signs.each().all(|sign| self.signs.contains_key(&sign)))
+    fn are_up_for(&self, name: Name, signs: Option<Signs>) -> bool {
+        signs.is_some_and(|signs| signs.each().all(|sign| self.signs.is_up_for(sign, name)))
     }
 
-    pub(super) fn needs_no_more(&mut self, sign: i64) {
-        if self.is_last_user(sign) {
-            self.superfluous.push((Op::Unsign, AdvisoryKey::Int64(sign)));
+    /// A waiter waits no more.
+    fn needs_no_more(&mut self, name: Name, signs: Option<Signs>) {
+        for sign in signs.iter().flat_map(Signs::each) {
+            if self.signs.remove(sign, name) {
+                self.superfluous.push((Op::Unsign, AdvisoryKey::Int64(sign)));
+            }
         }
     }
 
@@ -261,7 +263,7 @@ impl Wire {
                         }
                     }
                 }
-                What::PutUp(sign) => drop(self.signs.remove(sign)),
+                What::PutUp(sign) => self.signs.fell(*sign),
                 What::GiveBack | What::TakeDown => {}
             }
         }

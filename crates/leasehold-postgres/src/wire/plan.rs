@@ -21,7 +21,7 @@ impl Wire {
         let writer_waits = if shared { key.writer_waits() } else { 0 };
         self.put_up(take, batch);
         // The server does not show a session its own signs.
-        if shared && self.signs.contains_key(&writer_waits) {
+        if shared && self.signs.is_up(writer_waits) {
             return Some(refused(take.signs.is_some()));
         }
         let beside = if shared { writer_waits } else { take.signs.and_then(|signs| signs.writer).unwrap_or(0) };
@@ -35,7 +35,8 @@ impl Wire {
             Some(_) => return Some(refused(take.signs.is_some())),
             None => {}
         }
-        let sole = take.signs.is_some_and(|signs| signs.each().all(|sign| self.signs.get(&sign) == Some(&1)));
+        let name = take.name;
+        let sole = take.signs.is_some_and(|signs| signs.each().all(|sign| self.signs.is_up_for_nobody_but(sign, name)));
         let op = match (shared, sole, take.courteous) {
             (false, true, _) => Op::ExclusiveOfWaiter,
             (true, true, _) => Op::SharedOfWaiter,
@@ -44,9 +45,8 @@ impl Wire {
             (false, false, false) => Op::Exclusive,
             (true, false, false) => Op::Shared,
         };
-        batch.add(Row { op, key, waits, beside }, Some(place), What::Take { key, signs: take.signs, sole });
-        let held =
-            if shared { Held::Shared { names: vec![take.name], token: None } } else { Held::Exclusive(take.name) };
+        batch.add(Row { op, key, waits, beside }, Some(place), What::Take { name, key, signs: take.signs, sole });
+        let held = if shared { Held::Shared { names: vec![name], token: None } } else { Held::Exclusive(name) };
         self.held.insert(key, held);
         None
     }
@@ -75,10 +75,10 @@ impl Wire {
         let row = Row { op, key, waits: waited_for.waits(), beside: waited_for.bits() };
         batch.add(row, Some(place), What::GiveBack);
         if let Some(Held::Permit { count, .. }) = self.held.remove(&key) {
-            self.take_down_one(count, batch);
+            self.take_down_one(count, name, batch);
         }
         if let Some(mark) = self.broken.remove(&key) {
-            self.take_down_one(mark, batch);
+            self.take_down_one(mark, Name::of_mark(key), batch);
         }
         None
     }
@@ -86,41 +86,25 @@ impl Wire {
     /// Puts the signs up that are not. Who waits in a session that is granted the lock to another has lost them again.
     pub(super) fn put_up(&mut self, take: &Take, batch: &mut Batch) {
         for sign in take.signs.iter().flat_map(Signs::each) {
-            if take.signed && self.signs.contains_key(&sign) {
-                continue;
-            }
-            let users = self.signs.entry(sign).or_insert(0);
-            *users += 1;
-            if *users == 1 {
+            if !self.signs.is_up_for(sign, take.name) && self.signs.add(sign, take.name) {
                 batch.add_sign(Op::Sign, sign, What::PutUp(sign));
             }
         }
     }
 
-    pub(super) fn take_down(&mut self, signs: Signs, batch: &mut Batch) {
-        self.take_down_one(signs.waits, batch);
+    pub(super) fn take_down(&mut self, name: Name, signs: Signs, batch: &mut Batch) {
+        self.take_down_one(signs.waits, name, batch);
         if let Some(writer) = signs.writer
-            && self.is_last_user(writer)
+            && self.signs.remove(writer, name)
         {
             let row = Row { op: Op::UnsignWriter, key: signs.key, waits: signs.waits, beside: writer };
             batch.add(row, None, What::TakeDown);
         }
     }
 
-    fn take_down_one(&mut self, sign: i64, batch: &mut Batch) {
-        if self.is_last_user(sign) {
+    fn take_down_one(&mut self, sign: i64, name: Name, batch: &mut Batch) {
+        if self.signs.remove(sign, name) {
             batch.add_sign(Op::Unsign, sign, What::TakeDown);
         }
-    }
-
-    /// One user less; whether it was the last.
-    pub(super) fn is_last_user(&mut self, sign: i64) -> bool {
-        let Some(users) = self.signs.get_mut(&sign) else { return false };
-        *users -= 1;
-        if *users > 0 {
-            return false;
-        }
-        self.signs.remove(&sign);
-        true
     }
 }

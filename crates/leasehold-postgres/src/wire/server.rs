@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::{
     connection::Link,
     error,
-    gather::{Answer, Done, Job, Name, Signs, Take},
+    gather::{Answer, Done, Job, Name, Take},
     keys::{AdvisoryKey, Family},
     statement::{OWNED, Op, Row, UNLOCK},
     wire::{Batch, Failure, Held, What, Wire},
@@ -126,7 +126,7 @@ impl Wire {
             .bind(&candidates)
             .bind(count)
             .bind(family.any_count())
-            .bind(!self.signs.contains_key(&count))
+            .bind(!self.signs.is_up(count))
             .bind(self.database);
         let asked = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await;
         let result: i64 = match asked.and_then(|row| self.read(&row)) {
@@ -140,8 +140,9 @@ impl Wire {
         if let Some(key) = granted {
             let key = AdvisoryKey::Int64(key);
             self.held.insert(key, Held::Permit { name: take.name, count });
-            *self.signs.entry(count).or_insert(0) += 1;
-            take.signs.iter().flat_map(Signs::each).for_each(|sign| self.needs_no_more(sign));
+            // The statement has put it up, if it was not.
+            self.signs.add(count, take.name);
+            self.needs_no_more(take.name, take.signs);
             return Ok(Done::Granted { key, token: None });
         }
         if result <= -2 {
@@ -155,7 +156,7 @@ impl Wire {
                 ),
             ));
         }
-        Ok(Done::Refused { signed: self.are_up(take.signs) })
+        Ok(Done::Refused { signed: self.are_up_for(take.name, take.signs) })
     }
 
     /// Says something, so that the server does not take the session for silent.
@@ -191,7 +192,7 @@ impl Wire {
                 && self.broken.insert(*key, mark).is_none()
             {
                 // So that who breaks sees that it was noted.
-                self.signs.insert(mark, 1);
+                self.signs.add(mark, Name::of_mark(*key));
                 batch.add_sign(Op::Sign, mark, What::PutUp(mark));
             }
         }
@@ -237,7 +238,7 @@ impl Wire {
         match (self.held.get(&owned.key), owned.key) {
             (Some(Held::Shared { .. }), _) => !owned.exclusive,
             (Some(_), _) => owned.exclusive,
-            (None, AdvisoryKey::Int64(sign)) => !owned.exclusive && self.signs.contains_key(&sign),
+            (None, AdvisoryKey::Int64(sign)) => !owned.exclusive && self.signs.is_up(sign),
             (None, AdvisoryKey::Int32Pair(..)) => false,
         }
     }
