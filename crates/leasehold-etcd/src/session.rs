@@ -30,7 +30,7 @@ const TRIES: usize = 3;
 const DELETES: usize = 100;
 /// Measured on two cores with 1 to 256 tasks: anything more alone or at a time is slower, at 16 tasks by half. Half of the server's
 /// default limit of operations leaves the other half for those within each.
-const LIMITS: GatherLimits = GatherLimits { alone: 1, calls: 1, batch: 64 };
+const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: false, calls: 1, batch: 64 };
 
 /// Opens, renews and closes leases.
 #[derive(Debug)]

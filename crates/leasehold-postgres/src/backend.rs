@@ -141,12 +141,16 @@ impl PostgresBackend {
             Tried::Refused(candidate) => candidate,
         };
         answered.set();
-        loop {
-            match candidate.attempt_to_wait(&self.link).await? {
-                Tried::Granted(lease) => return Ok(lease),
-                Tried::Refused(waiter) => candidate = waiter.woken().await?,
+        // Apart: most are granted at once, and need no room for what waiting needs.
+        let waits = async move {
+            loop {
+                match candidate.attempt_to_wait(&self.link).await? {
+                    Tried::Granted(lease) => return Ok(lease),
+                    Tried::Refused(waiter) => candidate = waiter.woken().await?,
+                }
             }
-        }
+        };
+        Box::pin(waits).await
     }
 }
 

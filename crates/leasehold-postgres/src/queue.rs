@@ -67,7 +67,7 @@ impl Candidate {
     pub(crate) async fn attempt(self) -> Result<Tried<Self>> {
         let take = self.take(None, self.request.is_courteous());
         match run(&self.claim, "acquire", Job::Take(take)).await? {
-            Done::Granted { key, token } => self.granted(key, token).await.map(Tried::Granted),
+            Done::Granted { key, token } => self.granted(key, token).map(Tried::Granted),
             Done::Refused { .. } => Ok(Tried::Refused(self)),
             _ => Err(error::protocol("acquire")),
         }
@@ -85,7 +85,7 @@ impl Candidate {
             Ok(Done::Granted { key, token }) => {
                 // The statement has taken the signs down.
                 self.signs_up.take().into_iter().for_each(SignsUp::disarm);
-                return self.granted(key, token).await.map(Tried::Granted);
+                return self.granted(key, token).map(Tried::Granted);
             }
             Ok(Done::Refused { signed }) => signed,
             Ok(_) => return Err(error::protocol("acquire")),
@@ -114,15 +114,17 @@ impl Candidate {
         Take { name: *self.claim.name(), want: self.want.clone(), signs, courteous }
     }
 
-    /// Makes a lease of it, if its session still stands.
-    async fn granted(self, key: AdvisoryKey, token: Option<i64>) -> Result<Arc<dyn Lease>> {
+    /// Makes a lease of it, if its session still stands; otherwise, in the background, gives it back.
+    fn granted(self, key: AdvisoryKey, token: Option<i64>) -> Result<Arc<dyn Lease>> {
         let Self { claim, request, want, wakes, .. } = self;
         let semaphore = want.semaphore();
         if claim.valid_until().is_past(request.now()) || !claim.hold(request.loss_sink()) {
-            let job = Job::GiveBack { name: *claim.name(), key, semaphore };
-            if let Err(error) = run(&claim, "release", job).await {
-                tracing::debug!(target: "leasehold", %error, "not given back; it ends with its session");
-            }
+            drop(tokio::spawn(async move {
+                let job = Job::GiveBack { name: *claim.name(), key, semaphore };
+                if let Err(error) = run(&claim, "release", job).await {
+                    tracing::debug!(target: "leasehold", %error, "not given back; it ends with its session");
+                }
+            }));
             return Err(error::over("acquire"));
         }
         let token = token.and_then(|token| u64::try_from(token).ok()).map(FencingToken::new);

@@ -25,8 +25,7 @@ use crate::{
 /// Claims per session: every statement costs the server a walk over what its session has.
 const CAPACITY: usize = 1_000;
 /// One statement is under way at a time on a connection, so whatever is asked meanwhile goes together in the next.
-/// None goes alone in the task that asks: see [`Handle::driven`].
-const LIMITS: GatherLimits = GatherLimits { alone: 0, calls: 1, batch: 256 };
+const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: true, calls: 1, batch: 256 };
 
 /// Opens, renews and closes holding connections.
 #[derive(Debug)]
@@ -63,8 +62,11 @@ impl Handle {
         T: Send + 'static,
         F: for<'a> FnOnce(&'a mut Wire, &'a Link) -> BoxFuture<'a, Result<T>> + Send + 'static,
     {
-        let carrier = Arc::clone(&self.carrier);
-        let task = tokio::spawn(async move { work(&mut *carrier.wire.lock().await, &carrier.link).await });
+        let (way, carrier) = (self.gather.make_way(), Arc::clone(&self.carrier));
+        let task = tokio::spawn(async move {
+            let _way = way;
+            work(&mut *carrier.wire.lock().await, &carrier.link).await
+        });
         task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?
     }
 }

@@ -128,7 +128,9 @@ impl RedisBackend {
         let before = self.epoch(request.mode(), &keys);
         let sent = request.now();
         let answer = match (request.terms(), request.mode()) {
-            (Some(terms), Mode::Exclusive | Mode::Shared) => vote::acquire(&self.link, &request, &terms, &keys).await,
+            (Some(terms), Mode::Exclusive | Mode::Shared) => {
+                Box::pin(vote::acquire(&self.link, &request, &terms, &keys)).await
+            }
             (_, Mode::Exclusive) => self.exclusive(&request, &keys, registered).await,
             // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.
             (_, Mode::Shared) => Box::pin(self.shared(&request, &keys, registered)).await,

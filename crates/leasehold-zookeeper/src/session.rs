@@ -32,7 +32,7 @@ const DELETES: usize = 100;
 /// 1/20.
 const DRIVERS_SILENCE: u32 = 4;
 /// Measured on two cores with 1 to 256 tasks.
-const LIMITS: GatherLimits = GatherLimits { alone: 1, calls: 1, batch: 64 };
+const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: false, calls: 1, batch: 64 };
 
 pub(crate) type ZookeeperSession = Session<ZookeeperSessions>;
 

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::{
     backend::BoxFuture,
     error::{Error, ErrorKind, Result},
+    session::in_place::InPlace,
 };
 
 /// What carries jobs to the server: one round trip, whatever their number.
@@ -33,8 +34,11 @@ pub trait Carrier: Send + Sync + 'static {
 /// When and how much is gathered. All were measured for a backend, or should be.
 #[derive(Clone, Copy, Debug)]
 pub struct GatherLimits {
-    /// Up to this many jobs under way, each goes alone and at once: gathering costs where there is little load.
+    /// Up to this many jobs under way, each goes alone and at once, in the task that asks: gathering costs where there is little load.
     pub alone: usize,
+    /// Whether nothing else can go while one is under way (there is one connection). Then the one that goes alone is taken to a task
+    /// of its own as soon as another wants to go: who asked for it may have stopped polling, and would keep all others waiting.
+    pub one_at_a_time: bool,
     /// Round trips with gathered jobs under way at a time.
     pub calls: usize,
     /// Jobs in one round trip.
@@ -48,6 +52,8 @@ pub struct GatherLimits {
 pub struct Gather<C: Carrier> {
     limits: GatherLimits,
     under_way: AtomicUsize,
+    /// What goes alone and is still polled by who asked for it.
+    in_place: InPlace<Vec<C::Answer>>,
     queue: Mutex<Queue<C>>,
 }
 
@@ -67,7 +73,7 @@ impl<C: Carrier> Gather<C> {
     #[must_use]
     pub fn new(limits: GatherLimits) -> Self {
         let queue = Queue { entries: VecDeque::new(), workers: 0 };
-        Self { limits, under_way: AtomicUsize::new(0), queue: Mutex::new(queue) }
+        Self { limits, under_way: AtomicUsize::new(0), in_place: InPlace::new(), queue: Mutex::new(queue) }
     }
 
     /// Carries one job, alone or with others.
@@ -81,8 +87,15 @@ impl<C: Carrier> Gather<C> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
         if under_way < self.limits.alone {
-            return Arc::clone(carrier).carry(vec![job]).await.pop().ok_or_else(unanswered);
+            let carrying = Arc::clone(carrier).carry(vec![job]);
+            let answers = if self.limits.one_at_a_time {
+                self.in_place.drive(carrying, || self.under_way.load(Ordering::Relaxed) > 1).await
+            } else {
+                Some(carrying.await)
+            };
+            return answers.and_then(|mut answers| answers.pop()).ok_or_else(unanswered);
         }
+        self.in_place.take_away();
         let (answer, answered) = oneshot::channel();
         let start = {
             let mut queue = self.lock();
@@ -96,6 +109,15 @@ impl<C: Carrier> Gather<C> {
             drop(tokio::spawn(work(Arc::clone(self), Arc::clone(carrier))));
         }
         answered.await.map_err(|_| unanswered())
+    }
+
+    /// Keeps jobs from being carried in the tasks that ask for as long as the answer lives. To be called before waiting for
+    /// whatever they keep.
+    #[must_use]
+    pub fn make_way(self: &Arc<Self>) -> Way<C> {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.in_place.take_away();
+        Way(Arc::clone(self))
     }
 
     /// What goes out next, or `None`, and one worker fewer, if there is nothing.
@@ -150,6 +172,16 @@ fn unanswered() -> Error {
     Error::new(ErrorKind::Indeterminate, "the round trip ended without an answer")
 }
 
+/// See [`Gather::make_way`].
+#[derive(Debug)]
+pub struct Way<C: Carrier>(Arc<Gather<C>>);
+
+impl<C: Carrier> Drop for Way<C> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 struct Counted<'a>(&'a AtomicUsize);
 
 impl Drop for Counted<'_> {
@@ -164,5 +196,115 @@ impl<C: Carrier> fmt::Debug for Gather<C> {
             .field("limits", &self.limits)
             .field("under_way", &self.under_way)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// One connection: a job has it until it is answered, which takes two polls.
+    #[derive(Default)]
+    struct Connection(tokio::sync::Mutex<Vec<u32>>);
+
+    impl Carrier for Connection {
+        type Job = u32;
+        type Answer = u32;
+
+        fn lane(&self, job: &u32) -> u64 {
+            (*job).into()
+        }
+
+        fn carry(self: Arc<Self>, jobs: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {
+            Box::pin(async move {
+                let mut carried = self.0.lock().await;
+                tokio::task::yield_now().await;
+                carried.extend(&jobs);
+                jobs
+            })
+        }
+    }
+
+    fn gather() -> (Arc<Gather<Connection>>, Arc<Connection>) {
+        let limits = GatherLimits { alone: 1, one_at_a_time: true, calls: 1, batch: 8 };
+        (Arc::new(Gather::new(limits)), Arc::default())
+    }
+
+    #[tokio::test]
+    async fn one_alone_is_carried_in_the_task_that_asks() {
+        let (gather, connection) = gather();
+        for job in 0..3 {
+            assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+        }
+        assert_eq!(*connection.0.lock().await, [0, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn who_stops_polling_keeps_nobody_waiting() {
+        let (gather, connection) = gather();
+        let mut stalled = pin!(gather.run(&connection, 1));
+        assert!((&mut stalled).now_or_never().is_none());
+        // By its turn in the queue.
+        assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
+        assert_eq!(*connection.0.lock().await, [1, 2]);
+        assert_eq!(stalled.await.unwrap(), 1);
+        // By who wants the connection for something else.
+        let mut stalled = pin!(gather.run(&connection, 3));
+        assert!((&mut stalled).now_or_never().is_none());
+        let way = gather.make_way();
+        assert_eq!(*connection.0.lock().await, [1, 2, 3]);
+        drop(way);
+        assert_eq!(stalled.await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_half_way_leaves_the_connection_to_others() {
+        let (gather, connection) = gather();
+        {
+            let mut leaves = pin!(gather.run(&connection, 1));
+            assert!((&mut leaves).now_or_never().is_none());
+        }
+        assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
+        assert_eq!(*connection.0.lock().await, [1, 2]);
+    }
+
+    /// A task that wakes itself is scheduled once more, and on a runtime with several workers another one is woken for it.
+    #[tokio::test]
+    async fn one_alone_is_polled_as_often_as_its_carrier_says() {
+        let (gather, connection) = gather();
+        let (polls, rounds) = (std::sync::atomic::AtomicUsize::new(0), 50);
+        let mut asking = pin!(async {
+            for job in 0..rounds {
+                assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+            }
+        });
+        let counted = std::future::poll_fn(|cx| {
+            polls.fetch_add(1, Ordering::Relaxed);
+            asking.as_mut().poll(cx)
+        });
+        tokio::task::unconstrained(counted).await;
+        assert_eq!(polls.into_inner(), rounds as usize + 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_at_once_are_all_answered() {
+        let (gather, connection) = gather();
+        let tasks = (0..64_u32).map(|task| {
+            let (gather, connection) = (Arc::clone(&gather), Arc::clone(&connection));
+            tokio::spawn(async move {
+                for round in 0..100 {
+                    let job = task * 100 + round;
+                    assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+                }
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        assert_eq!(connection.0.lock().await.len(), 6_400);
     }
 }

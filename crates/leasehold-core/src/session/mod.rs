@@ -18,6 +18,7 @@ mod afresh;
 mod claim;
 mod driver;
 mod gather;
+mod in_place;
 mod live;
 mod patience;
 mod reconcile;
@@ -31,7 +32,7 @@ pub use self::{
     afresh::{Answered, attempt_afresh, queue_afresh},
     claim::Claim,
     driver::{Opened, Owned, SessionDriver, SessionTime},
-    gather::{Carrier, Gather, GatherLimits},
+    gather::{Carrier, Gather, GatherLimits, Way},
     live::Session,
     patience::{Elapsed, Patience},
     sessions::{MAX_TTLS, Sessions},

@@ -305,7 +305,7 @@ impl Carrier for Trips {
     }
 }
 
-const LIMITS: GatherLimits = GatherLimits { alone: 2, calls: 1, batch: 8 };
+const LIMITS: GatherLimits = GatherLimits { alone: 2, one_at_a_time: false, calls: 1, batch: 8 };
 
 #[tokio::test(start_paused = true)]
 async fn a_lone_job_goes_at_once_and_many_go_together() {

@@ -138,7 +138,7 @@ impl Wire {
                     Want::Permit(family) => {
                         self.put_up(take, &mut batch);
                         self.run(link, std::mem::take(&mut batch), &mut answers).await;
-                        answers[place] = Some(self.permit(link, take, family).await);
+                        answers[place] = Some(Box::pin(self.permit(link, take, family)).await);
                     }
                 },
                 Job::GiveBack { name, key, semaphore } => {
@@ -176,7 +176,8 @@ impl Wire {
                     Ok(_) => Failure::Over(self.lose(error::protocol("acquire"))),
                     Err(failure) => failure,
                 };
-                let failure = self.recover(link, &planned, failure).await;
+                // Apart, as with permits: what is rare does not make the usual future large.
+                let failure = Box::pin(self.recover(link, &planned, failure)).await;
                 for planned in planned {
                     if let Some(job) = planned.job {
                         answers[job] = Some(match (&failure, &planned.what) {
