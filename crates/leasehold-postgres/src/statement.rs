@@ -3,7 +3,7 @@
 //! A gathered statement has one row per operation, in order: `CASE` evaluates only the branch that is asked for, and a row is
 //! done before the next begins. So a token is drawn after its lock was granted, and only then.
 //!
-//! Who takes or gives back one key alone, the usual case, has statements of their own: to unpack arrays and to gather results costs the
+//! Who takes or gives back one key alone, the usual case, or takes the one it waited for, has statements of their own: to unpack arrays and to gather results costs the
 //! server as much as the lock itself (measured: 1.3 to 1.7 times as many pairs without).
 //!
 //! The tokens are durable before the server answers. `nextval` itself makes its transaction wait for the disk only when it logs,
@@ -96,6 +96,8 @@ pub(crate) struct Statements {
     /// A key of 64 bits alone, as [`Op::Exclusive`]: `$1` the key, `$2` whether the token must reach a standby. The result, the pid, and
     /// whether it was flushed.
     pub(crate) take: SqlStr,
+    /// The same as [`Op::ExclusiveOfWaiter`]: `$3` the waiters' sign, `$4` the waiting writers'.
+    pub(crate) take_waited_for: SqlStr,
     /// A key of 64 bits alone, as [`Op::Unlock`]: `$1` the key, `$2` the waiters' sign. The result, and the pid.
     pub(crate) give_back: SqlStr,
     /// `$1` operations, `$2` keys, `$3` waiters' signs, `$4` keys beside, `$5` whether the tokens must reach a standby,
@@ -154,6 +156,16 @@ fn first_then(first: &str, then: &str) -> String {
     format!("CASE WHEN {first} IS NOT NULL THEN {then} END")
 }
 
+/// Takes the waiter's sign down, then `then`.
+fn without_sign(then: &str) -> String {
+    first_then("pg_advisory_unlock_shared(w)", then)
+}
+
+/// Takes both signs of a waiting writer down, then `then`.
+fn without_signs(then: &str) -> String {
+    first_then("pg_advisory_unlock_shared(x)", &without_sign(then))
+}
+
 /// `WHEN` after `WHEN` of `CASE o`.
 #[derive(Default)]
 struct Operations {
@@ -168,8 +180,6 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
     let unlock = |unlocked: &str, told: &str| unlock(unlocked, told, "$6");
     let exclusive = format!("pg_try_advisory_lock({key})");
     let shared = format!("pg_try_advisory_lock_shared({key})");
-    let without_sign = first_then("pg_advisory_unlock_shared(w)", token);
-    let without_signs = first_then("pg_advisory_unlock_shared(x)", &without_sign);
     let told = format!("'{space}' || k");
     let mut branch = |op: Op, then: String| {
         let code = op as i16 + from;
@@ -184,8 +194,8 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
     branch(Op::Shared, granted(&shared, token));
     branch(Op::UnlockShared, unlock(&format!("pg_advisory_unlock_shared({key})"), &told));
     branch(Op::UnsignWriter, unlock("pg_advisory_unlock_shared(x)", &told));
-    branch(Op::ExclusiveOfWaiter, granted(&exclusive, &without_signs));
-    branch(Op::SharedOfWaiter, granted(&shared, &without_sign));
+    branch(Op::ExclusiveOfWaiter, granted(&exclusive, &without_signs(token)));
+    branch(Op::SharedOfWaiter, granted(&shared, &without_sign(token)));
     branch(Op::ExclusiveCourteous, granted(&format!("{} AND {exclusive}", nobody("w")), token));
     branch(Op::SharedCourteous, granted(&format!("{} AND {shared}", nobody("w")), token));
     branch(Op::Join, "-1".into());
@@ -258,18 +268,21 @@ impl Statements {
             )
         };
         // As there: what draws a token is a row of its own, done before anything is said about it.
-        let take = format!(
-            "SELECT r, pg_backend_pid(), {} FROM (SELECT ({})::int8 AS r FROM (SELECT $1::int8 AS k) AS j) AS s",
-            flushed("r > 0", "$2::bool"),
-            granted("pg_try_advisory_lock(k)", &token)
-        );
+        let take = |given: &str, token: &str| {
+            format!(
+                "SELECT r, pg_backend_pid(), {} FROM (SELECT ({})::int8 AS r FROM (SELECT {given}) AS j) AS s",
+                flushed("r > 0", "$2::bool"),
+                granted("pg_try_advisory_lock(k)", token)
+            )
+        };
         let give_back = format!(
             "SELECT ({})::int8, pg_backend_pid() FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j",
             unlock("pg_advisory_unlock(k)", "'b' || k", "'off'")
         );
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
         Self {
-            take: text(take),
+            take: text(take("$1::int8 AS k", &token)),
+            take_waited_for: text(take("$1::int8 AS k, $3::int8 AS w, $4::int8 AS x", &without_signs(&token))),
             give_back: text(give_back),
             batch: text(batch(&others)),
             batch_with_readers: text(batch(&all)),
