@@ -113,6 +113,20 @@ async fn leases_taken_together_are_not_renewed_together() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_due_soon_is_renewed_along_with_what_is_due() {
+    let (client, watched, _clock) = spied();
+    let mut guards = Vec::new();
+    for number in 0..1_000 {
+        guards.push(client.mutex(format!("{number}")).with_ttl(secs(30)).lock().await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(guards.iter().all(|guard| guard.is_held()));
+    let renewals = watched.renewals.lock().unwrap().clone();
+    let moments: std::collections::BTreeSet<_> = renewals.iter().collect();
+    assert!(moments.len() * 10 < renewals.len(), "{} renewals at {} moments", renewals.len(), moments.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_keeper_ends_with_its_client() {
     let (client, watched, _) = spied();
     drop(client.mutex("a").lock().await.unwrap());
