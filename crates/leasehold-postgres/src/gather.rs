@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{BoxFuture, ErrorKind, Result, session};
+use leasehold_core::{
+    BoxFuture, ErrorKind, Result,
+    session::{self, Elapsed},
+};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -104,14 +107,16 @@ pub(crate) struct Carrier {
     pub(crate) wire: Arc<Mutex<Wire>>,
     /// How long those who ask are kept waiting.
     pub(crate) patience: Duration,
+    /// Longer than that no answer is waited for: the session is over by then.
+    pub(crate) limit: Duration,
     /// Signs that nobody needs any more, to be taken down with whatever goes out next.
     leaving: SyncMutex<Vec<(Name, Signs)>>,
 }
 
 impl Carrier {
-    pub(crate) fn new(link: &Arc<Link>, wire: Wire, patience: Duration) -> Arc<Self> {
+    pub(crate) fn new(link: &Arc<Link>, wire: Wire, patience: Duration, limit: Duration) -> Arc<Self> {
         let wire = Arc::new(Mutex::new(wire));
-        Arc::new(Self { link: Arc::clone(link), wire, patience, leaving: SyncMutex::default() })
+        Arc::new(Self { link: Arc::clone(link), wire, patience, limit, leaving: SyncMutex::default() })
     }
 
     /// These signs are needed no longer by this waiter.
@@ -167,7 +172,13 @@ impl Carrier {
 
 /// Gives back what was granted when nobody waited for it any more.
 async fn undo(carrier: Arc<Carrier>, carrying: impl Future<Output = Vec<Answer>>, jobs: Arc<Vec<Job>>) {
-    let answers = carrying.await;
+    let answers = match carrier.link.time_outs.within(carrier.limit, carrying).await {
+        Ok(answers) => answers,
+        Err(Elapsed) => {
+            carrier.wire.lock().await.give_up(&carrier.link, "acquire");
+            return;
+        }
+    };
     let mut undone = Vec::new();
     for (job, answer) in jobs.iter().zip(answers) {
         let Job::Take(take) = job else { continue };

@@ -12,7 +12,11 @@
 //! `name` is the configured prefix and the lock's name. In the signs `key` is the key in decimal, `42` or `4,2`; that of a
 //! semaphore is `hashtextextended(name, -1)`. `pid` is the holder's, as `pg_locks` shows it.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    io::{Cursor, Write as _},
+    sync::Arc,
+};
 
 use leasehold_core::{ErrorKind, LockKey, Result};
 use sqlx::postgres::{PgAdvisoryLock, PgAdvisoryLockKey};
@@ -53,12 +57,12 @@ impl AdvisoryKey {
 
     /// What a waiter for it holds.
     pub(crate) fn waits(self) -> i64 {
-        hash_text_extended(format!("leasehold waits {self}").as_bytes(), 0)
+        hash_of(format_args!("leasehold waits {self}"))
     }
 
     /// What a writer that waits for it holds as well.
     pub(crate) fn writer_waits(self) -> i64 {
-        hash_text_extended(format!("leasehold writer waits {self}").as_bytes(), 0)
+        hash_of(format_args!("leasehold writer waits {self}"))
     }
 
     pub(crate) fn is_pair(self) -> bool {
@@ -67,7 +71,7 @@ impl AdvisoryKey {
 
     /// What somebody holds who breaks it gently while the session `pid` has it, and then that session as well.
     pub(crate) fn breaks(self, pid: i32) -> i64 {
-        hash_text_extended(format!("leasehold breaks {pid} {self}").as_bytes(), 0)
+        hash_of(format_args!("leasehold breaks {pid} {self}"))
     }
 
     /// Reads what a notification says: a letter for the space, and the bits.
@@ -80,6 +84,16 @@ impl AdvisoryKey {
             _ => None,
         }
     }
+}
+
+/// The hash of a short text with two numbers at most, without an allocation: every release asks for one.
+fn hash_of(text: fmt::Arguments<'_>) -> i64 {
+    let mut buffer = [0; 96];
+    let mut cursor = Cursor::new(&mut buffer[..]);
+    let fits = cursor.write_fmt(text).is_ok();
+    debug_assert!(fits, "{text}");
+    let length = usize::try_from(cursor.position()).unwrap_or_default();
+    hash_text_extended(&buffer[..length], 0)
 }
 
 /// As in SQL: `42`, or `4,2`.

@@ -10,7 +10,7 @@ use std::{
 
 use leasehold_core::{
     BoxFuture, Deadline, ErrorKind, LossReason, Result, async_trait,
-    session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    session::{Claim, Elapsed, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
 };
 
 use crate::{
@@ -65,7 +65,12 @@ impl Handle {
         let (way, carrier) = (self.gather.make_way(), Arc::clone(&self.carrier));
         let task = tokio::spawn(async move {
             let _way = way;
-            work(&mut *carrier.wire.lock().await, &carrier.link).await
+            let link = &carrier.link;
+            let mut wire = carrier.wire.lock().await;
+            match link.time_outs.within(carrier.limit, work(&mut wire, link)).await {
+                Ok(done) => done,
+                Err(Elapsed) => Err(wire.give_up(link, operation)),
+            }
         });
         task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?
     }
@@ -153,9 +158,9 @@ impl SessionDriver for PostgresSessions {
         }
         let sent = time.now();
         let holding = link.open(time.ttl(), time.label()).await?;
-        let wire = Wire::new(holding, counted, time.ttl().as_duration());
+        let wire = Wire::new(holding, counted);
         let handle = Handle {
-            carrier: Carrier::new(link, wire, link.patience(time.ttl())),
+            carrier: Carrier::new(link, wire, link.patience(time.ttl()), time.ttl().as_duration()),
             gather: Arc::new(Gather::new(LIMITS)),
             next: AtomicU64::new(0),
         };

@@ -4,11 +4,11 @@
 //! request, a fortieth of all; on Postgres, of two workers the other one is woken for every third request. So one task looks at all that is awaited, as long as anything is.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use slab::Slab;
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
@@ -27,9 +27,8 @@ pub struct Patience(Mutex<Awaited>);
 
 #[derive(Debug, Default)]
 struct Awaited {
-    next: u64,
-    /// Dropped, they tell.
-    until: HashMap<u64, (Instant, oneshot::Sender<()>)>,
+    /// Until when, and whom to tell: dropped, it tells. Each is taken away by who awaits.
+    until: Slab<(Instant, Option<oneshot::Sender<()>>)>,
     looking: bool,
 }
 
@@ -64,9 +63,7 @@ impl Patience {
 
     fn enter(self: &Arc<Self>, until: Instant, sender: oneshot::Sender<()>) -> Entry<'_> {
         let mut awaited = self.lock();
-        awaited.next += 1;
-        let id = awaited.next;
-        awaited.until.insert(id, (until, sender));
+        let id = awaited.until.insert((until, Some(sender)));
         if !std::mem::replace(&mut awaited.looking, true) {
             // Ends when nothing has been awaited for a while.
             drop(tokio::spawn(look(Arc::clone(self))));
@@ -82,12 +79,12 @@ impl Patience {
 
 struct Entry<'a> {
     patience: &'a Patience,
-    id: u64,
+    id: usize,
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.patience.lock().until.remove(&self.id);
+        self.patience.lock().until.try_remove(self.id);
     }
 }
 
@@ -112,7 +109,11 @@ async fn look(patience: Arc<Patience>) {
         sleep(TICK).await;
         let now = Instant::now();
         let mut awaited = patience.lock();
-        awaited.until.retain(|_, (until, _)| *until > now);
+        for (_, (until, tell)) in &mut awaited.until {
+            if *until <= now {
+                *tell = None;
+            }
+        }
         if !awaited.until.is_empty() {
             idle_since = now;
         } else if now.duration_since(idle_since) >= LINGER {

@@ -8,7 +8,7 @@ mod plan;
 mod server;
 mod signs;
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use leasehold_core::{Error, Result};
 use sqlx::PgConnection;
@@ -39,8 +39,6 @@ pub(crate) struct Wire {
     broken: HashMap<AdvisoryKey, i64>,
     /// What has become superfluous in the last statement, and goes with the next.
     superfluous: Vec<(Op, AdvisoryKey)>,
-    /// Longer than that no answer is waited for: the session is over by then.
-    limit: Duration,
 }
 
 /// What is held, or is being asked for.
@@ -102,7 +100,7 @@ impl Batch {
 }
 
 impl Wire {
-    pub(crate) fn new(holding: Holding, counted: Counted, limit: Duration) -> Self {
+    pub(crate) fn new(holding: Holding, counted: Counted) -> Self {
         let Holding { connection, pid, synchronous, database } = holding;
         Self {
             connection: Some(connection),
@@ -114,7 +112,6 @@ impl Wire {
             signs: Board::default(),
             broken: HashMap::new(),
             superfluous: Vec::new(),
-            limit,
         }
     }
 

@@ -2,10 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use leasehold_core::{
-    Error, ErrorKind, Result,
-    session::{self as claims, Elapsed},
-};
+use leasehold_core::{Error, ErrorKind, Result, session as claims};
 use sqlx::{Connection, PgConnection, Row as _, postgres::PgRow};
 use tokio::time::timeout;
 
@@ -89,26 +86,28 @@ impl Wire {
         }
     }
 
-    /// Waits for an answer for as long as the session may live; on a fault that the connection does not survive, it is gone.
+    /// Waits for an answer. On a fault that the connection does not survive, it is gone; who is not answered for as long as the
+    /// session may live [gives it up](Self::give_up).
     async fn fetch<T>(
         &mut self,
         link: &Link,
         operation: &'static str,
         ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Failure> {
-        let limit = self.limit;
         let Some(connection) = &mut self.connection else { return Err(Failure::Over(error::over(operation))) };
-        match link.time_outs.within(limit, ask(connection)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if !error::is_over(&error) => Err(Failure::Statement(link.failed(error, operation))),
-            Ok(Err(error)) => {
+        match ask(connection).await {
+            Ok(answer) => Ok(answer),
+            Err(error) if !error::is_over(&error) => Err(Failure::Statement(link.failed(error, operation))),
+            Err(error) => {
                 let why = error::over(operation).with_source(link.failed(error, operation));
                 Err(Failure::Over(self.lose(why)))
             }
-            Err(Elapsed) => {
-                Err(Failure::Over(self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint()))))
-            }
         }
+    }
+
+    /// No answer came, and none is waited for any more.
+    pub(crate) fn give_up(&mut self, link: &Link, operation: &'static str) -> Error {
+        self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint()))
     }
 
     /// Gives the connection up, and with it all that it has.
