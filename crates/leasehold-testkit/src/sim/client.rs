@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Broken, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef, Inspection,
-    LockBackend, LockKey, LossSignal, Mode, OwnerId, Released, Request, Restart, Result, Wakeup,
+    LockBackend, LockKey, LossSignal, Mode, Released, Request, Restart, Result, Wakeup,
     quorum::{Attestation, QuorumNode, Recollection},
 };
 
@@ -32,15 +32,6 @@ impl SimBackend {
     #[must_use]
     pub fn link(&self) -> &Link {
         &self.link
-    }
-
-    /// As the node sees who asks.
-    fn seen(&self, request: Request) -> Request {
-        if self.link.node().bug() != Some(NodeBug::NamesAreOne) {
-            return request;
-        }
-        let owner = request.owner().as_u128() & !u128::from(u16::MAX);
-        request.with_owner(OwnerId::from(owner))
     }
 
     /// Gives back what an attempt may have got whose answer is missing: until the node says so, or it would have expired.
@@ -87,7 +78,6 @@ impl LockBackend for SimBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.capabilities().check(request.mode(), request.ttl())?;
-        let request = self.seen(request);
         let mut sent = request.now();
         let wake = self.wake();
         let asked = request.clone();
@@ -157,7 +147,7 @@ impl LockBackend for SimBackend {
 #[async_trait]
 impl QuorumNode for SimBackend {
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
-        release(&self.link, self.seen(request)).await
+        release(&self.link, request).await
     }
 
     async fn recall(self: Arc<Self>) -> Result<Recollection> {

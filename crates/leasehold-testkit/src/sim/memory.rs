@@ -23,8 +23,6 @@ pub enum NodeBug {
     DeadlineFromAnswer,
     /// A client believes that a node which refused has granted.
     RefusalCounts,
-    /// It takes all names of an acquisition for one ([`OwnerId::again`]): what is given back late frees what was healed since.
-    NamesAreOne,
 }
 
 /// Everything that a crash can take.

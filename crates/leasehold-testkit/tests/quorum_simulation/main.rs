@@ -128,13 +128,6 @@ fn deadlines_from_the_answer_are_found() {
     must_be_found(Flaw::Nodes(NodeBug::DeadlineFromAnswer), MANY_SEEDS);
 }
 
-/// Only where the compiler has optimised, as with those that are not strict.
-#[cfg(not(debug_assertions))]
-#[test]
-fn healings_under_one_name_are_found() {
-    must_be_found(Flaw::Nodes(NodeBug::NamesAreOne), MANY_SEEDS);
-}
-
 #[test]
 fn refusals_that_count_are_found() {
     must_be_found(Flaw::Nodes(NodeBug::RefusalCounts), SEEDS);
