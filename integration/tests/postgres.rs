@@ -244,7 +244,6 @@ async fn a_lock_that_is_broken_gently_ends_at_its_deadline_and_its_neighbours_li
     free(again).await;
 }
 
-/// Two schemes, semaphores and locks beside each other: nobody's sign is another's lock, and nothing is left.
 /// How many advisory locks there are, by the server.
 fn advisory_locks(server: &PostgresServer) -> String {
     block_in_place(|| server.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").unwrap())
@@ -287,6 +286,7 @@ async fn a_waiter_of_any_mode_takes_its_signs_down_when_it_is_granted() {
     free(kept).await;
 }
 
+/// Two schemes, semaphores and locks beside each other: nobody's sign is another's lock, and nothing is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_after_a_crowd_of_all_modes() {
     let server = PostgresServer::start().unwrap();

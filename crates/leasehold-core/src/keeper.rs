@@ -247,24 +247,19 @@ impl State {
     }
 
     fn due_holds(&mut self, now: Moment, over: &mut Vec<Arc<Hold>>) {
-        let mut later = Vec::new();
+        let mut lost = Vec::new();
         while let Some(entry) = self.holds.first_entry().filter(|entry| entry.key().0 <= now.as_nanos()) {
             let hold = entry.remove();
-            let deadline = hold.deadline();
-            if deadline.is_past(now) || !hold.signal().is_live() {
-                // Kept until its loss has been dealt with.
-                later.push((hold.due.load(Ordering::Relaxed), Arc::clone(&hold)));
-                over.push(hold);
-                continue;
+            if hold.deadline().is_past(now) || !hold.signal().is_live() {
+                lost.push(hold);
+            } else {
+                self.make_ready(&hold);
             }
-            if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
-                self.ready.push_back(Arc::clone(&hold));
-            }
-            // While its renewal is under way, its deadline must still be noticed.
-            later.push((deadline.moment().as_nanos(), hold));
         }
-        for (due, hold) in later {
-            self.schedule(&hold, due);
+        for hold in lost {
+            // Kept until its loss has been dealt with.
+            self.schedule(&hold, hold.due.load(Ordering::Relaxed));
+            over.push(hold);
         }
         if !self.ready.is_empty() {
             self.take_along(now);
@@ -281,10 +276,16 @@ impl State {
         });
         for hold in along.take(room).cloned().collect::<Vec<_>>() {
             self.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id));
-            hold.renewing.store(true, Ordering::Relaxed);
-            self.schedule(&hold, hold.deadline().moment().as_nanos());
-            self.ready.push_back(hold);
+            self.make_ready(&hold);
         }
+    }
+
+    /// Has it renewed, if it is not being renewed. Until that is answered, its deadline must still be noticed.
+    fn make_ready(&mut self, hold: &Arc<Hold>) {
+        if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
+            self.ready.push_back(Arc::clone(hold));
+        }
+        self.schedule(hold, hold.deadline().moment().as_nanos());
     }
 
     fn start_renewals(&mut self, renewals: &Renewals) {

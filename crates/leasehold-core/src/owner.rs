@@ -64,7 +64,8 @@ impl FromStr for OwnerId {
 
     fn from_str(hex: &str) -> Result<Self, Error> {
         match u128::from_str_radix(hex, 16) {
-            Ok(bits) if hex.len() == 32 => Ok(Self(bits)),
+            // The standard library takes a sign, too.
+            Ok(bits) if hex.len() == 32 && !hex.starts_with('+') => Ok(Self(bits)),
             _ => Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!("`{}` is no owner: 32 hexadecimal digits are", hex.escape_debug()),
@@ -106,6 +107,7 @@ mod tests {
             assert_eq!(owner.to_string().parse::<OwnerId>().unwrap(), owner);
         }
         assert!("xyz".parse::<OwnerId>().is_err());
+        assert!(format!("+{:031x}", 7).parse::<OwnerId>().is_err());
     }
 
     #[test]

@@ -3,13 +3,22 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
-use leasehold_core::{Clock, LossReason, Renewal, SessionId};
+use leasehold_core::{Clock, LockClient, LockGuard, LossReason, Renewal, SessionId, Ttl};
 use support::{secs, settle, spied};
+
+/// So many locks, all taken at once.
+async fn locked(client: &LockClient, count: usize, ttl: Ttl) -> Vec<LockGuard> {
+    let mut guards = Vec::new();
+    for number in 0..count {
+        guards.push(client.mutex(format!("{number}")).with_ttl(ttl).lock().await.unwrap());
+    }
+    guards
+}
 
 #[tokio::test(start_paused = true)]
 async fn it_renews_at_a_third_of_the_ttl_at_the_latest() {
@@ -85,10 +94,7 @@ async fn a_forgotten_manual_guard_is_released_at_its_deadline() {
 async fn leases_of_one_session_are_renewed_together() {
     let (client, watched, _) = spied();
     *watched.session.lock().unwrap() = Some(SessionId::new());
-    let mut guards = Vec::new();
-    for number in 0..100 {
-        guards.push(client.mutex(format!("{number}")).with_ttl(secs(9)).lock().await.unwrap());
-    }
+    let _guards = locked(&client, 100, secs(9)).await;
     tokio::time::sleep(Duration::from_secs(8)).await;
     let renewals = watched.renewals.lock().unwrap().len();
     assert!((1..=6).contains(&renewals), "{renewals} renewals for 100 leases");
@@ -97,10 +103,7 @@ async fn leases_of_one_session_are_renewed_together() {
 #[tokio::test(start_paused = true)]
 async fn leases_taken_together_are_not_renewed_together() {
     let (client, watched, clock) = spied();
-    let mut guards = Vec::new();
-    for number in 0..10_000 {
-        guards.push(client.mutex(format!("{number}")).with_ttl(secs(30)).lock().await.unwrap());
-    }
+    let guards = locked(&client, 10_000, secs(30)).await;
     let start = clock.now();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(guards.iter().all(|guard| guard.is_held()));
@@ -115,14 +118,11 @@ async fn leases_taken_together_are_not_renewed_together() {
 #[tokio::test(start_paused = true)]
 async fn what_is_due_soon_is_renewed_along_with_what_is_due() {
     let (client, watched, _clock) = spied();
-    let mut guards = Vec::new();
-    for number in 0..1_000 {
-        guards.push(client.mutex(format!("{number}")).with_ttl(secs(30)).lock().await.unwrap());
-    }
+    let guards = locked(&client, 1_000, secs(30)).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(guards.iter().all(|guard| guard.is_held()));
     let renewals = watched.renewals.lock().unwrap().clone();
-    let moments: std::collections::BTreeSet<_> = renewals.iter().collect();
+    let moments: BTreeSet<_> = renewals.iter().collect();
     assert!(moments.len() * 10 < renewals.len(), "{} renewals at {} moments", renewals.len(), moments.len());
 }
 

@@ -281,6 +281,22 @@ async fn a_node_that_fails_behind_a_refusal_is_asked_again_and_used_when_it_is_b
 }
 
 /// Two clients of many tasks each: nobody is left behind, and nothing is left over.
+/// Each file has an identity of its own for the same holder.
+#[tokio::test]
+async fn a_holder_is_seen_once_where_every_node_has_another_name_for_it() {
+    let dir = std::env::temp_dir().join(format!("leasehold-quorum-names-{}", std::process::id()));
+    let files = (0..3).map(|node| FileBackend::open(dir.join(node.to_string())).unwrap());
+    let nodes = files.map(|files| Arc::new(files) as Arc<dyn LockBackend>).collect();
+    let quorum = QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap();
+    let key = LockKey::new("k").unwrap();
+    let lease = granted(&quorum, Request::new(key.clone()).with_label("till 3")).await;
+    let seen = quorum.inspect(&key).await.unwrap().holders;
+    assert_eq!(seen.iter().map(|holder| &*holder.label).collect::<Vec<_>>(), ["till 3"]);
+    lease.release().await.unwrap();
+    assert!(quorum.inspect(&key).await.unwrap().holders.is_empty());
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn contenders_take_turns_and_leave_nothing() {
     let nodes = Nodes::new(5);

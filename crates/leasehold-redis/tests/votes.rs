@@ -4,7 +4,10 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{LockBackend, Mode, quorum::Terms};
+use leasehold_core::{
+    LockBackend, Mode, Released,
+    quorum::{QuorumNode, Terms},
+};
 use support::{Server, granted, key, request, ttl};
 
 const TTL: u64 = 10_000;
@@ -33,5 +36,23 @@ async fn a_request_that_arrives_again_after_a_renewal_does_not_shorten_the_lock(
         // The other grant is of the same owner.
         lease.release().await.unwrap();
         assert!(backend.inspect(&key(&name)).await.unwrap().holders.is_empty());
+    }
+}
+
+/// Who stops waiting may hold the server by now; and what is given back under one name of an acquisition is not held under another.
+#[tokio::test]
+async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    for mode in [Mode::Exclusive, Mode::Shared] {
+        let name = format!("late {mode:?}");
+        let first = request(&name).with_mode(mode).with_ttl(ttl(TTL)).with_waiting(true).for_node(terms);
+        let healing = first.clone().with_owner(first.owner().again(1));
+        let lease = granted(&backend, healing.clone()).await;
+        Arc::clone(&backend).stop_waiting(first.clone()).await.unwrap();
+        Arc::clone(&backend).stop_waiting(healing).await.unwrap();
+        assert_eq!(Arc::clone(&backend).withdraw(first).await.unwrap(), Released::AlreadyLost);
+        assert_eq!(lease.release().await.unwrap(), Released::Freed, "{mode:?}");
     }
 }

@@ -127,9 +127,6 @@ impl<C: Carrier> Gather<C> {
             queue.workers -= 1;
             return None;
         }
-        if queue.entries.len() == 1 {
-            return Some(queue.entries.drain(..).collect());
-        }
         let (mut lanes, mut batch) = (HashSet::new(), Vec::new());
         let mut later = VecDeque::new();
         while let Some(entry) = queue.entries.pop_front() {

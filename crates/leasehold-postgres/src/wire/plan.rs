@@ -86,7 +86,7 @@ impl Wire {
     /// Puts the signs up that are not. Who waits in a session that is granted the lock to another has lost them again.
     pub(super) fn put_up(&mut self, take: &Take, batch: &mut Batch) {
         for sign in take.signs.iter().flat_map(Signs::each) {
-            if !self.signs.is_up_for(sign, take.name) && self.signs.add(sign, take.name) {
+            if self.signs.add(sign, take.name) {
                 batch.add_sign(Op::Sign, sign, What::PutUp(sign));
             }
         }

@@ -12,10 +12,11 @@ impl Board {
     /// `user` needs it; whether it is to be put up.
     pub(super) fn add(&mut self, sign: i64, user: Name) -> bool {
         let users = self.0.entry(sign).or_default();
+        let first = users.is_empty();
         if !users.contains(&user) {
             users.push(user);
         }
-        users.len() == 1
+        first
     }
 
     /// `user` needs it no longer; whether it is to be taken down.
@@ -61,7 +62,7 @@ mod tests {
         let name = |number| Name { key: AdvisoryKey::Int64(7), number };
         let (one, other, stranger) = (name(1), name(2), name(3));
         let mut board = Board::default();
-        assert!(board.add(9, one));
+        assert!(board.add(9, one) && !board.add(9, one));
         assert!(board.is_up_for_nobody_but(9, one));
         assert!(!board.add(9, other));
         assert!(!board.remove(9, stranger) && !board.remove(9, one));
