@@ -26,6 +26,7 @@ mod mode;
 mod mutex;
 mod options;
 mod owner;
+mod patience;
 pub mod quorum;
 mod random;
 mod reentrant;
@@ -59,6 +60,7 @@ pub use crate::{
     mutex::Mutex,
     options::{Renewal, Wait},
     owner::OwnerId,
+    patience::{Elapsed, Patience},
     reentrant::Owner,
     release_state::ReleaseState,
     request::{LossSink, Request},

@@ -13,10 +13,7 @@ use std::{
 };
 
 use etcd_client::{Client, ConnectOptions, Error as Driver, GetOptions, GetResponse, Txn, TxnResponse};
-use leasehold_core::{
-    Error, ErrorKind, Result, Ttl,
-    session::{Elapsed, Patience},
-};
+use leasehold_core::{Elapsed, Error, ErrorKind, Patience, Result, Ttl};
 use tokio::{sync::Notify, time::timeout};
 use tonic::transport::Endpoint;
 

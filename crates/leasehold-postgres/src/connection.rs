@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Result, Ttl, session::Patience};
+use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl};
 use sqlx::{
     ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow},

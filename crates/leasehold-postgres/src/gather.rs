@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{
-    BoxFuture, ErrorKind, Result,
-    session::{self, Elapsed},
-};
+use leasehold_core::{BoxFuture, Elapsed, ErrorKind, Result, session};
 use tokio::sync::Mutex;
 
 use crate::{

@@ -9,8 +9,8 @@ use std::{
 };
 
 use leasehold_core::{
-    BoxFuture, Deadline, ErrorKind, LossReason, Result, async_trait,
-    session::{Claim, Elapsed, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    BoxFuture, Deadline, Elapsed, ErrorKind, LossReason, Result, async_trait,
+    session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
 };
 
 use crate::{

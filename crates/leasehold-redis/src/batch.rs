@@ -1,6 +1,9 @@
 //! One pipeline that carries many operations.
 
-use std::task::{Context, Poll, Waker};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use leasehold_core::{Request, Result};
 use redis::{Cmd, Pipeline, RedisError, Value};
@@ -35,7 +38,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Queues the operations on the connection.
-    pub(crate) fn send(link: &Link, live: &Live, entries: Vec<Entry>) -> Self {
+    pub(crate) fn send(link: &Link, live: &Arc<Live>, entries: Vec<Entry>) -> Self {
         let prefix = &link.config.prefix;
         let mut releases = Vec::new();
         let mut others = Vec::with_capacity(entries.len());

@@ -3,16 +3,17 @@
 use std::{
     fmt,
     future::Future,
+    io,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt, future::Shared};
-use leasehold_core::{BoxFuture, Error, ErrorKind, Result};
+use leasehold_core::{BoxFuture, Elapsed, Error, ErrorKind, Patience, Result};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection,
 };
@@ -45,6 +46,7 @@ pub(crate) struct Link {
     /// Connections that are lost to us, but perhaps not to the server: a command that is still on its way on one must not
     /// take effect after it was undone.
     doomed: Mutex<Vec<Doomed>>,
+    time_outs: Arc<Patience>,
     this: Weak<Self>,
 }
 
@@ -65,6 +67,9 @@ struct Doomed {
 /// A connection that works, as far as we know.
 pub(crate) struct Live {
     connection: MultiplexedConnection,
+    /// For how long an answer is awaited, and what does it: the driver's own time-outs are timers of the runtime.
+    response_timeout: Duration,
+    time_outs: Arc<Patience>,
     generation: u64,
     id: Option<i64>,
     run: String,
@@ -97,6 +102,7 @@ impl Link {
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
             doomed: Mutex::default(),
+            time_outs: Arc::default(),
             this: Weak::clone(this),
         })
     }
@@ -209,7 +215,7 @@ impl Link {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.config.connect_timeout))
-            .set_response_timeout(Some(self.config.response_timeout))
+            .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
         let pushing = match self.config.wake_up {
             WakeMode::Pushed => {
@@ -233,9 +239,13 @@ impl Link {
                 (connection.map_err(|error| error::of_connect(error, &self.endpoint))?, false)
             }
         };
-        let found = probe::check(&connection, can_push, &self.endpoint).await?;
+        let mut probed = connection.clone();
+        probed.set_response_timeout(self.config.response_timeout);
+        let found = probe::check(probed, can_push, &self.endpoint).await?;
         Ok(Arc::new(Live {
             connection,
+            response_timeout: self.config.response_timeout,
+            time_outs: Arc::clone(&self.time_outs),
             generation,
             id: found.id,
             run: found.run,
@@ -333,20 +343,28 @@ impl Live {
     /// Queues the command at the first poll, then waits for the answer.
     pub(crate) async fn send(&self, cmd: &Cmd) -> Result<Value, RedisError> {
         let mut connection = self.connection.clone();
-        // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before the command is queued.
-        unconstrained(connection.send_packed_command(cmd)).await?.extract_error()
+        self.answered(connection.send_packed_command(cmd)).await?.extract_error()
     }
 
     /// Queues the commands at the first poll, then waits for the answers; errors among them are left where they are.
     pub(crate) async fn send_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
         let mut connection = self.connection.clone();
-        unconstrained(connection.send_packed_commands(pipeline, 0, pipeline.len())).await
+        self.answered(connection.send_packed_commands(pipeline, 0, pipeline.len())).await
     }
 
     /// As [`send_all`](Self::send_all).
-    pub(crate) fn send_owned(&self, pipeline: Pipeline) -> Sent {
-        let mut connection = self.connection.clone();
-        Box::pin(unconstrained(async move { connection.send_packed_commands(&pipeline, 0, pipeline.len()).await }))
+    pub(crate) fn send_owned(self: &Arc<Self>, pipeline: Pipeline) -> Sent {
+        let live = Arc::clone(self);
+        Box::pin(async move { live.send_all(&pipeline).await })
+    }
+
+    /// The answer, if it comes in time.
+    async fn answered<T>(&self, answer: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+        // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before the command is queued.
+        match self.time_outs.within(self.response_timeout, unconstrained(answer)).await {
+            Ok(answer) => answer,
+            Err(Elapsed) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+        }
     }
 
     /// Which run of the server this is; empty if it does not tell.

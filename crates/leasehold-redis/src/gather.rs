@@ -97,7 +97,7 @@ impl Gather {
     }
 
     /// Takes the next operations and queues their pipeline on the connection, as one step: two never overtake.
-    fn send_next(&self, link: &Link, live: &Live, most: usize) -> Option<Batch> {
+    fn send_next(&self, link: &Link, live: &Arc<Live>, most: usize) -> Option<Batch> {
         // Nothing panics while it is held.
         let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         let entries: Vec<_> = {

@@ -19,7 +19,7 @@ pub(crate) struct Found {
 }
 
 /// Checks the server, loads the scripts and switches tracking on, in one round trip.
-pub(crate) async fn check(connection: &MultiplexedConnection, can_push: bool, endpoint: &str) -> Result<Found> {
+pub(crate) async fn check(mut connection: MultiplexedConnection, can_push: bool, endpoint: &str) -> Result<Found> {
     let mut pipeline = Pipeline::new();
     for section in ["server", "replication", "memory"] {
         pipeline.cmd("INFO").arg(section);
@@ -32,7 +32,6 @@ pub(crate) async fn check(connection: &MultiplexedConnection, can_push: bool, en
         pipeline.cmd("CLIENT").arg("TRACKING").arg("ON");
     }
     let answers = connection
-        .clone()
         .send_packed_commands(&pipeline, 0, pipeline.len())
         .await
         .map_err(|error| error::of_connect(error, endpoint))?;

@@ -11,7 +11,6 @@
 //! | `claim` | [`Claim`]: what one acquisition has in a session, or may have |
 //! | `reconcile` | what the server says we own against what we know of |
 //! | `afresh` | [`attempt_afresh`], [`queue_afresh`]: asking again in a new session when one ends |
-//! | `patience` | [`Patience`]: time-outs of many requests that cost little |
 //! | `gather` | [`Gather`]: what is asked for during a round trip goes out together in the next |
 
 mod afresh;
@@ -20,7 +19,6 @@ mod driver;
 mod gather;
 mod in_place;
 mod live;
-mod patience;
 mod reconcile;
 mod sessions;
 mod state;
@@ -34,7 +32,6 @@ pub use self::{
     driver::{Opened, Owned, SessionDriver, SessionTime},
     gather::{Carrier, Gather, GatherLimits, Way},
     live::Session,
-    patience::{Elapsed, Patience},
     sessions::{MAX_TTLS, Sessions},
 };
 

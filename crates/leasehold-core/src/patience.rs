@@ -1,6 +1,6 @@
 //! [`Patience`]: time-outs that cost little.
 //!
-//! A timer of its own for each request wakes the runtime's driver each time that one is set: measured on etcd, 4 µs of processor for each
+//! A timer of its own for each request may wake the runtime's driver each time that one is set: measured on etcd, 4 µs of processor for each
 //! request, a fortieth of all; on Postgres, of two workers the other one is woken for every third request. So one task looks at all that is awaited, as long as anything is.
 
 use std::{
@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// For how long it goes on looking when nothing is awaited: then the next need not start it.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Time-outs of many requests, of one backend in one runtime.
+/// Time-outs of the many requests of a backend.
 ///
 /// They cost less than timers of the runtime, and come up to 20 ms late.
 #[derive(Debug, Default)]
