@@ -51,3 +51,20 @@ scripts! {
     QUORUM_RECALL = "quorum_recall";
     QUORUM_ATTEST = "quorum_attest";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rights_in_the_readme_are_enough_for_every_script() {
+        let rights = include_str!("../README.md").lines().find(|line| line.starts_with("ACL SETUSER")).unwrap();
+        let rights: Vec<_> = rights.split(' ').collect();
+        for script in ALL {
+            for call in script.source.split("call('").skip(1) {
+                let command = call.split('\'').next().unwrap().to_lowercase();
+                assert!(rights.contains(&&*format!("+{command}")), "no right to {command}");
+            }
+        }
+    }
+}

@@ -282,3 +282,53 @@ async fn who_does_not_take_it_in_time_is_passed_over_and_loses_its_place() {
         granted(&b, again(&slow, node).with_order(true)).await.release().await.unwrap();
     }
 }
+
+/// The lists of waiters that there are.
+async fn lists(server: &Server) -> Vec<String> {
+    server.census().await.into_iter().filter(|key| key.ends_with("order") || key.ends_with("writers")).collect()
+}
+
+/// One that never waited.
+fn passer_by(node: bool) -> Request {
+    waiters(node)().with_waiting(false)
+}
+
+#[tokio::test]
+async fn who_is_first_and_finds_it_taken_keeps_its_place() {
+    let server = Server::start();
+    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    for node in [false, true] {
+        let waiter = waiters(node);
+        let held = granted(&a, waiter()).await;
+        let (first, second) = (waiter(), waiter());
+        refused(&b, first.clone()).await;
+        refused(&c, second.clone()).await;
+        held.release().await.unwrap();
+        let held = granted(&a, passer_by(node)).await;
+        refused(&b, again(&first, node).with_order(true)).await;
+        held.release().await.unwrap();
+        refused(&c, again(&second, node).with_order(true)).await;
+        granted(&b, again(&first, node).with_order(true)).await.release().await.unwrap();
+        granted(&c, again(&second, node).with_order(true)).await.release().await.unwrap();
+    }
+    assert_eq!(lists(&server).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn who_asks_behind_a_lone_waiter_leaves_it_its_place_and_its_end() {
+    let server = Server::start();
+    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    let mut raw = server.raw().await;
+    let waiter = waiters(true);
+    let held = granted(&a, waiter()).await;
+    let first = waiter();
+    refused(&b, first.clone()).await;
+    held.release().await.unwrap();
+    refused(&c, again(&passer_by(true), true).with_order(true)).await;
+    for list in lists(&server).await {
+        let left: i64 = redis::cmd("PTTL").arg(&list).query_async(&mut raw).await.unwrap();
+        assert!(left > 0, "{list} would stay for ever: {left}");
+    }
+    granted(&b, again(&first, true).with_order(true)).await.release().await.unwrap();
+    assert_eq!(lists(&server).await, Vec::<String>::new());
+}

@@ -5,6 +5,7 @@
 --
 -- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua nothing but a refusal runs a read-only command.
 local lock, value, ttl, waiter, flags, base, node = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local waiting = string.find(flags, 'w', 1, true)
 if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] then
   return redis.error_reply('LEASEMARK this node was marked anew')
 end
@@ -23,20 +24,29 @@ if string.find(flags, 'c', 1, true) then
   end
 end
 
--- Who began to wait earlier goes first, as long as its registration lives.
-local earlier = false
-if string.find(flags, 'o', 1, true) and redis.pcall('GETEX', base .. 'order') then
+-- Who began to wait earlier goes first, as long as its registration lives. Usually that is us: we are struck off, which is
+-- one command, and no read-only one. `place` is where we stood.
+local in_order, order, earlier, place = string.find(flags, 'o', 1, true), (base or '') .. 'order', false, nil
+local first = in_order and redis.pcall('ZPOPMIN', order) or {}
+if first[1] == waiter then
+  place = first[2]
+elseif first[1] then
+  redis.pcall('ZADD', order, first[2], first[1])
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  for _, member in ipairs(redis.call('ZRANGE', base .. 'order', 0, 7)) do
+  for _, member in ipairs(redis.call('ZRANGE', order, 0, 7)) do
     if member == waiter then
       break
     end
-    if (redis.call('ZSCORE', base .. 'writers', member) or 0) + 0 > now then
+    local lives = (redis.call('ZSCORE', base .. 'writers', member) or 0) - now
+    if lives > 0 then
       earlier = true
+      if redis.call('PTTL', order) < 0 then
+        redis.call('PEXPIRE', order, lives)
+      end
       break
     end
-    redis.call('ZREM', base .. 'order', member)
+    redis.call('ZREM', order, member)
   end
 end
 
@@ -44,13 +54,15 @@ if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
   if redis.pcall('GETEX', lock) == value then
     redis.call('PEXPIRE', lock, ttl)
   else
-    local left = redis.call('PTTL', lock)
-    if string.find(flags, 'w', 1, true) then
-      local writers, order, time = base .. 'writers', base .. 'order', redis.call('TIME')
-      local lives = math.max(left, 0) + math.min(3000, ttl + 0)
+    local left, time = redis.call('PTTL', lock), redis.call('TIME')
+    local lives = math.max(left, 0) + math.min(3000, ttl + 0)
+    if waiting then
+      local writers = base .. 'writers'
       redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, waiter)
       redis.call('PEXPIRE', writers, lives + 60000)
-      redis.call('ZADD', order, 'NX', time[1] * 1000000 + time[2], waiter)
+    end
+    if waiting or place then
+      redis.call('ZADD', order, 'NX', place or time[1] * 1000000 + time[2], waiter)
       if redis.call('PTTL', order) < lives then
         redis.call('PEXPIRE', order, lives)
       end
@@ -79,14 +91,14 @@ if not highest or least > tonumber(highest) then
 end
 if string.find(flags, 'r', 1, true) then
   redis.call('ZREM', base .. 'writers', waiter)
-  if string.find(flags, 'o', 1, true) then
-    redis.call('ZREM', base .. 'order', waiter)
-  else
+  if not in_order then
     -- Those before it did not take it in time.
-    local place = redis.call('ZRANK', base .. 'order', waiter)
-    if place then
-      redis.call('ZREMRANGEBYRANK', base .. 'order', 0, place)
+    local rank = redis.call('ZRANK', order, waiter)
+    if rank then
+      redis.call('ZREMRANGEBYRANK', order, 0, rank)
     end
+  elseif not place then
+    redis.call('ZREM', order, waiter)
   end
 end
 return token
