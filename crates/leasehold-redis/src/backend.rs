@@ -157,8 +157,9 @@ impl RedisBackend {
                 ),
             )),
             Err(error) => {
-                // Without an answer, or with an error from the middle of a script, something may be held.
-                if matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol) {
+                // Without an answer, or with an error from the middle of a script, as where a right is missing, something
+                // may be held.
+                if matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol | ErrorKind::Denied) {
                     self.orphans.add(&self.link, &request);
                 }
                 Err(error)

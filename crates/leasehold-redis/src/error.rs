@@ -86,10 +86,11 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
             Server::ReadOnly => retry("the server is a read-only replica; connect to the primary"),
             Server::MasterDown => retry("the replica has lost its primary; connect to the primary"),
             Server::ClusterDown | Server::TryAgain => retry("the cluster is not able to serve; try again"),
-            Server::NoPerm => (
-                ErrorKind::Denied,
-                format!("the user lacks a permission ({}); see the ACL in this crate's README", detail(error)),
-            ),
+            Server::NoPerm => lacks_right(error),
+            // The same, found in the middle of a script.
+            Server::ResponseError if detail(error).contains("The user executing the script can't") => {
+                lacks_right(error)
+            }
             Server::Moved | Server::Ask | Server::CrossSlot => (
                 ErrorKind::Unsupported,
                 "the key lives on another node of a Redis Cluster, which this backend does not follow; \
@@ -123,6 +124,10 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
         }
         _ => (ErrorKind::Protocol, format!("the driver failed: {error}")),
     }
+}
+
+fn lacks_right(error: &RedisError) -> (ErrorKind, String) {
+    (ErrorKind::Denied, format!("the user lacks a permission ({}); see the ACL in this crate's README", detail(error)))
 }
 
 fn detail(error: &RedisError) -> String {

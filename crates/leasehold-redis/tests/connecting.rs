@@ -31,14 +31,31 @@ async fn a_password_is_asked_for_used_and_never_shown() {
     }
 }
 
+/// Makes the README's user, with these changes.
+fn acl(changes: &[&str]) -> redis::Cmd {
+    let rules = include_str!("../README.md").lines().find_map(|line| line.strip_prefix("ACL SETUSER shop ")).unwrap();
+    let mut acl = redis::cmd("ACL");
+    acl.arg("SETUSER").arg("shop").arg(rules.split(' ').collect::<Vec<_>>()).arg(changes);
+    acl
+}
+
+#[tokio::test]
+async fn what_a_user_took_whom_a_right_is_missing_is_given_back() {
+    let server = Server::start();
+    let mut raw = server.raw().await;
+    let () = acl(&["-time"]).query_async(&mut raw).await.unwrap();
+    let backend =
+        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
+    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    support::until("given back", || async { server.census().await.is_empty() }).await;
+}
+
 #[tokio::test]
 async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
     let server = Server::start();
     let mut raw = server.raw().await;
-    let rules = include_str!("../README.md").lines().find_map(|line| line.strip_prefix("ACL SETUSER shop ")).unwrap();
-    let mut acl = redis::cmd("ACL");
-    acl.arg("SETUSER").arg("shop").arg(rules.split(' ').collect::<Vec<_>>());
-    let () = acl.query_async(&mut raw).await.unwrap();
+    let () = acl(&[]).query_async(&mut raw).await.unwrap();
     let backend =
         RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
     assert_eq!(backend.capabilities().wakeup, leasehold_core::Wakeup::Pushed);
