@@ -8,7 +8,7 @@ use crate::{clock::Moment, mode::Mode};
 
 /// Turns within the process before others are let in: few enough that a waiter waits for fewer than 50 hand-offs also beside
 /// three other processes and where one overtakes it now and then, many enough that courtesy costs little.
-pub(super) const TURNS: u32 = 5;
+pub(super) const TURNS: u32 = 4;
 /// And not for longer than this.
 pub(super) const TURN_TIME: Duration = Duration::from_millis(50);
 

@@ -41,6 +41,11 @@ impl Backend for Zookeeper {
         subjects_at(&self.0.addr().to_string())
     }
 
+    /// A pair of 256 tasks takes 40 ms and more.
+    fn pace(&self) -> u32 {
+        4
+    }
+
     /// Pings too: one for each session and ten seconds.
     fn commands(&self) -> Result<Option<u64>> {
         self.0.metric("zk_packets_received").map(Some)
