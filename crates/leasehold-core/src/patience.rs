@@ -1,7 +1,8 @@
 //! [`Patience`]: time-outs that cost little.
 //!
-//! A timer of its own for each request may wake the runtime's driver each time that one is set: measured on etcd, 4 µs of processor for each
-//! request, a fortieth of all; on Postgres, of two workers the other one is woken for every third request. So one task looks at all that is awaited, as long as anything is.
+//! A timer of its own for each request may wake the runtime's driver each time that one is set: measured on etcd, 4 µs of
+//! processor for each request, a fortieth of all; on Postgres, of two workers the other one is woken for every third request.
+//! So one task looks at all that is awaited, as long as anything is.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -280,7 +280,6 @@ async fn a_node_that_fails_behind_a_refusal_is_asked_again_and_used_when_it_is_b
     assert!(failing().await.is_empty());
 }
 
-/// Two clients of many tasks each: nobody is left behind, and nothing is left over.
 /// Each file has an identity of its own for the same holder.
 #[tokio::test]
 async fn a_holder_is_seen_once_where_every_node_has_another_name_for_it() {
@@ -297,6 +296,7 @@ async fn a_holder_is_seen_once_where_every_node_has_another_name_for_it() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
+/// Two clients of many tasks each: nobody is left behind, and nothing is left over.
 #[tokio::test(start_paused = true)]
 async fn contenders_take_turns_and_leave_nothing() {
     let nodes = Nodes::new(5);

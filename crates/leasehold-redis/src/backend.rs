@@ -157,9 +157,7 @@ impl RedisBackend {
                 ),
             )),
             Err(error) => {
-                // Without an answer, or with an error from the middle of a script, as where a right is missing, something
-                // may be held.
-                if matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol | ErrorKind::Denied) {
+                if error::may_have_taken(&error) {
                     self.orphans.add(&self.link, &request);
                 }
                 Err(error)

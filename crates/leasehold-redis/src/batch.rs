@@ -10,11 +10,12 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::sync::oneshot;
 
 use crate::{
-    connection::{Link, Live, Sent, by_hash, is_no_script},
+    connection::Link,
     error::{self, Effect},
     exclusive::{Operation, Way},
     holder::Holder,
     keys::Keys,
+    live::{Live, Sent, by_hash, is_no_script},
     scripts,
 };
 

@@ -65,7 +65,8 @@ impl RedisConfig {
         self
     }
 
-    /// How long to wait for an answer before the connection is given up. Keep it well below a third of the TTL.
+    /// How long to wait for an answer before the connection is given up, which may take 20 ms more. Keep it well below a
+    /// third of the TTL.
     #[must_use]
     pub fn with_response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;

@@ -2,31 +2,23 @@
 
 use std::{
     fmt,
-    future::Future,
-    io,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt, future::Shared};
-use leasehold_core::{BoxFuture, Elapsed, Error, ErrorKind, Patience, Result};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection,
-};
-use tokio::task::unconstrained;
+use leasehold_core::{BoxFuture, Error, ErrorKind, Result};
+use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
     config::{RedisConfig, WakeMode},
     error::{self, Effect},
     gather::Gather,
-    keys::{self, Slot},
+    live::Live,
     probe,
     scripts::Script,
-    sight::Sight,
     wake::Registry,
 };
 
@@ -46,7 +38,6 @@ pub(crate) struct Link {
     /// Connections that are lost to us, but perhaps not to the server: a command that is still on its way on one must not
     /// take effect after it was undone.
     doomed: Mutex<Vec<Doomed>>,
-    time_outs: Arc<Patience>,
     this: Weak<Self>,
 }
 
@@ -64,33 +55,6 @@ struct Doomed {
     run: String,
 }
 
-/// A connection that works, as far as we know.
-pub(crate) struct Live {
-    connection: MultiplexedConnection,
-    /// For how long an answer is awaited, and what does it: the driver's own time-outs are timers of the runtime.
-    response_timeout: Duration,
-    time_outs: Arc<Patience>,
-    generation: u64,
-    id: Option<i64>,
-    run: String,
-    /// Whether the server pushes invalidations on it.
-    pub(crate) pushes: bool,
-    /// What is known of its memory, once a quorum has asked.
-    sight: Mutex<Option<Arc<Sight>>>,
-    warmth: Warmth,
-    /// A script for many keys was refused.
-    one_at_a_time: AtomicBool,
-}
-
-/// Whose token counters this connection has raised above the server's clock: for each slot the hour in which it did, or 0.
-struct Warmth {
-    opened: Instant,
-    hours: Box<[AtomicU8]>,
-}
-
-/// A pipeline that is in the connection's queue and whose answers are awaited.
-pub(crate) type Sent = Pin<Box<dyn Future<Output = Result<Vec<Value>, RedisError>> + Send>>;
-
 impl Link {
     pub(crate) fn new(client: Client, config: RedisConfig, endpoint: String) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
@@ -102,7 +66,6 @@ impl Link {
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
             doomed: Mutex::default(),
-            time_outs: Arc::default(),
             this: Weak::clone(this),
         })
     }
@@ -128,11 +91,7 @@ impl Link {
         effect: Effect,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value> {
-        let answer = match live.send(&by_hash(script, &arguments)).await {
-            Err(error) if is_no_script(&error) => Box::pin(live.send(&in_full(script, &arguments))).await,
-            answer => answer,
-        };
-        answer.map_err(|error| self.failed(live, error, operation, effect))
+        live.run(script, arguments).await.map_err(|error| self.failed(live, error, operation, effect))
     }
 
     /// Maps the error, and gives the connection up if it must be.
@@ -240,20 +199,10 @@ impl Link {
             }
         };
         let mut probed = connection.clone();
+        // The only time that the driver's own time-out is used: afterwards `Live` has one.
         probed.set_response_timeout(self.config.response_timeout);
         let found = probe::check(probed, can_push, &self.endpoint).await?;
-        Ok(Arc::new(Live {
-            connection,
-            response_timeout: self.config.response_timeout,
-            time_outs: Arc::clone(&self.time_outs),
-            generation,
-            id: found.id,
-            run: found.run,
-            pushes: found.pushes,
-            sight: Mutex::default(),
-            warmth: Warmth::new(),
-            one_at_a_time: AtomicBool::new(false),
-        }))
+        Ok(Arc::new(Live::new(connection, generation, found, self.config.response_timeout)))
     }
 
     fn push_sender(&self, generation: u64) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
@@ -272,7 +221,7 @@ impl Link {
                     // A null key: the whole database was flushed, or replaced by that of another server.
                     _ => {
                         if let Some(live) = link.upgrade().and_then(|link| link.live_now()) {
-                            live.warmth.lose();
+                            live.cool_all();
                         }
                         registry.wake_all();
                     }
@@ -302,8 +251,8 @@ impl Link {
             }
         };
         tracing::warn!(endpoint = %self.endpoint, id = lost.id, "the connection is lost");
-        if let Some(id) = lost.id.filter(|_| !lost.run.is_empty()) {
-            let doomed = Doomed { id, run: lost.run.clone() };
+        if let Some(id) = lost.id.filter(|_| !lost.run_id().is_empty()) {
+            let doomed = Doomed { id, run: lost.run_id().to_owned() };
             self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(doomed);
         }
         // Nothing can wake on it any more.
@@ -313,7 +262,7 @@ impl Link {
     /// Ends lost connections at the server, as far as it lets us.
     async fn end_doomed(&self, live: &Live) {
         let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
-        for Doomed { id, .. } in doomed.into_iter().filter(|doomed| doomed.run == live.run) {
+        for Doomed { id, .. } in doomed.into_iter().filter(|doomed| doomed.run == live.run_id()) {
             let mut kill = redis::cmd("CLIENT");
             kill.arg("KILL").arg("ID").arg(id);
             if let Err(error) = live.send(&kill).await {
@@ -337,117 +286,6 @@ impl Link {
         // Nothing panics while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Live {
-    /// Queues the command at the first poll, then waits for the answer.
-    pub(crate) async fn send(&self, cmd: &Cmd) -> Result<Value, RedisError> {
-        let mut connection = self.connection.clone();
-        self.answered(connection.send_packed_command(cmd)).await?.extract_error()
-    }
-
-    /// Queues the commands at the first poll, then waits for the answers; errors among them are left where they are.
-    pub(crate) async fn send_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
-        let mut connection = self.connection.clone();
-        self.answered(connection.send_packed_commands(pipeline, 0, pipeline.len())).await
-    }
-
-    /// As [`send_all`](Self::send_all).
-    pub(crate) fn send_owned(self: &Arc<Self>, pipeline: Pipeline) -> Sent {
-        let live = Arc::clone(self);
-        Box::pin(async move { live.send_all(&pipeline).await })
-    }
-
-    /// The answer, if it comes in time.
-    async fn answered<T>(&self, answer: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
-        // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before the command is queued.
-        match self.time_outs.within(self.response_timeout, unconstrained(answer)).await {
-            Ok(answer) => answer,
-            Err(Elapsed) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
-        }
-    }
-
-    /// Which run of the server this is; empty if it does not tell.
-    pub(crate) fn run(&self) -> &str {
-        &self.run
-    }
-
-    pub(crate) fn sight(&self) -> Option<Arc<Sight>> {
-        self.sight.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn set_sight(&self, sight: Option<Arc<Sight>>) {
-        *self.sight.lock().unwrap_or_else(PoisonError::into_inner) = sight;
-    }
-
-    /// Whether the token counter of this slot stands above the server's clock.
-    pub(crate) fn is_warm(&self, slot: Slot) -> bool {
-        // Without pushes there may be a proxy, behind which the server can change without the connection breaking.
-        self.pushes && self.warmth.is_warm(slot)
-    }
-
-    /// Whether one script may be given the keys of many locks.
-    pub(crate) fn takes_many(&self) -> bool {
-        // Without pushes there may be a proxy that sends a script to where its first key is.
-        self.pushes && !self.one_at_a_time.load(Ordering::Relaxed)
-    }
-
-    /// A script for many keys was refused: this is a part of a cluster.
-    pub(crate) fn take_one_at_a_time(&self) {
-        self.one_at_a_time.store(true, Ordering::Relaxed);
-    }
-
-    /// This slot's counter was raised.
-    pub(crate) fn warm(&self, slot: Slot) {
-        self.warmth.hours[slot.index()].store(self.warmth.hour(), Ordering::Relaxed);
-    }
-
-    /// This slot's counter is not what it was.
-    pub(crate) fn cool(&self, slot: Slot) {
-        self.warmth.hours[slot.index()].store(0, Ordering::Relaxed);
-    }
-}
-
-impl Warmth {
-    fn new() -> Self {
-        Self { opened: Instant::now(), hours: (0..keys::SLOTS).map(|_| AtomicU8::new(0)).collect() }
-    }
-
-    fn is_warm(&self, slot: Slot) -> bool {
-        self.hours[slot.index()].load(Ordering::Relaxed) == self.hour()
-    }
-
-    /// Counters expire a day after the last script: once an hour it runs again, and puts that off.
-    fn hour(&self) -> u8 {
-        (self.opened.elapsed().as_secs() / 3600 % 255) as u8 + 1
-    }
-
-    fn lose(&self) {
-        for hour in &self.hours {
-            hour.store(0, Ordering::Relaxed);
-        }
-    }
-}
-
-/// `EVALSHA hash …`
-pub(crate) fn by_hash(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
-    // Usual commands fit into this, so that it grows at most once.
-    let mut cmd = Cmd::with_capacity(10, 256);
-    cmd.arg("EVALSHA").arg(script.hash());
-    arguments(&mut cmd);
-    cmd
-}
-
-/// `EVAL source …`, which the server remembers.
-pub(crate) fn in_full(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
-    let mut cmd = redis::cmd("EVAL");
-    cmd.arg(script.source);
-    arguments(&mut cmd);
-    cmd
-}
-
-pub(crate) fn is_no_script(error: &RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
 }
 
 impl fmt::Debug for Link {

@@ -1,5 +1,7 @@
 //! The driver's errors as Leasehold's.
 
+use std::error::Error as _;
+
 use leasehold_core::{Error, ErrorKind};
 use redis::{ErrorKind as Driver, RedisError, ServerErrorKind as Server};
 
@@ -87,10 +89,7 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
             Server::MasterDown => retry("the replica has lost its primary; connect to the primary"),
             Server::ClusterDown | Server::TryAgain => retry("the cluster is not able to serve; try again"),
             Server::NoPerm => lacks_right(error),
-            // The same, found in the middle of a script.
-            Server::ResponseError if detail(error).contains("The user executing the script can't") => {
-                lacks_right(error)
-            }
+            Server::ResponseError if is_within_script(error) => lacks_right(error),
             Server::Moved | Server::Ask | Server::CrossSlot => (
                 ErrorKind::Unsupported,
                 "the key lives on another node of a Redis Cluster, which this backend does not follow; \
@@ -126,6 +125,18 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
     }
 }
 
+/// Whether an acquisition that ended so may have taken something.
+pub(crate) fn may_have_taken(error: &Error) -> bool {
+    let driver = error.source().and_then(|source| source.downcast_ref());
+    matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol) || driver.is_some_and(is_within_script)
+}
+
+/// Whether a right was found missing in the middle of a script: what it did before stays. Redis 7.2 words it anew.
+fn is_within_script(error: &RedisError) -> bool {
+    let detail = detail(error);
+    detail.contains("The user executing the script can't") || detail.contains("ACL failure in script")
+}
+
 fn lacks_right(error: &RedisError) -> (ErrorKind, String) {
     (ErrorKind::Denied, format!("the user lacks a permission ({}); see the ACL in this crate's README", detail(error)))
 }
@@ -142,4 +153,30 @@ fn detail(error: &RedisError) -> String {
 /// text is that of rustls.
 fn is_certificate(error: &RedisError) -> bool {
     error.is_io_error() && error.to_string().contains("certificate")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_right_that_is_missing_is_denied_and_within_a_script_something_may_be_taken() {
+        let answered = |line: &str| {
+            let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+            of_command(value.extract_error().unwrap_err(), "acquire", Effect::Writes)
+        };
+        for (line, taken) in [
+            ("NOPERM this user has no permissions to run the 'evalsha' command", false),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: 0, on @user_script:1.",
+                true,
+            ),
+            ("ERR ACL failure in script: User shop has no permissions to run the 'time' command script: 0", true),
+        ] {
+            let error = answered(line);
+            assert_eq!((error.kind(), may_have_taken(&error)), (ErrorKind::Denied, taken), "{error}");
+        }
+        assert!(!may_have_taken(&answered("OOM command not allowed when used memory > 'maxmemory'.")));
+        assert!(may_have_taken(&answered("ERR something else script: 0")));
+    }
 }

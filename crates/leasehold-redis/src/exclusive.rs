@@ -10,10 +10,10 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 use leasehold_core::Request;
 
 use crate::{
-    connection::{Live, by_hash},
     holder::Holder,
     keys::{Keys, Kind, Slot},
     lease,
+    live::{Live, by_hash},
     scripts::{self, Script},
 };
 

@@ -17,9 +17,10 @@ use tokio::{sync::oneshot, task::yield_now};
 
 use crate::{
     batch::{Batch, Entry},
-    connection::{Link, Live},
+    connection::Link,
     error::{self, Effect},
     exclusive::{Operation, Way},
+    live::Live,
 };
 
 /// Up to this many operations under way, each goes alone. measured at 16, 64 and 256 tasks, ratio to the bare

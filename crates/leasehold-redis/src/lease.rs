@@ -9,11 +9,12 @@ use leasehold_core::{
 use redis::{Cmd, Value};
 
 use crate::{
-    connection::{Link, Live},
+    connection::Link,
     error::{self, Effect},
     exclusive::Operation,
     holder::Holder,
     keys::{Keys, Kind},
+    live::Live,
     scripts::{self, Script},
     vote,
 };

@@ -14,6 +14,7 @@ mod holder;
 mod inspect;
 mod keys;
 mod lease;
+mod live;
 mod location;
 mod mark;
 mod node;

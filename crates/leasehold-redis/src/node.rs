@@ -52,7 +52,7 @@ impl QuorumNode for RedisBackend {
         let live = link.live_in_order("recall").await?;
         let sight = Sight::look(link, &live).await?;
         Ok(Recollection {
-            run: live.run().to_owned(),
+            run: live.run_id().to_owned(),
             membership: sight.membership,
             up: sight.up,
             marked: !sight.mark.is_blank(),
@@ -71,7 +71,7 @@ impl QuorumNode for RedisBackend {
                 "the server does not say which run it is in; allow this user INFO (`+info`)",
             ));
         }
-        if live.run() != attestation.run {
+        if live.run_id() != attestation.run {
             return Err(error::plain(
                 ErrorKind::Unavailable,
                 "attest",

@@ -20,9 +20,9 @@ impl Script {
 }
 
 macro_rules! scripts {
-    ($($name:ident = $file:literal;)*) => {
+    ($($name:ident = $($file:literal)+;)*) => {
         $(pub(crate) static $name: Script = {
-            const SOURCE: &str = include_str!(concat!("scripts/", $file, ".lua"));
+            const SOURCE: &str = concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+);
             Script::new(SOURCE, || redis::Script::new(SOURCE).get_hash().to_owned())
         };)*
         /// All of them.
@@ -31,7 +31,7 @@ macro_rules! scripts {
 }
 
 scripts! {
-    ACQUIRE = "acquire";
+    ACQUIRE = "waiters" "acquire";
     ACQUIRE_COURTEOUS = "acquire_courteous";
     ACQUIRE_SHARED = "acquire_shared";
     ACQUIRE_PERMIT = "acquire_permit";
@@ -45,7 +45,7 @@ scripts! {
     MARK = "mark";
     MARK_MEMBER = "mark_member";
     INSPECT = "inspect";
-    QUORUM_ACQUIRE = "quorum_acquire";
+    QUORUM_ACQUIRE = "waiters" "quorum_acquire";
     QUORUM_ACQUIRE_SHARED = "quorum_acquire_shared";
     QUORUM_RAISE = "quorum_raise";
     QUORUM_RECALL = "quorum_recall";

@@ -13,9 +13,10 @@ use leasehold_core::{
 use redis::{Pipeline, Value};
 
 use crate::{
-    connection::{Link, Live},
+    connection::Link,
     error::{self, Effect},
     keys::NODE_KEYS,
+    live::Live,
     mark::Mark,
     probe::field,
     scripts,
@@ -64,7 +65,7 @@ impl Sight {
         let durable = field(&persistence, "aof_enabled") == "1" && every_write;
         let up = Duration::from_secs(field(&server, "uptime_in_seconds").parse().unwrap_or(0));
 
-        let run = live.run();
+        let run = live.run_id();
         let arguments = |cmd: &mut redis::Cmd| {
             cmd.arg(0)
                 .arg([&*link.config.prefix, NODE_KEYS].concat())

@@ -10,11 +10,12 @@ use leasehold_core::{Request, Result};
 use redis::Pipeline;
 
 use crate::{
-    connection::{Link, Live},
+    connection::Link,
     error::Effect,
     holder::Holder,
     keys::{Keys, Kind},
     lease,
+    live::Live,
 };
 
 /// Between tries while the server cannot be reached, doubled up to [`LONGEST_PAUSE`].

@@ -1,12 +1,10 @@
 //! Votes of this server as a node of a quorum.
 
-use std::sync::Arc;
-
 use leasehold_core::{ErrorKind, FencingToken, Mode, Request, Result, TokenVote, quorum::Terms};
-use redis::{Cmd, RedisError, Value};
+use redis::{Cmd, Value};
 
 use crate::{
-    connection::{Link, Live, by_hash, in_full, is_no_script},
+    connection::Link,
     error::{self, Effect},
     exclusive,
     holder::Holder,
@@ -74,7 +72,7 @@ async fn on_terms(
         if let Some(terms) = terms {
             sight.admit(terms)?;
         }
-        match send(&live, script, |cmd| arguments(cmd, &sight)).await {
+        match live.run(script, |cmd| arguments(cmd, &sight)).await {
             Ok(answer) => return Ok(answer),
             Err(error) if error.code() == Some(MARKED_ANEW) => {
                 if again {
@@ -85,11 +83,4 @@ async fn on_terms(
         }
     }
     Err(error::plain(ErrorKind::Unavailable, operation, "the node's mark changes again and again; try again"))
-}
-
-async fn send(live: &Arc<Live>, script: &Script, arguments: impl Fn(&mut Cmd)) -> Result<Value, RedisError> {
-    match live.send(&by_hash(script, &arguments)).await {
-        Err(error) if is_no_script(&error) => Box::pin(live.send(&in_full(script, &arguments))).await,
-        answer => answer,
-    }
 }

@@ -244,17 +244,23 @@ fn again(waiter: &Request, node: bool) -> Request {
     if node { waiter.as_new_owner() } else { waiter.clone() }
 }
 
+/// `a` has the lock, `b` and `c` begin to wait, in this order, and `a` releases it.
+async fn two_wait([a, b, c]: [&Arc<RedisBackend>; 3], node: bool) -> [Request; 2] {
+    let waiter = waiters(node);
+    let held = granted(a, waiter()).await;
+    let (first, second) = (waiter(), waiter());
+    refused(b, first.clone()).await;
+    refused(c, second.clone()).await;
+    held.release().await.unwrap();
+    [first, second]
+}
+
 #[tokio::test]
 async fn who_came_earlier_goes_first() {
     let server = Server::start();
     let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
     for node in [false, true] {
-        let waiter = waiters(node);
-        let held = granted(&a, waiter()).await;
-        let (first, second) = (waiter(), waiter());
-        refused(&b, first.clone()).await;
-        refused(&c, second.clone()).await;
-        held.release().await.unwrap();
+        let [first, second] = two_wait([&a, &b, &c], node).await;
         let contention = refused(&c, again(&second, node).with_order(true)).await;
         let soon = contention.retry_after.unwrap();
         assert!(soon < Duration::from_secs(1), "the other may be dead: {soon:?}");
@@ -268,12 +274,8 @@ async fn who_does_not_take_it_in_time_is_passed_over_and_loses_its_place() {
     let server = Server::start();
     let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
     for node in [false, true] {
-        let waiter = waiters(node);
-        let held = granted(&a, waiter()).await;
-        let (slow, second, third) = (waiter(), waiter(), waiter());
-        refused(&b, slow.clone()).await;
-        refused(&c, second.clone()).await;
-        held.release().await.unwrap();
+        let [slow, second] = two_wait([&a, &b, &c], node).await;
+        let third = waiters(node)();
         let held = granted(&c, again(&second, node)).await;
         refused(&a, third.clone()).await;
         held.release().await.unwrap();
@@ -298,12 +300,7 @@ async fn who_is_first_and_finds_it_taken_keeps_its_place() {
     let server = Server::start();
     let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
     for node in [false, true] {
-        let waiter = waiters(node);
-        let held = granted(&a, waiter()).await;
-        let (first, second) = (waiter(), waiter());
-        refused(&b, first.clone()).await;
-        refused(&c, second.clone()).await;
-        held.release().await.unwrap();
+        let [first, second] = two_wait([&a, &b, &c], node).await;
         let held = granted(&a, passer_by(node)).await;
         refused(&b, again(&first, node).with_order(true)).await;
         held.release().await.unwrap();

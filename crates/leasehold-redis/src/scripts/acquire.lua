@@ -4,49 +4,16 @@
 -- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}; see `Refusal` in Rust.
 --
 -- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
--- TRACKING) in this very round trip, and lets uncontended pairs cause no push. GETEX without options is a GET that counts
--- as a write; of a sorted set it is an error, of nothing it is false.
+-- TRACKING) in this very round trip, and lets uncontended pairs cause no push.
 local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
 local waiting = string.find(flags, 'w', 1, true)
 
-if string.find(flags, 'c', 1, true) then
-  for _, set in ipairs({base .. 'writers', base .. 'waiters'}) do
-    if redis.pcall('GETEX', set) then
-      local time = redis.call('TIME')
-      redis.call('ZREMRANGEBYSCORE', set, '-inf', time[1] * 1000 + math.floor(time[2] / 1000))
-      for _, member in ipairs(redis.call('ZRANGE', set, 0, 1)) do
-        if member ~= value then
-          return {1, redis.call('PTTL', lock)}
-        end
-      end
-    end
-  end
+if string.find(flags, 'c', 1, true) and another_waits(base, value) then
+  return {1, redis.call('PTTL', lock)}
 end
-
--- Who began to wait earlier goes first, as long as its registration lives. Usually that is us: we are struck off, which is
--- one command, and no read-only one. `place` is where we stood.
-local in_order, order, earlier, place = string.find(flags, 'o', 1, true), (base or '') .. 'order', false, nil
-local first = in_order and redis.pcall('ZPOPMIN', order) or {}
-if first[1] == value then
-  place = first[2]
-elseif first[1] then
-  redis.pcall('ZADD', order, first[2], first[1])
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  for _, member in ipairs(redis.call('ZRANGE', order, 0, 7)) do
-    if member == value then
-      break
-    end
-    local lives = (redis.call('ZSCORE', base .. 'writers', member) or 0) - now
-    if lives > 0 then
-      earlier = true
-      if redis.call('PTTL', order) < 0 then
-        redis.call('PEXPIRE', order, lives)
-      end
-      break
-    end
-    redis.call('ZREM', order, member)
-  end
+local in_order, earlier, place = string.find(flags, 'o', 1, true), false, nil
+if in_order then
+  earlier, place = take_turn(base, value)
 end
 
 local taken = false
@@ -57,18 +24,9 @@ elseif not earlier then
   taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
 end
 if not taken then
-  local left, time = redis.call('PTTL', lock), redis.call('TIME')
-  local lives = math.max(left, 0) + math.min(3000, ttl + 0)
-  if waiting then
-    local writers = base .. 'writers'
-    redis.call('ZADD', writers, time[1] * 1000 + math.floor(time[2] / 1000) + lives, value)
-    redis.call('PEXPIRE', writers, lives + 60000)
-  end
+  local left = redis.call('PTTL', lock)
   if waiting or place then
-    redis.call('ZADD', order, 'NX', place or time[1] * 1000000 + time[2], value)
-    if redis.call('PTTL', order) < lives then
-      redis.call('PEXPIRE', order, lives)
-    end
+    register(base, value, math.max(left, 0) + math.min(3000, ttl + 0), place)
   end
   return {earlier and left == -2 and 1 or 0, left}
 end
@@ -106,15 +64,6 @@ if last or floor then
   end
 end
 if string.find(flags, 'r', 1, true) then
-  redis.call('ZREM', base .. 'writers', value)
-  if not in_order then
-    -- Those before it did not take it in time.
-    local rank = redis.call('ZRANK', order, value)
-    if rank then
-      redis.call('ZREMRANGEBYRANK', order, 0, rank)
-    end
-  elseif not place then
-    redis.call('ZREM', order, value)
-  end
+  strike_off(base, value, in_order, place)
 end
 return token

@@ -18,7 +18,10 @@ use crate::{
     },
 };
 
-const ACQUIRE: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/acquire.lua");
+const ACQUIRE: &str = concat!(
+    include_str!("../../../../../crates/leasehold-redis/src/scripts/waiters.lua"),
+    include_str!("../../../../../crates/leasehold-redis/src/scripts/acquire.lua")
+);
 const RELEASE: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/release.lua");
 const RENEW: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/renew.lua");
 const TTL_MS: u64 = 30_000;

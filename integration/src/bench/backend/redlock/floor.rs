@@ -15,7 +15,10 @@ use crate::{
     },
 };
 
-const ACQUIRE: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/quorum_acquire.lua");
+const ACQUIRE: &str = concat!(
+    include_str!("../../../../../crates/leasehold-redis/src/scripts/waiters.lua"),
+    include_str!("../../../../../crates/leasehold-redis/src/scripts/quorum_acquire.lua")
+);
 const RELEASE: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/release.lua");
 const TTL_MS: u64 = 30_000;
 /// About as long as Leasehold's default label: host, program and process.
