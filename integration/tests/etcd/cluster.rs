@@ -2,11 +2,27 @@
 
 use std::time::Duration;
 
-use leasehold_core::Released;
+use leasehold_core::{ErrorKind, LockClient, Released};
+use leasehold_etcd::EtcdBackend;
 use leasehold_integration::server::EtcdCluster;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, client, ttl};
+
+/// A client, as soon as the members have a leader: who connects while they elect one is told so at once.
+async fn client_once_led(url: &str) -> LockClient {
+    let begun = Instant::now();
+    loop {
+        match EtcdBackend::connect(url).await {
+            Ok(backend) => return LockClient::new(backend),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                assert!(begun.elapsed() < SOON, "{error}");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lock_and_its_token_outlive_the_leader() {
@@ -36,7 +52,7 @@ async fn any_one_member_may_be_dead_or_stopped() {
     let url = cluster.url();
     for member in 0..3 {
         cluster.member(member).pause().unwrap();
-        let one = client(&format!("{url}?timeout=500ms")).await;
+        let one = client_once_led(&format!("{url}?timeout=500ms")).await;
         for _ in 0..10 {
             let guard = timeout(SOON, one.mutex("k").lock()).await.unwrap().unwrap();
             assert_eq!(guard.release().await.unwrap(), Released::Freed);
