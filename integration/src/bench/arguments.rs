@@ -21,6 +21,8 @@ Subjects:
   leasehold          what users have, with the defaults
   floor              the bare driver (or file lock, or mutex) doing the same round trips; on etcd Go's Mutex over one
                      lease and one warm watch
+  scripts            on Redis: the bare driver that sends Leasehold's acquire script and its release script, where the
+                     floor, as Leasehold, acquires by cheaper commands
   plain              on Redis: SET NX PX and a script that compares and deletes
   rslock, distributed-lock   on Redis: other crates, with their defaults
   driver             on ZooKeeper: the lock that the driver itself has

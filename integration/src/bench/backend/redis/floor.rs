@@ -38,27 +38,55 @@ const COUNTERS: u64 = 16_384;
 /// - a release, and a renewal, is its script.
 ///
 /// Nothing else: no deadline, no renewal, no queue, no gathering, no cleaning up.
-pub(super) struct Floor(pub(super) String);
+pub(super) struct Floor {
+    url: String,
+    acquires: Acquires,
+}
+
+/// How a lock is acquired that was acquired before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Acquires {
+    ByCommands,
+    ByScript,
+}
+
+impl Floor {
+    /// What Leasehold's ratio is of.
+    pub(super) fn by_commands(url: String) -> Self {
+        Self { url, acquires: Acquires::ByCommands }
+    }
+
+    /// Two scripts a pair, as a lock without the plain commands would send: costs the server more.
+    pub(super) fn by_scripts(url: String) -> Self {
+        Self { url, acquires: Acquires::ByScript }
+    }
+}
 
 impl Source for Floor {
     type Locks = FloorLocks;
 
     fn name(&self) -> &'static str {
-        FLOOR
+        match self.acquires {
+            Acquires::ByCommands => FLOOR,
+            Acquires::ByScript => "scripts",
+        }
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        // A crowd without a queue of its own is a stampede, which is no floor of anything.
-        !matches!(scenario, Scenario::Crowd | Scenario::Contenders)
+        match self.acquires {
+            // A crowd without a queue of its own is a stampede, which is no floor of anything.
+            Acquires::ByCommands => !matches!(scenario, Scenario::Crowd | Scenario::Contenders),
+            Acquires::ByScript => scenario == Scenario::Pair,
+        }
     }
 
     async fn open(&self) -> Result<FloorLocks> {
         let wakes = Wakes::default();
-        let mut connection = connection::open(&self.0, &wakes).await?;
+        let mut connection = connection::open(&self.url, &wakes).await?;
         let acquire = connection::load(&mut connection, ACQUIRE).await?;
         let release = connection::load(&mut connection, RELEASE).await?;
         let renew = connection::load(&mut connection, RENEW).await?;
-        Ok(FloorLocks { connection, wakes, acquire, release, renew })
+        Ok(FloorLocks { connection, wakes, acquire, release, renew, acquires: self.acquires })
     }
 }
 
@@ -68,6 +96,7 @@ pub(super) struct FloorLocks {
     acquire: Arc<str>,
     release: Arc<str>,
     renew: Arc<str>,
+    acquires: Acquires,
 }
 
 pub(super) struct FloorLock {
@@ -79,6 +108,7 @@ pub(super) struct FloorLock {
     counter: String,
     /// What the keys of waiters begin with.
     base: String,
+    acquires: Acquires,
     /// Whether the script has raised the counter.
     raised: bool,
 }
@@ -101,6 +131,7 @@ impl Locks for FloorLocks {
             counter: format!("{{{}}}f:lh4:token", hasher.finish() % COUNTERS),
             base: format!("{{{key}}}:lh2:"),
             key: key.into(),
+            acquires: self.acquires,
             raised: false,
         }
     }
@@ -149,7 +180,7 @@ impl Lock for FloorLock {
 
     async fn acquire(&mut self) -> Result<FloorHeld> {
         let value = format!("{}:{LABEL}", OwnerId::random());
-        if self.raised && self.take(&value).await? {
+        if self.raised && self.acquires == Acquires::ByCommands && self.take(&value).await? {
             return Ok(FloorHeld(Arc::clone(&self.key), value));
         }
         // W aiting; r egistered before.

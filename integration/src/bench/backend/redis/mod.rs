@@ -73,8 +73,9 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
     });
     let url = || url.to_owned();
     vec![
-        Box::new(floor::Floor(url())),
+        Box::new(floor::Floor::by_commands(url())),
         Box::new(leasehold),
+        Box::new(floor::Floor::by_scripts(url())),
         Box::new(plain::Plain(url())),
         Box::new(rslock::Rslock(url())),
         Box::new(distributed_lock::DistributedLockRedis(url())),
