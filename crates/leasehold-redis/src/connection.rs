@@ -62,7 +62,7 @@ impl Link {
             config,
             endpoint,
             registry: Arc::new(Registry::new()),
-            gather: Gather::default(),
+            gather: Gather::new(),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
             doomed: Mutex::default(),
@@ -202,6 +202,7 @@ impl Link {
         // The only time that the driver's own time-out is used: afterwards `Live` has one.
         probed.set_response_timeout(self.config.response_timeout);
         let found = probe::check(probed, can_push, &self.endpoint).await?;
+        self.gather.suit_runtime();
         Ok(Arc::new(Live::new(connection, generation, found, self.config.response_timeout)))
     }
 

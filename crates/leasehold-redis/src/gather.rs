@@ -13,7 +13,11 @@ use std::{
 
 use leasehold_core::{ErrorKind, Request, Result};
 use redis::{Pipeline, Value};
-use tokio::{sync::oneshot, task::yield_now};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::oneshot,
+    task::yield_now,
+};
 
 use crate::{
     batch::{Batch, Entry},
@@ -23,18 +27,21 @@ use crate::{
     live::Live,
 };
 
-/// Up to this many operations under way, each goes alone. measured at 16, 64 and 256 tasks, ratio to the bare
-/// driver's same commands: 1.2–1.7, 1.5–2.3 and 1.3–2.0 on two workers, 0.95–1.0, 1.0–1.2 and 1.15–1.3 on a current-thread
-/// runtime (one noisy run of four: 0.7 at 256).
+/// Up to this many operations under way, each goes alone. Measured against the bare driver's same commands at 16, 64 and 256
+/// tasks: 0.96, 1.5 and 1.24; with 16 it is 0.90 at 16 tasks.
 const ALONE: usize = 4;
+/// The same on a runtime with several workers, where whoever waits for a pipeline leaves workers idle: 0.90, 1.23 and 1.66; with
+/// 4 it is 0.86, 1.23 and 1.58.
+const ALONE_AMONG_WORKERS: usize = 16;
 /// Pipelines under way. One would leave the server idle while its answers are read here, and us while it works.
 const CALLS: usize = 2;
 /// Operations in one pipeline.
 const BATCH: usize = 128;
 
 /// The queue of one connection.
-#[derive(Default)]
 pub(crate) struct Gather {
+    /// [`ALONE`] or [`ALONE_AMONG_WORKERS`].
+    alone: AtomicUsize,
     under_way: AtomicUsize,
     /// The length of the queue, readable without the lock.
     queued: AtomicUsize,
@@ -52,13 +59,33 @@ struct Queue {
 }
 
 impl Gather {
+    pub(crate) fn new() -> Self {
+        Self {
+            alone: AtomicUsize::new(ALONE),
+            under_way: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
+            queue: Mutex::default(),
+            sending: Mutex::default(),
+            sent: AtomicUsize::new(0),
+        }
+    }
+
+    /// To be told within the runtime that the connection lives in.
+    pub(crate) fn suit_runtime(&self) {
+        let alone = match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => ALONE,
+            _ => ALONE_AMONG_WORKERS,
+        };
+        self.alone.store(alone, Ordering::Relaxed);
+    }
+
     /// Runs one operation, alone or with others. The first poll queues it, and whatever starts later comes after it.
     ///
     /// For the answer see [`Way::read`].
     pub(crate) async fn run(&self, link: &Link, operation: Operation, request: &Request) -> Result<Value> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
-        if under_way < ALONE && self.queued.load(Ordering::Acquire) == 0 {
+        if under_way < self.alone.load(Ordering::Relaxed) && self.queued.load(Ordering::Acquire) == 0 {
             // Boxed: the driver's futures are large, and under load they would be moved about for nothing.
             return Box::pin(alone(link, operation, request)).await;
         }
