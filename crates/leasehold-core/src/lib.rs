@@ -60,7 +60,7 @@ pub use crate::{
     mutex::Mutex,
     options::{Renewal, Wait},
     owner::OwnerId,
-    patience::{Elapsed, Patience},
+    patience::{Elapsed, Patience, Within},
     reentrant::Owner,
     release_state::ReleaseState,
     request::{LossSink, Request},

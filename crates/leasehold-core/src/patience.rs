@@ -5,15 +5,15 @@
 //! So one task looks at all that is awaited, as long as anything is.
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use pin_project_lite::pin_project;
 use slab::Slab;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 /// How often it looks: a time-out may come so much late.
 const TICK: Duration = Duration::from_millis(20);
@@ -28,9 +28,17 @@ pub struct Patience(Mutex<Awaited>);
 
 #[derive(Debug, Default)]
 struct Awaited {
-    /// Until when, and whom to tell: dropped, it tells. Each is taken away by who awaits.
-    until: Slab<(Instant, Option<oneshot::Sender<()>>)>,
+    /// Each is taken away by who awaits.
+    until: Slab<(Instant, Waiter)>,
     looking: bool,
+}
+
+/// Who awaits an answer.
+#[derive(Debug)]
+enum Waiter {
+    Waits(Waker),
+    /// Its time is over.
+    Over,
 }
 
 /// No answer came in time.
@@ -38,38 +46,23 @@ struct Awaited {
 pub struct Elapsed;
 
 impl Patience {
-    /// The answer, if it comes within this time.
+    /// The answer, if it comes within this time of the first poll; [`Elapsed`] if it does not.
     ///
-    /// # Errors
-    /// [`Elapsed`] if it does not.
+    /// To be polled within a runtime of tokio with its time enabled.
     ///
     /// # Cancel safety
-    /// That of `answer`, which is dropped when its time is over.
-    pub async fn within<T>(
-        self: &Arc<Self>,
-        patience: Duration,
-        answer: impl Future<Output = T>,
-    ) -> Result<T, Elapsed> {
-        let (sender, over) = oneshot::channel();
-        let entry = self.enter(Instant::now() + patience, sender);
-        tokio::select! {
-            biased;
-            answer = answer => {
-                drop(entry);
-                Ok(answer)
-            }
-            _ = over => Err(Elapsed),
-        }
+    /// That of `answer`, which is to be dropped when its time is over.
+    pub fn within<F: Future>(self: &Arc<Self>, patience: Duration, answer: F) -> Within<'_, F> {
+        Within { answer, patience, entry: Entry { of: self, id: None } }
     }
 
-    fn enter(self: &Arc<Self>, until: Instant, sender: oneshot::Sender<()>) -> Entry<'_> {
+    fn enter(self: &Arc<Self>, until: Instant, waker: Waker) -> usize {
         let mut awaited = self.lock();
-        let id = awaited.until.insert((until, Some(sender)));
         if !std::mem::replace(&mut awaited.looking, true) {
             // Ends when nothing has been awaited for a while.
             drop(tokio::spawn(look(Arc::clone(self))));
         }
-        Entry { patience: self, id }
+        awaited.until.insert((until, Waiter::Waits(waker)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Awaited> {
@@ -78,14 +71,67 @@ impl Patience {
     }
 }
 
+pin_project! {
+    /// See [`Patience::within`]. A type of its own, because an async function would keep the answer's future twice.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Within<'a, F> {
+        #[pin]
+        answer: F,
+        patience: Duration,
+        entry: Entry<'a>,
+    }
+}
+
+impl<F: Future> Future for Within<'_, F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(answer) = this.answer.poll(cx) {
+            this.entry.leave();
+            return Poll::Ready(Ok(answer));
+        }
+        if this.entry.is_over(*this.patience, cx.waker()) { Poll::Ready(Err(Elapsed)) } else { Poll::Pending }
+    }
+}
+
+/// Its place among the awaited, once it waits.
+#[derive(Debug)]
 struct Entry<'a> {
-    patience: &'a Patience,
-    id: usize,
+    of: &'a Arc<Patience>,
+    id: Option<usize>,
+}
+
+impl Entry<'_> {
+    /// Whether its time is over. Otherwise the waker is told when it is.
+    fn is_over(&mut self, patience: Duration, waker: &Waker) -> bool {
+        let Some(id) = self.id else {
+            self.id = Some(self.of.enter(Instant::now() + patience, waker.clone()));
+            return false;
+        };
+        let mut awaited = self.of.lock();
+        match &mut awaited.until[id].1 {
+            Waiter::Over => true,
+            Waiter::Waits(known) => {
+                known.clone_from(waker);
+                false
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some(id) = self.id.take() {
+            let left = self.of.lock().until.remove(id);
+            // Not under the mutex: it holds a waker.
+            drop(left);
+        }
+    }
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.patience.lock().until.try_remove(self.id);
+        self.leave();
     }
 }
 
@@ -109,12 +155,10 @@ async fn look(patience: Arc<Patience>) {
     loop {
         sleep(TICK).await;
         let now = Instant::now();
-        let mut awaited = patience.lock();
-        for (_, (until, tell)) in &mut awaited.until {
-            if *until <= now {
-                *tell = None;
-            }
+        for waiter in over(&patience, now) {
+            waiter.wake();
         }
+        let mut awaited = patience.lock();
         if !awaited.until.is_empty() {
             idle_since = now;
         } else if now.duration_since(idle_since) >= LINGER {
@@ -124,6 +168,17 @@ async fn look(patience: Arc<Patience>) {
             return;
         }
     }
+}
+
+/// Those whose time is over, to be woken.
+fn over(patience: &Patience, now: Instant) -> Vec<Waker> {
+    let mut awaited = patience.lock();
+    let late = awaited.until.iter_mut().filter(|(_, (until, _))| *until <= now);
+    let wakers = late.filter_map(|(_, (_, waiter))| match std::mem::replace(waiter, Waiter::Over) {
+        Waiter::Waits(waker) => Some(waker),
+        Waiter::Over => None,
+    });
+    wakers.collect()
 }
 
 #[cfg(test)]

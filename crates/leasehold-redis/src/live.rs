@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use leasehold_core::{Elapsed, Patience};
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::task::unconstrained;
@@ -99,13 +100,14 @@ impl Live {
         Box::pin(async move { live.send_all(&pipeline).await })
     }
 
-    /// The answer, if it comes in time.
-    async fn answered<T>(&self, answer: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+    /// The answer, if it comes in time. Not an async function: that would keep the driver's future, of a kilobyte, twice.
+    fn answered<T>(
+        &self,
+        answer: impl Future<Output = Result<T, RedisError>>,
+    ) -> impl Future<Output = Result<T, RedisError>> {
         // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before the command is queued.
-        match self.time_outs.within(self.response_timeout, unconstrained(answer)).await {
-            Ok(answer) => answer,
-            Err(Elapsed) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
-        }
+        let within = self.time_outs.within(self.response_timeout, unconstrained(answer));
+        within.map(|answer| answer.unwrap_or_else(|Elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into())))
     }
 
     /// Which run of the server this is; empty if it does not tell.
