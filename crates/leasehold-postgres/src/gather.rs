@@ -16,6 +16,7 @@ use crate::{
     connection::Link,
     error,
     keys::{AdvisoryKey, Family},
+    session::Owner,
     wire::Wire,
 };
 
@@ -106,14 +107,15 @@ pub(crate) struct Carrier {
     pub(crate) patience: Duration,
     /// Longer than that no answer is waited for: the session is over by then.
     pub(crate) limit: Duration,
+    pub(crate) owner: Owner,
     /// Signs that nobody needs any more, to be taken down with whatever goes out next.
     leaving: SyncMutex<Vec<(Name, Signs)>>,
 }
 
 impl Carrier {
     pub(crate) fn new(link: &Arc<Link>, wire: Wire, patience: Duration, limit: Duration) -> Arc<Self> {
-        let wire = Arc::new(Mutex::new(wire));
-        Arc::new(Self { link: Arc::clone(link), wire, patience, limit, leaving: SyncMutex::default() })
+        let (owner, wire) = (wire.owner(), Arc::new(Mutex::new(wire)));
+        Arc::new(Self { link: Arc::clone(link), wire, patience, limit, owner, leaving: SyncMutex::default() })
     }
 
     /// These signs are needed no longer by this waiter.

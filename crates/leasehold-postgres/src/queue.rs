@@ -81,10 +81,12 @@ impl Candidate {
         let epoch = waiting.epoch();
         let signs = self.want.signs();
         let take = self.take(Some(signs), false);
+        // However it ends, who puts them up sees to them.
+        let signs_up = self.signs_up.take().unwrap_or_else(|| SignsUp::new(&self.claim, &self.wakes, signs));
         let signed = match run(&self.claim, "acquire", Job::Take(take)).await {
             Ok(Done::Granted { key, token }) => {
                 // The statement has taken the signs down.
-                self.signs_up.take().into_iter().for_each(SignsUp::disarm);
+                signs_up.disarm();
                 return self.granted(key, token).map(Tried::Granted);
             }
             Ok(Done::Refused { signed }) => signed,
@@ -92,12 +94,11 @@ impl Candidate {
             Err(error) => {
                 if error.kind() == ErrorKind::Indeterminate {
                     // Whoever sees to the late answer sees to the signs.
-                    self.signs_up.take().into_iter().for_each(SignsUp::disarm);
+                    signs_up.disarm();
                 }
                 return Err(error);
             }
         };
-        let signs_up = self.signs_up.take().unwrap_or_else(|| SignsUp::new(&self.claim, &self.wakes, signs));
         // One of two may be up: then they go, and are put up again together.
         self.signs_up = Some(signs_up).filter(|_| signed);
         let longest = link.config.safety_net.min(self.request.ttl().as_duration() / 8);

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -38,6 +38,23 @@ pub(crate) struct Handle {
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
     next: AtomicU64,
+}
+
+/// Whose connection it is, to be told before the connection is given up: with that the server frees all that is held.
+#[derive(Clone, Default)]
+pub(crate) struct Owner(Arc<OnceLock<Weak<Session<PostgresSessions>>>>);
+
+impl Owner {
+    fn set(&self, session: &Arc<Session<PostgresSessions>>) {
+        // Once for each connection.
+        let _: &_ = self.0.get_or_init(|| Arc::downgrade(session));
+    }
+
+    pub(crate) fn end(&self) {
+        if let Some(session) = self.0.get().and_then(Weak::upgrade) {
+            session.end(LossReason::SessionEnded);
+        }
+    }
 }
 
 /// One of the connections that the configuration allows.
@@ -165,6 +182,10 @@ impl SessionDriver for PostgresSessions {
             next: AtomicU64::new(0),
         };
         Ok(Opened { handle, deadline: time.deadline_from(sent) })
+    }
+
+    fn started(&self, session: &Arc<Session<Self>>) {
+        session.handle().carrier.owner.set(session);
     }
 
     async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {

@@ -1,6 +1,6 @@
 //! [`SessionDriver`]: what a backend brings.
 
-use std::{fmt::Debug, hash::Hash};
+use std::{fmt::Debug, hash::Hash, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -8,6 +8,7 @@ use crate::{
     clock::{Deadline, Moment},
     error::Result,
     request::Request,
+    session::Session,
     ttl::Ttl,
 };
 
@@ -36,6 +37,14 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// As the driver fails; what may have been opened is then closed or expires.
     async fn open(&self, time: &SessionTime) -> Result<Opened<Self::Handle>>;
 
+    /// The session that was opened through this handle. For drivers that may find out by themselves that it is over: they
+    /// [end](Session::end) it *before* the server can free what it owns.
+    fn started(&self, _session: &Arc<Session<Self>>)
+    where
+        Self: Sized,
+    {
+    }
+
     /// Renews the session and says until when it now lives: never later than what the server has *proved*.
     ///
     /// # Errors
@@ -46,13 +55,15 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// What the server says that this session owns.
     ///
     /// # Errors
-    /// As the driver fails; it is asked again at the next renewal.
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session is over; otherwise as the driver fails, and it is asked again
+    /// at the next renewal.
     async fn owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
 
     /// Removes what no guard and no request of ours owns.
     ///
     /// # Errors
-    /// As the driver fails; it is tried again at the next renewal.
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session is over; otherwise as the driver fails, and it is tried again
+    /// at the next renewal.
     async fn disown(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
 
     /// Ends the session, and with it all that it owns. Best effort: what is not closed expires.

@@ -148,15 +148,18 @@ impl<D: SessionDriver> Session<D> {
                 Err(over())
             }
             Err(error) => {
-                if error.kind() == ErrorKind::Lost {
-                    self.end(LossReason::SessionEnded);
-                }
+                self.end_if_lost(&error);
                 Err(error)
             }
         };
-        if outcome.is_ok() {
-            reconcile::reconcile(self).await;
-        }
+        let outcome = match outcome {
+            Ok(()) => {
+                reconcile::reconcile(self).await;
+                // What was renewed may have ended since, and be known to have.
+                if self.is_live() { Ok(()) } else { Err(over()) }
+            }
+            failed => failed,
+        };
         *last = Some((sent, outcome.clone()));
         outcome
     }
@@ -182,6 +185,13 @@ impl<D: SessionDriver> Session<D> {
         self.ended.notify_waiters();
         for sink in sinks {
             sink.lost(reason);
+        }
+    }
+
+    /// It is over if this error says so.
+    pub(super) fn end_if_lost(&self, error: &Error) {
+        if error.kind() == ErrorKind::Lost {
+            self.end(LossReason::SessionEnded);
         }
     }
 
@@ -213,11 +223,15 @@ impl<D: SessionDriver> Session<D> {
         Ok(())
     }
 
-    /// Claims a name. `Ok(None)` if the session has ended.
-    pub(super) fn claim(self: &Arc<Self>, name: D::Claim) -> Result<Option<Claim<D>>> {
+    /// Claims a name.
+    pub(super) fn claim(self: &Arc<Self>, name: D::Claim) -> Result<Claimed<D>> {
         let mut state = self.lock();
         if state.end.is_some() {
-            return Ok(None);
+            return Ok(Claimed::Ended);
+        }
+        // It may have filled up since it was chosen.
+        if state.claims.len() >= self.driver.capacity() {
+            return Ok(Claimed::Full);
         }
         if state.claims.contains_key(&name) || state.disowning.contains(&name) || state.retired.contains(&name) {
             return Err(Error::new(ErrorKind::Contended, "this session has it already"));
@@ -231,7 +245,7 @@ impl<D: SessionDriver> Session<D> {
         }
         state.claims.insert(name.clone(), standing);
         drop(state);
-        Ok(Some(Claim::new(Arc::clone(self), name, number, frozen)))
+        Ok(Claimed::Place(Claim::new(Arc::clone(self), name, number, frozen)))
     }
 
     pub(super) fn hold(&self, name: &D::Claim, sink: LossSink) -> bool {
@@ -285,8 +299,16 @@ impl<D: SessionDriver> Session<D> {
     }
 }
 
+/// How a claim went.
+pub(super) enum Claimed<D: SessionDriver> {
+    Place(Claim<D>),
+    /// As many claims as the driver allows are in it.
+    Full,
+    Ended,
+}
+
 fn over() -> Error {
-    Error::new(ErrorKind::Lost, "the session is over: its deadline came before a renewal did")
+    Error::new(ErrorKind::Lost, "the session is over: its deadline came before a renewal did, or it was ended")
 }
 
 impl<D: SessionDriver> fmt::Debug for Session<D> {

@@ -36,6 +36,7 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) {
         Ok(owned) => owned,
         Err(error) => {
             tracing::debug!(target: "leasehold", %error, "not reconciled");
+            session.end_if_lost(&error);
             let mut state = session.lock();
             (state.doubt, state.touched) = (true, None);
             return;
@@ -70,6 +71,9 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) {
     if !orphans.is_empty() {
         tracing::debug!(target: "leasehold", ?orphans, "removing what nobody here owns");
         let disowned = session.driver().disown(session.handle(), orphans).await;
+        if let Err(error) = &disowned {
+            session.end_if_lost(error);
+        }
         let mut state = session.lock();
         match disowned {
             Ok(()) => state.disowning.clear(),

@@ -12,7 +12,7 @@ use crate::{
     clock::Moment,
     error::{Error, ErrorKind, Result},
     request::Request,
-    session::{Claim, Session, SessionDriver, SessionTime},
+    session::{Claim, Session, SessionDriver, SessionTime, live::Claimed},
     signal::LossReason,
     ttl::Ttl,
 };
@@ -68,7 +68,8 @@ impl<D: SessionDriver> Sessions<D> {
         request: &Request,
         name: impl Fn(&D::Handle, u32) -> D::Claim + Send,
     ) -> Result<Claim<D>> {
-        for _ in 0..TRIES {
+        let mut ended = 0;
+        while ended < TRIES {
             let session = match self.find(request.ttl()) {
                 Some(session) => session,
                 None => self.open(request).await?,
@@ -84,8 +85,11 @@ impl<D: SessionDriver> Sessions<D> {
                     claimed => break claimed?,
                 }
             };
-            if let Some(claim) = claimed {
-                return Ok(claim);
+            match claimed {
+                Claimed::Place(claim) => return Ok(claim),
+                // Each time, there is one session more; or the driver refuses to open another.
+                Claimed::Full => {}
+                Claimed::Ended => ended += 1,
             }
         }
         Err(Error::new(ErrorKind::Unavailable, "sessions end as soon as they are opened; see the server's log"))
@@ -139,6 +143,7 @@ impl<D: SessionDriver> Sessions<D> {
         match self.driver.open(&time).await {
             Ok(opened) => {
                 let session = Session::start(&self.driver, opened, time, sent);
+                self.driver.started(&session);
                 self.lock().entry(ttl).or_default().push(Arc::clone(&session));
                 *failure = None;
                 Ok(session)

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,7 +29,11 @@ struct Server {
     renewed: AtomicUsize,
     closed: AtomicUsize,
     disowned: Mutex<Vec<u32>>,
-    down: std::sync::atomic::AtomicBool,
+    down: AtomicBool,
+    /// The next look at what a session owns finds that it is over.
+    over_when_looked_at: AtomicBool,
+    /// Zero for any number.
+    capacity: usize,
 }
 
 impl Server {
@@ -51,6 +55,10 @@ impl SessionDriver for Server {
     type Handle = u32;
     type Claim = u32;
 
+    fn capacity(&self) -> usize {
+        if self.capacity == 0 { usize::MAX } else { self.capacity }
+    }
+
     async fn open(&self, time: &SessionTime) -> Result<Opened<u32>> {
         let sent = time.now();
         self.trip().await?;
@@ -71,6 +79,9 @@ impl SessionDriver for Server {
 
     async fn owned(&self, handle: &u32) -> Result<Owned<u32>> {
         self.trip().await?;
+        if self.over_when_looked_at.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Lost, "the connection was given up"));
+        }
         let claims = self.sessions.lock().unwrap().get(handle).cloned().unwrap_or_default();
         Ok(Owned { claims, broken: self.broken.lock().unwrap().clone() })
     }
@@ -180,6 +191,35 @@ async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
     assert!(!waiter.hold(sink), "nothing is granted in a session that is over");
     let next = sessions.claim(&request, |_, _| 3).await.unwrap();
     assert_ne!(next.session().id(), holder.session().id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_found_over_after_its_renewal_is_not_renewed() {
+    let (server, sessions, clock) = setup();
+    let claim = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+    let (lock, sink) = sink(&clock);
+    assert!(claim.hold(sink));
+    server.over_when_looked_at.store(true, Ordering::Relaxed);
+    assert_eq!(claim.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(server.renewed.load(Ordering::Relaxed), 1);
+    assert_eq!(lock.signal().loss(), Some(LossReason::SessionEnded));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_one_renewal_do_not_overfill_its_session() {
+    let server = Arc::new(Server { capacity: 3, ..Server::default() });
+    let (sessions, clock) = (Arc::new(Sessions::new(Arc::clone(&server))), Arc::new(TestClock::new()));
+    let request = request(&clock, 10);
+    drop(sessions.claim(&request, |_, _| 0).await.unwrap());
+    // Less than half of the TTL is left: whoever claims renews first.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let claims = futures_util::future::join_all((1..=20).map(|n| sessions.claim(&request, move |_, _| n))).await;
+    let claims: Vec<_> = claims.into_iter().map(Result::unwrap).collect();
+    let mut filled = HashMap::new();
+    for claim in &claims {
+        *filled.entry(*claim.session().handle()).or_insert(0) += 1;
+    }
+    assert!(filled.len() == 7 && filled.values().all(|claims| *claims <= 3), "{filled:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ use crate::{
     error,
     gather::{Answer, Done, Job, Name, Signs, Want},
     keys::AdvisoryKey,
-    session::Counted,
+    session::{Counted, Owner},
     statement::{Op, Row},
     wire::signs::Board,
 };
@@ -27,6 +27,7 @@ pub(crate) struct Wire {
     /// `None` once it is gone, and everything with it.
     connection: Option<PgConnection>,
     counted: Option<Counted>,
+    owner: Owner,
     pid: i32,
     /// Whether commits wait for a standby.
     synchronous: bool,
@@ -105,6 +106,7 @@ impl Wire {
         Self {
             connection: Some(connection),
             counted: Some(counted),
+            owner: Owner::default(),
             pid,
             synchronous,
             database,
@@ -113,6 +115,11 @@ impl Wire {
             broken: HashMap::new(),
             superfluous: Vec::new(),
         }
+    }
+
+    /// Whom it tells when it is given up.
+    pub(crate) fn owner(&self) -> Owner {
+        self.owner.clone()
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -252,7 +259,13 @@ impl Wire {
     async fn recover(&mut self, link: &Link, planned: &[Planned], failure: Failure) -> Result<Error, Error> {
         for planned in planned {
             match &planned.what {
-                What::Take { key, .. } => drop(self.held.remove(key)),
+                What::Take { key, signs, sole, .. } => {
+                    self.held.remove(key);
+                    if *sole {
+                        // Those that its row has not taken down are removed below.
+                        signs.iter().flat_map(Signs::each).for_each(|sign| self.signs.fell(sign));
+                    }
+                }
                 What::Join { name, key, .. } => {
                     if let Some(Held::Shared { names, .. }) = self.held.get_mut(key) {
                         names.retain(|joining| joining != name);

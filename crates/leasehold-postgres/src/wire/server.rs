@@ -110,8 +110,9 @@ impl Wire {
         self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint()))
     }
 
-    /// Gives the connection up, and with it all that it has.
+    /// Gives the connection up, and with it all that it has. Those who hold are told before the server can free it.
     pub(super) fn lose(&mut self, why: Error) -> Error {
+        self.owner.end();
         (self.connection, self.counted) = (None, None);
         self.held.clear();
         self.signs.clear();
@@ -213,7 +214,12 @@ impl Wire {
 
     /// Removes what only the server has; what it had before, and which of these marks others have.
     pub(super) async fn clean(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>> {
-        let cleaned = self.try_clean(link, marks).await;
+        let mut cleaned = self.try_clean(link, marks.clone()).await;
+        if let Err(Failure::Statement(error)) = &cleaned {
+            // One that somebody cancelled, say.
+            tracing::debug!(target: "leasehold", %error, "asking again");
+            cleaned = self.try_clean(link, marks).await;
+        }
         cleaned.map_err(|failure| match failure {
             Failure::Over(error) => error,
             // Nobody knows what it has.

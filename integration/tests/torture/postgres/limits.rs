@@ -9,11 +9,11 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use leasehold_core::{ErrorKind, LockGuard};
+use leasehold_core::{ErrorKind, LockBackend, LockClient, LockGuard};
 use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::task::block_in_place;
 
-use super::support::{client_of, connect, nothing_left};
+use super::support::{client_of, connect, nothing_left, only_left};
 use crate::support::{is_a_fault, millis, nothing_panicked};
 
 const TTL: u64 = 10_000;
@@ -110,9 +110,9 @@ async fn a_lock_table_that_is_full_is_a_typed_error_and_a_half_done_batch_leaves
     for guard in held {
         guard.release().await.unwrap();
     }
+    // With the session alive: what a failed statement took is given back, and does not merely expire.
+    block_in_place(|| only_left(&server, &["kept"]));
     kept.release().await.unwrap();
-    // Also with the session alive: what a failed statement took is given back before any expiry.
-    block_in_place(|| nothing_left(&server, millis(TTL)));
     client.mutex("0/0").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
@@ -191,6 +191,68 @@ async fn statements_that_are_cancelled_are_typed_errors_and_leave_nothing() {
     for n in 0..32 {
         client.mutex(format!("k{n}")).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
     }
-    block_in_place(|| nothing_left(&server, millis(TTL)));
+    // It keeps the session alive: nothing merely expires.
+    let kept = client.mutex("kept").lock_within(PATIENCE).await.unwrap();
+    block_in_place(|| only_left(&server, &["kept"]));
+    kept.release().await.unwrap();
+    nothing_panicked();
+}
+
+/// The same with those who wait: a sign that is left keeps readers out, or lets every release notify.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
+    let server = PostgresServer::start().unwrap();
+    // Two clients on one backend: two waiters of one key have one sign.
+    let backend = leasehold_postgres::PostgresBackend::connect(&server.url()).await.unwrap();
+    let backend: Arc<dyn LockBackend> = backend;
+    let clients =
+        [LockClient::new(Arc::clone(&backend)), LockClient::new(backend), connect(&server.url()).await.unwrap()];
+    let mut psql = server.psql_session().unwrap();
+    let (faults, end) = (Arc::new(AtomicU32::new(0)), Instant::now() + 3 * PATIENCE);
+    let over = move |faults: &AtomicU32| faults.load(Ordering::Relaxed) >= FAULTS || Instant::now() > end;
+    let work = (0..30_usize).map(|n| {
+        let (client, faults) = (&clients[n % 3], &faults);
+        async move {
+            while !over(faults) {
+                let name = format!("k{}", n % 2);
+                let limit = millis(20);
+                let outcome = match n % 5 {
+                    0 | 1 => client.rwlock(name).write_within(limit).await,
+                    2 | 3 => client.rwlock(name).read_within(limit).await,
+                    _ => client.semaphore(name, 1).acquire_within(limit).await,
+                };
+                match outcome {
+                    Ok(guard) => {
+                        tokio::time::sleep(millis(5)).await;
+                        drop(guard.release().await);
+                    }
+                    Err(error) if error.kind() == ErrorKind::TimedOut => {}
+                    Err(error) => {
+                        assert!(is_a_fault(error.kind()), "{error:?}");
+                        faults.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    });
+    let counted = Arc::clone(&faults);
+    let cancelling = tokio::task::spawn_blocking(move || {
+        while !over(&counted) {
+            // Not the looks at what is held: a session that may not look is given up, and leaves nothing.
+            let sql = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE state = 'active'                        AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND query LIKE '%unnest%'";
+            psql.ask(sql, PATIENCE).unwrap();
+        }
+    });
+    let (_, cancelled) = tokio::join!(join_all(work), cancelling);
+    cancelled.unwrap();
+    assert!(faults.load(Ordering::Relaxed) >= FAULTS, "hardly a statement was cancelled");
+    let mut kept = Vec::new();
+    for (n, client) in clients.iter().enumerate() {
+        kept.push(client.mutex(format!("kept{n}")).lock_within(PATIENCE).await.unwrap());
+    }
+    block_in_place(|| only_left(&server, &["kept0", "kept1", "kept2"]));
+    for guard in kept {
+        guard.release().await.unwrap();
+    }
     nothing_panicked();
 }

@@ -9,6 +9,7 @@ mod own;
 mod partition;
 mod pooler;
 mod process;
+mod reconcile;
 mod role;
 mod same_key;
 mod session;

@@ -43,6 +43,23 @@ pub(super) fn nothing_left(server: &PostgresServer, patience: Duration) {
     census::nothing_left(patience, || census::postgres(server)).unwrap();
 }
 
+/// Of all advisory locks on this server only those of these names are left, soon.
+#[track_caller]
+pub(super) fn only_left(server: &PostgresServer, names: &[&str]) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let all = census::postgres(server).unwrap();
+        if all.len() == names.len() {
+            for name in names {
+                holder(server, name);
+            }
+            return;
+        }
+        assert!(Instant::now() < until, "{all:?} are left, and not only {names:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A client with the defaults, or why there is none.
 pub(super) async fn connect(url: &str) -> Result<LockClient> {
     PostgresBackend::connect(url).await.map(LockClient::new)
