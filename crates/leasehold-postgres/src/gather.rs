@@ -20,6 +20,9 @@ use crate::{
     wire::Wire,
 };
 
+/// Attempts at permits that travel together.
+const PERMITS: u64 = 16;
+
 /// One acquisition in one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Name {
@@ -128,15 +131,23 @@ impl Carrier {
     }
 }
 
+/// All may travel together: rows are done in their order. So each has a lane of its own, but for attempts at permits: each is a
+/// statement more, and all that travel together share one time-out.
+fn lane(job: &Job) -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    match job {
+        Job::Take(Take { want: Want::Permit(_), .. }) => u64::MAX - next % PERMITS,
+        _ => next,
+    }
+}
+
 impl session::Carrier for Carrier {
     type Job = Job;
     type Answer = Answer;
 
     fn lane(&self, job: &Job) -> u64 {
-        // All may travel together: rows are done in their order. So each has a lane of its own.
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let _ = job;
-        NEXT.fetch_add(1, Ordering::Relaxed)
+        lane(job)
     }
 
     fn carry(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Answer>> {
@@ -226,5 +237,26 @@ impl Job {
 impl fmt::Debug for Carrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Carrier").field("patience", &self.patience).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::keys::{KeyScheme, Names};
+
+    #[test]
+    fn locks_all_travel_together_and_of_permits_only_some() {
+        let take = |want: Want| {
+            let name = Name { key: want.key(), number: 0 };
+            Job::Take(Take { name, want, signs: None, courteous: false })
+        };
+        let lanes = |want: &Want| (0..100).map(|_| lane(&take(want.clone()))).collect::<HashSet<_>>().len();
+        assert_eq!(lanes(&Want::Exclusive(AdvisoryKey::Int64(1))), 100);
+        let names = Names { scheme: KeyScheme::default(), prefix: Arc::default() };
+        let family = names.semaphore(&"gpu".try_into().unwrap(), 4).unwrap();
+        assert_eq!(lanes(&Want::Permit(family)), PERMITS as usize);
     }
 }
