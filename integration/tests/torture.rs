@@ -6,6 +6,8 @@
 mod bad_input;
 #[path = "torture/chaos.rs"]
 mod chaos;
+#[path = "torture/closing.rs"]
+mod closing;
 #[path = "torture/crowd.rs"]
 mod crowd;
 #[path = "torture/dropped.rs"]

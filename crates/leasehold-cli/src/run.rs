@@ -95,15 +95,16 @@ fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
     };
     match order {
         Order::Terminate => {
-            say(&format!("the lock `{}` {why}; terminating the program", guard.key()));
+            // Before anything is said: nobody may be reading.
             child.end_all(Signal::TERM);
             // A stopped program cannot end by itself.
             #[cfg(unix)]
             child.end_all(Signal::CONT);
+            say(&format!("the lock `{}` {why}; terminated the program", guard.key()));
         }
         Order::Kill => {
-            say(&format!("the lock `{}` {why}; killing the program", guard.key()));
             child.kill();
+            say(&format!("the lock `{}` {why}; killed the program", guard.key()));
         }
     }
 }

@@ -19,6 +19,8 @@ use crate::{
 
 /// Acquires as `spec` says, but waits as `wait` says.
 pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<LockGuard> {
+    // Until the guard is there, or what was granted is on its way back.
+    let _under_way = client.under_way();
     let waiting = Waiting::begin(client);
     let acquired = granted(client, spec, wait).await.and_then(|grant| finish(client, spec, grant));
     // No `.await` since the grant: it cannot be dropped on the way.

@@ -6,13 +6,15 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
     runtime::Handle,
     sync::{Notify, OnceCell},
+    time::timeout,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     backend::LockBackend,
@@ -35,6 +37,9 @@ use crate::{
     telemetry,
     ttl::Ttl,
 };
+
+/// How long [`LockClient::close`] waits for what is under way.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where locks come from: one per backend and program. Cloning is cheap and gives the same client.
 ///
@@ -163,8 +168,9 @@ impl LockClient {
     }
 
     /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost to
-    /// [`LossReason::ClientClosed`] and their locks released, what runs in the background ends, the backend is closed.
-    /// After it every operation says [`ErrorKind::Closed`].
+    /// [`LossReason::ClientClosed`] and their locks released, what is under way ends, the backend is closed.
+    /// After it every operation says [`ErrorKind::Closed`]. It waits for 5 s at most: a release that fails is tried again for 2 s,
+    /// and an acquisition that nobody polls is left to expire.
     ///
     /// # Errors
     /// As the backend fails to close. Locks that could not be released expire.
@@ -296,7 +302,8 @@ impl Client {
         }
         self.keeper.stop();
         self.tasks.close();
-        self.tasks.wait().await;
+        // A caller may have stopped polling its acquisition, which then never ends.
+        drop(timeout(CLOSE_PATIENCE, self.tasks.wait()).await);
         self.backend.close().await
     }
 
@@ -326,6 +333,11 @@ impl Client {
     /// Runs something to its end, if the runtime lives. Never panics or blocks; works outside of the runtime.
     pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.spawn(self.tasks.track_future(work));
+    }
+
+    /// `close` waits for as long as it lives: for what is polled in place.
+    pub(crate) fn under_way(&self) -> TaskTrackerToken {
+        self.tasks.token()
     }
 
     /// As [`in_background`](Self::in_background), but `close` does not wait for it.

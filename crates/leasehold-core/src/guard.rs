@@ -60,7 +60,7 @@ impl LockGuard {
     pub async fn release(mut self) -> Result<Released> {
         let Some(hold) = self.hold.take() else { return Ok(Released::AlreadyLost) };
         if !hold.unshare() {
-            return Ok(Released::StillHeld);
+            return Ok(if hold.loss().is_some() { Released::AlreadyLost } else { Released::StillHeld });
         }
         match Releasing::start(&hold) {
             Some(releasing) => releasing.await,

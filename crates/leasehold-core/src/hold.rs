@@ -172,7 +172,10 @@ impl Hold {
                     }
                 }
             }
-            Err(error) if error.kind() == ErrorKind::Lost => self.lose(LossReason::Replaced),
+            Err(error) if error.kind() == ErrorKind::Lost => {
+                let late = self.deadline().is_past(self.request.now());
+                self.lose(if late { LossReason::Expired } else { LossReason::Replaced });
+            }
             Err(error) => tracing::debug!(target: "leasehold", parent: &self.span, %error, "not renewed"),
         }
         renewed

@@ -1,7 +1,7 @@
 //! [`Releasing`]: a release on its way, in the caller's task or in the background.
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -17,6 +17,9 @@ use crate::{
 
 /// The pause before a failed release is tried again, doubled each time, until the deadline.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// For how long it is still tried once the client is being closed.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// Releases a hold. Polled in place; dropped half-way, it goes on in the background.
 #[must_use]
@@ -62,9 +65,16 @@ impl Releasing {
         let mut outcome = (&mut self).await;
         drop(self);
         let mut pause = FIRST_PAUSE;
+        let mut closed = pin!(async {
+            hold.client.context.closing.cancelled().await;
+            tokio::time::sleep(CLOSING).await;
+        });
         while outcome.as_ref().is_err_and(crate::Error::is_retryable) && !hold.deadline().is_past(hold.request.now()) {
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+            tokio::select! {
+                () = &mut closed => break,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = LONGEST_PAUSE.min(pause * 2);
             outcome = Arc::clone(&hold.lease).release().await;
         }
         telemetry::released(&hold.client, &outcome);

@@ -121,7 +121,7 @@ impl RedisBackend {
         let prefix = &self.link.config.prefix;
         Keys::check(prefix, request.key()).map_err(in_acquire)?;
         self.capabilities.check(request.mode(), request.ttl()).map_err(in_acquire)?;
-        if request.token_floor().is_some_and(|floor| floor.get() + 2 >= TOKEN_LIMIT) {
+        if request.token_floor().is_some_and(|floor| floor.get() >= TOKEN_LIMIT - 2) {
             return Err(error::plain(ErrorKind::InvalidInput, "acquire", "a token floor must stay below 2^53"));
         }
         let keys = Keys::new(prefix, request.key());

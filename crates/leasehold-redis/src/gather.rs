@@ -181,7 +181,7 @@ async fn alone(link: &Link, operation: Operation, request: &Request) -> Result<V
     way.read(&live, &mut answers.into_iter()).map_err(|error| error::of_command(error, name, Effect::None))
 }
 
-/// Sends pipeline after pipeline until the queue is empty. `sent`: how many were sent when it was known that there is
+/// Sends pipeline after pipeline until the queue is empty or there is no connection. `sent`: how many were sent when it was known that there is
 /// something to send.
 async fn work(link: Arc<Link>, mut sent: usize) {
     let gather = &link.gather;
@@ -206,12 +206,15 @@ async fn work(link: Arc<Link>, mut sent: usize) {
                 let entries = {
                     let mut queue = gather.lock();
                     gather.queued.store(0, Ordering::Release);
+                    queue.workers -= 1;
                     std::mem::take(&mut queue.entries)
                 };
                 for entry in entries {
                     let name = entry.operation.name();
                     entry.answer(Err(error.clone().with_operation(name)));
                 }
+                // Whoever comes next starts another: without a connection, going on would be an endless loop.
+                return;
             }
         }
         sent = gather.sent();

@@ -1,0 +1,67 @@
+use std::time::Duration;
+
+use leasehold_core::ErrorKind;
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::RedisServer,
+};
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
+
+use crate::support::{PATIENCE, client_of, millis, nothing_panicked};
+
+const TTL: u64 = 60_000;
+
+/// So many are released that some are gathered.
+#[tokio::test]
+async fn nothing_runs_on_after_a_client_with_many_locks_is_closed() {
+    let server = RedisServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let mut held = Vec::new();
+    for n in 0..100 {
+        held.push(client.mutex(format!("k{n}")).lock().await.unwrap());
+    }
+    client.close().await.unwrap();
+    assert!(held.iter().all(|guard| !guard.is_held()));
+    drop((held, client));
+    let ended = async {
+        while Handle::current().metrics().num_alive_tasks() > 0 {
+            sleep(millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("a task runs on");
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_comes_while_the_client_is_closed_is_given_back_before_that_returns() {
+    let server = RedisServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let client = client_of(&server.url_at(proxy.addr()), TTL).await;
+    let rival = client_of(&server.url(), TTL).await;
+    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    proxy.delay(Direction::ServerToClient, millis(300));
+    let mutex = client.mutex("k");
+    let locking = tokio::spawn(async move { mutex.lock().await });
+    sleep(millis(100)).await;
+    client.close().await.unwrap();
+    assert_eq!(locking.await.unwrap().expect_err("granted by a closed client").kind(), ErrorKind::Closed);
+    rival.mutex("k").try_lock().await.expect("it was left locked").release().await.unwrap();
+    nothing_panicked();
+}
+
+/// By a time that is far below the TTL, until which a release would otherwise be tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_closes_although_its_server_is_dead_and_releases_fail() {
+    let mut server = RedisServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let (dropped, kept) = (client.mutex("dropped").lock().await.unwrap(), client.mutex("kept").lock().await.unwrap());
+    server.kill();
+    drop(dropped);
+    sleep(Duration::from_millis(500)).await;
+    timeout(PATIENCE, client.close()).await.expect("hangs").unwrap();
+    assert!(!kept.is_held());
+    nothing_panicked();
+}
