@@ -53,7 +53,7 @@ impl Sight {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("INFO").arg("server");
         pipeline.cmd("INFO").arg("persistence");
-        pipeline.cmd("CONFIG").arg("GET").arg("appendfsync");
+        pipeline.cmd("CONFIG").arg("GET").arg("*appendfsync*");
         let answers = live.send_all(&pipeline).await;
         let answers = answers.map_err(|error| link.failed(live, error, "recall", Effect::None))?;
         let mut answers = answers.into_iter();
@@ -61,9 +61,12 @@ impl Sight {
         let server: String = redis::from_redis_value(next()).unwrap_or_default();
         let persistence: String = redis::from_redis_value(next()).unwrap_or_default();
         let settings: HashMap<String, String> = redis::from_redis_value(next()).unwrap_or_default();
-        let every_write = settings.get("appendfsync").is_some_and(|when| when == "always");
+        // Otherwise it forgets to, while it rewrites its file.
+        let is = |setting: &str, value: &str| settings.get(setting).is_some_and(|set| set == value);
+        let every_write = is("appendfsync", "always") && is("no-appendfsync-on-rewrite", "no");
         let durable = field(&persistence, "aof_enabled") == "1" && every_write;
-        let up = Duration::from_secs(field(&server, "uptime_in_seconds").parse().unwrap_or(0));
+        // The server subtracts two times that it has cut to whole seconds: it may say nearly one too many.
+        let up = Duration::from_secs(field(&server, "uptime_in_seconds").parse::<u64>().unwrap_or(0).saturating_sub(1));
 
         let run = live.run_id();
         let arguments = |cmd: &mut redis::Cmd| {

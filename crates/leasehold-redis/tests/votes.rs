@@ -5,8 +5,8 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    LockBackend, Mode, Released,
-    quorum::{QuorumNode, Terms},
+    FencingToken, LockBackend, Mode, Released, TokenVote,
+    quorum::{Fence, QuorumNode, Terms},
 };
 use support::{Server, granted, key, request, ttl};
 
@@ -54,5 +54,43 @@ async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
         Arc::clone(&backend).stop_waiting(healing).await.unwrap();
         assert_eq!(Arc::clone(&backend).withdraw(first).await.unwrap(), Released::AlreadyLost);
         assert_eq!(lease.release().await.unwrap(), Released::Freed, "{mode:?}");
+    }
+}
+
+/// The scripts draw and accept tokens as the functions do that the model and the simulation call.
+#[tokio::test]
+async fn the_scripts_decide_on_tokens_as_the_model_does() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    let (mut stored, mut stale) = (None::<Fence>, None);
+    for ahead in [0, 1_000, -1_000] {
+        let floor = stored.map_or(1_000_000, |fence| fence.token.get()).saturating_add_signed(ahead);
+        let asked = request("k").with_ttl(ttl(TTL)).for_node(terms).with_token_floor(FencingToken::new(floor));
+        let lease = granted(&backend, asked.clone()).await;
+        let drawn = Fence::granted(stored, FencingToken::new(floor + 1), asked.owner());
+        assert_eq!(lease.fencing_token(), Some(drawn.token));
+        stored = Some(drawn);
+        for delta in [0, -1, 0, 1, 1, -3, 0, 7] {
+            let token = FencingToken::new(stored.unwrap().token.get().saturating_add_signed(delta));
+            for (owner, lease) in
+                [(asked.owner(), &lease)].into_iter().chain(stale.as_ref().map(|(owner, lease)| (*owner, lease)))
+            {
+                let fence = Fence { token, owner };
+                let vote = Fence::accepts(stored, Some(asked.owner()), fence);
+                assert_eq!(
+                    Arc::clone(lease).raise_token(token).await.unwrap(),
+                    vote,
+                    "{stored:?}, asked for {fence:?}"
+                );
+                if vote == TokenVote::Accepted {
+                    stored = Some(fence);
+                }
+            }
+        }
+        assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
+        let token = FencingToken::new(stored.unwrap().token.get() + 1);
+        assert_eq!(Arc::clone(&lease).raise_token(token).await.unwrap(), TokenVote::Refused(None));
+        stale = Some((asked.owner(), lease));
     }
 }

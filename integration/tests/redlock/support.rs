@@ -12,7 +12,9 @@ use leasehold_integration::{
 /// For what must happen at all, on a machine that builds something else beside.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Of locks whose expiry no test waits for.
-pub(crate) const TTL: Duration = Duration::from_secs(20);
+pub(crate) const TTL: Duration = Duration::from_secs(60);
+/// Within which what is given back is gone, far below the TTL: it does not merely expire.
+const GIVEN_BACK: Duration = Duration::from_secs(15);
 /// Options with which a busy machine does not look like a silent server.
 pub(crate) const PATIENT: &str = "?node-timeout=10s&response-timeout=10s&connect-timeout=10s";
 
@@ -87,6 +89,6 @@ pub(crate) async fn eventually(client: &LockClient, key: &str) -> LockGuard {
 #[track_caller]
 pub(crate) fn nothing_left<'a>(servers: impl IntoIterator<Item = &'a RedisServer>) {
     for server in servers {
-        census::nothing_left(PATIENCE, || census::redis(server)).unwrap();
+        census::nothing_left(GIVEN_BACK, || census::redis(server)).unwrap();
     }
 }

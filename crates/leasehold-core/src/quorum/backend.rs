@@ -137,8 +137,25 @@ impl QuorumBackend {
     async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
         tending::now_and_then(self, request);
+        self.check_ttl(request.ttl())?;
         let request = request.clone().with_order(request.is_in_order() && tries.are_in_order());
         attempt::attempt(self, &request, tries).await.map_err(|error| error.with_backend(self.config.scheme))
+    }
+
+    /// A lock that lives longer than the grace could be granted again by a node that forgot it.
+    fn check_ttl(&self, ttl: Ttl) -> Result<()> {
+        let largest = self.largest_ttl();
+        if ttl <= largest {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "a TTL of {ttl} is longer than the largest of {largest} that the nodes were provisioned with; choose a shorter one, \
+                 or provision them for it"
+            ),
+        )
+        .with_backend(self.config.scheme))
     }
 
     /// What a node's answer is worth.

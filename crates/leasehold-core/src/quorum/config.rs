@@ -46,6 +46,8 @@ impl QuorumConfig {
 
     /// The longest TTL that any lock of this quorum may have, in *all* programs that use it: a node that restarted does not vote
     /// for that long. What the nodes were provisioned with goes before it.
+    ///
+    /// Nodes that cannot [vote on tokens](super::QuorumNode) do not wait: one that frees its locks when it restarts votes at once.
     #[must_use]
     pub fn with_largest_ttl(mut self, ttl: Ttl) -> Self {
         self.largest_ttl = ttl;

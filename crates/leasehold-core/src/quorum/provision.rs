@@ -75,7 +75,9 @@ impl QuorumBackend {
         }
         let nodes = self.all_recollections().await?;
         let marked = nodes.iter().any(|node| node.marked);
-        let grace = provision.largest_ttl.as_duration();
+        // Locks of the largest TTL that was promised before may still be held.
+        let promised = nodes.iter().filter_map(|node| node.largest_ttl).max();
+        let grace = promised.map_or(provision.largest_ttl, |ttl| ttl.max(provision.largest_ttl)).as_duration();
         for (member, node) in self.members.iter().zip(&nodes) {
             // Where nothing was promised yet, a node that was wiped has broken no promise.
             let up = if marked { node.membership.could_grant_for } else { node.up };
