@@ -53,8 +53,9 @@ impl PostgresBackend {
     /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left, [`ErrorKind::Denied`] if it
     ///   refuses the user or the password, or if the sequence of the fencing tokens is missing and the role may not create it: then
     ///   the error says what to run.
-    /// - [`ErrorKind::Unsupported`] for a standby, a pooler in transaction or statement mode, a database that hashes text in its own
-    ///   way, and for TLS without the feature `tls`.
+    /// - [`ErrorKind::Unsupported`] for a server before version 12, a standby, a pooler in transaction or statement mode,
+    ///   a database whose encoding is not UTF8 or that hashes text in its own way, a sequence whose values may fall or be
+    ///   0 or less, and for TLS without the feature `tls`.
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
@@ -199,8 +200,7 @@ fn capabilities(link: &Link, server: Server) -> Capabilities {
     capabilities.permits = true;
     capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
     capabilities.max_ttl = Ttl::from_millis(MAX_TTL).unwrap_or(Ttl::MAX);
-    // Older servers do not cut off a session that has fallen silent: only its connection's end frees what it holds.
-    capabilities.expiry = if server.cuts_off_silent_sessions() { Expiry::Session } else { Expiry::ProcessDeath };
+    capabilities.expiry = expiry(server);
     capabilities.fencing = match (link.config.fencing, server.asynchronous_standbys) {
         (false, _) => Fencing::None,
         // One of them may be promoted without the last tokens.
@@ -217,6 +217,11 @@ fn capabilities(link: &Link, server: Server) -> Capabilities {
     capabilities
 }
 
+/// Older servers do not cut off a session that has fallen silent: only its connection's end frees what it holds.
+fn expiry(server: Server) -> Expiry {
+    if server.cuts_off_silent_sessions() { Expiry::Session } else { Expiry::ProcessDeath }
+}
+
 impl fmt::Display for PostgresBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.capabilities.endpoint)
@@ -226,5 +231,22 @@ impl fmt::Display for PostgresBackend {
 impl fmt::Debug for PostgresBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresBackend").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_servers_that_cut_off_the_silent_have_an_expiry() {
+        for (version, expected) in [
+            (120_000, Expiry::ProcessDeath),
+            (130_014, Expiry::ProcessDeath),
+            (140_000, Expiry::Session),
+            (170_002, Expiry::Session),
+        ] {
+            assert_eq!(expiry(Server { version, asynchronous_standbys: false }), expected, "{version}");
+        }
     }
 }

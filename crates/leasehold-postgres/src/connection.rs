@@ -23,10 +23,12 @@ use crate::{
 
 /// How often the two connections are asked in turn who serves them.
 const ROUNDS: usize = 3;
-/// The server cuts off silent sessions from this version on.
+/// The server cuts off silent sessions, and looks whether a client is still there, from this version on.
 const IDLE_SESSION_TIMEOUT: u32 = 140_000;
-/// `hashtextextended` is there from this version on.
-const OLDEST: u32 = 110_000;
+/// It ends transactions that last from this version on, single statements too.
+const TRANSACTION_TIMEOUT: u32 = 170_000;
+/// `plan_cache_mode`, which the holding sessions need, is there from this version on.
+const OLDEST: u32 = 120_000;
 /// Compared with the server's own: not ASCII, and longer than one round of the hash.
 const SAMPLE: &str = "Leasehold: eine Prüfsumme für Namen 🔒";
 
@@ -46,7 +48,7 @@ pub(crate) struct Link {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Server {
     pub(crate) version: u32,
-    /// Somebody copies the log, and nobody waits for the copies.
+    /// Somebody copies the log whom no commit waits for, or of whom the server does not tell us.
     pub(crate) asynchronous_standbys: bool,
 }
 
@@ -137,32 +139,42 @@ impl Link {
             self.connect("leasehold connects", "connect").await?,
         );
         self.refuse_shared_backends(&mut one, &mut other).await?;
-        let looked = sqlx::query(
-            "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), \
-             (SELECT count(*) FROM pg_stat_replication) > 0 AND current_setting('synchronous_standby_names') = ''",
-        );
-        let row = self.within(looked.fetch_one(&mut one)).await?.map_err(|error| self.failed(error, "connect"))?;
-        let version = u32::try_from(self.read::<i32, _>(&row, 0)?).unwrap_or(0);
-        if version < OLDEST {
-            return Err(self.refused(&format!("it is version {version}; PostgreSQL 14 and later are supported")));
-        }
-        if self.read(&row, 1)? {
-            return Err(self.refused_standby());
-        }
-        let asynchronous_standbys = self.read(&row, 2)?;
-        let hashed = sqlx::query("SELECT hashtextextended($1, 0)").bind(SAMPLE);
-        let row = self.within(hashed.fetch_one(&mut one)).await?.map_err(|error| self.failed(error, "connect"))?;
-        if self.read::<i64, _>(&row, 0)? != hash_text_extended(SAMPLE.as_bytes(), 0) {
-            return Err(self.refused(
-                "it hashes names in another way: the database's encoding must be UTF8, its collation deterministic and its \
-                 machine little-endian",
-            ));
-        }
+        let server = self.look(&mut one).await?;
+        self.refuse_another_hash(&mut one).await?;
         fencing::ensure(self, &mut one).await?;
         for connection in [one, other] {
             drop(timeout(self.config.timeout, connection.close()).await);
         }
-        Ok(Server { version, asynchronous_standbys })
+        Ok(server)
+    }
+
+    async fn look(&self, connection: &mut PgConnection) -> Result<Server> {
+        let looked = sqlx::query(
+            "SELECT current_setting('server_version_num')::int4, current_setting('server_encoding'), \
+             pg_is_in_recovery(), ARRAY(SELECT sync_state FROM pg_stat_replication)",
+        );
+        let row = self.within(looked.fetch_one(connection)).await?.map_err(|error| self.failed(error, "connect"))?;
+        let version = u32::try_from(self.read::<i32, _>(&row, 0)?).unwrap_or(0);
+        if let Some(why) = why_unfit(version, self.read(&row, 1)?) {
+            return Err(self.refused(&why));
+        }
+        if self.read(&row, 2)? {
+            return Err(self.refused_standby());
+        }
+        let standbys: Vec<Option<String>> = self.read(&row, 3)?;
+        Ok(Server { version, asynchronous_standbys: any_asynchronous(&standbys) })
+    }
+
+    async fn refuse_another_hash(&self, connection: &mut PgConnection) -> Result<()> {
+        let hashed = sqlx::query("SELECT hashtextextended($1, 0)").bind(SAMPLE);
+        let row = self.within(hashed.fetch_one(connection)).await?.map_err(|error| self.failed(error, "connect"))?;
+        if self.read::<i64, _>(&row, 0)? == hash_text_extended(SAMPLE.as_bytes(), 0) {
+            return Ok(());
+        }
+        Err(self.refused(
+            "it hashes names in another way: the database's collation must be deterministic and its machine \
+             little-endian",
+        ))
     }
 
     /// Two idle connections of ours that the same backend serves, or one that several serve: a pooler that lends backends out
@@ -218,41 +230,23 @@ impl Link {
         }
         let (pid, version): (i32, i32) = (self.read(&row, 0)?, self.read(&row, 2)?);
         let (synchronous, database) = (self.read(&row, 3)?, self.read(&row, 4)?);
-        let millis = ttl.as_millis();
-        let patience = self.patience(ttl).as_millis().max(1);
-        let mut needed = vec![
-            // What the role has set must not end our statements, nor leave our commits to chance.
-            ("statement_timeout", millis.to_string()),
-            ("lock_timeout", patience.to_string()),
-            ("synchronous_commit", "on".into()),
-            ("default_transaction_read_only", "off".into()),
-            ("search_path", "pg_catalog".into()),
-            // The statements are the same for ever: planned once.
-            ("plan_cache_mode", "force_generic_plan".into()),
-            ("jit", "off".into()),
-        ];
-        let keepalive = (millis / 3_000).clamp(1, 60).to_string();
-        let mut wanted = vec![
-            ("tcp_keepalives_idle", keepalive.clone()),
-            ("tcp_keepalives_interval", keepalive),
-            ("tcp_keepalives_count", "3".into()),
-            ("tcp_user_timeout", millis.to_string()),
-        ];
-        if version.cast_unsigned() >= IDLE_SESSION_TIMEOUT {
-            needed.push(("idle_session_timeout", millis.to_string()));
-            wanted.push(("client_connection_check_interval", (millis / 3).clamp(1, 10_000).to_string()));
-        }
-        self.set(connection, needed).await?;
+        let (version, patience) = (version.cast_unsigned(), self.patience(ttl));
+        self.set(connection, needed(version, ttl, patience), "acquire").await?;
         // Where the server's system has none of them, the idle time-out is left.
-        if let Err(error) = self.set(connection, wanted).await {
+        if let Err(error) = self.set(connection, wanted(version, ttl), "acquire").await {
             tracing::debug!(target: "leasehold", %error, "the server cannot watch the connection more closely");
         }
         Ok((pid, synchronous, database))
     }
 
     /// Sets, and reads back in another statement.
-    async fn set(&self, connection: &mut PgConnection, settings: Vec<(&str, String)>) -> Result<()> {
-        let failed = |error| self.failed(error, "acquire");
+    pub(crate) async fn set(
+        &self,
+        connection: &mut PgConnection,
+        settings: Vec<(&str, String)>,
+        operation: &'static str,
+    ) -> Result<()> {
+        let failed = |error| self.failed(error, operation);
         let (names, values): (Vec<&str>, Vec<String>) = settings.into_iter().unzip();
         let set = "SELECT array_agg(set_config(n, v, false)) FROM unnest($1::text[], $2::text[]) AS s(n, v)";
         let row = sqlx::query(set).bind(&names).bind(&values).fetch_one(&mut *connection).await.map_err(failed)?;
@@ -265,7 +259,7 @@ impl Link {
         }
         Err(error::plain(
             ErrorKind::Unsupported,
-            "acquire",
+            operation,
             format!(
                 "{} does not keep the settings {}; is there a pooler in between?",
                 self.endpoint(),
@@ -273,6 +267,65 @@ impl Link {
             ),
         ))
     }
+}
+
+/// Why no server of this version, or database in this encoding, will do.
+fn why_unfit(version: u32, encoding: &str) -> Option<String> {
+    if version < OLDEST {
+        return Some(format!(
+            "it is version {version}; PostgreSQL 14 and later are supported, 12 and 13 without an expiry"
+        ));
+    }
+    (encoding != "UTF8").then(|| {
+        format!(
+            "the database's encoding is {encoding}, in which names have other hashes or none; connect to one that was \
+             made with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
+    })
+}
+
+/// Whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role that may not see it
+/// is shown NULL.
+fn any_asynchronous(standbys: &[Option<String>]) -> bool {
+    !standbys.iter().all(|state| matches!(state.as_deref(), Some("sync" | "quorum")))
+}
+
+/// What a session that holds locks must be set to: what the role has set must not end our statements, nor leave our
+/// commits to chance.
+fn needed(version: u32, ttl: Ttl, patience: Duration) -> Vec<(&'static str, String)> {
+    let mut needed = vec![
+        ("statement_timeout", ttl.as_millis().to_string()),
+        ("lock_timeout", patience.as_millis().max(1).to_string()),
+        ("synchronous_commit", "on".into()),
+        ("default_transaction_read_only", "off".into()),
+        ("search_path", "pg_catalog".into()),
+        // The statements are the same for ever: planned once.
+        ("plan_cache_mode", "force_generic_plan".into()),
+        ("jit", "off".into()),
+    ];
+    if version >= IDLE_SESSION_TIMEOUT {
+        needed.push(("idle_session_timeout", ttl.as_millis().to_string()));
+    }
+    if version >= TRANSACTION_TIMEOUT {
+        needed.push(("transaction_timeout", "0".into()));
+    }
+    needed
+}
+
+/// What makes either side notice sooner that the other is gone.
+fn wanted(version: u32, ttl: Ttl) -> Vec<(&'static str, String)> {
+    let millis = ttl.as_millis();
+    let keepalive = (millis / 3_000).clamp(1, 60).to_string();
+    let mut wanted = vec![
+        ("tcp_keepalives_idle", keepalive.clone()),
+        ("tcp_keepalives_interval", keepalive),
+        ("tcp_keepalives_count", "3".into()),
+        ("tcp_user_timeout", millis.to_string()),
+    ];
+    if version >= IDLE_SESSION_TIMEOUT {
+        wanted.push(("client_connection_check_interval", (millis / 3).clamp(1, 10_000).to_string()));
+    }
+    wanted
 }
 
 const SHOWN: &str = "leasehold ";
@@ -303,5 +356,48 @@ mod tests {
         let name = shown(Ttl::from_secs(30).unwrap(), "web-3/4711/shop ms d");
         assert_eq!(read_shown(&name), Some((Duration::from_secs(30), "web-3/4711/shop ms d")));
         assert_eq!(read_shown("psql"), None);
+    }
+
+    #[test]
+    fn versions_without_what_sessions_need_and_other_encodings_are_unfit() {
+        assert!(why_unfit(110_022, "UTF8").is_some_and(|why| why.contains("110022") && why.contains("12 and 13")));
+        for version in [120_000, 130_014, 140_000, 170_002] {
+            assert_eq!(why_unfit(version, "UTF8"), None);
+        }
+        for encoding in ["LATIN1", "SQL_ASCII", "EUC_JP"] {
+            assert!(why_unfit(150_000, encoding).is_some_and(|why| why.contains(encoding) && why.contains("'UTF8'")));
+        }
+    }
+
+    #[test]
+    fn a_copy_of_the_log_that_no_commit_waits_for_or_that_is_not_shown_is_asynchronous() {
+        let any = |states: &[Option<&str>]| {
+            any_asynchronous(&states.iter().map(|state| state.map(str::to_owned)).collect::<Vec<_>>())
+        };
+        assert!(!any(&[]));
+        assert!(!any(&[Some("sync"), Some("sync")]) && !any(&[Some("quorum")]));
+        assert!(any(&[Some("sync"), Some("async")]) && any(&[Some("potential"), Some("sync")]));
+        assert!(any(&[None]) && any(&[Some("sync"), None]));
+    }
+
+    #[test]
+    fn sessions_are_set_to_what_their_version_knows() {
+        let ttl = Ttl::from_secs(30).unwrap();
+        let of = |version, name: &str| {
+            let settings = [needed(version, ttl, Duration::from_secs(2)), wanted(version, ttl)].concat();
+            settings.into_iter().find(|(set, _)| *set == name).map(|(_, value)| value)
+        };
+        for (name, since, value) in [
+            ("plan_cache_mode", OLDEST, "force_generic_plan"),
+            ("default_transaction_read_only", OLDEST, "off"),
+            ("tcp_user_timeout", OLDEST, "30000"),
+            ("idle_session_timeout", 140_000, "30000"),
+            ("client_connection_check_interval", 140_000, "10000"),
+            ("transaction_timeout", 170_000, "0"),
+        ] {
+            for version in [OLDEST, 139_999, 140_000, 169_999, 170_000] {
+                assert_eq!(of(version, name).as_deref(), (version >= since).then_some(value), "{name} of {version}");
+            }
+        }
     }
 }

@@ -13,6 +13,7 @@ mod reconcile;
 mod role;
 mod same_key;
 mod session;
+mod standby;
 mod support;
 mod tls;
 mod token;

@@ -67,3 +67,21 @@ async fn a_standby_is_refused_and_accepted_once_it_is_promoted() {
     block_in_place(|| holder(&standby, "k"));
     guard.release().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_in_another_encoding_is_refused_with_the_remedy() {
+    let server = PostgresServer::start().unwrap();
+    for (name, encoding) in [("latin", "LATIN1"), ("ascii", "SQL_ASCII"), ("fit", "UTF8")] {
+        let sql = format!("CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'");
+        block_in_place(|| server.psql(&sql).unwrap());
+    }
+    let url = |name: &str| format!("{}/{name}", server.url().rsplit_once('/').unwrap().0);
+    for (name, encoding) in [("latin", "LATIN1"), ("ascii", "SQL_ASCII")] {
+        for options in ["", "?fencing=off"] {
+            let said = refused(&format!("{}{options}", url(name))).await;
+            assert!(said.contains(encoding) && said.contains("ENCODING 'UTF8'"), "{said}");
+        }
+    }
+    client_of(&url("fit"), TTL).await.mutex("k").lock().await.unwrap().release().await.unwrap();
+    nothing_panicked();
+}

@@ -1,0 +1,65 @@
+//! What is said of tokens where others copy the log.
+
+use std::time::Instant;
+
+use leasehold_core::{Fencing, LockBackend};
+use leasehold_integration::server::PostgresServer;
+use leasehold_postgres::PostgresBackend;
+use tokio::task::block_in_place;
+
+use super::support::client_of;
+use crate::support::{PATIENCE, millis, nothing_panicked};
+
+const TTL: u64 = 3000;
+
+async fn fencing(url: &str) -> Fencing {
+    // It connects as soon as the machine lets it.
+    client_of(url, TTL).await;
+    PostgresBackend::connect(&format!("{url}?connect-timeout=20s&timeout=20s")).await.unwrap().capabilities().fencing
+}
+
+/// Waits until the server tells these states of its standbys.
+fn until_states(primary: &PostgresServer, states: &str) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let told =
+            primary.psql("SELECT string_agg(sync_state, ',' ORDER BY sync_state) FROM pg_stat_replication").unwrap();
+        if told == states {
+            return;
+        }
+        assert!(Instant::now() < end, "{told}, not {states}; {}", primary.log_tail());
+        std::thread::sleep(millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_durable_only_where_commits_wait_for_every_standby_that_is_seen() {
+    // The checkpoint of the second copy must not take away what the first standby has not read yet.
+    let primary = PostgresServer::builder().setting("wal_keep_size", "16MB").start().unwrap();
+    assert_eq!(fencing(&primary.url()).await, Fencing::Durable);
+    let _one = block_in_place(|| {
+        primary.psql("CREATE ROLE shop LOGIN; GRANT USAGE ON SEQUENCE leasehold_tokens TO shop").unwrap();
+        let one = primary.start_standby().unwrap();
+        until_states(&primary, "async");
+        one
+    });
+    assert_eq!(fencing(&primary.url()).await, Fencing::BestEffort);
+    block_in_place(|| {
+        primary.psql("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (*)'").unwrap();
+        primary.psql("SELECT pg_reload_conf()").unwrap();
+        until_states(&primary, "sync");
+    });
+    assert_eq!(fencing(&primary.url()).await, Fencing::Durable);
+    // Who may not see what a standby is must not believe in it.
+    assert_eq!(fencing(&primary.url_as("shop")).await, Fencing::BestEffort);
+    block_in_place(|| primary.psql("GRANT pg_read_all_stats TO shop").unwrap());
+    assert_eq!(fencing(&primary.url_as("shop")).await, Fencing::Durable);
+    // One beside it, for which no commit waits.
+    let _other = block_in_place(|| {
+        let other = primary.start_standby().unwrap();
+        until_states(&primary, "potential,sync");
+        other
+    });
+    assert_eq!(fencing(&primary.url()).await, Fencing::BestEffort);
+    nothing_panicked();
+}
