@@ -12,6 +12,7 @@ mod process;
 mod reconcile;
 mod role;
 mod same_key;
+mod sequence;
 mod session;
 mod standby;
 mod support;

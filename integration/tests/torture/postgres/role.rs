@@ -1,6 +1,6 @@
 //! What a role is set to by somebody else.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use leasehold_core::ErrorKind;
 use leasehold_integration::server::PostgresServer;
@@ -74,20 +74,16 @@ async fn a_role_that_commits_asynchronously_locks_all_the_same() {
     works(&["synchronous_commit = off"]).await;
 }
 
-/// It locks, or is told why not: a role like that can draw no token.
+/// The sequence is made and drawn from all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_only_reads_locks_or_is_told_why_not() {
-    let server = block_in_place(|| server_with_role(&["default_transaction_read_only = on"]));
-    let begun = Instant::now();
-    let outcome = match connect(&server.url_as("shop")).await {
-        Ok(client) => client.mutex("k").lock().await.map(|guard| token(&guard)),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = outcome {
-        assert!(matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Denied), "{error:?}");
-    }
-    assert!(begun.elapsed() < PATIENCE);
-    nothing_panicked();
+async fn a_role_that_only_reads_by_default_locks_all_the_same() {
+    works(&["default_transaction_read_only = on"]).await;
+}
+
+/// What an error says is to be run.
+fn sql_in(said: &str) -> &str {
+    let sql = said.split_once("run: ").and_then(|(_, rest)| rest.split_once("; or "));
+    sql.expect("the SQL is told").0
 }
 
 /// What its tokens need is not there, and it may not make it.
@@ -114,12 +110,55 @@ async fn a_role_that_may_create_nothing_is_told_the_sql_that_another_must_run_an
     let guard = without.mutex("k").lock().await.unwrap();
     assert_eq!(guard.fencing_token(), None);
     guard.release().await.unwrap();
-    let sql = said.split_once("run: ").and_then(|(_, rest)| rest.split_once("; or ")).map(|(sql, _)| sql.to_owned());
-    block_in_place(|| server.psql(&sql.expect("the SQL is told")).unwrap());
+    block_in_place(|| server.psql(sql_in(&said)).unwrap());
     let client = client_of(&url, TTL).await;
     let guard = client.mutex("k").lock().await.unwrap();
     let first = token(&guard);
     guard.release().await.unwrap();
     assert!(token(&client.mutex("k").lock().await.unwrap()) > first);
+    nothing_panicked();
+}
+
+/// Connects as `shop` with `sequence=locks.tokens`: is told SQL that has all of `parts` and no other statement, after
+/// which it locks.
+async fn is_told(server: &PostgresServer, parts: &[&str]) {
+    let url = format!("{}?sequence=locks.tokens", server.url_as("shop"));
+    let error = connect(&url).await.expect_err("it may not use the sequence");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+    let said = error.to_string();
+    let sql = sql_in(&said);
+    assert_eq!(sql.split("; ").count(), parts.len(), "{said}");
+    for part in parts {
+        assert!(sql.contains(part), "{part}: {said}");
+    }
+    block_in_place(|| server.psql(sql).unwrap());
+    let client = client_of(&url, TTL).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    assert!(token(&guard) > 0);
+    guard.release().await.unwrap();
+    client.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sequence_in_a_schema_that_is_missing_or_shut_is_told_with_sql_that_works() {
+    const SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS \"locks\"";
+    const CREATE: &str = "CREATE SEQUENCE IF NOT EXISTS \"locks\".\"tokens\"";
+    const ENTER: &str = "GRANT USAGE ON SCHEMA \"locks\" TO \"shop\"";
+    const DRAW: &str = "GRANT USAGE ON SEQUENCE \"locks\".\"tokens\" TO \"shop\"";
+    let server = block_in_place(|| {
+        let server = PostgresServer::start().unwrap();
+        server.psql("CREATE ROLE shop LOGIN").unwrap();
+        server
+    });
+    is_told(&server, &[SCHEMA, CREATE, ENTER, DRAW]).await;
+    for (lost, parts) in [
+        ("REVOKE ALL ON SCHEMA locks FROM shop", [ENTER].as_slice()),
+        ("REVOKE ALL ON SEQUENCE locks.tokens FROM shop", &[DRAW]),
+        ("DROP SEQUENCE locks.tokens", &[CREATE, DRAW]),
+        ("DROP SEQUENCE locks.tokens; REVOKE ALL ON SCHEMA locks FROM shop", &[CREATE, ENTER, DRAW]),
+    ] {
+        block_in_place(|| server.psql(lost).unwrap());
+        is_told(&server, parts).await;
+    }
     nothing_panicked();
 }

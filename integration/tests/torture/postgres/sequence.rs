@@ -1,0 +1,47 @@
+//! Sequences that somebody else has made.
+
+use leasehold_core::ErrorKind;
+use leasehold_integration::server::PostgresServer;
+use tokio::task::block_in_place;
+
+use super::support::{client_of, connect};
+use crate::support::{nothing_panicked, token};
+
+const TTL: u64 = 3000;
+
+/// How it is made and what is done to it, and the smallest token that may come of it once it is repaired.
+const UNFIT: [(&str, u64); 9] = [
+    ("CREATE SEQUENCE tokens MINVALUE -5 START -5", 1),
+    ("CREATE SEQUENCE tokens MINVALUE -5 START -5; SELECT nextval('tokens')", 1),
+    ("CREATE SEQUENCE tokens MINVALUE 0 START 0; SELECT setval('tokens', 41)", 42),
+    ("CREATE SEQUENCE tokens INCREMENT -1; SELECT nextval('tokens')", 1),
+    ("CREATE SEQUENCE tokens AS smallint INCREMENT -1", 1),
+    ("CREATE SEQUENCE tokens AS integer; SELECT setval('tokens', 41)", 42),
+    ("CREATE SEQUENCE tokens CYCLE; SELECT setval('tokens', 41)", 42),
+    ("CREATE SEQUENCE tokens CACHE 10; SELECT setval('tokens', 41)", 42),
+    ("CREATE UNLOGGED SEQUENCE tokens MINVALUE -5 INCREMENT 2 CYCLE; SELECT setval('tokens', 41)", 42),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sequence_that_is_unfit_is_refused_with_sql_after_which_it_is_fit() {
+    let server = PostgresServer::start().unwrap();
+    let url = format!("{}?sequence=public.tokens", server.url());
+    for (made, least) in UNFIT {
+        block_in_place(|| server.psql(&format!("DROP SEQUENCE IF EXISTS tokens; {made}")).unwrap());
+        let error = connect(&url).await.expect_err(made);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{made}: {error:?}");
+        let said = error.to_string();
+        let (_, sql) = said.split_once("run: ").unwrap_or_else(|| panic!("{made}: {said}"));
+        block_in_place(|| server.psql(sql)).unwrap_or_else(|error| panic!("{made}: {sql}: {error}"));
+        let client = client_of(&url, TTL).await;
+        let guard = client.mutex("k").lock().await.unwrap();
+        let first = token(&guard);
+        assert_eq!(first, least, "{made}: {sql}");
+        guard.release().await.unwrap();
+        let guard = client.mutex("k").lock().await.unwrap();
+        assert!(token(&guard) > first);
+        guard.release().await.unwrap();
+        client.close().await.unwrap();
+    }
+    nothing_panicked();
+}
