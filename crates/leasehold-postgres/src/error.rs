@@ -90,6 +90,10 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
             "its lock table is full: raise max_locks_per_transaction or max_connections, or hold fewer locks",
         ),
         "53300" => unavailable("raise max_connections, or let fewer programs connect"),
+        "40001" => unavailable("roll the transaction back and run it again"),
+        "40P01" => unavailable(
+            "roll the transaction back and run it again; who take their locks in the same order have no deadlocks",
+        ),
         "57014" => unavailable("the statement was cancelled; is the server overloaded, or the TTL very short?"),
         LOCK_NOT_AVAILABLE => unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL"),
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
@@ -118,4 +122,18 @@ pub(crate) fn timed_out(kind: ErrorKind, operation: &'static str, endpoint: &str
         operation,
         format!("no answer from {endpoint} in time; is the server overloaded, stopped or unreachable?"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_same_transaction_may_survive_the_next_time_is_retryable() {
+        for code in ["40001", "40P01"] {
+            let (kind, message) = of_server(code, "it failed", "the server");
+            assert_eq!(kind, ErrorKind::Unavailable, "{code}");
+            assert!(message.contains("it failed") && message.contains("again"), "{message}");
+        }
+    }
 }

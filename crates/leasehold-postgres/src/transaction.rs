@@ -8,6 +8,11 @@
 //! its own look, at each [`safety_net`](crate::PostgresConfig::safety_net); a transaction that waits for a lease is in the server's
 //! own queue, at the cost of one connection and one snapshot.
 //!
+//! Two transactions that each wait for what the other has locked are in a deadlock, also where one of the two waits for
+//! a row. After its `deadlock_timeout` the server ends one of the waits with an error, [`ErrorKind::Unavailable`]: roll
+//! that transaction back, so that the other can go on, and run it again. Who take their locks in the same order have none.
+//! The server sees no deadlock of which a lease is a part: use [`lock_within`] where you hold one.
+//!
 //! ```no_run
 //! use leasehold_postgres::{AdvisoryKey, KeyScheme, sqlx::PgPool, transaction};
 //!
@@ -33,7 +38,9 @@ use crate::{
 /// Locks exclusively until the end of the transaction; waits for as long as it takes, or the role's `lock_timeout`.
 ///
 /// # Errors
-/// [`ErrorKind::TimedOut`] after a `lock_timeout`, and as the server fails. The transaction is then aborted, as after any error.
+/// [`ErrorKind::TimedOut`] after a `lock_timeout`, [`ErrorKind::Unavailable`] if the server ended the wait to resolve a
+/// deadlock, and as the server fails. The transaction is then aborted, as after any error: it can only be rolled back
+/// and run again.
 ///
 /// # Cancel safety
 /// Dropped while it waits, the server goes on waiting until the transaction is dropped too, and its connection closed or used.
@@ -78,7 +85,7 @@ pub async fn try_lock_shared(transaction: &mut PgTransaction<'_>, key: AdvisoryK
 /// savepoint. The role's `lock_timeout` holds again afterwards.
 ///
 /// # Errors
-/// As the server fails.
+/// [`ErrorKind::Unavailable`] as for [`lock`], and as the server fails.
 ///
 /// # Cancel safety
 /// As [`lock`].

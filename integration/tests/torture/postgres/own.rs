@@ -68,3 +68,42 @@ async fn a_lock_in_a_transaction_and_a_lease_exclude_each_other_both_ways() {
     client.mutex("item").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadlock_of_two_transactions_is_a_retryable_error_and_the_other_goes_on() {
+    let server = PostgresServer::builder().setting("deadlock_timeout", "100ms").start().unwrap();
+    let pool = PgPoolOptions::new().max_connections(2).acquire_timeout(PATIENCE).connect(&server.url()).await.unwrap();
+    let [one, other] = [b"one".as_slice(), b"other"].map(|name| KeyScheme::Hash.key_of(name).unwrap());
+    let mut both = Vec::new();
+    for (first, then) in [(one, other), (other, one)] {
+        let mut mine = pool.begin().await.unwrap();
+        transaction::lock(&mut mine, first).await.unwrap();
+        both.push((mine, then));
+    }
+    let waiting = both.into_iter().map(|(mut mine, then)| {
+        tokio::spawn(async move {
+            let locked = transaction::lock(&mut mine, then).await;
+            // As the documentation says, so that the other is granted.
+            if locked.is_ok() {
+                mine.commit().await.unwrap();
+            } else {
+                mine.rollback().await.unwrap();
+            }
+            locked
+        })
+    });
+    let mut refused = Vec::new();
+    for waiting in waiting.collect::<Vec<_>>() {
+        let waited = tokio::time::timeout(PATIENCE, waiting).await.expect("nobody ends the deadlock").unwrap();
+        refused.extend(waited.err());
+    }
+    let [error] = &refused[..] else { panic!("one of two, not {refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(error.is_retryable() && error.to_string().contains("run it again"), "{error}");
+    let mut again = pool.begin().await.unwrap();
+    assert!(
+        transaction::try_lock(&mut again, one).await.unwrap()
+            && transaction::try_lock(&mut again, other).await.unwrap()
+    );
+    nothing_panicked();
+}
