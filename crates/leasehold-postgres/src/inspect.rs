@@ -43,10 +43,13 @@ struct Seen {
 
 pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     let mut connection = link.connect("leasehold inspects", "inspect").await?;
-    let lock = link.names.lock(key)?;
+    // A semaphore may have a name of which the key scheme makes no lock: of such a lock there is nothing to see.
+    let lock = link.names.lock(key).ok();
     let semaphore = link.names.semaphore(key, 1)?;
-    let signs = [lock.waits(), lock.writer_waits(), semaphore.key().waits()].map(AdvisoryKey::Int64);
-    let asked = [&[lock], signs.as_slice()].concat();
+    let waits = lock.map(|lock| AdvisoryKey::Int64(lock.waits()));
+    let writer_waits = lock.map(|lock| AdvisoryKey::Int64(lock.writer_waits()));
+    let permit_waits = Some(AdvisoryKey::Int64(semaphore.key().waits()));
+    let asked: Vec<AdvisoryKey> = [lock, waits, writer_waits, permit_waits].into_iter().flatten().collect();
     let mut seen = look(link, &mut connection, &asked, semaphore.any_count()).await?;
     let of = seen.iter().filter_map(|seen| count(&semaphore, seen.key)).next();
     let permits = match of {
@@ -59,20 +62,22 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     drop(connection.close().await);
 
     let mut inspection = Inspection::default();
-    let writers: BTreeSet<i32> = seen.iter().filter(|seen| seen.key == signs[1]).map(|seen| seen.pid).collect();
+    let is_writers = |seen: &&Seen| Some(seen.key) == writer_waits;
+    let writers: BTreeSet<i32> = seen.iter().filter(is_writers).map(|seen| seen.pid).collect();
     for seen in &seen {
+        let key_seen = Some(seen.key);
         let permit = of.filter(|_| permits.contains(&seen.key)).map(|of| Mode::Permit { of });
         let mode = permit.unwrap_or(if seen.exclusive { Mode::Exclusive } else { Mode::Shared });
-        if seen.key == lock || permit.is_some() {
+        if key_seen == lock || permit.is_some() {
             if seen.granted {
                 inspection.holders.push(seen.holder(key, mode));
             } else {
                 inspection.waiters.push(WaiterRef::new(Some(mode), seen.label()));
             }
-        } else if seen.key == signs[0] {
+        } else if key_seen == waits {
             let mode = if writers.contains(&seen.pid) { Mode::Exclusive } else { Mode::Shared };
             inspection.waiters.push(WaiterRef::new(Some(mode), seen.label()));
-        } else if seen.key == signs[2] {
+        } else if key_seen == permit_waits {
             inspection.waiters.push(WaiterRef::new(of.map(|of| Mode::Permit { of }), seen.label()));
         }
     }
