@@ -95,12 +95,12 @@ fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
     };
     match order {
         Order::Terminate => {
-            // Before anything is said: nobody may be reading.
+            // Before anything is said: standard error may be full, with nobody reading it.
             child.end_all(Signal::TERM);
             // A stopped program cannot end by itself.
             #[cfg(unix)]
             child.end_all(Signal::CONT);
-            say(&format!("the lock `{}` {why}; terminated the program", guard.key()));
+            say(&format!("the lock `{}` {why}; told the program to terminate", guard.key()));
         }
         Order::Kill => {
             child.kill();

@@ -169,8 +169,8 @@ impl LockClient {
 
     /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost to
     /// [`LossReason::ClientClosed`] and their locks released, what is under way ends, the backend is closed.
-    /// After it every operation says [`ErrorKind::Closed`]. It waits for 5 s at most: a release that fails is tried again for 2 s,
-    /// and an acquisition that nobody polls is left to expire.
+    /// After it every operation says [`ErrorKind::Closed`]. What is under way is waited for for 5 s at most: a release that fails is
+    /// tried again for 2 s, and what an acquisition is granted that nobody polls any more expires.
     ///
     /// # Errors
     /// As the backend fails to close. Locks that could not be released expire.

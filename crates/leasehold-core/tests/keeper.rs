@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Clock, LockClient, LockGuard, LossReason, Renewal, SessionId, Ttl};
+use leasehold_core::{Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, SessionId, Ttl};
 use support::{secs, settle, spied};
 
 /// So many locks, all taken at once.
@@ -135,4 +135,13 @@ async fn the_keeper_ends_with_its_client() {
     drop((client, watched));
     settle().await;
     assert!(weak.upgrade().is_none(), "nothing keeps the backend alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_whose_answer_comes_after_the_deadline_is_told_as_an_expiry() {
+    let (client, watched, clock) = spied();
+    let guard = client.mutex("a").with_ttl(secs(10)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    *watched.suspended.lock().unwrap() = Some((clock, Duration::from_secs(11)));
+    assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(guard.loss(), Some(LossReason::Expired));
 }

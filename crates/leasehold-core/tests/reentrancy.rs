@@ -60,6 +60,16 @@ async fn tasks_of_one_owner_share_one_acquisition() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_releases_first_is_told_that_what_they_share_was_lost() {
+    let (client, clock) = simulated();
+    let owner = client.owner().with_ttl(secs(5));
+    let (outer, inner) = (owner.lock("a").await.unwrap(), owner.lock("a").await.unwrap());
+    clock.suspend(Duration::from_secs(6));
+    assert_eq!(inner.release().await.unwrap(), Released::AlreadyLost);
+    assert_eq!(outer.release().await.unwrap(), Released::AlreadyLost);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_lost_is_not_re_entered() {
     let (client, clock) = simulated();
     let owner = client.owner().with_ttl(secs(5));

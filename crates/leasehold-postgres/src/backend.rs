@@ -12,11 +12,12 @@ use sqlx::{PgPool, postgres::PgConnectOptions};
 use crate::{
     breaking,
     config::{Location, PostgresConfig},
-    connection::{Link, Server},
+    connection::Link,
     error::{self, BACKEND, named},
     gather::Want,
     inspect,
     queue::{Candidate, Tried},
+    server::Server,
     session::PostgresSessions,
     wake::Wakes,
 };

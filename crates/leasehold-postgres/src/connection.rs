@@ -18,17 +18,13 @@ use crate::{
     error, fencing,
     hash::hash_text_extended,
     keys::Names,
+    server::{Server, any_asynchronous, why_unfit},
+    settings::{needed, wanted},
     statement::Statements,
 };
 
 /// How often the two connections are asked in turn who serves them.
 const ROUNDS: usize = 3;
-/// The server cuts off silent sessions, and looks whether a client is still there, from this version on.
-const IDLE_SESSION_TIMEOUT: u32 = 140_000;
-/// It ends transactions that last from this version on, single statements too.
-const TRANSACTION_TIMEOUT: u32 = 170_000;
-/// `plan_cache_mode`, which the holding sessions need, is there from this version on.
-const OLDEST: u32 = 120_000;
 /// Compared with the server's own: not ASCII, and longer than one round of the hash.
 const SAMPLE: &str = "Leasehold: eine Prüfsumme für Namen 🔒";
 
@@ -42,21 +38,6 @@ pub(crate) struct Link {
     pub(crate) time_outs: Arc<Patience>,
     /// Connections that hold locks, open or being opened.
     pub(crate) holding: AtomicUsize,
-}
-
-/// What the first look at the server tells.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Server {
-    pub(crate) version: u32,
-    /// Somebody copies the log whom no commit waits for, or of whom the server does not tell us.
-    pub(crate) asynchronous_standbys: bool,
-}
-
-impl Server {
-    /// Whether it cuts off a holder that has fallen silent.
-    pub(crate) fn cuts_off_silent_sessions(self) -> bool {
-        self.version >= IDLE_SESSION_TIMEOUT
-    }
 }
 
 /// A connection that may hold locks.
@@ -269,65 +250,6 @@ impl Link {
     }
 }
 
-/// Why no server of this version, or database in this encoding, will do.
-fn why_unfit(version: u32, encoding: &str) -> Option<String> {
-    if version < OLDEST {
-        return Some(format!(
-            "it is version {version}; PostgreSQL 14 and later are supported, 12 and 13 without an expiry"
-        ));
-    }
-    (encoding != "UTF8").then(|| {
-        format!(
-            "the database's encoding is {encoding}, in which names have other hashes or none; connect to one that was \
-             made with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
-        )
-    })
-}
-
-/// Whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role that may not see it
-/// is shown NULL.
-fn any_asynchronous(standbys: &[Option<String>]) -> bool {
-    !standbys.iter().all(|state| matches!(state.as_deref(), Some("sync" | "quorum")))
-}
-
-/// What a session that holds locks must be set to: what the role has set must not end our statements, nor leave our
-/// commits to chance.
-fn needed(version: u32, ttl: Ttl, patience: Duration) -> Vec<(&'static str, String)> {
-    let mut needed = vec![
-        ("statement_timeout", ttl.as_millis().to_string()),
-        ("lock_timeout", patience.as_millis().max(1).to_string()),
-        ("synchronous_commit", "on".into()),
-        ("default_transaction_read_only", "off".into()),
-        ("search_path", "pg_catalog".into()),
-        // The statements are the same for ever: planned once.
-        ("plan_cache_mode", "force_generic_plan".into()),
-        ("jit", "off".into()),
-    ];
-    if version >= IDLE_SESSION_TIMEOUT {
-        needed.push(("idle_session_timeout", ttl.as_millis().to_string()));
-    }
-    if version >= TRANSACTION_TIMEOUT {
-        needed.push(("transaction_timeout", "0".into()));
-    }
-    needed
-}
-
-/// What makes either side notice sooner that the other is gone.
-fn wanted(version: u32, ttl: Ttl) -> Vec<(&'static str, String)> {
-    let millis = ttl.as_millis();
-    let keepalive = (millis / 3_000).clamp(1, 60).to_string();
-    let mut wanted = vec![
-        ("tcp_keepalives_idle", keepalive.clone()),
-        ("tcp_keepalives_interval", keepalive),
-        ("tcp_keepalives_count", "3".into()),
-        ("tcp_user_timeout", millis.to_string()),
-    ];
-    if version >= IDLE_SESSION_TIMEOUT {
-        wanted.push(("client_connection_check_interval", (millis / 3).clamp(1, 10_000).to_string()));
-    }
-    wanted
-}
-
 const SHOWN: &str = "leasehold ";
 
 /// How a session is named on the server: its TTL for those who inspect, and who it is. The server keeps 63 bytes.
@@ -356,48 +278,5 @@ mod tests {
         let name = shown(Ttl::from_secs(30).unwrap(), "web-3/4711/shop ms d");
         assert_eq!(read_shown(&name), Some((Duration::from_secs(30), "web-3/4711/shop ms d")));
         assert_eq!(read_shown("psql"), None);
-    }
-
-    #[test]
-    fn versions_without_what_sessions_need_and_other_encodings_are_unfit() {
-        assert!(why_unfit(110_022, "UTF8").is_some_and(|why| why.contains("110022") && why.contains("12 and 13")));
-        for version in [120_000, 130_014, 140_000, 170_002] {
-            assert_eq!(why_unfit(version, "UTF8"), None);
-        }
-        for encoding in ["LATIN1", "SQL_ASCII", "EUC_JP"] {
-            assert!(why_unfit(150_000, encoding).is_some_and(|why| why.contains(encoding) && why.contains("'UTF8'")));
-        }
-    }
-
-    #[test]
-    fn a_copy_of_the_log_that_no_commit_waits_for_or_that_is_not_shown_is_asynchronous() {
-        let any = |states: &[Option<&str>]| {
-            any_asynchronous(&states.iter().map(|state| state.map(str::to_owned)).collect::<Vec<_>>())
-        };
-        assert!(!any(&[]));
-        assert!(!any(&[Some("sync"), Some("sync")]) && !any(&[Some("quorum")]));
-        assert!(any(&[Some("sync"), Some("async")]) && any(&[Some("potential"), Some("sync")]));
-        assert!(any(&[None]) && any(&[Some("sync"), None]));
-    }
-
-    #[test]
-    fn sessions_are_set_to_what_their_version_knows() {
-        let ttl = Ttl::from_secs(30).unwrap();
-        let of = |version, name: &str| {
-            let settings = [needed(version, ttl, Duration::from_secs(2)), wanted(version, ttl)].concat();
-            settings.into_iter().find(|(set, _)| *set == name).map(|(_, value)| value)
-        };
-        for (name, since, value) in [
-            ("plan_cache_mode", OLDEST, "force_generic_plan"),
-            ("default_transaction_read_only", OLDEST, "off"),
-            ("tcp_user_timeout", OLDEST, "30000"),
-            ("idle_session_timeout", 140_000, "30000"),
-            ("client_connection_check_interval", 140_000, "10000"),
-            ("transaction_timeout", 170_000, "0"),
-        ] {
-            for version in [OLDEST, 139_999, 140_000, 169_999, 170_000] {
-                assert_eq!(of(version, name).as_deref(), (version >= since).then_some(value), "{name} of {version}");
-            }
-        }
     }
 }

@@ -40,7 +40,8 @@ pub(crate) struct Handle {
     next: AtomicU64,
 }
 
-/// Whose connection it is, to be told before the connection is given up: with that the server frees all that is held.
+/// Whose connection it is, to be told before the connection is given up: with that the server frees all that is held. That is the
+/// one place that ends a session, besides its renewal.
 #[derive(Clone, Default)]
 pub(crate) struct Owner(Arc<OnceLock<Weak<Session<PostgresSessions>>>>);
 
@@ -102,11 +103,6 @@ async fn run_in(session: &Session<PostgresSessions>, operation: &'static str, jo
     let handle = session.handle();
     let ran = handle.gather.run(&handle.carrier, job).await;
     let done = ran.map_err(|error| named(error, operation)).flatten();
-    if let Err(error) = &done
-        && error.kind() == ErrorKind::Lost
-    {
-        session.end(LossReason::SessionEnded);
-    }
     done.map_err(|error| error.with_operation(operation))
 }
 

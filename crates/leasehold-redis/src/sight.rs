@@ -61,7 +61,7 @@ impl Sight {
         let server: String = redis::from_redis_value(next()).unwrap_or_default();
         let persistence: String = redis::from_redis_value(next()).unwrap_or_default();
         let settings: HashMap<String, String> = redis::from_redis_value(next()).unwrap_or_default();
-        // Otherwise it forgets to, while it rewrites its file.
+        // With `yes` there, nothing is flushed for as long as the file is rewritten.
         let is = |setting: &str, value: &str| settings.get(setting).is_some_and(|set| set == value);
         let every_write = is("appendfsync", "always") && is("no-appendfsync-on-rewrite", "no");
         let durable = field(&persistence, "aof_enabled") == "1" && every_write;

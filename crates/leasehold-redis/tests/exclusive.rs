@@ -168,8 +168,10 @@ async fn a_token_floor_is_exceeded_and_bounded() {
     Arc::clone(&lease).release().await.unwrap();
     let next = granted(&backend, request("k")).await;
     assert!(token(&next) > token(&lease));
-    let huge = request("z").with_token_floor(FencingToken::new(1 << 53));
-    assert_eq!(Arc::clone(&backend).try_acquire(huge).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    for floor in [1 << 53, u64::MAX] {
+        let huge = request("z").with_token_floor(FencingToken::new(floor));
+        assert_eq!(Arc::clone(&backend).try_acquire(huge).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
 }
 
 #[tokio::test]

@@ -173,6 +173,19 @@ async fn one_server_under_two_names_is_refused() {
     assert!(error.to_string().contains("same server"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_are_not_provisioned_for_less_while_one_may_have_forgotten_a_longer_lock() {
+    let mut servers = RedlockServers::start(3, Persistence::None).unwrap();
+    servers.provision(ttl(crate::support::TTL)).await.unwrap();
+    block_in_place(|| servers.servers[0].restart().unwrap());
+    // Longer than the new grace.
+    tokio::time::sleep(millis(3_500)).await;
+    let quorum = leasehold::redlock(&servers.url()).await.unwrap();
+    let error = quorum.provision(&Provision::new(ttl(millis(1_000)))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("may have forgotten"), "{error}");
+}
+
 /// A lock that outlives the grace could be granted again by a server that forgot it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_runs_refuses_longer_locks_once_the_servers_are_provisioned_for_shorter_ones() {

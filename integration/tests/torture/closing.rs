@@ -1,6 +1,9 @@
+//! Closing a client while something is under way.
+
 use std::time::Duration;
 
-use leasehold_core::ErrorKind;
+use futures_util::future::join_all;
+use leasehold_core::{ErrorKind, Mutex};
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::RedisServer,
@@ -10,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::support::{PATIENCE, client_of, millis, nothing_panicked};
+use crate::support::{PATIENCE, client_of, is_a_fault, millis, nothing_panicked};
 
 const TTL: u64 = 60_000;
 
@@ -26,13 +29,33 @@ async fn nothing_runs_on_after_a_client_with_many_locks_is_closed() {
     client.close().await.unwrap();
     assert!(held.iter().all(|guard| !guard.is_held()));
     drop((held, client));
+    all_tasks_end().await;
+    nothing_panicked();
+}
+
+#[tokio::test]
+async fn nothing_runs_on_after_a_client_of_a_dead_server_is_dropped() {
+    let mut server = RedisServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    server.kill();
+    // The loss of the connection is known now: nothing is sent, of which something would have to be undone.
+    client.inspect("k").await.expect_err("answered by nobody");
+    let mutexes: Vec<_> = (0..100).map(|n| client.mutex(format!("k{n}"))).collect();
+    for outcome in join_all(mutexes.iter().map(Mutex::try_lock)).await {
+        assert!(is_a_fault(outcome.expect_err("granted by nobody").kind()));
+    }
+    drop((mutexes, client));
+    all_tasks_end().await;
+    nothing_panicked();
+}
+
+async fn all_tasks_end() {
     let ended = async {
         while Handle::current().metrics().num_alive_tasks() > 0 {
             sleep(millis(20)).await;
         }
     };
     timeout(PATIENCE, ended).await.expect("a task runs on");
-    nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

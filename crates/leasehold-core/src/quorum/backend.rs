@@ -136,6 +136,7 @@ impl QuorumBackend {
 
     async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
+        // It learns what the nodes are provisioned with, also for who is refused now.
         tending::now_and_then(self, request);
         self.check_ttl(request.ttl())?;
         let request = request.clone().with_order(request.is_in_order() && tries.are_in_order());

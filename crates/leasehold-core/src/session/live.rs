@@ -152,14 +152,11 @@ impl<D: SessionDriver> Session<D> {
                 Err(error)
             }
         };
-        let outcome = match outcome {
-            Ok(()) => {
-                reconcile::reconcile(self).await;
-                // What was renewed may have ended since, and be known to have.
-                if self.is_live() { Ok(()) } else { Err(over()) }
-            }
-            failed => failed,
-        };
+        if outcome.is_ok() {
+            reconcile::reconcile(self).await;
+        }
+        // That may have found that it is over.
+        let outcome = outcome.and_then(|()| if self.is_live() { Ok(()) } else { Err(over()) });
         *last = Some((sent, outcome.clone()));
         outcome
     }

@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Moment, Released, Request, Result, SessionId, TokenVote, Upkeep, async_trait,
+    LockKey, Moment, Released, Request, Result, SessionId, TestClock, TokenVote, Upkeep, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
@@ -34,6 +34,8 @@ pub(crate) struct Watched {
     pub(crate) releases: AtomicUsize,
     /// Renewals fail while this is set.
     pub(crate) renewals_fail: AtomicBool,
+    /// How long the machine is suspended during a renewal.
+    pub(crate) suspended: Mutex<Option<(Arc<TestClock>, Duration)>>,
     /// Releases take effect with their first poll, and are answered when this is notified, if set.
     pub(crate) answers_wait: AtomicBool,
     pub(crate) answer: Notify,
@@ -120,6 +122,9 @@ impl Lease for SpyLease {
         self.watched.renewals.lock().unwrap().push(self.request.now());
         if self.watched.renewals_fail.load(SeqCst) {
             return Err(Error::new(ErrorKind::Unavailable, "told to fail"));
+        }
+        if let Some((clock, time)) = self.watched.suspended.lock().unwrap().take() {
+            clock.suspend(time);
         }
         Arc::clone(&self.inner).renew().await
     }

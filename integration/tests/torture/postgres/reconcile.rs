@@ -1,3 +1,5 @@
+//! Looks at what a session has.
+
 use leasehold_core::ErrorKind;
 use leasehold_integration::server::PostgresServer;
 use tokio::task::block_in_place;
