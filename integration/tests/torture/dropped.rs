@@ -118,7 +118,8 @@ pub(crate) async fn drop_all_everywhere(url: &str) {
     for what in [What::Mutex, What::Read, What::Permit] {
         let (given_up, granted) = drop_everywhere(&client, &rival, what).await;
         println!("{url}, {what:?}: {given_up} given up, {granted} granted");
-        assert!(given_up >= 8 && granted >= 8, "{given_up} {granted}: this swept over nothing");
+        // Four are never polled.
+        assert!(given_up > 4 && granted >= 8, "{given_up} {granted}: this swept over nothing");
     }
 }
 

@@ -154,6 +154,15 @@ async fn more_locks_than_the_connections_that_are_allowed_carry_are_a_typed_erro
 /// Statements that fail before the test has seen enough.
 const FAULTS: u32 = 50;
 
+/// Cancels what others run, fifty times: who wakes from a sleep is let in before who runs, and finds him in his statement.
+fn cancelling_of(which: &str) -> String {
+    format!(
+        "DO $$ BEGIN FOR i IN 1..50 LOOP PERFORM pg_sleep(0.001); PERFORM pg_stat_clear_snapshot(); \
+         PERFORM pg_cancel_backend(pid) FROM pg_stat_activity WHERE state = 'active' \
+         AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND {which}; END LOOP; END $$"
+    )
+}
+
 /// A statement that an administrator cancels, again and again, while locks come and go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_that_are_cancelled_are_typed_errors_and_leave_nothing() {
@@ -180,9 +189,7 @@ async fn statements_that_are_cancelled_are_typed_errors_and_leave_nothing() {
     let counted = Arc::clone(&faults);
     let cancelling = tokio::task::spawn_blocking(move || {
         while !over(&counted) {
-            let sql = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity \
-                       WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND state = 'active'";
-            psql.ask(sql, PATIENCE).unwrap();
+            psql.ask(&cancelling_of("true"), PATIENCE).unwrap();
         }
     });
     let (_, cancelled) = tokio::join!(join_all(work), cancelling);
@@ -239,8 +246,7 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
     let cancelling = tokio::task::spawn_blocking(move || {
         while !over(&counted) {
             // Not the looks at what is held: a session that may not look is given up, and leaves nothing.
-            let sql = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE state = 'active'                        AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND query LIKE '%unnest%'";
-            psql.ask(sql, PATIENCE).unwrap();
+            psql.ask(&cancelling_of("query LIKE '%unnest%'"), PATIENCE).unwrap();
         }
     });
     let (_, cancelled) = tokio::join!(join_all(work), cancelling);
