@@ -18,7 +18,7 @@ use crate::{HarnessError, Result};
 pub(in super::super) struct Wakes(Arc<Mutex<HashMap<Vec<u8>, Arc<Notify>>>>);
 
 impl Wakes {
-    pub(super) fn of(&self, key: &str) -> Arc<Notify> {
+    pub(in super::super) fn of(&self, key: &str) -> Arc<Notify> {
         let mut wakes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(wakes.entry(key.into()).or_default())
     }

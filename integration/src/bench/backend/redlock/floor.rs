@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use futures_util::future::try_join_all;
+use futures_util::{FutureExt, StreamExt, future::try_join_all, stream::FuturesUnordered};
 use leasehold_core::OwnerId;
 use redis::{Value, aio::MultiplexedConnection};
+use tokio::sync::Notify;
 
 use crate::{
     HarnessError, Result,
@@ -26,8 +27,11 @@ const LABEL: &str = "host/floor/1234";
 /// What the servers' own keys begin with.
 const NODE: &str = ":lh4:";
 
-/// Five acquire scripts at once, and all their answers; then five release scripts. All answers must be grants, and nothing is
-/// undone, tried again, written back or renewed.
+/// Five acquire scripts at once, and all their answers; then five release scripts, and all their answers. Who is refused by a
+/// majority is armed there, and asks all five again when a majority has told it that the key changed.
+///
+/// Nothing else: no token is written back, no majority is left with the slower ones under way, nothing is undone but what one
+/// round was granted too little of, nothing is renewed.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -38,19 +42,20 @@ impl Source for Floor {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        scenario == Scenario::Pair
+        matches!(scenario, Scenario::Pair | Scenario::Handoff)
     }
 
     async fn open(&self) -> Result<FloorLocks> {
         let hosts = self.0.trim_start_matches("redlock://").trim_end_matches('/');
         let mut nodes = Vec::new();
         for host in hosts.split(',') {
-            let mut connection = connection::open(&format!("redis://{host}/"), &Wakes::default()).await?;
+            let wakes = Wakes::default();
+            let mut connection = connection::open(&format!("redis://{host}/"), &wakes).await?;
             let acquire = connection::load(&mut connection, ACQUIRE).await?;
             let release = connection::load(&mut connection, RELEASE).await?;
             let mark: String =
                 redis::cmd("GET").arg(format!("{NODE}mark")).query_async(&mut connection).await.map_err(failed)?;
-            nodes.push(Node { connection, acquire, release, mark: mark.into() });
+            nodes.push(Node { connection, wakes, acquire, release, mark: mark.into() });
         }
         Ok(FloorLocks(nodes))
     }
@@ -59,6 +64,7 @@ impl Source for Floor {
 #[derive(Clone)]
 struct Node {
     connection: MultiplexedConnection,
+    wakes: Wakes,
     acquire: Arc<str>,
     release: Arc<str>,
     mark: Arc<str>,
@@ -68,6 +74,8 @@ pub(super) struct FloorLocks(Vec<Node>);
 
 pub(super) struct FloorLock {
     nodes: Vec<Node>,
+    /// One for each node.
+    changed: Vec<Arc<Notify>>,
     key: Arc<str>,
     base: Arc<str>,
 }
@@ -77,7 +85,8 @@ impl Locks for FloorLocks {
 
     fn lock(&self, name: &str) -> FloorLock {
         let key = format!("floor/{name}");
-        FloorLock { nodes: self.0.clone(), base: format!("{{{key}}}:lh2:").into(), key: key.into() }
+        let changed = self.0.iter().map(|node| node.wakes.of(&key)).collect();
+        FloorLock { nodes: self.0.clone(), changed, base: format!("{{{key}}}:lh2:").into(), key: key.into() }
     }
 
     async fn renew(&self, _held: &String) -> Result<()> {
@@ -91,38 +100,78 @@ impl Locks for FloorLocks {
     }
 }
 
+impl FloorLock {
+    fn majority(&self) -> usize {
+        self.nodes.len() / 2 + 1
+    }
+
+    /// How many grant it.
+    async fn take(&mut self, value: &str, flags: &str) -> Result<usize> {
+        let floor = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+        let (key, base) = (&self.key, &self.base);
+        let answers = try_join_all(self.nodes.iter_mut().map(|node| async move {
+            let mut acquire = redis::cmd("EVALSHA");
+            acquire.arg(&*node.acquire).arg(1).arg(&**key).arg(value).arg(TTL_MS).arg(value).arg(flags);
+            acquire.arg(&**base).arg(NODE).arg(&*node.mark).arg(0).arg(floor);
+            acquire.query_async::<Value>(&mut node.connection).await
+        }));
+        let mut granted = 0;
+        for answer in answers.await.map_err(failed)? {
+            match answer {
+                Value::BulkString(_) => granted += 1,
+                Value::Array(_) => {}
+                other => return Err(HarnessError::new(format!("the acquire script answered {other:?}"))),
+            }
+        }
+        Ok(granted)
+    }
+
+    /// How many had it.
+    async fn give_back(&mut self, value: &str) -> Result<usize> {
+        let key = &self.key;
+        let released = try_join_all(self.nodes.iter_mut().map(|node| async move {
+            let mut release = redis::cmd("EVALSHA");
+            release.arg(&*node.release).arg(1).arg(&**key).arg(value);
+            release.query_async::<i64>(&mut node.connection).await
+        }));
+        Ok(released.await.map_err(failed)?.iter().filter(|freed| **freed == 1).count())
+    }
+
+    async fn changed_at_a_majority(&self) {
+        let bells: FuturesUnordered<_> = self.changed.iter().map(|node| node.notified()).collect();
+        bells.take(self.majority()).for_each(async |()| {}).await;
+    }
+}
+
 impl Lock for FloorLock {
     /// The value.
     type Held = String;
 
     async fn acquire(&mut self) -> Result<String> {
         let value = format!("{}:{LABEL}", OwnerId::random());
-        let floor = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-        let (key, base, asked) = (&self.key, &self.base, &value);
-        let granted = try_join_all(self.nodes.iter_mut().map(|node| async move {
-            let mut acquire = redis::cmd("EVALSHA");
-            acquire.arg(&*node.acquire).arg(1).arg(&**key).arg(asked).arg(TTL_MS).arg(asked).arg("w");
-            acquire.arg(&**base).arg(NODE).arg(&*node.mark).arg(0).arg(floor);
-            acquire.query_async::<Value>(&mut node.connection).await
-        }));
-        for answer in granted.await.map_err(failed)? {
-            if !matches!(answer, Value::BulkString(_)) {
-                return Err(HarnessError::new(format!("the acquire script answered {answer:?}")));
-            }
+        // What the slower nodes told after a majority had.
+        for node in &self.changed {
+            node.notified().now_or_never();
         }
-        Ok(value)
+        // W aiting; r egistered before.
+        let mut flags = "w";
+        loop {
+            let granted = self.take(&value, flags).await?;
+            if granted >= self.majority() {
+                return Ok(value);
+            }
+            if granted > 0 {
+                self.give_back(&value).await?;
+            }
+            self.changed_at_a_majority().await;
+            flags = "wr";
+        }
     }
 
     async fn release(&mut self, value: String) -> Result<()> {
-        let (key, value) = (&self.key, &value);
-        let released = try_join_all(self.nodes.iter_mut().map(|node| async move {
-            let mut release = redis::cmd("EVALSHA");
-            release.arg(&*node.release).arg(1).arg(&**key).arg(value);
-            release.query_async::<i64>(&mut node.connection).await
-        }));
-        match released.await.map_err(failed)?.iter().all(|freed| *freed == 1) {
-            true => Ok(()),
-            false => Err(HarnessError::new("the floor released what it did not hold")),
+        if self.give_back(&value).await? >= self.majority() {
+            return Ok(());
         }
+        Err(HarnessError::new("the floor released what it did not hold"))
     }
 }
