@@ -3,18 +3,25 @@
 #[path = "../sqlite_backend/backend.rs"]
 mod backend;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use leasehold::LockBackend;
+use leasehold::{LockBackend, Ttl};
 use leasehold_testkit::{SubjectOf, conformance};
 
-/// One file for all cases, opened anew for each "process" of a case.
-async fn open() -> Arc<dyn LockBackend> {
-    static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary folder"));
-    backend::SqliteBackend::open(FOLDER.path().join("locks.db")).await.expect("a file of ours")
+/// A file for each case, opened anew for each "process" of it. Writers to one file wait for each other's disk.
+fn a_file() -> SubjectOf {
+    let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
+    let open = move || {
+        let folder = Arc::clone(&folder);
+        async move {
+            let backend = backend::SqliteBackend::open(folder.path().join("locks.db")).await.expect("a file of ours");
+            backend as Arc<dyn LockBackend>
+        }
+    };
+    SubjectOf::new(open).with_ttl(Ttl::from_secs(2).expect("a TTL"))
 }
 
-conformance!(sqlite, SubjectOf::new(open));
+conformance!(sqlite, a_file());
 
 #[test]
 fn it_is_short_enough_to_be_read() {

@@ -22,7 +22,7 @@ fn a_lock_that_cannot_be_renewed_ends_the_program_before_it_could_be_another_s()
     assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
     assert!(stdout(&output).contains("term"), "{}", stderr(&output));
     // Its last renewal was before the stop; closing the client may take a while, the KILL is what counts.
-    assert!(took < ttl + 2_500, "{took} ms");
+    assert!(took < ttl + 10_000, "{took} ms");
     assert!(stderr(&output).contains("killed"), "{}", stderr(&output));
 }
 
@@ -30,12 +30,12 @@ fn a_lock_that_cannot_be_renewed_ends_the_program_before_it_could_be_another_s()
 fn the_kill_comes_before_the_ttl_is_over() {
     let redis = Redis::start(&[]);
     let program = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
-    let (mut run, program) = started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["bash", "-c", program]));
+    let (mut run, program) = started(&mut run_on(&redis.url, &["--ttl", "5s", "k"], &["bash", "-c", program]));
     signal(redis.process.id(), "STOP");
     let stopped = Instant::now();
     let program: u32 = program.parse().unwrap();
     until("the program is dead", || !lives(program));
-    assert!(stopped.elapsed().as_millis() < 2_000, "{:?}", stopped.elapsed());
+    assert!(stopped.elapsed().as_millis() < 5_000, "{:?}", stopped.elapsed());
     signal(redis.process.id(), "CONT");
     assert_eq!(run.wait().unwrap().code(), Some(76));
 }

@@ -123,7 +123,7 @@ async fn a_server_that_is_silent_or_speaks_otherwise_is_told() {
     let started = Instant::now();
     let error = fails(&format!("redis://{}/?connect-timeout=200ms", silent.local_addr().unwrap())).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(10));
 
     let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = web.local_addr().unwrap();

@@ -9,7 +9,7 @@ use leasehold_redis::redis;
 use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::time::timeout;
 
-const SOON: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(20);
 
 fn shared(name: &str) -> Request {
     request(name).with_mode(Mode::Shared)

@@ -115,6 +115,11 @@ pub(crate) fn lifetime(subject: &dyn Subject) -> Duration {
     subject.ttl().as_duration() + subject.slack()
 }
 
+/// What is due after `exactly` so long may come that late where time is real: the machine may be busy.
+pub(crate) fn at_the_latest(subject: &dyn Subject, exactly: Duration) -> Duration {
+    if subject.is_time_paused() { exactly } else { exactly + subject.ttl().as_duration() * 5 }
+}
+
 /// Lets a grant that nobody renews expire.
 pub(crate) async fn let_expire(subject: &dyn Subject) {
     tokio::time::sleep(lifetime(subject)).await;

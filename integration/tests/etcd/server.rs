@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, LossReason, Released};
+use leasehold_core::{Clock, ErrorKind, LossReason, Released, SystemClock};
 use leasehold_etcd::EtcdBackend;
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{Instant, sleep, timeout};
@@ -15,12 +15,13 @@ async fn a_stopped_server_is_an_error_in_time_and_the_holder_loses_by_its_deadli
     let client = client(&cluster.url()).await;
     let guard = client.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();
     cluster.member(0).pause().unwrap();
+    let latest = SystemClock.now() + Duration::from_secs(3);
     let begun = Instant::now();
     let error = client.mutex("other").with_ttl(ttl(3)).lock().await.unwrap_err();
     assert!(error.is_retryable(), "{error:?}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
-    assert!(begun.elapsed() < Duration::from_millis(3_100), "{:?}", begun.elapsed());
+    assert!(guard.deadline().moment() <= latest, "the deadline has moved though nobody answered");
     cluster.member(0).resume().unwrap();
     let next = timeout(SOON, client.mutex("k").with_ttl(ttl(3)).lock()).await.unwrap().unwrap();
     assert!(next.fencing_token() > guard.fencing_token());
@@ -57,5 +58,5 @@ async fn errors_say_what_to_do() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("etcd://{}/?timeout=200ms", silent.local_addr().unwrap());
     assert_eq!(EtcdBackend::connect(&url).await.unwrap_err().kind(), ErrorKind::Unavailable);
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(begun.elapsed() < SOON);
 }

@@ -224,7 +224,7 @@ fn a_delay_is_the_line_s_length_and_not_its_width() {
     let proxy = Proxy::start(server).unwrap();
     let mut client = connect(&proxy);
     ask(&mut client, b"x");
-    let delay = Duration::from_millis(100);
+    let delay = Duration::from_millis(500);
     proxy.delay(Direction::Both, delay);
     let begun = Instant::now();
     // One after the other these would take ten times as long.

@@ -243,7 +243,7 @@ async fn a_wrong_password_is_denied_and_a_server_that_is_down_is_unavailable() {
     let begun = Instant::now();
     let error = leasehold::connect(&nobody).await.expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    assert!(error.is_retryable() && begun.elapsed() < millis(5000), "{:?}", begun.elapsed());
+    assert!(error.is_retryable() && begun.elapsed() < millis(20_000), "{:?}", begun.elapsed());
     keeps("hunter2", &error);
     let error = leasehold::connect("redis+unix:///nonexistent/redis.sock").await.expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
@@ -262,6 +262,6 @@ async fn a_server_that_is_no_redis_is_told_in_time() {
     let begun = Instant::now();
     let error = leasehold::connect(&format!("redis://{addr}/")).await.expect_err("not a Redis");
     let kinds = [ErrorKind::Protocol, ErrorKind::Unavailable];
-    assert!(kinds.contains(&error.kind()) && begun.elapsed() < millis(5000), "{error:?}");
+    assert!(kinds.contains(&error.kind()) && begun.elapsed() < millis(20_000), "{error:?}");
     nothing_panicked();
 }

@@ -67,7 +67,7 @@ fn what_flock_holds_we_do_not_get_and_wait_for() {
         flock.say("go").unwrap();
         let begun = Instant::now();
         granted(worker.answer(waiting, PATIENCE).unwrap());
-        assert!(begun.elapsed() <= millis(1500), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() <= millis(10_000), "{:?}", begun.elapsed());
         assert!(
             matches!(worker.ask(Command::Release { slot: 0 }).unwrap(), Answer::Released(truth) if truth == "Freed")
         );

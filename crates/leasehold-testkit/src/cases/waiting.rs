@@ -3,7 +3,7 @@
 use leasehold_core::ErrorKind;
 
 use crate::{
-    stage::{client, granted, key, lifetime, must, request},
+    stage::{at_the_latest, client, granted, key, lifetime, must, request},
     subject::Subject,
 };
 
@@ -11,8 +11,9 @@ use crate::{
 pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
     let (holder, other) = (client(subject).await, client(subject).await);
     let key = key(subject, "woken");
-    // A poll on the way to a TTL would come too late for every round to be quick.
-    for _ in 0..3 {
+    // A poll on the way to a TTL would come too late for three rounds on end to be quick. A busy machine is late at times.
+    let (mut quick, mut late) = (0, Vec::new());
+    while quick < 3 {
         let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
         let mutex = other.mutex(&key);
         let waiter = tokio::spawn(async move { mutex.lock().await });
@@ -22,7 +23,13 @@ pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
         must(guard.release().await, "a release is answered");
         let Ok(taken) = waiter.await else { panic!("the waiter panicked") };
         let took = subject.clock().now().since(freed);
-        assert!(took < subject.ttl().as_duration() / 4, "the waiter was woken only {took:?} after the release");
+        if took < subject.ttl().as_duration() / 4 {
+            quick += 1;
+        } else {
+            (quick, late) = (0, [late, vec![took]].concat());
+            let most = if subject.is_time_paused() { 0 } else { 4 };
+            assert!(late.len() <= most, "the waiter was woken only {late:?} after the release");
+        }
         must(must(taken, "the waiter is granted").release().await, "a release is answered");
     }
 }
@@ -48,7 +55,7 @@ pub async fn lock_within_times_out(subject: &dyn Subject) {
     let waited = other.mutex(&key).lock_within(limit).await.map(drop).map_err(|error| error.kind());
     let took = began.elapsed();
     assert_eq!(waited, Err(ErrorKind::TimedOut), "a wait that is over says so");
-    assert!(took >= limit && took < limit * 2, "a wait of {limit:?} took {took:?}");
+    assert!(took >= limit && took < at_the_latest(subject, limit * 2), "a wait of {limit:?} took {took:?}");
     must(guard.release().await, "a release is answered");
     let guard = must(holder.mutex(&key).lock_within(limit).await, "who timed out left nothing");
     must(guard.release().await, "a release is answered");
