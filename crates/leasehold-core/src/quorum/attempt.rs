@@ -68,9 +68,13 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, trie
     }
     let token = if quorum.has_tokens {
         match token::settle(&mut asking).await {
-            Some(token) => Some(token),
-            // Others took nodes from under us, or too many fell silent.
-            None => return asking.fail(Standing::Contended, began, tries),
+            Ok(token) => Some(token),
+            Err(problems) if problems.len() > quorum.majority.spare() => {
+                asking.undo();
+                return Err(quorum.unavailable(problems));
+            }
+            // Others took nodes from under us.
+            Err(_) => return asking.fail(Standing::Contended, began, tries),
         }
     } else {
         None
@@ -150,7 +154,8 @@ impl Asking {
     fn fail(mut self, standing: Standing, began: Moment, tries: &Tries) -> Result<Attempt> {
         let outcome = if standing == Standing::OutOfReach {
             // Those that have not answered are not to blame while their time is not over.
-            Err(self.quorum.out_of_reach(&self.replies, self.over.then_some(self.timeout)))
+            let problems = self.quorum.problems(&self.replies, self.over.then_some(self.timeout));
+            Err(self.quorum.unavailable(problems))
         } else {
             let took = self.request.now().since(began);
             Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, tries)))

@@ -41,6 +41,14 @@ use crate::{
 /// How long [`close`](LockBackend::close) waits for what is under way.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Nodes that failed, and why.
+pub(super) type Problems = Vec<(usize, Error)>;
+
+/// What is wrong with a node that has been silent for so long.
+pub(super) fn no_answer(silent_for: Duration) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("no answer within {silent_for:?}"))
+}
+
 /// One lock over an odd number of backends, by majority: Redlock.
 ///
 /// It survives the loss of any minority of its nodes. See the [module](super) for the algorithm and for what is guaranteed; the
@@ -183,18 +191,18 @@ impl QuorumBackend {
         Some((node, Arc::clone(voter).withdraw(request.clone())))
     }
 
-    /// `3 of 5 unavailable: …`
-    pub(super) fn out_of_reach(&self, replies: &[Reply], silent_for: Option<Duration>) -> Error {
+    /// The nodes that failed by their replies, and those that have been silent for too long.
+    pub(super) fn problems(&self, replies: &[Reply], silent_for: Option<Duration>) -> Problems {
         let problem = |(node, reply): (usize, &Reply)| match reply {
             Reply::Failed(error) => Some((node, error.clone())),
-            Reply::Pending => silent_for
-                .map(|silent| (node, Error::new(ErrorKind::Unavailable, format!("no answer within {silent:?}")))),
+            Reply::Pending => silent_for.map(|silent| (node, no_answer(silent))),
             _ => None,
         };
-        self.unavailable(replies.iter().enumerate().filter_map(problem).collect())
+        replies.iter().enumerate().filter_map(problem).collect()
     }
 
-    pub(super) fn unavailable(&self, problems: Vec<(usize, Error)>) -> Error {
+    /// `3 of 5 unavailable: …`
+    pub(super) fn unavailable(&self, problems: Problems) -> Error {
         opening::unavailable(&self.members, problems, self.config.scheme)
     }
 

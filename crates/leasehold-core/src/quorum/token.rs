@@ -8,26 +8,29 @@ use crate::{
     fencing::FencingToken,
     quorum::{
         attempt::{Asking, Reply},
+        backend::{Problems, no_answer},
         calls::Calls,
         write_back::{Answer, Round, TokenChoice, choose, round},
     },
     telemetry,
 };
 
-/// Settles on one token at which a majority of the nodes stands. `None`: there is none any more, release everything.
-pub(super) async fn settle(asking: &mut Asking) -> Option<FencingToken> {
+/// Settles on one token at which a majority of the nodes stands. `Err`: there is none any more, release everything; those of the
+/// nodes that failed.
+pub(super) async fn settle(asking: &mut Asking) -> std::result::Result<FencingToken, Problems> {
     let granted = asking.replies.iter().filter_map(token_of);
-    match choose(granted, asking.quorum.majority)? {
-        TokenChoice::Stands(token) => Some(token),
-        TokenChoice::WriteBack(token) => {
+    match choose(granted, asking.quorum.majority) {
+        Some(TokenChoice::Stands(token)) => Ok(token),
+        Some(TokenChoice::WriteBack(token)) => {
             telemetry::written_back(asking.quorum.config.scheme);
             // Boxed: the usual way needs no room for it.
             Box::pin(write_back(asking, token)).await
         }
+        None => Err(Problems::new()),
     }
 }
 
-async fn write_back(asking: &mut Asking, mut token: FencingToken) -> Option<FencingToken> {
+async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result::Result<FencingToken, Problems> {
     let majority = asking.quorum.majority;
     let nodes = asking.replies.len();
     // What each node granted or accepted last.
@@ -38,6 +41,7 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> Option<Fenc
     let mut over = false;
     let settled = loop {
         let mut raises = Calls::with_capacity(nodes);
+        let mut failures = Problems::new();
         let mut answers: Vec<_> = asking
             .replies
             .iter()
@@ -64,7 +68,13 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> Option<Fenc
                 if matches!(vote, Ok(TokenVote::Accepted)) {
                     at[node] = Some(token);
                 }
-                answers[node] = vote.map_or(Answer::Gone, Answer::from);
+                answers[node] = match vote {
+                    Ok(vote) => Answer::from(vote),
+                    Err(error) => {
+                        failures.push((node, error));
+                        Answer::Gone
+                    }
+                };
             });
             let outcome = round(token, answers.iter().copied(), majority);
             if outcome != Round::Open {
@@ -81,11 +91,18 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> Option<Fenc
             Poll::Ready(round(token, late, majority))
         })
         .await;
+        let silent: Vec<_> = raises.nodes().filter(|_| over).collect();
         superseded.append(raises);
         match outcome {
-            Round::Stands => break Some(token),
+            Round::Stands => break Ok(token),
             Round::Again(next) => token = next,
-            Round::Open | Round::Lost => break None,
+            Round::Open | Round::Lost => {
+                let timeout = asking.timeout;
+                let mut problems = asking.quorum.problems(&asking.replies, over.then_some(timeout));
+                problems.extend(failures);
+                problems.extend(silent.into_iter().map(|node| (node, no_answer(timeout))));
+                break Err(problems);
+            }
         }
     };
     let (quorum, request) = (Arc::clone(&asking.quorum), asking.request.clone());

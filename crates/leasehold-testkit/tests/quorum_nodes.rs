@@ -1,0 +1,115 @@
+//! The quorum over simulated nodes that fall silent, fail or lose a lock at one moment of an acquisition.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{
+    Attempt, Drift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request, Result, Ttl,
+    quorum::{Provision, QuorumBackend, QuorumConfig},
+};
+use leasehold_testkit::sim::{Amnesia, Network, SimBackend, SimClock, SimNode, Weather};
+
+/// How long every message takes.
+const DELAY: Duration = Duration::from_millis(1);
+/// Before the connection's own.
+const NODE_TIMEOUT: Duration = Duration::from_millis(150);
+/// Of locks whose expiry no test waits for.
+const TTL: Duration = Duration::from_secs(60);
+
+/// Three nodes, a quorum of them, and a connection of another program to each.
+struct Stage {
+    clock: Arc<SimClock>,
+    nodes: Vec<Arc<SimNode>>,
+    others: Vec<Arc<SimBackend>>,
+    quorum: Arc<QuorumBackend>,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let clock = SimClock::new();
+        let network = Network::new(0);
+        network.set_weather(Weather { delay: DELAY..DELAY, ..Weather::FAIR });
+        let nodes: Vec<_> = (0..3).map(|_| SimNode::new(SimClock::new())).collect();
+        let connect = || nodes.iter().map(|node| network.connect(node)).collect::<Vec<_>>();
+        let links = connect().into_iter().map(|link| link as Arc<dyn LockBackend>).collect();
+        let config = QuorumConfig::new().with_node_timeout(NODE_TIMEOUT);
+        let quorum = QuorumBackend::open(links, config.with_token_floor(|| FencingToken::new(0))).await.unwrap();
+        quorum.provision(&Provision::new(Ttl::new(TTL).unwrap()).with_never_used(true)).await.unwrap();
+        Self { clock, others: connect(), quorum, nodes }
+    }
+
+    fn request(&self, ttl: Duration) -> Request {
+        let clock = Arc::clone(&self.clock);
+        Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::new(ttl).unwrap()).with_clock(clock, Drift::DEFAULT)
+    }
+
+    async fn occupy(&self, node: usize, floor: u64) -> Arc<dyn Lease> {
+        let request = self.request(TTL).with_token_floor(FencingToken::new(floor));
+        match Arc::clone(&self.others[node]).try_acquire(request).await.unwrap() {
+            Attempt::Granted(lease) => lease,
+            Attempt::Contended(_) => panic!("node {node} is free"),
+        }
+    }
+
+    /// An attempt whose token has to be written back to the last two nodes, at the moment when all have granted and none is asked for
+    /// that yet.
+    async fn before_the_write_back(&self) -> tokio::task::JoinHandle<Result<Attempt>> {
+        for (node, floor) in [30, 20, 10].into_iter().enumerate() {
+            self.occupy(node, floor).await.release().await.unwrap();
+        }
+        let attempt = tokio::spawn(Arc::clone(&self.quorum).try_acquire(self.request(TTL)));
+        tokio::time::sleep(DELAY * 3 / 2).await;
+        assert_eq!(self.held(), 3);
+        attempt
+    }
+
+    fn held(&self) -> usize {
+        self.nodes.iter().filter(|node| node.holds()).count()
+    }
+
+    /// Given back, and by far not expired.
+    async fn nothing_left(&self) {
+        // A release, twice over and some more.
+        tokio::time::sleep(DELAY * 10).await;
+        assert_eq!(self.held(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_majority_that_falls_silent_in_the_write_back_is_unavailable_and_not_contention() {
+    let stage = Stage::new().await;
+    let attempt = stage.before_the_write_back().await;
+    stage.nodes[1..].iter().for_each(|node| node.pause(true));
+    let error = attempt.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("2 of 3 unavailable: "), "{error}");
+    assert_eq!(error.to_string().matches("no answer within 150ms").count(), 2, "{error}");
+    stage.nodes[1..].iter().for_each(|node| node.pause(false));
+    stage.nothing_left().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_majority_that_fails_in_the_write_back_is_unavailable_and_not_contention() {
+    let stage = Stage::new().await;
+    let attempt = stage.before_the_write_back().await;
+    // The answers are on their way, and come.
+    tokio::time::sleep(DELAY).await;
+    stage.nodes[1..].iter().for_each(|node| node.crash(Amnesia::None));
+    let error = attempt.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("2 of 3 unavailable: "), "{error}");
+    assert_eq!(error.to_string().matches("connection reset").count(), 2, "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_majority_that_others_took_in_the_write_back_is_contention() {
+    let stage = Stage::new().await;
+    let attempt = stage.before_the_write_back().await;
+    // By these nodes' clocks it has expired.
+    stage.nodes[1..].iter().for_each(|node| node.clock().suspend(TTL));
+    let rivals = [stage.occupy(1, 0).await, stage.occupy(2, 0).await];
+    assert!(matches!(attempt.await.unwrap(), Ok(Attempt::Contended(_))));
+    for rival in rivals {
+        rival.release().await.unwrap();
+    }
+    stage.nothing_left().await;
+}
