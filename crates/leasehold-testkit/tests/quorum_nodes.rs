@@ -113,3 +113,22 @@ async fn a_majority_that_others_took_in_the_write_back_is_contention() {
     }
     stage.nothing_left().await;
 }
+
+/// The servers grant for a TTL from when they are asked, which is after the client's has ended.
+#[tokio::test(start_paused = true)]
+async fn a_majority_slower_than_the_ttl_is_an_error_and_is_released_before_it_expires() {
+    const SHORT: Duration = Duration::from_millis(100);
+    for slow in [0..3, 1..3] {
+        let stage = Stage::new().await;
+        stage.nodes[slow.clone()].iter().for_each(|node| node.pause(true));
+        let attempt = tokio::spawn(Arc::clone(&stage.quorum).try_acquire(stage.request(SHORT)));
+        tokio::time::sleep(SHORT * 6 / 5).await;
+        stage.nodes[slow.clone()].iter().for_each(|node| node.pause(false));
+        tokio::time::sleep(DELAY / 2).await;
+        assert_eq!(stage.held(), slow.len(), "they have granted, and nobody knows yet");
+        let error = attempt.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("not within the TTL of 100ms"), "{error}");
+        stage.nothing_left().await;
+    }
+}
