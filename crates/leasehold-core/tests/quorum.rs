@@ -280,6 +280,63 @@ async fn a_node_that_fails_behind_a_refusal_is_asked_again_and_used_when_it_is_b
     assert!(failing().await.is_empty());
 }
 
+/// Three nodes that vote, a quorum of them, and a request.
+async fn flaky() -> ([Arc<Flaky>; 3], Arc<QuorumBackend>, Request) {
+    let clock = Arc::new(TestClock::new());
+    let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
+    let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, leasehold_core::Drift::DEFAULT);
+    (nodes, quorum, request)
+}
+
+/// How many of the nodes hold it for anybody, once all that is under way has arrived.
+async fn held(nodes: &[Arc<Flaky>], request: &Request) -> usize {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let mut held = 0;
+    for node in nodes {
+        held += node.inspect(request.key()).await.unwrap().holders.len();
+    }
+    held
+}
+
+/// The node has renewed, and holds for another TTL, while the holder goes by its old deadline.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_renewal_is_answered_too_late_is_released() {
+    let (nodes, quorum, request) = flaky().await;
+    let lease = granted(&quorum, request.clone()).await;
+    assert_eq!(held(&nodes, &request).await, 3);
+    nodes[2].late_renewals.store(1, SeqCst);
+    Arc::clone(&lease).renew().await.unwrap();
+    assert_eq!(held(&nodes, &request).await, 3);
+    nodes[2].late_answers.add_permits(1);
+    assert_eq!(held(&nodes, &request).await, 2);
+    Arc::clone(&lease).renew().await.unwrap();
+    assert_eq!(held(&nodes, &request).await, 3, "it is healed");
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    assert_eq!(held(&nodes, &request).await, 0);
+}
+
+/// Two renewals are under way at a node, the first answer has it released and healed, and the second is of what it no longer holds.
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_of_an_old_renewal_does_not_make_a_healed_node_forgotten() {
+    let (nodes, quorum, request) = flaky().await;
+    let lease = granted(&quorum, request.clone()).await;
+    assert_eq!(held(&nodes, &request).await, 3);
+    nodes[2].late_renewals.store(2, SeqCst);
+    for _ in 0..2 {
+        Arc::clone(&lease).renew().await.unwrap();
+    }
+    nodes[2].late_answers.add_permits(1);
+    assert_eq!(held(&nodes, &request).await, 2);
+    Arc::clone(&lease).renew().await.unwrap();
+    assert_eq!(held(&nodes, &request).await, 3, "it is healed");
+    nodes[2].late_answers.add_permits(1);
+    assert_eq!(held(&nodes, &request).await, 3);
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    assert_eq!(held(&nodes, &request).await, 0);
+}
+
 /// Each file has an identity of its own for the same holder.
 #[tokio::test]
 async fn a_holder_is_seen_once_where_every_node_has_another_name_for_it() {

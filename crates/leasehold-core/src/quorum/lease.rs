@@ -48,6 +48,14 @@ struct Seats {
     heals: u16,
 }
 
+/// Renewals under way.
+struct Renewals {
+    /// What each node was asked to renew.
+    leases: Vec<Option<Arc<dyn Lease>>>,
+    calls: Calls<Result<()>>,
+    votes: Vec<Vote>,
+}
+
 enum Seat {
     /// Nothing.
     Empty,
@@ -153,31 +161,37 @@ impl QuorumLease {
         validity(held, self.quorum.majority)
     }
 
-    /// A node no longer holds for us.
-    fn vacate(&self, node: usize) {
+    /// The node no longer holds by this lease. By now it may hold by a newer one, which is left alone.
+    fn vacate(&self, node: usize, lost: &Arc<dyn Lease>) {
         let seat = &mut self.seats().nodes[node];
-        if matches!(seat, Seat::Held(_)) {
+        if matches!(seat, Seat::Held(held) if Arc::ptr_eq(held, lost)) {
             *seat = Seat::Empty;
         }
     }
 
     /// The renewals to send, and each node's vote before they are answered.
-    fn renewals(&self) -> Result<(Calls<Result<()>>, Vec<Vote>)> {
+    fn renewals(&self) -> Result<Renewals> {
         let seats = self.seats();
         if seats.releasing {
             return Err(lost("it was released"));
         }
         let mut calls = Calls::with_capacity(seats.nodes.len());
-        let votes = seats.nodes.iter().enumerate().map(|(node, seat)| match seat {
-            Seat::Held(lease) => {
-                calls.push(node, Arc::clone(lease).renew());
-                Vote::Pending
-            }
-            Seat::Asked(_) => Vote::Failed,
-            Seat::Empty | Seat::Released(_) => Vote::Refused,
-        });
-        let votes = votes.collect();
-        Ok((calls, votes))
+        let (mut leases, mut votes) = (Vec::with_capacity(seats.nodes.len()), Vec::with_capacity(seats.nodes.len()));
+        for (node, seat) in seats.nodes.iter().enumerate() {
+            votes.push(match seat {
+                Seat::Held(lease) => {
+                    calls.push(node, Arc::clone(lease).renew());
+                    Vote::Pending
+                }
+                Seat::Asked(_) => Vote::Failed,
+                Seat::Empty | Seat::Released(_) => Vote::Refused,
+            });
+            leases.push(match seat {
+                Seat::Held(lease) => Some(Arc::clone(lease)),
+                _ => None,
+            });
+        }
+        Ok(Renewals { leases, calls, votes })
     }
 
     /// The releases to send, and each node's vote before they are answered.
@@ -240,13 +254,13 @@ impl Lease for QuorumLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        let (mut calls, mut votes) = self.renewals()?;
+        let Renewals { leases, mut calls, mut votes } = self.renewals()?;
         let (majority, timeout) = (self.quorum.majority, self.quorum.config.node_timeout(self.request.ttl()));
         let mut timer = pin!(tokio::time::sleep(timeout));
         let mut problem = None;
         let outcome = poll_fn(|cx| {
             calls.poll(cx, |node, answer| {
-                votes[node] = self.renewed(node, &answer);
+                votes[node] = self.renewed(node, &leases, &answer);
                 problem = answer.err().or(problem.take());
             });
             let outcome = renewal(&Tally::of(majority, votes.iter().copied()));
@@ -264,7 +278,7 @@ impl Lease for QuorumLease {
         .await;
         let this = Arc::clone(&self);
         self.quorum.finish_within(calls, timeout, move |(node, answer)| {
-            this.renewed(node, &answer);
+            this.renewed(node, &leases, &answer);
         });
         if self.seats().releasing {
             return Err(lost("it was released"));
@@ -354,13 +368,17 @@ impl Lease for QuorumLease {
 }
 
 impl QuorumLease {
-    /// A renewal was answered.
-    fn renewed(&self, node: usize, answer: &Result<()>) -> Vote {
+    /// A renewal of one of `leases` was answered.
+    fn renewed(&self, node: usize, leases: &[Option<Arc<dyn Lease>>], answer: &Result<()>) -> Vote {
         self.quorum.members[node].learn(answer, self.request.now());
         match answer {
             Ok(()) => Vote::Granted,
             Err(error) if error.kind() == ErrorKind::Lost => {
-                self.vacate(node);
+                if let Some(lease) = &leases[node] {
+                    self.vacate(node, lease);
+                    // If only the answer came too late, the node holds for us for another TTL.
+                    self.quorum.give_back(Arc::clone(lease), &self.request);
+                }
                 Vote::Refused
             }
             Err(_) => Vote::Failed,

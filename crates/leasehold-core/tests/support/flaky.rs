@@ -1,19 +1,20 @@
-//! A node of a quorum that can be told to fail.
+//! A node of a quorum that can be told to fail, or to answer late.
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Error, ErrorKind, HolderRef, Inspection, LockBackend, LockKey, Request, Result,
-    TestClock, async_trait, quorum::QuorumNode,
+    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
+    LockKey, Released, Request, Result, TestClock, TokenVote, Upkeep, async_trait, quorum::QuorumNode,
 };
 use leasehold_local::MemoryBackend;
+use tokio::sync::Semaphore;
 
 /// How long a failure takes: a majority of others has answered by then.
 pub(crate) const FAILS_AFTER: Duration = Duration::from_millis(5);
@@ -26,11 +27,22 @@ pub(crate) struct Flaky {
     pub(crate) down: AtomicBool,
     /// Votes on tokens, as memory does.
     votes: bool,
+    /// So many of the next renewals take effect at once and are answered later, each when `late_answers` has a permit for it: that the
+    /// answer came too late, as a lease says whose deadline has passed.
+    pub(crate) late_renewals: AtomicUsize,
+    pub(crate) late_answers: Semaphore,
 }
 
 impl Flaky {
     pub(crate) fn new(name: &'static str, clock: Arc<TestClock>, votes: bool) -> Arc<Self> {
-        Arc::new(Self { name, inner: Arc::new(MemoryBackend::with_clock(clock)), down: AtomicBool::new(false), votes })
+        Arc::new(Self {
+            name,
+            inner: Arc::new(MemoryBackend::with_clock(clock)),
+            down: AtomicBool::new(false),
+            votes,
+            late_renewals: AtomicUsize::new(0),
+            late_answers: Semaphore::new(0),
+        })
     }
 
     async fn way(&self) -> Result<()> {
@@ -57,10 +69,13 @@ impl LockBackend for Flaky {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.way().await?;
-        Arc::clone(&self.inner).try_acquire(request).await
+        Ok(match Arc::clone(&self.inner).try_acquire(request).await? {
+            Attempt::Granted(inner) => Attempt::Granted(Arc::new(FlakyLease { node: self, inner })),
+            contended => contended,
+        })
     }
 
-    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn leasehold_core::Lease>> {
+    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         self.way().await?;
         Arc::clone(&self.inner).acquire(request).await
     }
@@ -81,5 +96,45 @@ impl LockBackend for Flaky {
 
     fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
         if self.votes { Arc::clone(&self.inner).quorum_node() } else { None }
+    }
+}
+
+#[derive(Debug)]
+struct FlakyLease {
+    node: Arc<Flaky>,
+    inner: Arc<dyn Lease>,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Lease for FlakyLease {
+    fn fencing_token(&self) -> Option<FencingToken> {
+        self.inner.fencing_token()
+    }
+
+    fn valid_until(&self) -> Deadline {
+        self.inner.valid_until()
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        self.inner.upkeep()
+    }
+
+    async fn renew(self: Arc<Self>) -> Result<()> {
+        let late = self.node.late_renewals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        Arc::clone(&self.inner).renew().await?;
+        if late {
+            self.node.late_answers.acquire().await.expect("it is never closed").forget();
+            return Err(Error::new(ErrorKind::Lost, "the renewal's answer came after the deadline"));
+        }
+        Ok(())
+    }
+
+    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
+        Arc::clone(&self.inner).raise_token(token).await
+    }
+
+    async fn release(self: Arc<Self>) -> Result<Released> {
+        Arc::clone(&self.inner).release().await
     }
 }
