@@ -8,7 +8,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request, TestClock, Ttl,
+    Attempt, Broken, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request, TestClock,
+    Ttl,
     quorum::{QuorumBackend, QuorumConfig, QuorumNode},
 };
 use leasehold_local::{FileBackend, MemoryBackend};
@@ -335,6 +336,65 @@ async fn a_late_answer_of_an_old_renewal_does_not_make_a_healed_node_forgotten()
     assert_eq!(held(&nodes, &request).await, 3);
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     assert_eq!(held(&nodes, &request).await, 0);
+}
+
+/// What did not answer when the lock was inspected holds all the same.
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_not_freed_while_a_majority_that_did_not_answer_may_hold_it() {
+    let (nodes, quorum, request) = flaky().await;
+    let lease = granted(&quorum, request.clone()).await;
+    assert_eq!(held(&nodes, &request).await, 3);
+    nodes[2].down.store(true, SeqCst);
+    let holder = quorum.inspect(request.key()).await.unwrap().holders.remove(0);
+    nodes[1].down.store(true, SeqCst);
+    for now in [true, false] {
+        let error = quorum.break_lock(&holder, now).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("2 of 3 unavailable: b: told to fail; c: told to fail"), "{error}");
+    }
+    Arc::clone(&lease).renew().await.unwrap();
+    nodes[1].down.store(false, SeqCst);
+    // One silent node is no majority, whoever it holds for.
+    assert_eq!(quorum.break_lock(&holder, true).await.unwrap(), Broken::Freed);
+    assert_eq!(held(&nodes[..2], &request).await, 0);
+    assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_also_taken_where_the_holder_was_not_shown() {
+    let (nodes, quorum, request) = flaky().await;
+    let lease = granted(&quorum, request.clone()).await;
+    assert_eq!(held(&nodes, &request).await, 3);
+    nodes[2].down.store(true, SeqCst);
+    let holder = quorum.inspect(request.key()).await.unwrap().holders.remove(0);
+    nodes[2].down.store(false, SeqCst);
+    nodes[0].down.store(true, SeqCst);
+    assert_eq!(quorum.break_lock(&holder, true).await.unwrap(), Broken::Freed);
+    nodes[0].down.store(false, SeqCst);
+    assert_eq!(held(&nodes[1..], &request).await, 0);
+    assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+}
+
+/// Since it was inspected the holder has come to hold under another name.
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
+    for now in [true, false] {
+        let (nodes, quorum, request) = flaky().await;
+        let lease = granted(&quorum, request.clone()).await;
+        assert_eq!(held(&nodes, &request).await, 3);
+        let holder = quorum.inspect(request.key()).await.unwrap().holders.remove(0);
+        for node in &nodes {
+            let there = node.inspect(request.key()).await.unwrap().holders.remove(0);
+            node.break_lock(&there, true).await.unwrap();
+            Arc::clone(&lease).renew().await.unwrap();
+            assert_eq!(held(&nodes, &request).await, 3, "it is healed");
+        }
+        let broken = quorum.break_lock(&holder, now).await.unwrap();
+        assert_eq!(matches!(broken, Broken::Freed), now, "{broken:?}");
+        assert_eq!(matches!(broken, Broken::FreeWithin(_)), !now, "{broken:?}");
+        assert_eq!(held(&nodes, &request).await, if now { 0 } else { 3 });
+        assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    }
 }
 
 /// Each file has an identity of its own for the same holder.

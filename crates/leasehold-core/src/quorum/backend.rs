@@ -21,6 +21,7 @@ use crate::{
     key::LockKey,
     quorum::{
         attempt::{self, Reply},
+        breaking,
         calls::Calls,
         capabilities,
         config::QuorumConfig,
@@ -296,7 +297,7 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        inspect::break_lock(self, holder, now).await
+        breaking::break_lock(self, holder, now).await
     }
 
     async fn close(&self) -> Result<()> {

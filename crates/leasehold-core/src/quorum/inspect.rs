@@ -1,12 +1,12 @@
-//! Who holds a lock on a majority of the nodes, and taking it from there.
+//! Who holds a lock on a majority of the nodes.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 
 use crate::{
-    error::{Error, ErrorKind, Result},
-    inspection::{Broken, HolderRef, Inspection, NodeStatus, WaiterRef},
+    error::Result,
+    inspection::{HolderRef, Inspection, NodeStatus, WaiterRef},
     key::LockKey,
     quorum::{backend::QuorumBackend, opening::within},
     ttl::Ttl,
@@ -74,7 +74,7 @@ fn count(seen: &mut Vec<Seen>, holder: HolderRef, backend: &'static str, node: u
             && match (known.holder.owner, holder.owner) {
                 (Some(known), Some(owner)) => known.is_same_acquisition(owner),
                 _ if known.backend == backend && known.holder.id == holder.id => true,
-                _ => !holder.label.is_empty() && known.holder.label == holder.label,
+                _ => has_same_label(&known.holder, &holder),
             }
     };
     if let Some(known) = seen.iter_mut().find(same) {
@@ -90,42 +90,9 @@ fn count(seen: &mut Vec<Seen>, holder: HolderRef, backend: &'static str, node: u
     seen.push(Seen { holder, backend, ids });
 }
 
-pub(super) async fn break_lock(quorum: &QuorumBackend, holder: &HolderRef, now: bool) -> Result<Broken> {
-    let ids = decode(&holder.id).filter(|ids| ids.len() == quorum.members.len()).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, "this holder is not one that this quorum has shown; inspect it again")
-            .with_backend(quorum.config.scheme)
-            .with_operation("break")
-    })?;
-    let patience = quorum.config.node_timeout(Ttl::DEFAULT);
-    let answers = join_all(ids.into_iter().enumerate().map(async |(node, id)| {
-        let mut there = holder.clone();
-        there.id = id?;
-        let backend = Arc::clone(&quorum.members[node].backend);
-        Some((node, within(patience, async move { backend.break_lock(&there, now).await }).await))
-    }))
-    .await;
-    let (mut freed, mut marked, mut left, mut problems) = (0, 0, None::<Duration>, Vec::new());
-    for (node, answer) in answers.into_iter().flatten() {
-        match answer {
-            Ok(Broken::Freed) => freed += 1,
-            Ok(Broken::FreeWithin(within)) => {
-                marked += 1;
-                left = left.max(within);
-            }
-            Ok(Broken::AlreadyGone) => {}
-            Err(error) => problems.push((node, error)),
-        }
-    }
-    if problems.len() > quorum.majority.spare() {
-        return Err(quorum.unavailable(problems).with_operation("break"));
-    }
-    Ok(if marked > 0 {
-        Broken::FreeWithin(left)
-    } else if freed > 0 {
-        Broken::Freed
-    } else {
-        Broken::AlreadyGone
-    })
+/// What nodes that do not know acquisitions are told apart by.
+pub(super) fn has_same_label(one: &HolderRef, other: &HolderRef) -> bool {
+    !one.label.is_empty() && one.label == other.label
 }
 
 /// The identities one after the other, each with its length before it.
@@ -142,7 +109,7 @@ fn encode(ids: &[Option<Vec<u8>>]) -> Vec<u8> {
     bytes
 }
 
-fn decode(mut bytes: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
+pub(super) fn decode(mut bytes: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
     let mut ids = Vec::new();
     while !bytes.is_empty() {
         let (length, rest) = bytes.split_first_chunk()?;

@@ -34,6 +34,7 @@
 
 mod attempt;
 mod backend;
+mod breaking;
 mod calls;
 mod capabilities;
 mod config;
