@@ -70,6 +70,7 @@ mod tests {
     fn golden_values() {
         let mut attestation = Attestation {
             run: "5f".repeat(20),
+            version: String::new(),
             durable: false,
             largest_ttl: Ttl::DEFAULT,
             above: FencingToken::new(7),

@@ -53,6 +53,7 @@ impl QuorumNode for RedisBackend {
         let sight = Sight::look(link, &live).await?;
         Ok(Recollection {
             run: live.run_id().to_owned(),
+            version: sight.version.clone(),
             membership: sight.membership,
             up: sight.up,
             marked: !sight.mark.is_blank(),
@@ -92,9 +93,18 @@ impl QuorumNode for RedisBackend {
         let mark = Mark::new(&attestation);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(0).arg([&*link.config.prefix, NODE_KEYS].concat()).arg(mark.as_str()).arg(attestation.above.get());
+            cmd.arg(&attestation.version);
         };
-        link.run_on(&live, &scripts::QUORUM_ATTEST, "attest", Effect::Writes, arguments).await?;
+        let answer = link.run_on(&live, &scripts::QUORUM_ATTEST, "attest", Effect::Writes, arguments).await?;
         live.set_sight(None);
-        Ok(())
+        match answer {
+            Value::Int(1) => Ok(()),
+            Value::Int(0) => Err(error::plain(
+                ErrorKind::Unavailable,
+                "attest",
+                "the server was attested by another, or wiped, meanwhile; try again",
+            )),
+            _ => Err(error::protocol("attest")),
+        }
     }
 }

@@ -30,6 +30,8 @@ const STALE: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub(crate) struct Sight {
     pub(crate) mark: Mark,
+    /// What an attestation compares.
+    pub(crate) version: String,
     pub(crate) membership: Membership,
     pub(crate) highest_token: FencingToken,
     /// For how long the server had been up.
@@ -76,7 +78,7 @@ impl Sight {
                 .arg(u64::try_from(up.as_millis()).unwrap_or(0));
         };
         let answer = link.run_on(live, &scripts::QUORUM_RECALL, "recall", Effect::None, arguments).await?;
-        let (mark, highest, could): (String, u64, u64) =
+        let (mark, highest, could, version): (String, u64, u64, String) =
             redis::from_redis_value(answer).map_err(|_| error::protocol("recall"))?;
         let mark = Mark::parse(mark);
         let memory = match (mark.is_durable(), mark.is_of_run(run)) {
@@ -87,6 +89,7 @@ impl Sight {
         let membership = Membership { memory, could_grant_for: Duration::from_millis(could) };
         let sight = Arc::new(Self {
             mark,
+            version,
             membership,
             highest_token: FencingToken::new(highest),
             up,

@@ -5,9 +5,10 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    FencingToken, LockBackend, Mode, Released, TokenVote,
-    quorum::{Fence, QuorumNode, Terms},
+    ErrorKind, FencingToken, LockBackend, Mode, Released, TokenVote,
+    quorum::{Attestation, Fence, Memory, QuorumNode, Recollection, Terms},
 };
+use leasehold_redis::redis;
 use support::{Server, granted, key, request, ttl};
 
 const TTL: u64 = 10_000;
@@ -93,4 +94,54 @@ async fn the_scripts_decide_on_tokens_as_the_model_does() {
         assert_eq!(Arc::clone(&lease).raise_token(token).await.unwrap(), TokenVote::Refused(None));
         stale = Some((asked.owner(), lease));
     }
+}
+
+fn attestation(recalled: &Recollection, largest_ttl: u64, above: u64) -> Attestation {
+    Attestation {
+        run: recalled.run.clone(),
+        version: recalled.version.clone(),
+        durable: false,
+        largest_ttl: ttl(largest_ttl),
+        above: FencingToken::new(above),
+    }
+}
+
+/// One of two that attest a server recalled it earlier, and knows of smaller tokens and of a shorter largest TTL.
+#[tokio::test]
+async fn an_attestation_that_comes_late_lowers_neither_the_tokens_nor_the_largest_ttl() {
+    let server = Server::start();
+    let (one, other) = (server.backend().await, server.backend().await);
+    let (early, late) = (Arc::clone(&one).recall().await.unwrap(), Arc::clone(&other).recall().await.unwrap());
+    Arc::clone(&one).attest(attestation(&early, 60_000, 1_000)).await.unwrap();
+    // The same once more is no harm: an answer may have been lost.
+    Arc::clone(&one).attest(attestation(&early, 60_000, 1_000)).await.unwrap();
+    let error = Arc::clone(&other).attest(attestation(&late, 10_000, 10)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let now = Arc::clone(&other).recall().await.unwrap();
+    assert_eq!((now.largest_ttl, now.highest_token), (Some(ttl(60_000)), FencingToken::new(1_000)));
+    // Who has seen that may.
+    Arc::clone(&other).attest(attestation(&now, 10_000, 1_001)).await.unwrap();
+    assert_eq!(Arc::clone(&one).recall().await.unwrap().largest_ttl, Some(ttl(10_000)));
+}
+
+/// The run is the same, and what was recalled of it is not what it remembers.
+#[tokio::test]
+async fn a_server_that_was_wiped_since_it_was_recalled_is_not_attested() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let unmarked = Arc::clone(&backend).recall().await.unwrap();
+    Arc::clone(&backend).attest(attestation(&unmarked, TTL, 1_000)).await.unwrap();
+    let marked = Arc::clone(&backend).recall().await.unwrap();
+    for recalled_since in [false, true] {
+        let () = redis::cmd("FLUSHALL").query(&mut connection).unwrap();
+        if recalled_since {
+            Arc::clone(&backend).recall().await.unwrap();
+        }
+        for recalled in [&unmarked, &marked] {
+            let error = Arc::clone(&backend).attest(attestation(recalled, TTL, 2_000)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+        }
+    }
+    assert_eq!(Arc::clone(&backend).recall().await.unwrap().membership.memory, Memory::Unknown);
 }

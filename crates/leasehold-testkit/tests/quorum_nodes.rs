@@ -132,3 +132,18 @@ async fn a_majority_slower_than_the_ttl_is_an_error_and_is_released_before_it_ex
         stage.nothing_left().await;
     }
 }
+
+/// A token that is granted when the grace has been proved counts too.
+#[tokio::test(start_paused = true)]
+async fn nodes_are_provisioned_above_what_was_granted_after_the_grace_was_proved() {
+    let stage = Stage::new().await;
+    let quorum = Arc::clone(&stage.quorum);
+    let provision = Provision::new(Ttl::new(TTL).unwrap());
+    let provisioning = tokio::spawn(async move { quorum.provision(&provision).await });
+    // All nodes have said what they remember, and the answers are on their way.
+    tokio::time::sleep(DELAY * 3 / 2).await;
+    let lease = stage.occupy(0, 1_000).await;
+    provisioning.await.unwrap().unwrap();
+    let next = stage.occupy(2, 0).await;
+    assert!(next.fencing_token() > lease.fencing_token(), "{next:?} after {lease:?}");
+}

@@ -46,11 +46,13 @@ pub trait QuorumNode: Send + Sync + 'static {
     async fn recall(self: Arc<Self>) -> Result<Recollection>;
 
     /// Marks the run of the node that `attestation` names as one that has forgotten nothing: from now on it votes on tokens, and
-    /// every token that it grants exceeds [`Attestation::above`].
+    /// every token that it grants exceeds [`Attestation::above`]. In one step with seeing that the node is as it was
+    /// [recalled](Self::recall): of two that attest the second changes nothing, and whoever takes his time vouches for nothing that was
+    /// forgotten meanwhile.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the node has restarted since that run was
-    /// [recalled](Self::recall); [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if it is to be durable and is not;
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the node has restarted, was wiped or was attested since it was
+    /// recalled; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if it is to be durable and is not;
     /// otherwise as the driver fails.
     async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()>;
 }
@@ -70,6 +72,8 @@ pub struct Terms {
 pub struct Recollection {
     /// Names this run of the node: another one after a restart.
     pub run: String,
+    /// Stands for what the node is marked with: another one once it was attested, or wiped and recalled.
+    pub version: String,
     /// Its memory, and for how long it could have granted.
     pub membership: Membership,
     /// For how long it has been up. A node may have been wiped without a restart, so this can be more than
@@ -96,6 +100,8 @@ impl Recollection {
 pub struct Attestation {
     /// The run that was recalled.
     pub run: String,
+    /// The version that was recalled.
+    pub version: String,
     /// The node loses nothing in a restart. Refused if the node knows better.
     pub durable: bool,
     /// The longest TTL that any lock of the quorum may have.

@@ -55,8 +55,8 @@ impl QuorumBackend {
     ///
     /// # Errors
     /// - [`ErrorKind::Unsupported`] if a node cannot vote on tokens, or is to be durable and is not.
-    /// - [`ErrorKind::Unavailable`] if a node does not answer, or has restarted so recently that it may have forgotten a lock
-    ///   that is still held. Then some nodes may be attested; that is safe, and the same call attests the rest.
+    /// - [`ErrorKind::Unavailable`] if a node does not answer, is attested by another at the same time, or has restarted so recently
+    ///   that it may have forgotten a lock that is still held. Then some nodes may be attested; that is safe, and the same call attests the rest.
     ///
     /// # Cancel safety
     /// As after an error.
@@ -92,11 +92,15 @@ impl QuorumBackend {
                 ));
             }
         }
-        let above = nodes.iter().map(|node| node.highest_token).max().unwrap_or(FencingToken::new(0));
+        // Anew: what was still under way when the grace ended counts too.
+        let settled = self.all_recollections().await?;
+        let highest = nodes.iter().chain(&settled).map(|node| node.highest_token);
+        let above = highest.max().unwrap_or(FencingToken::new(0));
         for (member, node) in self.members.iter().zip(nodes) {
             let Some(voter) = &member.voter else { continue };
-            let attestation =
-                Attestation { run: node.run, durable: provision.durable, largest_ttl: provision.largest_ttl, above };
+            let Recollection { run, version, .. } = node;
+            let (durable, largest_ttl) = (provision.durable, provision.largest_ttl);
+            let attestation = Attestation { run, version, durable, largest_ttl, above };
             Arc::clone(voter).attest(attestation).await.map_err(|error| {
                 refuse(error.kind(), format!("{}: {}", member.endpoint, error.message())).with_source(error)
             })?;

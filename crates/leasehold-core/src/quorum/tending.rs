@@ -81,9 +81,14 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
         }
     };
     let Some(voter) = &member.voter else { return };
-    let attestation = Attestation { run: node.run.clone(), durable: false, largest_ttl: quorum.largest_ttl(), above };
+    let (run, version) = (node.run.clone(), node.version.clone());
+    let attestation = Attestation { run, version, durable: false, largest_ttl: quorum.largest_ttl(), above };
     match Arc::clone(voter).attest(attestation).await {
         Ok(()) => tracing::info!(target: "leasehold", node = %member.endpoint, "a node that restarted votes again"),
+        Err(error) if error.is_retryable() => {
+            // Mostly another client was first. If not, it is tried again.
+            tracing::debug!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted is not attested by us");
+        }
         Err(error) => {
             tracing::warn!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted cannot rejoin");
         }

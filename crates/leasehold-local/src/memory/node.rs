@@ -24,6 +24,7 @@ impl QuorumNode for MemoryBackend {
     async fn recall(self: Arc<Self>) -> Result<Recollection> {
         Ok(Recollection {
             run: format!("{:p}", Arc::as_ptr(&self)),
+            version: String::new(),
             membership: Membership { memory: Memory::Attested, could_grant_for: Duration::MAX },
             up: Duration::MAX,
             marked: true,

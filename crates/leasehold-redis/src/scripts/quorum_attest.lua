@@ -1,9 +1,19 @@
--- Marks this node as one that has forgotten nothing. ARGV: what the node's own keys begin with, the mark, the token that
--- all its next tokens exceed.
+-- Marks this node as one that has forgotten nothing, if it is as it was recalled. ARGV: what the node's own keys begin with, the
+-- mark, the token that all its next tokens exceed, the version that was recalled. 0: it was marked or wiped since.
+--
+-- Whoever recalled it earlier may know of smaller tokens and of a shorter largest TTL, and of a memory that is gone.
 local node = ARGV[1]
+local mark = redis.call('GETEX', node .. 'mark') or ''
+if mark == ARGV[2] then
+  return 1
+end
+if mark .. '|' .. (redis.call('GETEX', node .. 'since') or '') ~= ARGV[4] then
+  return 0
+end
 local highest = redis.call('GETEX', node .. 'top')
 if not highest or ARGV[3] + 0 > tonumber(highest) then
   redis.call('SET', node .. 'top', ARGV[3])
 end
 redis.call('SET', node .. 'mark', ARGV[2])
-return redis.call('DEL', node .. 'since')
+redis.call('DEL', node .. 'since')
+return 1

@@ -158,7 +158,7 @@ impl QuorumNode for SimBackend {
         let refused = self
             .link
             .ask(PATIENCE, move |desk| {
-                if desk.run_name() != attestation.run {
+                if desk.run_name() != attestation.run || desk.version() != attestation.version {
                     return Some(ErrorKind::Unavailable);
                 }
                 if attestation.durable && !desk.durable {

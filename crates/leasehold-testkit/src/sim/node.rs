@@ -229,9 +229,14 @@ impl Desk<'_> {
         if attested { ballot.token } else { ballot.lock }
     }
 
+    pub(super) fn version(&self) -> String {
+        self.memory.mark.as_ref().map(|mark| format!("{mark:?}")).unwrap_or_default()
+    }
+
     pub(super) fn recall(&self) -> Recollection {
         Recollection {
             run: self.run_name(),
+            version: self.version(),
             membership: self.membership(),
             up: self.up_for,
             marked: self.memory.mark.is_some(),
