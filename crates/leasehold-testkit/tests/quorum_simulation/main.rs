@@ -7,6 +7,7 @@
 
 mod client;
 mod faults;
+mod keeping;
 mod register;
 mod world;
 
@@ -131,6 +132,11 @@ fn deadlines_from_the_answer_are_found() {
 #[test]
 fn refusals_that_count_are_found() {
     must_be_found(Flaw::Nodes(NodeBug::RefusalCounts), SEEDS);
+}
+
+#[test]
+fn partial_wins_that_are_kept_are_found() {
+    must_be_found(Flaw::PartialWinsKept, SEEDS);
 }
 
 #[test]

@@ -8,18 +8,20 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use leasehold_core::{
     FencingToken, LockBackend, Ttl,
     quorum::{Provision, QuorumBackend, QuorumConfig, seed_pauses},
 };
 use leasehold_testkit::{
     history::{self, Event, Op, Order, Phase},
-    sim::{Network, NodeBug, SimBackend, SimClock, SimNode, Weather},
+    sim::{Network, NodeBug, SimClock, SimNode, Weather},
 };
 
 use crate::{
     client::Client,
     faults::{Faults, LATE},
+    keeping::Keeping,
     register::Register,
 };
 
@@ -32,12 +34,20 @@ const CLIENTS: usize = 3;
 /// nodes for dead asks them again within half a second.
 const BOUND: Duration = Duration::from_secs(2);
 
+/// In peace, when all want the lock at once and nobody keeps it, each has it within this: far below the TTL, at which what somebody kept is
+/// free in any case.
+const RUSH: Duration = Duration::from_millis(300);
+/// How often each wants it then.
+const TURNS: usize = 5;
+
 /// Something that is wrong on purpose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Flaw {
     Nodes(NodeBug),
     /// Each client knows only the nodes that it reached when it started.
     MajorityOfAnswered,
+    /// An attempt that did not win keeps what it got.
+    PartialWinsKept,
 }
 
 pub(crate) struct Outcome {
@@ -129,6 +139,10 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
             Some(Flaw::MajorityOfAnswered) => vec![shared.pick(&links)],
             _ => links.clone(),
         };
+        let known = match flaw {
+            Some(Flaw::PartialWinsKept) => dynamic(Keeping::all(known)),
+            _ => dynamic(known),
+        };
         let quorum = open(known, &shared, durable, index == 0 || matches!(flaw, Some(Flaw::MajorityOfAnswered))).await;
         clients.push(Rc::new(Client::new(format!("client {index}"), clock, links, quorum, &shared)));
     }
@@ -156,8 +170,12 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     judge(&shared, problems)
 }
 
+fn dynamic<B: LockBackend>(links: Vec<Arc<B>>) -> Vec<Arc<dyn LockBackend>> {
+    links.into_iter().map(|link| link as Arc<dyn LockBackend>).collect()
+}
+
 async fn open(
-    links: Vec<Arc<SimBackend>>,
+    nodes: Vec<Arc<dyn LockBackend>>,
     shared: &Rc<Shared>,
     durable: bool,
     provision: bool,
@@ -167,7 +185,6 @@ async fn open(
     let (skew, start, floors) = (u64::from(shared.below(2_000)), Arc::clone(&shared.clock), shared.floors);
     let floor = move || FencingToken::new(if floors { start.true_time() / 1_000_000 + skew } else { 0 });
     let config = QuorumConfig::new().with_largest_ttl(largest).with_token_floor(floor);
-    let nodes = links.into_iter().map(|link| link as Arc<dyn LockBackend>).collect();
     let quorum = QuorumBackend::open(nodes, config).await.unwrap();
     if provision {
         let provision = Provision::new(largest).with_durable(durable).with_never_used(true);
@@ -176,12 +193,15 @@ async fn open(
     quorum
 }
 
-/// C4: everybody gets the lock in time, and then nothing is left over.
+/// C4: everybody gets the lock in time, also where all want it at once, and then nothing is left over.
 async fn in_peace(faults: &Faults) -> Vec<String> {
     let mut problems = Vec::new();
     for client in &faults.clients {
         problems.extend(client.acquires_within(TTL + BOUND).await.err());
     }
+    // Nobody remembers what failed.
+    tokio::time::sleep(TTL + BOUND).await;
+    problems.extend(rush(faults).await);
     for client in &faults.clients {
         problems
             .extend(client.locks.close().await.err().map(|error| format!("C4: {} cannot close: {error}", client.name)));
@@ -193,6 +213,17 @@ async fn in_peace(faults: &Faults) -> Vec<String> {
         }
     }
     problems
+}
+
+/// All want the lock at once, several times, and split votes. None of them waits for anything to expire.
+async fn rush(faults: &Faults) -> Vec<String> {
+    let turns = faults.clients.iter().map(async |client| {
+        for _ in 0..TURNS {
+            client.acquires_within(RUSH).await?;
+        }
+        Ok(())
+    });
+    join_all(turns).await.into_iter().filter_map(Result::err).collect()
 }
 
 fn judge(shared: &Shared, mut problems: Vec<String>) -> Outcome {
