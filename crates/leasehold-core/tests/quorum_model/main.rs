@@ -110,10 +110,9 @@ fn three_attempts_have_unique_and_ordered_tokens() {
 #[test]
 fn three_attempts_with_clocks_exclude_each_other() {
     let small = Scope { clocks: true, ..QUIET };
-    let hostile = Scope { floors: HOSTILE, ..small };
-    let renewing = Scope { renewals: 1, ..small };
-    let restarting = Scope { restarts: 1, ..small };
-    for (name, full) in [("floors", hostile), ("a renewal", renewing), ("a restart", restarting)] {
+    let renewing = Scope { floors: HOSTILE, renewals: 3, ..small };
+    let restarting = Scope { restarts: 1, renewals: 1, ..small };
+    for (name, full) in [("floors and renewals", renewing), ("a renewal and a restart", restarting)] {
         explore::<3>(&format!("three attempts, {name}"), full, small);
     }
 }

@@ -3,8 +3,8 @@
 use leasehold_core::{
     Deadline, FencingToken, Moment, OwnerId, TokenVote,
     quorum::{
-        Answer, Fence, Majority, Membership, Memory, Rejoin, Round, Standing as Outcome, Tally, TokenChoice, Vote,
-        choose, may_heal, rejoin, round, validity,
+        Answer, Fence, Majority, Membership, Memory, Rejoin, Renewed, Round, Standing as Outcome, Tally, TokenChoice,
+        Vote, choose, may_heal, rejoin, renewal, round, validity,
     },
 };
 use stateright::{Model, Property};
@@ -98,7 +98,7 @@ impl<const A: usize> Protocol<A> {
 
     /// What may arrive at the node from the attempt, or come back.
     fn arrivals(&self, state: &State<A>, attempt: usize, node: usize, steps: &mut Vec<Step>) {
-        let (Attempt { phase, token, earlier, sent, .. }, at) = (state.attempts[attempt], &state.nodes[node]);
+        let (Attempt { phase, token, earlier, sent, extended, .. }, at) = (state.attempts[attempt], &state.nodes[node]);
         let link = at.links[attempt];
         if phase == Phase::Idle {
             return;
@@ -130,7 +130,7 @@ impl<const A: usize> Protocol<A> {
         if self.scope.clocks && phase == Phase::Held && sent == 2 && link.until < 2 && at.holder == who(attempt) {
             steps.push(Step::Extend { attempt, node });
         }
-        if sent == 2 && link.until < 2 && free && votes(at) {
+        if extended && link.until < 2 && free && votes(at) {
             // Its floor is the attempt's token, which a node's clock may lower.
             let own = Some(token).filter(|own| !self.scope.floors.contains(own));
             let floors = self.scope.floors.iter().copied().chain(own);
@@ -223,7 +223,10 @@ impl<const A: usize> Protocol<A> {
             Step::Raise { attempt, node, token } => self.raise(state, attempt, node, token),
             Step::Settle { attempt, nodes } => self.settle(state, attempt, nodes),
             Step::Renew { attempt } => {
-                state.attempts[attempt].sent = 2;
+                let renewing = &mut state.attempts[attempt];
+                renewing.sent = 2;
+                // Without clocks nothing is known of the answers: nodes may be healed from now on.
+                renewing.extended = !self.scope.clocks || self.scope.bug == Some(Bug::HealedAfterABreak);
                 state.renewals -= 1;
                 true
             }
@@ -239,6 +242,7 @@ impl<const A: usize> Protocol<A> {
                 // As with an adopted grant: the answer is best taken at once.
                 if believed {
                     (link.member, link.known) = (true, 2);
+                    self.judge_renewal(state, attempt);
                 }
                 true
             }
@@ -410,6 +414,20 @@ impl<const A: usize> Protocol<A> {
         *at != before
     }
 
+    /// Counts the answers that the holder has to its renewal.
+    fn judge_renewal(&self, state: &mut State<A>, attempt: usize) {
+        let votes = state.nodes.map(|node| match node.links[attempt] {
+            Link { member: false, .. } => Vote::Refused,
+            Link { known: 2, .. } => Vote::Granted,
+            _ => Vote::Pending,
+        });
+        match renewal(&Tally::of(ALL, votes)) {
+            Renewed::Extended => state.attempts[attempt].extended = true,
+            Renewed::Lost => self.release(state, attempt),
+            Renewed::Open | Renewed::Unchanged => {}
+        }
+    }
+
     fn granted(&self, state: &mut State<A>, attempt: usize, token: u8) {
         let winner = &mut state.attempts[attempt];
         if winner.phase == Phase::Writing {
@@ -491,7 +509,7 @@ fn forget<const A: usize>(state: &mut State<A>) {
         if attempt.phase != Phase::Over || !attempt.releases {
             continue;
         }
-        let heals = attempt.sent == 2;
+        let heals = attempt.extended;
         let mut may_hold = duplicates > 0;
         for node in &mut state.nodes {
             let link = &mut node.links[index];
@@ -513,9 +531,12 @@ fn forget<const A: usize>(state: &mut State<A>) {
 
 /// Until when the attempt's nodes hold for it, as far as it knows.
 pub(crate) fn deadline<const A: usize>(state: &State<A>, attempt: usize, majority: Majority) -> Option<Deadline> {
-    let passed = state.attempts[attempt].passed;
+    let Attempt { passed, extended, .. } = state.attempts[attempt];
+    // What single nodes renewed does not count before the renewal has extended it.
+    let counts = 1 + u8::from(extended);
     let members = state.nodes.iter().map(|node| node.links[attempt]).filter(|link| link.member);
-    let deadlines = members.map(|link| Deadline::at(Moment::from_nanos(if link.known > passed { 3 } else { 1 })));
+    let deadlines =
+        members.map(|link| Deadline::at(Moment::from_nanos(if link.known.min(counts) > passed { 3 } else { 1 })));
     validity(deadlines, majority)
 }
 

@@ -95,6 +95,8 @@ pub(crate) struct Attempt {
     /// Which deadlines were sent (1 by the acquisition, 2 by the renewal), and which of them have passed.
     pub(crate) sent: u8,
     pub(crate) passed: u8,
+    /// Its renewal has extended it, so that requests to heal are on their way.
+    pub(crate) extended: bool,
     /// The attempts that had been granted before this one started, a bit each.
     pub(crate) after: u8,
     /// What it has not been granted, or has no more, is on its way back.
@@ -196,7 +198,8 @@ impl<const A: usize> Hash for State<A> {
             word.put(attempt.after, 3)
                 .put(attempt.releases.into(), 1)
                 .put(attempt.granted.into(), 1)
-                .put(attempt.overtaken.into(), 1);
+                .put(attempt.overtaken.into(), 1)
+                .put(attempt.extended.into(), 1);
             word.put((attempt.earlier >> 8) as u8, 8).put(attempt.earlier as u8, 8);
         }
         word.put(self.duplicates, 2).put(self.renewals, 2).put(self.restarts, 2);
