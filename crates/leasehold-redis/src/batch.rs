@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     connection::Link,
-    error::{self, Effect},
+    error::Effect,
     exclusive::{Operation, Way},
     holder::Holder,
     keys::Keys,
@@ -87,12 +87,12 @@ impl Batch {
         };
         let mut again = Vec::new();
         if !releases.is_empty() {
-            again = Box::pin(released(live, releases, answers.next())).await;
+            again = Box::pin(released(link, live, releases, answers.next())).await;
         }
         for (entry, way) in entries {
             match way.read(live, &mut answers) {
                 Err(error) if is_no_script(&error) => again.push(entry),
-                answer => entry.answer_with(answer),
+                answer => entry.answer_with(link, live, answer),
             }
         }
         for entry in again {
@@ -105,7 +105,7 @@ impl Batch {
 }
 
 /// Hands on what the script for many releases says. Those that it did not run for, to be sent alone.
-async fn released(live: &Live, releases: Vec<Entry>, answer: Option<Value>) -> Vec<Entry> {
+async fn released(link: &Link, live: &Live, releases: Vec<Entry>, answer: Option<Value>) -> Vec<Entry> {
     match answer {
         Some(Value::Int(_)) => {
             for entry in releases {
@@ -115,7 +115,7 @@ async fn released(live: &Live, releases: Vec<Entry>, answer: Option<Value>) -> V
         }
         Some(Value::Array(each)) if each.len() == releases.len() => {
             for (entry, answer) in releases.into_iter().zip(each) {
-                entry.answer_with(answer.extract_error());
+                entry.answer_with(link, live, answer.extract_error());
             }
             Vec::new()
         }
@@ -142,10 +142,10 @@ impl Entry {
         drop(self.answer.send(answer));
     }
 
-    fn answer_with(self, answer: Result<Value, RedisError>) {
+    fn answer_with(self, link: &Link, live: &Live, answer: Result<Value, RedisError>) {
         let name = self.operation.name();
         // What the server answers with an error it has not done.
-        self.answer(answer.map_err(|error| error::of_command(error, name, Effect::None)));
+        self.answer(answer.map_err(|error| link.failed(live, error, name, Effect::None)));
     }
 }
 

@@ -94,9 +94,10 @@ impl Link {
         live.run(script, arguments).await.map_err(|error| self.failed(live, error, operation, effect))
     }
 
-    /// Maps the error, and gives the connection up if it must be.
+    /// Maps the error, and gives the connection up if it must be: one that broke or does not answer, or whose server is a
+    /// replica by now. After a fail-over the same address leads to the new primary, and the old connection never does.
     pub(crate) fn failed(&self, live: &Live, error: RedisError, operation: &'static str, effect: Effect) -> Error {
-        if error.is_io_error() || error.is_unrecoverable_error() {
+        if error.is_io_error() || error.is_unrecoverable_error() || error::is_of_replica(&error) {
             self.lose(live.generation);
         }
         error::of_command(error, operation, effect)
@@ -201,7 +202,7 @@ impl Link {
         let mut probed = connection.clone();
         // The only time that the driver's own time-out is used: afterwards `Live` has one.
         probed.set_response_timeout(self.config.response_timeout);
-        let found = probe::check(probed, can_push, &self.endpoint).await?;
+        let found = probe::check(probed, can_push, generation == 0, &self.endpoint).await?;
         self.gather.suit_runtime();
         Ok(Arc::new(Live::new(connection, generation, found, self.config.response_timeout)))
     }

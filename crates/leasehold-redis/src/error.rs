@@ -85,7 +85,8 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
     match error.kind() {
         Driver::Server(kind) => match kind {
             Server::BusyLoading => retry("the server is loading its data after a start; try again"),
-            Server::ReadOnly => retry("the server is a read-only replica; connect to the primary"),
+            Server::ReadOnly => of_read_only(),
+            Server::ResponseError if is_of_replica(error) => of_read_only(),
             Server::MasterDown => retry("the replica has lost its primary; connect to the primary"),
             Server::ClusterDown | Server::TryAgain => retry("the cluster is not able to serve; try again"),
             Server::NoPerm => lacks_right(error),
@@ -125,6 +126,20 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
     }
 }
 
+fn of_read_only() -> (ErrorKind, String) {
+    (ErrorKind::Unavailable, "the server is a read-only replica; connect to the primary".to_owned())
+}
+
+/// Whether a server answered so that is no primary, and so none any more.
+pub(crate) fn is_of_replica(error: &RedisError) -> bool {
+    match error.kind() {
+        Driver::Server(Server::ReadOnly | Server::MasterDown) => true,
+        // As Redis 6.2 words it when a script finds out.
+        Driver::Server(Server::ResponseError) => error.detail().is_some_and(|detail| detail.contains("-READONLY ")),
+        _ => false,
+    }
+}
+
 /// Whether an acquisition that ended so may have taken something.
 pub(crate) fn may_have_taken(error: &Error) -> bool {
     let driver = error.source().and_then(|source| source.downcast_ref());
@@ -158,6 +173,29 @@ fn is_certificate(error: &RedisError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replica_is_known_by_its_answers_and_retryable() {
+        let of = |line: &str| redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap().extract_error();
+        for line in [
+            "READONLY You can't write against a read only replica.",
+            "READONLY You can't write against a read only replica. script: 0, on @user_script:1.",
+            "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY You can't write against \
+             a read only replica.",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        ] {
+            let error = of(line).unwrap_err();
+            assert!(is_of_replica(&error), "{line}");
+            let error = of_command(error, "renew", Effect::Writes);
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            assert!(error.is_retryable() && !may_have_taken(&error));
+        }
+        for line in
+            ["OOM command not allowed when used memory > 'maxmemory'.", "ERR READONLY", "LOADING Redis is loading"]
+        {
+            assert!(!is_of_replica(&of(line).unwrap_err()), "{line}");
+        }
+    }
 
     #[test]
     fn a_right_that_is_missing_is_denied_and_within_a_script_something_may_be_taken() {

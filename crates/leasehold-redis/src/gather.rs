@@ -178,7 +178,7 @@ async fn alone(link: &Link, operation: Operation, request: &Request) -> Result<V
         }
     };
     // What the server answers with an error it has not done.
-    way.read(&live, &mut answers.into_iter()).map_err(|error| error::of_command(error, name, Effect::None))
+    way.read(&live, &mut answers.into_iter()).map_err(|error| link.failed(&live, error, name, Effect::None))
 }
 
 /// Sends pipeline after pipeline until the queue is empty or there is no connection. `sent`: how many were sent when it was known that there is

@@ -18,8 +18,13 @@ pub(crate) struct Found {
     pub(crate) pushes: bool,
 }
 
-/// Checks the server, loads the scripts and switches tracking on, in one round trip.
-pub(crate) async fn check(mut connection: MultiplexedConnection, can_push: bool, endpoint: &str) -> Result<Found> {
+/// Checks the server, loads the scripts and switches tracking on, in one round trip. `first`: it is the first connection.
+pub(crate) async fn check(
+    mut connection: MultiplexedConnection,
+    can_push: bool,
+    first: bool,
+    endpoint: &str,
+) -> Result<Found> {
     let mut pipeline = Pipeline::new();
     for section in ["server", "replication", "memory"] {
         pipeline.cmd("INFO").arg(section);
@@ -46,7 +51,7 @@ pub(crate) async fn check(mut connection: MultiplexedConnection, can_push: bool,
             Ok(Err(_)) | Err(_) => tracing::debug!(%endpoint, "INFO is not allowed here: the server is not checked"),
         }
     }
-    judge(&info, endpoint)?;
+    judge(&info, first, endpoint)?;
     let run = field(&info, "run_id").to_owned();
 
     let id = next().ok().and_then(|id| redis::from_redis_value(id).ok());
@@ -64,7 +69,7 @@ pub(crate) async fn check(mut connection: MultiplexedConnection, can_push: bool,
     Ok(Found { id, run, pushes })
 }
 
-fn judge(info: &str, endpoint: &str) -> Result<()> {
+fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     let field = |name| field(info, name);
     let version = field("redis_version");
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
@@ -78,8 +83,10 @@ fn judge(info: &str, endpoint: &str) -> Result<()> {
         ));
     }
     if field("role") == "slave" && field("slave_read_only") == "1" {
+        // At first it is a mistake in the address; later a fail-over is under way, and the address follows it.
+        let kind = if first { ErrorKind::Unsupported } else { ErrorKind::Unavailable };
         return Err(error::plain(
-            ErrorKind::Unsupported,
+            kind,
             "connect",
             format!("{endpoint} is a read-only replica; connect to its primary"),
         ));
@@ -136,12 +143,15 @@ mod tests {
 
     #[test]
     fn old_servers_and_replicas_are_refused_by_name() {
-        let old = judge("redis_version:6.0.16\r\nrole:master\r\n", "h:1").unwrap_err();
+        let old = judge("redis_version:6.0.16\r\nrole:master\r\n", true, "h:1").unwrap_err();
         assert_eq!(old.kind(), ErrorKind::Unsupported);
         assert!(old.to_string().contains("6.0.16") && old.to_string().contains("6.2"), "{old}");
-        let replica = judge("redis_version:7.2.4\r\nrole:slave\r\nslave_read_only:1\r\n", "h:1").unwrap_err();
-        assert_eq!(replica.kind(), ErrorKind::Unsupported);
-        assert!(judge("redis_version:7.0.15\r\nrole:master\r\n", "h:1").is_ok());
-        assert!(judge("redis_version:10.0\r\n", "h:1").is_ok() && judge("", "h:1").is_ok());
+        for (first, kind) in [(true, ErrorKind::Unsupported), (false, ErrorKind::Unavailable)] {
+            let replica =
+                judge("redis_version:7.2.4\r\nrole:slave\r\nslave_read_only:1\r\n", first, "h:1").unwrap_err();
+            assert_eq!(replica.kind(), kind);
+        }
+        assert!(judge("redis_version:7.0.15\r\nrole:master\r\n", true, "h:1").is_ok());
+        assert!(judge("redis_version:10.0\r\n", true, "h:1").is_ok() && judge("", true, "h:1").is_ok());
     }
 }

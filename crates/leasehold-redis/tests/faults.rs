@@ -3,8 +3,9 @@
 mod support;
 
 use std::{
+    net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -12,15 +13,19 @@ use std::{
 
 use leasehold_core::{ErrorKind, LockBackend, Mode, Released, Request};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
-use support::{Server, granted, refused, request, ttl, until};
+use support::{Server, granted, refused, request, ttl, until, until_within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-/// A proxy that swallows the server's answers while told to, and then cuts.
+/// Longer than anything here takes on a busy machine, and shorter than the TTLs that must not end meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A proxy that swallows the server's answers while told to, and then cuts; and the one address of several servers.
 struct Proxy {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
+    server: Arc<Mutex<SocketAddr>>,
     deaf: Arc<AtomicBool>,
     cut: Arc<AtomicBool>,
 }
@@ -29,11 +34,17 @@ impl Proxy {
     async fn before(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (deaf, cut) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let proxy = Self { address: listener.local_addr().unwrap(), deaf: Arc::clone(&deaf), cut: Arc::clone(&cut) };
-        let server = server.address();
+        let server = Arc::new(Mutex::new(server.address()));
+        let proxy = Self {
+            address: listener.local_addr().unwrap(),
+            server: Arc::clone(&server),
+            deaf: Arc::clone(&deaf),
+            cut: Arc::clone(&cut),
+        };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (mut from_client, mut to_client) = client.into_split();
+                let server = *server.lock().unwrap();
                 let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
                 tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
                 let (deaf, cut) = (Arc::clone(&deaf), Arc::clone(&cut));
@@ -58,9 +69,18 @@ impl Proxy {
         proxy
     }
 
+    /// New connections go there; those that are open stay where they are.
+    fn lead_to(&self, server: &Server) {
+        *self.server.lock().unwrap() = server.address();
+    }
+
     async fn backend(&self) -> Arc<RedisBackend> {
+        self.patient_backend(Duration::from_millis(200)).await
+    }
+
+    async fn patient_backend(&self, response_timeout: Duration) -> Arc<RedisBackend> {
         let client = redis::Client::open(format!("redis://{}/", self.address)).unwrap();
-        let config = RedisConfig::new().with_response_timeout(Duration::from_millis(200));
+        let config = RedisConfig::new().with_response_timeout(response_timeout);
         RedisBackend::from_client(&client, config).await.unwrap()
     }
 
@@ -221,6 +241,137 @@ async fn a_server_that_may_not_write_is_a_typed_error() {
     assert!(error.to_string().contains("replica"), "{error}");
     let error = RedisBackend::connect(&server.url()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
+
+/// Two servers behind one address, of which one is the primary of the other.
+struct Pair {
+    servers: [Server; 2],
+    primary: usize,
+    address: Proxy,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        // Else a primary waits for more replicas before it sends them its data.
+        let start = || Server::with(&["--repl-diskless-sync-delay", "0"]);
+        let servers = [start(), start()];
+        let pair = Self { address: Proxy::before(&servers[0]).await, servers, primary: 0 };
+        pair.follow().await;
+        pair
+    }
+
+    fn primary(&self) -> &Server {
+        &self.servers[self.primary]
+    }
+
+    fn replica(&self) -> &Server {
+        &self.servers[1 - self.primary]
+    }
+
+    /// The replica takes over. The address leads to what is a replica now.
+    async fn fail_over(&mut self) {
+        let mut replica = self.replica().raw().await;
+        let () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut replica).await.unwrap();
+        self.primary = 1 - self.primary;
+        self.follow().await;
+    }
+
+    /// The address leads to the primary again.
+    fn heal(&self) {
+        self.address.lead_to(self.primary());
+    }
+
+    async fn follow(&self) {
+        let port = self.primary().address().port();
+        let mut replica = self.replica().raw().await;
+        let () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port).query_async(&mut replica).await.unwrap();
+        until_within(PATIENCE, "synchronous", || async {
+            self.replica().info("replication").await.contains("master_link_status:up")
+        })
+        .await;
+    }
+
+    /// What the primary has written is at the replica, too.
+    async fn settle(&self) {
+        let offset = |info: String, field: &str| {
+            info.lines().find_map(|line| line.strip_prefix(field).map(|at| at.parse::<u64>().unwrap())).unwrap()
+        };
+        let written = offset(self.primary().info("replication").await, "master_repl_offset:");
+        until_within(PATIENCE, "replicated", || async {
+            offset(self.replica().info("replication").await, "slave_repl_offset:") >= written
+        })
+        .await;
+    }
+}
+
+/// The lock is renewed by each way that an answer can take: alone, by a script, with others.
+#[tokio::test]
+async fn a_server_that_is_no_primary_any_more_is_left_for_the_one_behind_the_same_address() {
+    let mut pair = Pair::start().await;
+    // A busy machine answers late; an answer that does not come would lead to a new connection, too.
+    let backend = pair.address.patient_backend(PATIENCE).await;
+    let shared = request("shared").with_mode(Mode::Shared).with_ttl(ttl(120_000));
+    let alone = granted(&backend, request("alone").with_ttl(ttl(120_000))).await;
+    let shared = granted(&backend, shared).await;
+    let mut many = Vec::new();
+    for n in 0..100 {
+        many.push(granted(&backend, request(&format!("k{n}")).with_ttl(ttl(120_000))).await);
+    }
+    for leases in [vec![Arc::clone(&alone)], vec![Arc::clone(&shared)], many.clone()] {
+        pair.settle().await;
+        pair.fail_over().await;
+        for message in ["replica", "connect"] {
+            let renewing = leases.iter().map(|lease| Arc::clone(lease).renew());
+            for renewed in futures_util::future::join_all(renewing).await {
+                let error = renewed.expect_err("renewed at a replica");
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                assert!(error.to_string().contains(message), "{error}");
+            }
+        }
+        pair.heal();
+        for lease in leases {
+            lease.renew().await.unwrap();
+        }
+    }
+    // The second time by plain commands.
+    for _ in 0..2 {
+        granted(&backend, request("new")).await.release().await.unwrap();
+    }
+    pair.settle().await;
+    pair.fail_over().await;
+    let error = Arc::clone(&backend).try_acquire(request("new")).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("replica"), "{error}");
+    pair.heal();
+    granted(&backend, request("new")).await.release().await.unwrap();
+    pair.settle().await;
+    pair.fail_over().await;
+    pair.heal();
+    let releasing = many.iter().map(|lease| Arc::clone(lease).release());
+    for released in futures_util::future::join_all(releasing).await {
+        assert_eq!(released.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    for lease in many.into_iter().chain([alone, shared]) {
+        assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    }
+    assert_eq!(pair.primary().census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_waiter_is_granted_by_the_primary_that_took_over() {
+    let mut pair = Pair::start().await;
+    let backend = pair.address.patient_backend(PATIENCE).await;
+    let held = granted(&backend, request("k").with_ttl(ttl(120_000))).await;
+    let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k").with_ttl(ttl(120_000))));
+    until("registered", || async { !backend.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
+    pair.settle().await;
+    pair.fail_over().await;
+    pair.heal();
+    held.renew().await.unwrap_err();
+    let other = pair.primary().backend().await;
+    let holder = other.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+    other.break_lock(&holder, true).await.unwrap();
+    let lease = tokio::time::timeout(PATIENCE, waiting).await.expect("hangs").unwrap().unwrap();
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
 }
 
 #[tokio::test]

@@ -183,11 +183,15 @@ pub(crate) fn token(lease: &Arc<dyn Lease>) -> u64 {
     lease.fencing_token().unwrap().get()
 }
 
-/// Waits until it is true, for up to five seconds.
+/// Waits until it is true, for up to five seconds: far less than the usual TTL.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    until_within(Duration::from_secs(5), what, check).await;
+}
+
+pub(crate) async fn until_within<F: Future<Output = bool>>(patience: Duration, what: &str, check: impl Fn() -> F) {
+    let deadline = Instant::now() + patience;
     while !check().await {
-        assert!(Instant::now() < deadline, "{what}: not within 5 s");
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
