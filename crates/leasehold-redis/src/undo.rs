@@ -1,13 +1,15 @@
 //! What an attempt of unknown outcome may have left is removed, by its owner.
 
 use std::{
+    collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use leasehold_core::{Request, Result};
+use leasehold_core::{Error, Request, Result};
 use redis::Pipeline;
+use tokio::time::Instant;
 
 use crate::{
     connection::Link,
@@ -33,59 +35,81 @@ pub(crate) struct Orphans {
 
 #[derive(Default)]
 struct Orphaned {
-    requests: Vec<Request>,
+    /// Each has its turn: one that fails goes to the end.
+    queue: VecDeque<Orphan>,
     working: bool,
+}
+
+struct Orphan {
+    request: Request,
+    /// From then on it is left to expire.
+    give_up_at: Instant,
 }
 
 impl Orphans {
     /// Removes what this request may have left, in the background.
     pub(crate) fn add(self: &Arc<Self>, link: &Arc<Link>, request: &Request) {
+        let give_up_at = Instant::now() + request.ttl().as_duration() * 2 + PATIENCE;
         let mut list = self.lock();
-        list.requests.push(request.clone());
+        list.queue.push_back(Orphan { request: request.clone(), give_up_at });
         if !std::mem::replace(&mut list.working, true) {
             drop(tokio::spawn(work(Arc::clone(self), Arc::clone(link))));
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Orphaned> {
+    /// The next one; without any, the work is over.
+    fn next(&self) -> Option<Orphan> {
+        let mut list = self.lock();
+        let next = list.queue.pop_front();
+        list.working = next.is_some();
+        next
+    }
+
+    /// It failed so. Its turn comes again, unless its time is over.
+    fn failed(&self, orphan: Orphan, error: &Error) {
+        let now = Instant::now();
+        let mut list = self.lock();
+        list.queue.push_back(orphan);
+        list.queue.retain(|orphan| {
+            let goes_on = now < orphan.give_up_at;
+            if !goes_on {
+                orphan.give_up(error);
+            }
+            goes_on
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Orphaned> {
         // Nothing panics while it is held.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Orphan {
+    fn give_up(&self, error: &Error) {
+        tracing::warn!(key = %self.request.key(), %error, "could not undo an attempt; it expires within its TTL");
+    }
+}
+
 async fn work(orphans: Arc<Orphans>, link: Arc<Link>) {
     let mut pause = FIRST_PAUSE;
-    let mut waited = Duration::ZERO;
-    loop {
-        let request = {
-            let mut list = orphans.lock();
-            match list.requests.pop() {
-                Some(request) => request,
-                None => {
-                    list.working = false;
-                    return;
-                }
-            }
-        };
+    while let Some(orphan) = orphans.next() {
+        let Orphan { request, .. } = &orphan;
         let done = match link.live().await {
-            Ok(live) => undo(&link, &live, &request).await,
+            Ok(live) => undo(&link, &live, request).await,
             Err(error) => Err(error),
         };
         match done {
             Ok(()) => {
                 tracing::debug!(key = %request.key(), owner = %request.owner(), "undid an attempt of unknown outcome");
                 pause = FIRST_PAUSE;
-                waited = Duration::ZERO;
             }
-            Err(error) if error.is_retryable() && waited < request.ttl().as_duration() * 2 + PATIENCE => {
-                orphans.lock().requests.push(request);
+            Err(error) if error.is_retryable() => {
+                orphans.failed(orphan, &error);
                 tokio::time::sleep(pause).await;
-                waited += pause;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            Err(error) => {
-                tracing::warn!(key = %request.key(), %error, "could not undo an attempt; it expires within its TTL");
-            }
+            Err(error) => orphan.give_up(&error),
         }
     }
 }
@@ -111,5 +135,54 @@ pub(crate) async fn stop_waiting(link: &Link, live: &Live, request: &Request, ho
 impl fmt::Debug for Orphans {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Orphans").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_core::{LockKey, Ttl};
+    use redis::Client;
+
+    use super::*;
+    use crate::config::RedisConfig;
+
+    /// Nothing listens there: a connection is refused at once.
+    fn nowhere() -> Arc<Link> {
+        Link::new(Client::open("redis+unix:///nowhere").unwrap(), RedisConfig::new(), String::from("nowhere"))
+    }
+
+    fn keys(orphans: &Orphans) -> Vec<String> {
+        orphans.lock().queue.iter().map(|orphan| orphan.request.key().to_string()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_attempt_is_tried_for_two_of_its_ttls_and_a_minute_whatever_came_before_it() {
+        let (orphans, link) = (Arc::new(Orphans::default()), nowhere());
+        let add = |name: &str, secs| {
+            let request = Request::new(LockKey::new(name).unwrap()).with_ttl(Ttl::from_secs(secs).unwrap());
+            orphans.add(&link, &request);
+        };
+        let started = Instant::now();
+        // More than a pause away from the moments that matter.
+        let until = |secs| tokio::time::sleep_until(started + Duration::from_secs(secs));
+        let waits = |name: &str| keys(&orphans).iter().any(|key| key == name);
+        add("early", 10);
+        add("long", 100);
+        until(50).await;
+        add("late", 10);
+        until(78).await;
+        assert!(waits("early") && waits("late") && waits("long"), "{:?}", keys(&orphans));
+        until(83).await;
+        assert!(!waits("early") && waits("late") && waits("long"), "{:?}", keys(&orphans));
+        until(128).await;
+        assert!(waits("late") && waits("long"), "{:?}", keys(&orphans));
+        until(133).await;
+        assert_eq!(keys(&orphans), ["long"]);
+        until(263).await;
+        assert!(keys(&orphans).is_empty() && !orphans.lock().working);
+        // And the next is worked on.
+        add("again", 10);
+        until(300).await;
+        assert_eq!(keys(&orphans), ["again"]);
     }
 }
