@@ -35,6 +35,8 @@ use crate::{
 const MIN_TTL: u64 = 10;
 /// How long to wait at most for a holder that has no end (another program's), unless it is woken.
 const NET: Duration = Duration::from_secs(30);
+/// How long closing waits at most for the server to be reached, where something may have been left there.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often waiters ask where nothing can wake them.
 const POLL: Duration = Duration::from_millis(50);
 /// After a courteous refusal: long enough for a foreign waiter on a busy machine. If it takes the lock, that wakes us at once;
@@ -249,14 +251,22 @@ impl RedisBackend {
         .await;
         if acquired.is_err() {
             let waiter = waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // Without a connection the registration ends by itself.
-            if let (Some(request), Some(live)) = (waiter, self.link.live_now())
-                && let Err(error) = undo::stop_waiting(&self.link, &live, &request, Holder::of(&request)).await
-            {
-                tracing::debug!(key = %request.key(), %error, "could not withdraw a waiter; its registration expires");
+            if let Some(request) = waiter {
+                self.withdraw_waiter(&request).await;
             }
         }
         acquired
+    }
+
+    /// Strikes a waiter off: now, or as soon as the server can be reached.
+    async fn withdraw_waiter(&self, request: &Request) {
+        let withdrawn = match self.link.live_now() {
+            Some(live) => undo::stop_waiting(&self.link, &live, request, Holder::of(request)).await.is_ok(),
+            None => false,
+        };
+        if !withdrawn {
+            self.orphans.add(&self.link, request);
+        }
     }
 
     fn epoch(&self, mode: Mode, keys: &Keys<'_>) -> Epoch {
@@ -328,6 +338,8 @@ impl LockBackend for RedisBackend {
     }
 
     async fn close(&self) -> Result<()> {
+        // What it may have left at the server is removed before the connection goes.
+        drop(tokio::time::timeout(CLOSE_PATIENCE, self.orphans.removed()).await);
         self.link.close();
         Ok(())
     }

@@ -3,13 +3,14 @@
 use std::{
     collections::VecDeque,
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use leasehold_core::{Error, Request, Result};
 use redis::Pipeline;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     connection::Link,
@@ -27,10 +28,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// on, and only then does a grant's TTL begin.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Attempts whose outcome is unknown.
+/// Attempts whose outcome is unknown, and waiters that could not be struck off.
 #[derive(Default)]
 pub(crate) struct Orphans {
     list: Mutex<Orphaned>,
+    /// The work is over.
+    idle: Notify,
 }
 
 #[derive(Default)]
@@ -57,11 +60,27 @@ impl Orphans {
         }
     }
 
+    /// Completes when there is nothing to remove.
+    pub(crate) async fn removed(&self) {
+        loop {
+            let mut idle = pin!(self.idle.notified());
+            // Before the look, so that no end in between is missed.
+            idle.as_mut().enable();
+            if !self.lock().working {
+                return;
+            }
+            idle.await;
+        }
+    }
+
     /// The next one; without any, the work is over.
     fn next(&self) -> Option<Orphan> {
         let mut list = self.lock();
         let next = list.queue.pop_front();
         list.working = next.is_some();
+        if !list.working {
+            self.idle.notify_waiters();
+        }
         next
     }
 

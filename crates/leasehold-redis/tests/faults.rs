@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, LockBackend, Mode, Released, Request};
+use leasehold_core::{ErrorKind, LockBackend, LockClient, Mode, Released, Request};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, refused, request, ttl, until, until_within};
 use tokio::{
@@ -28,21 +28,26 @@ struct Proxy {
     server: Arc<Mutex<SocketAddr>>,
     deaf: Arc<AtomicBool>,
     cut: Arc<AtomicBool>,
+    refusing: Arc<AtomicBool>,
 }
 
 impl Proxy {
     async fn before(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (deaf, cut) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let server = Arc::new(Mutex::new(server.address()));
+        let (server, refusing) = (Arc::new(Mutex::new(server.address())), Arc::new(AtomicBool::new(false)));
         let proxy = Self {
             address: listener.local_addr().unwrap(),
             server: Arc::clone(&server),
             deaf: Arc::clone(&deaf),
             cut: Arc::clone(&cut),
+            refusing: Arc::clone(&refusing),
         };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                if refusing.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let (mut from_client, mut to_client) = client.into_split();
                 let server = *server.lock().unwrap();
                 let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
@@ -372,6 +377,52 @@ async fn a_waiter_is_granted_by_the_primary_that_took_over() {
     other.break_lock(&holder, true).await.unwrap();
     let lease = tokio::time::timeout(PATIENCE, waiting).await.expect("hangs").unwrap().unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test]
+async fn closing_removes_what_an_attempt_of_unknown_outcome_has_left() {
+    let server = Server::start();
+    for cut in [false, true] {
+        let proxy = Proxy::before(&server).await;
+        let client = LockClient::new(proxy.backend().await);
+        client.mutex("warm").lock().await.unwrap().release().await.unwrap();
+        proxy.lose_answers(cut);
+        let error = client.mutex("k").lock().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
+        proxy.heal();
+        client.close().await.unwrap();
+        assert_eq!(server.census().await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn closing_strikes_off_a_waiter_that_lost_its_connection() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let (backend, other) = (proxy.backend().await, server.backend().await);
+    let held = granted(&other, request("k")).await;
+    let wanted = request("k");
+    let waiting = tokio::spawn(Arc::clone(&backend).acquire(wanted.clone()));
+    until("registered", || async { !other.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
+    proxy.refusing.store(true, Ordering::SeqCst);
+    proxy.lose_answers(true);
+    backend.inspect(&support::key("k")).await.unwrap_err();
+    wanted.cancel();
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    proxy.refusing.store(false, Ordering::SeqCst);
+    backend.close().await.unwrap();
+    assert!(other.inspect(&support::key("k")).await.unwrap().waiters.is_empty());
+    held.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_beside_a_dead_server_ends() {
+    let mut server = Server::start();
+    let backend = server.backend().await;
+    server.signal("STOP");
+    Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    server.kill();
+    tokio::time::timeout(PATIENCE, backend.close()).await.expect("hangs").unwrap();
 }
 
 #[tokio::test]
