@@ -11,6 +11,7 @@ use crate::{
     client::Client,
     error::{ErrorKind, Result},
     inspection::{Broken, Inspection},
+    release,
     request::Request,
     signal::Signal,
 };
@@ -100,9 +101,10 @@ impl<T: Outcome> Drop for Driven<'_, T> {
             signal.cancel();
         }
         // The raw operation: were we ourselves spawned, a runtime that shuts down would drop us again, without end.
+        let client = Arc::clone(self.client);
         self.client.in_background(async move {
             if let Some(lease) = operation.await.ok().and_then(Outcome::lease) {
-                drop(lease.release().await);
+                release::give_back(&client, lease).await;
             }
         });
     }

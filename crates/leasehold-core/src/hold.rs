@@ -17,6 +17,7 @@ use crate::{
     fencing::FencingToken,
     gate::Place,
     options::Renewal,
+    release,
     request::Request,
     signal::{LossReason, Signal},
     telemetry,
@@ -208,10 +209,8 @@ impl Hold {
                 self.warn_of_loss(reason);
             }
             // The backend may still have it as ours: an early local deadline, or a session that lives on.
-            let lease = Arc::clone(&self.lease);
-            self.client.in_background(async move {
-                drop(lease.release().await);
-            });
+            let (client, lease) = (Arc::clone(&self.client), Arc::clone(&self.lease));
+            self.client.in_background(async move { release::give_back(&client, lease).await });
         }
     }
 

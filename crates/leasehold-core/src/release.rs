@@ -8,7 +8,8 @@ use std::{
 };
 
 use crate::{
-    backend::{BoxFuture, Released},
+    backend::{BoxFuture, Lease, Released},
+    client::Client,
     error::Result,
     gate::Place,
     hold::Hold,
@@ -62,26 +63,41 @@ impl Releasing {
     /// Tries again until it is done or the lease is over anyway.
     async fn finish(mut self) {
         let hold = Arc::clone(&self.hold);
-        let mut outcome = (&mut self).await;
+        let outcome = (&mut self).await;
         drop(self);
-        let mut pause = FIRST_PAUSE;
-        let mut closed = pin!(async {
-            hold.client.context.closing.cancelled().await;
-            tokio::time::sleep(CLOSING).await;
-        });
-        while outcome.as_ref().is_err_and(crate::Error::is_retryable) && !hold.deadline().is_past(hold.request.now()) {
-            tokio::select! {
-                () = &mut closed => break,
-                () = tokio::time::sleep(pause) => {}
-            }
-            pause = LONGEST_PAUSE.min(pause * 2);
-            outcome = Arc::clone(&hold.lease).release().await;
-        }
+        let outcome = until_over(&hold.client, &hold.lease, outcome).await;
         telemetry::released(&hold.client, &outcome);
         if let Err(error) = outcome {
             tracing::debug!(target: "leasehold", parent: hold.span(), %error, "not released; it expires");
         }
     }
+}
+
+/// Gives a lease back that nobody holds on to. Tries again until it is done or the lease is over anyway.
+pub(crate) async fn give_back(client: &Client, lease: Arc<dyn Lease>) {
+    let outcome = Arc::clone(&lease).release().await;
+    if let Err(error) = until_over(client, &lease, outcome).await {
+        tracing::debug!(target: "leasehold", %error, "not given back; it expires");
+    }
+}
+
+/// Releases again and again, after a release with this outcome, as long as that is of use and the client has the time.
+async fn until_over(client: &Client, lease: &Arc<dyn Lease>, mut outcome: Result<Released>) -> Result<Released> {
+    let mut pause = FIRST_PAUSE;
+    let mut closed = pin!(async {
+        client.context.closing.cancelled().await;
+        tokio::time::sleep(CLOSING).await;
+    });
+    let is_over = || lease.valid_until().is_past(client.context.clock.now());
+    while outcome.as_ref().is_err_and(crate::Error::is_retryable) && !is_over() {
+        tokio::select! {
+            () = &mut closed => break,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = LONGEST_PAUSE.min(pause * 2);
+        outcome = Arc::clone(lease).release().await;
+    }
+    outcome
 }
 
 impl Future for Releasing {

@@ -416,6 +416,24 @@ async fn closing_strikes_off_a_waiter_that_lost_its_connection() {
 }
 
 #[tokio::test]
+async fn closing_gives_back_what_is_held_also_if_that_takes_a_new_connection() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let client = LockClient::new(proxy.backend().await);
+    let guard = client.mutex("k").lock().await.unwrap();
+    proxy.refusing.store(true, Ordering::SeqCst);
+    proxy.lose_answers(true);
+    client.inspect("k").await.unwrap_err();
+    let closing = tokio::spawn(async move { client.close().await });
+    until("lost", || async { !guard.is_held() }).await;
+    // The first release has failed by then.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    proxy.refusing.store(false, Ordering::SeqCst);
+    closing.await.unwrap().unwrap();
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn closing_beside_a_dead_server_ends() {
     let mut server = Server::start();
     let backend = server.backend().await;
