@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -32,8 +32,26 @@ pub struct Owner {
     holds: Arc<Mutex<HashMap<LockKey, Arc<Slot>>>>,
 }
 
-/// What the owner has of one key. The async mutex makes tasks of one owner share one acquisition.
-type Slot = tokio::sync::Mutex<Weak<Hold>>;
+/// What the owner has of one key.
+#[derive(Debug, Default)]
+struct Slot {
+    hold: Mutex<Weak<Hold>>,
+    /// Held while a task locks what the owner does not hold: the others share that one acquisition.
+    locking: tokio::sync::Mutex<()>,
+}
+
+impl Slot {
+    /// Another guard of what is held.
+    fn enter_again(&self) -> Option<LockGuard> {
+        let hold = self.hold().upgrade()?;
+        (hold.is_held() && hold.share()).then(|| LockGuard::new(hold))
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Weak<Hold>> {
+        // Nothing panics while it is held.
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Owner {
     pub(crate) fn new(client: LockClient) -> Self {
@@ -95,17 +113,23 @@ impl Owner {
     async fn enter(&self, key: LockKey, wait: Wait) -> Result<LockGuard> {
         let begun = Instant::now();
         let slot = self.slot(&key);
-        let mut held = match wait {
-            // Another task of this owner is about to get it: to try means not to wait for that.
-            Wait::No => slot.try_lock().map_err(|_| {
-                Error::new(ErrorKind::Contended, format!("another task of this owner is locking `{key}`"))
-            })?,
-            Wait::AtMost(limit) => timeout(limit, slot.lock()).await.map_err(|_elapsed| timed_out(&key, limit))?,
-            Wait::Forever => slot.lock().await,
-        };
-        if let Some(hold) = held.upgrade().filter(|hold| hold.is_held() && hold.share()) {
-            return Ok(LockGuard::new(hold));
+        // Whoever holds it does not queue behind those who wait for it.
+        if let Some(guard) = slot.enter_again() {
+            return Ok(guard);
         }
+        let locking = match wait {
+            // Another task of this owner is about to get it: to try means not to wait for that.
+            Wait::No => slot.locking.try_lock().map_err(|_| {
+                Error::new(ErrorKind::Contended, format!("another task of this owner is locking `{key}`"))
+            }),
+            Wait::AtMost(limit) => timeout(limit, slot.locking.lock()).await.map_err(|_elapsed| timed_out(&key, limit)),
+            Wait::Forever => Ok(slot.locking.lock().await),
+        };
+        // Also if it was another task's turn: that may have got it just now.
+        if let Some(guard) = slot.enter_again() {
+            return Ok(guard);
+        }
+        let _locking = locking?;
         let left = match wait {
             Wait::AtMost(limit) => Wait::AtMost(limit.saturating_sub(begun.elapsed())),
             wait => wait,
@@ -119,7 +143,7 @@ impl Owner {
             Wait::AtMost(limit) if error.kind() == ErrorKind::TimedOut => timed_out(&key, limit),
             _ => error,
         })?;
-        *held = Arc::downgrade(guard.hold());
+        *slot.hold() = Arc::downgrade(guard.hold());
         Ok(guard)
     }
 
@@ -130,9 +154,7 @@ impl Owner {
         }
         // Before it grows, forget what is neither held nor being locked.
         if holds.len() == holds.capacity() {
-            holds.retain(|_, slot| {
-                Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|hold| hold.strong_count() > 0)
-            });
+            holds.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
         }
         Arc::clone(holds.entry(key.clone()).or_default())
     }

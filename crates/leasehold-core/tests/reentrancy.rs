@@ -4,7 +4,8 @@ mod support;
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, Released};
+use leasehold_core::{ErrorKind, LockClient, Released};
+use leasehold_local::MemoryBackend;
 use support::{secs, settle, simulated};
 
 #[tokio::test(start_paused = true)]
@@ -57,6 +58,50 @@ async fn tasks_of_one_owner_share_one_acquisition() {
     let last = guards.pop().unwrap();
     drop(guards);
     assert_eq!(last.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_it_re_enters_at_once_although_tasks_of_the_owner_queue_for_it() {
+    let (client, _) = simulated();
+    let outside = client.mutex("a").lock().await.unwrap();
+    let owner = client.owner();
+    let lock = || {
+        let owner = owner.clone();
+        async move {
+            let guard = owner.lock("a").await.unwrap();
+            // The next in the queue has been told that it is its turn, and has not run yet.
+            let tried = owner.try_lock("a").await.unwrap();
+            let within = owner.lock_within("a", Duration::ZERO).await.unwrap();
+            assert!([&tried, &within].iter().all(|again| again.fencing_token() == guard.fencing_token()));
+        }
+    };
+    let tasks: Vec<_> = (0..3).map(|_| tokio::spawn(lock())).collect();
+    settle().await;
+    drop(outside);
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tasks_that_re_enter_do_not_get_into_each_other_s_way() {
+    let client = LockClient::new(MemoryBackend::new());
+    let owner = client.owner();
+    let held = owner.lock("a").await.unwrap();
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let owner = owner.clone();
+            tokio::spawn(async move {
+                for _ in 0..2_000 {
+                    drop(owner.try_lock("a").await.unwrap());
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(held.release().await.unwrap(), Released::Freed);
 }
 
 #[tokio::test(start_paused = true)]
