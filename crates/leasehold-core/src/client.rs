@@ -18,7 +18,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     backend::LockBackend,
-    capability::Capabilities,
+    capability::{Capabilities, Restart},
     clock::{Clock, SystemClock},
     driven::Driven,
     error::{Error, ErrorKind, Result},
@@ -46,8 +46,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// All tasks that share a client queue for a key within the process and contend for it remotely one at a time; one task
 /// of the client renews all leases.
 ///
-/// A client belongs to the tokio runtime that it is first used on; from another one its operations fail with
-/// [`ErrorKind::Runtime`].
+/// A client belongs to one tokio runtime; on another one its operations fail with [`ErrorKind::Runtime`]. It is the one that the
+/// client was made on, where its connection lives; outside of any, and for a backend that is a part of this process, the one that it
+/// is first used on.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -236,6 +237,7 @@ impl LockClientBuilder {
         let Self { backend, ttl, label, clock } = self;
         telemetry::describe();
         let capabilities = backend.capabilities();
+        let runtime = runtime_of(&capabilities).map_or_else(OnceLock::new, OnceLock::from);
         let losses = Arc::new(Notify::new());
         let context = RequestContext {
             label: label.unwrap_or_else(crate::label::default_label),
@@ -251,12 +253,17 @@ impl LockClientBuilder {
             context: Arc::new(context),
             gates: Arc::new(Gates::new(Arc::clone(&clock))),
             keeper: Arc::new(Keeper::new(clock, losses)),
-            runtime: OnceLock::new(),
+            runtime,
             closed: OnceCell::new(),
             tasks: TaskTracker::new(),
             next_hold: AtomicU64::new(0),
         }))
     }
+}
+
+/// The runtime of the backend's connection. A backend that ends with its holders is a part of this process, and has none.
+fn runtime_of(capabilities: &Capabilities) -> Option<Handle> {
+    Handle::try_current().ok().filter(|_| capabilities.restart != Restart::EndsHolders)
 }
 
 /// What the clones of a client, its primitives and its guards share.
@@ -325,7 +332,8 @@ impl Client {
         } else {
             Err(Error::new(
                 ErrorKind::Runtime,
-                "this client was first used on another tokio runtime, where its connection and its renewals live; make a client per runtime",
+                "this client belongs to another tokio runtime, on which it was made or first used, and where its connection and its \
+                 renewals live; make a client per runtime",
             ))
         }
     }

@@ -151,6 +151,14 @@ fn a_client_is_bound_to_its_runtime() {
     assert_eq!(error.kind(), ErrorKind::Runtime);
 }
 
+/// Unlike one with a connection: see the tests of `leasehold-redis`.
+#[test]
+fn a_client_of_this_process_may_be_made_on_one_runtime_and_used_on_another() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = runtime().block_on(async { LockClient::new(MemoryBackend::new()) });
+    runtime().block_on(async { client.mutex("a").lock().await.unwrap().release().await.unwrap() });
+}
+
 #[tokio::test]
 async fn the_clock_and_the_label_are_the_users() {
     let clock = Arc::new(TestClock::new());

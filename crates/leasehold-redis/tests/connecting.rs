@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{Capabilities, ErrorKind, Fencing, LockBackend, Mode, Ttl};
+use leasehold_core::{Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Ttl};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, request, ttl};
 
@@ -135,6 +135,24 @@ async fn a_server_that_is_silent_or_speaks_otherwise_is_told() {
     });
     let error = fails(&format!("redis://{address}/")).await;
     assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+}
+
+#[test]
+fn a_client_that_was_connected_on_another_runtime_says_so() {
+    let server = Server::start();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let client = first.block_on(async { LockClient::new(server.backend().await) });
+    let elsewhere = async {
+        // Nobody drives its connection.
+        let error = client.mutex("k").lock().await.unwrap_err();
+        (error.kind(), client.inspect("k").await.unwrap_err().kind(), client.close().await.unwrap_err().kind())
+    };
+    assert_eq!(runtime().block_on(elsewhere), (ErrorKind::Runtime, ErrorKind::Runtime, ErrorKind::Runtime));
+    first.block_on(async { client.mutex("k").lock().await.unwrap().release().await.unwrap() });
+    drop(first);
+    let error = runtime().block_on(async { client.mutex("k").lock().await.unwrap_err() });
+    assert_eq!(error.kind(), ErrorKind::Runtime);
 }
 
 #[tokio::test]

@@ -191,7 +191,7 @@
 //! # Operations
 //!
 //! - **One client per process**, cloned where it is needed. It keeps one connection, or one session per TTL, whatever the number of
-//!   locks; it belongs to the runtime that it was first used on. [`LockClient::close`] at the end releases everything at once.
+//!   locks; it belongs to the runtime that it was made on. [`LockClient::close`] at the end releases everything at once.
 //! - **The TTL** is how long the others wait when a holder dies, and how long a holder may be cut off before it loses: tens of
 //!   seconds for most. Renewals come at a third of it. A TTL of a few round trips loses locks at the first hiccup.
 //! - **Labels** say who holds: host, process and program by default, [`LockClientBuilder::with_label`] for another. `leasehold who --on
