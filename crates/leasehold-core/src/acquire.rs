@@ -14,7 +14,7 @@ use crate::{
     hold::Hold,
     options::{Spec, Wait},
     request::Request,
-    telemetry::Waiting,
+    telemetry::{Traced, Waiting},
 };
 
 /// Acquires as `spec` says, but waits as `wait` says.
@@ -30,7 +30,7 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
 
 async fn granted(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant> {
     let key = spec.key.as_ref().map_err(Error::clone)?;
-    let span = tracing::debug_span!(
+    let traced = Traced::of(tracing::debug_span!(
         target: "leasehold",
         "wait",
         backend = client.capabilities.backend,
@@ -38,7 +38,7 @@ async fn granted(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant>
         mode = %spec.mode,
         outcome = tracing::field::Empty,
         token = tracing::field::Empty,
-    );
+    ));
     let granted = async {
         client.check(spec.mode, spec.ttl)?;
         // A backend in this process may answer in the first poll, always: who loops over many locks must let others run.
@@ -57,18 +57,12 @@ async fn granted(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant>
             },
         }
     };
+    let span = &traced.span;
     let granted = if span.is_disabled() { granted.await } else { granted.instrument(span.clone()).await };
-    match &granted {
-        Ok(grant) => {
-            span.record("outcome", "granted");
-            if let Some(token) = grant.lease.fencing_token() {
-                span.record("token", token.get());
-            }
-        }
-        Err(error) => {
-            span.record("outcome", tracing::field::display(error.kind()));
-        }
+    if let Some(token) = granted.as_ref().ok().and_then(|grant| grant.lease.fencing_token()) {
+        span.record("token", token.get());
     }
+    traced.end(&granted, "granted");
     granted
 }
 

@@ -8,10 +8,12 @@ use std::{
     time::Duration,
 };
 
+use tracing::Instrument;
+
 use crate::{
     backend::{Lease, Upkeep},
     client::Client,
-    clock::{Deadline, LiveDeadline},
+    clock::{Deadline, LiveDeadline, Moment},
     driven::Driven,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
@@ -20,7 +22,7 @@ use crate::{
     release,
     request::Request,
     signal::{LossReason, Signal},
-    telemetry,
+    telemetry::{self, Traced},
 };
 
 /// How often at least a wait for a deadline looks at the clock again: timers sleep through a suspend, the clock does not.
@@ -68,6 +70,7 @@ impl Hold {
             key = %request.key(),
             mode = %request.mode(),
             token = token.map(FencingToken::get),
+            outcome = tracing::field::Empty,
         );
         let hold = Arc::new(Self {
             lease,
@@ -90,10 +93,6 @@ impl Hold {
 
     pub(crate) fn signal(&self) -> &Signal {
         self.request.signal()
-    }
-
-    pub(crate) fn span(&self) -> &tracing::Span {
-        &self.span
     }
 
     pub(crate) fn token(&self) -> Option<FencingToken> {
@@ -160,11 +159,26 @@ impl Hold {
     }
 
     async fn renew_lease(self: &Arc<Self>) -> Result<()> {
+        let traced = Traced::of(tracing::debug_span!(
+            target: "leasehold",
+            parent: &self.span,
+            "renew",
+            backend = self.client.capabilities.backend,
+            key = %self.request.key(),
+            token = self.token.map(FencingToken::get),
+            outcome = tracing::field::Empty,
+        ));
+        let renewing = Driven::short(&self.client, Arc::clone(&self.lease).renew());
         let sent = self.request.now();
-        let renewed = Driven::short(&self.client, Arc::clone(&self.lease).renew()).await;
+        let renewed = self.judge(sent, renewing.instrument(traced.span.clone()).await);
+        traced.end(&renewed, "renewed");
+        renewed
+    }
+
+    /// Takes the outcome of a renewal that was sent then.
+    fn judge(self: &Arc<Self>, sent: Moment, renewed: Result<()>) -> Result<()> {
         match &renewed {
             Ok(()) => {
-                tracing::debug!(target: "leasehold", parent: &self.span, "renewed");
                 if let Some(limit) = &self.limit {
                     let to = Deadline::at(sent + self.request.ttl().as_duration());
                     if !limit.advance(to, self.request.now()) {
@@ -226,8 +240,25 @@ impl Hold {
         );
     }
 
+    /// A span for a release of it.
+    pub(crate) fn release_span(&self) -> tracing::Span {
+        tracing::debug_span!(
+            target: "leasehold",
+            parent: &self.span,
+            "release",
+            backend = self.client.capabilities.backend,
+            key = %self.request.key(),
+            token = self.token.map(FencingToken::get),
+            outcome = tracing::field::Empty,
+        )
+    }
+
     /// It is held no longer. Called once: by its release or its loss, whichever is first.
     pub(crate) fn end(&self) {
+        match self.signal().loss() {
+            Some(reason) => self.span.record("outcome", tracing::field::display(reason)),
+            None => self.span.record("outcome", "released"),
+        };
         telemetry::hold_ended(&self.client, &self.since);
     }
 

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use tracing::Span;
+
 use crate::{
     backend::{BoxFuture, Lease, Released},
     client::Client,
@@ -30,6 +32,7 @@ pub(crate) struct Releasing {
     place: Option<Place>,
     sent: bool,
     in_background: bool,
+    span: Span,
 }
 
 impl Releasing {
@@ -44,6 +47,7 @@ impl Releasing {
         Some(Self {
             operation: Some(Arc::clone(&hold.lease).release()),
             place: hold.take_place(),
+            span: hold.release_span(),
             hold: Arc::clone(hold),
             sent: false,
             in_background: false,
@@ -62,13 +66,14 @@ impl Releasing {
 
     /// Tries again until it is done or the lease is over anyway.
     async fn finish(mut self) {
-        let hold = Arc::clone(&self.hold);
+        let (hold, span) = (Arc::clone(&self.hold), self.span.clone());
         let outcome = (&mut self).await;
         drop(self);
         let outcome = until_over(&hold.client, &hold.lease, outcome).await;
         telemetry::released(&hold.client, &outcome);
+        telemetry::release_ended(&span, &outcome);
         if let Err(error) = outcome {
-            tracing::debug!(target: "leasehold", parent: hold.span(), %error, "not released; it expires");
+            tracing::debug!(target: "leasehold", parent: &span, %error, "not released; it expires");
         }
     }
 }
@@ -106,7 +111,7 @@ impl Future for Releasing {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let Some(operation) = &mut this.operation else { return Poll::Pending };
-        let polled = operation.as_mut().poll(cx);
+        let polled = this.span.in_scope(|| operation.as_mut().poll(cx));
         if !this.sent {
             this.sent = true;
             if this.hold.client.capabilities.ordered_release
@@ -118,9 +123,9 @@ impl Future for Releasing {
         let outcome = ready!(polled);
         this.operation = None;
         this.place = None;
-        tracing::debug!(target: "leasehold", parent: this.hold.span(), ?outcome, "release");
         // In the background, who drives it tries again.
         if !this.in_background {
+            telemetry::release_ended(&this.span, &outcome);
             if outcome.as_ref().is_err_and(crate::Error::is_retryable) {
                 this.retry_in_background();
             } else {
@@ -139,6 +144,7 @@ impl Releasing {
             place: None,
             sent: true,
             in_background: true,
+            span: self.hold.release_span(),
         };
         self.hold.client.in_background(async move {
             tokio::time::sleep(FIRST_PAUSE).await;
@@ -157,6 +163,7 @@ impl Drop for Releasing {
             place: self.place.take(),
             sent: self.sent,
             in_background: true,
+            span: std::mem::replace(&mut self.span, Span::none()),
         };
         self.hold.client.in_background(rest.finish());
     }

@@ -1,10 +1,12 @@
-//! What is measured: every metric's name stands here, and nowhere else. The manual's table (the facade's page, *Metrics*) lists
-//! them, and a test of the documentation compares the two.
+//! How spans end, and what is measured: every metric's name stands here, and nowhere else. The manual's table (the facade's page,
+//! *Metrics*) lists them, and a test of the documentation compares the two.
 //!
 //! Without the feature `metrics` nothing is measured, no clock is read for it, and all of this compiles to nothing. No label has
 //! more values than there are backends, kinds of outcomes or nodes: never a key, never a user.
 
 use std::sync::Arc;
+
+use tracing::Span;
 
 pub(crate) use self::record::Since;
 use crate::{
@@ -42,6 +44,49 @@ pub(crate) fn describe() {
     for histogram in [WAIT, HOLD] {
         record::describe_seconds(histogram);
     }
+}
+
+/// The span of something that may be dropped on its way. Dropped before it has [ended](Self::end), that was cancelled.
+#[must_use]
+pub(crate) struct Traced {
+    pub(crate) span: Span,
+    ended: bool,
+}
+
+impl Traced {
+    pub(crate) fn of(span: Span) -> Self {
+        Self { span, ended: false }
+    }
+
+    pub(crate) fn end<T>(mut self, outcome: &Result<T>, success: &'static str) {
+        self.ended = true;
+        record(&self.span, outcome.as_ref().map(|_| success));
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.span.record("outcome", tracing::field::display(ErrorKind::Cancelled));
+        }
+    }
+}
+
+/// Says on its span how a release has ended.
+pub(crate) fn release_ended(span: &Span, outcome: &Result<Released>) {
+    let outcome = outcome.as_ref().map(|released| match released {
+        Released::Freed => "freed",
+        Released::StillHeld => "still held",
+        Released::AlreadyLost => "already lost",
+    });
+    record(span, outcome);
+}
+
+fn record(span: &Span, outcome: Result<&'static str, &Error>) {
+    match outcome {
+        Ok(success) => span.record("outcome", success),
+        Err(error) => span.record("outcome", tracing::field::display(error.kind())),
+    };
 }
 
 /// An acquisition under way. Dropped before it has [ended](Self::end), it was cancelled.

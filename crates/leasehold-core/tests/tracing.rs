@@ -4,12 +4,12 @@ mod support;
 
 use std::{
     io::Write,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 use leasehold_core::Renewal;
-use support::{secs, settle, simulated};
+use support::{secs, settle, simulated, spied};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
 #[derive(Clone, Default)]
@@ -18,6 +18,14 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// The spans that are over, as they end: name and fields.
+    fn spans(&self) -> Vec<String> {
+        let text = self.text();
+        let ended = text.lines().filter_map(|line| line.split_once(" DEBUG ")?.1.split_once(": leasehold: close"));
+        // Without those around it.
+        ended.map(|(spans, _)| spans.rsplit_once("}:").map_or(spans, |(_, last)| last).to_owned()).collect()
     }
 
     /// Records everything that this thread traces until the guard is dropped.
@@ -62,18 +70,44 @@ async fn waits_holds_renewals_and_releases_are_traced_with_key_backend_token_and
     tokio::time::sleep(Duration::from_secs(2)).await;
     guard.release().await.unwrap();
     settle().await;
-    let text = log.text();
-    let line = |needles: &[&str]| {
-        assert!(
-            text.lines().any(|line| needles.iter().all(|needle| line.contains(needle))),
-            "no line with {needles:?} in:\n{text}"
-        );
+    let mut spans = log.spans();
+    spans.dedup();
+    let of = "backend=\"memory\" key=item/42";
+    assert_eq!(
+        spans,
+        [
+            format!("wait{{{of} mode=exclusive token={token} outcome=\"granted\"}}"),
+            format!("renew{{{of} token={token} outcome=\"renewed\"}}"),
+            format!("release{{{of} token={token} outcome=\"freed\"}}"),
+            format!("hold{{{of} mode=exclusive token={token} outcome=\"released\"}}"),
+        ]
+    );
+    assert!(!log.text().contains("WARN"), "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_is_traced_with_its_outcome() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, watched, _) = spied();
+    let guard = client.mutex("a").with_ttl(secs(3)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    client.mutex("a").try_lock().await.unwrap_err();
+    client.mutex("a").lock_within(Duration::from_millis(10)).await.unwrap_err();
+    tokio::time::timeout(Duration::from_millis(10), client.mutex("a").lock()).await.unwrap_err();
+    watched.renewals_fail.store(true, SeqCst);
+    guard.renew().await.unwrap_err();
+    guard.lost().await;
+    drop(guard);
+    settle().await;
+    let ended = |span: &str| {
+        let spans = log.spans();
+        let named = spans.iter().filter(|ended| ended.starts_with(&format!("{span}{{")));
+        named.map(|ended| ended.split_once(" outcome=").unwrap().1.trim_end_matches('}').to_owned()).collect::<Vec<_>>()
     };
-    let token = format!("token={token}");
-    line(&["DEBUG wait{", "backend=\"memory\"", "key=item/42", "outcome=\"granted\"", &token, "close"]);
-    line(&["DEBUG hold{", "backend=\"memory\"", "key=item/42", &token, "renewed"]);
-    line(&["DEBUG hold{", &token, "release", "Freed"]);
-    assert!(!text.contains("WARN"), "{text}");
+    assert_eq!(ended("wait"), ["\"granted\"", "contended", "timed out", "cancelled"]);
+    assert_eq!(ended("renew"), ["unavailable"]);
+    assert_eq!(ended("hold"), ["its deadline came before a renewal did"]);
+    assert_eq!(ended("release"), Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]
