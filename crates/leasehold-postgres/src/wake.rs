@@ -10,16 +10,20 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Result};
-use sqlx::postgres::{PgListener, PgPoolOptions};
-use tokio::{sync::Notify, time::timeout};
+use leasehold_core::{Error, ErrorKind};
+use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
+};
 
-use crate::{connection::Link, error, keys::AdvisoryKey, statement::CHANNEL};
+use crate::{backoff::Backoff, connection::Link, error, keys::AdvisoryKey, statement::CHANNEL};
 
 /// How long the connection is kept after its last waiter: the next one then need not wait for it.
 const KEEP_WARM: Duration = Duration::from_secs(30);
-/// Before a connection that broke is opened again.
-const PAUSE: Duration = Duration::from_millis(50);
+/// A connection on which nothing was heard for so long is asked whether it still hears: of one that was cut silently nothing
+/// else would tell.
+const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// All who wait in one backend.
 pub(crate) struct Wakes {
@@ -81,7 +85,7 @@ impl Wakes {
     }
 
     /// Makes sure that the server's messages come: what is told after this has returned wakes.
-    pub(crate) async fn warm(self: &Arc<Self>, patience: Duration) -> Result<()> {
+    pub(crate) async fn warm(self: &Arc<Self>, patience: Duration) -> Result<(), Error> {
         if self.lock().warm {
             return Ok(());
         }
@@ -133,6 +137,10 @@ impl Wakes {
             return false;
         }
         true
+    }
+
+    fn anybody_waits(&self) -> bool {
+        !self.lock().by_key.is_empty()
     }
 
     fn became(&self, failure: Option<Error>) {
@@ -198,6 +206,7 @@ impl fmt::Debug for Wakes {
 
 /// Listens for as long as somebody waits, and a little longer.
 async fn listen(wakes: Weak<Wakes>) {
+    let mut backoff = Backoff::new();
     loop {
         let Some(wakes) = wakes.upgrade() else { return };
         if !wakes.is_needed(false) {
@@ -208,10 +217,13 @@ async fn listen(wakes: Weak<Wakes>) {
                 wakes.became(None);
                 // Whatever was told before is missed.
                 wakes.wake_all();
-                let weak = Arc::downgrade(&wakes);
+                let (weak, begun) = (Arc::downgrade(&wakes), Instant::now());
                 drop(wakes);
                 if !hear(&weak, listener).await {
                     return;
+                }
+                if begun.elapsed() >= Backoff::LONGEST {
+                    backoff = Backoff::new();
                 }
                 let Some(wakes) = weak.upgrade() else { return };
                 wakes.lock().warm = false;
@@ -225,11 +237,11 @@ async fn listen(wakes: Weak<Wakes>) {
                 }
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
-async fn connect(link: &Link) -> Result<PgListener> {
+async fn connect(link: &Link) -> Result<PgListener, Error> {
     let failed = |error| link.failed(error, "acquire");
     let pool = PgPoolOptions::new()
         .max_connections(1)
@@ -256,31 +268,64 @@ async fn connect(link: &Link) -> Result<PgListener> {
 
 /// Passes on what the server tells. `false` if nobody waits any more; `true` if the connection broke.
 async fn hear(wakes: &Weak<Wakes>, mut listener: PgListener) -> bool {
-    let Some(look) = wakes.upgrade().map(|wakes| Arc::clone(&wakes.look)) else { return false };
+    let Some((look, link)) = wakes.upgrade().map(|wakes| (Arc::clone(&wakes.look), Arc::clone(&wakes.link))) else {
+        return false;
+    };
+    let mut ticks = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut waited, mut silent) = (Instant::now(), true);
     loop {
-        let (heard, idle) = tokio::select! {
-            heard = listener.try_recv() => (Some(heard), false),
-            () = look.notified() => (None, false),
-            () = tokio::time::sleep(KEEP_WARM) => (None, true),
+        let event = tokio::select! {
+            heard = listener.try_recv() => Event::Heard(heard),
+            () = look.notified() => Event::Look,
+            _ = ticks.tick() => Event::Tick,
         };
         let Some(wakes) = wakes.upgrade() else { return false };
-        let Some(heard) = heard else {
-            if wakes.is_needed(idle) {
-                continue;
-            }
-            return false;
-        };
-        match heard {
-            Ok(Some(told)) => {
+        match event {
+            Event::Heard(Ok(Some(told))) => {
+                silent = false;
                 if let Some(key) = AdvisoryKey::of_payload(told.payload()) {
                     wakes.wake(key);
                 }
             }
-            Ok(None) => return true,
-            Err(error) => {
+            Event::Heard(Ok(None)) => return true,
+            Event::Heard(Err(error)) => {
                 tracing::debug!(target: "leasehold", %error, "the connection for wake-ups ended");
                 return true;
             }
+            Event::Look => {
+                if !wakes.is_needed(false) {
+                    return false;
+                }
+            }
+            Event::Tick => {
+                if wakes.anybody_waits() {
+                    waited = Instant::now();
+                }
+                if !wakes.is_needed(waited.elapsed() >= KEEP_WARM) {
+                    return false;
+                }
+                // Nobody is kept from dropping it meanwhile.
+                drop(wakes);
+                if std::mem::replace(&mut silent, true) && !answers(&mut listener, link.config.timeout).await {
+                    tracing::debug!(target: "leasehold", "the connection for wake-ups is deaf");
+                    return true;
+                }
+            }
         }
+    }
+}
+
+enum Event {
+    Heard(Result<Option<PgNotification>, sqlx::Error>),
+    Look,
+    Tick,
+}
+
+/// Whether the server answers on this connection, whatever it says. What it tells meanwhile is heard afterwards.
+async fn answers(listener: &mut PgListener, patience: Duration) -> bool {
+    match timeout(patience, sqlx::raw_sql("SELECT 1").execute(listener)).await {
+        Ok(answer) => !answer.is_err_and(|error| error::is_over(&error)),
+        Err(_elapsed) => false,
     }
 }

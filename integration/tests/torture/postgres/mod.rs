@@ -19,3 +19,4 @@ mod standby;
 mod support;
 mod tls;
 mod token;
+mod wake;
