@@ -76,8 +76,8 @@ impl PostgresBackend {
         let link = Link::new(options, config)?;
         let server = link.probe().await?;
         let capabilities = capabilities(&link, server);
-        let sessions = Sessions::new(Arc::new(PostgresSessions { link: Arc::clone(&link) }));
         let wakes = Wakes::new(&link);
+        let sessions = Sessions::new(Arc::new(PostgresSessions::new(&link, &wakes)));
         Ok(Arc::new(Self { link, sessions, wakes, capabilities }))
     }
 

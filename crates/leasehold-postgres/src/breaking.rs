@@ -26,8 +26,7 @@ pub(crate) struct HolderId {
 
 impl fmt::Display for HolderId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let space = if self.key.is_pair() { 'p' } else { 'b' };
-        write!(f, "{}:{}:{space}{}", self.pid, self.started, self.key.bits())
+        write!(f, "{}:{}:{}", self.pid, self.started, self.key.payload())
     }
 }
 

@@ -74,7 +74,12 @@ impl AdvisoryKey {
         hash_of(format_args!("leasehold breaks {pid} {self}"))
     }
 
-    /// Reads what a notification says: a letter for the space, and the bits.
+    /// What a notification says: a letter for the space, and the bits.
+    pub(crate) fn payload(self) -> String {
+        format!("{}{}", if self.is_pair() { 'p' } else { 'b' }, self.bits())
+    }
+
+    /// Reads what a notification says.
     pub(crate) fn of_payload(payload: &str) -> Option<Self> {
         let (space, bits) = payload.split_at_checked(1)?;
         let bits = bits.parse().ok()?;
@@ -335,12 +340,15 @@ mod tests {
             AdvisoryKey::Int32Pair(-1, 7),
             AdvisoryKey::Int32Pair(3, -2),
         ] {
-            let pair = matches!(key, AdvisoryKey::Int32Pair(..));
             let (class, object) = (key.bits() >> 32 & 0xffff_ffff, key.bits() & 0xffff_ffff);
-            assert_eq!(AdvisoryKey::of_pg_locks(class, object, if pair { 2 } else { 1 }), key);
-            let payload = format!("{}{}", if pair { 'p' } else { 'b' }, key.bits());
-            assert_eq!(AdvisoryKey::of_payload(&payload), Some(key));
+            assert_eq!(AdvisoryKey::of_pg_locks(class, object, if key.is_pair() { 2 } else { 1 }), key);
+            assert_eq!(AdvisoryKey::of_payload(&key.payload()), Some(key));
         }
+        // As the statements write them.
+        assert_eq!(
+            (AdvisoryKey::Int64(-5).payload(), AdvisoryKey::Int32Pair(0, 7).payload()),
+            ("b-5".into(), "p7".into())
+        );
         assert_eq!(AdvisoryKey::of_payload("🔒1"), None);
         assert_eq!(AdvisoryKey::of_payload(""), None);
     }

@@ -12,13 +12,11 @@ use crate::{
     gather::{Done, Job},
     keys::AdvisoryKey,
     session::{PostgresSessions, run},
-    wake::Wakes,
 };
 
 pub(crate) struct PostgresLease {
     claim: Claim<PostgresSessions>,
     request: Request,
-    wakes: Arc<Wakes>,
     /// The lock, or the permit.
     key: AdvisoryKey,
     semaphore: Option<AdvisoryKey>,
@@ -30,11 +28,10 @@ impl PostgresLease {
     pub(crate) fn new(
         claim: Claim<PostgresSessions>,
         request: Request,
-        wakes: Arc<Wakes>,
         (key, semaphore): (AdvisoryKey, Option<AdvisoryKey>),
         token: Option<FencingToken>,
     ) -> Self {
-        Self { claim, request, wakes, key, semaphore, token, release: ReleaseState::new() }
+        Self { claim, request, key, semaphore, token, release: ReleaseState::new() }
     }
 }
 
@@ -76,8 +73,6 @@ impl Lease for PostgresLease {
         };
         let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
         self.claim.release();
-        // The server does not show this session's signs to the session itself.
-        self.wakes.wake(self.semaphore.unwrap_or(self.key));
         Ok(released)
     }
 }

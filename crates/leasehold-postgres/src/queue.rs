@@ -117,7 +117,7 @@ impl Candidate {
 
     /// Makes a lease of it, if its session still stands; otherwise, in the background, gives it back.
     fn granted(self, key: AdvisoryKey, token: Option<i64>) -> Result<Arc<dyn Lease>> {
-        let Self { claim, request, want, wakes, .. } = self;
+        let Self { claim, request, want, .. } = self;
         let semaphore = want.semaphore();
         if claim.valid_until().is_past(request.now()) || !claim.hold(request.loss_sink()) {
             drop(tokio::spawn(async move {
@@ -129,7 +129,7 @@ impl Candidate {
             return Err(error::over("acquire"));
         }
         let token = token.and_then(|token| u64::try_from(token).ok()).map(FencingToken::new);
-        Ok(Arc::new(PostgresLease::new(claim, request, wakes, (key, semaphore), token)))
+        Ok(Arc::new(PostgresLease::new(claim, request, (key, semaphore), token)))
     }
 }
 

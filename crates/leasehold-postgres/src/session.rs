@@ -30,7 +30,14 @@ const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: true, calls
 /// Opens, renews and closes holding connections.
 #[derive(Debug)]
 pub(crate) struct PostgresSessions {
-    pub(crate) link: Arc<Link>,
+    link: Arc<Link>,
+    wakes: Arc<Wakes>,
+}
+
+impl PostgresSessions {
+    pub(crate) fn new(link: &Arc<Link>, wakes: &Arc<Wakes>) -> Self {
+        Self { link: Arc::clone(link), wakes: Arc::clone(wakes) }
+    }
 }
 
 /// One holding connection.
@@ -171,7 +178,7 @@ impl SessionDriver for PostgresSessions {
         }
         let sent = time.now();
         let holding = link.open(time.ttl(), time.label()).await?;
-        let wire = Wire::new(holding, counted);
+        let wire = Wire::new(holding, counted, &self.wakes);
         let handle = Handle {
             carrier: Carrier::new(link, wire, link.patience(time.ttl()), time.ttl().as_duration()),
             gather: Arc::new(Gather::new(LIMITS)),

@@ -100,6 +100,8 @@ pub(crate) struct Statements {
     pub(crate) take_waited_for: SqlStr,
     /// A key of 64 bits alone, as [`Op::Unlock`]: `$1` the key, `$2` the waiters' sign. The result, and the pid.
     pub(crate) give_back: SqlStr,
+    /// What a release says to waiters, of what is free already: `$1` the waiters' signs, `$2` what they are told. The number, and the pid.
+    pub(crate) tell: SqlStr,
     /// `$1` operations, `$2` keys, `$3` waiters' signs, `$4` keys beside, `$5` whether the tokens must reach a standby,
     /// `$6` how a commit that notifies waits: one row of results, pid, and whether it was flushed. For rows without readers.
     pub(crate) batch: SqlStr,
@@ -279,11 +281,17 @@ impl Statements {
             "SELECT ({})::int8, pg_backend_pid() FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j",
             unlock("pg_advisory_unlock(k)", "'b' || k", "'off'")
         );
+        let tell = format!(
+            "SELECT count(r), pg_backend_pid() FROM (SELECT ({})::int8 AS r \
+             FROM unnest($1::int8[], $2::text[]) AS j(w, t)) AS s",
+            unlock("true", "t", "'off'")
+        );
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
         Self {
             take: text(take("$1::int8 AS k", &token)),
             take_waited_for: text(take("$1::int8 AS k, $3::int8 AS w, $4::int8 AS x", &without_signs(&token))),
             give_back: text(give_back),
+            tell: text(tell),
             batch: text(batch(&others)),
             batch_with_readers: text(batch(&all)),
             permit: text(String::from(PERMIT)),

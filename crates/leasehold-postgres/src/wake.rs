@@ -29,6 +29,8 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 pub(crate) struct Wakes {
     link: Arc<Link>,
     state: Mutex<State>,
+    /// How many keys are waited for.
+    keys: AtomicUsize,
     warmed: Notify,
     /// The task should look whether it is still needed.
     look: Arc<Notify>,
@@ -61,7 +63,8 @@ pub(crate) struct Waiting {
 
 impl Wakes {
     pub(crate) fn new(link: &Arc<Link>) -> Arc<Self> {
-        Arc::new(Self { link: Arc::clone(link), state: Mutex::default(), warmed: Notify::new(), look: Arc::default() })
+        let (state, keys) = (Mutex::default(), AtomicUsize::new(0));
+        Arc::new(Self { link: Arc::clone(link), state, keys, warmed: Notify::new(), look: Arc::default() })
     }
 
     /// Waits for this key from now on.
@@ -72,12 +75,17 @@ impl Wakes {
         });
         waited.users.fetch_add(1, Ordering::AcqRel);
         let waited = Arc::clone(waited);
+        self.keys.store(state.by_key.len(), Ordering::SeqCst);
         drop(state);
         Waiting { wakes: Arc::clone(self), key, waited }
     }
 
     /// Wakes those who wait for it here.
     pub(crate) fn wake(&self, key: AdvisoryKey) {
+        // Most of what is given back nobody waits for.
+        if !self.anybody_waits() {
+            return;
+        }
         let waited = self.lock().by_key.get(&key).cloned();
         if let Some(waited) = waited {
             waited.tell();
@@ -140,7 +148,7 @@ impl Wakes {
     }
 
     fn anybody_waits(&self) -> bool {
-        !self.lock().by_key.is_empty()
+        self.keys.load(Ordering::SeqCst) > 0
     }
 
     fn became(&self, failure: Option<Error>) {
@@ -188,6 +196,7 @@ impl Drop for Waiting {
         let mut state = self.wakes.lock();
         if self.waited.users.fetch_sub(1, Ordering::AcqRel) == 1 {
             state.by_key.remove(&self.key);
+            self.wakes.keys.store(state.by_key.len(), Ordering::SeqCst);
         }
     }
 }

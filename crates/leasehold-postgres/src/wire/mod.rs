@@ -8,7 +8,7 @@ mod plan;
 mod server;
 mod signs;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use leasehold_core::{Error, Result};
 use sqlx::PgConnection;
@@ -20,6 +20,7 @@ use crate::{
     keys::AdvisoryKey,
     session::{Counted, Owner},
     statement::{Op, Row},
+    wake::Wakes,
     wire::signs::Board,
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Wire {
     connection: Option<PgConnection>,
     counted: Option<Counted>,
     owner: Owner,
+    /// Who waits in this process: the server does not show a session its own signs.
+    wakes: Arc<Wakes>,
     pid: i32,
     /// Whether commits wait for a standby.
     synchronous: bool,
@@ -68,6 +71,8 @@ pub(crate) struct Batch {
 pub(crate) struct Planned {
     /// Whose answer it is.
     job: Option<usize>,
+    /// The lock or the semaphore: what those wait for whom it concerns.
+    of: AdvisoryKey,
     what: What,
 }
 
@@ -90,23 +95,24 @@ pub(crate) enum What {
 }
 
 impl Batch {
-    fn add(&mut self, row: Row, job: Option<usize>, what: What) {
+    fn add(&mut self, row: Row, job: Option<usize>, of: AdvisoryKey, what: What) {
         self.rows.push(row);
-        self.planned.push(Planned { job, what });
+        self.planned.push(Planned { job, of, what });
     }
 
-    fn add_sign(&mut self, op: Op, sign: i64, what: What) {
-        self.add(Row { op, key: AdvisoryKey::Int64(sign), waits: 0, beside: 0 }, None, what);
+    fn add_sign(&mut self, op: Op, sign: i64, of: AdvisoryKey, what: What) {
+        self.add(Row { op, key: AdvisoryKey::Int64(sign), waits: 0, beside: 0 }, None, of, what);
     }
 }
 
 impl Wire {
-    pub(crate) fn new(holding: Holding, counted: Counted) -> Self {
+    pub(crate) fn new(holding: Holding, counted: Counted, wakes: &Arc<Wakes>) -> Self {
         let Holding { connection, pid, synchronous, database } = holding;
         Self {
             connection: Some(connection),
             counted: Some(counted),
             owner: Owner::default(),
+            wakes: Arc::clone(wakes),
             pid,
             synchronous,
             database,
@@ -154,7 +160,7 @@ impl Wire {
         while !self.superfluous.is_empty() && !self.is_over() {
             let mut batch = Batch::default();
             for (op, key) in std::mem::take(&mut self.superfluous) {
-                batch.add(Row { op, key, waits: key.waits(), beside: 0 }, None, What::TakeDown);
+                batch.add(Row { op, key, waits: key.waits(), beside: 0 }, None, key, What::TakeDown);
             }
             self.run(link, batch, &mut answers).await;
         }
@@ -169,7 +175,7 @@ impl Wire {
         match self.ask(link, &rows).await {
             Ok(results) if results.len() == planned.len() => {
                 for (planned, result) in planned.into_iter().zip(results) {
-                    let answer = self.take_result(link, &planned.what, result);
+                    let answer = self.take_result(link, &planned, result);
                     if let Some(job) = planned.job {
                         answers[job] = Some(Ok(answer));
                     }
@@ -181,7 +187,8 @@ impl Wire {
                     Err(failure) => failure,
                 };
                 // Apart, as with permits: what is rare does not make the usual future large.
-                let failure = Box::pin(self.recover(link, &planned, failure)).await;
+                let of = planned.iter().map(|planned| planned.of).collect();
+                let failure = Box::pin(self.recover(link, &planned, of, failure)).await;
                 for planned in planned {
                     if let Some(job) = planned.job {
                         answers[job] = Some(match (&failure, &planned.what) {
@@ -195,8 +202,8 @@ impl Wire {
         }
     }
 
-    fn take_result(&mut self, link: &Link, what: &What, result: i64) -> Done {
-        match *what {
+    fn take_result(&mut self, link: &Link, planned: &Planned, result: i64) -> Done {
+        match planned.what {
             What::Take { name, key, signs, sole } => {
                 if result <= 0 {
                     self.held.remove(&key);
@@ -230,7 +237,10 @@ impl Wire {
                 }
                 Done::Refused { signed: self.are_up_for(name, signs) }
             }
-            What::GiveBack => Done::GivenBack(result != 0),
+            What::GiveBack => {
+                self.wakes.wake(planned.of);
+                Done::GivenBack(result != 0)
+            }
             What::PutUp(sign) => {
                 if result == 0 {
                     self.signs.fell(sign);
@@ -255,8 +265,14 @@ impl Wire {
     }
 
     /// The statement failed, and some of its rows may have been done. Afterwards the server has what the table has, and none of
-    /// what was asked for; or the connection is gone, and `Err` says so.
-    async fn recover(&mut self, link: &Link, planned: &[Planned], failure: Failure) -> Result<Error, Error> {
+    /// what was asked for, and who waits for one `of` these is told; or the connection is gone, and `Err` says so.
+    async fn recover(
+        &mut self,
+        link: &Link,
+        planned: &[Planned],
+        of: Vec<AdvisoryKey>,
+        failure: Failure,
+    ) -> Result<Error, Error> {
         for planned in planned {
             match &planned.what {
                 What::Take { key, signs, sole, .. } => {
@@ -281,7 +297,7 @@ impl Wire {
         match failure {
             Failure::Over(error) => Err(error),
             Failure::Statement(error) => {
-                self.clean(link, Vec::new()).await?;
+                self.clean(link, Vec::new(), of).await?;
                 Ok(error)
             }
         }

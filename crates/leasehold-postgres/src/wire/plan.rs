@@ -29,7 +29,7 @@ impl Wire {
             Some(Held::Shared { names, .. }) if shared => {
                 names.push(take.name);
                 let what = What::Join { name: take.name, key, signs: take.signs };
-                batch.add(Row { op: Op::Join, key, waits, beside }, Some(place), what);
+                batch.add(Row { op: Op::Join, key, waits, beside }, Some(place), key, what);
                 return None;
             }
             Some(_) => return Some(refused(take.signs.is_some())),
@@ -45,7 +45,8 @@ impl Wire {
             (false, false, false) => Op::Exclusive,
             (true, false, false) => Op::Shared,
         };
-        batch.add(Row { op, key, waits, beside }, Some(place), What::Take { name, key, signs: take.signs, sole });
+        let what = What::Take { name, key, signs: take.signs, sole };
+        batch.add(Row { op, key, waits, beside }, Some(place), key, what);
         let held = if shared { Held::Shared { names: vec![name], token: None } } else { Held::Exclusive(name) };
         self.held.insert(key, held);
         None
@@ -73,38 +74,39 @@ impl Wire {
         };
         let waited_for = semaphore.unwrap_or(key);
         let row = Row { op, key, waits: waited_for.waits(), beside: waited_for.bits() };
-        batch.add(row, Some(place), What::GiveBack);
+        batch.add(row, Some(place), waited_for, What::GiveBack);
         if let Some(Held::Permit { count, .. }) = self.held.remove(&key) {
-            self.take_down_one(count, name, batch);
+            self.take_down_one(count, name, waited_for, batch);
         }
         if let Some(mark) = self.broken.remove(&key) {
-            self.take_down_one(mark, Name::of_mark(key), batch);
+            self.take_down_one(mark, Name::of_mark(key), waited_for, batch);
         }
         None
     }
 
     /// Puts the signs up that are not. Who waits in a session that is granted the lock to another has lost them again.
     pub(super) fn put_up(&mut self, take: &Take, batch: &mut Batch) {
-        for sign in take.signs.iter().flat_map(Signs::each) {
+        let Some(signs) = take.signs else { return };
+        for sign in signs.each() {
             if self.signs.add(sign, take.name) {
-                batch.add_sign(Op::Sign, sign, What::PutUp(sign));
+                batch.add_sign(Op::Sign, sign, signs.key, What::PutUp(sign));
             }
         }
     }
 
     pub(super) fn take_down(&mut self, name: Name, signs: Signs, batch: &mut Batch) {
-        self.take_down_one(signs.waits, name, batch);
+        self.take_down_one(signs.waits, name, signs.key, batch);
         if let Some(writer) = signs.writer
             && self.signs.remove(writer, name)
         {
             let row = Row { op: Op::UnsignWriter, key: signs.key, waits: signs.waits, beside: writer };
-            batch.add(row, None, What::TakeDown);
+            batch.add(row, None, signs.key, What::TakeDown);
         }
     }
 
-    fn take_down_one(&mut self, sign: i64, name: Name, batch: &mut Batch) {
+    fn take_down_one(&mut self, sign: i64, name: Name, of: AdvisoryKey, batch: &mut Batch) {
         if self.signs.remove(sign, name) {
-            batch.add_sign(Op::Unsign, sign, What::TakeDown);
+            batch.add_sign(Op::Unsign, sign, of, What::TakeDown);
         }
     }
 }

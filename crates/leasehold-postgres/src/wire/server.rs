@@ -15,6 +15,9 @@ use crate::{
     wire::{Batch, Failure, Held, What, Wire},
 };
 
+/// How often it is tried to tell waiters: the first may be cancelled by somebody.
+const TELLINGS: usize = 2;
+
 /// A lock that the server says this session has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owned {
@@ -136,7 +139,7 @@ impl Wire {
         let result: i64 = match asked.and_then(|row| self.read(&row)) {
             Ok(result) => result,
             Err(failure) => {
-                let (Ok(error) | Err(error)) = self.recover(link, &[], failure).await;
+                let (Ok(error) | Err(error)) = self.recover(link, &[], vec![family.key()], failure).await;
                 return Err(error);
             }
         };
@@ -187,7 +190,7 @@ impl Wire {
     /// is forgotten. Marks of gentle breaks are taken note of.
     pub(crate) async fn reconcile(&mut self, link: &Link) -> Result<claims::Owned<Name>> {
         let marks: HashMap<i64, AdvisoryKey> = self.held.keys().map(|key| (key.breaks(self.pid), *key)).collect();
-        let owned = self.clean(link, marks.keys().copied().collect()).await?;
+        let owned = self.clean(link, marks.keys().copied().collect(), Vec::new()).await?;
         let ours: HashSet<AdvisoryKey> = owned.iter().filter(|owned| owned.ours).map(|owned| owned.key).collect();
         self.held.retain(|key, _| ours.contains(key));
         let mut batch = Batch::default();
@@ -197,7 +200,7 @@ impl Wire {
             {
                 // So that who breaks sees that it was noted.
                 self.signs.add(mark, Name::of_mark(*key));
-                batch.add_sign(Op::Sign, mark, What::PutUp(mark));
+                batch.add_sign(Op::Sign, mark, *key, What::PutUp(mark));
             }
         }
         self.run(link, batch, &mut []).await;
@@ -212,28 +215,38 @@ impl Wire {
         })
     }
 
-    /// Removes what only the server has; what it had before, and which of these marks others have.
-    pub(super) async fn clean(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>> {
-        let mut cleaned = self.try_clean(link, marks.clone()).await;
+    /// Removes what only the server has, and tells who waits for that or for one `of` these; what it had before, and which of these
+    /// marks others have.
+    pub(super) async fn clean(&mut self, link: &Link, marks: Vec<i64>, of: Vec<AdvisoryKey>) -> Result<Vec<Owned>> {
+        let mut freed = of;
+        let mut cleaned = self.try_clean(link, marks.clone(), &mut freed).await;
         if let Err(Failure::Statement(error)) = &cleaned {
             // One that somebody cancelled, say.
             tracing::debug!(target: "leasehold", %error, "asking again");
-            cleaned = self.try_clean(link, marks).await;
+            cleaned = self.try_clean(link, marks, &mut freed).await;
         }
-        cleaned.map_err(|failure| match failure {
+        let owned = cleaned.map_err(|failure| match failure {
             Failure::Over(error) => error,
             // Nobody knows what it has.
             Failure::Statement(error) => self.lose(error::over("reconcile").with_source(error)),
-        })
+        })?;
+        self.tell(link, freed).await?;
+        Ok(owned)
     }
 
-    async fn try_clean(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>, Failure> {
+    async fn try_clean(
+        &mut self,
+        link: &Link,
+        marks: Vec<i64>,
+        freed: &mut Vec<AdvisoryKey>,
+    ) -> Result<Vec<Owned>, Failure> {
         let owned = self.owned(link, marks).await?;
         let unknown: Vec<Owned> = owned.iter().copied().filter(|owned| owned.ours && !self.knows(*owned)).collect();
         if unknown.is_empty() {
             return Ok(owned);
         }
         tracing::debug!(target: "leasehold", ?unknown, "removing what nobody here owns");
+        freed.extend(unknown.iter().map(|owned| owned.key));
         let keys: Vec<i64> = unknown.iter().map(|owned| owned.key.bits()).collect();
         let pairs: Vec<bool> = unknown.iter().map(|owned| owned.key.is_pair()).collect();
         let exclusive: Vec<bool> = unknown.iter().map(|owned| owned.exclusive).collect();
@@ -241,6 +254,28 @@ impl Wire {
         let row = self.fetch(link, "reconcile", async |connection| query.fetch_one(connection).await).await?;
         self.read::<bool>(&row)?;
         Ok(owned)
+    }
+
+    /// Tells who waits for these, here and elsewhere, as a release does. Whoever cannot be told looks by himself later.
+    async fn tell(&mut self, link: &Link, freed: Vec<AdvisoryKey>) -> Result<()> {
+        if freed.is_empty() {
+            return Ok(());
+        }
+        let signs: Vec<i64> = freed.iter().map(|key| key.waits()).collect();
+        let payloads: Vec<String> = freed.iter().map(|key| key.payload()).collect();
+        freed.iter().for_each(|key| self.wakes.wake(*key));
+        for _ in 0..TELLINGS {
+            let query = sqlx::query(link.statements.tell.clone()).bind(&signs).bind(&payloads);
+            let told = self.fetch(link, "reconcile", async |connection| query.fetch_one(connection).await).await;
+            match told.and_then(|row| self.read::<i64>(&row)) {
+                Ok(_) => break,
+                Err(Failure::Over(error)) => return Err(error),
+                Err(Failure::Statement(error)) => {
+                    tracing::debug!(target: "leasehold", %error, "waiters were not told");
+                }
+            }
+        }
+        Ok(())
     }
 
     fn knows(&self, owned: Owned) -> bool {

@@ -3,6 +3,7 @@
 mod crash;
 mod crowd;
 mod dropped;
+mod failed;
 mod inspection;
 mod interop;
 mod limits;

@@ -1,0 +1,104 @@
+//! Statements that fail half-way, or are answered late: what they have freed is told to those who wait for it.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{LockBackend, LockClient, LockGuard, Released, Result, Ttl};
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::PostgresServer,
+};
+use leasehold_postgres::PostgresBackend;
+use tokio::task::{JoinHandle, block_in_place};
+
+use super::support::client_of;
+use crate::support::{millis, nothing_panicked, until};
+
+/// So long that nobody looks by itself before the test is over: an eighth of it at the earliest.
+const HOUR: u64 = 3_600_000;
+
+/// For what must happen at all, on a machine that builds something else beside.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn waits_for(client: &LockClient, name: &str) -> JoinHandle<Result<LockGuard>> {
+    let mutex = client.mutex(name);
+    tokio::spawn(async move { mutex.lock().await })
+}
+
+fn until_there_are(server: &PostgresServer, locks: &str) {
+    let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    block_in_place(|| until("all wait", PATIENCE, || server.psql(sql).unwrap() == locks));
+}
+
+async fn is_granted(waiting: JoinHandle<Result<LockGuard>>, what: &str) {
+    let granted = tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("nobody is told of {what}"));
+    granted.unwrap().unwrap().release().await.unwrap();
+}
+
+/// The lock before the row that fails is given back by the statement, which takes its notification along; the one after it is
+/// given back by the look at what the session has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_told_of_a_release_that_a_failed_statement_carried() {
+    let server = PostgresServer::start().unwrap();
+    let holder = client_of(&format!("{}?timeout=60s&connect-timeout=20s", server.url()), HOUR).await;
+    let waiter =
+        client_of(&format!("{}?timeout=60s&connect-timeout=20s&safety-net=3600s&fencing=off", server.url()), HOUR)
+            .await;
+    let before = holder.mutex("before").lock().await.unwrap();
+    let after = holder.mutex("after").lock().await.unwrap();
+    let waiting = [waits_for(&waiter, "before"), waits_for(&waiter, "after")];
+    until_there_are(&server, "6");
+    // There are no more tokens; until that is committed, who wants one waits.
+    let mut psql = server.psql_session().unwrap();
+    let exhaust = "BEGIN; DO $$ BEGIN EXECUTE format('ALTER SEQUENCE leasehold_tokens MAXVALUE %s', \
+                   (SELECT last_value FROM leasehold_tokens)); END $$";
+    block_in_place(|| psql.ask(exhaust, PATIENCE).unwrap());
+    let take = |name: &str| {
+        let mutex = holder.mutex(name);
+        tokio::spawn(async move { mutex.try_lock().await })
+    };
+    let taking = take("one");
+    let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                   AND application_name LIKE 'leasehold %'";
+    block_in_place(|| until("a statement is under way", PATIENCE, || server.psql(blocked).unwrap() == "1"));
+    // Behind it goes one more alone, and behind that the rest gathers and travels together.
+    let next = take("another");
+    tokio::time::sleep(millis(300)).await;
+    let other = holder.mutex("other");
+    let committing = async {
+        tokio::time::sleep(millis(300)).await;
+        block_in_place(|| psql.ask("COMMIT", PATIENCE).unwrap());
+    };
+    let (before, other, after, ()) = tokio::join!(before.release(), other.try_lock(), after.release(), committing);
+    for taken in [taking.await.unwrap(), next.await.unwrap(), other] {
+        taken.expect_err("there is another token");
+    }
+    assert_eq!((before.unwrap(), after.unwrap()), (Released::Freed, Released::Freed));
+    for (waiting, what) in waiting.into_iter().zip(["before", "after"]) {
+        is_granted(waiting, what).await;
+    }
+    nothing_panicked();
+}
+
+/// The server does not tell a session of what it did itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_in_the_same_session_is_told_of_what_a_late_grant_gives_back() {
+    let server = PostgresServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let url = format!("{}?timeout=2s&safety-net=3600s", server.url_at(proxy.addr()));
+    let backend: Arc<dyn LockBackend> = PostgresBackend::connect(&url).await.unwrap();
+    let ttl = Ttl::from_millis(HOUR).unwrap();
+    let [taker, waiter] =
+        [Arc::clone(&backend), backend].map(|backend| LockClient::builder(backend).with_ttl(ttl).build());
+    let mut psql = server.psql_session().unwrap();
+    let mut ask = |sql: &str| block_in_place(|| psql.ask(sql, PATIENCE).unwrap());
+    ask("SELECT pg_advisory_lock(hashtextextended('k', 0))");
+    let waiting = waits_for(&waiter, "k");
+    until_there_are(&server, "3");
+    // No notification comes of this.
+    ask("SELECT pg_advisory_unlock(hashtextextended('k', 0))");
+    proxy.hold(Direction::ServerToClient);
+    taker.mutex("k").try_lock().await.expect_err("granted without an answer");
+    proxy.heal();
+    is_granted(waiting, "what was given back").await;
+    nothing_panicked();
+}
