@@ -14,6 +14,7 @@ mod inspect;
 mod keys;
 mod lease;
 mod queue;
+mod room;
 mod server;
 mod session;
 mod settings;

@@ -14,7 +14,7 @@ use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::task::block_in_place;
 
 use super::support::{client_of, connect, nothing_left, only_left};
-use crate::support::{is_a_fault, millis, nothing_panicked};
+use crate::support::{is_a_fault, millis, nothing_panicked, until};
 
 const TTL: u64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -148,6 +148,49 @@ async fn more_locks_than_the_connections_that_are_allowed_carry_are_a_typed_erro
         guard.release().await.unwrap();
     }
     block_in_place(|| nothing_left(&server, millis(TTL)));
+    nothing_panicked();
+}
+
+/// The connections that hold locks, or may.
+fn sessions(server: &PostgresServer) -> String {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^leasehold [0-9]+ms '";
+    server.psql(sql).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_session_makes_room_for_another_ttl_and_one_that_is_needed_does_not() {
+    let server = PostgresServer::start().unwrap();
+    let options = "max-sessions=1&timeout=20s&connect-timeout=20s";
+    let client = client_of(&format!("{}?{options}", server.url()), TTL).await;
+    let rival = client_of(&server.url(), TTL).await;
+    let [short, long] = [120_000, 240_000].map(|ttl| leasehold_core::Ttl::from_millis(ttl).unwrap());
+    let refused = async |ttl| {
+        let error = client.mutex("refused").with_ttl(ttl).try_lock().await.expect_err("there is no limit");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        assert!(error.to_string().contains("max-sessions"), "{error}");
+    };
+    for ttl in [short, long, short, long] {
+        client.mutex("k").with_ttl(ttl).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+        // The server sees the end of the other a little later.
+        block_in_place(|| until("there is one session", PATIENCE, || sessions(&server) == "1"));
+    }
+    // One that holds.
+    let guard = client.mutex("k").with_ttl(long).lock().await.unwrap();
+    refused(short).await;
+    guard.renew().await.unwrap();
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    // One in which somebody waits.
+    let held = rival.mutex("k").lock().await.unwrap();
+    let mutex = client.mutex("k").with_ttl(long);
+    let waiting = tokio::spawn(async move { mutex.lock().await });
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    block_in_place(|| until("it waits", PATIENCE, || server.psql(locks).unwrap() == "3"));
+    refused(short).await;
+    held.release().await.unwrap();
+    let granted = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap().unwrap();
+    granted.release().await.unwrap();
+    client.mutex("k").with_ttl(short).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
 
