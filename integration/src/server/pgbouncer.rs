@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::postgres::{give_to_owner, unprivileged};
-use super::{PostgresServer, Process};
+use super::{PostgresServer, Process, Psql};
 use crate::child::find_program;
 use crate::port::free_port;
 use crate::{HarnessError, Result};
@@ -79,17 +79,33 @@ impl PgBouncer {
     pub fn url(&self) -> String {
         format!("postgres://postgres@{}/postgres", self.addr())
     }
+
+    /// Keeps connections for this long from now on, also those that clients have: each is taken away when what is under way on
+    /// it ends.
+    ///
+    /// # Errors
+    /// It does not take the order.
+    pub fn set_mode(&self, mode: PoolMode) -> Result<()> {
+        let mut console = Psql::connect(&format!("postgres://postgres@{}/pgbouncer", self.addr()))?;
+        console.ask(&format!("SET pool_mode = '{}'", mode.name()), START_PATIENCE).map(drop)
+    }
+}
+
+impl PoolMode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Transaction => "transaction",
+            Self::Statement => "statement",
+        }
+    }
 }
 
 fn configuration(server: &PostgresServer, port: u16, mode: PoolMode, settings: &[(&str, &str)]) -> String {
-    let mode = match mode {
-        PoolMode::Session => "session",
-        PoolMode::Transaction => "transaction",
-        PoolMode::Statement => "statement",
-    };
+    let mode = mode.name();
     let mut config = format!(
         "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-         listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n",
+         listen_port = {port}\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\npool_mode = {mode}\n",
         server.port()
     );
     for (name, value) in settings {

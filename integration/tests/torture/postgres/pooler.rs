@@ -1,12 +1,12 @@
 //! What must not stand between us and the server, and what may; and which server will not do.
 
 use leasehold_core::ErrorKind;
-use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer};
+use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer, Psql};
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
 
 use super::support::{client_of, holder, nothing_left};
-use crate::support::{millis, nothing_panicked};
+use crate::support::{PATIENCE, millis, nothing_panicked};
 
 const TTL: u64 = 3000;
 
@@ -52,6 +52,39 @@ async fn a_pooler_that_gives_each_client_a_session_works() {
     next.release().await.unwrap();
     far.close().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(TTL)));
+    nothing_panicked();
+}
+
+/// A pooler that gave us a session and now lends its connections out, as after a change of its configuration: what renews the
+/// session reaches a backend that has no lock of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_that_another_backend_answers_is_a_loss() {
+    let server = PostgresServer::start().unwrap();
+    let pooler = PgBouncer::start(&server, PoolMode::Session).unwrap();
+    // So long that nothing is renewed by itself.
+    let client = client_of(&format!("{}?timeout=20s&connect-timeout=20s", pooler.url()), 3_600_000).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    let ours = block_in_place(|| holder(&server, "k")).to_string();
+    block_in_place(|| pooler.set_mode(PoolMode::Transaction).unwrap());
+    // With the end of the next statement the backend is anybody's.
+    client.mutex("other").try_lock().await.unwrap().release().await.unwrap();
+    let mut borrowers = Vec::new();
+    block_in_place(|| {
+        loop {
+            let mut borrower = Psql::connect(&pooler.url()).unwrap();
+            let pid = borrower.ask("BEGIN; SELECT pg_backend_pid()", PATIENCE).unwrap();
+            borrowers.push(borrower);
+            if pid == ours {
+                break;
+            }
+            assert!(borrowers.len() < 10, "nobody is lent the backend {ours}");
+        }
+    });
+    assert!(guard.is_held());
+    let error = guard.renew().await.expect_err("another backend has renewed it");
+    assert_eq!(error.kind(), ErrorKind::Lost, "{error:?}");
+    assert!(error.to_string().contains("another backend"), "{error}");
+    assert!(!guard.is_held());
     nothing_panicked();
 }
 
