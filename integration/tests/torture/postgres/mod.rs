@@ -16,6 +16,7 @@ mod role;
 mod same_key;
 mod sequence;
 mod session;
+mod settings;
 mod standby;
 mod support;
 mod tls;

@@ -1,0 +1,54 @@
+//! What the sessions that hold locks are set to.
+
+use leasehold_integration::server::PostgresServer;
+use tokio::task::block_in_place;
+
+use super::support::client_of;
+use crate::support::nothing_panicked;
+
+/// Runs in the session that draws a token, instead of what it names, and writes down what that session is set to: nobody else
+/// can read that.
+const SPY: &str = "CREATE TABLE seen (name text, value text); \
+     CREATE FUNCTION pg_catalog.nextval(tokens text) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN \
+     INSERT INTO public.seen SELECT name, current_setting(name) FROM unnest(ARRAY['tcp_keepalives_idle', \
+     'tcp_keepalives_interval', 'tcp_keepalives_count', 'tcp_user_timeout', 'client_connection_check_interval', \
+     'idle_session_timeout', 'statement_timeout', 'lock_timeout', 'synchronous_commit', 'default_transaction_read_only', \
+     'search_path', 'application_name']) AS s(name); \
+     RETURN nextval(tokens::regclass); END $$";
+
+/// As the server says on the very connection; of the connection's own options it asks the kernel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_holds_is_set_to_notice_soon_that_its_client_is_gone_whatever_its_role_is_set_to() {
+    let server = PostgresServer::builder().setting("allow_system_table_mods", "on").start().unwrap();
+    block_in_place(|| {
+        server.psql(SPY).unwrap();
+        server
+            .psql(
+                "CREATE ROLE shop LOGIN SUPERUSER; ALTER ROLE shop SET tcp_keepalives_idle = 7200; \
+                 ALTER ROLE shop SET tcp_user_timeout = 0; ALTER ROLE shop SET client_connection_check_interval = 0; \
+                 ALTER ROLE shop SET idle_session_timeout = 0; ALTER ROLE shop SET synchronous_commit = off; \
+                 ALTER ROLE shop SET default_transaction_read_only = on",
+            )
+            .unwrap();
+    });
+    let client = client_of(&server.url_as("shop"), 30_000).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    let seen = block_in_place(|| server.psql("SELECT name, value FROM seen ORDER BY name").unwrap());
+    guard.release().await.unwrap();
+    let expected = [
+        "application_name|leasehold 30000ms test",
+        "client_connection_check_interval|10s",
+        "default_transaction_read_only|off",
+        "idle_session_timeout|30s",
+        "lock_timeout|2s",
+        "search_path|pg_catalog",
+        "statement_timeout|30s",
+        "synchronous_commit|on",
+        "tcp_keepalives_count|3",
+        "tcp_keepalives_idle|10",
+        "tcp_keepalives_interval|10",
+        "tcp_user_timeout|30000",
+    ];
+    assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
+    nothing_panicked();
+}
