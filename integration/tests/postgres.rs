@@ -1,6 +1,10 @@
 //! The PostgreSQL backend on a real server: what a lock is.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::future::join_all;
 use leasehold_core::{Broken, ErrorKind, LockBackend, LockClient, LockGuard, Mode, Released, Ttl};
@@ -220,6 +224,45 @@ async fn inspection_shows_holders_of_other_programs_and_a_break_spares_what_it_w
     assert_eq!(client.break_lock(holder, true).await.unwrap(), Broken::Freed);
     free(client.mutex("k").lock_within(SOON).await.unwrap()).await;
     assert_eq!(client.break_lock(holder, true).await.unwrap(), Broken::AlreadyGone);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_is_shown_to_itself_and_to_others_with_application_name_address_and_since_when() {
+    let server = PostgresServer::start().unwrap();
+    let (ours, others) = (backend(&server.url(), "").await, backend(&server.url(), "").await);
+    let client = LockClient::new(Arc::clone(&ours) as Arc<dyn LockBackend>);
+    let ttl = Ttl::from_secs(60).unwrap();
+    let reading = client.rwlock("k").with_ttl(ttl).with_label("till 3").read().await.unwrap();
+    let permit = client.semaphore("s", 2).with_ttl(ttl).acquire().await.unwrap();
+    // The server's own account, of the one session that holds both.
+    let account = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8 FROM pg_stat_activity \
+                   WHERE application_name = 'leasehold 60000ms till 3'";
+    let account = block_in_place(|| server.psql(account).unwrap());
+    let of = 2.try_into().unwrap();
+    for backend in [&ours, &others] {
+        for (name, mode) in [("k", Mode::Shared), ("s", Mode::Permit { of })] {
+            let seen = backend.holder_sessions(&name.try_into().unwrap()).await.unwrap();
+            let [holder] = &seen[..] else { panic!("{name}: {seen:?}") };
+            assert_eq!((holder.mode, &*holder.application_name), (mode, "leasehold 60000ms till 3"));
+            assert_eq!((holder.label.as_deref(), holder.address), (Some("till 3"), Some(Ipv4Addr::LOCALHOST.into())));
+            let since = holder.since.unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            assert_eq!(format!("{}|{}", holder.pid, since.as_micros()), account);
+        }
+    }
+    // Another program, over the socket.
+    let mut psql = block_in_place(|| server.psql_session().unwrap());
+    block_in_place(|| {
+        psql.ask("SET application_name = 'by hand'", SOON).unwrap();
+        psql.ask("SELECT pg_advisory_lock_shared(hashtextextended('k', 0))", SOON).unwrap();
+    });
+    let seen = ours.holder_sessions(&"k".try_into().unwrap()).await.unwrap();
+    let [_, stranger] = &seen[..] else { panic!("{seen:?}") };
+    assert_eq!((&*stranger.application_name, &stranger.label, stranger.address), ("by hand", &None, None));
+    assert!(stranger.since > seen[0].since);
+    assert_eq!(ours.inspect(&"k".try_into().unwrap()).await.unwrap().holders.len(), 2);
+    free(reading).await;
+    free(permit).await;
+    assert_eq!(ours.holder_sessions(&"s".try_into().unwrap()).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

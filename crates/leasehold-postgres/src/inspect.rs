@@ -1,6 +1,11 @@
 //! Who holds a key and who waits for it.
 
-use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
 
 use leasehold_core::{HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
 use sqlx::{Connection, PgConnection, postgres::PgRow};
@@ -25,6 +30,24 @@ const WHO: &str = "SELECT s.classid, s.objid, s.objsubid, s.mode = 'ExclusiveLoc
      OR s.objsubid = 1 AND ((s.classid << 32) | s.objid) & ~1048575::int8 = $3 \
      ORDER BY a.backend_start, s.pid";
 
+/// A session that holds a lock, as the server tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HolderSession {
+    /// How it holds it.
+    pub mode: Mode,
+    /// The server's process that serves it.
+    pub pid: i32,
+    /// The name that it gave itself. Ours are named `leasehold <TTL>ms <label>`, of which the server keeps 63 bytes.
+    pub application_name: String,
+    /// Of a session of ours the label in its name: that of the client which opened it.
+    pub label: Option<String>,
+    /// Where it connects from; `None` over a socket of the host, and for a role that may not see it (`pg_read_all_stats`).
+    pub address: Option<IpAddr>,
+    /// Since when it is connected: the server does not note when it granted a lock. `None` for a role that may not see it.
+    pub since: Option<SystemTime>,
+}
+
 /// One who has a key, or waits for it in the server itself.
 struct Seen {
     key: AdvisoryKey,
@@ -42,46 +65,91 @@ struct Seen {
 }
 
 pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
+    let sight = see(link, key).await?;
+    let mut inspection = Inspection::default();
+    inspection.holders = sight.holders().map(|(seen, mode)| seen.holder(key, mode)).collect();
+    inspection.waiters = sight.waiters().collect();
+    Ok(inspection)
+}
+
+pub(crate) async fn holder_sessions(link: &Link, key: &LockKey) -> Result<Vec<HolderSession>> {
+    Ok(see(link, key).await?.holders().map(|(seen, mode)| seen.session(mode)).collect())
+}
+
+/// What was seen of a name, and what its keys are.
+struct Sight {
+    seen: Vec<Seen>,
+    /// A semaphore may have a name of which the key scheme makes no lock: of such a lock there is nothing to see.
+    lock: Option<AdvisoryKey>,
+    semaphore: Family,
+    of: Option<NonZeroU32>,
+    permits: Vec<AdvisoryKey>,
+}
+
+async fn see(link: &Link, key: &LockKey) -> Result<Sight> {
     let mut connection = link.connect("leasehold inspects", "inspect").await?;
-    // A semaphore may have a name of which the key scheme makes no lock: of such a lock there is nothing to see.
     let lock = link.names.lock(key).ok();
     let semaphore = link.names.semaphore(key, 1)?;
-    let waits = lock.map(|lock| AdvisoryKey::Int64(lock.waits()));
-    let writer_waits = lock.map(|lock| AdvisoryKey::Int64(lock.writer_waits()));
-    let permit_waits = Some(AdvisoryKey::Int64(semaphore.key().waits()));
-    let asked: Vec<AdvisoryKey> = [lock, waits, writer_waits, permit_waits].into_iter().flatten().collect();
-    let mut seen = look(link, &mut connection, &asked, semaphore.any_count()).await?;
-    let of = seen.iter().filter_map(|seen| count(&semaphore, seen.key)).next();
-    let permits = match of {
-        Some(of) => permits(link, key, of)?,
-        None => Vec::new(),
-    };
-    if !permits.is_empty() {
-        seen.extend(look(link, &mut connection, &permits, semaphore.any_count()).await?);
+    let mut sight = Sight { seen: Vec::new(), lock, semaphore, of: None, permits: Vec::new() };
+    let asked: Vec<AdvisoryKey> =
+        [lock, sight.waits(), sight.writer_waits(), Some(sight.permit_waits())].into_iter().flatten().collect();
+    let any_count = sight.semaphore.any_count();
+    sight.seen = look(link, &mut connection, &asked, any_count).await?;
+    sight.of = sight.seen.iter().filter_map(|seen| count(&sight.semaphore, seen.key)).next();
+    if let Some(of) = sight.of {
+        sight.permits = permits(link, key, of)?;
+        sight.seen.extend(look(link, &mut connection, &sight.permits, any_count).await?);
     }
     drop(connection.close().await);
+    Ok(sight)
+}
 
-    let mut inspection = Inspection::default();
-    let is_writers = |seen: &&Seen| Some(seen.key) == writer_waits;
-    let writers: BTreeSet<i32> = seen.iter().filter(is_writers).map(|seen| seen.pid).collect();
-    for seen in &seen {
-        let key_seen = Some(seen.key);
-        let permit = of.filter(|_| permits.contains(&seen.key)).map(|of| Mode::Permit { of });
-        let mode = permit.unwrap_or(if seen.exclusive { Mode::Exclusive } else { Mode::Shared });
-        if key_seen == lock || permit.is_some() {
-            if seen.granted {
-                inspection.holders.push(seen.holder(key, mode));
-            } else {
-                inspection.waiters.push(WaiterRef::new(Some(mode), seen.label()));
-            }
-        } else if key_seen == waits {
-            let mode = if writers.contains(&seen.pid) { Mode::Exclusive } else { Mode::Shared };
-            inspection.waiters.push(WaiterRef::new(Some(mode), seen.label()));
-        } else if key_seen == permit_waits {
-            inspection.waiters.push(WaiterRef::new(of.map(|of| Mode::Permit { of }), seen.label()));
-        }
+impl Sight {
+    fn waits(&self) -> Option<AdvisoryKey> {
+        self.lock.map(|lock| AdvisoryKey::Int64(lock.waits()))
     }
-    Ok(inspection)
+
+    fn writer_waits(&self) -> Option<AdvisoryKey> {
+        self.lock.map(|lock| AdvisoryKey::Int64(lock.writer_waits()))
+    }
+
+    fn permit_waits(&self) -> AdvisoryKey {
+        AdvisoryKey::Int64(self.semaphore.key().waits())
+    }
+
+    fn permit_mode(&self) -> Option<Mode> {
+        self.of.map(|of| Mode::Permit { of })
+    }
+
+    /// How this one has the lock or a permit, or waits for it in the server itself, if that is what it was seen with.
+    fn mode(&self, seen: &Seen) -> Option<Mode> {
+        if self.permits.contains(&seen.key) {
+            return self.permit_mode();
+        }
+        (Some(seen.key) == self.lock).then_some(if seen.exclusive { Mode::Exclusive } else { Mode::Shared })
+    }
+
+    fn holders(&self) -> impl Iterator<Item = (&Seen, Mode)> {
+        self.seen.iter().filter(|seen| seen.granted).filter_map(|seen| Some((seen, self.mode(seen)?)))
+    }
+
+    fn waiters(&self) -> impl Iterator<Item = WaiterRef> {
+        let (waits, writer_waits) = (self.waits(), self.writer_waits());
+        let is_writers = move |seen: &&Seen| Some(seen.key) == writer_waits;
+        let writers: BTreeSet<i32> = self.seen.iter().filter(is_writers).map(|seen| seen.pid).collect();
+        self.seen.iter().filter_map(move |seen| {
+            let mode = if Some(seen.key) == waits {
+                Some(if writers.contains(&seen.pid) { Mode::Exclusive } else { Mode::Shared })
+            } else if seen.key == self.permit_waits() {
+                self.permit_mode()
+            } else if seen.granted {
+                return None;
+            } else {
+                Some(self.mode(seen)?)
+            };
+            Some(WaiterRef::new(mode, seen.label()))
+        })
+    }
 }
 
 /// The count of a semaphore, if this is its key.
@@ -132,6 +200,18 @@ impl Seen {
             holder.expires_in = Some(ttl.saturating_sub(silent));
         }
         holder
+    }
+
+    fn session(&self, mode: Mode) -> HolderSession {
+        let since = u64::try_from(self.started).ok().filter(|micros| *micros > 0);
+        HolderSession {
+            mode,
+            pid: self.pid,
+            application_name: self.name.clone(),
+            label: read_shown(&self.name).map(|(_, label)| label.to_owned()),
+            address: self.address.as_ref().and_then(|address| address.parse().ok()),
+            since: since.map(|micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros)),
+        }
     }
 
     /// The label of a session of ours; of another program its name, its address and how long it has been connected.

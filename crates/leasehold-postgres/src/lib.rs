@@ -30,5 +30,6 @@ pub use sqlx;
 pub use crate::{
     backend::PostgresBackend,
     config::PostgresConfig,
+    inspect::HolderSession,
     keys::{AdvisoryKey, KeyScheme},
 };
