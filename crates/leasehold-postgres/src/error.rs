@@ -64,6 +64,10 @@ pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) 
             ErrorKind::Unavailable,
             format!("cannot reach {endpoint} ({cause}); check the address, and that a server runs there"),
         ),
+        // So the driver reads the end of a connection from which it expects a word on TLS.
+        Driver::Protocol(cause) if cause.contains("SSLRequest: 0x00") => {
+            (ErrorKind::Unavailable, format!("{endpoint} closed the connection at once; does a server run behind it?"))
+        }
         Driver::Tls(cause) => of_tls(&cause.to_string(), endpoint),
         Driver::Configuration(cause) => {
             (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {cause}"))

@@ -1,12 +1,12 @@
 //! The whole server goes, and comes back.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
-use leasehold_core::LockGuard;
+use leasehold_core::{ErrorKind, LockGuard};
 use leasehold_integration::server::PostgresServer;
-use tokio::task::block_in_place;
+use tokio::{io::AsyncReadExt, net::TcpListener, task::block_in_place};
 
-use super::support::{client_of, holder, nothing_left};
+use super::support::{client_of, connect, holder, nothing_left};
 use crate::support::{is_a_fault, millis, nothing_panicked, token};
 
 const TTL: u64 = 3000;
@@ -94,5 +94,27 @@ async fn a_server_that_is_down_is_an_error_in_time() {
     assert!(is_a_fault(error.kind()), "{error:?}");
     block_in_place(|| server.restart().unwrap());
     client.mutex("k").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    nothing_panicked();
+}
+
+/// As a load balancer does that has nobody behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_closes_every_connection_is_a_retryable_error() {
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = nobody.local_addr().unwrap();
+    let closing = tokio::spawn(async move {
+        loop {
+            let (mut client, _) = nobody.accept().await.unwrap();
+            // What it says is heard, so that it reads an end and no reset.
+            assert!(client.read(&mut [0; 64]).await.unwrap() > 0);
+        }
+    });
+    for mode in ["prefer", "disable"] {
+        let url = format!("postgres://postgres@{addr}/postgres?sslmode={mode}&connect-timeout=10s");
+        let error = connect(&url).await.expect_err("nobody is there");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{mode}: {error:?}");
+        assert!(error.is_retryable(), "{mode}: {error:?}");
+    }
+    closing.abort();
     nothing_panicked();
 }
