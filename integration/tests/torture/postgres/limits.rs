@@ -121,7 +121,8 @@ async fn a_lock_table_that_is_full_is_a_typed_error_and_a_half_done_batch_leaves
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_locks_than_the_connections_that_are_allowed_carry_are_a_typed_error() {
     let server = PostgresServer::start().unwrap();
-    let client = client_of(&format!("{}?max-sessions=2", server.url()), TTL).await;
+    // Each statement walks over all that its session has: beside other builds it may take its time.
+    let client = client_of(&format!("{}?max-sessions=2&timeout=20s", server.url()), 8 * TTL).await;
     let mut held: Vec<LockGuard> = Vec::new();
     let mut refused = None;
     for round in 0..25 {
