@@ -7,7 +7,7 @@ use leasehold_integration::{
 use tokio::task::block_in_place;
 
 use super::support::{client_of, nothing_left};
-use crate::support::{is_a_fault, millis, nothing_panicked, token};
+use crate::support::{PATIENCE, is_a_fault, millis, nothing_panicked, token, until};
 
 const TTL: u64 = 2000;
 
@@ -95,11 +95,13 @@ async fn a_waiter_behind_a_cut_is_granted_after_it_heals() {
     let guard = near.mutex("k").lock().await.unwrap();
     let mutex = far.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
-    tokio::time::sleep(millis(300)).await;
+    // The lock, and the two signs of a writer.
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    block_in_place(|| until("it waits", PATIENCE, || server.psql(locks).unwrap() == "3"));
     // The release happens while the waiter cannot hear of it.
     proxy.disconnect();
     guard.release().await.unwrap();
-    let granted = tokio::time::timeout(millis(15_000), waiting).await;
+    let granted = tokio::time::timeout(PATIENCE, waiting).await;
     granted.expect("the waiter sleeps through").unwrap().unwrap().release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(9000)));
     nothing_panicked();
