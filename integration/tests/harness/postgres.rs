@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -38,6 +40,31 @@ fn a_server_answers_at_its_url_and_is_gone_with_all_its_processes_when_dropped()
     assert!(psql(&url, "SELECT 1").unwrap_err().contains("refused"));
     assert!(!folder.exists());
     assert!(!exists(backend));
+}
+
+/// The system's few segments would be used up by tests.
+#[test]
+fn a_dropped_server_gives_its_shared_memory_back() {
+    let mut server = PostgresServer::start().unwrap();
+    let pid = server.pid().unwrap().to_string();
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let files: BTreeSet<String> = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .filter(|file| file.contains("/PostgreSQL."))
+        .map(str::to_owned)
+        .collect();
+    // Whoever made a segment is in the fifth column; see proc(5).
+    let segments = || {
+        let all = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+        all.lines().filter(|line| line.split_whitespace().nth(4) == Some(&*pid)).count()
+    };
+    assert!(segments() == 1 && !files.is_empty(), "{} segments and {files:?}", segments());
+    drop(server);
+    assert_eq!(segments(), 0);
+    for file in files {
+        assert!(!Path::new(&file).exists(), "{file}");
+    }
 }
 
 #[test]

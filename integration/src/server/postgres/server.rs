@@ -188,22 +188,26 @@ impl PostgresServer {
 
     /// SIGKILL to all its processes. Does nothing if it does not run.
     pub fn kill(&mut self) {
-        if let Some(postmaster) = self.pid() {
-            // Stopped, it starts no more children and reaps none, so that no pid can become another's.
-            if self.process().pause().is_ok() {
-                let children = children_of(postmaster);
-                for &child in &children {
-                    // Gone already is as good.
-                    kill_process(child, Signal::KILL).unwrap_or_default();
-                }
-                // What still uses the shared memory would keep a new postmaster from starting.
-                let end = Instant::now() + START_PATIENCE;
-                while children.iter().any(|&child| is_alive(child)) && Instant::now() < end {
-                    thread::sleep(GLANCE);
-                }
+        self.kill_children();
+        self.process().kill();
+    }
+
+    /// SIGKILL to all but the postmaster, which is stopped then.
+    fn kill_children(&mut self) {
+        let Some(postmaster) = self.pid() else { return };
+        // Stopped, it starts no more children and reaps none, so that no pid can become another's.
+        if self.process().pause().is_ok() {
+            let children = children_of(postmaster);
+            for &child in &children {
+                // Gone already is as good.
+                kill_process(child, Signal::KILL).unwrap_or_default();
+            }
+            // What still uses the shared memory would keep a new postmaster from starting.
+            let end = Instant::now() + START_PATIENCE;
+            while children.iter().any(|&child| is_alive(child)) && Instant::now() < end {
+                thread::sleep(GLANCE);
             }
         }
-        self.process().kill();
     }
 
     /// Ends it as `pg_ctl stop -m fast` does: clients are cut off, all is written. Does nothing if it does not run.
@@ -273,7 +277,9 @@ impl PostgresServer {
 impl Drop for PostgresServer {
     fn drop(&mut self) {
         if self.process.is_some() {
-            self.kill();
+            self.kill_children();
+            // Killed, it would leave its shared memory, of which the system has few segments.
+            drop(self.stop_at_once());
         }
     }
 }
