@@ -241,12 +241,13 @@ async fn a_holder_is_shown_to_itself_and_to_others_with_application_name_address
     let of = 2.try_into().unwrap();
     for backend in [&ours, &others] {
         for (name, mode) in [("k", Mode::Shared), ("s", Mode::Permit { of })] {
-            let seen = backend.holder_sessions(&name.try_into().unwrap()).await.unwrap();
+            let seen = backend.inspect(&name.try_into().unwrap()).await.unwrap().holders;
             let [holder] = &seen[..] else { panic!("{name}: {seen:?}") };
-            assert_eq!((holder.mode, &*holder.application_name), (mode, "leasehold 60000ms till 3"));
-            assert_eq!((holder.label.as_deref(), holder.address), (Some("till 3"), Some(Ipv4Addr::LOCALHOST.into())));
-            let since = holder.since.unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-            assert_eq!(format!("{}|{}", holder.pid, since.as_micros()), account);
+            let connection = holder.connection.as_ref().unwrap();
+            assert_eq!((holder.mode, &*connection.name), (Some(mode), "leasehold 60000ms till 3"));
+            assert_eq!((&*holder.label, connection.address), ("till 3", Some(Ipv4Addr::LOCALHOST.into())));
+            let since = connection.since.unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            assert_eq!(format!("{}|{}", connection.id, since.as_micros()), account);
         }
     }
     // Another program, over the socket.
@@ -255,14 +256,14 @@ async fn a_holder_is_shown_to_itself_and_to_others_with_application_name_address
         psql.ask("SET application_name = 'by hand'", SOON).unwrap();
         psql.ask("SELECT pg_advisory_lock_shared(hashtextextended('k', 0))", SOON).unwrap();
     });
-    let seen = ours.holder_sessions(&"k".try_into().unwrap()).await.unwrap();
-    let [_, stranger] = &seen[..] else { panic!("{seen:?}") };
-    assert_eq!((&*stranger.application_name, &stranger.label, stranger.address), ("by hand", &None, None));
-    assert!(stranger.since > seen[0].since);
-    assert_eq!(ours.inspect(&"k".try_into().unwrap()).await.unwrap().holders.len(), 2);
+    let seen = ours.inspect(&"k".try_into().unwrap()).await.unwrap().holders;
+    let [reader, stranger] = &seen[..] else { panic!("{seen:?}") };
+    let [reader, stranger] = [reader, stranger].map(|holder| holder.connection.as_ref().unwrap());
+    assert_eq!((&*stranger.name, stranger.address), ("by hand", None));
+    assert!(stranger.since > reader.since);
     free(reading).await;
     free(permit).await;
-    assert_eq!(ours.holder_sessions(&"s".try_into().unwrap()).await.unwrap(), []);
+    assert_eq!(ours.inspect(&"s".try_into().unwrap()).await.unwrap().holders, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

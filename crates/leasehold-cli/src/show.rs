@@ -1,9 +1,9 @@
 //! What is printed: tables and JSON.
 
-use std::{io::Write, time::Duration};
+use std::{io::Write, net::IpAddr, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
-use leasehold::HolderRef;
+use leasehold::{HolderConnection, HolderRef};
 use serde::Serialize;
 
 use crate::exit::{self, Failure};
@@ -15,6 +15,40 @@ pub(crate) struct Holder {
     pub(crate) label: String,
     pub(crate) token: Option<u64>,
     pub(crate) expires_in_ms: Option<u64>,
+    /// Where the server tells of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connection: Option<Connection>,
+}
+
+/// What it holds by.
+#[derive(Debug, Serialize)]
+pub(crate) struct Connection {
+    id: String,
+    name: String,
+    address: Option<IpAddr>,
+    /// RFC 3339.
+    since: Option<String>,
+}
+
+impl From<&HolderConnection> for Connection {
+    fn from(connection: &HolderConnection) -> Self {
+        Self {
+            id: connection.id.clone(),
+            name: connection.name.clone(),
+            address: connection.address,
+            since: connection.since.map(|since| humantime::format_rfc3339_seconds(since).to_string()),
+        }
+    }
+}
+
+impl Connection {
+    /// From where, and since when.
+    pub(crate) fn told(&self) -> String {
+        let from = self.address.map(|address| format!("from {address}"));
+        let since = self.since.as_ref().map(|since| format!("since {since}"));
+        let told: Vec<String> = from.into_iter().chain(since).collect();
+        if told.is_empty() { String::from("-") } else { told.join(" ") }
+    }
 }
 
 impl From<&HolderRef> for Holder {
@@ -24,6 +58,7 @@ impl From<&HolderRef> for Holder {
             label: holder.label.clone(),
             token: holder.token.map(leasehold::FencingToken::get),
             expires_in_ms: holder.expires_in.map(millis),
+            connection: holder.connection.as_ref().map(Connection::from),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     backend,
     exit::{self, Failure},
     name::key_of,
-    show::{self, Holder, or_dash},
+    show::{self, Connection, Holder, or_dash},
 };
 
 #[derive(Debug, Serialize)]
@@ -76,15 +76,20 @@ fn holders_and_waiters(inspection: &Inspection) -> String {
     if inspection.holders.is_empty() && inspection.waiters.is_empty() {
         return String::from("nobody holds it or waits for it");
     }
-    let mut table = show::table(&["", "WHO", "MODE", "TOKEN", "EXPIRES IN"]);
+    // Only some servers tell.
+    let connected = inspection.holders.iter().any(|holder| holder.connection.is_some());
+    let columns = ["", "WHO", "MODE", "TOKEN", "EXPIRES IN", "CONNECTED"];
+    let mut table = show::table(&columns[..if connected { 6 } else { 5 }]);
     for holder in &inspection.holders {
-        table.add_row([
+        let mut row = vec![
             String::from("holds"),
             who_of(&holder.label),
             or_dash(holder.mode),
             or_dash(holder.token),
             holder.expires_in.map_or_else(|| String::from("-"), |left| format!("{left:.1?}")),
-        ]);
+        ];
+        row.extend(holder.connection.as_ref().map(|connection| Connection::from(connection).told()));
+        table.add_row(row);
     }
     for waiter in &inspection.waiters {
         table.add_row([

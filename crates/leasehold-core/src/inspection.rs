@@ -1,6 +1,9 @@
 //! [`Inspection`]: who holds a key and who waits for it.
 
-use std::time::Duration;
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
 use crate::{fencing::FencingToken, key::LockKey, mode::Mode, owner::OwnerId};
 
@@ -42,13 +45,38 @@ pub struct HolderRef {
     pub token: Option<FencingToken>,
     /// When it expires unless it is renewed, where the backend can tell.
     pub expires_in: Option<Duration>,
+    /// What it holds by, where the server tells of it.
+    pub connection: Option<HolderConnection>,
 }
 
 impl HolderRef {
     /// A holder of `key` that the backend calls `id`.
     #[must_use]
     pub fn new(key: LockKey, id: impl Into<Vec<u8>>) -> Self {
-        Self { key, mode: None, id: id.into(), owner: None, label: String::new(), token: None, expires_in: None }
+        let (label, id) = (String::new(), id.into());
+        Self { key, mode: None, id, owner: None, label, token: None, expires_in: None, connection: None }
+    }
+}
+
+/// The connection that a holder holds by, in its server's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HolderConnection {
+    /// What the server calls it: of PostgreSQL the process that serves it.
+    pub id: String,
+    /// The name that it gave itself: of PostgreSQL the application's.
+    pub name: String,
+    /// Where it comes from. `None` over a socket of the host, and for those who may not see it.
+    pub address: Option<IpAddr>,
+    /// Since when it is connected, which may be long before the grant. `None` for those who may not see it.
+    pub since: Option<SystemTime>,
+}
+
+impl HolderConnection {
+    /// A connection of which only this is known.
+    #[must_use]
+    pub fn new(id: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { id: id.into(), name: name.into(), address: None, since: None }
     }
 }
 

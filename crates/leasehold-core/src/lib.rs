@@ -54,7 +54,7 @@ pub use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseView, LockGuard},
-    inspection::{Broken, HolderRef, Inspection, NodeStatus, WaiterRef},
+    inspection::{Broken, HolderConnection, HolderRef, Inspection, NodeStatus, WaiterRef},
     key::LockKey,
     mode::Mode,
     mutex::Mutex,

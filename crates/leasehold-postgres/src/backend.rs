@@ -15,7 +15,7 @@ use crate::{
     connection::Link,
     error::{self, BACKEND, named},
     gather::Want,
-    inspect::{self, HolderSession},
+    inspect,
     queue::{Candidate, Tried},
     server::Server,
     session::PostgresSessions,
@@ -91,18 +91,6 @@ impl PostgresBackend {
     /// Safe: nothing is left behind.
     pub async fn from_pool(pool: &PgPool, config: PostgresConfig) -> Result<Arc<Self>> {
         Self::from_options(&pool.connect_options(), config).await
-    }
-
-    /// The sessions that hold the lock of this name, or permits of that semaphore: ours and those of other programs, with what
-    /// the server tells of each. [`inspect`](LockBackend::inspect) shows the same holders in the same order; of ours only the label.
-    ///
-    /// # Errors
-    /// As [`inspect`](LockBackend::inspect).
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn holder_sessions(&self, key: &LockKey) -> Result<Vec<HolderSession>> {
-        inspect::holder_sessions(&self.link, key).await
     }
 
     fn check(&self, request: &Request) -> Result<Want> {

@@ -2,12 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
     num::NonZeroU32,
     time::{Duration, SystemTime},
 };
 
-use leasehold_core::{HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
+use leasehold_core::{HolderConnection, HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
 use sqlx::{Connection, PgConnection, postgres::PgRow};
 
 use crate::{
@@ -29,24 +28,6 @@ const WHO: &str = "SELECT s.classid, s.objid, s.objsubid, s.mode = 'ExclusiveLoc
      WHERE ((s.classid << 32) | s.objid, s.objsubid = 2) IN (SELECT k, p FROM unnest($1::int8[], $2::bool[]) AS w(k, p)) \
      OR s.objsubid = 1 AND ((s.classid << 32) | s.objid) & ~1048575::int8 = $3 \
      ORDER BY a.backend_start, s.pid";
-
-/// A session that holds a lock, as the server tells of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct HolderSession {
-    /// How it holds it.
-    pub mode: Mode,
-    /// The server's process that serves it.
-    pub pid: i32,
-    /// The name that it gave itself. Ours are named `leasehold <TTL>ms <label>`, of which the server keeps 63 bytes.
-    pub application_name: String,
-    /// Of a session of ours the label in its name: that of the client which opened it.
-    pub label: Option<String>,
-    /// Where it connects from; `None` over a socket of the host, and for a role that may not see it (`pg_read_all_stats`).
-    pub address: Option<IpAddr>,
-    /// Since when it is connected: the server does not note when it granted a lock. `None` for a role that may not see it.
-    pub since: Option<SystemTime>,
-}
 
 /// One who has a key, or waits for it in the server itself.
 struct Seen {
@@ -70,10 +51,6 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     inspection.holders = sight.holders().map(|(seen, mode)| seen.holder(key, mode)).collect();
     inspection.waiters = sight.waiters().collect();
     Ok(inspection)
-}
-
-pub(crate) async fn holder_sessions(link: &Link, key: &LockKey) -> Result<Vec<HolderSession>> {
-    Ok(see(link, key).await?.holders().map(|(seen, mode)| seen.session(mode)).collect())
 }
 
 /// What was seen of a name, and what its keys are.
@@ -196,22 +173,19 @@ impl Seen {
         let mut holder = HolderRef::new(key.clone(), id.to_string());
         holder.mode = Some(mode);
         holder.label = self.label();
+        holder.connection = Some(self.connection());
         if let (Some((ttl, _)), Some(silent)) = (read_shown(&self.name), self.silent) {
             holder.expires_in = Some(ttl.saturating_sub(silent));
         }
         holder
     }
 
-    fn session(&self, mode: Mode) -> HolderSession {
+    fn connection(&self) -> HolderConnection {
+        let mut connection = HolderConnection::new(self.pid.to_string(), self.name.clone());
+        connection.address = self.address.as_ref().and_then(|address| address.parse().ok());
         let since = u64::try_from(self.started).ok().filter(|micros| *micros > 0);
-        HolderSession {
-            mode,
-            pid: self.pid,
-            application_name: self.name.clone(),
-            label: read_shown(&self.name).map(|(_, label)| label.to_owned()),
-            address: self.address.as_ref().and_then(|address| address.parse().ok()),
-            since: since.map(|micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros)),
-        }
+        connection.since = since.map(|micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros));
+        connection
     }
 
     /// The label of a session of ours; of another program its name, its address and how long it has been connected.

@@ -30,6 +30,5 @@ pub use sqlx;
 pub use crate::{
     backend::PostgresBackend,
     config::PostgresConfig,
-    inspect::HolderSession,
     keys::{AdvisoryKey, KeyScheme},
 };
