@@ -1,5 +1,5 @@
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -25,28 +25,29 @@ async fn a_vote_that_is_split_2_2_1_is_granted_to_at_most_one_and_converges() {
         }
         contenders.push((ways, client));
     }
-    let inside = Arc::new(AtomicUsize::new(0));
+    let (inside, tokens) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
     let mut tasks = JoinSet::new();
     for (_, client) in &contenders {
-        let (mutex, inside) = (client.mutex("k"), Arc::clone(&inside));
+        let (mutex, inside, tokens) = (client.mutex("k"), Arc::clone(&inside), Arc::clone(&tokens));
         tasks.spawn(async move {
             let guard = mutex.lock().await.unwrap();
             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold");
+            // While it holds: whoever comes next may be done before it has heard that its release was.
+            tokens.lock().unwrap().push(token(&guard));
             tokio::task::yield_now().await;
             inside.fetch_sub(1, Ordering::SeqCst);
-            let token = token(&guard);
             guard.release().await.unwrap();
-            token
         });
     }
     block_in_place(|| until("the vote is split", || servers.servers.iter().all(|server| value(server, "k").is_some())));
     for (ways, _) in &contenders {
         ways.iter().for_each(leasehold_integration::proxy::Proxy::heal);
     }
-    let mut tokens = Vec::new();
-    while let Some(token) = tasks.join_next().await {
-        tokens.push(token.unwrap());
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
     }
+    let tokens = tokens.lock().unwrap().clone();
+    assert_eq!(tokens.len(), SHARES.len());
     assert!(tokens.is_sorted_by(|a, b| a < b), "in the order of the grants: {tokens:?}");
     block_in_place(|| nothing_left(&servers.servers));
 }
