@@ -34,7 +34,9 @@ without one it leads a group of its own.
 Loss: when renewals fail, the program (without a terminal: its whole process group) gets TERM with a third of the TTL left \
 and KILL with a tenth left, before the lock could be another's. When the lock is taken away it gets TERM at once and KILL \
 after a tenth of the TTL, at most a second. If this command itself is killed, files keep the lock for as long as the program \
-and what it started live; elsewhere the program (Linux; not what it started) is killed with the command.
+and what it started live; elsewhere the program (Linux; not what it started) is killed with the command. A program with more \
+rights than this command (sudo, or any that is set-uid) is not killed with it, and may refuse its signals, so that it could run on \
+without the lock: put the command inside, `sudo leasehold run ... -- COMMAND`.
 
 Exit codes:
   the program's own, or 128 + N if signal N ended it; otherwise
