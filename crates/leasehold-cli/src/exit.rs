@@ -1,8 +1,10 @@
 //! Exit codes, and failures on their way to them.
 
-use std::{error::Error as StdError, process::ExitCode};
+use std::{error::Error as StdError, io::Write, process::ExitCode};
 
 use leasehold::{Error, ErrorKind};
+
+use crate::stderr::{self, Stderr};
 
 /// Nobody holds the lock (`who`, `break`).
 pub(crate) const NOBODY: u8 = 1;
@@ -38,6 +40,7 @@ impl Failure {
     /// Says it on one line of standard error.
     pub(crate) fn tell(&self) -> ExitCode {
         say(&self.message);
+        stderr::flush();
         self.code.into()
     }
 }
@@ -48,12 +51,10 @@ impl From<Error> for Failure {
     }
 }
 
-/// One line of standard error; a program's own output is never mixed up with it.
+/// One line of standard error; a program's own output is never mixed up with it. Does not wait until it is written.
 pub(crate) fn say(message: &str) {
-    use std::io::Write;
-    let line = message.replace(['\n', '\r'], " ");
-    // A closed standard error must not end what runs under the lock.
-    drop(writeln!(std::io::stderr(), "leasehold: {line}"));
+    let line = format!("leasehold: {}\n", message.replace(['\n', '\r'], " "));
+    drop(Stderr.write_all(line.as_bytes()));
 }
 
 /// The error and what caused it, without what is said twice.

@@ -1,7 +1,7 @@
 //! The `leasehold` command: runs a program under a distributed lock, and shows who holds one.
 //!
-//! `leasehold help` is its manual; this is how it is built. Everything runs on the main thread, children are started from
-//! it too, and it lives as long as the process: a parent-death signal is tied to the thread that forked.
+//! `leasehold help` is its manual; this is how it is built. Everything but the writing to standard error runs on the main thread,
+//! children are started from it too, and it lives as long as the process: a parent-death signal is tied to the thread that forked.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod args;
@@ -17,13 +17,14 @@ mod provision;
 mod run;
 mod show;
 mod signals;
+mod stderr;
 mod watchdog;
 mod who;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
 use crate::{
     args::{Args, Command},
@@ -62,7 +63,10 @@ fn main() -> ExitCode {
     // Nothing that is left may hold up the end; what is held expires.
     runtime.shutdown_background();
     match done {
-        Ok(code) => code.into(),
+        Ok(code) => {
+            stderr::flush();
+            code.into()
+        }
         Err(failure) => failure.tell(),
     }
 }
@@ -76,7 +80,9 @@ fn trace(verbose: u8) {
     };
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(level))
-        .with_writer(std::io::stderr)
+        .with_writer(|| stderr::Stderr)
+        // With `-v`: what was waited for, held, renewed and released, and how that ended.
+        .with_span_events(FmtSpan::CLOSE)
         .with_ansi(false)
         .without_time()
         .init();

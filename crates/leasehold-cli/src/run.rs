@@ -95,7 +95,6 @@ fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
     };
     match order {
         Order::Terminate => {
-            // Before anything is said: standard error may be full, with nobody reading it.
             child.end_all(Signal::TERM);
             // A stopped program cannot end by itself.
             #[cfg(unix)]

@@ -1,9 +1,11 @@
 //! `leasehold run`, `who` and `break` on a Redis server.
 #![cfg(all(target_os = "linux", feature = "redis"))]
 
-use std::{os::unix::process::ExitStatusExt, process::Stdio, time::Instant};
+use std::{io::Write, os::unix::process::ExitStatusExt, process::Stdio, time::Instant};
 
-use crate::support::{Redis, ended, leasehold, lives, run_on, signal, started, stderr, stdout, until, who};
+use crate::support::{
+    Redis, ended, leasehold, lives, run_on, said_first, signal, started, stderr, stdout, until, who, within_patience,
+};
 
 mod support;
 
@@ -38,6 +40,30 @@ fn the_kill_comes_before_the_ttl_is_over() {
     assert!(stopped.elapsed().as_millis() < 5_000, "{:?}", stopped.elapsed());
     signal(redis.process.id(), "CONT");
     assert_eq!(run.wait().unwrap().code(), Some(76));
+}
+
+#[test]
+fn the_program_is_ended_also_if_nobody_reads_what_is_said_about_it() {
+    let redis = Redis::start(&[]);
+    let program = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
+    let (_unread, mut full) = std::io::pipe().unwrap();
+    // As much as a pipe takes.
+    full.write_all(&[b'.'; 0x1_0000]).unwrap();
+    let mut command = run_on(&redis.url, &["--ttl", "2s", "k"], &["bash", "-c", program]);
+    let (mut run, program) = said_first(command.stderr(full));
+    signal(redis.process.id(), "STOP");
+    let program: u32 = program.parse().unwrap();
+    let mut code = None;
+    let ended = within_patience(|| {
+        code = run.try_wait().unwrap();
+        code.is_some()
+    });
+    let outlived = lives(program);
+    signal(redis.process.id(), "CONT");
+    // If it did not end: the program goes with it.
+    drop(run.kill());
+    assert!(ended && !outlived, "ended: {ended}, the program lives: {outlived}");
+    assert_eq!(code.unwrap().code(), Some(76));
 }
 
 #[test]

@@ -55,7 +55,12 @@ pub fn who(url: &str, name: &str) -> serde_json::Value {
 
 /// Started, and its program has said its first line, which is returned.
 pub fn started(command: &mut Command) -> (Child, String) {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    said_first(command.stderr(Stdio::piped()))
+}
+
+/// As [`started`], with a standard error that was set before.
+pub fn said_first(command: &mut Command) -> (Child, String) {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     // One byte more than the line would be lost otherwise.
     BufReader::with_capacity(1, child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -73,12 +78,20 @@ pub fn lives(process: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
 }
 
-pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, done: impl FnMut() -> bool) {
+    assert!(within_patience(done), "not in time: {what}");
+}
+
+/// Whether it comes to be so.
+pub fn within_patience(mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + PATIENCE;
     while !done() {
-        assert!(Instant::now() < end, "not in time: {what}");
+        if Instant::now() >= end {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// A Redis server of our own on a free port.
