@@ -79,9 +79,29 @@ fn denied(endpoint: &str) -> (ErrorKind, String) {
     (ErrorKind::Denied, format!("{endpoint} refused the user or the password; check both in the URL"))
 }
 
+/// Why a server takes no writes for now: nothing was taken.
+const REFUSALS: [(&str, &str); 3] = [
+    ("OOM", "the server has reached maxmemory; give it memory or delete keys"),
+    ("MISCONF", "the server refuses writes because its persistence fails; see its log"),
+    ("NOREPLICAS", "the server refuses writes because too few replicas are online"),
+];
+
+/// Whether an answer has this code, also as Redis 6.2 words it when a script finds out.
+fn is_coded(error: &RedisError, code: &str) -> bool {
+    match error.kind() {
+        Driver::Server(Server::ResponseError) => {
+            error.detail().is_some_and(|detail| detail.contains(&format!("-{code} ")))
+        }
+        _ => error.code() == Some(code),
+    }
+}
+
 /// The server answered, and the answer is an error: a script that fails half-way has been undone by itself.
 fn of_answer(error: &RedisError) -> (ErrorKind, String) {
     let retry = |why: &str| (ErrorKind::Unavailable, why.to_owned());
+    if let Some((_, why)) = REFUSALS.iter().find(|(code, _)| is_coded(error, code)) {
+        return retry(why);
+    }
     match error.kind() {
         Driver::Server(kind) => match kind {
             Server::BusyLoading => retry("the server is loading its data after a start; try again"),
@@ -107,10 +127,7 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
             Some("NOAUTH" | "WRONGPASS") => {
                 (ErrorKind::Denied, "the server asks for a password, or refused it; give it in the URL".into())
             }
-            Some("OOM") => retry("the server has reached maxmemory; give it memory or delete keys"),
-            Some("MISCONF") => retry("the server refuses writes because its persistence fails; see its log"),
             Some("BUSY") => retry("the server is busy with somebody's long script; try again"),
-            Some("NOREPLICAS") => retry("the server refuses writes because too few replicas are online"),
             Some("LEASETOKEN") => (
                 ErrorKind::Protocol,
                 format!("{}; the key's token counter has been overwritten by someone, delete it", detail(error)),
@@ -132,12 +149,7 @@ fn of_read_only() -> (ErrorKind, String) {
 
 /// Whether a server answered so that is no primary, and so none any more.
 pub(crate) fn is_of_replica(error: &RedisError) -> bool {
-    match error.kind() {
-        Driver::Server(Server::ReadOnly | Server::MasterDown) => true,
-        // As Redis 6.2 words it when a script finds out.
-        Driver::Server(Server::ResponseError) => error.detail().is_some_and(|detail| detail.contains("-READONLY ")),
-        _ => false,
-    }
+    matches!(error.kind(), Driver::Server(Server::ReadOnly | Server::MasterDown)) || is_coded(error, "READONLY")
 }
 
 /// Whether an acquisition that ended so may have taken something.
@@ -194,6 +206,22 @@ mod tests {
             ["OOM command not allowed when used memory > 'maxmemory'.", "ERR READONLY", "LOADING Redis is loading"]
         {
             assert!(!is_of_replica(&of(line).unwrap_err()), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_takes_no_writes_is_retryable_and_has_taken_nothing() {
+        for code in ["OOM", "MISCONF", "NOREPLICAS"] {
+            for line in [
+                format!("{code} so it is."),
+                format!("{code} so it is. script: 0, on @user_script:1."),
+                format!("ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -{code} so it is."),
+            ] {
+                let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+                let error = of_command(value.extract_error().unwrap_err(), "acquire", Effect::Writes);
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                assert!(error.is_retryable() && !may_have_taken(&error) && !error.to_string().contains("so it is"));
+            }
         }
     }
 
