@@ -25,6 +25,21 @@ use crate::{
     telemetry::{self, Traced},
 };
 
+/// A span for what is done with a hold. A macro, as names of spans are literals.
+macro_rules! span_of {
+    ($hold:expr, $name:literal) => {
+        tracing::debug_span!(
+            target: "leasehold",
+            parent: &$hold.span,
+            $name,
+            backend = $hold.client.capabilities.backend,
+            key = %$hold.request.key(),
+            token = $hold.token.map(FencingToken::get),
+            outcome = tracing::field::Empty,
+        )
+    };
+}
+
 /// How often at least a wait for a deadline looks at the clock again: timers sleep through a suspend, the clock does not.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -159,15 +174,7 @@ impl Hold {
     }
 
     async fn renew_lease(self: &Arc<Self>) -> Result<()> {
-        let traced = Traced::of(tracing::debug_span!(
-            target: "leasehold",
-            parent: &self.span,
-            "renew",
-            backend = self.client.capabilities.backend,
-            key = %self.request.key(),
-            token = self.token.map(FencingToken::get),
-            outcome = tracing::field::Empty,
-        ));
+        let traced = Traced::of(span_of!(self, "renew"));
         let renewing = Driven::short(&self.client, Arc::clone(&self.lease).renew());
         let sent = self.request.now();
         let renewed = self.judge(sent, renewing.instrument(traced.span.clone()).await);
@@ -242,15 +249,7 @@ impl Hold {
 
     /// A span for a release of it.
     pub(crate) fn release_span(&self) -> tracing::Span {
-        tracing::debug_span!(
-            target: "leasehold",
-            parent: &self.span,
-            "release",
-            backend = self.client.capabilities.backend,
-            key = %self.request.key(),
-            token = self.token.map(FencingToken::get),
-            outcome = tracing::field::Empty,
-        )
+        span_of!(self, "release")
     }
 
     /// It is held no longer. Called once: by its release or its loss, whichever is first.

@@ -77,7 +77,7 @@ impl PostgresBackend {
         let server = link.probe().await?;
         let capabilities = capabilities(&link, server);
         let wakes = Wakes::new(&link);
-        let sessions = Sessions::new(Arc::new(PostgresSessions::new(&link, &wakes)));
+        let sessions = Sessions::new(Arc::new(PostgresSessions { link: Arc::clone(&link), wakes: Arc::clone(&wakes) }));
         Ok(Arc::new(Self { link, sessions, wakes, capabilities }))
     }
 

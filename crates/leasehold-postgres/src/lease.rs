@@ -4,18 +4,18 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{
     Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait,
+    session::Claim,
 };
 
 use crate::{
     error::{self, named},
     gather::{Done, Job},
     keys::AdvisoryKey,
-    room::Place,
-    session::run,
+    session::{PostgresSessions, run},
 };
 
 pub(crate) struct PostgresLease {
-    claim: Place,
+    claim: Claim<PostgresSessions>,
     request: Request,
     /// The lock, or the permit.
     key: AdvisoryKey,
@@ -26,7 +26,7 @@ pub(crate) struct PostgresLease {
 
 impl PostgresLease {
     pub(crate) fn new(
-        claim: Place,
+        claim: Claim<PostgresSessions>,
         request: Request,
         (key, semaphore): (AdvisoryKey, Option<AdvisoryKey>),
         token: Option<FencingToken>,

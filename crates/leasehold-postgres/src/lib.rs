@@ -14,7 +14,6 @@ mod inspect;
 mod keys;
 mod lease;
 mod queue;
-mod room;
 mod server;
 mod session;
 mod settings;

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
     ErrorKind, FencingToken, Lease, Request, Result,
-    session::{Sessions, cancelled},
+    session::{Claim, Sessions, cancelled},
 };
 use tokio::time::timeout;
 
@@ -17,7 +17,6 @@ use crate::{
     gather::{Done, Job, Signs, Take, Want},
     keys::AdvisoryKey,
     lease::PostgresLease,
-    room::Place,
     session::{PostgresSessions, SignsUp, run},
     wake::{Waiting, Wakes},
 };
@@ -28,7 +27,7 @@ const UNWOKEN: Duration = Duration::from_millis(100);
 
 /// An acquisition that has a place in a session.
 pub(crate) struct Candidate {
-    claim: Place,
+    claim: Claim<PostgresSessions>,
     request: Request,
     want: Want,
     wakes: Arc<Wakes>,
@@ -60,7 +59,7 @@ impl Candidate {
     ) -> Result<Self> {
         let key = want.key();
         let claimed = sessions.claim(request, |handle, _| handle.name(key)).await;
-        let claim = Place::new(claimed.map_err(|error| named(error, "acquire"))?);
+        let claim = claimed.map_err(|error| named(error, "acquire"))?;
         Ok(Self { claim, request: request.clone(), want: want.clone(), wakes: Arc::clone(wakes), signs_up: None })
     }
 

@@ -3,8 +3,8 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -12,14 +12,12 @@ use leasehold_core::{
     BoxFuture, Deadline, Elapsed, ErrorKind, LossReason, Result, async_trait,
     session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
 };
-use tokio::time::timeout;
 
 use crate::{
     connection::Link,
     error::{self, named},
     gather::{Carrier, Done, Job, Name, Signs},
     keys::AdvisoryKey,
-    room::Counted,
     wake::Wakes,
     wire::Wire,
 };
@@ -32,51 +30,8 @@ const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: true, calls
 /// Opens, renews and closes holding connections.
 #[derive(Debug)]
 pub(crate) struct PostgresSessions {
-    link: Arc<Link>,
-    wakes: Arc<Wakes>,
-    started: Mutex<Vec<Weak<Session<Self>>>>,
-}
-
-impl PostgresSessions {
-    pub(crate) fn new(link: &Arc<Link>, wakes: &Arc<Wakes>) -> Self {
-        Self { link: Arc::clone(link), wakes: Arc::clone(wakes), started: Mutex::default() }
-    }
-
-    /// Room for one more connection, if need be that of a session in which nobody has a place.
-    async fn make_room(&self) -> Result<Counted> {
-        if let Some(counted) = Counted::one_more(&self.link) {
-            return Ok(counted);
-        }
-        if let Some(idle) = self.idle() {
-            // Who comes to it just now begins anew in another one.
-            idle.end(LossReason::Expired);
-            if !matches!(timeout(self.link.config.timeout, self.close(idle.handle())).await, Ok(Ok(()))) {
-                tracing::debug!(target: "leasehold", "an idle session is not closed yet");
-            }
-        }
-        Counted::one_more(&self.link).ok_or_else(|| {
-            let max = self.link.config.max_sessions;
-            error::plain(
-                ErrorKind::Unavailable,
-                "acquire",
-                format!(
-                    "{max} connections hold locks already, each up to {CAPACITY}; hold fewer locks at a time, or raise \
-                     `max-sessions`"
-                ),
-            )
-        })
-    }
-
-    fn idle(&self) -> Option<Arc<Session<Self>>> {
-        let is_idle =
-            |session: &Arc<Session<Self>>| session.is_live() && session.handle().places.load(Ordering::Acquire) == 0;
-        self.started().iter().filter_map(Weak::upgrade).find(is_idle)
-    }
-
-    fn started(&self) -> MutexGuard<'_, Vec<Weak<Session<Self>>>> {
-        // Nothing panics while it is held.
-        self.started.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    pub(crate) link: Arc<Link>,
+    pub(crate) wakes: Arc<Wakes>,
 }
 
 /// One holding connection.
@@ -84,8 +39,6 @@ pub(crate) struct Handle {
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
     next: AtomicU64,
-    /// How many have a place in it.
-    pub(crate) places: AtomicUsize,
 }
 
 /// Whose connection it is, to be told before the connection is given up: with that the server frees all that is held. That is the
@@ -103,6 +56,25 @@ impl Owner {
         if let Some(session) = self.0.get().and_then(Weak::upgrade) {
             session.end(LossReason::SessionEnded);
         }
+    }
+}
+
+/// One of the connections that the configuration allows.
+pub(crate) struct Counted(Arc<Link>);
+
+impl Counted {
+    /// One more, unless there are as many as there may be.
+    fn one_more(link: &Arc<Link>) -> Option<Self> {
+        let max = link.config.max_sessions;
+        let more = |holding| (holding < max).then_some(holding + 1);
+        link.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Self(Arc::clone(link)))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.holding.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -195,8 +167,23 @@ impl SessionDriver for PostgresSessions {
         CAPACITY
     }
 
+    fn max_sessions(&self) -> usize {
+        self.link.config.max_sessions
+    }
+
     async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
-        let (link, counted) = (&self.link, self.make_room().await?);
+        let link = &self.link;
+        let counted = Counted::one_more(link).ok_or_else(|| {
+            let max = link.config.max_sessions;
+            error::plain(
+                ErrorKind::Unavailable,
+                "acquire",
+                format!(
+                    "{max} connections hold locks already, each up to {CAPACITY}; hold fewer locks at a time, or raise \
+                     `max-sessions`"
+                ),
+            )
+        })?;
         let sent = time.now();
         let holding = link.open(time.ttl(), time.label()).await?;
         let wire = Wire::new(holding, counted, &self.wakes);
@@ -204,16 +191,12 @@ impl SessionDriver for PostgresSessions {
             carrier: Carrier::new(link, wire, link.patience(time.ttl()), time.ttl().as_duration()),
             gather: Arc::new(Gather::new(LIMITS)),
             next: AtomicU64::new(0),
-            places: AtomicUsize::new(0),
         };
         Ok(Opened { handle, deadline: time.deadline_from(sent) })
     }
 
     fn started(&self, session: &Arc<Session<Self>>) {
         session.handle().carrier.owner.set(session);
-        let mut started = self.started();
-        started.retain(|earlier| earlier.strong_count() > 0);
-        started.push(Arc::downgrade(session));
     }
 
     async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {

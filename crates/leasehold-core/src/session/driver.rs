@@ -31,6 +31,12 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
         usize::MAX
     }
 
+    /// How many sessions there may be at a time. One that is idle is closed for one that is needed; if none is, opening one is
+    /// left to the driver, who says that there are too many.
+    fn max_sessions(&self) -> usize {
+        usize::MAX
+    }
+
     /// Opens a session. Read [`SessionTime::now`] *before* the first byte leaves.
     ///
     /// # Errors

@@ -155,7 +155,7 @@ impl<D: SessionDriver> Sessions<D> {
         }
     }
 
-    /// Forgets what has ended; if there are too many TTLs, closes one that is idle.
+    /// Forgets what has ended; if there are too many TTLs, or too many sessions, closes what is idle.
     async fn make_room(&self, ttl: Ttl) -> Result<()> {
         let idle = {
             let mut open = self.lock();
@@ -163,27 +163,15 @@ impl<D: SessionDriver> Sessions<D> {
                 sessions.retain(|session| session.is_live());
             }
             open.retain(|_, sessions| !sessions.is_empty());
-            if open.contains_key(&ttl) || open.len() < MAX_TTLS {
+            if !open.contains_key(&ttl) && open.len() >= MAX_TTLS {
+                take_idle_ttl(&mut open).ok_or_else(|| too_many_ttls(ttl, &open))?
+            } else if open.values().map(Vec::len).sum::<usize>() >= self.driver.max_sessions() {
+                take_idle_session(&mut open).into_iter().collect()
+            } else {
                 return Ok(());
             }
-            let idle = open.iter().find(|(_, sessions)| sessions.iter().all(|session| session.claims() == 0));
-            match idle.map(|(ttl, _)| *ttl) {
-                Some(idle) => open.remove(&idle).unwrap_or_default(),
-                None => {
-                    let mut ttls: Vec<_> = open.keys().copied().collect();
-                    ttls.sort_unstable();
-                    let ttls: Vec<_> = ttls.iter().map(ToString::to_string).collect();
-                    return Err(Error::new(
-                        ErrorKind::Unsupported,
-                        format!(
-                            "a TTL of {ttl} needs another session, and {MAX_TTLS} TTLs are in use ({}); use one of those, \
-                             or another client",
-                            ttls.join(", ")
-                        ),
-                    ));
-                }
-            }
         };
+        // Who comes to one just now begins anew in another one.
         for session in idle {
             if let Err(error) = session.close(LossReason::Expired).await {
                 tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
@@ -196,4 +184,30 @@ impl<D: SessionDriver> Sessions<D> {
         // Every change under the mutex is complete when it panics.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn take_idle_ttl<D: SessionDriver>(open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Option<Vec<Arc<Session<D>>>> {
+    let idle = open.iter().find(|(_, sessions)| sessions.iter().all(|session| session.claims() == 0));
+    let ttl = *idle?.0;
+    open.remove(&ttl)
+}
+
+fn take_idle_session<D: SessionDriver>(open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Option<Arc<Session<D>>> {
+    open.values_mut().find_map(|sessions| {
+        let idle = sessions.iter().position(|session| session.claims() == 0)?;
+        Some(sessions.swap_remove(idle))
+    })
+}
+
+fn too_many_ttls<D: SessionDriver>(ttl: Ttl, open: &HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Error {
+    let mut ttls: Vec<_> = open.keys().copied().collect();
+    ttls.sort_unstable();
+    let ttls: Vec<_> = ttls.iter().map(ToString::to_string).collect();
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "a TTL of {ttl} needs another session, and {MAX_TTLS} TTLs are in use ({}); use one of those, or another client",
+            ttls.join(", ")
+        ),
+    )
 }

@@ -34,6 +34,8 @@ struct Server {
     over_when_looked_at: AtomicBool,
     /// Zero for any number.
     capacity: usize,
+    /// Zero for any number.
+    max_sessions: usize,
 }
 
 impl Server {
@@ -59,9 +61,16 @@ impl SessionDriver for Server {
         if self.capacity == 0 { usize::MAX } else { self.capacity }
     }
 
+    fn max_sessions(&self) -> usize {
+        if self.max_sessions == 0 { usize::MAX } else { self.max_sessions }
+    }
+
     async fn open(&self, time: &SessionTime) -> Result<Opened<u32>> {
         let sent = time.now();
         self.trip().await?;
+        if self.sessions.lock().unwrap().len() >= self.max_sessions() {
+            return Err(Error::new(ErrorKind::Unavailable, "there are as many as there may be"));
+        }
         let handle = self.opened.fetch_add(1, Ordering::Relaxed) as u32;
         self.sessions.lock().unwrap().insert(handle, Vec::new());
         Ok(Opened { handle, deadline: time.deadline_from(sent) })
@@ -148,6 +157,24 @@ async fn a_fifth_ttl_is_refused_until_one_is_idle() {
     let fifth = sessions.claim(&request(&clock, 50), |_, _| 0).await.unwrap();
     assert_eq!(fifth.session().ttl(), Ttl::from_secs(50).unwrap());
     assert_eq!(server.closed.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_session_is_closed_for_one_that_is_needed_and_one_in_use_is_not() {
+    let server = Arc::new(Server { max_sessions: 2, ..Server::default() });
+    let (sessions, clock) = (Sessions::new(Arc::clone(&server)), Arc::new(TestClock::new()));
+    let claim = async |secs| sessions.claim(&request(&clock, secs), |_, _| secs as u32).await;
+    let held = claim(10).await.unwrap();
+    drop(claim(20).await.unwrap());
+    // The one of 20 s is idle.
+    let third = claim(30).await.unwrap();
+    assert_eq!(server.closed.load(Ordering::Relaxed), 1);
+    assert!(held.session().is_live() && third.session().is_live());
+    assert_eq!(claim(40).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(server.closed.load(Ordering::Relaxed), 1);
+    drop(held);
+    claim(40).await.unwrap();
+    assert!(third.session().is_live());
 }
 
 #[tokio::test(start_paused = true)]
