@@ -25,7 +25,6 @@ mod error;
 pub mod foreign;
 mod nursery;
 pub mod peer;
-pub mod port;
 pub mod proxy;
 pub mod server;
 pub mod worker;

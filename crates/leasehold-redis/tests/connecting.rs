@@ -107,7 +107,7 @@ async fn a_client_of_one_s_own_works() {
 
 #[tokio::test]
 async fn nobody_there_names_the_address_and_the_remedy() {
-    let port = support::free_port();
+    let port = leasehold_testkit::free_port().unwrap();
     let error = fails(&format!("redis://:hush@127.0.0.1:{port}/")).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");

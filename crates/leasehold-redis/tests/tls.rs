@@ -8,7 +8,7 @@ use std::path::Path;
 use leasehold_core::ErrorKind;
 use leasehold_redis::RedisBackend;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use support::{Server, free_port, granted, request};
+use support::{Server, granted, request};
 
 /// A CA, and a certificate of it for this host name, as files.
 fn certificates(folder: &Path, host: &str) {
@@ -46,7 +46,7 @@ fn tls_server(folder: &Path, port: u16) -> Server {
 async fn tls_works_without_a_provider_of_one_s_own_and_refuses_a_wrong_certificate() {
     let folder = tempfile::tempdir().unwrap();
     certificates(folder.path(), "localhost");
-    let port = free_port();
+    let port = leasehold_testkit::free_port().unwrap();
     let _server = tls_server(folder.path(), port);
     let ca = folder.path().join("ca.pem");
     let backend = RedisBackend::connect(&format!("rediss://localhost:{port}/?ca={}", ca.display())).await.unwrap();

@@ -9,6 +9,8 @@ pub mod sim;
 mod case;
 mod form;
 mod model;
+#[cfg(target_os = "linux")]
+mod port;
 mod process;
 mod registry;
 mod report;
@@ -19,6 +21,8 @@ mod subject;
 #[doc(hidden)]
 pub mod harness;
 
+#[cfg(target_os = "linux")]
+pub use crate::port::free_port;
 pub use crate::{
     case::{Case, Needs},
     form::{Form, Forwarding, InForm},

@@ -24,7 +24,6 @@ use flow::Flow;
 use relay::{Order, Relay, Shared};
 use tripwire::{Tripwire, Unit};
 
-use crate::port::free_port;
 use crate::{HarnessError, Result};
 
 /// Its own thread carries out an order within microseconds; more than this is a defect.
@@ -156,7 +155,7 @@ impl Drop for Proxy {
 async fn listen_somewhere() -> std::io::Result<TcpListener> {
     let mut tries = 0;
     loop {
-        let port = free_port().map_err(std::io::Error::other)?;
+        let port = leasehold_testkit::free_port()?;
         tries += 1;
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
             Err(_) if tries < PORTS_TRIED => {}

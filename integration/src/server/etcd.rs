@@ -7,9 +7,9 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use super::Process;
+use super::free_port;
 use super::links::PeerLinks;
 use crate::certificates::Certificates;
-use crate::port::free_port;
 use crate::{HarnessError, Result};
 
 /// It takes 0.1 s; a machine that builds something else beside may take a hundred times that.

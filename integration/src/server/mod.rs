@@ -22,3 +22,10 @@ pub use redis::{Persistence, RedisBuilder, RedisServer};
 pub use redlock::RedlockServers;
 pub use shared::{SharedRedis, shared_redis};
 pub use zookeeper::{JARS, ZookeeperBuilder, ZookeeperEnsemble, ZookeeperServer, classpath, jvm};
+
+use crate::{HarnessError, Result};
+
+/// A port for a server, which is this process's alone.
+fn free_port() -> Result<u16> {
+    leasehold_testkit::free_port().map_err(|error| HarnessError::caused_by("a server has no port", error))
+}

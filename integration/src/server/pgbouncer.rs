@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::free_port;
 use super::postgres::{give_to_owner, unprivileged};
 use super::{PostgresServer, Process, Psql};
 use crate::child::find_program;
-use crate::port::free_port;
 use crate::{HarnessError, Result};
 
 /// It takes 20 ms; a machine that builds something else beside may take a hundred times that.

@@ -9,8 +9,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use redis::Connection;
 
 use super::Process;
+use super::free_port;
 use crate::certificates::Certificates;
-use crate::port::free_port;
 use crate::{HarnessError, Result};
 
 /// It takes 20 ms; a machine that builds something else beside may take a hundred times that.

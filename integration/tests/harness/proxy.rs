@@ -282,7 +282,7 @@ fn a_cut_after_bytes_cuts_a_reply_in_the_middle_and_takes_other_connections_alon
 #[test]
 fn a_server_that_is_not_there_closes_the_client() {
     let (server, _seen) = echo_server();
-    let nobody = SocketAddr::new(server.ip(), leasehold_integration::port::free_port().unwrap());
+    let nobody = SocketAddr::new(server.ip(), leasehold_testkit::free_port().unwrap());
     let proxy = Proxy::start(nobody).unwrap();
     is_closed(&mut connect(&proxy));
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use leasehold::{ErrorKind, LockClient, LockGuard, Ttl};
-use leasehold_integration::{port::free_port, server::RedisServer};
+use leasehold_integration::server::RedisServer;
+use leasehold_testkit::free_port;
 
 use crate::support::{Stage, client_of, millis, nothing_left, nothing_panicked};
 

@@ -3,10 +3,8 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -64,7 +62,10 @@ pub fn said_first(command: &mut Command) -> (Child, String) {
     let mut line = String::new();
     // One byte more than the line would be lost otherwise.
     BufReader::with_capacity(1, child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert!(!line.is_empty(), "the program said nothing");
+    if line.is_empty() {
+        let output = child.wait_with_output().unwrap();
+        panic!("the program said nothing, and the command: {} ({})", stderr(&output), output.status);
+    }
     (child, line.trim().to_owned())
 }
 
@@ -104,7 +105,7 @@ pub struct Redis {
 impl Redis {
     pub fn start(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = free_port();
+        let port = leasehold_testkit::free_port().unwrap();
         let process = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
             .arg(dir.path())
@@ -113,7 +114,9 @@ impl Redis {
             .spawn()
             .expect("redis-server is not installed; run integration/setup.sh");
         until("redis-server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { process, url: format!("redis://127.0.0.1:{port}/?response-timeout=500ms"), _dir: dir }
+        // A server is stopped by some tests, and merely slow on a busy machine.
+        let url = format!("redis://127.0.0.1:{port}/?response-timeout=2s&connect-timeout=20s");
+        Self { process, url, _dir: dir }
     }
 }
 
@@ -122,14 +125,6 @@ impl Drop for Redis {
         drop(self.process.kill());
         drop(self.process.wait());
     }
-}
-
-/// Given once, and below the ports of outgoing connections: one of those could get it before the server does.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 32_000 + u16::try_from(std::process::id() % 7).unwrap() * 100;
-    let ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed)).take(100);
-    ports.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 pub fn is_empty(dir: &Path) -> bool {

@@ -3,13 +3,10 @@
 
 use std::{
     fs::File,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -35,7 +32,7 @@ impl Server {
     pub(crate) fn with(arguments: &[&str]) -> Self {
         let mut server = Self {
             child: None,
-            port: free_port(),
+            port: leasehold_testkit::free_port().unwrap(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
             folder: tempfile::tempdir().unwrap(),
         };
@@ -140,15 +137,6 @@ impl Drop for Server {
             drop(child.wait());
         }
     }
-}
-
-/// A port that nothing listens on and that is given once: below those of outgoing connections, of which one could otherwise
-/// get it before the server does.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 22_000 + u16::try_from(std::process::id() % 100).unwrap() * 100;
-    let ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed)).take(100);
-    ports.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 pub(crate) fn key(name: &str) -> LockKey {

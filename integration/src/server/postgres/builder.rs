@@ -8,8 +8,8 @@ use super::data::new_cluster;
 use super::programs::{command, give_to_owner, program, run, unprivileged};
 use super::server::PostgresServer;
 use crate::certificates::Certificates;
-use crate::port::free_port;
 use crate::server::Process;
+use crate::server::free_port;
 use crate::{HarnessError, Result};
 
 /// A server takes some 50 MB, and several run at a time.

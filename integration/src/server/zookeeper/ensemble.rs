@@ -1,5 +1,5 @@
 use super::{ZookeeperBuilder, ZookeeperServer, java, links::Links, server::with_free_ports};
-use crate::{HarnessError, Result, port::free_port};
+use crate::{HarnessError, Result, server::free_port};
 
 /// Members that serve with a majority. Dropping it kills them.
 #[derive(Debug)]

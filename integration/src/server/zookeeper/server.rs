@@ -7,7 +7,11 @@ use std::{
 };
 
 use super::{ZookeeperBuilder, java};
-use crate::{HarnessError, Result, certificates::Certificates, port::free_port, server::Process};
+use crate::{
+    HarnessError, Result,
+    certificates::Certificates,
+    server::{Process, free_port},
+};
 
 /// It takes 0.3 s, and three take 1.5 s; a machine that builds something else beside may take many times that.
 pub(super) const START_PATIENCE: Duration = Duration::from_secs(40);

@@ -1,6 +1,7 @@
-//! Ports for servers and proxies.
+//! Ports for the servers and proxies of tests.
 
 use std::{
+    io,
     net::{Ipv4Addr, TcpListener},
     ops::Range,
     os::{
@@ -9,8 +10,6 @@ use std::{
     },
     sync::{Mutex, PoisonError},
 };
-
-use crate::{HarnessError, Result};
 
 /// Below the ports that Linux gives to outgoing connections (32768 and up), and still below them with the 10 000 that
 /// Redis Cluster adds for its bus. A client that keeps connecting to a server that is down can otherwise be given the
@@ -33,8 +32,8 @@ struct Ours {
 /// lives. Whoever does not ask here may still take it: who finds it taken asks again.
 ///
 /// # Errors
-/// No free port was found.
-pub fn free_port() -> Result<u16> {
+/// No free port was found: [`io::ErrorKind::AddrInUse`].
+pub fn free_port() -> io::Result<u16> {
     let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         if let Some(port) = ours.left.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()) {
@@ -47,15 +46,18 @@ pub fn free_port() -> Result<u16> {
 }
 
 /// A block that no process has, looked for from anywhere: ports that were in use a moment ago rest.
-fn claim_block() -> Result<(UnixListener, Range<u16>)> {
+fn claim_block() -> io::Result<(UnixListener, Range<u16>)> {
     let blocks = RANGE.len() / usize::from(BLOCK);
-    let first = rand::random_range(0..blocks);
+    let first = fastrand::usize(0..blocks);
     let starts = RANGE.step_by(usize::from(BLOCK)).cycle().skip(first).take(blocks);
     let claimed = starts.into_iter().find_map(|start| {
-        let name = SocketAddr::from_abstract_name(format!("leasehold-integration/ports/{start}")).ok()?;
+        let name = SocketAddr::from_abstract_name(format!("leasehold-testkit/ports/{start}")).ok()?;
         Some((UnixListener::bind_addr(&name).ok()?, start..start + BLOCK))
     });
-    claimed.ok_or_else(|| HarnessError::new(format!("no free port in {RANGE:?}: other tests have taken all of it")))
+    claimed.ok_or_else(|| {
+        let taken = format!("no free port in {RANGE:?}: other tests have taken all of it");
+        io::Error::new(io::ErrorKind::AddrInUse, taken)
+    })
 }
 
 #[cfg(test)]
