@@ -3,8 +3,8 @@
 //! A gathered statement has one row per operation, in order: `CASE` evaluates only the branch that is asked for, and a row is
 //! done before the next begins. So a token is drawn after its lock was granted, and only then.
 //!
-//! Who takes or gives back one key alone, the usual case, or takes the one it waited for, has statements of their own: to unpack arrays and to gather results costs the
-//! server as much as the lock itself (measured: 1.3 to 1.7 times as many pairs without).
+//! Who takes or gives back one key alone, the usual case, or takes the one it waited for, has statements of their own: to unpack
+//! arrays and to gather results costs the server as much as the lock itself (measured: 1.3 to 1.7 times as many pairs without).
 //!
 //! The tokens are durable before the server answers. `nextval` itself makes its transaction wait for the disk only when it logs,
 //! which is once in 32 values; in between it relies on a record that another transaction may not have flushed yet. So
@@ -96,6 +96,8 @@ pub(crate) struct Statements {
     /// A key of 64 bits alone, as [`Op::Exclusive`]: `$1` the key, `$2` whether the token must reach a standby. The result, the pid, and
     /// whether it was flushed.
     pub(crate) take: SqlStr,
+    /// The same as [`Op::ExclusiveCourteous`]: `$3` the waiters' sign.
+    pub(crate) take_courteously: SqlStr,
     /// The same as [`Op::ExclusiveOfWaiter`]: `$3` the waiters' sign, `$4` the waiting writers'.
     pub(crate) take_waited_for: SqlStr,
     /// A key of 64 bits alone, as [`Op::Unlock`]: `$1` the key, `$2` the waiters' sign. The result, and the pid.
@@ -128,6 +130,11 @@ fn no_writer(sign: &str) -> String {
          AND l.database::int8 = $7 \
          AND l.classid::int8 = (({sign} >> 32) & 4294967295) AND l.objid::int8 = ({sign} & 4294967295)) END)"
     )
+}
+
+/// Takes it unless somebody else waits.
+fn courteously(take: &str) -> String {
+    format!("{} AND {take}", nobody("w"))
 }
 
 /// What follows a grant, or does not.
@@ -198,8 +205,8 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
     branch(Op::UnsignWriter, unlock("pg_advisory_unlock_shared(x)", &told));
     branch(Op::ExclusiveOfWaiter, granted(&exclusive, &without_signs(token)));
     branch(Op::SharedOfWaiter, granted(&shared, &without_sign(token)));
-    branch(Op::ExclusiveCourteous, granted(&format!("{} AND {exclusive}", nobody("w")), token));
-    branch(Op::SharedCourteous, granted(&format!("{} AND {shared}", nobody("w")), token));
+    branch(Op::ExclusiveCourteous, granted(&courteously(&exclusive), token));
+    branch(Op::SharedCourteous, granted(&courteously(&shared), token));
     branch(Op::Join, "-1".into());
     if space == 'b' {
         branch(Op::Sign, granted("pg_try_advisory_lock_shared(k)", "-1"));
@@ -270,13 +277,14 @@ impl Statements {
             )
         };
         // As there: what draws a token is a row of its own, done before anything is said about it.
-        let take = |given: &str, token: &str| {
+        let take = |given: &str, take: &str, token: &str| {
             format!(
                 "SELECT r, pg_backend_pid(), {} FROM (SELECT ({})::int8 AS r FROM (SELECT {given}) AS j) AS s",
                 flushed("r > 0", "$2::bool"),
-                granted("pg_try_advisory_lock(k)", token)
+                granted(take, token)
             )
         };
+        let exclusive = "pg_try_advisory_lock(k)";
         let give_back = format!(
             "SELECT ({})::int8, pg_backend_pid() FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j",
             unlock("pg_advisory_unlock(k)", "'b' || k", "'off'")
@@ -288,8 +296,13 @@ impl Statements {
         );
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
         Self {
-            take: text(take("$1::int8 AS k", &token)),
-            take_waited_for: text(take("$1::int8 AS k, $3::int8 AS w, $4::int8 AS x", &without_signs(&token))),
+            take: text(take("$1::int8 AS k", exclusive, &token)),
+            take_courteously: text(take("$1::int8 AS k, $3::int8 AS w", &courteously(exclusive), &token)),
+            take_waited_for: text(take(
+                "$1::int8 AS k, $3::int8 AS w, $4::int8 AS x",
+                exclusive,
+                &without_signs(&token),
+            )),
             give_back: text(give_back),
             tell: text(tell),
             batch: text(batch(&others)),

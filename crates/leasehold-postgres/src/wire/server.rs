@@ -32,7 +32,7 @@ impl Wire {
     pub(super) async fn ask(&mut self, link: &Link, rows: &[Row]) -> Result<Vec<i64>, Failure> {
         if let [row] = rows
             && let AdvisoryKey::Int64(key) = row.key
-            && matches!(row.op, Op::Exclusive | Op::ExclusiveOfWaiter | Op::Unlock)
+            && matches!(row.op, Op::Exclusive | Op::ExclusiveCourteous | Op::ExclusiveOfWaiter | Op::Unlock)
         {
             return self.ask_alone(link, row, key).await.map(|result| vec![result]);
         }
@@ -63,6 +63,10 @@ impl Wire {
     async fn ask_alone(&mut self, link: &Link, row: &Row, key: i64) -> Result<i64, Failure> {
         let query = match row.op {
             Op::Exclusive => sqlx::query(link.statements.take.clone()).bind(key).bind(self.synchronous),
+            Op::ExclusiveCourteous => {
+                let text = link.statements.take_courteously.clone();
+                sqlx::query(text).bind(key).bind(self.synchronous).bind(row.waits)
+            }
             Op::ExclusiveOfWaiter => {
                 let text = link.statements.take_waited_for.clone();
                 sqlx::query(text).bind(key).bind(self.synchronous).bind(row.waits).bind(row.beside)
