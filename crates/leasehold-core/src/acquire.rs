@@ -77,7 +77,7 @@ struct Grant {
 async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
     let request = request(spec)?;
     let mut place = enter(client, &request).await?;
-    let request = request.with_courtesy(place.is_courteous()).with_waiting(true);
+    let request = request.with_courtesy(place.is_courteous()).with_last_turn(place.is_last_turn()).with_waiting(true);
     let operation = Arc::clone(&client.backend).acquire(request.clone());
     let lease = Driven::acquisition(client, &request, operation).await?;
     place.granted();

@@ -122,7 +122,11 @@ impl Future for Releasing {
         }
         let outcome = ready!(polled);
         this.operation = None;
-        this.place = None;
+        if let Some(place) = this.place.take()
+            && this.hold.signal().nobody_waits()
+        {
+            place.nobody_waits();
+        }
         // In the background, who drives it tries again.
         if !this.in_background {
             telemetry::release_ended(&this.span, &outcome);

@@ -28,6 +28,7 @@ pub struct Request {
     token_floor: Option<FencingToken>,
     terms: Option<Terms>,
     courteous: bool,
+    last_turn: bool,
     waiting: bool,
     in_order: bool,
     context: Arc<RequestContext>,
@@ -78,6 +79,7 @@ impl Request {
             token_floor: None,
             terms: None,
             courteous: false,
+            last_turn: false,
             waiting: false,
             in_order: false,
             context,
@@ -126,6 +128,13 @@ impl Request {
         self
     }
 
+    /// Says that the next acquisition is courteous; see [`is_last_turn`](Self::is_last_turn).
+    #[must_use]
+    pub fn with_last_turn(mut self, last_turn: bool) -> Self {
+        self.last_turn = last_turn;
+        self
+    }
+
     /// Says that who asks goes on waiting if refused; see [`is_waiting`](Self::is_waiting).
     #[must_use]
     pub fn with_waiting(mut self, waiting: bool) -> Self {
@@ -170,7 +179,7 @@ impl Request {
             Some(label) => self.context.with_label(label),
             None => Arc::clone(&self.context),
         };
-        Self { terms: Some(terms), signal: Arc::default(), context, ..self.clone() }
+        Self { terms: Some(terms), signal: Arc::default(), context, last_turn: false, ..self.clone() }
     }
 
     fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {
@@ -235,6 +244,25 @@ impl Request {
     #[must_use]
     pub fn is_courteous(&self) -> bool {
         self.courteous
+    }
+
+    /// Whether this process has had enough turns in a row after this one: its next acquisition of the key is
+    /// [courteous](Self::is_courteous), unless the release of this one says that [nobody waits](Self::set_nobody_waits).
+    #[must_use]
+    pub fn is_last_turn(&self) -> bool {
+        self.last_turn
+    }
+
+    /// To be called by a release that has freed the lock, and has seen that no waiter of another process is known. A backend to which
+    /// that look costs less than a courteous attempt takes it in a [last turn](Self::is_last_turn); it never has to.
+    pub fn set_nobody_waits(&self) {
+        self.signal.set_nobody_waits();
+    }
+
+    /// Whether its release has seen that nobody waits.
+    #[must_use]
+    pub fn nobody_waits(&self) -> bool {
+        self.signal.nobody_waits()
     }
 
     /// Whether who asks goes on waiting if this attempt is refused. A backend may then register the waiter, for

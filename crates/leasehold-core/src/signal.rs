@@ -45,6 +45,7 @@ const REASONS: [LossReason; 5] = [
 
 const CANCELLED: u8 = 0x80;
 const RELEASED: u8 = 0x40;
+const NOBODY_WAITS: u8 = 0x20;
 /// The low bits: zero, or one more than the reason's place in [`REASONS`].
 const REASON: u8 = 0x0f;
 
@@ -78,6 +79,15 @@ impl Signal {
     /// Marks as released, unless it is lost or released already. Whether this call did it.
     pub(crate) fn release(&self) -> bool {
         self.end(RELEASED)
+    }
+
+    pub(crate) fn set_nobody_waits(&self) {
+        // Nobody waits for this change.
+        self.state.fetch_or(NOBODY_WAITS, Ordering::AcqRel);
+    }
+
+    pub(crate) fn nobody_waits(&self) -> bool {
+        self.state.load(Ordering::Acquire) & NOBODY_WAITS != 0
     }
 
     fn end(&self, code: u8) -> bool {

@@ -91,6 +91,34 @@ async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_need_not_be_courteous_where_a_release_has_seen_that_nobody_waits() {
+    for (unordered, tasks) in [(false, 1), (false, 20), (true, 1), (true, 20)] {
+        let (client, watched, clock) = spied();
+        watched.unordered.store(unordered, SeqCst);
+        watched.nobody_waits.store(true, SeqCst);
+        let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+        let lock_often = |client: LockClient| async move {
+            for _ in 0..100 / tasks {
+                client.mutex("a").lock().await.unwrap().release().await.unwrap();
+            }
+        };
+        let running: Vec<_> = (0..tasks).map(|_| tokio::spawn(lock_often(client.clone()))).collect();
+        for task in running {
+            task.await.unwrap();
+        }
+        assert!(!watched.courtesy.lock().unwrap().contains(&true), "{:?}", watched.courtesy);
+        // As soon as somebody does, it is as before: at the latest after one row, which may be a longer one.
+        watched.nobody_waits.store(false, SeqCst);
+        for _ in 0..40 {
+            client.mutex("a").lock().await.unwrap().release().await.unwrap();
+        }
+        let courtesy = watched.courtesy.lock().unwrap();
+        let rows: Vec<_> = courtesy[100..].split(|courteous| *courteous).map(<[bool]>::len).collect();
+        assert!(rows[0] <= 16 && rows[1..rows.len() - 1].iter().all(|row| *row == 3), "{rows:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_is_courteous_after_a_bounded_time() {
     let (client, watched, _) = spied();
     let guard = client.mutex("a").lock().await.unwrap();

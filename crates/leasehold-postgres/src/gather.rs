@@ -95,9 +95,17 @@ pub(crate) enum Done {
     Refused {
         signed: bool,
     },
-    /// Whether it was held.
-    GivenBack(bool),
+    GivenBack(GivenBack),
     Tidied,
+}
+
+/// What a release has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenBack {
+    NotHeld,
+    Freed,
+    /// Freed, and no other session has a waiter's sign up.
+    FreedAndNobodyWaits,
 }
 
 pub(crate) type Answer = Result<Done>;

@@ -9,7 +9,7 @@ use leasehold_core::{
 
 use crate::{
     error::{self, named},
-    gather::{Done, Job},
+    gather::{Done, GivenBack, Job},
     keys::AdvisoryKey,
     session::{PostgresSessions, run},
 };
@@ -67,7 +67,13 @@ impl Lease for PostgresLease {
         }
         let job = Job::GiveBack { name: *self.claim.name(), key: self.key, semaphore: self.semaphore };
         let freed = match run(&self.claim, "release", job).await {
-            Ok(Done::GivenBack(held)) => Ok(held),
+            Ok(Done::GivenBack(given_back)) => {
+                // It costs nothing to say so, but the client something to hear it.
+                if given_back == GivenBack::FreedAndNobodyWaits && self.request.is_last_turn() {
+                    self.request.set_nobody_waits();
+                }
+                Ok(given_back != GivenBack::NotHeld)
+            }
             Ok(_) => Err(error::protocol("release")),
             Err(error) => Err(error),
         };

@@ -15,6 +15,7 @@ use crate::{
     exclusive::{Operation, Way},
     holder::Holder,
     keys::Keys,
+    lease,
     live::{Live, Sent, by_hash, is_no_script},
     scripts,
 };
@@ -51,6 +52,8 @@ impl Batch {
                 others.push((entry, way));
             }
         }
+        // Those that look for waiters come first.
+        releases.sort_by_key(|entry| !entry.request.is_last_turn());
         let mut pipeline = Pipeline::with_capacity(1 + 2 * others.len());
         if !releases.is_empty() {
             let arguments = |cmd: &mut Cmd| release_arguments(cmd, prefix, &releases);
@@ -109,7 +112,8 @@ async fn released(link: &Link, live: &Live, releases: Vec<Entry>, answer: Option
     match answer {
         Some(Value::Int(_)) => {
             for entry in releases {
-                entry.answer(Ok(Value::Int(1)));
+                let alone = entry.request.is_last_turn();
+                entry.answer(Ok(Value::Int(if alone { 2 } else { 1 })));
             }
             Vec::new()
         }
@@ -156,5 +160,8 @@ fn release_arguments(cmd: &mut Cmd, prefix: &[u8], releases: &[Entry]) {
     }
     for Entry { request, .. } in releases {
         cmd.arg(Holder::of(request).parts());
+    }
+    for Entry { request, .. } in releases.iter().filter(|entry| entry.request.is_last_turn()) {
+        lease::ask_who_waits(cmd, &Keys::new(prefix, request.key()));
     }
 }

@@ -103,7 +103,12 @@ impl Lease for RedisLease {
             _ => Box::pin(self.link.run(script, operation.name(), Effect::Writes, arguments)).await,
         };
         let freed = match answer {
-            Ok(Value::Int(freed @ 0..=1)) => Ok(freed == 1),
+            Ok(Value::Int(freed @ 0..=2)) => {
+                if freed == 2 {
+                    self.request.set_nobody_waits();
+                }
+                Ok(freed > 0)
+            }
             Ok(_) => return Err(error::protocol("release")),
             Err(error) => Err(error),
         };
@@ -144,8 +149,19 @@ pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request)
     match request.mode() {
         Mode::Permit { .. } => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()),
         Mode::Shared => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(keys.derived(Kind::Readers)),
-        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()),
+        _ => {
+            cmd.arg(1).arg(keys.lock()).arg(holder.parts());
+            if request.is_last_turn() {
+                ask_who_waits(cmd, &keys);
+            }
+            cmd
+        }
     };
+}
+
+/// What a release is told that looks for waiters.
+pub(crate) fn ask_who_waits(cmd: &mut Cmd, keys: &Keys<'_>) {
+    cmd.arg(keys.derived(Kind::Writers)).arg(keys.derived(Kind::Waiters));
 }
 
 fn renew_script(mode: Mode) -> &'static Script {

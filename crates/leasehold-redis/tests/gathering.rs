@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use leasehold_core::{ErrorKind, Lease, Released, Result};
+use leasehold_core::{ErrorKind, Lease, LockBackend, Released, Result};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, refused, request, token, until};
 
@@ -75,6 +75,40 @@ async fn many_releases_share_scripts_and_each_is_told_the_truth() {
     let mut left = server.census().await;
     left.sort();
     assert_eq!(left, ["k50", "k99"]);
+}
+
+#[tokio::test]
+async fn many_releases_tell_who_asks_whether_anybody_waits() {
+    let server = Server::start();
+    let (backend, other) = (server.backend().await, server.backend().await);
+    for (waited_for, gone) in [(None, None), (Some(31), Some(7)), (Some(30), Some(8))] {
+        let turn = |n: usize| request(&format!("k{n}")).with_last_turn(n % 3 == 1);
+        let turns: Vec<_> = (0..MANY).map(turn).collect();
+        let leases = join_all(turns.iter().map(|turn| granted(&backend, turn.clone()))).await;
+        let waiting = waited_for.map(|n| {
+            let request = request(&format!("k{n}")).with_label("patient");
+            tokio::spawn(Arc::clone(&other).acquire(request))
+        });
+        if let Some(n) = waited_for {
+            let key = support::key(&format!("k{n}"));
+            until("registered", || async { !backend.inspect(&key).await.unwrap().waiters.is_empty() }).await;
+        }
+        if let Some(n) = gone {
+            () = redis::cmd("DEL").arg(format!("k{n}")).query_async(&mut server.raw().await).await.unwrap();
+        }
+        let before = scripts_run(&server).await;
+        for (n, released) in release_all(&leases).await.into_iter().enumerate() {
+            let expected = if gone == Some(n) { Released::AlreadyLost } else { Released::Freed };
+            assert_eq!(released.unwrap(), expected, "k{n}");
+            let told = turns[n].is_last_turn() && gone != Some(n) && waited_for != Some(n);
+            assert_eq!(turns[n].nobody_waits(), told, "k{n}");
+        }
+        assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the releases were not gathered");
+        if let Some(waiting) = waiting {
+            waiting.await.unwrap().unwrap().release().await.unwrap();
+        }
+        assert_eq!(server.census().await, Vec::<String>::new());
+    }
 }
 
 #[tokio::test]

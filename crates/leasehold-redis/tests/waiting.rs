@@ -5,7 +5,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use leasehold_core::{ErrorKind, LockBackend, Request, Wakeup, quorum::Terms};
+use leasehold_core::{ErrorKind, LockBackend, Mode, Released, Request, Wakeup, quorum::Terms};
 use leasehold_redis::{RedisBackend, RedisConfig, WakeMode, redis};
 use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::time::timeout;
@@ -129,6 +129,33 @@ async fn a_courteous_request_lets_a_foreign_waiter_pass() {
     });
     released.unwrap();
     again.unwrap().release().await.unwrap();
+    assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    for turn in [request("k"), request("k").with_last_turn(true)] {
+        let held = granted(&a, turn.clone()).await;
+        held.release().await.unwrap();
+        assert_eq!(turn.nobody_waits(), turn.is_last_turn(), "only who asks is told");
+    }
+    for mode in [Mode::Exclusive, Mode::Shared] {
+        let turn = request("k").with_last_turn(true);
+        let held = granted(&a, turn.clone()).await;
+        let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k").with_mode(mode)));
+        until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+        assert_eq!(held.release().await.unwrap(), Released::Freed);
+        assert!(!turn.nobody_waits(), "{mode} waits");
+        waiting.await.unwrap().unwrap().release().await.unwrap();
+    }
+    // What is no longer ours says nothing about others.
+    let turn = request("k").with_last_turn(true);
+    let held = granted(&a, turn.clone()).await;
+    () = redis::cmd("DEL").arg("k").query_async(&mut server.raw().await).await.unwrap();
+    assert_eq!(held.release().await.unwrap(), Released::AlreadyLost);
+    assert!(!turn.nobody_waits());
     assert_eq!(server.census().await, Vec::<String>::new());
 }
 

@@ -9,6 +9,8 @@ use crate::{clock::Moment, mode::Mode};
 /// Turns within the process before others are let in: few enough that a waiter waits for fewer than 50 hand-offs also beside
 /// three other processes and where one overtakes it now and then, many enough that courtesy costs little.
 pub(super) const TURNS: u32 = 4;
+/// Where nobody waits, a row is twice as long as the one before, up to four times: to look costs a little, too.
+const LONGER: u32 = 2;
 /// And not for longer than this.
 pub(super) const TURN_TIME: Duration = Duration::from_millis(50);
 
@@ -41,8 +43,16 @@ pub(super) struct Ticket {
     pub(super) id: u64,
     pub(super) mode: Mode,
     pub(super) task: Option<task::Id>,
-    /// Carries whether to be courteous.
-    pub(super) admit: oneshot::Sender<bool>,
+    pub(super) admit: oneshot::Sender<Turn>,
+}
+
+/// How the one who goes ahead is to go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// Letting other processes go first.
+    pub(super) courteous: bool,
+    /// The next after it goes courteously.
+    pub(super) last: bool,
 }
 
 /// Turns in a row, and when the first was.
@@ -50,11 +60,22 @@ pub(super) struct Ticket {
 pub(super) struct Turns {
     count: u32,
     since: Moment,
+    /// How often the row was doubled.
+    longer: u32,
 }
 
 impl Turns {
     pub(super) fn are_over(self, now: Moment) -> bool {
-        self.count > 0 && (self.count >= TURNS || now.since(self.since) >= TURN_TIME)
+        self.count > 0 && (self.count >= self.row() || now.since(self.since) >= TURN_TIME)
+    }
+
+    fn row(self) -> u32 {
+        TURNS << self.longer
+    }
+
+    /// Nobody else waits: another row, and a longer one.
+    pub(super) fn begin_alone(&mut self) {
+        *self = Self { longer: LONGER.min(self.longer + 1), ..Self::default() };
     }
 
     /// The first turn of a row begins only now.
@@ -62,17 +83,17 @@ impl Turns {
         self.since = now;
     }
 
-    /// Takes a turn; `true` if it is one to be courteous in, which begins a new row.
-    pub(super) fn take(&mut self, now: Moment) -> bool {
-        let over = self.are_over(now);
-        if over {
-            self.count = 0;
+    /// Takes a turn. One that is courteous begins a new row.
+    pub(super) fn take(&mut self, now: Moment) -> Turn {
+        let courteous = self.are_over(now);
+        if courteous {
+            *self = Self::default();
         }
         if self.count == 0 {
             self.since = now;
         }
         self.count += 1;
-        over
+        Turn { courteous, last: self.count >= self.row() }
     }
 }
 
@@ -89,15 +110,15 @@ impl Lane {
         }
     }
 
-    /// Lets one go ahead; whether it is to be courteous.
-    pub(super) fn admit(&mut self, mode: Mode, task: Option<task::Id>, now: Moment) -> bool {
+    /// Lets one go ahead.
+    pub(super) fn admit(&mut self, mode: Mode, task: Option<task::Id>, now: Moment) -> Turn {
         self.task = task;
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count + 1),
             _ => Ahead::One,
         };
         // A reader needs no courtesy: the backend lets none overtake a waiting writer.
-        mode != Mode::Shared && self.turns.take(now)
+        if mode == Mode::Shared { Turn::default() } else { self.turns.take(now) }
     }
 
     /// Admits those at the front of the queue who may go now.
@@ -105,8 +126,8 @@ impl Lane {
         while self.queue.front().is_some_and(|front| self.admits(front.mode)) {
             let Some(ticket) = self.queue.pop_front() else { return };
             let before = (self.ahead, self.turns, self.task);
-            let courteous = self.admit(ticket.mode, ticket.task, now);
-            if ticket.admit.send(courteous).is_err() {
+            let turn = self.admit(ticket.mode, ticket.task, now);
+            if ticket.admit.send(turn).is_err() {
                 // It has stopped waiting: as if it had never been.
                 (self.ahead, self.turns, self.task) = before;
             }

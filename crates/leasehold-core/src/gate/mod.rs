@@ -6,7 +6,8 @@
 //!
 //! The next task may start as soon as the release ahead of it has been *sent* (if the backend orders releases). That is
 //! fast and would starve other processes, so after [`lane::TURNS`] turns in a row or [`lane::TURN_TIME`] the next one starts only
-//! when the release has been answered, and asks *courteously*: to be refused if another process waits.
+//! when the release has been answered, and asks *courteously*: to be refused if another process waits. Not so if that release
+//! has looked, and found that none does.
 
 mod lane;
 mod place;
@@ -22,7 +23,7 @@ use tokio::{sync::oneshot, task};
 
 pub(crate) use self::place::Place;
 use self::{
-    lane::{Ahead, Lane, Ticket, Turns},
+    lane::{Ahead, Lane, Ticket, Turn, Turns},
     place::Queued,
 };
 use crate::{
@@ -97,9 +98,9 @@ impl Gates {
             }
             let state = shard.open(&lane, now);
             if state.queue.is_empty() && state.admits(mode) {
-                let courteous = state.admit(mode, task::try_id(), now);
+                let turn = state.admit(mode, task::try_id(), now);
                 drop(shard);
-                return Ok(Place::new(self, lane, courteous));
+                return Ok(Place::new(self, lane, turn));
             }
             let task = task::try_id();
             let own = state.ahead == Ahead::One && task.is_some() && state.task == task;
@@ -109,13 +110,13 @@ impl Gates {
             shard.open(&lane, now).queue.push_back(Ticket { id, mode, task, admit });
             (id, admitted, own)
         };
-        let mut queued = Queued { gates: self, lane: Some(lane), id, admitted, courteous: None };
+        let mut queued = Queued { gates: self, lane: Some(lane), id, admitted, turn: None };
         if own && tokio::time::timeout(patience, queued.turn()).await.is_err() {
             waits_for_itself();
         }
-        let courteous = queued.turn().await?;
+        let turn = queued.turn().await?;
         match queued.lane.take() {
-            Some(lane) => Ok(Place::new(self, lane, courteous)),
+            Some(lane) => Ok(Place::new(self, lane, turn)),
             None => Err(closed()),
         }
     }
@@ -140,7 +141,7 @@ impl Gates {
                     // Who only tries is not made to yield: it does not queue up for its next turn.
                     state.admit(mode, task::try_id(), now);
                     drop(shard);
-                    return Ok(Some(Place::new(self, lane, false)));
+                    return Ok(Some(Place::new(self, lane, Turn::default())));
                 } else {
                     return Ok(None);
                 }

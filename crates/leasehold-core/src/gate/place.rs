@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Gates, Hashed, closed};
+use super::{Gates, Hashed, closed, lane::Turn};
 use crate::{error::Result, mode::Mode};
 
 /// A task that waits in a lane's queue. Dropped, it leaves the queue, or hands on the place that it was given.
@@ -12,27 +12,27 @@ pub(super) struct Queued<'a> {
     pub(super) gates: &'a Gates,
     pub(super) lane: Option<Hashed>,
     pub(super) id: u64,
-    pub(super) admitted: oneshot::Receiver<bool>,
+    pub(super) admitted: oneshot::Receiver<Turn>,
     /// The answer, once it was received.
-    pub(super) courteous: Option<bool>,
+    pub(super) turn: Option<Turn>,
 }
 
 impl Queued<'_> {
-    /// Waits for its turn; whether to be courteous in it. May be dropped and called again.
-    pub(super) async fn turn(&mut self) -> Result<bool> {
-        if let Some(courteous) = self.courteous {
-            return Ok(courteous);
+    /// Waits for its turn. May be dropped and called again.
+    pub(super) async fn turn(&mut self) -> Result<Turn> {
+        if let Some(turn) = self.turn {
+            return Ok(turn);
         }
-        let courteous = (&mut self.admitted).await.map_err(|_| closed())?;
-        self.courteous = Some(courteous);
-        Ok(courteous)
+        let turn = (&mut self.admitted).await.map_err(|_| closed())?;
+        self.turn = Some(turn);
+        Ok(turn)
     }
 }
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         let Some(lane) = self.lane.take() else { return };
-        let (id, admitted, received) = (self.id, &mut self.admitted, self.courteous.is_some());
+        let (id, admitted, received) = (self.id, &mut self.admitted, self.turn.is_some());
         self.gates.change(&lane, |state, now| {
             // Numbers in a queue grow, and admissions are sent under the same mutex.
             if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {
@@ -50,7 +50,7 @@ impl Drop for Queued<'_> {
 pub(crate) struct Place {
     gates: Arc<Gates>,
     lane: Hashed,
-    courteous: bool,
+    turn: Turn,
     stage: Stage,
 }
 
@@ -66,19 +66,29 @@ enum Stage {
 
 impl Place {
     /// A place whose task contends.
-    pub(super) fn new(gates: &Arc<Gates>, lane: Hashed, courteous: bool) -> Self {
-        Self { gates: Arc::clone(gates), lane, courteous, stage: Stage::Contending }
+    pub(super) fn new(gates: &Arc<Gates>, lane: Hashed, turn: Turn) -> Self {
+        Self { gates: Arc::clone(gates), lane, turn, stage: Stage::Contending }
     }
 
     /// Whether this attempt should let other processes go first.
     pub(crate) fn is_courteous(&self) -> bool {
-        self.courteous
+        self.turn.courteous
+    }
+
+    /// Whether the next one after it is to let other processes go first.
+    pub(crate) fn is_last_turn(&self) -> bool {
+        self.turn.last
+    }
+
+    /// Its release has found that there is nobody to be let go first.
+    pub(crate) fn nobody_waits(&self) {
+        self.gates.change(&self.lane, |lane, _| lane.turns.begin_alone());
     }
 
     /// The lock was granted.
     pub(crate) fn granted(&mut self) {
         self.stage = Stage::Holding;
-        if self.courteous {
+        if self.turn.courteous {
             // It let others go first, which may have taken longer than all its turns may.
             self.gates.change(&self.lane, |lane, now| lane.turns.begin(now));
         }

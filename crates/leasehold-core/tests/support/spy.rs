@@ -40,6 +40,8 @@ pub(crate) struct Watched {
     pub(crate) answers_wait: AtomicBool,
     pub(crate) answer: Notify,
     pub(crate) unordered: AtomicBool,
+    /// Releases look whether somebody waits where they are asked to, and nobody does.
+    pub(crate) nobody_waits: AtomicBool,
     /// All leases belong to this session.
     pub(crate) session: Mutex<Option<SessionId>>,
 }
@@ -135,6 +137,9 @@ impl Lease for SpyLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.watched.releases.fetch_add(1, SeqCst);
+        if self.request.is_last_turn() && self.watched.nobody_waits.load(SeqCst) {
+            self.request.set_nobody_waits();
+        }
         let released = Arc::clone(&self.inner).release().await;
         if self.watched.answers_wait.load(SeqCst) {
             tokio::time::timeout(Duration::from_secs(3600), self.watched.answer.notified()).await.unwrap();

@@ -16,7 +16,7 @@ use sqlx::PgConnection;
 use crate::{
     connection::{Holding, Link},
     error,
-    gather::{Answer, Done, Job, Name, Signs, Want},
+    gather::{Answer, Done, GivenBack, Job, Name, Signs, Want},
     keys::AdvisoryKey,
     session::{Counted, Owner},
     statement::{Op, Row},
@@ -193,7 +193,7 @@ impl Wire {
                     if let Some(job) = planned.job {
                         answers[job] = Some(match (&failure, &planned.what) {
                             // What was to be given back is certainly no longer ours.
-                            (Ok(_), What::GiveBack) => Ok(Done::GivenBack(true)),
+                            (Ok(_), What::GiveBack) => Ok(Done::GivenBack(GivenBack::Freed)),
                             (Ok(error) | Err(error), _) => Err(error.clone()),
                         });
                     }
@@ -239,7 +239,11 @@ impl Wire {
             }
             What::GiveBack => {
                 self.wakes.wake(planned.of);
-                Done::GivenBack(result != 0)
+                Done::GivenBack(match result {
+                    0 => GivenBack::NotHeld,
+                    -1 => GivenBack::FreedAndNobodyWaits,
+                    _ => GivenBack::Freed,
+                })
             }
             What::PutUp(sign) => {
                 if result == 0 {

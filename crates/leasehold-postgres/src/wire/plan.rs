@@ -1,7 +1,7 @@
 //! What a job becomes: rows, or an answer at once.
 
 use crate::{
-    gather::{Answer, Done, Name, Signs, Take},
+    gather::{Answer, Done, GivenBack, Name, Signs, Take},
     keys::AdvisoryKey,
     statement::{Op, Row},
     wire::{Batch, Held, What, Wire, refused},
@@ -66,11 +66,11 @@ impl Wire {
             Some(Held::Shared { names, .. }) if names.contains(&name) => {
                 names.retain(|held| *held != name);
                 if !names.is_empty() {
-                    return Some(Ok(Done::GivenBack(true)));
+                    return Some(Ok(Done::GivenBack(GivenBack::Freed)));
                 }
                 Op::UnlockShared
             }
-            _ => return Some(Ok(Done::GivenBack(false))),
+            _ => return Some(Ok(Done::GivenBack(GivenBack::NotHeld))),
         };
         let waited_for = semaphore.unwrap_or(key);
         let row = Row { op, key, waits: waited_for.waits(), beside: waited_for.bits() };
