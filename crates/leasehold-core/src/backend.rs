@@ -103,13 +103,20 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
         B::capabilities(self)
     }
 
-    // `self.try_acquire(..)` would call this very method again: name the inner one.
-    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        B::try_acquire(Arc::clone(&*self), request).await
+    // `self.try_acquire(..)` would call this very method again: name the inner one. Its future is handed on as it is: one of ours
+    // around it would be an allocation more for each acquisition.
+    fn try_acquire<'a>(self: Arc<Self>, request: Request) -> BoxFuture<'a, Result<Attempt>>
+    where
+        Self: 'a,
+    {
+        B::try_acquire(Arc::clone(&*self), request)
     }
 
-    async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        B::acquire(Arc::clone(&*self), request).await
+    fn acquire<'a>(self: Arc<Self>, request: Request) -> BoxFuture<'a, Result<Arc<dyn Lease>>>
+    where
+        Self: 'a,
+    {
+        B::acquire(Arc::clone(&*self), request)
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {

@@ -254,10 +254,12 @@ impl Hold {
 
     /// It is held no longer. Called once: by its release or its loss, whichever is first.
     pub(crate) fn end(&self) {
-        match self.signal().loss() {
-            Some(reason) => self.span.record("outcome", tracing::field::display(reason)),
-            None => self.span.record("outcome", "released"),
-        };
+        if !self.span.is_disabled() {
+            match self.signal().loss() {
+                Some(reason) => self.span.record("outcome", tracing::field::display(reason)),
+                None => self.span.record("outcome", "released"),
+            };
+        }
         telemetry::hold_ended(&self.client, &self.since);
     }
 

@@ -83,6 +83,9 @@ pub(crate) fn release_ended(span: &Span, outcome: &Result<Released>) {
 }
 
 fn record(span: &Span, outcome: Result<&'static str, &Error>) {
+    if span.is_disabled() {
+        return;
+    }
     match outcome {
         Ok(success) => span.record("outcome", success),
         Err(error) => span.record("outcome", tracing::field::display(error.kind())),

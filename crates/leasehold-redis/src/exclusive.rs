@@ -125,10 +125,10 @@ impl Way {
 
     /// Adds the script's arguments.
     pub(crate) fn arguments(self, cmd: &mut Cmd, operation: Operation, prefix: &[u8], request: &Request) {
-        if let Self::Courteous(_) = self {
+        if let Self::Courteous(slot) = self {
             let keys = Keys::new(prefix, request.key());
             cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.token()).arg(keys.derived(Kind::Writers)).arg(keys.derived(Kind::Waiters));
+            cmd.arg(keys.token_in(slot)).arg(keys.derived(Kind::Writers)).arg(keys.derived(Kind::Waiters));
         } else {
             operation.arguments(cmd, prefix, request);
         }
@@ -137,13 +137,13 @@ impl Way {
     /// Adds the commands.
     pub(crate) fn write(self, pipeline: &mut Pipeline, operation: Operation, prefix: &[u8], request: &Request) {
         match self {
-            Self::Plain(_) => {
+            Self::Plain(slot) => {
                 let keys = Keys::new(prefix, request.key());
                 let mut set = Cmd::with_capacity(6, 160);
                 set.arg("SET").arg(keys.lock()).arg(Holder::of(request).parts());
                 set.arg("NX").arg("PX").arg(request.ttl().as_millis());
                 let mut draw = Cmd::with_capacity(3, 64);
-                draw.arg("INCRBY").arg(keys.token()).arg(2);
+                draw.arg("INCRBY").arg(keys.token_in(slot)).arg(2);
                 pipeline.add_command(set).add_command(draw);
             }
             Self::Courteous(_) | Self::Script(_) => {

@@ -185,7 +185,12 @@ impl<'a> Keys<'a> {
 
     /// The counter of the last exclusive token in its slot.
     pub(crate) fn token(&self) -> Parts<'_> {
-        Parts([b"{", self.slot().number(), b"}", self.prefix, TOKEN.as_bytes(), b"", b""])
+        self.token_in(self.slot())
+    }
+
+    /// The same, where the slot is known.
+    pub(crate) fn token_in(&self, slot: Slot) -> Parts<'_> {
+        Parts([b"{", slot.number(), b"}", self.prefix, TOKEN.as_bytes(), b"", b""])
     }
 }
 
