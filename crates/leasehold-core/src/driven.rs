@@ -6,6 +6,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use tracing::Span;
+
 use crate::{
     backend::{Attempt, BoxFuture, Lease},
     client::Client,
@@ -13,7 +15,7 @@ use crate::{
     inspection::{Broken, Inspection},
     release,
     request::Request,
-    signal::Signal,
+    telemetry,
 };
 
 /// What a backend's operation may end with, and the lease to give back if nobody waits for it any more.
@@ -52,23 +54,23 @@ without_lease!((), Inspection, Broken);
 #[must_use]
 pub(crate) struct Driven<'a, T: Outcome> {
     client: &'a Arc<Client>,
-    /// Of an acquisition: how to cancel it.
-    signal: Option<Arc<Signal>>,
+    /// Of an acquisition: what is cancelled.
+    request: Option<&'a Request>,
     operation: Option<BoxFuture<'static, Result<T>>>,
 }
 
 impl<'a, T: Outcome> Driven<'a, T> {
     pub(crate) fn acquisition(
         client: &'a Arc<Client>,
-        request: &Request,
+        request: &'a Request,
         operation: BoxFuture<'static, Result<T>>,
     ) -> Self {
-        Self { client, signal: Some(Arc::clone(request.signal())), operation: Some(operation) }
+        Self { client, request: Some(request), operation: Some(operation) }
     }
 
     /// An operation that ends by itself.
     pub(crate) fn short(client: &'a Arc<Client>, operation: BoxFuture<'static, Result<T>>) -> Self {
-        Self { client, signal: None, operation: Some(operation) }
+        Self { client, request: None, operation: Some(operation) }
     }
 }
 
@@ -97,14 +99,16 @@ impl<T: Outcome> Future for Driven<'_, T> {
 impl<T: Outcome> Drop for Driven<'_, T> {
     fn drop(&mut self) {
         let Some(operation) = self.operation.take() else { return };
-        if let Some(signal) = &self.signal {
-            signal.cancel();
+        let request = self.request.cloned();
+        if let Some(request) = &request {
+            request.cancel();
         }
         // The raw operation: were we ourselves spawned, a runtime that shuts down would drop us again, without end.
         let client = Arc::clone(self.client);
         self.client.in_background(async move {
-            if let Some(lease) = operation.await.ok().and_then(Outcome::lease) {
-                release::give_back(&client, lease).await;
+            if let (Some(lease), Some(request)) = (operation.await.ok().and_then(Outcome::lease), request) {
+                let span = telemetry::release_span(&Span::none(), &client, &request, lease.fencing_token());
+                release::give_back(&client, lease, span).await;
             }
         });
     }

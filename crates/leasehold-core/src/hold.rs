@@ -25,21 +25,6 @@ use crate::{
     telemetry::{self, Traced},
 };
 
-/// A span for what is done with a hold. A macro, as names of spans are literals.
-macro_rules! span_of {
-    ($hold:expr, $name:literal) => {
-        tracing::debug_span!(
-            target: "leasehold",
-            parent: &$hold.span,
-            $name,
-            backend = $hold.client.capabilities.backend,
-            key = %$hold.request.key(),
-            token = $hold.token.map(FencingToken::get),
-            outcome = tracing::field::Empty,
-        )
-    };
-}
-
 /// How often at least a wait for a deadline looks at the clock again: timers sleep through a suspend, the clock does not.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -174,7 +159,7 @@ impl Hold {
     }
 
     async fn renew_lease(self: &Arc<Self>) -> Result<()> {
-        let traced = Traced::of(span_of!(self, "renew"));
+        let traced = Traced::of(telemetry::renew_span(&self.span, &self.client, &self.request, self.token));
         let renewing = Driven::short(&self.client, Arc::clone(&self.lease).renew());
         let sent = self.request.now();
         let renewed = self.judge(sent, renewing.instrument(traced.span.clone()).await);
@@ -230,8 +215,8 @@ impl Hold {
                 self.warn_of_loss(reason);
             }
             // The backend may still have it as ours: an early local deadline, or a session that lives on.
-            let (client, lease) = (Arc::clone(&self.client), Arc::clone(&self.lease));
-            self.client.in_background(async move { release::give_back(&client, lease).await });
+            let (client, lease, span) = (Arc::clone(&self.client), Arc::clone(&self.lease), self.release_span());
+            self.client.in_background(async move { release::give_back(&client, lease, span).await });
         }
     }
 
@@ -249,7 +234,7 @@ impl Hold {
 
     /// A span for a release of it.
     pub(crate) fn release_span(&self) -> tracing::Span {
-        span_of!(self, "release")
+        telemetry::release_span(&self.span, &self.client, &self.request, self.token)
     }
 
     /// It is held no longer. Called once: by its release or its loss, whichever is first.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tracing::Span;
+use tracing::{Instrument, Span};
 
 use crate::{
     backend::{BoxFuture, Lease, Released},
@@ -79,10 +79,15 @@ impl Releasing {
 }
 
 /// Gives a lease back that nobody holds on to. Tries again until it is done or the lease is over anyway.
-pub(crate) async fn give_back(client: &Client, lease: Arc<dyn Lease>) {
-    let outcome = Arc::clone(&lease).release().await;
-    if let Err(error) = until_over(client, &lease, outcome).await {
-        tracing::debug!(target: "leasehold", %error, "not given back; it expires");
+pub(crate) async fn give_back(client: &Client, lease: Arc<dyn Lease>, span: Span) {
+    let giving_back = async {
+        let outcome = Arc::clone(&lease).release().await;
+        until_over(client, &lease, outcome).await
+    };
+    let outcome = giving_back.instrument(span.clone()).await;
+    telemetry::release_ended(&span, &outcome);
+    if let Err(error) = outcome {
+        tracing::debug!(target: "leasehold", parent: &span, %error, "not given back; it expires");
     }
 }
 

@@ -13,6 +13,8 @@ use crate::{
     backend::Released,
     client::Client,
     error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
+    request::Request,
     signal::LossReason,
 };
 
@@ -44,6 +46,30 @@ pub(crate) fn describe() {
     for histogram in [WAIT, HOLD] {
         record::describe_seconds(histogram);
     }
+}
+
+/// A span for what is done with a grant. A macro, as names of spans are literals.
+macro_rules! span_of {
+    ($name:literal, $parent:expr, $client:expr, $request:expr, $token:expr) => {
+        tracing::debug_span!(
+            target: "leasehold",
+            parent: $parent,
+            $name,
+            backend = $client.capabilities.backend,
+            key = %$request.key(),
+            token = $token.map(FencingToken::get),
+            outcome = tracing::field::Empty,
+        )
+    };
+}
+
+pub(crate) fn renew_span(hold: &Span, client: &Client, request: &Request, token: Option<FencingToken>) -> Span {
+    span_of!("renew", hold, client, request, token)
+}
+
+/// `hold`: its span, or none of what never came to be held.
+pub(crate) fn release_span(hold: &Span, client: &Client, request: &Request, token: Option<FencingToken>) -> Span {
+    span_of!("release", hold, client, request, token)
 }
 
 /// The span of something that may be dropped on its way. Dropped before it has [ended](Self::end), that was cancelled.

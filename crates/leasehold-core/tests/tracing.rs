@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use leasehold_core::Renewal;
-use support::{secs, settle, simulated, spied};
+use support::{secs, settle, simulated, spied, two_processes};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
 #[derive(Clone, Default)]
@@ -107,7 +108,30 @@ async fn what_fails_is_traced_with_its_outcome() {
     assert_eq!(ended("wait"), ["\"granted\"", "contended", "timed out", "cancelled"]);
     assert_eq!(ended("renew"), ["unavailable"]);
     assert_eq!(ended("hold"), ["its deadline came before a renewal did"]);
-    assert_eq!(ended("release"), Vec::<String>::new());
+    // What is lost to us is given back, as the backend may not know it yet.
+    assert_eq!(ended("release"), ["\"already lost\""]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_granted_when_nobody_waits_for_it_any_more_is_seen_to_be_given_back() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (ours, theirs) = two_processes();
+    let held = theirs.mutex("a").lock().await.unwrap();
+    let mutex = ours.mutex("a");
+    let mut waiting = Box::pin(mutex.lock());
+    assert!((&mut waiting).now_or_never().is_none());
+    held.release().await.unwrap();
+    // Granted, and not asked about since.
+    drop(waiting);
+    settle().await;
+    let spans = log.spans();
+    let ended: Vec<_> = spans.iter().filter(|span| !span.starts_with("hold{")).collect();
+    let [granted, freed, cancelled, given_back] = ended[..] else { panic!("{spans:#?}") };
+    assert!(granted.starts_with("wait{") && freed.starts_with("release{"), "{spans:#?}");
+    assert!(cancelled.starts_with("wait{") && cancelled.ends_with("outcome=cancelled}"), "{spans:#?}");
+    let of = "release{backend=\"memory\" key=a token=";
+    assert!(given_back.starts_with(of) && given_back.ends_with("outcome=\"freed\"}"), "{spans:#?}");
 }
 
 #[tokio::test(start_paused = true)]
