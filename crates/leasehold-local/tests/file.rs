@@ -211,11 +211,14 @@ async fn waiting_by_attempts_is_woken_too() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let lease = attempt(&backend, request("k")).await.unwrap();
+    // Whichever is granted first gives it back, or the others would wait for it: nothing says in which order they are.
     let by_attempts = || {
         let backend = Arc::clone(&backend);
-        tokio::spawn(leasehold_local::acquire_by_attempts(request("k"), move |request| {
-            Arc::clone(&backend).try_acquire(request)
-        }))
+        tokio::spawn(async move {
+            let attempt = move |request| Arc::clone(&backend).try_acquire(request);
+            let lease = leasehold_local::acquire_by_attempts(request("k"), attempt).await.unwrap();
+            assert_eq!(lease.release().await.unwrap(), Released::Freed);
+        })
     };
     let waiters = [by_attempts(), by_attempts(), by_attempts()];
     while backend.inspect(&LockKey::new("k").unwrap()).await.unwrap().waiters.len() < 3 {
@@ -223,7 +226,7 @@ async fn waiting_by_attempts_is_woken_too() {
     }
     lease.release().await.unwrap();
     for waiter in waiters {
-        soon(waiter).await.unwrap().unwrap().release().await.unwrap();
+        soon(waiter).await.unwrap();
     }
 }
 

@@ -9,10 +9,10 @@ use crate::{clock::Moment, mode::Mode};
 /// Turns within the process before others are let in: few enough that a waiter waits for fewer than 50 hand-offs also beside
 /// three other processes and where one overtakes it now and then, many enough that courtesy costs little.
 pub(super) const TURNS: u32 = 4;
-/// Where nobody waits, a row is twice as long as the one before, up to four times: to look costs a little, too.
-const LONGER: u32 = 2;
 /// And not for longer than this.
 pub(super) const TURN_TIME: Duration = Duration::from_millis(50);
+/// Where nobody waits, a row is twice as long as the one before, at most this often: to look costs a little, too.
+const DOUBLED: u32 = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Lane {
@@ -61,7 +61,7 @@ pub(super) struct Turns {
     count: u32,
     since: Moment,
     /// How often the row was doubled.
-    longer: u32,
+    doubled: u32,
 }
 
 impl Turns {
@@ -70,12 +70,12 @@ impl Turns {
     }
 
     fn row(self) -> u32 {
-        TURNS << self.longer
+        TURNS << self.doubled
     }
 
     /// Nobody else waits: another row, and a longer one.
     pub(super) fn begin_alone(&mut self) {
-        *self = Self { longer: LONGER.min(self.longer + 1), ..Self::default() };
+        *self = Self { doubled: DOUBLED.min(self.doubled + 1), ..Self::default() };
     }
 
     /// The first turn of a row begins only now.
