@@ -12,7 +12,6 @@
 //! | [`peer`] | [`Peer`](peer::Peer): another process of a test, spoken to line by line |
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
 //! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client of another language |
-//! | [`port`] | ports that no outgoing connection can take |
 //! | [`worker`] | processes that lock on command, and write down what they believe |
 //! | [`checker`], [`census`] | judges of what the processes believed, and of what is left over |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
