@@ -117,21 +117,25 @@ async fn what_is_granted_when_nobody_waits_for_it_any_more_is_seen_to_be_given_b
     let log = Log::default();
     let _recording = log.record();
     let (ours, theirs) = two_processes();
-    let held = theirs.mutex("a").lock().await.unwrap();
     let mutex = ours.mutex("a");
-    let mut waiting = Box::pin(mutex.lock());
-    assert!((&mut waiting).now_or_never().is_none());
-    held.release().await.unwrap();
-    // Granted, and not asked about since.
-    drop(waiting);
-    settle().await;
-    let spans = log.spans();
-    let ended: Vec<_> = spans.iter().filter(|span| !span.starts_with("hold{")).collect();
-    let [granted, freed, cancelled, given_back] = ended[..] else { panic!("{spans:#?}") };
-    assert!(granted.starts_with("wait{") && freed.starts_with("release{"), "{spans:#?}");
-    assert!(cancelled.starts_with("wait{") && cancelled.ends_with("outcome=cancelled}"), "{spans:#?}");
-    let of = "release{backend=\"memory\" key=a token=";
-    assert!(given_back.starts_with(of) && given_back.ends_with("outcome=\"freed\"}"), "{spans:#?}");
+    let releases = || log.spans().into_iter().filter(|span| span.starts_with("release{")).collect::<Vec<_>>();
+    for round in 1..=100 {
+        let held = theirs.mutex("a").lock().await.unwrap();
+        let mut waiting = Box::pin(mutex.lock());
+        assert!((&mut waiting).now_or_never().is_none());
+        held.release().await.unwrap();
+        // Granted, and not asked about since. The backend may see first that it is cancelled, and then gives it back by itself.
+        drop(waiting);
+        settle().await;
+        let released = releases();
+        if released.len() > round {
+            let given_back = released.last().unwrap();
+            let of = "release{backend=\"memory\" key=a token=";
+            assert!(given_back.starts_with(of) && given_back.ends_with("outcome=\"freed\"}"), "{released:#?}");
+            return;
+        }
+    }
+    panic!("nothing was seen to be given back: {:#?}", log.spans());
 }
 
 #[tokio::test(start_paused = true)]
