@@ -15,7 +15,7 @@ fn a_lock_that_cannot_be_renewed_ends_the_program_before_it_could_be_another_s()
     // Ignores TERM, and says when it came.
     let program = "trap 'echo term' TERM; echo $$; while :; do sleep 0.01; done";
     let ttl = 4_000;
-    let (run, _) = started(&mut run_on(&redis.url, &["--ttl", "4s", "k"], &["bash", "-c", program]));
+    let (run, _) = started(&mut run_on(&redis.url, &["--ttl", &format!("{ttl}ms"), "k"], &["bash", "-c", program]));
     signal(redis.process.id(), "STOP");
     let stopped = Instant::now();
     let output = run.wait_with_output().unwrap();

@@ -239,11 +239,9 @@ impl Hold {
 
     /// It is held no longer. Called once: by its release or its loss, whichever is first.
     pub(crate) fn end(&self) {
-        if !self.span.is_disabled() {
-            match self.signal().loss() {
-                Some(reason) => self.span.record("outcome", tracing::field::display(reason)),
-                None => self.span.record("outcome", "released"),
-            };
+        match self.signal().loss() {
+            Some(reason) => telemetry::say(&self.span, tracing::field::display(reason)),
+            None => telemetry::say(&self.span, "released"),
         }
         telemetry::hold_ended(&self.client, &self.since);
     }

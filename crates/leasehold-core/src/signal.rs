@@ -1,4 +1,4 @@
-//! What one acquisition and its guard tell each other: cancelled, lost, released.
+//! What one acquisition and its guard tell each other: cancelled, lost, released, and then whether anybody waits.
 
 use std::{
     fmt,

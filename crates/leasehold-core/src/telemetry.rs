@@ -93,7 +93,7 @@ impl Traced {
 impl Drop for Traced {
     fn drop(&mut self) {
         if !self.ended {
-            self.span.record("outcome", tracing::field::display(ErrorKind::Cancelled));
+            say(&self.span, tracing::field::display(ErrorKind::Cancelled));
         }
     }
 }
@@ -109,13 +109,17 @@ pub(crate) fn release_ended(span: &Span, outcome: &Result<Released>) {
 }
 
 fn record(span: &Span, outcome: Result<&'static str, &Error>) {
-    if span.is_disabled() {
-        return;
-    }
     match outcome {
-        Ok(success) => span.record("outcome", success),
-        Err(error) => span.record("outcome", tracing::field::display(error.kind())),
-    };
+        Ok(success) => say(span, success),
+        Err(error) => say(span, tracing::field::display(error.kind())),
+    }
+}
+
+/// Says on its span how something has ended, if anybody sees it.
+pub(crate) fn say(span: &Span, outcome: impl tracing::Value) {
+    if !span.is_disabled() {
+        span.record("outcome", outcome);
+    }
 }
 
 /// An acquisition under way. Dropped before it has [ended](Self::end), it was cancelled.

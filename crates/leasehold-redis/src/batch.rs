@@ -15,7 +15,7 @@ use crate::{
     exclusive::{Operation, Way},
     holder::Holder,
     keys::Keys,
-    lease,
+    lease::{self, FREED, FREED_AND_NOBODY_WAITS},
     live::{Live, Sent, by_hash, is_no_script},
     scripts,
 };
@@ -112,8 +112,8 @@ async fn released(link: &Link, live: &Live, releases: Vec<Entry>, answer: Option
     match answer {
         Some(Value::Int(_)) => {
             for entry in releases {
-                let alone = entry.request.is_last_turn();
-                entry.answer(Ok(Value::Int(if alone { 2 } else { 1 })));
+                let asked = entry.request.is_last_turn();
+                entry.answer(Ok(Value::Int(if asked { FREED_AND_NOBODY_WAITS } else { FREED })));
             }
             Vec::new()
         }

@@ -11,7 +11,7 @@ use leasehold_core::Request;
 
 use crate::{
     holder::Holder,
-    keys::{Keys, Kind, Slot},
+    keys::{Keys, Slot},
     lease,
     live::{Live, by_hash},
     scripts::{self, Script},
@@ -128,7 +128,8 @@ impl Way {
         if let Self::Courteous(slot) = self {
             let keys = Keys::new(prefix, request.key());
             cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.token_in(slot)).arg(keys.derived(Kind::Writers)).arg(keys.derived(Kind::Waiters));
+            cmd.arg(keys.token_in(slot));
+            lease::ask_who_waits(cmd, &keys);
         } else {
             operation.arguments(cmd, prefix, request);
         }

@@ -19,6 +19,11 @@ use crate::{
     vote,
 };
 
+/// What the scripts for releases say of a lock that was ours.
+pub(crate) const FREED: i64 = 1;
+/// The same, to who asked whether anybody waits.
+pub(crate) const FREED_AND_NOBODY_WAITS: i64 = 2;
+
 pub(crate) struct RedisLease {
     link: Arc<Link>,
     request: Request,
@@ -103,12 +108,12 @@ impl Lease for RedisLease {
             _ => Box::pin(self.link.run(script, operation.name(), Effect::Writes, arguments)).await,
         };
         let freed = match answer {
-            Ok(Value::Int(freed @ 0..=2)) => {
-                if freed == 2 {
-                    self.request.set_nobody_waits();
-                }
-                Ok(freed > 0)
+            Ok(Value::Int(FREED_AND_NOBODY_WAITS)) => {
+                self.request.set_nobody_waits();
+                Ok(true)
             }
+            Ok(Value::Int(FREED)) => Ok(true),
+            Ok(Value::Int(0)) => Ok(false),
             Ok(_) => return Err(error::protocol("release")),
             Err(error) => Err(error),
         };
@@ -159,7 +164,7 @@ pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request)
     };
 }
 
-/// What a release is told that looks for waiters.
+/// Where those have registered who wait: for scripts that look for them.
 pub(crate) fn ask_who_waits(cmd: &mut Cmd, keys: &Keys<'_>) {
     cmd.arg(keys.derived(Kind::Writers)).arg(keys.derived(Kind::Waiters));
 }

@@ -3,7 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use leasehold_core::{Error, ErrorKind, Result, session as claims};
-use sqlx::{Connection, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{
+    Connection, PgConnection, Postgres, Row as _,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -31,10 +35,10 @@ impl Wire {
     /// One result for each row.
     pub(super) async fn ask(&mut self, link: &Link, rows: &[Row]) -> Result<Vec<i64>, Failure> {
         if let [row] = rows
-            && let AdvisoryKey::Int64(key) = row.key
-            && matches!(row.op, Op::Exclusive | Op::ExclusiveCourteous | Op::ExclusiveOfWaiter | Op::Unlock)
+            && let Some(query) = self.alone(link, row)
         {
-            return self.ask_alone(link, row, key).await.map(|result| vec![result]);
+            let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
+            return self.read(&row).map(|result| vec![result]);
         }
         let operations: Vec<i16> = rows.iter().map(Row::code).collect();
         let keys: Vec<i64> = rows.iter().map(|row| row.key.bits()).collect();
@@ -59,22 +63,28 @@ impl Wire {
         self.read(&row)
     }
 
-    /// The result of the usual row, alone.
-    async fn ask_alone(&mut self, link: &Link, row: &Row, key: i64) -> Result<i64, Failure> {
-        let query = match row.op {
-            Op::Exclusive => sqlx::query(link.statements.take.clone()).bind(key).bind(self.synchronous),
-            Op::ExclusiveCourteous => {
-                let text = link.statements.take_courteously.clone();
-                sqlx::query(text).bind(key).bind(self.synchronous).bind(row.waits)
-            }
-            Op::ExclusiveOfWaiter => {
-                let text = link.statements.take_waited_for.clone();
-                sqlx::query(text).bind(key).bind(self.synchronous).bind(row.waits).bind(row.beside)
-            }
-            _ => sqlx::query(link.statements.give_back.clone()).bind(key).bind(row.waits),
+    /// The statement of the usual rows, where one is alone.
+    fn alone(&self, link: &Link, row: &Row) -> Option<Query<'static, Postgres, PgArguments>> {
+        let AdvisoryKey::Int64(key) = row.key else { return None };
+        let statements = &link.statements;
+        let (text, taken) = match row.op {
+            Op::Exclusive => (&statements.take, true),
+            Op::ExclusiveCourteous => (&statements.take_courteously, true),
+            Op::ExclusiveOfWaiter => (&statements.take_waited_for, true),
+            Op::Unlock => (&statements.give_back, false),
+            _ => return None,
         };
-        let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
-        self.read(&row)
+        let mut query = sqlx::query(text.clone()).bind(key);
+        if taken {
+            query = query.bind(self.synchronous);
+        }
+        if row.op != Op::Exclusive {
+            query = query.bind(row.waits);
+        }
+        if row.op == Op::ExclusiveOfWaiter {
+            query = query.bind(row.beside);
+        }
+        Some(query)
     }
 
     /// The first column, if the second is our pid.

@@ -1,6 +1,6 @@
 //! Statements that fail half-way, or are answered late: what they have freed is told to those who wait for it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use leasehold_core::{LockBackend, LockClient, LockGuard, Released, Result, Ttl};
 use leasehold_integration::{
@@ -10,14 +10,8 @@ use leasehold_integration::{
 use leasehold_postgres::PostgresBackend;
 use tokio::task::{JoinHandle, block_in_place};
 
-use super::support::client_of;
+use super::support::{HOUR, MINUTE, client_of};
 use crate::support::{millis, nothing_panicked, until};
-
-/// So long that nobody looks by itself before the test is over: an eighth of it at the earliest.
-const HOUR: u64 = 3_600_000;
-
-/// For what must happen at all, on a machine that builds something else beside.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn waits_for(client: &LockClient, name: &str) -> JoinHandle<Result<LockGuard>> {
     let mutex = client.mutex(name);
@@ -26,11 +20,11 @@ fn waits_for(client: &LockClient, name: &str) -> JoinHandle<Result<LockGuard>> {
 
 fn until_there_are(server: &PostgresServer, locks: &str) {
     let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
-    block_in_place(|| until("all wait", PATIENCE, || server.psql(sql).unwrap() == locks));
+    block_in_place(|| until("all wait", MINUTE, || server.psql(sql).unwrap() == locks));
 }
 
 async fn is_granted(waiting: JoinHandle<Result<LockGuard>>, what: &str) {
-    let granted = tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("nobody is told of {what}"));
+    let granted = tokio::time::timeout(MINUTE, waiting).await.unwrap_or_else(|_| panic!("nobody is told of {what}"));
     granted.unwrap().unwrap().release().await.unwrap();
 }
 
@@ -51,7 +45,7 @@ async fn who_waits_is_told_of_a_release_that_a_failed_statement_carried() {
     let mut psql = server.psql_session().unwrap();
     let exhaust = "BEGIN; DO $$ BEGIN EXECUTE format('ALTER SEQUENCE leasehold_tokens MAXVALUE %s', \
                    (SELECT last_value FROM leasehold_tokens)); END $$";
-    block_in_place(|| psql.ask(exhaust, PATIENCE).unwrap());
+    block_in_place(|| psql.ask(exhaust, MINUTE).unwrap());
     let take = |name: &str| {
         let mutex = holder.mutex(name);
         tokio::spawn(async move { mutex.try_lock().await })
@@ -59,14 +53,14 @@ async fn who_waits_is_told_of_a_release_that_a_failed_statement_carried() {
     let taking = take("one");
     let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
                    AND application_name LIKE 'leasehold %'";
-    block_in_place(|| until("a statement is under way", PATIENCE, || server.psql(blocked).unwrap() == "1"));
+    block_in_place(|| until("a statement is under way", MINUTE, || server.psql(blocked).unwrap() == "1"));
     // Behind it goes one more alone, and behind that the rest gathers and travels together.
     let next = take("another");
     tokio::time::sleep(millis(300)).await;
     let other = holder.mutex("other");
     let committing = async {
         tokio::time::sleep(millis(300)).await;
-        block_in_place(|| psql.ask("COMMIT", PATIENCE).unwrap());
+        block_in_place(|| psql.ask("COMMIT", MINUTE).unwrap());
     };
     let (before, other, after, ()) = tokio::join!(before.release(), other.try_lock(), after.release(), committing);
     for taken in [taking.await.unwrap(), next.await.unwrap(), other] {
@@ -90,7 +84,7 @@ async fn who_waits_in_the_same_session_is_told_of_what_a_late_grant_gives_back()
     let [taker, waiter] =
         [Arc::clone(&backend), backend].map(|backend| LockClient::builder(backend).with_ttl(ttl).build());
     let mut psql = server.psql_session().unwrap();
-    let mut ask = |sql: &str| block_in_place(|| psql.ask(sql, PATIENCE).unwrap());
+    let mut ask = |sql: &str| block_in_place(|| psql.ask(sql, MINUTE).unwrap());
     ask("SELECT pg_advisory_lock(hashtextextended('k', 0))");
     let waiting = waits_for(&waiter, "k");
     until_there_are(&server, "3");

@@ -1,10 +1,17 @@
 use std::time::{Duration, Instant};
 
-use leasehold_core::{LockClient, Result, Ttl};
+use leasehold_core::{LockClient, LockGuard, Result, Ttl};
 use leasehold_integration::{census, server::PostgresServer, worker::client};
 use leasehold_postgres::PostgresBackend;
+use tokio::task::{JoinHandle, block_in_place};
 
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, until};
+
+/// So long that nobody looks by itself before the test is over: an eighth of it at the earliest.
+pub(super) const HOUR: u64 = 3_600_000;
+
+/// For what must happen at all, on a machine that builds something else beside.
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 /// The backends that hold the lock of this name, by the key that any SQL client computes.
 pub(super) fn holders(server: &PostgresServer, name: &str) -> Vec<u32> {
@@ -75,4 +82,18 @@ pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
             connected => return connected.unwrap(),
         }
     }
+}
+
+/// Waits for the lock `k` until its signs are up beside the `held` locks that there are: that is what it does when it can be told.
+pub(super) async fn waiting(
+    server: &PostgresServer,
+    client: &LockClient,
+    held: usize,
+) -> JoinHandle<Result<LockGuard>> {
+    let mutex = client.mutex("k");
+    let waiting = tokio::spawn(async move { mutex.lock().await });
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    let all = (held + 2).to_string();
+    block_in_place(|| until("it waits", MINUTE, || server.psql(locks).unwrap() == all));
+    waiting
 }
