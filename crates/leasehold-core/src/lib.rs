@@ -12,6 +12,7 @@ mod backend;
 mod capability;
 mod client;
 mod clock;
+mod credentials;
 mod driven;
 mod error;
 mod fencing;
@@ -51,6 +52,7 @@ pub use crate::{
     capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
     client::{LockClient, LockClientBuilder},
     clock::{Clock, Deadline, Drift, LiveDeadline, Moment, SystemClock, TestClock},
+    credentials::{Credentials, CredentialsProvider},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseView, LockGuard},
