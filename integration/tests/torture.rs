@@ -12,6 +12,8 @@ mod closing;
 mod crowd;
 #[path = "torture/dropped.rs"]
 mod dropped;
+#[path = "torture/every_backend/mod.rs"]
+mod every_backend;
 #[path = "torture/files.rs"]
 mod files;
 #[path = "torture/killed.rs"]

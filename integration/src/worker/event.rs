@@ -42,10 +42,23 @@ impl EventLog {
         self.attempts.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Writes a step down, with the present as its time.
-    pub fn write(&self, attempt: u64, key: &str, (op, phase): (Op, Phase), token: Option<u64>, deadline: Option<u64>) {
+    /// Writes a step of an exclusive acquisition, with the present as its time.
+    pub fn write(&self, attempt: u64, key: &str, step: (Op, Phase), token: Option<u64>, deadline: Option<u64>) {
+        self.write_as(false, attempt, key, step, token, deadline);
+    }
+
+    /// Writes a step of an acquisition that is a reader's or a writer's, with the present as its time.
+    pub fn write_as(
+        &self,
+        shared: bool,
+        attempt: u64,
+        key: &str,
+        (op, phase): (Op, Phase),
+        token: Option<u64>,
+        deadline: Option<u64>,
+    ) {
         let (proc, key) = (self.proc.clone(), key.to_owned());
-        let event = Event { t_ns: now_ns(), proc, attempt, key, op, phase, token, deadline };
+        let event = Event { t_ns: now_ns(), proc, attempt, key, op, phase, shared, token, deadline };
         let mut line = serde_json::to_vec(&event).expect("an event is plain data");
         line.push(b'\n');
         (&self.file).write_all(&line).expect("the event log can be written");

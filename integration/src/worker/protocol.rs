@@ -40,6 +40,15 @@ pub enum Command {
         /// How long to queue.
         patience: Patience,
     },
+    /// Lock `key` into `slot` as a reader.
+    Read {
+        /// Names the guard from now on.
+        slot: u32,
+        /// What to lock.
+        key: String,
+        /// How long to queue.
+        patience: Patience,
+    },
     /// Release the guard in `slot`.
     Release {
         /// The guard.
@@ -73,10 +82,16 @@ pub enum Command {
 }
 
 /// Many tasks that lock, change the register and release, again and again.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Storm {
-    /// How many tasks.
+    /// How many tasks. Some of them may be readers.
     pub tasks: u32,
+    /// How many of the tasks lock to read, and write nothing.
+    pub readers: u32,
+    /// One of so many holds lasts until the lock is lost, or for two TTLs. 0: none.
+    pub long_in: u32,
+    /// One of so many acquisitions is dropped before it is granted. 0: none.
+    pub drop_in: u32,
     /// What they all lock.
     pub key: String,
     /// How long each queues before it starts again.

@@ -80,7 +80,8 @@ struct Hand {
 impl Hand {
     async fn obey(&self, command: Command) -> Answer {
         let answer = match command {
-            Command::Lock { slot, key, patience } => self.lock(slot, &key, patience).await,
+            Command::Lock { slot, key, patience } => self.lock(slot, &key, false, patience).await,
+            Command::Read { slot, key, patience } => self.lock(slot, &key, true, patience).await,
             Command::Release { slot } => return self.release(slot).await,
             Command::Check { slot } => return self.check(slot),
             Command::Watch { slot } => return self.watch(slot).await,
@@ -90,14 +91,17 @@ impl Hand {
         answer.unwrap_or_else(|error| failed(&error))
     }
 
-    async fn lock(&self, slot: u32, key: &str, patience: Patience) -> Result<Answer> {
+    async fn lock(&self, slot: u32, key: &str, shared: bool, patience: Patience) -> Result<Answer> {
         let attempt = self.log.next_attempt();
         self.log.write(attempt, key, (Op::Acquire, Phase::Invoke), None, None);
-        let mutex = self.client.mutex(key);
-        let locked = match patience {
-            Patience::Try => mutex.try_lock().await,
-            Patience::Within(ms) => mutex.lock_within(Duration::from_millis(ms)).await,
-            Patience::Forever => mutex.lock().await,
+        let lock = self.client.rwlock(key);
+        let locked = match (shared, patience) {
+            (false, Patience::Try) => lock.try_write().await,
+            (false, Patience::Within(ms)) => lock.write_within(Duration::from_millis(ms)).await,
+            (false, Patience::Forever) => lock.write().await,
+            (true, Patience::Try) => lock.try_read().await,
+            (true, Patience::Within(ms)) => lock.read_within(Duration::from_millis(ms)).await,
+            (true, Patience::Forever) => lock.read().await,
         };
         let guard = locked.inspect_err(|_| self.log.write(attempt, key, (Op::Acquire, Phase::Fail), None, None))?;
         let (token, deadline_ns) = terms(&guard);

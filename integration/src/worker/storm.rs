@@ -8,6 +8,7 @@ use std::{
 };
 
 use leasehold_core::{ErrorKind, LockClient, LockGuard};
+use rand::RngExt;
 use tokio::task::JoinSet;
 
 use leasehold_testkit::history::{Op, Phase, Write};
@@ -21,6 +22,13 @@ use super::{
 
 /// The pause of a task after an error, so that a server that is down is not hammered.
 const AFTER_ERROR: Duration = Duration::from_millis(20);
+
+/// How often a task that holds for long looks at its guard.
+const LONG_HOLD_CHECK: Duration = Duration::from_millis(20);
+
+fn one_in(n: u32) -> bool {
+    n > 0 && rand::rng().random_ratio(1, n)
+}
 
 /// A storm under way.
 #[derive(Debug)]
@@ -61,7 +69,7 @@ impl Running {
             timed_out: AtomicU64::new(0),
             errors: Mutex::default(),
         });
-        let tasks = (0..plan.tasks).map(|_| Arc::clone(&shared).rounds()).collect();
+        let tasks = (0..plan.tasks).map(|task| Arc::clone(&shared).rounds(task < plan.readers)).collect();
         Self { shared, tasks }
     }
 
@@ -84,20 +92,30 @@ impl Running {
 }
 
 impl Shared {
-    async fn rounds(self: Arc<Self>) {
+    async fn rounds(self: Arc<Self>, shared: bool) {
         while !self.over.load(Ordering::Relaxed) {
-            self.round().await;
+            self.round(shared).await;
         }
     }
 
-    async fn round(&self) {
+    async fn round(&self, shared: bool) {
         let (key, attempt) = (&self.plan.key, self.log.next_attempt());
-        self.log.write(attempt, key, (Op::Acquire, Phase::Invoke), None, None);
+        self.write(shared, attempt, (Op::Acquire, Phase::Invoke), None, None);
         let within = Duration::from_millis(self.plan.within_ms);
-        match self.client.mutex(key.as_str()).lock_within(within).await {
-            Ok(guard) => self.granted(attempt, guard).await,
-            Err(error) => {
-                self.log.write(attempt, key, (Op::Acquire, Phase::Fail), None, None);
+        let lock = self.client.rwlock(key.as_str());
+        let acquisition =
+            async { if shared { lock.read_within(within).await } else { lock.write_within(within).await } };
+        let acquired = if one_in(self.plan.drop_in) {
+            let dropped_after = Duration::from_micros(rand::rng().random_range(0..20_000));
+            tokio::time::timeout(dropped_after, acquisition).await.ok()
+        } else {
+            Some(acquisition.await)
+        };
+        match acquired {
+            Some(Ok(guard)) => self.granted(shared, attempt, guard).await,
+            None => self.write(shared, attempt, (Op::Acquire, Phase::Info), None, None),
+            Some(Err(error)) => {
+                self.write(shared, attempt, (Op::Acquire, Phase::Fail), None, None);
                 if error.kind() == ErrorKind::TimedOut {
                     self.timed_out.fetch_add(1, Ordering::Relaxed);
                 } else {
@@ -108,21 +126,42 @@ impl Shared {
         }
     }
 
-    async fn granted(&self, attempt: u64, guard: LockGuard) {
-        let key = &self.plan.key;
+    async fn granted(&self, shared: bool, attempt: u64, guard: LockGuard) {
         let (token, deadline) = terms(&guard);
-        self.log.write(attempt, key, (Op::Acquire, Phase::Ok), token, Some(deadline));
+        self.write(shared, attempt, (Op::Acquire, Phase::Ok), token, Some(deadline));
         self.granted.fetch_add(1, Ordering::Relaxed);
-        if self.plan.write {
+        if one_in(self.plan.long_in) {
+            self.hold_long(shared, attempt, &guard).await;
+        } else if self.plan.write && !shared {
             self.change(attempt, &guard).await;
         } else if self.plan.hold_us > 0 {
             tokio::time::sleep(Duration::from_micros(self.plan.hold_us)).await;
         }
         let (token, deadline) = terms(&guard);
-        self.log.write(attempt, key, (Op::Release, Phase::Invoke), token, Some(deadline));
+        self.write(shared, attempt, (Op::Release, Phase::Invoke), token, Some(deadline));
         let released = guard.release().await;
         let phase = if released.is_ok() { Phase::Ok } else { Phase::Info };
-        self.log.write(attempt, key, (Op::Release, phase), token, None);
+        self.write(shared, attempt, (Op::Release, phase), token, None);
+    }
+
+    /// Holds until the lock is lost, or for two TTLs, and writes down again and again until when it believes.
+    async fn hold_long(&self, shared: bool, attempt: u64, guard: &LockGuard) {
+        let (ttl, mut held) = (guard.ttl().as_duration(), Duration::ZERO);
+        while held < ttl * 2 && !self.over.load(Ordering::Relaxed) {
+            tokio::time::sleep(LONG_HOLD_CHECK).await;
+            held += LONG_HOLD_CHECK;
+            // The deadline first: no renewal moves it once it has passed.
+            let (token, deadline) = terms(guard);
+            if !guard.is_held() {
+                self.write(shared, attempt, (Op::Check, Phase::Fail), token, None);
+                return;
+            }
+            self.write(shared, attempt, (Op::Check, Phase::Ok), token, Some(deadline));
+        }
+    }
+
+    fn write(&self, shared: bool, attempt: u64, step: (Op, Phase), token: Option<u64>, deadline: Option<u64>) {
+        self.log.write_as(shared, attempt, &self.plan.key, step, token, deadline);
     }
 
     /// Reads the register, and writes one more, as a program that trusts its lock does.

@@ -30,7 +30,14 @@ pub(crate) fn seed() -> u64 {
 
 /// Held for most of the time, so that whoever is stopped is likely to hold it.
 fn storm() -> Command {
-    Command::Storm(Storm { tasks: TASKS, key: "k".into(), within_ms: 2000, hold_us: 3000, write: true })
+    Command::Storm(Storm {
+        tasks: TASKS,
+        key: "k".into(),
+        within_ms: 2000,
+        hold_us: 3000,
+        write: true,
+        ..Storm::default()
+    })
 }
 
 /// Worker processes in a storm, some of which die and come back under another name.

@@ -18,7 +18,8 @@ const HAND_OFFS: usize = 50;
 /// A process in which a thousand tasks queue again and again, beside one that wants the lock now and then.
 fn beside_a_crowd(stage: &Stage) {
     let (mut crowd, mut single) = (stage.worker("crowd"), stage.worker("single"));
-    let storm = Storm { tasks: CROWD, key: "k".into(), within_ms: 60_000, hold_us: 0, write: false };
+    let storm =
+        Storm { tasks: CROWD, key: "k".into(), within_ms: 60_000, hold_us: 0, write: false, ..Storm::default() };
     assert!(matches!(crowd.ask(Command::Storm(storm)).unwrap(), Answer::Storming));
     let mut count = || match crowd.ask(Command::Count).unwrap() {
         Answer::Storm { granted, .. } => granted,

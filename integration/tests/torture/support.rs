@@ -62,6 +62,11 @@ impl Stage {
 
     /// A worker that goes another way to the same backend.
     pub(crate) fn worker_at(&self, proc: &str, url: &str) -> Worker {
+        self.try_worker_at(proc, url).unwrap()
+    }
+
+    /// The same; a worker that cannot connect is an error.
+    pub(crate) fn try_worker_at(&self, proc: &str, url: &str) -> leasehold_integration::Result<Worker> {
         let setup = Setup {
             proc: proc.to_owned(),
             url: url.to_owned(),
@@ -69,7 +74,7 @@ impl Stage {
             log: self.log(proc),
             register: self.folder.path().join("register"),
         };
-        Worker::spawn(env!("CARGO_BIN_EXE_worker"), setup).unwrap()
+        Worker::spawn(env!("CARGO_BIN_EXE_worker"), setup)
     }
 
     pub(crate) fn log(&self, proc: &str) -> PathBuf {

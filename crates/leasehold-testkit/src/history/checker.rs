@@ -86,17 +86,18 @@ pub enum Order {
     RealTime,
 }
 
-/// C1: the intervals of belief in one lock do not overlap.
+/// C1: the intervals of belief in one lock do not overlap, except those of readers among themselves.
 #[must_use]
 pub fn overlaps(events: &[Event]) -> Vec<Violation> {
     let mut found = Vec::new();
     for (key, mut beliefs) in by_key(beliefs(events)) {
         beliefs.retain(|belief| belief.to > belief.from);
         beliefs.sort_by_key(|belief| belief.from);
-        // Against the one that lasts longest, not only against the one before.
-        let mut last: Option<&Belief> = None;
+        // Against the one that lasts longest, not only against the one before: of the writers, and of all.
+        let (mut last_writer, mut last): (Option<&Belief>, Option<&Belief>) = (None, None);
         for belief in &beliefs {
-            if let Some(first) = last.filter(|first| first.to > belief.from) {
+            let rival = if belief.shared { last_writer } else { last };
+            if let Some(first) = rival.filter(|first| first.to > belief.from) {
                 found.push(Violation::Overlap {
                     key: key.clone(),
                     first: (first.proc.clone(), first.token),
@@ -105,34 +106,37 @@ pub fn overlaps(events: &[Event]) -> Vec<Violation> {
                 });
             }
             last = last.filter(|last| last.to >= belief.to).or(Some(belief));
+            if !belief.shared {
+                last_writer = last_writer.filter(|last| last.to >= belief.to).or(Some(belief));
+            }
         }
     }
     found
 }
 
-/// C2: every grant has a token of its own, and later ones have larger ones.
+/// C2: every exclusive grant has a token of its own, and later ones have larger ones. A reader's token is larger than
+/// those of earlier writers and smaller than those of later ones; readers are not compared with each other.
 #[must_use]
 pub fn tokens(events: &[Event], order: Order) -> Vec<Violation> {
     let mut found = Vec::new();
     for (key, beliefs) in by_key(beliefs(events)) {
-        let mut grants = Vec::new();
+        let (mut writers, mut readers) = (Vec::new(), Vec::new());
         for belief in beliefs {
+            let grants = if belief.shared { &mut readers } else { &mut writers };
             match belief.token {
                 // Told after its deadline, it is no grant in the order of telling.
                 Some(_) if order == Order::AsTold && belief.deadline <= belief.from => {}
-                Some(token) => grants.push((belief.invoked, belief.from, token)),
+                Some(token) => grants.push(Grant { invoked: belief.invoked, told: belief.from, token }),
                 None => found.push(Violation::NoToken { proc: belief.proc }),
             }
         }
-        let mut sorted: Vec<_> = grants.iter().map(|grant| grant.2).collect();
+        let mut sorted: Vec<_> = writers.iter().map(|grant| grant.token).collect();
         sorted.sort_unstable();
         let repeated = sorted.windows(2).filter(|pair| pair[0] == pair[1]);
         found.extend(repeated.map(|pair| Violation::RepeatedToken { key: key.clone(), token: pair[0] }));
-        let starts = |(invoked, told, token): (u64, u64, u64)| match order {
-            Order::AsTold => (told, token),
-            Order::RealTime => (invoked, token),
-        };
-        found.extend(fallen(&key, &grants, starts));
+        for (earlier, later) in [(&writers, &writers), (&writers, &readers), (&readers, &writers)] {
+            found.extend(fallen(&key, earlier, later, order));
+        }
     }
     found
 }
@@ -163,10 +167,22 @@ pub fn grants_between(events: &[Event], is: impl Fn(&str) -> bool, from_ns: u64,
     events.iter().filter(granted).filter(|event| (from_ns..to_ns).contains(&event.t_ns)).count()
 }
 
-/// Grants that began (as `starts` says) after another was told, and have a smaller token.
-fn fallen(key: &str, grants: &[(u64, u64, u64)], starts: impl Fn((u64, u64, u64)) -> (u64, u64)) -> Vec<Violation> {
-    let mut told: Vec<_> = grants.iter().map(|grant| (grant.1, grant.2)).collect();
-    let mut started: Vec<_> = grants.iter().map(|grant| starts(*grant)).collect();
+/// A grant with its token.
+#[derive(Debug, Clone, Copy)]
+struct Grant {
+    invoked: u64,
+    told: u64,
+    token: u64,
+}
+
+/// Grants of `later` that began, as far as `order` can tell, after one of `earlier` was told, and have a smaller token.
+fn fallen(key: &str, earlier: &[Grant], later: &[Grant], order: Order) -> Vec<Violation> {
+    let mut told: Vec<_> = earlier.iter().map(|grant| (grant.told, grant.token)).collect();
+    let starts = |grant: &Grant| match order {
+        Order::AsTold => (grant.told, grant.token),
+        Order::RealTime => (grant.invoked, grant.token),
+    };
+    let mut started: Vec<_> = later.iter().map(starts).collect();
     told.sort_unstable();
     started.sort_unstable();
     let (mut found, mut largest, mut told) = (Vec::new(), None, told.into_iter().peekable());
@@ -185,6 +201,7 @@ fn fallen(key: &str, grants: &[(u64, u64, u64)], starts: impl Fn((u64, u64, u64)
 struct Belief {
     proc: String,
     key: String,
+    shared: bool,
     token: Option<u64>,
     invoked: u64,
     from: u64,
@@ -218,6 +235,7 @@ fn beliefs(events: &[Event]) -> Vec<Belief> {
         Some(Belief {
             proc: granted.proc.clone(),
             key: granted.key.clone(),
+            shared: granted.shared,
             token: granted.token,
             invoked: steps.iter().map(|step| step.t_ns).min()?,
             from: granted.t_ns,
@@ -250,6 +268,7 @@ mod tests {
             key: "k".into(),
             op,
             phase,
+            shared: false,
             token,
             deadline,
         };
@@ -262,7 +281,7 @@ mod tests {
     }
 
     fn event(proc: &str, attempt: u64, t_ns: u64, (op, phase): (Op, Phase), deadline: Option<u64>) -> Event {
-        Event { t_ns, proc: proc.into(), attempt, key: "k".into(), op, phase, token: None, deadline }
+        Event { t_ns, proc: proc.into(), attempt, key: "k".into(), op, phase, shared: false, token: None, deadline }
     }
 
     #[test]
@@ -276,6 +295,37 @@ mod tests {
         assert_eq!(overlaps(&events), []);
         assert_eq!(tokens(&events, Order::AsTold), []);
         assert_eq!(tokens(&events, Order::RealTime), []);
+    }
+
+    fn read(grant: Vec<Event>) -> Vec<Event> {
+        grant.into_iter().map(|event| Event { shared: true, ..event }).collect()
+    }
+
+    #[test]
+    fn readers_share_and_exclude_writers() {
+        let readers = [read(held("a", (1, 10, Some(30)), 5, 100)), read(held("b", (2, 20, Some(40)), 6, 100))].concat();
+        assert_eq!(overlaps(&readers), []);
+        let writer = held("w", (3, 35, Some(50)), 7, 100);
+        assert_eq!(overlaps(&[readers.clone(), writer].concat()).len(), 1);
+        let writer = held("w", (3, 5, Some(15)), 7, 100);
+        assert_eq!(overlaps(&[readers, writer].concat()).len(), 1);
+    }
+
+    #[test]
+    fn a_readers_token_below_an_earlier_writers_is_caught() {
+        let history = |writer, reader, last| {
+            [
+                held("w", (1, 10, Some(20)), writer, 100),
+                read(held("r", (21, 30, Some(40)), reader, 100)),
+                held("w", (41, 50, Some(60)), last, 150),
+            ]
+            .concat()
+        };
+        for order in [Order::AsTold, Order::RealTime] {
+            assert_eq!(tokens(&history(5, 6, 7), order), []);
+            assert_eq!(tokens(&history(5, 4, 7), order).len(), 1);
+            assert_eq!(tokens(&history(5, 8, 7), order).len(), 1);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Op {
-    /// An exclusive acquisition.
+    /// An acquisition, exclusive unless [`Event::shared`] is set.
     Acquire,
     /// A release.
     Release,
@@ -46,6 +46,9 @@ pub struct Event {
     pub op: Op,
     /// How far.
     pub phase: Phase,
+    /// Whether the acquisition is a reader's: readers may hold the lock together.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    pub shared: bool,
     /// The fencing token, once there is one.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub token: Option<u64>,

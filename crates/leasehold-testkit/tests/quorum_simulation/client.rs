@@ -119,6 +119,7 @@ impl Client {
             key: KEY.to_owned(),
             op,
             phase,
+            shared: false,
             token,
             deadline,
         };

@@ -1,0 +1,48 @@
+use std::{fs, path::PathBuf, thread};
+
+use rand::{RngExt, rngs::StdRng};
+use tempfile::TempDir;
+
+use super::{Target, survives};
+use crate::support::millis;
+
+/// Lock files in a folder of their own.
+struct Files {
+    folder: TempDir,
+}
+
+impl Files {
+    fn lock_files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.folder.path()).unwrap();
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect()
+    }
+}
+
+impl Target for Files {
+    fn url(&self, _: usize) -> String {
+        format!("file:{}", self.folder.path().display())
+    }
+
+    fn ttl_ms(&self) -> u64 {
+        500
+    }
+
+    fn strike(&mut self, rng: &mut StdRng) {
+        thread::sleep(millis(rng.random_range(20..300)));
+        // A stranger looks at the files, and touches them: each is an event for whoever watches the folder.
+        for path in self.lock_files() {
+            drop(fs::read(&path));
+            if let Ok(file) = fs::File::options().write(true).open(&path) {
+                drop(file.set_modified(std::time::SystemTime::now()));
+            }
+        }
+        fs::write(self.folder.path().join("a stranger's file"), "").unwrap();
+    }
+
+    fn settle(&mut self) {}
+}
+
+#[test]
+fn files_keep_their_promises_in_chaos() {
+    survives(Files { folder: tempfile::tempdir().unwrap() });
+}

@@ -1,0 +1,241 @@
+//! Chaos on every backend: readers and writers of several processes, while one thread strikes the servers and another
+//! the processes, both as chance decides.
+//!
+//! A run lasts 10 s, or `LEASEHOLD_CHAOS_SECONDS`. What strikes a server is a [`Target`]'s own; what strikes processes
+//! is the same everywhere: stops, kills, dropped acquisitions, and graceful revocations of whoever holds.
+
+mod etcd;
+mod files;
+mod postgres;
+mod redis;
+mod redlock;
+mod zookeeper;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use leasehold_core::{ErrorKind, LockClient};
+use leasehold_integration::{
+    checker::{self, Order, grants_between},
+    worker::{Answer, Command, EventLog, Patience, Storm, Worker, now_ns},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::{
+    chaos::{none, seed},
+    support::{PATIENCE, Stage, client_of, millis},
+};
+
+const PROCESSES: usize = 4;
+/// Of each process. As many read as write, so that each kind waits for the other.
+const TASKS: u32 = 8;
+const READERS: u32 = 4;
+/// How long one acquisition may queue.
+const WITHIN_MS: u64 = 20_000;
+/// How long a storm may take to end: what is under way ends with its limits.
+const STORM_END: Duration = Duration::from_secs(60);
+/// No waiter of a system at peace is passed over more often. A starved one is passed over thousands of times.
+const HAND_OFFS: usize = 500;
+/// What a lone waiter may take that is granted at all.
+const LONE_WAITER: Duration = Duration::from_secs(60);
+
+/// A backend under attack.
+trait Target: Send {
+    /// Where a worker connects: the ways differ, so that some can be cut.
+    fn url(&self, worker: usize) -> String;
+
+    /// The TTL of all locks, in milliseconds.
+    fn ttl_ms(&self) -> u64;
+
+    /// One fault from its beginning to its end.
+    fn strike(&mut self, rng: &mut StdRng);
+
+    /// Undoes all faults and waits until the backend serves.
+    fn settle(&mut self);
+}
+
+fn span() -> Duration {
+    let seconds = env::var("LEASEHOLD_CHAOS_SECONDS").ok();
+    let seconds = seconds.map(|text| text.parse().expect("LEASEHOLD_CHAOS_SECONDS is a number of seconds"));
+    Duration::from_secs(seconds.unwrap_or(10))
+}
+
+/// Worker processes in a storm. Some are killed and come back under another name.
+struct Crew<'a> {
+    stage: &'a Stage,
+    urls: Vec<String>,
+    workers: Vec<Worker>,
+    names: Vec<String>,
+    storm: Storm,
+}
+
+impl<'a> Crew<'a> {
+    fn new(stage: &'a Stage, urls: Vec<String>) -> Self {
+        let storm = Storm {
+            tasks: TASKS,
+            readers: READERS,
+            long_in: 60,
+            drop_in: 10,
+            key: "k".into(),
+            within_ms: WITHIN_MS,
+            hold_us: 2000,
+            write: true,
+        };
+        let mut crew = Self { stage, urls, workers: Vec::new(), names: Vec::new(), storm };
+        for at in 0..PROCESSES {
+            let worker = crew.hire(at);
+            crew.workers.push(worker);
+        }
+        crew
+    }
+
+    /// Starts a worker, again and again while the backend is struck.
+    fn hire(&mut self, at: usize) -> Worker {
+        let end = Instant::now() + LONE_WAITER;
+        loop {
+            let name = format!("p{}", self.names.len());
+            self.names.push(name.clone());
+            match self.stage.try_worker_at(&name, &self.urls[at]) {
+                Ok(mut worker) => {
+                    assert!(matches!(worker.ask(Command::Storm(self.storm.clone())).unwrap(), Answer::Storming));
+                    return worker;
+                }
+                Err(error) => assert!(Instant::now() < end, "no worker can be started: {error}"),
+            }
+        }
+    }
+
+    /// One fault of the processes from its beginning to its end.
+    fn strike(&mut self, rng: &mut StdRng, ttl_ms: u64) {
+        thread::sleep(millis(rng.random_range(50..500)));
+        let at = rng.random_range(0..PROCESSES);
+        match rng.random_range(0..3) {
+            0 | 1 => {
+                // All but one: the holder is likely to be among them, and its lock goes to the one that is left.
+                let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
+                stopped.iter().for_each(|worker| self.workers[*worker].pause().unwrap());
+                thread::sleep(millis(rng.random_range(ttl_ms / 10..ttl_ms * 3 / 2)));
+                stopped.iter().for_each(|worker| self.workers[*worker].resume().unwrap());
+            }
+            _ => {
+                self.workers[at].kill().unwrap();
+                self.workers[at] = self.hire(at);
+            }
+        }
+    }
+
+    /// Ends the storm: the grants of those who live, and the errors by kind.
+    fn end(&mut self) -> (u64, BTreeMap<String, u64>) {
+        let tickets: Vec<_> = self.workers.iter_mut().map(|worker| worker.send(Command::Calm).unwrap()).collect();
+        let (mut total, mut by_kind) = (0, BTreeMap::new());
+        for (worker, ticket) in self.workers.iter_mut().zip(tickets) {
+            match worker.answer(ticket, STORM_END).expect("a storm hangs") {
+                Answer::Storm { granted, errors, .. } => {
+                    total += granted;
+                    errors.into_iter().for_each(|(kind, count)| *by_kind.entry(kind).or_default() += count);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        (total, by_kind)
+    }
+
+    fn events(&self) -> Vec<leasehold_integration::worker::Event> {
+        let logs: Vec<_> = self.names.iter().map(|name| self.stage.log(name)).filter(|log| log.exists()).collect();
+        EventLog::merge(&logs).unwrap()
+    }
+}
+
+/// Revokes whoever holds, gracefully, until `over`. Returns how many holders were revoked.
+async fn revoke(client: &LockClient, seed: u64, over: &AtomicBool) -> usize {
+    let (mut rng, mut revoked) = (StdRng::seed_from_u64(seed), 0);
+    while !over.load(Ordering::Relaxed) {
+        tokio::time::sleep(millis(rng.random_range(20..200))).await;
+        let Ok(inspection) = client.inspect("k").await else { continue };
+        for holder in &inspection.holders {
+            match client.break_lock(holder, false).await {
+                Ok(leasehold_core::Broken::FreeWithin(_)) => revoked += 1,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                Err(error) => assert!(error.is_retryable(), "a revocation failed: {error}"),
+            }
+        }
+    }
+    revoked
+}
+
+/// Strikes for the whole span, then sees that all promises were kept.
+fn survives(mut target: impl Target) {
+    let seed = seed();
+    let ttl_ms = target.ttl_ms();
+    let stage = Stage::on(&target.url(0), ttl_ms);
+    let mut crew = Crew::new(&stage, (0..PROCESSES).map(|worker| target.url(worker)).collect());
+    let over = AtomicBool::new(false);
+    let end = Instant::now() + span();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let administrator = runtime.block_on(client_of(&target.url(0), ttl_ms));
+    let revoked = thread::scope(|scope| {
+        let revoking = scope.spawn(|| runtime.block_on(revoke(&administrator, seed, &over)));
+        let target = &mut target;
+        let striking = scope.spawn(move || {
+            let mut rng = StdRng::seed_from_u64(seed ^ 1);
+            while Instant::now() < end {
+                target.strike(&mut rng);
+            }
+            target.settle();
+        });
+        let mut rng = StdRng::seed_from_u64(seed ^ 2);
+        while Instant::now() < end {
+            crew.strike(&mut rng, ttl_ms);
+        }
+        striking.join().expect("the striker panicked, and says why");
+        over.store(true, Ordering::Relaxed);
+        revoking.join().expect("the administrator panicked, and says why")
+    });
+    at_peace(&stage, &crew);
+    let (grants, errors) = crew.end();
+    println!("{grants} grants by those who lived, {revoked} revoked, errors: {errors:?}");
+    assert!(grants >= 20, "only {grants} grants: nothing was tested");
+    let known = ["Unavailable", "Indeterminate", "Lost"];
+    assert!(errors.keys().all(|kind| known.contains(&kind.as_str())), "{errors:?}");
+
+    let events = crew.events();
+    none(&checker::overlaps(&events), "C1");
+    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    let after = stage.worker_at("after", &crew.urls[0]).lock(0, "k", Patience::Within(millis_of(PATIENCE)));
+    let Answer::Granted { token, .. } = after.unwrap() else { panic!("not granted after the chaos") };
+    let largest = events.iter().filter_map(|event| event.token).max();
+    assert!(token > largest, "{token:?} after {largest:?}");
+}
+
+fn millis_of(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("a short time")
+}
+
+/// While the storm goes on and nothing strikes, a writer and a reader of further processes are granted within a bounded
+/// number of hand-offs.
+fn at_peace(stage: &Stage, crew: &Crew<'_>) {
+    for shared in [false, true] {
+        let name = if shared { "reader" } else { "writer" };
+        let mut worker = stage.worker_at(name, &crew.urls[0]);
+        let begun = now_ns();
+        let (slot, key, patience) = (0, "k".into(), Patience::Forever);
+        let command =
+            if shared { Command::Read { slot, key, patience } } else { Command::Lock { slot, key, patience } };
+        let ticket = worker.send(command).unwrap();
+        let answer = worker.answer(ticket, LONE_WAITER).unwrap_or_else(|error| {
+            let passed = grants_between(&crew.events(), |_| true, begun, now_ns());
+            panic!("a {name} was not granted beside {passed} other grants: {error}")
+        });
+        assert!(matches!(answer, Answer::Granted { .. }), "a {name}: {answer:?}");
+        let passed = grants_between(&crew.events(), |_| true, begun, now_ns());
+        assert!(passed <= HAND_OFFS, "a {name} was passed over {passed} times");
+        assert!(matches!(worker.ask(Command::Release { slot: 0 }).unwrap(), Answer::Released(_)));
+    }
+}

@@ -1,0 +1,81 @@
+use std::thread;
+
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::PostgresServer,
+};
+use rand::{RngExt, rngs::StdRng};
+
+use super::{Target, survives};
+use crate::support::millis;
+
+const TTL: u64 = 2000;
+
+/// One server. Every other worker connects through a proxy.
+///
+/// No fault resets a connection: that frees its locks at once, and its holder learns of it at its next renewal, as
+/// `docs/guarantees.md` says.
+struct Postgres {
+    server: PostgresServer,
+    way: Proxy,
+}
+
+impl Postgres {
+    fn backends(&self) -> Vec<u32> {
+        let pids = self
+            .server
+            .psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()");
+        pids.unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
+    }
+}
+
+impl Target for Postgres {
+    fn url(&self, worker: usize) -> String {
+        self.server.url_at(if worker.is_multiple_of(2) { self.server.addr() } else { self.way.addr() })
+    }
+
+    fn ttl_ms(&self) -> u64 {
+        TTL
+    }
+
+    fn strike(&mut self, rng: &mut StdRng) {
+        thread::sleep(millis(rng.random_range(100..600)));
+        match rng.random_range(0..4) {
+            0 => {
+                // A backend stands still; its client may have gone when it continues.
+                let backends = self.backends();
+                let Some(&pid) = backends.get(rng.random_range(0..backends.len().max(1))) else { return };
+                if self.server.pause_backend(pid).is_ok() {
+                    thread::sleep(millis(rng.random_range(10..TTL / 4)));
+                    drop(self.server.resume_backend(pid));
+                }
+            }
+            1 => {
+                let direction =
+                    if rng.random_bool(0.5) { Direction::ClientToServer } else { Direction::ServerToClient };
+                self.way.hold(direction);
+                thread::sleep(millis(rng.random_range(10..TTL / 4)));
+                self.way.heal();
+            }
+            2 => {
+                // Notifications of nothing on every channel that somebody hears.
+                let hint = "SELECT pg_notify(channel, '') FROM \
+                    (SELECT DISTINCT substring(query FROM 'LISTEN \"?([^\"; ]+)') AS channel FROM pg_stat_activity) c \
+                    WHERE channel IS NOT NULL";
+                self.server.psql(hint).unwrap();
+            }
+            _ => {
+                self.server.psql("ALTER ROLE postgres PASSWORD 'another'").unwrap();
+            }
+        }
+    }
+
+    fn settle(&mut self) {}
+}
+
+#[test]
+fn postgres_keeps_its_promises_in_chaos() {
+    let server = PostgresServer::start().unwrap();
+    let way = Proxy::start(server.addr()).unwrap();
+    survives(Postgres { server, way });
+}
