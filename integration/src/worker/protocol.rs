@@ -88,7 +88,7 @@ pub struct Storm {
     pub tasks: u32,
     /// How many of the tasks lock to read, and write nothing.
     pub readers: u32,
-    /// One of so many holds lasts until the lock is lost, or for two TTLs. 0: none.
+    /// One of so many holds lasts until the lock is lost, or for one and a half TTLs. 0: none.
     pub long_in: u32,
     /// One of so many acquisitions is dropped before it is granted. 0: none.
     pub drop_in: u32,

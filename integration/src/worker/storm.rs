@@ -144,10 +144,10 @@ impl Shared {
         self.write(shared, attempt, (Op::Release, phase), token, None);
     }
 
-    /// Holds until the lock is lost, or for two TTLs, and writes down again and again until when it believes.
+    /// Holds until the lock is lost, or for one and a half TTLs, and writes down again and again until when it believes.
     async fn hold_long(&self, shared: bool, attempt: u64, guard: &LockGuard) {
         let (ttl, mut held) = (guard.ttl().as_duration(), Duration::ZERO);
-        while held < ttl * 2 && !self.over.load(Ordering::Relaxed) {
+        while held < ttl * 3 / 2 && !self.over.load(Ordering::Relaxed) {
             tokio::time::sleep(LONG_HOLD_CHECK).await;
             held += LONG_HOLD_CHECK;
             // The deadline first: no renewal moves it once it has passed.

@@ -79,7 +79,7 @@ impl<'a> Crew<'a> {
         let storm = Storm {
             tasks: TASKS,
             readers: READERS,
-            long_in: 60,
+            long_in: 100,
             drop_in: 10,
             key: "k".into(),
             within_ms: WITHIN_MS,

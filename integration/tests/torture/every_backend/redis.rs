@@ -69,11 +69,14 @@ impl Target for Redis {
                 self.way.heal();
             }
             4 => {
-                // The user is removed, which ends its connections, and made again.
-                self.run(&["ACL", "DELUSER", USER.0]);
-                thread::sleep(millis(rng.random_range(0..100)));
-                let password = format!(">{}", USER.1);
-                self.run(&["ACL", "SETUSER", USER.0, "on", &password, "~*", "&*", "+@all"]);
+                // The user is removed, which ends its connections, and made again in one step.
+                let mut renewed = redis::pipe();
+                renewed.atomic().cmd("ACL").arg("DELUSER").arg(USER.0);
+                renewed.cmd("ACL").arg("SETUSER").arg(USER.0).arg("on").arg(format!(">{}", USER.1));
+                USER.2.split(' ').for_each(|rule| {
+                    renewed.arg(rule);
+                });
+                renewed.exec(&mut self.server.connection().unwrap()).unwrap();
             }
             5 => {
                 // An administrator prolongs the lock, whoever holds it: waiters are told of a change, and it is not free.
