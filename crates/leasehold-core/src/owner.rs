@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use crate::{
     error::{Error, ErrorKind},
-    random::random,
+    random::random_bytes,
 };
 
 /// 128 random bits, drawn anew for *each acquisition*, so that the release of an old grant can never free a newer one.
@@ -14,10 +14,10 @@ use crate::{
 pub struct OwnerId(u128);
 
 impl OwnerId {
-    /// Draws a new owner.
+    /// Draws a new owner from the operating system's generator. Processes that fork draw different ones.
     #[must_use]
     pub fn random() -> Self {
-        Self(random())
+        Self(u128::from_ne_bytes(random_bytes()))
     }
 
     /// The same acquisition under another name, for its `count`th attempt to hold a node of a quorum again: what is given back late

@@ -1,25 +1,16 @@
-//! Random numbers: for owners, which must differ, and for pauses.
+//! Random numbers: for acquisition ids, which must differ, and for pauses.
 
-use std::cell::RefCell;
+use rand::{Rng, rand_core::UnwrapErr, rngs::SysRng};
 
-use rand::{
-    RngExt,
-    distr::{Distribution, StandardUniform},
-    rngs::SmallRng,
-};
-
-thread_local! {
-    /// Seeded by the system with 256 bits. What is drawn must differ, not be secret: who can reach a server can release any
-    /// lock on it.
-    static GENERATOR: RefCell<SmallRng> = RefCell::new(rand::make_rng());
-}
-
-/// The next one of this thread.
-pub(crate) fn random<T>() -> T
-where
-    StandardUniform: Distribution<T>,
-{
-    let next = |generator: &RefCell<SmallRng>| generator.borrow_mut().random();
-    // While the thread ends it may have no generator any more.
-    GENERATOR.try_with(next).unwrap_or_else(|_ended| rand::make_rng::<SmallRng>().random())
+/// Draws bytes from the operating system's generator.
+///
+/// A generator in this process would be copied by `fork(2)`: both processes would then draw the same numbers, and an
+/// id that two acquisitions share lets both hold one lock. A draw costs a system call of less than a microsecond.
+///
+/// # Panics
+/// The operating system has no generator.
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    UnwrapErr(SysRng).fill_bytes(&mut bytes);
+    bytes
 }

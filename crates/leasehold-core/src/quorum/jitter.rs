@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::random::random;
+use crate::random::random_bytes;
 
 thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
@@ -15,7 +15,7 @@ pub fn seed_pauses(seed: u64) {
 }
 
 pub(super) fn draw() -> u32 {
-    let Some(seed) = SEED.get() else { return random() };
+    let Some(seed) = SEED.get() else { return u32::from_ne_bytes(random_bytes()) };
     // Any mixing will do: SplitMix64.
     let next = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     SEED.set(Some(next));
