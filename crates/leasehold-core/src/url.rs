@@ -1,13 +1,238 @@
-//! For implementors: the parts of a backend's URL that all backends spell the same way.
+//! For implementors: the URL of a backend, which all backends spell the same way.
 //!
-//! The errors are [`ErrorKind::InvalidInput`], say what is wrong and never show the value: a URL may hold a password. They
-//! name no backend yet; see [`Error::with_backend`].
+//! [`BackendUrl`] takes a URL apart and hands out its options. The errors are [`ErrorKind::InvalidInput`]. They say what
+//! is wrong and show no part of the URL that may be secret, however malformed it is. They name no backend yet; see
+//! [`Error::with_backend`].
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// Up to so many edits away from an option's name, a name is taken for a slip of the keyboard and shown.
+const SLIP: usize = 2;
+
+/// A URL taken apart: `SCHEME://[USER[:PASSWORD]@][HOST[:PORT],…][/PATH][?OPTION=VALUE&…]`.
+///
+/// A user, password, host, path or value that contains a reserved character is percent-encoded. An `@` behind the host
+/// is refused: it is most likely the end of a password with an unencoded `/` or `?`. [`Debug`] shows no user, password
+/// or value.
+///
+/// ```
+/// use leasehold_core::url::BackendUrl;
+///
+/// let mut url = BackendUrl::parse("etcd://ann:p%40ss@h1,h2:7000/?prefix=shop%3A&timeout=2s")?;
+/// assert_eq!((url.scheme(), url.user(), url.password()), ("etcd", Some("ann"), Some("p@ss")));
+/// assert_eq!(url.hosts()[0].to_string(), "h1");
+/// assert_eq!(url.hosts()[1].port(), Some(7000));
+/// assert_eq!(url.take("prefix")?.as_deref(), Some("shop:"));
+/// assert_eq!(url.take_duration("timeout")?, Some(std::time::Duration::from_secs(2)));
+/// url.finish()?; // nothing is left that the backend did not ask for
+///
+/// let error = BackendUrl::parse("etcd://ann:Top?Secret@h/").unwrap_err();
+/// assert!(error.to_string().contains("%3F") && !error.to_string().contains("Secret"));
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct BackendUrl {
+    scheme: String,
+    user: Option<String>,
+    password: Option<String>,
+    hosts: Vec<Host>,
+    path: String,
+    options: Vec<(String, String)>,
+    asked: Vec<&'static str>,
+}
+
+/// A host of a [`BackendUrl`]: a name or an address, and perhaps a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    name: String,
+    port: Option<u16>,
+}
+
+impl Host {
+    /// Returns the name or address, without the brackets of an IPv6 address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the port, if the URL has one.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, port)) => {
+                let address: std::net::Ipv6Addr =
+                    address.parse().map_err(|_| invalid("what stands in brackets is not an IPv6 address"))?;
+                (address.to_string(), port.strip_prefix(':').map(Some).or(port.is_empty().then_some(None)))
+            }
+            None => match text.split_once(':') {
+                Some((name, port)) => (decode("host", name)?, Some(Some(port))),
+                None => (decode("host", text)?, Some(None)),
+            },
+        };
+        let bad_port = || invalid("the port of a host is not a number from 1 to 65535");
+        let port = match port.ok_or_else(bad_port)? {
+            Some(port) => Some(port.parse().ok().filter(|port| *port > 0).ok_or_else(bad_port)?),
+            None => None,
+        };
+        let known = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        if name.is_empty() || !name.chars().all(known) {
+            return Err(invalid("one of the hosts is empty or has a character that no host name has"));
+        }
+        Ok(Self { name, port })
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.contains(':') {
+            write!(f, "[{}]", self.name)?;
+        } else {
+            f.write_str(&self.name)?;
+        }
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+impl BackendUrl {
+    /// Takes a URL apart.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if it is malformed. The message says what is wrong and how to write it.
+    pub fn parse(url: &str) -> Result<Self> {
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err(invalid("the URL has no scheme; write SCHEME://HOST"));
+        };
+        let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        if scheme.is_empty() || !scheme.chars().all(is_scheme) {
+            return Err(invalid("the URL does not begin with a scheme; write SCHEME://HOST"));
+        }
+        if rest.contains('#') {
+            return Err(invalid("the URL has a `#`; write %23 for one in a user, password, path or option"));
+        }
+        let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if rest.contains('@') {
+            return Err(invalid(
+                "the URL has an `@` behind the host; in a user, password, path or option write %40 for `@`, %2F for `/` \
+                 and %3F for `?`",
+            ));
+        }
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        // The last `@`: a password that should have been encoded may contain others.
+        let (user, hosts) = match authority.rsplit_once('@') {
+            Some((user, hosts)) => (Some(user), hosts),
+            None => (None, authority),
+        };
+        let (user, password) = match user {
+            Some(user) => match user.split_once(':') {
+                Some((user, password)) => (Some(user), Some(decode("password", password)?)),
+                None => (Some(user), None),
+            },
+            None => (None, None),
+        };
+        let user = user.filter(|user| !user.is_empty()).map(|user| decode("user", user)).transpose()?;
+        let hosts = match hosts {
+            "" => Vec::new(),
+            hosts => hosts.split(',').map(Host::parse).collect::<Result<_>>()?,
+        };
+        let options = query.split('&').filter(|option| !option.is_empty()).map(|option| {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            let decode_form = |text: &str| decode("text of an option", &text.replace('+', "%20"));
+            Ok((decode_form(name)?, decode_form(value)?))
+        });
+        Ok(Self {
+            scheme: scheme.to_ascii_lowercase(),
+            user,
+            password,
+            hosts,
+            path: decode("path", path)?,
+            options: options.collect::<Result<_>>()?,
+            asked: Vec::new(),
+        })
+    }
+
+    /// Returns the scheme in lower case.
+    #[must_use]
+    pub fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
+    /// Returns the user, if there is one.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Returns the password, if there is one.
+    #[must_use]
+    pub fn password(&self) -> Option<&str> {
+        self.password.as_deref()
+    }
+
+    /// Returns the hosts in the order of the URL; none if nothing stands before the path.
+    #[must_use]
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// Returns the decoded path with its leading `/`, or an empty string.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Takes the value of an option out of the URL; `None` if it is not given.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if it is given more than once.
+    pub fn take(&mut self, option: &'static str) -> Result<Option<String>> {
+        self.asked.push(option);
+        let Some(at) = self.options.iter().position(|(name, _)| name == option) else { return Ok(None) };
+        let (_, value) = self.options.remove(at);
+        if self.options.iter().any(|(name, _)| name == option) {
+            return Err(invalid(format!("the option `{option}` is given more than once")));
+        }
+        Ok(Some(value))
+    }
+
+    /// Takes the value of an option that is a time, as [`duration`] reads it.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take) and [`duration`].
+    pub fn take_duration(&mut self, option: &'static str) -> Result<Option<Duration>> {
+        self.take(option)?.map(|value| duration(option, &value)).transpose()
+    }
+
+    /// Checks that every option has been taken.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if one is left. It lists the options that were asked for. The unknown one is shown only
+    /// if it resembles one of them, since it may be a part of a password.
+    pub fn finish(self) -> Result<()> {
+        let Some((name, _)) = self.options.first() else { return Ok(()) };
+        let resembles = |option: &&&str| strsim::levenshtein(option, &name.to_lowercase()) <= SLIP;
+        let known = self.asked.join(", ");
+        Err(invalid(match self.asked.iter().find(resembles) {
+            Some(option) => {
+                format!("`{}` is not an option; did you mean `{option}`? There are: {known}", name.escape_debug())
+            }
+            None => format!("one of the options is not known; there are: {known}"),
+        }))
+    }
+}
+
+impl fmt::Debug for BackendUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendUrl").field("scheme", &self.scheme).field("hosts", &self.hosts).finish_non_exhaustive()
+    }
+}
 
 /// Undoes the percent-encoding of a part of the URL, such as `host`, `user` or `password`.
 ///
@@ -52,12 +277,14 @@ pub fn duration(option: &str, text: &str) -> Result<Duration> {
         .ok_or_else(|| invalid(format!("the option `{option}` is not a time such as 500ms or 2s")))
 }
 
-fn invalid(message: String) -> Error {
+fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidInput, message)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -74,5 +301,80 @@ mod tests {
         let error = decode("password", "secret%ff").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("password") && !format!("{error:?}").contains("secret"), "{error:?}");
+    }
+
+    fn refused(url: &str) -> String {
+        let url = BackendUrl::parse(url).and_then(|mut url| {
+            url.take("prefix")?;
+            url.take_duration("timeout")?;
+            url.finish()
+        });
+        let error = url.expect_err("it is malformed");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        format!("{error} {error:?}")
+    }
+
+    #[test]
+    fn a_url_is_taken_apart() {
+        let url = BackendUrl::parse("Redis://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/my%20path?a=%20&b=x+y").unwrap();
+        assert_eq!((url.scheme(), url.user(), url.password()), ("redis", Some("al@ice"), Some("p#ss/")));
+        let hosts: Vec<_> = url.hosts().iter().map(ToString::to_string).collect();
+        assert_eq!((hosts, url.path()), (vec!["h1".into(), "h2:7000".into(), "[::1]:80".to_owned()], "/my path"));
+        assert_eq!(url.options, [("a".into(), " ".into()), ("b".into(), "x y".into())]);
+        let socket = BackendUrl::parse("redis+unix:///run/x").unwrap();
+        assert_eq!((socket.hosts(), socket.path()), (&[][..], "/run/x"));
+        assert_eq!(BackendUrl::parse("redis://:secret@h").unwrap().password(), Some("secret"));
+    }
+
+    #[test]
+    fn malformed_urls_say_what_is_wrong() {
+        for (url, named) in [
+            ("h:6379", "scheme"),
+            ("re dis://h", "scheme"),
+            ("redis://h/#x", "%23"),
+            ("redis://u:a/b@h", "%2F"),
+            ("redis://u:a?b@h", "%3F"),
+            ("redis://h/?prefix=a@b", "%40"),
+            ("redis://h:99999", "port"),
+            ("redis://h:0", "port"),
+            ("redis://:secret", "port"),
+            ("redis://[::1", "host"),
+            ("redis://[::1]x", "port"),
+            ("redis://[zz]", "IPv6"),
+            ("redis://h1,,h2", "host"),
+            ("redis://a b", "host"),
+            ("redis://h/?prefix=%ff", "UTF-8"),
+            ("redis://h/?prefix=a&prefix=b", "`prefix` is given more than once"),
+            ("redis://h/?prefx=a", "did you mean `prefix`"),
+            ("redis://h/?Secret", "prefix, timeout"),
+            ("redis://h/?timeout=5", "timeout"),
+        ] {
+            let text = refused(url);
+            assert!(text.contains(named), "{url}: {text}");
+            assert!(!text.contains("ecret"), "{url}: {text}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        /// Wherever a password stands, and whatever stands inside it, no error shows a part of it.
+        #[test]
+        fn no_error_shows_a_part_of_a_password(
+            before in "(redis|rediss|etcd|x y)?(:|://|:/)(u|)(:|)",
+            between in "[?/@:#&=%,\\[\\] ]{0,3}",
+            after in "(@|)(h|h:1|h:x|,|\\[)?(/|)(\\?|)(a|prefix=1|timeout=x|&)?",
+        ) {
+            let url = format!("{before}Zq7xWv{between}Kw9vTy{after}");
+            let outcome = BackendUrl::parse(&url).and_then(|mut url| {
+                url.take("prefix")?;
+                url.take_duration("timeout")?;
+                url.finish()
+            });
+            if let Err(error) = outcome {
+                let text = format!("{error} {error:?}");
+                prop_assert!(!text.contains("Zq7x") && !text.contains("Kw9v"), "{url}: {text}");
+            }
+        }
     }
 }
