@@ -199,7 +199,7 @@ fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Er
     }
     let named = Error::new(
         ErrorKind::InvalidInput,
-        format!("`{}` cannot be used: {}", crate::shown::Shown(url), error.message()),
+        format!("`{}` cannot be used: {}", crate::redact::RedactedUrl(url), error.message()),
     )
     .with_operation("connect");
     match error.backend() {

@@ -235,8 +235,8 @@
 mod connect;
 #[cfg(feature = "local")]
 mod named;
+mod redact;
 mod scheme;
-mod shown;
 
 pub use leasehold_core::*;
 /// etcd. The driver is `leasehold::etcd::etcd_client`.
