@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
+use crate::text::Escaped;
+
 /// [`std::result::Result`] with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -65,7 +67,8 @@ impl fmt::Display for ErrorKind {
 
 /// Why an operation failed.
 ///
-/// [`Display`](fmt::Display) is one line: backend, operation, what, and what to do about it. The driver's own error is
+/// [`Display`](fmt::Display) is one line: backend, operation, what happened, and what to do about it. It escapes what
+/// does not print, because a message may contain the words of a server. The driver's own error is
 /// the [`source`](StdError::source). Cloning is cheap, so that one failed round trip can be told to all who shared it.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
@@ -149,7 +152,7 @@ impl fmt::Display for Error {
         if let Some(operation) = inner.operation {
             write!(f, "{operation}: ")?;
         }
-        f.write_str(&inner.message)
+        write!(f, "{}", Escaped(&inner.message))
     }
 }
 
@@ -198,5 +201,11 @@ mod tests {
         let source = error.source().unwrap().downcast_ref::<std::io::Error>().unwrap();
         assert_eq!(source.kind(), std::io::ErrorKind::BrokenPipe);
         assert!(error.is_retryable());
+    }
+
+    #[test]
+    fn the_words_of_a_server_reach_no_terminal_unescaped() {
+        let error = Error::new(ErrorKind::Protocol, "the server says `\u{1b}[2J\u{202e}`");
+        assert_eq!(error.to_string(), r"the server says `\u{1b}[2J\u{202e}`");
     }
 }

@@ -40,6 +40,7 @@ mod semaphore;
 pub mod session;
 mod signal;
 mod telemetry;
+pub mod text;
 mod trouble;
 mod ttl;
 pub mod url;

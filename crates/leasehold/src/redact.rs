@@ -1,8 +1,8 @@
 //! [`RedactedUrl`]: a URL as errors may show it.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
-use leasehold_core::url::BackendUrl;
+use leasehold_core::{text::Escaped, url::BackendUrl};
 
 /// The most characters that are shown.
 const LIMIT: usize = 80;
@@ -18,14 +18,14 @@ impl fmt::Display for RedactedUrl<'_> {
         let is_scheme = |scheme: &str| scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
         match self.0.split_once(':') {
             Some((scheme, _)) if ["file", "memory"].contains(&scheme.to_ascii_lowercase().as_str()) => {
-                Escaped(self.0).fmt(f)
+                shorten(self.0, f)
             }
             Some((scheme, rest)) if rest.starts_with("//") && is_scheme(scheme) => match BackendUrl::parse(self.0) {
                 Ok(url) => show(&url, self.0.contains('?'), f),
                 Err(_) => write!(f, "{}://***", Escaped(scheme)),
             },
-            Some((_, port)) if port.is_empty() || port.parse::<u16>().is_ok() => Escaped(self.0).fmt(f),
-            None if !self.0.contains('@') => Escaped(self.0).fmt(f),
+            Some((_, port)) if port.is_empty() || port.parse::<u16>().is_ok() => shorten(self.0, f),
+            None if !self.0.contains('@') => shorten(self.0, f),
             Some(_) | None => f.write_str("***"),
         }
     }
@@ -36,24 +36,14 @@ fn show(url: &BackendUrl, has_options: bool, f: &mut fmt::Formatter<'_>) -> fmt:
     let hosts: Vec<_> = url.hosts().iter().map(ToString::to_string).collect();
     let options = if has_options { "?***" } else { "" };
     let shown = format!("{}://{hidden}{}{}{options}", url.scheme(), hosts.join(","), url.path());
-    write!(f, "{}", Escaped(&shown))
+    shorten(&shown, f)
 }
 
-/// Text on one line: characters that do not print are escaped.
-struct Escaped<'a>(&'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars().take(LIMIT) {
-            let escaped = c.escape_debug();
-            if escaped.len() == 1 || matches!(c, '"' | '\'' | '\\') {
-                f.write_char(c)?;
-            } else {
-                write!(f, "{escaped}")?;
-            }
-        }
-        if self.0.chars().nth(LIMIT).is_some() { f.write_char('…') } else { Ok(()) }
-    }
+/// Shows at most [`LIMIT`] characters on one line.
+fn shorten(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let end = text.char_indices().nth(LIMIT).map_or(text.len(), |(at, _)| at);
+    let more = if end < text.len() { "…" } else { "" };
+    write!(f, "{}{more}", Escaped(&text[..end]))
 }
 
 #[cfg(test)]

@@ -1,0 +1,62 @@
+//! [`Escaped`]: text of others, made safe to print.
+
+use std::fmt::{self, Write};
+
+/// Text on one line, for terminals and logs.
+///
+/// Labels, names and the texts of servers come from other programs. Its `Display` escapes what does not print: control
+/// characters, which steer a terminal, and those that reorder or hide text, as Rust escapes them. Everything else is
+/// shown as it is.
+///
+/// ```
+/// use leasehold_core::text::Escaped;
+///
+/// assert_eq!(Escaped("till 3 – café").to_string(), "till 3 – café");
+/// assert_eq!(Escaped("a\u{1b}[2Jb\u{202e}c\n").to_string(), r"a\u{1b}[2Jb\u{202e}c\n");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            let escaped = c.escape_debug();
+            // Quotes and backslashes print; so do marks that combine with the letter before them.
+            if escaped.len() == 1 || matches!(c, '"' | '\'' | '\\') || is_mark(c) {
+                f.write_char(c)?;
+            } else {
+                write!(f, "{escaped}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether Rust escapes it only because it extends the character before it.
+fn is_mark(c: char) -> bool {
+    // In a string, only the first character may not be such a mark.
+    let text: String = ['a', c].iter().collect();
+    text.escape_debug().count() == 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_or_reorders_text_is_escaped() {
+        for c in
+            ['\0', '\u{7}', '\u{1b}', '\r', '\n', '\u{7f}', '\u{9b}', '\u{200b}', '\u{202e}', '\u{2066}', '\u{feff}']
+        {
+            let shown = Escaped(&format!("a{c}b")).to_string();
+            assert!(shown.starts_with("a\\") && !shown.contains(c), "{c:?}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn what_people_write_is_left_alone() {
+        for text in ["it's \"C:\\x\"", "cafe\u{301}", "日本語", "🔒", "a b"] {
+            assert_eq!(Escaped(text).to_string(), text);
+        }
+    }
+}
