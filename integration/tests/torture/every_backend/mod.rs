@@ -6,6 +6,7 @@
 
 mod etcd;
 mod files;
+mod memory;
 mod postgres;
 mod redis;
 mod redlock;
@@ -65,6 +66,20 @@ fn span() -> Duration {
     Duration::from_secs(seconds.unwrap_or(10))
 }
 
+/// What each process does.
+fn storm() -> Storm {
+    Storm {
+        tasks: TASKS,
+        readers: READERS,
+        long_in: 100,
+        drop_in: 10,
+        key: "k".into(),
+        within_ms: WITHIN_MS,
+        hold_us: 2000,
+        write: true,
+    }
+}
+
 /// Worker processes in a storm. Some are killed and come back under another name.
 struct Crew<'a> {
     stage: &'a Stage,
@@ -76,17 +91,7 @@ struct Crew<'a> {
 
 impl<'a> Crew<'a> {
     fn new(stage: &'a Stage, urls: Vec<String>) -> Self {
-        let storm = Storm {
-            tasks: TASKS,
-            readers: READERS,
-            long_in: 100,
-            drop_in: 10,
-            key: "k".into(),
-            within_ms: WITHIN_MS,
-            hold_us: 2000,
-            write: true,
-        };
-        let mut crew = Self { stage, urls, workers: Vec::new(), names: Vec::new(), storm };
+        let mut crew = Self { stage, urls, workers: Vec::new(), names: Vec::new(), storm: storm() };
         for at in 0..PROCESSES {
             let worker = crew.hire(at);
             crew.workers.push(worker);

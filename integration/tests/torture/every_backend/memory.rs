@@ -1,0 +1,43 @@
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use leasehold_integration::{
+    checker::{self, Order},
+    worker::{Answer, Command, EventLog},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::{STORM_END, span, storm};
+use crate::{
+    chaos::{none, seed},
+    support::{Stage, millis},
+};
+
+const TTL: u64 = 300;
+
+/// Its locks live in one process, which is stopped again and again: for less than a TTL, and for more.
+#[test]
+fn memory_keeps_its_promises_in_chaos() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let stage = Stage::on("memory:", TTL);
+    let mut worker = stage.worker("p");
+    let storm = super::Storm { tasks: 32, readers: 16, ..storm() };
+    assert!(matches!(worker.ask(Command::Storm(storm)).unwrap(), Answer::Storming));
+    let end = Instant::now() + span();
+    while Instant::now() < end {
+        thread::sleep(millis(rng.random_range(50..400)));
+        worker.pause().unwrap();
+        thread::sleep(Duration::from_millis(rng.random_range(1..2 * TTL)));
+        worker.resume().unwrap();
+    }
+    let ending = worker.send(Command::Calm).unwrap();
+    let Answer::Storm { granted, errors, .. } = worker.answer(ending, STORM_END).unwrap() else { panic!() };
+    assert!(granted >= 100, "only {granted} grants: nothing was tested");
+    assert!(errors.iter().all(|(kind, _)| kind == "Lost"), "{errors:?}");
+    let events = EventLog::merge(&[stage.log("p")]).unwrap();
+    none(&checker::overlaps(&events), "C1");
+    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::register(&stage.register().history().unwrap()), "C3");
+}
