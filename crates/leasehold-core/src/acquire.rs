@@ -2,19 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tracing::Instrument;
-
 use crate::{
-    backend::{Attempt, Lease},
+    backend::{Attempt, Lease, Upkeep},
     client::Client,
+    contain::{ContainedLease, contain},
     driven::Driven,
     error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
     gate::Place,
     guard::LockGuard,
     hold::Hold,
     options::{Spec, Wait},
+    release,
     request::Request,
-    telemetry::{Traced, Waiting},
+    telemetry::{Span, Traced, Waiting},
 };
 
 /// Acquires as `spec` says, but waits as `wait` says.
@@ -22,23 +23,25 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
     // Until the guard is there, or what was granted is on its way back.
     let _under_way = client.under_way();
     let waiting = Waiting::begin(client);
-    let acquired = granted(client, spec, wait).await.and_then(|grant| finish(client, spec, grant));
+    let acquired = granted(client, spec, wait).await.and_then(|grant| finish(spec, grant));
     // No `.await` since the grant: it cannot be dropped on the way.
     waiting.end(&acquired);
     acquired
 }
 
-async fn granted(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant> {
+async fn granted<'a>(client: &'a Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant<'a>> {
     let key = spec.key.as_ref().map_err(Error::clone)?;
-    let traced = Traced::of(tracing::debug_span!(
-        target: "leasehold",
-        "wait",
-        backend = client.capabilities.backend,
-        key = %key,
-        mode = %spec.mode,
-        outcome = tracing::field::Empty,
-        token = tracing::field::Empty,
-    ));
+    let traced = Traced::of(Span::of(|| {
+        tracing::debug_span!(
+            target: "leasehold",
+            "wait",
+            backend = client.capabilities.backend,
+            key = %key,
+            mode = %spec.mode,
+            outcome = tracing::field::Empty,
+            token = tracing::field::Empty,
+        )
+    }));
     let granted = async {
         client.check(spec.mode, spec.ttl)?;
         // A backend in this process may answer in the first poll, always: who loops over many locks must let others run.
@@ -58,59 +61,87 @@ async fn granted(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant>
         }
     };
     let span = &traced.span;
-    let granted = if span.is_disabled() { granted.await } else { granted.instrument(span.clone()).await };
-    if let Some(token) = granted.as_ref().ok().and_then(|grant| grant.lease.fencing_token()) {
+    let granted = if span.is_disabled() { granted.await } else { span.around(granted).await };
+    if let Some(token) = granted.as_ref().ok().and_then(|grant| grant.token) {
         span.record("token", token.get());
     }
     traced.end(&granted, "granted");
     granted
 }
 
-/// What was granted, on its way to a guard.
-struct Grant {
-    request: Request,
-    lease: Arc<dyn Lease>,
+/// A grant that is not yet a guard's. Dropped, it is given back.
+pub(crate) struct Grant<'a> {
+    pub(crate) client: &'a Arc<Client>,
+    pub(crate) request: Request,
+    pub(crate) token: Option<FencingToken>,
+    pub(crate) upkeep: Upkeep,
+    lease: ContainedLease,
     place: Option<Place>,
+    owned: bool,
+}
+
+impl<'a> Grant<'a> {
+    fn of(client: &'a Arc<Client>, request: Request, lease: Arc<dyn Lease>, place: Option<Place>) -> Result<Self> {
+        let lease = ContainedLease::new(lease);
+        let mut grant = Self { client, request, token: None, upkeep: Upkeep::Alone, lease, place, owned: true };
+        if let Some(place) = &mut grant.place {
+            place.granted();
+        }
+        let facts = grant.lease.facts().map_err(|error| error.with_backend(client.capabilities.backend));
+        (grant.token, grant.upkeep) = facts?;
+        Ok(grant)
+    }
+
+    /// Hands the lease over to a new owner.
+    pub(crate) fn hand_over(&mut self) -> (ContainedLease, Option<Place>) {
+        self.owned = false;
+        (self.lease.clone(), self.place.take())
+    }
+}
+
+impl Drop for Grant<'_> {
+    fn drop(&mut self) {
+        if self.owned {
+            let (client, lease, request) = (Arc::clone(self.client), self.lease.clone(), self.request.clone());
+            self.client.in_background(async move { release::give_back_grant(&client, lease, &request).await });
+        }
+    }
 }
 
 /// Waits its turn at the gate, then at the backend.
-async fn queue(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
+async fn queue<'a>(client: &'a Arc<Client>, spec: &Spec) -> Result<Grant<'a>> {
     let request = request(spec)?;
-    let mut place = enter(client, &request).await?;
+    let place = enter(client, &request).await?;
     let request = request.with_courtesy(place.is_courteous()).with_last_turn(place.is_last_turn()).with_waiting(true);
-    let operation = Arc::clone(&client.backend).acquire(request.clone());
-    let lease = Driven::acquisition(client, &request, operation).await?;
-    place.granted();
-    Ok(Grant { request, lease, place: Some(place) })
+    let acquire = || Arc::clone(&client.backend).acquire(request.clone());
+    let lease = Driven::acquisition(client, &request, acquire).await?;
+    Grant::of(client, request, lease, Some(place))
 }
 
 /// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
 async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
     let patience = request.ttl().as_duration();
     let tell = || {
-        tracing::warn!(
-            target: "leasehold",
-            backend = client.capabilities.backend,
-            key = %request.key(),
-            "a task waits for a lock that it took itself; if it still has the guard it waits for ever: \
-             re-enter through `LockClient::owner`"
-        );
+        contain(|| {
+            tracing::warn!(
+                target: "leasehold",
+                backend = client.capabilities.backend,
+                key = %request.key(),
+                "a task waits for a lock that it took itself; if it still has the guard it waits for ever: \
+                 re-enter through `LockClient::owner`"
+            );
+        });
     };
     client.gates.enter(request.key(), request.mode(), patience, tell).await
 }
 
 /// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.
-async fn try_once(client: &Arc<Client>, spec: &Spec) -> Result<Grant> {
+async fn try_once<'a>(client: &'a Arc<Client>, spec: &Spec) -> Result<Grant<'a>> {
     let request = request(spec)?;
-    let mut place = client.gates.try_enter(request.key(), request.mode()).await?;
-    let attempt = Arc::clone(&client.backend).try_acquire(request.clone());
+    let place = client.gates.try_enter(request.key(), request.mode()).await?;
+    let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());
     match Driven::acquisition(client, &request, attempt).await? {
-        Attempt::Granted(lease) => {
-            if let Some(place) = &mut place {
-                place.granted();
-            }
-            Ok(Grant { request, lease, place })
-        }
+        Attempt::Granted(lease) => Grant::of(client, request, lease, place),
         Attempt::Contended(_) => Err(Error::new(
             ErrorKind::Contended,
             format!("another holds `{}`; wait for it, or try again later", request.key()),
@@ -124,10 +155,9 @@ fn request(spec: &Spec) -> Result<Request> {
     Ok(Request::in_context(key, spec.mode, spec.ttl, Arc::clone(&spec.context)))
 }
 
-fn finish(client: &Arc<Client>, spec: &Spec, grant: Grant) -> Result<LockGuard> {
-    let Grant { request, lease, place } = grant;
-    let hold = Hold::new(client, lease, request, spec.renewal, place);
-    let guard = LockGuard::new(hold);
+fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
+    let client = grant.client;
+    let guard = Hold::begin(grant, spec.renewal);
     if client.is_closed() {
         return Err(client.closed());
     }

@@ -20,6 +20,7 @@ use crate::{
     backend::LockBackend,
     capability::{Capabilities, Restart},
     clock::{Clock, SystemClock},
+    contain::Call,
     driven::Driven,
     error::{Error, ErrorKind, Result},
     gate::Gates,
@@ -151,7 +152,7 @@ impl LockClient {
     {
         self.0.check_usable()?;
         let (backend, key) = (Arc::clone(&self.0.backend), key.try_into()?);
-        Driven::short(&self.0, Box::pin(async move { backend.inspect(&key).await })).await
+        Driven::short(&self.0, Call::of(|| Box::pin(async move { backend.inspect(&key).await }))).await
     }
 
     /// Takes the lock from this holder, never from a later one. Gently (its renewals stop and it is free at its deadline),
@@ -165,7 +166,7 @@ impl LockClient {
     pub async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         self.0.check_usable()?;
         let (backend, holder) = (Arc::clone(&self.0.backend), holder.clone());
-        Driven::short(&self.0, Box::pin(async move { backend.break_lock(&holder, now).await })).await
+        Driven::short(&self.0, Call::of(|| Box::pin(async move { backend.break_lock(&holder, now).await }))).await
     }
 
     /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost to

@@ -6,16 +6,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use tracing::Span;
-
 use crate::{
     backend::{Attempt, BoxFuture, Lease},
     client::Client,
+    contain::{Call, ContainedLease},
     error::{ErrorKind, Result},
     inspection::{Broken, Inspection},
     release,
     request::Request,
-    telemetry,
 };
 
 /// What a backend's operation may end with, and the lease to give back if nobody waits for it any more.
@@ -50,26 +48,27 @@ macro_rules! without_lease {
 without_lease!((), Inspection, Broken);
 
 /// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled if it is an
-/// acquisition, driven to its end in the background, and what was granted is released.
+/// acquisition, driven to its end in the background, and what was granted is released. An operation that panics has
+/// ended, with an error.
 #[must_use]
 pub(crate) struct Driven<'a, T: Outcome> {
     client: &'a Arc<Client>,
     /// Of an acquisition: what is cancelled.
     request: Option<&'a Request>,
-    operation: Option<BoxFuture<'static, Result<T>>>,
+    operation: Option<Call<T>>,
 }
 
 impl<'a, T: Outcome> Driven<'a, T> {
     pub(crate) fn acquisition(
         client: &'a Arc<Client>,
         request: &'a Request,
-        operation: BoxFuture<'static, Result<T>>,
+        operation: impl FnOnce() -> BoxFuture<'static, Result<T>>,
     ) -> Self {
-        Self { client, request: Some(request), operation: Some(operation) }
+        Self { client, request: Some(request), operation: Some(Call::of(operation)) }
     }
 
     /// An operation that ends by itself.
-    pub(crate) fn short(client: &'a Arc<Client>, operation: BoxFuture<'static, Result<T>>) -> Self {
+    pub(crate) fn short(client: &'a Arc<Client>, operation: Call<T>) -> Self {
         Self { client, request: None, operation: Some(operation) }
     }
 }
@@ -80,12 +79,14 @@ impl<T: Outcome> Future for Driven<'_, T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let Some(operation) = &mut this.operation else { return Poll::Pending };
-        match operation.as_mut().poll(cx) {
+        match Pin::new(operation).poll(cx) {
             Poll::Ready(outcome) => {
                 this.operation = None;
                 Poll::Ready(outcome.map_err(|error| {
                     if error.kind() == ErrorKind::Cancelled && this.client.is_closed() {
                         this.client.closed()
+                    } else if error.backend().is_none() {
+                        error.with_backend(this.client.capabilities.backend)
                     } else {
                         error
                     }
@@ -107,8 +108,7 @@ impl<T: Outcome> Drop for Driven<'_, T> {
         let client = Arc::clone(self.client);
         self.client.in_background(async move {
             if let (Some(lease), Some(request)) = (operation.await.ok().and_then(Outcome::lease), request) {
-                let span = telemetry::release_span(&Span::none(), &client, &request, lease.fencing_token());
-                release::give_back(&client, lease, span).await;
+                release::give_back_grant(&client, ContainedLease::new(lease), &request).await;
             }
         });
     }

@@ -8,21 +8,22 @@ use std::{
     time::Duration,
 };
 
-use tracing::Instrument;
-
 use crate::{
-    backend::{Lease, Upkeep},
+    acquire::Grant,
+    backend::Upkeep,
     client::Client,
     clock::{Deadline, LiveDeadline, Moment},
+    contain::ContainedLease,
     driven::Driven,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     gate::Place,
+    guard::LockGuard,
     options::Renewal,
     release,
     request::Request,
     signal::{LossReason, Signal},
-    telemetry::{self, Traced},
+    telemetry::{self, Span, Traced},
 };
 
 /// How often at least a wait for a deadline looks at the clock again: timers sleep through a suspend, the clock does not.
@@ -31,7 +32,8 @@ pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub(crate) client: Arc<Client>,
-    pub(crate) lease: Arc<dyn Lease>,
+    pub(crate) lease: ContainedLease,
+    pub(crate) upkeep: Upkeep,
     pub(crate) request: Request,
     pub(crate) renewal: Renewal,
     token: Option<FencingToken>,
@@ -44,36 +46,37 @@ pub(crate) struct Hold {
     pub(crate) id: u64,
     pub(crate) due: AtomicU64,
     pub(crate) renewing: AtomicBool,
-    span: tracing::Span,
+    span: Span,
     since: telemetry::Since,
 }
 
 impl Hold {
-    pub(crate) fn new(
-        client: &Arc<Client>,
-        lease: Arc<dyn Lease>,
-        request: Request,
-        renewal: Renewal,
-        place: Option<Place>,
-    ) -> Arc<Self> {
-        let token = lease.fencing_token();
-        let limit = match (renewal, lease.upkeep()) {
+    /// Makes a guard of a grant.
+    pub(crate) fn begin(mut grant: Grant<'_>, renewal: Renewal) -> LockGuard {
+        let (client, request, token, upkeep) = (grant.client, grant.request.clone(), grant.token, grant.upkeep);
+        let limit = match (renewal, upkeep) {
             (Renewal::Manual, Upkeep::Session(_)) => {
                 Some(LiveDeadline::new(Deadline::at(request.now() + request.ttl().as_duration())))
             }
             _ => None,
         };
-        let span = tracing::debug_span!(
-            target: "leasehold",
-            "hold",
-            backend = client.capabilities.backend,
-            key = %request.key(),
-            mode = %request.mode(),
-            token = token.map(FencingToken::get),
-            outcome = tracing::field::Empty,
-        );
-        let hold = Arc::new(Self {
+        let span = Span::of(|| {
+            tracing::debug_span!(
+                target: "leasehold",
+                "hold",
+                backend = client.capabilities.backend,
+                key = %request.key(),
+                mode = %request.mode(),
+                token = token.map(FencingToken::get),
+                outcome = tracing::field::Empty,
+            )
+        });
+        let since = telemetry::hold_began(client);
+        // From the grant to the guard, with nothing in between that could panic.
+        let (lease, place) = grant.hand_over();
+        let guard = LockGuard::new(Arc::new(Self {
             lease,
+            upkeep,
             renewal,
             token,
             limit,
@@ -85,10 +88,10 @@ impl Hold {
             client: Arc::clone(client),
             request,
             span,
-            since: telemetry::hold_began(client),
-        });
-        client.keeper.add(&hold);
-        hold
+            since,
+        }));
+        client.keeper.add(guard.hold());
+        guard
     }
 
     pub(crate) fn signal(&self) -> &Signal {
@@ -160,9 +163,9 @@ impl Hold {
 
     async fn renew_lease(self: &Arc<Self>) -> Result<()> {
         let traced = Traced::of(telemetry::renew_span(&self.span, &self.client, &self.request, self.token));
-        let renewing = Driven::short(&self.client, Arc::clone(&self.lease).renew());
+        let renewing = Driven::short(&self.client, self.lease.renew());
         let sent = self.request.now();
-        let renewed = self.judge(sent, renewing.instrument(traced.span.clone()).await);
+        let renewed = self.judge(sent, traced.span.around(renewing).await);
         traced.end(&renewed, "renewed");
         renewed
     }
@@ -183,7 +186,9 @@ impl Hold {
                 let late = self.deadline().is_past(self.request.now());
                 self.lose(if late { LossReason::Expired } else { LossReason::Replaced });
             }
-            Err(error) => tracing::debug!(target: "leasehold", parent: &self.span, %error, "not renewed"),
+            Err(error) => {
+                self.span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not renewed"));
+            }
         }
         renewed
     }
@@ -210,30 +215,34 @@ impl Hold {
             self.end();
             telemetry::lost(&self.client, reason);
             if reason == LossReason::ClientClosed {
-                tracing::debug!(target: "leasehold", parent: &self.span, "given back: the client closes");
+                self.span.emit(|span| {
+                    tracing::debug!(target: "leasehold", parent: span, "given back: the client closes");
+                });
             } else {
                 self.warn_of_loss(reason);
             }
             // The backend may still have it as ours: an early local deadline, or a session that lives on.
-            let (client, lease, span) = (Arc::clone(&self.client), Arc::clone(&self.lease), self.release_span());
+            let (client, lease, span) = (Arc::clone(&self.client), self.lease.clone(), self.release_span());
             self.client.in_background(async move { release::give_back(&client, lease, span).await });
         }
     }
 
     fn warn_of_loss(&self, reason: LossReason) {
-        tracing::warn!(
-            target: "leasehold",
-            parent: &self.span,
-            backend = self.client.capabilities.backend,
-            key = %self.request.key(),
-            token = self.token.map(FencingToken::get),
-            %reason,
-            "lock lost"
-        );
+        self.span.emit(|span| {
+            tracing::warn!(
+                target: "leasehold",
+                parent: span,
+                backend = self.client.capabilities.backend,
+                key = %self.request.key(),
+                token = self.token.map(FencingToken::get),
+                %reason,
+                "lock lost"
+            );
+        });
     }
 
     /// A span for a release of it.
-    pub(crate) fn release_span(&self) -> tracing::Span {
+    pub(crate) fn release_span(&self) -> Span {
         telemetry::release_span(&self.span, &self.client, &self.request, self.token)
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::{
     backend::{BoxFuture, SessionId, Upkeep},
     clock::{Clock, Moment},
+    contain::{contain, contained},
     error::{ErrorKind, Result},
     hold::{Hold, LONGEST_SLEEP},
     options::Renewal,
@@ -97,7 +98,7 @@ impl Keeper {
                 state.shortest = Duration::MAX;
             }
             state.shortest = state.shortest.min(hold.request.ttl().as_duration());
-            let due = match (hold.renewal, hold.lease.upkeep()) {
+            let due = match (hold.renewal, hold.upkeep) {
                 (Renewal::Automatic, Upkeep::Session(id)) => {
                     let session = state.sessions.entry(id).or_default();
                     if session.members.is_empty() {
@@ -127,7 +128,7 @@ impl Keeper {
         if state.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
             return true;
         }
-        let Upkeep::Session(id) = hold.lease.upkeep() else { return false };
+        let Upkeep::Session(id) = hold.upkeep else { return false };
         let Some(session) = state.sessions.get_mut(&id) else { return false };
         let kept = session.members.remove(&hold.id).is_some();
         if session.members.is_empty() {
@@ -157,17 +158,27 @@ impl Keeper {
     async fn run(self: Arc<Self>) {
         let mut renewals = Renewals::new();
         while !self.stopped.load(Ordering::Acquire) {
-            let sleep = self.look(&renewals);
-            tokio::select! {
-                biased;
-                () = self.wake.notified() => {}
-                () = self.losses.notified() => self.collect_losses(),
-                Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),
-                () = tokio::time::sleep(sleep) => {}
+            // Nothing in it should panic: foreign code is contained. If something does, the other locks must not suffer.
+            if let Err(error) = contained(self.step(&mut renewals)).await {
+                contain(|| tracing::error!(target: "leasehold", %error, "the renewal task panicked, and goes on"));
+                tokio::time::sleep(RETRY_BOUNDS.0).await;
             }
         }
         // No backend sees a dropped future. They end by their time-outs at the latest.
         while renewals.next().await.is_some() {}
+    }
+
+    /// Does what is due, and waits until something else is.
+    async fn step(&self, renewals: &mut Renewals) -> Result<()> {
+        let sleep = self.look(renewals);
+        tokio::select! {
+            biased;
+            () = self.wake.notified() => {}
+            () = self.losses.notified() => self.collect_losses(),
+            Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),
+            () = tokio::time::sleep(sleep) => {}
+        }
+        Ok(())
     }
 
     /// Starts what is due and ends what is over; how long nothing will be due.
@@ -293,7 +304,7 @@ impl State {
             let Some(hold) = self.ready.pop_front() else { return };
             if hold.signal().is_live() {
                 renewals.push(Box::pin(async move {
-                    let outcome = hold.renew().await;
+                    let outcome = contained(hold.renew()).await;
                     (Renewed::Hold(hold), outcome)
                 }));
             }
@@ -311,7 +322,7 @@ impl State {
             if !std::mem::replace(&mut session.renewing, true) {
                 let renewed = Arc::clone(hold);
                 renewals.push(Box::pin(async move {
-                    let outcome = renewed.renew().await;
+                    let outcome = contained(renewed.renew()).await;
                     (Renewed::Session(id, renewed), outcome)
                 }));
             }

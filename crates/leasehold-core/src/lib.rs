@@ -12,6 +12,7 @@ mod backend;
 mod capability;
 mod client;
 mod clock;
+mod contain;
 mod credentials;
 mod driven;
 mod error;

@@ -7,15 +7,15 @@ use std::{
     time::Duration,
 };
 
-use tracing::{Instrument, Span};
-
 use crate::{
-    backend::{BoxFuture, Lease, Released},
+    backend::Released,
     client::Client,
+    contain::{Call, ContainedLease},
     error::Result,
     gate::Place,
     hold::Hold,
-    telemetry,
+    request::Request,
+    telemetry::{self, Span},
 };
 
 /// The pause before a failed release is tried again, doubled each time, until the deadline.
@@ -28,7 +28,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 #[must_use]
 pub(crate) struct Releasing {
     hold: Arc<Hold>,
-    operation: Option<BoxFuture<'static, Result<Released>>>,
+    operation: Option<Call<Released>>,
     place: Option<Place>,
     sent: bool,
     in_background: bool,
@@ -45,7 +45,7 @@ impl Releasing {
         hold.client.keeper.remove(hold);
         hold.end();
         Some(Self {
-            operation: Some(Arc::clone(&hold.lease).release()),
+            operation: Some(hold.lease.release()),
             place: hold.take_place(),
             span: hold.release_span(),
             hold: Arc::clone(hold),
@@ -66,33 +66,41 @@ impl Releasing {
 
     /// Tries again until it is done or the lease is over anyway.
     async fn finish(mut self) {
-        let (hold, span) = (Arc::clone(&self.hold), self.span.clone());
+        let hold = Arc::clone(&self.hold);
         let outcome = (&mut self).await;
+        let span = std::mem::replace(&mut self.span, Span::none());
         drop(self);
         let outcome = until_over(&hold.client, &hold.lease, outcome).await;
         telemetry::released(&hold.client, &outcome);
         telemetry::release_ended(&span, &outcome);
         if let Err(error) = outcome {
-            tracing::debug!(target: "leasehold", parent: &span, %error, "not released; it expires");
+            span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not released; it expires"));
         }
     }
 }
 
 /// Gives a lease back that nobody holds on to. Tries again until it is done or the lease is over anyway.
-pub(crate) async fn give_back(client: &Client, lease: Arc<dyn Lease>, span: Span) {
+pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span) {
     let giving_back = async {
-        let outcome = Arc::clone(&lease).release().await;
+        let outcome = lease.release().await;
         until_over(client, &lease, outcome).await
     };
-    let outcome = giving_back.instrument(span.clone()).await;
+    let outcome = span.around(giving_back).await;
     telemetry::release_ended(&span, &outcome);
     if let Err(error) = outcome {
-        tracing::debug!(target: "leasehold", parent: &span, %error, "not given back; it expires");
+        span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not given back; it expires"));
     }
 }
 
+/// As [`give_back`], for a grant that never came to be held.
+pub(crate) async fn give_back_grant(client: &Client, lease: ContainedLease, request: &Request) {
+    let token = lease.facts().ok().and_then(|(token, _)| token);
+    let span = telemetry::release_span(&Span::none(), client, request, token);
+    give_back(client, lease, span).await;
+}
+
 /// Releases again and again, after a release with this outcome, as long as that is of use and the client has the time.
-async fn until_over(client: &Client, lease: &Arc<dyn Lease>, mut outcome: Result<Released>) -> Result<Released> {
+async fn until_over(client: &Client, lease: &ContainedLease, mut outcome: Result<Released>) -> Result<Released> {
     let mut pause = FIRST_PAUSE;
     let mut closed = pin!(async {
         client.context.closing.cancelled().await;
@@ -105,7 +113,7 @@ async fn until_over(client: &Client, lease: &Arc<dyn Lease>, mut outcome: Result
             () = tokio::time::sleep(pause) => {}
         }
         pause = LONGEST_PAUSE.min(pause * 2);
-        outcome = Arc::clone(lease).release().await;
+        outcome = lease.release().await;
     }
     outcome
 }
@@ -116,7 +124,7 @@ impl Future for Releasing {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let Some(operation) = &mut this.operation else { return Poll::Pending };
-        let polled = this.span.in_scope(|| operation.as_mut().poll(cx));
+        let polled = this.span.in_scope(|| Pin::new(operation).poll(cx));
         if !this.sent {
             this.sent = true;
             if this.hold.client.capabilities.ordered_release
@@ -149,7 +157,7 @@ impl Releasing {
     fn retry_in_background(&self) {
         let retry = Self {
             hold: Arc::clone(&self.hold),
-            operation: Some(Arc::clone(&self.hold.lease).release()),
+            operation: Some(self.hold.lease.release()),
             place: None,
             sent: true,
             in_background: true,

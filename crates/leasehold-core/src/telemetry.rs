@@ -3,15 +3,22 @@
 //!
 //! Without the feature `metrics` nothing is measured, no clock is read for it, and all of this compiles to nothing. No label has
 //! more values than there are backends, kinds of outcomes or nodes: never a key, never a user.
+//!
+//! Recorders and subscribers are foreign code, which may panic: they are only called through [`contain`].
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use tracing::Span;
+use pin_project_lite::pin_project;
 
 pub(crate) use self::record::Since;
 use crate::{
     backend::Released,
     client::Client,
+    contain::contain,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     request::Request,
@@ -48,18 +55,107 @@ pub(crate) fn describe() {
     }
 }
 
+/// A span whose subscriber may panic: then less is traced.
+#[derive(Debug)]
+pub(crate) struct Span(tracing::Span);
+
+impl Span {
+    pub(crate) fn none() -> Self {
+        Self(tracing::Span::none())
+    }
+
+    /// The span that `make` makes.
+    pub(crate) fn of(make: impl FnOnce() -> tracing::Span) -> Self {
+        Self(contain(make).unwrap_or_else(tracing::Span::none))
+    }
+
+    /// Whether nobody sees it.
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.0.is_disabled()
+    }
+
+    /// Sets a field, if anybody sees it.
+    pub(crate) fn record(&self, field: &'static str, value: impl tracing::Value) {
+        if !self.is_disabled() {
+            contain(|| self.0.record(field, value));
+        }
+    }
+
+    /// Emits an event below it.
+    pub(crate) fn emit(&self, event: impl FnOnce(&tracing::Span)) {
+        contain(|| event(&self.0));
+    }
+
+    /// Runs `work` in it.
+    pub(crate) fn in_scope<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _entered = Entered::of(self);
+        work()
+    }
+
+    /// Polls `work` in it.
+    pub(crate) fn around<F: Future>(&self, work: F) -> Around<'_, F> {
+        Around { span: self, work }
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        if !self.0.is_none() {
+            let span = std::mem::replace(&mut self.0, tracing::Span::none());
+            contain(|| drop(span));
+        }
+    }
+}
+
+struct Entered<'a>(Option<tracing::span::Entered<'a>>);
+
+impl<'a> Entered<'a> {
+    fn of(span: &'a Span) -> Self {
+        Self(if span.0.is_none() { None } else { contain(|| span.0.enter()) })
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if let Some(entered) = self.0.take() {
+            contain(|| drop(entered));
+        }
+    }
+}
+
+pin_project! {
+    /// See [`Span::around`].
+    #[must_use = "futures do nothing unless polled"]
+    pub(crate) struct Around<'a, F> {
+        span: &'a Span,
+        #[pin]
+        work: F,
+    }
+}
+
+impl<F: Future> Future for Around<'_, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.span.in_scope(|| this.work.poll(cx))
+    }
+}
+
 /// A span for what is done with a grant. A macro, as names of spans are literals.
 macro_rules! span_of {
     ($name:literal, $parent:expr, $client:expr, $request:expr, $token:expr) => {
-        tracing::debug_span!(
-            target: "leasehold",
-            parent: $parent,
-            $name,
-            backend = $client.capabilities.backend,
-            key = %$request.key(),
-            token = $token.map(FencingToken::get),
-            outcome = tracing::field::Empty,
-        )
+        Span::of(|| {
+            tracing::debug_span!(
+                target: "leasehold",
+                parent: &$parent.0,
+                $name,
+                backend = $client.capabilities.backend,
+                key = %$request.key(),
+                token = $token.map(FencingToken::get),
+                outcome = tracing::field::Empty,
+            )
+        })
     };
 }
 
@@ -115,11 +211,9 @@ fn record(span: &Span, outcome: Result<&'static str, &Error>) {
     }
 }
 
-/// Says on its span how something has ended, if anybody sees it.
+/// Says on its span how something has ended.
 pub(crate) fn say(span: &Span, outcome: impl tracing::Value) {
-    if !span.is_disabled() {
-        span.record("outcome", outcome);
-    }
+    span.record("outcome", outcome);
 }
 
 /// An acquisition under way. Dropped before it has [ended](Self::end), it was cancelled.
@@ -244,7 +338,7 @@ mod record {
     use metrics::{Unit, counter, gauge, histogram};
 
     use super::Metric;
-    use crate::{client::Client, clock::Moment};
+    use crate::{client::Client, clock::Moment, contain::contain};
 
     /// A moment on the client's clock.
     #[derive(Debug)]
@@ -257,40 +351,40 @@ mod record {
     }
 
     pub(super) fn describe_counter((name, text): Metric) {
-        metrics::describe_counter!(name, Unit::Count, text);
+        contain(|| metrics::describe_counter!(name, Unit::Count, text));
     }
 
     pub(super) fn describe_gauge((name, text): Metric) {
-        metrics::describe_gauge!(name, Unit::Count, text);
+        contain(|| metrics::describe_gauge!(name, Unit::Count, text));
     }
 
     pub(super) fn describe_seconds((name, text): Metric) {
-        metrics::describe_histogram!(name, Unit::Seconds, text);
+        contain(|| metrics::describe_histogram!(name, Unit::Seconds, text));
     }
 
     pub(super) fn count((name, _): Metric, client: &Client, (label, value): (&'static str, &'static str)) {
-        counter!(name, "backend" => client.capabilities.backend, label => value).increment(1);
+        contain(|| counter!(name, "backend" => client.capabilities.backend, label => value).increment(1));
     }
 
     pub(super) fn count_in((name, _): Metric, backend: &'static str) {
-        counter!(name, "backend" => backend).increment(1);
+        contain(|| counter!(name, "backend" => backend).increment(1));
     }
 
     pub(super) fn count_at((name, _): Metric, node: &Arc<str>, kind: &'static str) {
-        counter!(name, "node" => Arc::clone(node), "kind" => kind).increment(1);
+        contain(|| counter!(name, "node" => Arc::clone(node), "kind" => kind).increment(1));
     }
 
     pub(super) fn add((name, _): Metric, client: &Client, difference: f64) {
-        gauge!(name, "backend" => client.capabilities.backend).increment(difference);
+        contain(|| gauge!(name, "backend" => client.capabilities.backend).increment(difference));
     }
 
     pub(super) fn set((name, _): Metric, node: &Arc<str>, value: f64) {
-        gauge!(name, "node" => Arc::clone(node)).set(value);
+        contain(|| gauge!(name, "node" => Arc::clone(node)).set(value));
     }
 
     pub(super) fn seconds((name, _): Metric, client: &Client, since: &Since) {
         let seconds = client.context.clock.now().since(since.0).as_secs_f64();
-        histogram!(name, "backend" => client.capabilities.backend).record(seconds);
+        contain(|| histogram!(name, "backend" => client.capabilities.backend).record(seconds));
     }
 }
 

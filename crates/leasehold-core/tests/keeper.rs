@@ -145,3 +145,28 @@ async fn a_renewal_whose_answer_comes_after_the_deadline_is_told_as_an_expiry() 
     assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     assert_eq!(guard.loss(), Some(LossReason::Expired));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_renewal_ends_no_other() {
+    // The locks of the spy share a session's renewals, but no deadline.
+    for (session, locks) in [(None, 10), (Some(SessionId::new()), 1)] {
+        let (client, watched, _clock) = spied();
+        *watched.session.lock().unwrap() = session;
+        let guards = locked(&client, locks, secs(10)).await;
+        watched.panics.store(5, SeqCst);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(watched.panics.load(SeqCst), 0);
+        assert!(guards.iter().all(|guard| guard.is_held()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_manual_renewal_is_its_error() {
+    let (client, watched, _clock) = spied();
+    let guard = client.mutex("a").with_renewal(Renewal::Manual).lock().await.unwrap();
+    watched.panics.store(1, SeqCst);
+    let error = guard.renew().await.unwrap_err();
+    assert_eq!((error.kind(), error.backend()), (ErrorKind::Indeterminate, Some("memory")));
+    assert!(error.message().contains("told to panic"), "{error}");
+    guard.renew().await.unwrap();
+}

@@ -34,6 +34,10 @@ pub(crate) struct Watched {
     pub(crate) releases: AtomicUsize,
     /// Renewals fail while this is set.
     pub(crate) renewals_fail: AtomicBool,
+    /// How long a renewal is on its way, there and back.
+    pub(crate) round_trip: Mutex<Duration>,
+    /// How many of the next renewals panic.
+    pub(crate) panics: AtomicUsize,
     /// How long the machine is suspended during a renewal.
     pub(crate) suspended: Mutex<Option<(Arc<TestClock>, Duration)>>,
     /// Releases take effect with their first poll, and are answered when this is notified, if set.
@@ -124,6 +128,15 @@ impl Lease for SpyLease {
         self.watched.renewals.lock().unwrap().push(self.request.now());
         if self.watched.renewals_fail.load(SeqCst) {
             return Err(Error::new(ErrorKind::Unavailable, "told to fail"));
+        }
+        let panics = self.watched.panics.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        assert!(panics.is_err(), "told to panic");
+        let round_trip = *self.watched.round_trip.lock().unwrap();
+        if !round_trip.is_zero() {
+            tokio::time::sleep(round_trip / 2).await;
+            let renewed = Arc::clone(&self.inner).renew().await;
+            tokio::time::sleep(round_trip / 2).await;
+            return renewed;
         }
         if let Some((clock, time)) = self.watched.suspended.lock().unwrap().take() {
             clock.suspend(time);

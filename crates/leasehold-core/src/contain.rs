@@ -1,0 +1,99 @@
+//! Panics of foreign code: of a backend, a metrics recorder or a tracing subscriber.
+//!
+//! A panic that unwinds between a grant and its guard, or between a guard and its release, leaves a lease that nobody
+//! releases. So none does: a panic of a backend's call is an error of that call, and a panic of a recorder or a
+//! subscriber costs what it was to record.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::FutureExt;
+
+use crate::{
+    backend::{BoxFuture, Lease, Released, Upkeep},
+    clock::{Deadline, Moment},
+    error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
+};
+
+/// Runs foreign code. Returns `None` if it panicked, which the panic hook has reported by then.
+pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(foreign)).ok()
+}
+
+/// Drives a future to its end. A panic in it is its error.
+pub(crate) async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = text.unwrap_or("no message");
+    // What was asked for may have happened before it.
+    Error::new(ErrorKind::Indeterminate, format!("the backend panicked: {text}"))
+}
+
+/// A call of a backend. A panic in it is its error, and it is never polled again.
+#[must_use]
+pub(crate) struct Call<T>(Option<BoxFuture<'static, Result<T>>>);
+
+impl<T: Send + 'static> Call<T> {
+    /// The call that `start` makes: a backend may panic before there is a future.
+    pub(crate) fn of(start: impl FnOnce() -> BoxFuture<'static, Result<T>>) -> Self {
+        let call = catch_unwind(AssertUnwindSafe(start));
+        Self(Some(call.unwrap_or_else(|panic| Box::pin(std::future::ready(Err(panicked(&*panic)))))))
+    }
+}
+
+impl<T> Future for Call<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(call) = &mut self.0 else { return Poll::Pending };
+        let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
+        if matches!(polled, Ok(Poll::Pending)) {
+            return Poll::Pending;
+        }
+        let over = self.0.take();
+        // What it drops is the backend's, too.
+        let _dropped = contain(|| drop(over));
+        polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&*panic))))
+    }
+}
+
+/// A lease of a backend, whose panics are errors.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainedLease(Arc<dyn Lease>);
+
+impl ContainedLease {
+    pub(crate) fn new(lease: Arc<dyn Lease>) -> Self {
+        Self(lease)
+    }
+
+    /// What does not change.
+    pub(crate) fn facts(&self) -> Result<(Option<FencingToken>, Upkeep)> {
+        let facts = catch_unwind(AssertUnwindSafe(|| (self.0.fencing_token(), self.0.upkeep())));
+        facts.map_err(|panic| panicked(&*panic))
+    }
+
+    /// See [`Lease::valid_until`]. A lease that cannot say how long it is valid is valid no longer.
+    pub(crate) fn valid_until(&self) -> Deadline {
+        contain(|| self.0.valid_until()).unwrap_or(Deadline::at(Moment::from_nanos(0)))
+    }
+
+    /// See [`Lease::renew`].
+    pub(crate) fn renew(&self) -> Call<()> {
+        Call::of(|| Arc::clone(&self.0).renew())
+    }
+
+    /// See [`Lease::release`].
+    pub(crate) fn release(&self) -> Call<Released> {
+        Call::of(|| Arc::clone(&self.0).release())
+    }
+}
