@@ -1,7 +1,7 @@
 //! The keeper: one task per client that renews what is due, and ends what was not renewed in time.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,14 +16,20 @@ use crate::{
     backend::{BoxFuture, SessionId, Upkeep},
     clock::{Clock, Moment},
     contain::{contain, contained},
-    error::{ErrorKind, Result},
+    error::{Error, ErrorKind, Result},
     hold::{Hold, LONGEST_SLEEP},
     options::Renewal,
     signal::LossReason,
 };
 
-/// Renewals under way at a time. More would queue up in front of everybody else's requests.
+/// Renewals of leases under way at a time, as long as the others can wait: more would queue up in front of everybody
+/// else's requests.
 const AT_A_TIME: usize = 64;
+/// A renewal that waits for its place among those no longer does when this part of the TTL is left. So there is time to
+/// try again, however many leases there are and however slow the backend is.
+const SEND_AT_PART: u32 = 2;
+/// A lease of which no more than this part of the TTL is left should have been renewed: the log warns.
+const WARN_AT_PART: u32 = 4;
 /// A renewal starts when this much of the remaining time has passed: a third at the latest, so that two more tries fit;
 /// spread, so that 10 000 leases taken together are not renewed together.
 const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
@@ -50,8 +56,12 @@ struct State {
     /// Holds with a renewal or a deadline of their own, by when they are due.
     holds: BTreeMap<(u64, u64), Arc<Hold>>,
     sessions: HashMap<SessionId, Session>,
-    /// Due to be renewed, and waiting for a place among those [`AT_A_TIME`].
-    ready: VecDeque<Arc<Hold>>,
+    /// Due to be renewed, and waiting for a place among those [`AT_A_TIME`], by when they no longer wait.
+    ready: BTreeMap<(u64, u64), Arc<Hold>>,
+    /// Why a renewal failed since the last one that did not.
+    trouble: Option<Error>,
+    /// When the log may warn of late renewals again.
+    next_warning: u64,
     /// When the task will look again. Not changed when something is taken away: a pair costs no wake-up.
     next_look: u64,
     /// Something was added since the task looked.
@@ -185,11 +195,11 @@ impl Keeper {
     fn look(&self, renewals: &Renewals) -> Duration {
         let now = self.clock.now();
         let mut over = Vec::new();
-        let sleep = {
+        let (sleep, late) = {
             let mut state = self.lock();
-            state.due_holds(now, &mut over);
-            state.start_renewals(renewals);
-            state.due_sessions(now, renewals, &mut over);
+            let late = state.due_holds(now, &mut over) | state.due_sessions(now, renewals, &mut over);
+            state.start_renewals(now, renewals);
+            let late = if late { state.late(now) } else { None };
             let next = state.next_due();
             let sleep = match next {
                 // What was held a moment ago is likely to be held again soon: look once more rather than be woken by each.
@@ -198,8 +208,11 @@ impl Keeper {
                 Some(next) => Moment::from_nanos(next).since(now).min(state.longest_sleep()),
             };
             state.next_look = (now + sleep).as_nanos();
-            sleep
+            (sleep, late)
         };
+        if let Some(late) = late {
+            contain(|| late.warn(renewals.len()));
+        }
         for hold in over {
             hold.lose(LossReason::Expired);
             hold.after_loss();
@@ -211,6 +224,7 @@ impl Keeper {
     /// Puts a renewal's outcome on the schedule.
     fn settle(&self, renewed: Renewed, outcome: &Result<()>) {
         let now = self.clock.now();
+        self.lock().trouble = outcome.as_ref().err().filter(|error| error.kind() != ErrorKind::Lost).cloned();
         match renewed {
             Renewed::Hold(hold) => {
                 hold.renewing.store(false, Ordering::Relaxed);
@@ -253,18 +267,22 @@ impl State {
 
     fn next_due(&self) -> Option<u64> {
         let hold = self.holds.first_key_value().map(|(&(due, _), _)| due);
+        let ready = self.ready.first_key_value().map(|(&(latest, _), _)| latest);
         let session = self.sessions.values().map(|session| session.due).min();
-        hold.into_iter().chain(session).min()
+        hold.into_iter().chain(ready).chain(session).min()
     }
 
-    fn due_holds(&mut self, now: Moment, over: &mut Vec<Arc<Hold>>) {
+    /// Whether one of them is late.
+    fn due_holds(&mut self, now: Moment, over: &mut Vec<Arc<Hold>>) -> bool {
         let mut lost = Vec::new();
+        let mut late = false;
         while let Some(entry) = self.holds.first_entry().filter(|entry| entry.key().0 <= now.as_nanos()) {
             let hold = entry.remove();
             if hold.deadline().is_past(now) || !hold.signal().is_live() {
                 lost.push(hold);
             } else {
-                self.make_ready(&hold);
+                late |= is_late(&hold, now);
+                self.make_ready(&hold, now);
             }
         }
         for hold in lost {
@@ -275,6 +293,7 @@ impl State {
         if !self.ready.is_empty() {
             self.take_along(now);
         }
+        late
     }
 
     /// Has renewed what is due soon, too.
@@ -287,21 +306,26 @@ impl State {
         });
         for hold in along.take(room).cloned().collect::<Vec<_>>() {
             self.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id));
-            self.make_ready(&hold);
+            self.make_ready(&hold, now);
         }
     }
 
-    /// Has it renewed, if it is not being renewed. Until that is answered, its deadline must still be noticed.
-    fn make_ready(&mut self, hold: &Arc<Hold>) {
+    /// Has it renewed, if it is not being renewed. Until that is answered, its lateness and its deadline must still be
+    /// noticed.
+    fn make_ready(&mut self, hold: &Arc<Hold>, now: Moment) {
         if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
-            self.ready.push_back(Arc::clone(hold));
+            self.ready.insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
         }
-        self.schedule(hold, hold.deadline().moment().as_nanos());
+        self.schedule(hold, next_alarm(hold, now));
     }
 
-    fn start_renewals(&mut self, renewals: &Renewals) {
-        while renewals.len() < AT_A_TIME {
-            let Some(hold) = self.ready.pop_front() else { return };
+    /// Starts what may be under way, and what can wait no longer.
+    fn start_renewals(&mut self, now: Moment, renewals: &Renewals) {
+        while let Some(entry) = self.ready.first_entry() {
+            if renewals.len() >= AT_A_TIME && entry.key().0 > now.as_nanos() {
+                return;
+            }
+            let hold = entry.remove();
             if hold.signal().is_live() {
                 renewals.push(Box::pin(async move {
                     let outcome = contained(hold.renew()).await;
@@ -311,14 +335,17 @@ impl State {
         }
     }
 
-    fn due_sessions(&mut self, now: Moment, renewals: &Renewals, over: &mut Vec<Arc<Hold>>) {
+    /// Whether one of their holds is late.
+    fn due_sessions(&mut self, now: Moment, renewals: &Renewals, over: &mut Vec<Arc<Hold>>) -> bool {
+        let mut late = false;
         for (&id, session) in &mut self.sessions {
             if session.due > now.as_nanos() {
                 continue;
             }
             over.extend(session.members.values().filter(|hold| hold.deadline().is_past(now)).cloned());
             let Some(hold) = session.members.values().find(|hold| !hold.deadline().is_past(now)) else { continue };
-            session.due = hold.deadline().moment().as_nanos();
+            late |= is_late(hold, now);
+            session.due = next_alarm(hold, now);
             if !std::mem::replace(&mut session.renewing, true) {
                 let renewed = Arc::clone(hold);
                 renewals.push(Box::pin(async move {
@@ -327,6 +354,66 @@ impl State {
                 }));
             }
         }
+        late
+    }
+
+    /// Which locks are late, unless the log has just warned of some.
+    fn late(&mut self, now: Moment) -> Option<Late> {
+        if now.as_nanos() < self.next_warning {
+            return None;
+        }
+        self.next_warning = (now + self.shortest).as_nanos();
+        let members = self.sessions.values().flat_map(|session| session.members.values());
+        let late: Vec<_> = self.holds.values().chain(members).filter(|hold| is_late(hold, now)).collect();
+        Some(Late {
+            first: Arc::clone(late.iter().min_by_key(|hold| hold.deadline())?),
+            count: late.len(),
+            waiting: self.ready.len(),
+            trouble: self.trouble.clone(),
+        })
+    }
+}
+
+/// Locks that will be lost unless a renewal is answered soon.
+struct Late {
+    first: Arc<Hold>,
+    count: usize,
+    /// Renewals that are due and not yet sent.
+    waiting: usize,
+    trouble: Option<Error>,
+}
+
+impl Late {
+    fn warn(&self, under_way: usize) {
+        tracing::warn!(
+            target: "leasehold",
+            backend = self.first.client.capabilities.backend,
+            locks = self.count,
+            first = %self.first.request.key(),
+            left = ?self.first.remaining(),
+            under_way,
+            waiting = self.waiting,
+            error = self.trouble.as_ref().map(tracing::field::display),
+            "renewals are late: these locks are lost unless they are renewed in time"
+        );
+    }
+}
+
+/// When only this part of the TTL is left.
+fn left_at(hold: &Hold, part: u32) -> u64 {
+    hold.deadline().moment().as_nanos().saturating_sub(nanos(hold.request.ttl().as_duration() / part))
+}
+
+fn is_late(hold: &Hold, now: Moment) -> bool {
+    hold.renewal == Renewal::Automatic && left_at(hold, WARN_AT_PART) <= now.as_nanos()
+}
+
+/// When to look at a hold that is being renewed: when it is late, then at its deadline.
+fn next_alarm(hold: &Hold, now: Moment) -> u64 {
+    if hold.renewal == Renewal::Automatic && !is_late(hold, now) {
+        left_at(hold, WARN_AT_PART)
+    } else {
+        hold.deadline().moment().as_nanos()
     }
 }
 

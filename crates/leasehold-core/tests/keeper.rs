@@ -147,6 +147,42 @@ async fn a_renewal_whose_answer_comes_after_the_deadline_is_told_as_an_expiry() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn eight_thousand_slow_renewals_lose_no_lock() {
+    let (client, watched, _clock) = spied();
+    *watched.round_trip.lock().unwrap() = Duration::from_millis(50);
+    let guards = locked(&client, 8_000, secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let held = guards.iter().filter(|guard| guard.is_held()).count();
+    assert_eq!(held, guards.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_lease_does_not_queue_behind_long_ones() {
+    let (client, watched, _clock) = spied();
+    *watched.round_trip.lock().unwrap() = Duration::from_secs(1);
+    let long = locked(&client, 4_000, secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    let short = client.mutex("short").with_ttl(secs(3)).lock().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(short.is_held());
+    assert!(long.iter().all(|guard| guard.is_held()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_is_sent_before_half_of_the_ttl_is_gone() {
+    let (client, watched, clock) = spied();
+    // No answer comes within a TTL: what is sent stays under way.
+    *watched.round_trip.lock().unwrap() = Duration::from_secs(3600);
+    let start = clock.now();
+    let _guards = locked(&client, 1_000, secs(10)).await;
+    tokio::time::sleep(Duration::from_millis(9_990)).await;
+    let renewals = watched.renewals.lock().unwrap();
+    assert_eq!(renewals.len(), 1_000);
+    let last = renewals.iter().max().unwrap().since(start);
+    assert!(last <= Duration::from_millis(5_010), "{last:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_panic_of_a_renewal_ends_no_other() {
     // The locks of the spy share a session's renewals, but no deadline.
     for (session, locks) in [(None, 10), (Some(SessionId::new()), 1)] {

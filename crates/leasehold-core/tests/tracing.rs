@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::Renewal;
+use leasehold_core::{Renewal, SessionId};
 use support::{secs, settle, simulated, spied, two_processes};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
@@ -150,6 +150,26 @@ async fn a_loss_is_a_warning() {
     let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
     assert_eq!(warnings.len(), 1, "{text}");
     assert!(warnings[0].contains("lock lost") && warnings[0].contains("key=a"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_renewals_are_warned_of_before_a_loss() {
+    for session in [None, Some(SessionId::new())] {
+        let log = Log::default();
+        let _recording = log.record();
+        let (client, watched, _) = spied();
+        *watched.session.lock().unwrap() = session;
+        watched.renewals_fail.store(true, SeqCst);
+        let guard = client.mutex("a").with_ttl(secs(8)).lock().await.unwrap();
+        let other = client.mutex("b").with_ttl(secs(8)).lock().await.unwrap();
+        tokio::join!(guard.lost(), other.lost());
+        settle().await;
+        let text = log.text();
+        let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
+        assert_eq!(warnings.len(), 3, "{text}");
+        assert!(warnings[0].contains("renewals are late") && warnings[0].contains("told to fail"), "{text}");
+        assert!(warnings[1].contains("lock lost") && warnings[2].contains("lock lost"), "{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
