@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
     LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::{Answered, Sessions, attempt_afresh, queue_afresh},
+    session::{Answered, Sessions, attempt_afresh, cancelled, queue_afresh},
 };
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
@@ -26,6 +26,8 @@ use crate::{
 
 /// Shorter sessions leave no room for the arithmetic of their deadlines.
 const MIN_TTL: Duration = Duration::from_secs(1);
+/// How often a directory whose numbers are used up is looked at.
+const USED_UP: Duration = Duration::from_millis(200);
 /// How long an attempt of somebody who goes on waiting keeps its place in the queue.
 const LINGER: Duration = Duration::from_millis(20);
 
@@ -127,7 +129,7 @@ impl ZookeeperBackend {
             }
             self.crowd.note(lane, false);
         }
-        let mut queued = candidate.enqueue().await?;
+        let Some(mut queued) = candidate.enqueue().await? else { return Ok(None) };
         let granted = match candidate.first_look(&queued).await {
             Ok(Standing::Holds) => Ok(Some(None)),
             Ok(Standing::Waits(_)) if request.is_waiting() => {
@@ -151,8 +153,18 @@ impl ZookeeperBackend {
     /// Queues once, and waits until granted; leaves the queue on any other outcome. `answered` is set once the server has answered.
     async fn queue(&self, request: &Request, directory: &Directory, answered: &Answered) -> Result<Arc<dyn Lease>> {
         let candidate = self.candidate(request, directory).await?;
-        let mut queued = candidate.enqueue().await?;
-        answered.set();
+        let mut queued = loop {
+            let queued = candidate.enqueue().await?;
+            answered.set();
+            if let Some(queued) = queued {
+                break queued;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(USED_UP) => {}
+                () = candidate.claim.session().ended() => return Err(lost_place()),
+                () = request.cancelled() => return Err(cancelled()),
+            }
+        };
         match candidate.wait(&mut queued).await {
             Ok(watch) => candidate.granted(queued, watch).await,
             Err(error) => {
@@ -179,6 +191,10 @@ impl LockBackend for ZookeeperBackend {
         Ok(match tried {
             Some(lease) => Attempt::Granted(lease),
             None => {
+                if self.cluster.used_up.since(directory.lane()).is_some() {
+                    let contention = Contention { retry_after: Some(USED_UP), last_token: None, wake: None };
+                    return Ok(Attempt::Contended(contention));
+                }
                 let retry_after = Some(self.cluster.config.safety_net);
                 let wake = wake::woken(Arc::clone(&self.cluster), request, directory);
                 Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) })

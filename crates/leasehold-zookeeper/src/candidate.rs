@@ -45,8 +45,36 @@ impl Candidate {
         Ok(Self { claim, request: request.clone(), directory: directory.clone(), lane: directory.lane() })
     }
 
+    /// Creates its node. `None` while the numbers of its directory are used up and somebody is in it: then whoever comes
+    /// takes no part, until the directory is empty and begins anew.
+    pub(crate) async fn enqueue(&self) -> Result<Option<Created>> {
+        let handle = self.claim.session().handle();
+        let used_up = &handle.cluster.used_up;
+        loop {
+            if let Some(since) = used_up.since(self.lane) {
+                let link = handle.link("acquire")?;
+                let gone = handle.cluster.renumber(&link, handle.patience, &self.directory, since).await;
+                if !gone.inspect_err(|error| note(&self.claim, error))? {
+                    return Ok(None);
+                }
+                used_up.forget(self.lane);
+            }
+            let created = self.create().await?;
+            if member(&created).is_none_or(|(_, own)| own.sequence.is_ordered()) {
+                return Ok(Some(created));
+            }
+            tracing::warn!(
+                target: "leasehold",
+                path = self.directory.path(),
+                "the sequence numbers of this lock are used up: it goes on when everybody has left its directory"
+            );
+            used_up.note(self.lane, created.czxid);
+            self.leave(&created).await;
+        }
+    }
+
     /// Creates its node. If the answer is lost, finds out what became of it.
-    pub(crate) async fn enqueue(&self) -> Result<Created> {
+    async fn create(&self) -> Result<Created> {
         let node = self.claim.name();
         let mut tries = 0;
         loop {

@@ -18,6 +18,7 @@ use crate::{
     config::{Location, ZookeeperConfig},
     error::{self, Effect},
     keys::{Directory, Names},
+    used_up::UsedUp,
 };
 
 /// After a reconnection the driver sends the paths of all watches in requests of 128 KiB that share one number, and takes the answer
@@ -34,6 +35,8 @@ pub(crate) struct Cluster {
     pub(crate) config: ZookeeperConfig,
     pub(crate) names: Names,
     pub(crate) alone: Alone,
+    /// Whose numbers are used up.
+    pub(crate) used_up: UsedUp,
     /// For what belongs to no session of ours. Opened when it is needed.
     shared: tokio::sync::Mutex<Option<Arc<Link>>>,
 }
@@ -99,7 +102,8 @@ impl Cluster {
 
     fn new(source: Source, config: ZookeeperConfig) -> Arc<Self> {
         let names = Names { root: Arc::clone(&config.root), exclusive: config.exclusive };
-        Arc::new(Self { source, config, names, alone: Alone::default(), shared: tokio::sync::Mutex::default() })
+        let (alone, used_up) = (Alone::default(), UsedUp::default());
+        Arc::new(Self { source, config, names, alone, used_up, shared: tokio::sync::Mutex::default() })
     }
 
     /// Where it lives, without secrets.
@@ -218,6 +222,11 @@ impl Cluster {
         }
     }
 
+    /// Asks the leader for something that it answers itself and that changes nothing.
+    pub(crate) async fn ask_leader(&self, link: &Link, patience: Duration, path: &str) -> Result<()> {
+        self.ask("renew", Effect::None, patience, link.client.sync(path)).await
+    }
+
     /// The children of a lock's directory; none if there is no such directory.
     pub(crate) async fn list(
         &self,
@@ -233,6 +242,35 @@ impl Cluster {
             }
         };
         self.ask(operation, Effect::None, patience, listing).await
+    }
+
+    /// Removes a lock's directory whose numbers were used up by the transaction `since`, so that the next one begins anew.
+    /// Whether it is gone; not while anybody is in it.
+    pub(crate) async fn renumber(
+        &self,
+        link: &Link,
+        patience: Duration,
+        directory: &Directory,
+        since: i64,
+    ) -> Result<bool> {
+        let deleted = async {
+            match link.client.check_stat(directory.path()).await? {
+                Some(stat) if stat.czxid < since => {}
+                // Another has done it.
+                _ => return Ok(true),
+            }
+            match link.client.delete(directory.path(), None).await {
+                Ok(()) | Err(Driver::NoNode) => Ok(true),
+                Err(Driver::NotEmpty) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        // Done twice is as good, and done late as well: it is made again whenever it is missing.
+        let deleted = self.ask("acquire", Effect::None, patience, deleted).await;
+        deleted.map_err(|error| match error.kind() {
+            ErrorKind::Denied => error::used_up(directory.path(), error),
+            _ => error,
+        })
     }
 
     /// Makes the directory: a container, which the servers remove when it has been empty for a while; and what is above it.

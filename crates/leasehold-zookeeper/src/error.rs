@@ -41,6 +41,14 @@ pub(crate) fn over(operation: &'static str) -> Error {
     plain(ErrorKind::Lost, operation, "the session is over")
 }
 
+/// The numbers of this directory are used up, and it may not be removed.
+pub(crate) fn used_up(path: &str, denied: Error) -> Error {
+    let message = format!(
+        "the sequence numbers of {path} are used up, and this user may not delete it; delete it while nobody is in it"
+    );
+    plain(ErrorKind::Denied, "acquire", message).with_source(denied)
+}
+
 /// Maps the driver's error of a request to `endpoint`.
 pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, endpoint: &str) -> Error {
     let (kind, message) = match &error {

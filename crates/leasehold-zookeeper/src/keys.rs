@@ -8,7 +8,7 @@
 //! | `<root>/<name>%permits/_c_<uuid>-<of>-lease-N` | one of a semaphore |
 //! | `<root>/%sessions/<id>` | a session |
 //!
-//! `N` is the sequence that the server appends, ten digits that may wrap to negative ones. Names are readable as they are, so that
+//! `N` is the sequence that the server appends, ten digits. Names are readable as they are, so that
 //! Curator's path `<root>/<name>` is shared; what a path segment cannot have is written as `%` and two hexadecimal digits for each
 //! byte. `%permits` and `%sessions` are no such encoding, so no name meets them.
 
@@ -169,7 +169,7 @@ impl Member {
         // What stands last counts, as in Curator.
         let marked = MARKS.iter().filter_map(|(mark, part)| Some((name.rfind(mark)?, *mark, *part)));
         let (at, mark, part) = marked.max_by_key(|(at, mark, _)| (at + mark.len(), mark.len()))?;
-        let sequence = Sequence(name[at + mark.len()..].parse().ok()?);
+        let sequence = Sequence::of(name[at + mark.len()..].parse().ok()?);
         let of = match part {
             Part::Permit => Some(name[..at].rsplit('-').next()?.parse().ok()?),
             _ => None,
@@ -183,19 +183,28 @@ impl Member {
     }
 }
 
-/// The number that the server appends: it counts the children of one parent and wraps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sequence(pub(crate) i32);
+/// The number that the server appends: how many children the parent has had.
+///
+/// The server counts to 2147483647 and stays there, or goes on with negative numbers for a while: nodes that are created
+/// later then have the same number as others, or one that Curator takes for a lower one. So numbers near the end order
+/// nothing. Whoever gets such a number takes no part: it waits until nobody is in the directory, and removes that. The
+/// server begins anew at 0 in the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Sequence(pub(crate) u32);
 
 impl Sequence {
-    /// Whether this one was given first, of two that are less than half of all apart.
-    pub(crate) fn is_before(self, other: Self) -> bool {
-        self.0.wrapping_sub(other.0) < 0
+    /// The first number that is not used: as many are left for other programs, which do not stop here, as they need to be
+    /// seen by people.
+    const END: Self = Self(i32::MAX as u32 - 1_000_000);
+
+    /// As the server writes it. The negative ones come after all others.
+    pub(crate) fn of(number: i32) -> Self {
+        Self(number.cast_unsigned())
     }
 
-    /// How far after `first` it was given.
-    pub(crate) fn since(self, first: Self) -> i32 {
-        self.0.wrapping_sub(first.0)
+    /// Whether it orders whoever has it among the others of its directory.
+    pub(crate) fn is_ordered(self) -> bool {
+        self < Self::END
     }
 }
 
@@ -331,7 +340,7 @@ mod tests {
             let node = directory.node(mode, exclusive, uuid);
             assert_eq!(&*node.path, format!("/item/_c_01020304-0000-8000-8000-00000000abcd-{end}"));
             let member = Member::read(format!("{}0000000007", node.path).rsplit('/').next().unwrap()).unwrap();
-            assert_eq!((member.uuid, member.sequence, member.is_ours()), (Some(uuid), Sequence(7), true));
+            assert_eq!((member.uuid, member.sequence, member.is_ours()), (Some(uuid), Sequence::of(7), true));
             assert_eq!(member.of, mode.is_permit().then_some(14));
         }
     }
@@ -359,7 +368,7 @@ mod tests {
             ("lock--2147483648", Part::Writer, i32::MIN),
         ] {
             let member = Member::read(name).unwrap();
-            assert_eq!((member.part, member.sequence), (part, Sequence(sequence)), "{name}");
+            assert_eq!((member.part, member.sequence), (part, Sequence::of(sequence)), "{name}");
             assert!(!member.is_ours(), "{name}");
         }
         for name in ["", "lock", "lock-x", "other", "%sessions", "__READ__"] {
@@ -368,12 +377,14 @@ mod tests {
     }
 
     #[test]
-    fn sequences_wrap() {
-        for (first, second) in [(0, 1), (9, 10), (i32::MAX, i32::MIN), (i32::MAX - 5, i32::MIN + 5), (-1, 0)] {
-            assert!(Sequence(first).is_before(Sequence(second)), "{first} {second}");
-            assert!(!Sequence(second).is_before(Sequence(first)), "{first} {second}");
+    fn numbers_that_may_be_given_twice_order_nothing() {
+        for number in [0, 1, i32::MAX - 1_000_001] {
+            assert!(Sequence::of(number).is_ordered(), "{number}");
         }
-        assert!(!Sequence(3).is_before(Sequence(3)));
+        for number in [i32::MAX - 1_000_000, i32::MAX, i32::MIN, -1] {
+            assert!(!Sequence::of(number).is_ordered(), "{number}");
+            assert!(Sequence::of(0) < Sequence::of(number));
+        }
     }
 
     #[test]

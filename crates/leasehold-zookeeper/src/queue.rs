@@ -1,8 +1,8 @@
 //! The lock recipe: who stands where among the children of a lock's directory.
 //!
-//! The server numbers them in the order of their creation. A writer waits for whoever came before it, a reader for the
-//! writers before it, and of permits the first `of` hold. Each waits for one node only, so a release wakes one waiter; who waits
-//! for a permit waits for any of the holders.
+//! The server numbers them in the order of their creation, as long as its [numbers](Sequence) last. A writer waits for
+//! whoever came before it, a reader for the writers before it, and of permits the first `of` hold. Each waits for one node
+//! only, so a release wakes one waiter; a waiter for a permit waits for any of the holders.
 
 use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
@@ -25,9 +25,8 @@ pub(crate) enum Standing {
 /// What it waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// That this child goes. If it is the only one that is in the way, its going is the grant: nobody can come in between, because
-    /// the sequence only grows.
-    For { child: String, only: bool },
+    /// That this child goes.
+    For(String),
     /// That any child goes.
     Any,
 }
@@ -42,7 +41,7 @@ pub(crate) fn find(children: &[String], uuid: Uuid) -> Option<(&str, Member)> {
 
 /// Whether nobody is before this one, in whatever mode.
 pub(crate) fn is_first(own: Member, children: &[String]) -> bool {
-    children.iter().filter_map(|name| Member::read(name)).all(|member| !member.sequence.is_before(own.sequence))
+    children.iter().filter_map(|name| Member::read(name)).all(|member| member.sequence >= own.sequence)
 }
 
 /// Where the acquisition of this uuid stands among these children.
@@ -51,10 +50,9 @@ pub(crate) fn standing(name: &LockKey, mode: Mode, uuid: Uuid, children: &[Strin
         return permits(name, of.get(), uuid, children);
     }
     let Some((_, own)) = find(children, uuid) else { return Ok(Standing::Absent) };
-    let (ahead, count) = in_the_way(mode, Some(own.sequence), children);
-    Ok(match ahead {
+    Ok(match in_the_way(mode, Some(own.sequence), children) {
         None => Standing::Holds,
-        Some(child) => Standing::Waits(Wait::For { child: child.to_owned(), only: count == 1 }),
+        Some(child) => Standing::Waits(Wait::For(child.to_owned())),
     })
 }
 
@@ -64,36 +62,25 @@ pub(crate) fn refusal(name: &LockKey, mode: Mode, children: &[String]) -> Result
         let taken = counted(name, of.get(), children)?.len();
         return Ok((taken >= of.get() as usize).then_some(Wait::Any));
     }
-    let (ahead, count) = in_the_way(mode, None, children);
-    Ok(ahead.map(|child| Wait::For { child: child.to_owned(), only: count == 1 }))
+    Ok(in_the_way(mode, None, children).map(|child| Wait::For(child.to_owned())))
 }
 
-/// The last of those who exclude this mode and came before `own`, and how many they are.
-fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> (Option<&str>, usize) {
-    let mut last: Option<(&str, Sequence)> = None;
-    let mut count = 0;
-    for name in children {
-        let Some(member) = Member::read(name) else { continue };
-        let excludes = match member.part {
-            Part::Writer => true,
-            Part::Reader => mode != Mode::Shared,
-            Part::Permit => false,
-        };
-        if !excludes || own.is_some_and(|own| !member.sequence.is_before(own)) {
-            continue;
-        }
-        count += 1;
-        if last.is_none_or(|(_, sequence)| sequence.is_before(member.sequence)) {
-            last = Some((name, member.sequence));
-        }
-    }
-    (last.map(|(name, _)| name), count)
+/// The last of those who exclude this mode and came before `own`.
+fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> Option<&str> {
+    let excludes = |part| match part {
+        Part::Writer => true,
+        Part::Reader => mode != Mode::Shared,
+        Part::Permit => false,
+    };
+    let members = children.iter().filter_map(|name| Some((name.as_str(), Member::read(name)?)));
+    let ahead = members.filter(|(_, member)| excludes(member.part) && own.is_none_or(|own| member.sequence < own));
+    ahead.max_by_key(|(_, member)| member.sequence).map(|(name, _)| name)
 }
 
 fn permits(name: &LockKey, of: u32, uuid: Uuid, children: &[String]) -> Result<Standing> {
     let members = counted(name, of, children)?;
     let Some(own) = members.iter().find(|member| member.uuid == Some(uuid)) else { return Ok(Standing::Absent) };
-    let ahead = members.iter().filter(|member| member.sequence.is_before(own.sequence)).count();
+    let ahead = members.iter().filter(|member| member.sequence < own.sequence).count();
     Ok(if ahead < of as usize { Standing::Holds } else { Standing::Waits(Wait::Any) })
 }
 
@@ -116,10 +103,7 @@ fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>
 /// In the order of their creation, with their names; those that take no part are left out.
 pub(crate) fn in_order(children: &[String]) -> Vec<(&str, Member)> {
     let mut members: Vec<_> = children.iter().filter_map(|name| Some((name.as_str(), Member::read(name)?))).collect();
-    let Some((_, any)) = members.first() else { return members };
-    // Those who are there at one time are less than half of all numbers apart.
-    let origin = any.sequence;
-    members.sort_by_key(|(_, member)| member.sequence.since(origin));
+    members.sort_by_key(|(_, member)| member.sequence);
     members
 }
 
@@ -143,16 +127,16 @@ mod tests {
         standing(&LockKey::new("k").unwrap(), mode, uuid(number), children).unwrap()
     }
 
-    fn waits(child: &str, only: bool) -> Standing {
-        Standing::Waits(Wait::For { child: child.into(), only })
+    fn waits(child: &str) -> Standing {
+        Standing::Waits(Wait::For(child.into()))
     }
 
     #[test]
     fn a_writer_waits_for_whoever_came_last_before_it() {
         let (reader, writer) = (child(1, "__READ__", 8), child(2, "lock-", 9));
         let children = [child(3, "lock-", 10), writer.clone(), reader.clone(), "other".into()];
-        assert_eq!(stand(Mode::Exclusive, 3, &children), waits(&writer, false));
-        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&reader, true));
+        assert_eq!(stand(Mode::Exclusive, 3, &children), waits(&writer));
+        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&reader));
         assert_eq!(stand(Mode::Exclusive, 4, &children), Standing::Absent);
         let first = |number| is_first(find(&children, uuid(number)).unwrap().1, &children);
         assert!(first(1) && !first(2) && !first(3));
@@ -164,16 +148,15 @@ mod tests {
         let writer = child(1, "__WRIT__", 7);
         let children = [child(2, "__READ__", 6), child(3, "__READ__", 8), writer.clone(), child(4, "lock-", 9)];
         assert_eq!(stand(Mode::Shared, 2, &children), Standing::Holds);
-        assert_eq!(stand(Mode::Shared, 3, &children), waits(&writer, true));
-        assert_eq!(stand(Mode::Exclusive, 1, &children), waits(&children[0], true));
+        assert_eq!(stand(Mode::Shared, 3, &children), waits(&writer));
+        assert_eq!(stand(Mode::Exclusive, 1, &children), waits(&children[0]));
     }
 
     #[test]
-    fn the_order_survives_the_wrap() {
+    fn a_number_that_is_negative_comes_after_all_others() {
         let (last, first) = (child(1, "lock-", i32::MAX), format!("_c_{}-lock--2147483648", uuid(2)));
         let children = [first.clone(), last.clone()];
-        assert_eq!(stand(Mode::Exclusive, 1, &children), Standing::Holds);
-        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&last, true));
+        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&last));
         let names: Vec<_> = in_order(&children).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, [&last, &first]);
     }
@@ -196,7 +179,7 @@ mod tests {
         let key = LockKey::new("k").unwrap();
         let children = [child(1, "__READ__", 7), child(2, "__READ__", 8)];
         assert_eq!(refusal(&key, Mode::Shared, &children).unwrap(), None);
-        let wait = Wait::For { child: children[1].clone(), only: false };
+        let wait = Wait::For(children[1].clone());
         assert_eq!(refusal(&key, Mode::Exclusive, &children).unwrap(), Some(wait));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
 use leasehold_core::{Error, Result, Trouble, session::cancelled};
 use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
 
@@ -22,10 +21,8 @@ const UNWATCHED: Duration = Duration::from_millis(100);
 
 /// What a waiter waits for, besides its own node.
 enum Ahead {
-    Node {
-        path: String,
-        only: bool,
-    },
+    /// Whoever is at this path.
+    Node(String),
     /// Whoever comes or goes; `None` if there was no room for a watch.
     Anybody(Option<(OneshotWatcher, Room)>),
 }
@@ -52,12 +49,12 @@ impl Candidate {
         }
     }
 
-    /// Looks where it stands, and waits for one change. Whether it holds.
+    /// Looks where it stands, and waits until it makes sense to look again. Whether it holds.
+    ///
+    /// Only what was read grants. A watch tells of whatever happens to a node, and an event may be of a connection before.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
         let handle = self.claim.session().handle();
         let link = handle.link("acquire")?;
-        // From before the watches: a connection that broke since may have mixed up the order of what they tell.
-        let mut connection = link.client.state_watcher();
         let (children, anybody) = match queued.children.take() {
             Some(children) => (children, None),
             None if self.request.mode().is_permit() => {
@@ -76,22 +73,17 @@ impl Candidate {
             Standing::Waits(wait) => wait,
         };
         let ahead = match (wait, anybody) {
-            (Wait::For { child, only }, _) => Ahead::Node { path: self.directory.child(&child), only },
+            (Wait::For(child), _) => Ahead::Node(self.directory.child(&child)),
             (Wait::Any, Some(watch)) => Ahead::Anybody(watch),
             // Looked without a watch: look with one.
             (Wait::Any, None) => return Ok(false),
         };
         let watching = self.watch(&link, &queued.path, own, ahead);
         let watching = async { Ok(watching.await) };
-        let (event, only) = match handle.cluster.ask("acquire", Effect::None, handle.patience, watching).await? {
-            Ok(Set::Watching((event, only))) => (Some(event), only),
-            Ok(Set::NoRoom) => (None, false),
-            Ok(Set::Gone) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let (event, net) = match event {
-            Some(event) => (event, handle.cluster.config.safety_net),
-            None => (Box::pin(std::future::pending()) as Event, UNWATCHED),
+        let (event, net) = match handle.cluster.ask("acquire", Effect::None, handle.patience, watching).await?? {
+            Set::Watching(event) => (event, handle.cluster.config.safety_net),
+            Set::NoRoom => (Box::pin(std::future::pending()) as Event, UNWATCHED),
+            Set::Gone => return Ok(false),
         };
         tokio::select! {
             // Its own first: if both have gone, it must not take the lock for its own.
@@ -103,7 +95,7 @@ impl Candidate {
                     _ => Ok(false),
                 }
             }
-            _ = event => Ok(only && connection.changed().now_or_never().is_none()),
+            _ = event => Ok(false),
             () = self.claim.session().ended() => Err(lost_place()),
             () = self.request.cancelled() => Err(cancelled()),
             () = tokio::time::sleep(net) => Ok(false),
@@ -111,44 +103,35 @@ impl Candidate {
     }
 
     /// Watches what is ahead, and its own node, in one round trip.
-    async fn watch(
-        &self,
-        link: &Arc<Link>,
-        path: &str,
-        own: &mut Option<Event>,
-        ahead: Ahead,
-    ) -> Result<Set<(Event, bool)>> {
+    async fn watch(&self, link: &Arc<Link>, path: &str, own: &mut Option<Event>, ahead: Ahead) -> Result<Set<Event>> {
         let handle = self.claim.session().handle();
         let failed = |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
         let mine = async {
             if own.is_none() {
                 match wake::node(link, path).await.map_err(failed)? {
                     // Once it holds, whoever watches over it reads this again.
-                    Set::Watching((.., data)) if data.starts_with(REVOKE) => return Ok(false),
+                    Set::Watching((.., data)) if data.starts_with(REVOKE) => {}
                     Set::Watching((watcher, room, _)) => *own = Some(wake::told(watcher, room)),
                     Set::Gone => return Err(lost_place()),
-                    Set::NoRoom => return Ok(false),
+                    Set::NoRoom => {}
                 }
             }
-            Ok(true)
+            Ok(())
         };
         let other = async {
             Ok::<_, Error>(match ahead {
-                Ahead::Node { path, only } => match wake::node(link, &path).await.map_err(failed)? {
-                    Set::Watching((watcher, room, _)) => Set::Watching((wake::told(watcher, room), only)),
+                Ahead::Node(path) => match wake::node(link, &path).await.map_err(failed)? {
+                    Set::Watching((watcher, room, _)) => Set::Watching(wake::told(watcher, room)),
                     Set::Gone => Set::Gone,
                     Set::NoRoom => Set::NoRoom,
                 },
-                Ahead::Anybody(Some((watcher, room))) => Set::Watching((wake::told(watcher, room), false)),
+                Ahead::Anybody(Some((watcher, room))) => Set::Watching(wake::told(watcher, room)),
                 Ahead::Anybody(None) => Set::NoRoom,
             })
         };
         let (mine, other) = futures_util::future::join(mine, other).await;
-        // Without an eye on its own node it must look again before it holds.
-        Ok(match (mine?, other?) {
-            (false, Set::Watching((event, _))) => Set::Watching((event, false)),
-            (_, other) => other,
-        })
+        mine?;
+        other
     }
 }
 

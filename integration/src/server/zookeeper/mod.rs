@@ -4,6 +4,7 @@ mod builder;
 mod ensemble;
 mod java;
 mod links;
+mod log;
 mod server;
 
 pub use builder::ZookeeperBuilder;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ZookeeperBuilder, java};
+use super::{ZookeeperBuilder, java, log};
 use crate::{
     HarnessError, Result,
     certificates::Certificates,
@@ -128,6 +128,29 @@ impl ZookeeperServer {
     /// It does not stop or does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
+        self.launch()?;
+        self.wait_until_serving()
+    }
+
+    /// The name of the child that [`spend_numbers`](Self::spend_numbers) leaves.
+    pub const SPENT: &'static str = "spent";
+
+    /// Restarts it so that the next sequential child of `parent` gets `number`, as if it had had so many children. Leaves
+    /// one child, [`SPENT`](Self::SPENT).
+    ///
+    /// # Errors
+    /// It does not answer, does not stop, or does not start.
+    pub fn spend_numbers(&mut self, parent: &str, number: i32) -> Result<()> {
+        let answer = self.ask("srvr")?;
+        let zxid = answer.lines().find_map(|line| line.strip_prefix("Zxid: 0x"));
+        let zxid = zxid.and_then(|zxid| i64::from_str_radix(zxid.trim(), 16).ok());
+        let zxid = zxid.ok_or_else(|| HarnessError::new("ZooKeeper does not say its transaction"))?;
+        // Whatever is still under way, such as the end of a session, is before.
+        let zxid = zxid + 1_000;
+        self.process.stop()?;
+        let path = self.folder().join("data/version-2").join(format!("log.{zxid:x}"));
+        std::fs::write(path, log::creation(zxid, &format!("{parent}/{}", Self::SPENT), number))
+            .map_err(|error| HarnessError::caused_by("cannot write ZooKeeper's log", error))?;
         self.launch()?;
         self.wait_until_serving()
     }
