@@ -1,4 +1,4 @@
-//! What goes on beside a session as long as it lives: its connection is followed, and the server hears from it often.
+//! What goes on beside a session as long as it lives: its connection is followed, and the leader is asked often.
 
 use std::{sync::Weak, time::Duration};
 
@@ -39,12 +39,12 @@ pub(crate) async fn follow(session: Weak<ZookeeperSession>, mut state: StateWatc
     }
 }
 
-/// Lets the server hear from the session often.
+/// Asks the leader often: see [`pulse`](crate::pulse).
 pub(crate) async fn beat(session: Weak<ZookeeperSession>) {
     loop {
         let Some(pause) = session.upgrade().map(|session| session.ttl().as_duration() / BEAT_PART) else { return };
         tokio::time::sleep(pause).await;
         let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
-        session.handle().be_heard(&session).await;
+        session.handle().beat(&session).await;
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    Deadline, Error, ErrorKind, LossReason, OwnerId, Result, async_trait,
+    Deadline, Error, ErrorKind, LossReason, Moment, OwnerId, Result, async_trait,
     session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
@@ -21,7 +21,7 @@ use crate::{
     gather::{Carrier, Done, Job, Line},
     keys::{Node, Uuid},
     loss::{self, Losses},
-    pulse::Pulse,
+    pulse::{BEAT_PART, Pulse},
 };
 
 /// Claims in one session: as many as leave room for a watch each.
@@ -95,13 +95,12 @@ impl Handle {
         self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a small read: the server has heard from this session.
-    pub(crate) async fn be_heard(&self, session: &ZookeeperSession) {
+    /// Asks the leader, so that it hears of this session, and notes that it answers.
+    pub(crate) async fn beat(&self, session: &ZookeeperSession) {
         let Ok(link) = self.link("renew") else { return };
         let sent = session.now();
-        let read = link.client.check_stat(&self.node);
-        match self.cluster.ask("renew", Effect::None, self.patience, read).await {
-            Ok(_) => self.pulse.exchanged(sent, session.now()),
+        match self.cluster.ask_leader(&link, self.patience, &self.node).await {
+            Ok(()) => self.pulse.beat(sent, session.now()),
             Err(error) => tracing::trace!(target: "leasehold", %error, "not heard"),
         }
     }
@@ -147,8 +146,28 @@ impl ZookeeperSessions {
         self.cluster.ask("acquire", Effect::None, patience, created).await
     }
 
-    fn tick(&self, time: &SessionTime) -> Duration {
-        self.cluster.config.tick.unwrap_or(time.ttl().as_duration() / 2)
+    /// Since when the leader counts.
+    async fn pulse(&self, link: &Link, time: &SessionTime, connecting: Moment, node: &str) -> Result<Pulse> {
+        let (cluster, ttl) = (&self.cluster, time.ttl().as_duration());
+        let tick = cluster.config.tick.unwrap_or(ttl / 2);
+        if cluster.given().is_none() {
+            // Opening a session is a transaction of its own.
+            return Ok(Pulse::new(tick, connecting));
+        }
+        let patience = cluster.patience(time.ttl());
+        let beat = async || {
+            let sent = time.now();
+            cluster.ask_leader(link, patience, node).await?;
+            Ok::<_, Error>((sent, time.now()))
+        };
+        let first = beat().await?;
+        tokio::time::sleep(ttl / BEAT_PART).await;
+        let second = beat().await?;
+        let pulse = Pulse::of_given(tick, ttl / DRIVERS_SILENCE, first.0);
+        for (sent, answered) in [first, second] {
+            pulse.beat(sent, answered);
+        }
+        Ok(pulse)
     }
 }
 
@@ -181,18 +200,11 @@ impl SessionDriver for ZookeeperSessions {
         let tag = OwnerId::random().as_u128() as u32;
         let session = link.client.session_id().0;
         let (node, label) = (cluster.names.session(session, tag), time.label().as_bytes().to_vec());
+        let pulse = self.pulse(&link, time, connecting, &node).await?;
         let sent = time.now();
         // There is no deadline yet that a second try must meet.
         self.mark(&link, cluster.config.timeout.min(ttl), &node, &label).await?;
-        // Opening a session is a transaction of its own, from which the leader counts: but only ours was opened just now.
-        let (pulse, deadline) = if cluster.given().is_some() {
-            let pulse = Pulse::after_silence(sent, ttl / DRIVERS_SILENCE);
-            let deadline = pulse.deadline(time, sent, self.tick(time));
-            (pulse, deadline)
-        } else {
-            (Pulse::new(connecting), time.deadline_from(connecting))
-        };
-        pulse.exchanged(sent, time.now());
+        let deadline = time.deadline_from(pulse.heard(sent));
         let state = Mutex::new(link.client.state_watcher());
         let line = Arc::new(Line::new(link));
         let carrier = Arc::new(Carrier {
@@ -238,8 +250,7 @@ impl SessionDriver for ZookeeperSessions {
             }
         };
         self.cluster.ask("renew", Effect::None, handle.patience, checked).await?;
-        handle.pulse.exchanged(sent, time.now());
-        Ok(handle.pulse.deadline(time, sent, self.tick(time)))
+        Ok(time.deadline_from(handle.pulse.heard(sent)))
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Node>> {

@@ -19,6 +19,9 @@ use crate::support::{client, lock, members, millis, ttl, until};
 const SESSIONS: usize = 50;
 const TTL_SECS: u64 = 3;
 
+/// Long enough for a leader that stands still meanwhile.
+const LONG_TTL_SECS: u64 = 8;
+
 /// How often the holder looks at all of its guards.
 const GLANCE: Duration = Duration::from_micros(500);
 
@@ -33,6 +36,7 @@ async fn when_their_server_is_stopped_all_holders_give_up_before_a_rival_is_gran
     }
     overtaken(
         NAME,
+        TTL_SECS,
         |ensemble, at| ensemble.member(at).pause().unwrap(),
         |ensemble, at| ensemble.member(at).resume().unwrap(),
     )
@@ -46,11 +50,41 @@ async fn when_their_server_is_cut_off_from_its_leader_all_holders_give_up_before
     if let Some(role) = role() {
         return play(&role).await;
     }
-    overtaken(NAME, |ensemble, at| ensemble.isolate(at).unwrap(), |ensemble, at| ensemble.rejoin(at).unwrap()).await;
+    overtaken(
+        NAME,
+        TTL_SECS,
+        |ensemble, at| ensemble.isolate(at).unwrap(),
+        |ensemble, at| ensemble.rejoin(at).unwrap(),
+    )
+    .await;
+}
+
+/// What the holders asked for meanwhile is in the leader's hands, and done when it goes on. What their server has heard
+/// of them since the leader stood still is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn holders_whose_leader_stood_still_give_up_before_a_rival() {
+    const NAME: &str = "follower::holders_whose_leader_stood_still_give_up_before_a_rival";
+    if let Some(role) = role() {
+        return play(&role).await;
+    }
+    overtaken(
+        NAME,
+        LONG_TTL_SECS,
+        |ensemble, at| {
+            let leader = ensemble.leader().unwrap();
+            ensemble.member(leader).pause().unwrap();
+            std::thread::sleep(millis(rand::random_range(1_500..2_500)));
+            ensemble.mute(at, leader).unwrap();
+            ensemble.member(leader).resume().unwrap();
+        },
+        |ensemble, at| ensemble.rejoin(at).unwrap(),
+    )
+    .await;
 }
 
 async fn overtaken(
     test: &str,
+    secs: u64,
     fault: impl Fn(&mut ZookeeperEnsemble, usize),
     heal: impl Fn(&mut ZookeeperEnsemble, usize),
 ) {
@@ -62,14 +96,14 @@ async fn overtaken(
         let (leader, follower) = (ensemble.leader().unwrap(), ensemble.followers()[0]);
         let near = format!("{}?tick=500ms", ensemble.member(follower).url());
         let far = format!("{}?tick=500ms", ensemble.member(leader).url());
-        let mut holder = Peer::this_test(test, &format!("hold {near} {round}")).unwrap();
+        let mut holder = Peer::this_test(test, &format!("hold {near} {round} {secs}")).unwrap();
         heard(&mut holder, "held").await;
         let held = members(ensemble.member(leader));
-        let mut rival = Peer::this_test(test, &format!("wait {far} {round}")).unwrap();
+        let mut rival = Peer::this_test(test, &format!("wait {far} {round} {secs}")).unwrap();
         until("all rivals wait", || members(ensemble.member(leader)).difference(&held).count() == SESSIONS).await;
         // At any phase of the leader's pings; the sessions have phases of their own.
         tokio::time::sleep(millis(rand::random_range(0..1000))).await;
-        fault(&mut ensemble, follower);
+        tokio::task::block_in_place(|| fault(&mut ensemble, follower));
         let (ended, granted) = (stamps(&mut holder).await, stamps(&mut rival).await);
         assert_eq!((ended.len(), granted.len()), (SESSIONS, SESSIONS));
         for (n, granted) in granted {
@@ -104,10 +138,10 @@ async fn stamps(peer: &mut Peer) -> BTreeMap<usize, u64> {
 
 /// A peer.
 async fn play(role: &str) {
-    let [part, url, round] = *role.split(' ').collect::<Vec<_>>() else { panic!("no such role: {role}") };
+    let [part, url, round, secs] = *role.split(' ').collect::<Vec<_>>() else { panic!("no such role: {role}") };
     let stamps = match part {
         "hold" => {
-            let held = join_all((0..SESSIONS).map(|n| hold(url, round, n))).await;
+            let held = join_all((0..SESSIONS).map(|n| hold(url, round, secs.parse().unwrap(), n))).await;
             tell("held");
             tokio::task::spawn_blocking(move || watch(&held)).await.unwrap()
         }
@@ -119,10 +153,10 @@ async fn play(role: &str) {
 }
 
 /// One session, opened at a time of its own.
-async fn hold(url: &str, round: &str, n: usize) -> (LockClient, LockGuard) {
-    tokio::time::sleep(millis(rand::random_range(0..1000 * TTL_SECS))).await;
+async fn hold(url: &str, round: &str, secs: u64, n: usize) -> (LockClient, LockGuard) {
+    tokio::time::sleep(millis(rand::random_range(0..1000 * secs))).await;
     let client = client(url).await;
-    let guard = lock(&client.mutex(format!("{round}-{n}")).with_ttl(ttl(TTL_SECS))).await;
+    let guard = lock(&client.mutex(format!("{round}-{n}")).with_ttl(ttl(secs))).await;
     (client, guard)
 }
 
@@ -146,7 +180,7 @@ async fn wait(url: &str, round: &str) -> BTreeMap<usize, u64> {
     let client = client(url).await;
     let granted = (0..SESSIONS).map(|n| {
         // A session that outlives the whole test.
-        let mutex = client.mutex(format!("{round}-{n}")).with_ttl(ttl(10));
+        let mutex = client.mutex(format!("{round}-{n}")).with_ttl(ttl(20));
         async move {
             let guard = lock(&mutex).await;
             let granted = now_ns();

@@ -58,7 +58,16 @@ impl ZookeeperEnsemble {
         Ok(())
     }
 
-    /// Undoes [`isolate`](Self::isolate).
+    /// Swallows what `follower` sends to `leader`, and nothing that `leader` sends to it. In effect when this returns.
+    ///
+    /// # Errors
+    /// There are no [links](ZookeeperBuilder::links).
+    pub fn mute(&self, follower: usize, leader: usize) -> Result<()> {
+        self.links()?.mute(follower, leader);
+        Ok(())
+    }
+
+    /// Undoes [`isolate`](Self::isolate) and [`mute`](Self::mute).
     ///
     /// # Errors
     /// There are no [links](ZookeeperBuilder::links).

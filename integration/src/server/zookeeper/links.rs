@@ -30,6 +30,13 @@ impl Links {
         self.of(member).for_each(|link| link.blackhole(Direction::Both));
     }
 
+    /// Each follower opens the connection to its leader.
+    pub(super) fn mute(&self, from: usize, to: usize) {
+        if let Some(link) = self.0.get(&(from, to)) {
+            link.blackhole(Direction::ClientToServer);
+        }
+    }
+
     pub(super) fn heal(&self, member: usize) {
         self.of(member).for_each(Proxy::heal);
     }
