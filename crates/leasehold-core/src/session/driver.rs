@@ -26,9 +26,18 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// something that the client learns later (a sequence number), leave it out of `Eq` and `Hash`.
     type Claim: Clone + Debug + Eq + Hash + Send + Sync + 'static;
 
-    /// How many claims one session should carry at most; then another session of the same TTL is opened.
+    /// Returns the total [weight](Self::weight) of claims at which a session is full. Further claims go to another session
+    /// of the same TTL.
     fn capacity(&self) -> usize {
         usize::MAX
+    }
+
+    /// Returns what `claim` counts for in the [capacity](Self::capacity) of its session. The default is 1.
+    ///
+    /// A server that lists what a session owns in one message bounds the bytes of that message: there, the weight is the
+    /// size of the claim's name.
+    fn weight(&self, _claim: &Self::Claim) -> usize {
+        1
     }
 
     /// How many sessions there may be at a time. One that is idle is closed for one that is needed; if none is, opening one is
@@ -62,14 +71,14 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session is over; otherwise as the driver fails, and it is asked again
-    /// at the next renewal.
+    /// at the next renewal. If it fails for a whole TTL, renewals no longer move the session's deadline.
     async fn owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
 
     /// Removes what no guard and no request of ours owns.
     ///
     /// # Errors
     /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session is over; otherwise as the driver fails, and it is tried again
-    /// at the next renewal.
+    /// at the next renewal. If it fails for a whole TTL, renewals no longer move the session's deadline.
     async fn disown(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
 
     /// Ends the session, and with it all that it owns. Best effort: what is not closed expires.

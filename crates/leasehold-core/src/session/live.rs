@@ -139,26 +139,40 @@ impl<D: SessionDriver> Session<D> {
         let sent = self.time.now();
         self.tried.store(sent.as_nanos(), Ordering::Relaxed);
         let outcome = match self.driver.renew(&self.handle, &self.time).await {
-            Ok(deadline) if self.deadline.advance(deadline, self.time.now()) => {
-                self.renewed.store(sent.as_nanos(), Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(_) => {
-                self.end(LossReason::Expired);
-                Err(over())
-            }
+            Ok(deadline) => self.renewed_until(deadline, sent).await,
             Err(error) => {
                 self.end_if_lost(&error);
                 Err(error)
             }
         };
-        if outcome.is_ok() {
-            reconcile::reconcile(self).await;
-        }
-        // That may have found that it is over.
-        let outcome = outcome.and_then(|()| if self.is_live() { Ok(()) } else { Err(over()) });
         *last = Some((sent, outcome.clone()));
         outcome
+    }
+
+    /// Moves the deadline after a renewal that was sent at `sent`, and reconciles.
+    ///
+    /// A session whose reconciliation has failed for a whole TTL reconciles first, and its deadline stays if that fails
+    /// again: its holders may have lost what the server no longer shows us.
+    async fn renewed_until(&self, deadline: Deadline, sent: Moment) -> Result<()> {
+        let overdue = self.lock().unreconciled_since.is_some_and(|since| sent.since(since) >= self.ttl().as_duration());
+        if overdue {
+            reconcile::reconcile(self).await.map_err(|error| {
+                let message =
+                    "what the session owns could not be read for a whole TTL: its locks end at their deadline";
+                Error::new(ErrorKind::Unavailable, message).with_source(error)
+            })?;
+        }
+        if !self.deadline.advance(deadline, self.time.now()) {
+            self.end(LossReason::Expired);
+            return Err(over());
+        }
+        self.renewed.store(sent.as_nanos(), Ordering::Relaxed);
+        if !overdue {
+            // A failure is logged there, and counts from the next renewal on.
+            let _: Result<()> = reconcile::reconcile(self).await;
+        }
+        // That may have found that it is over.
+        if self.is_live() { Ok(()) } else { Err(over()) }
     }
 
     /// The server is known to keep it until `deadline`: for drivers whose every transaction extends the session.
@@ -227,7 +241,7 @@ impl<D: SessionDriver> Session<D> {
             return Ok(Claimed::Ended);
         }
         // It may have filled up since it was chosen.
-        if state.claims.len() >= self.driver.capacity() {
+        if state.weight >= self.driver.capacity() {
             return Ok(Claimed::Full);
         }
         if state.claims.contains_key(&name) || state.disowning.contains(&name) || state.retired.contains(&name) {
@@ -240,6 +254,7 @@ impl<D: SessionDriver> Session<D> {
         if let Some(touched) = &mut state.touched {
             touched.insert(name.clone());
         }
+        state.weight += self.driver.weight(&name);
         state.claims.insert(name.clone(), standing);
         drop(state);
         Ok(Claimed::Place(Claim::new(Arc::clone(self), name, number, frozen)))
@@ -265,6 +280,7 @@ impl<D: SessionDriver> Session<D> {
         if state.claims.get(name).is_some_and(|standing| standing.number == number)
             && let Some(standing) = state.claims.remove(name)
         {
+            state.weight -= self.driver.weight(name);
             if standing.holder.is_none() {
                 state.pending -= 1;
             }
@@ -284,6 +300,10 @@ impl<D: SessionDriver> Session<D> {
 
     pub(super) fn claims(&self) -> usize {
         self.lock().claims.len()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().weight >= self.driver.capacity()
     }
 
     pub(super) fn driver(&self) -> &D {

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
+    error::Result,
     session::{Session, SessionDriver, state::Standing},
     signal::LossReason,
 };
@@ -16,14 +17,44 @@ const FEW: usize = 1_000;
 const SELDOM: u32 = 3;
 
 /// Removes what nobody owns, and tells those of their loss who have nothing any more.
-pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) {
+///
+/// # Errors
+/// As the driver fails. From the second failure in a row on, each is a warning.
+pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
+    let begun = session.now();
+    let reconciled = try_reconcile(session).await;
+    let mut state = session.lock();
+    let Err(error) = &reconciled else {
+        state.unreconciled_since = None;
+        return reconciled;
+    };
+    // The next renewal does it, however many claims there are.
+    (state.doubt, state.touched) = (true, None);
+    let again = state.unreconciled_since.is_some();
+    let since = *state.unreconciled_since.get_or_insert(begun);
+    let locks = state.claims.len();
+    drop(state);
+    session.end_if_lost(error);
+    let (failing_for, ttl) = (session.now().since(since), session.ttl());
+    if again {
+        tracing::warn!(
+            target: "leasehold", %error, locks, ?failing_for, %ttl,
+            "cannot read or tidy what a session owns: after a TTL its locks are no longer renewed"
+        );
+    } else {
+        tracing::debug!(target: "leasehold", %error, "not reconciled; tried again at the next renewal");
+    }
+    reconciled
+}
+
+async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
     // Those that are there before the server is asked: what is granted later may be missing from its answer, and what is
     // released later may still be in it.
     let before: HashMap<D::Claim, Option<u64>> = {
         let mut state = session.lock();
         state.since_reconciled += 1;
         if !state.doubt && state.claims.len() > FEW && state.since_reconciled < SELDOM {
-            return;
+            return Ok(());
         }
         state.doubt = false;
         state.since_reconciled = 0;
@@ -32,16 +63,7 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) {
         let held = |standing: &Standing| standing.holder.is_some().then_some(standing.number);
         state.claims.iter().map(|(name, standing)| (name.clone(), held(standing))).collect()
     };
-    let owned = match session.driver().owned(session.handle()).await {
-        Ok(owned) => owned,
-        Err(error) => {
-            tracing::debug!(target: "leasehold", %error, "not reconciled");
-            session.end_if_lost(&error);
-            let mut state = session.lock();
-            (state.doubt, state.touched) = (true, None);
-            return;
-        }
-    };
+    let owned = session.driver().owned(session.handle()).await?;
     let deadline = session.valid_until();
     let on_server: HashSet<&D::Claim> = owned.claims.iter().collect();
     let (mut orphans, mut lost) = (Vec::new(), Vec::new());
@@ -70,18 +92,9 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) {
     }
     if !orphans.is_empty() {
         tracing::debug!(target: "leasehold", ?orphans, "removing what nobody here owns");
-        let disowned = session.driver().disown(session.handle(), orphans).await;
-        if let Err(error) = &disowned {
-            session.end_if_lost(error);
-        }
-        let mut state = session.lock();
-        match disowned {
-            Ok(()) => state.disowning.clear(),
-            Err(error) => {
-                tracing::debug!(target: "leasehold", %error, "not removed; tried again at the next renewal");
-                // What may still be removed stays unclaimed until it certainly was.
-                state.doubt = true;
-            }
-        }
+        // If it fails, what may still be removed stays unclaimed until it certainly was.
+        session.driver().disown(session.handle(), orphans).await?;
+        session.lock().disowning.clear();
     }
+    Ok(())
 }

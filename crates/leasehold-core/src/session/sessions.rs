@@ -119,7 +119,7 @@ impl<D: SessionDriver> Sessions<D> {
         let capacity = self.driver.capacity();
         let open = self.lock();
         let mut live = open.get(&ttl)?.iter().filter(|session| session.is_live());
-        live.find(|session| capacity == usize::MAX || session.claims() < capacity).cloned()
+        live.find(|session| capacity == usize::MAX || !session.is_full()).cloned()
     }
 
     async fn open(&self, request: &Request) -> Result<Arc<Session<D>>> {

@@ -14,6 +14,8 @@ use crate::{
 /// What changes of a session.
 pub(super) struct State<C> {
     pub(super) claims: HashMap<C, Standing>,
+    /// The sum of their weights.
+    pub(super) weight: usize,
     /// How many of them are not granted yet: the session is renewed for those.
     pub(super) pending: usize,
     pub(super) idle_since: Moment,
@@ -22,6 +24,8 @@ pub(super) struct State<C> {
     /// What has happened leaves open what the server has.
     pub(super) doubt: bool,
     pub(super) since_reconciled: u32,
+    /// When the first of the reconciliations was begun that have failed since the last one that succeeded.
+    pub(super) unreconciled_since: Option<Moment>,
     /// Claimed since a reconciliation began: what the server says of them may be old.
     pub(super) touched: Option<HashSet<C>>,
     /// Being removed from the server: claimed now, they would be removed under somebody's feet.
@@ -35,12 +39,14 @@ impl<C> State<C> {
     pub(super) fn new(now: Moment) -> Self {
         Self {
             claims: HashMap::new(),
+            weight: 0,
             pending: 0,
             idle_since: now,
             end: None,
             closing: false,
             doubt: false,
             since_reconciled: 0,
+            unreconciled_since: None,
             touched: None,
             disowning: HashSet::new(),
             retired: HashSet::new(),

@@ -30,12 +30,16 @@ struct Server {
     closed: AtomicUsize,
     disowned: Mutex<Vec<u32>>,
     down: AtomicBool,
+    /// What a session owns cannot be read.
+    blind: AtomicBool,
     /// The next look at what a session owns finds that it is over.
     over_when_looked_at: AtomicBool,
     /// Zero for any number.
     capacity: usize,
     /// Zero for any number.
     max_sessions: usize,
+    /// Claims weigh what their number says.
+    weighs: bool,
 }
 
 impl Server {
@@ -59,6 +63,10 @@ impl SessionDriver for Server {
 
     fn capacity(&self) -> usize {
         if self.capacity == 0 { usize::MAX } else { self.capacity }
+    }
+
+    fn weight(&self, claim: &u32) -> usize {
+        if self.weighs { *claim as usize } else { 1 }
     }
 
     fn max_sessions(&self) -> usize {
@@ -88,6 +96,9 @@ impl SessionDriver for Server {
 
     async fn owned(&self, handle: &u32) -> Result<Owned<u32>> {
         self.trip().await?;
+        if self.blind.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, "the answer is larger than the limit"));
+        }
         if self.over_when_looked_at.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Lost, "the connection was given up"));
         }
@@ -247,6 +258,89 @@ async fn those_who_wait_for_one_renewal_do_not_overfill_its_session() {
         *filled.entry(*claim.session().handle()).or_insert(0) += 1;
     }
     assert!(filled.len() == 7 && filled.values().all(|claims| *claims <= 3), "{filled:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn claims_fill_a_session_by_their_weight() {
+    let server = Arc::new(Server { capacity: 100, weighs: true, ..Server::default() });
+    let (sessions, clock) = (Sessions::new(Arc::clone(&server)), Arc::new(TestClock::new()));
+    let request = request(&clock, 10);
+    let claim = async |weight| sessions.claim(&request, move |_, _| weight).await.unwrap();
+    let (heavy, light) = (claim(60).await, claim(50).await);
+    assert_eq!(heavy.session().id(), light.session().id());
+    let next = claim(1).await;
+    assert_ne!(next.session().id(), heavy.session().id());
+    drop(heavy);
+    assert_eq!(claim(2).await.session().id(), light.session().id(), "there is room in it again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_are_given_up_if_what_is_owned_cannot_be_read() {
+    let (server, sessions, clock) = setup();
+    let held = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+    let (lock, sink) = sink(&clock);
+    assert!(held.hold(sink));
+    server.has(0, 1);
+    server.blind.store(true, Ordering::Relaxed);
+    // For a TTL it is renewed all the same: a fault that passes costs nobody a lock.
+    for _ in 0..4 {
+        held.session().renew().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    let until = held.valid_until();
+    let error = held.session().renew().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(held.valid_until(), until, "the deadline stays");
+    server.blind.store(false, Ordering::Relaxed);
+    held.session().renew().await.unwrap();
+    assert!(held.valid_until() > until, "it recovers");
+    server.blind.store(true, Ordering::Relaxed);
+    while held.session().is_live() {
+        let _: Result<()> = held.session().renew().await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(server.renewed.load(Ordering::Relaxed) < 50, "it is renewed for ever");
+    }
+    assert_eq!(held.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(lock.signal().loss(), Some(LossReason::Expired));
+}
+
+/// What the server owns can and cannot be read in turns, at random, and at some time it takes the lock away: its holder
+/// believes in it for three TTLs more at most.
+#[tokio::test(start_paused = true)]
+async fn a_lock_taken_away_is_noticed_whatever_fails() {
+    for seed in 0..200_u64 {
+        let mut state = seed;
+        let mut below = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        let (server, sessions, clock) = setup();
+        let held = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+        let (lock, sink) = sink(&clock);
+        assert!(held.hold(sink));
+        server.has(0, 1);
+        let mut taken = None;
+        for _ in 0..80 {
+            match below(10) {
+                0 => {
+                    let _before = server.blind.fetch_not(Ordering::Relaxed);
+                }
+                1 if taken.is_none() => {
+                    server.sessions.lock().unwrap().get_mut(&0).unwrap().clear();
+                    taken = Some(held.session().now());
+                }
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_millis(500 + below(2_500))).await;
+            let _: Result<()> = held.session().renew().await;
+            let now = held.session().now();
+            if lock.signal().loss().is_some() || held.valid_until().is_past(now) {
+                break;
+            }
+            let believed = taken.map_or(Duration::ZERO, |taken| now.since(taken));
+            assert!(believed <= Duration::from_secs(30), "seed {seed}: believed {believed:?} after it was taken away");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
