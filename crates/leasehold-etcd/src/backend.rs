@@ -58,8 +58,20 @@ impl EtcdBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn connect(url: &str) -> Result<Arc<Self>> {
-        let Location { endpoints, options, config } = Location::parse(url)?;
-        Self::start(Cluster::of_endpoints(endpoints, &options, config)).await
+        Self::connect_with(url, EtcdConfig::default()).await
+    }
+
+    /// Connects to the cluster at `url` with the options of `config`, such as a
+    /// [`CredentialsProvider`](leasehold_core::CredentialsProvider). What the URL says too is as the URL says, except for the
+    /// user: a provider's credentials are used in its place.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is left behind.
+    pub async fn connect_with(url: &str, config: EtcdConfig) -> Result<Arc<Self>> {
+        Self::start(Cluster::at(Location::parse(url, config)?)).await
     }
 
     /// Uses the connection of `client`.

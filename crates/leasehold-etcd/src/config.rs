@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use leasehold_core::CredentialsProvider;
 use tonic::transport::Endpoint;
 
 /// The server answers pings that come at least 5 s apart (`--grpc-keepalive-min-time`), and cuts off who sends more.
@@ -24,6 +25,8 @@ pub struct EtcdConfig {
     pub connect_timeout: Duration,
     /// How often a waiter looks by itself, although it is woken: some servers lose events after a compaction. 5 s by default.
     pub safety_net: Duration,
+    /// Supplies the user and the password. Without it they are those of the URL, or of the given client.
+    pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
 impl Default for EtcdConfig {
@@ -34,6 +37,7 @@ impl Default for EtcdConfig {
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
             safety_net: Duration::from_secs(5),
+            credentials: None,
         }
     }
 }
@@ -71,6 +75,18 @@ impl EtcdConfig {
     #[must_use]
     pub fn with_safety_net(mut self, interval: Duration) -> Self {
         self.safety_net = interval;
+        self
+    }
+
+    /// Sets where the user and the password come from: passwords that rotate then need no restart of the program.
+    ///
+    /// The provider is asked for each connection, and again whenever the server refuses a token, because the token has
+    /// expired or because users or roles were changed. A user name is required. If the server refuses what it accepted
+    /// before, the error is [`Unavailable`](leasehold_core::ErrorKind::Unavailable): the provider may have the next
+    /// password a little later.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Arc<dyn CredentialsProvider>) -> Self {
+        self.credentials = Some(credentials);
         self
     }
 

@@ -12,24 +12,28 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{Client, ConnectOptions, Error as Driver, GetOptions, GetResponse, Txn, TxnResponse};
+use etcd_client::{Client, Error as Driver, GetOptions, GetResponse, Txn, TxnResponse};
 use leasehold_core::{Elapsed, Error, ErrorKind, Patience, Result, Ttl};
 use tokio::{sync::Notify, time::timeout};
-use tonic::transport::Endpoint;
 
 use crate::{
+    authenticator::{Authenticator, Failed},
     config::EtcdConfig,
     error::{self, Effect},
     keys::{EtcdKey, Names},
+    location::Location,
     member::{Live, Member},
 };
 
 /// Before the only member is asked again whose connection broke.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often a request asks for another token. One cures it, unless users are changed again meanwhile.
+const AUTHENTICATIONS: usize = 3;
 
 /// The members, and the one that answered last.
 pub(crate) struct Cluster {
     members: Vec<Member>,
+    authenticator: Authenticator,
     current: AtomicUsize,
     pub(crate) config: EtcdConfig,
     pub(crate) names: Names,
@@ -39,19 +43,22 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn of_endpoints(endpoints: Vec<Endpoint>, options: &ConnectOptions, config: EtcdConfig) -> Arc<Self> {
+    pub(crate) fn at(location: Location) -> Arc<Self> {
+        let Location { endpoints, options, config, credentials } = location;
         let members = endpoints.into_iter().map(|endpoint| Member::at(endpoint, options.clone()));
-        Self::new(members.collect(), config)
+        let authenticator = Authenticator::new(config.credentials.clone(), credentials);
+        Self::new(members.collect(), config, authenticator)
     }
 
     pub(crate) fn of_client(client: Client, config: EtcdConfig) -> Arc<Self> {
-        Self::new(vec![Member::of(client)], config)
+        let authenticator = Authenticator::of_client(config.credentials.clone());
+        Self::new(vec![Member::of(client)], config, authenticator)
     }
 
-    fn new(members: Vec<Member>, config: EtcdConfig) -> Arc<Self> {
+    fn new(members: Vec<Member>, config: EtcdConfig, authenticator: Authenticator) -> Arc<Self> {
         let names = Names { prefix: Arc::clone(&config.prefix), exact: config.exact_names };
         let (current, moved, time_outs) = (AtomicUsize::new(0), Notify::new(), Arc::default());
-        Arc::new(Self { members, current, config, names, moved, time_outs })
+        Arc::new(Self { members, authenticator, current, config, names, moved, time_outs })
     }
 
     /// Where it lives, without secrets.
@@ -104,7 +111,7 @@ impl Cluster {
             if attempt > 0 && self.members.len() == 1 {
                 tokio::time::sleep(PAUSE).await;
             }
-            let (failed, elsewhere) = match self.ask(member, operation, effect, patience, &call).await {
+            let Failed { error: failed, elsewhere } = match self.ask(member, operation, effect, patience, &call).await {
                 Ok(answer) => {
                     if index != first {
                         self.move_from(first, index);
@@ -125,7 +132,7 @@ impl Cluster {
         Err(doubt.or(failure).unwrap_or_else(|| error::protocol(operation)))
     }
 
-    /// The answer of one member; or the error, and whether to ask another.
+    /// The answer of one member. If it refuses the token, it is asked again with another one.
     async fn ask<T, F>(
         &self,
         member: &Member,
@@ -133,33 +140,55 @@ impl Cluster {
         effect: Effect,
         patience: Duration,
         call: impl Fn(&Live) -> F,
-    ) -> Result<T, (Error, bool)>
+    ) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, Driver>>,
     {
+        let timed_out = || Failed { error: error::timed_out(operation, Effect::None, &member.address), elsewhere: true };
         let live = match member.known() {
             Some(live) => live,
-            None => match timeout(patience, member.connect()).await {
-                Ok(Ok(live)) => live,
+            None => timeout(patience, member.connect(&self.authenticator, operation))
+                .await
+                .unwrap_or_else(|_elapsed| Err(timed_out()))?,
+        };
+        for authentications in 0.. {
+            let token = live.token();
+            // Boxed: the driver's futures are of several kilobytes, and would be moved with each that they are put into.
+            match self.time_outs.within(patience, Box::pin(call(&live))).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                // Refused, so nothing has happened: it may be sent again.
+                Ok(Err(error)) if self.may_authenticate(&error) && authentications < AUTHENTICATIONS => {
+                    timeout(patience, member.authenticate(&live, token, &self.authenticator, operation))
+                        .await
+                        .unwrap_or_else(|_elapsed| Err(timed_out()))?;
+                }
                 Ok(Err(error)) => {
                     let elsewhere = error::is_elsewhere_better(&error);
-                    return Err((error::of_driver(error, operation, Effect::None, &member.address), elsewhere));
+                    let error = error::of_driver(error, operation, effect, &member.address);
+                    return Err(Failed { error, elsewhere });
                 }
-                Err(_elapsed) => return Err((error::timed_out(operation, Effect::None, &member.address), true)),
-            },
-        };
-        // Boxed: the driver's futures are of several kilobytes, and would be moved with each that they are put into.
-        match self.time_outs.within(patience, Box::pin(call(&live))).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => {
-                let elsewhere = error::is_elsewhere_better(&error);
-                Err((error::of_driver(error, operation, effect, &member.address), elsewhere))
+                Err(Elapsed) => break,
             }
-            Err(Elapsed) => {
-                member.forget(&live);
-                // The only member has had its time.
-                Err((error::timed_out(operation, effect, &member.address), self.members.len() > 1))
-            }
+        }
+        member.forget(&live);
+        // The only member has had its time.
+        let elsewhere = self.members.len() > 1;
+        Err(Failed { error: error::timed_out(operation, effect, &member.address), elsewhere })
+    }
+
+    /// Whether another token may cure this error.
+    pub(crate) fn may_authenticate(&self, error: &Driver) -> bool {
+        self.authenticator.has_credentials() && error::is_token_refused(error)
+    }
+
+    /// Gets another token for the member that is asked first, because a stream was refused with the present one.
+    pub(crate) async fn authenticate(&self, operation: &'static str) -> Result<()> {
+        let member = &self.members[self.current.load(Ordering::Relaxed) % self.members.len()];
+        let Some(live) = member.known() else { return Ok(()) };
+        let authenticated = member.authenticate(&live, live.token(), &self.authenticator, operation);
+        match timeout(self.config.timeout, authenticated).await {
+            Ok(authenticated) => authenticated.map_err(|failed| failed.error),
+            Err(_elapsed) => Err(error::timed_out(operation, Effect::None, &member.address)),
         }
     }
 

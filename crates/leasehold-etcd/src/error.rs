@@ -52,6 +52,25 @@ pub(crate) fn is_lease_taken(error: &Driver) -> bool {
     matches!(error, Driver::GRpcStatus(status) if status.message().contains("lease already exists"))
 }
 
+/// Whether the server refuses the token of a request, or misses one: a new token may cure that.
+pub(crate) fn is_token_refused(error: &Driver) -> bool {
+    let Driver::GRpcStatus(status) = error else { return false };
+    i32::from(status.code()) == UNAUTHENTICATED || is_about_token(status.message())
+}
+
+/// Whether a message of the server's, or the reason for which it refuses a watch, is about the token.
+pub(crate) fn is_about_token(message: &str) -> bool {
+    // Expired or forgotten; from before a change of users and roles, as 3.5 and as 3.4 says it; and none at all.
+    const SIGNS: [&str; 4] =
+        ["invalid auth token", "revision of auth store is old", "revision in header is old", "user name is empty"];
+    SIGNS.iter().any(|sign| message.contains(sign))
+}
+
+/// Whether the server has no users, or has them switched off.
+pub(crate) fn is_without_users(error: &Driver) -> bool {
+    matches!(error, Driver::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
+}
+
 /// Whether the server says that there is no such lease.
 pub(crate) fn is_lease_gone(error: &Driver) -> bool {
     match error {
@@ -109,6 +128,7 @@ fn of_status(code: i32, message: &str, why: &str, effect: Effect, endpoint: &str
     match code {
         PERMISSION_DENIED => denied("the access; the user needs read and write permission on the prefix"),
         UNAUTHENTICATED => denied("the user; check user and password"),
+        _ if is_about_token(message) => denied("the user; connect with a user and a password"),
         INVALID_ARGUMENT if message.contains("auth") || message.contains("user name is empty") => {
             denied("the user or the password; check both")
         }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod authenticator;
 mod backend;
 mod breaking;
 mod candidate;
@@ -19,6 +20,6 @@ mod wake;
 
 /// The driver.
 pub use etcd_client;
-pub use leasehold_core::{Error, ErrorKind, Result};
+pub use leasehold_core::{Credentials, CredentialsProvider, Error, ErrorKind, Result};
 
 pub use crate::{backend::EtcdBackend, config::EtcdConfig};

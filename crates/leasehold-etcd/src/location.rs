@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use etcd_client::ConnectOptions;
-use leasehold_core::{Error, ErrorKind, Result};
+use leasehold_core::{Credentials, Error, ErrorKind, Result};
 use tonic::transport::Endpoint;
 
 use crate::{config::EtcdConfig, error};
@@ -15,17 +15,19 @@ pub(crate) struct Location {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) options: ConnectOptions,
     pub(crate) config: EtcdConfig,
+    pub(crate) credentials: Option<Credentials>,
 }
 
 impl fmt::Debug for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The options have a password.
+        // Nothing of it is secret but the password, and nothing else is needed.
         f.debug_struct("Location").field("endpoints", &self.endpoints).finish_non_exhaustive()
     }
 }
 
 impl Location {
-    pub(crate) fn parse(url: &str) -> Result<Self> {
+    /// Reads `url`. What it does not say is as in `config`.
+    pub(crate) fn parse(url: &str, mut config: EtcdConfig) -> Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(invalid("the URL cannot be parsed; write etcd://127.0.0.1:2379/"));
         };
@@ -46,7 +48,6 @@ impl Location {
             Some((user, hosts)) => (Some(user), hosts),
             None => (None, authority),
         };
-        let mut config = EtcdConfig::default();
         let mut files = TlsFiles::default();
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
@@ -77,15 +78,14 @@ impl Location {
         let endpoint = |host| files.apply_to(tls, config.apply_to(endpoint(scheme, host)?));
         let endpoints = hosts.split(',').map(endpoint).collect::<Result<Vec<_>>>()?;
         // A member that is cut off from the others says so, and does not sit on requests and watches.
-        let mut options = ConnectOptions::new().with_require_leader(true);
-        if let Some(user) = user {
-            let Some((name, password)) = user.split_once(':') else {
-                return Err(invalid("the URL has a user without a password; write etcd://user:password@host/"));
-            };
-            options =
-                options.with_user(decoded("user", name)?, decoded("password", password)?).with_auto_token_refresh(true);
-        }
-        Ok(Self { endpoints, options, config })
+        let options = ConnectOptions::new().with_require_leader(true);
+        let credentials = user.map(|user| match user.split_once(':') {
+            Some((name, password)) => {
+                Ok(Credentials::new(decoded("password", password)?).with_username(decoded("user", name)?))
+            }
+            None => Err(invalid("the URL has a user without a password; write etcd://user:password@host/")),
+        });
+        Ok(Self { endpoints, options, config, credentials: credentials.transpose()? })
     }
 }
 
@@ -166,9 +166,9 @@ mod tests {
     fn a_url_says_everything() {
         let url =
             "etcd://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/?prefix=shop%3A&timeout=300ms&names=exact&safety-net=3s";
-        let location = Location::parse(url).unwrap();
+        let location = Location::parse(url, EtcdConfig::default()).unwrap();
         let addresses = |url| {
-            let endpoints = Location::parse(url).unwrap().endpoints;
+            let endpoints = Location::parse(url, EtcdConfig::default()).unwrap().endpoints;
             endpoints.iter().map(|endpoint| endpoint.uri().to_string()).collect::<Vec<_>>()
         };
         assert_eq!(addresses(url), ["http://h1:2379/", "http://h2:7000/", "http://[::1]:80/"]);
@@ -196,7 +196,7 @@ mod tests {
             ("http://u:secret@h/", "scheme"),
             ("secret", "parsed"),
         ] {
-            let error = Location::parse(url).unwrap_err();
+            let error = Location::parse(url, EtcdConfig::default()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
             assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
@@ -206,7 +206,7 @@ mod tests {
     #[cfg(not(feature = "tls"))]
     #[test]
     fn tls_without_the_feature_names_the_feature() {
-        let error = Location::parse("etcds://h/").unwrap_err();
+        let error = Location::parse("etcds://h/", EtcdConfig::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("feature `tls`"), "{error}");
     }

@@ -135,6 +135,10 @@ impl EtcdSessions {
             }
             Ok(Err(error)) => {
                 *stream = None;
+                if self.cluster.may_authenticate(&error) {
+                    self.cluster.authenticate("renew").await?;
+                    return Err(error::plain(ErrorKind::Unavailable, "renew", "the server refused the token"));
+                }
                 return Err(error::of_driver(error, "renew", Effect::None, "the member"));
             }
             Err(_elapsed) => {

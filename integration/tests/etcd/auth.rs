@@ -1,15 +1,92 @@
 //! Users, and the tokens that the server gives them.
 
-use std::time::Duration;
+use std::{
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use leasehold_core::{ErrorKind, LockClient};
-use leasehold_etcd::EtcdBackend;
+use leasehold_core::{Credentials, CredentialsProvider, ErrorKind, LockClient, Result, async_trait};
+use leasehold_etcd::{EtcdBackend, EtcdConfig};
 use leasehold_integration::server::EtcdCluster;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, free, ttl};
 
 const SHOP: &str = "shop:s3cr%3At@";
+const ROOT: [&str; 2] = ["--user", "root:root secret"];
+
+/// What the server gives those who authenticate.
+#[derive(Clone, Copy, Debug)]
+enum Tokens {
+    /// Kept by each member, and forgotten when not used for a second.
+    Simple,
+    /// Signed, with the revision of the users and roles that they were made at.
+    Signed,
+}
+
+/// A cluster of one member, with users.
+fn cluster_with(tokens: Tokens) -> (EtcdCluster, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    fs::write(&key, "a key that signs tokens in tests alone").unwrap();
+    let signed = format!("jwt,sign-method=HS256,priv-key={},ttl=10m", key.display());
+    let builder = match tokens {
+        Tokens::Simple => EtcdCluster::builder().option("--auth-token-ttl", "1"),
+        Tokens::Signed => EtcdCluster::builder().option("--auth-token", &signed),
+    };
+    let cluster = builder.option("--bcrypt-cost", "4").start().unwrap();
+    with_users(&cluster);
+    (cluster, folder)
+}
+
+/// What an administrator does.
+fn administer(cluster: &EtcdCluster, arguments: &[&str]) {
+    cluster.at(0).ctl(&[&ROOT, arguments].concat()).unwrap();
+}
+
+/// How many watches the server has.
+fn watches(cluster: &EtcdCluster) -> f64 {
+    let metrics = cluster.at(0).metrics().unwrap();
+    let value = metrics.lines().find_map(|line| line.strip_prefix("etcd_debugging_mvcc_watcher_total "));
+    value.unwrap().trim().parse().unwrap()
+}
+
+async fn until_watches(cluster: &EtcdCluster, count: f64) {
+    let begun = Instant::now();
+    while watches(cluster) < count {
+        assert!(begun.elapsed() < SOON, "{} watches", watches(cluster));
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Supplies whatever password it was given last.
+#[derive(Debug)]
+struct Rotating {
+    password: Mutex<String>,
+    asked: AtomicU64,
+}
+
+impl Rotating {
+    fn new(password: &str) -> Arc<Self> {
+        Arc::new(Self { password: Mutex::new(password.to_owned()), asked: AtomicU64::new(0) })
+    }
+
+    fn rotate(&self, password: &str) {
+        password.clone_into(&mut self.password.lock().unwrap());
+    }
+}
+
+#[async_trait]
+impl CredentialsProvider for Rotating {
+    async fn credentials(&self) -> Result<Credentials> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Ok(Credentials::new(self.password.lock().unwrap().clone()).with_username("shop"))
+    }
+}
 
 /// With the user `shop`, whose password is `s3cr:t` and who may use the prefix `shop/`.
 fn with_users(cluster: &EtcdCluster) {
@@ -73,4 +150,69 @@ async fn a_token_that_has_expired_is_asked_for_anew() {
     free(guard).await;
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     free(next).await;
+}
+
+/// A change of users makes all signed tokens useless: what is held stays held, who waits waits on, and new watches are
+/// opened on the stream of the old ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_users_interrupts_nobody() {
+    for tokens in [Tokens::Signed, Tokens::Simple] {
+        let (cluster, _folder) = cluster_with(tokens);
+        let (one, other) =
+            (connect(&cluster, SHOP, "shop/").await.unwrap(), connect(&cluster, SHOP, "shop/").await.unwrap());
+        let wait = |key: &'static str| {
+            let other = other.clone();
+            tokio::spawn(async move { other.mutex(key).with_ttl(ttl(4)).lock().await.unwrap() })
+        };
+        let held = one.mutex("k").with_ttl(ttl(4)).lock().await.unwrap();
+        let waiter = wait("k");
+        until_watches(&cluster, 1.0).await;
+        for user in ["a", "b"] {
+            administer(&cluster, &["user", "add", &format!("{user}:x")]);
+            // Past the deadline that it had.
+            sleep(Duration::from_millis(4_500)).await;
+            assert!(held.is_held() && !waiter.is_finished(), "{tokens:?}");
+        }
+        let beside = one.mutex("beside").with_ttl(ttl(4)).lock().await.unwrap();
+        administer(&cluster, &["user", "delete", "a"]);
+        let second = wait("beside");
+        until_watches(&cluster, 2.0).await;
+        for (guard, waiter) in [(held, waiter), (beside, second)] {
+            free(guard).await;
+            free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
+        }
+    }
+}
+
+/// The password is changed on the server, and a little later the provider has it too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_rotates_costs_no_lock() {
+    for tokens in [Tokens::Signed, Tokens::Simple] {
+        let (cluster, _folder) = cluster_with(tokens);
+        let provider = Rotating::new("s3cr:t");
+        let url = format!("etcd://{}/?prefix=shop/", cluster.at(0).addr());
+        let config = || EtcdConfig::default().with_credentials(provider.clone());
+        let client = async || LockClient::new(EtcdBackend::connect_with(&url, config()).await.unwrap());
+        let (one, other) = (client().await, client().await);
+        let held = one.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
+        let waiter = tokio::spawn({
+            let other = other.clone();
+            async move { other.mutex("k").with_ttl(ttl(6)).lock().await.unwrap() }
+        });
+        until_watches(&cluster, 1.0).await;
+        for password in ["second", "third"] {
+            administer(&cluster, &["user", "passwd", "shop", "--interactive=false", "--new-user-password", password]);
+            let refused = one.mutex("new").try_lock().await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+            provider.rotate(password);
+            let asked = provider.asked.load(Ordering::Relaxed);
+            free(one.mutex("new").try_lock().await.unwrap()).await;
+            assert!(provider.asked.load(Ordering::Relaxed) > asked);
+            // Past the deadline that it had.
+            sleep(Duration::from_millis(6_500)).await;
+            assert!(held.is_held() && !waiter.is_finished(), "{tokens:?}");
+        }
+        free(held).await;
+        free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
+    }
 }

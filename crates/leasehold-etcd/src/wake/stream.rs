@@ -7,7 +7,7 @@ use std::{
 };
 
 use etcd_client::{EventType, WatchRequestSender, WatchResponse, WatchResponseStream};
-use leasehold_core::Result;
+use leasehold_core::{ErrorKind, Result};
 
 use super::{Watches, watched::Watched};
 use crate::{
@@ -16,25 +16,39 @@ use crate::{
 };
 
 const SWEEP: Duration = Duration::from_secs(10);
-/// Before a stream that broke is opened again.
+/// Before a stream that broke is opened again; doubled with each failure in a row, up to the longest.
 const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// So many failures in a row are a warning: about three seconds without a stream.
+const FAILURES: u32 = 6;
 
 /// Opens the stream again and again, as long as anything is watched.
 pub(super) async fn run(watches: Weak<Watches>) {
+    let mut failures = 0;
     loop {
         let Some(watches) = watches.upgrade() else { return };
         let Some(wanted) = watches.to_watch() else { return };
-        if let Err(error) = serve(&watches, wanted).await {
-            tracing::debug!(target: "leasehold", %error, "watch stream ended");
+        if let Err(error) = serve(&watches, wanted, &mut failures).await {
+            failures += 1;
+            if failures.is_multiple_of(FAILURES) {
+                tracing::warn!(
+                    target: "leasehold", %error, failures,
+                    "the watch stream ends as soon as it is opened: waiters look every 100 ms instead"
+                );
+            } else {
+                tracing::debug!(target: "leasehold", %error, "watch stream ended");
+            }
         }
         for watched in watches.all() {
             watched.became_cold();
         }
-        tokio::time::sleep(PAUSE).await;
+        drop(watches);
+        tokio::time::sleep((PAUSE * (1 << failures.min(10))).min(LONGEST_PAUSE)).await;
     }
 }
 
-async fn serve(watches: &Arc<Watches>, wanted: Vec<Arc<Watched>>) -> Result<()> {
+/// Serves all watches on one stream, until it breaks. Sets `failures` to zero once a watch stands.
+async fn serve(watches: &Arc<Watches>, wanted: Vec<Arc<Watched>>, failures: &mut u32) -> Result<()> {
     let cluster = &watches.cluster;
     let Some(first) = wanted.first() else { return Ok(()) };
     let moved = cluster.moved.notified();
@@ -53,7 +67,19 @@ async fn serve(watches: &Arc<Watches>, wanted: Vec<Arc<Watched>>) -> Result<()> 
     let mut moved = std::pin::pin!(moved);
     loop {
         tokio::select! {
-            answer = next(&mut answers, cluster) => take(&mut asked, &answer?),
+            answer = next(&mut answers, cluster) => {
+                let answer = answer?;
+                if answer.created() && answer.canceled() {
+                    // The stream has the token that it was opened with, which no longer opens a watch.
+                    cluster.authenticate("watch").await?;
+                    let why = format!("the server refused a watch: {}", answer.cancel_reason());
+                    return Err(error::plain(ErrorKind::Denied, "watch", why));
+                }
+                if answer.created() {
+                    *failures = 0;
+                }
+                take(&mut asked, &answer);
+            }
             () = watches.wanted.notified() => {
                 let Some(wanted) = watches.to_watch_on_stream() else { return Ok(()) };
                 for watched in wanted {
