@@ -108,3 +108,4 @@ command -v cargo >/dev/null ||
     fail "cargo is not installed: install Rust with rustup, as the Rust web site says, and open a new shell"
 
 "$(dirname "${BASH_SOURCE[0]}")/interop/setup.sh"
+"$(dirname "${BASH_SOURCE[0]}")/etcd-later.sh"

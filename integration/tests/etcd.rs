@@ -20,6 +20,8 @@ mod locks;
 mod orphans;
 #[path = "etcd/partition.rs"]
 mod partition;
+#[path = "etcd/releases.rs"]
+mod releases;
 #[path = "etcd/server.rs"]
 mod server;
 #[path = "etcd/sessions.rs"]

@@ -193,6 +193,9 @@ pub enum LossSignal {
 pub enum Restart {
     /// They stay.
     Keeps,
+    /// They stay, except that a leader which was paused, deposed and goes on may free them: then two may hold until the
+    /// old holder's next renewal.
+    FailOverMayFree,
     /// They stay if the backend's persistence kept them, else they are free at once: two may hold.
     AsPersisted,
     /// They are free at once: a holder that was cut off and a new one may both hold until the old one's deadline.
@@ -256,6 +259,7 @@ impl fmt::Display for Restart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Keeps => "keeps the locks",
+            Self::FailOverMayFree => "keeps the locks, unless a leader was paused and goes on",
             Self::AsPersisted => "keeps what persistence kept",
             Self::FreesAtOnce => "frees the locks at once",
             Self::EndsHolders => "ends the holders too",

@@ -19,6 +19,7 @@ use crate::{
     keys::{Directory, EtcdKey, value_of},
     location::Location,
     queue::{Place, Standing, Step},
+    releases,
     session::{EtcdSessions, Handle},
     wake::{Watches, Watching},
 };
@@ -94,6 +95,10 @@ impl EtcdBackend {
         let probe = EtcdKey::from([&*cluster.names.prefix, b"%".as_slice()].concat());
         let options = GetOptions::new().with_keys_only().with_limit(1);
         cluster.get("connect", cluster.config.timeout, &probe, Some(options)).await?;
+        if let Err(error) = releases::check(&cluster).await {
+            tracing::warn!(target: "leasehold", %error, "cannot learn which releases of etcd the members run");
+        }
+        drop(tokio::spawn(releases::watch(Arc::downgrade(&cluster))));
         let capabilities = capabilities(cluster.endpoint());
         let sessions = Sessions::new(Arc::new(EtcdSessions { cluster: Arc::clone(&cluster) }));
         let watches = Watches::new(&cluster);
@@ -186,7 +191,11 @@ impl EtcdBackend {
 #[async_trait]
 impl LockBackend for EtcdBackend {
     fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
+        let mut capabilities = self.capabilities.clone();
+        if self.cluster.releases.may_revoke() {
+            capabilities.restart = Restart::FailOverMayFree;
+        }
+        capabilities
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
@@ -226,6 +235,7 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn close(&self) -> Result<()> {
+        self.cluster.releases.stop();
         self.watches.close();
         self.sessions.close().await.map_err(|error| named(error, "close"))
     }

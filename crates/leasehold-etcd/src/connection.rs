@@ -21,8 +21,9 @@ use crate::{
     config::EtcdConfig,
     error::{self, Effect},
     keys::{EtcdKey, Names},
-    location::Location,
+    location::{Connector, Location},
     member::{Live, Member},
+    releases::Releases,
 };
 
 /// Before the only member is asked again whose connection broke.
@@ -33,32 +34,56 @@ const AUTHENTICATIONS: usize = 3;
 /// The members, and the one that answered last.
 pub(crate) struct Cluster {
     members: Vec<Member>,
+    /// Missing with the user's own client.
+    connector: Option<Connector>,
     authenticator: Authenticator,
     current: AtomicUsize,
     pub(crate) config: EtcdConfig,
     pub(crate) names: Names,
     /// Told when another member is asked from now on: streams that hang on the old one should move.
     pub(crate) moved: Notify,
+    pub(crate) releases: Releases,
     time_outs: Arc<Patience>,
 }
 
 impl Cluster {
     pub(crate) fn at(location: Location) -> Arc<Self> {
-        let Location { endpoints, options, config, credentials } = location;
-        let members = endpoints.into_iter().map(|endpoint| Member::at(endpoint, options.clone()));
+        let Location { endpoints, connector, config, credentials } = location;
+        let members = endpoints.into_iter().map(Connector::connecting);
         let authenticator = Authenticator::new(config.credentials.clone(), credentials);
-        Self::new(members.collect(), config, authenticator)
+        Self::new(members.collect(), Some(connector), config, authenticator)
     }
 
     pub(crate) fn of_client(client: Client, config: EtcdConfig) -> Arc<Self> {
         let authenticator = Authenticator::of_client(config.credentials.clone());
-        Self::new(vec![Member::of(client)], config, authenticator)
+        Self::new(vec![Member::of(client)], None, config, authenticator)
     }
 
-    fn new(members: Vec<Member>, config: EtcdConfig, authenticator: Authenticator) -> Arc<Self> {
+    fn new(
+        members: Vec<Member>,
+        connector: Option<Connector>,
+        config: EtcdConfig,
+        authenticator: Authenticator,
+    ) -> Arc<Self> {
         let names = Names { prefix: Arc::clone(&config.prefix), exact: config.exact_names };
-        let (current, moved, time_outs) = (AtomicUsize::new(0), Notify::new(), Arc::default());
-        Arc::new(Self { members, authenticator, current, config, names, moved, time_outs })
+        let (current, moved, time_outs, releases) =
+            (AtomicUsize::new(0), Notify::new(), Arc::default(), Releases::default());
+        Arc::new(Self { members, connector, authenticator, current, config, names, moved, releases, time_outs })
+    }
+
+    /// The members that the URL names; or the user's own client, which is taken for one.
+    pub(crate) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Whether it is spoken to through the user's own client.
+    pub(crate) fn is_given(&self) -> bool {
+        self.connector.is_none()
+    }
+
+    /// A member at an address that another one knows; `None` if only the user's own client knows how to connect.
+    pub(crate) fn member_at(&self, url: &str) -> Option<Member> {
+        self.connector.as_ref()?.member(url)
     }
 
     /// Where it lives, without secrets.
@@ -133,7 +158,7 @@ impl Cluster {
     }
 
     /// The answer of one member. If it refuses the token, it is asked again with another one.
-    async fn ask<T, F>(
+    pub(crate) async fn ask<T, F>(
         &self,
         member: &Member,
         operation: &'static str,
@@ -144,7 +169,8 @@ impl Cluster {
     where
         F: Future<Output = Result<T, Driver>>,
     {
-        let timed_out = || Failed { error: error::timed_out(operation, Effect::None, &member.address), elsewhere: true };
+        let timed_out =
+            || Failed { error: error::timed_out(operation, Effect::None, &member.address), elsewhere: true };
         let live = match member.known() {
             Some(live) => live,
             None => timeout(patience, member.connect(&self.authenticator, operation))

@@ -15,6 +15,7 @@ mod lease;
 mod location;
 mod member;
 mod queue;
+mod releases;
 mod session;
 mod wake;
 

@@ -6,14 +6,14 @@ use etcd_client::ConnectOptions;
 use leasehold_core::{Credentials, Error, ErrorKind, Result};
 use tonic::transport::Endpoint;
 
-use crate::{config::EtcdConfig, error};
+use crate::{config::EtcdConfig, error, member::Member};
 
 const DEFAULT_PORT: u16 = 2379;
 
 /// What a URL says.
 pub(crate) struct Location {
     pub(crate) endpoints: Vec<Endpoint>,
-    pub(crate) options: ConnectOptions,
+    pub(crate) connector: Connector,
     pub(crate) config: EtcdConfig,
     pub(crate) credentials: Option<Credentials>,
 }
@@ -74,18 +74,42 @@ impl Location {
                 }
             }
         }
-        let scheme = if tls { "https" } else { "http" };
-        let endpoint = |host| files.apply_to(tls, config.apply_to(endpoint(scheme, host)?));
-        let endpoints = hosts.split(',').map(endpoint).collect::<Result<Vec<_>>>()?;
-        // A member that is cut off from the others says so, and does not sit on requests and watches.
-        let options = ConnectOptions::new().with_require_leader(true);
+        let connector = Connector { tls, files, config: config.clone() };
+        let endpoints = hosts.split(',').map(|host| connector.endpoint(host)).collect::<Result<Vec<_>>>()?;
         let credentials = user.map(|user| match user.split_once(':') {
             Some((name, password)) => {
                 Ok(Credentials::new(decoded("password", password)?).with_username(decoded("user", name)?))
             }
             None => Err(invalid("the URL has a user without a password; write etcd://user:password@host/")),
         });
-        Ok(Self { endpoints, options, config, credentials: credentials.transpose()? })
+        Ok(Self { endpoints, connector, config, credentials: credentials.transpose()? })
+    }
+}
+
+/// Connects to members as the URL says.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    tls: bool,
+    files: TlsFiles,
+    config: EtcdConfig,
+}
+
+impl Connector {
+    fn endpoint(&self, host: &str) -> Result<Endpoint> {
+        let scheme = if self.tls { "https" } else { "http" };
+        self.files.apply_to(self.tls, self.config.apply_to(endpoint(scheme, host)?))
+    }
+
+    /// A member at an address that another one knows, such as `http://10.0.0.7:2379`.
+    pub(crate) fn member(&self, url: &str) -> Option<Member> {
+        let (_scheme, host) = url.split_once("://")?;
+        self.endpoint(host.trim_end_matches('/')).ok().map(Self::connecting)
+    }
+
+    /// A member at this address.
+    pub(crate) fn connecting(endpoint: Endpoint) -> Member {
+        // A member that is cut off from the others says so, and does not sit on requests and watches.
+        Member::at(endpoint, ConnectOptions::new().with_require_leader(true))
     }
 }
 

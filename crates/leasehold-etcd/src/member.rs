@@ -69,12 +69,11 @@ impl Member {
         Self { address: "the given client".into(), source: Source::Client(Box::new(client)), live }
     }
 
-    /// Returns whether this is the user's own client.
-    pub(crate) fn is_given(&self) -> bool {
-        matches!(self.source, Source::Client(_))
-    }
-
-    pub(crate) async fn connect(&self, authenticator: &Authenticator, operation: &'static str) -> Result<Arc<Live>, Failed> {
+    pub(crate) async fn connect(
+        &self,
+        authenticator: &Authenticator,
+        operation: &'static str,
+    ) -> Result<Arc<Live>, Failed> {
         let live = match &self.source {
             // Does not connect yet, except to authenticate a user.
             Source::Url(url) => {

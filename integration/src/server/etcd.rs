@@ -39,6 +39,7 @@ pub struct EtcdBuilder {
     members: usize,
     in_memory: bool,
     linked: bool,
+    later_release: bool,
     options: Vec<(String, String)>,
     certificates: Option<Certificates>,
 }
@@ -59,6 +60,12 @@ impl EtcdBuilder {
     /// With relays between the members, so that some can be cut off from the others.
     pub fn linked(mut self) -> Self {
         self.linked = true;
+        self
+    }
+
+    /// Of the later release that `integration/setup.sh` installs beside the machine's own: see [`later_etcd`].
+    pub fn later_release(mut self) -> Self {
+        self.later_release = true;
         self
     }
 
@@ -127,15 +134,23 @@ impl EtcdCluster {
 
     /// Starts what is set.
     pub fn builder() -> EtcdBuilder {
-        EtcdBuilder { members: 1, in_memory: false, linked: false, options: Vec::new(), certificates: None }
+        EtcdBuilder {
+            members: 1,
+            in_memory: false,
+            linked: false,
+            later_release: false,
+            options: Vec::new(),
+            certificates: None,
+        }
     }
 
     fn try_start(builder: &EtcdBuilder) -> Result<Self> {
         let parent = if builder.in_memory { memory_folder() } else { env::temp_dir() };
+        let program = if builder.later_release { later_etcd()? } else { PathBuf::from("etcd") };
         let mut members = Vec::with_capacity(builder.members);
         for _ in 0..builder.members {
             members.push(EtcdMember {
-                process: Process::new_in(&parent, "etcd", "etcd")?,
+                process: Process::new_in(&parent, "etcd", &program)?,
                 port: free_port()?,
                 peer_port: free_port()?,
                 asked_port: free_port()?,
@@ -256,6 +271,17 @@ impl EtcdMember {
         }
     }
 
+    /// The release that it runs, such as `3.4.23`.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn version(&self) -> Result<String> {
+        let output = self.ctl(&["endpoint", "status", "--write-out=json"])?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let version = status[0]["Status"]["version"].as_str().map(str::to_owned);
+        version.ok_or_else(|| HarnessError::new(format!("etcdctl says {status}")))
+    }
+
     /// `etcd://` with this member alone.
     pub fn url(&self) -> String {
         format!("etcd://{}/", self.addr())
@@ -305,6 +331,15 @@ impl EtcdMember {
         self.process.stop()?;
         self.process.start(START_PATIENCE, || Ok(()))?;
         self.wait_until_healthy()
+    }
+
+    /// Stops it and starts it again, with its data, as the later release ([`later_etcd`]) or as the machine's own.
+    ///
+    /// # Errors
+    /// The later release is not installed; the member does not stop or does not start.
+    pub fn restart_as(&mut self, later_release: bool) -> Result<()> {
+        self.process.set_program(if later_release { later_etcd()? } else { PathBuf::from("etcd") });
+        self.restart()
     }
 
     /// Runs `etcdctl` against this member, to its end.
@@ -383,6 +418,18 @@ impl EtcdMember {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// An etcd without the fault that a deposed leader revokes live leases (etcd issue 15247): 3.5.13 or later.
+///
+/// # Errors
+/// `integration/setup.sh` has not installed it.
+pub fn later_etcd() -> Result<PathBuf> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/etcd-later/usr/bin/etcd");
+    if program.exists() {
+        return Ok(program);
+    }
+    Err(HarnessError::new(format!("{} is not there: run integration/setup.sh, which installs it", program.display())))
 }
 
 /// Linux's folder in memory, or the usual one for temporary files.

@@ -13,7 +13,7 @@ mod redlock;
 mod shared;
 mod zookeeper;
 
-pub use etcd::{EtcdBuilder, EtcdCluster, EtcdMember};
+pub use etcd::{EtcdBuilder, EtcdCluster, EtcdMember, later_etcd};
 pub use links::PeerLinks;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::{PostgresBuilder, PostgresServer, Psql, SharedPostgres, shared_postgres};

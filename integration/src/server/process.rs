@@ -54,6 +54,11 @@ impl Process {
         Ok(Self { child: None, folder, program: program.into(), arguments: Vec::new(), user: None })
     }
 
+    /// Another program, from the next start on.
+    pub fn set_program(&mut self, program: impl Into<PathBuf>) {
+        self.program = program.into();
+    }
+
     /// The folder that it runs in.
     pub fn folder(&self) -> &Path {
         self.folder.path()

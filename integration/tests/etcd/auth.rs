@@ -10,7 +10,10 @@ use std::{
 };
 
 use leasehold_core::{Credentials, CredentialsProvider, ErrorKind, LockClient, Result, async_trait};
-use leasehold_etcd::{EtcdBackend, EtcdConfig};
+use leasehold_etcd::{
+    EtcdBackend, EtcdConfig,
+    etcd_client::{Client, ConnectOptions},
+};
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -194,6 +197,8 @@ async fn a_password_that_rotates_costs_no_lock() {
         let config = || EtcdConfig::default().with_credentials(provider.clone());
         let client = async || LockClient::new(EtcdBackend::connect_with(&url, config()).await.unwrap());
         let (one, other) = (client().await, client().await);
+        let as_root = ConnectOptions::new().with_user("root", "root secret").with_auto_token_refresh(true);
+        let mut root = Client::connect([cluster.at(0).addr().to_string()], Some(as_root)).await.unwrap();
         let held = one.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
         let waiter = tokio::spawn({
             let other = other.clone();
@@ -201,7 +206,8 @@ async fn a_password_that_rotates_costs_no_lock() {
         });
         until_watches(&cluster, 1.0).await;
         for password in ["second", "third"] {
-            administer(&cluster, &["user", "passwd", "shop", "--interactive=false", "--new-user-password", password]);
+            root.refresh_token().await.unwrap();
+            root.user_change_password("shop", password).await.unwrap();
             let refused = one.mutex("new").try_lock().await.unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
             provider.rotate(password);

@@ -10,7 +10,7 @@ use leasehold_etcd::{
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, backend, ttl};
+use crate::support::{SOON, backend, client, ttl};
 
 /// How many rounds there are at most, and for how long: a machine with time to spare may set it to 50 or more, and then all
 /// of them are run.
@@ -57,6 +57,41 @@ async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Moment {
         sleep(Duration::from_millis(5)).await;
     }
     SystemClock.now()
+}
+
+/// Many hold while the leader stands still for longer than their TTL; then it goes on, deposed. How many have lost their locks.
+async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
+    const TTL_S: u64 = 4;
+    let leader = cluster.leader().unwrap();
+    let members: Vec<_> = (0..3).filter(|at| *at != leader).map(|at| cluster.at(at).addr().to_string()).collect();
+    let url = format!("etcd://{}/", members.join(","));
+    let mut holders = Vec::new();
+    for n in 0..20 {
+        let client = client(&url).await;
+        let guard = client.mutex(format!("k{n}")).with_ttl(ttl(TTL_S)).lock().await.unwrap();
+        holders.push((client, guard));
+    }
+    cluster.member(leader).pause().unwrap();
+    sleep(Duration::from_secs(TTL_S + 4)).await;
+    let lost_before = holders.iter().filter(|(_, guard)| !guard.is_held()).count();
+    assert_eq!(lost_before, 0, "the others go on without their leader");
+    cluster.member(leader).resume().unwrap();
+    // It revokes at once; each holder renews after a third of its TTL.
+    sleep(Duration::from_secs(TTL_S)).await;
+    let lost = holders.iter().filter(|(_, guard)| !guard.is_held()).count();
+    for (client, _guard) in holders {
+        client.close().await.unwrap();
+    }
+    lost
+}
+
+/// The machine's own etcd may revoke them: `members_that_revoke_live_leases_are_told_of`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_release_revokes_no_live_lease_when_deposed() {
+    let mut cluster = EtcdCluster::builder().members(3).later_release().start().unwrap();
+    for _ in 0..2 {
+        assert_eq!(lost_to_a_deposed_leader(&mut cluster).await, 0);
+    }
 }
 
 /// The leader is stopped, keep-alives are queued in its socket, another leader is elected, the old leader goes on and answers.

@@ -74,9 +74,10 @@ fn wakeup(each: &[Capabilities], needed: usize) -> Wakeup {
 fn worst_restart(each: &[Capabilities]) -> Restart {
     let badness = |restart: &Restart| match restart {
         Restart::Keeps => 0,
-        Restart::EndsHolders => 1,
-        Restart::AsPersisted => 2,
-        Restart::FreesAtOnce => 3,
+        Restart::FailOverMayFree => 1,
+        Restart::EndsHolders => 2,
+        Restart::AsPersisted => 3,
+        Restart::FreesAtOnce => 4,
     };
     each.iter().map(|node| node.restart).max_by_key(badness).unwrap_or(Restart::Keeps)
 }

@@ -1,0 +1,176 @@
+//! [`Releases`]: which releases of etcd the members run, and what that means for the locks.
+//!
+//! Before 3.5.13, and before 3.4.31, a leader that was paused and deposed revokes live leases when it goes on, because it
+//! does not ask whether it still leads (etcd issue 15247). A client cannot prevent that: it can only say so. Later releases
+//! ask first; what remains is a leader that is paused between that question and its next step.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::Member as Listed;
+use futures_util::future::join_all;
+use leasehold_core::Result;
+
+use crate::{
+    connection::Cluster,
+    error::{BACKEND, Effect},
+    member::Member,
+};
+
+/// How soon a member that joins, or that comes back as another release, is noticed. One small request to each member.
+const CHECK_EVERY: Duration = Duration::from_secs(15);
+
+/// What is known of the members' releases.
+#[derive(Default)]
+pub(crate) struct Releases {
+    /// Members at addresses that the URL does not name.
+    others: Mutex<HashMap<String, Arc<Member>>>,
+    /// What was warned of: the ids of members, and what they ran.
+    warned: Mutex<HashSet<(u64, Option<String>)>>,
+    /// Whether a member revokes live leases, or may for all that is known.
+    faulty: AtomicBool,
+    stopped: AtomicBool,
+}
+
+impl Releases {
+    /// Returns whether a deposed leader may revoke live leases.
+    pub(crate) fn may_revoke(&self) -> bool {
+        self.faulty.load(Ordering::Relaxed)
+    }
+
+    /// Ends [`watch`].
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes what the members run, and warns of each that has the fault or may have it, once.
+    fn note(&self, members: &[Listed], versions: &HashMap<u64, String>) {
+        let mut faulty = false;
+        // Who is alone is never deposed.
+        for member in members.iter().filter(|_| members.len() > 1) {
+            let version = versions.get(&member.id());
+            if version.is_some_and(|version| !revokes_live_leases(version)) {
+                continue;
+            }
+            faulty = true;
+            if !lock(&self.warned).insert((member.id(), version.cloned())) {
+                continue;
+            }
+            match version {
+                Some(version) => tracing::warn!(
+                    target: "leasehold", backend = BACKEND, member = member.name(), version = version.as_str(),
+                    "this member revokes live leases when it was paused as the leader and goes on (etcd issue 15247): \
+                     two may then hold one lock until the old holder renews; upgrade to etcd 3.5.13, 3.4.31 or later"
+                ),
+                None => tracing::warn!(
+                    target: "leasehold", backend = BACKEND, member = member.name(), urls = ?member.client_urls(),
+                    "cannot learn which release this member runs: before etcd 3.5.13, and 3.4.31, it revokes live leases \
+                     when it was paused as the leader and goes on (etcd issue 15247)"
+                ),
+            }
+        }
+        self.faulty.store(faulty, Ordering::Relaxed);
+    }
+}
+
+/// Checks again and again, for as long as the cluster is used.
+pub(crate) async fn watch(cluster: Weak<Cluster>) {
+    loop {
+        tokio::time::sleep(CHECK_EVERY).await;
+        let Some(cluster) = cluster.upgrade() else { return };
+        if cluster.releases.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = check(&cluster).await {
+            // What was known last still counts; renewals and waiters say more loudly that nobody answers.
+            tracing::debug!(target: "leasehold", %error, "the members' releases were not checked");
+        }
+    }
+}
+
+/// Asks all members which release they run.
+///
+/// # Errors
+/// No member lists the members.
+pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
+    let listed = cluster.call("connect", Effect::None, cluster.config.timeout, |live| {
+        let mut members = live.client.cluster_client();
+        async move { members.member_list().await }
+    });
+    let listed = listed.await?;
+    let members = listed.members();
+    let mut versions: HashMap<u64, String> = HashMap::new();
+    versions
+        .extend(join_all(cluster.members().iter().map(|member| status(cluster, member))).await.into_iter().flatten());
+    if cluster.is_given() {
+        // It asks another member each time, at random.
+        for _ in 0..4 * members.len() {
+            versions.extend(status(cluster, &cluster.members()[0]).await);
+        }
+    }
+    let missing = |member: &&Listed| !versions.contains_key(&member.id());
+    let elsewhere = members.iter().filter(missing).flat_map(|member| member.client_urls());
+    let elsewhere: Vec<_> = elsewhere.filter_map(|url| other(cluster, url)).collect();
+    versions.extend(join_all(elsewhere.iter().map(|member| status(cluster, member))).await.into_iter().flatten());
+    cluster.releases.note(members, &versions);
+    Ok(())
+}
+
+/// The id and the version of whoever answers there.
+async fn status(cluster: &Cluster, member: &Member) -> Option<(u64, String)> {
+    let patience = cluster.config.connect_timeout.min(cluster.config.timeout);
+    let asked = cluster.ask(member, "connect", Effect::None, patience, |live| {
+        let mut maintenance = live.client.maintenance_client();
+        async move { maintenance.status().await }
+    });
+    let answer = asked.await.ok()?;
+    Some((answer.header()?.member_id(), answer.version().to_owned()))
+}
+
+/// The member that advertises this address.
+fn other(cluster: &Cluster, url: &str) -> Option<Arc<Member>> {
+    let mut others = lock(&cluster.releases.others);
+    if let Some(member) = others.get(url) {
+        return Some(Arc::clone(member));
+    }
+    let member = Arc::new(cluster.member_at(url)?);
+    others.insert(url.to_owned(), Arc::clone(&member));
+    Some(member)
+}
+
+/// Returns whether a leader of this version that was deposed while it was paused revokes live leases.
+fn revokes_live_leases(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-', '+']).map_while(|number| number.parse::<u32>().ok());
+    match (numbers.next(), numbers.next(), numbers.next()) {
+        (Some(3), Some(4), Some(patch)) => patch < 31,
+        (Some(3), Some(5), Some(patch)) => patch < 13,
+        (Some(major), Some(minor), _) => (major, minor) < (3, 6),
+        // Nothing that this knows how to read.
+        _ => true,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_with_the_fault_are_known() {
+        for version in ["3.3.27", "3.4.0", "3.4.23", "3.4.30", "3.5.0-rc.1", "3.5.12", "2.3.8", "", "unknown"] {
+            assert!(revokes_live_leases(version), "{version}");
+        }
+        for version in ["3.4.31", "3.4.42", "3.5.13", "3.5.16+dfsg", "3.6.0", "3.7.2", "4.0.0"] {
+            assert!(!revokes_live_leases(version), "{version}");
+        }
+    }
+}
