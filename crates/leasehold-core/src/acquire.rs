@@ -158,10 +158,12 @@ fn request(spec: &Spec) -> Result<Request> {
 fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
     let client = grant.client;
     let guard = Hold::begin(grant, spec.renewal);
+    // In this order: a client that is being closed is marked so before its holds are lost.
+    let is_held = guard.is_held();
     if client.is_closed() {
         return Err(client.closed());
     }
-    if !guard.is_held() {
+    if !is_held {
         return Err(Error::new(
             ErrorKind::Lost,
             format!("the grant of `{}` took longer than its TTL of {}; give a longer TTL", guard.key(), guard.ttl()),

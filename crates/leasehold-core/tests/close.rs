@@ -2,8 +2,18 @@
 
 mod support;
 
-use leasehold_core::{ErrorKind, LockClient, LossReason};
-use support::{settle, two_processes};
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{Clock, ErrorKind, LockBackend, LockClient, LossReason, Moment, SystemClock};
+use leasehold_local::{FileBackend, MemoryBackend};
+use support::{secs, settle, spied, two_processes};
+use tokio::{runtime::Handle, task::JoinSet};
 
 #[tokio::test(start_paused = true)]
 async fn it_releases_all_sends_waiters_away_and_says_closed_ever_after() {
@@ -57,4 +67,146 @@ async fn a_close_that_is_dropped_goes_on() {
     assert_eq!(held.loss(), Some(LossReason::ClientClosed));
     drop(other.mutex("a").try_lock().await.unwrap());
     client.close().await.unwrap();
+}
+
+/// Locks and drops until the client is closed. Every error but *Closed* is a fault.
+async fn lock_and_drop(client: LockClient, key: usize) {
+    loop {
+        match client.mutex(format!("key/{key}")).lock().await {
+            Ok(guard) => drop(guard),
+            Err(error) => return assert_eq!(error.kind(), ErrorKind::Closed, "{error}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_queues_behind_its_own_lock_is_told_of_the_close() {
+    let (client, _, _) = spied();
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let _own = client.mutex("a").lock().await.unwrap();
+            client.mutex("a").lock().await.unwrap_err().kind()
+        }
+    });
+    settle().await;
+    client.close().await.unwrap();
+    assert_eq!(waiting.await.expect("it does not panic"), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_queues_behind_its_own_release_is_told_of_the_close() {
+    let (client, watched, clock) = spied();
+    watched.unordered.store(true, SeqCst);
+    watched.answers_wait.store(true, SeqCst);
+    // The capabilities are read once, when the client is made.
+    let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move {
+            drop(client.mutex("a").lock().await.unwrap());
+            client.mutex("a").lock().await.unwrap_err().kind()
+        }
+    });
+    settle().await;
+    let closing = tokio::spawn({
+        let client = client.clone();
+        async move { client.close().await }
+    });
+    assert_eq!(waiting.await.expect("it does not panic"), ErrorKind::Closed);
+    closing.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_that_loop_lock_and_drop_end_with_closed_in_paused_time() {
+    // The close comes after another number of steps each time, and the releases take none or some.
+    for round in 0..400 {
+        let (client, watched, clock) = spied();
+        watched.unordered.store(round % 2 == 1, SeqCst);
+        watched.releases_yield.store(round % 5, SeqCst);
+        let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+        let mut tasks = JoinSet::new();
+        for task in 0..8 {
+            // Some are alone with their key, and some are not.
+            tasks.spawn(lock_and_drop(client.clone(), task % (3 + round % 6)));
+        }
+        for _ in 0..round / 8 {
+            tokio::task::yield_now().await;
+        }
+        client.close().await.unwrap();
+        while let Some(ended) = tasks.join_next().await {
+            ended.expect("no task panics, and all are told the truth");
+        }
+    }
+}
+
+/// Many short rounds: the close meets the tasks in every state.
+async fn close_while_tasks_loop(rounds: usize, backend: impl Fn() -> Arc<dyn LockBackend>) {
+    for round in 0..rounds {
+        let client = LockClient::builder(backend()).with_ttl(secs(30)).build();
+        let mut tasks = JoinSet::new();
+        for task in 0..8 {
+            // Some are alone with their key, and some are not.
+            tasks.spawn(lock_and_drop(client.clone(), task % (3 + round % 6)));
+        }
+        for _ in 0..round / 8 {
+            tokio::task::yield_now().await;
+        }
+        client.close().await.unwrap();
+        while let Some(ended) = tasks.join_next().await {
+            ended.expect("no task panics, and all are told the truth");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tasks_that_loop_lock_and_drop_end_with_closed_on_memory() {
+    close_while_tasks_loop(300, || Arc::new(MemoryBackend::new())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tasks_that_loop_lock_and_drop_end_with_closed_on_files() {
+    let dir = tempfile::tempdir().unwrap();
+    close_while_tasks_loop(50, || Arc::new(FileBackend::open(dir.path()).unwrap())).await;
+}
+
+/// A clock that closes a client at its reading number `at`, on another thread, and goes on when that has begun.
+#[derive(Debug)]
+struct ClosingClock {
+    client: OnceLock<(LockClient, Handle)>,
+    readings: AtomicUsize,
+    at: usize,
+}
+
+impl Clock for ClosingClock {
+    fn now(&self) -> Moment {
+        if let Some((client, runtime)) = self.client.get()
+            && self.readings.fetch_add(1, SeqCst) == self.at
+        {
+            let (client, runtime) = (client.clone(), runtime.clone());
+            let closing = std::thread::spawn(move || runtime.block_on(client.close()));
+            // Time for what a close does before it waits for us. Where it is too short, less is tested.
+            std::thread::sleep(Duration::from_millis(20));
+            drop(closing);
+        }
+        SystemClock.now()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_close_in_the_middle_of_a_grant_is_told_as_closed() {
+    for at in 0.. {
+        let clock = Arc::new(ClosingClock { client: OnceLock::new(), readings: AtomicUsize::new(0), at });
+        let client = LockClient::builder(MemoryBackend::new()).with_clock(Arc::clone(&clock) as _).build();
+        clock.client.set((client.clone(), Handle::current())).unwrap();
+        let locked = tokio::spawn(async move { client.mutex("a").lock().await.map(drop) }).await.unwrap();
+        if clock.readings.load(SeqCst) <= at {
+            assert!(at > 3, "a grant reads the clock: {at}");
+            return;
+        }
+        assert!(
+            locked.as_ref().is_ok() || locked.as_ref().is_err_and(|error| error.kind() == ErrorKind::Closed),
+            "{at}: {locked:?}"
+        );
+    }
 }

@@ -110,7 +110,7 @@ impl Gates {
             shard.open(&lane, now).queue.push_back(Ticket { id, mode, task, admit });
             (id, admitted, own)
         };
-        let mut queued = Queued { gates: self, lane: Some(lane), id, admitted, turn: None };
+        let mut queued = Queued { gates: self, lane: Some(lane), id, admitted, answer: None };
         if own && tokio::time::timeout(patience, queued.turn()).await.is_err() {
             waits_for_itself();
         }

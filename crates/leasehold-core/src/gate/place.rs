@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::RecvError};
 
 use super::{Gates, Hashed, closed, lane::Turn};
 use crate::{error::Result, mode::Mode};
@@ -13,26 +13,25 @@ pub(super) struct Queued<'a> {
     pub(super) lane: Option<Hashed>,
     pub(super) id: u64,
     pub(super) admitted: oneshot::Receiver<Turn>,
-    /// The answer, once it was received.
-    pub(super) turn: Option<Turn>,
+    /// The answer, once it was received: the channel gives it once. An error says that the client was closed.
+    pub(super) answer: Option<Result<Turn, RecvError>>,
 }
 
 impl Queued<'_> {
-    /// Waits for its turn. May be dropped and called again.
+    /// Waits for its turn. May be dropped and called again, also after it was answered.
     pub(super) async fn turn(&mut self) -> Result<Turn> {
-        if let Some(turn) = self.turn {
-            return Ok(turn);
-        }
-        let turn = (&mut self.admitted).await.map_err(|_| closed())?;
-        self.turn = Some(turn);
-        Ok(turn)
+        let answer = match self.answer.clone() {
+            Some(answer) => answer,
+            None => self.answer.insert((&mut self.admitted).await).clone(),
+        };
+        answer.map_err(|_| closed())
     }
 }
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         let Some(lane) = self.lane.take() else { return };
-        let (id, admitted, received) = (self.id, &mut self.admitted, self.turn.is_some());
+        let (id, admitted, received) = (self.id, &mut self.admitted, matches!(self.answer, Some(Ok(_))));
         self.gates.change(&lane, |state, now| {
             // Numbers in a queue grow, and admissions are sent under the same mutex.
             if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {

@@ -43,6 +43,8 @@ pub(crate) struct Watched {
     /// Releases take effect with their first poll, and are answered when this is notified, if set.
     pub(crate) answers_wait: AtomicBool,
     pub(crate) answer: Notify,
+    /// How often a release gives way before it takes effect.
+    pub(crate) releases_yield: AtomicUsize,
     pub(crate) unordered: AtomicBool,
     /// Releases look whether somebody waits where they are asked to, and nobody does.
     pub(crate) nobody_waits: AtomicBool,
@@ -152,6 +154,9 @@ impl Lease for SpyLease {
         self.watched.releases.fetch_add(1, SeqCst);
         if self.request.is_last_turn() && self.watched.nobody_waits.load(SeqCst) {
             self.request.set_nobody_waits();
+        }
+        for _ in 0..self.watched.releases_yield.load(SeqCst) {
+            tokio::task::yield_now().await;
         }
         let released = Arc::clone(&self.inner).release().await;
         if self.watched.answers_wait.load(SeqCst) {
