@@ -18,6 +18,9 @@ use crate::{
     telemetry::{Span, Traced, Waiting},
 };
 
+/// How long at most a try waits for what goes on in the background to become less.
+const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);
+
 /// Acquires as `spec` says, but waits as `wait` says.
 pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<LockGuard> {
     // Until the guard is there, or what was granted is on its way back.
@@ -110,6 +113,7 @@ impl Drop for Grant<'_> {
 
 /// Waits its turn at the gate, then at the backend.
 async fn queue<'a>(client: &'a Arc<Client>, spec: &Spec) -> Result<Grant<'a>> {
+    client.room_in_background(None).await;
     let request = request(spec)?;
     let place = enter(client, &request).await?;
     let request = request.with_courtesy(place.is_courteous()).with_last_turn(place.is_last_turn()).with_waiting(true);
@@ -137,6 +141,8 @@ async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
 
 /// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.
 async fn try_once<'a>(client: &'a Arc<Client>, spec: &Spec) -> Result<Grant<'a>> {
+    // A try is not to wait for long: a loop of tries gives way, and no more.
+    client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
     let request = request(spec)?;
     let place = client.gates.try_enter(request.key(), request.mode()).await?;
     let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());

@@ -2,22 +2,27 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Waker},
     time::Duration,
 };
 
 use tokio::{
     runtime::Handle,
     sync::{Notify, OnceCell},
+    task::coop::unconstrained,
     time::timeout,
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
-    backend::LockBackend,
+    backend::{BoxFuture, LockBackend},
+    backlog::Backlog,
     capability::{Capabilities, Restart},
     clock::{Clock, SystemClock},
     contain::Call,
@@ -256,6 +261,7 @@ impl LockClientBuilder {
             keeper: Arc::new(Keeper::new(clock, losses)),
             runtime,
             closed: OnceCell::new(),
+            backlog: Arc::default(),
             tasks: TaskTracker::new(),
             next_hold: AtomicU64::new(0),
         }))
@@ -278,6 +284,7 @@ pub(crate) struct Client {
     ttl: Ttl,
     runtime: OnceLock<Handle>,
     closed: OnceCell<Result<()>>,
+    backlog: Arc<Backlog>,
     tasks: TaskTracker,
     next_hold: AtomicU64,
 }
@@ -339,9 +346,48 @@ impl Client {
         }
     }
 
-    /// Runs something to its end, if the runtime lives. Never panics or blocks; works outside of the runtime.
-    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.spawn(self.tasks.track_future(work));
+    /// Drives an operation that ends by itself to its end, if the runtime lives. Never panics or blocks; works outside of the
+    /// runtime.
+    ///
+    /// On the runtime it is polled once here: a backend that answers at once leaves no task behind.
+    pub(crate) fn in_background(&self, operation: impl Future<Output = ()> + Send + 'static) {
+        let mut operation: BoxFuture<'static, ()> = Box::pin(self.tasks.track_future(operation));
+        let here = Handle::try_current().ok();
+        let ours = self.runtime.get();
+        // In a panic a second one would end the process.
+        if !std::thread::panicking() && here.is_some_and(|here| ours.is_some_and(|ours| ours.id() == here.id())) {
+            match catch_unwind(AssertUnwindSafe(|| poll_once(operation))) {
+                Ok(None) => return,
+                Ok(Some(rest)) => operation = rest,
+                Err(_panic) => {
+                    tracing::error!(
+                        target: "leasehold",
+                        backend = self.capabilities.backend,
+                        "the backend panicked in the background; a lock that was to be released expires"
+                    );
+                    return;
+                }
+            }
+        }
+        let counted = self.backlog.enter();
+        self.spawn(async move {
+            operation.await;
+            drop(counted);
+        });
+    }
+
+    /// Runs a task that [`close`](Self::close) stops and waits for.
+    pub(crate) fn spawn_tracked(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(self.tasks.track_future(task));
+    }
+
+    /// Waits while too much goes on in the background, for at most this long.
+    pub(crate) async fn room_in_background(&self, limit: Option<Duration>) {
+        match limit {
+            _ if self.backlog.has_room() => {}
+            Some(limit) => drop(timeout(limit, self.backlog.room()).await),
+            None => self.backlog.room().await,
+        }
     }
 
     /// `close` waits for as long as it lives: for what is polled in place.
@@ -349,12 +395,19 @@ impl Client {
         self.tasks.token()
     }
 
-    /// As [`in_background`](Self::in_background), but `close` does not wait for it.
+    /// Runs a task that [`close`](Self::close) does not wait for.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         if let Some(runtime) = self.runtime.get() {
             drop(runtime.spawn(work));
         }
     }
+}
+
+/// Polls an operation once; what is left of it. Whoever polls it next is woken.
+fn poll_once(mut operation: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
+    // The task that drops a guard may have used up its budget; this is not its work.
+    let polled = pin!(unconstrained(operation.as_mut())).poll(&mut Context::from_waker(Waker::noop()));
+    polled.is_pending().then_some(operation)
 }
 
 impl Drop for Client {

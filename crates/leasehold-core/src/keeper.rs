@@ -128,7 +128,7 @@ impl Keeper {
         };
         if start {
             // `close` stops it and waits for it.
-            hold.client.in_background(Arc::clone(self).run());
+            hold.client.spawn_tracked(Arc::clone(self).run());
         }
     }
 

@@ -9,6 +9,7 @@
 mod acquire;
 mod attempts;
 mod backend;
+mod backlog;
 mod capability;
 mod client;
 mod clock;

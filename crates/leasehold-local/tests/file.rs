@@ -4,8 +4,8 @@
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use leasehold_local::{
-    Attempt, Drift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released,
-    Request, TestClock, Ttl,
+    Attempt, Drift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockClient, LockKey, Mode,
+    Released, Request, TestClock, Ttl,
 };
 
 type Backend = Arc<FileBackend>;
@@ -262,6 +262,27 @@ async fn a_holder_whose_file_was_removed_learns_it_when_it_renews_and_keeps_othe
     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::AlreadyLost);
     let next = soon(waiter).await.unwrap().unwrap();
     assert!(token(&next) > token(&lease));
+}
+
+#[tokio::test]
+async fn a_dropped_guard_leaves_no_descriptor_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = LockClient::new(open(dir.path()));
+    let descriptors = || {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+        let paths = open.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        paths.filter(|path| path.starts_with(dir.path())).count()
+    };
+    for key in 0..300 {
+        let guards = (
+            client.mutex(format!("key/{}", key % 7)).lock().await.unwrap(),
+            client.rwlock("read").read().await.unwrap(),
+            client.semaphore("permits", 2).acquire().await.unwrap(),
+        );
+        assert_ne!(descriptors(), 0);
+        drop(guards);
+        assert_eq!(descriptors(), 0);
+    }
 }
 
 #[tokio::test]

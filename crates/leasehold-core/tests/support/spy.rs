@@ -43,6 +43,8 @@ pub(crate) struct Watched {
     /// Releases take effect with their first poll, and are answered when this is notified, if set.
     pub(crate) answers_wait: AtomicBool,
     pub(crate) answer: Notify,
+    /// Releases panic while this is set.
+    pub(crate) releases_panic: AtomicBool,
     /// How often a release gives way before it takes effect.
     pub(crate) releases_yield: AtomicUsize,
     pub(crate) unordered: AtomicBool,
@@ -155,6 +157,7 @@ impl Lease for SpyLease {
         if self.request.is_last_turn() && self.watched.nobody_waits.load(SeqCst) {
             self.request.set_nobody_waits();
         }
+        assert!(!self.watched.releases_panic.load(SeqCst), "told to panic");
         for _ in 0..self.watched.releases_yield.load(SeqCst) {
             tokio::task::yield_now().await;
         }

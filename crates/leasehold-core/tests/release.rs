@@ -1,0 +1,96 @@
+//! Releases in the background: done at once where the backend answers at once, and bounded where it does not.
+
+mod support;
+
+use std::{future::poll_fn, pin::pin, sync::atomic::Ordering::SeqCst, task::Poll};
+
+use futures_util::FutureExt;
+use leasehold_core::{ErrorKind, LockClient};
+use leasehold_local::MemoryBackend;
+use support::{settle, spied};
+use tokio::runtime::Handle;
+
+/// More releases than this in the background make acquisitions wait.
+const BOUND: usize = 1024;
+
+fn alive_tasks() -> usize {
+    Handle::current().metrics().num_alive_tasks()
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_guards_leave_no_task_behind_on_memory() {
+    let client = LockClient::new(MemoryBackend::new());
+    // It starts the renewal task.
+    drop(client.mutex("first").lock().await.unwrap());
+    let before = alive_tasks();
+    for key in 0..1_000 {
+        drop(client.mutex(format!("key/{}", key % 7)).lock().await.unwrap());
+        drop(client.rwlock(format!("key/{}", key % 5)).read().await.unwrap());
+        drop(client.semaphore("permits", 2).acquire().await.unwrap());
+        assert_eq!(alive_tasks(), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_acquisitions_leave_no_task_behind_on_memory() {
+    let (client, other) = support::two_processes();
+    let _held = other.mutex("a").lock().await.unwrap();
+    let before = alive_tasks();
+    for _ in 0..1_000 {
+        let mutex = client.mutex("a");
+        {
+            let mut locking = pin!(mutex.lock());
+            // More than once: the first poll may only spend the task's budget.
+            for _ in 0..2 {
+                poll_fn(|cx| Poll::Ready(assert!(locking.poll_unpin(cx).is_pending()))).await;
+            }
+        }
+        assert_eq!(alive_tasks(), before);
+        assert_eq!(client.inspect("a").await.unwrap().waiters.len(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_panics_does_not_panic_the_drop_of_a_guard() {
+    let (client, watched, _) = spied();
+    let guard = client.mutex("a").lock().await.unwrap();
+    watched.releases_panic.store(true, SeqCst);
+    drop(guard);
+    watched.releases_panic.store(false, SeqCst);
+    // The gate is free, the backend is not.
+    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    client.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn acquisitions_wait_for_releases_that_pile_up() {
+    let (client, watched, _) = spied();
+    watched.answers_wait.store(true, SeqCst);
+    let tasks: Vec<_> = (0..4)
+        .map(|task| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                for key in 0..BOUND {
+                    drop(client.mutex(format!("{task}/{key}")).lock().await.unwrap());
+                }
+            })
+        })
+        .collect();
+    while watched.acquires.load(SeqCst) < BOUND {
+        tokio::task::yield_now().await;
+    }
+    settle().await;
+    let begun = watched.acquires.load(SeqCst);
+    assert!((BOUND..BOUND + 4).contains(&begun), "{begun}");
+    // The wait counts as waiting: it ends as the caller said, and does not delay a try for long.
+    let mutex = client.mutex("a");
+    let within = mutex.lock_within(std::time::Duration::from_millis(100)).await;
+    assert_eq!(within.unwrap_err().kind(), ErrorKind::TimedOut);
+    drop(mutex.try_lock().await.unwrap());
+    watched.answers_wait.store(false, SeqCst);
+    while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
+        watched.answer.notify_waiters();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(watched.acquires.load(SeqCst), 4 * BOUND);
+}
