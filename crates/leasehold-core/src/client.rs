@@ -52,9 +52,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// All tasks that share a client queue for a key within the process and contend for it remotely one at a time; one task
 /// of the client renews all leases.
 ///
-/// A client belongs to one tokio runtime; on another one its operations fail with [`ErrorKind::Runtime`]. It is the one that the
-/// client was made on, where its connection lives; outside of any, and for a backend that is a part of this process, the one that it
-/// is first used on.
+/// A client belongs to one tokio runtime: the one that it was made on, where its connection lives. A client that was made outside
+/// of any runtime, or whose backend is a part of this process, belongs to the one that it is first used on. On another runtime, and
+/// on one without a timer, its operations fail with [`ErrorKind::Runtime`].
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -114,6 +114,11 @@ impl LockClient {
     #[must_use]
     pub fn owner(&self) -> Owner {
         Owner::new(self.clone())
+    }
+
+    /// Whether it can be used here and now.
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        self.0.check_usable()
     }
 
     fn spec<K>(&self, key: K, mode: Mode) -> Spec
@@ -260,6 +265,7 @@ impl LockClientBuilder {
             gates: Arc::new(Gates::new(Arc::clone(&clock))),
             keeper: Arc::new(Keeper::new(clock, losses)),
             runtime,
+            has_timer: OnceLock::new(),
             closed: OnceCell::new(),
             backlog: Arc::default(),
             tasks: TaskTracker::new(),
@@ -283,6 +289,8 @@ pub(crate) struct Client {
     pub(crate) context: Arc<RequestContext>,
     ttl: Ttl,
     runtime: OnceLock<Handle>,
+    /// Whether that runtime has a timer; asked once.
+    has_timer: OnceLock<bool>,
     closed: OnceCell<Result<()>>,
     backlog: Arc<Backlog>,
     tasks: TaskTracker,
@@ -335,15 +343,20 @@ impl Client {
                 .with_source(source)
         })?;
         let ours = self.runtime.get_or_init(|| here.clone());
-        if ours.id() == here.id() {
-            Ok(())
-        } else {
-            Err(Error::new(
+        if ours.id() != here.id() {
+            return Err(Error::new(
                 ErrorKind::Runtime,
                 "this client belongs to another tokio runtime, on which it was made or first used, and where its connection and its \
                  renewals live; make a client per runtime",
-            ))
+            ));
         }
+        if !*self.has_timer.get_or_init(has_timer) {
+            return Err(Error::new(
+                ErrorKind::Runtime,
+                "this tokio runtime has no timer, and no lock would be renewed; build it with `enable_time` or `enable_all`",
+            ));
+        }
+        Ok(())
     }
 
     /// Drives an operation that ends by itself to its end, if the runtime lives. Never panics or blocks; works outside of the
@@ -401,6 +414,11 @@ impl Client {
             drop(runtime.spawn(work));
         }
     }
+}
+
+/// Whether the current runtime has a timer. Tokio says that by a panic alone, which the panic hook prints.
+fn has_timer() -> bool {
+    catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }
 
 /// Polls an operation once; what is left of it. Whoever polls it next is woken.

@@ -111,6 +111,7 @@ impl Owner {
     }
 
     async fn enter(&self, key: LockKey, wait: Wait) -> Result<LockGuard> {
+        self.client.check_usable()?;
         let begun = Instant::now();
         let slot = self.slot(&key);
         // Whoever holds it does not queue behind those who wait for it.
