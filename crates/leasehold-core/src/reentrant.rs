@@ -29,7 +29,45 @@ use crate::{
 pub struct Owner {
     client: LockClient,
     ttl: Option<Ttl>,
-    holds: Arc<Mutex<HashMap<LockKey, Arc<Slot>>>>,
+    slots: Arc<Mutex<Slots>>,
+}
+
+/// The keys of an owner.
+#[derive(Debug, Default)]
+struct Slots {
+    by_key: HashMap<LockKey, Arc<Slot>>,
+    /// At how many keys those are forgotten that are neither held nor being locked.
+    sweep_at: usize,
+    /// How many slots all sweeps looked at.
+    #[cfg(test)]
+    swept: usize,
+}
+
+/// So many keys are never swept.
+const FEW: usize = 16;
+
+impl Slots {
+    fn of(&mut self, key: &LockKey) -> Arc<Slot> {
+        if let Some(slot) = self.by_key.get(key) {
+            return Arc::clone(slot);
+        }
+        if self.by_key.len() >= self.sweep_at {
+            self.sweep();
+        }
+        Arc::clone(self.by_key.entry(key.clone()).or_default())
+    }
+
+    fn sweep(&mut self) {
+        #[cfg(test)]
+        {
+            self.swept += self.by_key.len();
+        }
+        self.by_key.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
+        // As many new keys must come before the next sweep as this one has left: so a new key costs the same however many
+        // are held.
+        self.sweep_at = FEW.max(self.by_key.len() * 2);
+        self.by_key.shrink_to(self.sweep_at);
+    }
 }
 
 /// What the owner has of one key.
@@ -55,7 +93,7 @@ impl Slot {
 
 impl Owner {
     pub(crate) fn new(client: LockClient) -> Self {
-        Self { client, ttl: None, holds: Arc::default() }
+        Self { client, ttl: None, slots: Arc::default() }
     }
 
     /// How long a grant lasts unless it is renewed.
@@ -149,18 +187,38 @@ impl Owner {
     }
 
     fn slot(&self, key: &LockKey) -> Arc<Slot> {
-        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = holds.get(key) {
-            return Arc::clone(slot);
-        }
-        // Before it grows, forget what is neither held nor being locked.
-        if holds.len() == holds.capacity() {
-            holds.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
-        }
-        Arc::clone(holds.entry(key.clone()).or_default())
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).of(key)
     }
 }
 
 fn timed_out(key: &LockKey, limit: Duration) -> Error {
     Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: usize) -> LockKey {
+        LockKey::new(format!("key/{n}")).unwrap()
+    }
+
+    #[test]
+    fn a_new_key_costs_the_same_however_many_are_held() {
+        // Around powers of two, and what a hash map of them has room for.
+        for held in [0, 1, 7, 8, 14, 15, 16, 17, 28, 29, 448, 1_000, 1_791, 1_792, 1_793, 2_048, 3_583, 3_584] {
+            let mut slots = Slots::default();
+            let locking: Vec<_> = (0..held).map(|n| slots.of(&key(n))).collect();
+            slots.swept = 0;
+            // Each of these is forgotten before the next comes.
+            let new = 4 * held.max(FEW);
+            for n in 0..new {
+                drop(slots.of(&key(held + n)));
+            }
+            // A sweep sees at most twice as many slots as keys came since the last one, and the first pays for those before.
+            assert!(slots.swept <= 2 * (new + held), "{held} held: {new} new keys looked at {} slots", slots.swept);
+            assert!(slots.by_key.len() <= 2 * held.max(FEW), "{held} held: {} are kept", slots.by_key.len());
+            assert_eq!(locking.iter().filter(|slot| Arc::strong_count(slot) == 2).count(), held, "none is forgotten");
+        }
+    }
 }
