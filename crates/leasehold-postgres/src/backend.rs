@@ -73,8 +73,7 @@ impl PostgresBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn from_options(options: &PgConnectOptions, config: PostgresConfig) -> Result<Arc<Self>> {
-        let link = Link::new(options, config)?;
-        let server = link.probe().await?;
+        let (link, server) = Link::connected(options, config).await?;
         let capabilities = capabilities(&link, server);
         let wakes = Wakes::new(&link);
         let sessions = Sessions::new(Arc::new(PostgresSessions { link: Arc::clone(&link), wakes: Arc::clone(&wakes) }));
@@ -202,11 +201,10 @@ fn capabilities(link: &Link, server: Server) -> Capabilities {
     capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
     capabilities.max_ttl = Ttl::from_millis(MAX_TTL).unwrap_or(Ttl::MAX);
     capabilities.expiry = expiry(server);
-    capabilities.fencing = match (link.config.fencing, server.asynchronous_standbys) {
+    capabilities.fencing = match (link.config.fencing, server.makes_tokens_durable()) {
         (false, _) => Fencing::None,
-        // One of them may be promoted without the last tokens.
-        (true, true) => Fencing::BestEffort,
-        (true, false) => Fencing::Durable,
+        (true, false) => Fencing::BestEffort,
+        (true, true) => Fencing::Durable,
     };
     capabilities.fairness = Fairness::BestEffort;
     capabilities.wakeup = Wakeup::Pushed;
@@ -247,7 +245,11 @@ mod tests {
             (140_000, Expiry::Session),
             (170_002, Expiry::Session),
         ] {
-            assert_eq!(expiry(Server { version, asynchronous_standbys: false }), expected, "{version}");
+            assert_eq!(
+                expiry(Server { version, asynchronous_standbys: false, syncs: true, flushes: true }),
+                expected,
+                "{version}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use leasehold_core::{Error, ErrorKind, Result, url::duration};
+use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result, url::duration};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
@@ -30,6 +30,8 @@ pub struct PostgresConfig {
     pub safety_net: Duration,
     /// The most connections that hold locks; each carries up to about 1 000 claims. 16 by default.
     pub max_sessions: usize,
+    /// Supplies the user and the password of each new connection. `None` by default: then the URL's or the options' are used.
+    pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
 impl Default for PostgresConfig {
@@ -43,6 +45,7 @@ impl Default for PostgresConfig {
             connect_timeout: Duration::from_secs(2),
             safety_net: Duration::from_secs(1),
             max_sessions: 16,
+            credentials: None,
         }
     }
 }
@@ -101,6 +104,28 @@ impl PostgresConfig {
     #[must_use]
     pub fn with_max_sessions(mut self, max: usize) -> Self {
         self.max_sessions = max;
+        self
+    }
+
+    /// Asks `provider` for the credentials of each new connection, and once more if the server refuses them.
+    ///
+    /// Connections that exist live on when a password changes. While the server refuses what the provider supplies, an acquisition
+    /// that needs a new connection fails with the retryable [`ErrorKind::Unavailable`], and a waiter retries for up to one
+    /// TTL. Connecting for the first time fails with [`ErrorKind::Denied`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use leasehold_core::Credentials;
+    /// use leasehold_postgres::PostgresConfig;
+    ///
+    /// // Fixed ones; implement `CredentialsProvider` for those that change.
+    /// let credentials = Credentials::new("secret").with_username("shop");
+    /// let config = PostgresConfig::default().with_credentials(Arc::new(credentials));
+    /// # drop(config);
+    /// ```
+    #[must_use]
+    pub fn with_credentials(mut self, provider: Arc<dyn CredentialsProvider>) -> Self {
+        self.credentials = Some(provider);
         self
     }
 

@@ -2,13 +2,14 @@
 
 use std::{
     fmt,
+    hash::{BuildHasher, RandomState},
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
 use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl};
 use sqlx::{
-    ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, Postgres, Row, Type,
+    AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor, Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow},
 };
 use tokio::time::timeout;
@@ -17,14 +18,15 @@ use crate::{
     config::{self, PostgresConfig},
     error, fencing,
     hash::hash_text_extended,
+    identity::{Answerer, Identity},
     keys::Names,
     server::{Server, any_asynchronous, why_unfit},
-    settings::{needed, wanted},
-    statement::Statements,
+    settings::{Settings, needed, wanted},
+    statement::{CHANNEL, Dialect, Statements},
 };
 
-/// How often the two connections are asked in turn who serves them.
-const ROUNDS: usize = 3;
+/// How often two connections are asked who serves them, after each was asked once. See [`Link::refuse_shared_backends`].
+const ASKS: u32 = 16;
 /// Compared with the server's own: not ASCII, and longer than one round of the hash.
 const SAMPLE: &str = "Leasehold: eine Prüfsumme für Namen 🔒";
 
@@ -33,7 +35,10 @@ pub(crate) struct Link {
     options: PgConnectOptions,
     pub(crate) config: PostgresConfig,
     pub(crate) names: Names,
-    pub(crate) statements: Statements,
+    /// Quoted.
+    sequence: Option<String>,
+    /// What the first look told. `None` until then.
+    server: Option<Server>,
     /// Of what is asked on connections that hold locks.
     pub(crate) time_outs: Arc<Patience>,
     /// Connections that hold locks, open or being opened.
@@ -43,6 +48,7 @@ pub(crate) struct Link {
 /// A connection that may hold locks.
 pub(crate) struct Holding {
     pub(crate) connection: PgConnection,
+    pub(crate) statements: Statements,
     pub(crate) pid: i32,
     /// Whether commits wait for a standby.
     pub(crate) synchronous: bool,
@@ -52,15 +58,22 @@ pub(crate) struct Holding {
 }
 
 impl Link {
-    pub(crate) fn new(options: &PgConnectOptions, config: PostgresConfig) -> Result<Arc<Self>> {
+    /// Connects for the first time: refuses what would break locks.
+    pub(crate) async fn connected(options: &PgConnectOptions, config: PostgresConfig) -> Result<(Arc<Self>, Server)> {
+        let mut link = Self::new(options, config)?;
+        let server = link.probe().await?;
+        link.server = Some(server);
+        Ok((Arc::new(link), server))
+    }
+
+    fn new(options: &PgConnectOptions, config: PostgresConfig) -> Result<Self> {
         config::check_tls(options)?;
         // Poolers refuse it, and nothing here is a float.
         let options = options.clone().extra_float_digits(None).disable_statement_logging();
         let sequence = fencing::quoted(&config)?;
-        let statements = Statements::new(sequence.as_deref(), config.keys.has_pairs());
         let names = Names { scheme: config.keys, prefix: Arc::clone(&config.prefix) };
         let (time_outs, holding) = (Arc::default(), AtomicUsize::new(0));
-        Ok(Arc::new(Self { options, config, names, statements, time_outs, holding }))
+        Ok(Self { options, config, names, sequence, server: None, time_outs, holding })
     }
 
     /// Where it lives, without secrets.
@@ -76,9 +89,16 @@ impl Link {
         self.options.get_username()
     }
 
-    /// Options that name the connection for people; see [`label`](Self::label).
-    pub(crate) fn options_of(&self, label: &str) -> PgConnectOptions {
-        self.options.clone().application_name(label)
+    /// Options that name the connection for people, with the credentials that are valid now; see [`shown`].
+    pub(crate) async fn options_of(&self, label: &str) -> Result<PgConnectOptions> {
+        let options = self.options.clone().application_name(label);
+        let Some(provider) = &self.config.credentials else { return Ok(options) };
+        let credentials = provider.credentials().await?;
+        let options = options.password(credentials.password());
+        Ok(match credentials.username() {
+            Some(user) => options.username(user),
+            None => options,
+        })
     }
 
     pub(crate) fn failed(&self, error: sqlx::Error, operation: &'static str) -> Error {
@@ -106,23 +126,40 @@ impl Link {
     }
 
     pub(crate) async fn connect(&self, label: &str, operation: &'static str) -> Result<PgConnection> {
-        let options = self.options_of(label);
-        match timeout(self.config.connect_timeout, options.connect()).await {
-            Ok(connected) => connected.map_err(|error| self.failed(error, operation)),
+        match timeout(self.config.connect_timeout, self.log_in(label, operation)).await {
+            Ok(connected) => connected.map_err(|error| error::named(error, operation)),
             Err(_elapsed) => Err(error::timed_out(ErrorKind::Unavailable, operation, &self.endpoint())),
         }
     }
 
-    /// Looks at the server for the first time: refuses what would break locks.
-    pub(crate) async fn probe(&self) -> Result<Server> {
-        let (mut one, mut other) = (
-            self.connect("leasehold connects", "connect").await?,
-            self.connect("leasehold connects", "connect").await?,
-        );
+    /// Asks for the credentials again if they are refused: they may have been changed in between.
+    async fn log_in(&self, label: &str, operation: &'static str) -> Result<PgConnection> {
+        match self.options_of(label).await?.connect().await {
+            Err(error) if self.config.credentials.is_some() && error::is_refused_login(&error) => {}
+            connected => return connected.map_err(|error| self.failed(error, operation)),
+        }
+        let connected = self.options_of(label).await?.connect().await;
+        connected.map_err(|error| {
+            if self.server.is_none() || !error::is_refused_login(&error) {
+                return self.failed(error, operation);
+            }
+            // Others were accepted before: the next may be, too.
+            let message = format!("{} refuses the credentials that the provider supplies now", self.endpoint());
+            error::plain(ErrorKind::Unavailable, operation, message).with_source(error)
+        })
+    }
+
+    /// Looks at the server for the first time.
+    async fn probe(&self) -> Result<Server> {
+        let connect = || self.connect("leasehold connects", "connect");
+        let (mut one, mut other) = tokio::try_join!(connect(), connect())?;
         self.refuse_shared_backends(&mut one, &mut other).await?;
-        let server = self.look(&mut one).await?;
+        let mut server = self.look(&mut one).await?;
         self.refuse_another_hash(&mut one).await?;
-        fencing::ensure(self, &mut one).await?;
+        if self.sequence.is_some() {
+            fencing::ensure(self, &mut one).await?;
+            server.flushes = self.can_flush(&mut one).await?;
+        }
         for connection in [one, other] {
             drop(timeout(self.config.timeout, connection.close()).await);
         }
@@ -132,7 +169,7 @@ impl Link {
     async fn look(&self, connection: &mut PgConnection) -> Result<Server> {
         let looked = sqlx::query(
             "SELECT current_setting('server_version_num')::int4, current_setting('server_encoding'), \
-             pg_is_in_recovery(), ARRAY(SELECT sync_state FROM pg_stat_replication)",
+             pg_is_in_recovery(), ARRAY(SELECT sync_state FROM pg_stat_replication), current_setting('fsync') = 'on'",
         );
         let row = self.within(looked.fetch_one(connection)).await?.map_err(|error| self.failed(error, "connect"))?;
         let version = u32::try_from(self.read::<i32, _>(&row, 0)?).unwrap_or(0);
@@ -140,10 +177,34 @@ impl Link {
             return Err(self.refused(&why));
         }
         if self.read(&row, 2)? {
-            return Err(self.refused_standby());
+            return Err(self.refused("it is a standby, which shares no locks with its primary; connect to the primary"));
         }
         let standbys: Vec<Option<String>> = self.read(&row, 3)?;
-        Ok(Server { version, asynchronous_standbys: any_asynchronous(&standbys) })
+        let asynchronous_standbys = any_asynchronous(&standbys);
+        Ok(Server { version, asynchronous_standbys, syncs: self.read(&row, 4)?, flushes: true })
+    }
+
+    /// Whether the server lets this role see how far its log is flushed, and write to it: with that a token is durable before it
+    /// is told. Some managed services refuse it (SQLSTATE 55000).
+    async fn can_flush(&self, connection: &mut PgConnection) -> Result<bool> {
+        let flush = AssertSqlSafe(format!(
+            "BEGIN READ WRITE; SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn(), \
+             pg_logical_emit_message(true, '{CHANNEL}', '')"
+        ));
+        let flushed = self.within(sqlx::raw_sql(flush).execute(&mut *connection)).await?;
+        let rolled_back = sqlx::raw_sql("ROLLBACK").execute(connection);
+        self.within(rolled_back).await?.map_err(|error| self.failed(error, "connect"))?;
+        let Err(error) = flushed else { return Ok(true) };
+        let error = self.failed(error, "connect");
+        if error.is_retryable() {
+            return Err(error);
+        }
+        tracing::warn!(
+            target: "leasehold",
+            %error,
+            "the server does not let this role write to its log: after a crash of the server fencing tokens may repeat"
+        );
+        Ok(false)
     }
 
     async fn refuse_another_hash(&self, connection: &mut PgConnection) -> Result<()> {
@@ -158,21 +219,27 @@ impl Link {
         ))
     }
 
-    /// Two idle connections of ours that the same backend serves, or one that several serve: a pooler that lends backends out
-    /// for a transaction or a statement. Unprepared statements, which such poolers know.
+    /// Refuses a pooler that lends backends out for a transaction or a statement. Writes nothing, because it may write to what
+    /// others use; and asks with simple queries, which all such poolers know.
+    ///
+    /// Two connections each have a backend, and not the same. Which of the two is asked next is drawn by lot. Whatever backend
+    /// a pooler that does not know the lots lends next, it is the right one of at most one of the two: so each question
+    /// finds the pooler with probability 1/2 at least, in whatever order it lends how many backends, and all miss it
+    /// together with at most 1 in 2^16. A pooler that lends a client the backend it had before, as long as it can, passes; see
+    /// [`identity`](crate::identity) for why its locks exclude each other all the same.
     async fn refuse_shared_backends(&self, one: &mut PgConnection, other: &mut PgConnection) -> Result<()> {
         let (first, second) = (self.pid(one).await?, self.pid(other).await?);
         let mut shared = first == second;
-        for _ in 1..ROUNDS {
-            shared |= self.pid(one).await? != first || self.pid(other).await? != second;
+        // Each state is another one, and its hash of anything a random number.
+        let lots = RandomState::new().hash_one(());
+        for ask in 0..ASKS {
+            if shared {
+                return Err(self.refused_pooler("connect"));
+            }
+            shared =
+                if lots >> ask & 1 == 0 { self.pid(one).await? != first } else { self.pid(other).await? != second };
         }
-        if !shared {
-            return Ok(());
-        }
-        Err(self.refused(
-            "between it and this program stands a pooler in transaction or statement mode, behind which a lock belongs to \
-             nobody; connect to the server itself, or to a pooler in session mode (PgBouncer: pool_mode = session)",
-        ))
+        if shared { Err(self.refused_pooler("connect")) } else { Ok(()) }
     }
 
     async fn pid(&self, connection: &mut PgConnection) -> Result<i32> {
@@ -181,72 +248,107 @@ impl Link {
         self.read(&row, 0)
     }
 
-    fn refused(&self, why: &str) -> Error {
-        error::plain(ErrorKind::Unsupported, "connect", format!("{} cannot keep locks: {why}", self.endpoint()))
+    fn refused_pooler(&self, operation: &'static str) -> Error {
+        let message = format!(
+            "{} cannot keep locks: between it and this program stands a pooler in transaction or statement mode, behind which a \
+             lock belongs to nobody; connect to the server itself, or to a pooler in session mode (PgBouncer: pool_mode = \
+             session)",
+            self.endpoint()
+        );
+        error::plain(ErrorKind::Unsupported, operation, message)
     }
 
-    fn refused_standby(&self) -> Error {
-        self.refused("it is a standby, which shares no locks with its primary; connect to the primary")
+    fn refused(&self, why: &str) -> Error {
+        error::plain(ErrorKind::Unsupported, "connect", format!("{} cannot keep locks: {why}", self.endpoint()))
     }
 
     /// Opens a connection that may hold locks for as long as the server hears of it once per TTL.
     pub(crate) async fn open(&self, ttl: Ttl, label: &str) -> Result<Holding> {
         let mut connection = self.connect(&shown(ttl, label), "acquire").await?;
-        let set_up = timeout(self.config.timeout, self.set_up(&mut connection, ttl)).await;
+        let identity = Identity::random();
+        let set_up = timeout(self.config.timeout, self.set_up(&mut connection, &identity, ttl)).await;
         let (pid, synchronous, database) = match set_up {
             Ok(set_up) => set_up?,
             Err(_elapsed) => return Err(error::timed_out(ErrorKind::Unavailable, "acquire", &self.endpoint())),
         };
-        Ok(Holding { connection, pid, synchronous, database })
+        let dialect = Dialect {
+            sequence: self.sequence.as_deref(),
+            flushes: self.server.is_some_and(|server| server.flushes),
+            pairs: self.config.keys.has_pairs(),
+        };
+        let statements = Statements::new(dialect, &identity);
+        Ok(Holding { connection, statements, pid, synchronous, database })
     }
 
-    async fn set_up(&self, connection: &mut PgConnection, ttl: Ttl) -> Result<(i32, bool, i64)> {
-        let failed = |error| self.failed(error, "acquire");
-        let asked = "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('server_version_num')::int4, \
-                     current_setting('synchronous_standby_names') <> '', \
-                     (SELECT oid::int8 FROM pg_database WHERE datname = current_database())";
-        let row = sqlx::query(asked).fetch_one(&mut *connection).await.map_err(failed)?;
-        if self.read(&row, 1)? {
-            return Err(self.refused_standby());
+    /// Claims the backend that serves the connection. Nothing is set before that.
+    pub(crate) async fn claim(
+        &self,
+        connection: impl PgExecutor<'_>,
+        identity: &Identity,
+        operation: &'static str,
+    ) -> Result<i32> {
+        let claimed = sqlx::raw_sql(identity.claim()).fetch_one(connection).await;
+        self.answerer(&claimed.map_err(|error| self.failed(error, operation))?, 0, operation)
+    }
+
+    /// Our backend's pid, if that answered.
+    fn answerer(&self, row: &PgRow, column: usize, operation: &'static str) -> Result<i32> {
+        match Answerer::of(self.read(row, column)?) {
+            Answerer::Ours(pid) => Ok(pid),
+            Answerer::Another => Err(self.refused_pooler(operation)),
+            // It was the primary when this program connected: another may be, soon.
+            Answerer::Standby => {
+                let message = format!("{} has become a standby; where is the primary?", self.endpoint());
+                Err(error::plain(ErrorKind::Unavailable, operation, message))
+            }
         }
-        let (pid, version): (i32, i32) = (self.read(&row, 0)?, self.read(&row, 2)?);
-        let (synchronous, database) = (self.read(&row, 3)?, self.read(&row, 4)?);
+    }
+
+    async fn set_up(&self, connection: &mut PgConnection, identity: &Identity, ttl: Ttl) -> Result<(i32, bool, i64)> {
+        let pid = self.claim(&mut *connection, identity, "acquire").await?;
+        // In statements of their own: what does not outlive a statement is no session.
+        let asked = AssertSqlSafe(format!(
+            "SELECT {}, current_setting('server_version_num')::int4, current_setting('synchronous_standby_names') <> '', \
+             (SELECT oid::int8 FROM pg_database WHERE datname = current_database())",
+            identity.answer()
+        ));
+        let asked = sqlx::raw_sql(asked).fetch_one(&mut *connection).await;
+        let row = asked.map_err(|error| self.failed(error, "acquire"))?;
+        self.answerer(&row, 0, "acquire")?;
+        let version: i32 = self.read(&row, 1)?;
+        let (synchronous, database) = (self.read(&row, 2)?, self.read(&row, 3)?);
         let (version, patience) = (version.cast_unsigned(), self.patience(ttl));
-        self.set(connection, needed(version, ttl, patience), "acquire").await?;
-        // Where the server's system has none of them, the idle time-out is left.
-        if let Err(error) = self.set(connection, wanted(version, ttl), "acquire").await {
-            tracing::debug!(target: "leasehold", %error, "the server cannot watch the connection more closely");
+        let needed = needed(version, ttl, patience);
+        if !self.set(connection, identity, &needed).await? {
+            let names: Vec<&str> = needed.iter().map(|(name, _)| *name).collect();
+            let message = format!("{} does not keep the settings {}", self.endpoint(), names.join(", "));
+            return Err(error::plain(ErrorKind::Unsupported, "acquire", message));
+        }
+        match self.set(connection, identity, &wanted(version, ttl)).await {
+            Ok(true) => {}
+            // Where the server's system has none of them, the idle time-out is left.
+            Ok(false) => tracing::debug!(target: "leasehold", "the server cannot watch the connection more closely"),
+            Err(error) if error.kind() == ErrorKind::Protocol => {
+                tracing::debug!(target: "leasehold", %error, "the server cannot watch the connection more closely");
+            }
+            Err(error) => return Err(error),
         }
         Ok((pid, synchronous, database))
     }
 
-    /// Sets, and reads back in another statement.
-    pub(crate) async fn set(
-        &self,
-        connection: &mut PgConnection,
-        settings: Vec<(&str, String)>,
-        operation: &'static str,
-    ) -> Result<()> {
-        let failed = |error| self.failed(error, operation);
-        let (names, values): (Vec<&str>, Vec<String>) = settings.into_iter().unzip();
-        let set = "SELECT array_agg(set_config(n, v, false)) FROM unnest($1::text[], $2::text[]) AS s(n, v)";
-        let row = sqlx::query(set).bind(&names).bind(&values).fetch_one(&mut *connection).await.map_err(failed)?;
-        let told: Vec<Option<String>> = self.read(&row, 0)?;
-        let show = "SELECT array_agg(current_setting(n)) FROM unnest($1::text[]) AS s(n)";
-        let row = sqlx::query(show).bind(&names).fetch_one(connection).await.map_err(failed)?;
-        let read: Vec<Option<String>> = self.read(&row, 0)?;
-        if told == read {
-            return Ok(());
+    /// Sets, and reads back in another statement; whether they are kept.
+    async fn set(&self, connection: &mut PgConnection, identity: &Identity, settings: &Settings) -> Result<bool> {
+        let values: Vec<String> = settings.iter().map(|(name, value)| format!("('{name}', '{value}')")).collect();
+        let from = format!("FROM (VALUES {}) AS s(n, v) WHERE {}", values.join(", "), identity.is_here());
+        let mut told: [Option<String>; 2] = [None, None];
+        for (told, value) in told.iter_mut().zip(["set_config(n, v, false)", "current_setting(n)"]) {
+            let sql = AssertSqlSafe(format!("SELECT {}, string_agg({value}, ' ') {from}", identity.answer()));
+            let asked = sqlx::raw_sql(sql).fetch_one(&mut *connection).await;
+            let row = asked.map_err(|error| self.failed(error, "acquire"))?;
+            self.answerer(&row, 0, "acquire")?;
+            *told = self.read(&row, 1)?;
         }
-        Err(error::plain(
-            ErrorKind::Unsupported,
-            operation,
-            format!(
-                "{} does not keep the settings {}; is there a pooler in between?",
-                self.endpoint(),
-                names.join(", ")
-            ),
-        ))
+        Ok(told[0] == told[1])
     }
 }
 

@@ -33,9 +33,9 @@ pub(crate) fn over(operation: &'static str) -> Error {
 pub(crate) fn is_over(error: &Driver) -> bool {
     match error {
         Driver::Io(_) | Driver::Tls(_) | Driver::Protocol(_) | Driver::WorkerCrashed => true,
-        Driver::Database(error) => error
-            .try_downcast_ref::<PgDatabaseError>()
-            .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)),
+        Driver::Database(error) => error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| {
+            matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic) || error.code() == NO_SUCH_STATEMENT
+        }),
         _ => false,
     }
 }
@@ -45,11 +45,19 @@ pub(crate) fn has_code(error: &Driver, code: &str) -> bool {
     matches!(error, Driver::Database(error) if error.code().as_deref() == Some(code))
 }
 
+/// Whether the server refuses user or password.
+pub(crate) fn is_refused_login(error: &Driver) -> bool {
+    REFUSED_LOGIN.iter().any(|code| has_code(error, code))
+}
+
 // As the server's manual names them, in the appendix on error codes.
 pub(crate) const DUPLICATE_OBJECT: [&str; 3] = ["42710", "42P07", "23505"];
 pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
+const REFUSED_LOGIN: [&str; 2] = ["28P01", "28000"];
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 pub(crate) const NO_SUCH_SCHEMA: &str = "3F000";
+/// Of a prepared statement: this is not the backend that prepared it.
+const NO_SUCH_STATEMENT: &str = "26000";
 
 /// Maps the driver's error of a request to `endpoint`. What was asked did not happen, or was undone.
 pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) -> Error {
@@ -100,6 +108,10 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
         ),
         "57014" => unavailable("the statement was cancelled; is the server overloaded, or the TTL very short?"),
         LOCK_NOT_AVAILABLE => unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL"),
+        NO_SUCH_STATEMENT => (
+            ErrorKind::Unsupported,
+            format!("{endpoint}: {message}; another backend answered: is there a pooler in transaction mode?"),
+        ),
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
             unavailable("the server ended the connection, or is starting")
         }

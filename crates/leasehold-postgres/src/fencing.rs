@@ -54,10 +54,8 @@ pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result
     if found.sequence.is_some() {
         return check(link, found, &quoted);
     }
-    // As the holding sessions, which draw from it, are set: the role may be set to read only.
-    let writes = vec![("default_transaction_read_only", "off".into())];
-    link.within(link.set(connection, writes, "connect")).await??;
-    let create = AssertSqlSafe(create(&quoted));
+    // The role may be set to read only. The holding sessions, which draw from it, are not.
+    let create = AssertSqlSafe(format!("BEGIN READ WRITE; {}; COMMIT", create(&quoted)));
     match link.within(sqlx::raw_sql(create).execute(&mut *connection)).await? {
         Ok(_) => {}
         // Somebody else made it at the same time.

@@ -10,6 +10,7 @@ mod error;
 mod fencing;
 mod gather;
 mod hash;
+mod identity;
 mod inspect;
 mod keys;
 mod lease;

@@ -11,9 +11,19 @@ pub(crate) struct Server {
     pub(crate) version: u32,
     /// Somebody copies the log whom no commit waits for, or of whom the server does not tell us.
     pub(crate) asynchronous_standbys: bool,
+    /// It waits for its disk (`fsync`).
+    pub(crate) syncs: bool,
+    /// It lets us see how far its log is flushed, and write to it.
+    pub(crate) flushes: bool,
 }
 
 impl Server {
+    /// Whether a token that it has told is never told again, whatever it suffers.
+    pub(crate) fn makes_tokens_durable(self) -> bool {
+        // One of the standbys may be promoted without the last tokens.
+        self.flushes && self.syncs && !self.asynchronous_standbys
+    }
+
     /// Whether it cuts off a holder that has fallen silent.
     pub(crate) fn cuts_off_silent_sessions(self) -> bool {
         self.version >= IDLE_SESSION_TIMEOUT

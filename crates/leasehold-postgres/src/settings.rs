@@ -9,9 +9,15 @@ use crate::server::IDLE_SESSION_TIMEOUT;
 /// The server ends transactions that last from this version on, single statements too.
 const TRANSACTION_TIMEOUT: u32 = 170_000;
 
+/// Names and values, which are words and numbers: they stand in SQL as they are.
+pub(crate) type Settings = Vec<(&'static str, String)>;
+
+/// How many probes of a silent connection go unanswered before it is given up.
+const PROBES: u64 = 3;
+
 /// What a session that holds locks must be set to: what the role has set must not end our statements, nor leave our
 /// commits to chance.
-pub(crate) fn needed(version: u32, ttl: Ttl, patience: Duration) -> Vec<(&'static str, String)> {
+pub(crate) fn needed(version: u32, ttl: Ttl, patience: Duration) -> Settings {
     let mut needed = vec![
         ("statement_timeout", ttl.as_millis().to_string()),
         ("lock_timeout", patience.as_millis().max(1).to_string()),
@@ -32,13 +38,16 @@ pub(crate) fn needed(version: u32, ttl: Ttl, patience: Duration) -> Vec<(&'stati
 }
 
 /// What makes either side notice sooner that the other is gone.
-pub(crate) fn wanted(version: u32, ttl: Ttl) -> Vec<(&'static str, String)> {
+///
+/// The server must not give a silent connection up before the TTL. Where its system knows `tcp_user_timeout`, that decides; elsewhere
+/// the first probe and those that follow it.
+pub(crate) fn wanted(version: u32, ttl: Ttl) -> Settings {
     let millis = ttl.as_millis();
-    let keepalive = (millis / 3_000).clamp(1, 60).to_string();
+    let keepalive = millis.div_ceil(1_000 * (1 + PROBES)).to_string();
     let mut wanted = vec![
         ("tcp_keepalives_idle", keepalive.clone()),
         ("tcp_keepalives_interval", keepalive),
-        ("tcp_keepalives_count", "3".into()),
+        ("tcp_keepalives_count", PROBES.to_string()),
         ("tcp_user_timeout", millis.to_string()),
     ];
     if version >= IDLE_SESSION_TIMEOUT {
@@ -51,6 +60,18 @@ pub(crate) fn wanted(version: u32, ttl: Ttl) -> Vec<(&'static str, String)> {
 mod tests {
     use super::*;
     use crate::server::OLDEST;
+
+    /// A holder that is cut off believes in its lock for a TTL.
+    #[test]
+    fn unanswered_probes_end_no_connection_before_the_ttl() {
+        for millis in [100, 999, 1_000, 3_999, 4_000, 5_900, 30_000, 179_999, 3_600_000, i32::MAX as u64] {
+            let settings = wanted(150_000, Ttl::from_millis(millis).unwrap());
+            let of = |name: &str| settings.iter().find(|(set, _)| *set == name).unwrap().1.parse::<u64>().unwrap();
+            let longest = of("tcp_keepalives_idle") + of("tcp_keepalives_interval") * of("tcp_keepalives_count");
+            assert!(longest * 1_000 >= millis, "{millis} ms: given up after {longest} s");
+            assert!(of("tcp_user_timeout") >= millis);
+        }
+    }
 
     #[test]
     fn sessions_are_set_to_what_their_version_knows() {

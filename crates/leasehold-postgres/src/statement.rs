@@ -9,13 +9,16 @@
 //! The tokens are durable before the server answers. `nextval` itself makes its transaction wait for the disk only when it logs,
 //! which is once in 32 values; in between it relies on a record that another transaction may not have flushed yet. So
 //! after the last token was drawn the log's end is compared with what is flushed, and if anything is missing an empty message goes
-//! into the log within the transaction: its commit then flushes everything before it.
+//! into the log within the transaction: its commit then flushes everything before it. Some managed services refuse these functions;
+//! there the tokens are not flushed, and the capabilities say *best effort*.
+//!
+//! Every statement has an effect only on the backend of its session, and its column of the pid says so; see [`Identity`].
 
 use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-use crate::keys::AdvisoryKey;
+use crate::{identity::Identity, keys::AdvisoryKey};
 
 /// The channel of the wake-ups.
 pub(crate) const CHANNEL: &str = "leasehold";
@@ -90,7 +93,7 @@ impl Row {
     }
 }
 
-/// The texts, made once per backend.
+/// The texts of one session. What they return as the pid is the session's [answer](crate::identity::Answerer).
 #[derive(Clone, Debug)]
 pub(crate) struct Statements {
     /// A key of 64 bits alone, as [`Op::Exclusive`]: `$1` the key, `$2` whether the token must reach a standby. The result, the pid, and
@@ -114,6 +117,24 @@ pub(crate) struct Statements {
     /// still to be taken, `$5` the database: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
     /// `-2 - n` if somebody has permits with a count of n. And the pid.
     pub(crate) permit: SqlStr,
+    /// Nothing, which the server takes for a sign of life. And the pid.
+    pub(crate) renew: SqlStr,
+    /// What this session has, and which of `$1` others have, in the database `$2`: `classid`, `objid`, `objsubid`, whether exclusively, and
+    /// whether it is this session. And the pid, in at least one row.
+    pub(crate) owned: SqlStr,
+    /// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive. Whether all were held, and the pid.
+    pub(crate) unlock: SqlStr,
+}
+
+/// What the texts depend on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dialect<'a> {
+    /// Quoted; without it every grant counts as 1.
+    pub(crate) sequence: Option<&'a str>,
+    /// Whether the server lets us see and write its log.
+    pub(crate) flushes: bool,
+    /// Whether keys may be pairs.
+    pub(crate) pairs: bool,
 }
 
 /// What `bool` says of the sign in column `sign`: held by nobody but this session.
@@ -217,35 +238,46 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
 
 /// The count's key first, then the look for other counts: of two that come with different counts at the same time, at
 /// least one sees the other. The permits are tried one after the other until one is granted.
-const PERMIT: &str = "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
-     ELSE CASE WHEN pg_advisory_unlock_shared($2) IS NOT NULL THEN r END END, pg_backend_pid() FROM (SELECT (CASE \
-     WHEN CASE WHEN $4 THEN NOT pg_try_advisory_lock_shared($2) ELSE false END THEN -1 \
-     ELSE coalesce(\
-     (SELECT min(-2 - (l.objid::int8 & 1048575)) FROM pg_locks AS l \
-     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
-     AND l.database::int8 = $5 \
-     AND ((l.classid::int8 << 32) | l.objid::int8) & ~1048575::int8 = $3 \
-     AND (l.objid::int8 & 1048575) <> ($2::int8 & 1048575)), \
-     (SELECT u.i FROM unnest($1::int8[]) WITH ORDINALITY AS u(p, i) WHERE pg_try_advisory_lock(u.p) LIMIT 1), \
-     0) END)::int8 AS r) AS s";
+fn permit(here: &str, answer: &str) -> String {
+    format!(
+        "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
+         ELSE CASE WHEN pg_advisory_unlock_shared($2) IS NOT NULL THEN r END END, {answer} FROM (SELECT (CASE \
+         WHEN NOT {here} THEN -1 \
+         WHEN CASE WHEN $4 THEN NOT pg_try_advisory_lock_shared($2) ELSE false END THEN -1 \
+         ELSE coalesce(\
+         (SELECT min(-2 - (l.objid::int8 & 1048575)) FROM pg_locks AS l \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+         AND l.database::int8 = $5 \
+         AND ((l.classid::int8 << 32) | l.objid::int8) & ~1048575::int8 = $3 \
+         AND (l.objid::int8 & 1048575) <> ($2::int8 & 1048575)), \
+         (SELECT u.i FROM unnest($1::int8[]) WITH ORDINALITY AS u(p, i) WHERE pg_try_advisory_lock(u.p) LIMIT 1), \
+         0) END)::int8 AS r) AS s"
+    )
+}
 
-/// What this session has, and which of `$1` others have, in the database `$2`: `classid`, `objid`, `objsubid`, whether exclusively, and whether it
-/// is this session.
-pub(crate) const OWNED: &str = "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', \
-     pid = pg_backend_pid() FROM pg_locks WHERE locktype = 'advisory' AND granted \
-     AND (pid = pg_backend_pid() OR objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[])) \
-     AND database::int8 = $2";
+fn owned(answer: &str) -> String {
+    format!(
+        "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', pid = pg_backend_pid(), {answer} \
+         FROM (SELECT) AS one LEFT JOIN pg_locks ON locktype = 'advisory' AND granted \
+         AND (pid = pg_backend_pid() OR objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[])) \
+         AND database::int8 = $2"
+    )
+}
 
-/// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive.
-pub(crate) const UNLOCK: &str = "SELECT bool_and(u), pg_backend_pid() FROM (SELECT CASE \
-     WHEN p AND e THEN pg_advisory_unlock((k >> 32)::int4, ((k << 32) >> 32)::int4) \
-     WHEN p THEN pg_advisory_unlock_shared((k >> 32)::int4, ((k << 32) >> 32)::int4) \
-     WHEN e THEN pg_advisory_unlock(k) ELSE pg_advisory_unlock_shared(k) END AS u \
-     FROM unnest($1::int8[], $2::bool[], $3::bool[]) AS j(k, p, e)) AS s";
+fn unlock_all(here: &str, answer: &str) -> String {
+    format!(
+        "SELECT bool_and(u), {answer} FROM (SELECT CASE \
+         WHEN p AND e THEN pg_advisory_unlock((k >> 32)::int4, ((k << 32) >> 32)::int4) \
+         WHEN p THEN pg_advisory_unlock_shared((k >> 32)::int4, ((k << 32) >> 32)::int4) \
+         WHEN e THEN pg_advisory_unlock(k) ELSE pg_advisory_unlock_shared(k) END AS u \
+         FROM unnest($1::int8[], $2::bool[], $3::bool[]) AS j(k, p, e) WHERE {here}) AS s"
+    )
+}
 
 impl Statements {
-    /// `sequence` is quoted; without it every grant counts as 1.
-    pub(crate) fn new(sequence: Option<&str>, pairs: bool) -> Self {
+    pub(crate) fn new(dialect: Dialect<'_>, identity: &Identity) -> Self {
+        let Dialect { sequence, flushes, pairs } = dialect;
+        let (here, answer) = (identity.is_here(), identity.answer());
         let token = match sequence {
             // As a literal of type `regclass`: looked up once, when the statement is prepared.
             Some(sequence) => format!("nextval('{}')", sequence.replace('\'', "''")),
@@ -264,34 +296,34 @@ impl Statements {
             no_writer("x")
         );
         let flushed = |drawn: &str, standby: &str| match sequence {
-            Some(_) => flushed(drawn, standby),
-            None => String::from(standby),
+            Some(_) if flushes => flushed(drawn, standby),
+            _ => String::from(standby),
         };
         let of_batch = flushed("bool_or(r > 0)", "$5");
         // The rows are not pulled up into the aggregates, because their functions are volatile; and what stands beside the
         // aggregates is evaluated when the last row is done.
         let batch = |operations: &str| {
             format!(
-                "SELECT array_agg(r), pg_backend_pid(), {of_batch} FROM (SELECT ({operations})::int8 AS r \
-                 FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[]) AS j(o, k, w, x)) AS s"
+                "SELECT array_agg(r), {answer}, {of_batch} FROM (SELECT ({operations})::int8 AS r \
+                 FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[]) AS j(o, k, w, x) WHERE {here}) AS s"
             )
         };
         // As there: what draws a token is a row of its own, done before anything is said about it.
         let take = |given: &str, take: &str, token: &str| {
             format!(
-                "SELECT r, pg_backend_pid(), {} FROM (SELECT ({})::int8 AS r FROM (SELECT {given}) AS j) AS s",
+                "SELECT r, {answer}, {} FROM (SELECT ({})::int8 AS r FROM (SELECT {given}) AS j) AS s",
                 flushed("r > 0", "$2::bool"),
-                granted(take, token)
+                granted(&format!("{here} AND {take}"), token)
             )
         };
         let exclusive = "pg_try_advisory_lock(k)";
         let give_back = format!(
-            "SELECT ({})::int8, pg_backend_pid() FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j",
-            unlock("pg_advisory_unlock(k)", "'b' || k", "'off'")
+            "SELECT ({})::int8, {answer} FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j",
+            unlock(&format!("{here} AND pg_advisory_unlock(k)"), "'b' || k", "'off'")
         );
         let tell = format!(
-            "SELECT count(r), pg_backend_pid() FROM (SELECT ({})::int8 AS r \
-             FROM unnest($1::int8[], $2::text[]) AS j(w, t)) AS s",
+            "SELECT count(r), {answer} FROM (SELECT ({})::int8 AS r \
+             FROM unnest($1::int8[], $2::text[]) AS j(w, t) WHERE {here}) AS s",
             unlock("true", "t", "'off'")
         );
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
@@ -307,7 +339,10 @@ impl Statements {
             tell: text(tell),
             batch: text(batch(&others)),
             batch_with_readers: text(batch(&all)),
-            permit: text(String::from(PERMIT)),
+            permit: text(permit(&here, &answer)),
+            renew: text(format!("SELECT 0::int8, {answer}")),
+            owned: text(owned(&answer)),
+            unlock: text(unlock_all(&here, &answer)),
         }
     }
 }

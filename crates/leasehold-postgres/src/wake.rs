@@ -11,13 +11,23 @@ use std::{
 };
 
 use leasehold_core::{Error, ErrorKind};
-use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
+use sqlx::{
+    AssertSqlSafe, Row,
+    postgres::{PgListener, PgNotification, PgPoolOptions},
+};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
-use crate::{backoff::Backoff, connection::Link, error, keys::AdvisoryKey, statement::CHANNEL};
+use crate::{
+    backoff::Backoff,
+    connection::Link,
+    error,
+    identity::{Answerer, Identity},
+    keys::AdvisoryKey,
+    statement::CHANNEL,
+};
 
 /// How long the connection is kept after its last waiter: the next one then need not wait for it.
 const KEEP_WARM: Duration = Duration::from_secs(30);
@@ -215,20 +225,21 @@ impl fmt::Debug for Wakes {
 
 /// Listens for as long as somebody waits, and a little longer.
 async fn listen(wakes: Weak<Wakes>) {
-    let mut backoff = Backoff::new();
+    let (mut backoff, mut warned) = (Backoff::new(), false);
     loop {
         let Some(wakes) = wakes.upgrade() else { return };
         if !wakes.is_needed(false) {
             return;
         }
         match connect(&wakes.link).await {
-            Ok(listener) => {
+            Ok((listener, identity)) => {
+                warned = false;
                 wakes.became(None);
                 // Whatever was told before is missed.
                 wakes.wake_all();
                 let (weak, begun) = (Arc::downgrade(&wakes), Instant::now());
                 drop(wakes);
-                if !hear(&weak, listener).await {
+                if !hear(&weak, listener, &identity).await {
                     return;
                 }
                 if begun.elapsed() >= Backoff::LONGEST {
@@ -239,7 +250,10 @@ async fn listen(wakes: Weak<Wakes>) {
                 wakes.wake_all();
             }
             Err(error) => {
-                tracing::debug!(target: "leasehold", %error, "waiters look by themselves for now");
+                // Once for each outage, which may last for ever.
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!(target: "leasehold", %error, "no notifications: waiters look by themselves for now");
+                }
                 wakes.became(Some(error));
                 if !wakes.is_needed(true) {
                     return;
@@ -250,33 +264,38 @@ async fn listen(wakes: Weak<Wakes>) {
     }
 }
 
-async fn connect(link: &Link) -> Result<PgListener, Error> {
+async fn connect(link: &Link) -> Result<(PgListener, Identity), Error> {
     let failed = |error| link.failed(error, "acquire");
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(link.config.connect_timeout)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        .connect_lazy_with(link.options_of("leasehold listens"));
+    let identity = Identity::random();
     let connected = async {
-        let mut listener = PgListener::connect_with(&pool).await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(link.config.connect_timeout)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_lazy_with(link.options_of("leasehold listens").await?);
+        let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
         listener.eager_reconnect(false);
+        link.claim(&mut listener, &identity, "acquire").await?;
         // A role's own time-outs must not end it.
-        let settings = "SELECT set_config('idle_session_timeout', '0', false), set_config('tcp_keepalives_idle', '10', false), \
-                        set_config('tcp_keepalives_interval', '10', false), set_config('tcp_user_timeout', '30000', false)";
-        drop(sqlx::query(settings).execute(&mut listener).await);
-        listener.listen(CHANNEL).await?;
+        let settings = AssertSqlSafe(format!(
+            "SELECT set_config(n, v, false) FROM (VALUES ('idle_session_timeout', '0'), ('tcp_keepalives_idle', '10'), \
+             ('tcp_keepalives_interval', '10'), ('tcp_user_timeout', '30000')) AS s(n, v) WHERE {}",
+            identity.is_here()
+        ));
+        drop(sqlx::raw_sql(settings).execute(&mut listener).await);
+        listener.listen(CHANNEL).await.map_err(failed)?;
         Ok(listener)
     };
     match timeout(link.config.connect_timeout, connected).await {
-        Ok(connected) => connected.map_err(failed),
+        Ok(connected) => connected.map(|listener| (listener, identity)),
         Err(_elapsed) => Err(error::timed_out(ErrorKind::Unavailable, "acquire", &link.endpoint())),
     }
 }
 
 /// Passes on what the server tells. `false` if nobody waits any more; `true` if the connection broke.
-async fn hear(wakes: &Weak<Wakes>, mut listener: PgListener) -> bool {
+async fn hear(wakes: &Weak<Wakes>, mut listener: PgListener, identity: &Identity) -> bool {
     let Some((look, link)) = wakes.upgrade().map(|wakes| (Arc::clone(&wakes.look), Arc::clone(&wakes.link))) else {
         return false;
     };
@@ -316,7 +335,8 @@ async fn hear(wakes: &Weak<Wakes>, mut listener: PgListener) -> bool {
                 }
                 // Nobody is kept from dropping it meanwhile.
                 drop(wakes);
-                if std::mem::replace(&mut silent, true) && !answers(&mut listener, link.config.timeout).await {
+                if std::mem::replace(&mut silent, true) && !answers(&mut listener, identity, link.config.timeout).await
+                {
                     tracing::debug!(target: "leasehold", "the connection for wake-ups is deaf");
                     return true;
                 }
@@ -331,10 +351,12 @@ enum Event {
     Tick,
 }
 
-/// Whether the server answers on this connection, whatever it says. What it tells meanwhile is heard afterwards.
-async fn answers(listener: &mut PgListener, patience: Duration) -> bool {
-    match timeout(patience, sqlx::raw_sql("SELECT 1").execute(listener)).await {
-        Ok(answer) => !answer.is_err_and(|error| error::is_over(&error)),
+/// Whether the backend that listens answers on this connection, whatever it says. What it tells meanwhile is heard afterwards.
+async fn answers(listener: &mut PgListener, identity: &Identity, patience: Duration) -> bool {
+    let asked = sqlx::raw_sql(AssertSqlSafe(format!("SELECT {}", identity.answer()))).fetch_one(listener);
+    match timeout(patience, asked).await {
+        Ok(Ok(row)) => row.try_get(0).is_ok_and(|answer| matches!(Answerer::of(answer), Answerer::Ours(_))),
+        Ok(Err(error)) => !error::is_over(&error),
         Err(_elapsed) => false,
     }
 }

@@ -4,6 +4,7 @@
 //! signals and restarting to [`Process`].
 
 mod etcd;
+mod lender;
 mod links;
 mod pgbouncer;
 mod postgres;
@@ -14,6 +15,7 @@ mod shared;
 mod zookeeper;
 
 pub use etcd::{EtcdBuilder, EtcdCluster, EtcdMember, later_etcd};
+pub use lender::{LendingPooler, Loan};
 pub use links::PeerLinks;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::{PostgresBuilder, PostgresServer, Psql, SharedPostgres, shared_postgres};

@@ -19,7 +19,7 @@ use crate::{
     gather::{Answer, Done, GivenBack, Job, Name, Signs, Want},
     keys::AdvisoryKey,
     session::{Counted, Owner},
-    statement::{Op, Row},
+    statement::{Op, Row, Statements},
     wake::Wakes,
     wire::signs::Board,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Wire {
     owner: Owner,
     /// Who waits in this process: the server does not show a session its own signs.
     wakes: Arc<Wakes>,
+    statements: Statements,
     pid: i32,
     /// Whether commits wait for a standby.
     synchronous: bool,
@@ -107,12 +108,13 @@ impl Batch {
 
 impl Wire {
     pub(crate) fn new(holding: Holding, counted: Counted, wakes: &Arc<Wakes>) -> Self {
-        let Holding { connection, pid, synchronous, database } = holding;
+        let Holding { connection, statements, pid, synchronous, database } = holding;
         Self {
             connection: Some(connection),
             counted: Some(counted),
             owner: Owner::default(),
             wakes: Arc::clone(wakes),
+            statements,
             pid,
             synchronous,
             database,

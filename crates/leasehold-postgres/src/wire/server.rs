@@ -14,8 +14,9 @@ use crate::{
     connection::Link,
     error,
     gather::{Answer, Done, Job, Name, Take},
+    identity::Answerer,
     keys::{AdvisoryKey, Family},
-    statement::{OWNED, Op, Row, UNLOCK},
+    statement::{Op, Row},
     wire::{Batch, Failure, Held, What, Wire},
 };
 
@@ -35,7 +36,7 @@ impl Wire {
     /// One result for each row.
     pub(super) async fn ask(&mut self, link: &Link, rows: &[Row]) -> Result<Vec<i64>, Failure> {
         if let [row] = rows
-            && let Some(query) = self.alone(link, row)
+            && let Some(query) = self.alone(row)
         {
             let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
             return self.read(&row).map(|result| vec![result]);
@@ -47,7 +48,7 @@ impl Wire {
         // Nobody's token depends on a commit that only tells waiters.
         let takes = rows.iter().any(|row| row.op.takes());
         let reads = rows.iter().any(|row| row.op.reads());
-        let statements = &link.statements;
+        let statements = &self.statements;
         let text = if reads { &statements.batch_with_readers } else { &statements.batch };
         let mut query = sqlx::query(text.clone())
             .bind(operations)
@@ -64,9 +65,9 @@ impl Wire {
     }
 
     /// The statement of the usual rows, where one is alone.
-    fn alone(&self, link: &Link, row: &Row) -> Option<Query<'static, Postgres, PgArguments>> {
+    fn alone(&self, row: &Row) -> Option<Query<'static, Postgres, PgArguments>> {
         let AdvisoryKey::Int64(key) = row.key else { return None };
-        let statements = &link.statements;
+        let statements = &self.statements;
         let (text, taken) = match row.op {
             Op::Exclusive => (&statements.take, true),
             Op::ExclusiveCourteous => (&statements.take_courteously, true),
@@ -87,20 +88,32 @@ impl Wire {
         Some(query)
     }
 
-    /// The first column, if the second is our pid.
+    /// The first column, if the second says that our backend answers.
     fn read<T>(&mut self, row: &PgRow) -> Result<T, Failure>
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
-        match (row.try_get(0), row.try_get::<i32, _>(1)) {
-            (Ok(value), Ok(pid)) if pid == self.pid => Ok(value),
-            (_, Ok(pid)) if pid != self.pid => Err(Failure::Over(self.lose(error::plain(
+        self.check_answerer(row.try_get(1))?;
+        row.try_get(0).map_err(|_| Failure::Over(self.lose(error::protocol("acquire"))))
+    }
+
+    /// Whatever another backend answers, the locks may be anybody's: the session is over.
+    fn check_answerer(&mut self, answer: Result<i32, sqlx::Error>) -> Result<(), Failure> {
+        let why = match answer.map(Answerer::of) {
+            Ok(Answerer::Ours(pid)) if pid == self.pid => return Ok(()),
+            Ok(Answerer::Standby) => error::plain(
+                ErrorKind::Lost,
+                "acquire",
+                "the server has become a standby, which shares no locks with its primary",
+            ),
+            Ok(Answerer::Ours(_) | Answerer::Another) => error::plain(
                 ErrorKind::Lost,
                 "acquire",
                 "another backend answered than the one that holds the locks; is there a pooler in transaction mode?",
-            )))),
-            _ => Err(Failure::Over(self.lose(error::protocol("acquire")))),
-        }
+            ),
+            Err(_) => error::protocol("acquire"),
+        };
+        Err(Failure::Over(self.lose(why)))
     }
 
     /// Waits for an answer. On a fault that the connection does not survive, it is gone; who is not answered for as long as the
@@ -143,7 +156,7 @@ impl Wire {
         let order = (start..family.of).chain(0..start).map(|number| family.permit(number + 1));
         let candidates: Vec<i64> = order.filter(|key| !self.held.contains_key(&AdvisoryKey::Int64(*key))).collect();
         let count = family.count();
-        let query = sqlx::query(link.statements.permit.clone())
+        let query = sqlx::query(self.statements.permit.clone())
             .bind(&candidates)
             .bind(count)
             .bind(family.any_count())
@@ -182,7 +195,7 @@ impl Wire {
 
     /// Says something, so that the server does not take the session for silent.
     pub(crate) async fn renew(&mut self, link: &Link) -> Result<()> {
-        let query = sqlx::query("SELECT 0::int8, pg_backend_pid()");
+        let query = sqlx::query(self.statements.renew.clone());
         let asked = self.fetch(link, "renew", async |connection| query.fetch_one(connection).await).await;
         match asked.and_then(|row| self.read::<i64>(&row)) {
             Ok(_) => Ok(()),
@@ -191,13 +204,16 @@ impl Wire {
     }
 
     async fn owned(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>, Failure> {
-        let query = sqlx::query(OWNED).bind(marks).bind(self.database);
+        let query = sqlx::query(self.statements.owned.clone()).bind(marks).bind(self.database);
         let rows = self.fetch(link, "reconcile", async |connection| query.fetch_all(connection).await).await?;
-        let owned = |row: &PgRow| -> Result<Owned, sqlx::Error> {
-            let key = AdvisoryKey::of_pg_locks(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            Ok(Owned { key, exclusive: row.try_get(3)?, ours: row.try_get(4)? })
+        self.check_answerer(rows.first().map_or(Err(sqlx::Error::RowNotFound), |row| row.try_get(5)))?;
+        let owned = |row: &PgRow| -> Result<Option<Owned>, sqlx::Error> {
+            let Some(classid) = row.try_get(0)? else { return Ok(None) };
+            let key = AdvisoryKey::of_pg_locks(classid, row.try_get(1)?, row.try_get(2)?);
+            Ok(Some(Owned { key, exclusive: row.try_get(3)?, ours: row.try_get(4)? }))
         };
-        rows.iter().map(|row| owned(row).map_err(|error| Failure::Statement(link.failed(error, "reconcile")))).collect()
+        let read = |row| owned(row).map_err(|error| Failure::Statement(link.failed(error, "reconcile"))).transpose();
+        rows.iter().filter_map(read).collect()
     }
 
     /// What the server and the table have: whose locks they are. What only the server has is removed, and what only the table has
@@ -264,7 +280,7 @@ impl Wire {
         let keys: Vec<i64> = unknown.iter().map(|owned| owned.key.bits()).collect();
         let pairs: Vec<bool> = unknown.iter().map(|owned| owned.key.is_pair()).collect();
         let exclusive: Vec<bool> = unknown.iter().map(|owned| owned.exclusive).collect();
-        let query = sqlx::query(UNLOCK).bind(keys).bind(pairs).bind(exclusive);
+        let query = sqlx::query(self.statements.unlock.clone()).bind(keys).bind(pairs).bind(exclusive);
         let row = self.fetch(link, "reconcile", async |connection| query.fetch_one(connection).await).await?;
         self.read::<bool>(&row)?;
         Ok(owned)
@@ -279,7 +295,7 @@ impl Wire {
         let payloads: Vec<String> = freed.iter().map(|key| key.payload()).collect();
         freed.iter().for_each(|key| self.wakes.wake(*key));
         for _ in 0..TELLINGS {
-            let query = sqlx::query(link.statements.tell.clone()).bind(&signs).bind(&payloads);
+            let query = sqlx::query(self.statements.tell.clone()).bind(&signs).bind(&payloads);
             let told = self.fetch(link, "reconcile", async |connection| query.fetch_one(connection).await).await;
             match told.and_then(|row| self.read::<i64>(&row)) {
                 Ok(_) => break,

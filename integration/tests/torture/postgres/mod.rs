@@ -3,11 +3,14 @@
 mod courtesy;
 mod crash;
 mod crowd;
+mod demoted;
 mod dropped;
 mod failed;
 mod inspection;
 mod interop;
+mod lent;
 mod limits;
+mod log;
 mod own;
 mod partition;
 mod pooler;
