@@ -187,13 +187,10 @@ impl Link {
     /// Whether the server lets this role see how far its log is flushed, and write to it: with that a token is durable before it
     /// is told. Some managed services refuse it (SQLSTATE 55000).
     async fn can_flush(&self, connection: &mut PgConnection) -> Result<bool> {
-        let flush = AssertSqlSafe(format!(
-            "BEGIN READ WRITE; SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn(), \
-             pg_logical_emit_message(true, '{CHANNEL}', '')"
-        ));
-        let flushed = self.within(sqlx::raw_sql(flush).execute(&mut *connection)).await?;
-        let rolled_back = sqlx::raw_sql("ROLLBACK").execute(connection);
-        self.within(rolled_back).await?.map_err(|error| self.failed(error, "connect"))?;
+        let flush = format!(
+            "SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn(), pg_logical_emit_message(true, '{CHANNEL}', '')"
+        );
+        let flushed = self.write(connection, &flush, "ROLLBACK").await?;
         let Err(error) = flushed else { return Ok(true) };
         let error = self.failed(error, "connect");
         if error.is_retryable() {
@@ -205,6 +202,22 @@ impl Link {
             "the server does not let this role write to its log: after a crash of the server fencing tokens may repeat"
         );
         Ok(false)
+    }
+
+    /// Runs what the role may not be set to do, without setting anything.
+    pub(crate) async fn write(
+        &self,
+        connection: &mut PgConnection,
+        sql: &str,
+        end: &str,
+    ) -> Result<Result<(), sqlx::Error>> {
+        let transaction = AssertSqlSafe(format!("BEGIN READ WRITE; {sql}; {end}"));
+        let written = self.within(sqlx::raw_sql(transaction).execute(&mut *connection)).await?;
+        if written.as_ref().is_err_and(|error| !error::is_over(error)) {
+            let rolled_back = sqlx::raw_sql("ROLLBACK").execute(connection);
+            self.within(rolled_back).await?.map_err(|error| self.failed(error, "connect"))?;
+        }
+        Ok(written.map(drop))
     }
 
     async fn refuse_another_hash(&self, connection: &mut PgConnection) -> Result<()> {

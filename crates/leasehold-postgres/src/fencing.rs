@@ -3,7 +3,7 @@
 //! One for all locks of a database: so the tokens of each key grow.
 
 use leasehold_core::{Error, ErrorKind, Result};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use crate::{
     config::PostgresConfig,
@@ -54,10 +54,8 @@ pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result
     if found.sequence.is_some() {
         return check(link, found, &quoted);
     }
-    // The role may be set to read only. The holding sessions, which draw from it, are not.
-    let create = AssertSqlSafe(format!("BEGIN READ WRITE; {}; COMMIT", create(&quoted)));
-    match link.within(sqlx::raw_sql(create).execute(&mut *connection)).await? {
-        Ok(_) => {}
+    match link.write(connection, &create(&quoted), "COMMIT").await? {
+        Ok(()) => {}
         // Somebody else made it at the same time.
         Err(error) if DUPLICATE_OBJECT.iter().any(|code| has_code(&error, code)) => {}
         Err(error) if has_code(&error, INSUFFICIENT_PRIVILEGE) || has_code(&error, NO_SUCH_SCHEMA) => {

@@ -2,6 +2,7 @@
 
 mod courtesy;
 mod crash;
+mod credentials;
 mod crowd;
 mod demoted;
 mod dropped;

@@ -17,6 +17,8 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
     let guard = client.mutex("k").lock().await.unwrap();
     let mutex = rival.mutex("k");
+    // A session that is opened looks at them, too.
+    rival.mutex("other").lock().await.unwrap().release().await.unwrap();
     // Its look at the server's locks, and the one that follows, run into the session's own `lock_timeout`.
     let mut psql = server.psql_session().unwrap();
     block_in_place(|| psql.ask("BEGIN; LOCK TABLE pg_catalog.pg_locks IN ACCESS EXCLUSIVE MODE", PATIENCE).unwrap());

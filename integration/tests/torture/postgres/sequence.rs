@@ -45,3 +45,15 @@ async fn a_sequence_that_is_unfit_is_refused_with_sql_after_which_it_is_fit() {
     }
     nothing_panicked();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_create_the_sequence_at_once_all_connect() {
+    let server = PostgresServer::start().unwrap();
+    for round in 0..5 {
+        let url = format!("{}?sequence=public.tokens{round}&timeout=20s&connect-timeout=20s", server.url());
+        for client in futures_util::future::join_all((0..8).map(|_| connect(&url))).await {
+            client.unwrap();
+        }
+    }
+    nothing_panicked();
+}

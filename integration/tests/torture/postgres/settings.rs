@@ -45,8 +45,8 @@ async fn a_session_that_holds_is_set_to_notice_soon_that_its_client_is_gone_what
         "statement_timeout|30s",
         "synchronous_commit|on",
         "tcp_keepalives_count|3",
-        "tcp_keepalives_idle|10",
-        "tcp_keepalives_interval|10",
+        "tcp_keepalives_idle|8",
+        "tcp_keepalives_interval|8",
         "tcp_user_timeout|30000",
     ];
     assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
