@@ -8,7 +8,7 @@ use crate::{
     child::{self, Child},
     exit::{self, Failure, say, with_causes},
     name::key_of,
-    signals::{self, Signal, Signals},
+    signals::Signals,
     watchdog::{Order, Watchdog},
 };
 
@@ -25,7 +25,9 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
         Some(limit) => Wait::AtMost(limit),
         None => Wait::Forever,
     };
-    let mutex = client.mutex(key).with_ttl(args.ttl).with_wait(wait);
+    // A deadline would end the hold of a command that was stopped for longer, for nothing.
+    let ttl = if is_freed_by_death(&client) { client.capabilities().max_ttl } else { args.ttl };
+    let mutex = client.mutex(key).with_ttl(ttl).with_wait(wait);
     let locked = tokio::select! {
         biased;
         code = signals.end() => Err(code),
@@ -51,25 +53,20 @@ fn client(args: &Run, backend: impl leasehold::LockBackend) -> LockClient {
 
 async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut Signals) -> Result<u8, Failure> {
     // The death of a process frees a file lock, but not before the last heir of its descriptor is gone.
-    let dies_with_us = client.capabilities().expiry != Expiry::ProcessDeath;
+    let dies_with_us = !is_freed_by_death(client);
     let mut child = Child::start(&args.command, &args.name, &guard, dies_with_us)?;
     let mut watchdog = Watchdog::new(guard.view());
     let status = loop {
         tokio::select! {
             biased;
             order = watchdog.next() => obey(order, &mut child, &guard),
-            status = child.ended() => break status,
-            signal = signals.next() => {
-                if !signals::is_from_terminal(signal) {
-                    child.pass_on(signal);
-                }
-            }
+            status = child.ended() => break status?,
+            signal = signals.next() => child.pass_on(signal),
+            // A lock file that was removed is a loss, which the watchdog sees.
+            () = tokio::time::sleep(args.ttl.as_duration() / 3), if !dies_with_us => drop(guard.renew().await),
         }
     };
-    let status =
-        status.map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot wait for the program: {error}")))?;
     if watchdog.has_barked() {
-        child.kill_rest();
         let how = if guard.is_held() { "was about to be lost" } else { "was lost" };
         return Err(Failure::new(exit::LOST, format!("the lock `{}` {how}, and the program was ended", guard.key())));
     }
@@ -88,6 +85,11 @@ async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut 
     }
 }
 
+/// Whether nothing but the death of its holder frees a lock, so that no time is too long for a renewal.
+fn is_freed_by_death(client: &LockClient) -> bool {
+    client.capabilities().expiry == Expiry::ProcessDeath
+}
+
 fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
     let why = match guard.loss() {
         Some(reason) => format!("is lost ({reason})"),
@@ -95,10 +97,7 @@ fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
     };
     match order {
         Order::Terminate => {
-            child.end_all(Signal::TERM);
-            // A stopped program cannot end by itself.
-            #[cfg(unix)]
-            child.end_all(Signal::CONT);
+            child.terminate();
             say(&format!("the lock `{}` {why}; told the program to terminate", guard.key()));
         }
         Order::Kill => {

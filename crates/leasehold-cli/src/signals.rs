@@ -1,10 +1,10 @@
 //! Signals: those that come, and those that are sent.
 
 #[cfg(unix)]
-pub(crate) use self::unix::{Signal, Signals, send, should_lead_group};
+pub(crate) use self::unix::{Signal, Signals, is_from_terminal, send};
 
 #[cfg(not(unix))]
-pub(crate) use self::other::{Signal, Signals, send, should_lead_group};
+pub(crate) use self::other::{Signal, Signals};
 
 #[cfg(unix)]
 mod unix {
@@ -12,7 +12,8 @@ mod unix {
 
     pub(crate) use rustix::process::Signal;
     use rustix::{
-        process::{Pid, getpgrp, kill_process, kill_process_group},
+        io::Errno,
+        process::{Pid, getpgrp, kill_process},
         termios::tcgetpgrp,
     };
     use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
@@ -26,9 +27,13 @@ mod unix {
     pub(crate) struct Signals(Vec<(Signal, Stream)>);
 
     impl Signals {
+        /// Listens for all that are not ignored: what this command was started to ignore, by `nohup(1)`
+        /// or as the background job of a script, it ignores, and the program inherits that.
         pub(crate) fn new() -> io::Result<Self> {
+            let ignored = ignored();
             let listen = |sort: Signal| Ok((sort, signal(SignalKind::from_raw(sort.as_raw()))?));
-            PASSED_ON.into_iter().map(listen).collect::<io::Result<_>>().map(Self)
+            let heeded = PASSED_ON.into_iter().filter(|sort| ignored & (1 << (sort.as_raw() - 1)) == 0);
+            heeded.map(listen).collect::<io::Result<_>>().map(Self)
         }
 
         /// The next one. May be dropped and called again.
@@ -55,20 +60,14 @@ mod unix {
         }
     }
 
-    /// Sends a signal. One that is gone needs none.
-    pub(crate) fn send(process: u32, signal: Signal, to_group: bool) {
-        let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) else { return };
-        let sent = if to_group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
-        if let Err(error) = sent {
-            // Between `process_group` and exec nothing can fail; a group whose leader is all that was left may be gone.
-            crate::exit::say(&format!("cannot send a signal to process {process}: {error}"));
+    /// Sends a signal. A process that is gone needs none.
+    pub(crate) fn send(process: Pid, signal: Signal) {
+        let sent = kill_process(process, signal);
+        if let Err(error) = sent
+            && error != Errno::SRCH
+        {
+            crate::exit::say(&format!("cannot send a signal to process {}: {error}", process.as_raw_pid()));
         }
-    }
-
-    /// Whether the program gets a process group of its own. With a controlling terminal it stays in ours, as a shell's
-    /// pipeline does: the terminal serves one group, and its Ctrl-C and Ctrl-Z are for both.
-    pub(crate) fn should_lead_group() -> bool {
-        terminal().is_none()
     }
 
     /// Whether the terminal has sent this signal to the program already: it sends to its whole foreground group.
@@ -80,10 +79,14 @@ mod unix {
     fn terminal() -> Option<File> {
         File::open("/dev/tty").ok()
     }
-}
 
-#[cfg(unix)]
-pub(crate) use self::unix::is_from_terminal;
+    /// The signals that this process ignores, a bit each. None where there is no `/proc`.
+    fn ignored() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    }
+}
 
 #[cfg(not(unix))]
 mod other {
@@ -92,10 +95,6 @@ mod other {
     /// What this platform can tell us.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct Signal;
-
-    impl Signal {
-        pub(crate) const TERM: Self = Self;
-    }
 
     /// What comes to us: Ctrl-C, which the program has got as well.
     #[derive(Debug)]
@@ -118,17 +117,4 @@ mod other {
             130
         }
     }
-
-    pub(crate) fn send(_: u32, _: Signal, _: bool) {}
-
-    pub(crate) fn should_lead_group() -> bool {
-        false
-    }
-
-    pub(crate) fn is_from_terminal(_: Signal) -> bool {
-        true
-    }
 }
-
-#[cfg(not(unix))]
-pub(crate) use self::other::is_from_terminal;

@@ -177,14 +177,6 @@ fn if_the_command_is_killed_the_program_holds_the_lock_until_it_ends() {
 }
 
 #[test]
-fn what_a_program_leaves_behind_does_not_hold_the_lock() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = ended(&mut run_on(&files(&dir), &["k"], &["sh", "-c", "sleep 3 >/dev/null 2>&1 &"]));
-    assert!(run.status.success());
-    assert!(ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.success());
-}
-
-#[test]
 fn flock_and_the_command_exclude_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("k.lock");

@@ -1,6 +1,9 @@
 //! What the tests of the command share.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
+#[cfg(target_os = "linux")]
+pub mod terminal;
+
 use std::{
     io::{BufRead, BufReader},
     path::Path,

@@ -1,0 +1,45 @@
+//! [`Child`] where there are no signals: the program alone.
+
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitStatus,
+};
+
+use leasehold::LeaseView;
+use tokio::process::Command;
+
+use super::{cannot_wait, code_of_failed_start, command};
+use crate::{exit::Failure, name::program_of, signals::Signal};
+
+/// A running program.
+#[derive(Debug)]
+pub(crate) struct Child(tokio::process::Child);
+
+impl Child {
+    /// Starts the program.
+    pub(crate) fn start(
+        line: &[OsString],
+        name: &OsStr,
+        lease: &LeaseView,
+        dies_with_us: bool,
+    ) -> Result<Self, Failure> {
+        let started = Command::from(command(line, name, lease, dies_with_us)).spawn();
+        started.map(Self).map_err(|error| code_of_failed_start(program_of(line).0, &error))
+    }
+
+    /// Waits for its end. May be dropped and called again.
+    pub(crate) async fn ended(&mut self) -> Result<ExitStatus, Failure> {
+        self.0.wait().await.map_err(|error| cannot_wait(&error))
+    }
+
+    /// Nothing: the program has got the same Ctrl-C.
+    pub(crate) fn pass_on(&mut self, _: Signal) {}
+
+    /// Nothing: there is no such request.
+    pub(crate) fn terminate(&mut self) {}
+
+    /// Kills the program.
+    pub(crate) fn kill(&mut self) {
+        drop(self.0.start_kill());
+    }
+}
