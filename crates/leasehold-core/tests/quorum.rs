@@ -129,6 +129,68 @@ async fn a_renewal_takes_back_the_nodes_that_had_another_holder_and_are_free() {
     assert_eq!(nodes.held("k").await, 0);
 }
 
+/// With any of its nodes a lock at a bare majority would be lost.
+#[tokio::test(start_paused = true)]
+async fn nodes_missing_at_the_grant_are_asked_before_any_renewal() {
+    let nodes = Nodes::new(5);
+    let quorum = nodes.open().await;
+    let others = [nodes.occupy(3, "k").await, nodes.occupy(4, "k").await];
+    let lease = granted(&quorum, nodes.request("k")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for other in others {
+        other.release().await.unwrap();
+    }
+    assert_eq!(nodes.held("k").await, 3);
+    // The first renewal would be in seconds.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(nodes.held("k").await, 5);
+    let holders = quorum.inspect(&LockKey::new("k").unwrap()).await.unwrap().holders;
+    assert_eq!(holders.len(), 1, "one holder, by whatever name: {holders:?}");
+    // Nothing asks for it behind its release.
+    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(nodes.held("k").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lock_is_asked_for_no_more_once_released_or_overdue() {
+    let nodes = Nodes::new(3);
+    let quorum = nodes.open().await;
+    for released in [true, false] {
+        let other = nodes.occupy(2, "k").await;
+        let lease = granted(&quorum, nodes.request("k")).await;
+        if released {
+            lease.release().await.unwrap();
+        } else {
+            nodes.clock.suspend(Duration::from_secs(20));
+        }
+        drop(other.release().await);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(nodes.held("k").await, 0, "{released}");
+    }
+}
+
+/// The task that looks after the nodes keeps nothing alive.
+#[tokio::test(start_paused = true)]
+async fn nothing_runs_on_once_the_quorum_is_closed_or_dropped() {
+    let nodes = Nodes::new(3);
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    for close in [true, false] {
+        let before = tasks();
+        let quorum = nodes.open().await;
+        assert_eq!(tasks(), before + 1);
+        let weak = Arc::downgrade(&quorum);
+        if close {
+            quorum.close().await.unwrap();
+        } else {
+            drop(quorum);
+            assert!(weak.upgrade().is_none());
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(tasks(), before);
+    }
+}
+
 /// A node that did not answer is released until it says so. By then it may have been healed.
 #[tokio::test(start_paused = true)]
 async fn what_is_given_back_late_frees_nothing_that_was_healed_since() {

@@ -4,10 +4,10 @@ use std::fmt;
 
 use leasehold_core::{FencingToken, Ttl, quorum::Attestation};
 
-/// `R:<run>:<largest TTL in ms>:<above>`, or with `D` for a node that loses nothing in a restart.
+/// `R:<run>:<largest TTL in ms>:<above>`, or with `D` for a node that loses no token in a restart.
 ///
 /// It is kept beside the locks. A server that was wiped has none; one that came back with older data has one of an earlier
-/// run. Every grant compares it.
+/// run, and one that has another server's data has one of a run of that. Every grant compares it with the run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
     text: String,
@@ -40,6 +40,11 @@ impl Mark {
 
     pub(crate) fn is_durable(&self) -> bool {
         self.durable
+    }
+
+    /// The run that was attested; `None` without any attestation.
+    pub(crate) fn run(&self) -> Option<&str> {
+        (!self.is_blank()).then_some(&*self.run)
     }
 
     pub(crate) fn is_of_run(&self, run: &str) -> bool {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use leasehold_core::{
     ErrorKind, Mode, Released, Request, Result, async_trait,
-    quorum::{Attestation, QuorumNode, Recollection},
+    quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 use redis::{Cmd, Value};
 
@@ -47,18 +47,19 @@ impl QuorumNode for RedisBackend {
         undo::stop_waiting(link, &live, &request, Holder::waiting(&request)).await
     }
 
-    async fn recall(self: Arc<Self>) -> Result<Recollection> {
+    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
         let link = self.link();
         let live = link.live_in_order("recall").await?;
-        let sight = Sight::look(link, &live).await?;
+        let sight = Sight::look(link, &live, watched).await?;
         Ok(Recollection {
-            run: live.run_id().to_owned(),
+            run: sight.run.clone(),
             version: sight.version.clone(),
             membership: sight.membership,
-            up: sight.up,
-            marked: !sight.mark.is_blank(),
+            durable: sight.mark.is_durable() && sight.durable,
+            marked: sight.mark.run().map(str::to_owned),
             largest_ttl: sight.mark.largest_ttl,
             highest_token: sight.highest_token.max(sight.mark.least()),
+            wall_clock: Some(sight.wall_clock),
         })
     }
 
@@ -72,15 +73,8 @@ impl QuorumNode for RedisBackend {
                 "the server does not say which run it is in; allow this user INFO (`+info`)",
             ));
         }
-        if live.run_id() != attestation.run {
-            return Err(error::plain(
-                ErrorKind::Unavailable,
-                "attest",
-                "the server has restarted meanwhile; try again",
-            ));
-        }
         if attestation.durable {
-            let sight = Sight::look(link, &live).await?;
+            let sight = Sight::look(link, &live, None).await?;
             if !sight.durable {
                 return Err(error::plain(
                     ErrorKind::Unsupported,
@@ -93,7 +87,7 @@ impl QuorumNode for RedisBackend {
         let mark = Mark::new(&attestation);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(0).arg([&*link.config.prefix, NODE_KEYS].concat()).arg(mark.as_str()).arg(attestation.above.get());
-            cmd.arg(&attestation.version);
+            cmd.arg(&attestation.version).arg(&attestation.run);
         };
         let answer = link.run_on(&live, &scripts::QUORUM_ATTEST, "attest", Effect::Writes, arguments).await?;
         live.set_sight(None);
@@ -102,7 +96,7 @@ impl QuorumNode for RedisBackend {
             Value::Int(0) => Err(error::plain(
                 ErrorKind::Unavailable,
                 "attest",
-                "the server was attested by another, or wiped, meanwhile; try again",
+                "the server was attested by another, was wiped or has restarted meanwhile; try again",
             )),
             _ => Err(error::protocol("attest")),
         }

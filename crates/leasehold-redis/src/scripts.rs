@@ -45,11 +45,11 @@ scripts! {
     MARK = "mark";
     MARK_MEMBER = "mark_member";
     INSPECT = "inspect";
-    QUORUM_ACQUIRE = "waiters" "quorum_acquire";
-    QUORUM_ACQUIRE_SHARED = "quorum_acquire_shared";
-    QUORUM_RAISE = "quorum_raise";
-    QUORUM_RECALL = "quorum_recall";
-    QUORUM_ATTEST = "quorum_attest";
+    QUORUM_ACQUIRE = "quorum_run" "waiters" "quorum_acquire";
+    QUORUM_ACQUIRE_SHARED = "quorum_run" "quorum_acquire_shared";
+    QUORUM_RAISE = "quorum_run" "quorum_raise";
+    QUORUM_RECALL = "quorum_run" "quorum_recall";
+    QUORUM_ATTEST = "quorum_run" "quorum_attest";
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Error, ErrorKind, FencingToken, Result,
-    quorum::{Membership, Memory, Terms},
+    Error, ErrorKind, FencingToken, OwnerId, Result,
+    quorum::{Membership, Memory, Terms, Watched},
 };
 use redis::{Pipeline, Value};
 
@@ -25,17 +25,19 @@ use crate::{
 /// A node that may not vote is looked at anew this often, as somebody may have let it rejoin.
 const STALE: Duration = Duration::from_millis(500);
 
-/// What a connection knows about the memory of its server. One connection is served by one run of the server, so this is read
-/// once, and again when the mark has changed.
+/// What a connection knows about the memory of its server. It is read once, and again when a script finds that the mark or the run
+/// has changed: behind a proxy, one connection may be served by several runs of the server.
 #[derive(Clone, Debug)]
 pub(crate) struct Sight {
+    /// Names the run of the server and the history of its data.
+    pub(crate) run: String,
     pub(crate) mark: Mark,
     /// What an attestation compares.
     pub(crate) version: String,
     pub(crate) membership: Membership,
     pub(crate) highest_token: FencingToken,
-    /// For how long the server had been up.
-    pub(crate) up: Duration,
+    /// The server's wall clock.
+    pub(crate) wall_clock: Duration,
     /// Whether it writes everything down before it answers.
     pub(crate) durable: bool,
     seen: Instant,
@@ -46,53 +48,49 @@ impl Sight {
     pub(crate) async fn of(link: &Link, live: &Live) -> Result<Arc<Self>> {
         match live.sight().filter(|sight| sight.votes() || sight.seen.elapsed() < STALE) {
             Some(sight) => Ok(sight),
-            None => Box::pin(Self::look(link, live)).await,
+            None => Box::pin(Self::look(link, live, None)).await,
         }
     }
 
-    /// Asks the server.
-    pub(crate) async fn look(link: &Link, live: &Live) -> Result<Arc<Self>> {
+    /// Asks the server, and tells it for how long it was watched.
+    pub(crate) async fn look(link: &Link, live: &Live, watched: Option<Watched>) -> Result<Arc<Self>> {
         let mut pipeline = Pipeline::new();
-        pipeline.cmd("INFO").arg("server");
         pipeline.cmd("INFO").arg("persistence");
         pipeline.cmd("CONFIG").arg("GET").arg("*appendfsync*");
         let answers = live.send_all(&pipeline).await;
         let answers = answers.map_err(|error| link.failed(live, error, "recall", Effect::None))?;
         let mut answers = answers.into_iter();
         let mut next = || answers.next().and_then(|answer| answer.extract_error().ok()).unwrap_or(Value::Nil);
-        let server: String = redis::from_redis_value(next()).unwrap_or_default();
         let persistence: String = redis::from_redis_value(next()).unwrap_or_default();
         let settings: HashMap<String, String> = redis::from_redis_value(next()).unwrap_or_default();
         // With `yes` there, nothing is flushed for as long as the file is rewritten.
         let is = |setting: &str, value: &str| settings.get(setting).is_some_and(|set| set == value);
         let every_write = is("appendfsync", "always") && is("no-appendfsync-on-rewrite", "no");
         let durable = field(&persistence, "aof_enabled") == "1" && every_write;
-        // The server subtracts two times that it has cut to whole seconds: it may say nearly one too many.
-        let up = Duration::from_secs(field(&server, "uptime_in_seconds").parse::<u64>().unwrap_or(0).saturating_sub(1));
 
-        let run = live.run_id();
+        let (version, before, duration) = match watched {
+            Some(Watched { version, before, duration }) => (version, before.as_millis(), duration.as_millis()),
+            None => (String::new(), 0, 0),
+        };
+        let millis = |time| u64::try_from(time).unwrap_or(u64::MAX);
+        let name = OwnerId::random().to_string();
         let arguments = |cmd: &mut redis::Cmd| {
-            cmd.arg(0)
-                .arg([&*link.config.prefix, NODE_KEYS].concat())
-                .arg(run)
-                .arg(u64::try_from(up.as_millis()).unwrap_or(0));
+            cmd.arg(0).arg([&*link.config.prefix, NODE_KEYS].concat()).arg(&name);
+            cmd.arg(&version).arg(millis(before)).arg(millis(duration));
         };
         let answer = link.run_on(live, &scripts::QUORUM_RECALL, "recall", Effect::None, arguments).await?;
-        let (mark, highest, could, version): (String, u64, u64, String) =
+        let (run, mark, highest, watched, version, now): (String, String, u64, u64, String, u64) =
             redis::from_redis_value(answer).map_err(|_| error::protocol("recall"))?;
         let mark = Mark::parse(mark);
-        let memory = match (mark.is_durable(), mark.is_of_run(run)) {
-            (true, _) if durable => Memory::Durable,
-            (_, true) => Memory::Attested,
-            _ => Memory::Unknown,
-        };
-        let membership = Membership { memory, could_grant_for: Duration::from_millis(could) };
+        let memory = if mark.is_of_run(&run) { Memory::Attested } else { Memory::Unknown };
+        let membership = Membership { memory, watched_for: Duration::from_millis(watched) };
         let sight = Arc::new(Self {
+            run,
             mark,
             version,
             membership,
             highest_token: FencingToken::new(highest),
-            up,
+            wall_clock: Duration::from_millis(now),
             durable,
             seen: Instant::now(),
         });
@@ -101,7 +99,7 @@ impl Sight {
     }
 
     pub(crate) fn votes(&self) -> bool {
-        self.membership.memory != Memory::Unknown
+        self.membership.memory == Memory::Attested
     }
 
     /// Whether the node may grant under these terms.
@@ -110,9 +108,11 @@ impl Sight {
             return Ok(());
         }
         if terms.attested {
-            let message = match self.grace_left(terms.largest_ttl, self.membership.could_grant_for) {
+            let message = match self.grace_left(terms.largest_ttl) {
                 Some(left) => {
-                    format!("it may have lost its memory, and waits for another {left:?} before it may rejoin")
+                    format!(
+                        "it may have lost its memory, and must be watched for another {left:?} before it may rejoin"
+                    )
                 }
                 None => String::from(
                     "it may have lost its memory, and has not rejoined: a majority of the others must vote, else see \
@@ -121,18 +121,18 @@ impl Sight {
             };
             return Err(refuse(message));
         }
-        match self.grace_left(terms.largest_ttl, self.up) {
+        match self.grace_left(terms.largest_ttl) {
             Some(left) => Err(refuse(format!(
-                "it was just started, may have forgotten locks that are held, and votes in {left:?}; for servers that nobody \
-                 has used yet, run `leasehold provision --never-used`"
+                "it may have forgotten locks that are held, and votes once it has been watched for another {left:?}; for servers \
+                 that nobody has used yet, run `leasehold provision --never-used`"
             ))),
             None => Ok(()),
         }
     }
 
     /// What is left of the grace, in whole seconds.
-    fn grace_left(&self, grace: Duration, known: Duration) -> Option<Duration> {
-        let left = grace.checked_sub(known + self.seen.elapsed())?;
+    fn grace_left(&self, grace: Duration) -> Option<Duration> {
+        let left = grace.checked_sub(self.membership.watched_for)?;
         (!left.is_zero()).then(|| Duration::from_secs(left.as_secs() + 1))
     }
 }

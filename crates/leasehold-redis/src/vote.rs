@@ -13,7 +13,7 @@ use crate::{
     sight::Sight,
 };
 
-/// The code of a script that found another mark than it was told.
+/// The code of a script that found another mark or another run than it was told.
 const MARKED_ANEW: &str = "LEASEMARK";
 
 /// One attempt to take the lock, on these terms.
@@ -32,6 +32,7 @@ pub(crate) async fn acquire(link: &Link, request: &Request, terms: &Terms, keys:
         }
         cmd.arg(Holder::of(request).parts()).arg(request.ttl().as_millis()).arg(Holder::waiting(request).parts());
         cmd.arg(flags).arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(sight.mark.above).arg(floor);
+        cmd.arg(&sight.run);
     })
     .await
 }
@@ -45,6 +46,7 @@ pub(crate) async fn raise(link: &Link, request: &Request, token: FencingToken) -
     let answer = on_terms(link, "raise", &scripts::QUORUM_RAISE, terms.as_ref(), |cmd, sight| {
         cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(token.get());
         cmd.arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(mode).arg(sight.mark.above);
+        cmd.arg(&sight.run);
     })
     .await?;
     match answer {
@@ -58,7 +60,7 @@ pub(crate) async fn raise(link: &Link, request: &Request, token: FencingToken) -
     }
 }
 
-/// Runs a script that compares the mark, and once more if that has changed since it was read.
+/// Runs a script that compares the mark and the run, and once more if they have changed since they were read.
 async fn on_terms(
     link: &Link,
     operation: &'static str,
@@ -76,7 +78,7 @@ async fn on_terms(
             Ok(answer) => return Ok(answer),
             Err(error) if error.code() == Some(MARKED_ANEW) => {
                 if again {
-                    sight = Box::pin(Sight::look(link, &live)).await?;
+                    sight = Box::pin(Sight::look(link, &live, None)).await?;
                 }
             }
             Err(error) => return Err(link.failed(&live, error, operation, Effect::Writes)),

@@ -111,17 +111,17 @@ fn attestation(recalled: &Recollection, largest_ttl: u64, above: u64) -> Attesta
 async fn an_attestation_that_comes_late_lowers_neither_the_tokens_nor_the_largest_ttl() {
     let server = Server::start();
     let (one, other) = (server.backend().await, server.backend().await);
-    let (early, late) = (Arc::clone(&one).recall().await.unwrap(), Arc::clone(&other).recall().await.unwrap());
+    let (early, late) = (Arc::clone(&one).recall(None).await.unwrap(), Arc::clone(&other).recall(None).await.unwrap());
     Arc::clone(&one).attest(attestation(&early, 60_000, 1_000)).await.unwrap();
     // The same once more is no harm: an answer may have been lost.
     Arc::clone(&one).attest(attestation(&early, 60_000, 1_000)).await.unwrap();
     let error = Arc::clone(&other).attest(attestation(&late, 10_000, 10)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    let now = Arc::clone(&other).recall().await.unwrap();
+    let now = Arc::clone(&other).recall(None).await.unwrap();
     assert_eq!((now.largest_ttl, now.highest_token), (Some(ttl(60_000)), FencingToken::new(1_000)));
     // Who has seen that may.
     Arc::clone(&other).attest(attestation(&now, 10_000, 1_001)).await.unwrap();
-    assert_eq!(Arc::clone(&one).recall().await.unwrap().largest_ttl, Some(ttl(10_000)));
+    assert_eq!(Arc::clone(&one).recall(None).await.unwrap().largest_ttl, Some(ttl(10_000)));
 }
 
 /// The run is the same, and what was recalled of it is not what it remembers.
@@ -130,18 +130,18 @@ async fn a_server_that_was_wiped_since_it_was_recalled_is_not_attested() {
     let server = Server::start();
     let backend = server.backend().await;
     let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
-    let unmarked = Arc::clone(&backend).recall().await.unwrap();
+    let unmarked = Arc::clone(&backend).recall(None).await.unwrap();
     Arc::clone(&backend).attest(attestation(&unmarked, TTL, 1_000)).await.unwrap();
-    let marked = Arc::clone(&backend).recall().await.unwrap();
+    let marked = Arc::clone(&backend).recall(None).await.unwrap();
     for recalled_since in [false, true] {
         let () = redis::cmd("FLUSHALL").query(&mut connection).unwrap();
         if recalled_since {
-            Arc::clone(&backend).recall().await.unwrap();
+            Arc::clone(&backend).recall(None).await.unwrap();
         }
         for recalled in [&unmarked, &marked] {
             let error = Arc::clone(&backend).attest(attestation(recalled, TTL, 2_000)).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable);
         }
     }
-    assert_eq!(Arc::clone(&backend).recall().await.unwrap().membership.memory, Memory::Unknown);
+    assert_eq!(Arc::clone(&backend).recall(None).await.unwrap().membership.memory, Memory::Unknown);
 }

@@ -88,6 +88,9 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, trie
             }
             let lease = QuorumLease::new(&quorum, request.clone(), token, validity, replies);
             Arc::clone(&lease).take_late_grants(request, calls, timeout);
+            if lease.has_empty_seats() {
+                lease.fill(timeout);
+            }
             Ok(Attempt::Granted(lease))
         }
         None => {
@@ -113,7 +116,7 @@ impl Asking {
         let well = quorum.members.iter().filter(|member| !member.health.is_suspect()).count();
         let all = well < quorum.majority.needed();
         for (node, member) in quorum.members.iter().enumerate() {
-            replies.push(if all || member.health.may_ask(now) {
+            replies.push(if member.may_ask(now) || all && !member.is_double() {
                 calls.push(node, member.acquire(asked.clone()));
                 Reply::Pending
             } else {

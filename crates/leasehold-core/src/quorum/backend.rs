@@ -3,13 +3,14 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use tokio::{task::AbortHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -79,13 +80,20 @@ pub struct QuorumBackend {
     /// Whether only nodes with an attested memory may grant. Once set it stays.
     pub(super) attested: AtomicBool,
     largest_ttl: AtomicU64,
+    pub(super) opened: Instant,
+    /// When the nodes are to be looked after next, in nanoseconds since it was opened.
     pub(super) next_look: AtomicU64,
+    /// The task that looks after the nodes.
+    attendant: OnceLock<AbortHandle>,
     capabilities: Capabilities,
     background: TaskTracker,
 }
 
 impl QuorumBackend {
     /// A quorum of these backends. It asks them what they remember, and needs a majority of them to answer.
+    ///
+    /// If they vote on tokens, a task of the runtime looks after the nodes from now on, so that one that restarted rejoins
+    /// also while nobody asks for a lock. The task ends when the backend is closed or dropped.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] unless their number is odd; [`ErrorKind::Unavailable`] if no majority answers, naming each
@@ -107,18 +115,25 @@ impl QuorumBackend {
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
         let found = opening::ask(&members, &config).await?;
         let has_tokens = members.iter().all(|member| member.voter.is_some());
-        Ok(Arc::new(Self {
+        let quorum = Arc::new(Self {
             majority: Majority::of(members.len()),
             floor: Floor::new(config.floor.clone()),
             has_tokens,
             attested: AtomicBool::new(has_tokens && found.marked),
             largest_ttl: AtomicU64::new(found.largest_ttl.as_millis()),
+            opened: Instant::now(),
             next_look: AtomicU64::new(0),
+            attendant: OnceLock::new(),
             capabilities: capabilities::of(&members, &config, &found),
             background: TaskTracker::new(),
             members,
             config,
-        }))
+        });
+        quorum.plan_look(found.marked && found.all_vote);
+        if let Some(attendant) = tending::attend(&quorum) {
+            drop(quorum.attendant.set(attendant));
+        }
+        Ok(quorum)
     }
 
     /// How the nodes do, as this process sees it. The figures behind it are in the traces (target `leasehold`).
@@ -146,7 +161,7 @@ impl QuorumBackend {
     async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
         // It learns what the nodes are provisioned with, also for who is refused now.
-        tending::now_and_then(self, request);
+        tending::now_and_then(self);
         self.check_ttl(request.ttl())?;
         let request = request.clone().with_order(request.is_in_order() && tries.are_in_order());
         attempt::attempt(self, &request, tries).await.map_err(|error| error.with_backend(self.config.scheme))
@@ -301,6 +316,7 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn close(&self) -> Result<()> {
+        self.stop_attending();
         // What is given back in the background is sent before the connections go.
         self.background.close();
         drop(tokio::time::timeout(CLOSE_PATIENCE, self.background.wait()).await);
@@ -320,6 +336,20 @@ impl QuorumBackend {
         }
         withdrawals.send(|_, _| ());
         self.finish(withdrawals, |_| ());
+    }
+}
+
+impl QuorumBackend {
+    fn stop_attending(&self) {
+        if let Some(attendant) = self.attendant.get() {
+            attendant.abort();
+        }
+    }
+}
+
+impl Drop for QuorumBackend {
+    fn drop(&mut self) {
+        self.stop_attending();
     }
 }
 

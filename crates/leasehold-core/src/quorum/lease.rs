@@ -23,10 +23,15 @@ use crate::{
         calls::Calls,
         renewal::{Renewed, may_heal, renewal},
         tally::{Standing, Tally, Vote},
+        tending,
         validity::validity,
     },
     request::Request,
 };
+
+/// After a grant, the pause before the missing nodes are asked, doubled up to this part of the TTL; then renewals ask. What most often
+/// holds a node is an attempt that did not win and is being given back.
+const PAUSES: (Duration, u32) = (Duration::from_millis(2), 8);
 
 pub(super) struct QuorumLease {
     quorum: Arc<QuorumBackend>,
@@ -46,6 +51,8 @@ struct Seats {
     told: bool,
     /// How often nodes were asked to hold again.
     heals: u16,
+    /// A task asks them again and again.
+    filling: bool,
 }
 
 /// Renewals under way.
@@ -79,7 +86,13 @@ impl QuorumLease {
             Reply::Refused(_) | Reply::Failed(_) => Seat::Empty,
         });
         Arc::new(Self {
-            seats: Mutex::new(Seats { nodes: nodes.collect(), releasing: false, told: false, heals: 0 }),
+            seats: Mutex::new(Seats {
+                nodes: nodes.collect(),
+                releasing: false,
+                told: false,
+                heals: 0,
+                filling: false,
+            }),
             quorum: Arc::clone(quorum),
             request,
             token,
@@ -104,6 +117,10 @@ impl QuorumLease {
             if let Some(late) = self.seat(node, granted) {
                 self.quorum.give_back(late, &asked);
             }
+            // What healings leave, the next renewal asks.
+            if asked.owner() == self.request.owner() {
+                self.fill(timeout);
+            }
         });
     }
 
@@ -119,6 +136,38 @@ impl QuorumLease {
         None
     }
 
+    /// Asks the nodes that hold nothing for us in the background, until all hold or the next renewal is near. A lock at a bare majority
+    /// would be lost with any of its nodes.
+    pub(super) fn fill(self: &Arc<Self>, timeout: Duration) {
+        if !self.is_incomplete() || std::mem::replace(&mut self.seats().filling, true) {
+            return;
+        }
+        let lease = Arc::clone(self);
+        // Nobody waits for it, nor does closing.
+        drop(tokio::spawn(async move {
+            let (mut pause, last) = (PAUSES.0, lease.request.ttl().as_duration() / PAUSES.1);
+            while pause <= last && lease.is_incomplete() {
+                tokio::time::sleep(pause).await;
+                lease.heal(timeout);
+                pause *= 2;
+            }
+            lease.seats().filling = false;
+        }));
+    }
+
+    /// Whether a node refused or failed, and not merely has yet to answer.
+    pub(super) fn has_empty_seats(&self) -> bool {
+        self.seats().nodes.iter().any(|seat| matches!(seat, Seat::Empty))
+    }
+
+    /// Whether there is a node to be asked, and sense in it.
+    fn is_incomplete(&self) -> bool {
+        let now = self.request.now();
+        let seats = self.seats();
+        let missing = || seats.nodes.iter().any(|seat| !matches!(seat, Seat::Held(_)));
+        !seats.releasing && missing() && may_heal(self.deadline.get(), now)
+    }
+
     /// Asks the nodes that hold nothing for us to hold again. Each time under another name: a node that did not answer in time is
     /// released until it says that it is, and that may be long after it was healed.
     fn heal(self: &Arc<Self>, timeout: Duration) {
@@ -131,13 +180,16 @@ impl QuorumLease {
         let mut calls = Calls::with_capacity(self.quorum.members.len());
         {
             let mut seats = self.seats();
-            if seats.releasing || !seats.nodes.iter().any(|seat| matches!(seat, Seat::Empty)) {
+            if seats.releasing
+                || !may_heal(self.deadline.get(), now)
+                || !seats.nodes.iter().any(|seat| matches!(seat, Seat::Empty))
+            {
                 return;
             }
             seats.heals = seats.heals.wrapping_add(1);
             request = request.with_owner(self.request.owner().again(seats.heals));
             for ((node, seat), member) in seats.nodes.iter_mut().enumerate().zip(&self.quorum.members) {
-                if matches!(seat, Seat::Empty) && member.health.may_ask(now) {
+                if matches!(seat, Seat::Empty) && member.may_ask(now) {
                     *seat = Seat::Asked(request.owner());
                     calls.push(node, member.acquire(request.clone()));
                 }
@@ -254,6 +306,7 @@ impl Lease for QuorumLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
+        tending::now_and_then(&self.quorum);
         let Renewals { leases, mut calls, mut votes } = self.renewals()?;
         let (majority, timeout) = (self.quorum.majority, self.quorum.config.node_timeout(self.request.ttl()));
         let mut timer = pin!(tokio::time::sleep(timeout));
@@ -295,6 +348,8 @@ impl Lease for QuorumLease {
             }
             Renewed::Lost => Err(lost("a majority of the nodes no longer knows us as the holder")),
             Renewed::Open | Renewed::Unchanged => {
+                // Until the deadline nobody else has a majority, and the next try may need them.
+                self.heal(timeout);
                 let renewed = votes.iter().filter(|vote| **vote == Vote::Granted).count();
                 let error = Error::new(
                     ErrorKind::Indeterminate,

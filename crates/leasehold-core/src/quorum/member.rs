@@ -1,13 +1,24 @@
 //! [`Member`]: one node as the quorum sees it.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use crate::{
     backend::{Attempt, BoxFuture, LockBackend},
     clock::Moment,
     error::{Error, ErrorKind, Result},
     inspection::NodeStatus,
-    quorum::{health::Health, node::QuorumNode},
+    quorum::{
+        health::Health,
+        node::{QuorumNode, Recollection},
+        opening::{PATIENCE, within},
+        watch::Watch,
+    },
     request::Request,
     telemetry,
 };
@@ -18,6 +29,11 @@ pub(super) struct Member {
     /// `None`: it cannot vote on tokens.
     pub(super) voter: Option<Arc<dyn QuorumNode>>,
     pub(super) health: Health,
+    watch: Watch,
+    /// It is one server with a member before it, so that its votes must not count.
+    is_double: AtomicBool,
+    /// It cannot rejoin, and that was said.
+    warned: AtomicBool,
 }
 
 impl Member {
@@ -27,7 +43,62 @@ impl Member {
             voter: Arc::clone(&backend).quorum_node(),
             backend,
             health: Health::default(),
+            watch: Watch::default(),
+            is_double: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
         }
+    }
+
+    /// Asks the node what it remembers, and watches it. `None` for one that does not vote on tokens.
+    pub(super) async fn recall(&self) -> Option<Result<Recollection>> {
+        let voter = self.voter.as_ref()?;
+        let sent = tokio::time::Instant::now();
+        let answer = within(PATIENCE, Arc::clone(voter).recall(self.watch.so_far())).await;
+        if let Ok(node) = &answer
+            && let Some(ahead) = self.watch.seen(node, sent)
+        {
+            tracing::warn!(
+                target: "leasehold",
+                node = %self.endpoint,
+                ?ahead,
+                "the wall clock of a node was set ahead, which ends locks at that node early"
+            );
+        }
+        Some(answer)
+    }
+
+    /// Whether it is the same server as a member before it, so that its votes must not count.
+    pub(super) fn is_double(&self) -> bool {
+        self.is_double.load(Ordering::Acquire)
+    }
+
+    /// Notes whether it is the same server as this other member.
+    pub(super) fn set_double(&self, other: Option<&Self>) {
+        if !self.is_double.swap(other.is_some(), Ordering::AcqRel)
+            && let Some(other) = other
+        {
+            tracing::error!(
+                target: "leasehold",
+                node = %self.endpoint,
+                other = %other.endpoint,
+                "two nodes of the quorum are one and the same server; the second does not count"
+            );
+        }
+    }
+
+    /// Whether it is time to say that the node cannot rejoin: once, until it has.
+    pub(super) fn is_to_warn(&self) -> bool {
+        !self.warned.swap(true, Ordering::AcqRel)
+    }
+
+    /// The node votes.
+    pub(super) fn votes_again(&self) {
+        self.warned.store(false, Ordering::Release);
+    }
+
+    /// Whether to ask it for the lock now; see [`Health::may_ask`].
+    pub(super) fn may_ask(&self, now: Moment) -> bool {
+        !self.is_double() && self.health.may_ask(now)
     }
 
     pub(super) fn acquire(&self, request: Request) -> BoxFuture<'static, Result<Attempt>> {
@@ -62,12 +133,18 @@ impl Member {
 
     /// The error of a node that is not asked, because it did not answer others.
     pub(super) fn skipped(&self) -> Error {
-        let problem = self.health.problem().unwrap_or_else(|| String::from("it was silent a moment ago"));
-        Error::new(ErrorKind::Unavailable, problem)
+        Error::new(ErrorKind::Unavailable, self.problem().unwrap_or_else(|| String::from("it was silent a moment ago")))
     }
 
     pub(super) fn status(&self) -> NodeStatus {
-        NodeStatus::new(&*self.endpoint, self.health.problem())
+        NodeStatus::new(&*self.endpoint, self.problem())
+    }
+
+    fn problem(&self) -> Option<String> {
+        if self.is_double() {
+            return Some(String::from("it is the same server as another node of the quorum"));
+        }
+        self.health.problem()
     }
 }
 

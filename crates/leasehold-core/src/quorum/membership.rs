@@ -9,10 +9,8 @@ use crate::{fencing::FencingToken, quorum::tally::Majority};
 pub enum Memory {
     /// It is in the run that was attested: it has not restarted since.
     Attested,
-    /// It is provisioned so that a restart loses nothing (`appendfsync always`).
-    Durable,
-    /// It restarted, or was never attested. Also with a marker that came back: a snapshot brings markers back, and
-    /// older tokens with them.
+    /// It restarted, or was never attested. Also with a marker that came back: a snapshot or a backup brings markers
+    /// back, and older tokens with them, and no node can tell that it has older data than it had.
     Unknown,
 }
 
@@ -21,8 +19,9 @@ pub enum Memory {
 pub struct Membership {
     /// Its memory.
     pub memory: Memory,
-    /// For how long it could have granted since its restart, on its own clock. Zero if it cannot tell.
-    pub could_grant_for: Duration,
+    /// For how long clients have watched it since it restarted or forgot, on their clocks: see
+    /// [`recall`](super::QuorumNode::recall). Its own clock may be set, also while it starts.
+    pub watched_for: Duration,
 }
 
 /// What a node may vote on.
@@ -43,8 +42,8 @@ impl Membership {
     #[must_use]
     pub fn ballot(&self, largest_ttl: Duration) -> Ballot {
         match self.memory {
-            Memory::Attested | Memory::Durable => Ballot { lock: true, token: true },
-            Memory::Unknown => Ballot { lock: self.could_grant_for >= largest_ttl, token: false },
+            Memory::Attested => Ballot { lock: true, token: true },
+            Memory::Unknown => Ballot { lock: self.watched_for >= largest_ttl, token: false },
         }
     }
 
@@ -68,8 +67,9 @@ pub enum Rejoin {
     TooFew(usize),
 }
 
-/// Rejoins with the answers of the *other* nodes that may vote on tokens: each one's largest token of a key, zero if it has
-/// none. Ask them after the grace is over.
+/// Rejoins with the answers of the *other* nodes that remember every token that they granted or accepted: each one's largest
+/// token of a key, zero if it has none. Those are the nodes that vote, and durable ones that wait for their own grace.
+/// Ask them after the grace is over.
 ///
 /// A majority of the others, because every token was accepted by a majority of all: if the node that forgot was in it,
 /// k − 1 of the others were too, and a majority of the others shares one with every k − 1 of them.
@@ -98,10 +98,9 @@ mod tests {
 
     #[test]
     fn a_node_that_may_have_forgotten_waits_and_then_rejoins() {
-        let node = |memory, secs| Membership { memory, could_grant_for: Duration::from_secs(secs) };
+        let node = |memory, secs| Membership { memory, watched_for: Duration::from_secs(secs) };
         let all = Ballot { lock: true, token: true };
         assert_eq!(node(Memory::Attested, 0).ballot(TTL), all);
-        assert_eq!(node(Memory::Durable, 0).ballot(TTL), all);
         assert_eq!(node(Memory::Unknown, 9).ballot(TTL), Ballot { lock: false, token: false });
         assert!(!node(Memory::Unknown, 9).may_rejoin(TTL));
         assert_eq!(node(Memory::Unknown, 10).ballot(TTL), Ballot { lock: true, token: false });

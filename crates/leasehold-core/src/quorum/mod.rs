@@ -55,6 +55,7 @@ mod tending;
 mod token;
 mod undo;
 mod validity;
+mod watch;
 mod write_back;
 
 pub use self::{
@@ -62,7 +63,7 @@ pub use self::{
     config::QuorumConfig,
     jitter::seed_pauses,
     membership::{Ballot, Membership, Memory, Rejoin, rejoin},
-    node::{Attestation, QuorumNode, Recollection, Terms},
+    node::{Attestation, QuorumNode, Recollection, Terms, Watched},
     provision::Provision,
     renewal::{Renewed, may_heal, renewal},
     tally::{Majority, Standing, Tally, Vote},

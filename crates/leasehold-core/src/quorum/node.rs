@@ -39,11 +39,16 @@ pub trait QuorumNode: Send + Sync + 'static {
         Ok(())
     }
 
-    /// What the node remembers.
+    /// Returns what the node remembers, and adds to the time for which this run of it has been watched.
+    ///
+    /// A node that may have forgotten what it granted does not vote until clients have watched it for the longest TTL. Its
+    /// own clock cannot tell that time, because an operator or NTP may set it. So a client measures, on a clock that
+    /// nobody sets, for how long the node has stayed as the client recalled it last. The node adds that time if nobody
+    /// else has added any since, so that no time is counted twice. `None` only asks.
     ///
     /// # Errors
     /// As the driver fails.
-    async fn recall(self: Arc<Self>) -> Result<Recollection>;
+    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection>;
 
     /// Marks the run of the node that `attestation` names as one that has forgotten nothing: from now on it votes on tokens, and
     /// every token that it grants exceeds [`Attestation::above`]. In one step with seeing that the node is as it was
@@ -60,38 +65,52 @@ pub trait QuorumNode: Send + Sync + 'static {
 /// What a quorum demands of a node that is to grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
-    /// Its memory must be attested or durable. Otherwise any node that has been up for long enough grants, and the quorum's
+    /// Its memory must be attested. Otherwise any node that has been watched for long enough grants, and the quorum's
     /// tokens are best effort.
     pub attested: bool,
     /// The longest TTL of any lock of this quorum: a node that restarted and may have forgotten waits that long.
     pub largest_ttl: Duration,
 }
 
+/// For how long a client has watched a node that stayed as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// The version that was recalled.
+    pub version: String,
+    /// The time that was recalled as [`Membership::watched_for`].
+    pub before: Duration,
+    /// The time since then, on the client's clock: from when the answer came to when this is sent.
+    pub duration: Duration,
+}
+
 /// What a node remembers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recollection {
-    /// Names this run of the node: another one after a restart.
+    /// Names this run of the node and the history of its data: another one after a restart, and after the data was
+    /// replaced by another server's. Empty if the node does not tell.
     pub run: String,
     /// Stands for what the node is marked with: another one once it was attested, or wiped and recalled.
     pub version: String,
-    /// Its memory, and for how long it could have granted.
+    /// Its memory, and for how long it has been watched.
     pub membership: Membership,
-    /// For how long it has been up. A node may have been wiped without a restart, so this can be more than
-    /// [`Membership::could_grant_for`].
-    pub up: Duration,
-    /// Whether it carries a mark of some attestation, of this run or of an earlier one.
-    pub marked: bool,
+    /// Whether it is provisioned as [durable](Attestation::durable), and is.
+    pub durable: bool,
+    /// The run that its mark names: this one, or an earlier one, or one of another node whose data this node has. `None`:
+    /// it was never attested, or was wiped.
+    pub marked: Option<String>,
     /// The longest TTL that the mark records.
     pub largest_ttl: Option<Ttl>,
     /// No token that this node ever granted or accepted, as far as it remembers, is larger.
     pub highest_token: FencingToken,
+    /// The time of its wall clock since 1970, if locks expire by that clock.
+    pub wall_clock: Option<Duration>,
 }
 
 impl Recollection {
     /// Whether it may vote on tokens now.
     #[must_use]
     pub fn votes(&self) -> bool {
-        matches!(self.membership.memory, Memory::Attested | Memory::Durable)
+        self.membership.memory == Memory::Attested
     }
 }
 
@@ -102,7 +121,7 @@ pub struct Attestation {
     pub run: String,
     /// The version that was recalled.
     pub version: String,
-    /// The node loses nothing in a restart. Refused if the node knows better.
+    /// The node loses no token in a restart. Refused if the node knows better.
     pub durable: bool,
     /// The longest TTL that any lock of the quorum may have.
     pub largest_ttl: Ttl,

@@ -1,24 +1,26 @@
 //! What a quorum learns of its nodes before it is used.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    quorum::{config::QuorumConfig, member::Member, membership::Memory, node::Recollection, tally::Majority},
+    quorum::{config::QuorumConfig, member::Member, node::Recollection, tally::Majority},
     ttl::Ttl,
 };
 
 /// How long a node may take to say what it remembers. One that does not is found out later.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the nodes said.
 pub(super) struct Found {
     /// Some node carries the mark of an attestation.
     pub(super) marked: bool,
-    /// All that vote lose nothing in a restart.
+    /// All that carry such a mark lose no token in a restart.
     pub(super) durable: bool,
+    /// All answered, and vote on tokens.
+    pub(super) all_vote: bool,
     pub(super) largest_ttl: Ttl,
 }
 
@@ -48,9 +50,10 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     if problems.len() > spare {
         return Err(unavailable(members, problems, config.scheme).with_operation("connect"));
     }
-    let marked: Vec<_> = found.iter().filter(|node| node.marked).collect();
+    let marked: Vec<_> = found.iter().filter(|node| node.marked.is_some()).collect();
     Ok(Found {
-        durable: !marked.is_empty() && marked.iter().all(|node| node.membership.memory == Memory::Durable),
+        all_vote: problems.is_empty() && found.iter().all(Recollection::votes),
+        durable: !marked.is_empty() && marked.iter().all(|node| node.durable),
         largest_ttl: marked.iter().filter_map(|node| node.largest_ttl).max().unwrap_or(config.largest_ttl),
         marked: !marked.is_empty(),
     })
@@ -58,11 +61,7 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
 
 /// Each node's answer; `None` for one that does not vote on tokens.
 pub(super) async fn recall_all(members: &[Member]) -> Vec<Option<Result<Recollection>>> {
-    join_all(members.iter().map(async |member| {
-        let voter = member.voter.as_ref()?;
-        Some(within(PATIENCE, Arc::clone(voter).recall()).await)
-    }))
-    .await
+    join_all(members.iter().map(Member::recall)).await
 }
 
 /// Waits so long for a call, which is not dropped if it takes longer.

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::sleep;
+
 use crate::{
     clock::Clock,
     error::{Error, ErrorKind, Result},
@@ -9,12 +11,14 @@ use crate::{
     inspection::NodeStatus,
     quorum::{
         backend::QuorumBackend,
-        membership::Memory,
         node::{Attestation, Recollection},
         opening::recall_all,
     },
     ttl::Ttl,
 };
+
+/// How often a node is looked at while its grace is awaited: it may restart meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How to provision the nodes of a quorum.
 #[derive(Clone, Debug)]
@@ -31,15 +35,18 @@ impl Provision {
         Self { largest_ttl, durable: false, never_used: false }
     }
 
-    /// The nodes lose nothing in a restart (Redis: `appendonly yes`, `appendfsync always`), and vote again at once after one.
-    /// Each is asked whether that is so.
+    /// The nodes lose nothing in a restart (Redis: `appendonly yes`, `appendfsync always`). Each is asked whether that is
+    /// so.
+    ///
+    /// Such a node waits for the longest TTL after a restart, as any other does, because it cannot tell whether older data
+    /// was put in the place of its own. But then it needs no others that vote: all nodes may restart at once.
     #[must_use]
     pub fn with_durable(mut self, durable: bool) -> Self {
         self.durable = durable;
         self
     }
 
-    /// Nobody holds or has held a lock here, so nodes that were just started need no grace.
+    /// Nobody holds or has held a lock here, so that nodes which may have forgotten need no grace.
     #[must_use]
     pub fn with_never_used(mut self, never_used: bool) -> Self {
         self.never_used = never_used;
@@ -51,12 +58,14 @@ impl QuorumBackend {
     /// Attests all nodes: that, from now on, they have forgotten nothing. Until that is done once, and again after a majority
     /// has lost its memory, tokens are [`BestEffort`](crate::Fencing::BestEffort). A single node that restarts rejoins by itself.
     ///
-    /// All nodes must answer. Their next tokens are above all that any of them remembers.
+    /// All nodes must answer. Their next tokens are above all that any of them remembers. Unless nobody
+    /// [ever held a lock](Provision::with_never_used) here, this waits until the locks have expired that a node may have forgotten: until
+    /// the node has been watched for the longest TTL.
     ///
     /// # Errors
     /// - [`ErrorKind::Unsupported`] if a node cannot vote on tokens, or is to be durable and is not.
-    /// - [`ErrorKind::Unavailable`] if a node does not answer, is attested by another at the same time, or has restarted so recently
-    ///   that it may have forgotten a lock that is still held. Then some nodes may be attested; that is safe, and the same call attests the rest.
+    /// - [`ErrorKind::Unavailable`] if a node does not answer, restarts, or is attested by another at the same time. Then some nodes may be
+    ///   attested; that is safe, and the same call attests the rest.
     ///
     /// # Cancel safety
     /// As after an error.
@@ -73,25 +82,19 @@ impl QuorumBackend {
                 ),
             ));
         }
-        let nodes = self.all_recollections().await?;
-        let marked = nodes.iter().any(|node| node.marked);
-        // Locks of the largest TTL that was promised before may still be held.
-        let promised = nodes.iter().filter_map(|node| node.largest_ttl).max();
-        let grace = promised.map_or(provision.largest_ttl, |ttl| ttl.max(provision.largest_ttl)).as_duration();
-        for (member, node) in self.members.iter().zip(&nodes) {
-            // Where nothing was promised yet, a node that was wiped has broken no promise.
-            let up = if marked { node.membership.could_grant_for } else { node.up };
-            if node.membership.memory == Memory::Unknown && up < grace && !provision.never_used {
-                return Err(refuse(
-                    ErrorKind::Unavailable,
-                    format!(
-                        "{} may have forgotten locks that are still held; try again in {:?}, or say that nobody ever held one here",
-                        member.endpoint,
-                        rounded(grace - up)
-                    ),
-                ));
+        let nodes = loop {
+            let nodes = self.all_recollections().await?;
+            // Locks of the largest TTL that was promised before may still be held.
+            let promised = nodes.iter().filter_map(|node| node.largest_ttl).max();
+            let grace = promised.map_or(provision.largest_ttl, |ttl| ttl.max(provision.largest_ttl)).as_duration();
+            let waits = nodes.iter().filter(|node| !node.votes() && !provision.never_used);
+            let left = waits.map(|node| grace.saturating_sub(node.membership.watched_for)).max().unwrap_or_default();
+            if left.is_zero() {
+                break nodes;
             }
-        }
+            tracing::info!(target: "leasehold", ?left, "waiting for locks to expire that a node may have forgotten");
+            sleep(left.min(LOOK)).await;
+        };
         // Anew: what was still under way when the grace ended counts too.
         let settled = self.all_recollections().await?;
         let highest = nodes.iter().chain(&settled).map(|node| node.highest_token);
@@ -123,9 +126,4 @@ impl QuorumBackend {
         }
         if problems.is_empty() { Ok(nodes) } else { Err(self.unavailable(problems).with_operation("provision")) }
     }
-}
-
-/// Up to whole seconds.
-fn rounded(left: Duration) -> Duration {
-    Duration::from_secs(left.as_secs() + 1)
 }

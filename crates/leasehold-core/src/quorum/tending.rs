@@ -1,96 +1,161 @@
 //! Looking after the nodes: whether they are attested, and whether one that restarted may rejoin.
 
-use std::sync::{Arc, atomic::Ordering};
-use std::time::Duration;
-
-use crate::{
-    quorum::{
-        backend::QuorumBackend,
-        membership::{Rejoin, rejoin},
-        node::{Attestation, Recollection},
-        opening::recall_all,
-    },
-    request::Request,
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
-/// How often the nodes are looked after by a client that uses them: while all is well, and otherwise.
+use tokio::{task::AbortHandle, time::Instant};
+
+use crate::quorum::{
+    backend::QuorumBackend,
+    membership::{Rejoin, rejoin},
+    node::{Attestation, Recollection},
+    opening::recall_all,
+};
+
+/// How often the nodes are looked after: while all is well, and otherwise.
 const PERIODS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 
-/// Looks after the nodes in the background, if it is time to.
-pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>, request: &Request) {
+/// Looks after the nodes for as long as there is a client, also one that only holds a lock or does nothing: nodes that restart
+/// one after the other must have rejoined before the next one does. The task keeps neither the client nor the runtime alive.
+pub(super) fn attend(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
+    if !quorum.has_tokens {
+        return None;
+    }
+    let quorum = Arc::downgrade(quorum);
+    let attending = tokio::spawn(async move {
+        loop {
+            let Some(due) = quorum.upgrade().map(|quorum| quorum.next_look()) else { return };
+            tokio::time::sleep_until(due).await;
+            let Some(quorum) = quorum.upgrade() else { return };
+            if quorum.claim_look(|due| Instant::now() >= due) {
+                look_after(&quorum).await;
+            }
+        }
+    });
+    Some(attending.abort_handle())
+}
+
+/// Looks after the nodes in the background, if it is time to. The task of [`attend`] may be late, or have ended with its runtime.
+pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
     if !quorum.has_tokens {
         return;
     }
-    let now = request.now();
-    let due = quorum.next_look.load(Ordering::Relaxed);
-    let well = || quorum.members.iter().all(|member| !member.health.is_suspect());
+    let now = Instant::now();
     // Something that began to fail is looked after soon.
-    let early = due > (now + PERIODS.1).as_nanos() && !well();
-    if now.as_nanos() < due && !early {
-        return;
+    let fails = || quorum.members.iter().any(|member| member.health.is_suspect());
+    if quorum.claim_look(|due| now >= due || due > now + PERIODS.1 && fails()) {
+        let this = Arc::clone(quorum);
+        quorum.spawn(async move { look_after(&this).await });
     }
-    let period = if well() && quorum.attested.load(Ordering::Relaxed) { PERIODS.0 } else { PERIODS.1 };
-    let next = (now + period).as_nanos();
-    // The first call after the opening, which has just looked.
-    if due == 0 {
-        quorum.next_look.store(next, Ordering::Relaxed);
-        return;
+}
+
+impl QuorumBackend {
+    fn next_look(&self) -> Instant {
+        self.opened + Duration::from_nanos(self.next_look.load(Ordering::Relaxed))
     }
-    if quorum.next_look.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-        let quorum_ = Arc::clone(quorum);
-        quorum.spawn(async move { look_after(&quorum_).await });
+
+    /// Plans the next look, whoever takes it.
+    pub(super) fn plan_look(&self, well: bool) {
+        self.next_look.store(self.after(if well { PERIODS.0 } else { PERIODS.1 }), Ordering::Relaxed);
+    }
+
+    /// Whether the look that is due is the caller's: nobody else takes it for a while.
+    fn claim_look(&self, is_due: impl Fn(Instant) -> bool) -> bool {
+        let due = self.next_look.load(Ordering::Relaxed);
+        let claim =
+            || self.next_look.compare_exchange(due, self.after(PERIODS.1), Ordering::Relaxed, Ordering::Relaxed);
+        is_due(self.opened + Duration::from_nanos(due)) && claim().is_ok()
+    }
+
+    /// In nanoseconds since it was opened.
+    fn after(&self, period: Duration) -> u64 {
+        u64::try_from((self.opened.elapsed() + period).as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 /// Learns whether the nodes were attested meanwhile, and lets those rejoin that may.
-pub(super) async fn look_after(quorum: &QuorumBackend) {
+async fn look_after(quorum: &QuorumBackend) {
     let nodes: Vec<_> = recall_all(&quorum.members).await.into_iter().map(|node| node.and_then(Result::ok)).collect();
-    if nodes.iter().flatten().any(|node| node.marked) {
+    note_doubles(quorum, &nodes);
+    if nodes.iter().flatten().any(|node| node.marked.is_some()) {
         quorum.demand_attested(nodes.iter().flatten().filter_map(|node| node.largest_ttl).max());
     }
-    if !quorum.attested.load(Ordering::Acquire) {
+    let attested = quorum.attested.load(Ordering::Acquire);
+    // A node that is down has no time to lose.
+    quorum.plan_look(attested && nodes.iter().flatten().all(Recollection::votes));
+    if !attested {
         return;
     }
     let grace = quorum.largest_ttl().as_duration();
     for (at, node) in nodes.iter().enumerate() {
-        if let Some(node) = node
-            && node.membership.may_rejoin(grace)
-        {
-            readmit(quorum, at, node).await;
+        match node {
+            Some(node) if node.votes() => quorum.members[at].votes_again(),
+            Some(node) if node.membership.may_rejoin(grace) => readmit(quorum, at, node).await,
+            _ => {}
         }
     }
+}
+
+/// Two names may lead to one server, also only from some time on. It has one vote.
+fn note_doubles(quorum: &QuorumBackend, nodes: &[Option<Recollection>]) {
+    for (at, node) in nodes.iter().enumerate() {
+        let Some(node) = node.as_ref().filter(|node| !node.run.is_empty()) else { continue };
+        let first = nodes[..at].iter().position(|other| other.as_ref().is_some_and(|other| other.run == node.run));
+        quorum.members[at].set_double(first.map(|first| &quorum.members[first]));
+    }
+}
+
+/// Whether the node remembers every token that it ever granted or accepted. A durable node does after a restart, too, but not if
+/// its data, and so its mark, are those of another node.
+fn remembers(nodes: &[Option<Recollection>], at: usize) -> bool {
+    let Some(node) = &nodes[at] else { return false };
+    let is_copy = || {
+        let others = nodes.iter().enumerate().filter(|(other, _)| *other != at).filter_map(|(_, other)| other.as_ref());
+        others.into_iter().any(|other| other.marked == node.marked)
+    };
+    node.votes() || node.durable && !is_copy()
 }
 
 /// Lets a node rejoin that restarted, and whose grace is over.
 async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
     let member = &quorum.members[at];
     // Anew: what they granted during the grace counts too.
-    let others = recall_all(&quorum.members).await.into_iter().enumerate().filter(|(other, _)| *other != at);
-    let highest =
-        others.filter_map(|(_, other)| other?.ok().filter(Recollection::votes)).map(|other| other.highest_token);
+    let nodes: Vec<_> = recall_all(&quorum.members).await.into_iter().map(|node| node.and_then(Result::ok)).collect();
+    let others = (0..nodes.len())
+        .filter(|other| *other != at && remembers(&nodes, *other) && !quorum.members[*other].is_double());
+    let highest = others.filter_map(|other| nodes[other].as_ref()).map(|other| other.highest_token);
     let above = match rejoin(highest, quorum.majority) {
         Rejoin::Copy(token) => token,
         Rejoin::TooFew(missing) => {
-            tracing::warn!(
-                target: "leasehold",
-                node = %member.endpoint,
-                missing,
-                "a node that restarted cannot rejoin: too few others vote; see `leasehold provision`"
-            );
+            if member.is_to_warn() {
+                tracing::warn!(
+                    target: "leasehold",
+                    node = %member.endpoint,
+                    missing,
+                    "a node that restarted cannot rejoin: too few others vote; see `leasehold provision`"
+                );
+            }
             return;
         }
     };
     let Some(voter) = &member.voter else { return };
     let (run, version) = (node.run.clone(), node.version.clone());
-    let attestation = Attestation { run, version, durable: false, largest_ttl: quorum.largest_ttl(), above };
+    let attestation = Attestation { run, version, durable: node.durable, largest_ttl: quorum.largest_ttl(), above };
     match Arc::clone(voter).attest(attestation).await {
-        Ok(()) => tracing::info!(target: "leasehold", node = %member.endpoint, "a node that restarted votes again"),
+        Ok(()) => {
+            member.votes_again();
+            tracing::info!(target: "leasehold", node = %member.endpoint, "a node that restarted votes again");
+        }
         Err(error) if error.is_retryable() => {
             // Mostly another client was first. If not, it is tried again.
             tracing::debug!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted is not attested by us");
         }
         Err(error) => {
-            tracing::warn!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted cannot rejoin");
+            if member.is_to_warn() {
+                tracing::warn!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted cannot rejoin");
+            }
         }
     }
 }

@@ -548,13 +548,13 @@ pub(crate) fn believes<const A: usize>(state: &State<A>, attempt: usize, majorit
 
 /// Whether a node's grants count. What is asked of one that may not vote is not modelled: it changes nothing.
 fn votes<const A: usize>(node: &Node<A>) -> bool {
-    let (memory, could_grant_for) = match node.standing {
+    let (memory, watched_for) = match node.standing {
         Standing::Full => (Memory::Attested, 0),
         Standing::Grace => (Memory::Unknown, 0),
         Standing::Locks => (Memory::Unknown, 1),
     };
     let nanos = std::time::Duration::from_nanos;
-    Membership { memory, could_grant_for: nanos(could_grant_for) }.ballot(nanos(1)).lock
+    Membership { memory, watched_for: nanos(watched_for) }.ballot(nanos(1)).lock
 }
 
 fn mask(of: [bool; NODES]) -> u8 {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
     Released, Request, Result, async_trait,
-    quorum::{Attestation, Membership, Memory, QuorumNode, Recollection},
+    quorum::{Attestation, Membership, Memory, QuorumNode, Recollection, Watched},
 };
 
 use super::backend::MemoryBackend;
@@ -21,15 +21,16 @@ impl QuorumNode for MemoryBackend {
         }))
     }
 
-    async fn recall(self: Arc<Self>) -> Result<Recollection> {
+    async fn recall(self: Arc<Self>, _: Option<Watched>) -> Result<Recollection> {
         Ok(Recollection {
+            marked: Some(format!("{:p}", Arc::as_ptr(&self))),
             run: format!("{:p}", Arc::as_ptr(&self)),
             version: String::new(),
-            membership: Membership { memory: Memory::Attested, could_grant_for: Duration::MAX },
-            up: Duration::MAX,
-            marked: true,
+            membership: Membership { memory: Memory::Attested, watched_for: Duration::MAX },
+            durable: false,
             largest_ttl: None,
             highest_token: self.issuer.last(),
+            wall_clock: None,
         })
     }
 

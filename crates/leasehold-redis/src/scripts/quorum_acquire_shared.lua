@@ -8,8 +8,8 @@ local lock, writers, value, ttl, waiter, flags = KEYS[1], KEYS[2], ARGV[1], ARGV
 local base, node, time = ARGV[5], ARGV[6], redis.call('TIME')
 local readers, waiters = base .. 'readers', base .. 'waiters'
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] then
-  return redis.error_reply('LEASEMARK this node was marked anew')
+if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= ARGV[10] then
+  return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
 end
 
 local function refuse(why)

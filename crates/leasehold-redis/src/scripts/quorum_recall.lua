@@ -1,25 +1,24 @@
--- What this node remembers. ARGV: what the node's own keys begin with, the name of this run, for how many ms it has been up.
--- Answers {mark or '', highest token, for how many ms it could have granted without having forgotten anything since, version: what an
--- attestation compares}.
+-- What this node remembers. ARGV: what the node's own keys begin with, a random name for a run that was not watched before, and what the
+-- asking client recalled last: the version, for how many ms the run had been watched, and for how many ms since ('' and 0: nothing).
+-- Answers {the run, mark or '', highest token, for how many ms the run has been watched, version: what an attestation compares, the wall
+-- clock in ms}.
 --
--- A node without a mark may have been flushed at any time before now: it counts from when it was first asked. One with the
--- mark of an earlier run has restarted: it counts from its start.
-local node, run, up = ARGV[1], ARGV[2], ARGV[3] + 0
+-- `since` is run:name:ms, where the ms are the times of watching that clients have measured, one after the other: the clock of
+-- this server may be set. A time is added only if no other was since it began. It is gone with the rest if the node was wiped.
+local node, name, version, before, watched = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] + 0
+local run, time = run_of_server(), redis.call('TIME')
 local mark, highest = redis.call('GETEX', node .. 'mark') or '', redis.call('GETEX', node .. 'top') or '0'
-local time = redis.call('TIME')
--- To the microsecond, so that no two are the same.
-local now = time[1] * 1000 + time[2] / 1000
-if string.find(mark, ':' .. run .. ':', 1, true) then
-  return {mark, highest, up, mark .. '|' .. (redis.call('GETEX', node .. 'since') or '')}
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local stored = redis.call('GETEX', node .. 'since') or ''
+local first, of, ms = string.match(stored, '^((.-):%w+):(%d+)$')
+if run == '' or string.find(mark, ':' .. run .. ':', 1, true) then
+  return {run, mark, highest, 0, mark .. '|' .. (first or ''), now}
 end
-local since = redis.call('GETEX', node .. 'since')
-local known = since and string.sub(since, 1, #run + 1) == run .. ':' and tonumber(string.sub(since, #run + 2))
-if not known then
-  known = now
-  if mark ~= '' then
-    known = now - up
-  end
-  since = run .. ':' .. string.format('%.3f', known)
-  redis.call('SET', node .. 'since', since)
+if of ~= run then
+  first, ms = run .. ':' .. name, '0'
+  redis.call('SET', node .. 'since', first .. ':0')
+elseif version == mark .. '|' .. first and before == ms and watched > 0 then
+  ms = string.format('%.0f', ms + watched)
+  redis.call('SET', node .. 'since', first .. ':' .. ms)
 end
-return {mark, highest, math.max(now - known, 0), mark .. '|' .. since}
+return {run, mark, highest, ms + 0, mark .. '|' .. first, now}

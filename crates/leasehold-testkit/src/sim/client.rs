@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Broken, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef, Inspection,
     LockBackend, LockKey, LossSignal, Mode, Released, Request, Restart, Result, Wakeup,
-    quorum::{Attestation, QuorumNode, Recollection},
+    quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 
 use super::{
@@ -150,8 +150,14 @@ impl QuorumNode for SimBackend {
         release(&self.link, request).await
     }
 
-    async fn recall(self: Arc<Self>) -> Result<Recollection> {
-        self.link.ask(PATIENCE, |desk| desk.recall()).await
+    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
+        let name = self.link.network().draw();
+        self.link
+            .ask(PATIENCE, move |desk| {
+                desk.watch(watched.as_ref(), name);
+                desk.recall()
+            })
+            .await
     }
 
     async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {

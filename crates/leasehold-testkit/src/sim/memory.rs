@@ -23,6 +23,14 @@ pub enum NodeBug {
     DeadlineFromAnswer,
     /// A client believes that a node which refused has granted.
     RefusalCounts,
+    /// It measures its grace by its own clock, from its start.
+    GraceByOwnClock,
+    /// It adds the time for which a client has watched it although another client has added the same time.
+    WatchedTwice,
+    /// Whether it may vote is asked once per connection, and it is not asked again when it has restarted behind a proxy.
+    AskedOncePerConnection,
+    /// It votes after a restart because it is durable, also if it came back with older data.
+    DurableVotes,
 }
 
 /// Everything that a crash can take.
@@ -32,6 +40,16 @@ pub(super) struct Memory {
     /// All tokens exceed this one.
     above: u64,
     pub(super) mark: Option<Attestation>,
+    /// The run that is watched, and for how long it has been. Gone with the rest, and back with a snapshot.
+    pub(super) watched: Option<WatchedRun>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct WatchedRun {
+    pub(super) run: String,
+    /// Tells it from one that was forgotten.
+    pub(super) name: u64,
+    pub(super) duration: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -125,6 +143,7 @@ impl Memory {
 
     pub(super) fn attest(&mut self, attestation: Attestation) {
         self.above = self.above.max(attestation.above.get());
+        self.watched = None;
         self.mark = Some(attestation);
     }
 }

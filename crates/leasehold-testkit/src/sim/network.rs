@@ -89,6 +89,10 @@ impl Network {
         permille > 0 && self.dice().u32(..1000) < permille
     }
 
+    pub(super) fn draw(&self) -> u64 {
+        self.dice().u64(..)
+    }
+
     pub(super) fn delay(&self) -> Option<Duration> {
         self.travel()
     }

@@ -10,13 +10,13 @@ use std::{
 
 use leasehold_core::{
     Clock, Moment, Request,
-    quorum::{Membership, Memory as NodeMemory, Recollection, Terms},
+    quorum::{Membership, Memory as NodeMemory, Recollection, Terms, Watched},
 };
 use tokio::sync::{Notify, futures::OwnedNotified};
 
 use super::{
     clock::SimClock,
-    memory::{Memory, NodeBug},
+    memory::{Memory, NodeBug, WatchedRun},
 };
 
 /// What a crash takes.
@@ -211,16 +211,21 @@ impl Desk<'_> {
     }
 
     pub(super) fn membership(&self) -> Membership {
-        let attested = self.memory.mark.as_ref().is_some_and(|mark| mark.run == self.run_name());
-        let durable = self.durable && self.memory.mark.as_ref().is_some_and(|mark| mark.durable);
-        let memory = match (durable, attested) {
-            (true, _) => NodeMemory::Durable,
-            (_, true) => NodeMemory::Attested,
-            // As if the mark had never been needed.
-            _ if self.bug == Some(NodeBug::AmnesiacVotes) => NodeMemory::Attested,
-            _ => NodeMemory::Unknown,
+        let mark = self.memory.mark.as_ref();
+        let attested = mark.is_some_and(|mark| mark.run == self.run_name());
+        // As if the mark had never been needed, or as if none had an earlier backup.
+        let wrong = match self.bug {
+            Some(NodeBug::AmnesiacVotes) => true,
+            Some(NodeBug::DurableVotes) => self.durable && mark.is_some_and(|mark| mark.durable),
+            _ => false,
         };
-        Membership { memory, could_grant_for: self.up_for }
+        let memory = if attested || wrong { NodeMemory::Attested } else { NodeMemory::Unknown };
+        let watched = self.memory.watched.as_ref().filter(|watched| watched.run == self.run_name());
+        let watched_for = match self.bug {
+            Some(NodeBug::GraceByOwnClock) => self.up_for,
+            _ => watched.map_or(Duration::ZERO, |watched| watched.duration),
+        };
+        Membership { memory, watched_for }
     }
 
     pub(super) fn meets(&self, request: &Request) -> bool {
@@ -230,18 +235,40 @@ impl Desk<'_> {
     }
 
     pub(super) fn version(&self) -> String {
-        self.memory.mark.as_ref().map(|mark| format!("{mark:?}")).unwrap_or_default()
+        let watched = self.memory.watched.as_ref().map(|watched| (&watched.run, watched.name));
+        format!("{:?} {watched:?}", self.memory.mark)
+    }
+
+    /// Notes for how long a client has watched this run.
+    pub(super) fn watch(&mut self, watched: Option<&Watched>, name: u64) {
+        let run = self.run_name();
+        if self.memory.mark.as_ref().is_some_and(|mark| mark.run == run) {
+            return;
+        }
+        if self.memory.watched.as_ref().is_none_or(|known| known.run != run) {
+            self.memory.watched = Some(WatchedRun { run, name, duration: Duration::ZERO });
+            return;
+        }
+        let (version, twice) = (self.version(), self.bug == Some(NodeBug::WatchedTwice));
+        if let (Some(known), Some(watched)) = (&mut self.memory.watched, watched)
+            && watched.version == version
+            && (twice || watched.before == known.duration)
+        {
+            known.duration += watched.duration;
+        }
     }
 
     pub(super) fn recall(&self) -> Recollection {
+        let mark = self.memory.mark.as_ref();
         Recollection {
             run: self.run_name(),
             version: self.version(),
             membership: self.membership(),
-            up: self.up_for,
-            marked: self.memory.mark.is_some(),
-            largest_ttl: self.memory.mark.as_ref().map(|mark| mark.largest_ttl),
+            durable: self.durable && mark.is_some_and(|mark| mark.durable),
+            marked: mark.map(|mark| mark.run.clone()),
+            largest_ttl: mark.map(|mark| mark.largest_ttl),
             highest_token: self.memory.highest_token(),
+            wall_clock: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use leasehold_core::{
     Attempt, Broken, Capabilities, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey,
     Released, Request, Result, TokenVote, Upkeep,
-    quorum::{Attestation, QuorumNode, Recollection},
+    quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
 
@@ -88,8 +88,8 @@ impl QuorumNode for Keeping {
         if self.has_won(&request) { Arc::clone(&self.inner).withdraw(request).await } else { Ok(Released::AlreadyLost) }
     }
 
-    async fn recall(self: Arc<Self>) -> Result<Recollection> {
-        Arc::clone(&self.inner).recall().await
+    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
+        Arc::clone(&self.inner).recall(watched).await
     }
 
     async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {

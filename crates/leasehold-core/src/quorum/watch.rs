@@ -1,0 +1,100 @@
+//! [`Watch`]: what a client saw of a node when it last asked what the node remembers.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::quorum::node::{Recollection, Watched};
+
+/// How far a wall clock may part from ours between two looks, beside 1 %: more is a step. NTP steps from 128 ms on.
+const STEP: Duration = Duration::from_millis(100);
+
+/// The last look at one node.
+///
+/// Time is tokio's, which is the monotonic clock: nobody sets it. It may stand still while this machine is suspended, which
+/// makes the time of watching shorter, and never longer.
+#[derive(Debug, Default)]
+pub(super) struct Watch(Mutex<Option<Look>>);
+
+#[derive(Clone, Debug)]
+struct Look {
+    run: String,
+    version: String,
+    watched_for: Duration,
+    wall_clock: Option<Duration>,
+    sent: Instant,
+    answered: Instant,
+}
+
+impl Watch {
+    /// For how long the node has been watched since the last look, to be sent with the next one.
+    pub(super) fn so_far(&self) -> Option<Watched> {
+        let look = self.last()?;
+        Some(Watched { version: look.version, before: look.watched_for, duration: look.answered.elapsed() })
+    }
+
+    /// Notes the answer to a look that was sent at this time. Returns by how much the node's wall clock was set ahead since the one
+    /// before, if it was.
+    pub(super) fn seen(&self, node: &Recollection, sent: Instant) -> Option<Duration> {
+        let look = Look {
+            run: node.run.clone(),
+            version: node.version.clone(),
+            watched_for: node.membership.watched_for,
+            wall_clock: node.wall_clock,
+            sent,
+            answered: Instant::now(),
+        };
+        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(look.clone())?;
+        if before.run != look.run {
+            return None;
+        }
+        let shown = look.wall_clock?.checked_sub(before.wall_clock?)?;
+        let at_most = look.answered - before.sent;
+        shown.checked_sub(at_most + at_most / 100 + STEP)
+    }
+
+    fn last(&self) -> Option<Look> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fencing::FencingToken,
+        quorum::membership::{Membership, Memory},
+    };
+
+    fn at(wall_clock: u64) -> Recollection {
+        Recollection {
+            run: "r".into(),
+            version: "v".into(),
+            membership: Membership { memory: Memory::Unknown, watched_for: Duration::ZERO },
+            durable: false,
+            marked: None,
+            largest_ttl: None,
+            highest_token: FencingToken::new(0),
+            wall_clock: Some(Duration::from_secs(wall_clock)),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_of_the_wall_clock_is_noticed_and_no_part_of_the_time() {
+        let watch = Watch::default();
+        assert!(watch.so_far().is_none());
+        assert_eq!(watch.seen(&at(1_000), Instant::now()), None);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(watch.so_far().unwrap().duration, Duration::from_secs(10));
+        assert_eq!(watch.seen(&at(1_010), Instant::now()), None);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let ahead = watch.seen(&at(1_081), Instant::now()).unwrap();
+        assert_eq!(ahead, Duration::from_millis(61_000 - 100 - 100));
+        // Set back.
+        assert_eq!(watch.seen(&at(900), Instant::now()), None);
+        assert_eq!(watch.so_far().unwrap().duration, Duration::ZERO);
+    }
+}
