@@ -118,6 +118,17 @@ impl ZookeeperBackend {
         Candidate::claim(&self.sessions, request, directory).await
     }
 
+    /// Whether what the shared connection was denied makes sense to ask once more.
+    async fn is_cured<T>(&self, operation: &'static str, outcome: &Result<T>) -> bool {
+        if outcome.is_ok() {
+            return false;
+        }
+        match self.cluster.shared(operation).await {
+            Ok(link) => self.cluster.is_cured(operation, &link, outcome).await,
+            Err(_unreachable) => false,
+        }
+    }
+
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
         let candidate = self.candidate(request, directory).await?;
         let lane = candidate.lane;
@@ -212,11 +223,19 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
-        inspect::inspect(&self.cluster, key).await
+        let inspected = inspect::inspect(&self.cluster, key).await;
+        if self.is_cured("inspect", &inspected).await {
+            return inspect::inspect(&self.cluster, key).await;
+        }
+        inspected
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        breaking::break_lock(&self.cluster, holder, now).await
+        let broken = breaking::break_lock(&self.cluster, holder, now).await;
+        if self.is_cured("break", &broken).await {
+            return breaking::break_lock(&self.cluster, holder, now).await;
+        }
+        broken
     }
 
     async fn close(&self) -> Result<()> {

@@ -97,6 +97,13 @@ impl Candidate {
                 Ok(Done::Deleted(_)) => return Err(error::protocol("acquire")),
                 Err(error) => error,
             };
+            if error.kind() == ErrorKind::Denied {
+                let handle = self.claim.session().handle();
+                let (link, denied) = (handle.link("acquire")?, Err::<(), _>(error.clone()));
+                if tries < CREATIONS && handle.cluster.is_cured("acquire", &link, &denied).await {
+                    continue;
+                }
+            }
             if error.kind() != ErrorKind::Indeterminate {
                 return Err(error);
             }

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use leasehold_core::{Error, ErrorKind, Result, url};
+use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result, url};
 use zookeeper_client::{Acl, Acls, Client, Connector};
 
 use crate::error;
@@ -19,6 +19,9 @@ pub struct ZookeeperConfig {
     pub exclusive: ExclusiveNodes,
     /// Who may do what with our nodes. [`Access::Open`] by default, as in Curator.
     pub access: Access,
+    /// Where the user and the password come from, for the scheme `digest`. None by default: then the connector, or the URL,
+    /// authenticates once and for all.
+    pub credentials: Option<Arc<dyn CredentialsProvider>>,
     /// The servers' `tickTime`. Half of the TTL where it is not known, which is the most it can be by default. The closer it is
     /// known, the longer a holder may believe without a renewal: half of it is taken from every deadline.
     pub tick: Option<Duration>,
@@ -73,6 +76,7 @@ impl Default for ZookeeperConfig {
             root: Arc::from(""),
             exclusive: ExclusiveNodes::default(),
             access: Access::default(),
+            credentials: None,
             tick: None,
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
@@ -100,6 +104,17 @@ impl ZookeeperConfig {
     #[must_use]
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = access;
+        self
+    }
+
+    /// Authenticates with the user and the password that `provider` supplies.
+    ///
+    /// It is asked for each new session, and again when a server denies an access. A session that has authenticated with
+    /// other credentials before keeps those as well. Nodes made with [`Access::Creator`] stay with the password that they
+    /// were made with.
+    #[must_use]
+    pub fn with_credentials(mut self, provider: Arc<dyn CredentialsProvider>) -> Self {
+        self.credentials = Some(provider);
         self
     }
 

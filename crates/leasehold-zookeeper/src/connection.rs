@@ -3,13 +3,13 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use leasehold_core::{ErrorKind, Result, Ttl};
+use leasehold_core::{Credentials, ErrorKind, Result, Ttl};
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
@@ -28,6 +28,13 @@ const WATCHED_BYTES: usize = 112 * 1024;
 const PAUSE: Duration = Duration::from_millis(20);
 /// The longest session that the protocol can ask for.
 const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// The scheme of users with a password.
+const DIGEST: &str = "digest";
+
+fn identity(credentials: &Credentials) -> String {
+    format!("{}:{}", credentials.username().unwrap_or_default(), credentials.password())
+}
 
 /// Where the servers are, and how they are spoken to.
 pub(crate) struct Cluster {
@@ -55,11 +62,18 @@ enum Source {
 pub(crate) struct Link {
     pub(crate) client: Client,
     watched: AtomicUsize,
+    /// Whom it has authenticated as, of those that a provider supplied.
+    credentials: Mutex<Option<Credentials>>,
 }
 
 impl Link {
-    fn new(client: Client) -> Arc<Self> {
-        Arc::new(Self { client, watched: AtomicUsize::new(0) })
+    fn new(client: Client, credentials: Option<Credentials>) -> Arc<Self> {
+        Arc::new(Self { client, watched: AtomicUsize::new(0), credentials: Mutex::new(credentials) })
+    }
+
+    fn credentials(&self) -> std::sync::MutexGuard<'_, Option<Credentials>> {
+        // Nothing panics while it is held.
+        self.credentials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Room for a watch on this path, until what it returns is dropped. `None` if so much is watched that one more could cost the
@@ -97,7 +111,7 @@ impl Cluster {
     }
 
     pub(crate) fn of_client(client: Client, config: ZookeeperConfig) -> Arc<Self> {
-        Self::new(Source::Client(Link::new(client)), config)
+        Self::new(Source::Client(Link::new(client, None)), config)
     }
 
     fn new(source: Source, config: ZookeeperConfig) -> Arc<Self> {
@@ -145,10 +159,14 @@ impl Cluster {
         };
         // The driver takes this also for how long a silent server is waited for.
         let silence = self.config.connect_timeout.min(session * 2 / 5);
-        let connector = Connector::clone(connector)
+        let mut connector = Connector::clone(connector)
             .with_session_timeout(session)
             .with_connection_timeout(silence)
             .with_fail_eagerly();
+        let credentials = self.credentials(operation).await?;
+        if let Some(credentials) = &credentials {
+            connector = connector.with_auth(DIGEST, identity(credentials).as_bytes());
+        }
         let connecting = async || {
             #[cfg(feature = "tls")]
             if tls {
@@ -168,7 +186,49 @@ impl Cluster {
             }
             first => first?,
         };
-        Ok(Link::new(client))
+        Ok(Link::new(client, credentials))
+    }
+
+    /// The credentials of now, if a provider supplies them.
+    async fn credentials(&self, operation: &'static str) -> Result<Option<Credentials>> {
+        let Some(provider) = &self.config.credentials else { return Ok(None) };
+        let supplied = timeout(self.config.connect_timeout, provider.credentials()).await;
+        let slow =
+            || error::plain(ErrorKind::Unavailable, operation, "the credentials provider did not answer in time");
+        let credentials = supplied.map_err(|_elapsed| slow())?.map_err(|error| error::named(error, operation))?;
+        if credentials.username().is_none() {
+            let message = "ZooKeeper's scheme `digest` needs a user name; the credentials provider supplied none";
+            return Err(error::plain(ErrorKind::InvalidInput, operation, message));
+        }
+        Ok(Some(credentials))
+    }
+
+    /// After a request that was denied: whether the credentials have changed since, and the connection has authenticated
+    /// with those of now as well. Then it makes sense to ask once more.
+    pub(crate) async fn is_cured<T>(&self, operation: &'static str, link: &Link, outcome: &Result<T>) -> bool {
+        if outcome.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Denied) {
+            return false;
+        }
+        match self.authenticate(operation, link).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                tracing::warn!(target: "leasehold", %error, "denied, and not authenticated again");
+                false
+            }
+        }
+    }
+
+    async fn authenticate(&self, operation: &'static str, link: &Link) -> Result<bool> {
+        let Some(credentials) = self.credentials(operation).await? else { return Ok(false) };
+        if link.credentials().as_ref() == Some(&credentials) {
+            return Ok(false);
+        }
+        let identity = identity(&credentials);
+        // The driver repeats it with every connection of this session.
+        let authenticated = link.client.auth(DIGEST, identity.as_bytes());
+        self.ask(operation, Effect::None, self.config.timeout, authenticated).await?;
+        *link.credentials() = Some(credentials);
+        Ok(true)
     }
 
     /// A client for what belongs to no session of ours.
@@ -192,14 +252,23 @@ impl Cluster {
                 let message = format!("the given client's own root, {}, does not exist; create it", link.client.path());
                 return Err(error::plain(ErrorKind::InvalidInput, "connect", message));
             }
+            self.probe(link).await?;
             let session = link.client.session_timeout();
             return Ok((session, session));
         }
         let (short, long) = futures_util::join!(self.connect("connect", shortest), self.connect("connect", LONGEST));
-        let longest = long?.client.session_timeout();
+        let long = long?;
+        self.probe(&long).await?;
+        let longest = long.client.session_timeout();
         // On a slow machine a short session may be over before it has begun: then its first use tells.
         let shortest = short.map_or(shortest, |link| link.client.session_timeout());
         Ok((shortest.min(longest), longest))
+    }
+
+    /// Asks for what a loss is told by. A server before 3.6 does not know it, and would let nobody know of a loss.
+    async fn probe(&self, link: &Link) -> Result<()> {
+        let listed = link.client.list_ephemerals(self.names.ephemerals());
+        self.ask("connect", Effect::None, self.config.timeout, listed).await.map(drop)
     }
 
     /// Closes what is shared.

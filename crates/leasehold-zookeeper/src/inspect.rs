@@ -12,8 +12,10 @@ use crate::{
     queue::in_order,
 };
 
-/// Nodes that are read in one request.
+/// Nodes that are read in one request, and the bytes of their paths: a server closes the connection on a request of more
+/// than 1 MiB (`jute.maxbuffer`).
 const READS: usize = 500;
+const READ_BYTES: usize = 256 * 1024;
 
 pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspection> {
     let link = cluster.shared("inspect").await?;
@@ -69,7 +71,9 @@ async fn read(
     members: &[(&str, Member)],
 ) -> Result<Vec<Option<(Vec<u8>, Stat)>>> {
     let mut read = Vec::with_capacity(members.len());
-    for members in members.chunks(READS) {
+    // A name has some 60 bytes, and its parent up to 3 KiB.
+    let longest = members.iter().map(|(name, _)| directory.path().len() + name.len()).max().unwrap_or(1);
+    for members in members.chunks(READS.min(READ_BYTES / longest.max(1)).max(1)) {
         let answer = async {
             let mut reader = link.client.new_multi_reader();
             for (name, _) in members {

@@ -27,6 +27,8 @@ const SESSIONS: &str = "%sessions";
 /// What Curator puts before the uuid of a protected node.
 const PROTECTED: &str = "_c_";
 const UUID_LEN: usize = 36;
+/// In bytes.
+const MAX_LABEL: usize = 1024;
 
 /// What stands before the sequence, and how whoever wrote it takes part. The longest that fits counts.
 const MARKS: [(&str, Part); 6] = [
@@ -235,6 +237,11 @@ impl Names {
         Directory(format!("{}/{SESSIONS}", self.root).into())
     }
 
+    /// Below which all nodes are.
+    pub(crate) fn ephemerals(&self) -> &str {
+        if self.root.is_empty() { "/" } else { &self.root }
+    }
+
     /// The node of one session.
     pub(crate) fn session(&self, session: i64, tag: u32) -> String {
         self.sessions().child(&format!("{session:x}-{tag:08x}"))
@@ -278,7 +285,14 @@ pub(crate) const REVOKE: &[u8] = b"__REVOKE__";
 /// What is written into the node of one acquisition: `<owner>:<TTL in ms>:<label>`.
 pub(crate) fn data_of(request: &Request) -> Vec<u8> {
     let ttl = format!(":{}:", request.ttl().as_millis());
-    [&request.owner().to_hex(), ttl.as_bytes(), request.label().as_bytes()].concat()
+    [&request.owner().to_hex(), ttl.as_bytes(), shown(request.label()).as_bytes()].concat()
+}
+
+/// As much of a label as a node says. Many nodes are created in one request, and a server closes the connection on one of
+/// more than 1 MiB (`jute.maxbuffer`).
+pub(crate) fn shown(label: &str) -> &str {
+    let end = (0..=MAX_LABEL.min(label.len())).rev().find(|at| label.is_char_boundary(*at));
+    &label[..end.unwrap_or_default()]
 }
 
 /// What [`data_of`] wrote: the TTL in milliseconds, and who it is.
@@ -395,5 +409,6 @@ mod tests {
         assert_eq!(read_data(&data), read);
         assert_eq!(read_data(&[REVOKE, &data].concat()), read);
         assert_eq!(read_data(b"127.0.0.1"), None);
+        assert_eq!(shown(&"ä".repeat(600)).chars().count(), 512);
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     connection::{Cluster, Link},
     error::{self, Effect},
     gather::{Carrier, Done, Job, Line},
-    keys::{Node, Uuid},
+    keys::{Node, Uuid, shown},
     loss::{self, Losses},
     pulse::{BEAT_PART, Pulse},
 };
@@ -199,11 +199,16 @@ impl SessionDriver for ZookeeperSessions {
         let patience = cluster.patience(time.ttl());
         let tag = OwnerId::random().as_u128() as u32;
         let session = link.client.session_id().0;
-        let (node, label) = (cluster.names.session(session, tag), time.label().as_bytes().to_vec());
+        let (node, label) = (cluster.names.session(session, tag), shown(time.label()).as_bytes().to_vec());
         let pulse = self.pulse(&link, time, connecting, &node).await?;
         let sent = time.now();
         // There is no deadline yet that a second try must meet.
-        self.mark(&link, cluster.config.timeout.min(ttl), &node, &label).await?;
+        let patience_to_mark = cluster.config.timeout.min(ttl);
+        let mut marked = self.mark(&link, patience_to_mark, &node, &label).await;
+        if cluster.is_cured("acquire", &link, &marked).await {
+            marked = self.mark(&link, patience_to_mark, &node, &label).await;
+        }
+        marked?;
         let deadline = time.deadline_from(pulse.heard(sent));
         let state = Mutex::new(link.client.state_watcher());
         let line = Arc::new(Line::new(link));
@@ -255,8 +260,7 @@ impl SessionDriver for ZookeeperSessions {
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Node>> {
         let link = handle.link("reconcile")?;
-        let root: &str = if self.cluster.names.root.is_empty() { "/" } else { &self.cluster.names.root };
-        let listing = link.client.list_ephemerals(root);
+        let listing = link.client.list_ephemerals(self.cluster.names.ephemerals());
         let paths = self.cluster.ask("reconcile", Effect::None, handle.patience, listing).await?;
         let node = |path: String| {
             let uuid = Uuid::of_name(path.rsplit('/').next()?)?;

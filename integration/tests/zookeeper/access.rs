@@ -1,12 +1,17 @@
 //! Users, TLS, and what is refused.
 
-use leasehold_core::{ErrorKind, Ttl};
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use leasehold_core::{
+    Credentials, CredentialsProvider, ErrorKind, LockClient, LockKey, LossReason, Result, Ttl, async_trait,
+};
 use leasehold_integration::{certificates::Certificates, server::ZookeeperServer};
 use leasehold_zookeeper::{
     ZookeeperBackend, ZookeeperConfig,
-    zookeeper_client::{Acls, Client, CreateMode},
+    zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Permission},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::support::{SOON, client, free, members, millis, ttl};
 
@@ -122,4 +127,75 @@ async fn awkward_names_are_locks_of_their_own() {
     for guard in guards {
         free(guard).await;
     }
+}
+
+/// A password that somebody changes.
+#[derive(Debug)]
+struct Rotating(std::sync::Mutex<&'static str>);
+
+impl Rotating {
+    fn set(&self, password: &'static str) {
+        *self.0.lock().unwrap() = password;
+    }
+}
+
+#[async_trait]
+impl CredentialsProvider for Rotating {
+    async fn credentials(&self) -> Result<Credentials> {
+        Ok(Credentials::new(*self.0.lock().unwrap()).with_username("alice"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_changes_costs_no_lock() {
+    let server = ZookeeperServer::start().unwrap();
+    let addr = &server.addr().to_string();
+    let operator = async |password: &str| {
+        let identity = format!("alice:{password}");
+        Client::connector().with_auth("digest", identity.as_bytes()).connect(addr).await.unwrap()
+    };
+    let acls =
+        [Acl::new(Permission::ALL, AuthId::authed()), Acl::new(Permission::ADMIN | Permission::READ, AuthId::anyone())];
+    operator("one").await.create("/shop", b"", &CreateMode::Persistent.with_acls(Acls::new(&acls))).await.unwrap();
+
+    let passwords = Arc::new(Rotating(std::sync::Mutex::new("one")));
+    let config = ZookeeperConfig::default().with_root("/shop").with_credentials(Arc::clone(&passwords) as _);
+    let backend =
+        ZookeeperBackend::from_connector(Client::connector(), &server.addr().to_string(), config).await.unwrap();
+    let locks = LockClient::new(backend);
+    let held = locks.mutex("held").with_ttl(ttl(10)).lock().await.unwrap();
+    assert_eq!(locks.inspect("held").await.unwrap().holders.len(), 1);
+
+    operator("two").await.set_acl("/shop", &acls, None).await.unwrap();
+    let denied = locks.mutex("early").with_ttl(ttl(10)).lock().await.unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::Denied, "the provider has no other password yet: {denied}");
+    passwords.set("two");
+    // In the session that there is, and in a new one.
+    free(locks.mutex("new").with_ttl(ttl(10)).lock().await.unwrap()).await;
+    free(locks.mutex("new").with_ttl(ttl(12)).lock().await.unwrap()).await;
+    held.renew().await.unwrap();
+    assert_eq!(locks.inspect("new").await.unwrap().holders.len(), 0);
+    free(held).await;
+}
+
+/// A server closes the connection on a request of more than 1 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_holders_with_the_longest_names_are_seen() {
+    const HOLDERS: u32 = 600;
+    let server = ZookeeperServer::start().unwrap();
+    let client = client(&server.url()).await;
+    // Each byte is written as three.
+    let name = vec![1_u8; LockKey::MAX_LEN];
+    let permits = client.semaphore(name.clone(), HOLDERS).with_ttl(ttl(20)).with_label("x".repeat(100_000));
+    let mut held: Vec<_> =
+        join_all((0..HOLDERS).map(|_| permits.acquire())).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(client.inspect(name).await.unwrap().holders.len(), HOLDERS as usize);
+    // Most are not watched: there is no room. The next renewal tells.
+    let operator = Client::connect(&server.addr().to_string()).await.unwrap();
+    for path in members(&server) {
+        operator.delete(&path, None).await.unwrap();
+    }
+    let last = held.pop().unwrap();
+    drop(last.renew().await);
+    assert_eq!(timeout(SOON, last.lost()).await.unwrap(), LossReason::Replaced);
 }

@@ -115,7 +115,7 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn permits_and_readers_also_begin_anew() {
+async fn readers_also_begin_anew() {
     let server = server_at(i32::MAX).await;
     let all = clients::<2>(&server).await;
     let reader = all[0].rwlock("k").with_ttl(ttl(10)).read().await.unwrap();

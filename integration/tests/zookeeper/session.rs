@@ -2,6 +2,7 @@
 
 use leasehold_core::{Clock, LossReason, SystemClock};
 use leasehold_integration::{
+    peer::{Peer, role},
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
 };
@@ -129,4 +130,28 @@ async fn a_node_that_somebody_deletes_is_a_loss_that_is_told_at_once() {
     assert_eq!(timeout(millis(4_000), guard.lost()).await.unwrap(), LossReason::Replaced);
     assert!(neighbour.is_held());
     free(neighbour).await;
+}
+
+/// Its place blocks whoever is behind it for as long as its session lives, and no longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_waiter_leaves_the_queue_with_its_session() {
+    const NAME: &str = "session::a_killed_waiter_leaves_the_queue_with_its_session";
+    if let Some(url) = role() {
+        let guard = client(&url).await.mutex("k").with_ttl(ttl(3)).lock().await;
+        panic!("a dead process was granted the lock: {guard:?}");
+    }
+    let server = ZookeeperServer::start().unwrap();
+    let near = client(&server.url()).await;
+    let guard = near.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
+    let killed = Peer::this_test(NAME, &server.url()).unwrap();
+    until("it waits", || members(&server).len() == 2).await;
+    drop(killed);
+    let other = client(&server.url()).await;
+    let behind = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
+    let held = token(&guard);
+    free(guard).await;
+    let next = timeout(SOON, behind).await.unwrap().unwrap();
+    assert!(token(&next) > held);
+    free(next).await;
+    nothing_left(&server, SOON);
 }

@@ -120,7 +120,7 @@ fn believed_too_long(seed: u64, beats: Beats) -> u64 {
     let (mut beat, mut next_beat, mut next_transaction, mut transaction) = (None, BEAT, TTL / 3, None);
     let mut deadline = TTL;
     for now in 0..STEPS {
-        if now == stop && seed % 4 != 0 {
+        if now == stop && !seed.is_multiple_of(4) {
             leader.until = leader.until.max(cut - dice.below(2 * LATE));
         }
         if now == cut {
@@ -142,7 +142,7 @@ fn believed_too_long(seed: u64, beats: Beats) -> u64 {
                 match arrived {
                     FromFollower::Told(true) if lives => ends = now + TTL,
                     FromFollower::Forwarded(request) if lives => {
-                        to_follower.send(now, dice, FromLeader::Answer(request))
+                        to_follower.send(now, dice, FromLeader::Answer(request));
                     }
                     _ => {}
                 }
