@@ -161,6 +161,43 @@ mod tests {
         assert_eq!(names, [&last, &first]);
     }
 
+    /// The server numbers the children of a directory up to the end, stays there, and gives negative numbers while several
+    /// creations are under way. Whoever has no number takes no part.
+    #[test]
+    fn the_end_of_the_numbers_never_lets_two_hold() {
+        for seed in 1..50_u64 {
+            let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            let mut roll = |sides: u64| {
+                dice ^= dice << 13;
+                dice ^= dice >> 7;
+                dice ^= dice << 17;
+                dice % sides
+            };
+            let start = [i32::MAX - 1_000_010, i32::MAX - 10][usize::try_from(roll(2)).unwrap()];
+            let (mut next, mut children, mut number) = (start, Vec::<String>::new(), 0);
+            for _ in 0..60 {
+                if roll(2) == 0 || children.is_empty() {
+                    number += 1;
+                    let sequence = if next == i32::MAX && roll(3) == 0 { i32::MIN } else { next };
+                    next = next.saturating_add(1);
+                    let name = format!("_c_{}-lock-{sequence:010}", uuid(number));
+                    if Member::read(&name).unwrap().sequence.is_ordered() {
+                        children.push(name);
+                    } else if children.is_empty() {
+                        next = 0;
+                    }
+                } else {
+                    children.swap_remove(usize::try_from(roll(children.len() as u64)).unwrap());
+                }
+                let stands = |child: &String| {
+                    standing(&LockKey::new("k").unwrap(), Mode::Exclusive, Uuid::of_name(child).unwrap(), &children)
+                };
+                let holds = |child: &&String| stands(child).unwrap() == Standing::Holds;
+                assert!(children.iter().filter(holds).count() <= 1, "seed {seed}: {children:?}");
+            }
+        }
+    }
+
     #[test]
     fn of_permits_the_first_hold_and_the_count_is_one() {
         let children = [child(3, "2-lease-", 9), child(1, "2-lease-", 7), child(2, "2-lease-", 8)];

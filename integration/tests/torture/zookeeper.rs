@@ -3,11 +3,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use leasehold_core::LockClient;
 use leasehold_integration::{
     census,
     checker::{self, Order},
     server::{ZookeeperEnsemble, ZookeeperServer},
 };
+use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
@@ -25,7 +27,20 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
         // An election takes half a second, and then there is something to break again.
         thread::sleep(millis(rng.random_range(300..1500)));
         let (at, member) = (rng.random_range(0..PROCESSES), rng.random_range(0..3));
-        match rng.random_range(0..6) {
+        match rng.random_range(0..9) {
+            6 => administer(&url_of(ensemble, member), millis(rng.random_range(100..1000))),
+            7 => revoke(&url_of(ensemble, member)),
+            8 => {
+                // What was sent to a leader that stood still is done, and then a follower is heard no more.
+                let Ok(leader) = ensemble.leader() else { continue };
+                let follower = (leader + rng.random_range(1..3)) % 3;
+                ensemble.member(leader).pause().unwrap();
+                thread::sleep(millis(rng.random_range(0..TTL)));
+                ensemble.mute(follower, leader).unwrap();
+                ensemble.member(leader).resume().unwrap();
+                thread::sleep(millis(rng.random_range(TTL / 2..2 * TTL)));
+                ensemble.rejoin(follower).unwrap();
+            }
             0 => {
                 ensemble.member(member).pause().unwrap();
                 thread::sleep(millis(rng.random_range(10..2 * TTL)));
@@ -55,6 +70,46 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
             }
         }
     }
+}
+
+fn url_of(ensemble: &mut ZookeeperEnsemble, member: usize) -> String {
+    ensemble.member(member).url()
+}
+
+/// Lets an administrator do this, who gives up when the servers do not answer.
+fn as_administrator(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { drop(tokio::time::timeout(millis(3000), work).await) });
+}
+
+/// Writes to whoever is first in the queue, again and again.
+fn administer(url: &str, span: Duration) {
+    let addr = url.trim_start_matches("zookeeper://");
+    as_administrator(async {
+        let Ok(client) = Client::connect(addr).await else { return };
+        let end = Instant::now() + span;
+        while Instant::now() < end {
+            let mut children = client.list_children("/k").await.unwrap_or_default();
+            children.sort_unstable_by_key(|name| name.rsplit('-').next().map(str::to_owned));
+            for first in children.iter().take(1) {
+                // It may be gone by now.
+                drop(client.set_data(&format!("/k/{first}"), b"of an administrator", None).await);
+            }
+        }
+    });
+}
+
+/// Revokes the lock of whoever holds it, gracefully.
+fn revoke(url: &str) {
+    as_administrator(async {
+        let Ok(backend) = ZookeeperBackend::connect(url).await else { return };
+        let client = LockClient::new(backend);
+        if let Ok(inspection) = client.inspect("k").await {
+            for holder in &inspection.holders {
+                drop(client.break_lock(holder, false).await);
+            }
+        }
+    });
 }
 
 #[test]

@@ -45,7 +45,9 @@ async fn a_root_that_others_own_is_denied_and_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_spoken_with_who_trusts_the_authority_and_with_nobody_else() {
     let server = ZookeeperServer::builder().tls().start().unwrap();
-    let secure = client(&server.secure_url(server.certificates().unwrap())).await;
+    // The server's first connection over TLS takes long on a busy machine.
+    let patient = "&connect-timeout=30s&timeout=30s";
+    let secure = client(&(server.secure_url(server.certificates().unwrap()) + patient)).await;
     let plain = client(&server.url()).await;
     let guard = secure.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     assert_eq!(plain.mutex("k").with_ttl(ttl(10)).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
