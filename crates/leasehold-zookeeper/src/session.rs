@@ -120,7 +120,8 @@ pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Do
 /// Draws the conclusions from an error of something that was asked for a claim.
 pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
     match error.kind() {
-        ErrorKind::Lost => claim.session().end(LossReason::SessionEnded),
+        // Only the driver knows that a session is over. A place may have been taken away.
+        ErrorKind::Lost if std::error::Error::source(error).is_some() => claim.session().end(LossReason::SessionEnded),
         ErrorKind::Indeterminate | ErrorKind::Protocol => claim.doubt(),
         _ => {}
     }

@@ -155,3 +155,26 @@ async fn a_killed_waiter_leaves_the_queue_with_its_session() {
     free(next).await;
     nothing_left(&server, SOON);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_that_is_sent_away_costs_no_lock_of_its_process() {
+    let server = ZookeeperServer::start().unwrap();
+    let (one, other) = (client(&server.url()).await, client(&server.url()).await);
+    let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
+    let neighbour = other.mutex("neighbour").with_ttl(ttl(10)).lock().await.unwrap();
+    let before = members(&server);
+    let waiter = tokio::spawn({
+        let mutex = other.mutex("k").with_ttl(ttl(10));
+        async move { mutex.lock().await.unwrap() }
+    });
+    until("it waits", || members(&server).len() == 3).await;
+    let place = members(&server).difference(&before).next().unwrap().clone();
+    let operator = zookeeper_client::Client::connect(&server.addr().to_string()).await.unwrap();
+    operator.delete(&place, None).await.unwrap();
+    until("it waits again", || members(&server).len() == 3).await;
+    assert!(guard.is_held() && !waiter.is_finished());
+    free(guard).await;
+    free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
+    assert!(neighbour.is_held(), "the session has ended");
+    free(neighbour).await;
+}
