@@ -14,6 +14,10 @@ mod deposed;
 mod inspection;
 #[path = "etcd/interop.rs"]
 mod interop;
+#[path = "etcd/killed.rs"]
+mod killed;
+#[path = "etcd/large.rs"]
+mod large;
 #[path = "etcd/locks.rs"]
 mod locks;
 #[path = "etcd/orphans.rs"]

@@ -6,12 +6,12 @@ use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
     LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::{Answered, Sessions, attempt_afresh, queue_afresh},
+    session::{Answered, Claim, Sessions, attempt_afresh, queue_afresh},
 };
 
 use crate::{
     breaking,
-    candidate::Candidate,
+    candidate::{Candidate, lost_place},
     config::EtcdConfig,
     connection::Cluster,
     error::{self, BACKEND, named},
@@ -26,6 +26,9 @@ use crate::{
 
 /// The server raises shorter leases to this.
 const MIN_TTL: u64 = 2_000;
+/// How many milliseconds the key of a waiter outlives it at most. Longer than an election; a waiter that is cut
+/// off for longer loses its place, not its lock. Who has a shorter TTL waits with that.
+const WAITING_TTL: u64 = 5_000;
 /// Slots that are tried in order; they are used again and again.
 const SLOTS: u32 = 8;
 
@@ -44,6 +47,8 @@ const SLOTS: u32 = 8;
 pub struct EtcdBackend {
     cluster: Arc<Cluster>,
     sessions: Sessions<EtcdSessions>,
+    /// The session of those who wait.
+    waiting: Sessions<EtcdSessions>,
     watches: Arc<Watches>,
     capabilities: Capabilities,
 }
@@ -100,9 +105,13 @@ impl EtcdBackend {
         }
         drop(tokio::spawn(releases::watch(Arc::downgrade(&cluster))));
         let capabilities = capabilities(cluster.endpoint());
-        let sessions = Sessions::new(Arc::new(EtcdSessions { cluster: Arc::clone(&cluster) }));
+        let sessions = |for_waiters| {
+            let cluster = Arc::clone(&cluster);
+            Sessions::new(Arc::new(EtcdSessions { cluster, for_waiters }))
+        };
+        let (sessions, waiting) = (sessions(false), sessions(true));
         let watches = Watches::new(&cluster);
-        Ok(Arc::new(Self { cluster, sessions, watches, capabilities }))
+        Ok(Arc::new(Self { cluster, sessions, waiting, watches, capabilities }))
     }
 
     fn check(&self, request: &Request) -> Result<Directory> {
@@ -130,7 +139,21 @@ impl EtcdBackend {
         let claim = claimed.map_err(|error| named(error, "acquire"))?;
         let key = claim.name().clone();
         let place = Arc::new(Place { directory: directory.clone(), key, mode, value: value_of(request) });
-        Ok(Candidate { claim, request: request.clone(), place })
+        Ok(Candidate { claim, waiting: None, request: request.clone(), place })
+    }
+
+    /// Claims the candidate's key in the session of those who wait, too.
+    async fn claim_to_wait(&self, candidate: &Candidate) -> Result<Claim<EtcdSessions>> {
+        let request = candidate.request.clone().with_ttl(waiting_ttl());
+        let key = candidate.place.key.clone();
+        match self.waiting.claim(&request, |_, _| key.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Contended => {
+                // Left behind by an earlier one: another key.
+                candidate.claim.retire();
+                Err(lost_place())
+            }
+            claimed => claimed.map_err(|error| named(error, "acquire")),
+        }
     }
 
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
@@ -153,12 +176,27 @@ impl EtcdBackend {
 
     /// Queues once, and waits until granted; leaves the queue on any other outcome. `answered` is set once the server has answered.
     async fn queue(&self, request: &Request, directory: &Directory, answered: &Answered) -> Result<Arc<dyn Lease>> {
-        let candidate = self.candidate(request, directory).await?;
-        let handle = candidate.claim.session().handle();
-        let answer = candidate.run(Step::Enqueue { lease: handle.lease }).await?;
+        let mut candidate = self.candidate(request, directory).await?;
+        if request.ttl() > waiting_ttl() {
+            if !candidate.place.mode.is_permit() {
+                let lease = candidate.claim.session().handle().lease;
+                let answer = candidate.run(Step::Attempt { lease }).await?;
+                answered.set();
+                match answer.txn().and_then(|answer| candidate.place.attempted(request.key(), answer)) {
+                    Ok(Standing::Holds(revision)) => return candidate.granted(revision).await,
+                    Ok(_) => {}
+                    Err(error) => {
+                        candidate.leave().await;
+                        return Err(error);
+                    }
+                }
+            }
+            candidate.waiting = Some(self.claim_to_wait(&candidate).await?);
+        }
+        let answer = candidate.run(Step::Enqueue { lease: candidate.queueing_lease() }).await?;
         answered.set();
         let granted = match answer.txn().and_then(|answer| candidate.place.enqueued(request.key(), answer)) {
-            Ok(Standing::Holds(revision)) => Ok(revision),
+            Ok(Standing::Holds(revision)) => candidate.hold(revision).await,
             Ok(Standing::Waits(revision)) => candidate.wait(&self.cluster, &self.watches, revision).await,
             Ok(Standing::Absent) => Err(error::protocol("acquire")),
             Err(error) => Err(error),
@@ -237,8 +275,13 @@ impl LockBackend for EtcdBackend {
     async fn close(&self) -> Result<()> {
         self.cluster.releases.stop();
         self.watches.close();
-        self.sessions.close().await.map_err(|error| named(error, "close"))
+        let (waiting, sessions) = (self.waiting.close().await, self.sessions.close().await);
+        waiting.and(sessions).map_err(|error| named(error, "close"))
     }
+}
+
+fn waiting_ttl() -> Ttl {
+    Ttl::from_millis(WAITING_TTL).unwrap_or(Ttl::MIN)
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

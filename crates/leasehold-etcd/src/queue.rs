@@ -31,6 +31,10 @@ pub(crate) enum Step {
     Enqueue { lease: i64 },
     /// See [`Place::attempt`].
     Attempt { lease: i64 },
+    /// See [`Place::hold`].
+    Hold { lease: i64, revision: i64 },
+    /// See [`Place::hold_if_first`].
+    HoldIfFirst { lease: i64, revision: i64 },
     /// See [`Place::leave`].
     Leave,
     /// See [`Place::release`]. `again`: an earlier release may have done it.
@@ -80,6 +84,8 @@ impl Place {
         match step {
             Step::Enqueue { lease } => self.enqueue(lease),
             Step::Attempt { lease } => self.attempt(lease),
+            Step::Hold { lease, revision } => self.hold(lease, revision),
+            Step::HoldIfFirst { lease, revision } => self.hold_if_first(lease, revision),
             Step::Leave => self.leave(),
             Step::Release { revision, .. } => self.release(revision),
         }
@@ -114,8 +120,32 @@ impl Place {
         Txn::new().when(compares).and_then([put]).or_else([mine])
     }
 
+    /// Moves a key that holds to the lease of its session: a waiter's is of another lease. Its create revision stays.
+    fn hold(&self, lease: i64, revision: i64) -> Txn {
+        Txn::new().when([self.still(revision)]).and_then([self.moved(lease)])
+    }
+
+    /// As [`hold`](Self::hold), if no key is ahead; otherwise asks where it stands. For exclusive locks.
+    fn hold_if_first(&self, lease: i64, revision: i64) -> Txn {
+        let (start, end) = (self.directory.start(), self.directory.end());
+        let first = Compare::create_revision(start, CompareOp::Greater, revision - 1).with_range(end);
+        Txn::new().when([self.still(revision), first]).and_then([self.moved(lease)]).or_else(self.looks(revision))
+    }
+
+    fn still(&self, revision: i64) -> Compare {
+        Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision)
+    }
+
+    fn moved(&self, lease: i64) -> TxnOp {
+        TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)))
+    }
+
     /// Asks where it stands; `revision` is its own.
     pub(crate) fn look(&self, revision: i64) -> Txn {
+        Txn::new().and_then(self.looks(revision))
+    }
+
+    fn looks(&self, revision: i64) -> Vec<TxnOp> {
         let mine = TxnOp::get(self.key.to_vec(), Some(GetOptions::new().with_keys_only()));
         let ahead = |(start, end): (Vec<u8>, Vec<u8>), limit| {
             let options = GetOptions::new()
@@ -127,7 +157,7 @@ impl Place {
             TxnOp::get(start, Some(options))
         };
         let ranges = self.ranges().into_iter().map(|range| ahead(range, self.holders()));
-        Txn::new().and_then(std::iter::once(mine).chain(ranges).collect::<Vec<_>>())
+        std::iter::once(mine).chain(ranges).collect()
     }
 
     /// Whether a step that travels alone is a plain delete of the key, which costs the server a tenth less of a pair than a

@@ -8,7 +8,8 @@ use std::{
 };
 
 use etcd_client::{
-    LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
+    Compare, CompareOp, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn,
+    TxnOp,
 };
 use leasehold_core::{
     Deadline, ErrorKind, LossReason, OwnerId, Result, async_trait,
@@ -32,10 +33,16 @@ const DELETES: usize = 100;
 /// default limit of operations leaves the other half for those within each.
 const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: false, calls: 1, batch: 64 };
 
+/// How many bytes of keys one lease has at most. The server lists them in one message, of which the driver reads 4 MiB: the
+/// other half is for keys that lost answers left behind, and for marks.
+const KEY_BYTES: usize = 2 << 20;
+
 /// Opens, renews and closes leases.
 #[derive(Debug)]
 pub(crate) struct EtcdSessions {
     pub(crate) cluster: Arc<Cluster>,
+    /// For waiters, whose TTL nobody asked for: the server's minimum may be longer.
+    pub(crate) for_waiters: bool,
 }
 
 /// One lease.
@@ -67,29 +74,32 @@ impl Handle {
     }
 }
 
-/// Runs a transaction of one claim that may be sent twice, alone or with others of its session. If it was, or if its answer is
-/// missing, something may still arrive: then its key is not used again.
+/// Runs a transaction of one key that may be sent twice, alone or with others of the session of its first claim. If it was, or
+/// if its answer is missing, something may still arrive: then the key is not used again in the session of any of its claims.
 pub(crate) async fn run(
-    claim: &Claim<EtcdSessions>,
+    claims: &[&Claim<EtcdSessions>],
     operation: &'static str,
     place: &Arc<Place>,
     step: Step,
 ) -> Result<Answer> {
-    let handle = claim.session().handle();
+    let Some(first) = claims.first() else { return Err(error::protocol(operation)) };
+    let handle = first.session().handle();
     let ran = handle.gather.run(&handle.carrier, Job { operation, place: Arc::clone(place), step }).await;
     match ran.map_err(|error| error::named(error, operation)).flatten() {
         Ok((answer, twice)) => {
             if twice {
-                claim.retire();
+                claims.iter().for_each(|claim| claim.retire());
             }
             Ok(answer)
         }
         Err(error) => {
             match error.kind() {
-                ErrorKind::Lost => claim.session().end(LossReason::SessionEnded),
+                ErrorKind::Lost => first.session().end(LossReason::SessionEnded),
                 ErrorKind::Indeterminate | ErrorKind::Protocol => {
-                    claim.retire();
-                    claim.doubt();
+                    for claim in claims {
+                        claim.retire();
+                        claim.doubt();
+                    }
                 }
                 _ => {}
             }
@@ -186,6 +196,15 @@ impl SessionDriver for EtcdSessions {
     type Handle = Handle;
     type Claim = EtcdKey;
 
+    fn capacity(&self) -> usize {
+        KEY_BYTES
+    }
+
+    fn weight(&self, key: &EtcdKey) -> usize {
+        // With what the message has around it.
+        key.as_bytes().len() + 8
+    }
+
     async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
         let (cluster, patience) = (&self.cluster, self.cluster.patience(time.ttl()));
         // Whole seconds. Up, never down: the server may keep it longer than we believe, not shorter.
@@ -214,7 +233,7 @@ impl SessionDriver for EtcdSessions {
             stream: tokio::sync::Mutex::default(),
             held: Mutex::default(),
         };
-        if granted != seconds {
+        if granted != seconds && !self.for_waiters {
             drop(self.close(&handle).await);
             return Err(error::plain(
                 ErrorKind::InvalidInput,
@@ -280,8 +299,12 @@ impl SessionDriver for EtcdSessions {
 
     async fn disown(&self, handle: &Handle, orphans: Vec<EtcdKey>) -> Result<()> {
         for orphans in orphans.chunks(DELETES) {
-            let deletes: Vec<_> = orphans.iter().map(|key| TxnOp::delete(key.to_vec(), None)).collect();
-            let txn = Txn::new().and_then(deletes);
+            // A waiter's key that was granted meanwhile belongs to another lease.
+            let delete = |key: &EtcdKey| {
+                let ours = Compare::lease(key.to_vec(), CompareOp::Equal, handle.lease);
+                TxnOp::txn(Txn::new().when([ours]).and_then([TxnOp::delete(key.to_vec(), None)]))
+            };
+            let txn = Txn::new().and_then(orphans.iter().map(delete).collect::<Vec<_>>());
             let cluster = &self.cluster;
             cluster.txn("reconcile", Effect::Writes, handle.carrier.patience, &txn).await?;
         }

@@ -1,0 +1,99 @@
+//! A waiter that was killed blocks nobody for long, whatever its TTL.
+
+use std::time::Duration;
+
+use leasehold_core::{LockClient, LockGuard};
+use leasehold_integration::{
+    peer::{self, Peer, listen, tell},
+    server::EtcdCluster,
+};
+use tokio::time::timeout;
+
+use crate::support::{SOON, client, free, ttl, until_locks};
+
+const HOUR: u64 = 3_600;
+const MODES: [&str; 3] = ["writer", "reader", "permit"];
+
+/// Locks in this mode.
+async fn lock(client: &LockClient, mode: &str) -> LockGuard {
+    let hour = ttl(HOUR);
+    match mode {
+        "writer" => client.mutex("k").with_ttl(hour).lock().await.unwrap(),
+        "reader" => client.rwlock("k").with_ttl(hour).read().await.unwrap(),
+        _ => client.semaphore("k", 1).with_ttl(hour).acquire().await.unwrap(),
+    }
+}
+
+/// Waits until it is killed.
+async fn wait(role: &str) {
+    let (mode, url) = role.split_once(' ').unwrap();
+    let one = client(url).await;
+    let waiter = tokio::spawn({
+        let (one, mode) = (one.clone(), mode.to_owned());
+        async move { drop(lock(&one, &mode).await) }
+    });
+    tell("asked");
+    let _killed_before = tokio::task::spawn_blocking(listen).await;
+    waiter.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
+    if let Some(role) = peer::role() {
+        return wait(&role).await;
+    }
+    for mode in MODES {
+        let cluster = EtcdCluster::start().unwrap();
+        let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+        // A writer keeps out readers and writers; the only permit keeps out the next.
+        let held = lock(&one, if mode == "permit" { mode } else { "writer" }).await;
+        let test = "killed::a_killed_waiter_blocks_for_seconds_whatever_its_ttl";
+        let mut doomed = Peer::this_test(test, &format!("{mode} {}", cluster.url())).unwrap();
+        assert_eq!(doomed.hear(SOON).unwrap(), "asked");
+        until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+        let next = tokio::spawn(async move { lock(&other, if mode == "permit" { mode } else { "writer" }).await });
+        until_locks(&cluster, "holder and two waiters", |keys| keys.len() == 3).await;
+        doomed.process().kill();
+        free(held).await;
+        // Against its TTL of an hour.
+        let next = timeout(SOON, next).await.unwrap_or_else(|_| panic!("a dead {mode} blocks")).unwrap();
+        free(next).await;
+        until_locks(&cluster, "nobody", <[String]>::is_empty).await;
+    }
+}
+
+/// What is granted to a waiter is of the session with its own TTL: the session of the waiters ends a little later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_waiter_is_granted_outlives_its_waiting() {
+    let cluster = EtcdCluster::start().unwrap();
+    for mode in MODES {
+        let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+        let held = lock(&one, if mode == "permit" { mode } else { "writer" }).await;
+        let waiter = tokio::spawn({
+            let other = other.clone();
+            async move { lock(&other, mode).await }
+        });
+        until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+        let token = held.fencing_token();
+        free(held).await;
+        let granted = timeout(SOON, waiter).await.unwrap().unwrap();
+        assert!(granted.fencing_token() > token || mode == "permit");
+        assert!(granted.remaining() > Duration::from_secs(HOUR / 2), "{mode}: {:?}", granted.remaining());
+        // Until the session of the waiters is closed, or has expired.
+        until_sessions(&cluster, 2).await;
+        assert!(granted.is_held());
+        let contended = timeout(Duration::from_secs(1), lock(&one, if mode == "permit" { mode } else { "writer" }));
+        assert!(contended.await.is_err(), "{mode}: granted twice");
+        free(granted).await;
+        one.close().await.unwrap();
+        other.close().await.unwrap();
+    }
+}
+
+async fn until_sessions(cluster: &EtcdCluster, count: usize) {
+    let begun = tokio::time::Instant::now();
+    while cluster.at(0).keys("%session/").unwrap().len() > count {
+        assert!(begun.elapsed() < SOON, "the session of the waiters stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

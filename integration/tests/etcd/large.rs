@@ -1,0 +1,62 @@
+//! What is larger than the 4 MiB that the driver reads in one message by default.
+
+use std::time::Duration;
+
+use leasehold_core::{LockClient, LockGuard, LossReason};
+use leasehold_integration::server::EtcdCluster;
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::support::{client, free, ttl};
+
+const LOCKS: usize = 10_000;
+const READERS: usize = 2_000;
+/// A look at so many keys every third renewal, on a machine that builds something else beside.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn name(n: usize) -> String {
+    format!("{n:0>400}")
+}
+
+async fn all_held(client: &LockClient) -> Vec<LockGuard> {
+    let mut granted = JoinSet::new();
+    for n in 0..LOCKS {
+        let mutex = client.mutex(name(n)).with_ttl(ttl(12));
+        granted.spawn(async move { (n, mutex.lock().await.unwrap()) });
+    }
+    let mut guards = granted.join_all().await;
+    guards.sort_by_key(|(n, _)| *n);
+    guards.into_iter().map(|(_, guard)| guard).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_among_ten_thousand_long_names_is_told() {
+    let cluster = EtcdCluster::builder().in_memory().start().unwrap();
+    let holder = client(&cluster.url()).await;
+    let guards = all_held(&holder).await;
+    for n in [0, LOCKS / 2, LOCKS - 1] {
+        cluster.at(0).ctl(&["del", "--prefix", &format!("{}/", name(n))]).unwrap();
+        let told = timeout(PATIENCE, guards[n].lost()).await;
+        assert_eq!(told.expect("nobody tells of the loss"), LossReason::Replaced);
+    }
+    assert_eq!(guards.iter().filter(|guard| guard.is_held()).count(), LOCKS - 3);
+    holder.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_of_more_than_4_mib_can_be_inspected() {
+    let cluster = EtcdCluster::builder().in_memory().start().unwrap();
+    let readers = client(&cluster.url()).await;
+    // Each byte of it is three on the server.
+    let name = "/".repeat(1024);
+    let mut granted = JoinSet::new();
+    for _ in 0..READERS {
+        let lock = readers.rwlock(name.as_str());
+        granted.spawn(async move { lock.read().await.unwrap() });
+    }
+    let guards = granted.join_all().await;
+    let inspection = readers.inspect(name.as_str()).await.unwrap();
+    assert_eq!((inspection.holders.len(), inspection.waiters.len()), (READERS, 0));
+    for guard in guards {
+        free(guard).await;
+    }
+}
