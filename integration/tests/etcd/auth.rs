@@ -4,12 +4,12 @@ use std::{
     fs,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use leasehold_core::{Credentials, CredentialsProvider, ErrorKind, LockClient, Result, async_trait};
+use leasehold_core::{Credentials, CredentialsProvider, ErrorKind, LockClient, Released, Result, async_trait};
 use leasehold_etcd::{
     EtcdBackend, EtcdConfig,
     etcd_client::{Client, ConnectOptions},
@@ -220,5 +220,79 @@ async fn a_password_that_rotates_costs_no_lock() {
         }
         free(held).await;
         free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
+    }
+}
+
+/// An administrator changes users, roles and passwords at random, and the server restarts: nobody who still has access loses
+/// a lock or is refused one, and no two hold at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_done_to_users_locks_go_on() {
+    for (tokens, seed) in [(Tokens::Signed, 1_u64), (Tokens::Simple, 2)] {
+        let mut state = seed;
+        let mut below = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        let (mut cluster, _folder) = cluster_with(tokens);
+        let provider = Rotating::new("s3cr:t");
+        let url = format!("etcd://{}/?prefix=shop/", cluster.at(0).addr());
+        let config = || EtcdConfig::default().with_credentials(provider.clone());
+        let client = async || LockClient::new(EtcdBackend::connect_with(&url, config()).await.unwrap());
+        let held = client().await.mutex("held").with_ttl(ttl(10)).lock().await.unwrap();
+        let (inside, rounds, over) =
+            (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let mut workers = Vec::new();
+        for _ in 0..3 {
+            let client = client().await;
+            let (inside, rounds, over) = (Arc::clone(&inside), Arc::clone(&rounds), Arc::clone(&over));
+            workers.push(tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    // While the server restarts, and while the provider is late.
+                    let guard = match client.mutex("shared").with_ttl(ttl(10)).lock().await {
+                        Err(error) if error.is_retryable() => continue,
+                        granted => granted.unwrap(),
+                    };
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold");
+                    sleep(Duration::from_millis(5)).await;
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    match guard.release().await {
+                        Err(error) if error.is_retryable() => {}
+                        released => assert_eq!(released.unwrap(), Released::Freed),
+                    }
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        for step in 0..25 {
+            match below(8) {
+                0 | 1 => administer(&cluster, &["user", "add", &format!("u{step}:x")]),
+                2 => administer(&cluster, &["role", "add", &format!("r{step}")]),
+                3 => administer(&cluster, &["role", "grant-permission", "locks", "read", &format!("k{step}")]),
+                4 | 5 => {
+                    let as_root = ConnectOptions::new().with_user("root", "root secret");
+                    let mut root = Client::connect([cluster.at(0).addr().to_string()], Some(as_root)).await.unwrap();
+                    let password = format!("p{step}");
+                    root.user_change_password("shop", password.as_str()).await.unwrap();
+                    sleep(Duration::from_millis(below(300))).await;
+                    provider.rotate(&password);
+                }
+                6 => cluster.member(0).restart().unwrap(),
+                _ => {}
+            }
+            let (before, begun) = (rounds.load(Ordering::Relaxed), Instant::now());
+            while rounds.load(Ordering::Relaxed) < before + 5 {
+                assert!(
+                    begun.elapsed() < SOON && workers.iter().all(|worker| !worker.is_finished()),
+                    "{tokens:?} {step}"
+                );
+                sleep(Duration::from_millis(5)).await;
+            }
+            assert!(held.is_held(), "{tokens:?} {step}");
+        }
+        over.store(true, Ordering::Relaxed);
+        for worker in workers {
+            timeout(SOON, worker).await.unwrap().unwrap();
+        }
+        free(held).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Attempt, ErrorKind, LockBackend, Released, Request};
+use leasehold_core::{Attempt, Broken, ErrorKind, LockBackend, Released, Request};
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::EtcdCluster,
@@ -109,4 +109,27 @@ async fn who_waits_while_its_lease_expires_is_not_granted() {
         free(next).await;
     }
     until_locks(&cluster, "nobody", <[String]>::is_empty).await;
+}
+
+/// A notification is a hint: whatever happens to the holder's key but its end, the waiter waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_to_the_holders_key_grants_no_waiter() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let guard = one.mutex("k").lock().await.unwrap();
+    let key = locks(&cluster).remove(0);
+    let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
+    until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+    cluster.at(0).ctl(&["put", "--ignore-lease", &key, "written by an administrator"]).unwrap();
+    let looking = backend(&cluster.url()).await;
+    let holders = looking.inspect(&"k".try_into().unwrap()).await.unwrap().holders;
+    assert!(matches!(looking.break_lock(&holders[0], false).await.unwrap(), Broken::FreeWithin(Some(_))));
+    // Somebody ahead of the waiter comes and goes, too: not the holder.
+    let ahead = format!("{key}0");
+    cluster.at(0).ctl(&["put", &ahead, "x"]).unwrap();
+    cluster.at(0).ctl(&["del", &ahead]).unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert!(guard.is_held() && !waiter.is_finished());
+    free(guard).await;
+    free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
 }
