@@ -10,9 +10,9 @@ use crate::error;
 pub(crate) enum Refusal {
     /// It is held.
     Held,
-    /// Another process waits, and the request is courteous; or it came earlier, and the request is in order.
-    Courtesy,
-    /// A writer waits, and the request is a reader's.
+    /// It is free, and offered to a waiter that came earlier.
+    Offered,
+    /// Readers hold it, a writer waits that came earlier, and the request is a reader's.
     Writers,
 }
 
@@ -43,7 +43,7 @@ impl Answer {
             Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
             Value::Array(parts) => match parts.as_slice() {
                 [Value::Int(0), Value::Int(left)] => Ok(Self::Refused(Refusal::Held, *left)),
-                [Value::Int(1), Value::Int(left)] => Ok(Self::Refused(Refusal::Courtesy, *left)),
+                [Value::Int(1), Value::Int(left)] => Ok(Self::Refused(Refusal::Offered, *left)),
                 [Value::Int(2), Value::Int(left)] => Ok(Self::Refused(Refusal::Writers, *left)),
                 [Value::Int(3), Value::Int(theirs)] => Ok(Self::Mismatch { theirs: *theirs }),
                 _ => Err(error::protocol("acquire")),

@@ -7,8 +7,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts, async_trait,
+    Attempt, BoxFuture, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef, Inspection, Lease,
+    LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts, async_trait,
     quorum::QuorumNode,
 };
 use redis::{Client, Cmd, Value};
@@ -39,9 +39,10 @@ const NET: Duration = Duration::from_secs(30);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often waiters ask where nothing can wake them.
 const POLL: Duration = Duration::from_millis(50);
-/// After a courteous refusal: long enough for a foreign waiter on a busy machine. If it takes the lock, that wakes us at once;
-/// the time passes only if it is dead.
-const COURTESY: Duration = Duration::from_millis(50);
+/// How often a waiter asks at least, and so renews its registration. That is well within the 5 s that a registration
+/// lives (LIFE in waiters.lua), so that a request that is lost or late costs no waiter its place. A process that waits for
+/// 1 000 locks sends 500 requests a second.
+const REFRESH: Duration = Duration::from_secs(2);
 
 /// Locks on one Redis or Valkey server.
 ///
@@ -206,15 +207,16 @@ impl RedisBackend {
 
     async fn shared(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
         let holder = Holder::of(request);
+        let live = self.link.live_in_order("acquire").await?;
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
             cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.token());
-            cmd.arg(exclusive::flags(request, registered));
+            cmd.arg(exclusive::flags(request, registered)).arg(keys.base()).arg(live.run_id());
             if let Some(floor) = request.token_floor() {
                 cmd.arg(floor.get());
             }
         };
-        self.link.run(&scripts::ACQUIRE_SHARED, "acquire", Effect::Writes, arguments).await
+        self.link.run_on(&live, &scripts::ACQUIRE_SHARED, "acquire", Effect::Writes, arguments).await
     }
 
     async fn permit(&self, request: &Request, keys: &Keys<'_>, registered: bool, of: u32) -> Result<Value> {
@@ -240,7 +242,8 @@ impl RedisBackend {
                 Some(attempt) => attempt,
                 None => {
                     let registered = waiting().as_ref().is_some_and(|waiter| waiter.owner() == request.owner());
-                    self.attempt(request.clone(), registered).await
+                    // Also if it was not woken: the server passes over whoever does not take a free lock in time.
+                    self.attempt(request.clone().with_order(registered), registered).await
                 }
             };
             if let Ok(Attempt::Contended(_)) = attempt {
@@ -288,14 +291,19 @@ impl RedisBackend {
             Mode::Permit { .. } => registry.arm([keys.derived(Kind::Permits)], before),
             _ => registry.arm([keys.lock()], before),
         });
+        // Whoever asks again to stay registered does so as one that was woken: it keeps its place in a quorum, too.
+        let refresh = self.link.config.safety_net.unwrap_or(REFRESH);
+        let wake = wake.map(|wake| {
+            let refreshed = async move { drop(tokio::time::timeout(refresh, wake).await) };
+            Box::pin(refreshed) as BoxFuture<'static, ()>
+        });
         // Spread, so that those who wait for one deadline do not ask in the same instant.
         let spread = Duration::from_micros((request.owner().as_u128() % 4_000) as u64);
         let left = u64::try_from(left).map_or(NET, Duration::from_millis);
         let mut retry_after = match refusal {
-            Refusal::Courtesy => COURTESY,
             // A member of a set expires without a push: that time is not a net, it is the signal.
+            Refusal::Offered | Refusal::Writers => left,
             Refusal::Held if request.mode().is_permit() => left,
-            Refusal::Writers => left,
             Refusal::Held => self.link.config.safety_net.unwrap_or(left),
         } + spread;
         if !pushes {

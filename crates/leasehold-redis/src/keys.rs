@@ -39,9 +39,9 @@ pub(crate) enum Kind {
     Readers,
     /// The writers that wait for it, by expiry of their registration.
     Writers,
-    /// The same writers, by when they began to wait.
+    /// All that wait for it, by when they began to wait.
     Order,
-    /// The readers that wait for it.
+    /// The readers that wait for it, by expiry of their registration.
     Waiters,
     /// The permits that are held, by expiry.
     Permits,
@@ -55,7 +55,7 @@ impl Kind {
     /// Where who waits for this mode registers.
     pub(crate) fn registrations(mode: Mode) -> &'static [Self] {
         match mode {
-            Mode::Shared => &[Self::Waiters],
+            Mode::Shared => &[Self::Waiters, Self::Order],
             Mode::Permit { .. } => &[Self::Queue],
             _ => &[Self::Writers, Self::Order],
         }

@@ -164,9 +164,9 @@ pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request)
     };
 }
 
-/// Where those have registered who wait: for scripts that look for them.
+/// Adds the key of the list of all waiters for a lock: for scripts that look whether there is one.
 pub(crate) fn ask_who_waits(cmd: &mut Cmd, keys: &Keys<'_>) {
-    cmd.arg(keys.derived(Kind::Writers)).arg(keys.derived(Kind::Waiters));
+    cmd.arg(keys.derived(Kind::Order));
 }
 
 fn renew_script(mode: Mode) -> &'static Script {

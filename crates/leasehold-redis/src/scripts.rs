@@ -33,8 +33,8 @@ macro_rules! scripts {
 scripts! {
     ACQUIRE = "waiters" "acquire";
     ACQUIRE_COURTEOUS = "acquire_courteous";
-    ACQUIRE_SHARED = "acquire_shared";
-    ACQUIRE_PERMIT = "acquire_permit";
+    ACQUIRE_SHARED = "waiters" "acquire_shared";
+    ACQUIRE_PERMIT = "waiters" "acquire_permit";
     RELEASE = "release";
     RELEASE_MANY = "release_many";
     RELEASE_SHARED = "release_shared";
@@ -46,7 +46,7 @@ scripts! {
     MARK_MEMBER = "mark_member";
     INSPECT = "inspect";
     QUORUM_ACQUIRE = "quorum_run" "waiters" "quorum_acquire";
-    QUORUM_ACQUIRE_SHARED = "quorum_run" "quorum_acquire_shared";
+    QUORUM_ACQUIRE_SHARED = "quorum_run" "waiters" "quorum_acquire_shared";
     QUORUM_RAISE = "quorum_run" "quorum_raise";
     QUORUM_RECALL = "quorum_run" "quorum_recall";
     QUORUM_ATTEST = "quorum_run" "quorum_attest";

@@ -6,13 +6,10 @@
 -- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
 -- TRACKING) in this very round trip, and lets uncontended pairs cause no push.
 local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
-local waiting = string.find(flags, 'w', 1, true)
 
-if string.find(flags, 'c', 1, true) and another_waits(base, value) then
-  return {1, redis.call('PTTL', lock)}
-end
-local in_order, earlier, place = string.find(flags, 'o', 1, true), false, nil
-if in_order then
+-- A courteous request goes behind all who wait.
+local earlier, place = false, nil
+if string.find(flags, '[co]') then
   earlier, place = take_turn(base, value)
 end
 
@@ -24,11 +21,14 @@ elseif not earlier then
   taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
 end
 if not taken then
-  local left = redis.call('PTTL', lock)
-  if waiting or place then
-    register(base, value, math.max(left, 0) + math.min(3000, ttl + 0), place)
+  local why, left = 0, redis.call('PTTL', lock)
+  if earlier and left == -2 then
+    why, left = 1, offer(base, value)
   end
-  return {earlier and left == -2 and 1 or 0, left}
+  if place or string.find(flags, 'w', 1, true) then
+    register(base, 'writers', value, place)
+  end
+  return {why, left}
 end
 
 -- The token: above the last exclusive one by two, so that readers in between have room, and never below the clock.
@@ -64,6 +64,6 @@ if last or floor then
   end
 end
 if string.find(flags, 'r', 1, true) then
-  strike_off(base, value, in_order, place)
+  strike_off(base, 'writers', value, place)
 end
 return token

@@ -1,8 +1,8 @@
 -- Takes the lock exclusively if it is free and nobody waits: what acquire.lua does with `c`, where that is short.
--- KEYS: lock. ARGV: value, ttl in ms, token key, writers, waiters. Granted: the token as a number, or OK if the counter
--- cannot be read. Else nil.
+-- KEYS: lock. ARGV: value, ttl in ms, token key, order (of those who wait). Granted: the token as a number, or OK if
+-- the counter cannot be read. Else nil.
 -- GETEX without options is a GET that counts as a write, so it arms no push; of a sorted set it is an error.
-if redis.pcall('GETEX', ARGV[4]) or redis.pcall('GETEX', ARGV[5]) then
+if redis.pcall('GETEX', ARGV[4]) then
   return false
 end
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then

@@ -2,17 +2,13 @@
 -- KEYS: permits. ARGV: member (`<of>|<value>`), ttl in ms, queue of waiters, flags (as in acquire.lua), of.
 -- Granted: 1. Refused: {why, ms until trying again makes sense}, or {3, the other count} if holders have another count.
 local permits, member, ttl, queue, flags, of = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4], ARGV[5] + 0
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = millis(redis.call('TIME'))
 
-if string.find(flags, 'c', 1, true) then
-  redis.call('ZREMRANGEBYSCORE', queue, '-inf', now)
-  for _, waiter in ipairs(redis.call('ZRANGE', queue, 0, 1)) do
-    if waiter ~= member then
-      redis.call('PTTL', permits)
-      return {1, 0}
-    end
+local function refuse(why, left)
+  if string.find(flags, 'w', 1, true) then
+    enlist(queue, member, now)
   end
+  return {why, left}
 end
 
 redis.call('ZREMRANGEBYSCORE', permits, '-inf', now)
@@ -24,14 +20,25 @@ if redis.pcall('GETEX', permits) then
     return {3, count + 0}
   end
   if redis.call('ZCARD', permits) >= of then
-    local left = math.max(first[2] - now, 1)
-    if string.find(flags, 'w', 1, true) then
-      redis.call('ZADD', queue, now + left + math.min(3000, ttl), member)
-      redis.call('PEXPIRE', queue, left + 60000 + math.min(3000, ttl))
-    end
-    return {0, left}
+    return refuse(0, math.max(first[2] - now, 1))
   end
 end
+
+-- A courteous request offers the free permit to those who wait.
+if string.find(flags, 'c', 1, true) and redis.pcall('GETEX', queue) then
+  redis.call('ZREMRANGEBYSCORE', queue, '-inf', now)
+  local most, waiters = 0, redis.call('ZRANGE', queue, 0, 7, 'WITHSCORES')
+  for i = 1, #waiters, 2 do
+    if waiters[i] ~= member then
+      most = math.max(most, offer_to(queue, waiters[i], waiters[i + 1] + 0, now))
+    end
+  end
+  if most > 0 then
+    redis.call('PTTL', permits)
+    return refuse(1, most)
+  end
+end
+
 redis.call('ZADD', permits, now + ttl, member)
 redis.call('PEXPIRE', permits, math.max(ttl, redis.call('PTTL', permits)) + 1000)
 if string.find(flags, 'r', 1, true) then

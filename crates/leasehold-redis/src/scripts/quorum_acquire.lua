@@ -5,16 +5,12 @@
 --
 -- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua nothing but a refusal runs a read-only command.
 local lock, value, ttl, waiter, flags, base, node = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local waiting = string.find(flags, 'w', 1, true)
 if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= ARGV[10] then
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
 end
 
-if string.find(flags, 'c', 1, true) and another_waits(base, waiter) then
-  return {1, redis.call('PTTL', lock)}
-end
-local in_order, earlier, place = string.find(flags, 'o', 1, true), false, nil
-if in_order then
+local earlier, place = false, nil
+if string.find(flags, '[co]') then
   earlier, place = take_turn(base, waiter)
 end
 
@@ -22,11 +18,14 @@ if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
   if redis.pcall('GETEX', lock) == value then
     redis.call('PEXPIRE', lock, ttl)
   else
-    local left = redis.call('PTTL', lock)
-    if waiting or place then
-      register(base, waiter, math.max(left, 0) + math.min(3000, ttl + 0), place)
+    local why, left = 0, redis.call('PTTL', lock)
+    if earlier and left == -2 then
+      why, left = 1, offer(base, waiter)
     end
-    return {earlier and left == -2 and 1 or 0, left}
+    if place or string.find(flags, 'w', 1, true) then
+      register(base, 'writers', waiter, place)
+    end
+    return {why, left}
   end
 end
 
@@ -49,6 +48,6 @@ if not highest or least > tonumber(highest) then
   redis.call('SET', top, string.format('%.0f', math.min(least + 10000000, 2^53)))
 end
 if string.find(flags, 'r', 1, true) then
-  strike_off(base, waiter, in_order, place)
+  strike_off(base, 'writers', waiter, place)
 end
 return token

@@ -6,40 +6,30 @@
 -- later writer's is above it.
 local lock, writers, value, ttl, waiter, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 local base, node, time = ARGV[5], ARGV[6], redis.call('TIME')
-local readers, waiters = base .. 'readers', base .. 'waiters'
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local readers, now = base .. 'readers', millis(time)
 if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= ARGV[10] then
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
 end
 
 local function refuse(why)
   local left = redis.call('PTTL', lock)
-  if why == 2 then
+  if why == 1 then
+    left = offer(base, waiter)
+  elseif why == 2 then
     left = redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2] - now
   end
-  if why ~= 1 and string.find(flags, 'w', 1, true) then
-    local lives = math.max(left, 0) + math.min(3000, ttl)
-    redis.call('ZADD', waiters, now + lives, waiter)
-    redis.call('PEXPIRE', waiters, lives + 60000)
+  if string.find(flags, 'w', 1, true) then
+    register(base, 'waiters', waiter)
   end
   return {why, left}
 end
 
-redis.call('ZREMRANGEBYSCORE', writers, '-inf', now)
-if redis.pcall('GETEX', writers) then
-  return refuse(2)
-end
 local holder = redis.pcall('GETEX', lock)
 if holder and (type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:') then
   return refuse(0)
 end
-if string.find(flags, 'c', 1, true) then
-  redis.call('ZREMRANGEBYSCORE', waiters, '-inf', now)
-  for _, member in ipairs(redis.call('ZRANGE', waiters, 0, 1)) do
-    if member ~= waiter then
-      return refuse(1)
-    end
-  end
+if behind_a_writer(base, waiter) then
+  return refuse(holder and 2 or 1)
 end
 
 local fence, top = base .. 'fence', node .. 'top'
@@ -71,6 +61,6 @@ end
 redis.call('ZADD', readers, now + ttl, value)
 redis.call('PEXPIRE', readers, math.max(ttl, redis.call('PTTL', readers)) + 1000)
 if string.find(flags, 'r', 1, true) then
-  redis.call('ZREM', waiters, waiter)
+  strike_off(base, 'waiters', waiter)
 end
 return token

@@ -1,8 +1,8 @@
--- Gives back several exclusive locks: what release.lua does, for each. KEYS: locks. ARGV: the value of each; then writers and
--- waiters of the first ones, which ask whether anybody waits.
+-- Gives back several exclusive locks: what release.lua does, for each. KEYS: locks. ARGV: the value of each; then the order of
+-- the first ones, which ask whether anybody waits.
 -- The number of keys if all were freed, and nobody waits for those that ask. Else for each 2, 1, 0, or an error.
 local call, other = redis.pcall, nil
-local asking = (#ARGV - #KEYS) / 2
+local asking = #ARGV - #KEYS
 for i, lock in ipairs(KEYS) do
   local seen, answer, expected = call('GETEX', lock), 0, 1
   if seen == ARGV[i] then
@@ -12,8 +12,7 @@ for i, lock in ipairs(KEYS) do
   end
   if i <= asking then
     expected = 2
-    local at = #KEYS + 2 * i
-    if answer == 1 and not call('GETEX', ARGV[at - 1]) and not call('GETEX', ARGV[at]) then
+    if answer == 1 and not call('GETEX', ARGV[#KEYS + i]) then
       answer = 2
     end
   end

@@ -1,0 +1,244 @@
+//! Nobody starves, and the dead hold nobody up. The bounds are numbers of hand-offs.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{LockBackend, LockClient, Mode, Request};
+use leasehold_redis::{RedisBackend, redis};
+use support::{Server, granted, key, refused, request, ttl, until};
+use tokio::task::JoinSet;
+
+/// What a waiter may have to see pass by, as for one beside a crowd: two rows of turns of each of three other processes,
+/// and as many again that overtake it where its machine is slow.
+const HAND_OFFS: u64 = 50;
+/// Far more than a waiter that does not starve needs: the end of a test in which one does.
+const STARVED: u64 = 2_000;
+const HOUR: u64 = 3_600_000;
+const MODES: [Mode; 3] = [Mode::Exclusive, Mode::Shared, Mode::Permit { of: std::num::NonZeroU32::MIN }];
+
+/// Processes, as the server sees them, whose tasks write and count.
+struct Writers {
+    granted: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+}
+
+impl Writers {
+    async fn begin(clients: &[LockClient], tasks: usize) -> Self {
+        let mut writers = Self { granted: Arc::default(), over: Arc::default(), tasks: JoinSet::new() };
+        for client in clients {
+            for _ in 0..tasks {
+                let (mutex, granted) = (client.rwlock("k"), Arc::clone(&writers.granted));
+                let over = Arc::clone(&writers.over);
+                writers.tasks.spawn(async move {
+                    while !over.load(Relaxed) {
+                        let guard = mutex.write().await.unwrap();
+                        granted.fetch_add(1, Relaxed);
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                        guard.release().await.unwrap();
+                    }
+                });
+            }
+        }
+        let granted = Arc::clone(&writers.granted);
+        until("the writers are at work", || async { granted.load(Relaxed) > 50 }).await;
+        writers
+    }
+
+    /// How many grants this acquisition sees pass by.
+    async fn passed<T>(&self, acquisition: impl Future<Output = T>) -> Option<u64> {
+        let before = self.granted.load(Relaxed);
+        let starved = async {
+            while self.granted.load(Relaxed) < before + STARVED {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            acquired = acquisition => {
+                drop(acquired);
+                Some(self.granted.load(Relaxed) - before)
+            }
+            () = starved => None,
+        }
+    }
+
+    async fn end(mut self) {
+        self.over.store(true, Relaxed);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+async fn clients(server: &Server, count: usize) -> Vec<LockClient> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(LockClient::new(server.backend().await));
+    }
+    clients
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_beside_writers_of_three_processes_is_not_starved() {
+    let server = Server::start();
+    let (others, reader) = (clients(&server, 3).await, clients(&server, 1).await.remove(0));
+    let writers = Writers::begin(&others, 8).await;
+    let lock = reader.rwlock("k");
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        let passed = writers.passed(async { lock.read().await.unwrap().release().await.unwrap() }).await;
+        seen.push(passed.expect("the reader starves"));
+    }
+    writers.end().await;
+    println!("hand-offs that the reader saw pass by: {seen:?}");
+    assert!(seen.iter().all(|passed| *passed <= HAND_OFFS), "{seen:?}");
+}
+
+/// Leaves a registration behind, as a waiter that is killed does.
+async fn dead_waiter(backend: &Arc<RedisBackend>, mode: Mode) {
+    refused(backend, request("k").with_mode(mode).with_waiting(true)).await;
+}
+
+/// Acquires, and says how often it was refused.
+async fn refusals(backend: &Arc<RedisBackend>, request: Request) -> u32 {
+    let mut refusals = 0;
+    let mut wanted = request.with_waiting(true);
+    loop {
+        match Arc::clone(backend).try_acquire(wanted.clone()).await.unwrap() {
+            leasehold_core::Attempt::Granted(lease) => {
+                lease.release().await.unwrap();
+                return refusals;
+            }
+            leasehold_core::Attempt::Contended(contention) => {
+                refusals += 1;
+                let again = contention.retry_after.unwrap();
+                assert!(
+                    again < Duration::from_secs(1),
+                    "a dead waiter is waited for as long as a living one: {again:?}"
+                );
+                tokio::time::sleep(again).await;
+                wanted = wanted.with_courtesy(false);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_killed_waiter_slows_nobody_more_than_once() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    for mode in MODES {
+        // Readers hold nobody up who is courteous to writers, and are not courteous themselves.
+        let wanted = request("k").with_mode(mode).with_ttl(ttl(HOUR));
+        let holder = if mode == Mode::Shared { wanted.clone().with_mode(Mode::Exclusive) } else { wanted.clone() };
+        let held = granted(&a, holder.clone()).await;
+        for _ in 0..3 {
+            dead_waiter(&b, mode).await;
+        }
+        held.release().await.unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..10 {
+            seen.push(refusals(&a, holder.as_new_owner().with_courtesy(true)).await);
+        }
+        // One finds out that they are dead. On a machine that is slow it may take another.
+        assert!(seen.iter().sum::<u32>() <= 2, "{mode}: {seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_writer_keeps_no_reader_from_a_free_lock() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let held = granted(&a, request("k").with_ttl(ttl(HOUR))).await;
+    dead_waiter(&b, Mode::Exclusive).await;
+    held.release().await.unwrap();
+    let refusals = refusals(&a, request("k").with_mode(Mode::Shared)).await;
+    assert!(refusals <= 2, "{refusals}");
+}
+
+/// The registrations on the lists of `k`, with the ms for which each lives from now on.
+async fn registrations(server: &Server) -> Vec<i64> {
+    let mut raw = server.raw().await;
+    let mut lives = Vec::new();
+    for list in ["writers", "waiters", "queue"] {
+        let (secs, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut raw).await.unwrap();
+        let members: Vec<(String, f64)> = redis::cmd("ZRANGE")
+            .arg(format!("{{k}}:lh2:{list}"))
+            .arg(0)
+            .arg(-1)
+            .arg("WITHSCORES")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
+        lives.extend(members.into_iter().map(|(_, until)| until as i64 - secs * 1000 - micros / 1000));
+    }
+    lives
+}
+
+/// How long a registration may outlive its waiter.
+const LIFE: i64 = 5_000;
+
+#[tokio::test]
+async fn a_registration_ends_within_seconds_whatever_the_ttl() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let mut raw = server.raw().await;
+    for mode in MODES {
+        let held = granted(&a, request("k").with_ttl(ttl(HOUR)).with_mode(holder_against(mode))).await;
+        refused(&b, request("k").with_mode(mode).with_ttl(ttl(HOUR)).with_waiting(true)).await;
+        let lives = registrations(&server).await;
+        assert!(!lives.is_empty() && lives.iter().all(|lives| *lives <= LIFE), "{mode}: {lives:?}");
+        for list in ["writers", "waiters", "queue", "order"] {
+            let left: i64 = redis::cmd("PTTL").arg(format!("{{k}}:lh2:{list}")).query_async(&mut raw).await.unwrap();
+            assert!((-2..=LIFE).contains(&left) && left != -1, "{mode}: {list} stays for {left} ms");
+        }
+        held.release().await.unwrap();
+        () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
+    }
+}
+
+/// Against whom this one waits.
+fn holder_against(mode: Mode) -> Mode {
+    if mode == Mode::Shared { Mode::Exclusive } else { mode }
+}
+
+#[tokio::test]
+async fn a_living_waiter_of_any_mode_stays_registered() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let mut raw = server.raw().await;
+    for (name, mode) in ["w", "r", "p"].into_iter().zip(MODES) {
+        let held = granted(&a, request(name).with_mode(holder_against(mode)).with_ttl(ttl(HOUR))).await;
+        let waiting = request(name).with_mode(mode);
+        drop(tokio::spawn(Arc::clone(&b).acquire(waiting)));
+        std::mem::forget(held);
+    }
+    let lists = ["{w}:lh2:writers", "{r}:lh2:waiters", "{p}:lh2:queue"];
+    for list in lists {
+        until("registered", || async { !a.inspect(&key(&list[1..2])).await.unwrap().waiters.is_empty() }).await;
+    }
+    // Each is renewed before it ends.
+    let mut scores = [0.0; 3];
+    let mut renewed = [0; 3];
+    while renewed.iter().any(|renewed| *renewed < 3) {
+        for (at, list) in lists.iter().enumerate() {
+            let members: Vec<(String, f64)> =
+                redis::cmd("ZRANGE").arg(list).arg(0).arg(-1).arg("WITHSCORES").query_async(&mut raw).await.unwrap();
+            let [(_, score)] = members.as_slice() else { panic!("{list}: {members:?} after {} renewals", renewed[at]) };
+            if *score > scores[at] {
+                (scores[at], renewed[at]) = (*score, renewed[at] + 1);
+            }
+            let (secs, _): (f64, f64) = redis::cmd("TIME").query_async(&mut raw).await.unwrap();
+            assert!(*score > secs * 1000.0, "{list}: over after {} renewals", renewed[at]);
+            assert!(*score < secs * 1000.0 + 60_000.0, "{list}: never to be renewed");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
