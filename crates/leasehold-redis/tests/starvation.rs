@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{LockBackend, LockClient, Mode, Request};
+use leasehold_core::{Attempt, LockBackend, LockClient, Mode, Request, quorum::Provision};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, key, refused, request, ttl, until};
 use tokio::task::JoinSet;
@@ -85,11 +85,9 @@ async fn clients(server: &Server, count: usize) -> Vec<LockClient> {
     clients
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_beside_writers_of_three_processes_is_not_starved() {
-    let server = Server::start();
-    let (others, reader) = (clients(&server, 3).await, clients(&server, 1).await.remove(0));
-    let writers = Writers::begin(&others, 8).await;
+/// What a reader sees pass by beside these, again and again.
+async fn reader_beside(others: &[LockClient], reader: &LockClient, tasks: usize) -> Vec<u64> {
+    let writers = Writers::begin(others, tasks).await;
     let lock = reader.rwlock("k");
     let mut seen = Vec::new();
     for _ in 0..20 {
@@ -98,7 +96,100 @@ async fn a_reader_beside_writers_of_three_processes_is_not_starved() {
     }
     writers.end().await;
     println!("hand-offs that the reader saw pass by: {seen:?}");
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_beside_writers_of_three_processes_is_not_starved() {
+    let server = Server::start();
+    let (others, reader) = (clients(&server, 3).await, clients(&server, 1).await.remove(0));
+    let seen = reader_beside(&others, &reader, 8).await;
     assert!(seen.iter().all(|passed| *passed <= HAND_OFFS), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_beside_writers_is_not_starved_on_a_quorum() {
+    let servers = [Server::start(), Server::start(), Server::start()];
+    let hosts: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
+    let url = format!("redlock://{}/?node-timeout=10s", hosts.join(","));
+    let mut clients = Vec::new();
+    for at in 0..4 {
+        let quorum = leasehold_redis::redlock(&url).await.unwrap();
+        if at == 0 {
+            quorum.provision(&Provision::new(ttl(HOUR)).with_never_used(true)).await.unwrap();
+        }
+        clients.push(LockClient::new(quorum));
+    }
+    let (reader, others) = clients.split_first().unwrap();
+    let seen = reader_beside(others, reader, 8).await;
+    // A vote may be split again and again, and gives all places at a node away that granted.
+    assert!(seen.iter().all(|passed| *passed <= 4 * HAND_OFFS), "{seen:?}");
+}
+
+/// Numbers that look random and are the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Readers and writers in tasks of several processes, holds of random length, and waiters that are killed meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
+    const PROCESSES: u64 = 4;
+    const TASKS: u64 = 6;
+    const ROUNDS: u64 = 40;
+    let server = Server::start();
+    let killed = server.backend().await;
+    let granted: Arc<AtomicU64> = Arc::default();
+    // Of the other modes than the key's: writers and readers there, permits at a semaphore of the same name.
+    let mut tasks = JoinSet::new();
+    for (process, client) in clients(&server, PROCESSES as usize).await.into_iter().enumerate() {
+        for task in 0..TASKS {
+            let (client, granted) = (client.clone(), Arc::clone(&granted));
+            let mut random = Random(process as u64 * TASKS + task);
+            tasks.spawn(async move {
+                let (lock, semaphore) = (client.rwlock("k"), client.semaphore("k", 1));
+                let mut worst = 0;
+                for _ in 0..ROUNDS {
+                    let before = granted.load(Relaxed);
+                    let guard = match random.below(6) {
+                        0..3 => lock.read().await.unwrap(),
+                        3..5 => lock.write().await.unwrap(),
+                        _ => semaphore.acquire().await.unwrap(),
+                    };
+                    // Those of its own process go first who came first.
+                    worst = worst.max(granted.fetch_add(1, Relaxed) - before);
+                    tokio::time::sleep(Duration::from_micros(random.below(2_000))).await;
+                    guard.release().await.unwrap();
+                }
+                worst
+            });
+        }
+    }
+    let (mut random, mut deaths, mut worst) = (Random(7), 0, 0);
+    let end = tokio::time::Instant::now() + Duration::from_secs(120);
+    while !tasks.is_empty() {
+        tokio::select! {
+            () = tokio::time::sleep_until(end) => panic!("{} tasks hang", tasks.len()),
+            ended = tasks.join_next() => worst = worst.max(ended.unwrap().unwrap()),
+            () = tokio::time::sleep(Duration::from_millis(40)) => {
+                let mode = MODES[random.below(3) as usize];
+                let request = request("k").with_mode(mode).with_ttl(ttl(HOUR)).with_waiting(true);
+                match Arc::clone(&killed).try_acquire(request).await.unwrap() {
+                    Attempt::Granted(lease) => drop(lease.release().await.unwrap()),
+                    Attempt::Contended(_) => deaths += 1,
+                }
+            }
+        }
+    }
+    println!("{deaths} killed waiters; at most {worst} hand-offs passed by");
+    assert!(deaths > 5, "nobody was killed");
+    // A task waits for all others of its process, each of which waits for those of the others.
+    assert!(worst <= PROCESSES * TASKS * 8, "{worst}");
 }
 
 /// Leaves a registration behind, as a waiter that is killed does.
@@ -112,11 +203,11 @@ async fn refusals(backend: &Arc<RedisBackend>, request: Request) -> u32 {
     let mut wanted = request.with_waiting(true);
     loop {
         match Arc::clone(backend).try_acquire(wanted.clone()).await.unwrap() {
-            leasehold_core::Attempt::Granted(lease) => {
+            Attempt::Granted(lease) => {
                 lease.release().await.unwrap();
                 return refusals;
             }
-            leasehold_core::Attempt::Contended(contention) => {
+            Attempt::Contended(contention) => {
                 refusals += 1;
                 let again = contention.retry_after.unwrap();
                 assert!(
