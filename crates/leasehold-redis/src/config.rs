@@ -1,8 +1,8 @@
 //! [`RedisConfig`].
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use leasehold_core::Result;
+use leasehold_core::{CredentialsProvider, Result};
 use redis::{Client, io::tcp::TcpSettings};
 
 use crate::error;
@@ -34,6 +34,7 @@ pub struct RedisConfig {
     pub(crate) nodelay: bool,
     pub(crate) wake_up: WakeMode,
     pub(crate) safety_net: Option<Duration>,
+    pub(crate) credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
 impl RedisConfig {
@@ -48,6 +49,7 @@ impl RedisConfig {
             nodelay: true,
             wake_up: WakeMode::default(),
             safety_net: None,
+            credentials: None,
         }
     }
 
@@ -87,11 +89,32 @@ impl RedisConfig {
         self
     }
 
-    /// Replaces the time after which a waiter asks again unless it is woken, which is when the holder's grant ends. For
-    /// tests that want to see that pushes alone suffice.
+    /// Replaces the time after which a waiter asks again unless it is woken: 2 s, or when the holder's grant ends. A
+    /// waiter that asks less often than every 5 s loses its place. For tests that want to see that pushes alone suffice.
     #[must_use]
     pub fn with_safety_net(mut self, net: Duration) -> Self {
         self.safety_net = Some(net);
+        self
+    }
+
+    /// Sets where the user and the password of each connection come from, instead of the URL or the client.
+    ///
+    /// The provider is asked before each connection is opened, and once more if the server refuses what it gave. A
+    /// connection that the server asks to authenticate again is replaced. Locks and waiters outlast that: after the
+    /// first connection, refused credentials are an error of kind
+    /// [`Unavailable`](leasehold_core::ErrorKind::Unavailable), which renewals and waiters retry.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use leasehold_core::Credentials;
+    /// use leasehold_redis::RedisConfig;
+    ///
+    /// let credentials = Credentials::new("secret").with_username("shop");
+    /// let config = RedisConfig::new().with_credentials(Arc::new(credentials));
+    /// ```
+    #[must_use]
+    pub fn with_credentials(mut self, provider: Arc<dyn CredentialsProvider>) -> Self {
+        self.credentials = Some(provider);
         self
     }
 
@@ -132,6 +155,7 @@ impl fmt::Debug for RedisConfig {
             .field("nodelay", &self.nodelay)
             .field("wake_up", &self.wake_up)
             .field("safety_net", &self.safety_net)
+            .field("credentials", &self.credentials)
             .finish()
     }
 }

@@ -2,14 +2,16 @@
 
 use std::{
     fmt,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt, future::Shared};
-use leasehold_core::{BoxFuture, Error, ErrorKind, Result};
+use leasehold_core::{BoxFuture, Credentials, CredentialsProvider, Error, ErrorKind, Result};
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
@@ -94,13 +96,19 @@ impl Link {
         live.run(script, arguments).await.map_err(|error| self.failed(live, error, operation, effect))
     }
 
-    /// Maps the error, and gives the connection up if it must be: one that broke or does not answer, or whose server is a
-    /// replica by now. After a fail-over the same address leads to the new primary, and the old connection never does.
+    /// Maps the error, and gives the connection up if it must be: one that broke or does not answer, that must authenticate
+    /// again, or whose server is a replica by now. After a fail-over the same address leads to the new primary, and the old connection never does.
     pub(crate) fn failed(&self, live: &Live, error: RedisError, operation: &'static str, effect: Effect) -> Error {
-        if error.is_io_error() || error.is_unrecoverable_error() || error::is_of_replica(&error) {
+        let unauthenticated = error::asks_for_credentials(&error);
+        if error.is_io_error() || error.is_unrecoverable_error() || error::is_of_replica(&error) || unauthenticated {
             self.lose(live.generation);
         }
-        error::of_command(error, operation, effect)
+        let error = error::of_command(error, operation, effect);
+        // The next connection asks for new ones.
+        if unauthenticated && self.config.credentials.is_some() {
+            return error::outdated(error, operation);
+        }
+        error
     }
 
     /// The connection, with all gathered operations sent before whatever comes next.
@@ -173,14 +181,55 @@ impl Link {
 
     async fn open(self: &Arc<Self>) -> Result<Arc<Live>> {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+        let Some(provider) = &self.config.credentials else {
+            return self.open_as(&self.client, generation, self.config.connect_timeout).await;
+        };
+        let mut refused: Option<(Credentials, Error)> = None;
+        loop {
+            let begun = Instant::now();
+            let credentials = self.ask(&**provider).await?;
+            if let Some((_, error)) = refused.take_if(|(before, _)| *before == credentials) {
+                return Err(if generation == 0 { error } else { error::outdated(error, "connect") });
+            }
+            let client = probe::with_credentials(&self.client, &credentials)?;
+            let patience = self.config.connect_timeout.saturating_sub(begun.elapsed());
+            match self.open_as(&client, generation, patience).await {
+                // They may have changed between the question and their use.
+                Err(error) if error::is_unauthenticated(&error) && refused.is_none() => {
+                    refused = Some((credentials, error));
+                }
+                Err(error) if error::is_unauthenticated(&error) && generation > 0 => {
+                    return Err(error::outdated(error, "connect"));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Asks for credentials. A provider that panics or does not answer is one that cannot be reached.
+    async fn ask(&self, provider: &dyn CredentialsProvider) -> Result<Credentials> {
+        let unavailable = |why: &str| error::plain(ErrorKind::Unavailable, "connect", why);
+        let asked = AssertUnwindSafe(provider.credentials()).catch_unwind();
+        match tokio::time::timeout(self.config.connect_timeout, asked).await {
+            Ok(Ok(credentials)) => {
+                credentials.map_err(|error| error.with_backend(error::BACKEND).with_operation("connect"))
+            }
+            Ok(Err(_panic)) => Err(unavailable("the provider of the credentials panicked")),
+            Err(_elapsed) => {
+                Err(unavailable("the provider of the credentials did not answer within the connect time-out"))
+            }
+        }
+    }
+
+    async fn open_as(self: &Arc<Self>, client: &Client, generation: u64, patience: Duration) -> Result<Arc<Live>> {
         let settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.config.connect_timeout))
+            .set_connection_timeout(Some(patience))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
         let pushing = match self.config.wake_up {
             WakeMode::Pushed => {
                 let settings = settings.clone().set_push_sender(self.push_sender(generation));
-                match self.client.get_multiplexed_async_connection_with_config(&settings).await {
+                match client.get_multiplexed_async_connection_with_config(&settings).await {
                     Ok(connection) => Some(connection),
                     Err(error) if probe::lacks_resp3(&error) => {
                         tracing::warn!(endpoint = %self.endpoint, "no RESP3 here: waiters poll");
@@ -194,7 +243,7 @@ impl Link {
         let (connection, can_push) = match pushing {
             Some(connection) => (connection, true),
             None => {
-                let client = probe::with_resp2(&self.client)?;
+                let client = probe::with_resp2(client)?;
                 let connection = client.get_multiplexed_async_connection_with_config(&settings).await;
                 (connection.map_err(|error| error::of_connect(error, &self.endpoint))?, false)
             }

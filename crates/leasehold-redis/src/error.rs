@@ -65,8 +65,7 @@ pub(crate) fn of_connect(error: RedisError, endpoint: &str) -> Error {
             ErrorKind::Unavailable,
             format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
         ),
-        Driver::AuthenticationFailed => denied(endpoint),
-        _ if error.to_string().contains("WRONGPASS") || error.to_string().contains("NOAUTH") => denied(endpoint),
+        _ if asks_for_credentials(&error) => denied(endpoint),
         _ => {
             let (kind, message) = of_answer(&error);
             (kind, format!("cannot use {endpoint}: {message}"))
@@ -75,8 +74,35 @@ pub(crate) fn of_connect(error: RedisError, endpoint: &str) -> Error {
     plain(kind, "connect", message).with_source(error)
 }
 
+/// Whether the server refused the user or the password, or asks for them.
+pub(crate) fn asks_for_credentials(error: &RedisError) -> bool {
+    match error.kind() {
+        Driver::AuthenticationFailed => true,
+        Driver::Extension => matches!(error.code(), Some("NOAUTH" | "WRONGPASS")),
+        Driver::Io | Driver::Parse => false,
+        // The driver wraps what a proxy or an older server answers to its greeting.
+        _ => error.code().is_none() && ["WRONGPASS", "NOAUTH"].iter().any(|code| error.to_string().contains(code)),
+    }
+}
+
+/// Whether a connection attempt ended so that other credentials may cure it.
+pub(crate) fn is_unauthenticated(error: &Error) -> bool {
+    error.source().and_then(|source| source.downcast_ref()).is_some_and(asks_for_credentials)
+}
+
+/// Of credentials that were right before, and may be again when their provider is asked.
+pub(crate) fn outdated(error: Error, operation: &'static str) -> Error {
+    let message = "the server refuses credentials that it accepted before; their provider is asked again";
+    plain(ErrorKind::Unavailable, operation, message).with_source(error)
+}
+
 fn denied(endpoint: &str) -> (ErrorKind, String) {
-    (ErrorKind::Denied, format!("{endpoint} refused the user or the password; check both in the URL"))
+    (
+        ErrorKind::Denied,
+        format!(
+            "{endpoint} refused the user or the password; check both where they come from: the URL, the client or the provider"
+        ),
+    )
 }
 
 /// Why a server takes no writes for now: nothing was taken.

@@ -1,7 +1,10 @@
 //! What a fresh connection is asked before it is used.
 
-use leasehold_core::{ErrorKind, Result};
-use redis::{Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError, Value, aio::MultiplexedConnection};
+use leasehold_core::{Credentials, ErrorKind, Result};
+use redis::{
+    Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
+    aio::MultiplexedConnection,
+};
 
 use crate::{error, scripts};
 
@@ -128,9 +131,20 @@ pub(crate) fn with_resp3(client: &Client) -> Result<Client> {
     with_protocol(client, ProtocolVersion::RESP3)
 }
 
+/// The same client as another user, or with another password.
+pub(crate) fn with_credentials(client: &Client, credentials: &Credentials) -> Result<Client> {
+    // The name of the default user, so that a user of the URL is not kept beside another's password.
+    let username = credentials.username().unwrap_or("default");
+    with_settings(client, |settings| settings.set_username(username).set_password(credentials.password()))
+}
+
 fn with_protocol(client: &Client, protocol: ProtocolVersion) -> Result<Client> {
+    with_settings(client, |settings| settings.set_protocol(protocol))
+}
+
+fn with_settings(client: &Client, change: impl FnOnce(RedisConnectionInfo) -> RedisConnectionInfo) -> Result<Client> {
     let info = client.get_connection_info().clone();
-    let settings = info.redis_settings().clone().set_protocol(protocol);
+    let settings = change(info.redis_settings().clone());
     info.set_redis_settings(settings)
         .into_connection_info()
         .and_then(Client::open)
