@@ -90,16 +90,20 @@ impl RedisBackend {
     pub async fn from_client(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
         let backend = Self::unconnected(client, config)?;
         let live = backend.link.live().await?;
-        Ok(Arc::new(Self { capabilities: capabilities(backend.link.endpoint.clone(), live.pushes), ..backend }))
+        Ok(Arc::new(Self {
+            capabilities: capabilities(backend.link.endpoint.clone(), live.pushes, live.restart),
+            ..backend
+        }))
     }
 
     /// As [`from_client`](Self::from_client), but a server that cannot be reached now may come later.
     pub(crate) async fn from_client_if_reachable(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
         let backend = Self::unconnected(client, config)?;
         match backend.link.live().await {
-            Ok(live) => {
-                Ok(Arc::new(Self { capabilities: capabilities(backend.link.endpoint.clone(), live.pushes), ..backend }))
-            }
+            Ok(live) => Ok(Arc::new(Self {
+                capabilities: capabilities(backend.link.endpoint.clone(), live.pushes, live.restart),
+                ..backend
+            })),
             Err(error) if error.is_retryable() => Ok(Arc::new(backend)),
             Err(error) => Err(error),
         }
@@ -111,7 +115,7 @@ impl RedisBackend {
         let endpoint = endpoint_of(&client);
         let pushes = config.wake_up == WakeMode::Pushed;
         let link = Link::new(client, config, endpoint);
-        let capabilities = capabilities(link.endpoint.clone(), pushes);
+        let capabilities = capabilities(link.endpoint.clone(), pushes, Restart::AsPersisted);
         Ok(Self { link, orphans: Arc::default(), capabilities })
     }
 
@@ -361,7 +365,7 @@ fn in_acquire(error: leasehold_core::Error) -> leasehold_core::Error {
     error.with_backend(BACKEND).with_operation("acquire")
 }
 
-fn capabilities(endpoint: String, pushes: bool) -> Capabilities {
+fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilities {
     let mut capabilities = Capabilities::new(BACKEND);
     capabilities.endpoint = endpoint;
     capabilities.shared = true;
@@ -372,7 +376,7 @@ fn capabilities(endpoint: String, pushes: bool) -> Capabilities {
     capabilities.fairness = if pushes { Fairness::BestEffort } else { Fairness::None };
     capabilities.wakeup = if pushes { Wakeup::Pushed } else { Wakeup::Polled(POLL) };
     capabilities.loss_signal = LossSignal::Renewal;
-    capabilities.restart = Restart::AsPersisted;
+    capabilities.restart = restart;
     capabilities.ordered_release = true;
     capabilities.inspect = true;
     capabilities.break_lock = true;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{Elapsed, Patience};
+use leasehold_core::{Elapsed, Patience, Restart};
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::task::unconstrained;
 
@@ -36,6 +36,7 @@ pub(crate) struct Live {
     run: String,
     /// Whether the server pushes invalidations on it.
     pub(crate) pushes: bool,
+    pub(crate) restart: Restart,
     /// What is known of its memory, once a quorum has asked.
     sight: Mutex<Option<Arc<Sight>>>,
     warmth: Warmth,
@@ -59,7 +60,7 @@ impl Live {
         found: Found,
         response_timeout: Duration,
     ) -> Self {
-        let Found { id, run, pushes } = found;
+        let Found { id, run, pushes, restart } = found;
         Self {
             connection,
             response_timeout,
@@ -68,6 +69,7 @@ impl Live {
             id,
             run,
             pushes,
+            restart,
             sight: Mutex::default(),
             warmth: Warmth::new(),
             one_at_a_time: AtomicBool::new(false),

@@ -1,6 +1,6 @@
 //! What a fresh connection is asked before it is used.
 
-use leasehold_core::{Credentials, ErrorKind, Result};
+use leasehold_core::{Credentials, ErrorKind, Restart, Result};
 use redis::{
     Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
     aio::MultiplexedConnection,
@@ -19,6 +19,8 @@ pub(crate) struct Found {
     pub(crate) run: String,
     /// Whether invalidations are pushed.
     pub(crate) pushes: bool,
+    /// Whether its settings promise that held locks stay.
+    pub(crate) restart: Restart,
 }
 
 /// Checks the server, loads the scripts and switches tracking on, in one round trip. `first`: it is the first connection.
@@ -29,9 +31,11 @@ pub(crate) async fn check(
     endpoint: &str,
 ) -> Result<Found> {
     let mut pipeline = Pipeline::new();
-    for section in ["server", "replication", "memory"] {
+    const SECTIONS: [&str; 4] = ["server", "replication", "memory", "persistence"];
+    for section in SECTIONS {
         pipeline.cmd("INFO").arg(section);
     }
+    pipeline.cmd("CONFIG").arg("GET").arg("save");
     pipeline.cmd("CLIENT").arg("ID");
     for script in scripts::ALL {
         pipeline.cmd("SCRIPT").arg("LOAD").arg(script.source);
@@ -47,13 +51,17 @@ pub(crate) async fn check(
     let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
 
     let mut info = String::new();
-    for _ in 0..3 {
+    for _ in SECTIONS {
         match next().map(redis::from_redis_value::<String>) {
             Ok(Ok(section)) => info.push_str(&section),
             // Nothing can be checked, and nothing speaks against trying.
-            Ok(Err(_)) | Err(_) => tracing::debug!(%endpoint, "INFO is not allowed here: the server is not checked"),
+            Ok(Err(_)) | Err(_) if first => {
+                tracing::warn!(%endpoint, "INFO is not allowed here: version, role and settings are not checked");
+            }
+            Ok(Err(_)) | Err(_) => {}
         }
     }
+    let save = next().ok().and_then(|save| redis::from_redis_value::<(String, String)>(save).ok());
     judge(&info, first, endpoint)?;
     let run = field(&info, "run_id").to_owned();
 
@@ -69,7 +77,19 @@ pub(crate) async fn check(
                 false
             }
         };
-    Ok(Found { id, run, pushes })
+    let restart = restart(&info, save.as_ref().map(|(_, save)| save.as_str()));
+    Ok(Found { id, run, pushes, restart })
+}
+
+/// What becomes of held locks, by the server's settings. `save`: when it takes snapshots, if it says so.
+fn restart(info: &str, save: Option<&str>) -> Restart {
+    let forgets = field(info, "aof_enabled") == "0" && save == Some("");
+    if forgets || evicts(info) { Restart::FreesAtOnce } else { Restart::AsPersisted }
+}
+
+/// Whether a full memory may cost held locks.
+fn evicts(info: &str) -> bool {
+    !matches!(field(info, "maxmemory"), "" | "0") && !matches!(field(info, "maxmemory_policy"), "" | "noeviction")
 }
 
 fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
@@ -94,11 +114,10 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
             format!("{endpoint} is a read-only replica; connect to its primary"),
         ));
     }
-    let policy = field("maxmemory_policy");
-    if !matches!(field("maxmemory"), "" | "0") && !matches!(policy, "" | "noeviction") {
+    if evicts(info) {
         tracing::warn!(
             %endpoint,
-            policy,
+            policy = field("maxmemory_policy"),
             "this server may evict held locks when its memory is full; set maxmemory-policy to noeviction"
         );
     }
@@ -154,6 +173,19 @@ fn with_settings(client: &Client, change: impl FnOnce(RedisConnectionInfo) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_forgets_or_evicts_promises_less() {
+        let memory = |max, policy| format!("aof_enabled:0\r\nmaxmemory:{max}\r\nmaxmemory_policy:{policy}\r\n");
+        let plain = memory(0, "allkeys-lru");
+        assert_eq!(restart(&plain, Some("")), Restart::FreesAtOnce);
+        assert_eq!(restart(&plain, Some("3600 1")), Restart::AsPersisted);
+        assert_eq!(restart("aof_enabled:1\r\n", Some("")), Restart::AsPersisted);
+        assert_eq!(restart(&memory(1 << 20, "noeviction"), Some("3600 1")), Restart::AsPersisted);
+        assert_eq!(restart(&memory(1 << 20, "volatile-lru"), Some("3600 1")), Restart::FreesAtOnce);
+        // Neither says that it forgets.
+        assert!(restart(&plain, None) == Restart::AsPersisted && restart("", Some("")) == Restart::AsPersisted);
+    }
 
     #[test]
     fn old_servers_and_replicas_are_refused_by_name() {

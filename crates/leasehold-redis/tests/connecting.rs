@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Ttl};
+use leasehold_core::{Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Restart, Ttl};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, request, ttl};
 
@@ -72,6 +72,18 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
     let error = Arc::clone(&stranger).try_acquire(request("k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_server_that_keeps_nothing_or_evicts_promises_less() {
+    for (settings, restart) in [
+        (&[][..], Restart::FreesAtOnce),
+        (&["--appendonly", "yes"], Restart::AsPersisted),
+        (&["--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"], Restart::FreesAtOnce),
+    ] {
+        let server = Server::with(settings);
+        assert_eq!(server.backend().await.capabilities().restart, restart, "{settings:?}");
+    }
 }
 
 #[tokio::test]
