@@ -15,7 +15,7 @@ const TTL: u64 = 2000;
 /// A fault that comes while a waiter waits is ridden out for a TTL; the last attempt in it takes its time-outs.
 const FAULT_LIMIT: Duration = Duration::from_millis(TTL + 10_000);
 
-/// A registration lives for what is left of the grant that it waits for and 3 s.
+/// A registration lives for 5 s, and a lock for its TTL.
 const REGISTRATION: Duration = Duration::from_millis(TTL + 10_000);
 
 /// Waits until somebody is registered as waiting.
