@@ -7,11 +7,12 @@ use std::{
 };
 
 use leasehold_core::{Broken, ErrorKind, HolderRef, Result};
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::{
     connection::{Link, read_shown},
     error,
+    identity::Identity,
     keys::AdvisoryKey,
 };
 
@@ -69,8 +70,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Result<Broken> {
     let failed = |error| link.failed(error, "break");
     let mark = id.key.breaks(id.pid);
-    let query = sqlx::query("SELECT pg_try_advisory_lock_shared($1)").bind(mark);
-    link.within(query.execute(&mut *connection)).await?.map_err(failed)?;
+    let identity = Identity::random();
+    link.within(link.claim(&mut *connection, &identity, "break")).await??;
+    let take = AssertSqlSafe(format!("SELECT pg_try_advisory_lock_shared({mark}) WHERE {}", identity.is_here()));
+    link.within(sqlx::raw_sql(take).execute(&mut *connection)).await?.map_err(failed)?;
     let begun = Instant::now();
     loop {
         let query =

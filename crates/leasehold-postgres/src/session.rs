@@ -4,8 +4,9 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use leasehold_core::{
@@ -18,6 +19,7 @@ use crate::{
     error::{self, named},
     gather::{Carrier, Done, Job, Name, Signs},
     keys::AdvisoryKey,
+    statement::SILENT_AFTER,
     wake::Wakes,
     wire::Wire,
 };
@@ -39,6 +41,41 @@ pub(crate) struct Handle {
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
     next: AtomicU64,
+    /// Writers that wait in the session, and whether a task renews it for them.
+    waiting_writers: AtomicUsize,
+    beating: AtomicBool,
+}
+
+/// How often a session in which a writer waits is renewed at least: readers heed it for [`SILENT_AFTER`] after that.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// A writer has begun to wait.
+fn writer_waits(session: &Arc<Session<PostgresSessions>>) {
+    let handle = session.handle();
+    handle.waiting_writers.fetch_add(1, Ordering::AcqRel);
+    // The server itself ends a session with a shorter TTL by then.
+    if session.ttl().as_duration() > SILENT_AFTER && !handle.beating.swap(true, Ordering::AcqRel) {
+        // Ends with the session, or soon after the last of them.
+        drop(tokio::spawn(beat(Arc::downgrade(session))));
+    }
+}
+
+async fn beat(session: Weak<Session<PostgresSessions>>) {
+    loop {
+        tokio::time::sleep(BEAT).await;
+        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
+        let handle = session.handle();
+        if handle.waiting_writers.load(Ordering::Acquire) == 0 {
+            handle.beating.store(false, Ordering::Release);
+            // One may have come at this moment.
+            if handle.waiting_writers.load(Ordering::Acquire) == 0 || handle.beating.swap(true, Ordering::AcqRel) {
+                return;
+            }
+        }
+        if let Err(error) = session.renew().await {
+            tracing::debug!(target: "leasehold", %error, "readers may overtake the writers that wait here");
+        }
+    }
 }
 
 /// Whose connection it is, to be told before the connection is given up: with that the server frees all that is held. That is the
@@ -124,12 +161,17 @@ pub(crate) struct SignsUp {
     wakes: Arc<Wakes>,
     name: Name,
     signs: Option<Signs>,
+    of_writer: bool,
 }
 
 impl SignsUp {
     pub(crate) fn new(claim: &Claim<PostgresSessions>, wakes: &Arc<Wakes>, signs: Signs) -> Self {
         let session = Arc::clone(claim.session());
-        Self { session, wakes: Arc::clone(wakes), name: *claim.name(), signs: Some(signs) }
+        let of_writer = signs.writer.is_some();
+        if of_writer {
+            writer_waits(&session);
+        }
+        Self { session, wakes: Arc::clone(wakes), name: *claim.name(), signs: Some(signs), of_writer }
     }
 
     /// Somebody else has taken them down, or will.
@@ -140,6 +182,9 @@ impl SignsUp {
 
 impl Drop for SignsUp {
     fn drop(&mut self) {
+        if self.of_writer {
+            self.session.handle().waiting_writers.fetch_sub(1, Ordering::AcqRel);
+        }
         let Some(signs) = self.signs.take() else { return };
         self.session.handle().carrier.leave(self.name, signs);
         // Without a runtime they go with whatever is asked next, or with the session.
@@ -191,6 +236,8 @@ impl SessionDriver for PostgresSessions {
             carrier: Carrier::new(link, wire, link.patience(time.ttl()), time.ttl().as_duration()),
             gather: Arc::new(Gather::new(LIMITS)),
             next: AtomicU64::new(0),
+            waiting_writers: AtomicUsize::new(0),
+            beating: AtomicBool::new(false),
         };
         Ok(Opened { handle, deadline: time.deadline_from(sent) })
     }

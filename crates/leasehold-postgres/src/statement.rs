@@ -14,7 +14,7 @@
 //!
 //! Every statement has an effect only on the backend of its session, and its column of the pid says so; see [`Identity`].
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
@@ -142,14 +142,22 @@ fn nobody(sign: &str) -> String {
     format!("(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) ELSE false END)")
 }
 
-/// As [`nobody`], but others who look at the same time do not count.
+/// Readers no longer heed a waiting writer whose session has said nothing for so long: it is stopped or cut off, and the server
+/// may only notice after its TTL.
+pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(10);
+
+/// As [`nobody`], but others who look at the same time do not count, nor do those whom the server shows as silent. It shows a
+/// role the sessions of that role, and all of them to a role with `pg_read_all_stats`.
 fn no_writer(sign: &str) -> String {
     format!(
         "(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) \
          ELSE NOT EXISTS (SELECT FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
          AND l.mode = 'ShareLock' AND l.pid <> pg_backend_pid() \
          AND l.database::int8 = $7 \
-         AND l.classid::int8 = (({sign} >> 32) & 4294967295) AND l.objid::int8 = ({sign} & 4294967295)) END)"
+         AND l.classid::int8 = (({sign} >> 32) & 4294967295) AND l.objid::int8 = ({sign} & 4294967295) \
+         AND NOT EXISTS (SELECT FROM pg_stat_get_activity(l.pid) AS a WHERE a.state = 'idle' \
+         AND a.state_change < clock_timestamp() - interval '{} s')) END)",
+        SILENT_AFTER.as_secs()
     )
 }
 

@@ -77,6 +77,16 @@ impl LendingPooler {
         *lock(&self.shared.lend) = Box::new(lend);
     }
 
+    /// Resets a backend, as poolers may do after a transaction. Does nothing if it was never lent.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn reset(&self, backend: usize) -> Result<()> {
+        let backend = self.shared.backend(backend);
+        let mut lent = lock(&backend);
+        lent.as_mut().map_or(Ok(()), Backend::reset).map_err(|error| HarnessError::caused_by("cannot reset", error))
+    }
+
     /// How many clients have come until now: the number of the next one.
     pub fn clients(&self) -> usize {
         self.shared.clients.load(Ordering::Acquire)
@@ -176,6 +186,13 @@ impl Backend {
                 _ => {}
             }
         }
+    }
+
+    fn reset(&mut self) -> io::Result<()> {
+        self.stream.write_all(&message(b'Q', b"DISCARD ALL\0"))?;
+        self.prepared.clear();
+        while read_message(&mut self.stream)?.0 != b'Z' {}
+        Ok(())
     }
 
     /// Sends what the client has asked and passes the answers on. The state of the transaction afterwards.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use futures_util::future::join_all;
@@ -153,7 +156,8 @@ fn without_number(left: &str) -> String {
     left.split(' ').map(|word| if word.len() == 32 { "" } else { word }).collect::<Vec<_>>().join(" ")
 }
 
-/// Clients move between few backends at random, between any two of their statements.
+/// Clients move between few backends at random, between any two of their statements; and now and then a backend is reset, with
+/// which its locks are free. Whoever is renewed afterwards holds.
 async fn storm(seed: u64) -> usize {
     const CLIENTS: usize = 3;
     const ROUNDS: usize = 30;
@@ -163,28 +167,45 @@ async fn storm(seed: u64) -> usize {
     let clients: Vec<LockClient> = join_all((0..CLIENTS).map(|_| client_of(&url, TTL))).await;
     let mut chance = SmallRng::seed_from_u64(seed);
     let first = pooler.clients();
-    let round = Arc::new(Mutex::new(0));
-    let (now, mut homes) = (Arc::clone(&round), HashMap::<usize, usize>::new());
+    let (round, calm) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (now, no_moves, mut homes) = (Arc::clone(&round), Arc::clone(&calm), HashMap::<usize, usize>::new());
+    let mut moves = SmallRng::seed_from_u64(chance.random());
     pooler.lend(move |loan| {
         // New ones come up, as those that were claimed are of no use to anybody else.
-        let backends = first + *now.lock().unwrap();
-        let home = homes.entry(loan.client).or_insert_with(|| backends + chance.random_range(0..2));
-        if chance.random_range(0..24) == 0 {
-            *home = backends + chance.random_range(0..2);
+        let backends = first + now.load(Ordering::Acquire);
+        let home = homes.entry(loan.client).or_insert_with(|| backends + moves.random_range(0..2));
+        if !no_moves.load(Ordering::Acquire) && moves.random_range(0..24) == 0 {
+            *home = backends + moves.random_range(0..2);
         }
         *home
     });
     let mut grants = 0;
     for number in 0..ROUNDS {
-        *round.lock().unwrap() = number;
+        round.store(number, Ordering::Release);
         let key = format!("k{number}");
-        let tries = clients.iter().map(|client| {
-            let mutex = client.mutex(&*key);
-            async move { mutex.try_lock().await.ok() }
-        });
-        let granted: Vec<LockGuard> = join_all(tries).await.into_iter().flatten().collect();
-        let held = granted.iter().filter(|guard| guard.is_held()).count();
+        let mut granted: Vec<LockGuard> = Vec::new();
+        let resets = chance.random_range(0..3);
+        for reset in 0..=resets {
+            let tries = clients.iter().map(|client| {
+                let mutex = client.mutex(&*key);
+                async move { mutex.try_lock().await.ok() }
+            });
+            granted.extend(join_all(tries).await.into_iter().flatten());
+            if resets == 0 {
+                let held = granted.iter().filter(|guard| guard.is_held()).count();
+                assert!(held <= 1, "{held} hold {key}; seed {seed}");
+            } else if reset < resets {
+                let backend = first + number + chance.random_range(0..2);
+                block_in_place(|| pooler.reset(backend).unwrap());
+            }
+        }
+        calm.store(true, Ordering::Release);
+        let mut held = 0;
+        for guard in &granted {
+            held += usize::from(guard.renew().await.is_ok() && guard.is_held());
+        }
         assert!(held <= 1, "{held} hold {key}; seed {seed}");
+        calm.store(false, Ordering::Release);
         grants += granted.len();
         for guard in granted {
             drop(guard.release().await);

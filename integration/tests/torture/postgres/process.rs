@@ -1,14 +1,17 @@
 use std::time::{Duration, Instant};
 
+use leasehold_core::{ErrorKind, LockGuard, Result};
 use leasehold_integration::{
     server::{PostgresServer, shared_postgres},
     worker::{Answer, Command, Patience},
 };
 
-use super::support::nothing_left;
+use tokio::task::block_in_place;
+
+use super::support::{HOUR, MINUTE, client_of, nothing_left};
 use crate::{
     stopped::{TTL, overtaken, write},
-    support::{PATIENCE, Stage, failed, granted, millis},
+    support::{PATIENCE, Stage, failed, granted, millis, until},
 };
 
 /// How long a machine that builds something else beside may take for what has to be immediate.
@@ -49,6 +52,54 @@ fn a_killed_waiter_leaves_nothing() {
     next.ask(Command::Release { slot: 0 }).unwrap();
     drop((holder, next));
     nothing_left(&server, AT_ONCE);
+}
+
+/// How a waiting writer ends without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Killed,
+    Stopped,
+    /// It lives on.
+    None,
+}
+
+/// A writer of another process waits behind a reader; whether a second reader gets in once that has ended, with a TTL of an hour.
+async fn reader_behind_a_writer(end: End) -> Result<LockGuard> {
+    let server = PostgresServer::start().unwrap();
+    let stage = Stage::on(&server.url(), HOUR);
+    let (first, second) = (client_of(&server.url(), HOUR).await, client_of(&server.url(), HOUR).await);
+    let _held = first.rwlock("k").read().await.unwrap();
+    let mut writer = block_in_place(|| {
+        let mut writer = stage.worker("writer");
+        writer.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        until("it waits", MINUTE, || server.psql(locks).unwrap() == "3");
+        writer
+    });
+    assert_eq!(second.rwlock("k").try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    match end {
+        End::Killed => writer.kill().unwrap(),
+        End::Stopped => writer.pause().unwrap(),
+        End::None => {}
+    }
+    let limit = if end == End::None { millis(15_000) } else { MINUTE };
+    second.rwlock("k").read_within(limit).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_waiting_writer_keeps_no_reader_out() {
+    reader_behind_a_writer(End::Killed).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_waiting_writer_keeps_no_reader_out_for_its_ttl() {
+    reader_behind_a_writer(End::Stopped).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_writer_keeps_readers_out_for_as_long_as_it_lives() {
+    let error = reader_behind_a_writer(End::None).await.expect_err("a reader has overtaken it");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error:?}");
 }
 
 #[test]
