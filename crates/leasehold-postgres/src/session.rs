@@ -41,12 +41,12 @@ pub(crate) struct Handle {
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
     next: AtomicU64,
-    /// Writers that wait in the session, and whether a task renews it for them.
+    /// Writers that wait in the session, and whether a task shows for them that it lives.
     waiting_writers: AtomicUsize,
     beating: AtomicBool,
 }
 
-/// How often a session in which a writer waits is renewed at least: readers heed it for [`SILENT_AFTER`] after that.
+/// How often a session in which a writer waits says something at least: readers heed it for [`SILENT_AFTER`] after that.
 const BEAT: Duration = Duration::from_secs(2);
 
 /// A writer has begun to wait.
@@ -72,7 +72,8 @@ async fn beat(session: Weak<Session<PostgresSessions>>) {
                 return;
             }
         }
-        if let Err(error) = session.renew().await {
+        // Only a sign of life: what the session has is looked at with its renewals.
+        if let Err(error) = handle.driven("renew", |wire, link| Box::pin(wire.renew(link))).await {
             tracing::debug!(target: "leasehold", %error, "readers may overtake the writers that wait here");
         }
     }

@@ -113,6 +113,9 @@ pub(crate) struct Statements {
     /// The same for all rows; `$7` the database. The look for writers that wait costs the server as much as all the rest, because
     /// it is set up at each execution, taken or not.
     pub(crate) batch_with_readers: SqlStr,
+    /// The same where a reader was refused before: it looks also whether the writers that wait are silent, which costs the server a
+    /// fifth more.
+    pub(crate) batch_with_waiting_readers: SqlStr,
     /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common, `$4` whether the count's key is
     /// still to be taken, `$5` the database: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
     /// `-2 - n` if somebody has permits with a count of n. And the pid.
@@ -146,18 +149,25 @@ fn nobody(sign: &str) -> String {
 /// may only notice after its TTL.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(10);
 
-/// As [`nobody`], but others who look at the same time do not count, nor do those whom the server shows as silent. It shows a
-/// role the sessions of that role, and all of them to a role with `pg_read_all_stats`.
-fn no_writer(sign: &str) -> String {
+/// Whether the session of pid `l.pid` is not known to be silent. The server shows a role the sessions of that role, and all of them
+/// to a role with `pg_read_all_stats`.
+fn not_silent() -> String {
+    format!(
+        "NOT EXISTS (SELECT FROM pg_stat_get_activity(l.pid) AS a WHERE a.state = 'idle' \
+         AND a.state_change < clock_timestamp() - interval '{} s')",
+        SILENT_AFTER.as_secs()
+    )
+}
+
+/// As [`nobody`], but others who look at the same time do not count; and of the others only `whom`.
+fn no_writer(sign: &str, whom: &str) -> String {
     format!(
         "(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) \
          ELSE NOT EXISTS (SELECT FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
          AND l.mode = 'ShareLock' AND l.pid <> pg_backend_pid() \
          AND l.database::int8 = $7 \
          AND l.classid::int8 = (({sign} >> 32) & 4294967295) AND l.objid::int8 = ({sign} & 4294967295) \
-         AND NOT EXISTS (SELECT FROM pg_stat_get_activity(l.pid) AS a WHERE a.state = 'idle' \
-         AND a.state_change < clock_timestamp() - interval '{} s')) END)",
-        SILENT_AFTER.as_secs()
+         AND {whom}) END)"
     )
 }
 
@@ -298,11 +308,13 @@ impl Statements {
         }
         let Operations { others, readers, reading } = operations;
         let others = format!("CASE o{others} END");
-        let all = format!(
-            "CASE WHEN o IN ({}) THEN CASE WHEN {} THEN CASE o{readers} END ELSE 0 END ELSE {others} END",
-            reading.join(", "),
-            no_writer("x")
-        );
+        let all = |whom: &str| {
+            format!(
+                "CASE WHEN o IN ({}) THEN CASE WHEN {} THEN CASE o{readers} END ELSE 0 END ELSE {others} END",
+                reading.join(", "),
+                no_writer("x", whom)
+            )
+        };
         let flushed = |drawn: &str, standby: &str| match sequence {
             Some(_) if flushes => flushed(drawn, standby),
             _ => String::from(standby),
@@ -346,7 +358,8 @@ impl Statements {
             give_back: text(give_back),
             tell: text(tell),
             batch: text(batch(&others)),
-            batch_with_readers: text(batch(&all)),
+            batch_with_readers: text(batch(&all("true"))),
+            batch_with_waiting_readers: text(batch(&all(&not_silent()))),
             permit: text(permit(&here, &answer)),
             renew: text(format!("SELECT 0::int8, {answer}")),
             owned: text(owned(&answer)),

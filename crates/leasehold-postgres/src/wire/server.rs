@@ -49,7 +49,12 @@ impl Wire {
         let takes = rows.iter().any(|row| row.op.takes());
         let reads = rows.iter().any(|row| row.op.reads());
         let statements = &self.statements;
-        let text = if reads { &statements.batch_with_readers } else { &statements.batch };
+        // Who waits comes with its sign.
+        let text = match (reads, rows.iter().any(|row| row.op.reads() && row.waits != 0)) {
+            (false, _) => &statements.batch,
+            (true, false) => &statements.batch_with_readers,
+            (true, true) => &statements.batch_with_waiting_readers,
+        };
         let mut query = sqlx::query(text.clone())
             .bind(operations)
             .bind(keys)

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use leasehold_core::{ErrorKind, LockGuard, Result};
+use leasehold_core::{ErrorKind, Result};
 use leasehold_integration::{
     server::{PostgresServer, shared_postgres},
     worker::{Answer, Command, Patience},
@@ -64,14 +64,15 @@ enum End {
 }
 
 /// A writer of another process waits behind a reader; whether a second reader gets in once that has ended, with a TTL of an hour.
-async fn reader_behind_a_writer(end: End) -> Result<LockGuard> {
+async fn reader_behind_a_writer(end: End) -> Result<()> {
     let server = PostgresServer::start().unwrap();
     let stage = Stage::on(&server.url(), HOUR);
     let (first, second) = (client_of(&server.url(), HOUR).await, client_of(&server.url(), HOUR).await);
     let _held = first.rwlock("k").read().await.unwrap();
     let mut writer = block_in_place(|| {
-        let mut writer = stage.worker("writer");
-        writer.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+        // It does not look by itself.
+        let mut writer = stage.worker_at("writer", &format!("{}?safety-net=3600s", server.url()));
+        writer.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).map(|_| ()).unwrap();
         let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
         until("it waits", MINUTE, || server.psql(locks).unwrap() == "3");
         writer
@@ -83,7 +84,7 @@ async fn reader_behind_a_writer(end: End) -> Result<LockGuard> {
         End::None => {}
     }
     let limit = if end == End::None { millis(15_000) } else { MINUTE };
-    second.rwlock("k").read_within(limit).await
+    second.rwlock("k").read_within(limit).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
