@@ -346,6 +346,10 @@ fn group_of(process: u32) -> u32 {
     fields_of(process)[4].parse().unwrap()
 }
 
+fn parent_of(process: u32) -> u32 {
+    fields_of(process)[3].parse().unwrap()
+}
+
 /// The fields of `/proc/PID/stat`; the name is made one.
 fn fields_of(process: u32) -> Vec<String> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
@@ -486,6 +490,23 @@ fn a_program_that_catches_ctrl_c_gets_it_once() {
 }
 
 #[test]
+fn int_to_the_command_alone_in_the_foreground() {
+    let seen = |case: &Case| {
+        let program = "trap 'exit 7' INT; trap 'exit 5' USR1; echo work=$$; while :; do sleep 0.01; done";
+        let terminal = Terminal::shell(&format!("{} bash -c \"{}\"", case.line(), program.replace('$', "\\$")));
+        let work = terminal.number("work");
+        signal(parent_of(work), "INT");
+        let early = (case.tool == Flock).then(|| terminal.code());
+        let kept = !case.is_free();
+        signal(work, "USR1");
+        is_gone(work);
+        case.becomes_free();
+        (kept, early.unwrap_or_else(|| terminal.code()))
+    };
+    different(seen, (true, 130), (true, 5));
+}
+
+#[test]
 fn ctrl_z_for_long_and_fg() {
     let seen = |case: &Case| {
         let options: &[&str] = if case.tool == Leasehold { &["--ttl", "1s"] } else { &[] };
@@ -584,7 +605,7 @@ fn nohup_outlives_the_terminal() {
         ));
         let work = terminal.number("work");
         let path = |name: &str| case.dir.path().join(name);
-        let command = fields_of(work)[3].parse().unwrap();
+        let command = parent_of(work);
         terminal.hang_up().wait().unwrap();
         let kept = lives(command) && lives(work) && !case.is_free();
         std::fs::write(path("go"), "").unwrap();
@@ -600,9 +621,9 @@ fn ctrl_c_spares_the_background_of_a_script() {
         let terminal =
             Terminal::shell(&format!("sh -c '{} sh -c \"echo work=\\$\\$; exec sleep 60\" & wait'", case.line()));
         let work = terminal.number("work");
-        let command = fields_of(work)[3].parse().unwrap();
+        let command = parent_of(work);
         // The script itself, in the foreground.
-        until("the script waits", || state(fields_of(command)[3].parse().unwrap()) == Some('S'));
+        until("the script waits", || state(parent_of(command)) == Some('S'));
         terminal.press("\x03");
         assert_eq!(terminal.code(), 130);
         let kept = lives(command) && lives(work) && !case.is_free();
@@ -690,18 +711,23 @@ fn a_program_with_a_session_of_its_own() {
 
 // As process 1 of a container.
 
-/// As process 1 of a process namespace with a `/proc` of its own, as a container has it.
+/// As process 1 of a process namespace, with a `/proc` of its own, as a container has it.
 fn as_process_1(case: &Case, program: &[&str]) -> Command {
-    let unshare = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"];
-    let root = &unshare[..1].iter().chain(&unshare[3..]).copied().collect::<Vec<_>>()[..];
-    let words = [root, &unshare].into_iter().find(|words| {
+    unshared(case, &["--mount-proc"], program)
+}
+
+/// As root without more, else as root of a user namespace.
+fn unshared(case: &Case, options: &[&str], program: &[&str]) -> Command {
+    let words = ["unshare", "--pid", "--fork"].iter().chain(options).copied();
+    let as_user = words.clone().chain(["--user", "--map-root-user"]);
+    let allowed = [words.collect::<Vec<_>>(), as_user.collect()].into_iter().find(|words| {
         Command::new(words[0]).args(&words[1..]).arg("true").stderr(Stdio::null()).status().unwrap().success()
     });
-    let words = words.expect(
-        "these tests need a process namespace: run them as root, or allow user namespaces \
-         (sysctl kernel.unprivileged_userns_clone=1)",
+    let allowed = allowed.expect(
+        "this test needs a process namespace: run it as root, in a container with CAP_SYS_ADMIN, or allow user \
+         namespaces (sysctl kernel.unprivileged_userns_clone=1)",
     );
-    case.after(words, program)
+    case.after(&allowed, program)
 }
 
 #[test]
@@ -746,6 +772,28 @@ fn orphans_of_process_1() {
         left
     };
     different(seen, 1, 0);
+}
+
+#[test]
+fn what_process_1_leaves_behind() {
+    // Also with a `/proc` that shows other processes.
+    for options in [&["--mount-proc"][..], &[]] {
+        let seen = |case: &Case| {
+            let program = ["sh", "-c", "until test -e go; do sleep 0.01; done & echo; exit 3"];
+            let (mut run, _) = said_first(&mut unshared(case, options, &program));
+            let waits = case.tool == Leasehold;
+            if waits {
+                let command = children_of(run.id())[0];
+                until("the program has ended", || children_of(command).len() == 1);
+                assert!(!case.is_free());
+                std::fs::write(case.dir.path().join("go"), "").unwrap();
+            }
+            let code = run.wait().unwrap().code();
+            case.becomes_free();
+            (waits, code)
+        };
+        different(seen, (false, Some(3)), (true, Some(3)));
+    }
 }
 
 // Descriptors and surroundings.

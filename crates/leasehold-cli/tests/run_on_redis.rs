@@ -1,7 +1,12 @@
 //! `leasehold run`, `who` and `break` on a Redis server.
 #![cfg(all(target_os = "linux", feature = "redis"))]
 
-use std::{io::Write, os::unix::process::ExitStatusExt, process::Stdio, time::Instant};
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::process::ExitStatusExt,
+    process::Stdio,
+    time::Instant,
+};
 
 use crate::support::{
     Redis, ended, leasehold, lives, run_on, said_first, signal, started, stderr, stdout, until, who, within_patience,
@@ -120,6 +125,55 @@ fn a_holder_is_shown_and_broken() {
     assert_eq!(taken[0]["outcome"], "freed");
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
+}
+
+#[test]
+fn a_loss_ends_everything_that_the_program_started() {
+    let redis = Redis::start(&[]);
+    // A job with a group of its own, and a session; both refuse TERM, as the program does.
+    let refuses = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
+    for starts in ["sh job &", "setsid --wait sh job &", "(sh job &);"] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("job"), refuses).unwrap();
+        let program = format!("trap '' TERM; set -m; {starts} while :; do sleep 0.01; done");
+        let mut command = run_on(&redis.url, &["k"], &["bash", "-c", &program]);
+        let (run, job) = started(command.current_dir(dir.path()));
+        let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
+        assert!(broken.status.success(), "{}", stderr(&broken));
+        let output = run.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(76), "{starts}: {}", stderr(&output));
+        assert!(!lives(job.parse().unwrap()), "{starts}");
+        assert!(!stderr(&output).contains("cannot send"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_loss_ends_what_the_program_left_behind() {
+    let redis = Redis::start(&[]);
+    let program = "sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & exit 3";
+    let (run, job) = started(&mut run_on(&redis.url, &["k"], &["sh", "-c", program]));
+    let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
+    assert!(broken.status.success(), "{}", stderr(&broken));
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
+    assert!(!lives(job.parse().unwrap()));
+}
+
+#[test]
+fn what_the_program_left_behind_keeps_the_lock() {
+    let redis = Redis::start(&[]);
+    let program = "sh -c 'echo $$; exec sleep 60' & exit 3";
+    let (mut run, job) = started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["sh", "-c", program]));
+    // It says so, once the program has ended.
+    let mut said = String::new();
+    BufReader::with_capacity(1, run.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains(&format!("process {job}")), "{said}");
+    assert_eq!(ended(&mut run_on(&redis.url, &["--try", "k"], &["true"])).status.code(), Some(75));
+    signal(run.id(), "TERM");
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(!lives(job.parse().unwrap()));
+    assert!(ended(&mut run_on(&redis.url, &["--try", "k"], &["true"])).status.success());
 }
 
 #[test]
