@@ -27,13 +27,19 @@ Examples:
 The program has LEASEHOLD_KEY (the name) and LEASEHOLD_TOKEN (a number that grows from grant to grant: let what it writes \
 to refuse smaller ones) in its environment.
 
-Signals: INT, TERM, HUP, QUIT, USR1, USR2 and CONT are passed on to the program; while the lock is waited for they end the \
-wait. With a controlling terminal the program stays in the command's process group, so that Ctrl-C and Ctrl-Z reach both; \
-without one it leads a group of its own.
+The lock is held until the program and everything that it started have ended. Daemons are not waited for: processes that \
+made a session of their own (setsid) and whose parent has ended. (On Linux; elsewhere only the program is waited for.)
 
-Loss: when renewals fail, the program (without a terminal: its whole process group) gets TERM with a third of the TTL left \
-and KILL with a tenth left, before the lock could be another's. When the lock is taken away it gets TERM at once and KILL \
-after a tenth of the TTL, at most a second. If this command itself is killed, files keep the lock for as long as the program \
+Signals: INT, TERM, HUP, QUIT, USR1, USR2 and CONT are passed on to the program; while the lock is waited for they end the \
+wait. What was ignored at the start (nohup, a script's background job) stays ignored, here and in the program. When the \
+program has ended after TERM, or by INT or QUIT, what it left behind gets TERM. The program stays in the command's process \
+group: Ctrl-C, Ctrl-Z, timeout(1) and a signal to the group reach both. A signal to the group is passed on as well, so that \
+the program gets it twice; INT and QUIT from the terminal are not.
+
+Loss: when renewals fail, the program and what it started get TERM with a third of the TTL left and KILL with a tenth left, \
+before the lock could be another's. When the lock is taken away they get TERM at once and KILL after a tenth of the TTL, at \
+most a second. File locks do not expire: after a stop (Ctrl-Z) of any length the program continues, and a third of the TTL is \
+how often a removed lock file is looked for. If this command itself is killed, files keep the lock for as long as the program \
 and what it started live; elsewhere the program (Linux; not what it started) is killed with the command. A program with more \
 rights than this command (sudo, or any that is set-uid) is not killed with it, and may refuse its signals, so that it could run on \
 without the lock: put the command inside, `sudo leasehold run ... -- COMMAND`.
@@ -97,7 +103,8 @@ pub(crate) struct On {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) on: On,
-    /// How long the lock outlives a holder that died or was cut off; it is renewed while the program runs
+    /// How long the lock outlives a holder that died, was stopped or was cut off; it is renewed while the program runs. Files
+    /// have no such time: the death of the last holder frees them at once, and nothing else does
     #[arg(long, value_name = "D", value_parser = ttl, default_value = "30s")]
     pub(crate) ttl: Ttl,
     /// Do not wait if another holds the lock: exit with code 75

@@ -1,5 +1,6 @@
 //! Each row of `COMPARED.md`: what `flock(1)` does and what `leasehold run` does, on the same lock file.
 #![cfg(target_os = "linux")]
+#![allow(clippy::needless_pass_by_value, reason = "what is expected is written in place")]
 
 use std::{
     collections::BTreeSet,
@@ -87,14 +88,14 @@ impl Case {
     }
 }
 
-/// What is seen of both, which is to be this.
+/// Asserts that this is seen of both.
 fn same<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, expected: T) {
     for tool in [Flock, Leasehold] {
         assert_eq!(seen(&Case::new(tool)), expected, "{tool:?}");
     }
 }
 
-/// What is seen of each.
+/// Asserts that this is seen of each.
 fn different<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, flock: T, leasehold: T) {
     assert_ne!(flock, leasehold);
     assert_eq!(seen(&Case::new(Flock)), flock, "flock");
@@ -104,7 +105,7 @@ fn different<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, flock: T, leasehol
 /// A shell that waits for a program of its own, whose process id it says.
 const WORK: [&str; 3] = ["sh", "-c", "sh -c 'echo $$; exec sleep 60'; :"];
 
-/// A program that goes on until it is killed, and says its process id.
+/// A program that runs until it is killed, and says its process id.
 const HOLD: [&str; 3] = ["sh", "-c", "echo $$; exec sleep 60"];
 
 /// [`WORK`] for the line of a shell.
@@ -373,7 +374,7 @@ fn the_program_is_in_the_group_and_session_of_the_command() {
     same(seen, true);
 }
 
-// What is ignored or blocked.
+// Ignored and blocked signals.
 
 #[test]
 fn what_was_ignored_stays_ignored() {
@@ -635,7 +636,7 @@ fn ctrl_c_spares_the_background_of_a_script() {
     same(seen, true);
 }
 
-// What the program leaves behind.
+// Work that outlives the program.
 
 #[test]
 fn what_is_left_behind_keeps_the_lock() {

@@ -1,4 +1,4 @@
-//! Random trees of processes, random ends: whoever is granted the lock next finds nobody at work.
+//! Random trees of processes with random ends: the next holder finds no process of the last at work.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -109,7 +109,7 @@ impl<'a> Tree<'a> {
             0 => format!("sleep 0.{}", self.rng.u8(1..8)),
             _ => {
                 let node = format!("{}/{}", self.dir.display(), self.node(depth - 1));
-                // In its place, as an orphan, as a job of its own, in a group of its own, as a daemon.
+                // Plain, an orphan, a job of its own, a group of its own, a daemon.
                 let ways =
                     ["sh NODE", "(sh NODE &)", "bash -c 'set -m; . NODE'", "timeout 5 sh NODE", "setsid -f sh NODE"];
                 self.rng.choice(ways).unwrap().replace("NODE", &node)

@@ -136,7 +136,7 @@ fn a_loss_ends_everything_that_the_program_started() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("job"), refuses).unwrap();
         let program = format!("trap '' TERM; set -m; {starts} while :; do sleep 0.01; done");
-        let mut command = run_on(&redis.url, &["k"], &["bash", "-c", &program]);
+        let mut command = run_on(&redis.url, &["--ttl", "2s", "k"], &["bash", "-c", &program]);
         let (run, job) = started(command.current_dir(dir.path()));
         let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
         assert!(broken.status.success(), "{}", stderr(&broken));
@@ -151,7 +151,7 @@ fn a_loss_ends_everything_that_the_program_started() {
 fn a_loss_ends_what_the_program_left_behind() {
     let redis = Redis::start(&[]);
     let program = "sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & exit 3";
-    let (run, job) = started(&mut run_on(&redis.url, &["k"], &["sh", "-c", program]));
+    let (run, job) = started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["sh", "-c", program]));
     let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
     assert!(broken.status.success(), "{}", stderr(&broken));
     let output = run.wait_with_output().unwrap();

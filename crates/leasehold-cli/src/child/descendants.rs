@@ -61,12 +61,12 @@ impl Snapshot {
         Some(Self { own, processes })
     }
 
-    /// The session of this process.
+    /// Returns the session of this process.
     pub(super) fn session(&self) -> i32 {
         self.own.session
     }
 
-    /// The children of this process that `chosen` chooses, and all their descendants, if they live.
+    /// Returns the living among the chosen children of this process and all their descendants.
     pub(super) fn trees(&self, chosen: impl Fn(&Process) -> bool) -> Vec<Pid> {
         let children_of = |id: Pid| self.processes.iter().filter(move |process| process.parent == id.as_raw_pid());
         let mut found: Vec<_> = children_of(self.own.id).filter(|child| chosen(child)).collect();

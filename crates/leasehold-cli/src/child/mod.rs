@@ -25,7 +25,8 @@ use crate::{
     name::program_of,
 };
 
-/// What starts the program. `dies_with_us`: the kernel kills it when this command dies, where it can.
+/// Returns the command that starts the program. With `dies_with_us` the kernel kills the program
+/// when this command dies, where it can.
 fn command(line: &[OsString], name: &OsStr, lease: &LeaseView, dies_with_us: bool) -> Command {
     let mut command = if dies_with_us { through_exec(line) } else { plain(line) };
     command.env("LEASEHOLD_KEY", name);

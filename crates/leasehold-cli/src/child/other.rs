@@ -32,10 +32,10 @@ impl Child {
         self.0.wait().await.map_err(|error| cannot_wait(&error))
     }
 
-    /// Nothing: the program has got the same Ctrl-C.
+    /// Does nothing: the program has got the same Ctrl-C.
     pub(crate) fn pass_on(&mut self, _: Signal) {}
 
-    /// Nothing: there is no such request.
+    /// Does nothing: there is no such request.
     pub(crate) fn terminate(&mut self) {}
 
     /// Kills the program.

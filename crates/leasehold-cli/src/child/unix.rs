@@ -63,7 +63,8 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts the program. `dies_with_us`: the kernel kills it when this command dies, where it can.
+    /// Starts the program. With `dies_with_us` the kernel kills it when this command dies, where it
+    /// can.
     pub(crate) fn start(
         line: &[OsString],
         name: &OsStr,
@@ -111,7 +112,7 @@ impl Child {
             }
             if self.killing {
                 for process in self.living() {
-                    // What refuses has been said.
+                    // An error was reported by the first attempt.
                     kill_process(process, Signal::KILL).ok();
                 }
             }
@@ -146,7 +147,7 @@ impl Child {
     /// Asks all the work to end.
     pub(crate) fn terminate(&mut self) {
         self.send_to_all(Signal::TERM);
-        // What is stopped cannot end by itself.
+        // A stopped process cannot end by itself.
         self.send_to_all(Signal::CONT);
     }
 
@@ -156,7 +157,7 @@ impl Child {
         self.send_to_all(Signal::KILL);
     }
 
-    /// Takes the status of every child that has ended; how many there were, and whether one is left.
+    /// Takes the status of every child that has ended.
     fn reap(&mut self) -> Result<Reaped, Failure> {
         let mut reaped = Reaped { count: 0, childless: false };
         loop {
@@ -177,7 +178,7 @@ impl Child {
         }
     }
 
-    /// Whether no work is left, once the program has ended.
+    /// Returns whether no work is left, once the program has ended.
     fn is_over(&mut self) -> Result<bool, Failure> {
         loop {
             if self.reap()?.childless {
@@ -195,7 +196,7 @@ impl Child {
         }
     }
 
-    /// The processes at work; `None` where they cannot be known.
+    /// Returns the processes at work; `None` where they cannot be known.
     #[cfg(target_os = "linux")]
     fn work(&self) -> Option<Vec<Pid>> {
         let snapshot = super::descendants::Snapshot::take()?;
@@ -210,7 +211,7 @@ impl Child {
         None
     }
 
-    /// The processes at work, as far as they are known.
+    /// Returns the processes at work, as far as they are known.
     fn living(&self) -> Vec<Pid> {
         let program = || self.status.is_none().then_some(self.program).into_iter().collect();
         self.work().unwrap_or_else(program)
@@ -222,11 +223,12 @@ impl Child {
         }
     }
 
-    /// What asks the rest of the work to end; `None` if the program ended by itself.
+    /// Returns the signal that asks the rest of the work to end; `None` if the program ended by
+    /// itself.
     fn farewell(&self, status: ExitStatus) -> Option<Signal> {
         let by = status.signal().and_then(Signal::from_named_raw);
         if self.asked_to_end || by == Some(Signal::INT) || by == Some(Signal::QUIT) {
-            // What a shell starts with `&` ignores INT and QUIT.
+            // A shell lets its background jobs ignore INT and QUIT.
             return Some(Signal::TERM);
         }
         by.filter(|by| *by == Signal::HUP)
@@ -256,14 +258,14 @@ impl Child {
     }
 }
 
-/// What [`Child::reap`] did.
+/// The result of [`Child::reap`].
 #[derive(Debug)]
 struct Reaped {
     count: usize,
     childless: bool,
 }
 
-/// The children of this process.
+/// Returns the children of this process.
 #[cfg(target_os = "linux")]
 fn children() -> Vec<Pid> {
     while let Ok(Some(_)) | Err(Errno::INTR) = wait(WaitOptions::NOHANG) {}

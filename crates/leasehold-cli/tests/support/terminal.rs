@@ -41,14 +41,14 @@ impl Terminal {
         Self { keyboard: File::from(keyboard), screen: RefCell::default(), script }
     }
 
-    /// An interactive shell, which is given this line.
+    /// Starts an interactive shell, and types this line.
     pub fn shell(line: &str) -> Self {
         let terminal = Self::run("exec bash --norc --noprofile -i");
         terminal.press(&format!("{line}\r"));
         terminal
     }
 
-    /// What the shell says of the end of the line before. Not before it has ended, or is about to.
+    /// Asks the shell for the code of its last line, which must have ended or be about to end.
     pub fn code(&self) -> u32 {
         self.press("echo code=$?\r");
         self.number("code")
@@ -59,7 +59,7 @@ impl Terminal {
         (&self.keyboard).write_all(keys.as_bytes()).unwrap();
     }
 
-    /// What has been shown so far.
+    /// Returns the text that was shown so far.
     pub fn screen(&self) -> String {
         let mut screen = self.screen.borrow_mut();
         let mut bytes = [0; 4096];
