@@ -39,7 +39,7 @@ fn rounds(url: &dyn Fn(&tempfile::TempDir) -> String, ends: &[&str]) {
     for round in 0..ROUNDS {
         let dir = tempfile::tempdir().unwrap();
         let url = url(&dir);
-        let mark = format!("LEASEHOLD_TEST_WORK={seed}.{round}");
+        let mark = format!("LEASEHOLD_TEST_WORK={}", dir.path().display());
         let tree = Tree::write(&mut rng, dir.path());
         let end = *rng.choice(ends).unwrap();
         let wrapper: &[&str] = rng.choice([&[][..], &["timeout", "0.5"], &["timeout", "-s", "INT", "0.5"]]).unwrap();

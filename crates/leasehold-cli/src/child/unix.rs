@@ -131,12 +131,13 @@ impl Child {
     /// that a program may end what it started in its own order.
     pub(crate) fn pass_on(&mut self, signal: Signal) {
         let over = self.status.is_some();
-        if signal == Signal::TERM || (over && (signal == Signal::INT || signal == Signal::QUIT)) {
+        let ends = signal == Signal::TERM || (over && (signal == Signal::INT || signal == Signal::QUIT));
+        if ends {
             self.asked_to_end = true;
             self.asked.clear();
         }
-        if signals::is_from_terminal(signal) {
-            // The whole group has it already.
+        if signals::is_from_terminal(signal) || (over && ends) {
+            // The whole group has it already, or the rest is about to be asked.
         } else if over {
             self.send_to_all(signal);
         } else {
@@ -239,6 +240,8 @@ impl Child {
         for process in self.living() {
             if !self.asked.contains(&process) {
                 signals::send(process, signal);
+                // A stopped process cannot end by itself.
+                signals::send(process, Signal::CONT);
                 self.asked.push(process);
             }
         }
