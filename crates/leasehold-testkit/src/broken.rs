@@ -77,6 +77,8 @@ bugs! {
     OnePermitTooMany => permits_bound_holders,
     /// Each counts to its own number of permits.
     PermitCountsMayDiffer => permit_counts_must_match,
+    /// A grant is traced before anybody owns it: a subscriber that panics leaves it behind.
+    TracesBeforeAnOwner => panicking_subscriber_leaks_no_lock,
     /// A waiter that went away stays in the queue.
     CancelledWaiterStays => cancelled_waiter_leaves_nothing,
     /// Names are cleaned of awkward characters: different names are one lock.

@@ -9,6 +9,7 @@ pub mod sim;
 mod case;
 mod form;
 mod model;
+mod panicking;
 #[cfg(target_os = "linux")]
 mod port;
 mod process;

@@ -309,6 +309,9 @@ impl LockBackend for Model {
             Answer::Granted(token) => token,
             Answer::Refused(contention) => return Ok(Attempt::Contended(contention)),
         };
+        if self.store.has(Bug::TracesBeforeAnOwner) {
+            tracing::debug!(key = %request.key(), "granted");
+        }
         if self.store.has(Bug::DeadlineFromReply) {
             sent = request.now();
         }

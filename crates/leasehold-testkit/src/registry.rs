@@ -54,6 +54,11 @@ macro_rules! __with_cases {
                 cancelled_waiter_leaves_nothing: inspection,
                 dropped_at_every_poll_point_leaves_nothing: exclusive,
             }
+            panics {
+                panic_in_any_call_is_an_error_of_it: exclusive,
+                panic_in_a_renewal_ends_no_other: exclusive,
+                panicking_subscriber_leaks_no_lock: exclusive,
+            }
             modes {
                 readers_share: shared,
                 writer_excludes_readers: shared,

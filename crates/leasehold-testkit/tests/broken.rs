@@ -56,6 +56,7 @@ each_fails_exactly_its_case! {
     reader_overtakes_writer: ReaderOvertakesWriter,
     one_permit_too_many: OnePermitTooMany,
     permit_counts_may_differ: PermitCountsMayDiffer,
+    traces_before_an_owner: TracesBeforeAnOwner,
     cancelled_waiter_stays: CancelledWaiterStays,
     names_collide: NamesCollide,
     break_hits_newer_holder: BreakHitsNewerHolder,

@@ -12,6 +12,7 @@ pub mod gate;
 pub mod input;
 pub mod inspection;
 pub mod modes;
+pub mod panics;
 pub mod reentrancy;
 pub mod release;
 pub mod renewal;

@@ -1,0 +1,118 @@
+//! Panics: of the backend, and of a tracing subscriber.
+
+use std::sync::{Arc, atomic::Ordering::SeqCst};
+
+use leasehold_core::{ErrorKind, LockClient, LockKey, Renewal, Result};
+use tracing::instrument::WithSubscriber;
+
+use crate::{
+    panicking::{Call, Panicking, PanickingSubscriber, Plan, Stage},
+    stage::{client, granted_within, key, lifetime, must, release},
+    subject::Subject,
+};
+
+async fn panicking(subject: &dyn Subject) -> (LockClient, Arc<Plan>) {
+    let plan = Arc::default();
+    let backend = Panicking::new(subject.open().await, &plan);
+    let client = LockClient::builder(backend).with_ttl(subject.ttl()).with_clock(subject.clock()).build();
+    (client, plan)
+}
+
+/// Makes the call that is to panic. What it locked is released or dropped when it ends.
+async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey) -> Result<()> {
+    let mutex = client.mutex(key).with_renewal(Renewal::Manual);
+    match call {
+        Call::Acquire | Call::FencingToken | Call::ValidUntil | Call::Upkeep => mutex.lock().await.map(drop),
+        Call::TryAcquire => mutex.try_lock().await.map(drop),
+        Call::Inspect => client.inspect(key).await.map(drop),
+        Call::Break => {
+            let _guard = must(other.mutex(key).lock().await, "a free lock is granted");
+            let seen = must(other.inspect(key).await, "an inspection is answered");
+            let Some(holder) = seen.holders.first() else { panic!("the holder is not shown") };
+            client.break_lock(holder, true).await.map(drop)
+        }
+        Call::Renew => must(mutex.lock().await, "a free lock is granted").renew().await,
+        Call::Release => must(mutex.lock().await, "a free lock is granted").release().await.map(drop),
+    }
+}
+
+/// A backend that panics in a call, however far that came, fails this call and nothing else: the caller gets an error of the
+/// kind [`ErrorKind::Indeterminate`], the future is not polled again, and the lock is free long before its TTL.
+pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
+    let ((client, plan), others) = (panicking(subject).await, client(subject).await);
+    let other = subject.open().await;
+    let mut calls = vec![
+        (Call::FencingToken, Stage::Called, 1),
+        (Call::Upkeep, Stage::Called, 1),
+        // Whoever cannot say how long it is valid is not.
+        (Call::ValidUntil, Stage::Called, usize::MAX),
+    ];
+    for stage in Stage::ALL {
+        calls.extend([Call::TryAcquire, Call::Acquire, Call::Renew, Call::Release].map(|call| (call, stage, 1)));
+        if client.capabilities().inspect {
+            calls.push((Call::Inspect, stage, 1));
+        }
+        if client.capabilities().inspect && client.capabilities().break_lock {
+            calls.push((Call::Break, stage, 1));
+        }
+    }
+    for (call, stage, times) in calls {
+        let key = key(subject, "panic");
+        plan.arm(call, stage, times);
+        let outcome = make(call, &client, &others, &key).await;
+        plan.disarm();
+        let expected = if call == Call::ValidUntil { ErrorKind::Lost } else { ErrorKind::Indeterminate };
+        match outcome {
+            Ok(()) => panic!("{call:?} panicked when it was {stage:?}, and its caller was not told"),
+            Err(error) => assert_eq!(error.kind(), expected, "{call:?}, {stage:?}: {error:?}"),
+        }
+        let claim = format!("after {call:?} panicked when it was {stage:?} the lock is free soon");
+        let lease = granted_within(subject, &other, &key, subject.ttl().as_duration() / 2, &claim).await;
+        release(&lease).await;
+        assert!(!plan.polled_again(), "{call:?} was polled again after it had panicked");
+    }
+}
+
+/// A renewal that panics is tried again in time, and the renewals of other locks go on.
+pub async fn panic_in_a_renewal_ends_no_other(subject: &dyn Subject) {
+    let (client, plan) = panicking(subject).await;
+    let one = must(client.mutex(key(subject, "panic_one")).lock().await, "a free lock is granted");
+    let other = must(client.mutex(key(subject, "panic_other")).lock().await, "a free lock is granted");
+    plan.arm(Call::Renew, Stage::Polled, 2);
+    tokio::time::sleep(lifetime(subject) * 2).await;
+    assert_eq!(plan.left(), 0, "it was renewed");
+    for guard in [&one, &other] {
+        assert!(guard.is_held(), "two renewals panicked, and a lock was lost: {:?}", guard.loss());
+    }
+    for guard in [one, other] {
+        must(guard.release().await, "a release is answered");
+    }
+}
+
+/// A tracing subscriber that panics, at any one of its calls or at all of them, leaves no lock behind.
+pub async fn panicking_subscriber_leaks_no_lock(subject: &dyn Subject) {
+    let (client, other) = (client(subject).await, subject.open().await);
+    let mut point = None;
+    loop {
+        let keys = ["traced_try", "traced_release", "traced_drop"].map(|hint| key(subject, hint));
+        let (subscriber, calls) = PanickingSubscriber::new(point);
+        let traced = async {
+            // What the subscriber does to the backend's own code is the backend's error.
+            drop(client.mutex(&keys[0]).try_lock().await);
+            if let Ok(guard) = client.mutex(&keys[1]).lock().await {
+                drop(guard.release().await);
+            }
+            drop(client.mutex(&keys[2]).lock().await);
+        };
+        traced.with_subscriber(subscriber).await;
+        for key in &keys {
+            let claim = format!("after a subscriber panicked at call {point:?} the lock is free soon");
+            let lease = granted_within(subject, &other, key, subject.ttl().as_duration() / 2, &claim).await;
+            release(&lease).await;
+        }
+        match point {
+            Some(at) if at >= calls.load(SeqCst) => return,
+            at => point = Some(at.map_or(0, |at| at + 1)),
+        }
+    }
+}
