@@ -72,7 +72,7 @@ async fn granted<'a>(client: &'a Arc<Client>, spec: &Spec, wait: Wait) -> Result
     granted
 }
 
-/// A grant that is not yet a guard's. Dropped, it is given back.
+/// The owner of a lease until its guard exists. Dropping it releases the lease.
 pub(crate) struct Grant<'a> {
     pub(crate) client: &'a Arc<Client>,
     pub(crate) request: Request,
@@ -95,7 +95,7 @@ impl<'a> Grant<'a> {
         Ok(grant)
     }
 
-    /// Hands the lease over to a new owner.
+    /// Moves the lease to a new owner.
     pub(crate) fn hand_over(&mut self) -> (ContainedLease, Option<Place>) {
         self.owned = false;
         (self.lease.clone(), self.place.take())

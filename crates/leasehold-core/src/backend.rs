@@ -38,6 +38,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// - A deadline is computed by [`Request::deadline_from`], from [`Request::now`] read *before* the first byte leaves.
 /// - Every call ends: give input and output a time-out, well below a TTL.
 /// - A key that cannot be stored injectively is refused with [`ErrorKind::InvalidInput`].
+/// - A panic in a method is an [`Indeterminate`](ErrorKind::Indeterminate) error of that operation. Its
+///   future is not polled again. A lease that was granted by then expires, unless a destructor releases it.
 /// - A failure is told by its [`ErrorKind`]; [`Unavailable`](ErrorKind::Unavailable) only if the request certainly had no
 ///   effect, else [`Indeterminate`](ErrorKind::Indeterminate), and then undo what it may have done.
 /// - `Display` is where the backend lives, without secrets. `Debug` shows no password.

@@ -12,7 +12,7 @@ use crate::ttl::Ttl;
 ///
 /// Core reads time only through this. [`SystemClock`] is the real one; [`TestClock`] is for tests.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The present.
+    /// The present. Must not panic.
     fn now(&self) -> Moment;
 }
 

@@ -1,8 +1,8 @@
-//! Panics of foreign code: of a backend, a metrics recorder or a tracing subscriber.
+//! Containment of panics in foreign code: backends, metrics recorders and tracing subscribers.
 //!
-//! A panic that unwinds between a grant and its guard, or between a guard and its release, leaves a lease that nobody
-//! releases. So none does: a panic of a backend's call is an error of that call, and a panic of a recorder or a
-//! subscriber costs what it was to record.
+//! A panic that unwinds between a grant and its guard, or between a guard and its release, leaves a
+//! lease without an owner. So foreign code never unwinds through the client. A panic in a backend's
+//! call is an error of that call. A panic in a recorder or a subscriber loses what it should record.
 
 use std::{
     any::Any,
@@ -26,7 +26,7 @@ pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(foreign)).ok()
 }
 
-/// Drives a future to its end. A panic in it is its error.
+/// Drives a future to its end. A panic in it becomes its error.
 pub(crate) async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
@@ -35,16 +35,16 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&'static str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no message");
-    // What was asked for may have happened before it.
+    // The operation may have taken effect before the panic.
     Error::new(ErrorKind::Indeterminate, format!("the backend panicked: {text}"))
 }
 
-/// A call of a backend. A panic in it is its error, and it is never polled again.
+/// A call of a backend. A panic in it becomes its error, and its future is never polled again.
 #[must_use]
 pub(crate) struct Call<T>(Option<BoxFuture<'static, Result<T>>>);
 
 impl<T: Send + 'static> Call<T> {
-    /// The call that `start` makes: a backend may panic before there is a future.
+    /// Starts a call. A backend may panic before it returns a future.
     pub(crate) fn of(start: impl FnOnce() -> BoxFuture<'static, Result<T>>) -> Self {
         let call = catch_unwind(AssertUnwindSafe(start));
         Self(Some(call.unwrap_or_else(|panic| Box::pin(std::future::ready(Err(panicked(&*panic)))))))
@@ -61,13 +61,13 @@ impl<T> Future for Call<T> {
             return Poll::Pending;
         }
         let over = self.0.take();
-        // What it drops is the backend's, too.
+        // The destructor is the backend's code, too.
         let _dropped = contain(|| drop(over));
         polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&*panic))))
     }
 }
 
-/// A lease of a backend, whose panics are errors.
+/// A lease whose methods do not panic.
 #[derive(Clone, Debug)]
 pub(crate) struct ContainedLease(Arc<dyn Lease>);
 
@@ -76,23 +76,23 @@ impl ContainedLease {
         Self(lease)
     }
 
-    /// What does not change.
+    /// Returns the token and the upkeep, which never change.
     pub(crate) fn facts(&self) -> Result<(Option<FencingToken>, Upkeep)> {
         let facts = catch_unwind(AssertUnwindSafe(|| (self.0.fencing_token(), self.0.upkeep())));
         facts.map_err(|panic| panicked(&*panic))
     }
 
-    /// See [`Lease::valid_until`]. A lease that cannot say how long it is valid is valid no longer.
+    /// Returns the deadline. A lease that panics instead has expired.
     pub(crate) fn valid_until(&self) -> Deadline {
         contain(|| self.0.valid_until()).unwrap_or(Deadline::at(Moment::from_nanos(0)))
     }
 
-    /// See [`Lease::renew`].
+    /// Calls [`Lease::renew`].
     pub(crate) fn renew(&self) -> Call<()> {
         Call::of(|| Arc::clone(&self.0).renew())
     }
 
-    /// See [`Lease::release`].
+    /// Calls [`Lease::release`].
     pub(crate) fn release(&self) -> Call<Released> {
         Call::of(|| Arc::clone(&self.0).release())
     }

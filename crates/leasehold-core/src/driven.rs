@@ -48,8 +48,8 @@ macro_rules! without_lease {
 without_lease!((), Inspection, Broken);
 
 /// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled if it is an
-/// acquisition, driven to its end in the background, and what was granted is released. An operation that panics has
-/// ended, with an error.
+/// acquisition, driven to its end in the background, and what was granted is released. An operation that panics
+/// ends with an error and is never polled again.
 #[must_use]
 pub(crate) struct Driven<'a, T: Outcome> {
     client: &'a Arc<Client>,

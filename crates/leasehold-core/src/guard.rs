@@ -13,7 +13,8 @@ use crate::{
 ///
 /// Dropping it releases the lock in the background. That never blocks or panics, wherever it happens: outside of a
 /// runtime, during a panic, while the runtime shuts down; in the worst case the lock expires. To know that it is free,
-/// [`release`](Self::release) it.
+/// [`release`](Self::release) it. A panic in the backend, in a metrics recorder or in a tracing
+/// subscriber does not prevent the release.
 ///
 /// # Guaranteed
 /// While [`is_held`](LeaseView::is_held) says `true`, the backend has granted the lock to nobody else, as far as its

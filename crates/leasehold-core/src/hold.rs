@@ -51,7 +51,7 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Makes a guard of a grant.
+    /// Turns a grant into a guard.
     pub(crate) fn begin(mut grant: Grant<'_>, renewal: Renewal) -> LockGuard {
         let (client, request, token, upkeep) = (grant.client, grant.request.clone(), grant.token, grant.upkeep);
         let limit = match (renewal, upkeep) {
@@ -72,7 +72,7 @@ impl Hold {
             )
         });
         let since = telemetry::hold_began(client);
-        // From the grant to the guard, with nothing in between that could panic.
+        // Nothing between here and the guard can panic.
         let (lease, place) = grant.hand_over();
         let guard = LockGuard::new(Arc::new(Self {
             lease,

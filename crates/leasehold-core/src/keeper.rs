@@ -22,13 +22,13 @@ use crate::{
     signal::LossReason,
 };
 
-/// Renewals of leases under way at a time, as long as the others can wait: more would queue up in front of everybody
-/// else's requests.
+/// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions and
+/// releases.
 const AT_A_TIME: usize = 64;
-/// A renewal that waits for its place among those no longer does when this part of the TTL is left. So there is time to
-/// try again, however many leases there are and however slow the backend is.
+/// A renewal is sent regardless of that limit once this part of the TTL is left, so that there is time
+/// for a retry, whatever the number of leases and the latency of the backend.
 const SEND_AT_PART: u32 = 2;
-/// A lease of which no more than this part of the TTL is left should have been renewed: the log warns.
+/// A lease is late if it was not renewed when this part of the TTL is left. The log then warns.
 const WARN_AT_PART: u32 = 4;
 /// A renewal starts when this much of the remaining time has passed: a third at the latest, so that two more tries fit;
 /// spread, so that 10 000 leases taken together are not renewed together.
@@ -56,9 +56,9 @@ struct State {
     /// Holds with a renewal or a deadline of their own, by when they are due.
     holds: BTreeMap<(u64, u64), Arc<Hold>>,
     sessions: HashMap<SessionId, Session>,
-    /// Due to be renewed, and waiting for a place among those [`AT_A_TIME`], by when they no longer wait.
+    /// Due renewals that wait because [`AT_A_TIME`] are under way, ordered by when they must be sent.
     ready: BTreeMap<(u64, u64), Arc<Hold>>,
-    /// Why a renewal failed since the last one that did not.
+    /// The error of the last renewal, if it failed.
     trouble: Option<Error>,
     /// When the log may warn of late renewals again.
     next_warning: u64,
@@ -168,9 +168,10 @@ impl Keeper {
     async fn run(self: Arc<Self>) {
         let mut renewals = Renewals::new();
         while !self.stopped.load(Ordering::Acquire) {
-            // Nothing in it should panic: foreign code is contained. If something does, the other locks must not suffer.
+            // Foreign code is contained, so nothing in it should panic. If it does anyway, the renewals
+            // of the other locks must continue.
             if let Err(error) = contained(self.step(&mut renewals)).await {
-                contain(|| tracing::error!(target: "leasehold", %error, "the renewal task panicked, and goes on"));
+                contain(|| tracing::error!(target: "leasehold", %error, "the renewal task panicked and continues"));
                 tokio::time::sleep(RETRY_BOUNDS.0).await;
             }
         }
@@ -272,7 +273,7 @@ impl State {
         hold.into_iter().chain(ready).chain(session).min()
     }
 
-    /// Whether one of them is late.
+    /// Queues renewals that are due and collects holds that are over. Returns whether a hold is late.
     fn due_holds(&mut self, now: Moment, over: &mut Vec<Arc<Hold>>) -> bool {
         let mut lost = Vec::new();
         let mut late = false;
@@ -310,8 +311,8 @@ impl State {
         }
     }
 
-    /// Has it renewed, if it is not being renewed. Until that is answered, its lateness and its deadline must still be
-    /// noticed.
+    /// Queues a renewal, unless one is under way. The task looks at the hold again when it is late and
+    /// when it expires.
     fn make_ready(&mut self, hold: &Arc<Hold>, now: Moment) {
         if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
             self.ready.insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
@@ -319,7 +320,7 @@ impl State {
         self.schedule(hold, next_alarm(hold, now));
     }
 
-    /// Starts what may be under way, and what can wait no longer.
+    /// Starts renewals up to the limit, and those that must be sent now.
     fn start_renewals(&mut self, now: Moment, renewals: &Renewals) {
         while let Some(entry) = self.ready.first_entry() {
             if renewals.len() >= AT_A_TIME && entry.key().0 > now.as_nanos() {
@@ -335,7 +336,7 @@ impl State {
         }
     }
 
-    /// Whether one of their holds is late.
+    /// Starts renewals that are due and collects holds that are over. Returns whether a hold is late.
     fn due_sessions(&mut self, now: Moment, renewals: &Renewals, over: &mut Vec<Arc<Hold>>) -> bool {
         let mut late = false;
         for (&id, session) in &mut self.sessions {
@@ -357,7 +358,7 @@ impl State {
         late
     }
 
-    /// Which locks are late, unless the log has just warned of some.
+    /// Returns the late locks, at most once per TTL.
     fn late(&mut self, now: Moment) -> Option<Late> {
         if now.as_nanos() < self.next_warning {
             return None;
@@ -374,11 +375,11 @@ impl State {
     }
 }
 
-/// Locks that will be lost unless a renewal is answered soon.
+/// Locks that will be lost unless they are renewed soon.
 struct Late {
     first: Arc<Hold>,
     count: usize,
-    /// Renewals that are due and not yet sent.
+    /// The number of due renewals that are not yet sent.
     waiting: usize,
     trouble: Option<Error>,
 }
@@ -399,7 +400,7 @@ impl Late {
     }
 }
 
-/// When only this part of the TTL is left.
+/// Returns when only this part of the TTL is left.
 fn left_at(hold: &Hold, part: u32) -> u64 {
     hold.deadline().moment().as_nanos().saturating_sub(nanos(hold.request.ttl().as_duration() / part))
 }
@@ -408,7 +409,7 @@ fn is_late(hold: &Hold, now: Moment) -> bool {
     hold.renewal == Renewal::Automatic && left_at(hold, WARN_AT_PART) <= now.as_nanos()
 }
 
-/// When to look at a hold that is being renewed: when it is late, then at its deadline.
+/// Returns when to look at a hold during its renewal: when it is late, then at its deadline.
 fn next_alarm(hold: &Hold, now: Moment) -> u64 {
     if hold.renewal == Renewal::Automatic && !is_late(hold, now) {
         left_at(hold, WARN_AT_PART)

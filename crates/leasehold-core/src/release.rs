@@ -92,7 +92,7 @@ pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span
     }
 }
 
-/// As [`give_back`], for a grant that never came to be held.
+/// Releases a grant that never had a guard; see [`give_back`].
 pub(crate) async fn give_back_grant(client: &Client, lease: ContainedLease, request: &Request) {
     let token = lease.facts().ok().and_then(|(token, _)| token);
     let span = telemetry::release_span(&Span::none(), client, request, token);

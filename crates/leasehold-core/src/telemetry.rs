@@ -4,7 +4,7 @@
 //! Without the feature `metrics` nothing is measured, no clock is read for it, and all of this compiles to nothing. No label has
 //! more values than there are backends, kinds of outcomes or nodes: never a key, never a user.
 //!
-//! Recorders and subscribers are foreign code, which may panic: they are only called through [`contain`].
+//! Recorders and subscribers may panic. They are only called through [`contain`].
 
 use std::{
     pin::Pin,
@@ -55,7 +55,7 @@ pub(crate) fn describe() {
     }
 }
 
-/// A span whose subscriber may panic: then less is traced.
+/// A span whose methods do not panic. If its subscriber panics, the record is incomplete.
 #[derive(Debug)]
 pub(crate) struct Span(tracing::Span);
 
@@ -64,12 +64,12 @@ impl Span {
         Self(tracing::Span::none())
     }
 
-    /// The span that `make` makes.
+    /// Creates a span.
     pub(crate) fn of(make: impl FnOnce() -> tracing::Span) -> Self {
         Self(contain(make).unwrap_or_else(tracing::Span::none))
     }
 
-    /// Whether nobody sees it.
+    /// Returns whether no subscriber records it.
     pub(crate) fn is_disabled(&self) -> bool {
         self.0.is_disabled()
     }

@@ -1,4 +1,4 @@
-//! [`Panicking`]: a backend that panics when it is told to; and [`PanickingSubscriber`].
+//! Foreign code that panics on demand: [`Panicking`], a backend, and [`PanickingSubscriber`].
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ use tracing::{
     subscriber::Interest,
 };
 
-/// What the client calls.
+/// A method of a backend or a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     TryAcquire,
@@ -36,14 +36,14 @@ pub(crate) enum Call {
     Release,
 }
 
-/// How far a call comes.
+/// A point in the course of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// There is no future yet.
+    /// The method is called and has not yet returned a future.
     Called,
-    /// Its future is polled for the first time.
+    /// The future is about to be polled.
     Polled,
-    /// It has done what it was asked for. Of an acquisition: what it was granted is given back.
+    /// The operation has taken effect. An acquisition has released its grant again.
     Done,
 }
 
@@ -51,11 +51,11 @@ impl Stage {
     pub(crate) const ALL: [Self; 3] = [Self::Called, Self::Polled, Self::Done];
 }
 
-/// When to panic.
+/// A switch for the panics of one backend.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     armed: Mutex<Option<(Call, Stage)>>,
-    /// Panics to come.
+    /// The number of panics to come.
     left: AtomicUsize,
     /// A future was polled after it had panicked.
     polled_again: AtomicBool,
@@ -244,7 +244,8 @@ impl Lease for PanickingLease {
     }
 }
 
-/// A subscriber of all that Leasehold traces, which panics at one call, counted from 0, or at every one.
+/// A subscriber that panics at one of its calls, counted from 0, or at every call. It records the
+/// targets of all crates of Leasehold.
 #[derive(Debug)]
 pub(crate) struct PanickingSubscriber {
     at: Option<usize>,
@@ -253,7 +254,7 @@ pub(crate) struct PanickingSubscriber {
 }
 
 impl PanickingSubscriber {
-    /// And the count of its calls.
+    /// Returns a subscriber and the count of its calls.
     pub(crate) fn new(at: Option<usize>) -> (Self, Arc<AtomicUsize>) {
         let calls = Arc::new(AtomicUsize::new(0));
         (Self { at, calls: Arc::clone(&calls), spans: AtomicU64::new(0) }, calls)

@@ -196,8 +196,8 @@
 //!   seconds for most. Renewals come at a third of it. A TTL of a few round trips loses locks at the first hiccup.
 //! - **Labels** say who holds: host, process and program by default, [`LockClientBuilder::with_label`] for another. `leasehold who --on
 //!   URL NAME` shows holders and waiters; `leasehold break` ends a lock whose holder is gone for good.
-//! - **What to watch**: events of the `tracing` target `leasehold`; a loss is a warning, spans for wait, hold, renewal and release are at
-//!   debug, with key, backend, token and outcome. And the [metrics](#metrics).
+//! - **What to watch**: events of the `tracing` target `leasehold`. Losses and late renewals are warnings. Spans for wait, hold,
+//!   renewal and release are at debug, with key, backend, token and outcome. And the [metrics](#metrics).
 //! - **Errors**: [`ErrorKind`] tells contended from unavailable from lost from indeterminate, and [`Error::is_retryable`] whether the same
 //!   call may succeed later. Nothing that failed is left locked for longer than a TTL.
 //! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch, token) at the resource, and raise

@@ -18,7 +18,7 @@ async fn panicking(subject: &dyn Subject) -> (LockClient, Arc<Plan>) {
     (client, plan)
 }
 
-/// Makes the call that is to panic. What it locked is released or dropped when it ends.
+/// Makes the call that should panic. Its guard is dropped when it returns.
 async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey) -> Result<()> {
     let mutex = client.mutex(key).with_renewal(Renewal::Manual);
     match call {
@@ -36,15 +36,15 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
     }
 }
 
-/// A backend that panics in a call, however far that came, fails this call and nothing else: the caller gets an error of the
-/// kind [`ErrorKind::Indeterminate`], the future is not polled again, and the lock is free long before its TTL.
+/// A panic in a call of the backend is an [`ErrorKind::Indeterminate`] error of that call. The future is
+/// not polled again, and the lock is free long before its TTL has passed.
 pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
     let ((client, plan), others) = (panicking(subject).await, client(subject).await);
     let other = subject.open().await;
     let mut calls = vec![
         (Call::FencingToken, Stage::Called, 1),
         (Call::Upkeep, Stage::Called, 1),
-        // Whoever cannot say how long it is valid is not.
+        // A lease that does not report its deadline is not valid.
         (Call::ValidUntil, Stage::Called, usize::MAX),
     ];
     for stage in Stage::ALL {
@@ -73,7 +73,7 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
     }
 }
 
-/// A renewal that panics is tried again in time, and the renewals of other locks go on.
+/// A renewal that panics is retried in time, and the renewals of other locks continue.
 pub async fn panic_in_a_renewal_ends_no_other(subject: &dyn Subject) {
     let (client, plan) = panicking(subject).await;
     let one = must(client.mutex(key(subject, "panic_one")).lock().await, "a free lock is granted");
@@ -89,7 +89,7 @@ pub async fn panic_in_a_renewal_ends_no_other(subject: &dyn Subject) {
     }
 }
 
-/// A tracing subscriber that panics, at any one of its calls or at all of them, leaves no lock behind.
+/// A tracing subscriber that panics at any of its calls, or at all of them, leaks no lock.
 pub async fn panicking_subscriber_leaks_no_lock(subject: &dyn Subject) {
     let (client, other) = (client(subject).await, subject.open().await);
     let mut point = None;
@@ -97,7 +97,7 @@ pub async fn panicking_subscriber_leaks_no_lock(subject: &dyn Subject) {
         let keys = ["traced_try", "traced_release", "traced_drop"].map(|hint| key(subject, hint));
         let (subscriber, calls) = PanickingSubscriber::new(point);
         let traced = async {
-            // What the subscriber does to the backend's own code is the backend's error.
+            // A panic in an event of the backend's own is an error of its call.
             drop(client.mutex(&keys[0]).try_lock().await);
             if let Ok(guard) = client.mutex(&keys[1]).lock().await {
                 drop(guard.release().await);
