@@ -73,7 +73,20 @@ struct Holder {
 
 impl Holder {
     fn start(dir: &Path, mode: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::spawn(Command::new(std::env::current_exe().unwrap()), dir, mode)
+    }
+
+    /// As another user, if we may.
+    fn start_as(dir: &Path, mode: &str, (user, group): (u32, u32), umask: &str) -> Self {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask \"$1\"; shift; exec \"$@\"", "sh", umask]).arg(std::env::current_exe().unwrap());
+        command.uid(user).gid(group);
+        Self::spawn(command, dir, mode)
+    }
+
+    fn spawn(mut command: Command, dir: &Path, mode: &str) -> Self {
+        let mut child = command
             .args(["the_other_process", "--exact", "--ignored", "--nocapture"])
             .env("LEASEHOLD_TEST_DIR", dir)
             .env("LEASEHOLD_TEST_MODE", mode)
@@ -222,6 +235,111 @@ async fn a_directory_removed_and_made_anew_admits_no_second_holder() {
         other.child.kill().unwrap();
         let lease = soon(waiter).await.unwrap().unwrap();
         assert!(lease.fencing_token().is_none_or(|ours| ours.get() > token));
+    }
+}
+
+#[tokio::test]
+async fn a_removed_lock_file_admits_no_second_holder() {
+    for (mode, suffixes) in [("exclusive", &["lock"][..]), ("shared", &["lock"]), ("permit", &["permits", "permit-0"])]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut other, _) = Holder::held(dir.path(), mode);
+        let backend = open(dir.path());
+        let ours = if mode == "shared" { "exclusive" } else { mode };
+        for suffix in suffixes {
+            std::fs::remove_file(dir.path().join(format!("k%2f1.{suffix}"))).unwrap();
+            assert!(!is_free(&backend, ours).await, "{mode} {suffix}");
+            // `inspect` names the one who is in the way.
+            let seen = backend.inspect(&key()).await.unwrap();
+            let pid = format!("{}:", other.child.id());
+            assert!(
+                seen.holders.iter().any(|holder| holder.id.starts_with(pid.as_bytes())),
+                "{mode} {suffix}: {seen:?}"
+            );
+        }
+        other.child.kill().unwrap();
+        soon(Arc::clone(&backend).acquire(request(ours))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_a_holder_left_behind_refuses_no_lock() {
+    for mode in ["exclusive", "shared", "permit"] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = hour().with_inherited_by_children(true);
+        let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
+        let lease = Arc::clone(&backend).acquire(request(mode)).await.unwrap();
+        let mut daemon = Command::new("sleep").arg("60").spawn().unwrap();
+        assert_eq!(lease.release().await.unwrap(), Released::Freed);
+        let ours = if mode == "shared" { "exclusive" } else { mode };
+        assert!(is_free(&backend, ours).await, "{mode}");
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        assert!(is_free(&backend, ours).await, "{mode}");
+        assert!(backend.inspect(&key()).await.unwrap().holders.is_empty());
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+}
+
+/// Two users other than root, if we are root and can become them.
+fn two_users() -> [(u32, u32); 2] {
+    use std::os::unix::fs::MetadataExt;
+    let ours = std::fs::metadata("/proc/self").unwrap();
+    if ours.uid() == 0 { [(65_533, 65_531), (65_534, 65_532)] } else { [(ours.uid(), ours.gid()); 2] }
+}
+
+#[tokio::test]
+async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let [first, second] = two_users();
+    for (directory, umask) in [(0o777, "022"), (0o777, "077"), (0o1777, "022"), (0o1777, "077")] {
+        for mode in ["exclusive", "shared", "permit"] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(directory)).unwrap();
+            let mut last = 0;
+            for user in [first, second, first] {
+                let mut holder = Holder::start_as(dir.path(), mode, user, umask);
+                let token = holder.expect("held:").parse().unwrap();
+                // A second user is refused while the first holds it, and for no other reason.
+                let other = if user == first { second } else { first };
+                let other_mode = if mode == "permit" { mode } else { "exclusive" };
+                let mut waiting = Holder::start_as(dir.path(), other_mode, other, umask);
+                waiting.expect("asks:");
+                holder.release();
+                holder.expect("released:");
+                let next: u64 = waiting.expect("held:").parse().unwrap();
+                assert!(mode == "permit" || last < token && token < next, "{directory:o} {umask} {mode}");
+                last = next;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_that_may_only_be_read_can_be_locked() {
+    use std::os::unix::fs::PermissionsExt;
+    let [_, other] = two_users();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let backend = open(dir.path());
+    let mut last = 0;
+    for mode in ["exclusive", "shared"] {
+        let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+        last = lease.fencing_token().unwrap().get().max(last);
+        lease.release().await.unwrap();
+        // As `flock(1)` creates them, and an access list alone lets another user write the directory.
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            std::fs::set_permissions(file.unwrap().path(), std::fs::Permissions::from_mode(0o444)).unwrap();
+        }
+        for mode in [mode, "exclusive"] {
+            let mut holder = Holder::start_as(dir.path(), mode, other, "022");
+            let token = holder.expect("held:").parse().unwrap();
+            assert!(token > last);
+            last = token;
+            assert!(!is_free(&backend, "exclusive").await);
+        }
     }
 }
 

@@ -109,7 +109,7 @@ impl Scheme {
 /// use std::path::PathBuf;
 ///
 /// assert_eq!(leasehold::file_dir("file:/var/lib/shop")?, Some(PathBuf::from("/var/lib/shop")));
-/// assert_eq!(leasehold::file_dir("file:")?, Some(leasehold::local::FileBackend::default_dir()));
+/// assert_eq!(leasehold::file_dir("file:")?, Some(leasehold::local::FileBackend::default_dir()?));
 /// assert_eq!(leasehold::file_dir("memory:")?, None);
 /// # Ok::<(), leasehold::Error>(())
 /// ```
@@ -124,7 +124,8 @@ pub fn file_dir(url: &str) -> Result<Option<std::path::PathBuf>> {
     }
 }
 
-/// The directory after `file:`. It is taken as it stands, without decoding; relative to where the program runs.
+/// The directory after `file:`. It is taken as it stands, without decoding; relative to where the program runs. A `~` at its start
+/// is refused.
 #[cfg(feature = "local")]
 fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
     if rest.contains('\0') {
@@ -142,7 +143,14 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
             }
         },
     };
-    if path.is_empty() { Ok(leasehold_local::FileBackend::default_dir()) } else { Ok(path.into()) }
+    if path.starts_with('~') {
+        // A shell expands it at the start of a word alone: `--on file:~/locks` would be a directory below each working directory.
+        return Err(invalid(format!(
+            "`{}` begins with `~`, which is not expanded here; write file:$HOME/DIR, or file:./~ for a directory of that name",
+            Shown(url)
+        )));
+    }
+    if path.is_empty() { leasehold_local::FileBackend::default_dir() } else { Ok(path.into()) }
 }
 
 pub(crate) fn invalid(message: String) -> Error {
@@ -203,6 +211,19 @@ mod tests {
             let error = scheme.not_compiled_in();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.to_string().contains(&format!("feature `{feature}`")), "{error}");
+        }
+    }
+
+    #[cfg(feature = "local")]
+    #[test]
+    fn a_tilde_is_refused_and_not_made_a_directory() {
+        for url in ["file:~", "file:~/locks", "file:~ann/locks"] {
+            let error = file_dir(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(url) && error.to_string().contains("$HOME"), "{error}");
+        }
+        for (url, dir) in [("file:./~/x", "./~/x"), ("file:/~/x", "/~/x"), ("file:x~", "x~")] {
+            assert_eq!(file_dir(url).unwrap(), Some(dir.into()));
         }
     }
 

@@ -15,14 +15,16 @@ use leasehold_core::{
 };
 
 use super::{
+    access,
     config::FileConfig,
-    contender::{self, Contender},
+    contender::Contender,
     directory,
     error::{NAME, io_error, refused},
     hold::Hold,
     inspect,
     lease::FileLease,
     name,
+    shadow::Shadows,
     watch::{Subscription, Watcher},
 };
 
@@ -37,9 +39,11 @@ const COURTESY_STEP: Duration = Duration::from_millis(5);
 /// - A holder that is killed frees its locks at once. There is no other expiry: a *stopped* process holds on.
 /// - Waiters are woken by inotify when a holder closes the file, and poll slowly behind it.
 /// - No reader overtakes a waiting writer, in any process that uses this crate; a stopped waiter keeps readers out.
-/// - Fencing tokens survive in the file, and never fall below the wall clock in microseconds.
-/// - Removing and recreating the directory admits no second holder on Linux, among users of this crate and within one
-///   network namespace. Putting back an older copy of a directory while its locks are held is not noticed.
+/// - Whoever may write the directory can use its locks, whatever the umask of the user who created the files. A lock file that
+///   can only be read is locked all the same. A lock file is never written.
+/// - Fencing tokens survive in a file beside the lock file, and never fall below the wall clock in microseconds.
+/// - On Linux, removing a lock file or its directory while the lock is held admits no second holder, among processes of one user
+///   that use this crate and share `/dev/shm`. Putting back an older copy of a directory while its locks are held is not noticed.
 /// - Locks cannot be broken: only the kernel and the holder can end a file lock.
 ///
 /// ```
@@ -62,6 +66,7 @@ const COURTESY_STEP: Duration = Duration::from_millis(5);
 pub struct FileBackend {
     dir: PathBuf,
     pub(super) config: FileConfig,
+    pub(super) shadows: Shadows,
     watcher: Mutex<Option<Arc<Watcher>>>,
 }
 
@@ -81,13 +86,20 @@ impl FileBackend {
     /// As [`open`](Self::open).
     pub fn open_with(dir: impl AsRef<Path>, config: FileConfig) -> Result<Self> {
         let dir = directory::prepare(dir.as_ref(), &config).map_err(|error| error.with_operation("open"))?;
-        Ok(Self { dir, config, watcher: Mutex::default() })
+        Ok(Self { dir, config, shadows: Shadows::of_this_user(), watcher: Mutex::default() })
     }
 
-    /// `/var/tmp/leasehold-<uid>`: one place per user that does not depend on the environment. [`open`](Self::open)
-    /// creates it with mode 0700, and refuses it if it is not this user's alone.
-    #[must_use]
-    pub fn default_dir() -> PathBuf {
+    /// The directory of this user's locks that are in no other: `/var/lib/leasehold` for root, and `.local/state/leasehold` in the
+    /// home directory of everybody else.
+    ///
+    /// It depends on the effective user alone. The home directory is the one in the user database, and neither `HOME` nor
+    /// `XDG_STATE_HOME` is read: a cron job, a service and a shell of a user find the same locks. [`open`](Self::open) creates the
+    /// directory with mode 0700, and refuses it if it is not this user's alone. A service that may not write it, as with systemd's
+    /// `ProtectHome=` and `ProtectSystem=strict`, gets an error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the user has no home directory: name a directory.
+    pub fn default_dir() -> Result<PathBuf> {
         directory::default_dir()
     }
 
@@ -111,14 +123,19 @@ impl FileBackend {
         name::path_of(&self.dir, key, suffix)
     }
 
+    /// The file that keeps the tokens of `key`.
+    pub(super) fn token_path(&self, key: &LockKey) -> PathBuf {
+        self.path(key, ".token")
+    }
+
     /// Opens a file of ours, and makes the directories that are missing.
     pub(super) fn open_file(&self, path: &Path) -> Result<File> {
-        match contender::open(path) {
+        match access::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 directory::prepare(&self.dir, &self.config)?;
                 let parent = path.parent().unwrap_or(&self.dir);
                 std::fs::create_dir_all(parent).map_err(|error| io_error("create", parent, error))?;
-                contender::open(path).map_err(|error| io_error("open", path, error))
+                access::open(path).map_err(|error| io_error("open", path, error))
             }
             opened => opened.map_err(|error| io_error("open", path, error)),
         }
@@ -138,15 +155,14 @@ impl FileBackend {
 
     async fn grant(&self, request: Request, sent: Moment, hold: Hold) -> Result<Arc<dyn Lease>> {
         if self.config.sync && request.mode() == Mode::Exclusive {
-            let path = hold.path.clone();
-            let failed = |error| io_error("flush", &path, error);
-            let file = hold.file.try_clone().map_err(failed)?;
-            let directory = path.parent().map(Path::to_path_buf);
+            let path = self.token_path(request.key());
+            let flushed = path.clone();
             let flush = move || {
-                file.sync_data()?;
-                directory.map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+                access::open_existing(&flushed)?.sync_data()?;
+                flushed.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
             };
-            tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).and_then(|done| done).map_err(failed)?;
+            let done = tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).and_then(|done| done);
+            done.map_err(|error| io_error("flush", &path, error))?;
         }
         Ok(Arc::new(FileLease::new(request, sent, hold)))
     }

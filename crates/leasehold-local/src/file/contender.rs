@@ -1,8 +1,8 @@
 //! [`Contender`]: one acquisition's attempts at a key, and its waiting between them.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io,
+    fs::{File, TryLockError},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -16,8 +16,8 @@ use super::{
     error::{io_error, refused},
     hold::Hold,
     identity::FileId,
-    presence::{self, Presence},
     record::Record,
+    shadow::Shadow,
     sign::Sign,
     watch::Subscription,
 };
@@ -171,13 +171,12 @@ impl Contender {
         if !try_lock(&file, shared, &self.path)? {
             return self.keep(file, Outcome::Refused);
         }
-        let Some(mut hold) = self.confirm(file)? else { return Ok(Outcome::Again) };
-        let record = Record::read(&hold.file).map_err(|error| io_error("read", &self.path, error))?;
-        if record.is_none() && presence::is_elsewhere(&self.path, hold.id) {
-            return self.let_go(hold, Outcome::Displaced);
-        }
+        let mut hold = match self.confirm(file, shared)? {
+            ControlFlow::Continue(hold) => hold,
+            ControlFlow::Break(outcome) => return Ok(outcome),
+        };
+        let last = self.record()?.map(|record| record.last_token);
         let floor = self.request.token_floor().map_or(0, FencingToken::get);
-        let last = record.map(|record| record.last_token);
         if shared {
             // Readers cannot write: a counter that is missing or too low is set by us alone, for an instant.
             return match last.filter(|last| *last >= floor) {
@@ -190,41 +189,54 @@ impl Contender {
         }
         // One number is left free for the readers in between.
         let token = above(last.unwrap_or(0), 2)?.max(micros_since_epoch()).max(above(floor, 1)?);
-        self.write(&hold.file, token)?;
+        self.keep_record(token)?;
         hold.token = Some(FencingToken::new(token));
         Ok(Outcome::Held(Box::new(hold)))
     }
 
     fn set_counter(&mut self, hold: Hold, at_least: u64) -> Result<Outcome> {
-        let file = hold.file;
-        file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
+        let file = hold.let_go().map_err(|error| io_error("unlock", &self.path, error))?;
         if !try_lock(&file, false, &self.path)? {
             return self.keep(file, Outcome::Refused);
         }
         // Somebody may have been quicker, between the two locks.
-        let record = Record::read(&file).map_err(|error| io_error("read", &self.path, error))?;
-        let last = record.map_or_else(micros_since_epoch, |record| record.last_token);
-        self.write(&file, last.max(at_least))?;
+        let last = self.record()?.map_or_else(micros_since_epoch, |record| record.last_token);
+        self.keep_record(last.max(at_least))?;
         file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
         self.keep(file, Outcome::Again)
     }
 
-    fn write(&self, file: &File, token: u64) -> Result<()> {
-        Record::of(&self.request, token).write(file).map_err(|error| io_error("write", &self.path, error))
+    fn record(&self) -> Result<Option<Record>> {
+        let path = self.backend.token_path(self.request.key());
+        Record::at(&path).map_err(|error| io_error("read", &path, error))
     }
 
-    /// The lock counts only if the path leads to the locked file *after* we are present: whoever replaces it later sees us.
-    pub(super) fn confirm(&self, file: File) -> Result<Option<Hold>> {
+    fn keep_record(&self, token: u64) -> Result<()> {
+        let path = self.backend.token_path(self.request.key());
+        Record::of(&self.request, token).keep_at(&path).map_err(|error| io_error("write", &path, error))
+    }
+
+    /// The lock counts only if nobody holds it on a file that was removed, and if the path leads to the locked file *after* its
+    /// shadow is ours: whoever replaces it later finds the shadow locked.
+    pub(super) fn confirm(&mut self, file: File, shared: bool) -> Result<ControlFlow<Outcome, Hold>> {
         let id = FileId::of(&file).map_err(|error| io_error("read", &self.path, error))?;
-        let presence = Presence::bind(&self.path, id).map_err(|error| io_error("mark as held", &self.path, error))?;
-        let hold = Hold::new(file, &self.path, id, presence);
+        let Some(shadow) = self.shadow(&self.path, shared)? else {
+            file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
+            return self.keep(file, Outcome::Displaced).map(ControlFlow::Break);
+        };
+        let hold = Hold::new(file, &self.path, id, shadow);
         let in_place = hold.is_in_place().map_err(|error| io_error("read", &self.path, error))?;
-        Ok(in_place.then_some(hold))
+        Ok(if in_place { ControlFlow::Continue(hold) } else { ControlFlow::Break(Outcome::Again) })
+    }
+
+    /// `None` if another holds `path` on a file that was removed.
+    pub(super) fn shadow(&self, path: &Path, shared: bool) -> Result<Option<Shadow>> {
+        self.backend.shadows.lock(path, shared).map_err(|error| io_error("lock the shadow of", path, error))
     }
 
     pub(super) fn let_go(&mut self, hold: Hold, outcome: Outcome) -> Result<Outcome> {
-        hold.file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
-        self.keep(hold.file, outcome)
+        let file = hold.let_go().map_err(|error| io_error("unlock", &self.path, error))?;
+        self.keep(file, outcome)
     }
 
     /// Keeps the file open for the next attempt.
@@ -261,18 +273,6 @@ pub(super) fn try_lock_patiently(file: &File, shared: bool, path: &Path) -> Resu
 pub(super) fn leads_to(path: &Path, file: &File) -> Result<bool> {
     let id = FileId::of(file).map_err(|error| io_error("read", path, error))?;
     Ok(FileId::at(path).map_err(|error| io_error("read", path, error))? == Some(id))
-}
-
-/// Opens or creates a file of ours. A symbolic link in its place is an error.
-pub(super) fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-    }
-    options.open(path)
 }
 
 fn above(token: u64, by: u64) -> Result<u64> {

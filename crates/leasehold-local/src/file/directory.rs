@@ -12,24 +12,47 @@ use super::{
     error::{io_error, refused},
 };
 
-/// One place per user, whatever the environment says: a service, a cron job and a shell find the same locks.
-/// `/var/tmp` outlives restarts, and so do the token counters in it.
-pub(super) fn default_dir() -> PathBuf {
+/// One place per user, whatever the environment says: a service, a cron job and a shell find the same locks. No place that
+/// temporary files are removed from, or that a service may have a private copy of.
+pub(super) fn default_dir() -> Result<PathBuf> {
     #[cfg(unix)]
     {
-        let base = Path::new("/var/tmp");
-        let base = if base.is_dir() { base } else { Path::new("/tmp") };
-        base.join(format!("leasehold-{}", rustix::process::geteuid().as_raw()))
+        default_dir_of(rustix::process::geteuid().as_raw())
     }
     #[cfg(not(unix))]
     {
-        std::env::temp_dir().join("leasehold")
+        Ok(std::env::temp_dir().join("leasehold"))
+    }
+}
+
+#[cfg(unix)]
+fn default_dir_of(uid: u32) -> Result<PathBuf> {
+    if uid == 0 {
+        return Ok(PathBuf::from("/var/lib/leasehold"));
+    }
+    let homeless = |why: String| {
+        refused(
+            ErrorKind::InvalidInput,
+            format!(
+                "there is no default directory for the lock files of user {uid}: {why}; name one, as in file:/var/lib/shop"
+            ),
+        )
+    };
+    let home = match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.dir,
+        Ok(None) => return Err(homeless(String::from("the user database does not know this user"))),
+        Err(error) => return Err(homeless(format!("the user database cannot be read: {error}"))),
+    };
+    if home.is_dir() {
+        Ok(home.join(".local/state/leasehold"))
+    } else {
+        Err(homeless(format!("its home {} is no directory", home.display())))
     }
 }
 
 /// Creates `dir` if it is missing and checks that locks in it can be trusted. Its canonical path.
 pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
-    let private = dir == default_dir();
+    let private = default_dir().is_ok_and(|default| dir == default);
     create(dir, private).map_err(|error| io_error("create the directory", dir, error))?;
     let metadata = fs::symlink_metadata(dir).map_err(|error| io_error("read", dir, error))?;
     if private {
@@ -47,7 +70,7 @@ pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-fn create(dir: &Path, private: bool) -> io::Result<()> {
+pub(super) fn create(dir: &Path, private: bool) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -59,9 +82,9 @@ fn create(dir: &Path, private: bool) -> io::Result<()> {
     builder.create(dir)
 }
 
-/// Anyone may create a name in `/var/tmp`: a directory of another user's would let that user remove our locks.
+/// A directory that others can write would let them remove our locks.
 #[cfg(unix)]
-fn check_private(dir: &Path, metadata: &fs::Metadata) -> Result<()> {
+pub(super) fn check_private(dir: &Path, metadata: &fs::Metadata) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let trouble = if metadata.file_type().is_symlink() {
         "is a symbolic link"
@@ -79,7 +102,7 @@ fn check_private(dir: &Path, metadata: &fs::Metadata) -> Result<()> {
 }
 
 #[cfg(not(unix))]
-fn check_private(_: &Path, _: &fs::Metadata) -> Result<()> {
+pub(super) fn check_private(_: &Path, _: &fs::Metadata) -> Result<()> {
     Ok(())
 }
 
@@ -148,6 +171,30 @@ mod tests {
         assert_eq!(network_fs(0xffff_ffff_ff53_4d42), Some("SMB"));
         for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
             assert_eq!(network_fs(local), None);
+        }
+    }
+
+    #[test]
+    fn the_default_directory_is_no_temporary_one() {
+        assert_eq!(default_dir_of(0).unwrap(), Path::new("/var/lib/leasehold"));
+        // No user of this number is in the database.
+        let error = default_dir_of(4_294_000_000).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("file:/"), "{error}");
+        // All whom the database knows: in the home, or an error that names it.
+        let database = fs::read_to_string("/etc/passwd").unwrap();
+        let mut seen = std::collections::HashSet::new();
+        for user in database.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|user| user.len() == 7) {
+            let (uid, home) = (user[2].parse().unwrap(), user[5]);
+            if !seen.insert(uid) {
+                continue;
+            }
+            match default_dir_of(uid) {
+                Ok(dir) => {
+                    assert!(uid == 0 || dir == Path::new(home).join(".local/state/leasehold"), "{user:?} {dir:?}")
+                }
+                Err(error) => assert!(error.to_string().contains(home), "{error}"),
+            }
         }
     }
 

@@ -8,29 +8,32 @@ use std::{
 
 use leasehold_core::FencingToken;
 
-use super::{identity::FileId, presence::Presence};
+use super::{identity::FileId, shadow::Shadow};
 
 #[derive(Debug)]
 pub(super) struct Hold {
+    // Declared before the files, so that whoever gets a file finds its shadow unlocked.
+    pub(super) shadow: Shadow,
+    pub(super) slot_shadow: Option<Shadow>,
     /// The lock file; for a permit, the file that keeps their number.
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) id: FileId,
     /// For a permit, the one that we have.
     pub(super) slot: Option<File>,
-    pub(super) presences: Vec<Presence>,
     pub(super) token: Option<FencingToken>,
     inherited: bool,
 }
 
 impl Hold {
-    pub(super) fn new(file: File, path: &Path, id: FileId, presence: Presence) -> Self {
+    pub(super) fn new(file: File, path: &Path, id: FileId, shadow: Shadow) -> Self {
         Self {
+            shadow,
+            slot_shadow: None,
             file,
             path: path.to_path_buf(),
             id,
             slot: None,
-            presences: vec![presence],
             token: None,
             inherited: false,
         }
@@ -46,26 +49,30 @@ impl Hold {
         self.inherited = true;
         #[cfg(unix)]
         {
-            use std::os::fd::AsFd;
-
             use rustix::io::{FdFlags, fcntl_setfd};
             fcntl_setfd(&self.file, FdFlags::empty())?;
             if let Some(slot) = &self.slot {
                 fcntl_setfd(slot, FdFlags::empty())?;
             }
-            #[cfg(target_os = "linux")]
-            for presence in &self.presences {
-                fcntl_setfd(presence.as_fd(), FdFlags::empty())?;
+            for shadow in self.slot_shadow.iter_mut().chain([&mut self.shadow]) {
+                shadow.let_inherit()?;
             }
         }
         Ok(())
     }
 
+    /// Unlocks the file, and keeps it open.
+    pub(super) fn let_go(self) -> io::Result<File> {
+        drop((self.slot_shadow, self.shadow));
+        self.file.unlock()?;
+        Ok(self.file)
+    }
+
     /// Unlocks before it closes: children that have the descriptors too would otherwise keep the lock, and a waiter that
     /// is told of the close finds it free.
     pub(super) fn free(self) -> io::Result<()> {
+        self.slot_shadow.into_iter().chain([self.shadow]).for_each(Shadow::free);
         let slot = self.slot.as_ref().map_or(Ok(()), File::unlock);
-        drop(self.presences);
         let file = self.file.unlock();
         drop(self.file);
         if self.inherited {

@@ -10,6 +10,8 @@ struct Flock {
     exclusive: bool,
     blocked: bool,
     pid: u32,
+    /// Major and minor number.
+    device: (u32, u32),
     inode: u64,
 }
 
@@ -17,13 +19,23 @@ pub(super) fn inspect(backend: &FileBackend, key: &LockKey) -> std::io::Result<I
     let table = std::fs::read_to_string("/proc/locks")?;
     let locks: Vec<_> = table.lines().filter_map(parse).collect();
     let on = |suffix: &str| -> std::io::Result<Vec<&Flock>> {
+        let path = backend.path(key, suffix);
         // The device is not compared: on overlays and subvolumes the table has another one than `stat`.
-        let id = FileId::at(&backend.path(key, suffix))?;
-        Ok(locks.iter().filter(|lock| id.is_some_and(|id| id.ino == lock.inode)).collect())
+        let id = FileId::at(&path)?;
+        let mut found: Vec<_> = locks.iter().filter(|lock| id.is_some_and(|id| id.ino == lock.inode)).collect();
+        // Who holds a file that was removed is found by its shadow.
+        if let Some(shadow) = backend.shadows.path_of(&path).and_then(|path| FileId::at(&path).ok().flatten()) {
+            let device = (rustix::fs::major(shadow.dev), rustix::fs::minor(shadow.dev));
+            let shadows = locks.iter().filter(|lock| lock.inode == shadow.ino && lock.device == device);
+            let removed = shadows.filter(|shadow| !found.iter().any(|lock| !lock.blocked && lock.pid == shadow.pid));
+            let removed: Vec<_> = removed.collect();
+            found.extend(removed);
+        }
+        Ok(found)
     };
     let mut seen = Inspection::default();
 
-    let record = std::fs::File::open(backend.path(key, ".lock")).and_then(|file| Record::read(&file)).ok().flatten();
+    let record = Record::at(&backend.token_path(key)).ok().flatten();
     for lock in on(".lock")? {
         let mode = if lock.exclusive { Mode::Exclusive } else { Mode::Shared };
         if lock.blocked {
@@ -83,8 +95,11 @@ fn parse(line: &str) -> Option<Flock> {
     }
     let exclusive = words.nth(1)? == "WRITE";
     let pid = words.next()?.parse().ok()?;
-    let inode = words.next()?.rsplit(':').next()?.parse().ok()?;
-    Some(Flock { exclusive, blocked, pid, inode })
+    let mut file = words.next()?.split(':');
+    let mut number = || u32::from_str_radix(file.next()?, 16).ok();
+    let device = (number()?, number()?);
+    let inode = file.next()?.parse().ok()?;
+    Some(Flock { exclusive, blocked, pid, device, inode })
 }
 
 #[cfg(test)]
@@ -93,9 +108,9 @@ mod tests {
 
     #[test]
     fn the_kernels_table_is_understood() {
-        let held = Flock { exclusive: true, blocked: false, pid: 9767, inode: 10_010_751 };
+        let held = Flock { exclusive: true, blocked: false, pid: 9767, device: (0xfe, 0), inode: 10_010_751 };
         assert_eq!(parse("1: FLOCK  ADVISORY  WRITE 9767 fe:00:10010751 0 EOF"), Some(held));
-        let waits = Flock { exclusive: false, blocked: true, pid: 12, inode: 7 };
+        let waits = Flock { exclusive: false, blocked: true, pid: 12, device: (0, 0x2a), inode: 7 };
         assert_eq!(parse("3: -> FLOCK  ADVISORY  READ 12 00:2a:7 0 EOF"), Some(waits));
         assert_eq!(parse("2: POSIX  ADVISORY  WRITE 1 08:01:3 0 EOF"), None);
         assert_eq!(parse(""), None);

@@ -1,5 +1,6 @@
 //! Locks between the processes of one host: [`FileBackend`].
 
+mod access;
 mod backend;
 mod config;
 mod contender;
@@ -11,8 +12,8 @@ mod inspect;
 mod lease;
 mod name;
 mod permit;
-mod presence;
 mod record;
+mod shadow;
 mod sign;
 mod watch;
 

@@ -16,8 +16,13 @@ const CHUNK: usize = 200;
 /// An encoded name of more than 220 bytes is cut into directories of 200 bytes each, marked by a `~`, which no encoded
 /// name contains. Suffixes start with the last `.` of a name, so files of two keys never meet.
 pub(super) fn path_of(dir: &Path, key: &LockKey, suffix: &str) -> PathBuf {
+    path_of_bytes(dir, key.as_bytes(), suffix)
+}
+
+/// As [`path_of`], of any bytes.
+pub(super) fn path_of_bytes(dir: &Path, name: &[u8], suffix: &str) -> PathBuf {
     let mut path = dir.to_path_buf();
-    let name = encode(key.as_bytes());
+    let name = encode(name);
     let mut rest = name.as_str();
     while rest.len() > MAX_NAME {
         let (chunk, tail) = rest.split_at(CHUNK);

@@ -5,6 +5,7 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, Write},
+    ops::ControlFlow,
 };
 
 use leasehold_core::{ErrorKind, Result};
@@ -12,8 +13,6 @@ use leasehold_core::{ErrorKind, Result};
 use super::{
     contender::{Contender, Outcome, leads_to, try_lock, try_lock_patiently},
     error::{io_error, refused},
-    identity::FileId,
-    presence::{self, Presence},
 };
 
 /// An attempt tries one file after the other.
@@ -30,12 +29,14 @@ impl Contender {
         if !try_lock_patiently(&file, true, self.path())? {
             return self.keep(file, Outcome::Refused);
         }
-        let Some(mut hold) = self.confirm(file)? else { return Ok(Outcome::Again) };
+        let mut hold = match self.confirm(file, true)? {
+            ControlFlow::Continue(hold) => hold,
+            ControlFlow::Break(outcome) => return Ok(outcome),
+        };
         let number = read_number(&hold.file).map_err(|error| io_error("read", self.path(), error))?;
         if number != Some(of) {
-            hold.presences.clear();
-            hold.file.unlock().map_err(|error| io_error("unlock", self.path(), error))?;
-            return self.set_number(hold.file, hold.id, number, of);
+            let file = hold.let_go().map_err(|error| io_error("unlock", self.path(), error))?;
+            return self.set_number(file, number, of);
         }
         for n in 0..of {
             let path = self.backend.path(self.request.key(), &format!(".permit-{n}"));
@@ -43,27 +44,19 @@ impl Contender {
             if !try_lock(&slot, false, &path)? {
                 continue;
             }
-            let id = FileId::of(&slot).map_err(|error| io_error("read", &path, error))?;
-            let presence = Presence::bind(&path, id).map_err(|error| io_error("mark as held", &path, error))?;
+            // Somebody may hold it on a file that was removed.
+            let Some(shadow) = self.shadow(&path, false)? else { continue };
             if !leads_to(&path, &slot)? {
                 continue;
             }
-            let mut content = [0];
-            let is_new = (&slot).read(&mut content).map_err(|error| io_error("read", &path, error))? == 0;
-            if is_new {
-                if presence::is_elsewhere(&path, id) {
-                    continue;
-                }
-                (&slot).write_all(b"1\n").map_err(|error| io_error("write", &path, error))?;
-            }
             hold.slot = Some(slot);
-            hold.presences.push(presence);
+            hold.slot_shadow = Some(shadow);
             return Ok(Outcome::Held(Box::new(hold)));
         }
         self.let_go(hold, Outcome::Refused)
     }
 
-    fn set_number(&mut self, file: File, id: FileId, number: Option<u32>, of: u32) -> Result<Outcome> {
+    fn set_number(&mut self, file: File, number: Option<u32>, of: u32) -> Result<Outcome> {
         if !try_lock_patiently(&file, false, self.path())? {
             return match number {
                 // Somebody sets it at this moment.
@@ -77,7 +70,7 @@ impl Contender {
                 )),
             };
         }
-        if number.is_none() && presence::is_elsewhere(self.path(), id) {
+        if self.shadow(self.path(), false)?.is_none() {
             file.unlock().map_err(|error| io_error("unlock", self.path(), error))?;
             return self.keep(file, Outcome::Displaced);
         }

@@ -1,17 +1,21 @@
-//! [`Record`]: what a lock file says.
+//! [`Record`]: the fencing tokens of a lock, in a file beside it.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, Write},
+    path::Path,
 };
 
-use leasehold_core::Request;
+use leasehold_core::{OwnerId, Request};
+
+use super::access;
 
 /// More than a record with the longest label has.
 const MAX_LEN: u64 = 512;
 const MAX_LABEL: usize = 200;
 
-/// The token of the last exclusive grant, and who that was. Written by exclusive holders only:
+/// The token of the last exclusive grant, and who that was. Written by exclusive holders only, into `<key>.token`. The lock file
+/// itself is never written: it may be another program's, and another user's. A record is
 /// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. What follows the second line is left over from longer
 /// labels.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,16 +32,45 @@ impl Record {
         Self { last_token, pid: std::process::id(), label }
     }
 
-    /// `None` if the file is new, or says what no record says: torn, or written by another program.
-    pub(super) fn read(mut file: &File) -> io::Result<Option<Self>> {
+    /// `None` if there is no file, or if it says what no record says: torn, or written by another program.
+    pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
+        match access::open_existing(path) {
+            Ok(file) => Self::read(&file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(mut file: &File) -> io::Result<Option<Self>> {
         let mut bytes = Vec::with_capacity(128);
         file.rewind()?;
         file.take(MAX_LEN).read_to_end(&mut bytes)?;
         Ok(Self::parse(&bytes))
     }
 
+    /// Keeps the record. Only for who holds the lock exclusively.
+    pub(super) fn keep_at(&self, path: &Path) -> io::Result<()> {
+        match access::open_writable(path) {
+            Ok(file) => self.write(&file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.write(&access::create(path)?),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.replace(path).map_err(|_| error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Another user's file that we may not write, in a directory that we may write.
+    fn replace(&self, path: &Path) -> io::Result<()> {
+        // No name of a lock's begins with a dot.
+        let new = path.with_file_name(format!(".token-{}", OwnerId::random()));
+        let replaced = access::create(&new).and_then(|file| self.write(&file)).and_then(|()| fs::rename(&new, path));
+        if replaced.is_err() {
+            drop(fs::remove_file(&new));
+        }
+        replaced
+    }
+
     /// One write, so that a process killed in it leaves the old or the new.
-    pub(super) fn write(&self, mut file: &File) -> io::Result<()> {
+    fn write(&self, mut file: &File) -> io::Result<()> {
         let Self { last_token, pid, label } = self;
         let text = format!("leasehold1 {last_token:020} {:016x}\n{pid} {label}\n", checksum(*last_token));
         file.rewind()?;

@@ -4,12 +4,14 @@
 //! Who wants to know whether anyone waits tries to lock that file alone, for an instant.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io,
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
 };
+
+use super::access;
 
 /// An instant of another's is over after a few turns of the scheduler.
 const TRIES: usize = 16;
@@ -23,7 +25,7 @@ pub(super) struct Sign {
 impl Sign {
     /// `None` if others who look at the sign were always in the way: show it at the next occasion.
     pub(super) fn show(path: &Path) -> io::Result<Option<Self>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = access::open(path)?;
         for _ in 0..TRIES {
             match file.try_lock_shared() {
                 Ok(()) => return Ok(Some(Self { _file: file })),
@@ -39,7 +41,7 @@ impl Sign {
         /// Two who look at once would take each other for waiters; within a process they take turns.
         static LOOKING: Mutex<()> = Mutex::new(());
 
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
+        let file = match access::open_existing(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),

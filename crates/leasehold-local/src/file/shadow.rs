@@ -1,0 +1,228 @@
+//! [`Shadow`]: a lock stays locked when its file has been removed.
+//!
+//! A file lock belongs to an inode. If a lock file or its directory is removed and made anew, the path leads to a new inode whose
+//! lock is free, while the old holder goes on. So each holder also locks a file that is named after the path and lives elsewhere:
+//! the shadow, in `/dev/shm/leasehold-<uid>`. Whoever gets the lock of the new inode then finds the shadow locked.
+//!
+//! The directory of the shadows belongs to one user, who alone can write it: no other user can lock a shadow, and so no shadow that
+//! another user made can refuse a lock. In turn it protects among processes of one user that share `/dev/shm`. If it cannot be used,
+//! locks are granted without it.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    access,
+    directory::{check_private, create},
+    identity::FileId,
+    name,
+};
+
+/// A shadow that is removed under us each time is not worth more.
+const REPLACEMENTS: usize = 32;
+
+/// Where the shadows of a user's locks are. `None` outside of Linux, and where no such directory can be had.
+#[derive(Debug)]
+pub(super) struct Shadows(Option<PathBuf>);
+
+/// A locked shadow; unlocked when dropped.
+#[derive(Debug)]
+pub(super) struct Shadow {
+    /// `None` if there are no shadows here.
+    file: Option<File>,
+    path: PathBuf,
+    shared: bool,
+    /// Children have its descriptor, and keep the lock if this process ends without a release.
+    inherited: bool,
+}
+
+impl Shadows {
+    /// Those of the effective user.
+    pub(super) fn of_this_user() -> Self {
+        #[cfg(target_os = "linux")]
+        {
+            let uid = rustix::process::geteuid().as_raw();
+            Self::at(PathBuf::from(format!("/dev/shm/leasehold-{uid}")))
+        }
+        #[cfg(not(target_os = "linux"))]
+        Self(None)
+    }
+
+    fn at(dir: PathBuf) -> Self {
+        match prepare(&dir) {
+            Ok(()) => Self(Some(dir)),
+            Err(error) => {
+                tracing::warn!(
+                    dir = %dir.display(), %error,
+                    "without this directory a lock file that is removed while it is held may admit a second holder"
+                );
+                Self(None)
+            }
+        }
+    }
+
+    pub(super) fn path_of(&self, path: &Path) -> Option<PathBuf> {
+        let dir = self.0.as_ref()?;
+        Some(name::path_of_bytes(dir, path.as_os_str().as_encoded_bytes(), ""))
+    }
+
+    /// Locks the shadow of `path`, whose lock we have. `None` if another holds `path` on an inode that was removed.
+    ///
+    /// # Errors
+    /// If this process has no descriptor left. All else leaves the lock without a shadow, because others may cause it: a full
+    /// `/dev/shm` is no reason to refuse a lock.
+    pub(super) fn lock(&self, path: &Path, shared: bool) -> io::Result<Option<Shadow>> {
+        let none = Shadow { file: None, path: PathBuf::new(), shared, inherited: false };
+        let Some(shadow_path) = self.path_of(path) else { return Ok(Some(none)) };
+        for _ in 0..REPLACEMENTS {
+            let file = match self.open(&shadow_path) {
+                Ok(file) => file,
+                Err(error) if is_out_of_descriptors(&error) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(path = %shadow_path.display(), %error, "locked without its shadow");
+                    return Ok(Some(none));
+                }
+            };
+            match if shared { file.try_lock_shared() } else { file.try_lock() } {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => return Ok(None),
+                Err(fs::TryLockError::Error(_)) => return Ok(Some(none)),
+            }
+            // A holder removes its shadow before it unlocks it.
+            if leads_to(&shadow_path, &file) {
+                return Ok(Some(Shadow { file: Some(file), path: shadow_path, shared, inherited: false }));
+            }
+        }
+        Ok(Some(none))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        match access::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some(dir) = &self.0 {
+                    prepare(dir)?;
+                }
+                path.parent().map_or(Ok(()), |parent| create(parent, true))?;
+                access::open(path)
+            }
+            opened => opened,
+        }
+    }
+}
+
+impl Shadow {
+    #[cfg(unix)]
+    pub(super) fn let_inherit(&mut self) -> io::Result<()> {
+        self.inherited = true;
+        if let Some(file) = &self.file {
+            rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Unlocks it also for the children that have inherited it.
+    pub(super) fn free(mut self) {
+        self.inherited = false;
+    }
+}
+
+impl Drop for Shadow {
+    fn drop(&mut self) {
+        let Some(file) = self.file.take().filter(|_| !self.inherited) else { return };
+        // Who shares it does not know whether it is the last.
+        if !self.shared && leads_to(&self.path, &file) {
+            drop(fs::remove_file(&self.path));
+        }
+        drop(file.unlock());
+    }
+}
+
+/// Creates the directory if it is missing, and refuses one that others can write.
+fn prepare(dir: &Path) -> io::Result<()> {
+    create(dir, true)?;
+    check_private(dir, &fs::symlink_metadata(dir)?).map_err(io::Error::other)
+}
+
+fn leads_to(path: &Path, file: &File) -> bool {
+    matches!((FileId::at(path), FileId::of(file)), (Ok(Some(at)), Ok(of)) if at == of)
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = error;
+        false
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn entries(dir: &Path) -> usize {
+        fs::read_dir(dir).unwrap().count()
+    }
+
+    #[test]
+    fn a_shadow_excludes_as_its_lock_does_and_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let shadows = Shadows::at(dir.path().join("shadows"));
+        let path = Path::new("/locks/a.lock");
+        for _ in 0..3 {
+            let writer = shadows.lock(path, false).unwrap().expect("free");
+            assert!(shadows.lock(path, true).unwrap().is_none());
+            assert!(shadows.lock(path, false).unwrap().is_none());
+            assert!(shadows.lock(Path::new("/locks/b.lock"), false).unwrap().is_some());
+            drop(writer);
+            assert_eq!(entries(&dir.path().join("shadows")), 0);
+            let readers = [shadows.lock(path, true).unwrap(), shadows.lock(path, true).unwrap()];
+            assert!(readers.iter().all(Option::is_some));
+            assert!(shadows.lock(path, false).unwrap().is_none());
+        }
+        let long = PathBuf::from(format!("/{}", "x/".repeat(1_000)));
+        let _long = shadows.lock(&long, false).unwrap().expect("free");
+        assert!(shadows.lock(&long, false).unwrap().is_none());
+    }
+
+    #[test]
+    fn shadows_that_others_can_make_are_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Path::new("/locks/a.lock");
+        let theirs = dir.path().join("theirs");
+        let held = Shadows::at(theirs.clone()).lock(path, false).unwrap();
+        assert!(Shadows::at(theirs.clone()).lock(path, false).unwrap().is_none());
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Shadows::at(theirs.clone()).lock(path, false).unwrap().is_some());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&theirs, &link).unwrap();
+        assert!(Shadows::at(link).lock(path, false).unwrap().is_some());
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(Shadows::at(file).lock(path, false).unwrap().is_some());
+        drop(held);
+    }
+
+    #[test]
+    fn shadows_that_are_removed_are_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let shadows = Shadows::at(dir.path().join("shadows"));
+        let path = Path::new("/locks/a.lock");
+        let held = shadows.lock(path, false).unwrap();
+        fs::remove_dir_all(dir.path().join("shadows")).unwrap();
+        // The lock file alone protects the one who held it; who comes now has a shadow of its own.
+        let next = shadows.lock(path, false).unwrap().expect("free");
+        drop(held);
+        assert!(shadows.lock(path, false).unwrap().is_none());
+        drop(next);
+    }
+}
