@@ -1,5 +1,9 @@
 //! Redlock on real servers, and what must be seen when they fail.
 
+#[path = "redlock/clock.rs"]
+mod clock;
+#[path = "redlock/kept.rs"]
+mod kept;
 #[path = "redlock/killed.rs"]
 mod killed;
 #[path = "redlock/memory.rs"]
@@ -12,5 +16,9 @@ mod split;
 mod stopped;
 #[path = "redlock/support.rs"]
 mod support;
+#[path = "redlock/older.rs"]
+mod older;
+#[path = "redlock/upkeep.rs"]
+mod upkeep;
 #[path = "redlock/write_back.rs"]
 mod write_back;

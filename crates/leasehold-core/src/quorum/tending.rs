@@ -7,11 +7,14 @@ use std::{
 
 use tokio::{task::AbortHandle, time::Instant};
 
-use crate::quorum::{
-    backend::QuorumBackend,
-    membership::{Rejoin, rejoin},
-    node::{Attestation, Recollection},
-    opening::recall_all,
+use crate::{
+    error::ErrorKind,
+    quorum::{
+        backend::QuorumBackend,
+        membership::{Rejoin, rejoin},
+        node::{Attestation, Recollection},
+        opening::recall_all,
+    },
 };
 
 /// How often the nodes are looked after: while all is well, and otherwise.
@@ -142,8 +145,15 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
     };
     let Some(voter) = &member.voter else { return };
     let (run, version) = (node.run.clone(), node.version.clone());
-    let attestation = Attestation { run, version, durable: node.durable, largest_ttl: quorum.largest_ttl(), above };
-    match Arc::clone(voter).attest(attestation).await {
+    // Also one whose mark is gone is what the quorum was provisioned as, if it is.
+    let durable = nodes.iter().flatten().any(|node| node.durable);
+    let mut attestation = Attestation { run, version, durable, largest_ttl: quorum.largest_ttl(), above };
+    let mut attested = Arc::clone(voter).attest(attestation.clone()).await;
+    if durable && attested.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsupported) {
+        attestation.durable = false;
+        attested = Arc::clone(voter).attest(attestation).await;
+    }
+    match attested {
         Ok(()) => {
             member.votes_again();
             tracing::info!(target: "leasehold", node = %member.endpoint, "a node that restarted votes again");

@@ -1,6 +1,10 @@
 //! [`SimBackend`]: one client's connection to a node.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use leasehold_core::{
@@ -21,17 +25,23 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 /// A connection to a simulated node, by [`Network::connect`](super::Network::connect).
 pub struct SimBackend {
     link: Link,
+    /// The connection on which the node was last seen to vote.
+    voted_on: Mutex<Option<u64>>,
 }
 
 impl SimBackend {
     pub(super) fn new(link: Link) -> Arc<Self> {
-        Arc::new(Self { link })
+        Arc::new(Self { link, voted_on: Mutex::default() })
     }
 
     /// The link, to cut it.
     #[must_use]
     pub fn link(&self) -> &Link {
         &self.link
+    }
+
+    fn has_voted_on(&self, connection: Option<u64>) -> bool {
+        connection.is_some() && *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) == connection
     }
 
     /// Gives back what an attempt may have got whose answer is missing: until the node says so, or it would have expired.
@@ -81,11 +91,16 @@ impl LockBackend for SimBackend {
         let mut sent = request.now();
         let wake = self.wake();
         let asked = request.clone();
+        let bug = self.link.node().bug();
+        let connection = self.link.connection();
+        let voted = bug == Some(NodeBug::AskedOncePerConnection) && self.has_voted_on(connection);
         let answer = self
             .link
-            .ask(PATIENCE, move |desk| desk.meets(&asked).then(|| desk.memory.acquire(&asked, desk.now)))
+            .ask(PATIENCE, move |desk| (voted || desk.meets(&asked)).then(|| desk.memory.acquire(&asked, desk.now)))
             .await;
-        let bug = self.link.node().bug();
+        if matches!(answer, Ok(Some(_))) {
+            *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+        }
         if bug == Some(NodeBug::DeadlineFromAnswer) {
             sent = request.now();
         }

@@ -35,7 +35,8 @@ impl SimClock {
         Arc::new(Self { start: Instant::now(), ahead: AtomicU64::new(nanos(ahead)), rate_ppm })
     }
 
-    /// Lets time pass on this clock but not for tokio's timers: what the suspend of a machine does.
+    /// Lets time pass on this clock but not for tokio's timers: what the suspend of a machine does, and what setting its wall
+    /// clock ahead does to a node.
     pub fn suspend(&self, duration: Duration) {
         self.ahead.fetch_add(nanos(duration), Ordering::AcqRel);
     }

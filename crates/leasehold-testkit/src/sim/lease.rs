@@ -57,7 +57,10 @@ impl Lease for SimLease {
 
     async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
         let asked = self.request.clone();
-        self.link.ask(PATIENCE, move |desk| desk.memory.raise(&asked, token, desk.now, desk.bug)).await
+        let vote = self.link.ask(PATIENCE, move |desk| {
+            desk.meets(&asked).then(|| desk.memory.raise(&asked, token, desk.now, desk.bug))
+        });
+        vote.await?.ok_or_else(|| Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet"))
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

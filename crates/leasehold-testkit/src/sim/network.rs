@@ -69,6 +69,7 @@ impl Network {
             network: Arc::clone(self),
             node: Arc::clone(node),
             cut: Arc::new(AtomicBool::new(false)),
+            kept: Arc::new(AtomicBool::new(false)),
         })
     }
 
@@ -112,12 +113,27 @@ pub struct Link {
     network: Arc<Network>,
     node: Arc<SimNode>,
     cut: Arc<AtomicBool>,
+    kept: Arc<AtomicBool>,
 }
 
 impl Link {
     /// Cuts the link, or mends it: while it is cut, no message arrives in either direction, and nobody is told.
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Release);
+    }
+
+    /// Puts a proxy in between, which keeps the client's connection while the node restarts, or takes it away.
+    pub fn set_kept(&self, kept: bool) {
+        self.kept.store(kept, Ordering::Release);
+    }
+
+    /// Names the connection: another one after the node has restarted, unless a proxy hides that.
+    pub(super) fn connection(&self) -> Option<u64> {
+        if self.is_kept() { Some(0) } else { self.node.run() }
+    }
+
+    fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
     }
 
     /// The node at its end.
@@ -169,7 +185,8 @@ impl Link {
         let (Some(there), false) = (there, self.is_cut()) else { return self.silence().await };
         tokio::time::sleep(there).await;
         self.node.awake().await;
-        let answered = self.node.answer(run, answer);
+        let run = if self.is_kept() { self.node.run() } else { Some(run) };
+        let answered = run.and_then(|run| self.node.answer(run, answer));
         let (Some(back), false) = (back, self.is_cut()) else { return self.silence().await };
         tokio::time::sleep(back).await;
         if self.is_cut() {

@@ -77,6 +77,8 @@ impl Faults {
             return;
         }
         let amnesia = match self.shared.below(3) {
+            // A backup was restored: no second one while one has not rejoined.
+            0 if self.durable && voting == self.nodes.len() - 1 => Amnesia::SinceSave,
             _ if self.durable => Amnesia::None,
             0 => Amnesia::SinceSave,
             1 => Amnesia::Total,
@@ -92,9 +94,26 @@ impl Faults {
         let node = Arc::clone(node);
         let shared = Rc::clone(&self.shared);
         let name = self.name(&node);
+        // NTP sets the clock while a machine starts, and an operator soon after.
+        let ahead = if self.shared.one_in(3) { self.shared.between(1..3_600_000) } else { Duration::ZERO };
+        let set_early = self.shared.one_in(2);
+        let step = self.shared.between(0..300);
         self.later(1..1000, move || {
             shared.log(|| format!("node {name} starts"));
+            if set_early {
+                node.clock().suspend(ahead);
+            }
             node.start();
+            if !set_early {
+                drop(tokio::task::spawn_local(async move {
+                    tokio::time::sleep(step).await;
+                    // One that votes would free what it holds.
+                    if !node.votes() {
+                        shared.log(|| format!("the clock of node {name} is set ahead by {ahead:?}"));
+                        node.clock().suspend(ahead);
+                    }
+                }));
+            }
         });
     }
 

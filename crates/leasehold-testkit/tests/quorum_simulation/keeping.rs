@@ -1,43 +1,76 @@
-//! A wrong variant: what an attempt got that did not win is kept until it expires.
+//! Wrong variants of what a client does: what an attempt got that did not win is kept until it expires; nodes are looked after, or
+//! asked again, too seldom.
 
 use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey,
+    Attempt, Broken, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey,
     Released, Request, Result, TokenVote, Upkeep,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
+use tokio::time::Instant;
 
-/// A client's connection to a node over which releases of attempts do not go that fewer than a majority of the nodes granted.
+use crate::world::Flaw;
+
+/// A client's connection to a node over which something does not go, by the flaw: releases of attempts that fewer than a majority of the
+/// nodes granted, questions about the node's memory of a client that asks for no lock, or requests to hold again before a renewal.
 #[derive(Debug)]
 pub(crate) struct Keeping {
     inner: Arc<SimBackend>,
     nodes: usize,
     grants: Arc<Grants>,
+    flaw: Option<Flaw>,
 }
 
 /// How many nodes granted each acquisition, by what all of its names have in common.
 #[derive(Debug, Default)]
-struct Grants(Mutex<HashMap<u128, usize>>);
+struct Grants(Mutex<HashMap<u128, usize>>, Mutex<Asked>);
+
+/// When the client last asked for a lock, and who asked.
+#[derive(Debug, Default)]
+struct Asked {
+    at: Option<Instant>,
+    owner: u128,
+}
+
+/// For so long after a request a client looks after nodes, and asks no node again.
+const SOON: Duration = Duration::from_secs(2);
 
 impl Keeping {
     /// The connections of one client.
-    pub(crate) fn all(links: Vec<Arc<SimBackend>>) -> Vec<Arc<Self>> {
+    pub(crate) fn all(links: Vec<Arc<SimBackend>>, flaw: Option<Flaw>) -> Vec<Arc<Self>> {
         let (nodes, grants) = (links.len(), Arc::<Grants>::default());
-        links.into_iter().map(|inner| Arc::new(Self { inner, nodes, grants: Arc::clone(&grants) })).collect()
+        // When it is opened, all may ask.
+        grants.1.lock().unwrap().at = Some(Instant::now());
+        links.into_iter().map(|inner| Arc::new(Self { inner, nodes, grants: Arc::clone(&grants), flaw })).collect()
     }
 
     fn granted(&self, request: &Request) {
         *self.grants.0.lock().unwrap().entry(request.owner().as_u128() >> 16).or_default() += 1;
     }
 
+    /// Whether it is a new request, and not one to hold again; and whether another was made a moment ago.
+    fn asks(&self, request: &Request) -> (bool, bool) {
+        let mut asked = self.grants.1.lock().unwrap();
+        let owner = request.owner().as_u128();
+        let again = owner != asked.owner && owner >> 16 == asked.owner >> 16;
+        if !again {
+            *asked = Asked { at: Some(Instant::now()), owner };
+        }
+        (!again, asked.at.is_some_and(|at| at.elapsed() < SOON))
+    }
+
     fn has_won(&self, request: &Request) -> bool {
+        if !matches!(self.flaw, Some(Flaw::PartialWinsKept)) {
+            return true;
+        }
         let grants = self.grants.0.lock().unwrap();
         grants.get(&(request.owner().as_u128() >> 16)).is_some_and(|grants| *grants > self.nodes / 2)
     }
@@ -56,6 +89,9 @@ impl LockBackend for Keeping {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        if let ((false, true), Some(Flaw::NothingAskedBeforeRenewal)) = (self.asks(&request), self.flaw) {
+            return Ok(Attempt::Contended(Contention { retry_after: None, last_token: None, wake: None }));
+        }
         match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
             Attempt::Granted(inner) => {
                 self.granted(&request);
@@ -89,6 +125,11 @@ impl QuorumNode for Keeping {
     }
 
     async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
+        let asked = self.grants.1.lock().unwrap().at;
+        if matches!(self.flaw, Some(Flaw::OnlyAcquisitionsLookAfter)) && asked.is_none_or(|at| at.elapsed() >= SOON) {
+            // As if it had not been asked: the node is as well as it was.
+            return std::future::pending().await;
+        }
         Arc::clone(&self.inner).recall(watched).await
     }
 

@@ -31,8 +31,9 @@ pub(crate) const TTL: Duration = Duration::from_millis(600);
 const CHAOS: Duration = Duration::from_secs(12);
 const CLIENTS: usize = 3;
 /// After that much peace, whoever wants the lock has had it: what is left over expires within a TTL, and a client that takes all
-/// nodes for dead asks them again within half a second.
-const BOUND: Duration = Duration::from_secs(2);
+/// nodes for dead asks them again within half a second. A node that started last is looked at within a second, and rejoins at the next
+/// look, a second later.
+const BOUND: Duration = Duration::from_secs(3);
 
 /// In peace, when all want the lock at once and nobody keeps it, each has it within this: far below the TTL, at which what somebody kept is
 /// free in any case.
@@ -48,6 +49,10 @@ pub(crate) enum Flaw {
     MajorityOfAnswered,
     /// An attempt that did not win keeps what it got.
     PartialWinsKept,
+    /// Only a client that asks for a lock looks after the nodes.
+    OnlyAcquisitionsLookAfter,
+    /// The nodes that are missing after a grant are asked when it is renewed.
+    NothingAskedBeforeRenewal,
 }
 
 pub(crate) struct Outcome {
@@ -135,12 +140,14 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     let mut clients = Vec::new();
     for (index, clock) in clocks.into_iter().enumerate() {
         let links: Vec<_> = nodes.iter().map(|node| network.connect(node)).collect();
+        let proxies = shared.one_in(3);
+        links.iter().for_each(|link| link.link().set_kept(proxies && shared.one_in(2)));
         let known = match flaw {
             Some(Flaw::MajorityOfAnswered) => vec![shared.pick(&links)],
             _ => links.clone(),
         };
         let known = match flaw {
-            Some(Flaw::PartialWinsKept) => dynamic(Keeping::all(known)),
+            Some(Flaw::PartialWinsKept) => dynamic(Keeping::all(known, flaw)),
             _ => dynamic(known),
         };
         let quorum = open(known, &shared, durable, index == 0 || matches!(flaw, Some(Flaw::MajorityOfAnswered))).await;
