@@ -10,14 +10,14 @@ mod killed;
 mod memory;
 #[path = "redlock/mixed.rs"]
 mod mixed;
+#[path = "redlock/older.rs"]
+mod older;
 #[path = "redlock/split.rs"]
 mod split;
 #[path = "redlock/stopped.rs"]
 mod stopped;
 #[path = "redlock/support.rs"]
 mod support;
-#[path = "redlock/older.rs"]
-mod older;
 #[path = "redlock/upkeep.rs"]
 mod upkeep;
 #[path = "redlock/write_back.rs"]

@@ -52,7 +52,8 @@ fn with_clock_of(folder: &Path) -> RedisServer {
     let (source, library, program) = (folder.join("shim.c"), folder.join("shim.so"), folder.join("redis-server"));
     fs::write(&source, SHIM).unwrap();
     let ahead = format!("-DAHEAD=\"{}\"", folder.join("ahead").display());
-    let built = Command::new("cc").args(["-shared", "-fPIC", &ahead, "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", &ahead, "-o"]).arg(&library).arg(&source).arg("-ldl").status();
     assert!(built.expect("a C compiler, as the linker of Rust is").success());
     let library = library.display();
     fs::write(&program, format!("#!/bin/sh\nLD_PRELOAD={library} exec redis-server \"$@\"\n")).unwrap();

@@ -99,32 +99,35 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     block_in_place(|| nothing_left(&servers.servers[..3]));
 }
 
-/// A lock outlives the restart of all servers that write everything down, and they vote at once.
+/// A lock outlives the restart of all servers that write everything down, and they rejoin by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_servers_that_lose_nothing_can_restart() {
+    const GRACE: Duration = Duration::from_secs(8);
     let mut servers = RedlockServers::start(5, Persistence::EveryWrite).unwrap();
     let quorum = leasehold::redlock(&servers.url()).await.unwrap();
-    let provision = Provision::new(ttl(crate::support::TTL)).with_never_used(true).with_durable(true);
+    let provision = Provision::new(ttl(GRACE)).with_never_used(true).with_durable(true);
     quorum.provision(&provision).await.unwrap();
     let (one, other) = (client(&servers, PATIENT).await, client(&servers, PATIENT).await);
     assert_eq!(one.capabilities().fencing, Fencing::Durable);
-    let held = one.mutex("k").lock().await.unwrap();
+    let held = one.mutex("k").with_ttl(ttl(GRACE)).lock().await.unwrap();
     block_in_place(|| {
         for server in &mut servers.servers {
             server.kill();
             server.restart().unwrap();
         }
     });
+    let rejoined = std::time::Instant::now() + PATIENCE;
     let refused = loop {
-        match other.mutex("k").try_lock().await.unwrap_err() {
+        match other.mutex("k").with_ttl(ttl(GRACE)).try_lock().await.unwrap_err() {
             error if error.kind() == ErrorKind::Contended => break error,
-            _ => tokio::time::sleep(millis(20)).await,
+            error => assert!(std::time::Instant::now() < rejoined, "{error}"),
         }
+        tokio::time::sleep(millis(20)).await;
     };
     assert!(held.is_held(), "{refused}");
     let before = token(&held);
-    drop(held);
-    let next = eventually(&other, "k").await;
+    held.release().await.unwrap();
+    let next = other.mutex("k").with_ttl(ttl(GRACE)).lock().await.unwrap();
     assert!(token(&next) > before);
 }
 
@@ -145,8 +148,10 @@ async fn all_servers_back_with_no_memory_grant_nothing_until_they_are_provisione
     let newcomer = LockClient::new(quorum.clone());
     let refused = newcomer.mutex("k").try_lock().await.unwrap_err();
     assert!(refused.to_string().contains("provision --never-used"), "{refused}");
-    let refused = quorum.provision(&Provision::new(ttl(crate::support::TTL))).await.unwrap_err();
-    assert!(refused.to_string().contains("may have forgotten locks"), "{refused}");
+    // For as long as what they forgot may be held.
+    let unsaid = Provision::new(ttl(crate::support::TTL));
+    let provisioning = tokio::time::timeout(millis(1_500), quorum.provision(&unsaid)).await;
+    assert!(provisioning.is_err(), "it does not wait: {provisioning:?}");
     let provision = Provision::new(ttl(crate::support::TTL)).with_never_used(true);
     quorum.provision(&provision).await.unwrap();
     let next = eventually(&client, "k").await;
@@ -178,12 +183,11 @@ async fn servers_are_not_provisioned_for_less_while_one_may_have_forgotten_a_lon
     let mut servers = RedlockServers::start(3, Persistence::None).unwrap();
     servers.provision(ttl(crate::support::TTL)).await.unwrap();
     block_in_place(|| servers.servers[0].restart().unwrap());
-    // Longer than the new grace.
-    tokio::time::sleep(millis(3_500)).await;
     let quorum = leasehold::redlock(&servers.url()).await.unwrap();
-    let error = quorum.provision(&Provision::new(ttl(millis(1_000)))).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains("may have forgotten"), "{error}");
+    // Longer than the new grace, and by far not the old one.
+    let shorter = Provision::new(ttl(millis(1_000)));
+    let provisioning = tokio::time::timeout(millis(3_500), quorum.provision(&shorter)).await;
+    assert!(provisioning.is_err(), "it does not wait: {provisioning:?}");
 }
 
 /// A lock that outlives the grace could be granted again by a server that forgot it.

@@ -6,7 +6,9 @@ use leasehold_core::{ErrorKind, quorum::Provision};
 use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENT, TTL, client, client_at, eventually, five, nothing_left, token, ttl, until, url_through, value, ways};
+use crate::support::{
+    PATIENT, TTL, client, client_at, eventually, five, nothing_left, token, ttl, until, url_through, value, ways,
+};
 
 /// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 gets older data. B would have 3, 4 and 5.
 async fn older_data_does_not_vote(mut servers: RedlockServers, replace: impl FnOnce(&mut RedisServer)) {

@@ -4,9 +4,7 @@ use leasehold_core::{LockClient, Renewal};
 use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
 use tokio::task::block_in_place;
 
-use crate::support::{
-    PATIENT, client, eventually, five, millis, nothing_left, token, ttl, until, value,
-};
+use crate::support::{PATIENT, client, eventually, five, millis, nothing_left, token, ttl, until, value};
 
 /// Somebody else's, who gives them back a little later.
 fn occupy(server: &RedisServer) {
@@ -39,12 +37,13 @@ async fn bare_majority_outlives_the_loss_of_one_server() {
     block_in_place(|| nothing_left(&servers.servers));
 }
 
-/// Restarts two of three servers, the second once the first has rejoined.
-fn restart_in_turn(servers: &mut RedlockServers) {
+/// Restarts two of three servers, the second once the first has these keys again.
+fn restart_in_turn(servers: &mut RedlockServers, keys: &[&str]) {
     for at in 0..2 {
         servers.servers[at].restart().unwrap();
-        let rejoined = format!("server {at} has rejoined");
-        until(&rejoined, || value(&servers.servers[at], ":lh4:mark").is_some());
+        for key in keys {
+            until(&format!("server {at} has {key}"), || value(&servers.servers[at], key).is_some());
+        }
     }
 }
 
@@ -59,7 +58,7 @@ async fn three(grace: u64) -> (RedlockServers, LockClient) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_far_apart_wedge_no_idle_client() {
     let (mut servers, client) = three(2_000).await;
-    block_in_place(|| restart_in_turn(&mut servers));
+    block_in_place(|| restart_in_turn(&mut servers, &[":lh4:mark"]));
     eventually(&client, "k").await.release().await.unwrap();
 }
 
@@ -69,7 +68,7 @@ async fn holder_that_only_renews_outlives_every_restart() {
     let (mut servers, client) = three(8_000).await;
     let held = client.mutex("k").lock().await.unwrap();
     let before = token(&held);
-    block_in_place(|| restart_in_turn(&mut servers));
+    block_in_place(|| restart_in_turn(&mut servers, &[":lh4:mark", "k"]));
     held.renew().await.unwrap();
     assert!(held.is_held());
     held.release().await.unwrap();

@@ -1,62 +1,87 @@
 //! A server or a connection that ends at any step of the write-back of a token.
 
-use leasehold_core::{Released, quorum::Provision};
+use std::time::Duration;
+
+use leasehold_core::{LockClient, Released, quorum::Provision};
 use leasehold_integration::{
     proxy::Direction,
-    server::{Persistence, RedlockServers},
+    server::{Persistence, RedisServer, RedlockServers},
 };
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENT, client_at, eventually, nothing_left, token, ttl, url_through, value, ways};
+use crate::support::{PATIENT, eventually, nothing_left, token, ttl, until, url_through, value, ways};
 
 /// What comes in one piece: acquire, write-back, renewal or release; and one more.
 const STEPS: u64 = 4;
 
+/// A server that restarted votes again after so long.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// Tokens are unique and grow, whichever servers end at whichever step; gaps are allowed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kill_at_each_step_of_the_write_back_repeats_no_token() {
+async fn kills_at_each_step(victims: &'static [usize]) {
     let mut servers = RedlockServers::start(5, Persistence::EveryWrite).unwrap();
-    let provision = Provision::new(ttl(crate::support::TTL)).with_never_used(true).with_durable(true);
+    let provision = Provision::new(ttl(GRACE)).with_never_used(true).with_durable(true);
     leasehold::redlock(&servers.url()).await.unwrap().provision(&provision).await.unwrap();
     let ways = ways(&servers);
-    let client = client_at(&url_through(&ways, PATIENT)).await;
+    let backend = leasehold::backend(&url_through(&ways, PATIENT)).await.unwrap();
+    let client = LockClient::builder(backend).with_ttl(ttl(GRACE)).build();
     let mut last = token(&eventually(&client, "k").await);
     let (mut granted, mut failed) = (0, 0);
     for direction in [Direction::ClientToServer, Direction::ServerToClient] {
         for step in 0..STEPS {
-            for victims in [&[0][..], &[4], &[1, 2], &[0, 3, 4]] {
-                block_in_place(|| disagree(&servers, last + 1_000_000_000));
-                for victim in victims {
-                    ways[*victim].cut_after_chunks(direction, step);
-                }
-                let outcome = client.mutex("k").try_lock().await;
-                // The server itself ends too, where the connection has.
-                block_in_place(|| {
-                    for victim in victims {
-                        servers.servers[*victim].kill();
-                        servers.servers[*victim].restart().unwrap();
-                        ways[*victim].heal();
-                    }
-                });
-                let guard = match outcome {
-                    Ok(guard) => {
-                        granted += 1;
-                        guard
-                    }
-                    Err(error) => {
-                        assert!(error.is_retryable(), "{error:?}");
-                        failed += 1;
-                        eventually(&client, "k").await
-                    }
-                };
-                assert!(token(&guard) > last, "{} after {last}", token(&guard));
-                last = token(&guard);
-                drop(guard.release().await);
+            block_in_place(|| {
+                // What the grant is to be written back to.
+                until("all vote", || servers.servers.iter().all(votes));
+                disagree(&servers, last + 1_000_000_000);
+            });
+            for victim in victims {
+                ways[*victim].cut_after_chunks(direction, step);
             }
+            let outcome = client.mutex("k").try_lock().await;
+            // The server itself ends too, where the connection has.
+            block_in_place(|| {
+                for victim in victims {
+                    servers.servers[*victim].kill();
+                    servers.servers[*victim].restart().unwrap();
+                    ways[*victim].heal();
+                }
+            });
+            let guard = match outcome {
+                Ok(guard) => {
+                    granted += 1;
+                    guard
+                }
+                Err(error) => {
+                    assert!(error.is_retryable(), "{error:?}");
+                    failed += 1;
+                    eventually(&client, "k").await
+                }
+            };
+            assert!(token(&guard) > last, "{} after {last}", token(&guard));
+            last = token(&guard);
+            drop(guard.release().await);
         }
     }
-    assert!(granted > 0 && failed > 0, "{granted} granted, {failed} failed: the steps do not reach what they are for");
+    println!("{granted} granted, {failed} failed");
+    assert!(granted > 0, "the steps do not reach what they are for");
+    assert!(failed > 0 || victims.len() < 3, "{failed} failed: the steps do not reach what they are for");
     block_in_place(|| nothing_left(&servers.servers));
+}
+
+/// Whether the server is in the run that its mark names.
+fn votes(server: &RedisServer) -> bool {
+    let info: String = redis::cmd("INFO").arg("server").query(&mut server.connection().unwrap()).unwrap();
+    let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("a run").trim();
+    value(server, ":lh4:mark").is_some_and(|mark| mark.contains(run))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_each_step_of_the_write_back_repeats_no_token() {
+    let victims: [&'static [usize]; 4] = [&[0], &[4], &[1, 2], &[0, 3, 4]];
+    futures_util::future::join_all(victims.map(|victims| tokio::spawn(kills_at_each_step(victims))))
+        .await
+        .into_iter()
+        .for_each(Result::unwrap);
 }
 
 /// Gives each server another token for the lock, so that the next grant has to be written back.

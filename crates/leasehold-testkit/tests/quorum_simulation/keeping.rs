@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey,
-    Released, Request, Result, TokenVote, Upkeep,
+    Attempt, Broken, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend,
+    LockKey, Released, Request, Result, TokenVote, Upkeep,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
