@@ -45,8 +45,8 @@ impl Candidate {
         Ok(Self { claim, request: request.clone(), directory: directory.clone(), lane: directory.lane() })
     }
 
-    /// Creates its node. `None` while the numbers of its directory are used up and somebody is in it: then whoever comes
-    /// takes no part, until the directory is empty and begins anew.
+    /// Creates its node. Returns `None` while the numbers of the directory are used up and the
+    /// directory is not empty. Such a directory takes no newcomers; it is removed when it is empty.
     pub(crate) async fn enqueue(&self) -> Result<Option<Created>> {
         let handle = self.claim.session().handle();
         let used_up = &handle.cluster.used_up;

@@ -12,8 +12,8 @@ use crate::{
     queue::in_order,
 };
 
-/// Nodes that are read in one request, and the bytes of their paths: a server closes the connection on a request of more
-/// than 1 MiB (`jute.maxbuffer`).
+/// Nodes that are read in one request, and the bytes of their paths. A server closes the connection on
+/// a request of more than 1 MiB (`jute.maxbuffer`).
 const READS: usize = 500;
 const READ_BYTES: usize = 256 * 1024;
 

@@ -187,16 +187,16 @@ impl Member {
 
 /// The number that the server appends: how many children the parent has had.
 ///
-/// The server counts to 2147483647 and stays there, or goes on with negative numbers for a while: nodes that are created
-/// later then have the same number as others, or one that Curator takes for a lower one. So numbers near the end order
-/// nothing. Whoever gets such a number takes no part: it waits until nobody is in the directory, and removes that. The
-/// server begins anew at 0 in the next one.
+/// The server counts to 2147483647 and stays there, or continues with negative numbers for a while.
+/// Nodes that are created later have the same number as others, or a number that Curator sorts first.
+/// Numbers near the end therefore order nothing. A client that gets such a number takes no part: it
+/// waits until the directory is empty, and removes it. The server starts at 0 in the next directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Sequence(pub(crate) u32);
 
 impl Sequence {
-    /// The first number that is not used: as many are left for other programs, which do not stop here, as they need to be
-    /// seen by people.
+    /// The first number that is not used. Other programs do not stop here: the rest is the time in
+    /// which an operator can react to the warning.
     const END: Self = Self(i32::MAX as u32 - 1_000_000);
 
     /// As the server writes it. The negative ones come after all others.

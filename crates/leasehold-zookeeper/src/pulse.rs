@@ -1,29 +1,34 @@
-//! Until when a session may be believed in.
+//! [`Pulse`]: the deadline of a session.
 //!
-//! The leader ends a session when it has heard nothing of it for its time-out. A server that follows tells the leader of
-//! its sessions only in its answer to the leader's ping, which comes every half tick. So neither an answer of that server
-//! nor a transaction says when the leader last heard of the session: a leader that stood still has asked for nothing
-//! meanwhile, and carries out what was sent to it all the same.
+//! The leader ends a session that it has not heard of for the session's time-out. A follower reports
+//! its sessions to the leader only in its replies to the leader's pings, one every half tick. So
+//! neither the reply of a follower nor a transaction shows when the leader last heard of a session:
+//! a leader that stood still sent no pings meanwhile, and still executes what was sent to it.
 //!
-//! What says it is a chain of *beats*: requests that the leader itself answers, one after the other.
+//! A chain of *beats* shows it. A beat is a request that the leader itself answers. The client sends
+//! one after the other.
 //!
 //! ```text
-//! the leader:        touched          ping        first  second   transaction
-//! ───────────────────────┴──────────────┴────────────┴──────┴──────────┴─────▶
-//! this client:       beat, answered               first  second   transaction
+//! the leader:        heard          ping        first  second   transaction
+//! ─────────────────────┴──────────────┴────────────┴──────┴──────────┴─────▶
+//! this client:       beat, answered             first  second   transaction
 //! ```
 //!
-//! - The leader took the second beat, so the ping that was due when it took the first one had gone out before: it is at
-//!   most half a tick older than the first beat. This is the one assumption about time: a leader that answers requests
-//!   sends its pings when they are due, and is late by less than what lies between two beats.
-//! - The second beat was answered over the connection that the ping came by, so the follower had answered the ping.
-//! - The transaction went to the leader by the connection that the follower's answer went by. It was carried out, so the
-//!   leader had that answer, and was the leader still.
-//! - The follower's answer told of every beat that it had passed on by then. The last one counts: from the moment when it
-//!   was sent, the leader keeps the session for its time-out.
+//! - The leader answered the second beat, so it had sent the ping that was due at the first beat.
+//!   That ping is at most half a tick older than the first beat. This is the one assumption about
+//!   time: a leader that answers requests sends its pings when they are due, and is late by less
+//!   than the distance of two beats.
+//! - The answer to the second beat came behind the ping on one connection, so the follower had
+//!   replied to the ping.
+//! - The transaction followed that reply to the leader on one connection. The ensemble committed it,
+//!   so the leader had read the reply, and was still the leader.
+//! - The reply reported the session if the follower had received a beat before it. The last beat that
+//!   was answered before the ping therefore counts: the leader keeps the session for its time-out
+//!   from the moment that this beat was sent, or longer.
 //!
-//! A connection to another server, or to another leader, begins with the leader's hearing of the session, which is later
-//! than whatever was answered on the one before. A client of the leader itself is heard at once.
+//! A connection to another server or leader begins with a message to the leader that renews the
+//! session. That is later than everything that was answered on the connection before. A leader
+//! hears its own clients at once.
 
 use std::{
     collections::VecDeque,
@@ -33,22 +38,22 @@ use std::{
 
 use leasehold_core::Moment;
 
-/// How often the leader is asked, as a part of the TTL. Three of these are taken from every deadline.
+/// The interval of the beats, as a part of the TTL. Every deadline is earlier by three intervals.
 pub(crate) const BEAT_PART: u32 = 30;
 
-/// When this session was certainly heard by the leader.
+/// The beats of one session, and what they prove.
 #[derive(Debug)]
 pub(crate) struct Pulse {
-    /// The leader's pings are at most so far apart.
+    /// The interval of the leader's pings.
     pings: Duration,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// The leader's last word of this session is from this moment or later.
+    /// The leader heard of this session at this moment or later.
     heard: Moment,
-    /// Those since then, oldest first. Each was sent after the one before was answered, and a while after.
+    /// The beats since then, oldest first. Each was sent an interval after the answer to the last one.
     beats: VecDeque<Beat>,
 }
 
@@ -60,12 +65,13 @@ struct Beat {
 }
 
 impl Pulse {
-    /// Of a session that the leader heard of at `heard` or later.
+    /// Creates the pulse of a session that the leader heard of at `heard` or later.
     pub(crate) fn new(tick: Duration, heard: Moment) -> Self {
         Self { pings: tick / 2, state: Mutex::new(State { heard, beats: VecDeque::new() }) }
     }
 
-    /// Of a session that another has opened and that its server heard of every `silence`: from its two first beats.
+    /// Creates the pulse of a session that another client opened, and that was never silent for
+    /// longer than `silence`. Two beats must be answered, the first of them sent at `first`.
     pub(crate) fn of_given(tick: Duration, silence: Duration, first: Moment) -> Self {
         let pulse = Self::new(tick, Moment::from_nanos(0));
         let heard = before(first, pulse.pings + silence);
@@ -73,12 +79,13 @@ impl Pulse {
         pulse
     }
 
-    /// Notes a beat. It was sent a while after the last one was answered.
+    /// Records a beat. It was sent an interval after the answer to the last one.
     pub(crate) fn beat(&self, sent: Moment, answered: Moment) {
         self.lock().beats.push_back(Beat { sent, answered });
     }
 
-    /// Since when the leader counts at the earliest, given a transaction that was sent at `sent` and carried out.
+    /// Returns when the leader heard of the session at the earliest, given a transaction that was
+    /// sent at `sent` and committed.
     pub(crate) fn heard(&self, sent: Moment) -> Moment {
         let mut state = self.lock();
         let known = state.beats.iter().take_while(|beat| beat.answered <= sent).count();

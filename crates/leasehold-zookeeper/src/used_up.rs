@@ -8,17 +8,18 @@ use std::{
 /// How many are remembered.
 const MOST: usize = 10_000;
 
-/// Locks by their lanes, each with the transaction of a node whose number was too high. What is forgotten costs one more
-/// such node.
+/// Locks by their lanes, each with the transaction that created a node with too high a number. A lock
+/// that is forgotten costs one more such node.
 #[derive(Debug, Default)]
 pub(crate) struct UsedUp(Mutex<HashMap<u64, i64>>);
 
 impl UsedUp {
-    /// The transaction that showed it.
+    /// Returns the transaction that created a node with too high a number.
     pub(crate) fn since(&self, lane: u64) -> Option<i64> {
         self.lock().get(&lane).copied()
     }
 
+    /// Records a transaction that created a node with too high a number.
     pub(crate) fn note(&self, lane: u64, czxid: i64) {
         let mut lanes = self.lock();
         if lanes.len() >= MOST {
@@ -27,7 +28,7 @@ impl UsedUp {
         lanes.insert(lane, czxid);
     }
 
-    /// The directory has begun anew.
+    /// Forgets a lock whose directory was made again.
     pub(crate) fn forget(&self, lane: u64) {
         self.lock().remove(&lane);
     }

@@ -51,7 +51,8 @@ impl Candidate {
 
     /// Looks where it stands, and waits until it makes sense to look again. Whether it holds.
     ///
-    /// Only what was read grants. A watch tells of whatever happens to a node, and an event may be of a connection before.
+    /// Only what was read grants. A watch fires for every event of a node, and its event may come
+    /// from an earlier connection.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
         let handle = self.claim.session().handle();
         let link = handle.link("acquire")?;

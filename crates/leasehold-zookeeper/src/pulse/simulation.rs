@@ -1,5 +1,6 @@
-//! A client, the server that it is connected to, and the leader of that: by chance each stands still, what they send takes
-//! its time, and at some time nothing arrives any more. The session must not end before its deadline.
+//! A simulation of a client, the follower that it is connected to, and the leader. Each stands still at
+//! random times, messages are delayed, and at some time the leader receives nothing more. The session
+//! must not end before its deadline.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,10 +8,10 @@ use leasehold_core::Moment;
 
 use super::{BEAT_PART, Pulse};
 
-/// What is simulated, and how often.
+/// Runs, and the steps of each. A step is a millisecond.
 const SEEDS: u64 = 1_000;
 const STEPS: u64 = 12_000;
-/// A due ping of a leader that runs is late by so much at most. Less than what lies between two beats.
+/// How late a running leader sends a ping at most. Less than the interval of the beats.
 const LATE: u64 = 8;
 
 /// All times in milliseconds.

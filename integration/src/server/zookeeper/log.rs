@@ -11,7 +11,8 @@ const ALL: i32 = 31;
 /// What every record ends with.
 const END: u8 = b'B';
 
-/// A log with one transaction: it creates an empty node, and sets how many children its parent has had.
+/// Returns a log with one transaction, which creates an empty node and sets the number of children that
+/// its parent has had.
 pub(super) fn creation(zxid: i64, path: &str, children: i32) -> Vec<u8> {
     let mut record = Vec::new();
     // Its session, its number there, its transaction, and the time.
