@@ -138,7 +138,8 @@ impl EtcdBackend {
         let claimed = self.sessions.claim(request, name).await;
         let claim = claimed.map_err(|error| named(error, "acquire"))?;
         let key = claim.name().clone();
-        let place = Arc::new(Place { directory: directory.clone(), key, mode, value: value_of(request) });
+        let names = self.cluster.names.clone();
+        let place = Arc::new(Place { directory: directory.clone(), key, mode, value: value_of(request), names });
         Ok(Candidate { claim, waiting: None, request: request.clone(), place })
     }
 

@@ -120,7 +120,8 @@ mod tests {
         let job = |bytes: usize| {
             let directory = names.directory(&LockKey::new("k").unwrap(), false).unwrap();
             let (key, mode, value) = (EtcdKey::from(vec![b'k'; bytes]), Mode::Exclusive, Vec::new());
-            Job { operation: "acquire", place: Arc::new(Place { directory, key, mode, value }), step: Step::Leave }
+            let place = Place { directory, key, mode, value, names: names.clone() };
+            Job { operation: "acquire", place: Arc::new(place), step: Step::Leave }
         };
         let sizes = |jobs: &[Job]| in_requests(jobs).iter().map(|jobs| jobs.len()).collect::<Vec<_>>();
         assert_eq!(sizes(&(0..64).map(|_| job(50)).collect::<Vec<_>>()), [64]);

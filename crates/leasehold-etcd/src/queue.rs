@@ -11,7 +11,7 @@ use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
 use crate::{
     error,
-    keys::{Directory, EtcdKey},
+    keys::{Directory, EtcdKey, Names},
 };
 
 /// One acquisition's place.
@@ -22,6 +22,7 @@ pub(crate) struct Place {
     pub(crate) mode: Mode,
     /// Of this acquisition and no other.
     pub(crate) value: Vec<u8>,
+    pub(crate) names: Names,
 }
 
 /// What is asked for it.
@@ -122,18 +123,24 @@ impl Place {
 
     /// Moves a key that holds to the lease of its session: a waiter's is of another lease. Its create revision stays.
     fn hold(&self, lease: i64, revision: i64) -> Txn {
-        Txn::new().when([self.still(revision)]).and_then([self.moved(lease)])
+        Txn::new().when(self.may_hold(revision)).and_then([self.moved(lease)])
     }
 
     /// As [`hold`](Self::hold), if no key is ahead; otherwise asks where it stands. For exclusive locks.
     fn hold_if_first(&self, lease: i64, revision: i64) -> Txn {
         let (start, end) = (self.directory.start(), self.directory.end());
         let first = Compare::create_revision(start, CompareOp::Greater, revision - 1).with_range(end);
-        Txn::new().when([self.still(revision), first]).and_then([self.moved(lease)]).or_else(self.looks(revision))
+        let compares = [self.may_hold(revision), vec![first]].concat();
+        Txn::new().when(compares).and_then([self.moved(lease)]).or_else(self.looks(revision))
     }
 
-    fn still(&self, revision: i64) -> Compare {
-        Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision)
+    /// Its key is still there, and no operator has broken the lock that it is about to hold: the mark would be of the lease
+    /// that the key leaves.
+    fn may_hold(&self, revision: i64) -> Vec<Compare> {
+        let mark = self.names.mark(self.key.as_bytes(), revision);
+        let unmarked = mark.map(|mark| Compare::create_revision(mark.to_vec(), CompareOp::Equal, 0));
+        let still = Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision);
+        std::iter::once(still).chain(unmarked).collect()
     }
 
     fn moved(&self, lease: i64) -> TxnOp {

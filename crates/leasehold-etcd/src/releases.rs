@@ -110,12 +110,15 @@ pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
         .extend(join_all(cluster.members().iter().map(|member| status(cluster, member))).await.into_iter().flatten());
     if cluster.is_given() {
         // It asks another member each time, at random.
-        for _ in 0..4 * members.len() {
-            versions.extend(status(cluster, &cluster.members()[0]).await);
-        }
+        let all = async {
+            for _ in 0..4 * members.len() {
+                versions.extend(status(cluster, &cluster.members()[0]).await);
+            }
+        };
+        drop(tokio::time::timeout(cluster.config.connect_timeout, all).await);
     }
     let missing = |member: &&Listed| !versions.contains_key(&member.id());
-    let elsewhere = members.iter().filter(missing).flat_map(|member| member.client_urls());
+    let elsewhere = members.iter().filter(missing).flat_map(Listed::client_urls);
     let elsewhere: Vec<_> = elsewhere.filter_map(|url| other(cluster, url)).collect();
     versions.extend(join_all(elsewhere.iter().map(|member| status(cluster, member))).await.into_iter().flatten());
     cluster.releases.note(members, &versions);

@@ -133,3 +133,23 @@ async fn a_write_to_the_holders_key_grants_no_waiter() {
     free(guard).await;
     free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
 }
+
+/// An operator who breaks a lock in the moment between two holders means the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_broken_before_its_grant_queues_again() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let guard = one.mutex("k").lock().await.unwrap();
+    let holder = locks(&cluster).remove(0);
+    let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
+    until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+    let waiting = locks(&cluster).into_iter().find(|key| *key != holder).unwrap();
+    let output = cluster.at(0).ctl(&["get", &waiting, "--write-out=json"]).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let revision = json["kvs"][0]["create_revision"].as_u64().unwrap();
+    cluster.at(0).ctl(&["put", &format!("%broken/{revision}/{waiting}"), ""]).unwrap();
+    free(guard).await;
+    let next = timeout(SOON, waiter).await.unwrap().unwrap();
+    assert!(next.fencing_token().unwrap().get() > revision, "granted although it was broken");
+    free(next).await;
+}

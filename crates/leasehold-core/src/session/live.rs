@@ -169,7 +169,7 @@ impl<D: SessionDriver> Session<D> {
         self.renewed.store(sent.as_nanos(), Ordering::Relaxed);
         if !overdue {
             // A failure is logged there, and counts from the next renewal on.
-            let _: Result<()> = reconcile::reconcile(self).await;
+            drop(reconcile::reconcile(self).await);
         }
         // That may have found that it is over.
         if self.is_live() { Ok(()) } else { Err(over()) }

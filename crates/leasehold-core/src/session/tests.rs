@@ -296,7 +296,7 @@ async fn locks_are_given_up_if_what_is_owned_cannot_be_read() {
     assert!(held.valid_until() > until, "it recovers");
     server.blind.store(true, Ordering::Relaxed);
     while held.session().is_live() {
-        let _: Result<()> = held.session().renew().await;
+        drop(held.session().renew().await);
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(server.renewed.load(Ordering::Relaxed) < 50, "it is renewed for ever");
     }
@@ -332,7 +332,7 @@ async fn a_lock_taken_away_is_noticed_whatever_fails() {
                 _ => {}
             }
             tokio::time::sleep(Duration::from_millis(500 + below(2_500))).await;
-            let _: Result<()> = held.session().renew().await;
+            drop(held.session().renew().await);
             let now = held.session().now();
             if lock.signal().loss().is_some() || held.valid_until().is_past(now) {
                 break;
