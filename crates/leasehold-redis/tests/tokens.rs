@@ -56,7 +56,7 @@ async fn they_grow_when_the_server_comes_back_with_older_data() {
 }
 
 #[tokio::test]
-async fn a_readers_token_grows_when_the_server_is_back_with_older_data() {
+async fn a_readers_token_grows_when_older_data_comes_back() {
     let shared = || request("k").with_mode(Mode::Shared);
     // The data that comes back knows of no lock, or of one that readers share.
     for held in [false, true] {

@@ -8,7 +8,7 @@
 local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
 
 -- A courteous request goes behind all who wait.
-local earlier, place = false, nil
+local earlier, place
 if string.find(flags, '[co]') then
   earlier, place = take_turn(base, value)
 end
@@ -23,7 +23,7 @@ end
 if not taken then
   local why, left = 0, redis.call('PTTL', lock)
   if earlier and left == -2 then
-    why, left = 1, offer(base, value)
+    why, left = 1, offer(base, value, earlier)
   end
   if place or string.find(flags, 'w', 1, true) then
     register(base, 'writers', value, place)

@@ -29,8 +29,12 @@ if string.find(flags, 'c', 1, true) and redis.pcall('GETEX', queue) then
   redis.call('ZREMRANGEBYSCORE', queue, '-inf', now)
   local most, waiters = 0, redis.call('ZRANGE', queue, 0, 7, 'WITHSCORES')
   for i = 1, #waiters, 2 do
+    local ends = waiters[i + 1] + 0
     if waiters[i] ~= member then
-      most = math.max(most, offer_to(queue, waiters[i], waiters[i + 1] + 0, now))
+      most = math.max(most, math.min(ends - now, OFFER))
+      if is_idle(ends, now) then
+        redis.call('ZADD', queue, now + OFFER, waiters[i])
+      end
     end
   end
   if most > 0 then

@@ -10,10 +10,10 @@ local lock, writers, value, ttl, token_key, flags = KEYS[1], KEYS[2], ARGV[1], A
 local base, run, floor, time = ARGV[5], ARGV[6], (ARGV[7] or 0) + 0, redis.call('TIME')
 local readers, now = base .. 'readers', millis(time)
 
-local function refuse(why)
+local function refuse(why, ends)
   local left = redis.call('PTTL', lock)
   if why == 1 then
-    left = offer(base, value)
+    left = offer(base, value, ends)
   elseif why == 2 then
     left = redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2] - now
   end
@@ -28,8 +28,9 @@ if holder and (type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:')
   return refuse(0)
 end
 -- A writer that came earlier goes first. A free lock is offered to it.
-if behind_a_writer(base, value) then
-  return refuse(holder and 2 or 1)
+local ends = behind_a_writer(base, value)
+if ends then
+  return refuse(holder and 2 or 1, ends)
 end
 
 -- The token is one above the last exclusive one, and the clock. All readers that share have the same one, so that none

@@ -9,7 +9,7 @@ if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= 
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
 end
 
-local earlier, place = false, nil
+local earlier, place
 if string.find(flags, '[co]') then
   earlier, place = take_turn(base, waiter)
 end
@@ -20,7 +20,7 @@ if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
   else
     local why, left = 0, redis.call('PTTL', lock)
     if earlier and left == -2 then
-      why, left = 1, offer(base, waiter)
+      why, left = 1, offer(base, waiter, earlier)
     end
     if place or string.find(flags, 'w', 1, true) then
       register(base, 'writers', waiter, place)

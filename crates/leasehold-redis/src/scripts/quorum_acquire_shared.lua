@@ -11,10 +11,10 @@ if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= 
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
 end
 
-local function refuse(why)
+local function refuse(why, ends)
   local left = redis.call('PTTL', lock)
   if why == 1 then
-    left = offer(base, waiter)
+    left = offer(base, waiter, ends)
   elseif why == 2 then
     left = redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2] - now
   end
@@ -28,8 +28,9 @@ local holder = redis.pcall('GETEX', lock)
 if holder and (type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:') then
   return refuse(0)
 end
-if behind_a_writer(base, waiter) then
-  return refuse(holder and 2 or 1)
+local ends = behind_a_writer(base, waiter)
+if ends then
+  return refuse(holder and 2 or 1, ends)
 end
 
 local fence, top = base .. 'fence', node .. 'top'

@@ -40,39 +40,40 @@ local function ending(base, waiter)
   return 0
 end
 
--- Cuts a registration that ends then to OFFER, unless its waiter asked within the last OFFER. Returns the ms for which
--- the waiter is waited for.
-local function offer_to(list, waiter, ends, now)
-  if ends > now + OFFER and ends <= now + LIFE - OFFER then
-    redis.call('ZADD', list, now + OFFER, waiter)
-  end
-  return math.min(ends - now, OFFER)
+-- Whether a waiter whose registration ends then has not asked for OFFER, and was not offered the lock yet.
+local function is_idle(ends, now)
+  return ends > now + OFFER and ends <= now + LIFE - OFFER
 end
 
--- Offers a free lock to the waiters that came before this one. Returns the ms after which to ask again.
-local function offer(base, waiter)
-  local now, most = millis(redis.call('TIME')), 1
-  for _, member in ipairs(redis.call('ZRANGE', base .. 'order', 0, 7)) do
-    if member == waiter then
-      break
-    end
-    local ends, list = ending(base, member)
-    if ends > now then
-      most = math.max(most, offer_to(list, member, ends, now))
+-- Offers a free lock to the waiters that came before this one. The registration of the first of them ends then. Returns
+-- the ms after which to ask again.
+--
+-- The others are looked at only if the first is idle: a release wakes all, and each of them that asks comes here.
+local function offer(base, waiter, ends)
+  local now = millis(redis.call('TIME'))
+  if is_idle(ends, now) then
+    for _, member in ipairs(redis.call('ZRANGE', base .. 'order', 0, 7)) do
+      if member == waiter then
+        break
+      end
+      local theirs, list = ending(base, member)
+      if is_idle(theirs, now) then
+        redis.call('ZADD', list, now + OFFER, member)
+      end
     end
   end
-  return most
+  return math.max(math.min(ends - now, OFFER), 1)
 end
 
--- Returns whether a waiter that came earlier goes first, and the place of this one if it was the first: it is struck off
--- then. That is one command, and not a read-only one.
+-- Returns when the registration of the waiter ends that came earlier and goes first, or nil; and the place of this one if it
+-- was the first: it is struck off then. That is one command, and not a read-only one.
 local function take_turn(base, waiter)
   local order = base .. 'order'
   local first = redis.pcall('ZPOPMIN', order)
   if first[1] == waiter then
-    return false, first[2]
+    return nil, first[2]
   elseif not first[1] then
-    return false, nil
+    return nil, nil
   end
   redis.pcall('ZADD', order, first[2], first[1])
   if redis.call('PTTL', order) < 0 then
@@ -85,32 +86,32 @@ local function take_turn(base, waiter)
     end
     local ends, list = ending(base, member)
     if ends > now then
-      return true, nil
+      return ends, nil
     end
     redis.call('ZREM', order, member)
     if list then
       redis.call('ZREM', list, member)
     end
   end
-  return false, nil
+  return nil, nil
 end
 
--- Returns whether a writer goes before this reader: one that came earlier, or any if this reader is not yet registered.
+-- Returns when the registration of a writer ends that goes before this reader: one that came earlier, or any if this reader
+-- is not yet registered. Else nil.
 local function behind_a_writer(base, reader)
   local writers, order = base .. 'writers', base .. 'order'
   if not redis.pcall('GETEX', writers) then
-    return false
+    return nil
   end
   redis.call('ZREMRANGEBYSCORE', writers, '-inf', millis(redis.call('TIME')))
-  local place
-  for _, writer in ipairs(redis.call('ZRANGE', writers, 0, -1)) do
-    place = place or redis.call('ZSCORE', order, reader)
-    local since = redis.call('ZSCORE', order, writer)
-    if not place or not since or since + 0 < place + 0 then
-      return true
+  local all, place = redis.call('ZRANGE', writers, 0, -1, 'WITHSCORES'), redis.call('ZSCORE', order, reader)
+  for i = 1, #all, 2 do
+    local since = place and redis.call('ZSCORE', order, all[i])
+    if not since or since + 0 < place + 0 then
+      return all[i + 1] + 0
     end
   end
-  return false
+  return nil
 end
 
 -- Strikes off a waiter that has the lock now. `place`: it is no longer in `order`.
