@@ -142,7 +142,7 @@ pub enum Expiry {
 pub enum Fencing {
     /// There are no tokens.
     None,
-    /// A fail-over to a replica may repeat tokens.
+    /// A fail-over to a replica, or a crash of the server, may repeat tokens.
     BestEffort,
     /// Tokens grow until the backend forgets its data.
     UntilAmnesia,
@@ -218,7 +218,7 @@ impl fmt::Display for Fencing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "none",
-            Self::BestEffort => "best effort: a fail-over may repeat tokens",
+            Self::BestEffort => "best effort: a fail-over or a crash may repeat tokens",
             Self::UntilAmnesia => "until the backend forgets its data",
             Self::Clocked => "survives amnesia while the wall clock is not set back",
             Self::Durable => "durable",

@@ -54,7 +54,8 @@ impl PostgresBackend {
     /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left, [`ErrorKind::Denied`] if it
     ///   refuses the user or the password, or if the sequence of the fencing tokens is missing and the role may not create it: then
     ///   the error says what to run.
-    /// - [`ErrorKind::Unsupported`] for a server before version 12, a standby, a pooler in transaction or statement mode,
+    /// - [`ErrorKind::Unsupported`] for a server before version 12, a standby, a pooler in transaction or statement mode
+    ///   (see [Poolers](crate#poolers)),
     ///   a database whose encoding is not UTF8 or that hashes text in its own way, a sequence whose values may fall or be
     ///   0 or less, and for TLS without the feature `tls`.
     ///

@@ -30,7 +30,8 @@ pub struct PostgresConfig {
     pub safety_net: Duration,
     /// The most connections that hold locks; each carries up to about 1 000 claims. 16 by default.
     pub max_sessions: usize,
-    /// Supplies the user and the password of each new connection. `None` by default: then the URL's or the options' are used.
+    /// Supplies the user and the password of each new connection. `None` by default, which uses those
+    /// of the URL or of the options.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
@@ -107,11 +108,13 @@ impl PostgresConfig {
         self
     }
 
-    /// Asks `provider` for the credentials of each new connection, and once more if the server refuses them.
+    /// Sets the provider of the credentials of new connections.
     ///
-    /// Connections that exist live on when a password changes. While the server refuses what the provider supplies, an acquisition
-    /// that needs a new connection fails with the retryable [`ErrorKind::Unavailable`], and a waiter retries for up to one
-    /// TTL. Connecting for the first time fails with [`ErrorKind::Denied`].
+    /// The backend asks `provider` before each new connection, and once more if the server refuses the
+    /// credentials. Open connections survive a change of the password. While the server refuses what the
+    /// provider supplies, an acquisition that needs a new connection fails with the retryable kind
+    /// [`ErrorKind::Unavailable`], and a waiter retries for up to one TTL. The first connection fails
+    /// with [`ErrorKind::Denied`].
     ///
     /// ```
     /// use std::sync::Arc;

@@ -25,7 +25,7 @@ use crate::{
     statement::{CHANNEL, Dialect, Statements},
 };
 
-/// How often two connections are asked who serves them, after each was asked once. See [`Link::refuse_shared_backends`].
+/// How many questions are drawn by lot; see [`Link::refuse_shared_backends`]. At most 64.
 const ASKS: u32 = 16;
 /// Compared with the server's own: not ASCII, and longer than one round of the hash.
 const SAMPLE: &str = "Leasehold: eine Prüfsumme für Namen 🔒";
@@ -37,7 +37,7 @@ pub(crate) struct Link {
     pub(crate) names: Names,
     /// Quoted.
     sequence: Option<String>,
-    /// What the first look told. `None` until then.
+    /// The result of the probe. `None` until the first connection succeeds.
     server: Option<Server>,
     /// Of what is asked on connections that hold locks.
     pub(crate) time_outs: Arc<Patience>,
@@ -89,7 +89,7 @@ impl Link {
         self.options.get_username()
     }
 
-    /// Options that name the connection for people, with the credentials that are valid now; see [`shown`].
+    /// Returns the options of a new connection: its name, see [`shown`], and the current credentials.
     pub(crate) async fn options_of(&self, label: &str) -> Result<PgConnectOptions> {
         let options = self.options.clone().application_name(label);
         let Some(provider) = &self.config.credentials else { return Ok(options) };
@@ -132,7 +132,7 @@ impl Link {
         }
     }
 
-    /// Asks for the credentials again if they are refused: they may have been changed in between.
+    /// Logs in. Asks the provider once more if the server refuses its credentials.
     async fn log_in(&self, label: &str, operation: &'static str) -> Result<PgConnection> {
         match self.options_of(label).await?.connect().await {
             Err(error) if self.config.credentials.is_some() && error::is_refused_login(&error) => {}
@@ -143,7 +143,7 @@ impl Link {
             if self.server.is_none() || !error::is_refused_login(&error) {
                 return self.failed(error, operation);
             }
-            // Others were accepted before: the next may be, too.
+            // Earlier ones were accepted, so later ones may be.
             let message = format!("{} refuses the credentials that the provider supplies now", self.endpoint());
             error::plain(ErrorKind::Unavailable, operation, message).with_source(error)
         })
@@ -184,8 +184,8 @@ impl Link {
         Ok(Server { version, asynchronous_standbys, syncs: self.read(&row, 4)?, flushes: true })
     }
 
-    /// Whether the server lets this role see how far its log is flushed, and write to it: with that a token is durable before it
-    /// is told. Some managed services refuse it (SQLSTATE 55000).
+    /// Returns whether the role may read how far the log is flushed, and may write to it. A durable token
+    /// needs both. Some managed services refuse both (SQLSTATE 55000).
     async fn can_flush(&self, connection: &mut PgConnection) -> Result<bool> {
         let flush = format!(
             "SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn(), pg_logical_emit_message(true, '{CHANNEL}', '')"
@@ -204,7 +204,7 @@ impl Link {
         Ok(false)
     }
 
-    /// Runs what the role may not be set to do, without setting anything.
+    /// Runs `sql` in a transaction that may write, whatever the role's default is. Changes no setting.
     pub(crate) async fn write(
         &self,
         connection: &mut PgConnection,
@@ -232,14 +232,18 @@ impl Link {
         ))
     }
 
-    /// Refuses a pooler that lends backends out for a transaction or a statement. Writes nothing, because it may write to what
-    /// others use; and asks with simple queries, which all such poolers know.
+    /// Fails if a pooler lends backends for a transaction or a statement.
     ///
-    /// Two connections each have a backend, and not the same. Which of the two is asked next is drawn by lot. Whatever backend
-    /// a pooler that does not know the lots lends next, it is the right one of at most one of the two: so each question
-    /// finds the pooler with probability 1/2 at least, in whatever order it lends how many backends, and all miss it
-    /// together with at most 1 in 2^16. A pooler that lends a client the backend it had before, as long as it can, passes; see
-    /// [`identity`](crate::identity) for why its locks exclude each other all the same.
+    /// It writes nothing, because the backend may be somebody else's. It sends simple queries, which all
+    /// such poolers support.
+    ///
+    /// Each of two connections has one backend, and the two differ. The connection that asks next is
+    /// drawn by lot. A pooler that lends its backends in an order of its own knows nothing of the lots. The
+    /// backend that it lends next is the right one for at most one of the two connections, so each
+    /// question finds the pooler with probability 1/2 at least. All of them miss it with probability
+    /// 2^-16 at most, for every order and every number of backends. A pooler that lends each client
+    /// the same backend for as long as it can passes. Its locks exclude each other all the same; see
+    /// [`identity`](crate::identity).
     async fn refuse_shared_backends(&self, one: &mut PgConnection, other: &mut PgConnection) -> Result<()> {
         let (first, second) = (self.pid(one).await?, self.pid(other).await?);
         let mut shared = first == second;
@@ -293,7 +297,7 @@ impl Link {
         Ok(Holding { connection, statements, pid, synchronous, database })
     }
 
-    /// Claims the backend that serves the connection. Nothing is set before that.
+    /// Claims the backend that serves the connection, before anything else is set. Returns its pid.
     pub(crate) async fn claim(
         &self,
         connection: impl PgExecutor<'_>,
@@ -304,12 +308,12 @@ impl Link {
         self.answerer(&claimed.map_err(|error| self.failed(error, operation))?, 0, operation)
     }
 
-    /// Our backend's pid, if that answered.
+    /// Returns the pid of our backend, or why it was not the one that answered.
     fn answerer(&self, row: &PgRow, column: usize, operation: &'static str) -> Result<i32> {
         match Answerer::of(self.read(row, column)?) {
             Answerer::Ours(pid) => Ok(pid),
             Answerer::Another => Err(self.refused_pooler(operation)),
-            // It was the primary when this program connected: another may be, soon.
+            // It was the primary when the program connected. The address may soon lead to another.
             Answerer::Standby => {
                 let message = format!("{} has become a standby; where is the primary?", self.endpoint());
                 Err(error::plain(ErrorKind::Unavailable, operation, message))
@@ -319,7 +323,7 @@ impl Link {
 
     async fn set_up(&self, connection: &mut PgConnection, identity: &Identity, ttl: Ttl) -> Result<(i32, bool, i64)> {
         let pid = self.claim(&mut *connection, identity, "acquire").await?;
-        // In statements of their own: what does not outlive a statement is no session.
+        // In another statement, which finds a pooler that resets after each.
         let asked = AssertSqlSafe(format!(
             "SELECT {}, current_setting('server_version_num')::int4, current_setting('synchronous_standby_names') <> '', \
              (SELECT oid::int8 FROM pg_database WHERE datname = current_database())",
@@ -349,7 +353,7 @@ impl Link {
         Ok((pid, synchronous, database))
     }
 
-    /// Sets, and reads back in another statement; whether they are kept.
+    /// Changes the settings and reads them back in another statement. Returns whether they are kept.
     async fn set(&self, connection: &mut PgConnection, identity: &Identity, settings: &Settings) -> Result<bool> {
         let values: Vec<String> = settings.iter().map(|(name, value)| format!("('{name}', '{value}')")).collect();
         let from = format!("FROM (VALUES {}) AS s(n, v) WHERE {}", values.join(", "), identity.is_here());

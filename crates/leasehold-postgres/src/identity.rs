@@ -1,41 +1,44 @@
-//! [`Identity`]: the proof that a backend of the server is ours, on every statement.
+//! [`Identity`]: the proof, in every statement, that a backend of the server is ours.
 //!
-//! A lock in session scope belongs to the backend that took it. A pooler in transaction mode lends each transaction any backend, so
-//! a statement may reach a backend that is not ours, or ours may be lent to somebody else. No question at one moment
-//! excludes that for the next. So nothing rests on a check that was made earlier:
+//! A lock in session scope belongs to the backend that took it. A pooler in transaction mode lends any
+//! of its backends to each transaction. So a statement may reach a backend that is not ours, and ours
+//! may be lent to somebody else. A check at one moment proves nothing about the next statement.
+//! Therefore nothing rests on an earlier check:
 //!
-//! 1. A connection *claims* its backend before it does anything else: one statement that writes a random number into the setting
-//!    `leasehold.session`, unless the backend has such a number or any advisory lock already.
-//! 2. Each later statement of the connection has an effect only if it runs on a backend with this very number, and otherwise
-//!    only reports that. The first such report ends the session.
+//! 1. A connection *claims* its backend first. One statement writes a random number into the setting
+//!    `leasehold.session`, unless the backend has such a number or any advisory lock.
+//! 2. Every later statement of the connection has an effect only on a backend with this very number.
+//!    Elsewhere it only reports that, and the first such report ends the session.
 //!
-//! A backend runs one statement at a time. So, whatever backends a pooler lends in whatever order: what a session takes is on a
-//! backend that it claimed, and no second session claims that backend while a lock of the first is on it. Two sessions
-//! that are granted conflicting locks would have been granted them on two backends, between which the server's lock table excludes.
-//! A pooler that resets a backend takes the locks and the number away together, and the next statement or renewal reports it.
+//! A backend runs one statement at a time. So the following holds for every order in which a pooler
+//! lends its backends. A session takes locks only on backends that it claimed. No second session claims
+//! a backend while a lock of the first is on it. Two sessions that hold conflicting locks would hold them
+//! on two backends, which the server's lock table prevents. A pooler that resets a backend removes locks
+//! and number together, and the next statement or renewal of the session reports it.
 //!
-//! The number is in a setting because reading it costs a statement nothing that can be measured. The setting is known to nobody
-//! else and changes nothing for whoever is lent the backend. All other settings are written only where the number is.
+//! The number is in a setting because a statement reads a setting within a microsecond. No other
+//! program reads this one, so it changes nothing for a later user of the backend. All other settings are
+//! written only where the number is.
 
 use std::fmt;
 
 use leasehold_core::OwnerId;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-/// What [`Identity::answer`] says instead of the pid.
+/// The values of [`Identity::answer`] in place of the pid.
 pub(crate) const IN_RECOVERY: i32 = 0;
 const NOT_OURS: i32 = -1;
 
-/// The random number of one connection.
+/// The random number with which one connection claims its backend.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Identity(String);
 
-/// What the server said about who answers.
+/// Which backend answered a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answerer {
     /// Our backend, of this pid.
     Ours(i32),
-    /// The server has become a standby, which grants locks that exclude nobody.
+    /// The server has become a standby. It shares no locks with the primary.
     Standby,
     /// A backend that is not ours.
     Another,
@@ -56,8 +59,9 @@ impl Identity {
         Self(OwnerId::random().to_string())
     }
 
-    /// Claims the backend that runs it: one row with the [answer](Answerer). A simple query, because a pooler may lend
-    /// another backend between the preparation and the execution of a statement.
+    /// Returns the query that claims the backend that runs it. Its only column is the
+    /// [answer](Answerer). Send it as a simple query: a pooler may lend another backend between the
+    /// preparation and the execution of a prepared statement.
     pub(crate) fn claim(&self) -> SqlStr {
         let Self(number) = self;
         AssertSqlSafe(format!(
@@ -70,8 +74,8 @@ impl Identity {
         .into_sql_str()
     }
 
-    /// In SQL, whether the backend that runs it is ours and may still grant locks: what has an effect stands behind it. Never NULL,
-    /// behind which `AND` goes on.
+    /// Returns the SQL condition that the backend is ours and may still grant locks. Every effect
+    /// depends on it. It is never NULL, because `NULL AND f()` calls `f`.
     pub(crate) fn is_here(&self) -> String {
         format!(
             "(NOT pg_is_in_recovery() AND coalesce(current_setting('leasehold.session', true) = '{}', false))",
@@ -79,7 +83,7 @@ impl Identity {
         )
     }
 
-    /// In SQL, the [answer](Answerer): the column of every statement that proves its other columns.
+    /// Returns the SQL of the [answer](Answerer), the column that proves the other columns of a row.
     pub(crate) fn answer(&self) -> String {
         format!(
             "CASE WHEN {} THEN pg_backend_pid() WHEN pg_is_in_recovery() THEN {IN_RECOVERY} ELSE {NOT_OURS} END",

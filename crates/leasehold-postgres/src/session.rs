@@ -41,25 +41,27 @@ pub(crate) struct Handle {
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
     next: AtomicU64,
-    /// Writers that wait in the session, and whether a task shows for them that it lives.
+    /// The number of writers that wait in the session, and whether its [`beat`] task runs.
     waiting_writers: AtomicUsize,
     beating: AtomicBool,
 }
 
-/// How often a session in which a writer waits says something at least: readers heed it for [`SILENT_AFTER`] after that.
+/// The interval of the signs of life of a session in which a writer waits. Readers yield to the writer
+/// for [`SILENT_AFTER`] after the last one.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// A writer has begun to wait.
+/// Counts a writer that begins to wait, and starts the [`beat`] task if it does not run.
 fn writer_waits(session: &Arc<Session<PostgresSessions>>) {
     let handle = session.handle();
     handle.waiting_writers.fetch_add(1, Ordering::AcqRel);
-    // The server itself ends a session with a shorter TTL by then.
+    // The server ends a silent session with a shorter TTL by then.
     if session.ttl().as_duration() > SILENT_AFTER && !handle.beating.swap(true, Ordering::AcqRel) {
         // Ends with the session, or soon after the last of them.
         drop(tokio::spawn(beat(Arc::downgrade(session))));
     }
 }
 
+/// Sends signs of life until no writer waits in the session.
 async fn beat(session: Weak<Session<PostgresSessions>>) {
     loop {
         tokio::time::sleep(BEAT).await;
@@ -72,7 +74,7 @@ async fn beat(session: Weak<Session<PostgresSessions>>) {
                 return;
             }
         }
-        // Only a sign of life: what the session has is looked at with its renewals.
+        // Not a renewal of the session, which would read the server's locks, too.
         if let Err(error) = handle.driven("renew", |wire, link| Box::pin(wire.renew(link))).await {
             tracing::debug!(target: "leasehold", %error, "readers may overtake the writers that wait here");
         }

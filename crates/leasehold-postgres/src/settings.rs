@@ -12,7 +12,7 @@ const TRANSACTION_TIMEOUT: u32 = 170_000;
 /// Names and values, which are words and numbers: they stand in SQL as they are.
 pub(crate) type Settings = Vec<(&'static str, String)>;
 
-/// How many probes of a silent connection go unanswered before it is given up.
+/// The number of unanswered probes after which a silent connection ends.
 const PROBES: u64 = 3;
 
 /// What a session that holds locks must be set to: what the role has set must not end our statements, nor leave our
@@ -39,8 +39,8 @@ pub(crate) fn needed(version: u32, ttl: Ttl, patience: Duration) -> Settings {
 
 /// What makes either side notice sooner that the other is gone.
 ///
-/// The server must not give a silent connection up before the TTL. Where its system knows `tcp_user_timeout`, that decides; elsewhere
-/// the first probe and those that follow it.
+/// The server must not end a silent connection before the TTL. If its system has no
+/// `tcp_user_timeout`, the number and the interval of the probes decide when it does.
 pub(crate) fn wanted(version: u32, ttl: Ttl) -> Settings {
     let millis = ttl.as_millis();
     let keepalive = millis.div_ceil(1_000 * (1 + PROBES)).to_string();
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
     use crate::server::OLDEST;
 
-    /// A holder that is cut off believes in its lock for a TTL.
+    /// A holder that is cut off is valid for up to a TTL.
     #[test]
     fn unanswered_probes_end_no_connection_before_the_ttl() {
         for millis in [100, 999, 1_000, 3_999, 4_000, 5_900, 30_000, 179_999, 3_600_000, i32::MAX as u64] {

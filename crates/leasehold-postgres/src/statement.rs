@@ -113,8 +113,8 @@ pub(crate) struct Statements {
     /// The same for all rows; `$7` the database. The look for writers that wait costs the server as much as all the rest, because
     /// it is set up at each execution, taken or not.
     pub(crate) batch_with_readers: SqlStr,
-    /// The same where a reader was refused before: it looks also whether the writers that wait are silent, which costs the server a
-    /// fifth more.
+    /// The same if a row is of a reader that waits. It also checks whether the waiting writers are
+    /// silent, which costs the server a fifth more (measured).
     pub(crate) batch_with_waiting_readers: SqlStr,
     /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common, `$4` whether the count's key is
     /// still to be taken, `$5` the database: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
@@ -145,12 +145,12 @@ fn nobody(sign: &str) -> String {
     format!("(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) ELSE false END)")
 }
 
-/// Readers no longer heed a waiting writer whose session has said nothing for so long: it is stopped or cut off, and the server
-/// may only notice after its TTL.
+/// Waiting readers no longer yield to a waiting writer whose session was silent for this long. It is
+/// stopped or cut off, and the server ends its session only after the TTL.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(10);
 
-/// Whether the session of pid `l.pid` is not known to be silent. The server shows a role the sessions of that role, and all of them
-/// to a role with `pg_read_all_stats`.
+/// Returns the condition that the session of `l.pid` is not known to be silent. A role sees its own
+/// sessions; `pg_read_all_stats` shows all of them.
 fn not_silent() -> String {
     format!(
         "NOT EXISTS (SELECT FROM pg_stat_get_activity(l.pid) AS a WHERE a.state = 'idle' \
