@@ -9,16 +9,22 @@ use leasehold_integration::{
     checker::{self, Order},
     server::{ZookeeperEnsemble, ZookeeperServer},
 };
-use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
+use leasehold_zookeeper::{
+    ZookeeperBackend,
+    zookeeper_client::{Acls, Client, CreateMode},
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     chaos::{Crew, PROCESSES, heals, none, only_faults, seed},
-    support::{Stage, millis},
+    support::{Stage, millis, until},
 };
 
 /// Short, so that many stops outlast it; long enough for an election on a busy machine.
 const TTL: u64 = 2000;
+
+/// After all faults. An election that fails is tried again after some 10 s.
+const COMMITS: Duration = Duration::from_secs(120);
 
 /// Breaks the servers and the workers for `span`, as chance will have it.
 fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_>, span: Duration) {
@@ -82,6 +88,20 @@ fn as_administrator(work: impl Future<Output = ()>) {
     runtime.block_on(async { drop(tokio::time::timeout(millis(3000), work).await) });
 }
 
+/// Waits until the servers commit. For some seconds after a fault they may serve, and then elect another leader.
+fn wait_until_committing(ensemble: &ZookeeperEnsemble) {
+    let hosts = ensemble.url().trim_start_matches("zookeeper://").to_owned();
+    let node = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
+    until("the servers commit", COMMITS, || {
+        let mut committed = false;
+        as_administrator(async {
+            let Ok(client) = Client::connect(&hosts).await else { return };
+            committed = client.create("/committed-", b"", &node).await.is_ok();
+        });
+        committed
+    });
+}
+
 /// Writes to whoever is first in the queue, again and again.
 fn administer(url: &str, span: Duration) {
     let addr = url.trim_start_matches("zookeeper://");
@@ -120,6 +140,7 @@ fn sixty_four_tasks_of_four_processes_keep_every_promise_on_three_zookeepers() {
     let mut crew = Crew::new(&stage);
     strike(&mut rng, &mut ensemble, &mut crew, Duration::from_secs(25));
     ensemble.wait_until_serving().unwrap();
+    wait_until_committing(&ensemble);
     let (grants, errors) = crew.calm();
     println!("{grants} grants by those who lived, errors: {errors:?}");
     assert!(grants >= 20, "only {grants} grants: nothing was tested");
@@ -129,6 +150,7 @@ fn sixty_four_tasks_of_four_processes_keep_every_promise_on_three_zookeepers() {
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
     none(&checker::register(&stage.register().history().unwrap()), "C3");
+    wait_until_committing(&ensemble);
     heals(&stage, &crew, TTL + 8000);
     drop(crew);
     let queue = || {
