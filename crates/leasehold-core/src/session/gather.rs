@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     backend::BoxFuture,
+    contain::contained,
     error::{Error, ErrorKind, Result},
     session::in_place::InPlace,
 };
@@ -155,7 +156,8 @@ async fn work<C: Carrier>(gather: Arc<Gather<C>>, carrier: Arc<C>) {
     while let Some(batch) = gather.next() {
         let alone = batch.len() == 1;
         let (jobs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
-        let carried = Arc::clone(&carrier).carry(jobs).await;
+        // After a panic the askers get no answer, and the next batch is carried.
+        let carried = contained(async { Ok(Arc::clone(&carrier).carry(jobs).await) }).await.unwrap_or_default();
         for (sender, answer) in answers.into_iter().zip(carried) {
             // Nobody listens any more only when the runtime shuts down.
             drop(sender.send(answer));
@@ -207,6 +209,9 @@ mod tests {
 
     use super::*;
 
+    /// The job that panics.
+    const PANICS: u32 = 1_000_000;
+
     /// One connection: a job has it until it is answered, which takes two polls.
     #[derive(Default)]
     struct Connection(tokio::sync::Mutex<Vec<u32>>);
@@ -223,6 +228,7 @@ mod tests {
             Box::pin(async move {
                 let mut carried = self.0.lock().await;
                 tokio::task::yield_now().await;
+                assert!(!jobs.contains(&PANICS), "told to panic");
                 carried.extend(&jobs);
                 jobs
             })
@@ -241,6 +247,17 @@ mod tests {
             assert_eq!(gather.run(&connection, job).await.unwrap(), job);
         }
         assert_eq!(*connection.0.lock().await, [0, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_panics_ends_no_later_one() {
+        let (gather, connection) = gather();
+        // Everything is carried by workers while this lives.
+        let _way = gather.make_way();
+        for _ in 0..3 {
+            assert_eq!(gather.run(&connection, PANICS).await.unwrap_err().kind(), ErrorKind::Indeterminate);
+            assert_eq!(gather.run(&connection, 1).await.unwrap(), 1);
+        }
     }
 
     #[tokio::test]

@@ -34,17 +34,25 @@ impl<T: Send + 'static> InPlace<T> {
         let _leaving = Leaving(self);
         poll_fn(|cx| {
             let mut place = self.lock();
-            let polled = match &mut *place {
-                Place::Here(work, waker) => {
-                    waker.clone_from(cx.waker());
-                    work.as_mut().poll(cx).map(Some)
+            // The place is free while its work is polled: work that panics is dropped, and never polled again.
+            let polled = match std::mem::replace(&mut *place, Place::Free) {
+                Place::Here(mut work, mut waker) => {
+                    let polled = work.as_mut().poll(cx);
+                    if polled.is_pending() {
+                        waker.clone_from(cx.waker());
+                        *place = Place::Here(work, waker);
+                    }
+                    polled.map(Some)
                 }
-                Place::Away(answered) => Pin::new(answered).poll(cx).map(Result::ok),
+                Place::Away(mut answered) => {
+                    let polled = Pin::new(&mut answered).poll(cx);
+                    if polled.is_pending() {
+                        *place = Place::Away(answered);
+                    }
+                    polled.map(Result::ok)
+                }
                 Place::Free => Poll::Ready(None),
             };
-            if polled.is_ready() {
-                *place = Place::Free;
-            }
             drop(place);
             // Who wants it may have come before it was taken.
             if polled.is_pending() && wanted() {
@@ -84,5 +92,36 @@ impl<T: Send + 'static> Drop for Leaving<'_, T> {
         // Who asked may go away half-way: then it goes on elsewhere.
         self.0.take_away();
         *self.0.lock() = Place::Free;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, resume_unwind},
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+    };
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_panics_is_not_polled_again() {
+        let (place, polls) = (InPlace::new(), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&polls);
+        let work = Box::pin(poll_fn(move |_| -> Poll<()> {
+            counted.fetch_add(1, SeqCst);
+            resume_unwind(Box::new("told to panic"))
+        }));
+        assert!(AssertUnwindSafe(place.drive(work, || false)).catch_unwind().await.is_err());
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(polls.load(SeqCst), 1);
+        assert_eq!(place.drive(Box::pin(async { 7 }).map(drop).boxed(), || false).await, Some(()));
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     clock::Moment,
+    contain::contained,
     session::{Session, SessionDriver},
     signal::LossReason,
 };
@@ -32,14 +33,14 @@ pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
         let sleep = match session.look() {
             Look::Sleep(sleep) => sleep,
             Look::Renew => {
-                if let Err(error) = session.renew().await {
+                if let Err(error) = contained(session.renew()).await {
                     tracing::debug!(target: "leasehold", %error, "session not renewed");
                 }
                 continue;
             }
             Look::Close | Look::End => {
                 // The server may still have it: what it owns is then free at once.
-                if let Err(error) = session.close(LossReason::Expired).await {
+                if let Err(error) = contained(session.close(LossReason::Expired)).await {
                     tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
                 }
                 return;
