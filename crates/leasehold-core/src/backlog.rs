@@ -1,4 +1,4 @@
-//! [`Backlog`]: how much of a client's work goes on in the background.
+//! [`Backlog`]: the number of a client's operations that run in the background.
 
 use std::sync::{
     Arc,
@@ -7,12 +7,12 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// At this many operations in the background, acquisitions wait. That is far more than a backend that answers ever has, and
-/// little enough in memory, connections and descriptors.
+/// At this many operations in the background, acquisitions wait. A backend that answers never has so many, and
+/// they need little memory and few descriptors.
 const BOUND: usize = 1024;
 
-/// Counts what goes on in the background: releases of dropped guards and cancelled acquisitions. Each of them was begun by an
-/// acquisition, so that they are bounded if acquisitions wait.
+/// Counts the operations in the background: releases of dropped guards, and cancelled acquisitions. Each of them
+/// follows an acquisition, so their number is bounded if acquisitions wait.
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
     count: AtomicUsize,
@@ -20,7 +20,7 @@ pub(crate) struct Backlog {
 }
 
 impl Backlog {
-    /// Counts one more operation until what is returned is dropped.
+    /// Counts one more operation until the returned value is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Counted {
         self.count.fetch_add(1, Ordering::AcqRel);
         Counted(Arc::clone(self))

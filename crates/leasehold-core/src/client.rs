@@ -116,7 +116,7 @@ impl LockClient {
         Owner::new(self.clone())
     }
 
-    /// Whether it can be used here and now.
+    /// Returns an error if the client is closed or belongs to another runtime.
     pub(crate) fn check_usable(&self) -> Result<()> {
         self.0.check_usable()
     }
@@ -359,10 +359,10 @@ impl Client {
         Ok(())
     }
 
-    /// Drives an operation that ends by itself to its end, if the runtime lives. Never panics or blocks; works outside of the
-    /// runtime.
+    /// Completes an operation that ends by itself, if the runtime lives. Never panics or blocks, and works outside
+    /// of the runtime.
     ///
-    /// On the runtime it is polled once here: a backend that answers at once leaves no task behind.
+    /// On the runtime the operation is polled once here, so a backend that answers at once leaves no task behind.
     pub(crate) fn in_background(&self, operation: impl Future<Output = ()> + Send + 'static) {
         let mut operation: BoxFuture<'static, ()> = Box::pin(self.tasks.track_future(operation));
         let here = Handle::try_current().ok();
@@ -394,7 +394,7 @@ impl Client {
         self.spawn(self.tasks.track_future(task));
     }
 
-    /// Waits while too much goes on in the background, for at most this long.
+    /// Waits until there is room for another operation in the background, for at most `limit`.
     pub(crate) async fn room_in_background(&self, limit: Option<Duration>) {
         match limit {
             _ if self.backlog.has_room() => {}
@@ -416,12 +416,13 @@ impl Client {
     }
 }
 
-/// Whether the current runtime has a timer. Tokio says that by a panic alone, which the panic hook prints.
+/// Returns whether the current runtime has a timer. Tokio has no way to ask: without one, a sleep panics, and the
+/// panic hook prints that.
 fn has_timer() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }
 
-/// Polls an operation once; what is left of it. Whoever polls it next is woken.
+/// Polls an operation once, and returns it if it is not complete. It must be polled again, with a real waker.
 fn poll_once(mut operation: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
     // The task that drops a guard may have used up its budget; this is not its work.
     let polled = pin!(unconstrained(operation.as_mut())).poll(&mut Context::from_waker(Waker::noop()));

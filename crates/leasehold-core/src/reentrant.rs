@@ -63,7 +63,7 @@ impl Slots {
             self.swept += self.by_key.len();
         }
         self.by_key.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
-        // As many new keys must come before the next sweep as this one has left: so a new key costs the same however many
+        // As many new keys come before the next sweep as this one left, so a new key costs the same however many
         // are held.
         self.sweep_at = FEW.max(self.by_key.len() * 2);
         self.by_key.shrink_to(self.sweep_at);

@@ -42,7 +42,7 @@ async fn dropped_acquisitions_leave_no_task_behind_on_memory() {
             let mut locking = pin!(mutex.lock());
             // More than once: the first poll may only spend the task's budget.
             for _ in 0..2 {
-                poll_fn(|cx| Poll::Ready(assert!(locking.poll_unpin(cx).is_pending()))).await;
+                assert!(poll_fn(|cx| Poll::Ready(locking.poll_unpin(cx).is_pending())).await);
             }
         }
         assert_eq!(alive_tasks(), before);

@@ -1,4 +1,4 @@
-//! Opening lock files so that whoever may use their directory may use them.
+//! Opening lock files so that every user who may write their directory can use them.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,9 +10,12 @@ use std::{
 /// A file that another user creates can be opened by us an instant later.
 const TRIES: usize = 32;
 
-/// Opens a file to be locked, and creates it if it is missing: whoever may write its directory may read and write it, whatever the
-/// umask says. A file that may only be read can be locked too. A symbolic link in its place is an error, and so is anything that
-/// is no regular file.
+/// Opens a file to be locked, and creates it if it is missing. Every user who may write its directory can read
+/// and write a file that was created here, whatever the umask. A file that we can only read is opened for that,
+/// which is enough to lock it.
+///
+/// # Errors
+/// A symbolic link is refused, and so is anything else that is not a regular file.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let mut tries = 0;
     loop {
@@ -35,7 +38,8 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 
 /// Opens a file that is there to be read and written, or else to be read.
 ///
-/// Without `O_CREAT`, which Linux refuses for another user's file in a directory such as `/tmp` (`fs.protected_regular`).
+/// `O_CREAT` is not set: Linux refuses it for another user's file in a directory such as `/tmp`
+/// (`fs.protected_regular`).
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     open_writable(path).or_else(|error| match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::ExecutableFileBusy => {
@@ -50,7 +54,7 @@ pub(super) fn open_writable(path: &Path) -> io::Result<File> {
     open_with(path, OpenOptions::new().read(true).write(true))
 }
 
-/// Creates a file that is not there, for whoever may write its directory.
+/// Creates a file for all who may write its directory.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     let file = open_with(path, OpenOptions::new().read(true).write(true).create_new(true))?;
     #[cfg(unix)]
@@ -60,7 +64,8 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Gives those who may write the directory access to the file. What the umask and default access lists gave stays.
+/// Gives the group and others the access to the file that they have to the directory. It takes away nothing that
+/// the umask or a default access list gave.
 #[cfg(unix)]
 fn share(file: &File, dir: &fs::Metadata) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

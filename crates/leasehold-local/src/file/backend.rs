@@ -39,11 +39,12 @@ const COURTESY_STEP: Duration = Duration::from_millis(5);
 /// - A holder that is killed frees its locks at once. There is no other expiry: a *stopped* process holds on.
 /// - Waiters are woken by inotify when a holder closes the file, and poll slowly behind it.
 /// - No reader overtakes a waiting writer, in any process that uses this crate; a stopped waiter keeps readers out.
-/// - Whoever may write the directory can use its locks, whatever the umask of the user who created the files. A lock file that
-///   can only be read is locked all the same. A lock file is never written.
+/// - Every user who may write the directory can use its locks, whatever the umask of the user who created the
+///   files. A lock file that can only be read is locked all the same. A lock file is never written.
 /// - Fencing tokens survive in a file beside the lock file, and never fall below the wall clock in microseconds.
-/// - On Linux, removing a lock file or its directory while the lock is held admits no second holder, among processes of one user
-///   that use this crate and share `/dev/shm`. Putting back an older copy of a directory while its locks are held is not noticed.
+/// - On Linux, removing a lock file or its directory while the lock is held admits no second holder among the
+///   processes of one user that use this crate and share `/dev/shm`. An older copy of a directory that is put
+///   back while its locks are held is not noticed.
 /// - Locks cannot be broken: only the kernel and the holder can end a file lock.
 ///
 /// ```
@@ -89,13 +90,14 @@ impl FileBackend {
         Ok(Self { dir, config, shadows: Shadows::of_this_user(), watcher: Mutex::default() })
     }
 
-    /// The directory of this user's locks that are in no other: `/var/lib/leasehold` for root, and `.local/state/leasehold` in the
-    /// home directory of everybody else.
+    /// Returns the default directory: `/var/lib/leasehold` for root, and `.local/state/leasehold` in the home
+    /// directory of every other user.
     ///
-    /// It depends on the effective user alone. The home directory is the one in the user database, and neither `HOME` nor
-    /// `XDG_STATE_HOME` is read: a cron job, a service and a shell of a user find the same locks. [`open`](Self::open) creates the
-    /// directory with mode 0700, and refuses it if it is not this user's alone. A service that may not write it, as with systemd's
-    /// `ProtectHome=` and `ProtectSystem=strict`, gets an error.
+    /// It depends on the effective user alone. The home directory is the one in the user database; `HOME` and
+    /// `XDG_STATE_HOME` are not read. So a cron job, a service and a shell of one user find the same locks.
+    /// [`open`](Self::open) creates the directory with mode 0700, and refuses it if it is not this user's alone.
+    /// A service that may not write it, as with `ProtectHome=` or `ProtectSystem=strict` of systemd, gets an
+    /// error from `open`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the user has no home directory: name a directory.
@@ -123,7 +125,7 @@ impl FileBackend {
         name::path_of(&self.dir, key, suffix)
     }
 
-    /// The file that keeps the tokens of `key`.
+    /// Returns the file that keeps the tokens of `key`.
     pub(super) fn token_path(&self, key: &LockKey) -> PathBuf {
         self.path(key, ".token")
     }

@@ -12,8 +12,8 @@ use super::{
     error::{io_error, refused},
 };
 
-/// One place per user, whatever the environment says: a service, a cron job and a shell find the same locks. No place that
-/// temporary files are removed from, or that a service may have a private copy of.
+/// Returns one place per user, whatever the environment says: a service, a cron job and a shell find the same
+/// locks. Temporary files are not removed from it, and no service has a private copy of it.
 pub(super) fn default_dir() -> Result<PathBuf> {
     #[cfg(unix)]
     {

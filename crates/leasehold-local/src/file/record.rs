@@ -14,8 +14,8 @@ use super::access;
 const MAX_LEN: u64 = 512;
 const MAX_LABEL: usize = 200;
 
-/// The token of the last exclusive grant, and who that was. Written by exclusive holders only, into `<key>.token`. The lock file
-/// itself is never written: it may be another program's, and another user's. A record is
+/// The token of the last exclusive grant, and its holder. Only exclusive holders write it, to `<key>.token`. The
+/// lock file itself is never written: it may belong to another program or user. A record is
 /// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. What follows the second line is left over from longer
 /// labels.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,7 +32,8 @@ impl Record {
         Self { last_token, pid: std::process::id(), label }
     }
 
-    /// `None` if there is no file, or if it says what no record says: torn, or written by another program.
+    /// Reads the record. Returns `None` if there is no file, or if it contains no record: it is torn, or was
+    /// written by another program.
     pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
         match access::open_existing(path) {
             Ok(file) => Self::read(&file),
@@ -48,7 +49,7 @@ impl Record {
         Ok(Self::parse(&bytes))
     }
 
-    /// Keeps the record. Only for who holds the lock exclusively.
+    /// Writes the record. To be called by the exclusive holder of the lock.
     pub(super) fn keep_at(&self, path: &Path) -> io::Result<()> {
         match access::open_writable(path) {
             Ok(file) => self.write(&file),
@@ -58,7 +59,7 @@ impl Record {
         }
     }
 
-    /// Another user's file that we may not write, in a directory that we may write.
+    /// Replaces a file of another user's that we cannot write, in a directory that we can.
     fn replace(&self, path: &Path) -> io::Result<()> {
         // No name of a lock's begins with a dot.
         let new = path.with_file_name(format!(".token-{}", OwnerId::random()));

@@ -1,12 +1,13 @@
 //! [`Shadow`]: a lock stays locked when its file has been removed.
 //!
-//! A file lock belongs to an inode. If a lock file or its directory is removed and made anew, the path leads to a new inode whose
-//! lock is free, while the old holder goes on. So each holder also locks a file that is named after the path and lives elsewhere:
-//! the shadow, in `/dev/shm/leasehold-<uid>`. Whoever gets the lock of the new inode then finds the shadow locked.
+//! A file lock belongs to an inode. If a lock file or its directory is removed and created again, the path
+//! leads to a new inode whose lock is free, while the old holder continues. So each holder also locks a second
+//! file, the shadow, which is named after the path and is in `/dev/shm/leasehold-<uid>`. The next process that
+//! locks the new inode finds the shadow locked.
 //!
-//! The directory of the shadows belongs to one user, who alone can write it: no other user can lock a shadow, and so no shadow that
-//! another user made can refuse a lock. In turn it protects among processes of one user that share `/dev/shm`. If it cannot be used,
-//! locks are granted without it.
+//! Only its user can write the directory of the shadows. No other user can lock a shadow, so no other user can
+//! use one to refuse a lock. Shadows therefore protect among the processes of one user that share `/dev/shm`.
+//! Where the directory cannot be used, locks are granted without a shadow.
 
 use std::{
     fs::{self, File},
@@ -24,7 +25,7 @@ use super::{
 /// A shadow that is removed under us each time is not worth more.
 const REPLACEMENTS: usize = 32;
 
-/// Where the shadows of a user's locks are. `None` outside of Linux, and where no such directory can be had.
+/// The directory of a user's shadows. `None` outside of Linux, and where it cannot be used.
 #[derive(Debug)]
 pub(super) struct Shadows(Option<PathBuf>);
 
@@ -40,7 +41,7 @@ pub(super) struct Shadow {
 }
 
 impl Shadows {
-    /// Those of the effective user.
+    /// Returns those of the effective user.
     pub(super) fn of_this_user() -> Self {
         #[cfg(target_os = "linux")]
         {
@@ -69,11 +70,12 @@ impl Shadows {
         Some(name::path_of_bytes(dir, path.as_os_str().as_encoded_bytes(), ""))
     }
 
-    /// Locks the shadow of `path`, whose lock we have. `None` if another holds `path` on an inode that was removed.
+    /// Locks the shadow of `path`, whose lock we have. Returns `None` if `path` is held on an inode that was
+    /// removed.
     ///
     /// # Errors
-    /// If this process has no descriptor left. All else leaves the lock without a shadow, because others may cause it: a full
-    /// `/dev/shm` is no reason to refuse a lock.
+    /// If this process has no descriptor left. After any other error the lock has no shadow, because other
+    /// users can cause it: a full `/dev/shm` does not refuse a lock.
     pub(super) fn lock(&self, path: &Path, shared: bool) -> io::Result<Option<Shadow>> {
         let none = Shadow { file: None, path: PathBuf::new(), shared, inherited: false };
         let Some(shadow_path) = self.path_of(path) else { return Ok(Some(none)) };
@@ -132,7 +134,7 @@ impl Shadow {
 impl Drop for Shadow {
     fn drop(&mut self) {
         let Some(file) = self.file.take().filter(|_| !self.inherited) else { return };
-        // Who shares it does not know whether it is the last.
+        // A holder that shares it does not know whether it is the last one.
         if !self.shared && leads_to(&self.path, &file) {
             drop(fs::remove_file(&self.path));
         }
@@ -219,7 +221,7 @@ mod tests {
         let path = Path::new("/locks/a.lock");
         let held = shadows.lock(path, false).unwrap();
         fs::remove_dir_all(dir.path().join("shadows")).unwrap();
-        // The lock file alone protects the one who held it; who comes now has a shadow of its own.
+        // The lock file alone protects the old holder; the next one has a new shadow.
         let next = shadows.lock(path, false).unwrap().expect("free");
         drop(held);
         assert!(shadows.lock(path, false).unwrap().is_none());
