@@ -147,7 +147,7 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
         // A shell expands it at the start of a word alone: `--on file:~/locks` would be a directory below each working directory.
         return Err(invalid(format!(
             "`{}` begins with `~`, which is not expanded here; write file:$HOME/DIR, or file:./~ for a directory of that name",
-            Shown(url)
+            RedactedUrl(url)
         )));
     }
     if path.is_empty() { leasehold_local::FileBackend::default_dir() } else { Ok(path.into()) }
