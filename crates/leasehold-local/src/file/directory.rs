@@ -191,7 +191,7 @@ mod tests {
             }
             match default_dir_of(uid) {
                 Ok(dir) => {
-                    assert!(uid == 0 || dir == Path::new(home).join(".local/state/leasehold"), "{user:?} {dir:?}")
+                    assert!(uid == 0 || dir == Path::new(home).join(".local/state/leasehold"), "{user:?} {dir:?}");
                 }
                 Err(error) => assert!(error.to_string().contains(home), "{error}"),
             }
