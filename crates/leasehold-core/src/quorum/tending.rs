@@ -23,7 +23,7 @@ const PERIODS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_s
 /// Looks after the nodes for as long as there is a client, also one that only holds a lock or does nothing: nodes that restart
 /// one after the other must have rejoined before the next one does. The task keeps neither the client nor the runtime alive.
 pub(super) fn attend(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
-    if !quorum.has_tokens {
+    if !quorum.has_voters() {
         return None;
     }
     let quorum = Arc::downgrade(quorum);
@@ -42,7 +42,7 @@ pub(super) fn attend(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
 
 /// Looks after the nodes in the background, if it is time to. The task of [`attend`] may be late, or have ended with its runtime.
 pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
-    if !quorum.has_tokens {
+    if !quorum.has_voters() {
         return;
     }
     let now = Instant::now();
@@ -55,6 +55,11 @@ pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
 }
 
 impl QuorumBackend {
+    /// Whether there is a node that is to be watched after a restart.
+    fn has_voters(&self) -> bool {
+        self.members.iter().any(|member| member.voter.is_some())
+    }
+
     fn next_look(&self) -> Instant {
         self.opened + Duration::from_nanos(self.next_look.load(Ordering::Relaxed))
     }
@@ -86,12 +91,13 @@ async fn look_after(quorum: &QuorumBackend) {
         quorum.demand_attested(nodes.iter().flatten().filter_map(|node| node.largest_ttl).max());
     }
     let attested = quorum.attested.load(Ordering::Acquire);
-    // A node that is down has no time to lose.
-    quorum.plan_look(attested && nodes.iter().flatten().all(Recollection::votes));
+    let grace = quorum.largest_ttl().as_duration();
+    // Without tokens there is nothing to rejoin for, only the grace. A node that is down has no time to lose.
+    let may_vote = |node: &Recollection| node.votes() || !quorum.has_tokens && node.membership.ballot(grace).lock;
+    quorum.plan_look((attested || !quorum.has_tokens) && nodes.iter().flatten().all(may_vote));
     if !attested {
         return;
     }
-    let grace = quorum.largest_ttl().as_duration();
     for (at, node) in nodes.iter().enumerate() {
         match node {
             Some(node) if node.votes() => quorum.members[at].votes_again(),
