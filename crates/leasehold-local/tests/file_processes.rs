@@ -240,7 +240,7 @@ async fn a_directory_removed_and_made_anew_admits_no_second_holder() {
 
 #[tokio::test]
 async fn a_removed_lock_file_admits_no_second_holder() {
-    for (mode, suffixes) in [("exclusive", &["lock"][..]), ("shared", &["lock"]), ("permit", &["permits", "permit-0"])]
+    for (mode, suffixes) in [("exclusive", &["lock"][..]), ("shared", &["lock"]), ("permit", &["permit-0", "permits"])]
     {
         let dir = tempfile::tempdir().unwrap();
         let (mut other, _) = Holder::held(dir.path(), mode);
@@ -249,7 +249,10 @@ async fn a_removed_lock_file_admits_no_second_holder() {
         for suffix in suffixes {
             std::fs::remove_file(dir.path().join(format!("k%2f1.{suffix}"))).unwrap();
             assert!(!is_free(&backend, ours).await, "{mode} {suffix}");
-            // `inspect` names the one who is in the way.
+            // `inspect` names the one who is in the way. Without their number it knows of no permits.
+            if *suffix == "permits" {
+                continue;
+            }
             let seen = backend.inspect(&key()).await.unwrap();
             let pid = format!("{}:", other.child.id());
             assert!(
