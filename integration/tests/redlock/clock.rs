@@ -3,7 +3,10 @@
 use std::{fs, path::Path, process::Command};
 
 use leasehold_core::ErrorKind;
-use leasehold_integration::server::{RedisServer, RedlockServers};
+use leasehold_integration::{
+    proxy::Proxy,
+    server::{RedisServer, RedlockServers},
+};
 use tokio::task::block_in_place;
 
 use crate::support::{PATIENT, TTL, client, client_at, millis, ttl, url_through, ways};
@@ -77,7 +80,7 @@ async fn clock_that_is_set_shortens_no_grace() {
     servers.servers.insert(2, with_clock_of(folder.path()));
     servers.provision(ttl(TTL)).await.unwrap();
     let ways = ways(&servers);
-    ways[3..].iter().for_each(|way| way.cut());
+    ways[3..].iter().for_each(Proxy::cut);
     let one = client_at(&url_through(&ways, PATIENT)).await;
     let held = one.mutex("k").lock().await.unwrap();
     let other = client(&servers, PATIENT).await;

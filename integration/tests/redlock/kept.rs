@@ -9,7 +9,10 @@ use std::{
 };
 
 use leasehold_core::ErrorKind;
-use leasehold_integration::server::{Persistence, RedisServer};
+use leasehold_integration::{
+    proxy::Proxy,
+    server::{Persistence, RedisServer},
+};
 use tokio::task::block_in_place;
 
 use crate::support::{client, client_at, eventually, five, nothing_left, token, until, value, ways};
@@ -90,7 +93,7 @@ async fn restart_is_noticed(persistence: Persistence, restart: impl FnOnce(&mut 
     block_in_place(|| until("all hold", || servers.servers.iter().all(|server| value(server, "other").is_some())));
     guard.release().await.unwrap();
     let ways = ways(&servers);
-    ways[3..].iter().for_each(|way| way.cut());
+    ways[3..].iter().for_each(Proxy::cut);
     let one = client_at(&crate::support::url_through(&ways, crate::support::PATIENT)).await;
     let held = one.mutex("k").lock().await.unwrap();
     block_in_place(|| {

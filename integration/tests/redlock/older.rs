@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use leasehold_core::{ErrorKind, quorum::Provision};
-use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
+use leasehold_integration::{
+    proxy::Proxy,
+    server::{Persistence, RedisServer, RedlockServers},
+};
 use tokio::task::block_in_place;
 
 use crate::support::{
@@ -13,7 +16,7 @@ use crate::support::{
 /// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 gets older data. B would have 3, 4 and 5.
 async fn older_data_does_not_vote(mut servers: RedlockServers, replace: impl FnOnce(&mut RedisServer)) {
     let ways = ways(&servers);
-    ways[3..].iter().for_each(|way| way.cut());
+    ways[3..].iter().for_each(Proxy::cut);
     let one = client_at(&url_through(&ways, PATIENT)).await;
     let held = one.mutex("k").lock().await.unwrap();
     let other = client(&servers, PATIENT).await;
