@@ -7,7 +7,8 @@ use leasehold::Ttl;
 
 const AFTER: &str = "\
 Where locks live (--on, or the variable LEASEHOLD_URL):
-  file:                  this user's programs on this host: /var/tmp/leasehold-<uid> (the default)
+  file:                  this user's programs on this host, in ~/.local/state/leasehold, or
+                         /var/lib/leasehold for root (the default)
   file:DIR               all programs on this host that can write DIR; flock(1) takes part
   redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=P]   all who reach the server
   rediss://HOST          the same over TLS
@@ -15,6 +16,7 @@ Where locks live (--on, or the variable LEASEHOLD_URL):
   redlock://HOST,HOST,HOST   all who reach a majority of independent Redis servers
   etcd://HOST,HOST       all who reach the cluster (needs the feature `etcd` when installed)
   postgres://[USER:PASSWORD@]HOST/DB   all who reach the database (needs the feature `postgres`)
+  zookeeper://HOST,HOST[/PATH]   all who reach the ensemble (needs the feature `zookeeper`)
 
 A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it.";
 

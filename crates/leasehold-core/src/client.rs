@@ -25,7 +25,7 @@ use crate::{
     backlog::Backlog,
     capability::{Capabilities, Restart},
     clock::{Clock, SystemClock},
-    contain::Call,
+    contain::{Call, contain},
     driven::Driven,
     error::{Error, ErrorKind, Result},
     gate::Gates,
@@ -373,11 +373,13 @@ impl Client {
                 Ok(None) => return,
                 Ok(Some(rest)) => operation = rest,
                 Err(_panic) => {
-                    tracing::error!(
-                        target: "leasehold",
-                        backend = self.capabilities.backend,
-                        "the backend panicked in the background; a lock that was to be released expires"
-                    );
+                    contain(|| {
+                        tracing::error!(
+                            target: "leasehold",
+                            backend = self.capabilities.backend,
+                            "the backend panicked in the background; a lock that was to be released expires"
+                        );
+                    });
                     return;
                 }
             }

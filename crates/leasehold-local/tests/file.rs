@@ -264,20 +264,33 @@ async fn renewals_move_the_deadline_until_it_has_passed() {
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
 }
 
-#[tokio::test]
-async fn a_holder_whose_file_was_removed_learns_it_when_it_renews_and_keeps_others_out_until_it_releases() {
+/// The client gives a lost lease back at once, when its holder may not have looked at the guard yet.
+#[tokio::test(start_paused = true)]
+async fn a_lock_whose_file_was_removed_is_free_at_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
-    let lease = attempt(&backend, request("k")).await.unwrap();
+    let clock = Arc::new(TestClock::new());
+    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(clock, Drift::NONE);
+    let lease = attempt(&backend, timed).await.unwrap();
     Arc::clone(&lease).renew().await.unwrap();
     std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
     assert!(attempt(&backend, request("k")).await.is_none());
     assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
-    assert!(attempt(&backend, request("k")).await.is_none());
-    let waiter = tokio::spawn(Arc::clone(&backend).acquire(request("k")));
     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::AlreadyLost);
-    let next = soon(waiter).await.unwrap().unwrap();
+    tokio::time::advance(Duration::from_secs(9)).await;
+    assert!(attempt(&backend, request("k")).await.is_none());
+    let next = soon(Arc::clone(&backend).acquire(request("k"))).await.unwrap();
     assert!(token(&next) > token(&lease));
+}
+
+#[tokio::test]
+async fn a_removed_file_of_a_released_lock_is_free_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let lease = attempt(&backend, request("k")).await.unwrap();
+    std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
+    assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost);
+    assert!(attempt(&backend, request("k")).await.is_some());
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! [`FileLease`]: a grant of the file backend.
 
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use leasehold_core::{
     Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Moment, Released, Request, Result, Upkeep,
@@ -22,12 +24,14 @@ pub struct FileLease {
     token: Option<FencingToken>,
     deadline: LiveDeadline,
     hold: Mutex<Option<Hold>>,
+    /// A renewal has reported the loss before the deadline.
+    lost_early: AtomicBool,
 }
 
 impl FileLease {
     pub(super) fn new(request: Request, sent: Moment, hold: Hold) -> Self {
         let deadline = LiveDeadline::new(request.deadline_from(sent));
-        Self { token: hold.token, deadline, request, hold: Mutex::new(Some(hold)) }
+        Self { token: hold.token, deadline, request, hold: Mutex::new(Some(hold)), lost_early: AtomicBool::new(false) }
     }
 
     fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
@@ -57,6 +61,7 @@ impl Lease for FileLease {
         let hold = self.hold();
         let Some(hold) = hold.as_ref() else { return Err(lost("the lock was released")) };
         if !hold.is_in_place().map_err(|error| io_error("read", &hold.path, error).with_operation("renew"))? {
+            self.lost_early.store(true, Ordering::Relaxed);
             self.request.loss_sink().lost(LossReason::Replaced);
             return Err(lost("the lock file was removed or replaced"));
         }
@@ -66,11 +71,24 @@ impl Lease for FileLease {
         Ok(())
     }
 
+    /// Unlocks the file and its shadow. After a loss that a renewal reported the shadow stays locked until the deadline:
+    /// the holder may not have looked yet, and still takes the lock for its own.
     async fn release(self: Arc<Self>) -> Result<Released> {
         let Some(hold) = self.hold().take() else { return Ok(Released::AlreadyLost) };
         let path = hold.path.clone();
         // Past its deadline it is still ours: nobody else had it. A replaced file may have been another's.
         let ours = hold.is_in_place().unwrap_or(false);
+        let left = self.deadline.get().moment().since(self.request.now());
+        if !ours && self.lost_early.load(Ordering::Relaxed) && !left.is_zero() {
+            // Dropped with the runtime, it unlocks too.
+            drop(tokio::spawn(async move {
+                tokio::time::sleep(left).await;
+                if let Err(error) = hold.free() {
+                    tracing::debug!(path = %path.display(), %error, "a removed lock file could not be unlocked");
+                }
+            }));
+            return Ok(Released::AlreadyLost);
+        }
         hold.free().map_err(|error| io_error("unlock", &path, error).with_operation("release"))?;
         Ok(if ours { Released::Freed } else { Released::AlreadyLost })
     }

@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf, thread};
+use std::{fs, path::PathBuf, thread, time::SystemTime};
 
 use rand::{RngExt, rngs::StdRng};
 use tempfile::TempDir;
@@ -13,7 +13,7 @@ struct Files {
 
 impl Files {
     fn lock_files(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.folder.path()).unwrap();
+        let entries = fs::read_dir(self.folder.path()).into_iter().flatten();
         entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect()
     }
 }
@@ -29,14 +29,24 @@ impl Target for Files {
 
     fn strike(&mut self, rng: &mut StdRng) {
         thread::sleep(millis(rng.random_range(20..300)));
-        // A stranger looks at the files, and touches them: each is an event for whoever watches the folder.
-        for path in self.lock_files() {
-            drop(fs::read(&path));
-            if let Ok(file) = fs::File::options().write(true).open(&path) {
-                drop(file.set_modified(std::time::SystemTime::now()));
+        match rng.random_range(0..8) {
+            // As a cleaner of temporary files does.
+            0 => self.lock_files().iter().for_each(|path| drop(fs::remove_file(path))),
+            1 => {
+                drop(fs::remove_dir_all(self.folder.path()));
+                fs::create_dir_all(self.folder.path()).unwrap();
+            }
+            // A stranger looks at the files, and touches them: each is an event for whoever watches the folder.
+            _ => {
+                for path in self.lock_files() {
+                    drop(fs::read(&path));
+                    if let Ok(file) = fs::File::options().write(true).open(&path) {
+                        drop(file.set_modified(SystemTime::now()));
+                    }
+                }
+                fs::write(self.folder.path().join("a stranger's file"), "").unwrap();
             }
         }
-        fs::write(self.folder.path().join("a stranger's file"), "").unwrap();
     }
 
     fn settle(&mut self) {}
