@@ -55,7 +55,7 @@ impl Debug for Credentials {
 /// provider too.
 ///
 /// # Implementing
-/// A call may be slow: the backend counts it into its connect time-out. It may come from several tasks at once. Return
+/// `Debug` shows no secret, since the configuration of a backend prints its provider. A call may be slow: the backend counts it into its connect time-out. It may come from several tasks at once. Return
 /// an error of kind [`Unavailable`](crate::ErrorKind::Unavailable) if the source of the credentials does not answer.
 ///
 /// ```
