@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Drift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request, Result, Ttl,
+    Attempt, Clock, Drift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request, Result, Ttl,
     quorum::{Provision, QuorumBackend, QuorumConfig},
 };
 use leasehold_testkit::sim::{Amnesia, Network, SimBackend, SimClock, SimNode, Weather};
@@ -146,4 +146,25 @@ async fn nodes_are_provisioned_above_what_was_granted_after_the_grace_was_proved
     provisioning.await.unwrap().unwrap();
     let next = stage.occupy(2, 0).await;
     assert!(next.fencing_token() > lease.fencing_token(), "{next:?} after {lease:?}");
+}
+
+/// Two names may come to lead to one server when the quorum is open already.
+#[tokio::test(start_paused = true)]
+async fn second_name_of_a_server_gets_no_vote() {
+    let network = Network::new(0);
+    let (one, other) = (SimNode::new(SimClock::new()), SimNode::new(SimClock::new()));
+    let links = [&one, &one, &other].map(|node| network.connect(node));
+    // It cannot be seen then.
+    links[1].link().cut(true);
+    let members = links.iter().map(|link| Arc::clone(link) as Arc<dyn LockBackend>).collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    links[1].link().cut(false);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let problems: Vec<_> = quorum.nodes().into_iter().filter_map(|node| node.problem).collect();
+    assert_eq!(problems, ["it is the same server as another node of the quorum"]);
+    other.crash(Amnesia::None);
+    let clock: Arc<dyn Clock> = SimClock::new();
+    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, Drift::DEFAULT);
+    let refused = quorum.try_acquire(request).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "one server is no majority of three");
 }

@@ -152,6 +152,13 @@ fn a_node_without_memory_that_votes_gives_the_lock_to_two() {
 }
 
 #[test]
+fn grace_by_a_clock_that_is_set_gives_the_lock_to_two() {
+    let restart = Scope { clocks: true, restarts: 1, ..QUIET };
+    must_be_found::<2>(Bug::GraceBySetClock, restart, EXCLUSIVE);
+    must_be_found::<2>(Bug::GraceBySetClock, restart, UNIQUE);
+}
+
+#[test]
 fn a_node_that_votes_after_its_grace_without_the_others_tokens_repeats_one() {
     must_be_found::<2>(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
     must_be_found::<2>(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, ORDERED);

@@ -162,7 +162,9 @@ impl<const A: usize> Protocol<A> {
         let may_copy = if early { at.standing == Standing::Grace } else { at.standing == Standing::Locks };
         match at.standing {
             Standing::Full => {}
-            Standing::Grace if self.expired_at(state, node) => steps.push(Step::GraceEnds { node }),
+            Standing::Grace if self.expired_at(state, node) || self.scope.bug == Some(Bug::GraceBySetClock) => {
+                steps.push(Step::GraceEnds { node });
+            }
             Standing::Grace => {}
             Standing::Locks => steps.push(Step::Rejoin { node }),
         }

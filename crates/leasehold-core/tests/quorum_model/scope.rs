@@ -15,6 +15,8 @@ pub(crate) enum Bug {
     NoReleaseOfPartialWins,
     /// A node that restarted without its memory votes at once.
     AmnesiacVotes,
+    /// It measures the wait by a clock that may be set, so that it may end at any time.
+    GraceBySetClock,
     /// It waits for locks to expire, but does not copy tokens.
     NoRejoin,
     /// It copies tokens first, and waits then.
