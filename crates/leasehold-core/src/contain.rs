@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::FutureExt;
@@ -21,14 +22,41 @@ use crate::{
     fencing::FencingToken,
 };
 
+/// The pause before a task that panicked is started again. A task that panics at once fills no log.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
 /// Runs foreign code. Returns `None` if it panicked, which the panic hook has reported by then.
 pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(foreign)).ok()
 }
 
 /// Drives a future to its end. A panic in it becomes its error.
-pub(crate) async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+///
+/// # For implementors
+/// For what others wait for, in a background task: they are told of the error, and the task goes on.
+///
+/// # Errors
+/// [`ErrorKind::Indeterminate`] after a panic; otherwise as `work`.
+///
+/// # Cancel safety
+/// That of `work`.
+pub async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+/// Runs a background task to its end. After a panic the task is started again, with a pause of one second.
+///
+/// # For implementors
+/// For a task that the client needs for as long as it lives. `start` is called for each run, and finds what the last run
+/// has left: the task must be able to go on from there.
+///
+/// # Cancel safety
+/// That of the task.
+pub async fn supervised<Fut: Future<Output = ()>>(mut start: impl FnMut() -> Fut) {
+    while let Err(error) = contained(async { Ok::<(), Error>(start().await) }).await {
+        contain(|| tracing::error!(target: "leasehold", %error, "a background task panicked and is started again"));
+        tokio::time::sleep(RESTART_PAUSE).await;
+    }
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {
@@ -95,5 +123,23 @@ impl ContainedLease {
     /// Calls [`Lease::release`].
     pub(crate) fn release(&self) -> Call<Released> {
         Call::of(|| Arc::clone(&self.0).release())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_started_again_until_it_ends() {
+        let mut runs = 0;
+        supervised(|| {
+            runs += 1;
+            assert!(runs != 1, "told to panic before its first poll");
+            let run = runs;
+            async move { assert!(run != 2, "told to panic") }
+        })
+        .await;
+        assert_eq!(runs, 3);
     }
 }

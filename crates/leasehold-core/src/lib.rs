@@ -55,6 +55,7 @@ pub use crate::{
     capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
     client::{LockClient, LockClientBuilder},
     clock::{Clock, Deadline, Drift, LiveDeadline, Moment, SystemClock, TestClock},
+    contain::{contained, supervised},
     credentials::{Credentials, CredentialsProvider},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,

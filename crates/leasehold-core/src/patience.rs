@@ -15,6 +15,8 @@ use pin_project_lite::pin_project;
 use slab::Slab;
 use tokio::time::{Instant, sleep};
 
+use crate::contain::contain;
+
 /// How often it looks: a time-out may come so much late.
 const TICK: Duration = Duration::from_millis(20);
 /// For how long it goes on looking when nothing is awaited: then the next need not start it.
@@ -156,7 +158,8 @@ async fn look(patience: Arc<Patience>) {
         sleep(TICK).await;
         let now = Instant::now();
         for waiter in over(&patience, now) {
-            waiter.wake();
+            // Who cannot be woken keeps no other waiting.
+            contain(|| waiter.wake());
         }
         let mut awaited = patience.lock();
         if !awaited.until.is_empty() {

@@ -363,6 +363,25 @@ async fn held(nodes: &[Arc<Flaky>], request: &Request) -> usize {
     held
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_that_panics_is_one_that_fails() {
+    let (nodes, quorum, request) = flaky().await;
+    // It may have panicked before the quorum has it as a holder, or later.
+    for late in [false, true] {
+        nodes[0].panics.store(!late, SeqCst);
+        let lease = granted(&quorum, request.clone().as_new_owner()).await;
+        nodes[0].panics.store(true, SeqCst);
+        lease.clone().renew().await.unwrap();
+        assert_eq!(lease.release().await.unwrap(), Released::Freed);
+        nodes[0].panics.store(false, SeqCst);
+        // What is retried in the background is released once it no longer panics.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(held(&nodes, &request).await, 0);
+    }
+    nodes[0].panics.store(true, SeqCst);
+    assert_eq!(quorum.inspect(request.key()).await.unwrap().holders.len(), 0);
+}
+
 /// The node has renewed, and holds for another TTL, while the holder goes by its old deadline.
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_renewal_is_answered_too_late_is_released() {

@@ -51,7 +51,7 @@ pub(super) struct Asking {
     /// As the nodes see it.
     pub(super) request: Request,
     pub(super) replies: Vec<Reply>,
-    pub(super) calls: Calls<Result<Attempt>>,
+    pub(super) calls: Calls<Attempt>,
     pub(super) timeout: Duration,
     /// The nodes' time is over.
     over: bool,
@@ -117,7 +117,7 @@ impl Asking {
         let all = well < quorum.majority.needed();
         for (node, member) in quorum.members.iter().enumerate() {
             replies.push(if member.may_ask(now) || all && !member.is_double() {
-                calls.push(node, member.acquire(asked.clone()));
+                calls.push(node, || member.acquire(asked.clone()));
                 Reply::Pending
             } else {
                 Reply::Failed(member.skipped())

@@ -15,8 +15,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     attempts::acquire_by_attempts,
-    backend::{Attempt, BoxFuture, Lease, LockBackend, Released},
+    backend::{Attempt, Lease, LockBackend, Released},
     capability::Capabilities,
+    contain::contained,
     error::{Error, ErrorKind, Result},
     inspection::{Broken, HolderRef, Inspection, NodeStatus},
     key::LockKey,
@@ -197,14 +198,11 @@ impl QuorumBackend {
         }
     }
 
-    /// The withdrawal of a request whose answer is missing, where the node knows how.
-    pub(super) fn withdrawal(
-        &self,
-        node: usize,
-        request: &Request,
-    ) -> Option<(usize, BoxFuture<'static, Result<Released>>)> {
-        let voter = self.members[node].voter.as_ref()?;
-        Some((node, Arc::clone(voter).withdraw(request.clone())))
+    /// Adds the withdrawal of a request whose answer is missing. `false` if the node does not know how.
+    pub(super) fn withdraw(&self, node: usize, request: &Request, calls: &mut Calls<Released>) -> bool {
+        let Some(voter) = &self.members[node].voter else { return false };
+        calls.push(node, || Arc::clone(voter).withdraw(request.clone()));
+        true
     }
 
     /// The nodes that failed by their replies, and those that have been silent for too long.
@@ -226,7 +224,7 @@ impl QuorumBackend {
     pub(super) fn finish<T: Send + 'static>(
         &self,
         mut calls: Calls<T>,
-        mut ended: impl FnMut((usize, T)) + Send + 'static,
+        mut ended: impl FnMut((usize, Result<T>)) + Send + 'static,
     ) {
         if !calls.is_empty() {
             self.spawn(async move {
@@ -242,7 +240,7 @@ impl QuorumBackend {
     /// As [`finish`](Self::finish), and notes which nodes are silent. `ended` is to learn from every answer.
     pub(super) fn finish_within<T: Send + 'static>(
         self: &Arc<Self>,
-        mut calls: Calls<Result<T>>,
+        mut calls: Calls<T>,
         timeout: Duration,
         mut ended: impl FnMut((usize, Result<T>)) + Send + 'static,
     ) {
@@ -320,7 +318,7 @@ impl LockBackend for QuorumBackend {
         // What is given back in the background is sent before the connections go.
         self.background.close();
         drop(tokio::time::timeout(CLOSE_PATIENCE, self.background.wait()).await);
-        let closings = self.members.iter().map(|member| member.backend.close());
+        let closings = self.members.iter().map(|member| contained(member.backend.close()));
         futures_util::future::join_all(closings).await.into_iter().collect()
     }
 }
@@ -331,7 +329,7 @@ impl QuorumBackend {
         let mut withdrawals = Calls::with_capacity(self.members.len());
         for (node, member) in self.members.iter().enumerate() {
             if let Some(voter) = member.voter.as_ref().filter(|_| at(node)) {
-                withdrawals.push(node, Arc::clone(voter).stop_waiting(request.clone()));
+                withdrawals.push(node, || Arc::clone(voter).stop_waiting(request.clone()));
             }
         }
         withdrawals.send(|_, _| ());

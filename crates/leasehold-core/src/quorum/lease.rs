@@ -59,7 +59,7 @@ struct Seats {
 struct Renewals {
     /// What each node was asked to renew.
     leases: Vec<Option<Arc<dyn Lease>>>,
-    calls: Calls<Result<()>>,
+    calls: Calls<()>,
     votes: Vec<Vote>,
 }
 
@@ -101,7 +101,7 @@ impl QuorumLease {
     }
 
     /// Adopts what the nodes grant to `asked` from now on while we hold, and gives back what comes too late.
-    pub(super) fn take_late_grants(self: Arc<Self>, asked: Request, calls: Calls<Result<Attempt>>, timeout: Duration) {
+    pub(super) fn take_late_grants(self: Arc<Self>, asked: Request, calls: Calls<Attempt>, timeout: Duration) {
         let quorum = Arc::clone(&self.quorum);
         quorum.finish_within(calls, timeout, move |(node, answer)| {
             self.quorum.members[node].learn(&answer, asked.now());
@@ -191,7 +191,7 @@ impl QuorumLease {
             for ((node, seat), member) in seats.nodes.iter_mut().enumerate().zip(&self.quorum.members) {
                 if matches!(seat, Seat::Empty) && member.may_ask(now) {
                     *seat = Seat::Asked(request.owner());
-                    calls.push(node, member.acquire(request.clone()));
+                    calls.push(node, || member.acquire(request.clone()));
                 }
             }
         }
@@ -232,7 +232,7 @@ impl QuorumLease {
         for (node, seat) in seats.nodes.iter().enumerate() {
             votes.push(match seat {
                 Seat::Held(lease) => {
-                    calls.push(node, Arc::clone(lease).renew());
+                    calls.push(node, || Arc::clone(lease).renew());
                     Vote::Pending
                 }
                 Seat::Asked(_) => Vote::Failed,
@@ -247,22 +247,19 @@ impl QuorumLease {
     }
 
     /// The releases to send, and each node's vote before they are answered.
-    fn releases(&self) -> (Calls<Result<Released>>, Vec<Vote>) {
+    fn releases(&self) -> (Calls<Released>, Vec<Vote>) {
         let mut seats = self.seats();
         seats.releasing = true;
         let mut calls = Calls::with_capacity(seats.nodes.len());
         let votes = seats.nodes.iter().enumerate().map(|(node, seat)| match seat {
             Seat::Held(lease) => {
-                calls.push(node, Arc::clone(lease).release());
+                calls.push(node, || Arc::clone(lease).release());
                 Vote::Pending
             }
-            Seat::Asked(owner) => match self.quorum.withdrawal(node, &self.request.clone().with_owner(*owner)) {
-                Some((node, withdrawal)) => {
-                    calls.push(node, withdrawal);
-                    Vote::Pending
-                }
-                None => Vote::Failed,
-            },
+            Seat::Asked(owner) => {
+                let request = self.request.clone().with_owner(*owner);
+                if self.quorum.withdraw(node, &request, &mut calls) { Vote::Pending } else { Vote::Failed }
+            }
             Seat::Released(Released::Freed) => Vote::Granted,
             Seat::Empty | Seat::Released(_) => Vote::Refused,
         });

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     backend::{Attempt, BoxFuture, LockBackend},
     clock::Moment,
+    contain::contain,
     error::{Error, ErrorKind, Result},
     inspection::NodeStatus,
     quorum::{
@@ -111,13 +112,16 @@ impl Member {
             Err(error) if is_trouble(error.kind()) => {
                 telemetry::node_failed(&self.endpoint, error);
                 if self.health.failed(now, error.message().to_owned()) {
-                    tracing::warn!(target: "leasehold", node = %self.endpoint, %error, "a node of the quorum fails");
+                    let warn = || tracing::warn!(target: "leasehold", node = %self.endpoint, %error, "a node of the quorum fails");
+                    contain(warn);
                 }
             }
             _ => {
                 telemetry::node_answered(&self.endpoint);
                 if self.health.answered() {
-                    tracing::info!(target: "leasehold", node = %self.endpoint, "a node of the quorum is back");
+                    contain(
+                        || tracing::info!(target: "leasehold", node = %self.endpoint, "a node of the quorum is back"),
+                    );
                 }
             }
         }
@@ -127,7 +131,8 @@ impl Member {
     pub(super) fn late(&self, timeout: std::time::Duration) {
         if self.health.late(|| format!("no answer within {timeout:?}")) {
             telemetry::node_fell_silent(&self.endpoint);
-            tracing::warn!(target: "leasehold", node = %self.endpoint, ?timeout, "a node of the quorum is silent");
+            let warn = || tracing::warn!(target: "leasehold", node = %self.endpoint, ?timeout, "a node of the quorum is silent");
+            contain(warn);
         }
     }
 

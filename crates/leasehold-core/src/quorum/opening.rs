@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::{
+    contain::contained,
     error::{Error, ErrorKind, Result},
     quorum::{config::QuorumConfig, member::Member, node::Recollection, tally::Majority},
     ttl::Ttl,
@@ -69,7 +70,7 @@ pub(super) async fn within<T: Send + 'static>(
     patience: Duration,
     call: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    match tokio::time::timeout(patience, tokio::spawn(call)).await {
+    match tokio::time::timeout(patience, tokio::spawn(contained(call))).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down")),
         Err(_) => Err(Error::new(ErrorKind::Unavailable, format!("no answer within {patience:?}"))),

@@ -1,13 +1,14 @@
 //! Looking after the nodes: whether they are attested, and whether one that restarted may rejoin.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use tokio::{task::AbortHandle, time::Instant};
 
 use crate::{
+    contain::supervised,
     error::ErrorKind,
     quorum::{
         backend::QuorumBackend,
@@ -27,17 +28,19 @@ pub(super) fn attend(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
         return None;
     }
     let quorum = Arc::downgrade(quorum);
-    let attending = tokio::spawn(async move {
-        loop {
-            let Some(due) = quorum.upgrade().map(|quorum| quorum.next_look()) else { return };
-            tokio::time::sleep_until(due).await;
-            let Some(quorum) = quorum.upgrade() else { return };
-            if quorum.claim_look(|due| Instant::now() >= due) {
-                look_after(&quorum).await;
-            }
-        }
-    });
+    let attending = tokio::spawn(supervised(move || look_again_and_again(Weak::clone(&quorum))));
     Some(attending.abort_handle())
+}
+
+async fn look_again_and_again(quorum: Weak<QuorumBackend>) {
+    loop {
+        let Some(due) = quorum.upgrade().map(|quorum| quorum.next_look()) else { return };
+        tokio::time::sleep_until(due).await;
+        let Some(quorum) = quorum.upgrade() else { return };
+        if quorum.claim_look(|due| Instant::now() >= due) {
+            look_after(&quorum).await;
+        }
+    }
 }
 
 /// Looks after the nodes in the background, if it is time to. The task of [`attend`] may be late, or have ended with its runtime.

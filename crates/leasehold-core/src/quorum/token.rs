@@ -112,7 +112,7 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result
 
 /// Asks a node to stand at `token`, unless it does or is above it.
 fn ask(
-    raises: &mut Calls<Result<TokenVote>>,
+    raises: &mut Calls<TokenVote>,
     node: usize,
     lease: &Arc<dyn Lease>,
     at: Option<FencingToken>,
@@ -122,7 +122,7 @@ fn ask(
         Some(at) if at == token => Answer::Stands,
         Some(at) if at > token => Answer::Higher(at),
         _ => {
-            raises.push(node, Arc::clone(lease).raise_token(token));
+            raises.push(node, || Arc::clone(lease).raise_token(token));
             Answer::Pending
         }
     }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     backend::{Attempt, BoxFuture, Lease, Released},
+    contain::ContainedLease,
     error::Result,
     quorum::{
         attempt::{Asking, Reply},
@@ -22,8 +23,8 @@ pub(super) struct Undo {
     quorum: Arc<QuorumBackend>,
     request: Request,
     leases: Vec<Option<Arc<dyn Lease>>>,
-    releases: Calls<Result<Released>>,
-    calls: Calls<Result<Attempt>>,
+    releases: Calls<Released>,
+    calls: Calls<Attempt>,
 }
 
 impl Undo {
@@ -35,13 +36,11 @@ impl Undo {
         for (node, reply) in replies.into_iter().enumerate() {
             let lease = match reply {
                 Reply::Granted(lease) => {
-                    releases.push(node, Arc::clone(&lease).release());
+                    releases.push(node, || Arc::clone(&lease).release());
                     Some(lease)
                 }
                 Reply::Pending => {
-                    if let Some((node, withdrawal)) = quorum.withdrawal(node, &request) {
-                        releases.push(node, withdrawal);
-                    }
+                    quorum.withdraw(node, &request, &mut releases);
                     None
                 }
                 Reply::Refused(_) | Reply::Failed(_) => None,
@@ -89,8 +88,8 @@ fn settle(
 /// Releases until it is done, or the grant is over anyway.
 pub(super) fn release_until_over(lease: Arc<dyn Lease>, request: Request) -> BoxFuture<'static, ()> {
     Box::pin(async move {
-        let mut pause = PAUSES.0;
-        while let Err(error) = Arc::clone(&lease).release().await {
+        let (lease, mut pause) = (ContainedLease::new(lease), PAUSES.0);
+        while let Err(error) = lease.release().await {
             if !error.is_retryable() || lease.valid_until().is_past(request.now()) {
                 tracing::debug!(target: "leasehold", key = %request.key(), %error, "not released at a node; it expires");
                 return;

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::resume_unwind,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -25,6 +26,7 @@ pub(crate) struct Flaky {
     name: &'static str,
     inner: Arc<MemoryBackend>,
     pub(crate) down: AtomicBool,
+    pub(crate) panics: AtomicBool,
     /// Votes on tokens, as memory does.
     votes: bool,
     /// So many of the next renewals take effect at once and are answered later, each when `late_answers` has a permit for it: that the
@@ -39,13 +41,22 @@ impl Flaky {
             name,
             inner: Arc::new(MemoryBackend::with_clock(clock)),
             down: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
             votes,
             late_renewals: AtomicUsize::new(0),
             late_answers: Semaphore::new(0),
         })
     }
 
+    fn panic_if_told(&self) {
+        if self.panics.load(SeqCst) {
+            // Without a message in the test's output for each.
+            resume_unwind(Box::new("told to panic"));
+        }
+    }
+
     async fn way(&self) -> Result<()> {
+        self.panic_if_told();
         if self.down.load(SeqCst) {
             tokio::time::sleep(FAILS_AFTER).await;
             return Err(Error::new(ErrorKind::Unavailable, "told to fail"));
@@ -121,6 +132,7 @@ impl Lease for FlakyLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
+        self.node.panic_if_told();
         let late = self.node.late_renewals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
         Arc::clone(&self.inner).renew().await?;
         if late {
@@ -131,10 +143,12 @@ impl Lease for FlakyLease {
     }
 
     async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
+        self.node.panic_if_told();
         Arc::clone(&self.inner).raise_token(token).await
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
+        self.node.panic_if_told();
         Arc::clone(&self.inner).release().await
     }
 }
