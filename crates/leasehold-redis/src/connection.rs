@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::Shared};
-use leasehold_core::{BoxFuture, Credentials, CredentialsProvider, Error, ErrorKind, Result};
+use leasehold_core::{BoxFuture, Credentials, CredentialsProvider, Error, ErrorKind, Result, contained};
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
@@ -143,7 +143,8 @@ impl Link {
                     let Some(this) = self.this.upgrade() else {
                         return Err(error::plain(ErrorKind::Closed, "connect", "the backend was dropped"));
                     };
-                    let connecting = async move { this.connect().await }.boxed().shared();
+                    // A panic is told to all who ask, too.
+                    let connecting = contained(async move { this.connect().await }).boxed().shared();
                     // Spawned, so that it ends also if nobody goes on asking.
                     drop(tokio::spawn(connecting.clone()));
                     *state = State::Connecting(connecting.clone());
@@ -155,10 +156,12 @@ impl Link {
     }
 
     async fn connect(self: Arc<Self>) -> Result<Arc<Live>> {
-        let opened = self.open().await;
-        if let Ok(live) = &opened {
-            self.end_doomed(live).await;
-        }
+        let opened = contained(async {
+            let live = self.open().await?;
+            self.end_doomed(&live).await;
+            Ok(live)
+        });
+        let opened = opened.await;
         let mut state = self.state();
         if matches!(*state, State::Closed) {
             return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));
@@ -167,9 +170,9 @@ impl Link {
             Ok(live) => {
                 *state = State::Live(Arc::clone(&live));
                 drop(state);
-                tracing::debug!(endpoint = %self.endpoint, id = live.id, pushes = live.pushes, "connected");
                 // Whoever was armed on an earlier connection is not armed on this one.
                 self.registry.wake_all();
+                tracing::debug!(endpoint = %self.endpoint, id = live.id, pushes = live.pushes, "connected");
                 Ok(live)
             }
             Err(error) => {
@@ -301,13 +304,13 @@ impl Link {
                 _ => return,
             }
         };
-        tracing::warn!(endpoint = %self.endpoint, id = lost.id, "the connection is lost");
         if let Some(id) = lost.id.filter(|_| !lost.run_id().is_empty()) {
             let doomed = Doomed { id, run: lost.run_id().to_owned() };
             self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(doomed);
         }
         // Nothing can wake on it any more.
         self.registry.wake_all();
+        tracing::warn!(endpoint = %self.endpoint, id = lost.id, "the connection is lost");
     }
 
     /// Ends lost connections at the server, as far as it lets us.

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use leasehold_core::{ErrorKind, Request, Result};
+use leasehold_core::{ErrorKind, Request, Result, contained};
 use redis::{Pipeline, Value};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
@@ -91,13 +91,9 @@ impl Gather {
         }
         let (answer, answered) = oneshot::channel();
         self.push(link, Entry { operation, request: request.clone(), answer });
-        // The sender is dropped without an answer only when the runtime shuts down.
+        // The sender is dropped without an answer only when its batch panics, or the runtime shuts down.
         answered.await.unwrap_or_else(|_| {
-            Err(error::plain(
-                ErrorKind::Indeterminate,
-                operation.name(),
-                "the runtime was shut down before the answer came",
-            ))
+            Err(error::plain(ErrorKind::Indeterminate, operation.name(), "its pipeline ended without an answer"))
         })
     }
 
@@ -181,8 +177,8 @@ async fn alone(link: &Link, operation: Operation, request: &Request) -> Result<V
     way.read(&live, &mut answers.into_iter()).map_err(|error| link.failed(&live, error, name, Effect::None))
 }
 
-/// Sends pipeline after pipeline until the queue is empty or there is no connection. `sent`: how many were sent when it was known that there is
-/// something to send.
+/// Sends pipeline after pipeline until the queue is empty, there is no connection, or something panics. `sent`: how many
+/// were sent when it was known that there is something to send.
 async fn work(link: Arc<Link>, mut sent: usize) {
     let gather = &link.gather;
     loop {
@@ -191,17 +187,22 @@ async fn work(link: Arc<Link>, mut sent: usize) {
             // on it while we write ours; together they would go back and forth as one.
             yield_now().await;
         }
-        match link.live().await {
-            Ok(live) => match gather.send_next(&link, &live, gather.share()) {
-                Some(batch) => batch.finish(&link, &live).await,
-                None => {
-                    let mut queue = gather.lock();
-                    if queue.entries.is_empty() {
-                        queue.workers -= 1;
-                        return;
-                    }
+        let carried = contained(async {
+            let live = link.live().await?;
+            let Some(batch) = gather.send_next(&link, &live, gather.share()) else { return Ok(false) };
+            batch.finish(&link, &live).await;
+            Ok(true)
+        });
+        match carried.await {
+            Ok(true) => {}
+            Ok(false) => {
+                let mut queue = gather.lock();
+                if queue.entries.is_empty() {
+                    queue.workers -= 1;
+                    return;
                 }
-            },
+            }
+            // There is no connection, or something panicked.
             Err(error) => {
                 let entries = {
                     let mut queue = gather.lock();

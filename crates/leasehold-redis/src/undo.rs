@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, Request, Result};
+use leasehold_core::{Error, Request, Result, contained, supervised};
 use redis::Pipeline;
 use tokio::{sync::Notify, time::Instant};
 
@@ -56,7 +56,8 @@ impl Orphans {
         let mut list = self.lock();
         list.queue.push_back(Orphan { request: request.clone(), give_up_at });
         if !std::mem::replace(&mut list.working, true) {
-            drop(tokio::spawn(work(Arc::clone(self), Arc::clone(link))));
+            let (orphans, link) = (Arc::clone(self), Arc::clone(link));
+            drop(tokio::spawn(supervised(move || work(Arc::clone(&orphans), Arc::clone(&link)))));
         }
     }
 
@@ -114,11 +115,11 @@ async fn work(orphans: Arc<Orphans>, link: Arc<Link>) {
     let mut pause = FIRST_PAUSE;
     while let Some(orphan) = orphans.next() {
         let Orphan { request, .. } = &orphan;
-        let done = match link.live().await {
-            Ok(live) => undo(&link, &live, request).await,
-            Err(error) => Err(error),
-        };
-        match done {
+        let undone = contained(async {
+            let live = link.live().await?;
+            undo(&link, &live, request).await
+        });
+        match undone.await {
             Ok(()) => {
                 tracing::debug!(key = %request.key(), owner = %request.owner(), "undid an attempt of unknown outcome");
                 pause = FIRST_PAUSE;
@@ -172,6 +173,43 @@ mod tests {
 
     fn keys(orphans: &Orphans) -> Vec<String> {
         orphans.lock().queue.iter().map(|orphan| orphan.request.key().to_string()).collect()
+    }
+
+    /// The driver panics when it connects, for want of a runtime with input and output.
+    fn panicking() -> (tokio::runtime::Runtime, Arc<Link>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let client = Client::open("redis://127.0.0.1:1").unwrap();
+        (runtime, Link::new(client, RedisConfig::new(), String::from("nowhere")))
+    }
+
+    #[test]
+    fn a_panic_while_connecting_is_told_to_all_who_ask() {
+        let (runtime, link) = panicking();
+        runtime.block_on(async {
+            for _ in 0..3 {
+                let (one, other) = tokio::join!(link.live(), link.live());
+                for asked in [one, other] {
+                    let error = asked.map(drop).unwrap_err();
+                    assert!(error.to_string().contains("panicked"), "{error}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn attempts_are_undone_again_and_again_although_the_driver_panics() {
+        let (runtime, link) = panicking();
+        runtime.block_on(async {
+            let orphans = Arc::new(Orphans::default());
+            for name in ["one", "other"] {
+                orphans.add(&link, &Request::new(LockKey::new(name).unwrap()));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                assert_eq!(keys(&orphans), [name]);
+                // Ends when their time is over.
+                orphans.removed().await;
+                assert!(keys(&orphans).is_empty());
+            }
+        });
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,12 +2,16 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use leasehold_core::{ErrorKind, Lease, LockBackend, Released, Result};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, refused, request, token, until};
+use tracing::{
+    Event, Metadata, Subscriber,
+    span::{Attributes, Id, Record},
+};
 
 /// Enough that operations are gathered.
 const MANY: usize = 100;
@@ -106,6 +110,50 @@ async fn many_releases_tell_who_asks_whether_anybody_waits() {
         assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the releases were not gathered");
         if let Some(waiting) = waiting {
             waiting.await.unwrap().unwrap().release().await.unwrap();
+        }
+        assert_eq!(server.census().await, Vec::<String>::new());
+    }
+}
+
+/// Panics at every event of this crate.
+struct PanicsAtEvents;
+
+impl Subscriber for PanicsAtEvents {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("leasehold_redis")
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        // Without a message in the test's output for each.
+        resume_unwind(Box::new("told to panic"));
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test]
+async fn a_pipeline_that_panics_ends_no_later_one() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    for _ in 0..3 {
+        let leases = many_held(&backend).await;
+        // The pipelines learn that the server does not know their script, and tell the subscriber of it.
+        () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut server.raw().await).await.unwrap();
+        let panics = tracing::subscriber::set_default(PanicsAtEvents);
+        let failed: Vec<_> = release_all(&leases).await.into_iter().filter_map(Result::err).collect();
+        drop(panics);
+        assert!(failed.len() > 2, "the pipelines did not panic: {failed:?}");
+        assert!(failed.iter().all(|error| error.kind() == ErrorKind::Indeterminate), "{failed:?}");
+        let released = tokio::time::timeout(Duration::from_secs(60), release_all(&leases)).await;
+        for released in released.expect("a release hangs") {
+            released.unwrap();
         }
         assert_eq!(server.census().await, Vec::<String>::new());
     }
