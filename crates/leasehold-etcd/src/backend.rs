@@ -1,12 +1,17 @@
 //! [`EtcdBackend`].
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
     LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
     session::{Answered, Claim, Sessions, attempt_afresh, queue_afresh},
+    supervised,
 };
 
 use crate::{
@@ -103,7 +108,8 @@ impl EtcdBackend {
         if let Err(error) = releases::check(&cluster).await {
             tracing::warn!(target: "leasehold", %error, "cannot learn which releases of etcd the members run");
         }
-        drop(tokio::spawn(releases::watch(Arc::downgrade(&cluster))));
+        let watched = Arc::downgrade(&cluster);
+        drop(tokio::spawn(supervised(move || releases::watch(Weak::clone(&watched)))));
         let capabilities = capabilities(cluster.endpoint());
         let sessions = |for_waiters| {
             let cluster = Arc::clone(&cluster);

@@ -10,11 +10,11 @@ mod watched;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::Duration,
 };
 
-use leasehold_core::{BoxFuture, Result};
+use leasehold_core::{BoxFuture, Result, supervised};
 use tokio::{sync::Notify, time::Instant};
 
 pub(crate) use self::watched::Epoch;
@@ -84,7 +84,8 @@ impl Watches {
         let mut state = self.lock();
         if !std::mem::replace(&mut state.running, true) {
             // Ends when nothing is watched, or with the backend.
-            drop(tokio::spawn(stream::run(Arc::downgrade(self))));
+            let watches = Arc::downgrade(self);
+            drop(tokio::spawn(supervised(move || stream::run(Weak::clone(&watches)))));
         }
         drop(state);
         self.wanted.notify_one();
@@ -185,5 +186,66 @@ impl Drop for Watching {
                 state.by_directory.remove(&self.watched.directory);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{panic::resume_unwind, sync::atomic::AtomicUsize};
+
+    use leasehold_core::LockKey;
+    use tracing::{
+        Event, Metadata, Subscriber,
+        span::{Attributes, Id, Record},
+    };
+
+    use super::*;
+    use crate::{config::EtcdConfig, location::Location};
+
+    /// Counts the events of this crate, and panics at each.
+    #[derive(Clone, Default)]
+    struct PanicsAtEvents(Arc<AtomicUsize>);
+
+    impl Subscriber for PanicsAtEvents {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.target().starts_with("leasehold")
+        }
+
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            // Without a message in the test's output for each.
+            resume_unwind(Box::new("told to panic"));
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    /// So many events have come: the task has gone on after each.
+    async fn until(events: &AtomicUsize, many: usize) {
+        let come = async {
+            while events.load(Ordering::Relaxed) < many {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), come).await.expect("the task has ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_stream_is_opened_again_after_a_panic() {
+        // Nothing listens there.
+        let cluster = Cluster::at(Location::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
+        let directory = cluster.names.directory(&LockKey::new("k").unwrap(), false).unwrap();
+        let panics = PanicsAtEvents::default();
+        let _subscribed = tracing::subscriber::set_default(panics.clone());
+        let watching = Watches::new(&cluster).on(&directory);
+        watching.warm(Duration::from_secs(1)).await.unwrap_err();
+        until(&panics.0, 5).await;
     }
 }

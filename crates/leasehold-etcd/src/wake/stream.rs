@@ -7,7 +7,7 @@ use std::{
 };
 
 use etcd_client::{EventType, WatchRequestSender, WatchResponse, WatchResponseStream};
-use leasehold_core::{ErrorKind, Result};
+use leasehold_core::{ErrorKind, Result, contained};
 
 use super::{Watches, watched::Watched};
 use crate::{
@@ -28,7 +28,12 @@ pub(super) async fn run(watches: Weak<Watches>) {
     loop {
         let Some(watches) = watches.upgrade() else { return };
         let Some(wanted) = watches.to_watch() else { return };
-        if let Err(error) = serve(&watches, wanted, &mut failures).await {
+        let served = contained(serve(&watches, wanted, &mut failures)).await;
+        for watched in watches.all() {
+            watched.became_cold();
+        }
+        drop(watches);
+        if let Err(error) = served {
             failures += 1;
             if failures.is_multiple_of(FAILURES) {
                 tracing::warn!(
@@ -39,10 +44,6 @@ pub(super) async fn run(watches: Weak<Watches>) {
                 tracing::debug!(target: "leasehold", %error, "watch stream ended");
             }
         }
-        for watched in watches.all() {
-            watched.became_cold();
-        }
-        drop(watches);
         tokio::time::sleep((PAUSE * (1 << failures.min(10))).min(LONGEST_PAUSE)).await;
     }
 }
