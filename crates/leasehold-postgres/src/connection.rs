@@ -66,7 +66,7 @@ impl Link {
         Ok((Arc::new(link), server))
     }
 
-    fn new(options: &PgConnectOptions, config: PostgresConfig) -> Result<Self> {
+    pub(crate) fn new(options: &PgConnectOptions, config: PostgresConfig) -> Result<Self> {
         config::check_tls(options)?;
         // Poolers refuse it, and nothing here is a float.
         let options = options.clone().extra_float_digits(None).disable_statement_logging();

@@ -10,8 +10,9 @@ use std::{
 };
 
 use leasehold_core::{
-    BoxFuture, Deadline, Elapsed, ErrorKind, LossReason, Result, async_trait,
+    BoxFuture, Deadline, Elapsed, ErrorKind, LossReason, Result, async_trait, contained,
     session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    supervised,
 };
 
 use crate::{
@@ -57,7 +58,8 @@ fn writer_waits(session: &Arc<Session<PostgresSessions>>) {
     // The server ends a silent session with a shorter TTL by then.
     if session.ttl().as_duration() > SILENT_AFTER && !handle.beating.swap(true, Ordering::AcqRel) {
         // Ends with the session, or soon after the last of them.
-        drop(tokio::spawn(beat(Arc::downgrade(session))));
+        let session = Arc::downgrade(session);
+        drop(tokio::spawn(supervised(move || beat(Weak::clone(&session)))));
     }
 }
 
@@ -132,7 +134,8 @@ impl Handle {
         F: for<'a> FnOnce(&'a mut Wire, &'a Link) -> BoxFuture<'a, Result<T>> + Send + 'static,
     {
         let (way, carrier) = (self.gather.make_way(), Arc::clone(&self.carrier));
-        let task = tokio::spawn(async move {
+        // A panic is told to whoever waits for it.
+        let task = tokio::spawn(contained(async move {
             let _way = way;
             let link = &carrier.link;
             let mut wire = carrier.wire.lock().await;
@@ -140,7 +143,7 @@ impl Handle {
                 Ok(done) => done,
                 Err(Elapsed) => Err(wire.give_up(link, operation)),
             }
-        });
+        }));
         task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind};
+use leasehold_core::{Error, ErrorKind, contained, supervised};
 use sqlx::{
     AssertSqlSafe, Row,
     postgres::{PgListener, PgNotification, PgPoolOptions},
@@ -122,7 +122,8 @@ impl Wakes {
                     if !std::mem::replace(&mut state.running, true) {
                         state.failure = None;
                         // Ends when nobody waits any more, or with the backend.
-                        drop(tokio::spawn(listen(Arc::downgrade(self))));
+                        let wakes = Arc::downgrade(self);
+                        drop(tokio::spawn(supervised(move || listen(Weak::clone(&wakes)))));
                     } else if let Some(failure) = &state.failure {
                         return Err(failure.clone());
                     }
@@ -231,7 +232,7 @@ async fn listen(wakes: Weak<Wakes>) {
         if !wakes.is_needed(false) {
             return;
         }
-        match connect(&wakes.link).await {
+        match contained(connect(&wakes.link)).await {
             Ok((listener, identity)) => {
                 warned = false;
                 wakes.became(None);
@@ -239,7 +240,8 @@ async fn listen(wakes: Weak<Wakes>) {
                 wakes.wake_all();
                 let (weak, begun) = (Arc::downgrade(&wakes), Instant::now());
                 drop(wakes);
-                if !hear(&weak, listener, &identity).await {
+                // A panic is one of the ways in which the connection breaks.
+                if matches!(contained(async { Ok(hear(&weak, listener, &identity).await) }).await, Ok(false)) {
                     return;
                 }
                 if begun.elapsed() >= Backoff::LONGEST {
@@ -250,11 +252,11 @@ async fn listen(wakes: Weak<Wakes>) {
                 wakes.wake_all();
             }
             Err(error) => {
+                wakes.became(Some(error.clone()));
                 // Once for each outage, which may last for ever.
                 if !std::mem::replace(&mut warned, true) {
                     tracing::warn!(target: "leasehold", %error, "no notifications: waiters look by themselves for now");
                 }
-                wakes.became(Some(error));
                 if !wakes.is_needed(true) {
                     return;
                 }
@@ -358,5 +360,66 @@ async fn answers(listener: &mut PgListener, identity: &Identity, patience: Durat
         Ok(Ok(row)) => row.try_get(0).is_ok_and(|answer| matches!(Answerer::of(answer), Answerer::Ours(_))),
         Ok(Err(error)) => !error::is_over(&error),
         Err(_elapsed) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::resume_unwind;
+
+    use sqlx::postgres::PgConnectOptions;
+    use tracing::{
+        Event, Metadata, Subscriber,
+        span::{Attributes, Id, Record},
+    };
+
+    use super::*;
+    use crate::config::PostgresConfig;
+
+    /// Counts the events of this crate, and panics at each.
+    #[derive(Clone, Default)]
+    struct PanicsAtEvents(Arc<AtomicUsize>);
+
+    impl Subscriber for PanicsAtEvents {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.target().starts_with("leasehold")
+        }
+
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            // Without a message in the test's output for each.
+            resume_unwind(Box::new("told to panic"));
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    /// So many events have come: the task has gone on after each.
+    async fn until(events: &AtomicUsize, many: usize) {
+        let come = async {
+            while events.load(Ordering::Relaxed) < many {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), come).await.expect("the task has ended");
+    }
+
+    #[tokio::test]
+    async fn listening_goes_on_after_a_panic() {
+        // Nothing listens there.
+        let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
+        let wakes = Wakes::new(&Arc::new(Link::new(&options, PostgresConfig::default()).unwrap()));
+        let panics = PanicsAtEvents::default();
+        let _subscribed = tracing::subscriber::set_default(panics.clone());
+        let _waiting = wakes.on(AdvisoryKey::Int64(1));
+        wakes.warm(Duration::from_secs(60)).await.unwrap_err();
+        until(&panics.0, 2).await;
     }
 }

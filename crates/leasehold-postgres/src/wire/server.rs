@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use leasehold_core::{Error, ErrorKind, Result, session as claims};
+use leasehold_core::{Error, ErrorKind, Result, contained, session as claims};
 use sqlx::{
     Connection, PgConnection, Postgres, Row as _,
     postgres::{PgArguments, PgRow},
@@ -130,7 +130,9 @@ impl Wire {
         ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Failure> {
         let Some(connection) = &mut self.connection else { return Err(Failure::Over(error::over(operation))) };
-        match ask(connection).await {
+        // After a panic nobody knows what the connection stands at.
+        let asked = contained(async { Ok(ask(connection).await) }).await;
+        match asked.map_err(|panic| Failure::Over(self.lose(error::over(operation).with_source(panic))))? {
             Ok(answer) => Ok(answer),
             Err(error) if !error::is_over(&error) => Err(Failure::Statement(link.failed(error, operation))),
             Err(error) => {
