@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use leasehold_core::{BoxFuture, LossReason, LossSink};
+use leasehold_core::{BoxFuture, LossReason, LossSink, Result, contained};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -138,23 +138,28 @@ type Watching = FuturesUnordered<BoxFuture<'static, (Weak<Held>, Seen)>>;
 /// Watches over the holders of a session as long as it lives.
 pub(crate) async fn watch(session: Weak<ZookeeperSession>, losses: Arc<Losses>) {
     let mut watching = Watching::new();
-    loop {
-        tokio::select! {
-            () = losses.wait() => {}
-            Some((held, seen)) = watching.next() => learned(&session, &losses, &watching, held, seen),
-            () = tokio::time::sleep(RETRY) => {}
-        }
-        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
-        for (held, watch) in losses.take() {
-            match watch {
-                Some(watch) => watching.push(wait(Arc::downgrade(&held), watch)),
-                None => match session.handle().link("watch") {
-                    Ok(link) => watching.push(set(held, link, session.handle().patience)),
-                    Err(_over) => return,
-                },
-            }
+    // A watch that panics is gone, and the others stay. The next reconciliation tells of a loss that it would have told of.
+    while contained(step(&session, &losses, &mut watching)).await.unwrap_or(true) {}
+}
+
+/// `false` once the session is over.
+async fn step(session: &Weak<ZookeeperSession>, losses: &Losses, watching: &mut Watching) -> Result<bool> {
+    tokio::select! {
+        () = losses.wait() => {}
+        Some((held, seen)) = watching.next() => learned(session, losses, watching, held, seen),
+        () = tokio::time::sleep(RETRY) => {}
+    }
+    let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return Ok(false) };
+    for (held, watch) in losses.take() {
+        match watch {
+            Some(watch) => watching.push(wait(Arc::downgrade(&held), watch)),
+            None => match session.handle().link("watch") {
+                Ok(link) => watching.push(set(held, link, session.handle().patience)),
+                Err(_over) => return Ok(false),
+            },
         }
     }
+    Ok(true)
 }
 
 fn learned(session: &Weak<ZookeeperSession>, losses: &Losses, watching: &Watching, weak: Weak<Held>, seen: Seen) {

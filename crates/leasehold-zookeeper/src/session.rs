@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use leasehold_core::{
     Deadline, Error, ErrorKind, LossReason, Moment, OwnerId, Result, async_trait,
     session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    supervised,
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 
@@ -74,9 +75,11 @@ impl Handle {
         self.attended.get_or_init(|| {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
             // They end with the session, or when nobody has it any more.
-            drop(tokio::spawn(attend::follow(Arc::downgrade(session), state)));
-            drop(tokio::spawn(attend::beat(Arc::downgrade(session))));
-            drop(tokio::spawn(loss::watch(Arc::downgrade(session), Arc::clone(&self.losses))));
+            let (session, losses) = (Arc::downgrade(session), Arc::clone(&self.losses));
+            let (followed, beaten) = (Weak::clone(&session), Weak::clone(&session));
+            drop(tokio::spawn(supervised(move || attend::follow(Weak::clone(&followed), state.clone()))));
+            drop(tokio::spawn(supervised(move || attend::beat(Weak::clone(&beaten)))));
+            drop(tokio::spawn(loss::watch(session, losses)));
         });
     }
 
