@@ -16,6 +16,7 @@ mod linux {
         io,
         mem::MaybeUninit,
         os::fd::OwnedFd,
+        panic::{AssertUnwindSafe, catch_unwind},
         path::Path,
         sync::{
             Arc, Mutex, MutexGuard, PoisonError,
@@ -106,12 +107,17 @@ mod linux {
                 }
                 let subscribers = self.subscribers();
                 if lost {
-                    subscribers.values().flatten().for_each(|called| called.notify_one());
+                    subscribers.values().flatten().for_each(call);
                 } else if let Some(called) = subscribers.get(&watch) {
-                    called.iter().for_each(|called| called.notify_one());
+                    called.iter().for_each(call);
                 }
             }
         }
+    }
+
+    /// A waker that panics keeps neither another waiter from being called nor the thread from going on.
+    fn call(called: &Arc<Notify>) {
+        drop(catch_unwind(AssertUnwindSafe(|| called.notify_one())));
     }
 
     /// Ends when dropped.
@@ -140,6 +146,45 @@ mod linux {
                         tracing::trace!(%error, "the file was removed, and the watch with it");
                     }
                 }
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use std::{
+            fs::File,
+            panic::resume_unwind,
+            pin::pin,
+            task::{Context, Wake},
+            time::Duration,
+        };
+
+        use super::*;
+
+        struct Panics;
+
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                // Without a message in the test's output for each.
+                resume_unwind(Box::new("told to panic"));
+            }
+        }
+
+        #[tokio::test]
+        async fn a_waker_that_panics_ends_no_watch() {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("lock");
+            let lock = File::create(&path).unwrap();
+            let watcher = Watcher::start().unwrap();
+            let subscribe = || watcher.subscribe(dir.path(), &path).unwrap();
+            let (first, second) = (subscribe(), subscribe());
+            let mut panics = pin!(first.called());
+            assert!(panics.as_mut().poll(&mut Context::from_waker(&Arc::new(Panics).into())).is_pending());
+            drop(lock);
+            for _ in 0..2 {
+                tokio::time::timeout(Duration::from_secs(60), second.called()).await.unwrap();
+                drop(File::open(&path).unwrap());
             }
         }
     }
