@@ -1,9 +1,9 @@
 //! [`Location`]: what a URL says.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf};
 
 use etcd_client::ConnectOptions;
-use leasehold_core::{Credentials, Error, ErrorKind, Result};
+use leasehold_core::{Credentials, Error, ErrorKind, Result, url::BackendUrl};
 use tonic::transport::Endpoint;
 
 use crate::{config::EtcdConfig, error, member::Member};
@@ -28,61 +28,54 @@ impl fmt::Debug for Location {
 impl Location {
     /// Reads `url`. What it does not say is as in `config`.
     pub(crate) fn parse(url: &str, mut config: EtcdConfig) -> Result<Self> {
-        let Some((scheme, rest)) = url.split_once("://") else {
-            return Err(invalid("the URL cannot be parsed; write etcd://127.0.0.1:2379/"));
-        };
-        let tls = match scheme {
+        let mut url = BackendUrl::parse(url).map_err(ours)?;
+        let tls = match url.scheme() {
             "etcd" => false,
             "etcds" => true,
             _ => return Err(invalid("the URL's scheme is neither `etcd` nor `etcds`")),
         };
-        if rest.contains('#') {
-            return Err(invalid("the URL has a `#`; write %23 for one in a name or password"));
-        }
-        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, path) = authority.split_once('/').unwrap_or((authority, ""));
-        if !path.is_empty() {
+        if !matches!(url.path(), "" | "/") {
             return Err(invalid("the URL has a path, which means nothing here; put it into `?prefix=`"));
         }
-        let (user, hosts) = match authority.rsplit_once('@') {
-            Some((user, hosts)) => (Some(user), hosts),
-            None => (None, authority),
+        if url.hosts().is_empty() {
+            return Err(invalid("the URL has no host; write etcd://127.0.0.1:2379/"));
+        }
+        let credentials = match (url.user(), url.password()) {
+            (Some(user), Some(password)) => Some(Credentials::new(password).with_username(user)),
+            (None, None) => None,
+            _ => return Err(invalid("a user needs a password; write etcd://user:password@host/")),
         };
-        let mut files = TlsFiles::default();
-        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            match &*name {
-                "prefix" => config.prefix = value.as_bytes().into(),
-                "names" => {
-                    config.exact_names = match &*value {
-                        "exact" => true,
-                        "encoded" => false,
-                        _ => return Err(invalid("the option `names` is `encoded` or `exact`")),
-                    }
-                }
-                "timeout" => config.timeout = duration("timeout", &value)?,
-                "connect-timeout" => config.connect_timeout = duration("connect-timeout", &value)?,
-                "safety-net" => config.safety_net = duration("safety-net", &value)?,
-                "ca" if tls => files.ca = Some(PathBuf::from(&*value)),
-                "cert" if tls => files.cert = Some(PathBuf::from(&*value)),
-                "key" if tls => files.key = Some(PathBuf::from(&*value)),
-                "ca" | "cert" | "key" => return Err(invalid(format!("the option `{name}` needs etcds:"))),
-                other => {
-                    return Err(invalid(format!(
-                        "the option `{}` is none of prefix, names, timeout, connect-timeout, safety-net, ca, cert, key",
-                        other.escape_debug()
-                    )));
-                }
+        let mut take = |option| url.take(option).map_err(ours);
+        if let Some(prefix) = take("prefix")? {
+            config.prefix = prefix.into_bytes().into();
+        }
+        if let Some(names) = take("names")? {
+            config.exact_names = match names.as_str() {
+                "exact" => true,
+                "encoded" => false,
+                _ => return Err(invalid("the option `names` is `encoded` or `exact`")),
+            };
+        }
+        let mut path = |option| {
+            let path = take(option)?;
+            match path {
+                Some(_) if !tls => Err(invalid(format!("the option `{option}` needs etcds:"))),
+                path => Ok(path.map(PathBuf::from)),
             }
+        };
+        let files = TlsFiles { ca: path("ca")?, cert: path("cert")?, key: path("key")? };
+        for (option, target) in [
+            ("timeout", &mut config.timeout),
+            ("connect-timeout", &mut config.connect_timeout),
+            ("safety-net", &mut config.safety_net),
+        ] {
+            *target = url.take_duration(option).map_err(ours)?.unwrap_or(*target);
         }
         let connector = Connector { tls, files, config: config.clone() };
-        let endpoints = hosts.split(',').map(|host| connector.endpoint(host)).collect::<Result<Vec<_>>>()?;
-        let credentials = user.map(|user| match user.split_once(':') {
-            Some((name, password)) => {
-                Ok(Credentials::new(decoded("password", password)?).with_username(decoded("user", name)?))
-            }
-            None => Err(invalid("the URL has a user without a password; write etcd://user:password@host/")),
-        });
-        Ok(Self { endpoints, connector, config, credentials: credentials.transpose()? })
+        let hosts = url.hosts().iter().map(ToString::to_string);
+        let endpoints = hosts.map(|host| connector.endpoint(&host)).collect::<Result<Vec<_>>>()?;
+        url.finish().map_err(ours)?;
+        Ok(Self { endpoints, connector, config, credentials })
     }
 }
 
@@ -174,12 +167,8 @@ fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
 }
 
-fn decoded(part: &str, text: &str) -> Result<String> {
-    leasehold_core::url::decode(part, text).map_err(|error| error::named(error, "connect"))
-}
-
-fn duration(name: &str, text: &str) -> Result<Duration> {
-    leasehold_core::url::duration(name, text).map_err(|error| error::named(error, "connect"))
+fn ours(error: Error) -> Error {
+    error::named(error, "connect")
 }
 
 #[cfg(test)]
@@ -218,7 +207,10 @@ mod tests {
             ("etcd://u:secret@h/?names=odd", "names"),
             ("etcd://u:secret@h/#insecure", "#"),
             ("http://u:secret@h/", "scheme"),
-            ("secret", "parsed"),
+            ("secret", "scheme"),
+            ("etcd://u:Top?secret@h/", "%3F"),
+            ("etcd://u:x@h/?prefix=%ff", "UTF-8"),
+            ("etcd://u:x@h/?prefix=a&prefix=b", "more than once"),
         ] {
             let error = Location::parse(url, EtcdConfig::default()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");

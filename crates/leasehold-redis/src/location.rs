@@ -2,9 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use leasehold_core::{Error, ErrorKind, Result};
+use leasehold_core::{Error, ErrorKind, Result, url::BackendUrl};
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
-use url::Url;
 
 use crate::{
     config::{RedisConfig, WakeMode},
@@ -22,112 +21,88 @@ pub(crate) struct Location {
 impl Location {
     /// Parses a URL. No error shows the URL itself: it may hold a password.
     pub(crate) fn parse(url: &str) -> Result<Self> {
-        let url = Url::parse(url).map_err(|error| invalid(format!("the URL cannot be parsed: {error}")))?;
+        let mut url = BackendUrl::parse(url).map_err(in_connect)?;
         let (unix, tls) = match url.scheme() {
             "redis" | "valkey" => (false, false),
             "rediss" | "valkeys" => (false, true),
             "redis+unix" | "valkey+unix" => (true, false),
-            other => {
-                return Err(invalid(format!(
-                    "`{other}:` is not a scheme of this backend; use redis:, rediss: or redis+unix:"
-                )));
-            }
+            _ => return Err(invalid("that is not a scheme of this backend; use redis:, rediss: or redis+unix:")),
         };
-        if url.fragment().is_some() {
-            return Err(invalid("a URL of this backend has no `#…`; write `%23` for a `#` in a password"));
-        }
-        let mut options = Options::read(&url, unix, tls)?;
-        let info = if unix { options.unix(&url)? } else { options.tcp(&url, tls)? };
-        let mut settings = RedisConnectionInfo::default().set_db(options.db.unwrap_or(0));
-        if let Some(user) = options.user.take() {
+        let config = config(&mut url)?;
+        let ca = match take(&mut url, "ca")? {
+            Some(_) if !tls => return Err(invalid("the option `ca` needs TLS: write rediss:")),
+            ca => ca.map(PathBuf::from),
+        };
+        let (address, db, user, pass) = if unix {
+            let db = take(&mut url, "db")?;
+            (socket(&url)?, db, take(&mut url, "user")?, take(&mut url, "pass")?)
+        } else {
+            for option in ["db", "user", "pass"] {
+                if take(&mut url, option)?.is_some() {
+                    return Err(invalid(format!(
+                        "the option `{option}` is for redis+unix:; here write redis://user:pass@host:port/db"
+                    )));
+                }
+            }
+            let db = Some(url.path().trim_start_matches('/')).filter(|db| !db.is_empty()).map(str::to_owned);
+            (server(&url, tls)?, db, url.user().map(str::to_owned), url.password().map(str::to_owned))
+        };
+        url.finish().map_err(in_connect)?;
+        let db = db.map_or(Ok(0), |db| database(&db))?;
+        let mut settings = RedisConnectionInfo::default().set_db(db);
+        if let Some(user) = user {
             settings = settings.set_username(user);
         }
-        if let Some(pass) = options.pass.take() {
+        if let Some(pass) = pass {
             settings = settings.set_password(pass);
         }
-        let client = open(info.set_redis_settings(settings), options.ca.as_deref())?;
-        Ok(Self { client, config: options.config })
+        let client = open(info_of(address)?.set_redis_settings(settings), ca.as_deref())?;
+        Ok(Self { client, config })
     }
 }
 
-/// What stands in the URL beside the address.
-struct Options {
-    config: RedisConfig,
-    db: Option<i64>,
-    user: Option<String>,
-    pass: Option<String>,
-    ca: Option<PathBuf>,
+/// The options that do not depend on the scheme.
+fn config(url: &mut BackendUrl) -> Result<RedisConfig> {
+    let mut config = RedisConfig::new();
+    if let Some(prefix) = take(url, "prefix")? {
+        config = config.with_prefix(prefix);
+    }
+    if let Some(timeout) = url.take_duration("connect-timeout").map_err(in_connect)? {
+        config = config.with_connect_timeout(timeout);
+    }
+    if let Some(timeout) = url.take_duration("response-timeout").map_err(in_connect)? {
+        config = config.with_response_timeout(timeout);
+    }
+    if let Some(text) = take(url, "nodelay")? {
+        config = config.with_nodelay(flag("nodelay", &text)?);
+    }
+    if let Some(text) = take(url, "wakeup")? {
+        config = config.with_wake_up(wake_mode(&text)?);
+    }
+    Ok(config)
 }
 
-impl Options {
-    fn read(url: &Url, unix: bool, tls: bool) -> Result<Self> {
-        let mut options = Self { config: RedisConfig::new(), db: None, user: None, pass: None, ca: None };
-        for (name, value) in url.query_pairs() {
-            if value.contains(char::REPLACEMENT_CHARACTER) {
-                return Err(invalid(format!("the option `{}` is not UTF-8 when decoded", name.escape_debug())));
-            }
-            let config = options.config.clone();
-            match &*name {
-                "prefix" => options.config = config.with_prefix(value.as_bytes()),
-                "connect-timeout" => options.config = config.with_connect_timeout(duration(&name, &value)?),
-                "response-timeout" => options.config = config.with_response_timeout(duration(&name, &value)?),
-                "nodelay" => options.config = config.with_nodelay(flag(&name, &value)?),
-                "wakeup" => options.config = config.with_wake_up(wake_mode(&value)?),
-                "ca" if tls => options.ca = Some(PathBuf::from(value.into_owned())),
-                "ca" => return Err(invalid("the option `ca` needs TLS: write rediss:")),
-                "db" if unix => options.db = Some(database(&value)?),
-                "user" if unix => options.user = Some(value.into_owned()),
-                "pass" if unix => options.pass = Some(value.into_owned()),
-                "db" | "user" | "pass" => {
-                    return Err(invalid(format!(
-                        "the option `{name}` is for redis+unix:; here write redis://user:pass@host:port/db"
-                    )));
-                }
-                _ => {
-                    return Err(invalid(format!(
-                        "`{}` is not an option; there are prefix, connect-timeout, response-timeout, nodelay, wakeup, and ca \
-                         for rediss:, and db, user, pass for redis+unix:",
-                        name.escape_debug()
-                    )));
-                }
-            }
-        }
-        Ok(options)
-    }
+fn server(url: &BackendUrl, tls: bool) -> Result<ConnectionAddr> {
+    let [host] = url.hosts() else {
+        return Err(invalid("the URL has not one host; write redis://127.0.0.1/"));
+    };
+    let (host, port) = (host.name().to_owned(), host.port().unwrap_or(DEFAULT_PORT));
+    Ok(if tls {
+        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+    } else {
+        ConnectionAddr::Tcp(host, port)
+    })
+}
 
-    fn tcp(&mut self, url: &Url, tls: bool) -> Result<ConnectionInfo> {
-        // `host_str` has brackets around an IPv6 address, which the resolver does not take.
-        let host = match url.host() {
-            Some(url::Host::Domain(name)) if !name.is_empty() => decoded("host", name)?,
-            Some(url::Host::Ipv4(address)) => address.to_string(),
-            Some(url::Host::Ipv6(address)) => address.to_string(),
-            _ => return Err(invalid("the URL has no host; write redis://127.0.0.1/")),
-        };
-        let port = url.port().unwrap_or(DEFAULT_PORT);
-        match url.path().trim_start_matches('/') {
-            "" => {}
-            db => self.db = Some(database(db)?),
-        }
-        if !url.username().is_empty() {
-            self.user = Some(decoded("user", url.username())?);
-        }
-        if let Some(pass) = url.password() {
-            self.pass = Some(decoded("password", pass)?);
-        }
-        let address = if tls {
-            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-        } else {
-            ConnectionAddr::Tcp(host, port)
-        };
-        info_of(address)
+fn socket(url: &BackendUrl) -> Result<ConnectionAddr> {
+    if !url.hosts().is_empty() || matches!(url.path(), "" | "/") {
+        return Err(invalid("the URL has no absolute path to a socket; write redis+unix:///run/redis.sock"));
     }
+    Ok(ConnectionAddr::Unix(PathBuf::from(url.path())))
+}
 
-    fn unix(&self, url: &Url) -> Result<ConnectionInfo> {
-        if url.host_str().is_some_and(|host| !host.is_empty()) || !url.path().starts_with("/") || url.path() == "/" {
-            return Err(invalid("the URL has no absolute path to a socket; write redis+unix:///run/redis.sock"));
-        }
-        info_of(ConnectionAddr::Unix(PathBuf::from(decoded("path", url.path())?)))
-    }
+fn take(url: &mut BackendUrl, option: &'static str) -> Result<Option<String>> {
+    url.take(option).map_err(in_connect)
 }
 
 fn info_of(address: ConnectionAddr) -> Result<ConnectionInfo> {
@@ -163,10 +138,6 @@ fn open(info: ConnectionInfo, _ca: Option<&std::path::Path>) -> Result<Client> {
 
 fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
-}
-
-fn decoded(part: &str, text: &str) -> Result<String> {
-    leasehold_core::url::decode(part, text).map_err(in_connect)
 }
 
 fn in_connect(error: Error) -> Error {
@@ -245,12 +216,15 @@ mod tests {
             ("redis://:secret@h/?db=1", "redis+unix"),
             ("redis://:secret@h/?ca=/x", "rediss"),
             ("redis://:secret@h/#insecure", "#"),
-            ("redis://:secret@h/?prefix=%ff", "prefix"),
+            ("redis://:secret@h/?prefix=%ff", "UTF-8"),
             ("redis:///0", "host"),
-            ("http://:secret@h/", "http"),
+            ("http://:secret@h/", "scheme"),
             ("redis+unix://h/x?pass=secret", "path"),
             ("redis+unix:///?pass=secret", "path"),
-            ("secret", "parsed"),
+            ("secret", "scheme"),
+            ("redis://:secret", "port"),
+            ("redis://h/?prefix=a&prefix=b", "more than once"),
+            ("redis://h/?wakeup=poll@secret", "%40"),
         ] {
             let error = refused(url);
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");

@@ -2,7 +2,10 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result, url};
+use leasehold_core::{
+    CredentialsProvider, Error, ErrorKind, Result,
+    url::{BackendUrl, Host},
+};
 use zookeeper_client::{Acl, Acls, Client, Connector};
 
 use crate::error;
@@ -178,74 +181,52 @@ impl fmt::Debug for Location {
 
 impl Location {
     pub(crate) fn parse(url: &str) -> Result<Self> {
-        let Some((scheme, rest)) = url.split_once("://") else {
-            return Err(invalid("the URL cannot be parsed; write zookeeper://127.0.0.1:2181/"));
-        };
-        let tls = match scheme.to_ascii_lowercase().as_str() {
+        let mut url = ours(BackendUrl::parse(url))?;
+        let tls = match url.scheme() {
             "zookeeper" | "zk" => false,
             "zookeepers" | "zks" => true,
             _ => return Err(invalid("the URL's scheme is none of `zookeeper`, `zk`, `zookeepers`, `zks`")),
         };
-        if rest.contains('#') {
-            return Err(invalid("the URL has a `#`; write %23 for one in a path or password"));
+        if url.hosts().is_empty() {
+            return Err(invalid("the URL has no host; write zookeeper://127.0.0.1:2181/"));
         }
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (user, place) = match place.rsplit_once('@') {
-            Some((user, place)) => (Some(user), place),
-            None => (None, place),
+        let identity = match (url.user(), url.password()) {
+            (Some(user), Some(password)) => Some(format!("{user}:{password}")),
+            (None, None) => None,
+            _ => return Err(invalid("a user needs a password; write zookeeper://user:password@host/")),
         };
-        let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
         let mut config = ZookeeperConfig::default();
-        if !path.is_empty() {
-            config = config.with_root(format!("/{}", ours(url::decode("path", path))?));
+        if !matches!(url.path(), "" | "/") {
+            config = config.with_root(url.path());
         }
-        let mut files = TlsFiles::default();
-        for (name, value) in ::url::form_urlencoded::parse(query.as_bytes()) {
-            match &*name {
-                "exclusive" => config.exclusive = exclusive(&value)?,
-                "acl" => config.access = access(&value, user.is_some())?,
-                "tick" => config.tick = Some(ours(url::duration("tick", &value))?),
-                "timeout" => config.timeout = ours(url::duration("timeout", &value))?,
-                "connect-timeout" => config.connect_timeout = ours(url::duration("connect-timeout", &value))?,
-                "safety-net" => config.safety_net = ours(url::duration("safety-net", &value))?,
-                "ca" if tls => files.ca = Some(PathBuf::from(&*value)),
-                "cert" if tls => files.cert = Some(PathBuf::from(&*value)),
-                "key" if tls => files.key = Some(PathBuf::from(&*value)),
-                "ca" | "cert" | "key" => return Err(invalid(format!("the option `{name}` needs zookeepers:"))),
-                other => {
-                    return Err(invalid(format!(
-                        "the option `{}` is none of exclusive, acl, tick, timeout, connect-timeout, safety-net, ca, cert, key",
-                        other.escape_debug()
-                    )));
-                }
-            }
+        if let Some(text) = ours(url.take("exclusive"))? {
+            config.exclusive = exclusive(&text)?;
         }
+        if let Some(text) = ours(url.take("acl"))? {
+            config.access = access(&text, identity.is_some())?;
+        }
+        config.tick = ours(url.take_duration("tick"))?;
+        for (option, target) in [
+            ("timeout", &mut config.timeout),
+            ("connect-timeout", &mut config.connect_timeout),
+            ("safety-net", &mut config.safety_net),
+        ] {
+            *target = ours(url.take_duration(option))?.unwrap_or(*target);
+        }
+        let mut path = |option| match ours(url.take(option))? {
+            Some(_) if !tls => Err(invalid(format!("the option `{option}` needs zookeepers:"))),
+            path => Ok(path.map(PathBuf::from)),
+        };
+        let files = TlsFiles { ca: path("ca")?, cert: path("cert")?, key: path("key")? };
         config.check()?;
-        let hosts = hosts.split(',').map(host).collect::<Result<Vec<_>>>()?.join(",");
+        let port = |host: &Host| host.port().map_or_else(|| format!("{host}:{DEFAULT_PORT}"), |_| host.to_string());
+        let hosts = url.hosts().iter().map(port).collect::<Vec<_>>().join(",");
+        ours(url.finish())?;
         let mut connector = files.apply_to(tls, Client::connector())?;
-        if let Some(user) = user {
-            let Some((name, password)) = user.split_once(':') else {
-                return Err(invalid("the URL has a user without a password; write zookeeper://user:password@host/"));
-            };
-            let identity = format!("{}:{}", ours(url::decode("user", name))?, ours(url::decode("password", password))?);
+        if let Some(identity) = identity {
             connector = connector.with_auth("digest", identity.as_bytes());
         }
         Ok(Self { hosts, connector, tls, config })
-    }
-}
-
-/// One `host:port`, checked.
-fn host(text: &str) -> Result<String> {
-    let parsed = ::url::Url::parse(&format!("http://{text}/"))
-        .map_err(|error| invalid(format!("`{}` is not a host with a port: {error}", text.escape_debug())))?;
-    match parsed.host_str() {
-        // `port` is `None` for the scheme's own, 80.
-        Some(name) if !name.is_empty() && parsed.path() == "/" => {
-            let given = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-            let port = parsed.port().or(given.filter(|_| !text.ends_with(']'))).unwrap_or(DEFAULT_PORT);
-            Ok(format!("{name}:{port}"))
-        }
-        _ => Err(invalid("the URL has no host; write zookeeper://127.0.0.1:2181/")),
     }
 }
 
