@@ -85,7 +85,8 @@ pub(crate) enum Command {
     /// Attest the servers of a Redlock quorum, so that its fencing tokens hold
     ///
     /// Needed once before the first use, and after a majority of the servers has lost its memory at the same time. All servers
-    /// must answer.
+    /// must answer. Waits until locks that a server may have forgotten have expired, for the longest TTL at most, unless
+    /// nobody has used the servers yet.
     #[cfg(feature = "redlock")]
     Provision(Provision),
     /// Become a program that dies with this parent.
@@ -171,7 +172,7 @@ pub(crate) struct Provision {
     /// The servers keep everything through a restart (appendonly yes, appendfsync always): each is asked whether that is so
     #[arg(long)]
     pub(crate) durable: bool,
-    /// Nobody holds a lock on these servers, so there is nothing that they could have forgotten
+    /// Nobody has held a lock on these servers, so there is nothing that they could have forgotten: do not wait
     #[arg(long)]
     pub(crate) never_used: bool,
 }
