@@ -53,7 +53,7 @@ pub async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// # Cancel safety
 /// That of the task.
 pub async fn supervised<Fut: Future<Output = ()>>(mut start: impl FnMut() -> Fut) {
-    while let Err(error) = contained(async { Ok::<(), Error>(start().await) }).await {
+    while let Err(error) = contained(finished(start())).await {
         contain(|| tracing::error!(target: "leasehold", %error, "a background task panicked and is started again"));
         tokio::time::sleep(RESTART_PAUSE).await;
     }
@@ -65,6 +65,11 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = text.unwrap_or("no message");
     // The operation may have taken effect before the panic.
     Error::new(ErrorKind::Indeterminate, format!("the backend panicked: {text}"))
+}
+
+async fn finished(work: impl Future<Output = ()>) -> Result<()> {
+    work.await;
+    Ok(())
 }
 
 /// A call of a backend. A panic in it becomes its error, and its future is never polled again.
