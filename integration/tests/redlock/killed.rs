@@ -2,7 +2,7 @@ use leasehold_core::{ErrorKind, Released};
 use leasehold_integration::server::Persistence;
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENT, client, five, nothing_left, token};
+use crate::support::{PATIENT, client, five, nothing_left, token, until, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_killed_servers_change_nothing() {
@@ -10,6 +10,8 @@ async fn two_killed_servers_change_nothing() {
     let (one, other) = (client(&servers, PATIENT).await, client(&servers, PATIENT).await);
     let held = one.mutex("k").lock().await.unwrap();
     let mut last = token(&held);
+    // Granted by a majority, it is asked for at the others in the background.
+    block_in_place(|| until("all hold", || servers.servers.iter().all(|server| value(server, "k").is_some())));
     for server in &mut servers.servers[1..3] {
         server.kill();
     }
