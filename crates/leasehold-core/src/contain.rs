@@ -53,7 +53,7 @@ pub async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// # Cancel safety
 /// That of the task.
 pub async fn supervised<Fut: Future<Output = ()>>(mut start: impl FnMut() -> Fut) {
-    while let Err(error) = contained(finished(start())).await {
+    while let Err(error) = contained(finished(&mut start)).await {
         contain(|| tracing::error!(target: "leasehold", %error, "a background task panicked and is started again"));
         tokio::time::sleep(RESTART_PAUSE).await;
     }
@@ -67,8 +67,9 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::new(ErrorKind::Indeterminate, format!("the backend panicked: {text}"))
 }
 
-async fn finished(work: impl Future<Output = ()>) -> Result<()> {
-    work.await;
+/// Starts a task and runs it to its end. It may panic before there is a future.
+async fn finished<Fut: Future<Output = ()>>(start: &mut impl FnMut() -> Fut) -> Result<()> {
+    start().await;
     Ok(())
 }
 

@@ -337,7 +337,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_and_the_password_is_not() {
         for (url, named) in [
-            ("zookeeper://u:secret@h/?prefx=a", "prefx"),
+            ("zookeeper://u:secret@h/?timeot=1s", "did you mean `timeout`"),
+            ("zookeeper://u:secret@h/?odd=a", "exclusive, acl"),
+            ("zookeeper://u:top?secret@h/", "%3F"),
             ("zookeeper://u:secret@h/a//b", "root"),
             ("zookeeper://u:secret@h/a/../b", "root"),
             ("zookeeper://u:secret@h:99999/", "port"),
@@ -352,7 +354,7 @@ mod tests {
             ("zookeeper://u:secret@h/?acl=odd", "acl"),
             ("zookeeper://u:secret@h/#insecure", "#"),
             ("http://u:secret@h/", "scheme"),
-            ("secret", "parsed"),
+            ("secret", "scheme"),
         ] {
             let error = Location::parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
