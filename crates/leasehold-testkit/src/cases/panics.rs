@@ -11,6 +11,9 @@ use crate::{
     subject::Subject,
 };
 
+/// As often a busy machine may be late.
+const TRIES: usize = 5;
+
 async fn panicking(subject: &dyn Subject) -> (LockClient, Arc<Plan>) {
     let plan = Arc::default();
     let backend = Panicking::new(subject.open().await, &plan);
@@ -76,17 +79,23 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
 /// A renewal that panics is retried in time, and the renewals of other locks continue.
 pub async fn panic_in_a_renewal_ends_no_other(subject: &dyn Subject) {
     let (client, plan) = panicking(subject).await;
-    let one = must(client.mutex(key(subject, "panic_one")).lock().await, "a free lock is granted");
-    let other = must(client.mutex(key(subject, "panic_other")).lock().await, "a free lock is granted");
-    plan.arm(Call::Renew, Stage::Polled, 2);
-    tokio::time::sleep(lifetime(subject) * 2).await;
-    assert_eq!(plan.left(), 0, "it was renewed");
-    for guard in [&one, &other] {
-        assert!(guard.is_held(), "two renewals panicked, and a lock was lost: {:?}", guard.loss());
+    let mut lost = None;
+    // On a busy machine the renewals that are left may come too late. Those that have ended for good come in no try.
+    for _ in 0..TRIES {
+        let one = must(client.mutex(key(subject, "panic_one")).lock().await, "a free lock is granted");
+        let other = must(client.mutex(key(subject, "panic_other")).lock().await, "a free lock is granted");
+        plan.arm(Call::Renew, Stage::Polled, 2);
+        tokio::time::sleep(lifetime(subject) * 2).await;
+        assert_eq!(plan.left(), 0, "it was renewed");
+        lost = [&one, &other].iter().find(|guard| !guard.is_held()).map(|guard| guard.loss());
+        for guard in [one, other] {
+            must(guard.release().await, "a release is answered");
+        }
+        if lost.is_none() {
+            return;
+        }
     }
-    for guard in [one, other] {
-        must(guard.release().await, "a release is answered");
-    }
+    panic!("two renewals panicked, and a lock was lost: {lost:?}");
 }
 
 /// A tracing subscriber that panics at any of its calls, or at all of them, leaks no lock.
