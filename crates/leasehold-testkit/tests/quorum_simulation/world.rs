@@ -30,10 +30,10 @@ pub(crate) const TTL: Duration = Duration::from_millis(600);
 /// For how long things go wrong.
 const CHAOS: Duration = Duration::from_secs(12);
 const CLIENTS: usize = 3;
-/// After that much peace, whoever wants the lock has had it: what is left over expires within a TTL, and a client that takes all
-/// nodes for dead asks them again within half a second. A node that started last is looked at within a second, and rejoins at the next
-/// look, a second later.
-const BOUND: Duration = Duration::from_secs(3);
+/// After that much peace, whoever wants the lock has had it. What is left over expires within a TTL. A client that takes
+/// all nodes for dead asks them again within half a second. A node that started last is seen at the next look, within
+/// 10 s, and then each second; it votes again once it was watched for the largest TTL.
+const BOUND: Duration = Duration::from_secs(13);
 
 /// In peace, when all want the lock at once and nobody keeps it, each has it within this: far below the TTL, at which what somebody kept is
 /// free in any case.
