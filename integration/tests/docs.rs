@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 fn root() -> PathBuf {
@@ -91,18 +92,57 @@ fn the_manual_lists_every_metric_and_no_other() {
     }
 }
 
+/// The pages that git knows.
+fn pages() -> Vec<PathBuf> {
+    let listed = Command::new("git").args(["ls-files", "-z", "*.md"]).current_dir(root()).output().unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let names = String::from_utf8(listed.stdout).unwrap();
+    names.split_terminator('\0').map(|name| root().join(name)).collect()
+}
+
+/// Returns the names of environment variables of the project in `text`.
+fn variables(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_uppercase() || c == '_';
+    let after = text.split("\"LEASEHOLD_").skip(1);
+    let names = after.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name);
+    names.filter(|name| !name.is_empty() && name.chars().all(is_part)).map(|name| format!("LEASEHOLD_{name}")).collect()
+}
+
+/// Adds the variables in the Rust files below `folder`.
+fn variables_below(folder: &Path, into: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            variables_below(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.append(&mut variables(&fs::read_to_string(path).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn every_variable_of_the_tests_is_documented() {
+    let mut used = BTreeSet::new();
+    for folder in ["crates", "integration"] {
+        variables_below(&root().join(folder), &mut used);
+    }
+    // What the command tells and takes, and what a test tells a process that it starts.
+    used.retain(|name| !["LEASEHOLD_KEY", "LEASEHOLD_TOKEN", "LEASEHOLD_URL"].contains(&name.as_str()));
+    used.retain(|name| !name.starts_with("LEASEHOLD_TEST_") && !name.starts_with("LEASEHOLD_PEER_"));
+    assert!(used.len() > 8, "the variables are not found: {used:?}");
+
+    let page = fs::read_to_string(root().join("integration/README.md")).unwrap();
+    let listed: BTreeSet<String> =
+        page.split('`').skip(1).step_by(2).filter(|name| name.starts_with("LEASEHOLD_")).map(str::to_owned).collect();
+    assert_eq!(listed, used);
+}
+
 /// Links to files of this repository lead somewhere.
 #[test]
 fn links_between_pages_lead_to_files() {
-    for page in [
-        "README.md",
-        "docs/guarantees.md",
-        "docs/choosing.md",
-        "docs/adding-a-backend.md",
-        "docs/redlock.md",
-        "docker/README.md",
-    ] {
-        let page = root().join(page);
+    let pages = pages();
+    assert!(pages.len() > 15, "the pages are not found: {pages:?}");
+    for page in pages {
         let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.starts_with("http") || link.starts_with('#') {

@@ -93,3 +93,24 @@ fn the_facade_with_redis_adds_few_crates_to_the_driver() {
     let added: Vec<_> = all.difference(&driver).collect();
     assert!(added.len() <= 15, "{} crates: {added:?}", added.len());
 }
+
+/// What a registry, its readers and the builders of documentation need of each crate that is published.
+#[test]
+fn published_crates_have_complete_metadata() {
+    let metadata: Value =
+        serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1", "--locked"])).unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let published: Vec<_> = packages.filter(|package| package["publish"].is_null()).collect();
+    assert!(published.len() > BACKENDS.len());
+    for package in published {
+        let name = package["name"].as_str().unwrap();
+        for field in ["description", "license", "repository", "readme", "rust_version"] {
+            assert!(package[field].is_string(), "{name} has no {field}");
+        }
+        assert_eq!(package["metadata"]["docs"]["rs"]["all-features"], true, "{name}");
+        let folder = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap();
+        for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
+            assert!(folder.join(licence).is_file(), "{name} has no {licence}");
+        }
+    }
+}
