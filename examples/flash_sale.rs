@@ -6,13 +6,13 @@
 //! ```console
 //! $ cargo run --release --example flash_sale                            # a file; no server needed
 //! $ cargo run --release --example flash_sale -- --unlocked              # watch it oversell
-//! $ cargo run --release --example flash_sale -- --on redis://127.0.0.1/ # the same on Redis
+//! $ cargo run --release --example flash_sale --features redis -- --on redis://127.0.0.1/
 //! $ cargo run --release --example flash_sale --features etcd -- --on etcd://127.0.0.1/
 //! $ cargo run --release --example flash_sale --features zookeeper -- --on zookeeper://127.0.0.1/
 //! $ cargo run --release --example flash_sale --features postgres -- --on postgres://postgres@127.0.0.1/
 //! ```
 //!
-//! On Redis the stock is kept there too, elsewhere in a file: a resource need not live where its lock does.
+//! The stock is a file, whatever the lock lives on: a resource need not live where its lock does.
 //!
 //! The stock keeps the largest fencing token that it has seen and refuses older ones, as a resource should: so even a
 //! buyer that was paused for longer than its lease cannot sell what is sold.
@@ -28,7 +28,7 @@ use std::{
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use leasehold::{FencingToken, LockClient, Mutex, Ttl, redis::redis};
+use leasehold::{FencingToken, LockClient, Mutex, Ttl};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -51,7 +51,7 @@ struct Args {
     /// How many buyers each process serves at a time
     #[arg(long, default_value_t = 16)]
     buyers: usize,
-    /// Where the lock lives: redis://…, or another backend's with its feature; without it, a file in a temporary directory
+    /// Where the lock lives: the URL of a backend whose feature is compiled in; without it, a file in a temporary directory
     #[arg(long, value_name = "URL")]
     on: Option<String>,
     /// The TTL of the lock, in seconds
@@ -102,55 +102,26 @@ struct Shelf {
     token: u64,
 }
 
-/// Where the shelf is: reads and writes, and nothing that would save the naive shop.
+/// Where the shelf is: a file. It can be read and written, and has nothing that would save the naive shop.
 #[derive(Clone, Debug)]
-enum Stock {
-    File(PathBuf),
-    Redis { connection: redis::aio::MultiplexedConnection, key: String },
-}
+struct Stock(PathBuf);
 
 impl Stock {
-    async fn open(on: Option<&str>, place: &Path) -> Result<Self> {
-        Ok(match on {
-            Some(url) if url.starts_with("redis") => {
-                let connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
-                Self::Redis { connection, key: format!("{}:stock", name_of(place)) }
-            }
-            _ => Self::File(place.join("stock")),
-        })
+    fn open(place: &Path) -> Self {
+        Self(place.join("stock"))
     }
 
     async fn read(&self) -> Result<Shelf> {
-        let text = match self {
-            Self::File(path) => tokio::fs::read_to_string(path).await?,
-            Self::Redis { connection, key } => redis::cmd("GET").arg(key).query_async(&mut connection.clone()).await?,
-        };
+        let text = tokio::fs::read_to_string(&self.0).await?;
         let (left, token) = text.split_once(' ').ok_or("the stock is not as it was written")?;
         Ok(Shelf { left: left.parse()?, token: token.parse()? })
     }
 
     async fn write(&self, shelf: Shelf) -> Result<()> {
-        let text = format!("{} {}", shelf.left, shelf.token);
-        match self {
-            // Written aside and renamed, so that no reader sees half of it.
-            Self::File(path) => {
-                let aside = path.with_extension(format!("{:016x}", unique()));
-                tokio::fs::write(&aside, text).await?;
-                tokio::fs::rename(&aside, path).await?;
-            }
-            Self::Redis { connection, key } => {
-                let mut command = redis::cmd("SET");
-                command.arg(key).arg(text).arg("EX").arg(3600);
-                command.query_async::<()>(&mut connection.clone()).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn remove(&self) -> Result<()> {
-        if let Self::Redis { connection, key } = self {
-            redis::cmd("DEL").arg(key).query_async::<()>(&mut connection.clone()).await?;
-        }
+        // Written aside and renamed, so that no reader sees half of it.
+        let aside = self.0.with_extension(format!("{:016x}", unique()));
+        tokio::fs::write(&aside, format!("{} {}", shelf.left, shelf.token)).await?;
+        tokio::fs::rename(&aside, &self.0).await?;
         Ok(())
     }
 }
@@ -176,7 +147,7 @@ mod seller {
 
     pub(super) async fn run(args: &Args, place: &Path) -> Result<()> {
         let url = args.on.clone().unwrap_or_else(|| format!("file:{}", place.join("locks").display()));
-        let stock = Stock::open(args.on.as_deref(), place).await?;
+        let stock = Stock::open(place);
         let client = leasehold::connect(&url).await?;
         let mutex = client.mutex(name_of(place)).with_ttl(Ttl::from_secs(args.ttl)?);
         let mut buyers = JoinSet::new();
@@ -238,12 +209,11 @@ mod shop {
 
     pub(super) async fn run(args: &Args) -> Result<bool> {
         let place = tempfile::Builder::new().prefix("flash-sale-").tempdir()?;
-        let stock = Stock::open(args.on.as_deref(), place.path()).await?;
+        let stock = Stock::open(place.path());
         stock.write(Shelf { left: args.stock(), token: 0 }).await?;
         let started = Instant::now();
         let tally = sell(args, place.path()).await;
         let took = started.elapsed();
-        stock.remove().await?;
         let tally = tally?;
         Ok(tally.report(args, took))
     }

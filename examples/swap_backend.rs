@@ -5,8 +5,8 @@
 //!
 //! ```console
 //! $ cargo run --release --example swap_backend                              # memory and files: no server needed
-//! $ cargo run --release --example swap_backend -- redis://127.0.0.1/
-//! $ cargo run --release --example swap_backend --features etcd -- etcd://127.0.0.1:2379 redis://127.0.0.1/
+//! $ cargo run --release --example swap_backend --features redis -- redis://127.0.0.1/
+//! $ cargo run --release --example swap_backend --features etcd,redis -- etcd://127.0.0.1:2379 redis://127.0.0.1/
 //! ```
 //!
 //! A backend that cannot do something says so (Redlock has no permits), and the program shows what it said.

@@ -1,8 +1,7 @@
 //! A lock backend of a third party, whole: one table of a SQLite file, for the processes of one host.
 //!
-//! What it promises is in [`capabilities`](SqliteBackend::capabilities); that it keeps it, `tests/sqlite_backend.rs` shows with the
+//! What it promises is in [`capabilities`](SqliteBackend::capabilities); that it keeps it, `tests/conformance.rs` shows with the
 //! conformance suite. Read it beside `docs/adding-a-backend.md`.
-#![allow(unreachable_pub, reason = "it would be a crate of its own")]
 
 use std::{
     fmt,

@@ -8,11 +8,8 @@
 //! $ cargo run --release --example sqlite_backend -- locks.db   # twice at a time: they exclude each other
 //! ```
 
-mod backend;
-
 use leasehold::{ErrorKind, LockClient, Result};
-
-use crate::backend::SqliteBackend;
+use leasehold_sqlite_example::SqliteBackend;
 
 #[tokio::main]
 async fn main() -> Result<()> {

@@ -1,11 +1,9 @@
 //! The example's backend keeps the contract.
 
-#[path = "../sqlite_backend/backend.rs"]
-mod backend;
-
 use std::sync::Arc;
 
 use leasehold::{LockBackend, Ttl};
+use leasehold_sqlite_example::SqliteBackend;
 use leasehold_testkit::{SubjectOf, conformance};
 
 /// A file for each case, opened anew for each "process" of it. Writers to one file wait for each other's disk.
@@ -14,7 +12,7 @@ fn a_file() -> SubjectOf {
     let open = move || {
         let folder = Arc::clone(&folder);
         async move {
-            let backend = backend::SqliteBackend::open(folder.path().join("locks.db")).await.expect("a file of ours");
+            let backend = SqliteBackend::open(folder.path().join("locks.db")).await.expect("a file of ours");
             backend as Arc<dyn LockBackend>
         }
     };
@@ -25,6 +23,6 @@ conformance!(sqlite, a_file());
 
 #[test]
 fn it_is_short_enough_to_be_read() {
-    let lines = include_str!("../sqlite_backend/backend.rs").lines().count();
+    let lines = include_str!("../backend.rs").lines().count();
     assert!(lines < 200, "{lines} lines");
 }
