@@ -20,6 +20,8 @@ mod files;
 mod killed;
 #[path = "torture/many.rs"]
 mod many;
+#[path = "torture/outage.rs"]
+mod outage;
 #[path = "torture/partition.rs"]
 mod partition;
 #[path = "torture/postgres/mod.rs"]

@@ -1,8 +1,15 @@
 //! One acquisition: the turn at the gate, the backend, the guard.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use crate::{
+    asker::Asker,
     backend::{Attempt, Lease, Upkeep},
     client::Client,
     contain::{ContainedLease, contain},
@@ -12,6 +19,8 @@ use crate::{
     gate::Place,
     guard::LockGuard,
     hold::Hold,
+    key::LockKey,
+    mode::Mode,
     options::{Spec, Wait},
     release,
     request::Request,
@@ -49,18 +58,22 @@ async fn granted<'a>(client: &'a Arc<Client>, spec: &Spec, wait: Wait) -> Result
         client.check(spec.mode, spec.ttl)?;
         // A backend in this process may answer in the first poll, always: who loops over many locks must let others run.
         tokio::task::coop::consume_budget().await;
+        let request = Request::in_context(key.clone(), spec.mode, spec.ttl, Arc::clone(&spec.context));
         match wait {
-            Wait::No => try_once(client, spec).await,
-            Wait::Forever => queue(client, spec).await,
+            Wait::No => try_once(client, request).await,
+            Wait::Forever => queue(client, request).await,
             // The time is over before it begins: one attempt is all there is.
-            Wait::AtMost(Duration::ZERO) => match try_once(client, spec).await {
-                Err(error) if error.kind() == ErrorKind::Contended => Err(timed_out(client, spec, Duration::ZERO)),
+            Wait::AtMost(Duration::ZERO) => match try_once(client, request).await {
+                Err(error) if error.kind() == ErrorKind::Contended => Err(timed_out(client, key, Duration::ZERO)),
                 other => other,
             },
-            Wait::AtMost(limit) => match tokio::time::timeout(limit, queue(client, spec)).await {
-                Ok(granted) => granted,
-                Err(_elapsed) => Err(timed_out(client, spec, limit)),
-            },
+            Wait::AtMost(limit) => {
+                let signal = Arc::clone(request.signal());
+                match tokio::time::timeout(limit, queue(client, request)).await {
+                    Ok(granted) => granted,
+                    Err(_elapsed) => Err(in_vain(client, key, limit, signal.is_contended(), signal.fault())),
+                }
+            }
         }
     };
     let span = &traced.span;
@@ -112,53 +125,90 @@ impl Drop for Grant<'_> {
 }
 
 /// Waits its turn at the gate, then at the backend.
-async fn queue<'a>(client: &'a Arc<Client>, spec: &Spec) -> Result<Grant<'a>> {
+async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     client.room_in_background(None).await;
-    let request = request(spec)?;
     let place = enter(client, &request).await?;
     let request = request.with_courtesy(place.is_courteous()).with_last_turn(place.is_last_turn()).with_waiting(true);
     let acquire = || Arc::clone(&client.backend).acquire(request.clone());
-    let lease = Driven::acquisition(client, &request, acquire).await?;
-    Grant::of(client, request, lease, Some(place))
+    match hinting(client, &request, Driven::acquisition(client, &request, acquire)).await {
+        Ok(lease) => Grant::of(client, request, lease, Some(place)),
+        Err(error) => {
+            if error.is_retryable() {
+                place.failed(&error);
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
 async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
-    let patience = request.ttl().as_duration();
-    let tell = || {
-        contain(|| {
-            tracing::warn!(
-                target: "leasehold",
-                backend = client.capabilities.backend,
-                key = %request.key(),
-                "a task waits for a lock that it took itself; if it still has the guard it waits for ever: \
-                 re-enter through `LockClient::owner`"
-            );
-        });
+    client.gates.enter(request, || warn_of_self(client, request, request.mode())).await
+}
+
+/// Waits at the backend; a task that waits for what it holds itself is told so after a TTL. At the gate only an exclusive holder
+/// is known.
+async fn hinting<T>(client: &Client, request: &Request, waiting: impl Future<Output = T>) -> T {
+    let (mut waiting, mut timer, mut is_told) = (pin!(waiting), None, false);
+    poll_fn(|cx| {
+        if let Poll::Ready(ended) = waiting.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        // Who is granted without being refused needs no timer.
+        if !is_told && request.signal().is_contended() {
+            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(request.ttl().as_duration())));
+            if timer.as_mut().poll(cx).is_ready() {
+                is_told = true;
+                if let Some(held) = client.keeper.held_by(Asker::current(), request) {
+                    warn_of_self(client, request, held);
+                }
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Warns of a task that waits for what it was granted itself, in this mode.
+fn warn_of_self(client: &Client, request: &Request, held: Mode) {
+    let remedy = if held == Mode::Shared && request.mode() == Mode::Exclusive {
+        "a read lock cannot be turned into a write lock: release it first"
+    } else {
+        "re-enter through `LockClient::owner`"
     };
-    client.gates.enter(request.key(), request.mode(), patience, tell).await
+    contain(|| {
+        tracing::warn!(
+            target: "leasehold",
+            backend = client.capabilities.backend,
+            key = %request.key(),
+            "a task waits for a lock that it took itself; if it still has the guard it waits for ever: {remedy}"
+        );
+    });
 }
 
 /// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.
-async fn try_once<'a>(client: &'a Arc<Client>, spec: &Spec) -> Result<Grant<'a>> {
+async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     // A try is not to wait for long: a loop of tries gives way, and no more.
     client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
-    let request = request(spec)?;
-    let place = client.gates.try_enter(request.key(), request.mode()).await?;
-    let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());
-    match Driven::acquisition(client, &request, attempt).await? {
-        Attempt::Granted(lease) => Grant::of(client, request, lease, place),
-        Attempt::Contended(_) => Err(Error::new(
-            ErrorKind::Contended,
-            format!("another holds `{}`; wait for it, or try again later", request.key()),
-        )
-        .with_backend(client.capabilities.backend)),
+    let mut place = client.gates.try_enter(&request).await?;
+    // Whether a release of this process makes room for a permit only the backend can tell.
+    let mut releases = match request.mode() {
+        Mode::Permit { .. } => client.gates.releases(request.key(), request.mode()),
+        _ => None,
+    };
+    loop {
+        let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());
+        match Driven::acquisition(client, &request, attempt).await? {
+            Attempt::Granted(lease) => return Grant::of(client, request, lease, place),
+            Attempt::Contended(_) => request.set_contended(),
+        }
+        // Those that had begun before it was refused: once.
+        let Some(sent) = releases.take() else { break };
+        drop(place.take());
+        drop(sent.await);
     }
-}
-
-fn request(spec: &Spec) -> Result<Request> {
-    let key = spec.key.as_ref().map_err(Error::clone)?.clone();
-    Ok(Request::in_context(key, spec.mode, spec.ttl, Arc::clone(&spec.context)))
+    Err(Error::new(ErrorKind::Contended, format!("another holds `{}`; wait for it, or try again later", request.key()))
+        .with_backend(client.capabilities.backend))
 }
 
 fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
@@ -179,8 +229,22 @@ fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
     Ok(guard)
 }
 
-fn timed_out(client: &Client, spec: &Spec, limit: Duration) -> Error {
-    let key = spec.key.as_ref().map(ToString::to_string).unwrap_or_default();
+/// Why a wait was over after `limit`. Only if the lock was `held` was it contention.
+pub(crate) fn in_vain(client: &Client, key: &LockKey, limit: Duration, held: bool, fault: Option<Error>) -> Error {
+    let error = if held {
+        timed_out(client, key, limit)
+    } else {
+        let why = if fault.is_some() { "the backend failed" } else { "the backend did not answer in this time" };
+        Error::new(ErrorKind::Unavailable, format!("`{key}` was not granted within {limit:?}: {why}"))
+            .with_backend(client.capabilities.backend)
+    };
+    match fault {
+        Some(fault) => error.with_source(fault),
+        None => error,
+    }
+}
+
+fn timed_out(client: &Client, key: &LockKey, limit: Duration) -> Error {
     Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}"))
         .with_backend(client.capabilities.backend)
 }

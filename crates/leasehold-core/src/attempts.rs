@@ -15,9 +15,9 @@ const UNTOLD: Duration = Duration::from_millis(100);
 /// Tries until granted or cancelled; between attempts waits for the contention's wake, its retry time, or the
 /// cancellation.
 ///
-/// A fault of the *first* attempt is returned at once. One that comes later, while we wait, is ridden out for up to a
-/// TTL: a restart of the server should not send every waiter home. After an attempt of unknown outcome the request goes on
-/// as a new owner, so that what the old one may have left cannot be mistaken for ours.
+/// A fault, of the first attempt or of a later one, is retried for up to one TTL, counted from the first fault since the
+/// backend last answered: a restart of the server does not fail every waiter. After an attempt of unknown outcome the request
+/// goes on as a new owner, so that what the old one may have left cannot be mistaken for ours.
 ///
 /// # Errors
 /// [`ErrorKind::Cancelled`] after [`Request::cancel`]; otherwise as `attempt`.
@@ -30,7 +30,6 @@ where
     Fut: Future<Output = Result<Attempt>>,
 {
     let mut request = request.with_waiting(true);
-    let mut answered = false;
     let mut trouble = Trouble::none();
     loop {
         if request.is_cancelled() {
@@ -39,7 +38,7 @@ where
         match attempt(request.clone()).await {
             Ok(Attempt::Granted(lease)) => return Ok(lease),
             Ok(Attempt::Contended(contention)) => {
-                answered = true;
+                request.set_contended();
                 trouble = Trouble::none();
                 request = request.with_courtesy(false);
                 // Boxed: whoever is granted at once need not carry the room for it.
@@ -47,14 +46,13 @@ where
                 // Who was not woken in time may wait behind somebody who is dead.
                 request = request.with_order(woken);
             }
-            Err(error) if answered && error.is_retryable() => {
+            Err(error) => {
                 if error.kind() == ErrorKind::Indeterminate {
                     request = request.as_new_owner();
                 }
                 trouble.ride_out(error, &request)?;
                 Box::pin(sleep_unless_cancelled(&request, trouble.pause())).await;
             }
-            Err(error) => return Err(error),
         }
     }
 }

@@ -59,9 +59,10 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
 
     /// Queues until granted or until [`Request::cancelled`], and then leaves nothing behind.
     ///
-    /// The default tries, waits for the contention's wake, its retry time or the cancellation, and tries again; a fault
-    /// that comes after a first answer is ridden out for up to a TTL. Override it if the backend has a queue of its own, or
-    /// has to clean up after a waiter: [`acquire_by_attempts`] is the default as a function.
+    /// The default tries, waits for the contention's wake, its retry time or the cancellation, and tries again. Override it if
+    /// the backend has a queue of its own, or has to clean up after a waiter: [`acquire_by_attempts`] is the default as a
+    /// function. An override calls [`Request::set_contended`] when it learns that another holds the lock, and retries the faults
+    /// of its backend for up to one TTL; [`Trouble`](crate::Trouble) counts it.
     ///
     /// # Errors
     /// [`ErrorKind::Cancelled`] after a cancellation; otherwise as [`try_acquire`](Self::try_acquire).

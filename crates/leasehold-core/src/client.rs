@@ -21,6 +21,7 @@ use tokio::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
+    acquire::in_vain,
     backend::{BoxFuture, LockBackend},
     backlog::Backlog,
     capability::{Capabilities, Restart},
@@ -119,6 +120,14 @@ impl LockClient {
     /// Returns an error if the client is closed or belongs to another runtime.
     pub(crate) fn check_usable(&self) -> Result<()> {
         self.0.check_usable()
+    }
+
+    /// Returns the error of a wait for what another task of this client was about to be granted, or has been.
+    pub(crate) fn in_vain(&self, key: &LockKey, limit: Duration) -> Error {
+        let (client, since) = (&self.0, self.0.context.clock.now());
+        let last = client.gates.last(key, Mode::Exclusive);
+        let held = last.as_ref().is_some_and(|last| last.excludes_others_after(since));
+        in_vain(client, key, limit, held, last.and_then(|last| last.fault()))
     }
 
     fn spec<K>(&self, key: K, mode: Mode) -> Spec

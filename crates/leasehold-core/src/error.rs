@@ -17,9 +17,10 @@ pub enum ErrorKind {
     Unsupported,
     /// Another holds the lock.
     Contended,
-    /// The time to wait was over before the lock was granted. Nothing is held.
+    /// The time to wait was over before the lock was granted, and another held it. Nothing is held.
     TimedOut,
-    /// The backend could not be reached or could not answer, and what was asked did *not* happen.
+    /// The backend could not be reached or could not answer, and what was asked did *not* happen. Also the outcome of a wait whose
+    /// time was over before the backend answered.
     Unavailable,
     /// The answer is missing: what was asked may have happened. What was granted is given back or expires.
     Indeterminate,

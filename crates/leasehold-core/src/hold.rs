@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     acquire::Grant,
+    asker::Asker,
     backend::Upkeep,
     client::Client,
     clock::{Deadline, LiveDeadline, Moment},
@@ -36,6 +37,8 @@ pub(crate) struct Hold {
     pub(crate) upkeep: Upkeep,
     pub(crate) request: Request,
     pub(crate) renewal: Renewal,
+    /// Who was granted it.
+    pub(crate) asker: Asker,
     token: Option<FencingToken>,
     /// The deadline of a manually renewed lock whose lease lives as long as its session.
     limit: Option<LiveDeadline>,
@@ -78,6 +81,7 @@ impl Hold {
             lease,
             upkeep,
             renewal,
+            asker: Asker::current(),
             token,
             limit,
             place: Mutex::new(place),

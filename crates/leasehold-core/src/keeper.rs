@@ -13,12 +13,15 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Notify;
 
 use crate::{
+    asker::Asker,
     backend::{BoxFuture, SessionId, Upkeep},
     clock::{Clock, Moment},
     contain::{contain, contained},
     error::{Error, ErrorKind, Result},
     hold::{Hold, LONGEST_SLEEP},
+    mode::Mode,
     options::Renewal,
+    request::Request,
     signal::LossReason,
 };
 
@@ -152,6 +155,14 @@ impl Keeper {
         let state = self.lock();
         let sessions = state.sessions.values().flat_map(|session| session.members.values());
         state.holds.values().chain(sessions).cloned().collect()
+    }
+
+    /// In which mode the asker of this request holds its key, if it does.
+    pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
+        let (key, permit) = (request.key(), request.mode().is_permit());
+        let holds = self.all();
+        let own = |hold: &&Arc<Hold>| hold.asker == asker && hold.request.key() == key && hold.is_held();
+        holds.iter().filter(own).map(|hold| hold.request.mode()).find(|mode| mode.is_permit() == permit)
     }
 
     /// Ends the task.

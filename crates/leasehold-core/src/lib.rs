@@ -7,6 +7,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
+mod asker;
 mod attempts;
 mod backend;
 mod backlog;

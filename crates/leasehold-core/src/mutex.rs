@@ -31,10 +31,17 @@ impl Mutex {
     /// Within this client, first come, first served. It is not re-entrant: a task that locks the same name again waits for
     /// itself; see [`Owner`](crate::Owner).
     ///
+    /// # While the backend fails
+    /// A fault that may pass, such as a broken connection, is retried. This holds for the first attempt as for any later one. The
+    /// wait ends with the fault one TTL after the first fault since the backend last answered, or when its limit is over.
+    ///
     /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the name or the TTL,
-    /// [`TimedOut`](crate::ErrorKind::TimedOut) or [`Contended`](crate::ErrorKind::Contended) as the wait says, and as the
-    /// backend fails. A backend that fails while we wait is given a TTL to come back.
+    /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for the name or the TTL.
+    /// - [`Contended`](crate::ErrorKind::Contended) if only one attempt was asked for, and another holds the lock.
+    /// - [`TimedOut`](crate::ErrorKind::TimedOut) if the limit of the wait is over, and another held the lock during the wait.
+    /// - [`Unavailable`](crate::ErrorKind::Unavailable) if the limit is over and the backend did not say that another holds the
+    ///   lock. Its [`source`](std::error::Error::source) is the last fault, if there was one.
+    /// - The fault, if the backend fails for longer, or in a way that cannot pass.
     ///
     /// # Cancel safety
     /// Safe: dropping the future leaves the queue, and what was granted meanwhile is released in the background.
@@ -56,7 +63,8 @@ impl Mutex {
     /// Waits for the lock for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// [`TimedOut`](crate::ErrorKind::TimedOut) when the time is over; otherwise as [`lock`](Self::lock).
+    /// As [`lock`](Self::lock). When the time is over: [`TimedOut`](crate::ErrorKind::TimedOut) if another held the lock,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend did not answer.
     ///
     /// # Cancel safety
     /// As [`lock`](Self::lock).

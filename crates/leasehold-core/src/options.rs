@@ -22,7 +22,7 @@ pub enum Renewal {
 pub enum Wait {
     /// Not at all.
     No,
-    /// At most this long.
+    /// At most this long. A backend that fails is asked again in this time.
     AtMost(Duration),
     /// For as long as it takes.
     #[default]

@@ -150,38 +150,36 @@ impl Owner {
 
     async fn enter(&self, key: LockKey, wait: Wait) -> Result<LockGuard> {
         self.client.check_usable()?;
-        let begun = Instant::now();
         let slot = self.slot(&key);
         // Whoever holds it does not queue behind those who wait for it.
         if let Some(guard) = slot.enter_again() {
             return Ok(guard);
         }
-        let locking = match wait {
+        let mut wait = wait;
+        let locking = match (slot.locking.try_lock(), wait) {
+            (Ok(locking), _) => Ok(locking),
             // Another task of this owner is about to get it: to try means not to wait for that.
-            Wait::No => slot.locking.try_lock().map_err(|_| {
-                Error::new(ErrorKind::Contended, format!("another task of this owner is locking `{key}`"))
-            }),
-            Wait::AtMost(limit) => timeout(limit, slot.locking.lock()).await.map_err(|_elapsed| timed_out(&key, limit)),
-            Wait::Forever => Ok(slot.locking.lock().await),
+            (Err(_), Wait::No) => {
+                Err(Error::new(ErrorKind::Contended, format!("another task of this owner is locking `{key}`")))
+            }
+            (Err(_), Wait::Forever) => Ok(slot.locking.lock().await),
+            (Err(_), Wait::AtMost(limit)) => {
+                let begun = Instant::now();
+                let locking = timeout(limit, slot.locking.lock()).await;
+                wait = Wait::AtMost(limit.saturating_sub(begun.elapsed()));
+                locking.map_err(|_elapsed| self.client.in_vain(&key, limit))
+            }
         };
         // Also if it was another task's turn: that may have got it just now.
         if let Some(guard) = slot.enter_again() {
             return Ok(guard);
         }
         let _locking = locking?;
-        let left = match wait {
-            Wait::AtMost(limit) => Wait::AtMost(limit.saturating_sub(begun.elapsed())),
-            wait => wait,
-        };
-        let mut mutex = self.client.mutex(key.clone()).with_wait(left);
+        let mut mutex = self.client.mutex(key.clone()).with_wait(wait);
         if let Some(ttl) = self.ttl {
             mutex = mutex.with_ttl(ttl);
         }
-        let guard = mutex.lock().await.map_err(|error| match wait {
-            // In the caller's terms: some of the time may have gone by while another task of this owner was at it.
-            Wait::AtMost(limit) if error.kind() == ErrorKind::TimedOut => timed_out(&key, limit),
-            _ => error,
-        })?;
+        let guard = mutex.lock().await?;
         *slot.hold() = Arc::downgrade(guard.hold());
         Ok(guard)
     }
@@ -189,10 +187,6 @@ impl Owner {
     fn slot(&self, key: &LockKey) -> Arc<Slot> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).of(key)
     }
-}
-
-fn timed_out(key: &LockKey, limit: Duration) -> Error {
-    Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}"))
 }
 
 #[cfg(test)]

@@ -44,9 +44,13 @@ impl Releasing {
         }
         hold.client.keeper.remove(hold);
         hold.end();
+        let mut place = hold.take_place();
+        if let Some(place) = &mut place {
+            place.released();
+        }
         Some(Self {
             operation: Some(hold.lease.release()),
-            place: hold.take_place(),
+            place,
             span: hold.release_span(),
             hold: Arc::clone(hold),
             sent: false,

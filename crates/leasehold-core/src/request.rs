@@ -253,6 +253,13 @@ impl Request {
         self.last_turn
     }
 
+    /// To be called by [`LockBackend::acquire`](crate::LockBackend::acquire) each time that the backend has answered that another
+    /// holds the lock. A wait that ends without it ends as [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as
+    /// [`TimedOut`](crate::ErrorKind::TimedOut). [`acquire_by_attempts`](crate::acquire_by_attempts) calls it for each refused attempt.
+    pub fn set_contended(&self) {
+        self.signal.set_contended();
+    }
+
     /// To be called by a release that has freed the lock, and has seen that no waiter of another process is known. A backend to which
     /// that look costs less than a courteous attempt takes it in a [last turn](Self::is_last_turn); it never has to.
     pub fn set_nobody_waits(&self) {
@@ -330,6 +337,11 @@ impl Request {
 
     pub(crate) fn context(&self) -> Arc<RequestContext> {
         Arc::clone(&self.context)
+    }
+
+    /// Whether the backend was known to hold the lock for another after this moment.
+    pub(crate) fn is_contended_after(&self, since: Moment) -> bool {
+        self.signal.excludes_others_after(since)
     }
 
     pub(crate) fn signal(&self) -> &Arc<Signal> {

@@ -59,7 +59,7 @@ impl Semaphore {
     /// Waits for a permit for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// [`TimedOut`](crate::ErrorKind::TimedOut) when the time is over; otherwise as [`acquire`](Self::acquire).
+    /// As [`Mutex::lock_within`](crate::Mutex::lock_within); otherwise as [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     /// Safe.

@@ -1,11 +1,17 @@
-//! What one acquisition and its guard tell each other: cancelled, lost, released, and then whether anybody waits.
+//! What one acquisition and its guard tell each other: refused, in trouble, cancelled, held, lost, released, and then whether
+//! anybody waits.
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use tokio::sync::Notify;
+
+use crate::{clock::Moment, error::Error};
 
 /// Why a lease was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,17 +49,30 @@ const REASONS: [LossReason; 5] = [
     LossReason::ClientClosed,
 ];
 
-const CANCELLED: u8 = 0x80;
-const RELEASED: u8 = 0x40;
-const NOBODY_WAITS: u8 = 0x20;
+/// The backend has said that another holds the lock.
+const CONTENDED: u16 = 0x400;
+/// The backend has failed since it last answered.
+const FAULTY: u16 = 0x200;
+const HELD: u16 = 0x100;
+const CANCELLED: u16 = 0x80;
+const RELEASED: u16 = 0x40;
+const NOBODY_WAITS: u16 = 0x20;
 /// The low bits: zero, or one more than the reason's place in [`REASONS`].
-const REASON: u8 = 0x0f;
+const REASON: u16 = 0x0f;
 
-/// One byte of state and one place to wait for its changes, shared by a request, its lease and its guard.
+/// Two bytes of state and one place to wait for its changes, shared by a request, its lease and its guard.
 #[derive(Debug, Default)]
 pub(crate) struct Signal {
-    state: AtomicU8,
+    state: AtomicU16,
     changed: Notify,
+    fault: Mutex<Option<Fault>>,
+}
+
+/// The trouble since the backend last answered.
+#[derive(Debug)]
+struct Fault {
+    since: Moment,
+    last: Error,
 }
 
 impl Signal {
@@ -70,9 +89,62 @@ impl Signal {
         self.until(|state| (state & CANCELLED != 0).then_some(())).await;
     }
 
+    /// The backend has answered that another holds the lock. Ends a trouble.
+    pub(crate) fn set_contended(&self) {
+        if self.state.fetch_or(CONTENDED, Ordering::AcqRel) & FAULTY != 0 {
+            let mut fault = self.lock_fault();
+            self.state.fetch_and(!FAULTY, Ordering::AcqRel);
+            *fault = None;
+        }
+    }
+
+    /// Whether the backend has ever said so.
+    pub(crate) fn is_contended(&self) -> bool {
+        self.state.load(Ordering::Acquire) & CONTENDED != 0
+    }
+
+    /// Notes a fault. Returns when the first one since the backend's last answer was.
+    pub(crate) fn note_fault(&self, error: Error, now: Moment) -> Moment {
+        let mut fault = self.lock_fault();
+        self.state.fetch_or(FAULTY, Ordering::AcqRel);
+        let since = fault.as_ref().map_or(now, |fault| fault.since);
+        *fault = Some(Fault { since, last: error });
+        since
+    }
+
+    /// The last fault since the backend's last answer.
+    pub(crate) fn fault(&self) -> Option<Error> {
+        self.fault_as(|fault| fault.last.clone())
+    }
+
+    fn fault_as<T>(&self, read: impl FnOnce(&Fault) -> T) -> Option<T> {
+        let faulty = self.state.load(Ordering::Acquire) & FAULTY != 0;
+        if faulty { self.lock_fault().as_ref().map(read) } else { None }
+    }
+
+    fn lock_fault(&self) -> MutexGuard<'_, Option<Fault>> {
+        // Nothing panics while it is held.
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock was granted.
+    pub(crate) fn set_held(&self) {
+        self.state.fetch_or(HELD, Ordering::AcqRel);
+    }
+
+    /// Whether the lock is known to have been held after `since`, by this acquisition or by another.
+    pub(crate) fn excludes_others_after(&self, since: Moment) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        match state & (HELD | CONTENDED) {
+            CONTENDED => self.fault_as(|fault| fault.since).is_none_or(|fault| fault > since),
+            0 => false,
+            _ => is_live(state),
+        }
+    }
+
     /// Marks as lost, unless it is lost or released already. Whether this call did it.
     pub(crate) fn lose(&self, reason: LossReason) -> bool {
-        let code = REASONS.iter().position(|r| *r == reason).map_or(1, |at| at as u8 + 1);
+        let code = REASONS.iter().position(|r| *r == reason).map_or(1, |at| at as u16 + 1);
         self.end(code)
     }
 
@@ -90,11 +162,11 @@ impl Signal {
         self.state.load(Ordering::Acquire) & NOBODY_WAITS != 0
     }
 
-    fn end(&self, code: u8) -> bool {
+    fn end(&self, code: u16) -> bool {
         let ended = self
             .state
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-                (state & (RELEASED | REASON) == 0).then_some(state | code)
+                is_live(state).then_some(state | code)
             })
             .is_ok();
         if ended {
@@ -105,7 +177,7 @@ impl Signal {
 
     /// Neither lost nor released.
     pub(crate) fn is_live(&self) -> bool {
-        self.state.load(Ordering::Acquire) & (RELEASED | REASON) == 0
+        is_live(self.state.load(Ordering::Acquire))
     }
 
     pub(crate) fn loss(&self) -> Option<LossReason> {
@@ -114,10 +186,10 @@ impl Signal {
 
     /// Completes when it is lost or released.
     pub(crate) async fn ended(&self) -> Option<LossReason> {
-        self.until(|state| (state & (RELEASED | REASON) != 0).then(|| loss_of(state))).await
+        self.until(|state| (!is_live(state)).then(|| loss_of(state))).await
     }
 
-    async fn until<T>(&self, read: impl Fn(u8) -> Option<T>) -> T {
+    async fn until<T>(&self, read: impl Fn(u16) -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             // Registered before the state is read, so that no change in between is missed.
@@ -130,7 +202,11 @@ impl Signal {
     }
 }
 
-fn loss_of(state: u8) -> Option<LossReason> {
+fn is_live(state: u16) -> bool {
+    state & (RELEASED | REASON) == 0
+}
+
+fn loss_of(state: u16) -> Option<LossReason> {
     let code = usize::from(state & REASON);
     code.checked_sub(1).and_then(|at| REASONS.get(at).copied())
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::{
-    clock::Moment,
     error::{Error, Result},
     request::Request,
 };
@@ -11,13 +10,13 @@ use crate::{
 /// The pause after a fault, doubled up to [`Trouble::LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The faults of a waiter since it last had an answer. For up to a TTL they are ridden out: a restart of the server should
-/// not send every waiter home.
+/// The faults of a waiter since the backend last answered it. They are retried for up to one TTL, the first attempt's like any
+/// later one's, so that a restart of the server does not fail every waiter.
 ///
-/// Make a new one when an answer comes.
+/// When an answer comes, make a new one. If the answer is that another holds the lock, also call
+/// [`Request::set_contended`]: the TTL begins anew.
 #[derive(Clone, Debug)]
 pub struct Trouble {
-    since: Option<Moment>,
     pause: Duration,
 }
 
@@ -28,17 +27,21 @@ impl Trouble {
     /// None yet.
     #[must_use]
     pub fn none() -> Self {
-        Self { since: None, pause: FIRST_PAUSE / 2 }
+        Self { pause: FIRST_PAUSE / 2 }
     }
 
     /// Notes a fault. After it, wait for [`pause`](Self::pause) and try again.
     ///
     /// # Errors
-    /// The fault itself, if it is not [retryable](Error::is_retryable) or the first one is a TTL ago.
+    /// The fault itself, if it is not [retryable](Error::is_retryable), or if the first one since the backend's last answer is a
+    /// TTL ago.
     pub fn ride_out(&mut self, fault: Error, request: &Request) -> Result<()> {
         let now = request.now();
-        let since = *self.since.get_or_insert(now);
-        if !fault.is_retryable() || now.since(since) >= request.ttl().as_duration() {
+        if !fault.is_retryable() {
+            return Err(fault);
+        }
+        let since = request.signal().note_fault(fault.clone(), now);
+        if now.since(since) >= request.ttl().as_duration() {
             return Err(fault);
         }
         self.pause = (self.pause * 2).min(Self::LONGEST_PAUSE);
@@ -80,6 +83,9 @@ mod tests {
             trouble.ride_out(fault(ErrorKind::Unavailable), &request).unwrap_err().kind(),
             ErrorKind::Unavailable
         );
+        // Only an answer ends the trouble.
+        Trouble::none().ride_out(fault(ErrorKind::Unavailable), &request).unwrap_err();
+        request.set_contended();
         Trouble::none().ride_out(fault(ErrorKind::Unavailable), &request).unwrap();
     }
 

@@ -10,7 +10,7 @@ use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
     LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::{Answered, Claim, Sessions, attempt_afresh, queue_afresh},
+    session::{Claim, Sessions, attempt_afresh, queue_afresh},
     supervised,
 };
 
@@ -181,14 +181,13 @@ impl EtcdBackend {
         }
     }
 
-    /// Queues once, and waits until granted; leaves the queue on any other outcome. `answered` is set once the server has answered.
-    async fn queue(&self, request: &Request, directory: &Directory, answered: &Answered) -> Result<Arc<dyn Lease>> {
+    /// Queues once, and waits until granted; leaves the queue on any other outcome.
+    async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
         let mut candidate = self.candidate(request, directory).await?;
         if request.ttl() > waiting_ttl() {
             if !candidate.place.mode.is_permit() {
                 let lease = candidate.claim.session().handle().lease;
                 let answer = candidate.run(Step::Attempt { lease }).await?;
-                answered.set();
                 match answer.txn().and_then(|answer| candidate.place.attempted(request.key(), answer)) {
                     Ok(Standing::Holds(revision)) => return candidate.granted(revision).await,
                     Ok(_) => {}
@@ -201,7 +200,6 @@ impl EtcdBackend {
             candidate.waiting = Some(self.claim_to_wait(&candidate).await?);
         }
         let answer = candidate.run(Step::Enqueue { lease: candidate.queueing_lease() }).await?;
-        answered.set();
         let granted = match answer.txn().and_then(|answer| candidate.place.enqueued(request.key(), answer)) {
             Ok(Standing::Holds(revision)) => candidate.hold(revision).await,
             Ok(Standing::Waits(revision)) => candidate.wait(&self.cluster, &self.watches, revision).await,
@@ -264,9 +262,9 @@ impl LockBackend for EtcdBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let directory = self.check(&request)?;
-        let queued = queue_afresh(request, |request, answered| {
+        let queued = queue_afresh(request, |request| {
             let (backend, directory) = (&self, &directory);
-            async move { backend.queue(&request, directory, &answered).await }
+            async move { backend.queue(&request, directory).await }
         });
         queued.await.map_err(|error| named(error, "acquire"))
     }

@@ -104,6 +104,8 @@ impl Candidate {
         let look = place.look(revision);
         let lease = claim.session().handle().lease;
         let (mut trouble, mut was_told) = (Trouble::none(), false);
+        // Its place in the queue says so.
+        request.set_contended();
         loop {
             // A watch that cannot be had leaves the safety net.
             let warm = watching.warm(patience).await;
@@ -127,7 +129,10 @@ impl Candidate {
                     // Taken away, or expired with the session: never granted from here.
                     return Err(lost_place());
                 }
-                Ok((Standing::Waits(_), ahead)) => Ok(ahead),
+                Ok((Standing::Waits(_), ahead)) => {
+                    request.set_contended();
+                    Ok(ahead)
+                }
                 Err(error) => Err(error),
             };
             let net = match looked {

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
     LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::{Answered, Sessions, attempt_afresh, queue_afresh},
+    session::{Sessions, attempt_afresh, queue_afresh},
 };
 use sqlx::{PgPool, postgres::PgConnectOptions};
 
@@ -136,19 +136,22 @@ impl PostgresBackend {
         }
     }
 
-    /// Waits until granted. `answered` is set once the server has answered.
-    async fn wait(&self, request: &Request, want: &Want, answered: &Answered) -> Result<Arc<dyn Lease>> {
+    /// Waits until granted.
+    async fn wait(&self, request: &Request, want: &Want) -> Result<Arc<dyn Lease>> {
         let mut candidate = match Candidate::new(&self.sessions, &self.wakes, request, want).await?.attempt().await? {
             Tried::Granted(lease) => return Ok(lease),
             Tried::Refused(candidate) => candidate,
         };
-        answered.set();
+        request.set_contended();
         // Apart: most are granted at once, and need no room for what waiting needs.
         let waits = async move {
             loop {
                 match candidate.attempt_to_wait(&self.link).await? {
                     Tried::Granted(lease) => return Ok(lease),
-                    Tried::Refused(waiter) => candidate = waiter.woken().await?,
+                    Tried::Refused(waiter) => {
+                        request.set_contended();
+                        candidate = waiter.woken().await?;
+                    }
                 }
             }
         };
@@ -173,9 +176,9 @@ impl LockBackend for PostgresBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let want = self.check(&request)?;
-        let queued = queue_afresh(request, |request, answered| {
+        let queued = queue_afresh(request, |request| {
             let (backend, want) = (&self, &want);
-            Box::pin(async move { backend.wait(&request, want, &answered).await })
+            Box::pin(async move { backend.wait(&request, want).await })
         });
         queued.await.map_err(|error| named(error, "acquire"))
     }

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
     LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
-    session::{Answered, Sessions, attempt_afresh, cancelled, queue_afresh},
+    session::{Sessions, attempt_afresh, cancelled, queue_afresh},
 };
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
@@ -161,15 +161,15 @@ impl ZookeeperBackend {
         }
     }
 
-    /// Queues once, and waits until granted; leaves the queue on any other outcome. `answered` is set once the server has answered.
-    async fn queue(&self, request: &Request, directory: &Directory, answered: &Answered) -> Result<Arc<dyn Lease>> {
+    /// Queues once, and waits until granted; leaves the queue on any other outcome.
+    async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
         let candidate = self.candidate(request, directory).await?;
         let mut queued = loop {
             let queued = candidate.enqueue().await?;
-            answered.set();
             if let Some(queued) = queued {
                 break queued;
             }
+            request.set_contended();
             tokio::select! {
                 () = tokio::time::sleep(USED_UP) => {}
                 () = candidate.claim.session().ended() => return Err(lost_place()),
@@ -215,9 +215,9 @@ impl LockBackend for ZookeeperBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let directory = self.check(&request)?;
-        let queued = queue_afresh(request, |request, answered| {
+        let queued = queue_afresh(request, |request| {
             let (backend, directory) = (&self, &directory);
-            async move { backend.queue(&request, directory, &answered).await }
+            async move { backend.queue(&request, directory).await }
         });
         queued.await.map_err(|error| named(error, "acquire"))
     }

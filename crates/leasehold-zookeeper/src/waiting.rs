@@ -71,7 +71,10 @@ impl Candidate {
                 return Ok(true);
             }
             Standing::Absent => return Err(lost_place()),
-            Standing::Waits(wait) => wait,
+            Standing::Waits(wait) => {
+                self.request.set_contended();
+                wait
+            }
         };
         let ahead = match (wait, anybody) {
             (Wait::For(child), _) => Ahead::Node(self.directory.child(&child)),

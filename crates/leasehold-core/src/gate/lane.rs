@@ -1,10 +1,17 @@
 //! [`Lane`]: the queue of one key, and what is ahead of it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, task};
+use tokio::sync::oneshot;
 
-use crate::{clock::Moment, mode::Mode};
+use crate::{
+    asker::Asker,
+    clock::Moment,
+    error::{Error, Result},
+    mode::Mode,
+    request::Request,
+    signal::Signal,
+};
 
 /// Turns within the process before others are let in: few enough that a waiter waits for fewer than 50 hand-offs also beside
 /// three other processes and where one overtakes it now and then, many enough that courtesy costs little.
@@ -20,11 +27,41 @@ pub(super) struct Lane {
     pub(super) queue: VecDeque<Ticket>,
     /// Releases that have begun and are not yet sent.
     pub(super) releasing: usize,
-    /// `try_lock`s that wait for `releasing` to be over.
-    pub(super) tries: Vec<oneshot::Sender<()>>,
+    /// Whether one of them is of an exclusive lock.
+    pub(super) exclusive_releasing: bool,
+    /// How many releases have begun, ever.
+    pub(super) begun: u64,
+    /// Attempts that wait for releases.
+    pub(super) tries: Vec<Try>,
     pub(super) turns: Turns,
-    /// The task that was admitted last.
-    pub(super) task: Option<task::Id>,
+    /// Who was admitted last.
+    pub(super) last: Option<Admitted>,
+    /// Until when the lock was known to be held, by those who were ahead and have left.
+    pub(super) held_until: Option<Moment>,
+}
+
+/// Who was admitted.
+#[derive(Clone, Debug)]
+pub(super) struct Admitted {
+    pub(super) asker: Asker,
+    pub(super) signal: Arc<Signal>,
+}
+
+impl Admitted {
+    pub(super) fn of(request: &Request) -> Self {
+        Self { asker: Asker::current(), signal: Arc::clone(request.signal()) }
+    }
+}
+
+/// An attempt that waits for the releases that began before it.
+#[derive(Debug)]
+pub(super) struct Try {
+    /// The number of the last one of them.
+    last: u64,
+    /// How many of them are not yet sent.
+    left: usize,
+    /// Dropping it tells.
+    _tell: oneshot::Sender<()>,
 }
 
 /// What the queue waits for.
@@ -42,8 +79,11 @@ pub(super) enum Ahead {
 pub(super) struct Ticket {
     pub(super) id: u64,
     pub(super) mode: Mode,
-    pub(super) task: Option<task::Id>,
-    pub(super) admit: oneshot::Sender<Turn>,
+    pub(super) who: Admitted,
+    pub(super) since: Moment,
+    /// For how long it waits for a backend that does not answer.
+    pub(super) patience: Duration,
+    pub(super) admit: oneshot::Sender<Result<Turn>>,
 }
 
 /// How the one who goes ahead is to go.
@@ -111,8 +151,8 @@ impl Lane {
     }
 
     /// Lets one go ahead.
-    pub(super) fn admit(&mut self, mode: Mode, task: Option<task::Id>, now: Moment) -> Turn {
-        self.task = task;
+    pub(super) fn admit(&mut self, mode: Mode, who: Admitted, now: Moment) -> Turn {
+        self.last = Some(who);
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count + 1),
             _ => Ahead::One,
@@ -125,12 +165,38 @@ impl Lane {
     pub(super) fn advance(&mut self, now: Moment) {
         while self.queue.front().is_some_and(|front| self.admits(front.mode)) {
             let Some(ticket) = self.queue.pop_front() else { return };
-            let before = (self.ahead, self.turns, self.task);
-            let turn = self.admit(ticket.mode, ticket.task, now);
-            if ticket.admit.send(turn).is_err() {
+            let before = (self.ahead, self.turns, self.last.clone());
+            self.tell(&ticket, now);
+            let turn = self.admit(ticket.mode, ticket.who, now);
+            if ticket.admit.send(Ok(turn)).is_err() {
                 // It has stopped waiting: as if it had never been.
-                (self.ahead, self.turns, self.task) = before;
+                (self.ahead, self.turns, self.last) = before;
             }
+        }
+    }
+
+    /// Tells one that waited here what it has waited for: for a lock that was held, or for a backend that fails.
+    pub(super) fn tell(&self, ticket: &Ticket, now: Moment) {
+        let ahead = self.last.as_ref().map(|last| &last.signal);
+        let held = self.held_until.is_some_and(|until| until > ticket.since)
+            || ahead.is_some_and(|ahead| ahead.excludes_others_after(ticket.since));
+        if held {
+            ticket.who.signal.set_contended();
+        } else if let Some(fault) = ahead.and_then(|ahead| ahead.fault()) {
+            ticket.who.signal.note_fault(fault, now);
+        }
+    }
+
+    /// The backend has not answered the one ahead for too long. This is also told to those who have waited here for as long as
+    /// they would have waited for the backend: otherwise each of them would, one after the other.
+    pub(super) fn fail(&mut self, error: &Error, now: Moment) {
+        let (failed, waiting) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition::<Vec<_>, _>(|ticket| now.since(ticket.since) >= ticket.patience);
+        self.queue = waiting.into();
+        for ticket in failed {
+            // It may have stopped waiting.
+            drop(ticket.admit.send(Err(error.clone())));
         }
     }
 
@@ -148,11 +214,31 @@ impl Lane {
         }
     }
 
-    pub(super) fn release_sent(&mut self) {
+    /// A release begins. Returns its number.
+    pub(super) fn begin_release(&mut self, mode: Mode) -> u64 {
+        self.begun += 1;
+        self.releasing += 1;
+        self.exclusive_releasing |= mode == Mode::Exclusive;
+        self.begun
+    }
+
+    /// The release of this number is sent.
+    pub(super) fn release_sent(&mut self, number: u64, mode: Mode) {
         self.releasing = self.releasing.saturating_sub(1);
+        self.exclusive_releasing &= mode != Mode::Exclusive;
+        self.tries.retain_mut(|waiting| {
+            waiting.left -= usize::from(number <= waiting.last);
+            waiting.left > 0
+        });
+    }
+
+    /// Completes when all releases are sent that have begun by now. `None` if there are none.
+    pub(super) fn releases(&mut self) -> Option<oneshot::Receiver<()>> {
         if self.releasing == 0 {
-            // Dropping the senders tells.
-            self.tries.clear();
+            return None;
         }
+        let (tell, sent) = oneshot::channel();
+        self.tries.push(Try { last: self.begun, left: self.releasing, _tell: tell });
+        Some(sent)
     }
 }

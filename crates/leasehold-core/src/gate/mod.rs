@@ -19,11 +19,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::oneshot, task};
+use tokio::sync::oneshot;
 
 pub(crate) use self::place::Place;
 use self::{
-    lane::{Ahead, Lane, Ticket, Turn, Turns},
+    lane::{Admitted, Ahead, Lane, Ticket, Turn, Turns},
     place::Queued,
 };
 use crate::{
@@ -31,6 +31,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     key::LockKey,
     mode::Mode,
+    request::Request,
+    signal::Signal,
 };
 
 /// Whoever locks again within this time after its own release goes on with its turns. Longer than a wake-up and a round
@@ -77,19 +79,17 @@ impl Gates {
         Self { shards: Default::default(), hasher: RandomState::new(), clock }
     }
 
-    /// Waits for a place at the head of the key's lane. `waits_for_itself` is called if it still waits after `patience`
-    /// for a place that the very task that waits was given.
+    /// Waits for a place at the head of the key's lane. `waits_for_itself` is called if it still waits after a TTL for a place
+    /// that the very task that waits was given. If it leaves without a place, its signal says why it waited.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`]; that of one that was ahead if the backend did not answer it for as long as this one has waited.
     ///
     /// # Cancel safety
     /// Safe: a place that was given meanwhile is handed on.
-    pub(crate) async fn enter(
-        self: &Arc<Self>,
-        key: &LockKey,
-        mode: Mode,
-        patience: Duration,
-        waits_for_itself: impl FnOnce(),
-    ) -> Result<Place> {
-        let lane = self.lane(key, mode);
+    pub(crate) async fn enter(self: &Arc<Self>, request: &Request, waits_for_itself: impl FnOnce()) -> Result<Place> {
+        let (mode, who) = (request.mode(), Admitted::of(request));
+        let (lane, patience) = (self.lane(request.key(), mode), request.ttl().as_duration());
         let now = self.clock.now();
         let (id, admitted, own) = {
             let mut shard = self.shard(&lane);
@@ -98,16 +98,16 @@ impl Gates {
             }
             let state = shard.open(&lane, now);
             if state.queue.is_empty() && state.admits(mode) {
-                let turn = state.admit(mode, task::try_id(), now);
+                let turn = state.admit(mode, who, now);
                 drop(shard);
-                return Ok(Place::new(self, lane, turn));
+                return Ok(Place::new(self, lane, turn, request.signal()));
             }
-            let task = task::try_id();
-            let own = state.ahead == Ahead::One && task.is_some() && state.task == task;
+            let own = state.ahead == Ahead::One && state.last.as_ref().is_some_and(|last| last.asker == who.asker);
             let (admit, admitted) = oneshot::channel();
             let id = shard.next_ticket;
             shard.next_ticket += 1;
-            shard.open(&lane, now).queue.push_back(Ticket { id, mode, task, admit });
+            let ticket = Ticket { id, mode, who, since: now, patience, admit };
+            shard.open(&lane, now).queue.push_back(ticket);
             (id, admitted, own)
         };
         let mut queued = Queued { gates: self, lane: Some(lane), id, admitted, answer: None };
@@ -116,39 +116,50 @@ impl Gates {
         }
         let turn = queued.turn().await?;
         match queued.lane.take() {
-            Some(lane) => Ok(Place::new(self, lane, turn)),
+            Some(lane) => Ok(Place::new(self, lane, turn, request.signal())),
             None => Err(closed()),
         }
     }
 
-    /// A place if nobody is ahead. `None` leaves the caller to make its attempt outside of the lane. Does not wait, but
-    /// for releases of this process that have begun and are not yet sent.
-    pub(crate) async fn try_enter(self: &Arc<Self>, key: &LockKey, mode: Mode) -> Result<Option<Place>> {
-        let lane = self.lane(key, mode);
-        loop {
-            let now = self.clock.now();
-            let sent = {
-                let mut shard = self.shard(&lane);
-                if shard.closed {
-                    return Err(closed());
-                }
-                let state = shard.open(&lane, now);
-                if state.releasing > 0 {
-                    let (tell, sent) = oneshot::channel();
-                    state.tries.push(tell);
-                    sent
-                } else if state.queue.is_empty() && state.admits(mode) {
-                    // Who only tries is not made to yield: it does not queue up for its next turn.
-                    state.admit(mode, task::try_id(), now);
-                    drop(shard);
-                    return Ok(Some(Place::new(self, lane, Turn::default())));
-                } else {
-                    return Ok(None);
-                }
-            };
-            // Its sender is dropped when the release is on its way: look again.
+    /// A place if nobody is ahead. `None` leaves the caller to make its attempt outside of the lane.
+    ///
+    /// Waits only for releases of this process that began before and are not yet sent, and only if one of them is certain to be
+    /// in the way.
+    pub(crate) async fn try_enter(self: &Arc<Self>, request: &Request) -> Result<Option<Place>> {
+        let mode = request.mode();
+        let lane = self.lane(request.key(), mode);
+        let in_the_way = self.look(&lane, |lane| match mode {
+            Mode::Exclusive => lane.releases(),
+            Mode::Shared if lane.exclusive_releasing => lane.releases(),
+            _ => None,
+        });
+        if let Some(sent) = in_the_way {
+            // Its sender is dropped when they are sent.
             drop(sent.await);
         }
+        let mut shard = self.shard(&lane);
+        if shard.closed {
+            return Err(closed());
+        }
+        let now = self.clock.now();
+        let state = shard.open(&lane, now);
+        if state.queue.is_empty() && state.admits(mode) {
+            // Who only tries is not made to yield: it does not queue up for its next turn.
+            state.admit(mode, Admitted::of(request), now);
+            drop(shard);
+            return Ok(Some(Place::new(self, lane, Turn::default(), request.signal())));
+        }
+        Ok(None)
+    }
+
+    /// Completes when all releases of this key are sent that have begun by now. `None` if there are none.
+    pub(crate) fn releases(&self, key: &LockKey, mode: Mode) -> Option<oneshot::Receiver<()>> {
+        self.look(&self.lane(key, mode), Lane::releases)
+    }
+
+    /// Who was let go ahead last, and may be ahead now.
+    pub(crate) fn last(&self, key: &LockKey, mode: Mode) -> Option<Arc<Signal>> {
+        self.look(&self.lane(key, mode), |lane| lane.last.as_ref().map(|last| Arc::clone(&last.signal)))
     }
 
     /// Sends all who wait away with [`ErrorKind::Closed`], and all who come later.
@@ -169,6 +180,11 @@ impl Gates {
 
     fn shard(&self, lane: &Hashed) -> MutexGuard<'_, Shard> {
         lock(&self.shards[lane.hash as usize % SHARDS])
+    }
+
+    /// Looks at a lane, if there is one.
+    fn look<T>(&self, lane: &Hashed, look: impl FnOnce(&mut Lane) -> Option<T>) -> Option<T> {
+        self.shard(lane).lanes.get_mut(lane).and_then(look)
     }
 
     /// Changes a lane, with the present in hand; removes it if it has become idle.

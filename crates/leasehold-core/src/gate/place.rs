@@ -2,29 +2,40 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::oneshot;
 
-use super::{Gates, Hashed, closed, lane::Turn};
-use crate::{error::Result, mode::Mode};
+use super::{
+    Gates, Hashed, closed,
+    lane::{Lane, Turn},
+};
+use crate::{
+    clock::Moment,
+    error::{Error, Result},
+    mode::Mode,
+    signal::Signal,
+};
 
 /// A task that waits in a lane's queue. Dropped, it leaves the queue, or hands on the place that it was given.
 pub(super) struct Queued<'a> {
     pub(super) gates: &'a Gates,
     pub(super) lane: Option<Hashed>,
     pub(super) id: u64,
-    pub(super) admitted: oneshot::Receiver<Turn>,
-    /// The answer, once it was received: the channel gives it once. An error says that the client was closed.
-    pub(super) answer: Option<Result<Turn, RecvError>>,
+    pub(super) admitted: oneshot::Receiver<Result<Turn>>,
+    /// The answer, once it was received: the channel gives it once.
+    pub(super) answer: Option<Result<Turn>>,
 }
 
 impl Queued<'_> {
     /// Waits for its turn. May be dropped and called again, also after it was answered.
     pub(super) async fn turn(&mut self) -> Result<Turn> {
-        let answer = match self.answer.clone() {
+        match self.answer.clone() {
             Some(answer) => answer,
-            None => self.answer.insert((&mut self.admitted).await).clone(),
-        };
-        answer.map_err(|_| closed())
+            None => {
+                // Its sender is dropped when the client is closed.
+                let answer = (&mut self.admitted).await.unwrap_or_else(|_| Err(closed()));
+                self.answer.insert(answer).clone()
+            }
+        }
     }
 }
 
@@ -35,8 +46,10 @@ impl Drop for Queued<'_> {
         self.gates.change(&lane, |state, now| {
             // Numbers in a queue grow, and admissions are sent under the same mutex.
             if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {
-                state.queue.remove(at);
-            } else if received || admitted.try_recv().is_ok() {
+                if let Some(ticket) = state.queue.remove(at) {
+                    state.tell(&ticket, now);
+                }
+            } else if received || matches!(admitted.try_recv(), Ok(Ok(_))) {
                 state.stop_contending(lane.mode, false, now);
             }
             state.advance(now);
@@ -50,14 +63,18 @@ pub(crate) struct Place {
     gates: Arc<Gates>,
     lane: Hashed,
     turn: Turn,
+    signal: Arc<Signal>,
     stage: Stage,
+    /// When its release began.
+    released: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Contending,
     Holding,
-    Releasing,
+    /// Its release has begun; its number.
+    Releasing(u64),
     /// The release is sent; its answer is awaited, out of courtesy.
     Sent,
     Gone,
@@ -65,8 +82,9 @@ enum Stage {
 
 impl Place {
     /// A place whose task contends.
-    pub(super) fn new(gates: &Arc<Gates>, lane: Hashed, turn: Turn) -> Self {
-        Self { gates: Arc::clone(gates), lane, turn, stage: Stage::Contending }
+    pub(super) fn new(gates: &Arc<Gates>, lane: Hashed, turn: Turn, signal: &Arc<Signal>) -> Self {
+        let signal = Arc::clone(signal);
+        Self { gates: Arc::clone(gates), lane, turn, signal, stage: Stage::Contending, released: None }
     }
 
     /// Whether this attempt should let other processes go first.
@@ -87,6 +105,7 @@ impl Place {
     /// The lock was granted.
     pub(crate) fn granted(&mut self) {
         self.stage = Stage::Holding;
+        self.signal.set_held();
         if self.turn.courteous {
             // It let others go first, which may have taken longer than all its turns may.
             self.gates.change(&self.lane, |lane, now| lane.turns.begin(now));
@@ -97,20 +116,31 @@ impl Place {
         }
     }
 
+    /// The acquisition failed: the backend does not answer.
+    pub(crate) fn failed(self, error: &Error) {
+        self.gates.change(&self.lane, |lane, now| lane.fail(error, now));
+    }
+
     /// A release will be sent soon: `try_lock` waits for that.
     pub(crate) fn begin_release(&mut self) {
-        self.stage = Stage::Releasing;
-        self.gates.change(&self.lane, |lane, _| lane.releasing += 1);
+        let mode = self.lane.mode;
+        self.stage = Stage::Releasing(self.gates.change(&self.lane, |lane, _| lane.begin_release(mode)));
+    }
+
+    /// The lock is not held any more, and its release is about to be sent.
+    pub(crate) fn released(&mut self) {
+        self.released = Some(self.gates.clock.now());
     }
 
     /// The release is sent, and a later acquire comes after it: the next may start.
     pub(crate) fn release_sent(&mut self) {
-        let stage = self.stage;
-        let exclusive = self.lane.mode == Mode::Exclusive;
+        let (stage, mode) = (self.stage, self.lane.mode);
+        let exclusive = mode == Mode::Exclusive;
         self.stage = self.gates.change(&self.lane, |lane, now| {
-            if stage == Stage::Releasing {
-                lane.release_sent();
+            if let Stage::Releasing(number) = stage {
+                lane.release_sent(number, mode);
             }
+            self.note_held(lane, now);
             if exclusive && !lane.queue.is_empty() && lane.turns.are_over(now) {
                 return Stage::Sent;
             }
@@ -122,19 +152,29 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Notes in its lane until when the lock was held, or refused.
+    fn note_held(&self, lane: &mut Lane, now: Moment) {
+        if self.stage != Stage::Contending || self.signal.is_contended() {
+            lane.held_until = lane.held_until.max(Some(self.released.unwrap_or(now)));
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let (stage, mode) = (self.stage, self.lane.mode);
         let ahead = match stage {
             Stage::Gone => return,
             Stage::Contending => true,
-            Stage::Holding | Stage::Releasing | Stage::Sent => mode == Mode::Exclusive,
+            Stage::Holding | Stage::Releasing(_) | Stage::Sent => mode == Mode::Exclusive,
         };
         self.gates.change(&self.lane, |lane, now| {
-            if stage == Stage::Releasing {
-                lane.release_sent();
+            if let Stage::Releasing(number) = stage {
+                lane.release_sent(number, mode);
             }
             if ahead {
+                self.note_held(lane, now);
                 lane.stop_contending(mode, false, now);
             }
         });

@@ -27,7 +27,7 @@ mod upkeep;
 pub use crate::attempts::cancelled;
 
 pub use self::{
-    afresh::{Answered, attempt_afresh, queue_afresh},
+    afresh::{attempt_afresh, queue_afresh},
     claim::Claim,
     driver::{Opened, Owned, SessionDriver, SessionTime},
     gather::{Carrier, Gather, GatherLimits, Way},

@@ -242,6 +242,7 @@ impl LockBackend for FileBackend {
             if let Some(hold) = contender.attempt()? {
                 return self.grant(request, sent, hold).await;
             }
+            request.set_contended();
             contender.settle_in()?;
             if std::mem::replace(&mut settled, true) {
                 contender.pause().await;

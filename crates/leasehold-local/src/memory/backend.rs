@@ -175,7 +175,10 @@ impl LockBackend for MemoryBackend {
         })?;
         let mut place = match entry {
             ControlFlow::Break(grant) => return Ok(self.lease(grant)),
-            ControlFlow::Continue(place) => place,
+            ControlFlow::Continue(place) => {
+                request.set_contended();
+                place
+            }
         };
         loop {
             let wait = match place.look()? {

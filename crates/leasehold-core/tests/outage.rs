@@ -1,0 +1,237 @@
+//! Waits for a backend that fails, or that does not answer: unavailable, not contended.
+
+mod support;
+
+use std::{
+    error::Error as _,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use leasehold_core::{
+    Attempt, Broken, Capabilities, Error, ErrorKind, HolderRef, Inspection, LockBackend, LockClient, LockKey, Request,
+    Result, TestClock, Ttl, async_trait,
+};
+use leasehold_local::MemoryBackend;
+use support::settle;
+
+/// How long a client waits for an answer.
+const RESPONSE: Duration = Duration::from_secs(1);
+const TTL: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Server {
+    Runs,
+    /// As one that is stopped: each request fails after the response time-out.
+    Stands,
+    /// As one that is gone: each request fails at once.
+    Refuses,
+}
+
+/// Memory behind a server.
+#[derive(Debug)]
+struct Remote {
+    inner: Arc<MemoryBackend>,
+    server: Mutex<Server>,
+    attempts: AtomicUsize,
+}
+
+impl Remote {
+    fn set(&self, server: Server) {
+        *self.server.lock().unwrap() = server;
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("remote")
+    }
+}
+
+#[async_trait]
+impl LockBackend for Remote {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        self.attempts.fetch_add(1, SeqCst);
+        let server = *self.server.lock().unwrap();
+        match server {
+            Server::Runs => Arc::clone(&self.inner).try_acquire(request).await,
+            Server::Stands => {
+                tokio::time::sleep(RESPONSE).await;
+                Err(Error::new(ErrorKind::Indeterminate, "no answer in time"))
+            }
+            Server::Refuses => Err(Error::new(ErrorKind::Unavailable, "connection refused")),
+        }
+    }
+
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        self.inner.inspect(key).await
+    }
+
+    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+        self.inner.break_lock(holder, now).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Two clients, as two processes have them.
+fn clients() -> (Arc<Remote>, LockClient, LockClient) {
+    let clock = Arc::new(TestClock::new());
+    let inner = Arc::new(MemoryBackend::with_clock(clock.clone()));
+    let remote = Arc::new(Remote { inner, server: Mutex::new(Server::Runs), attempts: AtomicUsize::new(0) });
+    let ttl = Ttl::from_secs(TTL.as_secs()).unwrap();
+    let client = || LockClient::builder(Arc::clone(&remote)).with_ttl(ttl).with_clock(clock.clone()).build();
+    let (one, other) = (client(), client());
+    (remote, one, other)
+}
+
+fn cause(error: &Error) -> Option<ErrorKind> {
+    error.source().and_then(|source| source.downcast_ref::<Error>()).map(Error::kind)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_nobody_answers_is_unavailable_with_the_cause() {
+    for (server, fault) in [(Server::Stands, ErrorKind::Indeterminate), (Server::Refuses, ErrorKind::Unavailable)] {
+        let (remote, client, _) = clients();
+        remote.set(server);
+        let error = client.mutex("a").lock_within(Duration::from_secs(6)).await.unwrap_err();
+        assert_eq!((error.kind(), cause(&error)), (ErrorKind::Unavailable, Some(fault)), "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_shorter_than_the_response_timeout_is_unavailable() {
+    let (remote, client, _) = clients();
+    remote.set(Server::Stands);
+    let error = client.mutex("a").lock_within(RESPONSE / 2).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(error.to_string().contains("did not answer"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_behind_one_that_is_not_answered_are_unavailable_too() {
+    for limit in [RESPONSE / 2, RESPONSE * 4] {
+        let (remote, client, _) = clients();
+        remote.set(Server::Stands);
+        let owner = client.owner();
+        let mut tasks = Vec::new();
+        for task in 0..8 {
+            let (client, owner) = (client.clone(), owner.clone());
+            tasks.push(tokio::spawn(async move {
+                if task < 4 {
+                    client.mutex("a").lock_within(limit).await.map(drop)
+                } else {
+                    owner.lock_within("b", limit).await.map(drop)
+                }
+            }));
+        }
+        for (number, task) in tasks.into_iter().enumerate() {
+            let error = task.await.unwrap().unwrap_err();
+            if number >= 4 {
+                // Whose turn within the owner comes as its time is over has one attempt left.
+                assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Indeterminate), "{error:?}");
+                continue;
+            }
+            let expected = (limit > RESPONSE).then_some(ErrorKind::Indeterminate);
+            assert_eq!((error.kind(), cause(&error)), (ErrorKind::Unavailable, expected), "{error:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
+    let limit = Duration::from_secs(2);
+    let (_, client, other) = clients();
+    let held = other.mutex("a").lock().await.unwrap();
+    let waits = |client: &LockClient| {
+        let client = client.clone();
+        tokio::spawn(async move { client.mutex("a").lock_within(limit).await.unwrap_err().kind() })
+    };
+    // The first one asks the backend, the others queue here; those of the holder's own client queue behind it.
+    for client in [&client, &other] {
+        for waiting in [waits(client), waits(client), waits(client)] {
+            assert_eq!(waiting.await.unwrap(), ErrorKind::TimedOut);
+        }
+    }
+    drop(held);
+    // One that is granted while the others queue, and holds.
+    let (owner, another) = (client.owner(), client.owner());
+    let _held = owner.lock_within("a", limit).await.unwrap();
+    assert_eq!(another.lock_within("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_was_refused_before_the_outage_is_contention() {
+    let (remote, client, other) = clients();
+    let held = other.mutex("a").lock().await.unwrap();
+    let waiting = |limit: u64| {
+        let mutex = client.mutex("a");
+        tokio::spawn(async move { mutex.lock_within(Duration::from_secs(limit)).await.unwrap_err() })
+    };
+    let (asks, queues) = (waiting(5), waiting(5));
+    settle().await;
+    remote.set(Server::Stands);
+    // It has to be asked again: the holder's release cannot arrive.
+    drop(held);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let late = waiting(2);
+    assert_eq!(asks.await.unwrap().kind(), ErrorKind::TimedOut);
+    assert_eq!(queues.await.unwrap().kind(), ErrorKind::TimedOut);
+    // This one came when nothing was answered any more.
+    assert_eq!(late.await.unwrap().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_of_the_first_attempt_and_a_later_one_are_retried_alike() {
+    for refused_first in [false, true] {
+        for server in [Server::Stands, Server::Refuses] {
+            let (remote, client, other) = clients();
+            let held = if refused_first { Some(other.mutex("a").lock().await.unwrap()) } else { None };
+            if !refused_first {
+                remote.set(server);
+            }
+            let mutex = client.mutex("a");
+            let waiting = tokio::spawn(async move { mutex.lock_within(Duration::from_secs(6)).await });
+            settle().await;
+            remote.set(server);
+            drop(held);
+            tokio::time::sleep(RESPONSE * 3).await;
+            assert!(!waiting.is_finished(), "{server:?}, refused first: {refused_first}");
+            remote.set(Server::Runs);
+            assert!(waiting.await.unwrap().unwrap().is_held());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_limit_an_outage_is_borne_for_a_ttl_by_all_who_wait() {
+    let (remote, client, _) = clients();
+    remote.set(Server::Stands);
+    let begun = tokio::time::Instant::now();
+    let waits = || {
+        let mutex = client.mutex("a");
+        tokio::spawn(async move { mutex.lock().await.map(drop).map_err(|error| error.kind()) })
+    };
+    let early: Vec<_> = (0..20).map(|_| waits()).collect();
+    tokio::time::sleep(TTL / 2).await;
+    let late = waits();
+    for waiting in early {
+        assert_eq!(waiting.await.unwrap(), Err(ErrorKind::Indeterminate));
+    }
+    // In simulated time, so that this is what it was told to wait.
+    let took = begun.elapsed();
+    assert!(took >= TTL && took < TTL + RESPONSE * 3, "{took:?}");
+    assert!(!late.is_finished());
+    remote.set(Server::Runs);
+    assert_eq!(late.await.unwrap(), Ok(()));
+}
