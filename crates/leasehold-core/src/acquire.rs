@@ -191,6 +191,10 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     // A try is not to wait for long: a loop of tries gives way, and no more.
     client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
     let mut place = client.gates.try_enter(&request).await?;
+    // A reader needs no courtesy: the backend lets none overtake a waiting writer.
+    let courteous = place.as_ref().map_or(request.mode() != Mode::Shared, Place::is_courteous);
+    let last = place.as_ref().is_some_and(Place::is_last_turn);
+    let request = request.with_courtesy(courteous).with_last_turn(last);
     // Whether a release of this process makes room for a permit only the backend can tell.
     let mut releases = match request.mode() {
         Mode::Permit { .. } => client.gates.releases(request.key(), request.mode()),

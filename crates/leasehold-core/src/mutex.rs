@@ -51,8 +51,11 @@ impl Mutex {
 
     /// One attempt.
     ///
+    /// A process that has taken the lock several times in a row is refused if it sees that another waits, so that a loop of
+    /// tries starves nobody.
+    ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if another holds it; otherwise as [`lock`](Self::lock).
+    /// [`Contended`](crate::ErrorKind::Contended) if another holds it, or waits and goes first; otherwise as [`lock`](Self::lock).
     ///
     /// # Cancel safety
     /// As [`lock`](Self::lock).

@@ -91,6 +91,45 @@ async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_loop_of_tries_is_courteous_too() {
+    let (client, watched, _) = spied();
+    for _ in 0..100 {
+        client.mutex("a").try_lock().await.unwrap().release().await.unwrap();
+    }
+    let courteous = watched.courtesy.lock().unwrap().iter().filter(|courteous| **courteous).count();
+    assert!((20..=25).contains(&courteous), "{courteous} of 100");
+    // Beside a task of this process, which may be waiting, it always is.
+    let guard = client.mutex("a").lock().await.unwrap();
+    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(watched.courtesy.lock().unwrap().last(), Some(&true));
+    drop(guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_refused_out_of_courtesy_stays_courteous() {
+    let (ours, theirs) = two_processes();
+    for _ in 0..3 {
+        ours.mutex("a").try_lock().await.unwrap().release().await.unwrap();
+    }
+    let held = ours.mutex("a").try_lock().await.unwrap();
+    let order = Arc::default();
+    let waiting = lock_in_background(&theirs, &order, 0);
+    settle().await;
+    held.release().await.unwrap();
+    while !waiting.is_finished() {
+        match ours.mutex("a").try_lock().await {
+            Ok(guard) => {
+                assert_eq!(*order.lock().unwrap(), [0], "it overtook a waiter");
+                guard.release().await.unwrap();
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Contended),
+        }
+        settle().await;
+    }
+    waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_need_not_be_courteous_where_a_release_has_seen_that_nobody_waits() {
     for (unordered, tasks) in [(false, 1), (false, 20), (true, 1), (true, 20)] {
         let (client, watched, clock) = spied();

@@ -123,6 +123,11 @@ impl Turns {
         self.since = now;
     }
 
+    /// The next turn is to be courteous.
+    pub(super) fn end(&mut self, now: Moment) {
+        *self = Self { count: self.row(), since: now, ..*self };
+    }
+
     /// Takes a turn. One that is courteous begins a new row.
     pub(super) fn take(&mut self, now: Moment) -> Turn {
         let courteous = self.are_over(now);

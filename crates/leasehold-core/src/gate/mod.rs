@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::place::Place;
 use self::{
-    lane::{Admitted, Ahead, Lane, Ticket, Turn, Turns},
+    lane::{Admitted, Ahead, Lane, Ticket, Turns},
     place::Queued,
 };
 use crate::{
@@ -121,7 +121,9 @@ impl Gates {
         }
     }
 
-    /// A place if nobody is ahead. `None` leaves the caller to make its attempt outside of the lane.
+    /// A place if nobody is ahead. It takes turns as any other does, so that a loop of tries starves no waiter of another
+    /// process. `None` leaves the caller to make its attempt outside of the lane: one that should be courteous, as a task of
+    /// this process may be waiting.
     ///
     /// Waits only for releases of this process that began before and are not yet sent, and only if one of them is certain to be
     /// in the way.
@@ -144,10 +146,9 @@ impl Gates {
         let now = self.clock.now();
         let state = shard.open(&lane, now);
         if state.queue.is_empty() && state.admits(mode) {
-            // Who only tries is not made to yield: it does not queue up for its next turn.
-            state.admit(mode, Admitted::of(request), now);
+            let turn = state.admit(mode, Admitted::of(request), now);
             drop(shard);
-            return Ok(Some(Place::new(self, lane, Turn::default(), request.signal())));
+            return Ok(Some(Place::new(self, lane, turn, request.signal())));
         }
         Ok(None)
     }

@@ -175,6 +175,10 @@ impl Drop for Place {
             }
             if ahead {
                 self.note_held(lane, now);
+                if stage == Stage::Contending && self.turn.courteous {
+                    // It was refused, perhaps for another process, which has not had its chance yet.
+                    lane.turns.end(now);
+                }
                 lane.stop_contending(mode, false, now);
             }
         });

@@ -81,6 +81,7 @@ impl LockBackend for Spy {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.watched.tries.fetch_add(1, SeqCst);
+        self.watched.courtesy.lock().unwrap().push(request.is_courteous());
         Ok(match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
             Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
             contended => contended,
