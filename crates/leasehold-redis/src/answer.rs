@@ -16,11 +16,20 @@ pub(crate) enum Refusal {
     Writers,
 }
 
+/// What an attempt was refused for. The same again means that nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// The value of who holds it; of permits, of who got one last.
+    pub(crate) holder: Vec<u8>,
+    /// The server's time in ms at which that ends; negative if it has no end.
+    pub(crate) ends: i64,
+}
+
 /// What an acquire script answers.
 pub(crate) enum Answer {
     Granted(Option<FencingToken>),
     /// And the milliseconds until trying again makes sense; negative if the holder has no end.
-    Refused(Refusal, i64),
+    Refused(Refusal, i64, Found),
     /// Refused, and it was not asked when to try again.
     RefusedBriefly,
     Mismatch {
@@ -42,9 +51,15 @@ impl Answer {
             }
             Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
             Value::Array(parts) => match parts.as_slice() {
-                [Value::Int(0), Value::Int(left)] => Ok(Self::Refused(Refusal::Held, *left)),
-                [Value::Int(1), Value::Int(left)] => Ok(Self::Refused(Refusal::Offered, *left)),
-                [Value::Int(2), Value::Int(left)] => Ok(Self::Refused(Refusal::Writers, *left)),
+                [Value::Int(why), Value::Int(left), Value::BulkString(holder), Value::Int(ends)] => {
+                    let refusal = match why {
+                        0 => Refusal::Held,
+                        1 => Refusal::Offered,
+                        2 => Refusal::Writers,
+                        _ => return Err(error::protocol("acquire")),
+                    };
+                    Ok(Self::Refused(refusal, *left, Found { holder: holder.clone(), ends: *ends }))
+                }
                 [Value::Int(3), Value::Int(theirs)] => Ok(Self::Mismatch { theirs: *theirs }),
                 _ => Err(error::protocol("acquire")),
             },

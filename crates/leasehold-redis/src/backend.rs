@@ -14,7 +14,7 @@ use leasehold_core::{
 use redis::{Client, Cmd, Value};
 
 use crate::{
-    answer::{Answer, Refusal},
+    answer::{Answer, Found, Refusal},
     breaking,
     config::{RedisConfig, WakeMode},
     connection::Link,
@@ -151,8 +151,12 @@ impl RedisBackend {
             Ok(Answer::Granted(token)) => {
                 Ok(Attempt::Granted(Arc::new(RedisLease::new(&self.link, request, token, sent))))
             }
-            Ok(Answer::Refused(refusal, left)) => {
-                Ok(Attempt::Contended(self.contention(&request, &keys, before, refusal, left)))
+            Ok(Answer::Refused(refusal, left, found)) => {
+                let mut contention = self.contention(&request, &keys, before, refusal, left);
+                if request.is_waiting() {
+                    self.put_off(&mut contention, &request, found);
+                }
+                Ok(Attempt::Contended(contention))
             }
             Ok(Answer::Mismatch { theirs }) => Err(error::plain(
                 ErrorKind::Mismatch,
@@ -314,6 +318,21 @@ impl RedisBackend {
             retry_after = retry_after.min(POLL / 2 + spread * 8);
         }
         Contention { retry_after: Some(retry_after), last_token: None, wake }
+    }
+
+    /// Lets a wake-up wait if those before it were needless.
+    fn put_off(&self, contention: &mut Contention, request: &Request, found: Found) {
+        let pause = self.link.calm.refused(request.waiter(), found);
+        if pause.is_zero() {
+            return;
+        }
+        let not_before = tokio::time::Instant::now() + pause;
+        if let Some(wake) = contention.wake.take() {
+            contention.wake = Some(Box::pin(async move {
+                wake.await;
+                tokio::time::sleep_until(not_before).await;
+            }));
+        }
     }
 }
 

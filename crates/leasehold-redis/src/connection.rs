@@ -15,6 +15,7 @@ use leasehold_core::{BoxFuture, Credentials, CredentialsProvider, Error, ErrorKi
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
+    calm::Calm,
     config::{RedisConfig, WakeMode},
     error::{self, Effect},
     gather::Gather,
@@ -34,6 +35,7 @@ pub(crate) struct Link {
     pub(crate) config: RedisConfig,
     pub(crate) endpoint: String,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) calm: Calm,
     pub(crate) gather: Gather,
     state: Mutex<State>,
     generations: AtomicU64,
@@ -64,6 +66,7 @@ impl Link {
             config,
             endpoint,
             registry: Arc::new(Registry::new()),
+            calm: Calm::default(),
             gather: Gather::new(),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),

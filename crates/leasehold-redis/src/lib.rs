@@ -5,6 +5,7 @@ mod answer;
 mod backend;
 mod batch;
 mod breaking;
+mod calm;
 mod config;
 mod connection;
 mod error;

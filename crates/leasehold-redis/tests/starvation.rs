@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Attempt, LockBackend, LockClient, Mode, Request, quorum::Provision};
+use leasehold_core::{
+    Attempt, ErrorKind, LockBackend, LockClient, Mode, Request,
+    quorum::{Provision, Terms},
+};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, key, refused, request, ttl, until};
 use tokio::task::JoinSet;
@@ -85,6 +88,20 @@ async fn clients(server: &Server, count: usize) -> Vec<LockClient> {
     clients
 }
 
+async fn quorum_clients(servers: &[Server], count: usize) -> Vec<LockClient> {
+    let hosts: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
+    let url = format!("redlock://{}/?node-timeout=10s", hosts.join(","));
+    let mut clients = Vec::new();
+    for at in 0..count {
+        let quorum = leasehold_redis::redlock(&url).await.unwrap();
+        if at == 0 {
+            quorum.provision(&Provision::new(ttl(HOUR)).with_never_used(true)).await.unwrap();
+        }
+        clients.push(LockClient::new(quorum));
+    }
+    clients
+}
+
 /// Returns the hand-offs that a reader sees pass by beside these writers, for 20 acquisitions.
 async fn reader_beside(others: &[LockClient], reader: &LockClient, tasks: usize) -> Vec<u64> {
     let writers = Writers::begin(others, tasks).await;
@@ -110,20 +127,115 @@ async fn a_reader_beside_writers_of_three_processes_is_not_starved() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_beside_writers_is_not_starved_on_a_quorum() {
     let servers = [Server::start(), Server::start(), Server::start()];
-    let hosts: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
-    let url = format!("redlock://{}/?node-timeout=10s", hosts.join(","));
-    let mut clients = Vec::new();
-    for at in 0..4 {
-        let quorum = leasehold_redis::redlock(&url).await.unwrap();
-        if at == 0 {
-            quorum.provision(&Provision::new(ttl(HOUR)).with_never_used(true)).await.unwrap();
-        }
-        clients.push(LockClient::new(quorum));
-    }
+    let clients = quorum_clients(&servers, 4).await;
     let (reader, others) = clients.split_first().unwrap();
     let seen = reader_beside(others, reader, 8).await;
     // A vote may be split again and again, and gives all places at a node away that granted.
     assert!(seen.iter().all(|passed| *passed <= 4 * HAND_OFFS), "{seen:?}");
+}
+
+/// Returns the hand-offs that a waiter sees pass by beside a task that only tries, again and again, for 10 acquisitions.
+async fn waiter_beside_tries(trying: &LockClient, waiting: &LockClient) -> Vec<u64> {
+    let (granted, over): (Arc<AtomicU64>, Arc<AtomicBool>) = Default::default();
+    let tries = {
+        let (mutex, granted, over) = (trying.mutex("k"), Arc::clone(&granted), Arc::clone(&over));
+        tokio::spawn(async move {
+            while !over.load(Relaxed) {
+                match mutex.try_lock().await {
+                    Ok(guard) => {
+                        granted.fetch_add(1, Relaxed);
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                        guard.release().await.unwrap();
+                    }
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Contended, "{error}"),
+                }
+            }
+        })
+    };
+    let writers = Writers { granted: Arc::clone(&granted), over, tasks: JoinSet::new() };
+    until("the tries are at work", || async { granted.load(Relaxed) > 10 }).await;
+    let (lock, mut seen) = (waiting.mutex("k"), Vec::new());
+    for _ in 0..10 {
+        let passed = writers.passed(async { lock.lock().await.unwrap().release().await.unwrap() }).await;
+        seen.push(passed.expect("the waiter starves"));
+    }
+    writers.end().await;
+    tries.await.unwrap();
+    println!("hand-offs that the waiter saw pass by: {seen:?}");
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_of_tries_starves_no_waiter_of_any_process() {
+    let server = Server::start();
+    let two = clients(&server, 2).await;
+    for waiting in &two {
+        let seen = waiter_beside_tries(&two[0], waiting).await;
+        assert!(seen.iter().all(|passed| *passed <= HAND_OFFS), "{seen:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_of_tries_starves_no_waiter_of_a_quorum() {
+    let servers = [Server::start(), Server::start(), Server::start()];
+    let two = quorum_clients(&servers, 2).await;
+    let seen = waiter_beside_tries(&two[0], &two[1]).await;
+    assert!(seen.iter().all(|passed| *passed <= 4 * HAND_OFFS), "{seen:?}");
+}
+
+#[tokio::test]
+async fn behind_a_holder_without_an_end_the_earlier_waiter_is_first() {
+    let server = Server::start();
+    let (b, c) = (server.backend().await, server.backend().await);
+    let mut raw = server.raw().await;
+    let mut first = Vec::new();
+    for _ in 0..6 {
+        () = redis::cmd("SET").arg("k").arg("5f0e").query_async(&mut raw).await.unwrap();
+        let mut tasks = JoinSet::new();
+        for (name, backend, waiters) in [("earlier", &b, 1), ("later", &c, 2)] {
+            let waiting = Arc::clone(backend).acquire(request("k"));
+            tasks.spawn(async move {
+                let lease = waiting.await.unwrap();
+                (name, lease)
+            });
+            until("registered", || async { b.inspect(&key("k")).await.unwrap().waiters.len() == waiters }).await;
+        }
+        () = redis::cmd("DEL").arg("k").query_async(&mut raw).await.unwrap();
+        while let Some(ended) = tasks.join_next().await {
+            let (name, lease) = ended.unwrap();
+            first.push(name);
+            lease.release().await.unwrap();
+        }
+    }
+    assert_eq!(first, ["earlier", "later"].repeat(6));
+}
+
+/// No key of the bookkeeping outlives the last use by more than its TTL and a second.
+#[tokio::test]
+async fn the_lifetime_of_the_bookkeeping_does_not_grow_with_its_use() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let mut raw = server.raw().await;
+    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    for mode in [Mode::Shared, Mode::Permit { of: 2.try_into().unwrap() }] {
+        for wanted in [request("k").with_mode(mode), request("k").with_mode(mode).for_node(terms)] {
+            if mode.is_permit() && wanted.terms().is_some() {
+                continue;
+            }
+            let wanted = wanted.with_ttl(ttl(30_000));
+            let held = granted(&backend, wanted.clone()).await;
+            for _ in 0..20 {
+                let other = granted(&backend, wanted.as_new_owner()).await;
+                Arc::clone(&other).renew().await.unwrap();
+                other.release().await.unwrap();
+            }
+            for name in server.census().await.iter().filter(|name| name.contains(":lh2:")) {
+                let left: i64 = redis::cmd("PTTL").arg(name).query_async(&mut raw).await.unwrap();
+                assert!(left <= 31_000, "{name} lives for {left} ms");
+            }
+            held.release().await.unwrap();
+        }
+    }
 }
 
 /// Numbers that look random and are the same in every run.

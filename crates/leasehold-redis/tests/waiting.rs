@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use leasehold_core::{Attempt, ErrorKind, LockBackend, Mode, Released, Request, Wakeup, quorum::Terms};
 use leasehold_redis::{RedisBackend, RedisConfig, WakeMode, redis};
 use support::{Server, granted, key, refused, request, token, ttl, until};
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -253,6 +253,50 @@ async fn a_hand_over_costs_each_waiting_process_a_bounded_number_of_commands() {
     assert!(per_hand_over <= 2.0 * PROCESSES as f64, "{per_hand_over} commands per hand-over");
     println!("{per_hand_over} commands per hand-over among {PROCESSES}");
     assert_eq!(server.census().await, Vec::<String>::new());
+}
+
+/// How many scripts the server has run by their hash.
+async fn scripts_run(server: &Server) -> u64 {
+    let stats = server.info("commandstats").await;
+    let calls =
+        stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse().ok());
+    calls.unwrap_or(0)
+}
+
+/// Waits for ever on this many keys that are held.
+async fn wait_for(backend: &Arc<RedisBackend>, holder: &Arc<RedisBackend>, keys: usize, node: bool) -> JoinSet<()> {
+    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    let request = |at: usize| {
+        let request = request(&format!("k{at}")).with_ttl(ttl(3_600_000));
+        if node { request.for_node(terms) } else { request }
+    };
+    let mut tasks = JoinSet::new();
+    for at in 0..keys {
+        std::mem::forget(granted(holder, request(at)).await);
+        let waiting = Arc::clone(backend).acquire(request(at));
+        tasks.spawn(async move { drop(waiting.await) });
+    }
+    tasks
+}
+
+/// A server that forgets who waits for what says that everything changed. Only so many requests may follow from it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_waited_for_keys_than_the_server_tracks_cause_no_storm() {
+    const KEYS: usize = 60;
+    for node in [false, true] {
+        let server = Server::with(&["--tracking-table-max-keys", "10"]);
+        let (a, b) = (server.backend().await, server.backend().await);
+        let tasks = wait_for(&b, &a, KEYS, node).await;
+        until("all wait", || async { b.inspect(&key("k59")).await.unwrap().waiters.len() == 1 }).await;
+        let (before, began) = (scripts_run(&server).await, std::time::Instant::now());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let (run, took) = (scripts_run(&server).await - before, began.elapsed());
+        // Each waiter may ask a few times at first, then once a second, and every two seconds to stay registered.
+        let most = (KEYS as f64 * (10.0 + 2.0 * took.as_secs_f64())) as u64;
+        println!("{run} scripts in {took:?}");
+        assert!(run <= most, "{run} scripts in {took:?} for {KEYS} idle waiters, of at most {most}");
+        drop(tasks);
+    }
 }
 
 /// Requests of waiters: of a lock on this server alone, and of one of a quorum.

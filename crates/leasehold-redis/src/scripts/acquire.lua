@@ -1,7 +1,7 @@
 -- Takes the lock exclusively.
 -- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before, in o rder, t aken
 -- before, without a token), what the keys of waiters begin with, token floor. The last three may be left out.
--- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}; see `Refusal` in Rust.
+-- Granted: the token, as a string. Refused: see `refusal`, and `Refusal` in Rust.
 --
 -- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
 -- TRACKING) in this very round trip, and lets uncontended pairs cause no push.
@@ -28,7 +28,7 @@ if not taken then
   if place or string.find(flags, 'w', 1, true) then
     register(base, 'writers', value, place)
   end
-  return {why, left}
+  return refusal(why, left, lock)
 end
 
 -- The token: above the last exclusive one by two, so that readers in between have room, and never below the clock.

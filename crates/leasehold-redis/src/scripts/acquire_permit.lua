@@ -1,14 +1,16 @@
 -- Takes one of several permits.
 -- KEYS: permits. ARGV: member (`<of>|<value>`), ttl in ms, queue of waiters, flags (as in acquire.lua), of.
--- Granted: 1. Refused: {why, ms until trying again makes sense}, or {3, the other count} if holders have another count.
+-- Granted: 1. Refused: see `refusal`, or {3, the other count} if holders have another count.
 local permits, member, ttl, queue, flags, of = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4], ARGV[5] + 0
 local now = millis(redis.call('TIME'))
 
+-- What it was refused for is the permit that was granted or renewed last.
 local function refuse(why, left)
   if string.find(flags, 'w', 1, true) then
     enlist(queue, member, now)
   end
-  return {why, left}
+  local last = redis.call('ZRANGE', permits, -1, -1, 'WITHSCORES')
+  return {why, left, last[1] or '', last[2] and last[2] + 0 or -1}
 end
 
 redis.call('ZREMRANGEBYSCORE', permits, '-inf', now)
@@ -44,7 +46,7 @@ if string.find(flags, 'c', 1, true) and redis.pcall('GETEX', queue) then
 end
 
 redis.call('ZADD', permits, now + ttl, member)
-redis.call('PEXPIRE', permits, math.max(ttl, redis.call('PTTL', permits)) + 1000)
+redis.call('PEXPIRE', permits, math.max(ttl + 1000, redis.call('PTTL', permits)))
 if string.find(flags, 'r', 1, true) then
   redis.call('ZREM', queue, member)
 end

@@ -1,7 +1,7 @@
 -- Takes the lock shared.
 -- KEYS: lock, writers. ARGV: value, ttl in ms, token key, flags (as in acquire.lua), what the keys of waiters begin with,
 -- the run of the server, token floor.
--- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}.
+-- Granted: the token, as a string. Refused: see `refusal`.
 --
 -- While readers hold, the lock key is a string that lasts as long as the last of them, so that programs which know
 -- nothing of readers see it as taken: `shared:<owner>:<run>:<token>`. GETEX without options is a GET that counts as a
@@ -11,16 +11,18 @@ local base, run, floor, time = ARGV[5], ARGV[6], (ARGV[7] or 0) + 0, redis.call(
 local readers, now = base .. 'readers', millis(time)
 
 local function refuse(why, ends)
-  local left = redis.call('PTTL', lock)
+  local left, last = redis.call('PTTL', lock), redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2]
+  -- A reader is woken by a change of the lock and of the list of writers.
+  local seen = now + left + (last or 0)
   if why == 1 then
     left = offer(base, value, ends)
   elseif why == 2 then
-    left = redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2] - now
+    left = last - now
   end
   if string.find(flags, 'w', 1, true) then
     register(base, 'waiters', value)
   end
-  return {why, left}
+  return refusal(why, left, lock, seen)
 end
 
 local holder = redis.pcall('GETEX', lock)
@@ -73,7 +75,7 @@ else
   end
 end
 redis.call('ZADD', readers, now + ttl, value)
-redis.call('PEXPIRE', readers, math.max(ttl, redis.call('PTTL', readers)) + 1000)
+redis.call('PEXPIRE', readers, math.max(ttl + 1000, redis.call('PTTL', readers)))
 if string.find(flags, 'r', 1, true) then
   strike_off(base, 'waiters', value)
 end

@@ -1,7 +1,7 @@
 -- Takes the lock exclusively, as a node of a quorum.
 -- KEYS: lock. ARGV: value, ttl in ms, waiter's value, flags (as in acquire.lua), what the lock's other keys begin with, what
 -- the node's own keys begin with, the mark that the node must carry, the token that it must exceed, token floor, the run that it must be in.
--- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}. Our own lock is granted again.
+-- Granted: the token, as a string. Refused: see `refusal`. Our own lock is granted again.
 --
 -- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua nothing but a refusal runs a read-only command.
 local lock, value, ttl, waiter, flags, base, node = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -25,7 +25,7 @@ if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
     if place or string.find(flags, 'w', 1, true) then
       register(base, 'writers', waiter, place)
     end
-    return {why, left}
+    return refusal(why, left, lock)
   end
 end
 

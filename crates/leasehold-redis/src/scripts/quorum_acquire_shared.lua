@@ -1,6 +1,6 @@
 -- Takes the lock shared, as a node of a quorum.
 -- KEYS: lock, writers. ARGV: as in quorum_acquire.lua.
--- Granted: the token, as a string. Refused: {why, ms until trying again makes sense}. Our own lock is granted again.
+-- Granted: the token, as a string. Refused: see `refusal`. Our own lock is granted again.
 --
 -- As acquire_shared.lua, but each reader draws a token of its own: it is above every earlier writer's at this node, and every
 -- later writer's is above it.
@@ -12,16 +12,18 @@ if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= 
 end
 
 local function refuse(why, ends)
-  local left = redis.call('PTTL', lock)
+  local left, last = redis.call('PTTL', lock), redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2]
+  -- A reader is woken by a change of the lock and of the list of writers.
+  local seen = now + left + (last or 0)
   if why == 1 then
     left = offer(base, waiter, ends)
   elseif why == 2 then
-    left = redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2] - now
+    left = last - now
   end
   if string.find(flags, 'w', 1, true) then
     register(base, 'waiters', waiter)
   end
-  return {why, left}
+  return refusal(why, left, lock, seen)
 end
 
 local holder = redis.pcall('GETEX', lock)
@@ -60,7 +62,7 @@ else
   end
 end
 redis.call('ZADD', readers, now + ttl, value)
-redis.call('PEXPIRE', readers, math.max(ttl, redis.call('PTTL', readers)) + 1000)
+redis.call('PEXPIRE', readers, math.max(ttl + 1000, redis.call('PTTL', readers)))
 if string.find(flags, 'r', 1, true) then
   strike_off(base, 'waiters', waiter)
 end

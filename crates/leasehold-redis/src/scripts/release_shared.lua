@@ -9,10 +9,12 @@ end
 if not holder or type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:' then
   return 0
 end
--- The key lasts as long as the last reader.
+-- The key lasts as long as the last reader, but for a rounding. Where that changes nothing, no waiter is woken.
 local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')[2]
 if last then
-  redis.call('PEXPIRE', lock, string.format('%.0f', last - now))
+  if redis.call('PTTL', lock) > last - now + 5 then
+    redis.call('PEXPIRE', lock, string.format('%.0f', last - now))
+  end
 else
   redis.call('DEL', lock)
 end

@@ -7,5 +7,5 @@ if not redis.call('ZADD', permits, 'XX', 'INCR', 0, member) then
   return 0
 end
 redis.call('ZADD', permits, now + ttl, member)
-redis.call('PEXPIRE', permits, math.max(ttl, redis.call('PTTL', permits)) + 1000)
+redis.call('PEXPIRE', permits, math.max(ttl + 1000, redis.call('PTTL', permits)))
 return 1

@@ -15,5 +15,5 @@ redis.call('ZADD', readers, now + ttl, value)
 if redis.call('PTTL', lock) < ttl then
   redis.call('PEXPIRE', lock, ttl)
 end
-redis.call('PEXPIRE', readers, math.max(ttl, redis.call('PTTL', readers)) + 1000)
+redis.call('PEXPIRE', readers, math.max(ttl + 1000, redis.call('PTTL', readers)))
 return 1

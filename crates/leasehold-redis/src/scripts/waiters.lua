@@ -15,6 +15,19 @@ local function millis(time)
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- What a refusal says: why, the ms until trying again makes sense, and what it was refused for, by which the waiter tells
+-- whether anything has changed when it asks again: who holds the lock, and until when (-1: no end).
+local function refusal(why, left, lock, ends)
+  local holder = redis.pcall('GET', lock)
+  if type(holder) ~= 'string' then
+    holder = ''
+  end
+  if not ends then
+    ends = left < 0 and -1 or millis(redis.call('TIME')) + left
+  end
+  return {why, left, holder, ends}
+end
+
 -- Registers the waiter on this list for LIFE.
 local function enlist(list, waiter, now)
   redis.call('ZADD', list, now + LIFE, waiter)
