@@ -106,6 +106,20 @@ impl Member {
         Arc::clone(&self.backend).try_acquire(request)
     }
 
+    /// The node cannot be used when the quorum is opened. It is asked again soon, and may be cured by then.
+    pub(super) fn unusable(&self, error: &Error) {
+        telemetry::node_failed(&self.endpoint, error);
+        self.health.failed(Moment::default(), error.message().to_owned());
+        contain(|| {
+            tracing::error!(
+                target: "leasehold",
+                node = %self.endpoint,
+                %error,
+                "a node of the quorum cannot be used, so that fewer others may fail; it takes part as soon as that is cured"
+            );
+        });
+    }
+
     /// Learns from an answer whether the node is well. A refusal and a typed error are answers too.
     pub(super) fn learn<T>(&self, answer: &Result<T>, now: Moment) {
         match answer {

@@ -34,7 +34,10 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     for (node, answer) in answers.into_iter().enumerate() {
         match answer {
             Some(Ok(recollection)) => found.push(recollection),
-            Some(Err(error)) => problems.push((node, error)),
+            Some(Err(error)) => {
+                members[node].unusable(&error);
+                problems.push((node, error));
+            }
             None => {}
         }
     }
@@ -49,7 +52,7 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
         .with_operation("connect"));
     }
     if problems.len() > spare {
-        return Err(unavailable(members, problems, config.scheme).with_operation("connect"));
+        return Err(unavailable(members, &problems, config.scheme).with_operation("connect"));
     }
     let marked: Vec<_> = found.iter().filter(|node| node.marked.is_some()).collect();
     Ok(Found {
@@ -78,19 +81,19 @@ pub(super) async fn within<T: Send + 'static>(
 }
 
 /// `3 of 5 unavailable: …`, of the nodes' own kind if they agree on one that no other attempt would change.
-pub(super) fn unavailable(members: &[Member], problems: Vec<(usize, Error)>, scheme: &'static str) -> Error {
+pub(super) fn unavailable(members: &[Member], problems: &[(usize, Error)], scheme: &'static str) -> Error {
     let mut message = format!("{} of {} unavailable: ", problems.len(), members.len());
     for (at, (node, error)) in problems.iter().enumerate() {
         let separator = if at == 0 { "" } else { "; " };
-        message.push_str(&format!("{separator}{}: {}", members[*node].endpoint, error.message()));
+        let endpoint = &*members[*node].endpoint;
+        // Some errors name it.
+        let named = if error.message().contains(endpoint) { String::new() } else { format!("{endpoint}: ") };
+        message.push_str(&format!("{separator}{named}{}", error.message()));
     }
     let agreed = problems
         .first()
         .map(|(_, first)| first.kind())
         .filter(|kind| problems.iter().all(|(_, error)| error.kind() == *kind && !error.is_retryable()));
-    let error = Error::new(agreed.unwrap_or(ErrorKind::Unavailable), message).with_backend(scheme);
-    match problems.into_iter().next() {
-        Some((_, first)) => error.with_source(first),
-        None => error,
-    }
+    // Without a source: the message says all that the nodes' errors say.
+    Error::new(agreed.unwrap_or(ErrorKind::Unavailable), message).with_backend(scheme)
 }
