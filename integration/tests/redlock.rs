@@ -12,6 +12,8 @@ mod memory;
 mod mixed;
 #[path = "redlock/older.rs"]
 mod older;
+#[path = "redlock/opening.rs"]
+mod opening;
 #[path = "redlock/split.rs"]
 mod split;
 #[path = "redlock/stopped.rs"]

@@ -96,16 +96,16 @@ impl RedisBackend {
         }))
     }
 
-    /// As [`from_client`](Self::from_client), but a server that cannot be reached now may come later.
-    pub(crate) async fn from_client_if_reachable(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
+    /// As [`from_client`](Self::from_client), but a server that cannot be used now, for whatever reason, may be cured later.
+    pub(crate) async fn from_client_if_usable(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
         let backend = Self::unconnected(client, config)?;
         match backend.link.live().await {
             Ok(live) => Ok(Arc::new(Self {
                 capabilities: capabilities(backend.link.endpoint.clone(), live.pushes, live.restart),
                 ..backend
             })),
-            Err(error) if error.is_retryable() => Ok(Arc::new(backend)),
-            Err(error) => Err(error),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => Err(error),
+            Err(_) => Ok(Arc::new(backend)),
         }
     }
 
@@ -132,19 +132,14 @@ impl RedisBackend {
             return Err(error::plain(ErrorKind::InvalidInput, "acquire", "a token floor must stay below 2^53"));
         }
         let keys = Keys::new(prefix, request.key());
-        let before = self.epoch(request.mode(), &keys);
-        let sent = request.now();
-        let answer = match (request.terms(), request.mode()) {
-            (Some(terms), Mode::Exclusive | Mode::Shared) => {
-                Box::pin(vote::acquire(&self.link, &request, &terms, &keys)).await
-            }
-            (_, Mode::Exclusive) => self.exclusive(&request, &keys, registered).await,
-            // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.
-            (_, Mode::Shared) => Box::pin(self.shared(&request, &keys, registered)).await,
-            (_, Mode::Permit { of }) => Box::pin(self.permit(&request, &keys, registered, of.get())).await,
-            // A mode that this version does not know was refused above.
-            _ => Err(error::protocol("acquire")),
-        };
+        let mut before = self.epoch(request.mode(), &keys);
+        let mut sent = request.now();
+        let mut answer = self.ask(&request, &keys, registered).await;
+        // An idle connection without pushes is found closed only when it is used.
+        if answer.as_ref().is_err_and(error::broke) && Box::pin(undo::undone(&self.link, &request)).await {
+            (before, sent) = (self.epoch(request.mode(), &keys), request.now());
+            answer = Box::pin(self.ask(&request, &keys, registered)).await;
+        }
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
         match answer {
             Ok(Answer::RefusedBriefly) => Ok(Attempt::Contended(Contention::default())),
@@ -173,6 +168,20 @@ impl RedisBackend {
                 }
                 Err(error)
             }
+        }
+    }
+
+    async fn ask(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
+        match (request.terms(), request.mode()) {
+            (Some(terms), Mode::Exclusive | Mode::Shared) => {
+                Box::pin(vote::acquire(&self.link, request, &terms, keys)).await
+            }
+            (_, Mode::Exclusive) => self.exclusive(request, keys, registered).await,
+            // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.
+            (_, Mode::Shared) => Box::pin(self.shared(request, keys, registered)).await,
+            (_, Mode::Permit { of }) => Box::pin(self.permit(request, keys, registered, of.get())).await,
+            // A mode that this version does not know was refused by the capabilities.
+            _ => Err(error::protocol("acquire")),
         }
     }
 
@@ -233,7 +242,8 @@ impl RedisBackend {
             cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(request.ttl().as_millis());
             cmd.arg(keys.derived(Kind::Queue)).arg(exclusive::flags(request, registered)).arg(of);
         };
-        self.link.run(&scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
+        let live = self.link.live_in_order("acquire").await?;
+        self.link.run_on(&live, &scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
     }
 
     /// Waits, after a first attempt that ended so.

@@ -27,15 +27,25 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         (Some(Mode::Shared | Mode::Permit { .. }), false) => &scripts::MARK_MEMBER,
         (_, false) => &scripts::MARK,
     };
-    let arguments = |cmd: &mut Cmd| {
+    let arguments = |cmd: &mut Cmd, again: bool| {
         match holder.mode {
             Some(Mode::Shared) if now => cmd.arg(1).arg(keys.lock()).arg(id).arg(keys.derived(Kind::Readers)),
             Some(Mode::Shared) => cmd.arg(1).arg(keys.derived(Kind::Readers)).arg(id),
             Some(Mode::Permit { .. }) => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id),
             _ => cmd.arg(1).arg(keys.lock()).arg(id),
         };
+        if again && !now {
+            cmd.arg("again");
+        }
     };
-    let answer = link.run(script, "break", Effect::Writes, arguments).await?;
+    let live = link.live_in_order("break").await?;
+    let answer = match link.run_on(&live, script, "break", Effect::Writes, |cmd| arguments(cmd, false)).await {
+        Err(broken) if error::broke(&broken) => {
+            let Ok(live) = link.live().await else { return Err(broken) };
+            link.run_on(&live, script, "break", Effect::Writes, |cmd| arguments(cmd, true)).await?
+        }
+        answer => answer?,
+    };
     match (answer, now) {
         (Value::Int(1), true) => Ok(Broken::Freed),
         (Value::Int(0), true) | (Value::Int(GONE), false) => Ok(Broken::AlreadyGone),

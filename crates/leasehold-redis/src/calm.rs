@@ -20,7 +20,7 @@ const ROUNDING: u64 = 5;
 /// Up to so many waiters are remembered before those that are gone are looked for.
 const FEW: usize = 64;
 
-/// What each waiter was refused for last.
+/// Delays the wake-ups of waiters to which notifications bring nothing new.
 ///
 /// A server that has more waited-for keys than `tracking-table-max-keys` forgets some of them, and says of each that it has
 /// changed. The waiter then asks, is refused, and is tracked again, for which the server forgets another. Where two attempts
@@ -46,7 +46,7 @@ struct Refused {
 }
 
 impl Calm {
-    /// Notes a refusal. Returns how long after it a notification is to be heeded at the earliest.
+    /// Notes a refusal. Returns for how long after it a notification must wait.
     pub(crate) fn refused(&self, waiter: OwnerId, found: Found) -> Duration {
         let now = Instant::now();
         let mut refusals = self.by_waiter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_who_is_refused_for_the_same_again_pauses_longer_and_longer() {
+    async fn a_waiter_that_is_refused_for_the_same_again_pauses_longer() {
         let (calm, waiter) = (Calm::default(), OwnerId::random());
         let pause = |ends| calm.refused(waiter, found("a", ends)).as_millis();
         assert_eq!((pause(1_000), pause(1_001), pause(999), pause(1_000)), (0, 10, 20, 40));

@@ -75,7 +75,8 @@ impl Link {
         })
     }
 
-    /// Runs a script. The first poll puts it into the connection's queue, if there is a connection.
+    /// Runs a script that does no harm when it is run twice. The first poll puts it into the connection's queue, if there is a
+    /// connection. If the connection breaks before the answer comes, the script is run once more on a new one.
     pub(crate) async fn run(
         &self,
         script: &Script,
@@ -84,7 +85,14 @@ impl Link {
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value> {
         let live = self.live_in_order(operation).await?;
-        self.run_on(&live, script, operation, effect, arguments).await
+        match self.run_on(&live, script, operation, effect, &arguments).await {
+            Err(broken) if error::broke(&broken) => {
+                // What the second failed with says nothing about the first.
+                let Ok(live) = Box::pin(self.live()).await else { return Err(broken) };
+                self.run_on(&live, script, operation, effect, arguments).await
+            }
+            answer => answer,
+        }
     }
 
     /// As [`run`](Self::run), on this connection.
@@ -106,7 +114,10 @@ impl Link {
         if error.is_io_error() || error.is_unrecoverable_error() || error::is_of_replica(&error) || unauthenticated {
             self.lose(live.generation);
         }
-        let error = error::of_command(error, operation, effect);
+        let error = match error.is_timeout() {
+            true => error::silent(error, operation, effect, self.config.response_timeout),
+            false => error::of_command(error, operation, effect),
+        };
         // The next connection asks for new ones.
         if unauthenticated && self.config.credentials.is_some() {
             return error::outdated(error, operation);
@@ -241,7 +252,7 @@ impl Link {
                         tracing::warn!(endpoint = %self.endpoint, "no RESP3 here: waiters poll");
                         None
                     }
-                    Err(error) => return Err(error::of_connect(error, &self.endpoint)),
+                    Err(error) => return Err(self.cannot_connect(client, error).await),
                 }
             }
             WakeMode::Polled => None,
@@ -250,16 +261,24 @@ impl Link {
             Some(connection) => (connection, true),
             None => {
                 let client = probe::with_resp2(client)?;
-                let connection = client.get_multiplexed_async_connection_with_config(&settings).await;
-                (connection.map_err(|error| error::of_connect(error, &self.endpoint))?, false)
+                match client.get_multiplexed_async_connection_with_config(&settings).await {
+                    Ok(connection) => (connection, false),
+                    Err(error) => return Err(self.cannot_connect(&client, error).await),
+                }
             }
         };
         let mut probed = connection.clone();
         // The only time that the driver's own time-out is used: afterwards `Live` has one.
         probed.set_response_timeout(self.config.response_timeout);
-        let found = probe::check(probed, can_push, generation == 0, &self.endpoint).await?;
+        let found = probe::check(probed, can_push, generation == 0, self).await?;
         self.gather.suit_runtime();
         Ok(Arc::new(Live::new(connection, generation, found, self.config.response_timeout)))
+    }
+
+    async fn cannot_connect(&self, client: &Client, error: RedisError) -> Error {
+        let closed = error.is_connection_dropped() && !error.is_connection_refusal();
+        let told = if closed { probe::farewell(client).await } else { None };
+        error::of_connect(told.unwrap_or(error), &self.endpoint, ("connect-timeout", self.config.connect_timeout))
     }
 
     fn push_sender(&self, generation: u64) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {

@@ -1,6 +1,6 @@
 //! The driver's errors as Leasehold's.
 
-use std::error::Error as _;
+use std::{error::Error as _, time::Duration};
 
 use leasehold_core::{Error, ErrorKind};
 use redis::{ErrorKind as Driver, RedisError, ServerErrorKind as Server};
@@ -16,6 +16,9 @@ pub(crate) enum Effect {
     /// It changes nothing.
     None,
 }
+
+/// How the messages begin that say that a connection broke while an answer was awaited.
+const BROKE: &str = "the connection broke";
 
 /// An error of this backend without a cause.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
@@ -34,19 +37,34 @@ pub(crate) fn of_command(error: RedisError, operation: &'static str, effect: Eff
         Effect::None => ErrorKind::Unavailable,
     };
     let (kind, message) = match error.kind() {
-        Driver::Io if error.is_timeout() => {
-            (lost, "no answer within the response time-out; is the server overloaded, stopped or unreachable?".into())
-        }
-        Driver::Io => (lost, "the connection broke before the answer came".into()),
+        Driver::Io => (lost, format!("{BROKE} before the answer came ({error})")),
         // A connection that ends in the middle of an answer looks like this to the driver.
-        Driver::Parse => (lost, "the connection broke in the middle of the answer".into()),
+        Driver::Parse => (lost, format!("{BROKE} in the middle of the answer")),
         _ => of_answer(&error),
     };
     plain(kind, operation, message).with_source(error)
 }
 
-/// Maps an error of a connection attempt to `endpoint`.
-pub(crate) fn of_connect(error: RedisError, endpoint: &str) -> Error {
+/// The error of an answer that did not come within this time.
+pub(crate) fn silent(error: RedisError, operation: &'static str, effect: Effect, time_out: Duration) -> Error {
+    let kind = match effect {
+        Effect::Writes => ErrorKind::Indeterminate,
+        Effect::None => ErrorKind::Unavailable,
+    };
+    let message = format!(
+        "no answer within the response time-out of {time_out:?}; is the server overloaded, stopped or unreachable? The option \
+         `response-timeout` gives it longer"
+    );
+    plain(kind, operation, message).with_source(error)
+}
+
+/// Whether the connection broke while an answer was awaited, so that it is worth another try on a new one.
+pub(crate) fn broke(error: &Error) -> bool {
+    error.message().starts_with(BROKE)
+}
+
+/// Maps an error of a connection attempt to `endpoint`. `time_out`: the option that says how long to wait, and its value.
+pub(crate) fn of_connect(error: RedisError, endpoint: &str, time_out: (&str, Duration)) -> Error {
     let (kind, message) = match error.kind() {
         _ if is_certificate(&error) => (
             ErrorKind::Denied,
@@ -55,10 +73,28 @@ pub(crate) fn of_connect(error: RedisError, endpoint: &str) -> Error {
                  `?ca=/path/to/ca.pem`, and connect by a host name that it contains"
             ),
         ),
-        Driver::Io if error.is_timeout() => (
+        _ if is_of_our_certificate(&error) => (
+            ErrorKind::Denied,
+            format!(
+                "{endpoint} did not accept the client's certificate ({error}); name one that it trusts with \
+                 `?cert=/path/to/cert.pem&key=/path/to/key.pem`"
+            ),
+        ),
+        Driver::Io if error.is_timeout() => {
+            let (option, after) = time_out;
+            (
+                ErrorKind::Unavailable,
+                format!(
+                    "{endpoint} did not answer within {after:?} (the option `{option}`); check the address, the network and the \
+                     server"
+                ),
+            )
+        }
+        Driver::Io if error.is_connection_dropped() && !error.is_connection_refusal() => (
             ErrorKind::Unavailable,
             format!(
-                "{endpoint} did not answer within the connect time-out; check the address, the network and the server"
+                "{endpoint} closed the connection without a reason ({error}); its log may say why; a proxy may do so that does not \
+                 know RESP3, CLIENT, INFO or SCRIPT, and a server that expects TLS"
             ),
         ),
         Driver::Io => (
@@ -143,6 +179,18 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
                  connect to a single primary"
                     .into(),
             ),
+            Server::ResponseError if detail(error).contains("max number of clients") => (
+                ErrorKind::Unavailable,
+                format!("the server refuses connections ({}); raise its `maxclients`, or end some", detail(error)),
+            ),
+            Server::ResponseError if detail(error).contains("unknown command") => (
+                ErrorKind::Unsupported,
+                format!(
+                    "the server lacks a command ({}); it may be a Redis Sentinel, or a proxy without scripts: connect to the primary \
+                     itself",
+                    detail(error)
+                ),
+            ),
             Server::NoScript => retry("the server forgot a script twice; try again"),
             _ => (ErrorKind::Protocol, format!("the server answered with an error: {}", detail(error))),
         },
@@ -150,6 +198,10 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
             (ErrorKind::Denied, "the server refused the user or the password; check both in the URL".into())
         }
         Driver::Extension => match error.code() {
+            // Protected mode. The rest of the text is advice that fills a page.
+            Some("DENIED") => {
+                (ErrorKind::Denied, format!("the server refuses connections: {}", first_sentence(&detail(error))))
+            }
             Some("NOAUTH" | "WRONGPASS") => {
                 (ErrorKind::Denied, "the server asks for a password, or refused it; give it in the URL".into())
             }
@@ -194,6 +246,10 @@ fn lacks_right(error: &RedisError) -> (ErrorKind, String) {
     (ErrorKind::Denied, format!("the user lacks a permission ({}); see the ACL in this crate's README", detail(error)))
 }
 
+fn first_sentence(text: &str) -> &str {
+    text.split_once(". ").map_or(text, |(first, _)| first)
+}
+
 fn detail(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
@@ -205,7 +261,12 @@ fn detail(error: &RedisError) -> String {
 /// Whether TLS refused the server's certificate. The driver does not say so in a type: its source is an I/O error whose
 /// text is that of rustls.
 fn is_certificate(error: &RedisError) -> bool {
-    error.is_io_error() && error.to_string().contains("certificate")
+    error.is_io_error() && error.to_string().contains("certificate") && !is_of_our_certificate(error)
+}
+
+/// Whether the server refused ours, or asks for one: it answers with an alert of TLS.
+fn is_of_our_certificate(error: &RedisError) -> bool {
+    error.is_io_error() && error.to_string().contains("fatal alert")
 }
 
 #[cfg(test)]

@@ -43,6 +43,26 @@ impl RedisLease {
         }
     }
 
+    async fn send_release(&self) -> Result<Value> {
+        let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
+        match self.request.mode() {
+            Mode::Exclusive => self.link.gather.run(&self.link, Operation::Release, &self.request).await,
+            mode => {
+                let live = self.link.live_in_order("release").await?;
+                let script = release_script(mode);
+                Box::pin(self.link.run_on(&live, script, "release", Effect::Writes, arguments)).await
+            }
+        }
+    }
+
+    async fn send_renewal(&self) -> Result<Value> {
+        let arguments = |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
+        match self.request.mode() {
+            Mode::Exclusive => self.link.gather.run(&self.link, Operation::Renew, &self.request).await,
+            mode => Box::pin(self.link.run(renew_script(mode), "renew", Effect::Writes, arguments)).await,
+        }
+    }
+
     fn lost(&self, message: &'static str) -> leasehold_core::Error {
         error::plain(ErrorKind::Lost, "renew", message)
     }
@@ -67,11 +87,10 @@ impl Lease for RedisLease {
             return Err(self.lost("it was released"));
         }
         let sent = self.request.now();
-        let arguments = |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
-        let (script, operation) = (renew_script(self.request.mode()), Operation::Renew);
-        let answer = match self.request.mode() {
-            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request).await?,
-            _ => Box::pin(self.link.run(script, operation.name(), Effect::Writes, arguments)).await?,
+        let answer = match self.send_renewal().await {
+            // Once more: a renewal may be repeated.
+            Err(error) if error::broke(&error) => Box::pin(self.send_renewal()).await.map_err(|_| error)?,
+            answer => answer?,
         };
         match answer {
             Value::Int(1) => {
@@ -101,12 +120,18 @@ impl Lease for RedisLease {
         if let Some(told) = self.release.begin() {
             return Ok(told);
         }
-        let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
-        let (script, operation) = (release_script(self.request.mode()), Operation::Release);
-        let answer = match self.request.mode() {
-            Mode::Exclusive => self.link.gather.run(&self.link, operation, &self.request).await,
-            _ => Box::pin(self.link.run(script, operation.name(), Effect::Writes, arguments)).await,
-        };
+        let still_valid = || !self.deadline.get().is_past(self.request.now());
+        let mut answer = self.send_release().await;
+        if let Err(error) = &answer
+            && error::broke(error)
+        {
+            // Once more. What comes now is judged as the answer to a release that may have worked already.
+            let again = Box::pin(self.send_release());
+            drop(self.release.settle(Err(error.clone()), still_valid));
+            if let Ok(again) = again.await {
+                answer = Ok(again);
+            }
+        }
         let freed = match answer {
             Ok(Value::Int(FREED_AND_NOBODY_WAITS)) => {
                 self.request.set_nobody_waits();
@@ -117,7 +142,7 @@ impl Lease for RedisLease {
             Ok(_) => return Err(error::protocol("release")),
             Err(error) => Err(error),
         };
-        self.release.settle(freed, || !self.deadline.get().is_past(self.request.now()))
+        self.release.settle(freed, still_valid)
     }
 }
 

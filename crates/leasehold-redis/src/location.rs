@@ -1,8 +1,11 @@
 //! The URL.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
-use leasehold_core::{Error, ErrorKind, Result, url::BackendUrl};
+use leasehold_core::{
+    Error, ErrorKind, Result,
+    url::{BackendUrl, Host},
+};
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use crate::{
@@ -21,32 +24,53 @@ pub(crate) struct Location {
 impl Location {
     /// Parses a URL. No error shows the URL itself: it may hold a password.
     pub(crate) fn parse(url: &str) -> Result<Self> {
-        let mut url = BackendUrl::parse(url).map_err(in_connect)?;
-        let (unix, tls) = match url.scheme() {
-            "redis" | "valkey" => (false, false),
-            "rediss" | "valkeys" => (false, true),
-            "redis+unix" | "valkey+unix" => (true, false),
+        let url = BackendUrl::parse(url).map_err(in_connect)?;
+        let tls = match url.scheme() {
+            "redis" | "valkey" => false,
+            "rediss" | "valkeys" => true,
+            "redis+unix" | "valkey+unix" => return Self::of_socket(url),
             _ => return Err(invalid("that is not a scheme of this backend; use redis:, rediss: or redis+unix:")),
         };
-        let config = config(&mut url)?;
-        let ca = match take(&mut url, "ca")? {
-            Some(_) if !tls => return Err(invalid("the option `ca` needs TLS: write rediss:")),
-            ca => ca.map(PathBuf::from),
+        let [host] = url.hosts() else {
+            return Err(invalid("the URL has not one host; write redis://127.0.0.1/"));
         };
-        let (address, db, user, pass) = if unix {
-            let db = take(&mut url, "db")?;
-            (socket(&url)?, db, take(&mut url, "user")?, take(&mut url, "pass")?)
-        } else {
-            for option in ["db", "user", "pass"] {
-                if take(&mut url, option)?.is_some() {
-                    return Err(invalid(format!(
-                        "the option `{option}` is for redis+unix:; here write redis://user:pass@host:port/db"
-                    )));
-                }
+        let host = host.clone();
+        Self::of_server(url, &host, tls)
+    }
+
+    /// A server at this host, one of those in the URL.
+    pub(crate) fn of_server(mut url: BackendUrl, host: &Host, tls: bool) -> Result<Self> {
+        for option in ["db", "user", "pass"] {
+            if take(&mut url, option)?.is_some() {
+                return Err(invalid(format!(
+                    "the option `{option}` is for redis+unix:; here write redis://user:pass@host:port/db"
+                )));
             }
-            let db = Some(url.path().trim_start_matches('/')).filter(|db| !db.is_empty()).map(str::to_owned);
-            (server(&url, tls)?, db, url.user().map(str::to_owned), url.password().map(str::to_owned))
+        }
+        let db = Some(url.path().trim_start_matches('/')).filter(|db| !db.is_empty()).map(str::to_owned);
+        let (user, pass) = (url.user().map(str::to_owned), url.password().map(str::to_owned));
+        Self::at(server(host, tls), url, db, user, pass)
+    }
+
+    fn of_socket(mut url: BackendUrl) -> Result<Self> {
+        let (db, user, pass) = (take(&mut url, "db")?, take(&mut url, "user")?, take(&mut url, "pass")?);
+        Self::at(socket(&url)?, url, db, user, pass)
+    }
+
+    fn at(
+        address: ConnectionAddr,
+        mut url: BackendUrl,
+        db: Option<String>,
+        user: Option<String>,
+        pass: Option<String>,
+    ) -> Result<Self> {
+        let config = config(&mut url)?;
+        let tls = matches!(address, ConnectionAddr::TcpTls { .. });
+        let mut file = |option| match take(&mut url, option)? {
+            Some(_) if !tls => Err(invalid(format!("the option `{option}` needs TLS: write rediss:"))),
+            path => Ok(path.map(PathBuf::from)),
         };
+        let files = TlsFiles { ca: file("ca")?, cert: file("cert")?, key: file("key")? };
         url.finish().map_err(in_connect)?;
         let db = db.map_or(Ok(0), |db| database(&db))?;
         let mut settings = RedisConnectionInfo::default().set_db(db);
@@ -56,7 +80,7 @@ impl Location {
         if let Some(pass) = pass {
             settings = settings.set_password(pass);
         }
-        let client = open(info_of(address)?.set_redis_settings(settings), ca.as_deref())?;
+        let client = open(info_of(address)?.set_redis_settings(settings), &files)?;
         Ok(Self { client, config })
     }
 }
@@ -82,16 +106,13 @@ fn config(url: &mut BackendUrl) -> Result<RedisConfig> {
     Ok(config)
 }
 
-fn server(url: &BackendUrl, tls: bool) -> Result<ConnectionAddr> {
-    let [host] = url.hosts() else {
-        return Err(invalid("the URL has not one host; write redis://127.0.0.1/"));
-    };
+fn server(host: &Host, tls: bool) -> ConnectionAddr {
     let (host, port) = (host.name().to_owned(), host.port().unwrap_or(DEFAULT_PORT));
-    Ok(if tls {
+    if tls {
         ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
     } else {
         ConnectionAddr::Tcp(host, port)
-    })
+    }
 }
 
 fn socket(url: &BackendUrl) -> Result<ConnectionAddr> {
@@ -116,23 +137,41 @@ fn info_of(address: ConnectionAddr) -> Result<ConnectionInfo> {
     address.into_connection_info().map_err(|error| error::of_command(error, "connect", error::Effect::None))
 }
 
+/// PEM files that the URL names.
+#[derive(Debug)]
+struct TlsFiles {
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
 #[cfg(feature = "tls")]
-fn open(info: ConnectionInfo, ca: Option<&std::path::Path>) -> Result<Client> {
-    match (info.addr(), ca) {
-        (ConnectionAddr::TcpTls { .. }, Some(path)) => {
-            let pem = std::fs::read(path)
-                .map_err(|error| invalid(format!("cannot read the CA file {}: {error}", path.display())))?;
-            let certificates = redis::TlsCertificates { client_tls: None, root_cert: Some(pem) };
-            Client::build_with_tls(info, certificates).map_err(|error| {
-                invalid(format!("{} is not a file of PEM certificates: {error}", path.display())).with_source(error)
-            })
-        }
-        _ => Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None)),
+fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
+    let read = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
+    };
+    let client_tls = match (&files.cert, &files.key) {
+        (Some(cert), Some(key)) => Some(redis::ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? }),
+        (None, None) => None,
+        _ => return Err(invalid("the options `cert` and `key` belong together")),
+    };
+    let root_cert = files.ca.as_ref().map(read).transpose()?;
+    if client_tls.is_none() && root_cert.is_none() {
+        return Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None));
     }
+    Client::build_with_tls(info, redis::TlsCertificates { client_tls, root_cert }).map_err(|error| {
+        let named = [("ca", &files.ca), ("cert", &files.cert), ("key", &files.key)].into_iter();
+        let named: Vec<_> = named
+            .filter_map(|(option, path)| path.as_ref().map(|path| format!("`{option}` {}", path.display())))
+            .collect();
+        invalid(format!("the files are not what they should be, in PEM format ({error}): {}", named.join(", ")))
+            .with_source(error)
+    })
 }
 
 #[cfg(not(feature = "tls"))]
-fn open(info: ConnectionInfo, _ca: Option<&std::path::Path>) -> Result<Client> {
+fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
+    let _unused = (&files.ca, &files.cert, &files.key);
     Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None))
 }
 
@@ -148,10 +187,6 @@ fn database(text: &str) -> Result<i64> {
     text.parse::<u32>()
         .map(i64::from)
         .map_err(|_| invalid("the database in the URL is not a number; write redis://host/0"))
-}
-
-pub(crate) fn duration(name: &str, text: &str) -> Result<Duration> {
-    leasehold_core::url::duration(name, text).map_err(in_connect)
 }
 
 fn flag(name: &str, text: &str) -> Result<bool> {
@@ -215,6 +250,8 @@ mod tests {
             ("redis://:secret@h/?connect-timeout=0ms", "connect-timeout"),
             ("redis://:secret@h/?db=1", "redis+unix"),
             ("redis://:secret@h/?ca=/x", "rediss"),
+            ("redis://:secret@h/?cert=/x", "rediss"),
+            ("redis://:secret@h1,h2/", "host"),
             ("redis://:secret@h/#insecure", "#"),
             ("redis://:secret@h/?prefix=%ff", "UTF-8"),
             ("redis:///0", "host"),

@@ -1,13 +1,20 @@
 //! What a fresh connection is asked before it is used.
 
+use std::time::Duration;
+
 use leasehold_core::{Credentials, ErrorKind, Restart, Result};
 use redis::{
-    Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
+    Client, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
     aio::MultiplexedConnection,
 };
 
-use crate::{error, scripts};
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
+use crate::{connection::Link, error, scripts};
+
+/// How long to listen for why a server closes new connections, and to how many bytes.
+const FAREWELL: Duration = Duration::from_millis(500);
+const LONGEST_FAREWELL: usize = 4096;
 /// The first version that has `SET … GET` and `GETEX`.
 const OLDEST: (u32, u32) = (6, 2);
 
@@ -28,8 +35,10 @@ pub(crate) async fn check(
     mut connection: MultiplexedConnection,
     can_push: bool,
     first: bool,
-    endpoint: &str,
+    link: &Link,
 ) -> Result<Found> {
+    let endpoint = &*link.endpoint;
+    let of_connect = |error| error::of_connect(error, endpoint, ("response-timeout", link.config.response_timeout));
     let mut pipeline = Pipeline::new();
     const SECTIONS: [&str; 4] = ["server", "replication", "memory", "persistence"];
     for section in SECTIONS {
@@ -43,10 +52,7 @@ pub(crate) async fn check(
     if can_push {
         pipeline.cmd("CLIENT").arg("TRACKING").arg("ON");
     }
-    let answers = connection
-        .send_packed_commands(&pipeline, 0, pipeline.len())
-        .await
-        .map_err(|error| error::of_connect(error, endpoint))?;
+    let answers = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await.map_err(of_connect)?;
     let mut answers = answers.into_iter().map(Value::extract_error);
     let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
 
@@ -67,7 +73,7 @@ pub(crate) async fn check(
 
     let id = next().ok().and_then(|id| redis::from_redis_value(id).ok());
     for _ in scripts::ALL {
-        next().map_err(|error| error::of_connect(error, endpoint))?;
+        next().map_err(of_connect)?;
     }
     let pushes = can_push
         && match next() {
@@ -94,20 +100,27 @@ fn evicts(info: &str) -> bool {
 
 fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     let field = |name| field(info, name);
+    // At first it is a mistake in the address. Later a fail-over or an upgrade is under way, and the address may be right soon.
+    let kind = if first { ErrorKind::Unsupported } else { ErrorKind::Unavailable };
+    if field("redis_mode") == "sentinel" {
+        return Err(error::plain(
+            kind,
+            "connect",
+            format!("{endpoint} is a Redis Sentinel, which keeps no locks; connect to the primary that it watches"),
+        ));
+    }
     let version = field("redis_version");
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
     if let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next())
         && (major, minor) < OLDEST
     {
         return Err(error::plain(
-            ErrorKind::Unsupported,
+            kind,
             "connect",
             format!("{endpoint} is Redis {version}; use version {}.{} or later", OLDEST.0, OLDEST.1),
         ));
     }
     if field("role") == "slave" && field("slave_read_only") == "1" {
-        // At first it is a mistake in the address; later a fail-over is under way, and the address follows it.
-        let kind = if first { ErrorKind::Unsupported } else { ErrorKind::Unavailable };
         return Err(error::plain(
             kind,
             "connect",
@@ -127,6 +140,30 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
 /// A field of INFO; empty if it is not there.
 pub(crate) fn field<'a>(info: &'a str, name: &str) -> &'a str {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
+}
+
+/// Returns the error that the server sends to a new connection before it closes it: there are too many clients, or it is in
+/// protected mode. The driver drops that error.
+pub(crate) async fn farewell(client: &Client) -> Option<RedisError> {
+    let told = async {
+        let (mut told, mut buffer) = (Vec::new(), [0; 512]);
+        match client.get_connection_info().addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let mut stream = TcpStream::connect((&**host, *port)).await.ok()?;
+                while told.len() < LONGEST_FAREWELL
+                    && let Ok(count @ 1..) = stream.read(&mut buffer).await
+                {
+                    told.extend_from_slice(&buffer[..count]);
+                }
+            }
+            // Through TLS and a socket no such thing was seen.
+            _ => return None,
+        }
+        Some(told)
+    };
+    let told = tokio::time::timeout(FAREWELL, told).await.ok()??;
+    let line = told.split(|byte| *byte == b'\r').next().filter(|line| line.starts_with(b"-"))?;
+    redis::parse_redis_value(&[line, b"\r\n"].concat()).ok()?.extract_error().err()
 }
 
 /// Whether the server, or a proxy or the user's rights, refused `HELLO 3` itself.
@@ -197,6 +234,8 @@ mod tests {
                 judge("redis_version:7.2.4\r\nrole:slave\r\nslave_read_only:1\r\n", first, "h:1").unwrap_err();
             assert_eq!(replica.kind(), kind);
         }
+        let sentinel = judge("redis_version:7.0.15\r\nredis_mode:sentinel\r\n", true, "h:1").unwrap_err();
+        assert!(sentinel.kind() == ErrorKind::Unsupported && sentinel.to_string().contains("Sentinel"), "{sentinel}");
         assert!(judge("redis_version:7.0.15\r\nrole:master\r\n", true, "h:1").is_ok());
         assert!(judge("redis_version:10.0\r\n", true, "h:1").is_ok() && judge("", true, "h:1").is_ok());
     }

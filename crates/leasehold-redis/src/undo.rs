@@ -134,6 +134,15 @@ async fn work(orphans: Arc<Orphans>, link: Arc<Link>) {
     }
 }
 
+/// Releases what an attempt may have taken whose connection broke, so that the attempt can be repeated. Returns `false` if
+/// the release failed, too.
+pub(crate) async fn undone(link: &Link, request: &Request) -> bool {
+    match link.live().await {
+        Ok(live) => lease::release(link, &live, request).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
 async fn undo(link: &Link, live: &Live, request: &Request) -> Result<()> {
     lease::release(link, live, request).await?;
     stop_waiting(link, live, request, Holder::of(request)).await

@@ -74,6 +74,78 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
     assert_eq!(server.census().await, Vec::<String>::new());
 }
 
+/// What the README's user may not do, and would harm others.
+const FORBIDDEN: &[&str] = &[
+    "GET bank:k",
+    "SET bank:k v",
+    "ZADD bank:k 1 m",
+    "DEL bank:k",
+    "EVAL return(redis.call('GET',KEYS[1])) 1 bank:k",
+    "KEYS *",
+    "SCAN 0",
+    "RANDOMKEY",
+    "DBSIZE",
+    "FLUSHALL",
+    "FLUSHDB",
+    "SELECT 1",
+    "SWAPDB 0 1",
+    "CLIENT KILL ID 1",
+    "CLIENT KILL TYPE normal",
+    "CLIENT LIST",
+    "CLIENT PAUSE 1000",
+    "CLIENT UNBLOCK 1",
+    "CLIENT NO-EVICT ON",
+    "CLIENT REPLY OFF",
+    "SCRIPT KILL",
+    "SCRIPT FLUSH",
+    "CONFIG GET maxmemory",
+    "CONFIG SET maxmemory 1",
+    "CONFIG REWRITE",
+    "ACL LIST",
+    "ACL WHOAMI",
+    "MONITOR",
+    "SAVE",
+    "BGSAVE",
+    "REPLICAOF localhost 1",
+    "SHUTDOWN NOSAVE",
+    "PUBLISH c m",
+    "SUBSCRIBE c",
+    "LPUSH shop:list v",
+    "RENAME shop:a shop:b",
+    "DUMP shop:a",
+    "SORT shop:a",
+    "MODULE LIST",
+    "SLOWLOG GET",
+    "LATENCY RESET",
+    "MEMORY PURGE",
+    "COMMAND",
+    "WAIT 1 1000",
+];
+
+#[tokio::test]
+async fn a_user_with_the_rights_of_the_readme_can_do_nothing_else() {
+    let server = Server::start();
+    let mut raw = server.raw().await;
+    let () = acl(&[]).query_async(&mut raw).await.unwrap();
+    let client = redis::Client::open(format!("redis://shop:pass@{}/", server.address())).unwrap();
+    let mut shop = client.get_multiplexed_async_connection().await.unwrap();
+    for line in FORBIDDEN {
+        let mut words = line.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        command.arg(words.collect::<Vec<_>>());
+        let error = command.query_async::<redis::Value>(&mut shop).await.expect_err(line);
+        assert!(error.to_string().to_lowercase().contains("permission"), "{line}: {error}");
+    }
+    // Within a script, too. Redis 7.0 words it as a script that fails.
+    for call in ["'FLUSHALL'", "'CONFIG','GET','*'", "'CLIENT','KILL','ID','1'", "'GET','bank:k'", "'KEYS','*'"] {
+        let mut script = redis::cmd("EVAL");
+        script.arg(format!("return redis.call({call})")).arg(0);
+        script.query_async::<redis::Value>(&mut shop).await.expect_err(call);
+    }
+    assert_eq!(server.census().await, Vec::<String>::new());
+    let () = redis::cmd("PING").query_async(&mut raw).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_server_that_keeps_nothing_or_evicts_promises_less() {
     for (settings, restart) in [
@@ -147,6 +219,96 @@ async fn a_server_that_is_silent_or_speaks_otherwise_is_told() {
     });
     let error = fails(&format!("redis://{address}/")).await;
     assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_connections_tells_why() {
+    let server = Server::start();
+    let mut raw = server.raw().await;
+    let () = redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(1).query_async(&mut raw).await.unwrap();
+    for _ in 0..5 {
+        let error = fails(&server.url()).await;
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(
+            error.to_string().contains("max number of clients") && error.to_string().contains("maxclients"),
+            "{error}"
+        );
+    }
+    // As a server of protected mode and as a proxy do it.
+    for (said, kind, told) in [
+        (
+            &b"-DENIED Redis is running in protected mode because so it is. Advice.\r\n"[..],
+            ErrorKind::Denied,
+            "protected mode",
+        ),
+        (b"", ErrorKind::Unavailable, "closed the connection without a reason"),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt;
+            while let Ok((mut client, _)) = listener.accept().await {
+                drop(client.write_all(said).await);
+            }
+        });
+        let error = fails(&format!("redis://{address}/")).await;
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(told) && !error.to_string().contains("Advice"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_sentinel_is_told_from_a_server() {
+    // The empty file is its configuration, which it writes.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sentinel.conf");
+    std::fs::write(&file, "").unwrap();
+    let port = leasehold_testkit::free_port().unwrap();
+    let _sentinel = tokio::process::Command::new("redis-server")
+        .arg(&file)
+        .args(["--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
+        .arg(folder.path())
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    support::until("it listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() }).await;
+    let error = fails(&format!("redis://127.0.0.1:{port}/")).await;
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("Sentinel") && error.to_string().contains("primary"), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_come_names_the_time_out_and_its_option() {
+    let server = Server::start();
+    let backend = RedisBackend::connect(&format!("{}?response-timeout=150ms", server.url())).await.unwrap();
+    server.signal("STOP");
+    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    assert!(error.to_string().contains("150ms") && error.to_string().contains("`response-timeout`"), "{error}");
+    let error = fails(&format!("{}?connect-timeout=150ms", server.url())).await;
+    assert!(error.to_string().contains("150ms") && error.to_string().contains("`connect-timeout`"), "{error}");
+    server.signal("CONT");
+}
+
+#[tokio::test]
+async fn an_outage_of_a_quorum_names_each_server_once() {
+    let mut servers = [Server::start(), Server::start(), Server::start()];
+    let hosts = servers.each_ref().map(|server| server.address().to_string());
+    let url = format!("redlock://{}/", hosts.join(","));
+    let client = LockClient::new(leasehold_redis::redlock(&url).await.unwrap());
+    for server in &mut servers {
+        server.kill();
+    }
+    for error in [client.mutex("k").try_lock().await.unwrap_err(), leasehold_redis::redlock(&url).await.unwrap_err()] {
+        let (mut told, mut cause) = (String::new(), Some(&error as &dyn std::error::Error));
+        while let Some(error) = cause {
+            told = format!("{told}: {error}");
+            cause = error.source();
+        }
+        for host in &hosts {
+            assert_eq!(told.matches(host).count(), 1, "{told}");
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, LockBackend, LockClient, Mode, Released, Request};
+use leasehold_core::{Broken, ErrorKind, LockBackend, LockClient, Mode, Released, Request, quorum::Provision};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, refused, request, ttl, until, until_within};
 use tokio::{
@@ -89,12 +89,20 @@ impl Proxy {
         RedisBackend::from_client(&client, config).await.unwrap()
     }
 
+    /// From now on answers are lost. `cut`: the first takes the connection with it, and there is no new one.
     fn lose_answers(&self, cut: bool) {
+        self.refusing.store(cut, Ordering::SeqCst);
+        self.cut_off_an_answer(cut);
+    }
+
+    /// The next answer is lost. `cut`: with its connection.
+    fn cut_off_an_answer(&self, cut: bool) {
         self.cut.store(cut, Ordering::SeqCst);
         self.deaf.store(true, Ordering::SeqCst);
     }
 
     fn heal(&self) {
+        self.refusing.store(false, Ordering::SeqCst);
         self.deaf.store(false, Ordering::SeqCst);
     }
 }
@@ -124,6 +132,28 @@ async fn a_lock_whose_answer_was_lost_is_undone() {
     }
 }
 
+/// Every operation is repeated where that does no harm.
+#[tokio::test]
+async fn an_answer_that_was_cut_off_costs_nothing_where_the_server_is_there() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server).await;
+    let backend = proxy.patient_backend(PATIENCE).await;
+    for wanted in modes() {
+        granted(&backend, request("warm")).await.release().await.unwrap();
+        proxy.cut_off_an_answer(true);
+        let lease = granted(&backend, wanted.clone()).await;
+        let before = lease.valid_until();
+        proxy.cut_off_an_answer(true);
+        Arc::clone(&lease).renew().await.unwrap();
+        assert!(lease.valid_until() > before);
+        proxy.cut_off_an_answer(true);
+        assert_eq!(backend.inspect(&support::key("k")).await.unwrap().holders.len(), 1);
+        proxy.cut_off_an_answer(true);
+        assert_eq!(lease.release().await.unwrap(), Released::Freed);
+        assert_eq!(server.census().await, Vec::<String>::new());
+    }
+}
+
 #[tokio::test]
 async fn gathered_locks_whose_answers_were_lost_are_undone() {
     let server = Server::start();
@@ -150,6 +180,7 @@ async fn a_release_whose_answer_was_lost_can_be_repeated() {
     let error = Arc::clone(&lease).release().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Indeterminate);
     assert!(error.is_retryable());
+    proxy.heal();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     assert_eq!(server.census().await, Vec::<String>::new());
 }
@@ -164,8 +195,74 @@ async fn a_renewal_whose_answer_was_lost_leaves_the_deadline() {
     proxy.lose_answers(true);
     assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Indeterminate);
     assert_eq!(lease.valid_until(), before);
+    proxy.heal();
     Arc::clone(&lease).renew().await.unwrap();
     assert!(lease.valid_until() > before);
+}
+
+/// Ends all connections of clients.
+async fn kill_clients(server: &Server) {
+    let mut raw = server.raw().await;
+    let () = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").query_async(&mut raw).await.unwrap();
+}
+
+/// Clients that learn of a lost connection only when they use it: by a choice, and because the server has no RESP3.
+async fn without_pushes(server: &Server) -> [Arc<RedisBackend>; 2] {
+    let mut raw = server.raw().await;
+    let mut acl = redis::cmd("ACL");
+    acl.arg("SETUSER").arg("old").arg(&["on", ">pass", "~*", "+@all", "-hello"][..]);
+    let () = acl.query_async(&mut raw).await.unwrap();
+    let (polling, old) =
+        (format!("{}?wakeup=poll", server.url()), format!("redis://old:pass@{}/?prefix=old:", server.address()));
+    [RedisBackend::connect(&polling).await.unwrap(), RedisBackend::connect(&old).await.unwrap()]
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_was_closed_costs_no_operation() {
+    let server = Server::start();
+    for backend in without_pushes(&server).await {
+        for wanted in modes() {
+            for _ in 0..3 {
+                kill_clients(&server).await;
+                let lease = granted(&backend, wanted.as_new_owner()).await;
+                kill_clients(&server).await;
+                Arc::clone(&lease).renew().await.unwrap();
+                kill_clients(&server).await;
+                let held = backend.inspect(&support::key("k")).await.unwrap().holders;
+                assert_eq!(held.len(), 1);
+                kill_clients(&server).await;
+                assert_eq!(lease.release().await.unwrap(), Released::Freed);
+            }
+            let lease = granted(&backend, wanted.as_new_owner()).await;
+            let holder = backend.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+            kill_clients(&server).await;
+            let broken = backend.break_lock(&holder, false).await.unwrap();
+            assert!(matches!(broken, Broken::FreeWithin(Some(_))), "{broken:?}");
+            drop(lease);
+            let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
+        }
+    }
+}
+
+/// The idle disconnection hits all servers of a quorum alike.
+#[tokio::test]
+async fn idle_connections_that_were_closed_cost_a_quorum_nothing() {
+    let servers = [Server::start(), Server::start(), Server::start()];
+    let hosts: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
+    let url = format!("redlock://{}/?node-timeout=10s&wakeup=poll", hosts.join(","));
+    let quorum = leasehold_redis::redlock(&url).await.unwrap();
+    quorum.provision(&Provision::new(ttl(60_000)).with_never_used(true)).await.unwrap();
+    let client = LockClient::new(quorum);
+    for _ in 0..3 {
+        for server in &servers {
+            kill_clients(server).await;
+        }
+        let guard = client.mutex("k").try_lock().await.unwrap();
+        for server in &servers {
+            kill_clients(server).await;
+        }
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    }
 }
 
 #[tokio::test]
@@ -201,7 +298,7 @@ async fn a_waiter_rides_out_lost_answers() {
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
     until("registered", || async { !a.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
     // The grant's answer is lost: the waiter must not take it for a refusal by somebody else for ever.
-    proxy.lose_answers(true);
+    proxy.cut_off_an_answer(true);
     held.release().await.unwrap();
     let lease = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("hangs").unwrap().unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);

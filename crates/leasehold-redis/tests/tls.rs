@@ -7,7 +7,7 @@ use std::path::Path;
 
 use leasehold_core::ErrorKind;
 use leasehold_redis::RedisBackend;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use support::{Server, granted, request};
 
 /// A CA, and a certificate of it for this host name, as files.
@@ -15,6 +15,8 @@ fn certificates(folder: &Path, host: &str) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // A certificate that has its issuer's name looks self-signed to the server.
+    ca.distinguished_name.push(DnType::CommonName, format!("CA of {}", folder.display()));
     let ca_certificate = ca.self_signed(&ca_key).unwrap();
     let key = KeyPair::generate().unwrap();
     let issuer = Issuer::new(ca, ca_key);
@@ -27,12 +29,17 @@ fn certificates(folder: &Path, host: &str) {
 }
 
 fn tls_server(folder: &Path, port: u16) -> Server {
+    tls_server_that_asks(folder, port, "no")
+}
+
+/// `ask`: whether clients need a certificate.
+fn tls_server_that_asks(folder: &Path, port: u16, ask: &str) -> Server {
     let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
     Server::with(&[
         "--tls-port",
         &port.to_string(),
         "--tls-auth-clients",
-        "no",
+        ask,
         "--tls-cert-file",
         &file("cert.pem"),
         "--tls-key-file",
@@ -65,6 +72,51 @@ async fn tls_works_without_a_provider_of_one_s_own_and_refuses_a_wrong_certifica
         let error = RedisBackend::connect(&url).await.expect_err(&url);
         assert_eq!(error.kind(), ErrorKind::Denied, "{url}: {error}");
         assert!(error.to_string().contains("ca="), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_and_one_that_is_refused_is_told() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(folder.path(), "localhost");
+    certificates(other.path(), "localhost");
+    let port = leasehold_testkit::free_port().unwrap();
+    let _server = tls_server_that_asks(folder.path(), port, "yes");
+    let ca = format!("rediss://localhost:{port}/?ca={}", folder.path().join("ca.pem").display());
+    let with = |folder: &Path| {
+        let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        format!("{ca}&cert={}&key={}", cert.display(), key.display())
+    };
+    let backend = RedisBackend::connect(&with(folder.path())).await.unwrap();
+    granted(&backend, request("k")).await.release().await.unwrap();
+    let quorum = leasehold_redis::redlock(&with(folder.path()).replace("rediss:", "redlocks:")).await.unwrap();
+    assert!(quorum.nodes()[0].problem.is_none(), "{:?}", quorum.nodes());
+    // None; and one of a CA that the server does not trust.
+    for (url, reason) in [(ca.clone(), "ertificate"), (with(other.path()), "CA")] {
+        let error = RedisBackend::connect(&url).await.expect_err(&url);
+        assert_eq!(error.kind(), ErrorKind::Denied, "{url}: {error}");
+        assert!(error.to_string().contains("cert=") && error.to_string().contains(reason), "{error}");
+    }
+    let error = RedisBackend::connect(&format!("{ca}&cert=/nowhere.pem")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("belong together"), "{error}");
+}
+
+/// Each error names what is wrong with the certificate.
+#[tokio::test]
+async fn a_refused_certificate_gives_its_reason() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(folder.path(), "localhost");
+    certificates(other.path(), "localhost");
+    let port = leasehold_testkit::free_port().unwrap();
+    let _server = tls_server(folder.path(), port);
+    let url = |host: &str, folder: &Path| format!("rediss://{host}:{port}/?ca={}", folder.join("ca.pem").display());
+    for (url, reasons) in [
+        (url("localhost", other.path()), ["UnknownIssuer", "BadSignature"]),
+        (url("127.0.0.1", folder.path()), ["not valid for name", "NotValidForName"]),
+    ] {
+        let text = RedisBackend::connect(&url).await.expect_err(&url).to_string();
+        assert!(reasons.iter().any(|reason| text.contains(reason)), "{text}");
     }
 }
 
