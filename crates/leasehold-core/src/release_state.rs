@@ -55,6 +55,12 @@ impl ReleaseState {
         self.told.get().map(|_| Released::AlreadyLost)
     }
 
+    /// Notes that the backend itself has sent the release again after an answer was lost: the answer that came then may say
+    /// that nothing was held, because the first sending worked.
+    pub fn sent_again(&self) {
+        self.in_doubt.store(true, Ordering::Release);
+    }
+
     /// Whether a release has begun, however it may end: from then on the lease is not ours to renew.
     #[must_use]
     pub fn has_begun(&self) -> bool {
