@@ -10,6 +10,8 @@ mod crowd;
 mod cut;
 #[path = "etcd/deposed.rs"]
 mod deposed;
+#[path = "etcd/granted.rs"]
+mod granted;
 #[path = "etcd/inspection.rs"]
 mod inspection;
 #[path = "etcd/interop.rs"]
@@ -18,12 +20,18 @@ mod interop;
 mod killed;
 #[path = "etcd/large.rs"]
 mod large;
+#[path = "etcd/limits.rs"]
+mod limits;
 #[path = "etcd/locks.rs"]
 mod locks;
 #[path = "etcd/orphans.rs"]
 mod orphans;
 #[path = "etcd/partition.rs"]
 mod partition;
+#[path = "etcd/proxied.rs"]
+mod proxied;
+#[path = "etcd/relay.rs"]
+mod relay;
 #[path = "etcd/releases.rs"]
 mod releases;
 #[path = "etcd/server.rs"]

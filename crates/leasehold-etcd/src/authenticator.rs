@@ -31,7 +31,8 @@ impl Failed {
         Self { error: error::of_driver(error, operation, Effect::None, address), elsewhere }
     }
 
-    fn here(error: Error) -> Self {
+    /// No other member would help.
+    pub(crate) fn here(error: Error) -> Self {
         Self { error, elsewhere: false }
     }
 }

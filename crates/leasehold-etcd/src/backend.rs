@@ -64,7 +64,7 @@ impl EtcdBackend {
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
     /// - [`ErrorKind::Unavailable`] if no member answers, [`ErrorKind::Denied`] if the user or the password is refused.
-    /// - [`ErrorKind::Unsupported`] for TLS without the feature `tls`.
+    /// - [`ErrorKind::Unsupported`] for TLS without the feature `tls`, and for etcd's gRPC proxy.
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
@@ -102,9 +102,8 @@ impl EtcdBackend {
 
     async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
         // The driver connects to a port that nobody listens on without an error: ask something.
-        let probe = EtcdKey::from([&*cluster.names.prefix, b"%".as_slice()].concat());
         let options = GetOptions::new().with_keys_only().with_limit(1);
-        cluster.get("connect", cluster.config.timeout, &probe, Some(options)).await?;
+        cluster.get("connect", cluster.config.timeout, &cluster.names.probe(), Some(options)).await?;
         if let Err(error) = releases::check(&cluster).await {
             tracing::warn!(target: "leasehold", %error, "cannot learn which releases of etcd the members run");
         }

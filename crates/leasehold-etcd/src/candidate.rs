@@ -16,8 +16,8 @@ use crate::{
     wake::Watches,
 };
 
-/// How often a waiter looks that has no watch.
-const UNWATCHED: Duration = Duration::from_millis(100);
+/// How long a waiter waits for its watch before it looks at its place, and again after it has looked without one.
+const UNWATCHED: Duration = Duration::from_millis(50);
 
 /// An acquisition that has a place in a session, or is about to.
 pub(crate) struct Candidate {
@@ -37,7 +37,7 @@ impl Candidate {
             Some(waiting) => vec![&self.claim, waiting],
             None => vec![&self.claim],
         };
-        session::run(&claims, "acquire", &self.place, step).await
+        session::run(&claims, "acquire", &self.place, step).await.map(|(answer, _)| answer)
     }
 
     /// The lease that its key is of when it queues.
@@ -108,7 +108,7 @@ impl Candidate {
         request.set_contended();
         loop {
             // A watch that cannot be had leaves the safety net.
-            let warm = watching.warm(patience).await;
+            let warm = watching.warm(UNWATCHED).await;
             let before = watching.epoch();
             // Who is told that the key ahead is gone most likely holds now: one transaction instead of two.
             let answer = if was_told && self.waiting.is_some() && place.mode == Mode::Exclusive {

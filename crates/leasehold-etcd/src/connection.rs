@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{Client, Error as Driver, GetOptions, GetResponse, Txn, TxnResponse};
+use etcd_client::{Client, Error as Driver, GetOptions, GetResponse, Txn, TxnOp, TxnResponse};
 use leasehold_core::{Elapsed, Error, ErrorKind, Patience, Result, Ttl};
 use tokio::{sync::Notify, time::timeout};
 
@@ -28,6 +28,9 @@ use crate::{
 
 /// Before the only member is asked again whose connection broke.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How many transactions are sent as one at most. The server's default limit is 128 operations: the other half is for the
+/// operations within each transaction.
+pub(crate) const TOGETHER: usize = 64;
 /// How often a request asks for another token. One cures it, unless users are changed again meanwhile.
 const AUTHENTICATIONS: usize = 3;
 
@@ -43,6 +46,8 @@ pub(crate) struct Cluster {
     /// Told when another member is asked from now on: streams that hang on the old one should move.
     pub(crate) moved: Notify,
     pub(crate) releases: Releases,
+    /// How many transactions are sent as one. Lowered when a server refuses so many (`--max-txn-ops`).
+    together: AtomicUsize,
     time_outs: Arc<Patience>,
 }
 
@@ -68,7 +73,19 @@ impl Cluster {
         let names = Names { prefix: Arc::clone(&config.prefix), exact: config.exact_names };
         let (current, moved, time_outs, releases) =
             (AtomicUsize::new(0), Notify::new(), Arc::default(), Releases::default());
-        Arc::new(Self { members, connector, authenticator, current, config, names, moved, releases, time_outs })
+        let together = AtomicUsize::new(TOGETHER);
+        Arc::new(Self {
+            members,
+            connector,
+            authenticator,
+            current,
+            config,
+            names,
+            moved,
+            releases,
+            together,
+            time_outs,
+        })
     }
 
     /// The members that the URL names; or the user's own client, which is taken for one.
@@ -90,16 +107,21 @@ impl Cluster {
     pub(crate) fn endpoint(&self) -> String {
         let addresses: Vec<_> = self.members.iter().map(|member| member.address.as_str()).collect();
         match addresses.as_slice() {
-            [first, ..] if first.starts_with("https://") => {
-                format!("etcds://{}", addresses.join(",").replace("https://", ""))
+            [first, ..] if first.starts_with("etcds://") => {
+                format!("etcds://{}", addresses.join(",").replace("etcds://", ""))
             }
-            _ => format!("etcd://{}", addresses.join(",").replace("http://", "")),
+            _ => format!("etcd://{}", addresses.join(",").replace("etcd://", "")),
         }
     }
 
     /// How long one member may take to answer, so that there is time for another before a lease of this TTL is over.
     pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
+    }
+
+    /// Returns the member that is asked first. Streams are opened with it.
+    pub(crate) fn asked_first(&self) -> &Member {
+        &self.members[self.current.load(Ordering::Relaxed) % self.members.len()]
     }
 
     /// Asks members, one after the other, until one answers. `call` may run more than once.
@@ -169,11 +191,15 @@ impl Cluster {
     where
         F: Future<Output = Result<T, Driver>>,
     {
-        let timed_out =
-            || Failed { error: error::timed_out(operation, Effect::None, &member.address), elsewhere: true };
+        // The only member has had its time.
+        let elsewhere = self.members.len() > 1;
+        let timed_out = || {
+            let error = error::timed_out(operation, Effect::None, &member.address, patience);
+            Failed { error, elsewhere }
+        };
         let live = match member.known() {
             Some(live) => live,
-            None => timeout(patience, member.connect(&self.authenticator, operation))
+            None => timeout(patience, member.connect(&self.authenticator, operation, &self.names.probe()))
                 .await
                 .unwrap_or_else(|_elapsed| Err(timed_out()))?,
         };
@@ -197,9 +223,7 @@ impl Cluster {
             }
         }
         member.forget(&live);
-        // The only member has had its time.
-        let elsewhere = self.members.len() > 1;
-        Err(Failed { error: error::timed_out(operation, effect, &member.address), elsewhere })
+        Err(Failed { error: error::timed_out(operation, effect, &member.address, patience), elsewhere })
     }
 
     /// Whether another token may cure this error.
@@ -209,12 +233,12 @@ impl Cluster {
 
     /// Gets another token for the member that is asked first, because a stream was refused with the present one.
     pub(crate) async fn authenticate(&self, operation: &'static str) -> Result<()> {
-        let member = &self.members[self.current.load(Ordering::Relaxed) % self.members.len()];
+        let member = self.asked_first();
         let Some(live) = member.known() else { return Ok(()) };
         let authenticated = member.authenticate(&live, live.token(), &self.authenticator, operation);
         match timeout(self.config.timeout, authenticated).await {
             Ok(authenticated) => authenticated.map_err(|failed| failed.error),
-            Err(_elapsed) => Err(error::timed_out(operation, Effect::None, &member.address)),
+            Err(_elapsed) => Err(error::timed_out(operation, Effect::None, &member.address, self.config.timeout)),
         }
     }
 
@@ -255,6 +279,35 @@ impl Cluster {
         self.call_told(operation, effect, patience, |live| {
             let (mut kv, txn) = (live.kv.clone(), txn());
             async move { kv.txn(txn).await }
+        })
+        .await
+    }
+
+    /// Returns how many transactions may be sent as one.
+    pub(crate) fn together(&self) -> usize {
+        self.together.load(Ordering::Relaxed)
+    }
+
+    /// Sends transactions as one. Returns `None` if the server refuses so many: then nothing has happened, and
+    /// [`together`](Self::together) returns fewer. Also returns whether an earlier sending may still arrive.
+    pub(crate) async fn txns_told(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        txns: impl Fn() -> Vec<TxnOp>,
+    ) -> Result<(Option<TxnResponse>, bool)> {
+        self.call_told(operation, Effect::Writes, patience, |live| {
+            let (mut kv, txns) = (live.kv.clone(), txns());
+            async move {
+                let many = txns.len();
+                match kv.txn(Txn::new().and_then(txns)).await {
+                    Err(error) if many > 1 && error::is_txn_too_long(&error) => {
+                        self.together.fetch_min(many / 2, Ordering::Relaxed);
+                        Ok(None)
+                    }
+                    answer => answer.map(Some),
+                }
+            }
         })
         .await
     }

@@ -1,5 +1,7 @@
 //! The driver's errors as Leasehold's.
 
+use std::{fmt, time::Duration};
+
 use etcd_client::Error as Driver;
 use leasehold_core::{Error, ErrorKind};
 
@@ -30,10 +32,25 @@ pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
 }
 
-/// No answer came in time.
-pub(crate) fn timed_out(operation: &'static str, effect: Effect, endpoint: &str) -> Error {
-    let message = format!("no answer from {endpoint} in time; is the server overloaded, stopped or unreachable?");
+/// No answer came within `patience`.
+pub(crate) fn timed_out(operation: &'static str, effect: Effect, endpoint: &str, patience: Duration) -> Error {
+    let message = format!(
+        "no answer from {endpoint} within {patience:?} (the option `timeout`, and at most a quarter of the TTL); is the \
+         server overloaded, stopped or unreachable?{}",
+        hint(operation, endpoint)
+    );
     plain(lost_answer(effect), operation, message)
+}
+
+/// Returns what else may be wrong where no answer has come yet.
+fn hint(operation: &str, endpoint: &str) -> &'static str {
+    match operation {
+        "connect" if endpoint.starts_with("etcds:") => {
+            " Is it an etcd server with TLS, and does it accept the client's certificate (`?cert=` and `&key=`)?"
+        }
+        "connect" => " Is it an etcd server, and one without TLS? With TLS, write `etcds:`.",
+        _ => "",
+    }
 }
 
 /// Whether asking another member of the cluster may help.
@@ -50,6 +67,11 @@ pub(crate) fn is_elsewhere_better(error: &Driver) -> bool {
 /// Whether the server says that a lease of this id exists.
 pub(crate) fn is_lease_taken(error: &Driver) -> bool {
     matches!(error, Driver::GRpcStatus(status) if status.message().contains("lease already exists"))
+}
+
+/// Returns whether a transaction has more operations than the server's `--max-txn-ops`.
+pub(crate) fn is_txn_too_long(error: &Driver) -> bool {
+    matches!(error, Driver::GRpcStatus(status) if status.message().contains("too many operations in txn"))
 }
 
 /// Whether the server refuses the token of a request, or misses one: a new token may cure that.
@@ -94,36 +116,50 @@ const UNAUTHENTICATED: i32 = 16;
 
 /// Maps the driver's error of a request to `endpoint`.
 pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, endpoint: &str) -> Error {
+    let why = why(&error);
     let (kind, message) = match &error {
         _ if is_lease_gone(&error) => {
             (ErrorKind::Lost, "the server knows no such lease: it expired or was revoked".into())
         }
-        Driver::GRpcStatus(status) => {
-            of_status(i32::from(status.code()), status.message(), &chain(status), effect, endpoint)
-        }
-        Driver::TransportError(_) | Driver::IoError(_) => {
-            let why = chain(&error);
-            if is_certificate(&why) { certificate(endpoint, &why) } else { broken(&why, effect, endpoint) }
-        }
+        _ if is_lease_taken(&error) => (
+            ErrorKind::Unavailable,
+            "leases with the ids that were drawn exist already; does another program grant them first?".into(),
+        ),
+        _ if is_txn_too_long(&error) => (
+            ErrorKind::Unsupported,
+            "the server allows fewer operations in a transaction than one lock needs; raise its `--max-txn-ops` (128 unless \
+             set) to 3 or more"
+                .into(),
+        ),
+        _ if is_certificate(&why) => certificate(endpoint, &why),
+        Driver::GRpcStatus(status) => match status.message().split_once(FROM_HTTP) {
+            Some((_, answered)) => of_web_server(answered, effect, endpoint),
+            None => of_status(i32::from(status.code()), status.message(), &why, operation, effect, endpoint),
+        },
+        Driver::TransportError(_) | Driver::IoError(_) => broken(&why, operation, effect, endpoint),
         Driver::WatchError(_) | Driver::LeaseKeepAliveError(_) => {
-            (lost_answer(effect), format!("the stream with {endpoint} ended: {error}"))
+            (lost_answer(effect), format!("the stream with {endpoint} ended: {why}"))
         }
         Driver::InvalidArgs(_)
         | Driver::InvalidUri(_)
         | Driver::EndpointError(_)
         | Driver::EndpointsNotManaged
         | Driver::InvalidMetadataValue(_) => {
-            (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {error}"))
+            (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {why}"))
         }
-        _ => (ErrorKind::Protocol, format!("the driver failed: {error}")),
+        _ => (ErrorKind::Protocol, format!("the driver failed: {why}")),
     };
-    plain(kind, operation, message).with_source(error)
+    plain(kind, operation, message).with_source(Cause { why, driver: error })
 }
 
-fn of_status(code: i32, message: &str, why: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
-    if is_certificate(why) {
-        return certificate(endpoint, why);
-    }
+fn of_status(
+    code: i32,
+    message: &str,
+    why: &str,
+    operation: &str,
+    effect: Effect,
+    endpoint: &str,
+) -> (ErrorKind, String) {
     let denied = |what: &str| (ErrorKind::Denied, format!("{endpoint} refused {what} ({message})"));
     match code {
         PERMISSION_DENIED => denied("the access; the user needs read and write permission on the prefix"),
@@ -144,7 +180,7 @@ fn of_status(code: i32, message: &str, why: &str, effect: Effect, endpoint: &str
         UNAVAILABLE if message.contains("etcdserver") => {
             (lost_answer(effect), format!("the server gave up: {message}"))
         }
-        CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => broken(why, effect, endpoint),
+        CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => broken(why, operation, effect, endpoint),
         UNIMPLEMENTED => {
             (ErrorKind::Unsupported, "the server does not know this request; etcd 3.4 or later does".into())
         }
@@ -152,16 +188,35 @@ fn of_status(code: i32, message: &str, why: &str, effect: Effect, endpoint: &str
     }
 }
 
-fn broken(why: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
+/// Part of the driver's message about an answer without a gRPC status.
+const FROM_HTTP: &str = "mapped from HTTP status code ";
+
+fn of_web_server(status: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
+    // Too many requests, and gateways whose server is down: temporary.
+    let passes = ["429", "502", "503", "504"].contains(&status);
+    let kind = if passes { lost_answer(effect) } else { ErrorKind::Protocol };
+    let message = format!(
+        "{endpoint} answered with HTTP status {status} and not as etcd does; is it an etcd server, or a proxy that does not \
+         pass gRPC on?"
+    );
+    (kind, message)
+}
+
+fn broken(why: &str, operation: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
     // Where no connection came about, nothing was sent.
     let connecting = ["tcp connect error", "Connection refused", "dns error", "failed to lookup"];
     if connecting.iter().any(|sign| why.contains(sign)) {
-        return (
-            ErrorKind::Unavailable,
-            format!("cannot connect to {endpoint} ({why}); check the address, and that a server runs there"),
-        );
+        let remedy = if why.contains("deadline has elapsed") {
+            "nobody answered within the option `connect-timeout`, 1 s unless set; check the address, and firewalls"
+        } else {
+            "check the address, and that a server runs there"
+        };
+        return (ErrorKind::Unavailable, format!("cannot connect to {endpoint} ({why}); {remedy}"));
     }
-    (lost_answer(effect), format!("the connection to {endpoint} broke before the answer came ({why})"))
+    let hint = hint(operation, endpoint);
+    let ended = if hint.is_empty() { "" } else { "." };
+    let message = format!("the connection to {endpoint} broke before the answer came ({why}){ended}{hint}");
+    (lost_answer(effect), message)
 }
 
 fn certificate(endpoint: &str, why: &str) -> (ErrorKind, String) {
@@ -187,19 +242,45 @@ fn lost_answer(effect: Effect) -> ErrorKind {
     }
 }
 
-/// What the error says, and what its causes say.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut parts = vec![error.to_string()];
-    let mut next = error.source();
+/// Returns the messages of an error and its causes. The driver's own message shows the causes with `Debug`.
+fn why(error: &Driver) -> String {
+    let (says, mut next) = match error {
+        Driver::GRpcStatus(status) => (status.message().to_owned(), std::error::Error::source(status)),
+        Driver::TransportError(error) => (error.to_string(), std::error::Error::source(error)),
+        Driver::IoError(error) => (error.to_string(), None),
+        Driver::WatchError(says) | Driver::LeaseKeepAliveError(says) => (says.clone(), None),
+        other => (other.to_string(), None),
+    };
+    let mut parts = vec![says];
     while let Some(cause) = next {
-        let cause_says = cause.to_string();
-        if !parts.iter().any(|part| part.contains(&cause_says)) {
-            parts.push(cause_says);
+        let says = cause.to_string();
+        if !parts.iter().any(|part| part.contains(&says)) {
+            parts.push(says);
         }
         next = cause.source();
     }
+    // The driver's name for any cause.
+    if parts.len() > 1 {
+        parts.retain(|part| part != "transport error");
+    }
     parts.join(": ")
 }
+
+/// The driver's error, with a readable message.
+#[derive(Debug)]
+struct Cause {
+    why: String,
+    #[expect(dead_code, reason = "shown by `Debug`")]
+    driver: Driver,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Cause {}
 
 #[cfg(test)]
 mod tests {
@@ -209,7 +290,7 @@ mod tests {
     use super::*;
 
     fn mapped(code: Code, message: &str, effect: Effect) -> Error {
-        of_driver(Driver::GRpcStatus(Status::new(code, message)), "acquire", effect, "http://h:2379")
+        of_driver(Driver::GRpcStatus(Status::new(code, message)), "acquire", effect, "etcd://h:2379")
     }
 
     /// The messages are the server's: `api/v3rpc/rpctypes/error.go`.
@@ -232,6 +313,25 @@ mod tests {
                 "password",
             ),
             (Code::Unimplemented, "unknown service", ErrorKind::Unsupported, "3.4"),
+            (Code::FailedPrecondition, "etcdserver: lease already exists", ErrorKind::Unavailable, "exist already"),
+            (
+                Code::InvalidArgument,
+                "etcdserver: too many operations in txn request",
+                ErrorKind::Unsupported,
+                "--max-txn-ops",
+            ),
+            (
+                Code::Unimplemented,
+                "grpc-status header missing, mapped from HTTP status code 404",
+                ErrorKind::Protocol,
+                "HTTP status 404",
+            ),
+            (
+                Code::Unavailable,
+                "grpc-status header missing, mapped from HTTP status code 502",
+                ErrorKind::Indeterminate,
+                "HTTP status 502",
+            ),
             (Code::Aborted, "something new", ErrorKind::Protocol, "something new"),
         ] {
             let error = mapped(code, message, Effect::Writes);

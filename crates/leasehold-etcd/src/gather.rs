@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Txn, TxnOp, TxnOpResponse};
-use leasehold_core::{BoxFuture, Result, session};
+use leasehold_core::{BoxFuture, Error, ErrorKind, Result, session};
 
 use crate::{
     connection::Cluster,
@@ -51,8 +51,10 @@ impl session::Carrier for Carrier {
     fn carry(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Self::Answer>> {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(jobs.len());
-            for jobs in in_requests(&jobs) {
-                answers.extend(self.carry_together(jobs).await);
+            while answers.len() < jobs.len() {
+                let rest = &jobs[answers.len()..];
+                let some = &rest[..fitting(rest, self.cluster.together())];
+                answers.extend(self.carry_together(some).await.unwrap_or_default());
             }
             answers
         })
@@ -60,14 +62,16 @@ impl session::Carrier for Carrier {
 }
 
 impl Carrier {
-    async fn carry_together(&self, jobs: &[Job]) -> Vec<Result<(Answer, bool)>> {
+    /// Returns `None` if the server refuses so many jobs in one request.
+    async fn carry_together(&self, jobs: &[Job]) -> Option<Vec<Result<(Answer, bool)>>> {
         if let [job] = jobs {
-            return vec![self.carry_alone(job).await];
+            return Some(vec![self.carry_alone(job).await]);
         }
-        let txn = || Txn::new().and_then(jobs.iter().map(|job| TxnOp::txn(job.txn())).collect::<Vec<_>>());
+        let txns = || jobs.iter().map(|job| TxnOp::txn(job.txn())).collect();
         let operations = jobs.iter().map(|job| job.operation);
-        match self.cluster.txn_told("gathered", Effect::Writes, self.patience, txn).await {
-            Ok((answer, twice)) => {
+        let told = |error: Error| operations.clone().map(|name| Err(error.clone().with_operation(name))).collect();
+        Some(match self.cluster.txns_told("gathered", self.patience, txns).await {
+            Ok((Some(answer), twice)) => {
                 let mut answers = answer.op_responses().into_iter();
                 let mut next = |operation| match answers.next() {
                     Some(TxnOpResponse::Txn(answer)) => Ok((Answer::Txn(answer), twice)),
@@ -75,8 +79,11 @@ impl Carrier {
                 };
                 operations.map(&mut next).collect()
             }
-            Err(error) => operations.map(|name| Err(error.clone().with_operation(name))).collect(),
-        }
+            Ok((None, false)) => return None,
+            // Another member, with a higher limit, may have done them.
+            Ok((None, true)) => told(error::plain(ErrorKind::Indeterminate, "gathered", "a member's answer was lost")),
+            Err(error) => told(error),
+        })
     }
 
     async fn carry_alone(&self, job: &Job) -> Result<(Answer, bool)> {
@@ -89,20 +96,14 @@ impl Carrier {
     }
 }
 
-/// Divides the jobs into those that fit into one request each.
-fn in_requests(jobs: &[Job]) -> Vec<&[Job]> {
-    let (mut requests, mut rest) = (Vec::new(), jobs);
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fits = rest.iter().take_while(|job| {
-            bytes += NAMED * job.place.key.as_bytes().len() + job.place.value.len();
-            bytes <= KEY_BYTES
-        });
-        let (request, others) = rest.split_at(fits.count().max(1));
-        requests.push(request);
-        rest = others;
-    }
-    requests
+/// Returns how many of the jobs fit into one request: at least one, and not more than `most`.
+fn fitting(jobs: &[Job], most: usize) -> usize {
+    let mut bytes = 0;
+    let fits = jobs.iter().take(most).take_while(|job| {
+        bytes += NAMED * job.place.key.as_bytes().len() + job.place.value.len();
+        bytes <= KEY_BYTES
+    });
+    fits.count().max(1)
 }
 
 #[cfg(test)]
@@ -123,11 +124,10 @@ mod tests {
             let place = Place { directory, key, mode, value, names: names.clone() };
             Job { operation: "acquire", place: Arc::new(place), step: Step::Leave }
         };
-        let sizes = |jobs: &[Job]| in_requests(jobs).iter().map(|jobs| jobs.len()).collect::<Vec<_>>();
-        assert_eq!(sizes(&(0..64).map(|_| job(50)).collect::<Vec<_>>()), [64]);
+        let many = |bytes: usize| (0..64).map(|_| job(bytes)).collect::<Vec<_>>();
+        assert_eq!((fitting(&many(50), 64), fitting(&many(50), 16)), (64, 16));
         // The longest names, of bytes that are three on the server.
-        assert_eq!(sizes(&(0..64).map(|_| job(3_100)).collect::<Vec<_>>()), [33, 31]);
-        assert_eq!(sizes(&[job(KEY_BYTES), job(1), job(1)]), [1, 2]);
-        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(fitting(&many(3_100), 64), 33);
+        assert_eq!(fitting(&[job(KEY_BYTES), job(1), job(1)], 64), 1);
     }
 }

@@ -158,6 +158,11 @@ impl Names {
         Ok(Directory(EtcdKey::from(directory)))
     }
 
+    /// A key that never exists. A user who may use the prefix may read it.
+    pub(crate) fn probe(&self) -> EtcdKey {
+        EtcdKey::from([&*self.prefix, b"%".as_slice()].concat())
+    }
+
     pub(crate) fn session(&self, lease: i64) -> EtcdKey {
         let mut key = [&*self.prefix, SESSION].concat();
         key.extend_from_slice(format!("{lease:x}").as_bytes());

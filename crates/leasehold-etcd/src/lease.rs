@@ -65,7 +65,12 @@ impl Lease for EtcdLease {
             return Ok(told);
         }
         let step = Step::Release { revision: self.revision, again };
-        let freed = run(&[&self.claim], "release", &self.place, step).await.map(|answer| answer.freed());
+        let freed = run(&[&self.claim], "release", &self.place, step).await.map(|(answer, twice)| {
+            if twice {
+                self.release.sent_again();
+            }
+            answer.freed()
+        });
         let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
         self.claim.session().handle().forget(&self.place.key);
         self.claim.release();

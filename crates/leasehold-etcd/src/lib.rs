@@ -9,6 +9,7 @@ mod config;
 mod connection;
 mod error;
 mod gather;
+mod grpc_proxy;
 mod inspect;
 mod keys;
 mod lease;

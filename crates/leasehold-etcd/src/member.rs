@@ -9,13 +9,18 @@ use etcd_client::{Channel, Client, ConnectOptions, KvClient, LeaseClient, WatchC
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
 
-use crate::authenticator::{Authenticator, Failed};
+use crate::{
+    authenticator::{Authenticator, Failed},
+    grpc_proxy,
+    keys::EtcdKey,
+};
 
 /// The longest answer that is read. The driver's default of 4 MiB is less than the queue of one lock can be.
 const LONGEST_ANSWER: usize = 256 << 20;
 
 /// One member, and the connection to it if there is one.
 pub(crate) struct Member {
+    /// Such as `etcd://10.0.0.1:2379`; for people.
     pub(crate) address: String,
     source: Source,
     live: Mutex<Option<Arc<Live>>>,
@@ -59,20 +64,25 @@ impl Live {
 
 impl Member {
     pub(crate) fn at(endpoint: Endpoint, options: ConnectOptions) -> Self {
-        let address = endpoint.uri().to_string().trim_end_matches('/').to_owned();
+        // As the user's URL has it: the driver's has the scheme `http` or `https`.
+        let address = endpoint.uri().to_string().trim_end_matches('/').replacen("http", "etcd", 1);
         Self { address, source: Source::Url(Box::new((endpoint, options))), live: Mutex::default() }
     }
 
     /// Whatever the user's own client is connected to.
     pub(crate) fn of(client: Client) -> Self {
-        let live = Mutex::new(Some(Live::of(&client)));
-        Self { address: "the given client".into(), source: Source::Client(Box::new(client)), live }
+        Self { address: "the given client".into(), source: Source::Client(Box::new(client)), live: Mutex::default() }
     }
 
+    /// Connects, unless another task has done so meanwhile. `probe` is a key that the user may read.
+    ///
+    /// # Errors
+    /// Of kind [`Unsupported`](leasehold_core::ErrorKind::Unsupported) if a gRPC proxy answers.
     pub(crate) async fn connect(
         &self,
         authenticator: &Authenticator,
         operation: &'static str,
+        probe: &EtcdKey,
     ) -> Result<Arc<Live>, Failed> {
         let live = match &self.source {
             // Does not connect yet, except to authenticate a user.
@@ -86,6 +96,11 @@ impl Member {
             }
             Source::Client(client) => Live::of(client),
         };
+        match grpc_proxy::answers(&live, probe).await {
+            Ok(false) => {}
+            Ok(true) => return Err(Failed::here(grpc_proxy::refusal(operation, &self.address))),
+            Err(error) => return Err(Failed::of(error, operation, &self.address)),
+        }
         Ok(Arc::clone(self.lock().get_or_insert(live)))
     }
 

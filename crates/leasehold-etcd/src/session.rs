@@ -8,8 +8,8 @@ use std::{
 };
 
 use etcd_client::{
-    Compare, CompareOp, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn,
-    TxnOp,
+    Compare, CompareOp, Error as Driver, KeyValue, LeaseClient, LeaseGrantOptions, LeaseGrantResponse,
+    LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
 };
 use leasehold_core::{
     Deadline, ErrorKind, LossReason, OwnerId, Result, async_trait,
@@ -18,20 +18,18 @@ use leasehold_core::{
 use tokio::time::timeout;
 
 use crate::{
-    connection::Cluster,
+    connection::{Cluster, TOGETHER},
     error::{self, Effect},
     gather::{Carrier, Job},
     keys::EtcdKey,
     queue::{Answer, Place, Step},
 };
 
-/// How often a renewal is tried at once because the leader changed meanwhile or a member did not answer.
+/// How often a renewal is tried at once because the leader changed meanwhile or a member did not answer. Also how many
+/// more lease ids are drawn when one exists already.
 const TRIES: usize = 3;
-/// Deletes in one transaction: the server's default limit is 128 operations.
-const DELETES: usize = 100;
-/// Measured on two cores with 1 to 256 tasks: anything more alone or at a time is slower, at 16 tasks by half. Half of the server's
-/// default limit of operations leaves the other half for those within each.
-const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: false, calls: 1, batch: 64 };
+/// Measured on two cores with 1 to 256 tasks: anything more alone or at a time is slower, at 16 tasks by half.
+const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: false, calls: 1, batch: TOGETHER };
 
 /// How many bytes of keys one lease has at most. The server lists them in one message, of which the driver reads 4 MiB: the
 /// other half is for keys that lost answers left behind, and for marks.
@@ -76,12 +74,13 @@ impl Handle {
 
 /// Runs a transaction of one key that may be sent twice, alone or with others of the session of its first claim. If it was, or
 /// if its answer is missing, something may still arrive: then the key is not used again in the session of any of its claims.
+/// Also returns whether it was sent twice.
 pub(crate) async fn run(
     claims: &[&Claim<EtcdSessions>],
     operation: &'static str,
     place: &Arc<Place>,
     step: Step,
-) -> Result<Answer> {
+) -> Result<(Answer, bool)> {
     let Some(first) = claims.first() else { return Err(error::protocol(operation)) };
     let handle = first.session().handle();
     let ran = handle.gather.run(&handle.carrier, Job { operation, place: Arc::clone(place), step }).await;
@@ -90,7 +89,7 @@ pub(crate) async fn run(
             if twice {
                 claims.iter().for_each(|claim| claim.retire());
             }
-            Ok(answer)
+            Ok((answer, twice))
         }
         Err(error) => {
             match error.kind() {
@@ -149,12 +148,13 @@ impl EtcdSessions {
                     self.cluster.authenticate("renew").await?;
                     return Err(error::plain(ErrorKind::Unavailable, "renew", "the server refused the token"));
                 }
-                return Err(error::of_driver(error, "renew", Effect::None, "the member"));
+                return Err(error::of_driver(error, "renew", Effect::None, &self.cluster.asked_first().address));
             }
             Err(_elapsed) => {
                 *stream = None;
+                let error = error::timed_out("renew", Effect::None, &self.cluster.asked_first().address, patience);
                 self.cluster.distrust();
-                return Err(error::timed_out("renew", Effect::None, "the member"));
+                return Err(error);
             }
         };
         if answer.ttl() <= 0 {
@@ -165,11 +165,13 @@ impl EtcdSessions {
         Ok(Alive::InTerm(term))
     }
 
-    /// Whether the session's key is there, and in which term: a linearizable read.
+    /// Reads whether the session's key is there and belongs to the lease, and in which term. The read is linearizable.
     async fn proof(&self, handle: &Handle, patience: Duration) -> Result<Option<u64>> {
         let read = self.cluster.get("renew", patience, &handle.key, None).await?;
         let term = read.header().map(etcd_client::ResponseHeader::raft_term).ok_or_else(|| error::protocol("renew"))?;
-        Ok((!read.kvs().is_empty()).then_some(term))
+        // If another program has written the key since, the key may outlive the lease.
+        let stands = read.kvs().first().map(KeyValue::lease) == Some(handle.lease);
+        Ok(stands.then_some(term))
     }
 
     async fn try_renew(&self, handle: &Handle, time: &SessionTime) -> Result<Option<Deadline>> {
@@ -209,20 +211,13 @@ impl SessionDriver for EtcdSessions {
         let (cluster, patience) = (&self.cluster, self.cluster.patience(time.ttl()));
         // Whole seconds. Up, never down: the server may keep it longer than we believe, not shorter.
         let seconds = i64::try_from(time.ttl().as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
-        // Named by us, so that a grant whose answer was lost can be asked for again.
-        let id = (OwnerId::random().as_u128() as i64 & i64::MAX).max(1);
         let sent = time.now();
         let granted = cluster.call("acquire", Effect::Writes, patience, |live| {
             let mut lease = live.lease.clone();
-            async move {
-                match lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await {
-                    Ok(granted) => Ok(granted.ttl()),
-                    Err(error) if error::is_lease_taken(&error) => Ok(seconds),
-                    Err(error) => Err(error),
-                }
-            }
+            async move { grant(&mut lease, seconds).await }
         });
         let granted = granted.await?;
+        let (id, granted) = (granted.id(), granted.ttl());
         let carrier = Arc::new(Carrier { cluster: Arc::clone(cluster), patience });
         let key = cluster.names.session(id);
         let handle = Handle {
@@ -298,15 +293,19 @@ impl SessionDriver for EtcdSessions {
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<EtcdKey>) -> Result<()> {
-        for orphans in orphans.chunks(DELETES) {
-            // A waiter's key that was granted meanwhile belongs to another lease.
-            let delete = |key: &EtcdKey| {
-                let ours = Compare::lease(key.to_vec(), CompareOp::Equal, handle.lease);
-                TxnOp::txn(Txn::new().when([ours]).and_then([TxnOp::delete(key.to_vec(), None)]))
-            };
-            let txn = Txn::new().and_then(orphans.iter().map(delete).collect::<Vec<_>>());
-            let cluster = &self.cluster;
-            cluster.txn("reconcile", Effect::Writes, handle.carrier.patience, &txn).await?;
+        // A waiter's key that was granted meanwhile belongs to another lease.
+        let delete = |key: &EtcdKey| {
+            let ours = Compare::lease(key.to_vec(), CompareOp::Equal, handle.lease);
+            TxnOp::txn(Txn::new().when([ours]).and_then([TxnOp::delete(key.to_vec(), None)]))
+        };
+        let (cluster, patience) = (&self.cluster, handle.carrier.patience);
+        let mut rest = orphans.as_slice();
+        while !rest.is_empty() {
+            let (some, others) = rest.split_at(cluster.together().min(rest.len()));
+            let (done, _) = cluster.txns_told("reconcile", patience, || some.iter().map(delete).collect()).await?;
+            if done.is_some() {
+                rest = others;
+            }
         }
         Ok(())
     }
@@ -320,6 +319,21 @@ impl SessionDriver for EtcdSessions {
         match revoked.await {
             Err(error) if error.kind() != ErrorKind::Lost => Err(error),
             _ => Ok(()),
+        }
+    }
+}
+
+/// Grants a lease with a new random id.
+///
+/// A lease that exists already is never used. Every user may grant leases, with a short TTL, and revoke them. The lease may
+/// also be this client's own, of a grant whose answer was lost: it has no keys, and expires.
+async fn grant(leases: &mut LeaseClient, seconds: i64) -> Result<LeaseGrantResponse, Driver> {
+    let mut tries = 0;
+    loop {
+        let id = (OwnerId::random().as_u128() as i64 & i64::MAX).max(1);
+        match leases.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await {
+            Err(error) if error::is_lease_taken(&error) && tries < TRIES => tries += 1,
+            granted => return granted,
         }
     }
 }

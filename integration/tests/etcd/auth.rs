@@ -29,6 +29,8 @@ enum Tokens {
     Simple,
     /// Signed, with the revision of the users and roles that they were made at.
     Signed,
+    /// Signed, and valid for two seconds.
+    SignedBriefly,
 }
 
 /// A cluster of one member, with users.
@@ -36,10 +38,11 @@ fn cluster_with(tokens: Tokens) -> (EtcdCluster, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
     fs::write(&key, "a key that signs tokens in tests alone").unwrap();
-    let signed = format!("jwt,sign-method=HS256,priv-key={},ttl=10m", key.display());
+    let valid = if matches!(tokens, Tokens::SignedBriefly) { "2s" } else { "10m" };
+    let signed = format!("jwt,sign-method=HS256,priv-key={},ttl={valid}", key.display());
     let builder = match tokens {
         Tokens::Simple => EtcdCluster::builder().option("--auth-token-ttl", "1"),
-        Tokens::Signed => EtcdCluster::builder().option("--auth-token", &signed),
+        Tokens::Signed | Tokens::SignedBriefly => EtcdCluster::builder().option("--auth-token", &signed),
     };
     let cluster = builder.option("--bcrypt-cost", "4").start().unwrap();
     with_users(&cluster);
@@ -153,6 +156,28 @@ async fn a_token_that_has_expired_is_asked_for_anew() {
     free(guard).await;
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     free(next).await;
+}
+
+/// The token of the stream with the watches has expired: a lock that is waited for later is watched too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_is_watched_after_the_token_has_expired() {
+    for tokens in [Tokens::Simple, Tokens::SignedBriefly] {
+        let (cluster, _folder) = cluster_with(tokens);
+        let (one, other) =
+            (connect(&cluster, SHOP, "shop/").await.unwrap(), connect(&cluster, SHOP, "shop/").await.unwrap());
+        let mut waiters = Vec::new();
+        for n in 0..2 {
+            let held = one.mutex(format!("k{n}")).with_ttl(ttl(15)).lock().await.unwrap();
+            let waiting = other.mutex(format!("k{n}")).with_ttl(ttl(15));
+            waiters.push((held, tokio::spawn(async move { waiting.lock().await.unwrap() })));
+            until_watches(&cluster, f64::from(n + 1)).await;
+            sleep(Duration::from_millis(2_500)).await;
+        }
+        for (held, waiter) in waiters {
+            free(held).await;
+            free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
+        }
+    }
 }
 
 /// A change of users makes all signed tokens useless: what is held stays held, who waits waits on, and new watches are

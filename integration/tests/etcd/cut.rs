@@ -9,7 +9,10 @@ use leasehold_integration::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::support::{SOON, client, free, locks, ttl};
+use crate::{
+    relay::{Fate, Relay},
+    support::{SOON, client, free, locks, ttl},
+};
 
 /// Pieces that an acquisition sends or receives before the cut: more than there are.
 const POINTS: u64 = 6;
@@ -55,4 +58,15 @@ async fn a_connection_cut_anywhere_leaves_nothing_although_the_session_is_renewe
     let left = locks(&cluster);
     assert!(left.len() == 1 && left[0].starts_with("kept/"), "{left:?}");
     assert_eq!(kept.release().await.unwrap(), Released::Freed);
+}
+
+/// The backend sends it again, and the server then finds nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_whose_answer_was_lost_is_no_loss() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (relay, addr) = Relay::start(cluster.at(0).addr(), Fate::DeleteLost).await;
+    let through = client(&format!("etcd://{addr}/")).await;
+    let guard = through.mutex("k").with_ttl(ttl(60)).lock().await.unwrap();
+    free(guard).await;
+    assert!(relay.is_done(), "no answer was lost");
 }

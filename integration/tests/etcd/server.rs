@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold_core::{Clock, ErrorKind, LossReason, Released, SystemClock};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::server::{EtcdCluster, PostgresServer, RedisServer, ZookeeperServer};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, client, ttl};
@@ -48,15 +48,46 @@ async fn a_killed_and_restarted_server_keeps_the_lock_and_its_waiter() {
     assert!(next.fencing_token() > token);
 }
 
+/// Connects to where no etcd answers: what the error says.
+async fn refused(url: &str) -> String {
+    let error = EtcdBackend::connect(url).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    let mut told = error.to_string();
+    let mut next = std::error::Error::source(&error);
+    while let Some(cause) = next {
+        let says = cause.to_string();
+        // The command does not say twice what was said.
+        if !told.contains(&says) {
+            told += &says;
+        }
+        next = cause.source();
+    }
+    for noise in ["http", "Error", "Os {", "0x"] {
+        assert!(!told.contains(noise), "{noise}: {told}");
+    }
+    told
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_say_what_to_do() {
-    let error = EtcdBackend::connect("etcd://127.0.0.1:1/").await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
-    let begun = Instant::now();
+    let told = refused("etcd://127.0.0.1:1/").await;
+    assert!(told.contains("etcd://127.0.0.1:1 (") && told.contains("onnection refused"), "{told}");
+    assert_eq!(told.matches("efused").count(), 1, "{told}");
+    let told = refused("etcd://nowhere.invalid:1/").await;
+    assert!(told.contains("nowhere.invalid:1") && told.contains("check the address"), "{told}");
     // A port that answers nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("etcd://{}/?timeout=200ms", silent.local_addr().unwrap());
-    assert_eq!(EtcdBackend::connect(&url).await.unwrap_err().kind(), ErrorKind::Unavailable);
-    assert!(begun.elapsed() < SOON);
+    let told = refused(&format!("etcd://{}/?timeout=200ms", silent.local_addr().unwrap())).await;
+    assert!(told.contains("200ms") && told.contains("`timeout`"), "{told}");
+}
+
+/// Each says something of its own, or nothing, to what it does not understand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_no_etcd_is_told() {
+    let (redis, postgres) = (RedisServer::start().unwrap(), PostgresServer::start().unwrap());
+    let zookeeper = ZookeeperServer::start().unwrap();
+    for addr in [redis.addr(), postgres.addr(), zookeeper.addr()] {
+        let told = refused(&format!("etcd://{addr}/")).await;
+        assert!(told.contains("Is it an etcd server") && told.contains(&addr.to_string()), "{told}");
+    }
 }

@@ -7,9 +7,12 @@ use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::EtcdCluster,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, backend, client, free, locks, ttl, until_locks};
+use crate::{
+    relay::{Fate, Relay},
+    support::{SOON, backend, client, free, locks, ttl, until_locks},
+};
 
 /// With the safety net an hour away.
 #[tokio::test(flavor = "multi_thread")]
@@ -25,6 +28,32 @@ async fn a_waiter_of_another_process_is_woken() {
         free(guard).await;
         free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
     }
+}
+
+/// It looks at its place by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_without_a_watch_looks_often() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (relay, addr) = Relay::start(cluster.at(0).addr(), Fate::Unwatched).await;
+    let (one, other) = (client(&cluster.url()).await, client(&format!("etcd://{addr}/?safety-net=3600s")).await);
+    let guard = one.mutex("k").lock().await.unwrap();
+    let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
+    until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+    let looks = || {
+        let metrics = cluster.at(0).metrics().unwrap();
+        let transactions = metrics.lines().find(|line| {
+            line.starts_with("grpc_server_handled_total") && line.contains(r#"OK""#) && line.contains(r#""Txn""#)
+        });
+        transactions.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let (before, begun) = (looks(), Instant::now());
+    while looks() < before + 30.0 {
+        assert!(begun.elapsed() < SOON, "{} looks", looks() - before);
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(relay.is_done(), "its watch was not kept from the server");
+    free(guard).await;
+    free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,9 +110,10 @@ impl Watches {
         ids
     }
 
-    /// What to watch, or `None`, and the task ends.
+    /// Returns what to watch on a new stream: only what is waited for. With `None`, the task ends.
     fn to_watch(&self) -> Option<Vec<Arc<Watched>>> {
         let mut state = self.lock();
+        state.by_directory.retain(|_, watched| watched.users.load(Ordering::Acquire) > 0);
         let wanted: Vec<_> = state.by_directory.values().filter(|watched| watched.lock().asked).cloned().collect();
         if wanted.is_empty() || state.closed {
             state.running = false;
@@ -158,7 +159,7 @@ impl Watching {
         };
         tokio::time::timeout(patience, warmed)
             .await
-            .map_err(|_elapsed| error::timed_out("watch", Effect::None, &self.watches.cluster.endpoint()))
+            .map_err(|_elapsed| error::timed_out("watch", Effect::None, &self.watches.cluster.endpoint(), patience))
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
@@ -178,13 +179,13 @@ impl Watching {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.watched.lock().idle_since = Some(Instant::now());
-        if self.watched.users.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let mut state = self.watches.lock();
-            // Was never asked of the server: nothing to keep warm.
-            if self.watched.users.load(Ordering::Acquire) == 0 && !self.watched.lock().asked {
-                state.by_directory.remove(&self.watched.directory);
-            }
+        let mut state = self.watches.lock();
+        let mut waiters = self.watched.lock();
+        waiters.idle_since = Some(Instant::now());
+        let last = self.watched.users.fetch_sub(1, Ordering::AcqRel) == 1;
+        // Was never asked of the server: nothing to keep warm.
+        if last && !waiters.asked {
+            state.by_directory.remove(&self.watched.directory);
         }
     }
 }
@@ -247,5 +248,20 @@ mod tests {
         let watching = Watches::new(&cluster).on(&directory);
         watching.warm(Duration::from_secs(1)).await.unwrap_err();
         until(&panics.0, 5).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_stream_is_opened_for_a_watch_that_nobody_uses() {
+        let cluster = Cluster::at(Location::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
+        let directory = cluster.names.directory(&LockKey::new("k").unwrap(), false).unwrap();
+        let watches = Watches::new(&cluster);
+        let watching = watches.on(&directory);
+        watching.warm(Duration::from_secs(1)).await.unwrap_err();
+        assert!(watches.lock().running, "somebody waits");
+        drop(watching);
+        // Longer than any pause between two tries.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let state = watches.lock();
+        assert!(!state.running && state.by_directory.is_empty());
     }
 }

@@ -110,7 +110,7 @@ async fn ask(cluster: &Cluster, asks: &mut WatchRequestSender, watched: &Watched
     match tokio::time::timeout(cluster.config.timeout, sent).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(error::of_driver(error, "watch", Effect::None, &cluster.endpoint())),
-        Err(_elapsed) => Err(error::timed_out("watch", Effect::None, &cluster.endpoint())),
+        Err(_elapsed) => Err(error::timed_out("watch", Effect::None, &cluster.endpoint(), cluster.config.timeout)),
     }
 }
 

@@ -1,0 +1,44 @@
+//! Leases whose ids exist already are nobody's but who granted them.
+
+use std::time::Duration;
+
+use leasehold_core::ErrorKind;
+use leasehold_integration::server::EtcdCluster;
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    relay::{Fate, Relay, STRANGERS_TTL_S},
+    support::{SOON, client, free, ttl},
+};
+
+/// It would end with the stranger's TTL, or whenever the stranger likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_a_stranger_granted_is_not_used() {
+    for fate in [Fate::Taken, Fate::AnswerLost] {
+        let cluster = EtcdCluster::start().unwrap();
+        let (relay, addr) = Relay::start(cluster.at(0).addr(), fate).await;
+        let victim = client(&format!("etcd://{addr}/")).await;
+        let rival = client(&cluster.url()).await;
+        // Not renewed before the stranger's lease is over.
+        let held = victim.mutex("k").with_ttl(ttl(30)).lock().await.unwrap();
+        assert!(relay.is_done(), "{fate:?}: nothing was asked for that the relay knows");
+        sleep(Duration::from_secs(STRANGERS_TTL_S as u64 + 2)).await;
+        assert!(held.is_held(), "{fate:?}");
+        let refused = rival.mutex("k").try_lock().await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Contended, "{fate:?}: two hold");
+        free(held).await;
+    }
+}
+
+/// Nothing but its lease says for how long a session's key stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_key_is_of_no_lease_is_over() {
+    let cluster = EtcdCluster::start().unwrap();
+    let one = client(&cluster.url()).await;
+    let held = one.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();
+    let session = cluster.at(0).keys("%session/").unwrap().remove(0);
+    // Such as a tool does that copies keys from one cluster to another.
+    cluster.at(0).ctl(&["put", &session, "copied"]).unwrap();
+    let lost = timeout(SOON, held.lost()).await;
+    assert!(lost.is_ok(), "its renewals go on");
+}

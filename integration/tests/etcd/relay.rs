@@ -1,0 +1,164 @@
+//! A relay before the server that reads what a client asks for.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use leasehold_etcd::etcd_client::{Client, LeaseGrantOptions};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::sleep,
+};
+
+pub(crate) const STRANGERS_TTL_S: i64 = 2;
+
+/// What happens to what is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// A stranger grants a lease with the id of the first that is asked for, before it.
+    Taken,
+    /// The first lease is granted, and the answer is lost.
+    AnswerLost,
+    /// The first delete of a key of the lock `k` is done, and the answer is lost.
+    DeleteLost,
+    /// Watches on locks never reach the server.
+    Unwatched,
+}
+
+/// Stands before the server. Reads HTTP/2 only as far as it must.
+#[derive(Clone)]
+pub(crate) struct Relay {
+    server: SocketAddr,
+    stranger: Client,
+    fate: Fate,
+    done: Arc<AtomicBool>,
+}
+
+impl Relay {
+    /// Starts it: where it listens.
+    pub(crate) async fn start(server: SocketAddr, fate: Fate) -> (Self, SocketAddr) {
+        let stranger = Client::connect([server.to_string()], None).await.unwrap();
+        let relay = Self { server, stranger, fate, done: Arc::default() };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let accepting = relay.clone();
+        drop(tokio::spawn(async move {
+            loop {
+                let (from_client, _) = listener.accept().await.unwrap();
+                let relay = accepting.clone();
+                drop(tokio::spawn(async move { relay.pass_on(from_client).await }));
+            }
+        }));
+        (relay, addr)
+    }
+
+    /// Whether what it waits for was asked.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    async fn pass_on(self, from_client: TcpStream) -> io::Result<()> {
+        let (client_says, to_client) = from_client.into_split();
+        let (server_says, to_server) = TcpStream::connect(self.server).await?.into_split();
+        let mute = AtomicBool::new(false);
+        tokio::select! {
+            ended = self.frames(client_says, to_server, &mute) => ended,
+            ended = answers(server_says, to_client, &mute) => ended,
+        }
+    }
+
+    /// Passes on the frames of HTTP/2. Ends when the answer is to be lost; before that, it sets `mute`.
+    async fn frames(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mute: &AtomicBool) -> io::Result<()> {
+        let mut preface = [0; 24];
+        from.read_exact(&mut preface).await?;
+        to.write_all(&preface).await?;
+        loop {
+            let mut head = [0; 9];
+            from.read_exact(&mut head).await?;
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            from.read_exact(&mut payload).await?;
+            let frame = [&head[..], &payload].concat();
+            let is_data = head[3] == 0 && !self.is_done();
+            match (self.fate, asked_id(&payload), only_field(&payload)) {
+                (Fate::Taken, Some(id), _) if is_data => {
+                    let taken = LeaseGrantOptions::new().with_id(id);
+                    self.stranger.lease_client().grant(STRANGERS_TTL_S, Some(taken)).await.unwrap();
+                    self.done.store(true, Ordering::Relaxed);
+                }
+                (Fate::AnswerLost, Some(id), _) if is_data => {
+                    mute.store(true, Ordering::Relaxed);
+                    to.write_all(&frame).await?;
+                    while self.stranger.lease_client().time_to_live(id, None).await.unwrap().ttl() < 0 {
+                        sleep(Duration::from_millis(5)).await;
+                    }
+                    self.done.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+                // A key of the lock `k`. Such keys are read by ranges and transactions alone.
+                (Fate::DeleteLost, _, Some(key)) if is_data && key.starts_with(b"k/") => {
+                    mute.store(true, Ordering::Relaxed);
+                    to.write_all(&frame).await?;
+                    while !self.stranger.kv_client().get(key, None).await.unwrap().kvs().is_empty() {
+                        sleep(Duration::from_millis(5)).await;
+                    }
+                    self.done.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+                // It begins with a key. The one by which the backend looks for a proxy has a large id.
+                (Fate::Unwatched, _, Some(watch))
+                    if head[3] == 0 && watch.starts_with(&[0x0a]) && !watch.windows(8).any(|id| id == [0xff; 8]) =>
+                {
+                    self.done.store(true, Ordering::Relaxed);
+                    continue;
+                }
+                _ => {}
+            }
+            to.write_all(&frame).await?;
+        }
+    }
+}
+
+/// Passes on what the server says, until `mute` is set.
+async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mute: &AtomicBool) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if mute.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
+        if read == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..read]).await?;
+    }
+}
+
+/// The id in a request for a lease: a TTL and a number that is larger than anything else that is sent as a second field.
+fn asked_id(frame: &[u8]) -> Option<i64> {
+    let (_ttl, rest) = number(frame.get(5..)?.strip_prefix(&[0x08])?)?;
+    let (id, rest) = number(rest.strip_prefix(&[0x10])?)?;
+    (rest.is_empty() && id > u32::MAX.into()).then_some(id as i64)
+}
+
+/// What a message has in it that has nothing but one text, or one message.
+fn only_field(frame: &[u8]) -> Option<&[u8]> {
+    let (length, field) = number(frame.get(5..)?.strip_prefix(&[0x0a])?)?;
+    (length == field.len() as u64).then_some(field)
+}
+
+/// A number as protobuf writes it, and what follows.
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let last = bytes.iter().position(|byte| byte & 0x80 == 0)?;
+    let value = bytes[..=last].iter().rev().fold(0_u64, |value, byte| value << 7 | u64::from(byte & 0x7f));
+    Some((value, &bytes[last + 1..]))
+}
