@@ -14,6 +14,7 @@ use crate::{
     error,
     identity::Identity,
     keys::AdvisoryKey,
+    statement::may_end,
 };
 
 /// What identifies a holder: its session, and what it has.
@@ -46,14 +47,21 @@ impl FromStr for HolderId {
     }
 }
 
-/// Whether the session `$1` that began at `$2` has the key `$3`, a pair if `$4`; and how many others it has besides `$5`, and
-/// those whose upper 44 bits are those of `$6`.
-const HELD: &str = "SELECT coalesce(bool_or(s.k = $3 AND s.p = $4), false), \
-     count(*) FILTER (WHERE NOT (s.k = $3 AND s.p = $4) AND (s.p OR s.k <> ALL ($5) AND s.k & ~1048575::int8 <> $6)) \
-     FROM (SELECT (l.classid::int8 << 32) | l.objid::int8 AS k, l.objsubid = 2 AS p FROM pg_locks AS l \
-     JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted AND l.pid = $1 \
-     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-     AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2) AS s";
+/// Whether the session `$1` that began at `$2` has the key `$3`, a pair if `$4`; how many others it has besides `$5`, and
+/// those whose upper 44 bits are those of `$6`; its role; whether the role that asks may end it; and that role.
+fn held() -> String {
+    let may_end = may_end("us.usesysid", "a.usesysid", "(SELECT rolsuper FROM pg_roles WHERE oid = a.usesysid)");
+    format!(
+        "SELECT coalesce(bool_or(s.k = $3 AND s.p = $4), false), \
+         count(*) FILTER (WHERE NOT (s.k = $3 AND s.p = $4) AND (s.p OR s.k <> ALL ($5) AND s.k & ~1048575::int8 <> $6)), \
+         coalesce(min(s.role), ''), coalesce(bool_or(s.may_end), false), session_user::text \
+         FROM (SELECT (l.classid::int8 << 32) | l.objid::int8 AS k, l.objsubid = 2 AS p, a.usename::text AS role, \
+         {may_end} AS may_end FROM pg_stat_get_activity(pg_backend_pid()) AS us, pg_locks AS l \
+         JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted AND l.pid = $1 \
+         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+         AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2) AS s"
+    )
+}
 
 /// How the session `$1` that began at `$2` is named, if it is still there and has the key `$3`, a pair if `$4`; and whether it has
 /// the mark `$5`.
@@ -112,7 +120,7 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
     // What goes with the lock: signs of those who wait for it in the same session, and the count of a semaphore.
     let semaphore = link.names.semaphore(&holder.key, 1)?;
     let signs = vec![id.key.waits(), id.key.writer_waits(), semaphore.key().waits()];
-    let query = sqlx::query(HELD)
+    let query = sqlx::query(AssertSqlSafe(held()))
         .bind(id.pid)
         .bind(id.started)
         .bind(id.key.bits())
@@ -123,6 +131,17 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
     let (held, others): (bool, i64) = (link.read(&row, 0)?, link.read(&row, 1)?);
     if !held {
         return Ok(Broken::AlreadyGone);
+    }
+    if !link.read(&row, 3)? {
+        let (whose, ours): (String, String) = (link.read(&row, 2)?, link.read(&row, 4)?);
+        return Err(error::plain(
+            ErrorKind::Denied,
+            "break",
+            format!(
+                "its session is of the role `{whose}`, which `{ours}` may not end; be a member of that role or of \
+                 pg_signal_backend, or a superuser if it is one"
+            ),
+        ));
     }
     if !now {
         let broken = gently(link, &mut connection, id).await;

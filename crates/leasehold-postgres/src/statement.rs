@@ -273,13 +273,24 @@ fn permit(here: &str, answer: &str) -> String {
     )
 }
 
+/// A mark counts only if who set it may end this session. Nothing here reads the catalogue before there is a mark: where
+/// the lock table is full, that fails.
 fn owned(answer: &str) -> String {
     format!(
-        "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', pid = pg_backend_pid(), {answer} \
-         FROM (SELECT) AS one LEFT JOIN pg_locks ON locktype = 'advisory' AND granted \
-         AND (pid = pg_backend_pid() OR objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[])) \
-         AND database::int8 = $2"
+        "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', l.pid = pg_backend_pid(), {answer} \
+         FROM (SELECT) AS one LEFT JOIN pg_locks AS l ON locktype = 'advisory' AND granted AND database::int8 = $2 \
+         AND CASE WHEN l.pid = pg_backend_pid() THEN true \
+         WHEN objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[]) THEN \
+         (SELECT {} FROM pg_stat_get_activity(l.pid) AS a, pg_stat_get_activity(pg_backend_pid()) AS us) \
+         ELSE false END",
+        may_end("a.usesysid", "us.usesysid", "current_setting('is_superuser')::bool")
     )
+}
+
+/// Returns the SQL condition that a session of the role `by` may end one of the role `whose`, by the rule of
+/// `pg_terminate_backend`. `is_super` says whether the latter is a superuser's. NULL counts as no.
+pub(crate) fn may_end(by: &str, whose: &str, is_super: &str) -> String {
+    format!("pg_has_role({by}, {whose}, 'USAGE') OR NOT {is_super} AND pg_has_role({by}, 'pg_signal_backend', 'USAGE')")
 }
 
 fn unlock_all(here: &str, answer: &str) -> String {

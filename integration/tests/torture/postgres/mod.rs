@@ -1,5 +1,6 @@
 //! PostgreSQL: what is tested of every backend, and what only this one can suffer.
 
+mod breaking;
 mod courtesy;
 mod crash;
 mod credentials;

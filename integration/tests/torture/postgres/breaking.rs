@@ -1,0 +1,68 @@
+//! Who may break a lock.
+
+use std::time::Duration;
+
+use leasehold_core::{Broken, ErrorKind};
+use leasehold_integration::server::{PostgresServer, Psql};
+use tokio::{task::block_in_place, time::timeout};
+
+use super::support::{MINUTE, client_of, holder};
+use crate::support::{millis, nothing_panicked};
+
+const TTL: u64 = 1500;
+
+fn server() -> PostgresServer {
+    let server = PostgresServer::start().unwrap();
+    server
+        .psql(
+            "CREATE ROLE shop LOGIN; GRANT ALL ON SCHEMA public TO shop; CREATE ROLE stranger LOGIN; \
+             CREATE ROLE colleague LOGIN IN ROLE shop; CREATE ROLE operator LOGIN IN ROLE pg_signal_backend",
+        )
+        .unwrap();
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_may_only_connect_breaks_no_lock_of_another() {
+    let server = block_in_place(server);
+    let client = client_of(&server.url_as("shop"), TTL).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    let stranger = client_of(&format!("{}?fencing=off", server.url_as("stranger")), TTL).await;
+    let seen = stranger.inspect("k").await.unwrap().holders;
+    for now in [false, true] {
+        let error = stranger.break_lock(&seen[0], now).await.expect_err("it was broken");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+        assert!(error.to_string().contains("pg_signal_backend"), "{error}");
+    }
+    // Nor does it help to set the mark of a break by hand.
+    let pid = block_in_place(|| holder(&server, "k"));
+    let mut psql = block_in_place(|| Psql::connect(&server.url_as("stranger")).unwrap());
+    let mark = format!(
+        "SELECT pg_advisory_lock_shared(hashtextextended('leasehold breaks {pid} ' || hashtextextended('k', 0), 0)), \
+         count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()"
+    );
+    block_in_place(|| psql.ask(&mark, MINUTE).unwrap());
+    tokio::time::sleep(millis(2 * TTL)).await;
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_that_may_end_its_session_break_a_lock() {
+    let server = block_in_place(server);
+    let client = client_of(&server.url_as("shop"), TTL).await;
+    for role in ["shop", "colleague", "operator", "postgres"] {
+        for now in [false, true] {
+            let guard = client.mutex("k").lock_within(MINUTE).await.unwrap();
+            let breaker = client_of(&format!("{}?fencing=off", server.url_as(role)), TTL).await;
+            let seen = breaker.inspect("k").await.unwrap().holders;
+            let broken = timeout(MINUTE, breaker.break_lock(&seen[0], now)).await.expect("it hangs").unwrap();
+            let expected = if now { Broken::Freed } else { Broken::FreeWithin(Some(Duration::from_millis(TTL))) };
+            assert_eq!(broken, expected, "{role}");
+            timeout(MINUTE, guard.lost()).await.expect("it is held on");
+            drop(guard);
+        }
+    }
+    nothing_panicked();
+}
