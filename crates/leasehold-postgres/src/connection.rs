@@ -16,7 +16,8 @@ use tokio::time::timeout;
 
 use crate::{
     config::{self, PostgresConfig},
-    error, fencing,
+    error::{self, Limit},
+    fencing,
     hash::hash_text_extended,
     identity::{Answerer, Identity},
     keys::Names,
@@ -114,7 +115,7 @@ impl Link {
     pub(crate) async fn within<T>(&self, answer: impl Future<Output = T>) -> Result<T> {
         timeout(self.config.timeout, answer)
             .await
-            .map_err(|_elapsed| error::timed_out(ErrorKind::Unavailable, "connect", &self.endpoint()))
+            .map_err(|_elapsed| self.timed_out(ErrorKind::Unavailable, "connect", self.config.timeout))
     }
 
     pub(crate) fn read<'r, T, I>(&self, row: &'r PgRow, index: I) -> Result<T>
@@ -128,8 +129,20 @@ impl Link {
     pub(crate) async fn connect(&self, label: &str, operation: &'static str) -> Result<PgConnection> {
         match timeout(self.config.connect_timeout, self.log_in(label, operation)).await {
             Ok(connected) => connected.map_err(|error| error::named(error, operation)),
-            Err(_elapsed) => Err(error::timed_out(ErrorKind::Unavailable, operation, &self.endpoint())),
+            Err(_elapsed) => Err(self.not_connected(operation)),
         }
+    }
+
+    /// No connection came about in time.
+    pub(crate) fn not_connected(&self, operation: &'static str) -> Error {
+        let limit = Limit::ConnectTimeout(self.config.connect_timeout);
+        error::timed_out(ErrorKind::Unavailable, operation, &self.endpoint(), limit)
+    }
+
+    /// No answer came within `patience`, which is [that of a TTL](Self::patience) or the option `timeout`.
+    pub(crate) fn timed_out(&self, kind: ErrorKind, operation: &'static str, patience: Duration) -> Error {
+        let limit = if patience < self.config.timeout { Limit::Quarter(patience) } else { Limit::Timeout(patience) };
+        error::timed_out(kind, operation, &self.endpoint(), limit)
     }
 
     /// Logs in. Asks the provider once more if the server refuses its credentials.
@@ -286,7 +299,7 @@ impl Link {
         let set_up = timeout(self.config.timeout, self.set_up(&mut connection, &identity, ttl)).await;
         let (pid, synchronous, database) = match set_up {
             Ok(set_up) => set_up?,
-            Err(_elapsed) => return Err(error::timed_out(ErrorKind::Unavailable, "acquire", &self.endpoint())),
+            Err(_elapsed) => return Err(self.timed_out(ErrorKind::Unavailable, "acquire", self.config.timeout)),
         };
         let dialect = Dialect {
             sequence: self.sequence.as_deref(),

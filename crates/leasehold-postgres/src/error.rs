@@ -1,5 +1,7 @@
 //! The driver's errors as Leasehold's.
 
+use std::{fmt, time::Duration};
+
 use leasehold_core::{Error, ErrorKind};
 use sqlx::{
     Error as Driver,
@@ -131,13 +133,35 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
     }
 }
 
+/// What limits how long the server may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    /// [`PostgresConfig::timeout`](crate::PostgresConfig::timeout).
+    Timeout(Duration),
+    /// [`PostgresConfig::connect_timeout`](crate::PostgresConfig::connect_timeout).
+    ConnectTimeout(Duration),
+    /// A quarter of the TTL.
+    Quarter(Duration),
+    /// The TTL.
+    Ttl(Duration),
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(limit) => write!(f, "{limit:?}, the option `timeout`"),
+            Self::ConnectTimeout(limit) => write!(f, "{limit:?}, the option `connect-timeout`"),
+            Self::Quarter(limit) => write!(f, "{limit:?}, a quarter of the TTL"),
+            Self::Ttl(limit) => write!(f, "{limit:?}, the TTL"),
+        }
+    }
+}
+
 /// No answer came in time, and what was asked is undone as soon as it comes, or with the session.
-pub(crate) fn timed_out(kind: ErrorKind, operation: &'static str, endpoint: &str) -> Error {
-    plain(
-        kind,
-        operation,
-        format!("no answer from {endpoint} in time; is the server overloaded, stopped or unreachable?"),
-    )
+pub(crate) fn timed_out(kind: ErrorKind, operation: &'static str, endpoint: &str, limit: Limit) -> Error {
+    let message =
+        format!("no answer from {endpoint} within {limit}; is the server overloaded, stopped or unreachable?");
+    plain(kind, operation, message)
 }
 
 #[cfg(test)]

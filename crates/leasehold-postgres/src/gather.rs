@@ -14,7 +14,6 @@ use tokio::sync::Mutex;
 
 use crate::{
     connection::Link,
-    error,
     keys::{AdvisoryKey, Family},
     session::Owner,
     wire::Wire,
@@ -165,7 +164,7 @@ impl session::Carrier for Carrier {
             if let Ok(answers) = self.link.time_outs.within(self.patience, &mut carrying).await {
                 return answers;
             }
-            let endpoint = self.link.endpoint();
+            let (link, patience) = (Arc::clone(&self.link), self.patience);
             let kind = if sent.load(Ordering::Acquire) {
                 // Nothing can be asked on this connection before the answer has come. So it is waited for, and what it
                 // grants is given back; those who ask are told now.
@@ -174,7 +173,7 @@ impl session::Carrier for Carrier {
             } else {
                 ErrorKind::Unavailable
             };
-            jobs.iter().map(|job| Err(error::timed_out(kind, job.operation(), &endpoint))).collect()
+            jobs.iter().map(|job| Err(link.timed_out(kind, job.operation(), patience))).collect()
         })
     }
 }
@@ -193,7 +192,7 @@ async fn undo(carrier: Arc<Carrier>, carrying: impl Future<Output = Vec<Answer>>
     let answers = match carrier.link.time_outs.within(carrier.limit, carrying).await {
         Ok(answers) => answers,
         Err(Elapsed) => {
-            carrier.wire.lock().await.give_up(&carrier.link, "acquire");
+            carrier.wire.lock().await.give_up(&carrier.link, "acquire", carrier.limit);
             return;
         }
     };

@@ -141,7 +141,7 @@ impl Handle {
             let mut wire = carrier.wire.lock().await;
             match link.time_outs.within(carrier.limit, work(&mut wire, link)).await {
                 Ok(done) => done,
-                Err(Elapsed) => Err(wire.give_up(link, operation)),
+                Err(Elapsed) => Err(wire.give_up(link, operation, carrier.limit)),
             }
         }));
         task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?

@@ -133,7 +133,7 @@ impl Wakes {
         };
         match timeout(patience, warmed).await {
             Ok(warmed) => warmed,
-            Err(_elapsed) => Err(error::timed_out(ErrorKind::Unavailable, "acquire", &self.link.endpoint())),
+            Err(_elapsed) => Err(self.link.timed_out(ErrorKind::Unavailable, "acquire", patience)),
         }
     }
 
@@ -292,7 +292,7 @@ async fn connect(link: &Link) -> Result<(PgListener, Identity), Error> {
     };
     match timeout(link.config.connect_timeout, connected).await {
         Ok(connected) => connected.map(|listener| (listener, identity)),
-        Err(_elapsed) => Err(error::timed_out(ErrorKind::Unavailable, "acquire", &link.endpoint())),
+        Err(_elapsed) => Err(link.not_connected("acquire")),
     }
 }
 

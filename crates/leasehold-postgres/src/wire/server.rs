@@ -1,6 +1,9 @@
 //! What is said to the server.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use leasehold_core::{Error, ErrorKind, Result, contained, session as claims};
 use sqlx::{
@@ -12,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::{
     connection::Link,
-    error,
+    error::{self, Limit},
     gather::{Answer, Done, Job, Name, Take},
     identity::Answerer,
     keys::{AdvisoryKey, Family},
@@ -142,9 +145,9 @@ impl Wire {
         }
     }
 
-    /// No answer came, and none is waited for any more.
-    pub(crate) fn give_up(&mut self, link: &Link, operation: &'static str) -> Error {
-        self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint()))
+    /// No answer came within `ttl`, and none is waited for any more.
+    pub(crate) fn give_up(&mut self, link: &Link, operation: &'static str, ttl: Duration) -> Error {
+        self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint(), Limit::Ttl(ttl)))
     }
 
     /// Gives the connection up, and with it all that it has. Those who hold are told before the server can free it.
@@ -352,7 +355,7 @@ impl Wire {
         self.signs.clear();
         match timeout(link.config.timeout, connection.close()).await {
             Ok(closed) => closed.map_err(|error| link.failed(error, "close")),
-            Err(_elapsed) => Err(error::timed_out(ErrorKind::Indeterminate, "close", &link.endpoint())),
+            Err(_elapsed) => Err(link.timed_out(ErrorKind::Indeterminate, "close", link.config.timeout)),
         }
     }
 }

@@ -10,6 +10,7 @@ mod dropped;
 mod failed;
 mod inspection;
 mod interop;
+mod late;
 mod lent;
 mod limits;
 mod log;
