@@ -366,20 +366,46 @@ async fn nothing_is_left_after_a_crowd_of_all_modes() {
     other.close().await.unwrap();
 }
 
-/// On a server where nobody else writes: the sequence is flushed once in 32 values.
+/// The next transaction id of a server where nobody else writes.
+fn next_transaction_id(server: &PostgresServer) -> u64 {
+    block_in_place(|| server.psql("SELECT pg_snapshot_xmax(pg_current_snapshot())").unwrap().parse().unwrap())
+}
+
+/// The sequence is flushed once in 32 values.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_seldom_costs_a_transaction_id() {
     let server = PostgresServer::start().unwrap();
     let client = client(&server.url(), "").await;
     free(client.mutex("k").lock().await.unwrap()).await;
-    let next = || server.psql("SELECT pg_snapshot_xmax(pg_current_snapshot())").unwrap().parse::<u64>().unwrap();
-    let before = block_in_place(next);
+    let before = next_transaction_id(&server);
     for _ in 0..320 {
         free(client.mutex("k").lock().await.unwrap()).await;
     }
-    let used = block_in_place(next) - before;
+    let used = next_transaction_id(&server) - before;
     // The server itself writes to the log now and then.
     assert!((5..160).contains(&used), "320 grants used {used} transaction ids");
+}
+
+/// The server gives an id to whoever notifies, and the log of that is often not flushed when the next is granted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_off_costs_one_or_two_transaction_ids() {
+    const HAND_OFFS: u64 = 200;
+    let server = PostgresServer::start().unwrap();
+    let clients = [client(&server.url(), "").await, client(&server.url(), "").await];
+    let mut guard = clients[0].mutex("k").lock().await.unwrap();
+    let before = next_transaction_id(&server);
+    for round in 0..HAND_OFFS {
+        let mutex = clients[(round as usize + 1) % 2].mutex("k");
+        let waiting = tokio::spawn(async move { mutex.lock().await });
+        // The lock, and the two signs of the writer that waits.
+        until_left(&server, "3").await;
+        free(guard).await;
+        guard = timeout(SOON, waiting).await.expect("not woken").unwrap().unwrap();
+    }
+    let used = next_transaction_id(&server) - before;
+    free(guard).await;
+    // The server itself writes to the log now and then.
+    assert!((HAND_OFFS..2 * HAND_OFFS + 50).contains(&used), "{HAND_OFFS} hand-offs used {used} transaction ids");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,12 +52,14 @@ impl PostgresBackend {
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
     /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left, [`ErrorKind::Denied`] if it
-    ///   refuses the user or the password, or if the sequence of the fencing tokens is missing and the role may not create it: then
-    ///   the error says what to run.
+    ///   refuses the user or the password, or its certificate is refused.
     /// - [`ErrorKind::Unsupported`] for a server before version 12, a standby, a pooler in transaction or statement mode
     ///   (see [Poolers](crate#poolers)),
     ///   a database whose encoding is not UTF8 or that hashes text in its own way, a sequence whose values may fall or be
-    ///   0 or less, and for TLS without the feature `tls`.
+    ///   0 or less, and for TLS without the feature `tls` or that the server does not offer.
+    ///
+    /// The sequence of the fencing tokens may be missing: the first acquisition creates it. If the role may not, that
+    /// acquisition fails with [`ErrorKind::Denied`], and the error says what to run.
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.

@@ -3,7 +3,10 @@
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,6 +43,8 @@ pub(crate) struct Link {
     sequence: Option<String>,
     /// The result of the probe. `None` until the first connection succeeds.
     server: Option<Server>,
+    /// The sequence is there, fit, and open to the role.
+    sequence_ready: AtomicBool,
     /// Of what is asked on connections that hold locks.
     pub(crate) time_outs: Arc<Patience>,
     /// Connections that hold locks, open or being opened.
@@ -74,7 +79,8 @@ impl Link {
         let sequence = fencing::quoted(&config)?;
         let names = Names { scheme: config.keys, prefix: Arc::clone(&config.prefix) };
         let (time_outs, holding) = (Arc::default(), AtomicUsize::new(0));
-        Ok(Self { options, config, names, sequence, server: None, time_outs, holding })
+        let sequence_ready = AtomicBool::new(sequence.is_none());
+        Ok(Self { options, config, names, sequence, server: None, sequence_ready, time_outs, holding })
     }
 
     /// Where it lives, without secrets.
@@ -84,10 +90,6 @@ impl Link {
             Some(socket) => format!("postgres:///{database}?host={}", socket.display()),
             None => format!("postgres://{}:{}/{database}", self.options.get_host(), self.options.get_port()),
         }
-    }
-
-    pub(crate) fn user(&self) -> &str {
-        self.options.get_username()
     }
 
     /// Returns the options of a new connection: its name, see [`shown`], and the current credentials.
@@ -163,14 +165,15 @@ impl Link {
     }
 
     /// Looks at the server for the first time.
-    async fn probe(&self) -> Result<Server> {
+    async fn probe(&mut self) -> Result<Server> {
         let connect = || self.connect("leasehold connects", "connect");
         let (mut one, mut other) = tokio::try_join!(connect(), connect())?;
         self.refuse_shared_backends(&mut one, &mut other).await?;
         let mut server = self.look(&mut one).await?;
         self.refuse_another_hash(&mut one).await?;
         if self.sequence.is_some() {
-            fencing::ensure(self, &mut one).await?;
+            // Made by who locks first: who only looks needs no right to it.
+            *self.sequence_ready.get_mut() = fencing::is_ready(self, &mut one).await?;
             server.flushes = self.can_flush(&mut one).await?;
         }
         for connection in [one, other] {
@@ -295,6 +298,11 @@ impl Link {
     /// Opens a connection that may hold locks for as long as the server hears of it once per TTL.
     pub(crate) async fn open(&self, ttl: Ttl, label: &str) -> Result<Holding> {
         let mut connection = self.connect(&shown(ttl, label), "acquire").await?;
+        if !self.sequence_ready.load(Ordering::Acquire) {
+            let made = fencing::ensure(self, &mut connection).await;
+            made.map_err(|error| error.with_operation("acquire"))?;
+            self.sequence_ready.store(true, Ordering::Release);
+        }
         let identity = Identity::random();
         let set_up = timeout(self.config.timeout, self.set_up(&mut connection, &identity, ttl)).await;
         let (pid, synchronous, database) = match set_up {

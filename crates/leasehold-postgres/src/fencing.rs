@@ -47,23 +47,33 @@ pub(crate) fn quoted(config: &PostgresConfig) -> Result<Option<String>> {
     Ok(Some(format!("\"{schema}\".\"{name}\"")))
 }
 
-/// Makes sure that it is there and fit.
+/// Returns whether it is there and open to the role, and changes nothing. Fails if it is unfit.
+pub(crate) async fn is_ready(link: &Link, connection: &mut PgConnection) -> Result<bool> {
+    let Some(quoted) = quoted(&link.config)? else { return Ok(true) };
+    let found = look(link, connection).await?;
+    let Some(sequence) = found.sequence else { return Ok(false) };
+    sequence.check(&quoted)?;
+    Ok(found.schema_usable && sequence.usable)
+}
+
+/// Makes sure that it is there, fit, and open to the role, before the first acquisition.
 pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result<()> {
     let Some(quoted) = quoted(&link.config)? else { return Ok(()) };
     let found = look(link, connection).await?;
     if found.sequence.is_some() {
-        return check(link, found, &quoted);
+        return check(link, connection, found, &quoted).await;
     }
     match link.write(connection, &create(&quoted), "COMMIT").await? {
         Ok(()) => {}
         // Somebody else made it at the same time.
         Err(error) if DUPLICATE_OBJECT.iter().any(|code| has_code(&error, code)) => {}
         Err(error) if has_code(&error, INSUFFICIENT_PRIVILEGE) || has_code(&error, NO_SUCH_SCHEMA) => {
-            return Err(denied(link, found, &quoted)?.with_source(error));
+            return Err(denied(link, connection, found, &quoted).await?.with_source(error));
         }
-        Err(error) => return Err(link.failed(error, "connect")),
+        Err(error) => return Err(link.failed(error, "acquire")),
     }
-    check(link, look(link, connection).await?, &quoted)
+    let found = look(link, connection).await?;
+    check(link, connection, found, &quoted).await
 }
 
 async fn look(link: &Link, connection: &mut PgConnection) -> Result<Found> {
@@ -82,22 +92,29 @@ async fn look(link: &Link, connection: &mut PgConnection) -> Result<Found> {
     Ok(Found { schema: true, schema_usable: link.read(&row, 0)?, sequence })
 }
 
-fn check(link: &Link, found: Found, quoted: &str) -> Result<()> {
-    let sequence = found.sequence.ok_or_else(|| error::protocol("connect"))?;
-    if let Some(run) = sequence.repair(quoted) {
-        return Err(error::plain(
+async fn check(link: &Link, connection: &mut PgConnection, found: Found, quoted: &str) -> Result<()> {
+    let sequence = found.sequence.ok_or_else(|| error::protocol("acquire"))?;
+    sequence.check(quoted)?;
+    if found.schema_usable && sequence.usable {
+        return Ok(());
+    }
+    Err(denied(link, connection, found, quoted).await?)
+}
+
+impl Sequence {
+    /// Fails unless it is fit.
+    fn check(self, quoted: &str) -> Result<()> {
+        let Some(run) = self.repair(quoted) else { return Ok(()) };
+        Err(error::plain(
             ErrorKind::Unsupported,
             "connect",
             format!(
                 "the sequence {quoted} may give tokens that fall, or none above 0: it must be logged, of type bigint, \
                  count up from above 0, not cycle and cache 1; as its owner run: {run}"
             ),
-        ));
+        ))
     }
-    if found.schema_usable && sequence.usable { Ok(()) } else { Err(denied(link, found, quoted)?) }
-}
 
-impl Sequence {
     /// The SQL that makes it fit, unless it is. It goes on counting from where it is, if that is above 0.
     fn repair(self, quoted: &str) -> Option<String> {
         let mut run = Vec::new();
@@ -127,15 +144,18 @@ fn create(quoted: &str) -> String {
 }
 
 /// Names what is missing to what was found.
-fn denied(link: &Link, found: Found, quoted: &str) -> Result<Error> {
+async fn denied(link: &Link, connection: &mut PgConnection, found: Found, quoted: &str) -> Result<Error> {
+    let failed = |error| link.failed(error, "acquire");
+    // Credentials that are supplied may be of another role than the options name.
+    let asked = sqlx::query("SELECT session_user::text").fetch_one(connection);
+    let role: String = link.read(&link.within(asked).await?.map_err(failed)?, 0)?;
     let (schema, _) = link.config.sequence_parts()?;
-    let run = missing(found, schema, quoted, link.user());
+    let run = missing(found, schema, quoted, &role);
     let message = format!(
-        "the fencing tokens need a sequence that the role `{}` may use; as its owner, or the database's, run: {run}; \
-         or switch tokens off with fencing=off",
-        link.user()
+        "the fencing tokens need a sequence that the role `{role}` may use; as its owner, or the database's, run: {run}; \
+         or switch tokens off with fencing=off"
     );
-    Ok(error::plain(ErrorKind::Denied, "connect", message))
+    Ok(error::plain(ErrorKind::Denied, "acquire", message))
 }
 
 /// The SQL after which the role may draw tokens.

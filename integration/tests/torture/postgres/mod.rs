@@ -14,6 +14,7 @@ mod late;
 mod lent;
 mod limits;
 mod log;
+mod looking;
 mod own;
 mod partition;
 mod pooler;

@@ -6,7 +6,7 @@ use leasehold_core::ErrorKind;
 use leasehold_integration::server::PostgresServer;
 use tokio::task::block_in_place;
 
-use super::support::{client_of, connect, nothing_left};
+use super::support::{client_of, nothing_left};
 use crate::support::{millis, nothing_panicked, token};
 
 const TTL: u64 = 2000;
@@ -99,10 +99,8 @@ async fn a_role_that_may_create_nothing_is_told_the_sql_that_another_must_run_an
             .unwrap();
     });
     let url = server.url_as("shop");
-    let error = match connect(&url).await {
-        Ok(client) => client.mutex("k").lock().await.expect_err("there is nothing to draw a token from"),
-        Err(error) => error,
-    };
+    let client = client_of(&url, TTL).await;
+    let error = client.mutex("k").lock().await.expect_err("there is nothing to draw a token from");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
     // Or does without.
@@ -111,7 +109,7 @@ async fn a_role_that_may_create_nothing_is_told_the_sql_that_another_must_run_an
     assert_eq!(guard.fencing_token(), None);
     guard.release().await.unwrap();
     block_in_place(|| server.psql(sql_in(&said)).unwrap());
-    let client = client_of(&url, TTL).await;
+    // The same client, without a restart.
     let guard = client.mutex("k").lock().await.unwrap();
     let first = token(&guard);
     guard.release().await.unwrap();
@@ -123,7 +121,7 @@ async fn a_role_that_may_create_nothing_is_told_the_sql_that_another_must_run_an
 /// which it locks.
 async fn is_told(server: &PostgresServer, parts: &[&str]) {
     let url = format!("{}?sequence=locks.tokens", server.url_as("shop"));
-    let error = connect(&url).await.expect_err("it may not use the sequence");
+    let error = client_of(&url, TTL).await.mutex("k").lock().await.expect_err("it may not use the sequence");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
     let sql = sql_in(&said);

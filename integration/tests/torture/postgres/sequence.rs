@@ -47,12 +47,16 @@ async fn a_sequence_that_is_unfit_is_refused_with_sql_after_which_it_is_fit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_create_the_sequence_at_once_all_connect() {
+async fn clients_that_create_the_sequence_at_once_all_lock() {
     let server = PostgresServer::start().unwrap();
     for round in 0..5 {
         let url = format!("{}?sequence=public.tokens{round}&timeout=20s&connect-timeout=20s", server.url());
-        for client in futures_util::future::join_all((0..8).map(|_| connect(&url))).await {
-            client.unwrap();
+        let locks = (0..8).map(async |n| {
+            let client = connect(&url).await?;
+            client.mutex(format!("k{n}")).lock().await?.release().await
+        });
+        for locked in futures_util::future::join_all(locks).await {
+            locked.unwrap();
         }
     }
     nothing_panicked();
