@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
 
 use crate::{HarnessError, Result};
 
@@ -28,8 +28,20 @@ impl Certificates {
     /// # Errors
     /// The folder cannot be written, or a name is not one.
     pub fn generate_for(folder: &Path, names: &[&str]) -> Result<Self> {
+        Self::write(folder, names, None)
+    }
+
+    /// The same as [`generate`](Self::generate), but the server's certificate has expired.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn generate_expired(folder: &Path) -> Result<Self> {
+        Self::write(folder, &["localhost", "127.0.0.1"], Some(LONG_AGO))
+    }
+
+    fn write(folder: &Path, names: &[&str], until: Option<i32>) -> Result<Self> {
         let certificates = Self { folder: folder.to_owned() };
-        let made = make(names).map_err(|error| HarnessError::caused_by("cannot make certificates", error))?;
+        let made = make(names, until).map_err(|error| HarnessError::caused_by("cannot make certificates", error))?;
         for (path, pem) in [
             (certificates.ca(), made.ca),
             (certificates.certificate(), made.certificate),
@@ -63,7 +75,11 @@ struct Pems {
     key: String,
 }
 
-fn make(names: &[&str]) -> Result<Pems, rcgen::Error> {
+/// The year in which a certificate has expired that [has expired](Certificates::generate_expired).
+const LONG_AGO: i32 = 2001;
+
+/// `until`: the year in which the server's certificate expires.
+fn make(names: &[&str], until: Option<i32>) -> Result<Pems, rcgen::Error> {
     let mut authority = CertificateParams::default();
     authority.distinguished_name.push(DnType::CommonName, "Leasehold test authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -72,7 +88,10 @@ fn make(names: &[&str]) -> Result<Pems, rcgen::Error> {
     let ca = authority.self_signed(&authority_key)?.pem();
     let issuer = Issuer::new(authority, authority_key);
 
-    let server = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
+    let mut server = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
+    if let Some(year) = until {
+        (server.not_before, server.not_after) = (date_time_ymd(year - 1, 1, 1), date_time_ymd(year, 1, 1));
+    }
     let server_key = KeyPair::generate()?;
     let certificate = server.signed_by(&server_key, &issuer)?.pem();
     Ok(Pems { ca, certificate, key: server_key.serialize_pem() })

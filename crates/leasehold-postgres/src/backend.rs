@@ -11,11 +11,12 @@ use sqlx::{PgPool, postgres::PgConnectOptions};
 
 use crate::{
     breaking,
-    config::{Location, PostgresConfig},
+    config::PostgresConfig,
     connection::Link,
     error::{self, BACKEND, named},
     gather::Want,
     inspect,
+    location::Location,
     queue::{Candidate, Tried},
     server::Server,
     session::PostgresSessions,

@@ -1,10 +1,9 @@
-//! [`PostgresConfig`], and what a URL says.
+//! [`PostgresConfig`].
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result, url::duration};
+use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use url::Url;
 
 use crate::{error, keys::KeyScheme};
 
@@ -144,92 +143,10 @@ impl PostgresConfig {
     }
 }
 
-/// What a URL says.
-pub(crate) struct Location {
-    pub(crate) options: PgConnectOptions,
-    pub(crate) config: PostgresConfig,
-}
-
-impl fmt::Debug for Location {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The options have a password.
-        f.debug_struct("Location").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-/// What the driver reads.
-const DRIVERS: [&str; 11] = [
-    "dbname",
-    "host",
-    "hostaddr",
-    "options",
-    "password",
-    "port",
-    "sslcert",
-    "sslkey",
-    "sslmode",
-    "sslrootcert",
-    "user",
-];
-
-impl Location {
-    pub(crate) fn parse(url: &str) -> Result<Self> {
-        let unreadable = || invalid("the URL cannot be parsed; write postgres://user:password@host:5432/database");
-        let mut url = Url::parse(url).map_err(|_| unreadable())?;
-        if !matches!(url.scheme(), "postgres" | "postgresql") {
-            return Err(invalid("the URL's scheme is neither `postgres` nor `postgresql`"));
-        }
-        if url.fragment().is_some() {
-            return Err(invalid("the URL has a `#`; write %23 for one in a name or password"));
-        }
-        let mut config = PostgresConfig::default();
-        let mut theirs = Vec::new();
-        for (name, value) in url.query_pairs() {
-            match &*name {
-                "prefix" => config.prefix = value.as_bytes().into(),
-                "keys" => config.keys = scheme(&value)?,
-                "fencing" => {
-                    config.fencing = match &*value {
-                        "on" => true,
-                        "off" => false,
-                        _ => return Err(invalid("the option `fencing` is `on` or `off`")),
-                    }
-                }
-                "sequence" => {
-                    config.sequence = Arc::from(&*value);
-                    config.sequence_parts()?;
-                }
-                "timeout" => config.timeout = duration("timeout", &value).map_err(ours)?,
-                "connect-timeout" => config.connect_timeout = duration("connect-timeout", &value).map_err(ours)?,
-                "safety-net" => config.safety_net = duration("safety-net", &value).map_err(ours)?,
-                "max-sessions" => {
-                    let max = value.parse().ok().filter(|max| *max > 0);
-                    config.max_sessions =
-                        max.ok_or_else(|| invalid("the option `max-sessions` is no number above 0"))?;
-                }
-                name if DRIVERS.contains(&name) => theirs.push((name.to_owned(), value.into_owned())),
-                other => {
-                    return Err(invalid(format!(
-                        "the option `{}` is none of prefix, keys, fencing, sequence, timeout, connect-timeout, safety-net, \
-                         max-sessions, {}",
-                        other.escape_debug(),
-                        DRIVERS.join(", ")
-                    )));
-                }
-            }
-        }
-        url.set_query(None);
-        if !theirs.is_empty() {
-            url.query_pairs_mut().extend_pairs(theirs);
-        }
-        let options = PgConnectOptions::from_str(url.as_str())
-            .map_err(|_| invalid("the driver cannot read the URL's host, port, options or sslmode"))?;
-        Ok(Self { options, config })
-    }
-}
-
-/// TLS that was asked for and cannot be had.
+/// Refuses TLS that was asked for and cannot be had.
 pub(crate) fn check_tls(options: &PgConnectOptions) -> Result<()> {
+    #[cfg(feature = "tls")]
+    choose_crypto_provider();
     let wanted = !matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
     if wanted && !cfg!(feature = "tls") {
         let message = "`sslmode` needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
@@ -238,69 +155,24 @@ pub(crate) fn check_tls(options: &PgConnectOptions) -> Result<()> {
     Ok(())
 }
 
-fn scheme(name: &str) -> Result<KeyScheme> {
-    Ok(match name {
-        "hash" => KeyScheme::Hash,
-        "int64" => KeyScheme::Int64,
-        "int32-pair" => KeyScheme::Int32Pair,
-        "sqlx" => KeyScheme::Sqlx,
-        "rails" => KeyScheme::Rails,
-        "dotnet" => KeyScheme::DotNet,
-        _ => return Err(invalid("the option `keys` is hash, int64, int32-pair, sqlx, rails or dotnet")),
-    })
-}
-
-fn ours(error: Error) -> Error {
-    error::named(error, "connect")
+/// The driver takes the process's crypto provider for `verify-ca`, and panics if there is none and several to choose from.
+#[cfg(feature = "tls")]
+fn choose_crypto_provider() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Fails only if another thread has just chosen one, which is as good.
+        drop(rustls::crypto::ring::default_provider().install_default());
+    }
 }
 
 fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "tls")))]
 mod tests {
     use super::*;
+    use crate::location::Location;
 
-    #[test]
-    fn a_url_says_everything() {
-        let url = "postgres://al%40ice:p%23ss@h:7000/shop?prefix=shop%3A&keys=rails&fencing=off&timeout=300ms&sslmode=disable\
-                   &safety-net=3s&sequence=locks.tokens&max-sessions=3&connect-timeout=1s";
-        let Location { options, config } = Location::parse(url).unwrap();
-        assert_eq!((options.get_username(), options.get_host(), options.get_port()), ("al@ice", "h", 7000));
-        assert_eq!(options.get_database(), Some("shop"));
-        assert_eq!((&*config.prefix, config.keys, config.fencing), (b"shop:".as_slice(), KeyScheme::Rails, false));
-        assert_eq!((config.timeout.as_millis(), config.safety_net.as_secs(), config.max_sessions), (300, 3, 3));
-        assert_eq!(config.sequence_parts().unwrap(), ("locks", "tokens"));
-        let socket = Location::parse("postgresql:///?host=/run/x&user=u&dbname=d").unwrap();
-        assert_eq!(socket.options.get_socket(), Some(&"/run/x".into()));
-    }
-
-    #[test]
-    fn what_is_wrong_is_named_and_the_password_is_not() {
-        for (url, named) in [
-            ("postgres://u:secret@h/?prefx=a", "prefx"),
-            ("postgres://u:secret@h:99999/", "parsed"),
-            ("postgres://u:secret@h/?keys=odd", "keys"),
-            ("postgres://u:secret@h/?fencing=maybe", "fencing"),
-            ("postgres://u:secret@h/?sequence=tokens", "sequence"),
-            ("postgres://u:secret@h/?sequence=a.b;drop", "sequence"),
-            ("postgres://u:secret@h/?timeout=5", "timeout"),
-            ("postgres://u:secret@h/?safety-net=0s", "safety-net"),
-            ("postgres://u:secret@h/?max-sessions=0", "max-sessions"),
-            ("postgres://u:secret@h/?sslmode=odd", "sslmode"),
-            ("postgres://u:secret@h/#insecure", "#"),
-            ("http://u:secret@h/", "scheme"),
-            ("secret", "parsed"),
-        ] {
-            let error = Location::parse(url).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
-            assert!(error.to_string().contains(named), "{url}: {error}");
-            assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
-        }
-    }
-
-    #[cfg(not(feature = "tls"))]
     #[test]
     fn tls_without_the_feature_names_the_feature() {
         let location = Location::parse("postgres://h/?sslmode=require").unwrap();

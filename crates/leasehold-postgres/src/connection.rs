@@ -13,7 +13,7 @@ use std::{
 use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor, Postgres, Row, Type,
-    postgres::{PgConnectOptions, PgRow},
+    postgres::{PgConnectOptions, PgRow, PgSslMode},
 };
 use tokio::time::timeout;
 
@@ -24,6 +24,7 @@ use crate::{
     hash::hash_text_extended,
     identity::{Answerer, Identity},
     keys::Names,
+    location,
     server::{Server, any_asynchronous, why_unfit},
     settings::{Settings, needed, wanted},
     statement::{CHANNEL, Dialect, Statements},
@@ -67,6 +68,7 @@ impl Link {
     /// Connects for the first time: refuses what would break locks.
     pub(crate) async fn connected(options: &PgConnectOptions, config: PostgresConfig) -> Result<(Arc<Self>, Server)> {
         let mut link = Self::new(options, config)?;
+        warn_of_strangers(options);
         let server = link.probe().await?;
         link.server = Some(server);
         Ok((Arc::new(link), server))
@@ -85,10 +87,13 @@ impl Link {
 
     /// Where it lives, without secrets.
     pub(crate) fn endpoint(&self) -> String {
-        let database = self.options.get_database().unwrap_or_else(|| self.options.get_username());
-        match self.options.get_socket() {
-            Some(socket) => format!("postgres:///{database}?host={}", socket.display()),
-            None => format!("postgres://{}:{}/{database}", self.options.get_host(), self.options.get_port()),
+        let options = &self.options;
+        let database = options.get_database().unwrap_or_else(|| options.get_username());
+        match (options.get_socket(), options.get_host(), options.get_port()) {
+            (Some(socket), ..) => format!("postgres:///{database}?host={}", socket.display()),
+            (None, folder, _) if folder.starts_with('/') => format!("postgres:///{database}?host={folder}"),
+            (None, address, port) if address.contains(':') => format!("postgres://[{address}]:{port}/{database}"),
+            (None, host, port) => format!("postgres://{host}:{port}/{database}"),
         }
     }
 
@@ -387,6 +392,23 @@ impl Link {
             *told = self.read(&row, 1)?;
         }
         Ok(told[0] == told[1])
+    }
+}
+
+/// Says so if whoever answers in the server's place gets what is sent, a password above all.
+fn warn_of_strangers(options: &PgConnectOptions) {
+    let mode = options.get_ssl_mode();
+    // Who writes these two has said it himself.
+    if !location::verifies(mode)
+        && !location::is_local(options)
+        && !matches!(mode, PgSslMode::Disable | PgSslMode::Allow)
+    {
+        tracing::warn!(
+            target: "leasehold",
+            "sslmode={mode:?} does not verify that it is {host} who answers; write sslmode=verify-full, or sslmode=disable if \
+             the network is trusted",
+            host = leasehold_core::text::Escaped(options.get_host()),
+        );
     }
 }
 

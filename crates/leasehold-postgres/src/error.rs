@@ -93,7 +93,16 @@ fn of_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
         let message = "TLS needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
         return (ErrorKind::Unsupported, message.into());
     }
-    let remedy = "name the CA that signed it with `sslrootcert`, and connect by a host name that it contains";
+    if cause.contains("server does not support TLS") {
+        let remedy =
+            "switch it on there (`ssl = on`), or write sslmode=disable if nobody can listen or answer in its place";
+        return (ErrorKind::Unsupported, format!("{endpoint} offers no TLS; {remedy}"));
+    }
+    let remedy = if cause.contains("received fatal alert") {
+        "the server refuses the connection; does it ask for a client certificate (`sslcert`, `sslkey`)?"
+    } else {
+        "name the CA that signed its certificate with `sslrootcert`, and connect by a host name that it contains"
+    };
     (ErrorKind::Denied, format!("TLS with {endpoint} failed ({cause}); {remedy}"))
 }
 

@@ -14,6 +14,7 @@ mod identity;
 mod inspect;
 mod keys;
 mod lease;
+mod location;
 mod queue;
 mod server;
 mod session;

@@ -38,7 +38,7 @@ const SETTINGS: [(&str, &str); 9] = [
 pub struct PostgresBuilder {
     settings: Vec<(String, String)>,
     access: Vec<String>,
-    tls: bool,
+    tls: Option<fn(&Path) -> Result<Certificates>>,
     on_disk: bool,
 }
 
@@ -68,8 +68,13 @@ impl PostgresBuilder {
     }
 
     /// Speaks TLS on its port, and only that, with a certificate of [`PostgresServer::certificates`].
-    pub fn tls(mut self) -> Self {
-        self.tls = true;
+    pub fn tls(self) -> Self {
+        self.tls_with(Certificates::generate)
+    }
+
+    /// The same with the certificate that `generate` writes into the folder that it is given.
+    pub fn tls_with(mut self, generate: fn(&Path) -> Result<Certificates>) -> Self {
+        self.tls = Some(generate);
         self
     }
 
@@ -101,7 +106,7 @@ impl PostgresBuilder {
     }
 
     fn start_in(self, mut process: Process) -> Result<PostgresServer> {
-        let certificates = if self.tls { Some(Certificates::generate(process.folder())?) } else { None };
+        let certificates = self.tls.map(|generate| generate(process.folder())).transpose()?;
         if let Some(certificates) = &certificates {
             // It refuses a key that others can read.
             fs::set_permissions(certificates.key(), Permissions::from_mode(0o600)).map_err(unwritten)?;
@@ -144,7 +149,11 @@ impl PostgresBuilder {
         // The harness itself, and standbys, come over the socket.
         let mut access = vec!["local all all trust", "local replication all trust"];
         access.extend(self.access.iter().map(String::as_str));
-        access.push(if self.tls { "hostssl all all 127.0.0.1/32 trust" } else { "host all all 127.0.0.1/32 trust" });
+        access.push(if self.tls.is_some() {
+            "hostssl all all 127.0.0.1/32 trust"
+        } else {
+            "host all all 127.0.0.1/32 trust"
+        });
         fs::write(folder.join("data/postgresql.conf"), config).map_err(unwritten)?;
         fs::write(folder.join("data/pg_hba.conf"), access.join("\n") + "\n").map_err(unwritten)?;
         give_to_owner(folder)

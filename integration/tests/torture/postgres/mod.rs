@@ -29,4 +29,5 @@ mod standby;
 mod support;
 mod tls;
 mod token;
+mod url;
 mod wake;
