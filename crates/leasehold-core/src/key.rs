@@ -2,15 +2,18 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    text,
+};
 
 /// The name of a lock: 1 to 1 024 bytes, any bytes.
 ///
 /// Two keys are the same lock if and only if their bytes are the same. Every backend maps keys injectively onto what
 /// it stores, or refuses the key with [`ErrorKind::InvalidInput`].
 ///
-/// Cloning is cheap. [`Display`](fmt::Display) shows the key on one line: text as it is, control characters and bytes
-/// that are not UTF-8 escaped.
+/// Cloning is cheap. [`Display`](fmt::Display) shows the key on one line: text as it is, and escaped what does not print
+/// (as [`text::Escaped`] does), backslashes and bytes that are not UTF-8.
 ///
 /// ```
 /// use leasehold_core::LockKey;
@@ -106,12 +109,11 @@ struct Escaped<'a>(&'a [u8]);
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                if c.is_control() || c == '\\' {
-                    write!(f, "{}", c.escape_default())?;
-                } else {
-                    write!(f, "{c}")?;
+            for (at, part) in chunk.valid().split('\\').enumerate() {
+                if at > 0 {
+                    f.write_str("\\\\")?;
                 }
+                write!(f, "{}", text::Escaped(part))?;
             }
             for byte in chunk.invalid() {
                 write!(f, "\\x{byte:02x}")?;
@@ -131,7 +133,8 @@ mod tests {
             ("a/b", "a/b"),
             ("..", ".."),
             ("{}", "{}"),
-            ("\0", "\\u{0}"),
+            ("\0", "\\0"),
+            ("a\u{1b}\u{9b}\u{202e}b", "a\\u{1b}\\u{9b}\\u{202e}b"),
             ("a\nb", "a\\nb"),
             ("\\", "\\\\"),
             ("🔒", "🔒"),
