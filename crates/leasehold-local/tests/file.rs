@@ -118,18 +118,12 @@ async fn tokens_grow_over_backends_and_readers_stay_between_writers() {
 }
 
 #[tokio::test]
-async fn a_file_that_says_garbage_never_lowers_the_token() {
+async fn a_torn_token_file_never_lowers_the_token() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let path = dir.path().join("k.token");
     let mut last = 0;
-    for garbage in [
-        &b""[..],
-        b"\0\0\0\0",
-        b"leasehold1 0000",
-        b"leasehold1 00000000000000000001 0000000000000000\n",
-        &[0xff; 4096],
-    ] {
+    for garbage in [&b""[..], b"\0\0\0\0", b"leasehold1 0000", b"leasehold1 00000000000000000001 0000000000000000\n"] {
         std::fs::write(&path, garbage).unwrap();
         let lease = attempt(&backend, request("k")).await.unwrap();
         assert!(token(&lease) > last);
@@ -152,6 +146,195 @@ async fn what_a_lock_file_says_is_not_changed() {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
     }
+}
+
+/// What another program may have at the place of a file that is written here.
+const FOREIGN: [&[u8]; 5] = [b"secret", b"7\n", b"\0\0\0\0x", &[0xff; 4096], &[0; 4096]];
+
+#[tokio::test]
+async fn the_file_of_another_program_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    for (file, requests) in [
+        ("k.token", vec![request("k"), request("k").with_mode(Mode::Shared)]),
+        ("k.permits", vec![permit("k", 1), permit("k", 2)]),
+    ] {
+        let path = dir.path().join(file);
+        for text in FOREIGN {
+            std::fs::write(&path, text).unwrap();
+            for request in &requests {
+                let error = Arc::clone(&backend).try_acquire(request.clone()).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+                assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+                assert_eq!(std::fs::read(&path).unwrap(), text);
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        // Nothing stays locked after a refusal.
+        for request in requests {
+            attempt(&backend, request).await.expect("free").release().await.unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_plain_file_is_refused_whatever_its_suffix() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let target = dir.path().join("target");
+    std::fs::write(&target, "precious").unwrap();
+    let plant: [(&str, &dyn Fn(&Path)); 5] = [
+        ("link", &|path| std::os::unix::fs::symlink(&target, path).unwrap()),
+        ("dangling link", &|path| std::os::unix::fs::symlink("nowhere", path).unwrap()),
+        ("directory", &|path| std::fs::create_dir(path).unwrap()),
+        ("pipe", &|path| {
+            assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+        }),
+        ("socket", &|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
+    ];
+    for (suffix, request) in [
+        ("lock", request("k")),
+        ("token", request("k")),
+        ("writers", request("k").with_mode(Mode::Shared)),
+        ("permits", permit("k", 1)),
+        ("permit-0", permit("k", 1)),
+    ] {
+        let path = dir.path().join(format!("k.{suffix}"));
+        for (what, plant) in plant {
+            drop(std::fs::remove_file(&path));
+            plant(&path);
+            let error = soon(Arc::clone(&backend).try_acquire(request.clone())).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{what} {error}");
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{what} {error}");
+            if path.is_dir() && !path.is_symlink() {
+                std::fs::remove_dir(&path).unwrap();
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+    assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+    assert!(!dir.path().join("nowhere").exists());
+}
+
+#[tokio::test]
+async fn the_other_name_of_a_hard_link_is_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let (token, other) = (dir.path().join("k.token"), dir.path().join("other"));
+    let first = attempt(&backend, request("k")).await.unwrap();
+    first.clone().release().await.unwrap();
+    // An empty one, and one of ours, as a copy by links has it.
+    for text in [Vec::new(), std::fs::read(&token).unwrap()] {
+        std::fs::write(&other, &text).unwrap();
+        std::fs::remove_file(&token).unwrap();
+        std::fs::hard_link(&other, &token).unwrap();
+        let next = attempt(&backend, request("k")).await.unwrap();
+        assert!(self::token(&next) > self::token(&first));
+        next.release().await.unwrap();
+        assert_eq!(std::fs::read(&other).unwrap(), text);
+        assert!(!std::fs::read(&token).unwrap().is_empty());
+    }
+    std::fs::write(&other, "").unwrap();
+    std::fs::hard_link(&other, dir.path().join("k.permits")).unwrap();
+    let error = Arc::clone(&backend).try_acquire(permit("k", 1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(std::fs::read(&other).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_planted_directory_link_is_not_followed() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let backend = open(dir.path());
+    let long = || request("x".repeat(500));
+    let path = backend.path_of(long().key());
+    std::os::unix::fs::symlink(elsewhere.path(), path.parent().unwrap().parent().unwrap()).unwrap();
+    for request in [long(), long().with_mode(Mode::Shared), long().with_permit_of(NonZeroU32::MIN)] {
+        let error = Arc::clone(&backend).try_acquire(request).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    }
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_directory_that_others_can_change_is_shared_on_purpose_or_refused() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, link) = (parent.path().join("locks"), parent.path().join("link"));
+    std::fs::create_dir(&dir).unwrap();
+    symlink(&dir, &link).unwrap();
+    for mode in [0o777, 0o1777, 0o757] {
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode)).unwrap();
+        for path in [&dir, &link] {
+            let error = FileBackend::open(path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+            assert!(error.to_string().contains("with_shared"), "{error}");
+            let shared = FileBackend::open_with(path, FileConfig::new().with_shared(true)).unwrap();
+            attempt(&Arc::new(shared), request("k")).await.unwrap().release().await.unwrap();
+        }
+    }
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    FileBackend::open(&link).unwrap();
+    FileBackend::open(parent.path().join("new/er")).unwrap();
+    let mode = |path: &str| std::fs::metadata(parent.path().join(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("new"), mode("new/er")), (0o700, 0o700));
+}
+
+/// Whoever can read a lock file can lock it, so that a directory that all may read is not enough.
+#[tokio::test]
+async fn who_may_not_write_the_directory_cannot_hold_its_locks() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let backend = open(dir.path());
+    let long = request("x".repeat(500));
+    for request in [request("k"), request("k").with_mode(Mode::Shared), permit("k", 1), long.clone()] {
+        attempt(&backend, request).await.unwrap().release().await.unwrap();
+    }
+    assert_ne!(std::fs::metadata(backend.path_of(long.key())).unwrap().permissions().mode() & 0o777, 0);
+    for entry in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+        let mode = entry.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} {mode:o}", entry.path().display());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_vanishes_again_and_again_fails_no_waiter() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("locks");
+    let backend = open(&dir);
+    let ended = Arc::new(AtomicBool::new(false));
+    let remover = {
+        let (dir, ended) = (dir.clone(), Arc::clone(&ended));
+        std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                drop(std::fs::remove_dir_all(&dir));
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        })
+    };
+    let inside = Arc::new(AtomicU64::new(0));
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let (backend, inside) = (Arc::clone(&backend), Arc::clone(&inside));
+            tokio::spawn(async move {
+                for _ in 0..1_500 {
+                    let lease = Arc::clone(&backend).acquire(request("k")).await.unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    lease.release().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut ends = Vec::new();
+    for task in tasks {
+        ends.push(task.await);
+    }
+    ended.store(true, Ordering::Relaxed);
+    remover.join().unwrap();
+    ends.into_iter().for_each(|end| end.unwrap());
 }
 
 #[tokio::test]

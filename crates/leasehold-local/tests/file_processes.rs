@@ -24,7 +24,8 @@ fn open(dir: &Path) -> Arc<FileBackend> {
 }
 
 fn key() -> LockKey {
-    LockKey::new("k/1").unwrap()
+    let name = std::env::var("LEASEHOLD_TEST_KEY");
+    LockKey::new(name.as_deref().unwrap_or("k/1")).unwrap()
 }
 
 fn request(mode: &str) -> Request {
@@ -76,13 +77,19 @@ impl Holder {
         Self::spawn(Command::new(std::env::current_exe().unwrap()), dir, mode)
     }
 
-    /// As another user, if we may.
-    fn start_as(dir: &Path, mode: &str, (user, group): (u32, u32), umask: &str) -> Self {
+    /// As another user, if we may, with whom the directory is shared.
+    fn start_as(dir: &Path, mode: &str, key: &str, user: (u32, u32), umask: &str) -> Self {
+        let mut command = Self::command_as(user, umask);
+        command.env("LEASEHOLD_TEST_SHARED", "").env("LEASEHOLD_TEST_KEY", key);
+        Self::spawn(command, dir, mode)
+    }
+
+    fn command_as((user, group): (u32, u32), umask: &str) -> Command {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new("sh");
         command.args(["-c", "umask \"$1\"; shift; exec \"$@\"", "sh", umask]).arg(std::env::current_exe().unwrap());
         command.uid(user).gid(group);
-        Self::spawn(command, dir, mode)
+        command
     }
 
     fn spawn(mut command: Command, dir: &Path, mode: &str) -> Self {
@@ -132,7 +139,8 @@ impl Drop for Holder {
 async fn the_other_process() {
     let dir = std::env::var("LEASEHOLD_TEST_DIR").expect("started by another test");
     let mode = std::env::var("LEASEHOLD_TEST_MODE").unwrap();
-    let config = hour().with_inherited_by_children(mode == "inherited");
+    let shared = std::env::var_os("LEASEHOLD_TEST_SHARED").is_some();
+    let config = hour().with_inherited_by_children(mode == "inherited").with_shared(shared);
     let backend = Arc::new(FileBackend::open_with(dir, config).unwrap());
     let mode = if mode == "inherited" { "exclusive" } else { mode.as_str() };
     println!("asks:");
@@ -298,17 +306,18 @@ async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
     use std::os::unix::fs::PermissionsExt;
     let [first, second] = two_users();
     for (directory, umask) in [(0o777, "022"), (0o777, "077"), (0o1777, "022"), (0o1777, "077")] {
-        for mode in ["exclusive", "shared", "permit"] {
+        let long = "x".repeat(500);
+        for (mode, key) in [("exclusive", "k"), ("shared", "k"), ("permit", "k"), ("exclusive", &long)] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(directory)).unwrap();
             let mut last = 0;
             for user in [first, second, first] {
-                let mut holder = Holder::start_as(dir.path(), mode, user, umask);
+                let mut holder = Holder::start_as(dir.path(), mode, key, user, umask);
                 let token = holder.expect("held:").parse().unwrap();
                 // A second user is refused while the first holds it, and for no other reason.
                 let other = if user == first { second } else { first };
                 let other_mode = if mode == "permit" { mode } else { "exclusive" };
-                let mut waiting = Holder::start_as(dir.path(), other_mode, other, umask);
+                let mut waiting = Holder::start_as(dir.path(), other_mode, key, other, umask);
                 waiting.expect("asks:");
                 holder.release();
                 holder.expect("released:");
@@ -320,13 +329,165 @@ async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
     }
 }
 
+/// Only root can be another user.
+#[tokio::test]
+async fn what_a_stranger_leaves_in_shared_memory_refuses_no_lock() {
+    use std::os::unix::fs::{chown, lchown, symlink};
+    let [(stranger, _), (_, group)] = two_users();
+    // A user whom no other test is, so that its directory is not there yet.
+    let user = 65_501;
+    let place = std::path::PathBuf::from(format!("/dev/shm/leasehold-{user}"));
+    let dir = tempfile::tempdir().unwrap();
+    if chown(dir.path(), Some(user), Some(group)).is_err() {
+        return;
+    }
+    let theirs = tempfile::tempdir().unwrap();
+    let plants: [(&str, &dyn Fn()); 5] = [
+        ("directory", &|| std::fs::create_dir(&place).unwrap()),
+        ("file", &|| std::fs::write(&place, "x").unwrap()),
+        ("pipe", &|| assert!(Command::new("mkfifo").arg(&place).status().unwrap().success())),
+        ("link", &|| symlink(theirs.path(), &place).unwrap()),
+        ("dangling link", &|| symlink("nowhere", &place).unwrap()),
+    ];
+    for (what, plant) in plants {
+        drop(std::fs::remove_file(&place));
+        plant();
+        lchown(&place, Some(stranger), None).unwrap();
+        let mut holder = Holder::spawn(Holder::command_as((user, group), "022"), dir.path(), "exclusive");
+        assert_ne!(holder.expect("held:"), "", "{what}");
+        holder.release();
+        holder.expect("released:");
+        if place.is_dir() && !place.is_symlink() {
+            assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0, "{what}");
+            std::fs::remove_dir(&place).unwrap();
+        }
+    }
+    std::fs::remove_file(&place).unwrap();
+    assert_eq!(std::fs::read_dir(theirs.path()).unwrap().count(), 0);
+    assert!(!Path::new("/dev/shm/nowhere").exists());
+}
+
+#[tokio::test]
+#[ignore = "the next test starts it as a process of its own"]
+async fn counts_what_it_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let read = || -> u64 {
+        let io = std::fs::read_to_string("/proc/self/io").unwrap();
+        io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+    };
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let before = read();
+        for _ in 0..50 {
+            let request = Request::new(LockKey::new(format!("fresh/{}", held.len())).unwrap());
+            held.push(Arc::clone(&backend).acquire(request).await.unwrap());
+        }
+        println!("read: {}", read() - before);
+    }
+}
+
+#[test]
+fn a_fresh_name_costs_the_same_however_many_are_held() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["counts_what_it_reads", "--exact", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    let read: Vec<u64> = output.lines().filter_map(|line| line.split_once("read: ")?.1.trim().parse().ok()).collect();
+    assert_eq!(read.len(), 8, "{output}");
+    // The first ones also read what is read once. What is read for one name has less than a page.
+    assert!(read[7] <= read[1] + 50, "{read:?}");
+    assert!(read[7] < 50 * 4096, "{read:?}");
+}
+
+/// The recipe in the README, beside processes that use the locks.
+#[tokio::test]
+async fn the_files_of_free_locks_are_removed_by_the_recipe() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let recipe = readme.split("```sh\n").nth(1).expect("the recipe").split("```").next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let clean = || {
+        let output = Command::new("sh").args(["-c", recipe]).env("DIR", dir.path()).output().unwrap();
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let names = |dir: &Path| -> std::collections::BTreeSet<String> {
+        let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    };
+    let backend = open(dir.path());
+    let acquire = |name: &str| Arc::clone(&backend).acquire(Request::new(LockKey::new(name).unwrap()));
+    let held = acquire("held").await.unwrap();
+    let waiter = tokio::spawn(acquire("held"));
+    until(async || backend.inspect(&LockKey::new("held").unwrap()).await.unwrap().waiters.len() == 1).await;
+    let permit = Request::new(LockKey::new("gpu").unwrap()).with_permit_of(NonZeroU32::new(2).unwrap());
+    let permit = Arc::clone(&backend).acquire(permit).await.unwrap();
+    let mut last = None;
+    for name in ["free", "a b", &"x".repeat(500)] {
+        let lease = acquire(name).await.unwrap();
+        last = lease.fencing_token().max(last);
+        lease.release().await.unwrap();
+    }
+    std::fs::write(dir.path().join("yarn.lock"), "# yarn").unwrap();
+    clean();
+    let left = names(dir.path());
+    for kept in ["held.lock", "held.token", "held.writers", "gpu.permits", "gpu.permit-0", "yarn.lock"] {
+        assert!(left.contains(kept), "{kept}: {left:?}");
+    }
+    assert!(!left.iter().any(|name| name.starts_with("free") || name.starts_with("a%20b")), "{left:?}");
+    held.release().await.unwrap();
+    soon(waiter).await.unwrap().unwrap().release().await.unwrap();
+    permit.release().await.unwrap();
+    for name in ["free", &"x".repeat(500)] {
+        let lease = acquire(name).await.unwrap();
+        assert!(lease.fencing_token() > last);
+        lease.release().await.unwrap();
+    }
+    clean();
+    assert!(!names(dir.path()).iter().any(|name| name.ends_with(".lock") && name != "yarn.lock"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_recipe_beside_users_of_the_locks_admits_no_second_holder() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let recipe = String::from(readme.split("```sh\n").nth(1).unwrap().split("```").next().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let inside = Arc::new(AtomicU64::new(0));
+    let last = Arc::new(AtomicU64::new(0));
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let (backend, inside, last) = (open(dir.path()), Arc::clone(&inside), Arc::clone(&last));
+            tokio::spawn(async move {
+                for _ in 0..500 {
+                    let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                    let token = lease.fencing_token().unwrap().get();
+                    assert!(last.swap(token, Ordering::SeqCst) < token);
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    assert_eq!(lease.release().await.unwrap(), Released::Freed);
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
+        let (recipe, dir) = (recipe.clone(), dir.path().to_path_buf());
+        let clean = move || Command::new("sh").args(["-c", &recipe]).env("DIR", dir).status().unwrap().success();
+        assert!(tokio::task::spawn_blocking(clean).await.unwrap());
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn files_that_may_only_be_read_can_be_locked() {
     use std::os::unix::fs::PermissionsExt;
     let [_, other] = two_users();
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    let backend = open(dir.path());
+    let backend = Arc::new(FileBackend::open_with(dir.path(), hour().with_shared(true)).unwrap());
     let mut last = 0;
     for mode in ["exclusive", "shared"] {
         let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
@@ -337,7 +498,7 @@ async fn files_that_may_only_be_read_can_be_locked() {
             std::fs::set_permissions(file.unwrap().path(), std::fs::Permissions::from_mode(0o444)).unwrap();
         }
         for mode in [mode, "exclusive"] {
-            let mut holder = Holder::start_as(dir.path(), mode, other, "022");
+            let mut holder = Holder::start_as(dir.path(), mode, "k/1", other, "022");
             let token = holder.expect("held:").parse().unwrap();
             assert!(token > last);
             last = token;

@@ -1,18 +1,13 @@
-//! Opening lock files so that every user who may write their directory can use them.
+//! Opening lock files: who may use them, and what is refused.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    path::Path,
-    thread,
-};
+use std::{fs::File, io, path::Path, thread};
 
 /// A file that another user creates can be opened by us an instant later.
 const TRIES: usize = 32;
 
 /// Opens a file to be locked, and creates it if it is missing. Every user who may write its directory can read
-/// and write a file that was created here, whatever the umask. A file that we can only read is opened for that,
-/// which is enough to lock it.
+/// and write a file that was created here, whatever the umask, and nobody else: who can read a file can lock it. A
+/// file that we can only read is opened for that, which is enough to lock it.
 ///
 /// # Errors
 /// A symbolic link is refused, and so is anything else that is not a regular file.
@@ -43,83 +38,222 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     open_writable(path).or_else(|error| match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::ExecutableFileBusy => {
-            open_with(path, OpenOptions::new().read(true))
+            open_readable(path)
         }
         _ => Err(error),
     })
 }
 
-/// Opens a file that is there to be read and written.
-pub(super) fn open_writable(path: &Path) -> io::Result<File> {
-    open_with(path, OpenOptions::new().read(true).write(true))
-}
-
-/// Creates a file for all who may write its directory.
-pub(super) fn create(path: &Path) -> io::Result<File> {
-    let file = open_with(path, OpenOptions::new().read(true).write(true).create_new(true))?;
+/// Refuses to write a file that has a second name, where another program may use it.
+pub(super) fn check_one_name(file: &File) -> io::Result<()> {
     #[cfg(unix)]
-    if let Some(dir) = path.parent() {
-        share(&file, &fs::metadata(dir)?)?;
+    if std::os::unix::fs::MetadataExt::nlink(&file.metadata()?) > 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has a second name (a hard link)"));
     }
-    Ok(file)
+    let _ = file;
+    Ok(())
 }
 
-/// Gives the group and others the access to the file that they have to the directory. It takes away nothing that
-/// the umask or a default access list gave.
+pub(super) use platform::{create, create_parents, open_readable, open_writable};
+
 #[cfg(unix)]
-fn share(file: &File, dir: &fs::Metadata) -> io::Result<()> {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    let (group_writes, others_write) = (dir.mode() & 0o020 != 0, dir.mode() & 0o002 != 0);
-    if !group_writes && !others_write {
-        return Ok(());
+mod platform {
+    use std::{
+        fs::{File, Metadata, Permissions},
+        io,
+        os::{
+            fd::{AsFd, BorrowedFd, OwnedFd},
+            unix::fs::{MetadataExt, PermissionsExt},
+        },
+        path::Path,
+    };
+
+    use rustix::{
+        fs::{CWD, Gid, Mode, OFlags, fchown, mkdirat, open, openat},
+        io::{Errno, retry_on_intr},
+    };
+
+    /// To find what is in a directory, without the right to list it.
+    #[cfg(target_os = "linux")]
+    const SEARCH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+    #[cfg(not(target_os = "linux"))]
+    const SEARCH: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+    pub(in super::super) fn open_writable(path: &Path) -> io::Result<File> {
+        open_file(&Place::of(path, false)?, OFlags::RDWR)
     }
-    let ours = file.metadata()?;
-    let mut mode = ours.mode() & 0o777;
-    if others_write {
-        mode |= 0o006;
+
+    pub(in super::super) fn open_readable(path: &Path) -> io::Result<File> {
+        open_file(&Place::of(path, false)?, OFlags::RDONLY)
     }
-    if group_writes {
-        // The owner of the directory need not be in its group.
-        let group = rustix::fs::Gid::from_raw(dir.gid());
-        if ours.gid() == dir.gid() || rustix::fs::fchown(file, None, Some(group)).is_ok() {
-            mode |= 0o060;
+
+    /// Creates a file for all who may write its directory.
+    pub(in super::super) fn create(path: &Path) -> io::Result<File> {
+        let place = Place::of(path, false)?;
+        let file = open_file(&place, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        share(&file, 0o6, &place.metadata()?)?;
+        Ok(file)
+    }
+
+    /// Creates the directories of a long name.
+    pub(in super::super) fn create_parents(path: &Path) -> io::Result<()> {
+        Place::of(path, true).map(drop)
+    }
+
+    /// Where a file is. The directories of a long name, which end in `~`, are opened one by one, and none of them may
+    /// be a symbolic link. The directory of the backend was resolved before.
+    struct Place<'a> {
+        dir: Option<OwnedFd>,
+        path: &'a Path,
+    }
+
+    impl<'a> Place<'a> {
+        fn of(path: &'a Path, create: bool) -> io::Result<Self> {
+            let is_chunk =
+                |dir: &&Path| dir.file_name().is_some_and(|name| name.as_encoded_bytes().last() == Some(&b'~'));
+            let chunks: Vec<_> = path.ancestors().skip(1).take_while(is_chunk).collect();
+            let (Some(base), Some(name)) = (path.ancestors().nth(chunks.len() + 1), path.file_name()) else {
+                return Ok(Self { dir: None, path });
+            };
+            if chunks.is_empty() {
+                return Ok(Self { dir: None, path });
+            }
+            let mut dir = open(base, SEARCH, Mode::empty())?;
+            for chunk in chunks.iter().rev().filter_map(|chunk| chunk.file_name()) {
+                let flags = SEARCH | OFlags::NOFOLLOW;
+                dir = match openat(&dir, chunk, flags, Mode::empty()) {
+                    Err(Errno::NOENT) if create => {
+                        match mkdirat(&dir, chunk, Mode::RWXU) {
+                            Ok(()) => {
+                                let listed = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                                let made = File::from(openat(&dir, chunk, listed, Mode::empty())?);
+                                share(&made, 0o7, &File::from(dir.try_clone()?).metadata()?)?;
+                            }
+                            Err(Errno::EXIST) => {}
+                            Err(error) => return Err(error.into()),
+                        }
+                        openat(&dir, chunk, flags, Mode::empty())?
+                    }
+                    opened => opened?,
+                };
+            }
+            Ok(Self { dir: Some(dir), path: Path::new(name) })
+        }
+
+        fn dir(&self) -> BorrowedFd<'_> {
+            self.dir.as_ref().map_or(CWD, AsFd::as_fd)
+        }
+
+        /// Returns the metadata of the directory.
+        fn metadata(&self) -> io::Result<Metadata> {
+            match &self.dir {
+                Some(dir) => File::from(dir.try_clone()?).metadata(),
+                None => std::fs::metadata(self.path.parent().unwrap_or(self.path)),
+            }
         }
     }
-    if mode == ours.mode() & 0o777 { Ok(()) } else { file.set_permissions(fs::Permissions::from_mode(mode)) }
+
+    fn open_file(place: &Place<'_>, flags: OFlags) -> io::Result<File> {
+        let unusable = |what: &'static str| io::Error::new(io::ErrorKind::InvalidInput, what);
+        // A pipe in its place must not block us.
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = retry_on_intr(|| openat(place.dir(), place.path, flags, Mode::RUSR | Mode::WUSR));
+        let file = File::from(opened.map_err(|errno| match errno {
+            Errno::LOOP => unusable("it is a symbolic link"),
+            Errno::ISDIR | Errno::NXIO | Errno::NODEV => unusable("it is not a regular file"),
+            errno => errno.into(),
+        })?);
+        if file.metadata()?.is_file() { Ok(file) } else { Err(unusable("it is not a regular file")) }
+    }
+
+    /// Gives the group and others `access` to what we have created where they may write the directory. It takes
+    /// nothing away.
+    fn share(created: &File, access: u32, dir: &Metadata) -> io::Result<()> {
+        let (group_writes, others_write) = (dir.mode() & 0o020 != 0, dir.mode() & 0o002 != 0);
+        if !group_writes && !others_write {
+            return Ok(());
+        }
+        let ours = created.metadata()?;
+        let mut mode = ours.mode() & 0o7777;
+        if others_write {
+            mode |= access;
+        }
+        if group_writes {
+            // The owner of the directory need not be in its group.
+            let group = Gid::from_raw(dir.gid());
+            if ours.gid() == dir.gid() || fchown(created, None, Some(group)).is_ok() {
+                mode |= access << 3;
+            }
+        }
+        if ours.is_dir() {
+            // The sticky bit: nobody removes what is another's.
+            mode |= dir.mode() & 0o1000;
+        }
+        if mode == ours.mode() & 0o7777 { Ok(()) } else { created.set_permissions(Permissions::from_mode(mode)) }
+    }
 }
 
-fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
+#[cfg(not(unix))]
+mod platform {
+    use std::{
+        fs::{File, OpenOptions, create_dir_all},
+        io,
+        path::Path,
+    };
 
-        use rustix::fs::OFlags;
-        // A pipe in its place must not block us.
-        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed());
+    pub(in super::super) fn open_writable(path: &Path) -> io::Result<File> {
+        open_with(path, OpenOptions::new().read(true).write(true))
     }
-    let file = options.open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::from(io::ErrorKind::InvalidInput)) }
+
+    pub(in super::super) fn open_readable(path: &Path) -> io::Result<File> {
+        open_with(path, OpenOptions::new().read(true))
+    }
+
+    pub(in super::super) fn create(path: &Path) -> io::Result<File> {
+        open_with(path, OpenOptions::new().read(true).write(true).create_new(true))
+    }
+
+    pub(in super::super) fn create_parents(path: &Path) -> io::Result<()> {
+        path.parent().map_or(Ok(()), create_dir_all)
+    }
+
+    fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
+        let file = options.open(path)?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::from(io::ErrorKind::InvalidInput)) }
+    }
 }
 
 #[cfg(all(test, unix))]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt},
+    };
 
     use super::*;
 
     #[test]
     fn files_are_as_open_as_their_directory() {
         let dir = tempfile::tempdir().unwrap();
-        for (directory, at_least) in [(0o700, 0o600), (0o755, 0o600), (0o770, 0o660), (0o775, 0o660), (0o1777, 0o666)] {
+        for (directory, expected) in
+            [(0o700, 0o600), (0o755, 0o600), (0o770, 0o660), (0o775, 0o660), (0o1777, 0o666), (0o777, 0o666)]
+        {
             let dir = dir.path().join(format!("{directory:o}"));
             fs::create_dir(&dir).unwrap();
             fs::set_permissions(&dir, fs::Permissions::from_mode(directory)).unwrap();
-            let file = open(&dir.join("k.lock")).unwrap().metadata().unwrap();
-            assert_eq!(file.mode() & at_least, at_least, "{directory:o} {:o}", file.mode());
-            assert_eq!(file.gid(), fs::metadata(&dir).unwrap().gid());
-            // Where nobody else may write the directory, nobody else may write the file.
-            if directory & 0o022 == 0 {
-                assert_eq!(file.mode() & 0o022, 0, "{:o}", file.mode());
+            let long = dir.join("a~/b~/k.lock");
+            create_parents(&long).unwrap();
+            for path in [dir.join("k.lock"), long] {
+                let file = open(&path).unwrap().metadata().unwrap();
+                assert_eq!(file.mode() & 0o777, expected, "{} {:o}", path.display(), file.mode());
+                assert_eq!(file.gid(), fs::metadata(&dir).unwrap().gid());
+            }
+            // As the directory, but nobody may read who may not write.
+            let readers = if directory == 0o755 || directory == 0o775 { 0o005 } else { 0 };
+            let group = if directory == 0o755 { 0o050 } else { 0 };
+            for chunk in ["a~", "a~/b~"] {
+                let mode = fs::metadata(dir.join(chunk)).unwrap().mode() & 0o7777;
+                assert_eq!(mode, directory & !readers & !group, "{chunk} {mode:o}");
             }
         }
     }
@@ -130,11 +264,32 @@ mod tests {
         let pipe = dir.path().join("pipe");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let link = dir.path().join("link");
         fs::write(dir.path().join("target"), "").unwrap();
         std::os::unix::fs::symlink("target", &link).unwrap();
-        for path in [pipe, link, dir.path().to_path_buf()] {
-            open(&path).unwrap_err();
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+        for path in [pipe, socket, link, dangling, dir.path().to_path_buf()] {
+            assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{}", path.display());
         }
+        assert!(!dir.path().join("nowhere").exists());
+    }
+
+    #[test]
+    fn no_link_is_followed_to_the_file_of_a_long_name() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let entries = || fs::read_dir(elsewhere.path()).unwrap().count();
+        std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("a~")).unwrap();
+        fs::create_dir(dir.path().join("c~")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("c~/d~")).unwrap();
+        for name in ["a~/k.lock", "a~/b~/k.lock", "c~/d~/k.lock"] {
+            let path = dir.path().join(name);
+            create_parents(&path).unwrap_err();
+            open(&path).unwrap_err();
+            create(&path).unwrap_err();
+        }
+        assert_eq!(entries(), 0);
     }
 }

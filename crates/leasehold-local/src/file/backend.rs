@@ -75,8 +75,8 @@ impl FileBackend {
     /// Uses this directory, and creates it if it is missing.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if it is no directory, [`ErrorKind::Denied`] if it cannot be written or is the
-    /// default one and not private, [`ErrorKind::Unsupported`] if it is on a network file system.
+    /// [`ErrorKind::InvalidInput`] if it is no directory, [`ErrorKind::Denied`] if it cannot be written or if others can
+    /// change it ([`FileConfig::with_shared`]), [`ErrorKind::Unsupported`] if it is on a network file system.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(dir, FileConfig::new())
     }
@@ -95,7 +95,7 @@ impl FileBackend {
     ///
     /// It depends on the effective user alone. The home directory is the one in the user database; `HOME` and
     /// `XDG_STATE_HOME` are not read. So a cron job, a service and a shell of one user find the same locks.
-    /// [`open`](Self::open) creates the directory with mode 0700, and refuses it if it is not this user's alone.
+    /// [`open`](Self::open) creates it, as any other directory, with mode 0700.
     /// A service that may not write it, as with `ProtectHome=` or `ProtectSystem=strict` of systemd, gets an
     /// error from `open`.
     ///
@@ -135,8 +135,8 @@ impl FileBackend {
         match access::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 directory::prepare(&self.dir, &self.config)?;
-                let parent = path.parent().unwrap_or(&self.dir);
-                std::fs::create_dir_all(parent).map_err(|error| io_error("create", parent, error))?;
+                access::create_parents(path)
+                    .map_err(|error| io_error("create", path.parent().unwrap_or(path), error))?;
                 access::open(path).map_err(|error| io_error("open", path, error))
             }
             opened => opened.map_err(|error| io_error("open", path, error)),
@@ -160,7 +160,11 @@ impl FileBackend {
             let path = self.token_path(request.key());
             let flushed = path.clone();
             let flush = move || {
-                access::open_existing(&flushed)?.sync_data()?;
+                match access::open_existing(&flushed) {
+                    // The directory was removed, and the next renewal finds out.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    file => file?.sync_data()?,
+                }
                 flushed.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
             };
             let done = tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).and_then(|done| done);

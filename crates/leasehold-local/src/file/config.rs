@@ -5,6 +5,7 @@ use std::time::Duration;
 /// Options of [`FileBackend`](super::FileBackend).
 #[derive(Clone, Debug)]
 pub struct FileConfig {
+    pub(super) shared: bool,
     pub(super) network_fs_allowed: bool,
     pub(super) safety_poll: Duration,
     pub(super) sync: bool,
@@ -16,11 +17,28 @@ impl FileConfig {
     #[must_use]
     pub fn new() -> Self {
         Self {
+            shared: false,
             network_fs_allowed: false,
             safety_poll: Duration::from_secs(1),
             sync: false,
             inherited_by_children: false,
         }
+    }
+
+    /// Allows a directory that other users can change, so that they can use its locks too. Off by default.
+    ///
+    /// Without it, [`FileBackend::open`](super::FileBackend::open) refuses a directory that belongs to another user
+    /// than this one and root, or that others may write, and likewise each directory above it, unless that is sticky,
+    /// as `/tmp` is. A new directory is created with mode 0700.
+    ///
+    /// With it, who may write the directory is up to its owner. Each such user can use its locks, and can remove and
+    /// hold them for ever: share with users whom you trust. Create the directory yourself, with the access that you
+    /// want, as in `install -d -m 2770 -g shop /var/lib/shop/locks`. A symbolic link on the path is refused all the
+    /// same if it belongs to a stranger.
+    #[must_use]
+    pub fn with_shared(mut self, shared: bool) -> Self {
+        self.shared = shared;
+        self
     }
 
     /// Allows a directory on a network file system. Its locks may not exclude other hosts, may be lost when the server

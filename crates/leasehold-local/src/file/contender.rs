@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, TryLockError},
+    io,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,10 +14,10 @@ use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Request, Result};
 
 use super::{
     backend::FileBackend,
-    error::{io_error, refused},
+    error::{has_vanished, io_error, refused},
     hold::Hold,
     identity::FileId,
-    record::Record,
+    record::{Record, TokenFile},
     shadow::Shadow,
     sign::Sign,
     watch::Subscription,
@@ -72,12 +73,16 @@ impl Contender {
         if self.request.mode() == Mode::Shared && self.is_shown(".writers")? {
             return Ok(None);
         }
+        let mut vanished = None;
         for _ in 0..REPLACEMENTS {
-            let file = self.file()?;
-            let outcome = match self.request.mode() {
-                Mode::Permit { of } => self.attempt_permit(file, of.get()),
-                mode => self.attempt_lock(file, mode),
-            }?;
+            let outcome = match self.attempt_once() {
+                Err(error) if has_vanished(&error) => {
+                    (self.sign, self.subscription, self.file) = (None, None, None);
+                    vanished = Some(error);
+                    Outcome::Again
+                }
+                outcome => outcome?,
+            };
             self.displaced = matches!(outcome, Outcome::Displaced);
             match outcome {
                 Outcome::Held(mut hold) => {
@@ -91,10 +96,20 @@ impl Contender {
                 Outcome::Refused | Outcome::Displaced => return Ok(None),
             }
         }
-        Err(refused(
-            ErrorKind::Unavailable,
-            format!("{} is replaced again and again; find out who removes it", self.path.display()),
-        ))
+        Err(vanished.unwrap_or_else(|| {
+            refused(
+                ErrorKind::Unavailable,
+                format!("{} is replaced again and again; find out who removes it", self.path.display()),
+            )
+        }))
+    }
+
+    fn attempt_once(&mut self) -> Result<Outcome> {
+        let file = self.file()?;
+        match self.request.mode() {
+            Mode::Permit { of } => self.attempt_permit(file, of.get()),
+            mode => self.attempt_lock(file, mode),
+        }
     }
 
     /// Whether others are known to wait for what we want.
@@ -116,7 +131,11 @@ impl Contender {
                 _ => ".writers",
             };
             let path = self.backend.path(self.request.key(), suffix);
-            self.sign = Sign::show(&path).map_err(|error| io_error("lock", &path, error))?;
+            self.sign = match Sign::show(&path) {
+                // The directory was removed. The next attempt makes it anew.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                shown => shown.map_err(|error| io_error("lock", &path, error))?,
+            };
         }
         if self.subscription.is_none() {
             self.subscription = self.backend.subscribe(&self.path);
@@ -169,13 +188,14 @@ impl Contender {
     fn attempt_lock(&mut self, file: File, mode: Mode) -> Result<Outcome> {
         let shared = mode == Mode::Shared;
         if !try_lock(&file, shared, &self.path)? {
-            return self.keep(file, Outcome::Refused);
+            return self.keep_open(file, Outcome::Refused);
         }
         let mut hold = match self.confirm(file, shared)? {
             ControlFlow::Continue(hold) => hold,
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
-        let last = self.record()?.map(|record| record.last_token);
+        let tokens = self.tokens()?;
+        let last = tokens.record.as_ref().map(|record| record.last_token);
         let floor = self.request.token_floor().map_or(0, FencingToken::get);
         if shared {
             // Readers cannot write: a counter that is missing or too low is set by us alone, for an instant.
@@ -189,7 +209,7 @@ impl Contender {
         }
         // One number is left free for the readers in between.
         let token = above(last.unwrap_or(0), 2)?.max(micros_since_epoch()).max(above(floor, 1)?);
-        self.keep_record(token)?;
+        self.keep(&tokens, token)?;
         hold.token = Some(FencingToken::new(token));
         Ok(Outcome::Held(Box::new(hold)))
     }
@@ -197,23 +217,24 @@ impl Contender {
     fn set_counter(&mut self, hold: Hold, at_least: u64) -> Result<Outcome> {
         let file = hold.let_go().map_err(|error| io_error("unlock", &self.path, error))?;
         if !try_lock(&file, false, &self.path)? {
-            return self.keep(file, Outcome::Refused);
+            return self.keep_open(file, Outcome::Refused);
         }
         // Somebody may have been quicker, between the two locks.
-        let last = self.record()?.map_or_else(micros_since_epoch, |record| record.last_token);
-        self.keep_record(last.max(at_least))?;
+        let tokens = self.tokens()?;
+        let last = tokens.record.as_ref().map_or_else(micros_since_epoch, |record| record.last_token);
+        self.keep(&tokens, last.max(at_least))?;
         file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
-        self.keep(file, Outcome::Again)
+        self.keep_open(file, Outcome::Again)
     }
 
-    fn record(&self) -> Result<Option<Record>> {
+    fn tokens(&self) -> Result<TokenFile> {
         let path = self.backend.token_path(self.request.key());
-        Record::at(&path).map_err(|error| io_error("read", &path, error))
+        TokenFile::open(&path).map_err(|error| io_error("use", &path, error))
     }
 
-    fn keep_record(&self, token: u64) -> Result<()> {
+    fn keep(&self, tokens: &TokenFile, token: u64) -> Result<()> {
         let path = self.backend.token_path(self.request.key());
-        Record::of(&self.request, token).keep_at(&path).map_err(|error| io_error("write", &path, error))
+        tokens.keep(&Record::of(&self.request, token)).map_err(|error| io_error("write", &path, error))
     }
 
     /// The lock counts only if nobody holds it on a file that was removed, and if the path leads to the locked file *after* its
@@ -222,7 +243,7 @@ impl Contender {
         let id = FileId::of(&file).map_err(|error| io_error("read", &self.path, error))?;
         let Some(shadow) = self.shadow(&self.path, shared)? else {
             file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
-            return self.keep(file, Outcome::Displaced).map(ControlFlow::Break);
+            return self.keep_open(file, Outcome::Displaced).map(ControlFlow::Break);
         };
         let hold = Hold::new(file, &self.path, id, shadow);
         let in_place = hold.is_in_place().map_err(|error| io_error("read", &self.path, error))?;
@@ -236,11 +257,11 @@ impl Contender {
 
     pub(super) fn let_go(&mut self, hold: Hold, outcome: Outcome) -> Result<Outcome> {
         let file = hold.let_go().map_err(|error| io_error("unlock", &self.path, error))?;
-        self.keep(file, outcome)
+        self.keep_open(file, outcome)
     }
 
     /// Keeps the file open for the next attempt.
-    pub(super) fn keep(&mut self, file: File, outcome: Outcome) -> Result<Outcome> {
+    pub(super) fn keep_open(&mut self, file: File, outcome: Outcome) -> Result<Outcome> {
         self.file = Some(file);
         Ok(outcome)
     }

@@ -52,14 +52,9 @@ fn default_dir_of(uid: u32) -> Result<PathBuf> {
 
 /// Creates `dir` if it is missing and checks that locks in it can be trusted. Its canonical path.
 pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
-    let private = default_dir().is_ok_and(|default| dir == default);
-    create(dir, private).map_err(|error| io_error("create the directory", dir, error))?;
-    let metadata = fs::symlink_metadata(dir).map_err(|error| io_error("read", dir, error))?;
-    if private {
-        check_private(dir, &metadata)?;
-    }
+    create_checked(dir, config.shared)?;
     let canonical = fs::canonicalize(dir).map_err(|error| io_error("resolve", dir, error))?;
-    if !canonical.is_dir() {
+    if !fs::metadata(&canonical).map_err(|error| io_error("read", &canonical, error))?.is_dir() {
         return Err(refused(
             ErrorKind::InvalidInput,
             format!("{} is not a directory; choose another path for the lock files", dir.display()),
@@ -70,40 +65,142 @@ pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-pub(super) fn create(dir: &Path, private: bool) -> io::Result<()> {
+/// Creates `dir` if it is missing, and applies the rule of [`check`] before and after it.
+pub(super) fn create_checked(dir: &Path, shared: bool) -> Result<()> {
+    check(dir, shared)?;
+    create(dir, shared).map_err(|error| io_error("create the directory", dir, error))?;
+    check(dir, shared)
+}
+
+fn create(dir: &Path, shared: bool) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
-    if private {
+    if !shared {
         use std::os::unix::fs::DirBuilderExt;
         builder.mode(0o700);
     }
-    let _ = private;
+    let _ = shared;
     builder.create(dir)
 }
 
-/// A directory that others can write would let them remove our locks.
+/// The one rule for every directory of locks: only this user and root can change what its path leads to, and what
+/// is in it. Others could remove or hold its locks, or lead us to other files.
+///
+/// - Each directory on the path belongs to this user or to root, and nobody else may write it. Above the last one,
+///   a directory that others may write passes if it is sticky, as `/tmp` is.
+/// - A symbolic link on the path belongs to this user, to root, or to the owner of the directory that it is in.
+///
+/// The first part does not apply to directories that are `shared` on purpose. What is missing passes. In a user
+/// namespace that does not know root, the owner of `/` stands for root.
 #[cfg(unix)]
-pub(super) fn check_private(dir: &Path, metadata: &fs::Metadata) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let trouble = if metadata.file_type().is_symlink() {
-        "is a symbolic link"
-    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
-        "belongs to another user"
-    } else if metadata.mode() & 0o022 != 0 {
-        "can be written by other users"
-    } else {
-        return Ok(());
+pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
+    use std::{collections::VecDeque, ffi::OsString, os::unix::fs::MetadataExt, path::Component};
+
+    /// As many as the kernel follows.
+    const LINKS: usize = 40;
+
+    let words = |path: &Path| -> Vec<Option<OsString>> {
+        let words = path.components().filter_map(|part| match part {
+            Component::Normal(word) => Some(Some(word.to_os_string())),
+            Component::ParentDir => Some(None),
+            _ => None,
+        });
+        words.collect()
     };
-    Err(refused(
-        ErrorKind::Denied,
-        format!("{} {trouble}, so its locks cannot be trusted; remove it, or choose another directory", dir.display()),
-    ))
+    let read = |path: &Path| fs::symlink_metadata(path);
+    let absolute = std::path::absolute(dir).map_err(|error| io_error("resolve", dir, error))?;
+    let mut at = PathBuf::from("/");
+    let mut metadata = read(&at).map_err(|error| io_error("read", &at, error))?;
+    let trusted = [rustix::process::geteuid().as_raw(), 0, metadata.uid()];
+    let mut rest = VecDeque::from(words(&absolute));
+    let mut links = 0;
+    loop {
+        if !shared && let Some(trouble) = trouble(&metadata, &trusted, rest.is_empty()) {
+            return Err(refused(
+                ErrorKind::Denied,
+                format!(
+                    "{} {trouble}, so the locks in {} are not safe from them; choose another directory, or, if it is \
+                     shared on purpose, say file:DIR?shared=true (`FileConfig::with_shared`)",
+                    at.display(),
+                    dir.display()
+                ),
+            ));
+        }
+        let Some(word) = rest.pop_front() else { return Ok(()) };
+        let Some(word) = word else {
+            at.pop();
+            metadata = read(&at).map_err(|error| io_error("read", &at, error))?;
+            continue;
+        };
+        let path = at.join(word);
+        let found = match read(&path) {
+            // Then we create it; or there is no way to it, as the next step says.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
+            found => found.map_err(|error| io_error("read", &path, error))?,
+        };
+        if !found.is_symlink() {
+            (at, metadata) = (path, found);
+            continue;
+        }
+        if !trusted.contains(&found.uid()) && found.uid() != metadata.uid() {
+            return Err(refused(
+                ErrorKind::Denied,
+                format!("{} is a symbolic link of user {}; choose another directory", path.display(), found.uid()),
+            ));
+        }
+        links += 1;
+        if links > LINKS {
+            return Err(refused(
+                ErrorKind::InvalidInput,
+                format!("{} leads through too many symbolic links; choose another directory", dir.display()),
+            ));
+        }
+        let target = fs::read_link(&path).map_err(|error| io_error("read", &path, error))?;
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+            metadata = read(&at).map_err(|error| io_error("read", &at, error))?;
+        }
+        words(&target).into_iter().rev().for_each(|word| rest.push_front(word));
+    }
 }
 
 #[cfg(not(unix))]
-pub(super) fn check_private(_: &Path, _: &fs::Metadata) -> Result<()> {
+pub(super) fn check(_: &Path, _: bool) -> Result<()> {
     Ok(())
+}
+
+/// Who else can change what is in a directory.
+#[cfg(unix)]
+fn trouble(directory: &fs::Metadata, trusted: &[u32], is_last: bool) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    if !trusted.contains(&directory.uid()) {
+        return Some(format!("belongs to user {}", directory.uid()));
+    }
+    // What is in a sticky directory is changed only by its owner, and by the owner of the directory.
+    if !is_last && directory.mode() & 0o1000 != 0 {
+        return None;
+    }
+    if directory.mode() & 0o002 != 0 {
+        return Some(String::from("can be written by all users"));
+    }
+    (directory.mode() & 0o020 != 0 && !is_private_group(directory.gid(), directory.uid()))
+        .then(|| format!("can be written by the group {}", directory.gid()))
+}
+
+/// Whether a group has its user alone in it: where every user has a group of the same name, new directories may be
+/// writable for it (umask 002).
+#[cfg(unix)]
+fn is_private_group(group: u32, user: u32) -> bool {
+    use nix::unistd::{Gid, Group, Uid, User};
+    let (Ok(Some(group)), Ok(Some(user))) =
+        (Group::from_gid(Gid::from_raw(group)), User::from_uid(Uid::from_raw(user)))
+    else {
+        return false;
+    };
+    group.gid == user.gid && group.name == user.name && group.mem.iter().all(|member| *member == user.name)
 }
 
 /// Tries it, because access lists and read-only mounts are not in the mode bits.
@@ -199,17 +296,78 @@ mod tests {
     }
 
     #[test]
-    fn a_private_directory_of_others_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        check_private(dir.path(), &fs::symlink_metadata(dir.path()).unwrap()).unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = check_private(dir.path(), &fs::symlink_metadata(dir.path()).unwrap()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Denied);
-        assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}");
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink("/", &link).unwrap();
-        let error = check_private(&link, &fs::symlink_metadata(&link).unwrap()).unwrap_err();
-        assert!(error.to_string().contains("symbolic link"), "{error}");
+    fn what_others_can_change_is_refused_unless_it_is_shared() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let base = tempfile::tempdir().unwrap();
+        let make = |name: &str, mode: u32| {
+            let dir = base.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
+            dir
+        };
+        for (name, mode) in [("private", 0o700), ("readable", 0o755)] {
+            let dir = make(name, mode);
+            check(&dir, false).unwrap();
+            check(&dir.join("missing/too"), false).unwrap();
+            symlink(&dir, base.path().join(format!("to-{name}"))).unwrap();
+            check(&base.path().join(format!("to-{name}")), false).unwrap();
+            check(&base.path().join(format!("to-{name}/../{name}")), false).unwrap();
+        }
+        let open = make("open", 0o777);
+        fs::create_dir(open.join("below")).unwrap();
+        symlink(&open, base.path().join("to-open")).unwrap();
+        let sticky = make("sticky", 0o1777);
+        fs::create_dir(sticky.join("below")).unwrap();
+        check(&sticky.join("below"), false).unwrap();
+        for dir in [open.clone(), open.join("below"), base.path().join("to-open"), open.join("missing"), sticky] {
+            let error = check(&dir, false).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Denied, "{}", dir.display());
+            let text = error.to_string();
+            assert!(text.contains(dir.to_str().unwrap()) && text.contains("shared=true"), "{text}");
+            check(&dir, true).unwrap();
+        }
+        symlink("loop", base.path().join("loop")).unwrap();
+        assert_eq!(check(&base.path().join("loop"), false).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    /// Only root can make what belongs to others.
+    #[test]
+    fn what_belongs_to_a_stranger_is_refused() {
+        use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+
+        const STRANGER: u32 = 65_533;
+        let base = tempfile::tempdir().unwrap();
+        let theirs = base.path().join("theirs");
+        fs::create_dir_all(theirs.join("below")).unwrap();
+        if chown(&theirs, Some(STRANGER), None).is_err() {
+            return;
+        }
+        for dir in [theirs.clone(), theirs.join("below"), theirs.join("missing")] {
+            let error = check(&dir, false).unwrap_err();
+            assert!(error.to_string().contains("belongs to user 65533"), "{error}");
+            check(&dir, true).unwrap();
+        }
+        let (ours, public) = (base.path().join("ours"), base.path().join("public"));
+        fs::create_dir(&ours).unwrap();
+        fs::create_dir(&public).unwrap();
+        fs::set_permissions(&public, fs::Permissions::from_mode(0o1777)).unwrap();
+        let link = public.join("link");
+        symlink(&ours, &link).unwrap();
+        check(&link, false).unwrap();
+        lchown(&link, Some(STRANGER), None).unwrap();
+        for shared in [false, true] {
+            for dir in [link.clone(), link.join("below")] {
+                let error = check(&dir, shared).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Denied);
+                assert!(error.to_string().contains("a symbolic link of user 65533"), "{error}");
+            }
+        }
+        // Theirs to set in a directory of theirs, where we have been told to trust them.
+        let link = theirs.join("link");
+        symlink(&ours, &link).unwrap();
+        lchown(&link, Some(STRANGER), None).unwrap();
+        check(&link, true).unwrap();
+        check(&link, false).unwrap_err();
     }
 }

@@ -15,11 +15,18 @@ pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
         Io::NotADirectory | Io::AlreadyExists => {
             (ErrorKind::InvalidInput, "a part of the path is not a directory; choose another directory")
         }
+        Io::InvalidInput => (ErrorKind::InvalidInput, "rename it, or choose another directory or name"),
         Io::InvalidFilename => (ErrorKind::InvalidInput, "the path is too long; use a shorter name or directory"),
         Io::StorageFull | Io::QuotaExceeded => (ErrorKind::Unavailable, "make room on the file system"),
         _ => (ErrorKind::Unavailable, "see the cause; if it is the number of open files, raise `ulimit -n`"),
     };
     refused(kind, format!("cannot {what} {}: {source}; {remedy}", path.display())).with_source(source)
+}
+
+/// Whether a file or directory vanished while it was used: it was removed under us.
+pub(super) fn has_vanished(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
 }
 
 pub(super) fn refused(kind: ErrorKind, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {

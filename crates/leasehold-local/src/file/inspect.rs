@@ -1,52 +1,124 @@
 //! Who holds and waits, as `/proc/locks` has it. To try the locks instead would make others' attempts fail.
+//!
+//! The table shows no process of another PID namespace, except in the first one. Elsewhere a lock on which it shows
+//! nobody is tried for an instant, so that what another container holds is not called free.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Read},
+    path::Path,
+    thread,
+};
 
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, WaiterRef};
 
-use super::{backend::FileBackend, identity::FileId, permit::read_number, record::Record};
+use super::{access, backend::FileBackend, identity::FileId, permit::read_number, record::Record, sign::Sign};
+
+/// The first PID namespace has this number in every kernel (`PROC_PID_INIT_INO`).
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
+/// Who is in the way, and not in the table.
+const UNSEEN: &str = "a process of another PID namespace";
+/// The kernel gives the table in pieces of a page, and finds the next piece by counting: where a lock of the pieces
+/// before has ended meanwhile, it leaves another one out.
+const PIECE: usize = 3800;
+/// So many looks do not all miss the same lock.
+const LOOKS: usize = 8;
+/// A lock that somebody else tries for an instant is not held.
+const TRIES: usize = 16;
 
 /// A line of `/proc/locks`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Flock {
     exclusive: bool,
     blocked: bool,
-    pid: u32,
+    /// `None` if it is not in the table.
+    pid: Option<u32>,
     /// Major and minor number.
     device: (u32, u32),
     inode: u64,
 }
 
-pub(super) fn inspect(backend: &FileBackend, key: &LockKey) -> std::io::Result<Inspection> {
-    let table = std::fs::read_to_string("/proc/locks")?;
-    let locks: Vec<_> = table.lines().filter_map(parse).collect();
-    let on = |suffix: &str| -> std::io::Result<Vec<&Flock>> {
-        let path = backend.path(key, suffix);
-        // The device is not compared: on overlays and subvolumes the table has another one than `stat`.
-        let id = FileId::at(&path)?;
-        let mut found: Vec<_> = locks.iter().filter(|lock| id.is_some_and(|id| id.ino == lock.inode)).collect();
+/// `/proc/locks`, as it concerns one directory.
+struct Table {
+    locks: Vec<Flock>,
+    /// The device of the directory, as the table has it. On overlays and subvolumes `stat` has another one.
+    device: Option<(u32, u32)>,
+    /// It has the processes of all PID namespaces.
+    shows_all: bool,
+    /// It was read in one piece.
+    is_whole: bool,
+}
+
+impl Table {
+    fn read(dir: &Path) -> io::Result<Self> {
+        let table = read_in_pieces("/proc/locks")?;
+        Ok(Self {
+            is_whole: table.len() < PIECE,
+            locks: table.lines().filter_map(parse).collect(),
+            device: device_of(dir),
+            shows_all: fs::read_link("/proc/self/ns/pid")
+                .is_ok_and(|namespace| namespace == Path::new(FIRST_NAMESPACE)),
+        })
+    }
+
+    /// Returns the locks on the file of the backend's at `path`.
+    fn on(&self, backend: &FileBackend, path: &Path) -> io::Result<Vec<Flock>> {
+        let id = FileId::at(path)?;
+        let is_it = |lock: &&Flock| {
+            id.is_some_and(|id| id.ino == lock.inode) && self.device.is_none_or(|device| device == lock.device)
+        };
+        let mut found: Vec<_> = self.locks.iter().filter(is_it).cloned().collect();
         // Who holds a file that was removed is found by its shadow.
-        if let Some(shadow) = backend.shadows.path_of(&path).and_then(|path| FileId::at(&path).ok().flatten()) {
+        if let Some(shadow) = backend.shadows.path_of(path).and_then(|path| FileId::at(&path).ok().flatten()) {
             let device = (rustix::fs::major(shadow.dev), rustix::fs::minor(shadow.dev));
-            let shadows = locks.iter().filter(|lock| lock.inode == shadow.ino && lock.device == device);
+            let shadows = self.locks.iter().filter(|lock| lock.inode == shadow.ino && lock.device == device);
             let removed = shadows.filter(|shadow| !found.iter().any(|lock| !lock.blocked && lock.pid == shadow.pid));
-            let removed: Vec<_> = removed.collect();
+            let removed: Vec<_> = removed.cloned().collect();
             found.extend(removed);
         }
         Ok(found)
-    };
+    }
+
+    /// As [`on`](Self::on), with a holder that the table does not show.
+    fn holders_on(&self, backend: &FileBackend, path: &Path) -> io::Result<Vec<Flock>> {
+        let mut found = self.on(backend, path)?;
+        if !self.shows_all
+            && !found.iter().any(|lock| !lock.blocked)
+            && let (Some(exclusive), Some(id)) = (is_locked(path)?, FileId::at(path)?)
+        {
+            found.push(Flock { exclusive, blocked: false, pid: None, device: (0, 0), inode: id.ino });
+        }
+        Ok(found)
+    }
+}
+
+pub(super) fn inspect(backend: &FileBackend, key: &LockKey) -> io::Result<Inspection> {
+    let mut looks = 1;
+    loop {
+        let table = Table::read(backend.dir())?;
+        let seen = look(backend, key, &table)?;
+        if table.is_whole || !seen.holders.is_empty() || looks == LOOKS {
+            return Ok(seen);
+        }
+        looks += 1;
+    }
+}
+
+fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspection> {
     let mut seen = Inspection::default();
 
     let record = Record::at(&backend.token_path(key)).ok().flatten();
-    for lock in on(".lock")? {
+    for lock in table.holders_on(backend, &backend.path(key, ".lock"))? {
         let mode = if lock.exclusive { Mode::Exclusive } else { Mode::Shared };
         if lock.blocked {
             seen.waiters.push(WaiterRef::new(Some(mode), who(lock.pid)));
             continue;
         }
-        let mut holder = holder(key, lock, mode);
+        let mut holder = holder(key, &lock, mode);
         if let Some(record) = &record {
             if !lock.exclusive {
                 holder.token = record.last_token.checked_add(1).map(FencingToken::new);
-            } else if record.pid == lock.pid {
+            } else if lock.pid.is_some_and(|pid| pid == record.pid || innermost(pid) == Some(record.pid)) {
                 holder.token = Some(FencingToken::new(record.last_token));
                 if !record.label.is_empty() {
                     holder.label.clone_from(&record.label);
@@ -55,32 +127,104 @@ pub(super) fn inspect(backend: &FileBackend, key: &LockKey) -> std::io::Result<I
         }
         seen.holders.push(holder);
     }
-    let number = std::fs::File::open(backend.path(key, ".permits")).and_then(|file| read_number(&file)).ok().flatten();
+    let number = File::open(backend.path(key, ".permits")).and_then(|file| read_number(&file)).ok().flatten();
     let permit = number.and_then(std::num::NonZeroU32::new).map(|of| Mode::Permit { of });
     if let (Some(number), Some(mode)) = (number, permit) {
         for n in 0..number {
-            let held = on(&format!(".permit-{n}"))?;
-            seen.holders.extend(held.into_iter().map(|lock| holder(key, lock, mode)));
+            let held = table.holders_on(backend, &backend.path(key, &format!(".permit-{n}")))?;
+            seen.holders.extend(held.iter().map(|lock| holder(key, lock, mode)));
         }
     }
     for (suffix, mode) in [(".writers", Some(Mode::Exclusive)), (".readers", Some(Mode::Shared)), (".waiters", permit)]
     {
-        let waiting = on(suffix)?.into_iter().filter(|lock| !lock.exclusive);
-        seen.waiters.extend(waiting.map(|lock| WaiterRef::new(mode, who(lock.pid))));
+        let path = backend.path(key, suffix);
+        let mut waiting = table.on(backend, &path)?;
+        waiting.retain(|lock| !lock.exclusive);
+        seen.waiters.extend(waiting.iter().map(|lock| WaiterRef::new(mode, who(lock.pid))));
+        if !table.shows_all && waiting.is_empty() && Sign::is_shown(&path).unwrap_or(false) {
+            seen.waiters.push(WaiterRef::new(mode, UNSEEN));
+        }
     }
     Ok(seen)
 }
 
+/// Reads with a large buffer. For a small one the kernel makes smaller pieces.
+fn read_in_pieces(path: &str) -> io::Result<String> {
+    let (mut file, mut text, mut piece) = (File::open(path)?, Vec::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            len => text.extend_from_slice(&piece[..len]),
+        }
+    }
+}
+
+/// Tries a lock for an instant: `Some` if it is held, and whether by one alone.
+fn is_locked(path: &Path) -> io::Result<Option<bool>> {
+    let Ok(file) = access::open_existing(path) else { return Ok(None) };
+    let is_taken = |tried: Result<(), TryLockError>| match tried {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    };
+    for _ in 0..TRIES {
+        if !is_taken(file.try_lock())? {
+            return Ok(None);
+        }
+        thread::yield_now();
+    }
+    is_taken(file.try_lock_shared()).map(Some)
+}
+
+/// Returns the device that `/proc/locks` names for files in `dir`: that of the mount, which `stat` need not have.
+#[cfg(target_os = "linux")]
+fn device_of(dir: &Path) -> Option<(u32, u32)> {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{Mode, OFlags};
+
+    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", dir.as_raw_fd())).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+    device_in(&String::from_utf8_lossy(&mounts), mount)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn device_of(_: &Path) -> Option<(u32, u32)> {
+    None
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: mount, its parent and its device.
+#[cfg(target_os = "linux")]
+fn device_in(mounts: &str, mount: &str) -> Option<(u32, u32)> {
+    let device = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        (words.next() == Some(mount)).then(|| words.nth(1))?
+    })?;
+    let (major, minor) = device.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Returns the number of a process in its own PID namespace.
+fn innermost(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_whitespace().last()?.parse().ok()
+}
+
 fn holder(key: &LockKey, lock: &Flock, mode: Mode) -> HolderRef {
-    let mut holder = HolderRef::new(key.clone(), format!("{}:{}", lock.pid, lock.inode));
+    let pid = lock.pid.map_or_else(|| String::from("?"), |pid| pid.to_string());
+    let mut holder = HolderRef::new(key.clone(), format!("{pid}:{}", lock.inode));
     holder.mode = Some(mode);
     holder.label = who(lock.pid);
     holder
 }
 
 /// Better than nothing for programs that leave no label.
-fn who(pid: u32) -> String {
-    match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
+fn who(pid: Option<u32>) -> String {
+    let Some(pid) = pid else { return String::from(UNSEEN) };
+    match fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("pid {pid} ({})", name.trim_end()),
         Err(_) => format!("pid {pid}"),
     }
@@ -94,7 +238,7 @@ fn parse(line: &str) -> Option<Flock> {
         return None;
     }
     let exclusive = words.nth(1)? == "WRITE";
-    let pid = words.next()?.parse().ok()?;
+    let pid = Some(words.next()?.parse().ok()?);
     let mut file = words.next()?.split(':');
     let mut number = || u32::from_str_radix(file.next()?, 16).ok();
     let device = (number()?, number()?);
@@ -102,17 +246,24 @@ fn parse(line: &str) -> Option<Flock> {
     Some(Flock { exclusive, blocked, pid, device, inode })
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 
     #[test]
     fn the_kernels_table_is_understood() {
-        let held = Flock { exclusive: true, blocked: false, pid: 9767, device: (0xfe, 0), inode: 10_010_751 };
+        let held = Flock { exclusive: true, blocked: false, pid: Some(9767), device: (0xfe, 0), inode: 10_010_751 };
         assert_eq!(parse("1: FLOCK  ADVISORY  WRITE 9767 fe:00:10010751 0 EOF"), Some(held));
-        let waits = Flock { exclusive: false, blocked: true, pid: 12, device: (0, 0x2a), inode: 7 };
+        let waits = Flock { exclusive: false, blocked: true, pid: Some(12), device: (0, 0x2a), inode: 7 };
         assert_eq!(parse("3: -> FLOCK  ADVISORY  READ 12 00:2a:7 0 EOF"), Some(waits));
         assert_eq!(parse("2: POSIX  ADVISORY  WRITE 1 08:01:3 0 EOF"), None);
         assert_eq!(parse(""), None);
+    }
+    #[test]
+    fn the_device_of_a_mount_is_found() {
+        let mounts = "36 35 98:0 / /mnt rw,noatime - ext3 /dev/root rw\n361 36 0:42 /a\\040b /b rw - tmpfs none rw\n";
+        assert_eq!(device_in(mounts, "361"), Some((0, 42)));
+        assert_eq!(device_in(mounts, "3"), None);
+        assert!(device_of(Path::new("/proc/self")).is_some());
     }
 }

@@ -11,10 +11,16 @@ use std::{
 use leasehold_core::{ErrorKind, Result};
 
 use super::{
+    access,
     contender::{Contender, Outcome, leads_to, try_lock, try_lock_patiently},
     error::{io_error, refused},
+    record,
 };
 
+/// What `.permits` says before the number.
+const HEAD: &str = "leasehold1 permits ";
+/// More than it ever says.
+const MAX_LEN: u64 = 64;
 /// An attempt tries one file after the other.
 const MAX_PERMITS: u32 = 1024;
 
@@ -27,7 +33,7 @@ impl Contender {
             ));
         }
         if !try_lock_patiently(&file, true, self.path())? {
-            return self.keep(file, Outcome::Refused);
+            return self.keep_open(file, Outcome::Refused);
         }
         let mut hold = match self.confirm(file, true)? {
             ControlFlow::Continue(hold) => hold,
@@ -60,7 +66,7 @@ impl Contender {
         if !try_lock_patiently(&file, false, self.path())? {
             return match number {
                 // Somebody sets it at this moment.
-                None => self.keep(file, Outcome::Refused),
+                None => self.keep_open(file, Outcome::Refused),
                 Some(other) => Err(refused(
                     ErrorKind::Mismatch,
                     format!(
@@ -72,25 +78,32 @@ impl Contender {
         }
         if self.shadow(self.path(), false)?.is_none() {
             file.unlock().map_err(|error| io_error("unlock", self.path(), error))?;
-            return self.keep(file, Outcome::Displaced);
+            return self.keep_open(file, Outcome::Displaced);
         }
         write_number(&file, of).and_then(|()| file.unlock()).map_err(|error| io_error("write", self.path(), error))?;
-        self.keep(file, Outcome::Again)
+        self.keep_open(file, Outcome::Again)
     }
 }
 
+/// Returns the number of permits; `None` if none is set yet.
+///
+/// # Errors
+/// If the file says anything else: it is another program's.
 pub(super) fn read_number(mut file: &File) -> io::Result<Option<u32>> {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     file.rewind()?;
-    match file.take(32).read_to_string(&mut text) {
-        Ok(_) => Ok(text.strip_suffix('\n').and_then(|number| number.parse().ok())),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
-        Err(error) => Err(error),
+    file.take(MAX_LEN).read_to_end(&mut bytes)?;
+    let text = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_prefix(HEAD)?.strip_suffix('\n'));
+    match text.and_then(|number| number.parse().ok()) {
+        Some(number) => Ok(Some(number)),
+        None if record::is_torn(&bytes, HEAD, MAX_LEN) => Ok(None),
+        None => Err(record::foreign()),
     }
 }
 
 fn write_number(mut file: &File, number: u32) -> io::Result<()> {
+    access::check_one_name(file)?;
     file.set_len(0)?;
     file.rewind()?;
-    file.write_all(format!("{number}\n").as_bytes())
+    file.write_all(format!("{HEAD}{number}\n").as_bytes())
 }

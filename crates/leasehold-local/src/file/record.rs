@@ -3,19 +3,22 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use leasehold_core::{OwnerId, Request};
 
 use super::access;
 
+/// How a record begins.
+const HEAD: &str = "leasehold1 ";
 /// More than a record with the longest label has.
 const MAX_LEN: u64 = 512;
 const MAX_LABEL: usize = 200;
 
 /// The token of the last exclusive grant, and its holder. Only exclusive holders write it, to `<key>.token`. The
-/// lock file itself is never written: it may belong to another program or user. A record is
+/// lock file itself is never written: it may belong to another program or user. Neither is a `<key>.token` that says
+/// anything else, or that has a second name. A record is
 /// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. What follows the second line is left over from longer
 /// labels.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,48 +35,28 @@ impl Record {
         Self { last_token, pid: std::process::id(), label }
     }
 
-    /// Reads the record. Returns `None` if there is no file, or if it contains no record: it is torn, or was
-    /// written by another program.
+    /// Reads the record. Returns `None` if there is no file, or if its record is torn.
+    ///
+    /// # Errors
+    /// If the file is another program's.
     pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
-        match access::open_existing(path) {
-            Ok(file) => Self::read(&file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        TokenFile::open(path).map(|file| file.record)
     }
 
     fn read(mut file: &File) -> io::Result<Option<Self>> {
         let mut bytes = Vec::with_capacity(128);
         file.rewind()?;
         file.take(MAX_LEN).read_to_end(&mut bytes)?;
-        Ok(Self::parse(&bytes))
-    }
-
-    /// Writes the record. To be called by the exclusive holder of the lock.
-    pub(super) fn keep_at(&self, path: &Path) -> io::Result<()> {
-        match access::open_writable(path) {
-            Ok(file) => self.write(&file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.write(&access::create(path)?),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.replace(path).map_err(|_| error),
-            Err(error) => Err(error),
+        match Self::parse(&bytes) {
+            None if !is_torn(&bytes, HEAD, MAX_LEN) => Err(foreign()),
+            record => Ok(record),
         }
-    }
-
-    /// Replaces a file of another user's that we cannot write, in a directory that we can.
-    fn replace(&self, path: &Path) -> io::Result<()> {
-        // No name of a lock's begins with a dot.
-        let new = path.with_file_name(format!(".token-{}", OwnerId::random()));
-        let replaced = access::create(&new).and_then(|file| self.write(&file)).and_then(|()| fs::rename(&new, path));
-        if replaced.is_err() {
-            drop(fs::remove_file(&new));
-        }
-        replaced
     }
 
     /// One write, so that a process killed in it leaves the old or the new.
     fn write(&self, mut file: &File) -> io::Result<()> {
         let Self { last_token, pid, label } = self;
-        let text = format!("leasehold1 {last_token:020} {:016x}\n{pid} {label}\n", checksum(*last_token));
+        let text = format!("{HEAD}{last_token:020} {:016x}\n{pid} {label}\n", checksum(*last_token));
         file.rewind()?;
         file.write_all(text.as_bytes())
     }
@@ -81,7 +64,7 @@ impl Record {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut lines = bytes.split(|byte| *byte == b'\n');
         let head = std::str::from_utf8(lines.next()?).ok()?;
-        let mut words = head.strip_prefix("leasehold1 ")?.split(' ');
+        let mut words = head.strip_prefix(HEAD)?.split(' ');
         let last_token = words.next().filter(|digits| digits.len() == 20)?.parse().ok()?;
         let sum = u64::from_str_radix(words.next()?, 16).ok()?;
         if sum != checksum(last_token) || words.next().is_some() {
@@ -91,6 +74,70 @@ impl Record {
         let (pid, label) = who.split_once(' ').unwrap_or_default();
         Some(Self { last_token, pid: pid.parse().unwrap_or(0), label: String::from(label) })
     }
+}
+
+/// The token file of a lock, as it was found.
+#[derive(Debug)]
+pub(super) struct TokenFile {
+    path: PathBuf,
+    /// `None` if there is none.
+    file: Option<File>,
+    /// Whether the file may be written as it stands.
+    in_place: bool,
+    pub(super) record: Option<Record>,
+}
+
+impl TokenFile {
+    /// Opens and reads the file.
+    ///
+    /// # Errors
+    /// If the file is another program's.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let (file, in_place) = match access::open_writable(path) {
+            Ok(file) => {
+                let alone = access::check_one_name(&file).is_ok();
+                (Some(file), alone)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, false),
+            Err(_) => (Some(access::open_readable(path)?), false),
+        };
+        let record = file.as_ref().map_or(Ok(None), Record::read)?;
+        Ok(Self { path: path.to_path_buf(), file, in_place, record })
+    }
+
+    /// Writes the record. To be called by the exclusive holder of the lock.
+    ///
+    /// A file that cannot be written as it stands, because it is another user's or has a second name, is replaced.
+    pub(super) fn keep(&self, record: &Record) -> io::Result<()> {
+        match &self.file {
+            Some(file) if self.in_place => record.write(file),
+            Some(_) => self.replace(record),
+            None => record.write(&access::create(&self.path)?),
+        }
+    }
+
+    fn replace(&self, record: &Record) -> io::Result<()> {
+        // No name of a lock's begins with a dot.
+        let new = self.path.with_file_name(format!(".token-{}", OwnerId::random()));
+        let replaced =
+            access::create(&new).and_then(|file| record.write(&file)).and_then(|()| fs::rename(&new, &self.path));
+        if replaced.is_err() {
+            drop(fs::remove_file(&new));
+        }
+        replaced
+    }
+}
+
+/// Whether a process or the machine may have ended while it wrote a text that begins with `head` and has fewer than
+/// `limit` bytes: nothing was written, or zeros, or a part.
+pub(super) fn is_torn(bytes: &[u8], head: &str, limit: u64) -> bool {
+    let short = u64::try_from(bytes.len()).is_ok_and(|len| len < limit);
+    let begun = bytes.iter().zip(head.as_bytes()).all(|(byte, head)| byte == head);
+    short && (begun || bytes.iter().all(|byte| *byte == 0))
+}
+
+pub(super) fn foreign() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is another program's: it is not empty, and was not written here")
 }
 
 /// `str::floor_char_boundary` is younger than our oldest compiler.
@@ -137,5 +184,16 @@ mod tests {
             assert!(Record::parse(&whole.as_bytes()[..torn]).is_none(), "{torn}");
         }
         assert!(Record::parse(&[0; 64]).is_none());
+        for (bytes, torn) in [
+            (&b""[..], true),
+            (&[0; 64], true),
+            (b"lease", true),
+            (b"leasehold1 42", true),
+            (b"secret", false),
+            (b"\0\0x", false),
+            (&[0; 512], false),
+        ] {
+            assert_eq!(is_torn(bytes, HEAD, MAX_LEN), torn, "{bytes:?}");
+        }
     }
 }

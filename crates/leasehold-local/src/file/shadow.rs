@@ -15,12 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    access,
-    directory::{check_private, create},
-    identity::FileId,
-    name,
-};
+use super::{access, directory, identity::FileId, name};
 
 /// A shadow that is removed under us each time is not worth more.
 const REPLACEMENTS: usize = 32;
@@ -107,7 +102,7 @@ impl Shadows {
                 if let Some(dir) = &self.0 {
                     prepare(dir)?;
                 }
-                path.parent().map_or(Ok(()), |parent| create(parent, true))?;
+                access::create_parents(path)?;
                 access::open(path)
             }
             opened => opened,
@@ -142,10 +137,10 @@ impl Drop for Shadow {
     }
 }
 
-/// Creates the directory if it is missing, and refuses one that others can write.
+/// Creates the directory if it is missing, and refuses one that others can write, or that is a link.
 fn prepare(dir: &Path) -> io::Result<()> {
-    create(dir, true)?;
-    check_private(dir, &fs::symlink_metadata(dir)?).map_err(io::Error::other)
+    directory::create_checked(dir, false).map_err(io::Error::other)?;
+    if fs::symlink_metadata(dir)?.is_dir() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::NotADirectory)) }
 }
 
 fn leads_to(path: &Path, file: &File) -> bool {

@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use super::access;
+use super::{access, identity::FileId};
 
 /// An instant of another's is over after a few turns of the scheduler.
 const TRIES: usize = 16;
@@ -25,10 +25,12 @@ pub(super) struct Sign {
 impl Sign {
     /// `None` if others who look at the sign were always in the way: show it at the next occasion.
     pub(super) fn show(path: &Path) -> io::Result<Option<Self>> {
-        let file = access::open(path)?;
+        let mut file = access::open(path)?;
         for _ in 0..TRIES {
             match file.try_lock_shared() {
-                Ok(()) => return Ok(Some(Self { _file: file })),
+                Ok(()) if FileId::at(path)? == Some(FileId::of(&file)?) => return Ok(Some(Self { _file: file })),
+                // It was removed, and nobody would see it.
+                Ok(()) => file = access::open(path)?,
                 Err(TryLockError::WouldBlock) => thread::yield_now(),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
