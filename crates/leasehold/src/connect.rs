@@ -13,7 +13,8 @@ use crate::scheme::Scheme;
 /// | `memory:` | locks among the users of this one client and its clones |
 /// | `memory:NAME` | locks among all clients of this process that say the same name; kept until the process ends |
 /// | `file:` | locks among this user's programs on this host, in `FileBackend::default_dir()`: `/var/lib/leasehold` for root, `.local/state/leasehold` in the home directory of others |
-/// | `file:DIR`, `file:///DIR` | locks among all programs on this host that can write the directory; the path is taken as it stands, and may not begin with `~` |
+/// | `file:DIR`, `file:///DIR` | locks among this user's programs on this host that use the directory; the path is taken as it stands, and begins with `/` |
+/// | `file:DIR?shared=true` | locks among all programs on this host that can write the directory (`FileConfig::with_shared`) |
 /// | `redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=…]` | locks among all who reach the server; the options are those of `RedisBackend::connect` |
 /// | `rediss://…` | the same over TLS |
 /// | `redis+unix:///PATH[?db=…]` | the same over a socket |
@@ -112,9 +113,9 @@ fn memory(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 }
 
 #[cfg(feature = "local")]
-fn file(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
-    let dir = crate::scheme::file_dir(url)?.map_or_else(leasehold_local::FileBackend::default_dir, Ok)?;
-    Ok(Arc::new(leasehold_local::FileBackend::open(dir)?))
+fn file(scheme: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
+    let Some((dir, config)) = crate::scheme::file_options(url)? else { return Err(scheme.not_compiled_in()) };
+    Ok(Arc::new(leasehold_local::FileBackend::open_with(dir, config)?))
 }
 
 #[cfg(not(feature = "local"))]

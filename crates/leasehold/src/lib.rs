@@ -259,7 +259,7 @@ pub use leasehold_zookeeper as zookeeper;
 pub use crate::connect::redlock;
 pub use crate::connect::{backend, builder, connect};
 #[cfg(feature = "local")]
-pub use crate::scheme::file_dir;
+pub use crate::scheme::file_options;
 
 /// The program in the workspace's README compiles and runs.
 #[cfg(all(doctest, feature = "local"))]

@@ -102,30 +102,36 @@ impl Scheme {
     }
 }
 
-/// The directory that a `file:` URL names; `None` for another scheme. For programs that open the backend with options
-/// of their own ([`FileConfig`](leasehold_local::FileConfig)).
+/// Parses a `file:` URL into the directory and its options; `None` for another scheme. For programs that open the
+/// backend with more options of their own ([`FileConfig`](leasehold_local::FileConfig)).
 ///
 /// ```
 /// use std::path::PathBuf;
 ///
-/// assert_eq!(leasehold::file_dir("file:/var/lib/shop")?, Some(PathBuf::from("/var/lib/shop")));
-/// assert_eq!(leasehold::file_dir("file:")?, Some(leasehold::local::FileBackend::default_dir()?));
-/// assert_eq!(leasehold::file_dir("memory:")?, None);
+/// let (dir, config) = leasehold::file_options("file:/var/lib/shop?shared=true")?.expect("it is a file: URL");
+/// assert_eq!(dir, PathBuf::from("/var/lib/shop"));
+/// let config = config.with_sync(true);
+///
+/// let (dir, _) = leasehold::file_options("file:")?.expect("it is a file: URL");
+/// assert_eq!(dir, leasehold::local::FileBackend::default_dir()?);
+/// assert!(leasehold::file_options("memory:")?.is_none());
 /// # Ok::<(), leasehold::Error>(())
 /// ```
 ///
 /// # Errors
 /// As [`connect`](crate::connect) for a URL that it cannot read.
 #[cfg(feature = "local")]
-pub fn file_dir(url: &str) -> Result<Option<std::path::PathBuf>> {
+pub fn file_options(url: &str) -> Result<Option<(std::path::PathBuf, leasehold_local::FileConfig)>> {
     match Scheme::of(url)? {
-        (Scheme::File, rest) => directory(url, rest).map(Some),
+        (Scheme::File, rest) => {
+            let (path, options) = rest.split_once('?').unwrap_or((rest, ""));
+            Ok(Some((directory(url, path)?, config(url, options)?)))
+        }
         _ => Ok(None),
     }
 }
 
-/// The directory after `file:`. It is taken as it stands, without decoding; relative to where the program runs. A `~` at its start
-/// is refused.
+/// The directory after `file:`. It is taken as it stands, without decoding.
 #[cfg(feature = "local")]
 fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
     if rest.contains('\0') {
@@ -143,14 +149,40 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
             }
         },
     };
-    if path.starts_with('~') {
-        // A shell expands it at the start of a word alone: `--on file:~/locks` would be a directory below each working directory.
+    if path.is_empty() {
+        return leasehold_local::FileBackend::default_dir();
+    }
+    let path = std::path::PathBuf::from(path);
+    if !path.has_root() {
+        // Two programs in two working directories would each have a lock of their own. A shell expands a `~` at the start
+        // of a word alone, so that `--on file:~/locks` comes here too.
         return Err(invalid(format!(
-            "`{}` begins with `~`, which is not expanded here; write file:$HOME/DIR, or file:./~ for a directory of that name",
+            "`{}` depends on the working directory, and a `~` is not expanded here; begin the path with `/`, as in \
+             file:$HOME/DIR or file:$PWD/DIR",
             RedactedUrl(url)
         )));
     }
-    if path.is_empty() { leasehold_local::FileBackend::default_dir() } else { Ok(path.into()) }
+    Ok(path)
+}
+
+/// The options after the `?`.
+#[cfg(feature = "local")]
+fn config(url: &str, options: &str) -> Result<leasehold_local::FileConfig> {
+    let mut config = leasehold_local::FileConfig::new();
+    for (at, option) in options.split('&').filter(|option| !option.is_empty()).enumerate() {
+        config = match option {
+            "shared=true" if at == 0 => config.with_shared(true),
+            "shared=false" if at == 0 => config,
+            _ => {
+                return Err(invalid(format!(
+                    "what follows the `?` in `{}` is not the option shared=true or shared=false; a directory with a `?` in \
+                     its name cannot be named in a URL",
+                    RedactedUrl(url)
+                )));
+            }
+        };
+    }
+    Ok(config)
 }
 
 pub(crate) fn invalid(message: String) -> Error {
@@ -215,28 +247,59 @@ mod tests {
     }
 
     #[cfg(feature = "local")]
+    fn dir_of(url: &str) -> Result<std::path::PathBuf> {
+        file_options(url).map(|options| options.expect("it is a file: URL").0)
+    }
+
+    #[cfg(feature = "local")]
     #[test]
-    fn a_tilde_is_refused_and_not_made_a_directory() {
-        for url in ["file:~", "file:~/locks", "file:~ann/locks"] {
-            let error = file_dir(url).unwrap_err();
+    fn a_directory_that_depends_on_the_working_directory_is_refused() {
+        for url in ["file:~", "file:~/locks", "file:~ann/locks", "file:locks", "file:./locks", "file:../x", "file:."] {
+            let error = dir_of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert!(error.to_string().contains(url) && error.to_string().contains("$HOME"), "{error}");
         }
-        for (url, dir) in [("file:./~/x", "./~/x"), ("file:/~/x", "/~/x"), ("file:x~", "x~")] {
-            assert_eq!(file_dir(url).unwrap(), Some(dir.into()));
+        for (url, dir) in [("file:/~/x", "/~/x"), ("file:///x~", "/x~")] {
+            assert_eq!(dir_of(url).unwrap(), std::path::Path::new(dir));
         }
     }
 
     #[cfg(feature = "local")]
     #[test]
     fn a_directory_is_taken_as_it_stands() {
-        for (url, dir) in
-            [("file:a b/c", "a b/c"), ("file:/x%20y?z", "/x%20y?z"), ("file:///x", "/x"), ("file://localhost/x", "/x")]
-        {
-            assert_eq!(file_dir(url).unwrap(), Some(dir.into()));
+        for (url, dir) in [
+            ("file:/a b/c", "/a b/c"),
+            ("file:/x%20y", "/x%20y"),
+            ("file:///x", "/x"),
+            ("file://localhost/x", "/x"),
+            ("file:/x?", "/x"),
+        ] {
+            assert_eq!(dir_of(url).unwrap(), std::path::Path::new(dir));
         }
-        for url in ["file://host/x", "file://x", "file://", "file:a\0b"] {
-            assert_eq!(file_dir(url).unwrap_err().kind(), ErrorKind::InvalidInput, "{url:?}");
+        for url in ["file://host/x", "file://x", "file://", "file:/a\0b"] {
+            assert_eq!(dir_of(url).unwrap_err().kind(), ErrorKind::InvalidInput, "{url:?}");
+        }
+    }
+
+    #[cfg(feature = "local")]
+    #[test]
+    fn a_directory_is_shared_if_the_url_says_so() {
+        for (url, shared) in [
+            ("file:/x", false),
+            ("file:?shared=true", true),
+            ("file:/x?shared=true", true),
+            ("file:///x?shared=true&", true),
+            ("file:/x?shared=false", false),
+        ] {
+            let (_, config) = file_options(url).unwrap().unwrap();
+            let expected = leasehold_local::FileConfig::new().with_shared(shared);
+            assert_eq!(format!("{config:?}"), format!("{expected:?}"), "{url}");
+        }
+        for url in ["file:/x?shared", "file:/x?shared=1", "file:/x?y", "file:/x?shared=true&shared=false", "file:/x??"]
+        {
+            let error = file_options(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url:?}");
+            assert!(error.to_string().contains("shared=true"), "{error}");
         }
     }
 }
