@@ -1,33 +1,37 @@
 //! The command line.
 
-use std::{ffi::OsString, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    time::Duration,
+};
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use leasehold::Ttl;
 
-const AFTER: &str = "\
-Where locks live (--on, or the variable LEASEHOLD_URL):
-  file:                  this user's programs on this host, in ~/.local/state/leasehold, or
-                         /var/lib/leasehold for root (the default)
-  file:DIR               all programs on this host that can write DIR; flock(1) takes part
-  redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=P]   all who reach the server
-  rediss://HOST          the same over TLS
-  redis+unix:///PATH     the same over a socket
-  redlock://HOST,HOST,HOST   all who reach a majority of independent Redis servers
-  etcd://HOST,HOST       all who reach the cluster (needs the feature `etcd` when installed)
-  postgres://[USER:PASSWORD@]HOST/DB   all who reach the database (needs the feature `postgres`)
-  zookeeper://HOST,HOST[/PATH]   all who reach the ensemble (needs the feature `zookeeper`)
+use crate::{
+    exit::{self, Failure},
+    schemes,
+};
 
-A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it.";
+fn after() -> String {
+    format!(
+        "Where locks live (--on, or the variable LEASEHOLD_URL):\n{}\n\
+         A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it. The path after \
+         file: begins with `/`.",
+        schemes::help()
+    )
+}
 
 const RUN_AFTER: &str = "\
 Examples:
   leasehold run nightly-report -- ./report.sh
   leasehold run --try --on redis://cache/ nightly-report -- ./report.sh
   leasehold run --within 30s deploy -- sh -c 'echo \"token $LEASEHOLD_TOKEN\"; exec ./deploy'
+  leasehold run -- -n -- ./report.sh                  # a name that begins with `-`
 
 The program has LEASEHOLD_KEY (the name) and LEASEHOLD_TOKEN (a number that grows from grant to grant: let what it writes \
-to refuse smaller ones) in its environment.
+to refuse smaller ones) in its environment. It does not get LEASEHOLD_URL, which may have a password in it, unless --keep-url is \
+given.
 
 The lock is held until the program and everything that it started have ended. Daemons are not waited for: processes that \
 made a session of their own (setsid) and whose parent has ended. (On Linux; elsewhere only the program is waited for.)
@@ -60,7 +64,7 @@ Exit codes:
 
 /// Runs a program under a distributed lock, and shows who holds one.
 #[derive(Debug, Parser)]
-#[command(name = "leasehold", version, about, after_help = AFTER, disable_help_subcommand = false)]
+#[command(name = "leasehold", version, about, after_help = after(), disable_help_subcommand = false)]
 pub(crate) struct Args {
     /// Tell on standard error what happens; twice for everything
     #[arg(short, long, global = true, action = ArgAction::Count)]
@@ -72,9 +76,11 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a program under a lock
-    #[command(after_help = RUN_AFTER)]
+    #[command(after_help = RUN_AFTER, override_usage = "leasehold run [OPTIONS] NAME -- COMMAND [ARGUMENT]...")]
     Run(Run),
     /// Show who holds a lock and who waits for it; exit code 1 if nobody holds it
+    ///
+    /// The time left is that until the lock is free if it is not renewed. Holders renew it at a third of their TTL.
     Who(Who),
     /// Take a lock from its holders; exit code 1 if nobody holds it
     ///
@@ -116,14 +122,32 @@ pub(crate) struct Run {
     /// Wait at most this long, then exit with code 75
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
     pub(crate) within: Option<Duration>,
-    /// Who this is, as `who` shows it [default: host, process id, program]
+    /// Who this is, as `who` shows it [default: host, process id, the program that runs under the lock]
     #[arg(long, value_name = "L")]
     pub(crate) label: Option<String>,
+    /// Leave LEASEHOLD_URL, and the password in it, in the program's environment
+    #[arg(long)]
+    pub(crate) keep_url: bool,
     /// The name of the lock: any bytes, up to 1024
-    pub(crate) name: OsString,
+    name: Option<OsString>,
     /// The program and its arguments, after `--`
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<OsString>,
+    #[arg(last = true, value_name = "COMMAND")]
+    words: Vec<OsString>,
+}
+
+impl Run {
+    /// The name, and the program with its arguments. The name may stand after a `--` of its own, so that it can begin
+    /// with `-`.
+    pub(crate) fn name_and_command(&self) -> Result<(&OsStr, &[OsString]), Failure> {
+        let wrong = |what| Failure::new(exit::USAGE, format!("{what}: leasehold run NAME -- COMMAND [ARGUMENT]..."));
+        match (&self.name, self.words.as_slice()) {
+            (Some(name), command @ [_, ..]) => Ok((name, command)),
+            (None, [name, separator, command @ ..]) if separator == "--" && !command.is_empty() => Ok((name, command)),
+            (Some(_), []) => Err(wrong("the program is missing; it comes after `--`")),
+            (None, [_, _, ..]) => Err(wrong("there is no `--` between a name and the program")),
+            (None, _) => Err(wrong("the name of the lock or the program is missing")),
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -8,6 +8,7 @@ use crate::{
     backend,
     exit::{self, Failure, say},
     name::key_of,
+    schemes,
     show::{self, Holder, millis},
 };
 
@@ -22,6 +23,7 @@ struct Taken {
 
 pub(crate) async fn break_lock(args: &Break) -> Result<u8, Failure> {
     let key = key_of(&args.name)?;
+    schemes::check_excludes(&args.on.url)?;
     let client = backend::client(&args.on.url).await?;
     let inspection = client.inspect(&key).await?;
     if args.now && !inspection.holders.is_empty() {
@@ -35,7 +37,7 @@ pub(crate) async fn break_lock(args: &Break) -> Result<u8, Failure> {
         let (outcome, within, text) = match broken {
             Broken::Freed => ("freed", None, String::from("freed")),
             Broken::FreeWithin(Some(left)) => {
-                ("free_within", Some(left), format!("no longer renewed, free within {left:.1?}"))
+                ("free_within", Some(left), format!("no longer renewed, free in {left:.1?} at the latest"))
             }
             Broken::FreeWithin(None) => ("free_within", None, String::from("no longer renewed, free at its deadline")),
             _ => ("already_gone", None, String::from("had gone already")),

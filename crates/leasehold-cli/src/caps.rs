@@ -1,5 +1,7 @@
 //! `leasehold caps`: what a backend promises.
 
+use std::time::Duration;
+
 use leasehold::Capabilities;
 use serde::Serialize;
 
@@ -62,7 +64,6 @@ fn promises(capabilities: &Capabilities) -> Promises {
 
 fn tabled(capabilities: &Capabilities) -> String {
     let yes = |yes: bool| String::from(if yes { "yes" } else { "no" });
-    let time = |ttl: leasehold::Ttl| humantime::format_duration(ttl.as_duration());
     let mut table = show::table(&[]);
     for (what, promise) in [
         ("backend", String::from(capabilities.backend)),
@@ -70,7 +71,10 @@ fn tabled(capabilities: &Capabilities) -> String {
         ("exclusive locks", yes(capabilities.exclusive)),
         ("shared locks", yes(capabilities.shared)),
         ("permits", yes(capabilities.permits)),
-        ("TTL", format!("{} to {}", time(capabilities.min_ttl), time(capabilities.max_ttl))),
+        (
+            "TTL",
+            format!("{} to {}", time(capabilities.min_ttl.as_duration()), time(capabilities.max_ttl.as_duration())),
+        ),
         ("a dead holder's lock is freed", capabilities.expiry.to_string()),
         ("fencing tokens", capabilities.fencing.to_string()),
         ("order of waiting processes", capabilities.fairness.to_string()),
@@ -83,4 +87,26 @@ fn tabled(capabilities: &Capabilities) -> String {
         table.add_row([String::from(what), promise]);
     }
     table.to_string()
+}
+
+/// Whole days as days: a year of `humantime` has 365.25 of them.
+fn time(duration: Duration) -> String {
+    const DAY: u64 = 24 * 60 * 60;
+    match (duration.as_secs() / DAY, duration.as_secs() % DAY) {
+        (days, 0) if days > 1 && duration.subsec_nanos() == 0 => format!("{days} days"),
+        _ => humantime::format_duration(duration).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_days() {
+        for (secs, shown) in [(366 * 86_400, "366 days"), (86_400, "1day"), (90, "1m 30s"), (86_401, "1day 1s")] {
+            assert_eq!(time(Duration::from_secs(secs)), shown);
+        }
+        assert_eq!(time(Duration::from_millis(10)), "10ms");
+    }
 }

@@ -15,13 +15,14 @@ mod name;
 #[cfg(feature = "redlock")]
 mod provision;
 mod run;
+mod schemes;
 mod show;
 mod signals;
 mod stderr;
 mod watchdog;
 mod who;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
@@ -34,11 +35,7 @@ use crate::{
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
-            // Nothing can be done if the terminal is gone.
-            drop(error.print());
-            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
-        }
+        Err(error) => return refuse(&error),
     };
     let command = match args.command {
         Command::Exec(exec) => return exec::exec(&exec),
@@ -69,6 +66,22 @@ fn main() -> ExitCode {
         }
         Err(failure) => failure.tell(),
     }
+}
+
+/// Prints what is wrong with the command line, or the help that it asks for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let mut text = show::lines(&error.render().to_string());
+    // Nothing can be done if the terminal is gone.
+    if !error.use_stderr() {
+        drop(std::io::stdout().write_all(text.as_bytes()));
+        return ExitCode::SUCCESS;
+    }
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "run") && !arguments.iter().any(|argument| argument == "--") {
+        text.push_str("\nThe program comes after `--`: leasehold run NAME -- COMMAND\n");
+    }
+    drop(std::io::stderr().write_all(text.as_bytes()));
+    exit::USAGE.into()
 }
 
 /// Traces to standard error: warnings, and with each `-v` more.

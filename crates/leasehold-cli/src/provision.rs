@@ -1,13 +1,33 @@
 //! `leasehold provision`: attesting the servers of a quorum.
 
+use std::{pin::pin, time::Duration};
+
 use leasehold::{LockBackend, quorum};
 
-use crate::{args::Provision, exit::Failure, show};
+use crate::{
+    args::Provision,
+    exit::{Failure, say},
+    schemes, show,
+};
+
+/// Servers that need no grace have answered by then.
+const QUIET: Duration = Duration::from_secs(1);
 
 pub(crate) async fn provision(args: &Provision) -> Result<u8, Failure> {
+    schemes::check(&args.url)?;
     let quorum = leasehold::redlock(&args.url).await?;
     let how = quorum::Provision::new(args.largest_ttl).with_durable(args.durable).with_never_used(args.never_used);
-    let nodes = quorum.provision(&how).await;
+    let nodes = {
+        let mut provisioned = pin!(quorum.provision(&how));
+        tokio::select! {
+            nodes = &mut provisioned => nodes,
+            () = tokio::time::sleep(QUIET) => {
+                let longest = humantime::format_duration(args.largest_ttl.as_duration());
+                say(&format!("waits until what a server may have forgotten has expired: up to {longest} (--largest-ttl)"));
+                provisioned.await
+            }
+        }
+    };
     // What is held is not ours, and the answer is in hand.
     drop(quorum.close().await);
     let nodes = nodes?;

@@ -1,13 +1,19 @@
 //! `leasehold run`: a program under a lock.
 
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+};
+
 use leasehold::{Expiry, LockClient, LockGuard, Released, Wait};
 
 use crate::{
     args::Run,
     backend,
-    child::{self, Child},
+    child::{self, Child, Surroundings},
     exit::{self, Failure, say, with_causes},
-    name::key_of,
+    name::{key_of, program_of},
+    schemes,
     signals::Signals,
     watchdog::{Order, Watchdog},
 };
@@ -15,10 +21,12 @@ use crate::{
 pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     let mut signals =
         Signals::new().map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot listen for signals: {error}")))?;
-    let key = key_of(&args.name)?;
+    let (name, command) = args.name_and_command()?;
+    let key = key_of(name)?;
+    schemes::check_excludes(&args.on.url)?;
     let client = tokio::select! {
         code = signals.end() => return Ok(code),
-        backend = backend::open(&args.on.url) => client(args, backend?),
+        backend = backend::open(&args.on.url) => client(args, command, backend?),
     };
     let wait = match args.within {
         _ if args.no_wait => Wait::No,
@@ -42,19 +50,27 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     done
 }
 
-fn client(args: &Run, backend: impl leasehold::LockBackend) -> LockClient {
-    let builder = LockClient::builder(backend);
-    match &args.label {
-        Some(label) => builder.with_label(label.as_str()),
-        None => builder,
-    }
-    .build()
+fn client(args: &Run, command: &[OsString], backend: impl leasehold::LockBackend) -> LockClient {
+    let label = args.label.clone().unwrap_or_else(|| label_of(program_of(command).0));
+    LockClient::builder(backend).with_label(label).build()
+}
+
+/// Host, process id and program, as the client has it, but of the program that people know.
+fn label_of(program: &OsStr) -> String {
+    #[cfg(unix)]
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    let host = std::env::var("COMPUTERNAME").unwrap_or_else(|_| String::from("?"));
+    let program = Path::new(program).file_name().unwrap_or(program).to_string_lossy();
+    format!("{host}/{}/{program}", std::process::id())
 }
 
 async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut Signals) -> Result<u8, Failure> {
     // The death of a process frees a file lock, but not before the last heir of its descriptor is gone.
     let dies_with_us = !is_freed_by_death(client);
-    let mut child = Child::start(&args.command, &args.name, &guard, dies_with_us)?;
+    let (name, command) = args.name_and_command()?;
+    let surroundings = Surroundings { name, keep_url: args.keep_url, dies_with_us };
+    let mut child = Child::start(command, &guard, &surroundings)?;
     let mut watchdog = Watchdog::new(guard.view());
     let status = loop {
         tokio::select! {

@@ -3,7 +3,7 @@
 use std::{io::Write, net::IpAddr, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
-use leasehold::{HolderConnection, HolderRef};
+use leasehold::{HolderConnection, HolderRef, text::Escaped};
 use serde::Serialize;
 
 use crate::exit::{self, Failure};
@@ -79,9 +79,12 @@ pub(crate) fn table(header: &[&str]) -> Table {
 
 /// What may have been written by others, on one line.
 pub(crate) fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect::<String>()
+    Escaped(text).to_string()
+}
+
+/// Escapes what does not print on each line, and leaves the lines.
+pub(crate) fn lines(text: &str) -> String {
+    text.split('\n').map(one_line).collect::<Vec<_>>().join("\n")
 }
 
 pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
@@ -91,7 +94,22 @@ pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot print JSON: {error}")))?;
-    print(&text)
+    print(&printable_json(&text))
+}
+
+/// The same JSON, in which strings have escapes for what does not print.
+fn printable_json(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        let mut buffer = [0; 4];
+        let own = c.encode_utf8(&mut buffer);
+        if c == '\n' || *one_line(own) == *own {
+            printable.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| printable.push_str(&format!("\\u{unit:04x}")));
+        }
+    }
+    printable
 }
 
 /// A reader that has gone away, such as `head`, is no failure.
@@ -102,5 +120,20 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
             Err(Failure::new(exit::SOFTWARE, format!("cannot write: {error}")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_says_the_same_and_prints() {
+        let text = "\u{7f}\u{9b}31m\u{202e}\u{feff}\u{e0041}\"\\\n\tcaf\u{e9} e\u{301} \u{1f512}";
+        let value = serde_json::json!({ "label": text, text: [text] });
+        let printed = printable_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&printed).unwrap(), value);
+        assert_eq!(lines(&printed), printed);
+        assert!(printed.contains("caf\u{e9} e\u{301} \u{1f512}"));
     }
 }

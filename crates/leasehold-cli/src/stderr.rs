@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use leasehold::text::Escaped;
+
 /// Lines that wait to be written. More are lost.
 const ROOM: usize = 4096;
 /// How long the end of the command waits at most for its last lines to be written.
@@ -25,14 +27,17 @@ enum Order {
     Flush(Sender<()>),
 }
 
-/// Writes what is given in one piece as one, soon.
+/// Writes what is given in one piece as one line, soon. What does not print is escaped: names, labels and the texts of
+/// servers are in it.
 #[derive(Debug)]
 pub(crate) struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if WAITING.fetch_add(1, Ordering::Relaxed) < ROOM {
-            order(Order::Write(bytes.to_vec()));
+            let text = String::from_utf8_lossy(bytes);
+            let line = text.strip_suffix('\n').unwrap_or(&text);
+            order(Order::Write(format!("{}\n", Escaped(line)).into_bytes()));
         } else {
             WAITING.fetch_sub(1, Ordering::Relaxed);
         }

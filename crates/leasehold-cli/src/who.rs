@@ -8,6 +8,7 @@ use crate::{
     backend,
     exit::{self, Failure},
     name::key_of,
+    schemes,
     show::{self, Connection, Holder, or_dash},
 };
 
@@ -35,6 +36,7 @@ struct Waiter {
 
 pub(crate) async fn who(args: &Who) -> Result<u8, Failure> {
     let key = key_of(&args.name)?;
+    schemes::check_excludes(&args.on.url)?;
     let client = backend::client(&args.on.url).await?;
     let inspection = client.inspect(&key).await;
     backend::close(&client).await;
@@ -78,7 +80,7 @@ fn holders_and_waiters(inspection: &Inspection) -> String {
     }
     // Only some servers tell.
     let connected = inspection.holders.iter().any(|holder| holder.connection.is_some());
-    let columns = ["", "WHO", "MODE", "TOKEN", "EXPIRES IN", "CONNECTED"];
+    let columns = ["", "WHO", "MODE", "TOKEN", "LEFT, IF NOT RENEWED", "CONNECTED"];
     let mut table = show::table(&columns[..if connected { 6 } else { 5 }]);
     for holder in &inspection.holders {
         let mut row = vec![

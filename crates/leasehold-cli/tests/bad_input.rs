@@ -1,6 +1,6 @@
 //! Bad input: a clear line, a code, no panic, no password.
 
-use crate::support::{ended, files, leasehold, run_on, stderr};
+use crate::support::{ended, files, leasehold, run_on, stderr, stdout};
 
 mod support;
 
@@ -23,16 +23,26 @@ fn names_and_durations_and_urls_are_refused_with_64() {
         (&["--on", "redis-sentinel://ann:secret@host", "k"], "this version does not have"),
         (&["--on", "file://host/x", "k"], "names a host"),
         (&["--on", "file:/dev/null", "k"], "/dev/null"),
+        (&["--on", "memory:", "k"], "exclude no other"),
+        (&["--on", "Memory:shop", "k"], "exclude no other"),
+        (&["--on", "file:locks", "k"], "$PWD"),
+        (&["--on", "file:~/locks", "k"], "$HOME"),
+        (&["--on", "file:/tmp", "k"], "shared=true"),
+        (&["--on", "file:/tmp?share=true", "k"], "shared=true"),
         (&["--on", "redis://ann:secret@host:port", "k"], "the port of a host"),
         (&["--on", "redis://127.0.0.1/?nonsense=secret", "k"], "one of the options is not known"),
         #[cfg(not(feature = "redis-tls"))]
-        (&["--on", "rediss://:secret@127.0.0.1", "k"], "feature `redis-tls`"),
+        (&["--on", "rediss://:secret@127.0.0.1", "k"], "cargo install leasehold-cli --features redis-tls"),
+        #[cfg(not(feature = "etcd"))]
+        (&["--on", "etcd://:secret@127.0.0.1", "k"], "cargo install leasehold-cli --features etcd"),
     ];
     for (arguments, says) in table {
         let run = ended(leasehold().arg("run").args(*arguments).args(["--", "true"]));
         let text = stderr(&run);
-        assert_eq!(run.status.code(), Some(64), "{text}");
+        let code = if text.contains("can be written by") { 77 } else { 64 };
+        assert_eq!(run.status.code(), Some(code), "{text}");
         assert!(text.contains(says), "{says}: {text}");
+        assert!(!text.contains("Cargo.toml"), "{text}");
         assert!(!text.contains("secret"), "{text}");
         assert!(text.len() < 1_000, "{text}");
     }
@@ -45,6 +55,72 @@ fn awkward_names_are_names() {
         let run = ended(&mut run_on(&files(&dir), &["--try", name], &["true"]));
         assert_eq!(run.status.code(), Some(0), "{name:?}: {}", stderr(&run));
     }
+}
+
+#[test]
+fn a_name_may_begin_with_a_dash() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["-n", "--", "--try", "-"] {
+        let mut run = leasehold();
+        let run = ended(run.args(["run", "--on", &files(&dir), "--", name, "--", "printenv", "LEASEHOLD_KEY"]));
+        assert_eq!(run.status.code(), Some(0), "{name:?}: {}", stderr(&run));
+        assert_eq!(stdout(&run), format!("{name}\n"));
+        let who = ended(leasehold().args(["who", "--on", &files(&dir), "--", name]));
+        assert_eq!(who.status.code(), Some(1), "{name:?}: {}", stderr(&who));
+    }
+    // What the error about an unknown option advises works.
+    let run = ended(leasehold().args(["run", "--on", &files(&dir), "-n", "--", "true"]));
+    assert_eq!(run.status.code(), Some(64));
+    assert!(stderr(&run).contains("use '-- -n'"), "{}", stderr(&run));
+}
+
+#[test]
+fn a_program_without_a_double_dash_before_it_gets_a_hint() {
+    for words in [
+        &["nightly", "sleep", "1"][..],
+        &["nightly", "ls", "-la"],
+        &["nightly", "ls", "--color=no"],
+        &["nightly"],
+        &["--", "nightly", "sleep", "1"],
+        &["--", "true"],
+        &["--", "nightly", "--"],
+        &[],
+    ] {
+        let run = ended(leasehold().arg("run").args(words));
+        assert_eq!(run.status.code(), Some(64), "{words:?}: {}", stderr(&run));
+        assert!(stderr(&run).contains("leasehold run NAME -- COMMAND"), "{words:?}: {}", stderr(&run));
+    }
+}
+
+#[test]
+fn memory_excludes_nobody_and_only_its_capabilities_are_shown() {
+    for arguments in [&["run", "k", "--", "true"][..], &["who", "k"], &["break", "k"]] {
+        let run = ended(leasehold().env("LEASEHOLD_URL", "memory:x").args(arguments));
+        assert_eq!(run.status.code(), Some(64), "{}", stderr(&run));
+    }
+    assert!(ended(leasehold().args(["caps", "--on", "memory:"])).status.success());
+}
+
+#[test]
+fn the_help_lists_every_scheme_and_what_is_not_compiled_in() {
+    let help = stdout(&ended(leasehold().arg("--help")));
+    // The error names those that the library knows.
+    let known = stderr(&ended(leasehold().args(["who", "--on", "nonsense:", "k"])));
+    let (_, known) = known.split_once("known are ").unwrap();
+    let schemes = known.split(", ").filter_map(|url| url.trim().split_once(':')).map(|(scheme, _)| scheme);
+    let schemes: std::collections::BTreeSet<_> =
+        schemes.chain(["valkey", "valkeys", "redlocks", "postgresql", "zk", "zks"]).collect();
+    assert!(schemes.len() > 15, "{schemes:?}");
+    for scheme in schemes {
+        assert!(help.contains(&format!(" {scheme}:")), "{scheme}: {help}");
+        let caps = ended(leasehold().args(["caps", "--on", &format!("{scheme}://127.0.0.1:1,127.0.0.1:2/?no=1")]));
+        assert!(!stderr(&caps).contains("scheme that is not known"), "{}", stderr(&caps));
+    }
+    assert_eq!(
+        help.contains("--features etcd)") || help.contains("--features etcd`"),
+        !cfg!(feature = "etcd"),
+        "{help}"
+    );
 }
 
 #[test]

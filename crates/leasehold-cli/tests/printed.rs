@@ -11,6 +11,7 @@ fn caps_says_what_is_promised_and_where_it_lives() {
     let table = ended(leasehold().args(["caps", "--on", &files(&dir)]));
     assert!(table.status.success(), "{}", stderr(&table));
     assert!(stdout(&table).contains(dir.path().to_str().unwrap()), "{}", stdout(&table));
+    assert!(stdout(&table).contains("to 366 days"), "{}", stdout(&table));
     let json = ended(leasehold().args(["caps", "--json", "--on", &files(&dir)]));
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["backend"], "file");
@@ -43,4 +44,120 @@ fn who_shows_the_holder_on_files() {
     assert_eq!(seen["holders"][0]["label"], "till 3");
     signal(run.id(), "TERM");
     run.wait().unwrap();
+}
+
+/// What steers a terminal, reorders or hides text, and ends lines. As a name, it has to print.
+const HOSTILE: &str =
+    "a\u{1b}[31m\u{7}\u{7f}\u{85}\u{9b}31m\u{200b}\u{2028}\u{202e}b\u{2066}\u{feff}\u{e0041}\r\nleasehold: c";
+
+/// Both outputs of a command that was to fail or not.
+fn assert_prints(what: &str, output: &std::process::Output) {
+    for text in [&output.stdout, &output.stderr] {
+        let text = std::str::from_utf8(text).unwrap_or_else(|error| panic!("{what}: {error}"));
+        for line in text.split('\n') {
+            assert_eq!(leasehold::text::Escaped(line).to_string(), line, "{what}");
+        }
+    }
+    assert!(!stderr(output).lines().any(|line| line == "leasehold: c"), "{what}: a line that is not ours");
+}
+
+/// A server that answers everything with such an error.
+#[cfg(feature = "redis")]
+fn hostile_server() -> u16 {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // It ends with the tests.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                let error = format!("-ERR {}\r\n", HOSTILE.replace(['\r', '\n'], " ")).repeat(8);
+                while stream.read(&mut buffer).is_ok_and(|len| len > 0) && stream.write_all(error.as_bytes()).is_ok() {}
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn everything_printed_is_escaped() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join(HOSTILE);
+    let on_files = format!("file:{}", dir.display());
+    let mut urls = vec![on_files.clone()];
+    #[cfg(feature = "redis")]
+    let redis = support::Redis::start(&[]);
+    #[cfg(feature = "redis")]
+    urls.extend([redis.url.clone(), format!("redis://127.0.0.1:{}", hostile_server())]);
+    let pidfile = parent.path().join("program");
+    let hold = format!("echo; sleep 60 & echo $! >{}; wait", pidfile.display());
+    for url in &urls {
+        let verbs: [&[&str]; 10] = [
+            &["run", "--try", HOSTILE, "--", HOSTILE],
+            &["run", "--try", "-vv", "--label", HOSTILE, HOSTILE, "--", "true"],
+            &["run", "--within", "1ms", HOSTILE, "--", "true"],
+            &["who", HOSTILE],
+            &["who", "--json", HOSTILE],
+            &["who", "-vv", HOSTILE],
+            &["break", HOSTILE],
+            &["break", "--json", HOSTILE],
+            &["caps"],
+            &["caps", "--json"],
+        ];
+        let is_server = url.ends_with("response-timeout=2s&connect-timeout=20s");
+        for held in [false, true] {
+            if held && !is_server && *url != on_files {
+                continue;
+            }
+            let holder = held.then(|| {
+                let options = ["--label", HOSTILE, HOSTILE];
+                started(&mut run_on(url, &options, &["sh", "-c", &hold])).0
+            });
+            for verb in verbs {
+                let output = ended(leasehold().env("LEASEHOLD_URL", url).args(verb));
+                assert_prints(&format!("{url:?} {verb:?}"), &output);
+                if held && verb.contains(&"who") {
+                    assert!(output.status.success(), "{}", stderr(&output));
+                    assert!(stdout(&output).contains("202e") || is_server, "{}", stdout(&output));
+                }
+                if verb.contains(&"--json") && output.status.success() {
+                    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                    let label = &json["holders"][0]["label"];
+                    assert!(label.is_null() || label.as_str().unwrap().contains('\u{202e}') || is_server, "{json}");
+                }
+            }
+            if let Some(holder) = holder {
+                // What is said when a lock is lost, and when something is left behind.
+                if *url == on_files {
+                    for entry in std::fs::read_dir(&dir).unwrap() {
+                        std::fs::remove_file(entry.unwrap().path()).unwrap();
+                    }
+                }
+                signal(holder.id(), "TERM");
+                assert_prints(&format!("the holder on {url:?}"), &holder.wait_with_output().unwrap());
+            }
+        }
+    }
+    let caps = ["caps", "--on"];
+    for url in
+        [HOSTILE, "file://\u{202e}\u{9b}/", "file:\u{202e}\u{9b}", "file:/\u{9b}?\u{202e}", "x\u{9b}:", "memory:\u{9b}"]
+    {
+        assert_prints(&format!("{url:?}"), &ended(leasehold().args(caps).arg(url)));
+    }
+    for words in [
+        &[HOSTILE][..],
+        &["run", HOSTILE, HOSTILE],
+        &["run", "k", "--ttl", HOSTILE],
+        &["caps", &format!("--{HOSTILE}")],
+    ] {
+        let output = ended(leasehold().args(words));
+        assert_eq!(output.status.code(), Some(64));
+        assert_prints(&format!("{words:?}"), &output);
+    }
+    for verb in ["", "run", "who", "break", "caps"] {
+        let mut help = leasehold();
+        let help = ended(help.args(verb.split_whitespace()).arg("--help"));
+        assert_prints(verb, &help);
+    }
 }

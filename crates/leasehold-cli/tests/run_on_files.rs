@@ -202,3 +202,95 @@ fn on_wins_over_the_environment() {
     let run = ended(leasehold().env("LEASEHOLD_URL", "nonsense").args(["run", "k", "--", "true"]));
     assert_eq!(run.status.code(), Some(64));
 }
+
+#[test]
+fn the_program_does_not_see_the_url_unless_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    for (options, seen) in [(&["run", "k"][..], "\n"), (&["run", "--keep-url", "k"], "file:")] {
+        let mut run = leasehold();
+        run.env("LEASEHOLD_URL", files(&dir)).args(options).args(["--", "sh", "-c", "echo \"$LEASEHOLD_URL\""]);
+        let run = ended(&mut run);
+        assert!(run.status.success() && stdout(&run).starts_with(seen), "{} {}", stdout(&run), stderr(&run));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}
+
+#[test]
+fn a_directory_is_shared_if_the_url_says_so() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    let refused = ended(&mut run_on(&files(&dir), &["k"], &["true"]));
+    assert_eq!(refused.status.code(), Some(77), "{}", stderr(&refused));
+    let url = format!("{}?shared=true", files(&dir));
+    assert!(ended(&mut run_on(&url, &["k"], &["true"])).status.success());
+}
+
+#[test]
+fn who_names_the_program_that_runs_under_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut run, _) = started(&mut run_on(&files(&dir), &["k"], &["/bin/sh", "-c", "echo; exec sleep 60"]));
+    let label = who(&files(&dir), "k")["holders"][0]["label"].as_str().unwrap().to_owned();
+    assert!(label.ends_with(&format!("/{}/sh", run.id())), "{label}");
+    signal(run.id(), "TERM");
+    run.wait().unwrap();
+}
+
+/// In a namespace of its own, as root or else as root of a user namespace.
+fn unshared(kind: &[&str]) -> Command {
+    let words = [&["unshare"], kind].concat();
+    let as_user = [&words[..], &["--user", "--map-root-user"]].concat();
+    let is_allowed = |words: &&Vec<&str>| {
+        Command::new(words[0]).args(&words[1..]).arg("true").stderr(Stdio::null()).status().unwrap().success()
+    };
+    let allowed = [words, as_user];
+    let allowed = allowed.iter().find(is_allowed).expect("this test needs namespaces: run it as root");
+    let mut command = Command::new(allowed[0]);
+    command.args(&allowed[1..]).env_remove("LEASEHOLD_URL").stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn who_finds_the_holder_in_another_process_namespace() {
+    let dir = tempfile::tempdir().unwrap();
+    let kind = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    let command = |words: &[&str]| {
+        let mut command = unshared(&kind);
+        command.arg(env!("CARGO_BIN_EXE_leasehold")).args(words);
+        command
+    };
+    let url = files(&dir);
+    let seen = || ended(&mut command(&["who", "--json", "--on", &url, "k"]));
+    assert_eq!(seen().status.code(), Some(1));
+    let (mut run, _) = started(&mut command(&["run", "--on", &url, "k", "--", "sh", "-c", "echo; exec sleep 60"]));
+    let sibling = seen();
+    assert_eq!(sibling.status.code(), Some(0), "{}", stderr(&sibling));
+    let sibling: serde_json::Value = serde_json::from_slice(&sibling.stdout).unwrap();
+    assert_eq!(sibling["holders"].as_array().unwrap().len(), 1, "{sibling}");
+    assert_eq!(sibling["holders"][0]["mode"], "exclusive");
+    assert!(sibling["holders"][0]["label"].as_str().unwrap().contains("another PID namespace"), "{sibling}");
+    // From outside it is known by the number that it has outside, and its record by the one inside.
+    let outside = who(&url, "k");
+    assert_eq!(outside["holders"].as_array().unwrap().len(), 1, "{outside}");
+    assert!(outside["holders"][0]["label"].as_str().unwrap().ends_with("/1/sh"), "{outside}");
+    run.kill().unwrap();
+    run.wait().unwrap();
+}
+
+#[test]
+fn a_file_of_another_file_system_is_not_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    // Two new file systems count their files alike.
+    let script = "set -e; cd \"$1\"; mkdir a b; for d in a b; do mount -t tmpfs -o mode=700 none $d; : >$d/k.lock; done; \
+                  stat -c %i a/k.lock b/k.lock; exec flock --no-fork b/k.lock sh -c '\"$1\" who --json --on \"file:$2/a\" k; \
+                  echo $?; \"$1\" who --json --on \"file:$2/b\" k; echo $?' sh \"$2\" \"$1\"";
+    let mut command = unshared(&["--mount"]);
+    command.args(["sh", "-c", script, "sh", dir.path().to_str().unwrap(), env!("CARGO_BIN_EXE_leasehold")]);
+    let output = ended(&mut command);
+    let lines = stdout(&output);
+    let lines: Vec<_> = lines.lines().collect();
+    assert!(lines.len() > 4, "{lines:?} {}", stderr(&output));
+    assert_eq!(lines[0], lines[1], "the numbers of the files differ, so that this proves nothing");
+    let codes: Vec<_> = lines[2..].iter().filter(|line| line.parse::<u8>().is_ok()).collect();
+    assert_eq!(codes, [&"1", &"0"], "{lines:?} {}", stderr(&output));
+}

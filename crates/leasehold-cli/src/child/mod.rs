@@ -25,11 +25,24 @@ use crate::{
     name::program_of,
 };
 
-/// Returns the command that starts the program. With `dies_with_us` the kernel kills the program
-/// when this command dies, where it can.
-fn command(line: &[OsString], name: &OsStr, lease: &LeaseView, dies_with_us: bool) -> Command {
-    let mut command = if dies_with_us { through_exec(line) } else { plain(line) };
-    command.env("LEASEHOLD_KEY", name);
+/// What a program is started with.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'a> {
+    /// The name of the lock.
+    pub(crate) name: &'a OsStr,
+    /// Whether it sees where the lock lives, and the password.
+    pub(crate) keep_url: bool,
+    /// Whether the kernel kills it when this command dies, where it can.
+    pub(crate) dies_with_us: bool,
+}
+
+/// Returns the command that starts the program.
+fn command(line: &[OsString], lease: &LeaseView, surroundings: &Surroundings<'_>) -> Command {
+    let mut command = if surroundings.dies_with_us { through_exec(line) } else { plain(line) };
+    command.env("LEASEHOLD_KEY", surroundings.name);
+    if !surroundings.keep_url {
+        command.env_remove("LEASEHOLD_URL");
+    }
     match lease.fencing_token() {
         Some(token) => command.env("LEASEHOLD_TOKEN", token.to_string()),
         // What an outer `leasehold run` left there is not this lock's.

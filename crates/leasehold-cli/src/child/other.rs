@@ -1,14 +1,11 @@
 //! [`Child`] where there are no signals: the program alone.
 
-use std::{
-    ffi::{OsStr, OsString},
-    process::ExitStatus,
-};
+use std::{ffi::OsString, process::ExitStatus};
 
 use leasehold::LeaseView;
 use tokio::process::Command;
 
-use super::{cannot_wait, code_of_failed_start, command};
+use super::{Surroundings, cannot_wait, code_of_failed_start, command};
 use crate::{exit::Failure, name::program_of, signals::Signal};
 
 /// A running program.
@@ -19,11 +16,10 @@ impl Child {
     /// Starts the program.
     pub(crate) fn start(
         line: &[OsString],
-        name: &OsStr,
         lease: &LeaseView,
-        dies_with_us: bool,
+        surroundings: &Surroundings<'_>,
     ) -> Result<Self, Failure> {
-        let started = Command::from(command(line, name, lease, dies_with_us)).spawn();
+        let started = Command::from(command(line, lease, surroundings)).spawn();
         started.map(Self).map_err(|error| code_of_failed_start(program_of(line).0, &error))
     }
 

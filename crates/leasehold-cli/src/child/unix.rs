@@ -1,11 +1,6 @@
 //! [`Child`] on Unix.
 
-use std::{
-    ffi::{OsStr, OsString},
-    os::unix::process::ExitStatusExt,
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{ffi::OsString, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
 use leasehold::LeaseView;
 use rustix::{
@@ -17,7 +12,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{cannot_wait, code_of_failed_start, command};
+use super::{Surroundings, cannot_wait, code_of_failed_start, command};
 use crate::{
     exit::{Failure, say},
     name::program_of,
@@ -63,20 +58,18 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts the program. With `dies_with_us` the kernel kills it when this command dies, where it
-    /// can.
+    /// Starts the program.
     pub(crate) fn start(
         line: &[OsString],
-        name: &OsStr,
         lease: &LeaseView,
-        dies_with_us: bool,
+        surroundings: &Surroundings<'_>,
     ) -> Result<Self, Failure> {
         // First, so that no end is missed.
         let changed = signal(SignalKind::child()).map_err(|error| cannot_wait(&error))?;
         let earlier = children();
         #[cfg(target_os = "linux")]
         super::descendants::adopt();
-        let started = command(line, name, lease, dies_with_us)
+        let started = command(line, lease, surroundings)
             .spawn()
             .map_err(|error| code_of_failed_start(program_of(line).0, &error))?;
         let program = i32::try_from(started.id()).ok().and_then(Pid::from_raw);

@@ -1,0 +1,147 @@
+//! The URLs that this command can use, and the features that it needs for them.
+
+use crate::exit::{self, Failure};
+
+/// A line of the help, and the schemes that it is about.
+struct Row {
+    schemes: &'static [&'static str],
+    url: &'static str,
+    what: &'static str,
+    /// The feature of this package, and whether it is compiled in.
+    feature: Option<(&'static str, bool)>,
+}
+
+macro_rules! feature {
+    ($name:literal) => {
+        Some(($name, cfg!(feature = $name)))
+    };
+}
+
+const ROWS: [Row; 15] = [
+    Row {
+        schemes: &["file"],
+        url: "file:",
+        what: "this user's programs on this host, in ~/.local/state/leasehold, or /var/lib/leasehold for root (the default)",
+        feature: None,
+    },
+    Row {
+        schemes: &[],
+        url: "file:/DIR",
+        what: "the same in another directory, which nobody else may change; flock(1) takes part",
+        feature: None,
+    },
+    Row {
+        schemes: &[],
+        url: "file:/DIR?shared=true",
+        what: "all programs on this host that can write the directory",
+        feature: None,
+    },
+    Row {
+        schemes: &["redis", "valkey"],
+        url: "redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=P]",
+        what: "all who reach the server; also valkey://",
+        feature: feature!("redis"),
+    },
+    Row {
+        schemes: &["redis+unix"],
+        url: "redis+unix:///PATH",
+        what: "the same over a socket",
+        feature: feature!("redis"),
+    },
+    Row {
+        schemes: &["rediss", "valkeys"],
+        url: "rediss://HOST",
+        what: "the same over TLS; also valkeys://",
+        feature: feature!("redis-tls"),
+    },
+    Row {
+        schemes: &["redlock"],
+        url: "redlock://HOST,HOST,HOST",
+        what: "all who reach a majority of independent Redis servers",
+        feature: feature!("redlock"),
+    },
+    Row {
+        schemes: &["redlocks"],
+        url: "redlocks://HOST,HOST,HOST",
+        what: "the same over TLS",
+        feature: Some(("redlock,redis-tls", cfg!(all(feature = "redlock", feature = "redis-tls")))),
+    },
+    Row {
+        schemes: &["etcd"],
+        url: "etcd://[USER:PASSWORD@]HOST,HOST",
+        what: "all who reach the cluster",
+        feature: feature!("etcd"),
+    },
+    Row { schemes: &["etcds"], url: "etcds://HOST,HOST", what: "the same over TLS", feature: feature!("etcd-tls") },
+    Row {
+        schemes: &["postgres", "postgresql"],
+        url: "postgres://[USER:PASSWORD@]HOST/DB",
+        what: "all who reach the database; also postgresql://",
+        feature: feature!("postgres"),
+    },
+    Row {
+        schemes: &[],
+        url: "postgres://HOST/DB?sslmode=verify-full",
+        what: "the same over TLS",
+        feature: feature!("postgres-tls"),
+    },
+    Row {
+        schemes: &["zookeeper", "zk"],
+        url: "zookeeper://[USER:PASSWORD@]HOST,HOST[/PATH]",
+        what: "all who reach the ensemble; also zk://",
+        feature: feature!("zookeeper"),
+    },
+    Row {
+        schemes: &["zookeepers", "zks"],
+        url: "zookeepers://HOST,HOST[/PATH]",
+        what: "the same over TLS; also zks://",
+        feature: feature!("zookeeper-tls"),
+    },
+    Row { schemes: &["memory"], url: "memory:", what: "one process, so that only `caps` knows it here", feature: None },
+];
+
+/// Returns the list for the help. What is not compiled in says so.
+pub(crate) fn help() -> String {
+    let mut text = String::new();
+    for Row { url, what, feature, .. } in ROWS {
+        text.push_str(&format!("  {url}\n          {what}"));
+        if let Some((feature, false)) = feature {
+            text.push_str(&format!(" (not in this program; {})", remedy(feature)));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Refuses a scheme that this command was built without, with what an administrator can do about it.
+pub(crate) fn check(url: &str) -> Result<(), Failure> {
+    let Some(scheme) = scheme_of(url) else { return Ok(()) };
+    match ROWS.iter().find(|row| row.schemes.contains(&&*scheme)).and_then(|row| row.feature) {
+        Some((feature, false)) => Err(Failure::new(
+            exit::USAGE,
+            format!(
+                "`{scheme}:` needs the feature `{feature}`, which this program was built without; {}",
+                remedy(feature)
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a URL whose locks exclude nobody: they are in the memory of this process.
+pub(crate) fn check_excludes(url: &str) -> Result<(), Failure> {
+    if scheme_of(url).as_deref() == Some("memory") {
+        let why =
+            "`memory:` is the memory of one process, so that its locks exclude no other; name another place, or none";
+        return Err(Failure::new(exit::USAGE, why));
+    }
+    Ok(())
+}
+
+fn remedy(feature: &str) -> String {
+    format!("install it with `cargo install leasehold-cli --features {feature}`")
+}
+
+fn scheme_of(url: &str) -> Option<String> {
+    url.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase())
+}
