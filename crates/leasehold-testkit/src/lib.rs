@@ -27,6 +27,7 @@ pub use crate::port::free_port;
 pub use crate::{
     case::{Case, Needs},
     form::{Form, Forwarding, InForm},
+    panicking::PanickingSubscriber,
     registry::cases,
     report::{CaseReport, Outcome, Report, run_all, run_case},
     shifted::ShiftedClock,

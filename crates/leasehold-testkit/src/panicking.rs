@@ -244,18 +244,31 @@ impl Lease for PanickingLease {
     }
 }
 
-/// A subscriber that panics at one of its calls, counted from 0, or at every call. It records the
-/// targets of all crates of Leasehold.
+/// A tracing subscriber that panics at one of its calls, counted from 0, or at every call. It records
+/// the targets of all crates of Leasehold.
+///
+/// The panics run no panic hook, so that the output of a test stays short.
+///
+/// ```
+/// use leasehold_testkit::PanickingSubscriber;
+///
+/// let (subscriber, calls) = PanickingSubscriber::new(None);
+/// let logging = || tracing::warn!(target: "leasehold", "this panics");
+/// let panicked = std::panic::catch_unwind(|| tracing::subscriber::with_default(subscriber, logging));
+/// assert!(panicked.is_err());
+/// assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 1);
+/// ```
 #[derive(Debug)]
-pub(crate) struct PanickingSubscriber {
+pub struct PanickingSubscriber {
     at: Option<usize>,
     calls: Arc<AtomicUsize>,
     spans: AtomicU64,
 }
 
 impl PanickingSubscriber {
-    /// Returns a subscriber and the count of its calls.
-    pub(crate) fn new(at: Option<usize>) -> (Self, Arc<AtomicUsize>) {
+    /// Returns a subscriber and the count of its calls. `at`: the call that panics, or each.
+    #[must_use]
+    pub fn new(at: Option<usize>) -> (Self, Arc<AtomicUsize>) {
         let calls = Arc::new(AtomicUsize::new(0));
         (Self { at, calls: Arc::clone(&calls), spans: AtomicU64::new(0) }, calls)
     }
