@@ -175,7 +175,39 @@ pub(crate) fn timed_out(kind: ErrorKind, operation: &'static str, endpoint: &str
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
+    use crate::PostgresBackend;
+
+    /// What a server says may steer a terminal.
+    #[tokio::test]
+    async fn the_words_of_a_server_are_escaped() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let refuses = async {
+            loop {
+                let (mut client, _) = server.accept().await.unwrap();
+                drop(client.read(&mut [0; 1024]).await);
+                let fields = "SFATAL\0VFATAL\0C28000\0Mgo \u{1b}[2Jaway\u{202e}\0\0".as_bytes();
+                let len = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+                client.write_all(&[b"E", &len[..], fields].concat()).await.unwrap();
+            }
+        };
+        let url = format!("postgres://u@{addr}/d?sslmode=disable&connect-timeout=60s");
+        let error = tokio::select! {
+            connected = PostgresBackend::connect(&url) => connected.expect_err("it refuses"),
+            () = refuses => unreachable!(),
+        };
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+        for shown in [error.to_string(), format!("{error:?}")] {
+            assert!(shown.contains(r"go \u{1b}[2Jaway\u{202e}"), "{shown}");
+            assert!(!shown.contains(['\u{1b}', '\u{202e}']), "{shown}");
+        }
+    }
 
     #[test]
     fn what_the_same_transaction_may_survive_the_next_time_is_retryable() {

@@ -365,41 +365,11 @@ async fn answers(listener: &mut PgListener, identity: &Identity, patience: Durat
 
 #[cfg(test)]
 mod tests {
-    use std::panic::resume_unwind;
-
+    use leasehold_testkit::PanickingSubscriber;
     use sqlx::postgres::PgConnectOptions;
-    use tracing::{
-        Event, Metadata, Subscriber,
-        span::{Attributes, Id, Record},
-    };
 
     use super::*;
     use crate::config::PostgresConfig;
-
-    /// Counts the events of this crate, and panics at each.
-    #[derive(Clone, Default)]
-    struct PanicsAtEvents(Arc<AtomicUsize>);
-
-    impl Subscriber for PanicsAtEvents {
-        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-            metadata.target().starts_with("leasehold")
-        }
-
-        fn event(&self, _: &Event<'_>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            // Without a message in the test's output for each.
-            resume_unwind(Box::new("told to panic"));
-        }
-
-        fn new_span(&self, _: &Attributes<'_>) -> Id {
-            Id::from_u64(1)
-        }
-
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-        fn enter(&self, _: &Id) {}
-        fn exit(&self, _: &Id) {}
-    }
 
     /// So many events have come: the task has gone on after each.
     async fn until(events: &AtomicUsize, many: usize) {
@@ -416,10 +386,10 @@ mod tests {
         // Nothing listens there.
         let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
         let wakes = Wakes::new(&Arc::new(Link::new(&options, PostgresConfig::default()).unwrap()));
-        let panics = PanicsAtEvents::default();
-        let _subscribed = tracing::subscriber::set_default(panics.clone());
+        let (panics, events) = PanickingSubscriber::new(None);
+        let _subscribed = tracing::subscriber::set_default(panics);
         let _waiting = wakes.on(AdvisoryKey::Int64(1));
         wakes.warm(Duration::from_secs(60)).await.unwrap_err();
-        until(&panics.0, 2).await;
+        until(&events, 2).await;
     }
 }

@@ -1,10 +1,14 @@
 //! Looks at what a session has.
 
-use leasehold_core::ErrorKind;
-use leasehold_integration::server::PostgresServer;
-use tokio::task::block_in_place;
+use std::sync::atomic::Ordering;
 
-use super::support::client_of;
+use leasehold_core::{ErrorKind, Released};
+use leasehold_integration::server::PostgresServer;
+use leasehold_testkit::PanickingSubscriber;
+use tokio::task::block_in_place;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::support::{MINUTE, client_of};
 use crate::support::{PATIENCE, nothing_panicked};
 
 const TTL: u64 = 30_000;
@@ -32,4 +36,25 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     seized.release().await.unwrap();
     drop(guard);
     nothing_panicked();
+}
+
+/// The look at its locks fails, and what logs that panics: in the task that has the session's connection.
+#[tokio::test]
+async fn a_panic_in_the_task_of_a_renewal_is_an_error_and_no_loss() {
+    let server = PostgresServer::start().unwrap();
+    let client = client_of(&server.url(), TTL).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    let mut psql = server.psql_session().unwrap();
+    psql.ask("BEGIN; LOCK TABLE pg_catalog.pg_locks IN ACCESS EXCLUSIVE MODE", PATIENCE).unwrap();
+    let (panics, calls) = PanickingSubscriber::new(None);
+    let subscribed = panics.set_default();
+    let renewing = tokio::time::timeout(MINUTE, guard.renew()).await.expect("it hangs");
+    drop(subscribed);
+    assert!(calls.load(Ordering::SeqCst) > 0, "nothing panicked");
+    assert_eq!(renewing.expect_err("it saw nothing").kind(), ErrorKind::Indeterminate);
+    psql.ask("COMMIT", PATIENCE).unwrap();
+    assert!(guard.is_held());
+    guard.renew().await.unwrap();
+    client.mutex("other").lock().await.unwrap().release().await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
