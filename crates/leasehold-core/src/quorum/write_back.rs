@@ -12,12 +12,12 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// The node's part of a grant: the new F, whose token it answers. Larger than the stored one, and at least `floor`,
-    /// which may be any number: it only saves write-backs. (A node with a clock of its own clamps it.)
+    /// The node's part of a grant: the new F, whose token it answers. Its token is one above the larger of the stored one
+    /// and `floor`, which may be any number: it only saves write-backs. (A node with a clock of its own clamps it.)
     #[must_use]
     pub fn granted(stored: Option<Self>, floor: FencingToken, owner: OwnerId) -> Self {
-        let least = stored.map_or(0, |stored| stored.token.get()) + 1;
-        Self { token: FencingToken::new(least.max(floor.get())), owner }
+        let last = stored.map_or(0, |stored| stored.token.get()).max(floor.get());
+        Self { token: FencingToken::new(last + 1), owner }
     }
 
     /// The node's answer to a write-back of `asked`, while it holds the lock for `holder`. If it accepts, `asked` is the
@@ -151,8 +151,9 @@ mod tests {
     fn a_grant_is_above_the_stored_token_and_the_floor() {
         let granted = |stored, floor| Fence::granted(stored, token(floor), OwnerId::from(OURS)).token.get();
         assert_eq!(granted(None, 0), 1);
-        assert_eq!(granted(None, 9), 9);
+        assert_eq!(granted(None, 9), 10);
         assert_eq!(granted(Some(fence(9, OTHER)), 9), 10);
+        assert_eq!(granted(Some(fence(3, OTHER)), 9), 10);
         assert_eq!(granted(Some(fence(9, OURS)), 3), 10);
     }
 

@@ -131,8 +131,8 @@ impl<const A: usize> Protocol<A> {
             steps.push(Step::Extend { attempt, node });
         }
         if extended && link.until < 2 && free && votes(at) {
-            // Its floor is the attempt's token, which a node's clock may lower.
-            let own = Some(token).filter(|own| !self.scope.floors.contains(own));
+            // Its floor is one below the attempt's token; a node's clock may lower it.
+            let own = Some(token.saturating_sub(1)).filter(|own| !self.scope.floors.contains(own));
             let floors = self.scope.floors.iter().copied().chain(own);
             steps.extend(floors.map(|floor| Step::Heal { attempt, node, floor }));
         }

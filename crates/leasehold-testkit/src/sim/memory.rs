@@ -85,7 +85,7 @@ impl Memory {
         if let Some(holder) = entry.holder.as_ref().filter(|holder| holder.owner != request.owner()) {
             return Granting::Held(holder.until.since(now));
         }
-        let floor = request.token_floor().map_or(0, FencingToken::get).max(above) + 1;
+        let floor = request.token_floor().map_or(0, FencingToken::get).max(above);
         let fence = Fence::granted(entry.fence, FencingToken::new(floor), request.owner());
         let until = now + request.ttl().as_duration();
         entry.holder = Some(Holder { owner: request.owner(), label: request.label().to_owned(), until });
