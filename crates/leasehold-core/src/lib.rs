@@ -8,6 +8,7 @@
 
 mod acquire;
 mod asker;
+mod aside;
 mod attempts;
 mod backend;
 mod backlog;
@@ -51,6 +52,7 @@ pub mod url;
 pub use async_trait::async_trait;
 
 pub use crate::{
+    aside::{Aside, aside},
     attempts::acquire_by_attempts,
     backend::{Attempt, BoxFuture, Contention, Lease, LockBackend, Released, SessionId, TokenVote, Upkeep},
     capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
