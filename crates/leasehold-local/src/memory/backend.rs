@@ -72,34 +72,33 @@ impl MemoryBackend {
     fn list(&self, key: &LockKey, slot: &mut Slot, into: &mut Inspection) {
         slot.settle(&self.issuer);
         let now = self.issuer.now();
-        into.holders.extend(slot.holders.iter().map(|holder| {
+        into.holders.extend(slot.holders.list().into_iter().map(|holder| {
             let request = &holder.grant.request;
             let mut seen = HolderRef::new(key.clone(), id_of(request.owner()));
             seen.mode = Some(request.mode());
             seen.owner = Some(request.owner());
             seen.label = String::from(request.label());
             seen.token = holder.stored_token;
-            seen.expires_in = Some(holder.expires.since(now));
+            seen.expires_in = Some(holder.expires().since(now));
             seen
         }));
-        let waiting = slot.queue.iter().chain(&slot.watchers);
+        let waiting = slot.queue.values().chain(slot.watchers.values());
         into.waiters.extend(waiting.map(|ticket| WaiterRef::new(Some(ticket.request.mode()), ticket.request.label())));
     }
 
     fn break_in(&self, slot: &mut Slot, holder: &HolderRef, now: bool) -> Broken {
         slot.settle(&self.issuer);
-        let Some(at) = slot.holders.iter().position(|held| id_of(held.grant.request.owner()) == *holder.id) else {
-            return Broken::AlreadyGone;
-        };
+        let owner = <[u8; 16]>::try_from(&*holder.id).map(|id| OwnerId::from(u128::from_be_bytes(id)));
+        let Some(held) = owner.ok().and_then(|owner| slot.holders.of_mut(owner)) else { return Broken::AlreadyGone };
         if now {
-            let held = slot.holders.remove(at);
-            held.grant.request.loss_sink().lost(LossReason::Replaced);
+            let grant = Arc::clone(&held.grant);
+            slot.holders.remove(&grant);
+            grant.request.loss_sink().lost(LossReason::Replaced);
             slot.settle(&self.issuer);
             Broken::Freed
         } else {
-            let held = &mut slot.holders[at];
             held.renewable = false;
-            Broken::FreeWithin(Some(held.expires.since(self.issuer.now())))
+            Broken::FreeWithin(Some(held.expires().since(self.issuer.now())))
         }
     }
 }
@@ -139,14 +138,14 @@ impl LockBackend for MemoryBackend {
         self.table.with_slot(request.key(), request.mode(), |slot| {
             // A quorum takes a node back whose answer it has missed.
             if request.terms().is_some() {
-                slot.remove_owner(request.owner());
+                slot.holders.remove_owner(request.owner());
             }
             if let Some(grant) = slot.try_grant(&request, &self.issuer)? {
                 return Ok(Attempt::Granted(Arc::clone(&self).lease(grant)));
             }
             Ok(Attempt::Contended(Contention {
-                retry_after: slot.first_expiry().map(|expiry| expiry.since(self.issuer.now())),
-                last_token: slot.holders.iter().filter_map(|holder| holder.stored_token).max(),
+                retry_after: slot.holders.first_expiry().map(|expiry| expiry.since(self.issuer.now())),
+                last_token: slot.last_token,
                 wake: request.is_waiting().then(|| {
                     let watcher = Place::as_watcher(Arc::clone(&self), slot, request.clone());
                     Box::pin(async move { watcher.ticket.called.notified().await }) as _
@@ -247,6 +246,38 @@ mod tests {
             assert_eq!(backend.table.len(), 1);
             assert!(matches!(backend.clone().try_acquire(request).await.unwrap(), Attempt::Contended(_)));
             lease.release().await.unwrap();
+            assert_eq!(backend.table.len(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_holder_does_costs_the_same_however_many_there_are() {
+        let backend = Arc::new(MemoryBackend::new());
+        let key = LockKey::new("key").unwrap();
+        for mode in [Mode::Shared, Mode::Permit { of: std::num::NonZeroU32::new(10_000).unwrap() }] {
+            let request = || Request::new(key.clone()).with_mode(mode);
+            let looked_at = || backend.table.with_slot(&key, mode, |slot| slot.holders.looked_at());
+            let mut leases = Vec::new();
+            for _ in 0..1_000 {
+                leases.push(Arc::clone(&backend).acquire(request()).await.unwrap());
+            }
+            let before = looked_at();
+            for lease in &leases {
+                Arc::clone(lease).renew().await.unwrap();
+            }
+            let another = Arc::clone(&backend).acquire(request()).await.unwrap();
+            let refused = Request::new(key.clone()).with_mode(Mode::Exclusive);
+            for lease in leases.drain(1..) {
+                if mode == Mode::Shared {
+                    let refused = Arc::clone(&backend).try_acquire(refused.clone()).await.unwrap();
+                    assert!(matches!(refused, Attempt::Contended(_)));
+                }
+                lease.release().await.unwrap();
+            }
+            let looks = looked_at() - before;
+            assert!(before <= 10_000 && looks <= 20_000, "{mode}: 1 000 holders looked at {before} and {looks}");
+            another.release().await.unwrap();
+            leases.remove(0).release().await.unwrap();
             assert_eq!(backend.table.len(), 0);
         }
     }

@@ -5,9 +5,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use leasehold_core::{Clock, Error, ErrorKind, FencingToken, LiveDeadline, Moment, Request, Result};
+use leasehold_core::{Clock, Error, ErrorKind, FencingToken, LiveDeadline, Moment, OwnerId, Request, Result};
 
-use super::{backend::NAME, slot::Holder};
+use super::{backend::NAME, holders::Holder};
 
 /// One grant. What may change about it, except for its deadline, is in the slot's [`Holder`].
 #[derive(Debug)]
@@ -15,19 +15,28 @@ pub(super) struct Grant {
     pub(super) request: Request,
     pub(super) token: Option<FencingToken>,
     pub(super) deadline: LiveDeadline,
+    number: u64,
 }
 
-/// The clock that grants expire by, and the counter of their tokens.
+impl Grant {
+    /// Whose it is, and its number.
+    pub(super) fn id(&self) -> (OwnerId, u64) {
+        (self.request.owner(), self.number)
+    }
+}
+
+/// The clock that grants expire by, and the counters of their tokens, of grants and of tickets.
 #[derive(Debug)]
 pub(super) struct Issuer {
     clock: Arc<dyn Clock>,
     /// One for all keys: it never has to be kept for a key that nobody holds, and still only grows for each.
     last_token: AtomicU64,
+    last_number: AtomicU64,
 }
 
 impl Issuer {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, last_token: AtomicU64::new(0) }
+        Self { clock, last_token: AtomicU64::new(0), last_number: AtomicU64::new(0) }
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -39,8 +48,13 @@ impl Issuer {
         // The holder's clock is read before the one that the grant expires by: so it stops believing first.
         let deadline = LiveDeadline::new(request.deadline_from(request.now()));
         let expires = self.now() + request.ttl().as_duration();
-        let grant = Arc::new(Grant { request: request.clone(), token, deadline });
-        Ok(Holder { grant, expires, renewable: true, stored_token: token })
+        let grant = Arc::new(Grant { request: request.clone(), token, deadline, number: self.next_number() });
+        Ok(Holder::new(grant, expires))
+    }
+
+    /// Numbers grow.
+    pub(super) fn next_number(&self) -> u64 {
+        self.last_number.fetch_add(1, Ordering::Relaxed)
     }
 
     fn next_token(&self, floor: Option<FencingToken>) -> Result<FencingToken> {

@@ -49,14 +49,14 @@ impl Lease for MemoryLease {
         self.with_slot(|slot| {
             slot.settle(&self.backend.issuer);
             let holder =
-                slot.holder_mut(&self.grant).ok_or_else(|| lost("the lock expired, was broken or released"))?;
+                slot.holders.get_mut(&self.grant).ok_or_else(|| lost("the lock expired, was broken or released"))?;
             if !holder.renewable {
                 return Err(lost("the lock was broken and cannot be renewed"));
             }
             if !self.grant.deadline.advance(request.deadline_from(sent), request.now()) {
                 return Err(lost("its deadline came before the renewal"));
             }
-            holder.expires = self.backend.issuer.now() + request.ttl().as_duration();
+            slot.holders.prolong(&self.grant, self.backend.issuer.now() + request.ttl().as_duration());
             Ok(())
         })
     }
@@ -64,10 +64,11 @@ impl Lease for MemoryLease {
     async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
         Ok(self.with_slot(|slot| {
             slot.settle(&self.backend.issuer);
-            let Some(holder) = slot.holder_mut(&self.grant) else { return TokenVote::Refused(None) };
+            let Some(holder) = slot.holders.get_mut(&self.grant) else { return TokenVote::Refused(None) };
             match holder.stored_token {
                 Some(stored) if stored <= token => {
                     holder.stored_token = Some(token);
+                    slot.last_token = slot.last_token.max(Some(token));
                     self.backend.issuer.raise(token);
                     TokenVote::Accepted
                 }
@@ -79,8 +80,7 @@ impl Lease for MemoryLease {
     async fn release(self: Arc<Self>) -> Result<Released> {
         Ok(self.with_slot(|slot| {
             let now = self.backend.issuer.now();
-            let ours = slot.holder_mut(&self.grant).is_some_and(|holder| holder.expires > now);
-            slot.remove_holder(&self.grant);
+            let ours = slot.holders.remove(&self.grant).is_some_and(|holder| holder.expires() > now);
             slot.settle(&self.backend.issuer);
             if ours { Released::Freed } else { Released::AlreadyLost }
         }))

@@ -2,6 +2,7 @@
 
 mod backend;
 mod grant;
+mod holders;
 mod lease;
 mod node;
 mod place;

@@ -15,7 +15,7 @@ impl QuorumNode for MemoryBackend {
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
         Ok(self.table.with_slot(request.key(), request.mode(), |slot| {
             slot.settle(&self.issuer);
-            let freed = slot.remove_owner(request.owner());
+            let freed = slot.holders.remove_owner(request.owner()).is_some();
             slot.settle(&self.issuer);
             if freed { Released::Freed } else { Released::AlreadyLost }
         }))

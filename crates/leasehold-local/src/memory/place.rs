@@ -29,15 +29,15 @@ pub(super) enum Turn {
 impl Place {
     /// At the end of the queue.
     pub(super) fn in_queue(backend: Arc<MemoryBackend>, slot: &mut Slot, request: Request) -> Self {
-        let ticket = Arc::new(Ticket::new(request));
-        slot.queue.push_back(Arc::clone(&ticket));
+        let ticket = Arc::new(Ticket::new(request, &backend.issuer));
+        slot.queue.insert(ticket.number, Arc::clone(&ticket));
         Self { backend, ticket, taken: false }
     }
 
     /// Outside of the queue, to be called when a new attempt makes sense.
     pub(super) fn as_watcher(backend: Arc<MemoryBackend>, slot: &mut Slot, request: Request) -> Self {
-        let ticket = Arc::new(Ticket::new(request));
-        slot.watchers.push(Arc::clone(&ticket));
+        let ticket = Arc::new(Ticket::new(request, &backend.issuer));
+        slot.watchers.insert(ticket.number, Arc::clone(&ticket));
         Self { backend, ticket, taken: false }
     }
 
@@ -46,7 +46,7 @@ impl Place {
         if self.ticket.outcome.get().is_none() {
             let wait = self.with_slot(|slot| {
                 slot.settle(&backend.issuer);
-                let expiry = slot.first_expiry()?;
+                let expiry = slot.holders.first_expiry()?;
                 self.ticket.arm(expiry);
                 Some(expiry.since(backend.issuer.now()))
             });
@@ -76,10 +76,10 @@ impl Drop for Place {
             return;
         }
         self.with_slot(|slot| {
-            slot.queue.retain(|ticket| !Arc::ptr_eq(ticket, &self.ticket));
-            slot.watchers.retain(|ticket| !Arc::ptr_eq(ticket, &self.ticket));
+            slot.queue.remove(&self.ticket.number);
+            slot.watchers.remove(&self.ticket.number);
             if let Some(Ok(grant)) = self.ticket.outcome.get() {
-                slot.remove_holder(grant);
+                slot.holders.remove(grant);
             }
             slot.settle(&self.backend.issuer);
         });
