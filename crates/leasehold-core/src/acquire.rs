@@ -1,12 +1,6 @@
 //! One acquisition: the turn at the gate, the backend, the guard.
 
-use std::{
-    future::poll_fn,
-    pin::pin,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
     asker::Asker,

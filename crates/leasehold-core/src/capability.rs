@@ -58,7 +58,7 @@ pub struct Capabilities {
     /// every acquire that is started later on the same backend comes after it. Then the next local waiter may start when
     /// the release has been *sent*.
     pub ordered_release: bool,
-    /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works.
+    /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works: it lists the holders, and those who wait.
     pub inspect: bool,
     /// Whether [`LockBackend::break_lock`](crate::LockBackend::break_lock) works.
     pub break_lock: bool,

@@ -257,6 +257,7 @@ impl LockClientBuilder {
         let Self { backend, ttl, label, clock } = self;
         telemetry::describe();
         let capabilities = backend.capabilities();
+        telemetry::begin_counting(capabilities.backend);
         let runtime = runtime_of(&capabilities).map_or_else(OnceLock::new, OnceLock::from);
         let losses = Arc::new(Notify::new());
         let context = RequestContext {
@@ -283,9 +284,14 @@ impl LockClientBuilder {
     }
 }
 
-/// The runtime of the backend's connection. A backend that ends with its holders is a part of this process, and has none.
+/// The runtime of the backend's connection. A backend in this process has none.
 fn runtime_of(capabilities: &Capabilities) -> Option<Handle> {
-    Handle::try_current().ok().filter(|_| capabilities.restart != Restart::EndsHolders)
+    Handle::try_current().ok().filter(|_| !is_in_this_process(capabilities))
+}
+
+/// A backend that ends with its holders is a part of this process.
+fn is_in_this_process(capabilities: &Capabilities) -> bool {
+    capabilities.restart == Restart::EndsHolders
 }
 
 /// What the clones of a client, its primitives and its guards share.
@@ -371,13 +377,15 @@ impl Client {
     /// Completes an operation that ends by itself, if the runtime lives. Never panics or blocks, and works outside
     /// of the runtime.
     ///
-    /// On the runtime the operation is polled once here, so a backend that answers at once leaves no task behind.
+    /// On the runtime the operation is polled once here, so a backend that answers at once leaves no task behind. A backend in this
+    /// process is polled wherever we are: its locks are free at once, also if the runtime has ended.
     pub(crate) fn in_background(&self, operation: impl Future<Output = ()> + Send + 'static) {
         let mut operation: BoxFuture<'static, ()> = Box::pin(self.tasks.track_future(operation));
         let here = Handle::try_current().ok();
         let ours = self.runtime.get();
         // In a panic a second one would end the process.
-        if !std::thread::panicking() && here.is_some_and(|here| ours.is_some_and(|ours| ours.id() == here.id())) {
+        let on_ours = || here.is_some_and(|here| ours.is_some_and(|ours| ours.id() == here.id()));
+        if !std::thread::panicking() && (is_in_this_process(&self.capabilities) || on_ours()) {
             match catch_unwind(AssertUnwindSafe(|| poll_once(operation))) {
                 Ok(None) => return,
                 Ok(Some(rest)) => operation = rest,

@@ -1,18 +1,32 @@
 //! [`LockGuard`]: the right to the lock, and the news about it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::Released, clock::Deadline, error::Result, fencing::FencingToken, hold::Hold, key::LockKey, mode::Mode,
-    release::Releasing, signal::LossReason, ttl::Ttl,
+    backend::Released,
+    clock::Deadline,
+    error::Result,
+    fencing::FencingToken,
+    hold::{Facts, Hold},
+    key::LockKey,
+    mode::Mode,
+    release::Releasing,
+    request::Request,
+    signal::LossReason,
+    ttl::Ttl,
 };
 
 /// The right to a lock until a deadline, which renewals move.
 ///
 /// Dropping it releases the lock in the background. That never blocks or panics, wherever it happens: outside of a
-/// runtime, during a panic, while the runtime shuts down; in the worst case the lock expires. To know that it is free,
+/// runtime, during a panic, while the runtime shuts down; in the worst case the lock expires. After the client's runtime has
+/// ended, only memory and files are released; any other lock expires after its TTL. To know that it is free,
 /// [`release`](Self::release) it. A panic in the backend, in a metrics recorder or in a tracing
 /// subscriber does not prevent the release.
 ///
@@ -25,17 +39,19 @@ use crate::{
 /// the [fencing token](FencingToken). A virtual machine that is paused and restored is seen by no clock.
 #[must_use = "dropping the guard releases the lock; bind it to a name, not `_`"]
 pub struct LockGuard {
-    hold: Option<Arc<Hold>>,
+    hold: Arc<Hold>,
+    /// Until it is released.
+    owned: bool,
     view: LeaseView,
 }
 
 impl LockGuard {
     pub(crate) fn new(hold: Arc<Hold>) -> Self {
-        Self { view: LeaseView(Arc::clone(&hold)), hold: Some(hold) }
+        Self { view: LeaseView(Of::Guard(Arc::clone(&hold))), hold, owned: true }
     }
 
     pub(crate) fn hold(&self) -> &Arc<Hold> {
-        &self.view.0
+        &self.hold
     }
 
     /// Renews for another TTL, counted from now. Automatic renewal needs no help; this is for
@@ -47,7 +63,7 @@ impl LockGuard {
     /// # Cancel safety
     /// The renewal may or may not have happened; the guard stays valid either way.
     pub async fn renew(&self) -> Result<()> {
-        self.view.0.renew().await
+        self.hold.renew().await
     }
 
     /// Gives the lock back and tells the truth about it: [`Released::AlreadyLost`] means that another may have held it
@@ -59,11 +75,12 @@ impl LockGuard {
     /// # Cancel safety
     /// Safe: dropped half-way, the release goes on in the background.
     pub async fn release(mut self) -> Result<Released> {
-        let Some(hold) = self.hold.take() else { return Ok(Released::AlreadyLost) };
+        self.owned = false;
+        let hold = &self.hold;
         if !hold.unshare() {
             return Ok(if hold.loss().is_some() { Released::AlreadyLost } else { Released::StillHeld });
         }
-        match Releasing::start(&hold) {
+        match Releasing::start(hold) {
             Some(releasing) => releasing.await,
             None => Ok(Released::AlreadyLost),
         }
@@ -87,65 +104,98 @@ impl std::ops::Deref for LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if let Some(hold) = self.hold.take()
-            && hold.unshare()
-        {
-            Releasing::in_background(&hold);
+        if self.owned && self.hold.unshare() {
+            Releasing::in_background(&self.hold);
         }
     }
 }
 
-/// What a lease tells about itself. Cheap to clone, and no guard: it does not keep the lock.
-#[derive(Clone)]
-pub struct LeaseView(Arc<Hold>);
+/// What a lease tells about itself. Cheap to clone, and no guard: it keeps neither the lock nor the connection of the client.
+pub struct LeaseView(Of);
+
+enum Of {
+    /// Within a guard, which keeps what it guards.
+    Guard(Arc<Hold>),
+    View(Weak<Hold>, Arc<Facts>),
+}
+
+impl Clone for LeaseView {
+    fn clone(&self) -> Self {
+        Self(match &self.0 {
+            Of::Guard(hold) => Of::View(Arc::downgrade(hold), Arc::clone(hold.facts())),
+            Of::View(hold, facts) => Of::View(Weak::clone(hold), Arc::clone(facts)),
+        })
+    }
+}
 
 impl LeaseView {
+    fn request(&self) -> &Request {
+        match &self.0 {
+            Of::Guard(hold) => &hold.request,
+            Of::View(_, facts) => &facts.request,
+        }
+    }
+
+    /// Asks what is held; `None` if it was released, or lost and forgotten.
+    fn ask<T>(&self, ask: impl FnOnce(&Arc<Hold>) -> T) -> Option<T> {
+        match &self.0 {
+            Of::Guard(hold) => Some(ask(hold)),
+            Of::View(hold, _) => hold.upgrade().as_ref().map(ask),
+        }
+    }
+
     /// The key.
     #[must_use]
     pub fn key(&self) -> &LockKey {
-        self.0.request.key()
+        self.request().key()
     }
 
     /// How the key is held.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.0.request.mode()
+        self.request().mode()
     }
 
     /// How long each renewal lasts.
     #[must_use]
     pub fn ttl(&self) -> Ttl {
-        self.0.request.ttl()
+        self.request().ttl()
     }
 
     /// The token to show to the resource. `None` for permits, and where the backend has none.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
-        self.0.token()
+        match &self.0 {
+            Of::Guard(hold) => hold.token(),
+            Of::View(_, facts) => facts.token,
+        }
     }
 
     /// Until when the lock may be believed in, as it stands now, on the client's clock.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
-        self.0.deadline()
+        match &self.0 {
+            Of::Guard(hold) => hold.deadline(),
+            Of::View(hold, facts) => hold.upgrade().map_or_else(|| facts.last_deadline(), |hold| hold.deadline()),
+        }
     }
 
     /// The time until the deadline; zero if the lock is no longer held.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        self.0.remaining()
+        self.ask(|hold| hold.remaining()).unwrap_or_default()
     }
 
     /// Whether the lock is held: neither lost nor released, and the deadline not reached on a clock that is read now.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.0.is_held()
+        self.ask(|hold| hold.is_held()).unwrap_or_default()
     }
 
     /// Why the lock was lost, if it was.
     #[must_use]
     pub fn loss(&self) -> Option<LossReason> {
-        self.0.loss()
+        self.ask(Hold::loss).unwrap_or_else(|| self.request().signal().loss())
     }
 
     /// Completes when the lock is lost: at the deadline at the latest, or as soon as the backend tells. Never completes
@@ -154,23 +204,29 @@ impl LeaseView {
     /// # Cancel safety
     /// Safe.
     pub async fn lost(&self) -> LossReason {
-        match self.0.ended().await {
+        let ended = match &self.0 {
+            Of::Guard(hold) => hold.ended().await,
+            Of::View(hold, facts) => match hold.upgrade() {
+                Some(hold) => hold.ended().await,
+                None => facts.request.signal().loss(),
+            },
+        };
+        match ended {
             Some(reason) => reason,
             None => std::future::pending().await,
         }
     }
 
-    /// A token that is cancelled when the lock is lost. It costs a small task until the lock is lost or released.
+    /// A token that is cancelled when the lock is lost.
     #[must_use]
     pub fn cancellation_token(&self) -> CancellationToken {
-        let token = CancellationToken::new();
-        let (cancel, hold) = (token.clone(), Arc::clone(&self.0));
-        self.0.client.spawn(async move {
-            if hold.ended().await.is_some() {
-                cancel.cancel();
+        self.ask(|hold| hold.cancellation_token()).unwrap_or_else(|| {
+            let token = CancellationToken::new();
+            if self.loss().is_some() {
+                token.cancel();
             }
-        });
-        token
+            token
+        })
     }
 }
 

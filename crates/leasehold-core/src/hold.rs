@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
+
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     acquire::Grant,
@@ -14,7 +16,7 @@ use crate::{
     backend::Upkeep,
     client::Client,
     clock::{Deadline, LiveDeadline, Moment},
-    contain::ContainedLease,
+    contain::{ContainedLease, contain},
     driven::Driven,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
@@ -43,6 +45,10 @@ pub(crate) struct Hold {
     /// The deadline of a manually renewed lock whose lease lives as long as its session.
     limit: Option<LiveDeadline>,
     place: Mutex<Option<Place>>,
+    /// What its views know, once there is one.
+    facts: OnceLock<Arc<Facts>>,
+    /// Cancelled when it is lost; the parent of the tokens of its users.
+    lost: OnceLock<CancellationToken>,
     /// How many guards share this hold (re-entrancy).
     guards: AtomicUsize,
     /// The keeper's: this hold's place in its schedule.
@@ -51,6 +57,29 @@ pub(crate) struct Hold {
     pub(crate) renewing: AtomicBool,
     span: Span,
     since: telemetry::Since,
+}
+
+/// What is known of a hold also when it is over.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) request: Request,
+    pub(crate) token: Option<FencingToken>,
+    deadline: OnceLock<Deadline>,
+}
+
+impl Facts {
+    /// Its deadline, once it is over.
+    pub(crate) fn last_deadline(&self) -> Deadline {
+        self.deadline.get().copied().unwrap_or(Deadline::at(Moment::from_nanos(0)))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(facts) = self.facts.get() {
+            facts.deadline.get_or_init(|| self.deadline());
+        }
+    }
 }
 
 impl Hold {
@@ -85,6 +114,8 @@ impl Hold {
             token,
             limit,
             place: Mutex::new(place),
+            facts: OnceLock::new(),
+            lost: OnceLock::new(),
             guards: AtomicUsize::new(1),
             id: client.next_hold_id(),
             due: AtomicU64::new(0),
@@ -104,6 +135,22 @@ impl Hold {
 
     pub(crate) fn token(&self) -> Option<FencingToken> {
         self.token
+    }
+
+    pub(crate) fn facts(&self) -> &Arc<Facts> {
+        self.facts.get_or_init(|| {
+            Arc::new(Facts { request: self.request.clone(), token: self.token, deadline: OnceLock::new() })
+        })
+    }
+
+    /// A token that is cancelled when it is lost.
+    pub(crate) fn cancellation_token(&self) -> CancellationToken {
+        let lost = self.lost.get_or_init(CancellationToken::new);
+        // It may have been lost before there was a token to cancel.
+        if self.signal().loss().is_some() {
+            lost.cancel();
+        }
+        lost.child_token()
     }
 
     pub(crate) fn deadline(&self) -> Deadline {
@@ -212,6 +259,10 @@ impl Hold {
     /// What follows a loss, whoever noticed it. Does its work once.
     pub(crate) fn after_loss(self: &Arc<Self>) {
         let Some(reason) = self.signal().loss() else { return };
+        if let Some(lost) = self.lost.get() {
+            // Wakes whoever waits for it.
+            contain(|| lost.cancel());
+        }
         let was_kept = self.client.keeper.remove(self);
         // The next local waiter starts at once.
         drop(self.take_place());

@@ -1,6 +1,6 @@
 //! Working under a lock: cancelled before the lock could be another's.
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -11,8 +11,9 @@ use crate::{
 /// How long before the deadline work is cancelled: a tenth of the TTL, at most this.
 const LONGEST_MARGIN: Duration = Duration::from_secs(1);
 
-/// Runs `work` under `guard`, then releases.
-pub(crate) async fn run<T>(guard: LockGuard, work: impl Future<Output = T>) -> Result<T> {
+/// Runs `work` under `guard`, then releases. The work is boxed: a future that is moved into another one takes its room twice, and
+/// each `run` within a `run` would double that.
+pub(crate) async fn run<T>(guard: LockGuard, work: Pin<Box<impl Future<Output = T>>>) -> Result<T> {
     let margin = (guard.ttl().as_duration() / 10).min(LONGEST_MARGIN);
     let value = tokio::select! {
         biased;
@@ -54,7 +55,7 @@ macro_rules! run_methods {
         /// Safe for the lock: the work is dropped and the lock released in the background.
         pub async fn run<T>(&self, work: impl AsyncFnOnce(crate::LeaseView) -> T) -> crate::Result<T> {
             let guard = self.$lock().await?;
-            let work = work(guard.view());
+            let work = Box::pin(work(guard.view()));
             crate::run::run(guard, work).await
         }
 
@@ -71,7 +72,7 @@ macro_rules! run_methods {
             Fut: Future<Output = T>,
         {
             let guard = self.$lock().await?;
-            let work = work(guard.view());
+            let work = Box::pin(work(guard.view()));
             crate::run::run(guard, work).await
         }
     };

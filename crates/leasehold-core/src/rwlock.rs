@@ -54,7 +54,7 @@ impl RwLock {
     /// Waits to read for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// [`TimedOut`](crate::ErrorKind::TimedOut) when the time is over; otherwise as [`read`](Self::read).
+    /// As [`Mutex::lock_within`](crate::Mutex::lock_within); otherwise as [`read`](Self::read).
     ///
     /// # Cancel safety
     /// Safe.
@@ -87,7 +87,7 @@ impl RwLock {
     /// Waits to write for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// [`TimedOut`](crate::ErrorKind::TimedOut) when the time is over; otherwise as [`write`](Self::write).
+    /// As [`Mutex::lock_within`](crate::Mutex::lock_within); otherwise as [`write`](Self::write).
     ///
     /// # Cancel safety
     /// Safe.

@@ -41,7 +41,7 @@ impl fmt::Display for LossReason {
     }
 }
 
-const REASONS: [LossReason; 5] = [
+pub(crate) const REASONS: [LossReason; 5] = [
     LossReason::Expired,
     LossReason::Replaced,
     LossReason::SessionEnded,
@@ -165,9 +165,7 @@ impl Signal {
     fn end(&self, code: u16) -> bool {
         let ended = self
             .state
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-                is_live(state).then_some(state | code)
-            })
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| is_live(state).then_some(state | code))
             .is_ok();
         if ended {
             self.changed.notify_waiters();

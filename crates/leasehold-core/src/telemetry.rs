@@ -21,8 +21,9 @@ use crate::{
     contain::contain,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
+    quorum::is_trouble,
     request::Request,
-    signal::LossReason,
+    signal::{LossReason, REASONS},
 };
 
 /// A metric: its name, and what it says.
@@ -52,6 +53,34 @@ pub(crate) fn describe() {
     }
     for histogram in [WAIT, HOLD] {
         record::describe_seconds(histogram);
+    }
+}
+
+/// Lets the counters of a client of this backend exist before there is anything to count: what appears with its first
+/// increment is no increase to those who watch it.
+pub(crate) fn begin_counting(backend: &'static str) {
+    let kinds = || KINDS.map(kind);
+    for outcome in ["granted"].into_iter().chain(kinds()) {
+        record::begin(ACQUISITIONS, backend, ("outcome", outcome));
+    }
+    for outcome in ["renewed"].into_iter().chain(kinds()) {
+        record::begin(RENEWALS, backend, ("outcome", outcome));
+    }
+    for outcome in ["freed", "still_held", "already_lost"].into_iter().chain(kinds()) {
+        record::begin(RELEASES, backend, ("outcome", outcome));
+    }
+    for reason in REASONS {
+        record::begin(LOSSES, backend, ("reason", reason_label(reason)));
+    }
+}
+
+/// As [`begin_counting`], for a quorum of these nodes.
+pub(crate) fn begin_counting_nodes<'a>(backend: &'static str, nodes: impl Iterator<Item = &'a Arc<str>>) {
+    record::begin_in(WRITE_BACKS, backend);
+    for node in nodes {
+        for failure in KINDS.into_iter().filter(|kind| is_trouble(*kind)).map(kind).chain(["silent"]) {
+            record::begin_at(NODE_FAILURES, node, failure);
+        }
     }
 }
 
@@ -270,14 +299,17 @@ pub(crate) fn renewed(client: &Client, outcome: &Result<()>) {
 }
 
 pub(crate) fn lost(client: &Client, reason: LossReason) {
-    let reason = match reason {
+    record::count(LOSSES, client, ("reason", reason_label(reason)));
+}
+
+const fn reason_label(reason: LossReason) -> &'static str {
+    match reason {
         LossReason::Expired => "expired",
         LossReason::Replaced => "replaced",
         LossReason::SessionEnded => "session_ended",
         LossReason::BackendReset => "backend_reset",
         LossReason::ClientClosed => "client_closed",
-    };
-    record::count(LOSSES, client, ("reason", reason));
+    }
 }
 
 /// A release has ended, and will not be tried again.
@@ -312,6 +344,23 @@ pub(crate) fn written_back(backend: &'static str) {
 fn failure(error: &Error) -> &'static str {
     kind(error.kind())
 }
+
+/// All of them.
+const KINDS: [ErrorKind; ErrorKind::Protocol as usize + 1] = [
+    ErrorKind::InvalidInput,
+    ErrorKind::Unsupported,
+    ErrorKind::Contended,
+    ErrorKind::TimedOut,
+    ErrorKind::Unavailable,
+    ErrorKind::Indeterminate,
+    ErrorKind::Denied,
+    ErrorKind::Lost,
+    ErrorKind::Closed,
+    ErrorKind::Cancelled,
+    ErrorKind::Runtime,
+    ErrorKind::Mismatch,
+    ErrorKind::Protocol,
+];
 
 const fn kind(kind: ErrorKind) -> &'static str {
     match kind {
@@ -362,6 +411,18 @@ mod record {
         contain(|| metrics::describe_histogram!(name, Unit::Seconds, text));
     }
 
+    pub(super) fn begin((name, _): Metric, backend: &'static str, (label, value): (&'static str, &'static str)) {
+        contain(|| counter!(name, "backend" => backend, label => value).increment(0));
+    }
+
+    pub(super) fn begin_in((name, _): Metric, backend: &'static str) {
+        contain(|| counter!(name, "backend" => backend).increment(0));
+    }
+
+    pub(super) fn begin_at((name, _): Metric, node: &Arc<str>, kind: &'static str) {
+        contain(|| counter!(name, "node" => Arc::clone(node), "kind" => kind).increment(0));
+    }
+
     pub(super) fn count((name, _): Metric, client: &Client, (label, value): (&'static str, &'static str)) {
         contain(|| counter!(name, "backend" => client.capabilities.backend, label => value).increment(1));
     }
@@ -408,6 +469,9 @@ mod record {
     pub(super) fn describe_counter(_: Metric) {}
     pub(super) fn describe_gauge(_: Metric) {}
     pub(super) fn describe_seconds(_: Metric) {}
+    pub(super) fn begin(_: Metric, _: &'static str, _: (&'static str, &'static str)) {}
+    pub(super) fn begin_in(_: Metric, _: &'static str) {}
+    pub(super) fn begin_at(_: Metric, _: &Arc<str>, _: &'static str) {}
     pub(super) fn count(_: Metric, _: &Client, _: (&'static str, &'static str)) {}
     pub(super) fn count_in(_: Metric, _: &'static str) {}
     pub(super) fn count_at(_: Metric, _: &Arc<str>, _: &'static str) {}

@@ -14,7 +14,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// later one's, so that a restart of the server does not fail every waiter.
 ///
 /// When an answer comes, make a new one. If the answer is that another holds the lock, also call
-/// [`Request::set_contended`]: the TTL begins anew.
+/// [`Request::set_contended`]: the TTL starts again.
 #[derive(Clone, Debug)]
 pub struct Trouble {
     pause: Duration,

@@ -275,3 +275,57 @@ async fn permits_of_one_process_are_granted_up_to_their_number() {
         task.await.unwrap();
     }
 }
+
+/// A client whose releases are known to be over when they are answered: after `yields`, or else when the test says so.
+fn unordered(yields: usize) -> (LockClient, Arc<support::spy::Watched>) {
+    let (client, watched, clock) = spied();
+    watched.unordered.store(true, SeqCst);
+    watched.releases_yield.store(yields, SeqCst);
+    watched.answers_wait.store(yields == 0, SeqCst);
+    (LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build(), watched)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_waits_for_no_release_where_there_is_room() {
+    let (client, _) = unordered(0);
+    let (lock, semaphore) = (client.rwlock("a"), client.semaphore("a", 2));
+    for _ in 0..3 {
+        drop(lock.read().await.unwrap());
+        drop(semaphore.acquire().await.unwrap());
+    }
+    settle().await;
+    // Longer than this the releases are not answered.
+    let soon = Duration::from_secs(600);
+    drop(tokio::time::timeout(soon, lock.try_read()).await.expect("it waits").unwrap());
+    drop(tokio::time::timeout(soon, semaphore.try_acquire()).await.expect("it waits").unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_waits_only_for_releases_that_began_before_it() {
+    let (client, watched) = unordered(0);
+    let lock = client.rwlock("a");
+    drop(lock.read().await.unwrap());
+    settle().await;
+    let trying = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.try_write().await.map(drop) }
+    });
+    settle().await;
+    assert!(!trying.is_finished(), "the reader's release is on its way");
+    drop(lock.read().await.unwrap());
+    settle().await;
+    // The first one's.
+    watched.answer.notify_one();
+    settle().await;
+    assert!(trying.is_finished(), "it waits for a later one's");
+    trying.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_for_a_permit_waits_for_a_release_that_makes_room() {
+    let (client, watched) = unordered(3);
+    let semaphore = client.semaphore("a", 1);
+    drop(semaphore.acquire().await.unwrap());
+    drop(semaphore.try_acquire().await.unwrap());
+    assert_eq!(watched.tries.load(SeqCst), 2, "refused, and then granted");
+}

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{Clock, ErrorKind, LockClient, LossReason, Released, Renewal, TestClock, Ttl};
 use leasehold_local::MemoryBackend;
-use support::{secs, simulated};
+use support::{secs, settle, simulated};
 
 #[tokio::test(start_paused = true)]
 async fn a_guard_tells_its_key_token_and_deadline() {
@@ -167,4 +167,72 @@ async fn the_clock_and_the_label_are_the_users() {
     let guard = client.mutex("a").with_label("you").lock().await.unwrap();
     assert_eq!(guard.ttl(), secs(5));
     assert_eq!(client.inspect("a").await.unwrap().holders[0].label, "you");
+}
+
+#[test]
+fn a_lock_in_this_process_is_released_when_its_runtime_has_ended() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let backend = Arc::new(MemoryBackend::new());
+    let lock = |runtime: &tokio::runtime::Runtime| {
+        let client = LockClient::new(Arc::clone(&backend));
+        runtime.block_on(async { client.mutex("a").try_lock().await })
+    };
+    let first = runtime();
+    let guard = lock(&first).unwrap();
+    drop(first);
+    drop(guard);
+    drop(lock(&runtime()).expect("it was released"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancellation_tokens_leave_no_task_behind() {
+    let (client, _) = simulated();
+    let guard = client.mutex("a").with_ttl(secs(7)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    settle().await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    for _ in 0..1_000 {
+        drop(guard.cancellation_token());
+    }
+    let (one, other) = (guard.cancellation_token(), guard.view().cancellation_token());
+    settle().await;
+    assert_eq!(tasks(), before);
+    one.cancel();
+    assert!(!other.is_cancelled(), "each has its own");
+    other.cancelled().await;
+    assert!(guard.view().cancellation_token().is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_outlives_the_connection_and_does_not_keep_it() {
+    for lose in [false, true] {
+        let clock = Arc::new(TestClock::new());
+        let backend = Arc::new(MemoryBackend::with_clock(clock.clone()));
+        let connection = Arc::downgrade(&backend);
+        let client = LockClient::builder(backend).with_clock(clock.clone()).build();
+        let guard = client.mutex("a").with_ttl(secs(7)).with_renewal(Renewal::Manual).lock().await.unwrap();
+        let (view, token, deadline) = (guard.view(), guard.cancellation_token(), guard.deadline());
+        let (told, fencing) = (
+            tokio::spawn({
+                let view = view.clone();
+                async move { view.lost().await }
+            }),
+            guard.fencing_token(),
+        );
+        settle().await;
+        if lose {
+            assert_eq!(view.lost().await, LossReason::Expired);
+            drop(guard);
+        } else {
+            guard.release().await.unwrap();
+        }
+        drop(client);
+        settle().await;
+        assert!(connection.upgrade().is_none(), "lost: {lose}");
+        assert_eq!((view.key().as_str(), view.ttl(), view.fencing_token()), (Some("a"), secs(7), fencing));
+        assert_eq!((view.is_held(), view.remaining(), view.deadline()), (false, Duration::ZERO, deadline));
+        assert_eq!((view.loss(), token.is_cancelled()), (lose.then_some(LossReason::Expired), lose));
+        assert_eq!((told.is_finished(), view.cancellation_token().is_cancelled()), (lose, lose));
+        told.abort();
+    }
 }

@@ -286,3 +286,33 @@ async fn no_label_has_a_lock_in_it() {
     assert!(taken.len() > 5);
     assert!(taken.keys().all(|name| !name.contains("item") && !name.contains("till")), "{taken:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_counter_is_there_from_the_start() {
+    let recorder = DebuggingRecorder::new();
+    let _recorded = metrics::set_default_local_recorder(&recorder);
+    let clock = Arc::new(TestClock::new());
+    let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
+    let quorum = QuorumBackend::open(nodes.map(|node| node as _).into(), QuorumConfig::new()).await.unwrap();
+    let _client = LockClient::new(quorum);
+    let mut counters: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (key, _, _, value) in recorder.snapshotter().snapshot().into_vec() {
+        if matches!(value, DebugValue::Counter(0)) {
+            let last = key.key().labels().last().unwrap().value().to_owned();
+            counters.entry(key.key().name().to_owned()).or_default().push(last);
+        }
+    }
+    let numbers: Vec<_> = counters.iter().map(|(name, labels)| (name.as_str(), labels.len())).collect();
+    assert_eq!(
+        numbers,
+        [
+            ("leasehold_acquisitions_total", 14),
+            ("leasehold_losses_total", 5),
+            ("leasehold_quorum_node_failures_total", 15),
+            ("leasehold_quorum_write_backs_total", 1),
+            ("leasehold_releases_total", 16),
+            ("leasehold_renewals_total", 14),
+        ]
+    );
+    assert!(counters["leasehold_losses_total"].contains(&String::from("expired")));
+}

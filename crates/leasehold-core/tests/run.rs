@@ -83,3 +83,23 @@ async fn a_permit_runs_work_too() {
     let (client, _) = simulated();
     assert_eq!(client.semaphore("gpu", 2).run(async |_| 1).await.unwrap(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_within_a_run_does_not_grow() {
+    async fn work() -> u8 {
+        let room = std::hint::black_box([7_u8; 1024]);
+        tokio::task::yield_now().await;
+        room[1023]
+    }
+    let (client, _) = simulated();
+    let [a, b, c] = ["a", "b", "c"].map(|name| client.mutex(name));
+    let one = a.run(async |_| work().await);
+    let three = a.run(async |_| b.run(async |_| c.run(async |_| work().await).await).await);
+    let (one_takes, three_take) = (size_of_val(&one), size_of_val(&three));
+    assert!(three_take <= one_takes + 256, "{three_take} bytes, where one run takes {one_takes}");
+    assert_eq!(one.await.unwrap(), 7);
+    assert_eq!(three.await.unwrap().unwrap().unwrap(), 7);
+    let with = a.run_with(|_| b.run_with(|_| c.run_with(|_| work())));
+    assert!(size_of_val(&with) <= one_takes + 256);
+    assert_eq!(with.await.unwrap().unwrap().unwrap(), 7);
+}

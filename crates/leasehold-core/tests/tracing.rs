@@ -188,3 +188,39 @@ async fn a_task_that_waits_for_itself_is_told_so() {
     let text = log.text();
     assert_eq!(text.matches("LockClient::owner").count(), 1, "{text}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_body_of_main_that_waits_for_itself_is_told_so() {
+    // Not a task of the runtime, and it has no id.
+    assert!(tokio::task::try_id().is_none());
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, _) = simulated();
+    let mutex = client.mutex("a").with_ttl(secs(5));
+    let _guard = mutex.lock().await.unwrap();
+    assert!(mutex.lock_within(Duration::from_secs(4)).await.is_err());
+    assert!(mutex.lock_within(Duration::from_secs(6)).await.is_err());
+    let text = log.text();
+    assert_eq!(text.matches("LockClient::owner").count(), 1, "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_asks_to_write_is_told_so() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, _) = simulated();
+    let (lock, semaphore) = (client.rwlock("a").with_ttl(secs(5)), client.semaphore("a", 1).with_ttl(secs(5)));
+    let limit = Duration::from_secs(12);
+    let guard = lock.read().await.unwrap();
+    assert!(lock.write_within(limit).await.is_err());
+    let text = log.text();
+    assert_eq!(text.matches("cannot be turned into a write lock").count(), 1, "{text}");
+    drop(guard);
+    let _permit = semaphore.acquire().await.unwrap();
+    assert!(semaphore.acquire_within(limit).await.is_err());
+    assert_eq!(log.text().matches("a task waits for a lock that it took itself").count(), 2, "{}", log.text());
+    // Others' waits are no such thing.
+    let another = semaphore.clone();
+    assert!(tokio::spawn(async move { another.acquire_within(limit).await.is_err() }).await.unwrap());
+    assert_eq!(log.text().matches("a task waits for a lock that it took itself").count(), 2, "{}", log.text());
+}

@@ -225,9 +225,10 @@
 //! | `leasehold_quorum_write_backs_total` | counter | `backend` | acquisitions | of a quorum, whose token took a second round trip to settle |
 //!
 //! `backend` is [`Capabilities::backend`], such as `redis` or `redlock`; `node` is where a node lives, without user and password, as
-//! errors show it. No label has a key in it. What a quorum does at its nodes is not counted as locks of the nodes: one lock counts once.
+//! errors show it. Every counter is there from the start, at 0 and with each label that it can have, so that its first count is an
+//! increase. No label has a key in it. What a quorum does at its nodes is not counted as locks of the nodes: one lock counts once.
 //!
-//! Alerts that pay: any `leasehold_losses_total` but `client_closed`; `leasehold_quorum_node_up` at 0 for minutes, as the next failure may
+//! Alerts that pay: any increase of `leasehold_losses_total` but `client_closed`; `leasehold_quorum_node_up` at 0 for minutes, as the next failure may
 //! be one too many; a `leasehold_waiting` that only grows; `already_lost` among the releases, which means work that was done without the
 //! lock.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -38,6 +38,7 @@ use crate::{
         undo::release_until_over,
     },
     request::Request,
+    telemetry,
     ttl::Ttl,
 };
 
@@ -114,6 +115,7 @@ impl QuorumBackend {
             .with_backend(config.scheme));
         }
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
+        telemetry::begin_counting_nodes(config.scheme, members.iter().map(|member| &member.endpoint));
         let found = opening::ask(&members, &config).await?;
         let has_tokens = members.iter().all(|member| member.voter.is_some());
         let quorum = Arc::new(Self {

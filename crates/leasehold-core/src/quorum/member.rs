@@ -168,7 +168,7 @@ impl Member {
 }
 
 /// Whether this failure may soon be over, and is of the node and not of the request.
-fn is_trouble(kind: ErrorKind) -> bool {
+pub(crate) fn is_trouble(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Denied)
 }
 

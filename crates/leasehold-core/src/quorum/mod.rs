@@ -58,6 +58,7 @@ mod validity;
 mod watch;
 mod write_back;
 
+pub(crate) use self::member::is_trouble;
 pub use self::{
     backend::QuorumBackend,
     config::QuorumConfig,
