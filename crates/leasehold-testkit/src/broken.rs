@@ -85,6 +85,8 @@ bugs! {
     NamesCollide => awkward_names_are_distinct,
     /// The break of a lock frees whoever holds it by now.
     BreakHitsNewerHolder => break_never_hits_a_newer_holder,
+    /// A graceful revocation frees the lock at once: two hold until the deadline of the first one.
+    GracefulBreakFreesAtOnce => graceful_revocation_grants_nobody_early,
     /// The holder is not told that its lock was broken.
     LossUntold => loss_is_told,
 }

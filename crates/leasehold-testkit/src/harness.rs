@@ -1,11 +1,17 @@
 //! What the tests that [`conformance!`](crate::conformance) generates call.
 
-use std::future::Future;
+use std::{
+    any::Any,
+    cell::RefCell,
+    future::Future,
+    panic::{self, PanicHookInfo},
+    sync::Once,
+};
 
 use crate::{
     form::{Form, InForm},
     registry::cases,
-    report::{Outcome, reason_not_to, run_case},
+    report::{Outcome, message, reason_not_to, run_case},
     subject::Subject,
 };
 
@@ -32,17 +38,67 @@ impl Time {
     }
 }
 
-/// Runs the case of this name; panics if it fails.
+/// Runs the case of this name; panics if it fails, with one message and no backtrace.
 pub fn test<Fut: Future<Output = Box<dyn Subject>>>(time: Time, subject: fn() -> Fut, form: Form, name: &str) {
-    time.block_on(async {
-        let subject = subject().await;
-        let Some(case) = cases().into_iter().find(|case| case.name == name) else { panic!("no case is named {name}") };
-        match run_case(&InForm::new(&*subject, form).in_paused_time(time == Time::paused), &case).await {
-            Outcome::Passed => {}
-            Outcome::Failed(what) => panic!("{name}: {what}"),
-            Outcome::NotRun(reason) => println!("not run: {name}: {reason}"),
-        }
+    let (outcome, panics) = noting_panics(|| {
+        time.block_on(async {
+            let subject = subject().await;
+            let Some(case) = cases().into_iter().find(|case| case.name == name) else {
+                return Outcome::Failed(String::from("there is no such case"));
+            };
+            run_case(&InForm::new(&*subject, form).in_paused_time(time == Time::paused), &case).await
+        })
     });
+    match outcome {
+        Ok(Outcome::Passed) => {}
+        Ok(Outcome::NotRun(reason)) => println!("not run: {name}: {reason}"),
+        Ok(Outcome::Failed(what)) => fail(&format!("{name}: {what}"), &panics),
+        Err(panic) => fail(&format!("{name}: no subject: {}", message(&*panic)), &panics),
+    }
+}
+
+thread_local! {
+    /// The panics of this thread, while a case runs on it.
+    static PANICS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Runs `work`. Its panics on this thread are not printed, but returned: message and place of each.
+fn noting_panics<T>(work: impl FnOnce() -> T) -> (std::thread::Result<T>, Vec<String>) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !note(info) {
+                others(info);
+            }
+        }));
+    });
+    PANICS.set(Some(Vec::new()));
+    let outcome = panic::catch_unwind(panic::AssertUnwindSafe(work));
+    (outcome, PANICS.take().unwrap_or_default())
+}
+
+/// Whether the panic is of a thread on which a case runs.
+fn note(info: &PanicHookInfo<'_>) -> bool {
+    let noted = PANICS.try_with(|panics| match &mut *panics.borrow_mut() {
+        Some(panics) => {
+            let place = info.location().map(ToString::to_string).unwrap_or_default();
+            panics.push(format!("{} ({place})", message(info.payload())));
+            true
+        }
+        None => false,
+    });
+    noted.unwrap_or(false)
+}
+
+/// Fails the test. The last panic is the failure; those before it may have led to it.
+fn fail(what: &str, panics: &[String]) -> ! {
+    eprintln!("{what}");
+    for panic in panics {
+        eprintln!("  panic: {panic}");
+    }
+    // Not `panic!`: the hook would print it again, with a backtrace of this function.
+    panic::resume_unwind(Box::new(what.to_owned()) as Box<dyn Any + Send>)
 }
 
 /// Prints every case that is not run, with its reason.
@@ -55,4 +111,38 @@ pub fn print_not_run<Fut: Future<Output = Box<dyn Subject>>>(time: Time, subject
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::broken::{Bug, ModelSubject};
+
+    thread_local! {
+        static PRINTED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    async fn broken() -> Box<dyn Subject> {
+        Box::new(ModelSubject::with(Bug::TokenPerClient))
+    }
+
+    #[test]
+    fn a_case_that_fails_says_so_once_and_with_its_place() {
+        // What would be printed with a backtrace.
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            PRINTED.set(PRINTED.get() + 1);
+            others(info);
+        }));
+        let name = Bug::TokenPerClient.case();
+        let failed = panic::catch_unwind(|| test(Time::paused, broken, Form::Itself, name)).unwrap_err();
+        assert_eq!(PRINTED.get(), 0);
+        let told = message(&*failed);
+        assert!(told.starts_with(&format!("{name}: ")), "{told}");
+        let (_, panics) = noting_panics(|| panic!("a claim"));
+        assert!(panics[0].starts_with("a claim (") && panics[0].contains("harness.rs:"), "{panics:?}");
+        assert_eq!(PRINTED.get(), 0);
+    }
 }

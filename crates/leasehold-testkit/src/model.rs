@@ -57,6 +57,8 @@ struct Holder {
     owner: OwnerId,
     mode: Mode,
     until: Moment,
+    /// Cleared by a graceful break.
+    renewable: bool,
     token: Option<FencingToken>,
     label: String,
     losses: LossSink,
@@ -202,6 +204,7 @@ impl Model {
                     owner,
                     mode,
                     until: now + ttl,
+                    renewable: true,
                     token,
                     label: request.label().to_owned(),
                     losses: request.loss_sink(),
@@ -367,6 +370,11 @@ impl LockBackend for Model {
             let found = key.holders.iter().find(|held| any || held.owner.to_hex()[..] == holder.id).cloned();
             let Some(found) = found else { return Broken::AlreadyGone };
             if !now {
+                if self.store.has(Bug::GracefulBreakFreesAtOnce) {
+                    key.remove(found.owner);
+                }
+                let ours = key.holders.iter_mut().find(|held| held.owner == found.owner);
+                ours.into_iter().for_each(|held| held.renewable = false);
                 return Broken::FreeWithin(holder.expires_in);
             }
             key.remove(found.owner);
@@ -405,7 +413,7 @@ impl ModelLease {
     fn extend(&self, now: Moment) -> bool {
         let until = now + self.request.ttl().as_duration();
         self.change(now, |key| {
-            let ours = key.holders.iter_mut().find(|holder| holder.owner == self.owner);
+            let ours = key.holders.iter_mut().find(|holder| holder.owner == self.owner && holder.renewable);
             ours.map(|holder| holder.until = until).is_some()
         })
     }
@@ -421,6 +429,7 @@ impl ModelLease {
                         owner: self.owner,
                         mode: self.request.mode(),
                         until: now + self.request.ttl().as_duration(),
+                        renewable: true,
                         token: self.token,
                         label: String::new(),
                         losses: self.request.loss_sink(),

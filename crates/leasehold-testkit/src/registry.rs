@@ -75,6 +75,7 @@ macro_rules! __with_cases {
                 inspect_shows_holder_and_waiter: inspection,
                 loss_is_told: breaking_is_told,
                 break_never_hits_a_newer_holder: breaking,
+                graceful_revocation_grants_nobody_early: breaking,
             }
             gate {
                 gate_yields_to_other_clients: pushed_wakeup,

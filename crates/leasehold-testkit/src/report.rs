@@ -93,7 +93,7 @@ pub(crate) async fn reason_not_to(subject: &dyn Subject, case: &Case) -> Option<
     (case.needs)(&subject.open().await.capabilities()).err().map(String::from)
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&'static str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("it panicked").to_owned()

@@ -60,5 +60,6 @@ each_fails_exactly_its_case! {
     cancelled_waiter_stays: CancelledWaiterStays,
     names_collide: NamesCollide,
     break_hits_newer_holder: BreakHitsNewerHolder,
+    graceful_break_frees_at_once: GracefulBreakFreesAtOnce,
     loss_untold: LossUntold,
 }
