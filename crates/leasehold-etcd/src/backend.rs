@@ -104,8 +104,12 @@ impl EtcdBackend {
         // The driver connects to a port that nobody listens on without an error: ask something.
         let options = GetOptions::new().with_keys_only().with_limit(1);
         cluster.get("connect", cluster.config.timeout, &cluster.names.probe(), Some(options)).await?;
-        if let Err(error) = releases::check(&cluster).await {
-            tracing::warn!(target: "leasehold", %error, "cannot learn which releases of etcd the members run");
+        match releases::check(&cluster).await {
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
+            Err(error) => {
+                tracing::warn!(target: "leasehold", %error, "cannot learn which releases of etcd the members run");
+            }
+            Ok(()) => {}
         }
         let watched = Arc::downgrade(&cluster);
         drop(tokio::spawn(supervised(move || releases::watch(Weak::clone(&watched)))));

@@ -23,6 +23,7 @@ use crate::{
     keys::{EtcdKey, Names},
     location::{Connector, Location},
     member::{Live, Member},
+    probe::Probe,
     releases::Releases,
 };
 
@@ -40,13 +41,15 @@ pub(crate) struct Cluster {
     /// Missing with the user's own client.
     connector: Option<Connector>,
     authenticator: Authenticator,
+    probe: Probe,
     current: AtomicUsize,
     pub(crate) config: EtcdConfig,
     pub(crate) names: Names,
     /// Told when another member is asked from now on: streams that hang on the old one should move.
     pub(crate) moved: Notify,
     pub(crate) releases: Releases,
-    /// How many transactions are sent as one. Lowered when a server refuses so many (`--max-txn-ops`).
+    /// How many transactions are sent as one. Lowered when a server refuses so many (`--max-txn-ops`,
+    /// `--max-request-bytes`).
     together: AtomicUsize,
     time_outs: Arc<Patience>,
 }
@@ -73,11 +76,12 @@ impl Cluster {
         let names = Names { prefix: Arc::clone(&config.prefix), exact: config.exact_names };
         let (current, moved, time_outs, releases) =
             (AtomicUsize::new(0), Notify::new(), Arc::default(), Releases::default());
-        let together = AtomicUsize::new(TOGETHER);
+        let (together, probe) = (AtomicUsize::new(TOGETHER), Probe::new(names.probe()));
         Arc::new(Self {
             members,
             connector,
             authenticator,
+            probe,
             current,
             config,
             names,
@@ -199,7 +203,7 @@ impl Cluster {
         };
         let live = match member.known() {
             Some(live) => live,
-            None => timeout(patience, member.connect(&self.authenticator, operation, &self.names.probe()))
+            None => timeout(patience, member.connect(&self.authenticator, operation, &self.probe))
                 .await
                 .unwrap_or_else(|_elapsed| Err(timed_out()))?,
         };
@@ -301,7 +305,7 @@ impl Cluster {
             async move {
                 let many = txns.len();
                 match kv.txn(Txn::new().and_then(txns)).await {
-                    Err(error) if many > 1 && error::is_txn_too_long(&error) => {
+                    Err(error) if many > 1 && error::is_too_large(&error) => {
                         self.together.fetch_min(many / 2, Ordering::Relaxed);
                         Ok(None)
                     }

@@ -69,9 +69,11 @@ pub(crate) fn is_lease_taken(error: &Driver) -> bool {
     matches!(error, Driver::GRpcStatus(status) if status.message().contains("lease already exists"))
 }
 
-/// Returns whether a transaction has more operations than the server's `--max-txn-ops`.
-pub(crate) fn is_txn_too_long(error: &Driver) -> bool {
-    matches!(error, Driver::GRpcStatus(status) if status.message().contains("too many operations in txn"))
+/// Returns whether a request has more operations than the server's `--max-txn-ops`, or more bytes than its
+/// `--max-request-bytes`.
+pub(crate) fn is_too_large(error: &Driver) -> bool {
+    const SIGNS: [&str; 3] = ["too many operations in txn", "request is too large", "received message larger than max"];
+    matches!(error, Driver::GRpcStatus(status) if SIGNS.iter().any(|sign| status.message().contains(sign)))
 }
 
 /// Whether the server refuses the token of a request, or misses one: a new token may cure that.
@@ -125,11 +127,12 @@ pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, 
             ErrorKind::Unavailable,
             "leases with the ids that were drawn exist already; does another program grant them first?".into(),
         ),
-        _ if is_txn_too_long(&error) => (
+        _ if is_too_large(&error) => (
             ErrorKind::Unsupported,
-            "the server allows fewer operations in a transaction than one lock needs; raise its `--max-txn-ops` (128 unless \
-             set) to 3 or more"
-                .into(),
+            format!(
+                "the server refuses a request of one lock ({why}); raise its `--max-txn-ops` to 3 or more, or its \
+                 `--max-request-bytes`"
+            ),
         ),
         _ if is_certificate(&why) => certificate(endpoint, &why),
         Driver::GRpcStatus(status) => match status.message().split_once(FROM_HTTP) {
@@ -177,6 +180,9 @@ fn of_status(
         UNAVAILABLE if message.contains("no leader") => {
             (ErrorKind::Unavailable, "the cluster has no leader; are most of its members up and connected?".into())
         }
+        UNAVAILABLE if message.contains("for learner") => {
+            (ErrorKind::Unavailable, format!("{endpoint} is a learner, which serves no locks; name voting members"))
+        }
         UNAVAILABLE if message.contains("etcdserver") => {
             (lost_answer(effect), format!("the server gave up: {message}"))
         }
@@ -214,6 +220,9 @@ fn broken(why: &str, operation: &str, effect: Effect, endpoint: &str) -> (ErrorK
         return (ErrorKind::Unavailable, format!("cannot connect to {endpoint} ({why}); {remedy}"));
     }
     let hint = hint(operation, endpoint);
+    if why == NOT_HTTP_2 {
+        return (lost_answer(effect), format!("what {endpoint} answered is {NOT_HTTP_2}, which etcd speaks.{hint}"));
+    }
     let ended = if hint.is_empty() { "" } else { "." };
     let message = format!("the connection to {endpoint} broke before the answer came ({why}){ended}{hint}");
     (lost_answer(effect), message)
@@ -263,8 +272,13 @@ fn why(error: &Driver) -> String {
     if parts.len() > 1 {
         parts.retain(|part| part != "transport error");
     }
-    parts.join(": ")
+    let why = parts.join(": ");
+    // Found by the driver in what came; which frame is wrong helps nobody.
+    if why.contains("http2 error") && why.contains("detected") { NOT_HTTP_2.to_owned() } else { why }
 }
+
+/// The cause where another protocol is spoken.
+const NOT_HTTP_2: &str = "not HTTP/2";
 
 /// The driver's error, with a readable message.
 #[derive(Debug)]
@@ -301,6 +315,8 @@ mod tests {
             (Code::ResourceExhausted, "etcdserver: too many requests", ErrorKind::Unavailable, "too many requests"),
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", ErrorKind::Unavailable, "disarm"),
             (Code::Unavailable, "etcdserver: no leader", ErrorKind::Unavailable, "no leader"),
+            (Code::Unavailable, "etcdserver: rpc not supported for learner", ErrorKind::Unavailable, "voting members"),
+            (Code::InvalidArgument, "etcdserver: request is too large", ErrorKind::Unsupported, "--max-request-bytes"),
             (Code::Unavailable, "etcdserver: request timed out", ErrorKind::Indeterminate, "gave up"),
             (Code::Unavailable, "etcdserver: leader changed", ErrorKind::Indeterminate, "gave up"),
             (Code::NotFound, "etcdserver: requested lease not found", ErrorKind::Lost, "expired"),
@@ -339,6 +355,14 @@ mod tests {
             assert!(error.to_string().contains(says), "{message}: {error}");
             assert!(std::error::Error::source(&error).is_some(), "{message}: the driver's error is kept");
         }
+    }
+
+    /// A Redis, whose answer may come before it ends the connection.
+    #[test]
+    fn what_is_not_http_2_is_named() {
+        let says = "h2 protocol error: http2 error: connection error detected: frame with invalid size";
+        let error = mapped(Code::Internal, says, Effect::None);
+        assert_eq!(error.message(), "what etcd://h:2379 answered is not HTTP/2, which etcd speaks.");
     }
 
     #[test]

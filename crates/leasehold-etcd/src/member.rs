@@ -11,8 +11,7 @@ use tonic::transport::Endpoint;
 
 use crate::{
     authenticator::{Authenticator, Failed},
-    grpc_proxy,
-    keys::EtcdKey,
+    probe::Probe,
 };
 
 /// The longest answer that is read. The driver's default of 4 MiB is less than the queue of one lock can be.
@@ -74,15 +73,15 @@ impl Member {
         Self { address: "the given client".into(), source: Source::Client(Box::new(client)), live: Mutex::default() }
     }
 
-    /// Connects, unless another task has done so meanwhile. `probe` is a key that the user may read.
+    /// Connects, unless another task has done so meanwhile.
     ///
     /// # Errors
-    /// Of kind [`Unsupported`](leasehold_core::ErrorKind::Unsupported) if a gRPC proxy answers.
+    /// Also those of [`Probe::check`].
     pub(crate) async fn connect(
         &self,
         authenticator: &Authenticator,
         operation: &'static str,
-        probe: &EtcdKey,
+        probe: &Probe,
     ) -> Result<Arc<Live>, Failed> {
         let live = match &self.source {
             // Does not connect yet, except to authenticate a user.
@@ -96,11 +95,7 @@ impl Member {
             }
             Source::Client(client) => Live::of(client),
         };
-        match grpc_proxy::answers(&live, probe).await {
-            Ok(false) => {}
-            Ok(true) => return Err(Failed::here(grpc_proxy::refusal(operation, &self.address))),
-            Err(error) => return Err(Failed::of(error, operation, &self.address)),
-        }
+        probe.check(&live, operation, &self.address).await?;
         Ok(Arc::clone(self.lock().get_or_insert(live)))
     }
 

@@ -15,7 +15,7 @@ use std::{
 
 use etcd_client::Member as Listed;
 use futures_util::future::join_all;
-use leasehold_core::Result;
+use leasehold_core::{ErrorKind, Result};
 
 use crate::{
     connection::Cluster,
@@ -97,7 +97,7 @@ pub(crate) async fn watch(cluster: Weak<Cluster>) {
 /// Asks all members which release they run.
 ///
 /// # Errors
-/// No member lists the members.
+/// No member lists the members, or the URL names members of several clusters.
 pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
     let listed = cluster.call("connect", Effect::None, cluster.config.timeout, |live| {
         let mut members = live.client.cluster_client();
@@ -106,13 +106,18 @@ pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
     let listed = listed.await?;
     let members = listed.members();
     let mut versions: HashMap<u64, String> = HashMap::new();
-    versions
-        .extend(join_all(cluster.members().iter().map(|member| status(cluster, member))).await.into_iter().flatten());
+    for status in join_all(cluster.members().iter().map(|member| status(cluster, member))).await {
+        match status {
+            Ok(status) => versions.extend(status),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
+            Err(_unreachable) => {}
+        }
+    }
     if cluster.is_given() {
         // It asks another member each time, at random.
         let all = async {
             for _ in 0..4 * members.len() {
-                versions.extend(status(cluster, &cluster.members()[0]).await);
+                versions.extend(status(cluster, &cluster.members()[0]).await.ok().flatten());
             }
         };
         drop(tokio::time::timeout(cluster.config.connect_timeout, all).await);
@@ -120,20 +125,22 @@ pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
     let missing = |member: &&Listed| !versions.contains_key(&member.id());
     let elsewhere = members.iter().filter(missing).flat_map(Listed::client_urls);
     let elsewhere: Vec<_> = elsewhere.filter_map(|url| other(cluster, url)).collect();
-    versions.extend(join_all(elsewhere.iter().map(|member| status(cluster, member))).await.into_iter().flatten());
+    // An address that the cluster gives may be another machine's here: only one that the URL names must fit.
+    let elsewhere = join_all(elsewhere.iter().map(|member| status(cluster, member))).await;
+    versions.extend(elsewhere.into_iter().filter_map(|status| status.ok().flatten()));
     cluster.releases.note(members, &versions);
     Ok(())
 }
 
 /// The id and the version of whoever answers there.
-async fn status(cluster: &Cluster, member: &Member) -> Option<(u64, String)> {
+async fn status(cluster: &Cluster, member: &Member) -> Result<Option<(u64, String)>> {
     let patience = cluster.config.connect_timeout.min(cluster.config.timeout);
     let asked = cluster.ask(member, "connect", Effect::None, patience, |live| {
         let mut maintenance = live.client.maintenance_client();
         async move { maintenance.status().await }
     });
-    let answer = asked.await.ok()?;
-    Some((answer.header()?.member_id(), answer.version().to_owned()))
+    let answer = asked.await.map_err(|failed| failed.error)?;
+    Ok(answer.header().map(|header| (header.member_id(), answer.version().to_owned())))
 }
 
 /// The member that advertises this address.

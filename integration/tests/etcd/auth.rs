@@ -321,3 +321,19 @@ async fn whatever_is_done_to_users_locks_go_on() {
         free(held).await;
     }
 }
+
+/// It cannot prove its lock any more, and must not keep it from others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_loses_its_access_blocks_nobody() {
+    let (cluster, _folder) = cluster_with(Tokens::Simple);
+    let one = connect(&cluster, SHOP, "shop/").await.unwrap();
+    let held = one.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();
+    let rival = connect(&cluster, "root:root%20secret@", "shop/").await.unwrap();
+    administer(&cluster, &["user", "revoke-role", "shop", "locks"]);
+    let next = timeout(SOON, rival.mutex("k").with_ttl(ttl(3)).lock()).await.unwrap().unwrap();
+    assert!(!held.is_held(), "two hold");
+    // It goes on trying.
+    sleep(Duration::from_secs(4)).await;
+    assert!(next.is_held());
+    free(next).await;
+}

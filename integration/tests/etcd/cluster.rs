@@ -66,3 +66,36 @@ async fn any_one_member_may_be_dead_or_stopped() {
         cluster.member(member).restart().unwrap();
     }
 }
+
+/// What is held in one is free in the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_two_clusters_are_refused() {
+    let (mut first, mut second) = (EtcdCluster::start().unwrap(), EtcdCluster::start().unwrap());
+    let url = format!("etcd://{},{}/", first.at(0).addr(), second.at(0).addr());
+    let error = EtcdBackend::connect(&url).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
+    assert!(error.to_string().contains(&second.at(0).addr().to_string()), "{error}");
+
+    // The other one does not run until the first fails.
+    second.member(0).kill();
+    let (one, other) = (client(&url).await, client(&url).await);
+    let held = one.mutex("k").with_ttl(ttl(60)).lock().await.unwrap();
+    second.member(0).restart().unwrap();
+    first.member(0).kill();
+    for client in [&one, &other] {
+        let error = client.mutex("k").try_lock().await.unwrap_err();
+        assert!([ErrorKind::InvalidInput, ErrorKind::Unavailable].contains(&error.kind()), "{error:?}");
+    }
+    assert!(held.is_held());
+    first.member(0).restart().unwrap();
+    let error = timeout(SOON, async {
+        loop {
+            match other.mutex("k").try_lock().await.unwrap_err() {
+                error if error.kind() == ErrorKind::Contended => return error,
+                _ => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    });
+    error.await.unwrap();
+    assert_eq!(held.release().await.unwrap(), Released::Freed);
+}

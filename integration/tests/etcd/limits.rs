@@ -38,6 +38,29 @@ async fn many_tasks_lock_at_once_where_transactions_are_short() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_tasks_lock_at_once_where_requests_are_small() {
+    // The server reads half a MiB more, so that both its refusals come.
+    for bytes in ["20000", "1"] {
+        let cluster = EtcdCluster::builder().option("--max-request-bytes", bytes).start().unwrap();
+        let one = client(&cluster.url()).await;
+        let mut tasks = JoinSet::new();
+        for n in 0..TASKS {
+            let mutex = one.mutex(format!("{n:0>900}"));
+            tasks.spawn(async move { mutex.lock().await });
+        }
+        for outcome in timeout(SOON * 3, tasks.join_all()).await.unwrap() {
+            match outcome {
+                Ok(guard) if bytes != "1" => free(guard).await,
+                outcome => {
+                    let error = outcome.unwrap_err();
+                    assert!(error.to_string().contains("--max-request-bytes"), "{error:?}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_orphans_are_removed_where_transactions_are_short() {
     let cluster = EtcdCluster::builder().option("--max-txn-ops", "8").start().unwrap();
     let backend = backend(&cluster.url()).await;
