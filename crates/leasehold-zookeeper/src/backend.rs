@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait, contained,
     session::{Sessions, attempt_afresh, cancelled, queue_afresh},
 };
 use tokio::time::timeout;
@@ -93,7 +93,9 @@ impl ZookeeperBackend {
     }
 
     async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
-        let (shortest, longest) = cluster.limits(MIN_TTL).await?;
+        // The driver may panic at an answer that is malformed.
+        let limits = contained(cluster.limits(MIN_TTL)).await;
+        let (shortest, longest) = limits.map_err(|error| named(error, "connect"))?;
         let mut capabilities = capabilities(cluster.endpoint());
         let ttl = |limit: Duration| Ttl::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         capabilities.min_ttl = ttl(shortest).map_err(|error| named(error, "connect"))?;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Credentials, ErrorKind, Result, Ttl};
+use leasehold_core::{Aside, Credentials, ErrorKind, Result, Ttl};
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
@@ -18,6 +18,7 @@ use crate::{
     config::{Location, ZookeeperConfig},
     error::{self, Effect},
     keys::{Directory, Names},
+    thread,
     used_up::UsedUp,
 };
 
@@ -61,14 +62,17 @@ enum Source {
 /// One of the driver's clients, and how much it watches.
 pub(crate) struct Link {
     pub(crate) client: Client,
+    /// Where the driver works. Dropped after the client, at whose end the driver's task ends.
+    _thread: Option<Aside>,
     watched: AtomicUsize,
     /// Whom it has authenticated as, of those that a provider supplied.
     credentials: Mutex<Option<Credentials>>,
 }
 
 impl Link {
-    fn new(client: Client, credentials: Option<Credentials>) -> Arc<Self> {
-        Arc::new(Self { client, watched: AtomicUsize::new(0), credentials: Mutex::new(credentials) })
+    fn new(client: Client, thread: Option<Aside>, credentials: Option<Credentials>) -> Arc<Self> {
+        let (watched, credentials) = (AtomicUsize::new(0), Mutex::new(credentials));
+        Arc::new(Self { client, _thread: thread, watched, credentials })
     }
 
     fn credentials(&self) -> std::sync::MutexGuard<'_, Option<Credentials>> {
@@ -111,7 +115,7 @@ impl Cluster {
     }
 
     pub(crate) fn of_client(client: Client, config: ZookeeperConfig) -> Arc<Self> {
-        Self::new(Source::Client(Link::new(client, None)), config)
+        Self::new(Source::Client(Link::new(client, None, None)), config)
     }
 
     fn new(source: Source, config: ZookeeperConfig) -> Arc<Self> {
@@ -167,26 +171,41 @@ impl Cluster {
         if let Some(credentials) = &credentials {
             connector = connector.with_auth(DIGEST, identity(credentials).as_bytes());
         }
-        let connecting = async || {
-            #[cfg(feature = "tls")]
-            if tls {
-                return connector.clone().secure_connect(hosts).await;
-            }
-            let _ = tls;
-            connector.clone().connect(hosts).await
-        };
         let hosts_tried = u32::try_from(hosts.split(',').count()).unwrap_or(u32::MAX);
         let patience = self.config.connect_timeout.saturating_mul(hosts_tried);
-        let first = self.ask(operation, Effect::None, patience, connecting()).await;
-        let client = match first {
+        let (client, thread) = match self.connect_once(operation, patience, &connector, hosts, tls).await {
             // A server that has just been started takes long for its first connections.
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 tokio::time::sleep(PAUSE).await;
-                self.ask(operation, Effect::None, patience, connecting()).await?
+                self.connect_once(operation, patience, &connector, hosts, tls).await?
             }
             first => first?,
         };
-        Ok(Link::new(client, credentials))
+        Ok(Link::new(client, Some(thread), credentials))
+    }
+
+    async fn connect_once(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        connector: &Connector,
+        hosts: &str,
+        tls: bool,
+    ) -> Result<(Client, Aside)> {
+        let (connector, hosts) = (connector.clone(), hosts.to_owned());
+        let connecting = async move {
+            #[cfg(feature = "tls")]
+            if tls {
+                return connector.secure_connect(&hosts).await;
+            }
+            let _ = tls;
+            connector.connect(&hosts).await
+        };
+        let (thread, connected) = thread::connect(connecting).map_err(|error| error::named(error, operation))?;
+        // Without an answer the thread has panicked.
+        let connected = async { connected.await.unwrap_or(Err(Driver::ClientClosed)) };
+        let client = self.ask(operation, Effect::None, patience, connected).await?;
+        Ok((client, thread))
     }
 
     /// The credentials of now, if a provider supplies them.

@@ -18,6 +18,7 @@ mod loss;
 mod pulse;
 mod queue;
 mod session;
+mod thread;
 mod used_up;
 mod waiting;
 mod wake;

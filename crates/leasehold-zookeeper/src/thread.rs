@@ -1,0 +1,67 @@
+//! The thread of a connection.
+//!
+//! The driver reads its socket in a loop that does not yield while bytes come. A server that sends events without a
+//! pause would keep the runtime's thread for itself, and no time-out of anybody would fire. So each connection has a
+//! thread of its own, where the driver waits for its socket as well. That costs no more than the driver's own task on
+//! the runtime: there a thread of the driver waits for the socket and wakes the task.
+
+use std::pin::pin;
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use leasehold_core::{Aside, Result};
+use spawns_core::{Spawn, Task};
+use tokio::sync::{mpsc, oneshot};
+use zookeeper_client::{Client, Error as Driver};
+
+/// What the driver starts, to be run on the thread that it is started on.
+struct Tasks(mpsc::UnboundedSender<Task>);
+
+impl Spawn for Tasks {
+    fn spawn(&self, task: Task) {
+        // Without the receiver the thread ends, and with it all that would run there.
+        drop(self.0.send(task));
+    }
+}
+
+/// Starts to connect, on a thread on which the session then stays. Both end when what is returned is dropped.
+pub(crate) fn connect(
+    connecting: impl Future<Output = Result<Client, Driver>> + Send + 'static,
+) -> Result<(Aside, oneshot::Receiver<Result<Client, Driver>>)> {
+    let (answer, answered) = oneshot::channel();
+    let thread = Aside::start("leasehold session", move || {
+        let (tasks, started) = mpsc::unbounded_channel();
+        let tasks = Tasks(tasks);
+        let _spawner = spawns_core::enter(&tasks);
+        async_io::block_on(drive(connecting, answer, started));
+    })?;
+    Ok((thread, answered))
+}
+
+async fn drive(
+    connecting: impl Future<Output = Result<Client, Driver>>,
+    mut answer: oneshot::Sender<Result<Client, Driver>>,
+    mut started: mpsc::UnboundedReceiver<Task>,
+) {
+    let mut running = FuturesUnordered::new();
+    let connected = {
+        let mut connecting = pin!(connecting.fuse());
+        loop {
+            tokio::select! {
+                biased;
+                () = answer.closed() => return,
+                Some(task) = started.recv() => running.push(Box::into_pin(task.future)),
+                connected = &mut connecting => break connected,
+                Some(()) = running.next(), if !running.is_empty() => {}
+            }
+        }
+    };
+    // If nobody waits any more, the client is dropped, and the session ends.
+    drop(answer.send(connected));
+    while !(running.is_empty() && started.is_empty()) {
+        tokio::select! {
+            biased;
+            Some(task) = started.recv() => running.push(Box::into_pin(task.future)),
+            Some(()) = running.next(), if !running.is_empty() => {}
+        }
+    }
+}
