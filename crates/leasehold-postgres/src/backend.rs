@@ -187,11 +187,13 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
-        inspect::inspect(&self.link, key).await
+        let key = key.clone();
+        self.link.aside("inspect", |link| async move { inspect::inspect(&link, &key).await }).await
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        breaking::break_lock(&self.link, holder, now).await
+        let holder = holder.clone();
+        self.link.aside("break", |link| async move { breaking::break_lock(&link, &holder, now).await }).await
     }
 
     async fn close(&self) -> Result<()> {

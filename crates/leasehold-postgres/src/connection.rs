@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl};
+use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl, aside};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor, Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow, PgSslMode},
@@ -69,9 +69,28 @@ impl Link {
     pub(crate) async fn connected(options: &PgConnectOptions, config: PostgresConfig) -> Result<(Arc<Self>, Server)> {
         let mut link = Self::new(options, config)?;
         warn_of_strangers(options);
-        let server = link.probe().await?;
-        link.server = Some(server);
-        Ok((Arc::new(link), server))
+        let (patience, endpoint) = (link.config.timeout, link.endpoint());
+        let probed = aside(patience, async move {
+            let server = link.probe().await?;
+            link.server = Some(server);
+            Ok((Arc::new(link), server))
+        });
+        probed.await.map_err(|error| error::in_flood(error, "connect", &endpoint))
+    }
+
+    /// Does what opens a connection of its own on a thread of its own: the driver never yields while the server sends
+    /// faster than it reads, be it notices, rows, settings or one long message.
+    pub(crate) async fn aside<T, F>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        work: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let done = aside(self.config.timeout, work(Arc::clone(self))).await;
+        done.map_err(|error| error::in_flood(error, operation, &self.endpoint()))
     }
 
     pub(crate) fn new(options: &PgConnectOptions, config: PostgresConfig) -> Result<Self> {

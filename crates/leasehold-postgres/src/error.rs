@@ -26,6 +26,14 @@ pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
 }
 
+/// Names the server, where the driver was given up.
+pub(crate) fn in_flood(error: Error, operation: &'static str, endpoint: &str) -> Error {
+    if error.backend().is_some() {
+        return error;
+    }
+    plain(error.kind(), operation, format!("{endpoint}: {}", error.message())).with_source(error)
+}
+
 /// The session's connection is gone, and with it all that it held.
 pub(crate) fn over(operation: &'static str) -> Error {
     plain(ErrorKind::Lost, operation, "the connection that holds the locks is gone")

@@ -232,7 +232,7 @@ async fn listen(wakes: Weak<Wakes>) {
         if !wakes.is_needed(false) {
             return;
         }
-        match contained(connect(&wakes.link)).await {
+        match wakes.link.aside("acquire", |link| async move { connect(&link).await }).await {
             Ok((listener, identity)) => {
                 warned = false;
                 wakes.became(None);
