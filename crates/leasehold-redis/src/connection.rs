@@ -22,6 +22,7 @@ use crate::{
     live::Live,
     probe,
     scripts::Script,
+    stream::{self, Meter},
     wake::Registry,
 };
 
@@ -239,14 +240,15 @@ impl Link {
     }
 
     async fn open_as(self: &Arc<Self>, client: &Client, generation: u64, patience: Duration) -> Result<Arc<Live>> {
+        let meter = Arc::<Meter>::default();
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(patience))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
         let pushing = match self.config.wake_up {
             WakeMode::Pushed => {
-                let settings = settings.clone().set_push_sender(self.push_sender(generation));
-                match client.get_multiplexed_async_connection_with_config(&settings).await {
+                let settings = settings.clone().set_push_sender(self.push_sender(generation, &meter));
+                match stream::connect(client, settings, &meter, patience).await {
                     Ok(connection) => Some(connection),
                     Err(error) if probe::lacks_resp3(&error) => {
                         tracing::warn!(endpoint = %self.endpoint, "no RESP3 here: waiters poll");
@@ -261,18 +263,18 @@ impl Link {
             Some(connection) => (connection, true),
             None => {
                 let client = probe::with_resp2(client)?;
-                match client.get_multiplexed_async_connection_with_config(&settings).await {
+                match stream::connect(&client, settings, &meter, patience).await {
                     Ok(connection) => (connection, false),
                     Err(error) => return Err(self.cannot_connect(&client, error).await),
                 }
             }
         };
-        let mut probed = connection.clone();
+        let mut probed = connection.0.clone();
         // The only time that the driver's own time-out is used: afterwards `Live` has one.
         probed.set_response_timeout(self.config.response_timeout);
         let found = probe::check(probed, can_push, generation == 0, self).await?;
         self.gather.suit_runtime();
-        Ok(Arc::new(Live::new(connection, generation, found, self.config.response_timeout)))
+        Ok(Arc::new(Live::new(connection, meter, generation, found, self.config.response_timeout)))
     }
 
     async fn cannot_connect(&self, client: &Client, error: RedisError) -> Error {
@@ -281,10 +283,16 @@ impl Link {
         error::of_connect(told.unwrap_or(error), &self.endpoint, ("connect-timeout", self.config.connect_timeout))
     }
 
-    fn push_sender(&self, generation: u64) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
+    fn push_sender(
+        &self,
+        generation: u64,
+        meter: &Arc<Meter>,
+    ) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
         let registry = Arc::clone(&self.registry);
         let link = Weak::clone(&self.this);
+        let meter = Arc::clone(meter);
         move |push: PushInfo| {
+            meter.reset();
             match push.kind {
                 PushKind::Invalidate => match push.data.as_slice() {
                     [Value::Array(keys)] => {

@@ -23,6 +23,7 @@ mod probe;
 mod redlock;
 mod scripts;
 mod sight;
+mod stream;
 mod undo;
 mod vote;
 mod wake;

@@ -21,11 +21,15 @@ use crate::{
     probe::Found,
     scripts::Script,
     sight::Sight,
+    stream::{Meter, Task},
 };
 
 /// A connection that works, as far as we know.
 pub(crate) struct Live {
     connection: MultiplexedConnection,
+    /// Ends with it, unless the driver sees to that itself.
+    _task: Option<Task>,
+    meter: Arc<Meter>,
     /// For how long an answer is awaited, and what does it: the driver's own time-outs are timers of the runtime.
     response_timeout: Duration,
     time_outs: Arc<Patience>,
@@ -55,7 +59,8 @@ pub(crate) type Sent = Pin<Box<dyn Future<Output = Result<Vec<Value>, RedisError
 
 impl Live {
     pub(crate) fn new(
-        connection: MultiplexedConnection,
+        (connection, task): (MultiplexedConnection, Option<Task>),
+        meter: Arc<Meter>,
         generation: u64,
         found: Found,
         response_timeout: Duration,
@@ -63,6 +68,8 @@ impl Live {
         let Found { id, run, pushes, restart } = found;
         Self {
             connection,
+            _task: task,
+            meter,
             response_timeout,
             time_outs: Arc::default(),
             generation,
@@ -109,7 +116,12 @@ impl Live {
     ) -> impl Future<Output = Result<T, RedisError>> {
         // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before the command is queued.
         let within = self.time_outs.within(self.response_timeout, unconstrained(answer));
-        within.map(|answer| answer.unwrap_or_else(|Elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into())))
+        within.map(|answer| {
+            if answer.is_ok() {
+                self.meter.reset();
+            }
+            answer.unwrap_or_else(|Elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+        })
     }
 
     /// Which run of the server this is; empty if it does not tell.

@@ -1,0 +1,167 @@
+//! [`Metered`]: a stream that ends if a server sends more than anybody asked for.
+//!
+//! The driver keeps an answer in memory until it is whole, however long it is. So what comes is counted, and each answer
+//! that somebody has taken sets the count back.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, RedisError,
+    aio::MultiplexedConnection,
+    io::tcp::{TcpSettings, socket2::SockRef},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    task::AbortHandle,
+    time::timeout,
+};
+
+/// The largest answer, in bytes: some 18 000 waiters of one lock.
+const LARGEST: usize = 12 << 20;
+/// What each line counts beside its bytes: the driver needs so much memory for the smallest part of an answer.
+const LINE: usize = 64;
+
+/// What has come since an answer was last taken.
+#[derive(Debug, Default)]
+pub(crate) struct Meter(AtomicUsize);
+
+impl Meter {
+    /// Somebody has taken an answer.
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn add(&self, bytes: &[u8]) -> io::Result<()> {
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+        let more = bytes.len() + lines * LINE;
+        if self.0.fetch_add(more, Ordering::Relaxed) + more > LARGEST {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the server sends more than {} MiB for one answer", LARGEST >> 20),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The driver's task. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Connects over a stream that is metered. Over TLS the driver makes the stream, and there is no meter and no task.
+pub(crate) async fn connect(
+    client: &Client,
+    settings: AsyncConnectionConfig,
+    meter: &Arc<Meter>,
+    patience: Duration,
+) -> Result<(MultiplexedConnection, Option<Task>), RedisError> {
+    let info = client.get_connection_info();
+    let connecting = async {
+        match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let stream = connect_tcp(host, *port, info.tcp_settings()).await?;
+                start(client, settings, Metered { stream, meter: Arc::clone(meter) }).await
+            }
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => {
+                let stream = tokio::net::UnixStream::connect(path).await?;
+                start(client, settings, Metered { stream, meter: Arc::clone(meter) }).await
+            }
+            _ => Ok((client.get_multiplexed_async_connection_with_config(&settings).await?, None)),
+        }
+    };
+    timeout(patience, connecting).await.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+}
+
+async fn connect_tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    stream.set_nodelay(settings.nodelay())?;
+    let socket = SockRef::from(&stream);
+    if let Some(keepalive) = settings.keepalive() {
+        socket.set_tcp_keepalive(keepalive)?;
+    }
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    socket.set_tcp_user_timeout(settings.user_timeout())?;
+    Ok(stream)
+}
+
+async fn start<S>(
+    client: &Client,
+    settings: AsyncConnectionConfig,
+    stream: S,
+) -> Result<(MultiplexedConnection, Option<Task>), RedisError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let settings_of_server = client.get_connection_info().redis_settings();
+    let (connection, driver) = MultiplexedConnection::new_with_config(settings_of_server, stream, settings).await?;
+    Ok((connection, Some(Task(tokio::spawn(driver).abort_handle()))))
+}
+
+/// A stream on which what comes is counted.
+struct Metered<S> {
+    stream: S,
+    meter: Arc<Meter>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        Poll::Ready(self.meter.add(&buffer.filled()[before..]))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_without_end_is_refused_and_many_answers_are_not() {
+        let meter = Meter::default();
+        let answer = vec![b'x'; LARGEST / 4];
+        for _ in 0..100 {
+            meter.add(&answer).unwrap();
+            meter.reset();
+        }
+        let refused = (0..5).find_map(|_| meter.add(&answer).err()).unwrap();
+        assert!(refused.to_string().contains("12 MiB"), "{refused}");
+    }
+
+    #[test]
+    fn small_parts_count_as_much_as_they_cost() {
+        let parts = b"_\r\n".repeat(LARGEST / 32);
+        assert!(Meter::default().add(&parts).is_err());
+        assert!(Meter::default().add(&vec![b'_'; parts.len()]).is_ok());
+    }
+}
