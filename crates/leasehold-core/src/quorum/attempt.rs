@@ -71,7 +71,7 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, trie
             Ok(token) => Some(token),
             Err(problems) if problems.len() > quorum.majority.spare() => {
                 asking.undo();
-                return Err(quorum.unavailable(problems));
+                return Err(quorum.unavailable(&problems));
             }
             // Others took nodes from under us.
             Err(_) => return asking.fail(Standing::Contended, began, tries),
@@ -158,7 +158,7 @@ impl Asking {
         let outcome = if standing == Standing::OutOfReach {
             // Those that have not answered are not to blame while their time is not over.
             let problems = self.quorum.problems(&self.replies, self.over.then_some(self.timeout));
-            Err(self.quorum.unavailable(problems))
+            Err(self.quorum.unavailable(&problems))
         } else {
             let took = self.request.now().since(began);
             Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, tries)))

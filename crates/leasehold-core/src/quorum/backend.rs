@@ -218,8 +218,8 @@ impl QuorumBackend {
     }
 
     /// `3 of 5 unavailable: …`
-    pub(super) fn unavailable(&self, problems: Problems) -> Error {
-        opening::unavailable(&self.members, &problems, self.config.scheme)
+    pub(super) fn unavailable(&self, problems: &Problems) -> Error {
+        opening::unavailable(&self.members, problems, self.config.scheme)
     }
 
     /// Drives calls to their end in the background.

@@ -120,7 +120,7 @@ impl Taken {
         let problems: Vec<_> =
             self.problems.into_iter().enumerate().filter_map(|(node, problem)| Some((node, problem?))).collect();
         if problems.len() > quorum.majority.spare() {
-            return Err(quorum.unavailable(problems).with_operation("break"));
+            return Err(quorum.unavailable(&problems).with_operation("break"));
         }
         Ok(match self.marked {
             Some(left) => Broken::FreeWithin(left),

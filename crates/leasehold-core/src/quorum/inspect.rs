@@ -54,7 +54,7 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
         }
     }
     if problems.len() > quorum.majority.spare() {
-        return Err(quorum.unavailable(problems).with_operation("inspect"));
+        return Err(quorum.unavailable(&problems).with_operation("inspect"));
     }
     seen.retain(|seen| seen.ids.iter().flatten().count() >= quorum.majority.needed());
     let holders = seen.into_iter().map(|Seen { mut holder, ids, .. }| {

@@ -124,6 +124,6 @@ impl QuorumBackend {
                 None => {}
             }
         }
-        if problems.is_empty() { Ok(nodes) } else { Err(self.unavailable(problems).with_operation("provision")) }
+        if problems.is_empty() { Ok(nodes) } else { Err(self.unavailable(&problems).with_operation("provision")) }
     }
 }
