@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The longest answer that is read. The driver's default of 4 MiB is less than the queue of one lock can be.
-const LONGEST_ANSWER: usize = 256 << 20;
+const LONGEST_ANSWER: usize = 16 << 20;
 
 /// One member, and the connection to it if there is one.
 pub(crate) struct Member {
