@@ -11,7 +11,9 @@ use crate::support::{client, free, ttl};
 const LOCKS: usize = 10_000;
 const READERS: usize = 2_000;
 /// A look at so many keys every third renewal, on a machine that builds something else beside.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A quarter of it is for each answer.
+const TTL_S: u64 = 24;
 
 fn name(n: usize) -> String {
     format!("{n:0>400}")
@@ -20,7 +22,7 @@ fn name(n: usize) -> String {
 async fn all_held(client: &LockClient) -> Vec<LockGuard> {
     let mut granted = JoinSet::new();
     for n in 0..LOCKS {
-        let mutex = client.mutex(name(n)).with_ttl(ttl(12));
+        let mutex = client.mutex(name(n)).with_ttl(ttl(TTL_S));
         granted.spawn(async move { (n, mutex.lock().await.unwrap()) });
     }
     let mut guards = granted.join_all().await;
@@ -31,7 +33,7 @@ async fn all_held(client: &LockClient) -> Vec<LockGuard> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_loss_among_ten_thousand_long_names_is_told() {
     let cluster = EtcdCluster::builder().in_memory().start().unwrap();
-    let holder = client(&cluster.url()).await;
+    let holder = client(&format!("{}?timeout=60s", cluster.url())).await;
     let guards = all_held(&holder).await;
     for n in [0, LOCKS / 2, LOCKS - 1] {
         cluster.at(0).ctl(&["del", "--prefix", &format!("{}/", name(n))]).unwrap();
@@ -45,12 +47,12 @@ async fn a_loss_among_ten_thousand_long_names_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_of_more_than_4_mib_can_be_inspected() {
     let cluster = EtcdCluster::builder().in_memory().start().unwrap();
-    let readers = client(&cluster.url()).await;
+    let readers = client(&format!("{}?timeout=60s", cluster.url())).await;
     // Each byte of it is three on the server.
     let name = "/".repeat(1024);
     let mut granted = JoinSet::new();
     for _ in 0..READERS {
-        let lock = readers.rwlock(name.as_str());
+        let lock = readers.rwlock(name.as_str()).with_ttl(ttl(120));
         granted.spawn(async move { lock.read().await.unwrap() });
     }
     let guards = granted.join_all().await;

@@ -64,7 +64,7 @@ async fn many_tasks_lock_at_once_where_requests_are_small() {
 async fn many_orphans_are_removed_where_transactions_are_short() {
     let cluster = EtcdCluster::builder().option("--max-txn-ops", "8").start().unwrap();
     let backend = backend(&cluster.url()).await;
-    let request = Request::new("k".try_into().unwrap()).with_ttl(ttl(5));
+    let request = Request::new("k".try_into().unwrap()).with_ttl(ttl(120));
     let lease = Arc::clone(&backend).acquire(request).await.unwrap();
     let key = locks(&cluster).remove(0);
     let id = lease_of(&key, "k");
