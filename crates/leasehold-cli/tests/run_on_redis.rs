@@ -196,7 +196,7 @@ fn a_quorum_is_provisioned_used_and_its_dead_server_named() {
     let url = format!("redlock://{}/", hosts.join(","));
 
     // Just started, and nobody has said that nothing was forgotten.
-    let early = ended(&mut run_on(&url, &["k"], &["true"]));
+    let early = ended(&mut run_on(&url, &["--try", "k"], &["true"]));
     assert_eq!(early.status.code(), Some(69), "{}", stderr(&early));
     assert!(
         stderr(&early).contains("3 of 3 unavailable") && stderr(&early).contains("provision"),

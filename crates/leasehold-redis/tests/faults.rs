@@ -484,7 +484,7 @@ async fn closing_removes_what_an_attempt_of_unknown_outcome_has_left() {
         let client = LockClient::new(proxy.backend().await);
         client.mutex("warm").lock().await.unwrap().release().await.unwrap();
         proxy.lose_answers(cut);
-        let error = client.mutex("k").lock().await.unwrap_err();
+        let error = client.mutex("k").try_lock().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
         proxy.heal();
         client.close().await.unwrap();

@@ -34,7 +34,7 @@ async fn a_holder_cut_off_with_a_minority_gives_up_before_the_rival_is_granted()
         assert!(granted >= lost, "the rival was granted {:?} before the loss", lost - granted);
         assert!(next.fencing_token() > guard.fencing_token());
         // No new lock on that side either, and the error is a retryable one that says so.
-        let error = one.mutex("other").with_ttl(ttl(2)).lock().await.unwrap_err();
+        let error = one.mutex("other").with_ttl(ttl(2)).try_lock().await.unwrap_err();
         assert!(error.is_retryable(), "{error:?}");
 
         cluster.links().unwrap().heal();

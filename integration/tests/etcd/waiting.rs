@@ -63,7 +63,8 @@ async fn cancelled_waiters_leave_nothing() {
     let guard = one.mutex("k").lock().await.unwrap();
     for wait in [1, 3, 10, 30, 100] {
         let error = other.mutex("k").lock_within(Duration::from_millis(wait)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        // So soon the cluster may not have answered.
+        assert!(matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unavailable), "{error:?}");
     }
     until_locks(&cluster, "the holder alone", |keys| keys.len() == 1).await;
     free(guard).await;

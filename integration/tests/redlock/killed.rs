@@ -47,7 +47,7 @@ async fn three_killed_servers_are_an_error_that_names_them_and_leaves_nothing() 
     for server in &mut servers.servers[..3] {
         server.kill();
     }
-    let error = client.mutex("k").lock().await.unwrap_err();
+    let error = client.mutex("k").try_lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let text = error.to_string();
     assert!(text.contains("3 of 5 unavailable: "), "{text}");

@@ -38,7 +38,7 @@ async fn three_stopped_servers_are_an_error_in_time_and_all_are_released() {
     for server in &mut servers.servers[..3] {
         server.pause().unwrap();
     }
-    let error = client.mutex("k").lock().await.unwrap_err();
+    let error = client.mutex("k").try_lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("3 of 5 unavailable: "), "{error}");
     block_in_place(|| nothing_left(&servers.servers[3..]));

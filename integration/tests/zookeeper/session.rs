@@ -69,7 +69,7 @@ async fn a_stopped_server_is_an_error_in_time_and_the_holder_loses_by_its_deadli
     server.pause().unwrap();
     let latest = SystemClock.now() + millis(4_000);
     let begun = Instant::now();
-    let error = client.mutex("other").with_ttl(ttl(4)).lock().await.unwrap_err();
+    let error = client.mutex("other").with_ttl(ttl(4)).try_lock().await.unwrap_err();
     assert!(is_a_fault(error.kind()) && error.is_retryable(), "{error:?}");
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
