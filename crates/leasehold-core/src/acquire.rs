@@ -212,10 +212,10 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
 fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
     let client = grant.client;
     let guard = Hold::begin(grant, spec.renewal);
-    // In this order: a client that is being closed is marked so before its holds are lost.
+    // In this order: a client that closes or drains is marked so before it looks at what is held.
     let is_held = guard.is_held();
-    if client.is_closed() {
-        return Err(client.closed());
+    if let Some(refusal) = client.refusal() {
+        return Err(refusal);
     }
     if !is_held {
         return Err(Error::new(

@@ -82,7 +82,7 @@ async fn wait(request: &Request, contention: Contention) -> bool {
     }
 }
 
-async fn sleep_unless_cancelled(request: &Request, duration: Duration) {
+pub(crate) async fn sleep_unless_cancelled(request: &Request, duration: Duration) {
     tokio::select! {
         biased;
         () = tokio::time::sleep(duration) => {}

@@ -18,7 +18,7 @@ use crate::{
     clock::Deadline,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    inspection::{Broken, HolderRef, Inspection},
+    inspection::{Broken, HolderRef, Inspection, Pong},
     key::LockKey,
     quorum::QuorumNode,
     request::Request,
@@ -48,7 +48,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// A wrapper must forward every method, also those with a default (`#[deny(clippy::missing_trait_methods)]`).
 #[async_trait]
 pub trait LockBackend: Debug + Display + Send + Sync + 'static {
-    /// What this backend promises. Cheap; does not change.
+    /// What this backend promises. Cheap; does not change, except that
+    /// [provisional](Capabilities::provisional) ones are replaced once.
     fn capabilities(&self) -> Capabilities;
 
     /// One attempt, no waiting.
@@ -84,6 +85,14 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// # Errors
     /// [`ErrorKind::Unsupported`] where capabilities say so; otherwise as the driver fails.
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken>;
+
+    /// Asks for a sign of life: one cheap round trip that changes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] by default; otherwise as the driver fails.
+    async fn ping(&self) -> Result<Pong> {
+        Err(Error::new(ErrorKind::Unsupported, "this backend has no ping; call `inspect` instead"))
+    }
 
     /// Ends sessions and connections. The client calls it last, after it released everything.
     ///
@@ -128,6 +137,10 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         B::break_lock(self, holder, now).await
+    }
+
+    async fn ping(&self) -> Result<Pong> {
+        B::ping(self).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -62,6 +62,10 @@ pub struct Capabilities {
     pub inspect: bool,
     /// Whether [`LockBackend::break_lock`](crate::LockBackend::break_lock) works.
     pub break_lock: bool,
+    /// Whether these are what any server of this kind does, because a client that connects
+    /// [lazily](crate::LazyBackend) has not reached its own yet. Then each promise is the weakest, and the range of TTLs is
+    /// the widest. The connection replaces them, once.
+    pub provisional: bool,
 }
 
 impl Capabilities {
@@ -87,6 +91,7 @@ impl Capabilities {
             ordered_release: false,
             inspect: false,
             break_lock: false,
+            provisional: false,
         }
     }
 

@@ -30,7 +30,7 @@ use crate::{
     driven::Driven,
     error::{Error, ErrorKind, Result},
     gate::Gates,
-    inspection::{Broken, HolderRef, Inspection},
+    inspection::{Broken, HolderRef, Inspection, Pong},
     keeper::Keeper,
     key::LockKey,
     mode::Mode,
@@ -38,6 +38,7 @@ use crate::{
     options::{Renewal, Spec, Wait},
     reentrant::Owner,
     request::RequestContext,
+    runtime,
     rwlock::RwLock,
     semaphore::Semaphore,
     signal::LossReason,
@@ -145,10 +146,11 @@ impl LockClient {
         }
     }
 
-    /// What the backend promises.
+    /// What the backend promises. Until a client that connects [lazily](crate::LazyBackend) has reached its server, they
+    /// are [provisional](Capabilities::provisional).
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
-        &self.0.capabilities
+        self.0.capabilities()
     }
 
     /// The backend.
@@ -186,6 +188,75 @@ impl LockClient {
         self.0.check_usable()?;
         let (backend, holder) = (Arc::clone(&self.0.backend), holder.clone());
         Driven::short(&self.0, Call::of(|| Box::pin(async move { backend.break_lock(&holder, now).await }))).await
+    }
+
+    /// Asks the backend for a sign of life, for health checks: one cheap round trip that takes no lock and changes nothing.
+    ///
+    /// A quorum answers if a majority of its nodes does; [`Pong::nodes`] says which do not. A client that connects
+    /// [lazily](crate::LazyBackend) tries to connect. A client that [drains](Self::drain) still pings.
+    ///
+    /// An answer does not promise that the next lock can be had: the user may lack a right, or the disk may be full.
+    ///
+    /// ```
+    /// # use leasehold_local::MemoryBackend;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+    /// # use leasehold_core::LockClient;
+    /// # let client = LockClient::new(MemoryBackend::new());
+    /// for node in client.ping().await?.nodes {
+    ///     if let Some(problem) = node.problem {
+    ///         eprintln!("{} does not answer: {problem}", node.endpoint);
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] or [`ErrorKind::Indeterminate`] if no answer comes within the backend's time-out,
+    /// [`ErrorKind::Unsupported`] if the backend has no ping; otherwise as the backend fails.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn ping(&self) -> Result<Pong> {
+        self.0.check_usable()?;
+        let backend = Arc::clone(&self.0.backend);
+        let ping = Call::of(|| Box::pin(async move { backend.ping().await }));
+        Driven::short(&self.0, ping).await.map_err(|error| match error.operation() {
+            Some(_) => error,
+            None => error.with_operation("ping"),
+        })
+    }
+
+    /// Takes no new locks from now on, and waits until the last lock is released. For a program that shuts down:
+    /// [`close`](Self::close) would take the locks away from work that is under way.
+    ///
+    /// From the first poll on, acquisitions that begin or wait fail with [`ErrorKind::Closed`], on all clones of the
+    /// client. Holders keep their locks, which are renewed as before, and release them when they are done. A lock that is
+    /// entered again within its [`Owner`] is granted. This cannot be undone.
+    ///
+    /// It returns when no lock of this client is held and every release has been answered. A release that fails is tried
+    /// again until the lock expires. A lock that is lost counts as released. It also waits for acquisitions to end, which
+    /// they do when they are next polled. So a task that holds a guard, or has a pending `lock` that it does not poll, must
+    /// not wait for it without a time-out.
+    ///
+    /// ```
+    /// # use leasehold_local::MemoryBackend;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+    /// # use leasehold_core::LockClient;
+    /// # let client = LockClient::new(MemoryBackend::new());
+    /// use std::time::Duration;
+    ///
+    /// // Holders have ten seconds. `close` takes from them what they still hold.
+    /// if tokio::time::timeout(Duration::from_secs(10), client.drain()).await.is_err() {
+    ///     eprintln!("some locks were not released in time");
+    /// }
+    /// client.close().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// Safe: dropped, the client still refuses new locks. Call it again to go on waiting.
+    pub async fn drain(&self) {
+        self.0.drain().await;
     }
 
     /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost to
@@ -266,10 +337,12 @@ impl LockClientBuilder {
             drift: capabilities.drift,
             losses: Arc::clone(&losses),
             closing: Arc::default(),
+            draining: Arc::default(),
         };
         LockClient(Arc::new(Client {
             backend,
             capabilities,
+            settled: OnceLock::new(),
             ttl,
             context: Arc::new(context),
             gates: Arc::new(Gates::new(Arc::clone(&clock))),
@@ -298,7 +371,10 @@ fn is_in_this_process(capabilities: &Capabilities) -> bool {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) backend: Arc<dyn LockBackend>,
+    /// Those of when the client was built; see [`capabilities`](Self::capabilities).
     pub(crate) capabilities: Capabilities,
+    /// Those that replaced provisional ones.
+    settled: OnceLock<Capabilities>,
     pub(crate) gates: Arc<Gates>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) context: Arc<RequestContext>,
@@ -321,14 +397,54 @@ impl Client {
         self.context.closing.is_cancelled()
     }
 
-    pub(crate) fn closed(&self) -> Error {
+    fn closed(&self) -> Error {
         Error::new(ErrorKind::Closed, "the client is closed; make a new one").with_backend(self.capabilities.backend)
+    }
+
+    /// The error of an acquisition, if the client takes no new locks.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        if self.is_closed() {
+            return Some(self.closed());
+        }
+        self.context.draining.is_cancelled().then(|| {
+            Error::new(ErrorKind::Closed, "the client drains and takes no new locks; make a new one")
+                .with_backend(self.capabilities.backend)
+        })
+    }
+
+    /// The capabilities, as far as the server is known.
+    fn capabilities(&self) -> &Capabilities {
+        if !self.capabilities.provisional {
+            return &self.capabilities;
+        }
+        if self.settled.get().is_none() {
+            let now = self.backend.capabilities();
+            if now.provisional {
+                return &self.capabilities;
+            }
+            drop(self.settled.set(now));
+        }
+        self.settled.get().unwrap_or(&self.capabilities)
     }
 
     /// Whether an acquisition may start.
     pub(crate) fn check(&self, mode: Mode, ttl: Ttl) -> Result<()> {
-        self.check_usable()?;
-        self.capabilities.check(mode, ttl)
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        self.check_runtime()?;
+        self.capabilities().check(mode, ttl)
+    }
+
+    /// What [`LockClient::drain`] does.
+    async fn drain(&self) {
+        self.context.draining.cancel();
+        self.gates.close();
+        self.keeper.emptied().await;
+        // What is granted from now on is given back at once.
+        self.keeper.stop();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// What [`LockClient::close`] does, once.
@@ -353,10 +469,7 @@ impl Client {
     }
 
     fn check_runtime(&self) -> Result<()> {
-        let here = Handle::try_current().map_err(|source| {
-            Error::new(ErrorKind::Runtime, "locks need a tokio runtime with its timer enabled; none is entered here")
-                .with_source(source)
-        })?;
+        let here = runtime::current()?;
         let ours = self.runtime.get_or_init(|| here.clone());
         if ours.id() != here.id() {
             return Err(Error::new(
@@ -365,11 +478,8 @@ impl Client {
                  renewals live; make a client per runtime",
             ));
         }
-        if !*self.has_timer.get_or_init(has_timer) {
-            return Err(Error::new(
-                ErrorKind::Runtime,
-                "this tokio runtime has no timer, and no lock would be renewed; build it with `enable_time` or `enable_all`",
-            ));
+        if !*self.has_timer.get_or_init(runtime::has_timer) {
+            return Err(runtime::without_timer());
         }
         Ok(())
     }
@@ -433,12 +543,6 @@ impl Client {
             drop(runtime.spawn(work));
         }
     }
-}
-
-/// Returns whether the current runtime has a timer. Tokio has no way to ask: without one, a sleep panics, and the
-/// panic hook prints that.
-fn has_timer() -> bool {
-    catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }
 
 /// Polls an operation once, and returns it if it is not complete. It must be polled again, with a real waker.

@@ -11,7 +11,7 @@ use crate::{
     client::Client,
     contain::{Call, ContainedLease},
     error::{ErrorKind, Result},
-    inspection::{Broken, Inspection},
+    inspection::{Broken, Inspection, Pong},
     release,
     request::Request,
 };
@@ -45,7 +45,7 @@ macro_rules! without_lease {
         }
     )*};
 }
-without_lease!((), Inspection, Broken);
+without_lease!((), Inspection, Broken, Pong);
 
 /// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled if it is an
 /// acquisition, driven to its end in the background, and what was granted is released. An operation that panics
@@ -83,8 +83,9 @@ impl<T: Outcome> Future for Driven<'_, T> {
             Poll::Ready(outcome) => {
                 this.operation = None;
                 Poll::Ready(outcome.map_err(|error| {
-                    if error.kind() == ErrorKind::Cancelled && this.client.is_closed() {
-                        this.client.closed()
+                    let refusal = this.client.refusal().filter(|_| error.kind() == ErrorKind::Cancelled);
+                    if let Some(refusal) = refusal {
+                        refusal
                     } else if error.backend().is_none() {
                         error.with_backend(this.client.capabilities.backend)
                     } else {

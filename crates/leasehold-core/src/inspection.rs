@@ -116,6 +116,29 @@ impl NodeStatus {
     }
 }
 
+/// The answer to a [ping](crate::LockClient::ping).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pong {
+    /// Of a quorum: its nodes. A node with a problem did not answer. Empty elsewhere.
+    pub nodes: Vec<NodeStatus>,
+}
+
+impl Pong {
+    /// Returns the answer of a backend without nodes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the nodes of a quorum.
+    #[must_use]
+    pub fn with_nodes(mut self, nodes: Vec<NodeStatus>) -> Self {
+        self.nodes = nodes;
+        self
+    }
+}
+
 /// What breaking a lock did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -49,6 +49,9 @@ pub(crate) struct Keeper {
     state: Mutex<State>,
     /// Something is due before the task thought, or the keeper stops.
     wake: Notify,
+    /// Whether somebody waits until nothing is held, and is told by `emptied`.
+    drains: AtomicBool,
+    emptied: Notify,
     /// A backend reported a loss.
     pub(crate) losses: Arc<Notify>,
     stopped: AtomicBool,
@@ -96,6 +99,8 @@ impl Keeper {
             clock,
             state: Mutex::new(State { next_look: u64::MAX, ..State::default() }),
             wake: Notify::new(),
+            drains: AtomicBool::new(false),
+            emptied: Notify::new(),
             losses,
             stopped: AtomicBool::new(false),
         }
@@ -137,17 +142,27 @@ impl Keeper {
 
     /// Keeps a hold no longer; whether it was kept.
     pub(crate) fn remove(&self, hold: &Arc<Hold>) -> bool {
-        let mut state = self.lock();
-        if state.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
-            return true;
-        }
-        let Upkeep::Session(id) = hold.upkeep else { return false };
-        let Some(session) = state.sessions.get_mut(&id) else { return false };
-        let kept = session.members.remove(&hold.id).is_some();
-        if session.members.is_empty() {
-            state.sessions.remove(&id);
+        let (kept, is_empty) = {
+            let mut state = self.lock();
+            (state.remove(hold), state.is_empty())
+        };
+        if kept && is_empty && self.drains.load(Ordering::Acquire) {
+            self.emptied.notify_waiters();
         }
         kept
+    }
+
+    /// Waits until nothing is held.
+    pub(crate) async fn emptied(&self) {
+        self.drains.store(true, Ordering::Release);
+        loop {
+            // Made before it looks, so that no change in between is missed.
+            let emptied = self.emptied.notified();
+            if self.lock().is_empty() {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     /// Everything that is held.
@@ -267,6 +282,24 @@ impl Keeper {
 }
 
 impl State {
+    fn is_empty(&self) -> bool {
+        self.holds.is_empty() && self.sessions.is_empty()
+    }
+
+    /// Removes a hold; whether it was there.
+    fn remove(&mut self, hold: &Hold) -> bool {
+        if self.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
+            return true;
+        }
+        let Upkeep::Session(id) = hold.upkeep else { return false };
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        let kept = session.members.remove(&hold.id).is_some();
+        if session.members.is_empty() {
+            self.sessions.remove(&id);
+        }
+        kept
+    }
+
     fn schedule(&mut self, hold: &Arc<Hold>, due: u64) -> u64 {
         hold.due.store(due, Ordering::Relaxed);
         self.holds.insert((due, hold.id), Arc::clone(hold));

@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
-/// Host, process id and program: `web-3/4711/shopd`.
-pub(crate) fn default_label() -> Arc<str> {
+/// Returns the label of a client without one: host, process id and program, as in `web-3/4711/shopd`.
+///
+/// ```
+/// assert!(leasehold_core::default_label().contains(&std::process::id().to_string()));
+/// ```
+#[must_use]
+pub fn default_label() -> Arc<str> {
     let program = std::env::args_os()
         .next()
         .and_then(|path| Some(std::path::Path::new(&path).file_name()?.to_string_lossy().into_owned()))

@@ -27,6 +27,7 @@ mod inspection;
 mod keeper;
 mod key;
 mod label;
+mod lazy;
 mod mode;
 mod mutex;
 mod options;
@@ -39,6 +40,7 @@ mod release;
 mod release_state;
 mod request;
 mod run;
+mod runtime;
 mod rwlock;
 mod semaphore;
 pub mod session;
@@ -63,8 +65,10 @@ pub use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseView, LockGuard},
-    inspection::{Broken, HolderConnection, HolderRef, Inspection, NodeStatus, WaiterRef},
+    inspection::{Broken, HolderConnection, HolderRef, Inspection, NodeStatus, Pong, WaiterRef},
     key::LockKey,
+    label::default_label,
+    lazy::LazyBackend,
     mode::Mode,
     mutex::Mutex,
     options::{Renewal, Wait},
@@ -73,6 +77,7 @@ pub use crate::{
     reentrant::Owner,
     release_state::ReleaseState,
     request::{LossSink, Request},
+    runtime::check_runtime,
     rwlock::RwLock,
     semaphore::Semaphore,
     signal::LossReason,

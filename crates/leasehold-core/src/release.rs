@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
 use crate::{
     backend::Released,
     client::Client,
@@ -33,6 +35,8 @@ pub(crate) struct Releasing {
     sent: bool,
     in_background: bool,
     span: Span,
+    /// Whoever closes or drains the client waits for it.
+    _under_way: TaskTrackerToken,
 }
 
 impl Releasing {
@@ -55,6 +59,7 @@ impl Releasing {
             hold: Arc::clone(hold),
             sent: false,
             in_background: false,
+            _under_way: hold.client.under_way(),
         })
     }
 
@@ -166,6 +171,7 @@ impl Releasing {
             sent: true,
             in_background: true,
             span: self.hold.release_span(),
+            _under_way: self.hold.client.under_way(),
         };
         self.hold.client.in_background(async move {
             tokio::time::sleep(FIRST_PAUSE).await;
@@ -185,6 +191,7 @@ impl Drop for Releasing {
             sent: self.sent,
             in_background: true,
             span: std::mem::replace(&mut self.span, Span::none()),
+            _under_way: self.hold.client.under_way(),
         };
         self.hold.client.in_background(rest.finish());
     }

@@ -45,6 +45,8 @@ pub(crate) struct RequestContext {
     pub(crate) losses: Arc<Notify>,
     /// Cancelled when the client closes, and all its requests with it.
     pub(crate) closing: Arc<Signal>,
+    /// Cancelled when the client drains, and the requests that are not granted yet with it.
+    pub(crate) draining: Arc<Signal>,
 }
 
 impl RequestContext {
@@ -64,6 +66,7 @@ impl Request {
             drift: Drift::DEFAULT,
             losses: Arc::default(),
             closing: Arc::default(),
+            draining: Arc::default(),
         };
         Self::in_context(key, Mode::Exclusive, Ttl::DEFAULT, Arc::new(context))
     }
@@ -311,13 +314,13 @@ impl Request {
         self.signal.cancel();
     }
 
-    /// Whether the caller has gone away, or its client closes.
+    /// Whether the caller has gone away, or its client closes or drains.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.signal.is_cancelled() || self.context.closing.is_cancelled()
+        self.signal.is_cancelled() || self.context.closing.is_cancelled() || self.context.draining.is_cancelled()
     }
 
-    /// Completes when the caller has gone away, or its client closes.
+    /// Completes when the caller has gone away, or its client closes or drains.
     ///
     /// # Cancel safety
     /// Safe.
@@ -326,6 +329,7 @@ impl Request {
             biased;
             () = self.signal.cancelled() => {}
             () = self.context.closing.cancelled() => {}
+            () = self.context.draining.cancelled() => {}
         }
     }
 

@@ -528,3 +528,31 @@ async fn contenders_take_turns_and_leave_nothing() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(nodes.held("k").await, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_is_answered_by_a_majority_and_names_who_is_silent() {
+    let (nodes, quorum, _) = flaky().await;
+    let problems =
+        |pong: leasehold_core::Pong| -> Vec<bool> { pong.nodes.iter().map(|node| node.problem.is_some()).collect() };
+    assert_eq!(problems(quorum.ping().await.unwrap()), [false, false, false]);
+    nodes[1].down.store(true, SeqCst);
+    assert_eq!(problems(quorum.ping().await.unwrap()), [false, true, false]);
+    nodes[2].panics.store(true, SeqCst);
+    let error = quorum.ping().await.unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, Some("ping")));
+    let text = error.to_string();
+    assert!(text.contains("2 of 3 unavailable") && text.contains(&nodes[1].to_string()), "{text}");
+    assert!(!text.contains(&format!("{}:", nodes[0])), "{text}");
+}
+
+/// Whatever the nodes are provisioned with, a quorum promises no less.
+#[tokio::test(start_paused = true)]
+async fn the_provisional_capabilities_of_a_quorum_are_its_weakest() {
+    let nodes = Nodes::new(3);
+    let members = nodes.nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
+    let provisional = QuorumBackend::provisional_capabilities(members, &QuorumConfig::new());
+    let quorum = nodes.open().await.capabilities();
+    assert_eq!((provisional.backend, &provisional.endpoint), (quorum.backend, &quorum.endpoint));
+    assert!(provisional.fencing <= quorum.fencing && provisional.max_ttl >= quorum.max_ttl);
+    assert_eq!((provisional.drift, provisional.ordered_release), (quorum.drift, quorum.ordered_release));
+}

@@ -550,3 +550,27 @@ fn the_default_directory_does_not_depend_on_the_environment() {
     // Where files are removed by their age, and a service may have a copy of its own.
     assert!(!cron.contains("tmp"), "{cron}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_is_missing_is_not_blamed_on_the_number_of_open_files() {
+    let error = FileBackend::open("/proc/no-directory-here").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(
+        error.to_string().contains("/proc/no-directory-here") && error.to_string().contains("choose another"),
+        "{error}"
+    );
+    assert!(!error.to_string().contains("ulimit"), "{error}");
+}
+
+#[tokio::test]
+async fn a_ping_tells_whether_the_directory_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = FileBackend::open(dir.path().join("locks")).unwrap();
+    backend.ping().await.unwrap();
+    assert_eq!(std::fs::read_dir(backend.dir()).unwrap().count(), 0);
+    std::fs::remove_dir(backend.dir()).unwrap();
+    let error = backend.ping().await.unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, Some("ping")), "{error}");
+    assert!(!error.to_string().contains("ulimit"), "{error}");
+}

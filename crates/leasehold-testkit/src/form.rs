@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Request, Result, Ttl,
-    quorum::QuorumNode,
+    Attempt, Broken, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Pong, Request, Result,
+    Ttl, quorum::QuorumNode,
 };
 
 use crate::subject::Subject;
@@ -65,6 +65,10 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         B::break_lock(&self.0, holder, now).await
+    }
+
+    async fn ping(&self) -> Result<Pong> {
+        B::ping(&self.0).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Broken, Capabilities, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Released, Request, Result, TokenVote, Upkeep, quorum::QuorumNode,
+    LockKey, Pong, Released, Request, Result, TokenVote, Upkeep, quorum::QuorumNode,
 };
 use tracing::{
     Event, Metadata, Subscriber,
@@ -29,6 +29,7 @@ pub(crate) enum Call {
     Acquire,
     Inspect,
     Break,
+    Ping,
     FencingToken,
     ValidUntil,
     Upkeep,
@@ -190,6 +191,10 @@ impl LockBackend for Panicking {
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         self.plan.call(Call::Break, self.inner.break_lock(holder, now)).await
+    }
+
+    async fn ping(&self) -> Result<Pong> {
+        self.plan.call(Call::Ping, self.inner.ping()).await
     }
 
     async fn close(&self) -> Result<()> {

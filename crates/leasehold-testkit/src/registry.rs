@@ -86,6 +86,10 @@ macro_rules! __with_cases {
             }
             close {
                 close_releases_all_and_then_says_closed: exclusive,
+                drain_refuses_new_locks_and_waits_for_holders: exclusive,
+            }
+            liveness {
+                ping_is_answered_beside_a_held_lock: exclusive,
             }
         }
     };

@@ -266,5 +266,5 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the client is closed; make a new one")
+    Error::new(ErrorKind::Closed, "the client is closed or drains; make a new one")
 }

@@ -16,10 +16,10 @@ use tokio_util::task::TaskTracker;
 use crate::{
     attempts::acquire_by_attempts,
     backend::{Attempt, Lease, LockBackend, Released},
-    capability::Capabilities,
+    capability::{Capabilities, Fairness},
     contain::contained,
     error::{Error, ErrorKind, Result},
-    inspection::{Broken, HolderRef, Inspection, NodeStatus},
+    inspection::{Broken, HolderRef, Inspection, NodeStatus, Pong},
     key::LockKey,
     quorum::{
         attempt::{self, Reply},
@@ -32,7 +32,8 @@ use crate::{
         inspect,
         member::Member,
         node::Terms,
-        opening,
+        opening::{self, Found},
+        ping,
         tally::Majority,
         tending,
         undo::release_until_over,
@@ -137,6 +138,15 @@ impl QuorumBackend {
             drop(quorum.attendant.set(attendant));
         }
         Ok(quorum)
+    }
+
+    /// Returns what a quorum of these backends promises at least, whatever its nodes are provisioned with. For a
+    /// [`LazyBackend`](crate::LazyBackend).
+    #[must_use]
+    pub fn provisional_capabilities(members: Vec<Arc<dyn LockBackend>>, config: &QuorumConfig) -> Capabilities {
+        let members: Vec<_> = members.into_iter().map(Member::new).collect();
+        let found = Found { marked: false, durable: false, all_vote: false, largest_ttl: Ttl::MAX };
+        Capabilities { fairness: Fairness::None, ..capabilities::of(&members, config, &found) }
     }
 
     /// How the nodes do, as this process sees it. The figures behind it are in the traces (target `leasehold`).
@@ -313,6 +323,10 @@ impl LockBackend for QuorumBackend {
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         breaking::break_lock(self, holder, now).await
+    }
+
+    async fn ping(&self) -> Result<Pong> {
+        ping::ping(self).await
     }
 
     async fn close(&self) -> Result<()> {

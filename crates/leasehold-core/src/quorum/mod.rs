@@ -48,6 +48,7 @@ mod member;
 mod membership;
 mod node;
 mod opening;
+mod ping;
 mod provision;
 mod renewal;
 mod tally;

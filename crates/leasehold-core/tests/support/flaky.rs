@@ -12,7 +12,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Released, Request, Result, TestClock, TokenVote, Upkeep, async_trait, quorum::QuorumNode,
+    LockKey, Pong, Released, Request, Result, TestClock, TokenVote, Upkeep, async_trait, quorum::QuorumNode,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -99,6 +99,11 @@ impl LockBackend for Flaky {
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         self.way().await?;
         self.inner.break_lock(holder, now).await
+    }
+
+    async fn ping(&self) -> Result<Pong> {
+        self.way().await?;
+        self.inner.ping().await
     }
 
     async fn close(&self) -> Result<()> {

@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Moment, Released, Request, Result, SessionId, TestClock, TokenVote, Upkeep, async_trait,
+    LockKey, Moment, Pong, Released, Request, Result, SessionId, TestClock, TokenVote, Upkeep, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
@@ -100,6 +100,10 @@ impl LockBackend for Spy {
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         self.inner.break_lock(holder, now).await
+    }
+
+    async fn ping(&self) -> Result<Pong> {
+        self.inner.ping().await
     }
 
     async fn close(&self) -> Result<()> {

@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, Drift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Mode, Moment, Request, Restart, Result, Wakeup, async_trait,
+    Lease, LockBackend, LockKey, LossSignal, Mode, Moment, Pong, Request, Restart, Result, Wakeup, async_trait,
 };
 
 use super::{
@@ -267,6 +267,11 @@ impl LockBackend for FileBackend {
             format!("only its holder can free a file lock; end `{}`, and the kernel frees it at once", holder.label),
         )
         .with_operation("break"))
+    }
+
+    /// Answers if lock files can be created in the directory.
+    async fn ping(&self) -> Result<Pong> {
+        directory::check_writable(&self.dir).map(|()| Pong::new()).map_err(|error| error.with_operation("ping"))
     }
 
     /// There is nothing to close: other clients may share the backend.

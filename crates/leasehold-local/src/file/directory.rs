@@ -68,7 +68,15 @@ pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
 /// Creates `dir` if it is missing, and applies the rule of [`check`] before and after it.
 pub(super) fn create_checked(dir: &Path, shared: bool) -> Result<()> {
     check(dir, shared)?;
-    create(dir, shared).map_err(|error| io_error("create the directory", dir, error))?;
+    create(dir, shared).map_err(|error| match error.kind() {
+        // Missing directories are created, so this is a place where none can be.
+        io::ErrorKind::NotFound => refused(
+            ErrorKind::InvalidInput,
+            format!("no directory can be created at {}: {error}; choose another one", dir.display()),
+        )
+        .with_source(error),
+        _ => io_error("create the directory", dir, error),
+    })?;
     check(dir, shared)
 }
 
@@ -204,7 +212,7 @@ fn is_private_group(group: u32, user: u32) -> bool {
 }
 
 /// Tries it, because access lists and read-only mounts are not in the mode bits.
-fn check_writable(dir: &Path) -> Result<()> {
+pub(super) fn check_writable(dir: &Path) -> Result<()> {
     let probe = dir.join(format!(".probe-{}", leasehold_core::OwnerId::random()));
     fs::File::create_new(&probe)
         .and_then(|_| fs::remove_file(&probe))

@@ -18,7 +18,11 @@ pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
         Io::InvalidInput => (ErrorKind::InvalidInput, "rename it, or choose another directory or name"),
         Io::InvalidFilename => (ErrorKind::InvalidInput, "the path is too long; use a shorter name or directory"),
         Io::StorageFull | Io::QuotaExceeded => (ErrorKind::Unavailable, "make room on the file system"),
-        _ => (ErrorKind::Unavailable, "see the cause; if it is the number of open files, raise `ulimit -n`"),
+        Io::NotFound => {
+            (ErrorKind::Unavailable, "a part of the path is missing; create it, or choose another directory")
+        }
+        _ if is_out_of_files(&source) => (ErrorKind::Unavailable, "too many files are open; raise `ulimit -n`"),
+        _ => (ErrorKind::Unavailable, "see the cause, or choose another directory"),
     };
     refused(kind, format!("cannot {what} {}: {source}; {remedy}", path.display())).with_source(source)
 }
@@ -27,6 +31,20 @@ pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
 pub(super) fn has_vanished(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
+}
+
+/// Whether the process or the host has as many open files as it may.
+fn is_out_of_files(source: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        [Errno::MFILE, Errno::NFILE].iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = source;
+        false
+    }
 }
 
 pub(super) fn refused(kind: ErrorKind, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {

@@ -4,7 +4,7 @@ use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Clock, Contention, Drift, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossReason, LossSignal, Mode, OwnerId, Request, Restart, Result,
+    Inspection, Lease, LockBackend, LockKey, LossReason, LossSignal, Mode, OwnerId, Pong, Request, Restart, Result,
     SystemClock, WaiterRef, Wakeup, async_trait, quorum::QuorumNode,
 };
 
@@ -208,6 +208,11 @@ impl LockBackend for MemoryBackend {
             }
         }
         Ok(Broken::AlreadyGone)
+    }
+
+    /// Always answers.
+    async fn ping(&self) -> Result<Pong> {
+        Ok(Pong::new())
     }
 
     /// There is nothing to close: other clients may share the backend.

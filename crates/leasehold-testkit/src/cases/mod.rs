@@ -11,6 +11,7 @@ pub mod fencing;
 pub mod gate;
 pub mod input;
 pub mod inspection;
+pub mod liveness;
 pub mod modes;
 pub mod panics;
 pub mod reentrancy;

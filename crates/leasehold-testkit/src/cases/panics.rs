@@ -28,6 +28,7 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
         Call::Acquire | Call::FencingToken | Call::ValidUntil | Call::Upkeep => mutex.lock().await.map(drop),
         Call::TryAcquire => mutex.try_lock().await.map(drop),
         Call::Inspect => client.inspect(key).await.map(drop),
+        Call::Ping => client.ping().await.map(drop),
         Call::Break => {
             let _guard = must(other.mutex(key).lock().await, "a free lock is granted");
             let seen = must(other.inspect(key).await, "an inspection is answered");
@@ -52,6 +53,7 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
     ];
     for stage in Stage::ALL {
         calls.extend([Call::TryAcquire, Call::Acquire, Call::Renew, Call::Release].map(|call| (call, stage, 1)));
+        calls.push((Call::Ping, stage, 1));
         if client.capabilities().inspect {
             calls.push((Call::Inspect, stage, 1));
         }
