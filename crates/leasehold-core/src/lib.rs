@@ -7,8 +7,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
-mod asker;
 mod aside;
+mod asker;
 mod attempts;
 mod backend;
 mod backlog;

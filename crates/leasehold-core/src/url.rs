@@ -158,22 +158,6 @@ impl BackendUrl {
         })
     }
 
-    /// Returns the same URL for one of its hosts, with another scheme. What was asked for so far is not asked again.
-    ///
-    /// ```
-    /// use leasehold_core::url::BackendUrl;
-    ///
-    /// let quorum = BackendUrl::parse("redlock://ann:secret@h1,h2,h3/?prefix=shop")?;
-    /// let mut first = quorum.at_host("redis", &quorum.hosts()[0]);
-    /// assert_eq!((first.scheme(), first.user(), first.hosts().len()), ("redis", Some("ann"), 1));
-    /// assert_eq!(first.take("prefix")?.as_deref(), Some("shop"));
-    /// # Ok::<(), leasehold_core::Error>(())
-    /// ```
-    #[must_use]
-    pub fn at_host(&self, scheme: &str, host: &Host) -> Self {
-        Self { scheme: scheme.to_owned(), hosts: vec![host.clone()], ..self.clone() }
-    }
-
     /// Returns the scheme in lower case.
     #[must_use]
     pub fn scheme(&self) -> &str {

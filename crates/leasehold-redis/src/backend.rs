@@ -8,8 +8,8 @@ use std::{
 
 use leasehold_core::{
     Attempt, BoxFuture, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts, async_trait,
-    quorum::QuorumNode,
+    LockBackend, LockKey, LossSignal, Mode, Pong, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts,
+    async_trait, check_runtime, quorum::QuorumNode,
 };
 use redis::{Client, Cmd, Value};
 
@@ -88,6 +88,7 @@ impl RedisBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn from_client(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
+        check_runtime()?;
         let backend = Self::unconnected(client, config)?;
         let live = backend.link.live().await?;
         Ok(Arc::new(Self {
@@ -96,8 +97,26 @@ impl RedisBackend {
         }))
     }
 
+    /// Returns what any server at `url` does, without connecting to it. For a
+    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) for the URL.
+    pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
+        let Location { client, config } = Location::parse(url)?;
+        Ok(Self::weakest(&client, config)?.capabilities)
+    }
+
+    /// Not connected, and with the capabilities of the weakest server.
+    pub(crate) fn weakest(client: &Client, config: RedisConfig) -> Result<Self> {
+        let backend = Self::unconnected(client, config)?;
+        let capabilities = capabilities(backend.link.endpoint.clone(), false, Restart::FreesAtOnce);
+        Ok(Self { capabilities, ..backend })
+    }
+
     /// As [`from_client`](Self::from_client), but a server that cannot be used now, for whatever reason, may be cured later.
     pub(crate) async fn from_client_if_usable(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
+        check_runtime()?;
         let backend = Self::unconnected(client, config)?;
         match backend.link.live().await {
             Ok(live) => Ok(Arc::new(Self {
@@ -376,6 +395,16 @@ impl LockBackend for RedisBackend {
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         breaking::break_lock(&self.link, holder, now).await
+    }
+
+    async fn ping(&self) -> Result<Pong> {
+        let live = self.link.live_in_order("ping").await?;
+        match live.send(&redis::cmd("PING")).await {
+            Ok(_) => Ok(Pong::new()),
+            // It has answered. A user whom nobody allowed PING may still lock.
+            Err(error) if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoPerm) => Ok(Pong::new()),
+            Err(error) => Err(self.link.failed(&live, error, "ping", Effect::None)),
+        }
     }
 
     async fn close(&self) -> Result<()> {

@@ -35,5 +35,5 @@ pub use redis;
 pub use crate::{
     backend::RedisBackend,
     config::{RedisConfig, WakeMode},
-    redlock::redlock,
+    redlock::{redlock, redlock_provisional_capabilities},
 };

@@ -13,7 +13,7 @@ use crate::{
     error::{self, BACKEND},
 };
 
-const DEFAULT_PORT: u16 = 6379;
+pub(crate) const DEFAULT_PORT: u16 = 6379;
 
 /// What a URL says.
 pub(crate) struct Location {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    Error, ErrorKind, LockBackend, Result, Ttl,
+    Capabilities, Error, ErrorKind, LockBackend, Result, Ttl,
     quorum::{QuorumBackend, QuorumConfig},
-    url::BackendUrl,
+    url::{BackendUrl, Host},
 };
 
-use crate::{backend::RedisBackend, location::Location};
+use crate::{
+    backend::RedisBackend,
+    location::{DEFAULT_PORT, Location},
+};
 
 /// The backend's name in errors and capabilities.
 const NAME: &str = "redlock";
@@ -51,7 +54,19 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
     QuorumBackend::open(servers.collect::<Result<_>>()?, config).await
 }
 
-/// What the URL says: where each server is, and what concerns them all.
+/// Returns what any quorum at `url` does, without connecting to it. For a [`LazyBackend`](leasehold_core::LazyBackend).
+///
+/// # Errors
+/// As [`redlock`] for the URL.
+pub fn redlock_provisional_capabilities(url: &str) -> Result<Capabilities> {
+    let Servers { locations, config } = Servers::parse(url)?;
+    let servers = locations.into_iter().map(|Location { client, config }| {
+        RedisBackend::weakest(&client, config).map(|server| Arc::new(server) as Arc<dyn LockBackend>)
+    });
+    Ok(QuorumBackend::provisional_capabilities(servers.collect::<Result<_>>()?, &config))
+}
+
+/// What the URL says of each server, and of them all.
 struct Servers {
     locations: Vec<Location>,
     config: QuorumConfig,
@@ -79,9 +94,13 @@ impl Servers {
         if hosts.is_empty() {
             return Err(invalid("the URL has no host; write redlock://HOST,HOST,HOST"));
         }
+        let address = |host: &Host| (host.name().to_ascii_lowercase(), host.port().unwrap_or(DEFAULT_PORT));
         for (at, host) in hosts.iter().enumerate() {
-            if hosts[..at].contains(host) {
-                return Err(invalid(format!("`{host}` is named twice; a quorum needs independent servers")));
+            if let Some(before) = hosts[..at].iter().position(|before| address(before) == address(host)) {
+                let (before, at) = (before + 1, at + 1);
+                return Err(invalid(format!(
+                    "the hosts {before} and {at} of the URL are the same; a quorum needs independent servers"
+                )));
             }
         }
         if hosts.len().is_multiple_of(2) {
@@ -103,6 +122,7 @@ fn invalid(message: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::WakeMode;
 
     #[test]
     fn every_server_gets_the_user_the_database_and_the_options() {
@@ -115,7 +135,7 @@ mod tests {
                 let info = client.get_connection_info();
                 let settings = info.redis_settings();
                 assert_eq!((settings.username(), settings.password(), settings.db()), (Some("ann"), Some("s@"), 3));
-                assert_eq!(&*config.prefix, b"a");
+                assert_eq!((&*config.prefix, config.wake_up), (b"a".as_slice(), WakeMode::Polled));
                 info.addr().to_string()
             })
             .collect();
@@ -129,12 +149,18 @@ mod tests {
     fn what_is_wrong_is_named_and_the_password_is_not() {
         for (url, named) in [
             ("redlock://u:secret@h1,h2", "odd"),
-            ("redlock://u:secret@h1,h2,h1", "twice"),
+            ("redlock://u:secret@h1,h2,h1", "1 and 3"),
+            ("redlock://u:secret@h1,h2,H2:6379", "2 and 3"),
             ("redlock://u:secret@h1,,h2", "empty"),
             ("redlock://u:secret@", "host"),
             ("redlock://u:secret@h#x", "#"),
             ("redlock:h", "SCHEME://HOST"),
+            ("redlock://u:top/secret@h", "%2F"),
+            ("redlock://:secret,secret,secret", "port"),
+            ("redlock://u:secret@h/?secret", "prefix"),
+            ("redis://u:secret@h", "scheme"),
             ("redlock://u:secret@h?node-timeout=5", "node-timeout"),
+            ("redlock://u:secret@h?node-timeout=5s&node-timeout=5s", "more than once"),
             ("redlock://u:secret@h?largest-ttl=400000000s", "largest-ttl"),
             ("redlock://u:x?secret@h", "%3F"),
             ("redlock://:secret", "port"),
@@ -143,7 +169,7 @@ mod tests {
             ("redlock://h?prefix=a&prefix=secret", "more than once"),
             ("redlock://h?db=1", "redis+unix"),
         ] {
-            let error = Servers::parse(url).map(drop).unwrap_err();
+            let Err(error) = Servers::parse(url) else { panic!("{url} is accepted") };
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
             assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");

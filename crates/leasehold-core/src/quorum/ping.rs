@@ -26,7 +26,7 @@ pub(super) async fn ping(quorum: &QuorumBackend) -> Result<Pong> {
         problems.extend(answer.err().map(|error| (node, error)));
     }
     if problems.len() > quorum.majority.spare() {
-        return Err(quorum.unavailable(problems).with_operation("ping"));
+        return Err(quorum.unavailable(&problems).with_operation("ping"));
     }
     Ok(Pong::new().with_nodes(nodes))
 }
