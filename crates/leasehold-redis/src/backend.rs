@@ -131,6 +131,7 @@ impl RedisBackend {
     /// Not yet connected, and so with the capabilities of most servers.
     fn unconnected(client: &Client, config: RedisConfig) -> Result<Self> {
         let client = config.apply_to(&probe::with_resp3(client)?)?;
+        config.name()?;
         let endpoint = endpoint_of(&client);
         let pushes = config.wake_up == WakeMode::Pushed;
         let link = Link::new(client, config, endpoint);

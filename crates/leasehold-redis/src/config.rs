@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use leasehold_core::{CredentialsProvider, Result};
+use leasehold_core::{CredentialsProvider, ErrorKind, Result};
 use redis::{Client, io::tcp::TcpSettings};
 
 use crate::error;
@@ -34,6 +34,8 @@ pub struct RedisConfig {
     pub(crate) nodelay: bool,
     pub(crate) wake_up: WakeMode,
     pub(crate) safety_net: Option<Duration>,
+    /// `None`: the default.
+    pub(crate) name: Option<Box<str>>,
     pub(crate) credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
@@ -49,6 +51,7 @@ impl RedisConfig {
             nodelay: true,
             wake_up: WakeMode::default(),
             safety_net: None,
+            name: None,
             credentials: None,
         }
     }
@@ -95,6 +98,36 @@ impl RedisConfig {
     pub fn with_safety_net(mut self, net: Duration) -> Self {
         self.safety_net = Some(net);
         self
+    }
+
+    /// Names the connections, as `CLIENT LIST` and `SLOWLOG` show them. By default a name is `leasehold:` and the default
+    /// label: host, process id and program. An empty name names none. A server that refuses `CLIENT SETNAME` is used
+    /// without a name.
+    ///
+    /// The name has only printable ASCII characters and no spaces, because Redis allows no others. Another name is an
+    /// error of kind [`InvalidInput`](leasehold_core::ErrorKind::InvalidInput) when the backend connects.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<Box<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Returns the name of the connections.
+    pub(crate) fn name(&self) -> Result<String> {
+        let is_allowed = |c: char| c.is_ascii_graphic();
+        match &self.name {
+            None => {
+                let label = leasehold_core::default_label();
+                Ok(format!("leasehold:{}", label.replace(|c| !is_allowed(c), "_")))
+            }
+            Some(name) if name.chars().all(is_allowed) => Ok(String::from(&**name)),
+            Some(_) => Err(error::plain(
+                ErrorKind::InvalidInput,
+                "connect",
+                "the name of the connections has a character that Redis does not allow there; use printable ASCII \
+                 characters without spaces",
+            )),
+        }
     }
 
     /// Sets where the user and the password of each connection come from, instead of the URL or the client.
@@ -155,6 +188,7 @@ impl fmt::Debug for RedisConfig {
             .field("nodelay", &self.nodelay)
             .field("wake_up", &self.wake_up)
             .field("safety_net", &self.safety_net)
+            .field("name", &self.name)
             .field("credentials", &self.credentials)
             .finish()
     }

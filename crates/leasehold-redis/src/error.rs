@@ -102,6 +102,8 @@ pub(crate) fn of_connect(error: RedisError, endpoint: &str, time_out: (&str, Dur
             format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
         ),
         _ if asks_for_credentials(&error) => denied(endpoint),
+        // The driver says so of every refusal of SELECT.
+        _ if error.to_string().contains("refused to switch database") => refused_database(&error, endpoint),
         _ => {
             let (kind, message) = of_answer(&error);
             (kind, format!("cannot use {endpoint}: {message}"))
@@ -130,6 +132,20 @@ pub(crate) fn is_unauthenticated(error: &Error) -> bool {
 pub(crate) fn outdated(error: Error, operation: &'static str) -> Error {
     let message = "the server refuses credentials that it accepted before; their provider is asked again";
     plain(ErrorKind::Unavailable, operation, message).with_source(error)
+}
+
+fn refused_database(error: &RedisError, endpoint: &str) -> (ErrorKind, String) {
+    let answer = error.detail().unwrap_or("no reason");
+    if answer.contains("permission") {
+        return (ErrorKind::Denied, format!("{endpoint} does not let this user choose a database: {answer}"));
+    }
+    (
+        ErrorKind::InvalidInput,
+        format!(
+            "{endpoint} has no such database ({answer}); choose one from 0 to its setting `databases` less one, as in \
+             redis://host/0"
+        ),
+    )
 }
 
 fn denied(endpoint: &str) -> (ErrorKind, String) {

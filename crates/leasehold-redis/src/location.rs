@@ -91,6 +91,9 @@ fn config(url: &mut BackendUrl) -> Result<RedisConfig> {
     if let Some(prefix) = take(url, "prefix")? {
         config = config.with_prefix(prefix);
     }
+    if let Some(name) = take(url, "name")? {
+        config = config.with_name(name);
+    }
     if let Some(timeout) = url.take_duration("connect-timeout").map_err(in_connect)? {
         config = config.with_connect_timeout(timeout);
     }

@@ -30,14 +30,15 @@ pub(crate) struct Found {
     pub(crate) restart: Restart,
 }
 
-/// Checks the server, loads the scripts and switches tracking on, in one round trip. `first`: it is the first connection.
+/// Checks the server, names the connection, loads the scripts and switches tracking on, in one round trip. `first`: it is
+/// the first connection.
 pub(crate) async fn check(
     mut connection: MultiplexedConnection,
     can_push: bool,
     first: bool,
     link: &Link,
 ) -> Result<Found> {
-    let endpoint = &*link.endpoint;
+    let (endpoint, name) = (&*link.endpoint, link.config.name()?);
     let of_connect = |error| error::of_connect(error, endpoint, ("response-timeout", link.config.response_timeout));
     let mut pipeline = Pipeline::new();
     const SECTIONS: [&str; 4] = ["server", "replication", "memory", "persistence"];
@@ -46,6 +47,9 @@ pub(crate) async fn check(
     }
     pipeline.cmd("CONFIG").arg("GET").arg("save");
     pipeline.cmd("CLIENT").arg("ID");
+    if !name.is_empty() {
+        pipeline.cmd("CLIENT").arg("SETNAME").arg(&name);
+    }
     for script in scripts::ALL {
         pipeline.cmd("SCRIPT").arg("LOAD").arg(script.source);
     }
@@ -72,6 +76,11 @@ pub(crate) async fn check(
     let run = field(&info, "run_id").to_owned();
 
     let id = next().ok().and_then(|id| redis::from_redis_value(id).ok());
+    if !name.is_empty()
+        && let Err(error) = next()
+    {
+        tracing::debug!(%endpoint, %error, "the connection has no name here");
+    }
     for _ in scripts::ALL {
         next().map_err(of_connect)?;
     }

@@ -165,7 +165,6 @@ async fn databases_are_apart() {
     let three = RedisBackend::connect(&format!("{}3", server.url())).await.unwrap();
     granted(&zero, request("k")).await;
     granted(&three, request("k")).await;
-    assert_eq!(fails(&format!("{}99", server.url())).await.kind(), ErrorKind::Protocol);
 }
 
 #[cfg(unix)]
@@ -340,4 +339,61 @@ async fn capabilities_tell_the_truth() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     granted(&backend, request("short").with_ttl(ttl(10))).await;
     granted(&backend, request("long").with_ttl(Ttl::MAX)).await.renew().await.unwrap();
+}
+
+async fn names(server: &Server) -> Vec<String> {
+    let mut raw = server.raw().await;
+    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut raw).await.unwrap();
+    let names = list.split_whitespace().filter_map(|field| field.strip_prefix("name="));
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn connections_have_a_name_also_after_they_are_replaced() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let pid = std::process::id().to_string();
+    let is_ours = |names: &[String]| matches!(names, [one] if one.starts_with("leasehold:") && one.contains(&pid));
+    let found = names(&server).await;
+    assert!(is_ours(&found), "{found:?}");
+    let mut raw = server.raw().await;
+    let () =
+        redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]).query_async(&mut raw).await.unwrap();
+    support::until("connected again", || async { backend.ping().await.is_ok() }).await;
+    let found = names(&server).await;
+    assert!(is_ours(&found), "{found:?}");
+
+    let server = Server::start();
+    let chosen = RedisBackend::connect(&format!("redis://{}/?name=shop-3", server.address())).await.unwrap();
+    assert_eq!(names(&server).await, ["shop-3"]);
+    chosen.close().await.unwrap();
+    let _nameless = RedisBackend::connect(&format!("redis://{}/?name=", server.address())).await.unwrap();
+    support::until("closed", || async { names(&server).await.is_empty() }).await;
+    let error = fails(&format!("redis://{}/?name=two%20words", server.address())).await;
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("without spaces"), "{error}");
+}
+
+#[tokio::test]
+async fn a_user_who_may_neither_name_nor_ping_locks_all_the_same() {
+    let server = Server::start();
+    let mut raw = server.raw().await;
+    let () = acl(&["-client|setname", "-ping"]).query_async(&mut raw).await.unwrap();
+    let backend =
+        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
+    backend.ping().await.unwrap();
+    granted(&backend, request("k")).await.release().await.unwrap();
+    assert!(names(&server).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_database_that_the_server_does_not_have_is_bad_input() {
+    let server = Server::start();
+    let mut raw = server.raw().await;
+    let () = acl(&["-select"]).query_async(&mut raw).await.unwrap();
+    let error = fails(&format!("redis://shop:pass@{}/3", server.address())).await;
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    let error = fails(&format!("redis://{}/99", server.address())).await;
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("99") && error.to_string().contains("databases"), "{error}");
 }
