@@ -9,7 +9,7 @@ use std::{
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    LockBackend, LockKey, LossSignal, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime,
     session::{Claim, Sessions, attempt_afresh, queue_afresh},
     supervised,
 };
@@ -100,10 +100,22 @@ impl EtcdBackend {
         Self::start(Cluster::of_client(client, config)).await
     }
 
+    /// Returns what any cluster at `url` does, without connecting to it. For a
+    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) for the URL.
+    pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
+        let cluster = Cluster::at(Location::parse(url, EtcdConfig::default())?);
+        let mut capabilities = capabilities(cluster.endpoint());
+        capabilities.restart = Restart::FailOverMayFree;
+        Ok(capabilities)
+    }
+
     async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
+        check_runtime()?;
         // The driver connects to a port that nobody listens on without an error: ask something.
-        let options = GetOptions::new().with_keys_only().with_limit(1);
-        cluster.get("connect", cluster.config.timeout, &cluster.names.probe(), Some(options)).await?;
+        probe(&cluster, "connect").await?;
         match releases::check(&cluster).await {
             Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
             Err(error) => {
@@ -280,12 +292,23 @@ impl LockBackend for EtcdBackend {
         breaking::break_lock(&self.cluster, holder, now).await
     }
 
+    /// A linearizable read, which only a member with a leader answers.
+    async fn ping(&self) -> Result<Pong> {
+        probe(&self.cluster, "ping").await.map(|()| Pong::new())
+    }
+
     async fn close(&self) -> Result<()> {
         self.cluster.releases.stop();
         self.watches.close();
         let (waiting, sessions) = (self.waiting.close().await, self.sessions.close().await);
         waiting.and(sessions).map_err(|error| named(error, "close"))
     }
+}
+
+/// Reads a key that is never there.
+async fn probe(cluster: &Cluster, operation: &'static str) -> Result<()> {
+    let options = GetOptions::new().with_keys_only().with_limit(1);
+    cluster.get(operation, cluster.config.timeout, &cluster.names.probe(), Some(options)).await.map(drop)
 }
 
 fn waiting_ttl() -> Ttl {

@@ -109,14 +109,14 @@ impl Connector {
 /// As the driver takes it: `http://h:2379`.
 fn endpoint(scheme: &str, host: &str) -> Result<Endpoint> {
     let parsed = url::Url::parse(&format!("{scheme}://{host}/"))
-        .map_err(|error| invalid(format!("`{}` is not a host with a port: {error}", host.escape_debug())))?;
+        .map_err(|error| invalid(format!("one of the hosts is not a host with a port: {error}")))?;
     match parsed.host_str() {
         // `port` is `None` for the scheme's own, 80 and 443.
         Some(name) if !name.is_empty() && parsed.path() == "/" => {
             let given = host.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
             let port = parsed.port().or(given.filter(|_| !host.ends_with(']'))).unwrap_or(DEFAULT_PORT);
             Endpoint::from_shared(format!("{scheme}://{name}:{port}"))
-                .map_err(|error| invalid(format!("`{}` is not a host with a port: {error}", host.escape_debug())))
+                .map_err(|error| invalid(format!("one of the hosts is not a host with a port: {error}")))
         }
         _ => Err(invalid("the URL has no host; write etcd://127.0.0.1:2379/")),
     }
@@ -206,6 +206,7 @@ mod tests {
             ("etcd://u:secret@h/?ca=/x", "etcds"),
             ("etcd://u:secret@h/?names=odd", "names"),
             ("etcd://u:secret@h/#insecure", "#"),
+            ("etcd://u:top@secret127.0.0.1:1/", "host"),
             ("http://u:secret@h/", "scheme"),
             ("secret", "scheme"),
             ("etcd://u:Top?secret@h/", "%3F"),
