@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Request, Restart, Result, Ttl, Wakeup, async_trait, contained,
+    LockBackend, LockKey, LossSignal, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime, contained,
     session::{Sessions, attempt_afresh, cancelled, queue_afresh},
 };
 use tokio::time::timeout;
@@ -92,7 +92,20 @@ impl ZookeeperBackend {
         Self::start(Cluster::of_client(client, config)).await
     }
 
+    /// Returns what any ensemble at `url` does, without connecting to it. For a
+    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) for the URL.
+    pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
+        let cluster = Cluster::of_location(Location::parse(url)?);
+        let mut capabilities = capabilities(cluster.endpoint());
+        capabilities.min_ttl = Ttl::new(MIN_TTL).map_err(|error| named(error, "connect"))?;
+        Ok(capabilities)
+    }
+
     async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
+        check_runtime()?;
         // The driver may panic at an answer that is malformed.
         let limits = contained(cluster.limits(MIN_TTL)).await;
         let (shortest, longest) = limits.map_err(|error| named(error, "connect"))?;
@@ -238,6 +251,12 @@ impl LockBackend for ZookeeperBackend {
             return breaking::break_lock(&self.cluster, holder, now).await;
         }
         broken
+    }
+
+    /// The leader's answer, in a session that no lock belongs to.
+    async fn ping(&self) -> Result<Pong> {
+        let link = self.cluster.shared("ping").await?;
+        self.cluster.ask_leader("ping", &link, self.cluster.config.timeout, "/").await.map(|()| Pong::new())
     }
 
     async fn close(&self) -> Result<()> {

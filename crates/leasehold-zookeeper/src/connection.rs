@@ -311,8 +311,14 @@ impl Cluster {
     }
 
     /// Asks the leader for something that it answers itself and that changes nothing.
-    pub(crate) async fn ask_leader(&self, link: &Link, patience: Duration, path: &str) -> Result<()> {
-        self.ask("renew", Effect::None, patience, link.client.sync(path)).await
+    pub(crate) async fn ask_leader(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        patience: Duration,
+        path: &str,
+    ) -> Result<()> {
+        self.ask(operation, Effect::None, patience, link.client.sync(path)).await
     }
 
     /// The children of a lock's directory; none if there is no such directory.

@@ -102,7 +102,7 @@ impl Handle {
     pub(crate) async fn beat(&self, session: &ZookeeperSession) {
         let Ok(link) = self.link("renew") else { return };
         let sent = session.now();
-        match self.cluster.ask_leader(&link, self.patience, &self.node).await {
+        match self.cluster.ask_leader("renew", &link, self.patience, &self.node).await {
             Ok(()) => self.pulse.beat(sent, session.now()),
             Err(error) => tracing::trace!(target: "leasehold", %error, "not heard"),
         }
@@ -161,7 +161,7 @@ impl ZookeeperSessions {
         let patience = cluster.patience(time.ttl());
         let beat = async || {
             let sent = time.now();
-            cluster.ask_leader(link, patience, node).await?;
+            cluster.ask_leader("renew", link, patience, node).await?;
             Ok::<_, Error>((sent, time.now()))
         };
         let first = beat().await?;
