@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Mode, Request, Restart, Result, Ttl, Wakeup, async_trait,
+    LockBackend, LockKey, LossSignal, Mode, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime,
     session::{Sessions, attempt_afresh, queue_afresh},
 };
 use sqlx::{PgPool, postgres::PgConnectOptions};
@@ -77,6 +77,7 @@ impl PostgresBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn from_options(options: &PgConnectOptions, config: PostgresConfig) -> Result<Arc<Self>> {
+        check_runtime()?;
         let (link, server) = Link::connected(options, config).await?;
         let capabilities = capabilities(&link, server);
         let wakes = Wakes::new(&link);
@@ -94,6 +95,16 @@ impl PostgresBackend {
     /// Safe: nothing is left behind.
     pub async fn from_pool(pool: &PgPool, config: PostgresConfig) -> Result<Arc<Self>> {
         Self::from_options(&pool.connect_options(), config).await
+    }
+
+    /// Returns what any server at `url` does, without connecting to it. For a
+    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) for the URL.
+    pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
+        let Location { options, config } = Location::parse(url)?;
+        Ok(capabilities(&Link::new(&options, config)?, Server::WEAKEST))
     }
 
     fn check(&self, request: &Request) -> Result<Want> {
@@ -194,6 +205,11 @@ impl LockBackend for PostgresBackend {
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         let holder = holder.clone();
         self.link.aside("break", |link| async move { breaking::break_lock(&link, &holder, now).await }).await
+    }
+
+    /// Asks on a connection of its own, so that it also tells when the server has no connection left.
+    async fn ping(&self) -> Result<Pong> {
+        self.link.aside("ping", |link| async move { link.ping().await }).await.map(|()| Pong::new())
     }
 
     async fn close(&self) -> Result<()> {

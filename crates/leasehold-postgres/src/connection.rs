@@ -188,6 +188,18 @@ impl Link {
         })
     }
 
+    /// Asks the server whether it answers.
+    pub(crate) async fn ping(&self) -> Result<()> {
+        let mut connection = self.connect("leasehold pings", "ping").await?;
+        let asked = sqlx::raw_sql("SELECT 1").execute(&mut connection);
+        match timeout(self.config.timeout, asked).await {
+            Ok(answered) => drop(answered.map_err(|error| self.failed(error, "ping"))?),
+            Err(_elapsed) => return Err(self.timed_out(ErrorKind::Unavailable, "ping", self.config.timeout)),
+        }
+        drop(self.within(connection.close()).await);
+        Ok(())
+    }
+
     /// Looks at the server for the first time.
     async fn probe(&mut self) -> Result<Server> {
         let connect = || self.connect("leasehold connects", "connect");

@@ -18,6 +18,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// The least of what is supported.
+    pub(crate) const WEAKEST: Self =
+        Self { version: OLDEST, asynchronous_standbys: true, syncs: false, flushes: false };
+
     /// Whether a token that it has told is never told again, whatever it suffers.
     pub(crate) fn makes_tokens_durable(self) -> bool {
         // One of the standbys may be promoted without the last tokens.

@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime, contained,
+    LockBackend, LockKey, LossSignal, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime,
+    contained,
     session::{Sessions, attempt_afresh, cancelled, queue_afresh},
 };
 use tokio::time::timeout;
