@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{LockBackend, LockClient, LockClientBuilder, Result};
+use leasehold_core::{Capabilities, LazyBackend, LockBackend, LockClient, LockClientBuilder, Result, contained};
 
 use crate::scheme::Scheme;
 
@@ -69,6 +69,91 @@ pub async fn builder(url: &str) -> Result<LockClientBuilder> {
     Ok(LockClient::builder(backend(url).await?))
 }
 
+/// As [`connect`], but a server is connected to when the client is first used: the program starts while the server is
+/// down. The URL is checked at once.
+///
+/// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable) and the cause, except that
+/// a lock that waits goes on trying, as [`Mutex::lock`](crate::Mutex::lock) documents. Each operation tries to connect again,
+/// with one attempt under way at a time, and [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
+/// [provisional](Capabilities::provisional) until then. See [`LazyBackend`] for all that is guaranteed. `memory:` and `file:`
+/// have no server: they are opened at once.
+///
+/// It needs no runtime.
+///
+/// ```no_run
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+/// # #[cfg(feature = "redis")] {
+/// let client = leasehold::connect_lazily("redis://10.0.0.1/?prefix=shop:")?;
+/// // A readiness probe: ready once the server answers.
+/// let ready = client.ping().await.is_ok();
+/// # drop(ready);
+/// # }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`connect`] for what is wrong without asking a server: [`InvalidInput`](crate::ErrorKind::InvalidInput) and
+/// [`Unsupported`](crate::ErrorKind::Unsupported).
+pub fn connect_lazily(url: &str) -> Result<LockClient> {
+    Ok(builder_lazily(url)?.build())
+}
+
+/// As [`connect_lazily`], but the client is still to be configured.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+/// # #[cfg(feature = "local")] {
+/// let client = leasehold::builder_lazily("memory:")?.with_label("till 3").build();
+/// assert!(client.mutex("item/42").lock().await?.is_held());
+/// # }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`connect_lazily`].
+pub fn builder_lazily(url: &str) -> Result<LockClientBuilder> {
+    let (scheme, rest) = Scheme::of(url)?;
+    Ok(LockClient::builder(match scheme {
+        Scheme::Memory => memory(scheme, rest)?,
+        Scheme::File => file(scheme, url)?,
+        _ => {
+            let capabilities = provisional_capabilities(scheme, url).map_err(|error| naming_the_url(error, url))?;
+            let url = url.to_owned();
+            Arc::new(LazyBackend::new(capabilities, move || {
+                let url = url.clone();
+                async move { backend(&url).await }
+            }))
+        }
+    }))
+}
+
+/// Reads the URL, and returns what any server there does.
+fn provisional_capabilities(scheme: Scheme, url: &str) -> Result<Capabilities> {
+    // Without a backend.
+    let _ = url;
+    match scheme {
+        #[cfg(feature = "redis")]
+        Scheme::Redis => leasehold_redis::RedisBackend::provisional_capabilities(url),
+        #[cfg(feature = "redis-tls")]
+        Scheme::RedisTls => leasehold_redis::RedisBackend::provisional_capabilities(url),
+        #[cfg(feature = "redlock")]
+        Scheme::Redlock => leasehold_redis::redlock_provisional_capabilities(url),
+        #[cfg(all(feature = "redlock", feature = "redis-tls"))]
+        Scheme::RedlockTls => leasehold_redis::redlock_provisional_capabilities(url),
+        #[cfg(feature = "etcd")]
+        Scheme::Etcd => leasehold_etcd::EtcdBackend::provisional_capabilities(url),
+        #[cfg(feature = "etcd-tls")]
+        Scheme::EtcdTls => leasehold_etcd::EtcdBackend::provisional_capabilities(url),
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => leasehold_postgres::PostgresBackend::provisional_capabilities(url),
+        #[cfg(feature = "zookeeper")]
+        Scheme::Zookeeper => leasehold_zookeeper::ZookeeperBackend::provisional_capabilities(url),
+        #[cfg(feature = "zookeeper-tls")]
+        Scheme::ZookeeperTls => leasehold_zookeeper::ZookeeperBackend::provisional_capabilities(url),
+        scheme => Err(scheme.not_compiled_in()),
+    }
+}
+
 /// The backend alone, to be wrapped or shared.
 ///
 /// # Errors
@@ -78,6 +163,11 @@ pub async fn builder(url: &str) -> Result<LockClientBuilder> {
 /// As [`connect`].
 pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
     let (scheme, rest) = Scheme::of(url)?;
+    // A driver may panic, as on a runtime that does no I/O.
+    contained(open(scheme, url, rest)).await
+}
+
+async fn open(scheme: Scheme, url: &str, rest: &str) -> Result<Arc<dyn LockBackend>> {
     match scheme {
         Scheme::Memory => memory(scheme, rest),
         Scheme::File => file(scheme, url),
@@ -191,7 +281,6 @@ async fn zookeeper(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 }
 
 /// A backend does not repeat the URL, which may hold a password; here it is shown without.
-#[cfg(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "zookeeper"))]
 fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Error {
     use leasehold_core::{Error, ErrorKind};
 

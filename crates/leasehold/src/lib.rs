@@ -198,6 +198,8 @@
 //!   URL NAME` shows holders and waiters; `leasehold break` ends a lock whose holder is gone for good.
 //! - **What to watch**: events of the `tracing` target `leasehold`. Losses and late renewals are warnings. Spans for wait, hold,
 //!   renewal and release are at debug, with key, backend, token and outcome. And the [metrics](#metrics).
+//! - **Start and stop**: [`connect_lazily`] starts while the server is down. [`LockClient::ping`] is for health checks.
+//!   [`LockClient::drain`] lets holders finish before [`LockClient::close`].
 //! - **Errors**: [`ErrorKind`] tells contended from unavailable from lost from indeterminate, and [`Error::is_retryable`] whether the same
 //!   call may succeed later. Nothing that failed is left locked for longer than a TTL.
 //! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch, token) at the resource, and raise
@@ -258,7 +260,7 @@ pub use leasehold_zookeeper as zookeeper;
 
 #[cfg(feature = "redlock")]
 pub use crate::connect::redlock;
-pub use crate::connect::{backend, builder, connect};
+pub use crate::connect::{backend, builder, builder_lazily, connect, connect_lazily};
 #[cfg(feature = "local")]
 pub use crate::scheme::file_options;
 

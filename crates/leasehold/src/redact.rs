@@ -9,20 +9,22 @@ const LIMIT: usize = 80;
 
 /// A URL whose `Display` shows nothing that may be secret, on one line.
 ///
-/// The user, the password and the options become `***`. Of a URL that cannot be taken apart only the scheme is shown,
-/// since any of its parts may belong to a password.
+/// Only the scheme is shown of a URL that names a user, and of one that cannot be taken apart: each of its other parts may
+/// belong to a password, as the host does where the one after a password with an `@` is missing. Options become `***`.
 pub(crate) struct RedactedUrl<'a>(pub(crate) &'a str);
 
 impl fmt::Display for RedactedUrl<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_scheme = |scheme: &str| scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
         match self.0.split_once(':') {
-            Some((scheme, _)) if ["file", "memory"].contains(&scheme.to_ascii_lowercase().as_str()) => {
-                shorten(self.0, f)
+            Some((scheme, rest)) if ["file", "memory"].contains(&scheme.to_ascii_lowercase().as_str()) => {
+                // Where others have a host. Files have none, and so no password either, but people may write one.
+                let authority = rest.strip_prefix("//").filter(|rest| !rest.starts_with('/'));
+                if authority.is_some() { write!(f, "{}://***", Escaped(scheme)) } else { shorten(self.0, f) }
             }
             Some((scheme, rest)) if rest.starts_with("//") && is_scheme(scheme) => match BackendUrl::parse(self.0) {
-                Ok(url) => show(&url, self.0.contains('?'), f),
-                Err(_) => write!(f, "{}://***", Escaped(scheme)),
+                Ok(url) if !rest.contains('@') => show(&url, rest.contains('?'), f),
+                Ok(_) | Err(_) => write!(f, "{}://***", Escaped(scheme)),
             },
             Some((_, port)) if port.is_empty() || port.parse::<u16>().is_ok() => shorten(self.0, f),
             None if !self.0.contains('@') => shorten(self.0, f),
@@ -32,10 +34,9 @@ impl fmt::Display for RedactedUrl<'_> {
 }
 
 fn show(url: &BackendUrl, has_options: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let hidden = if url.user().is_some() || url.password().is_some() { "***@" } else { "" };
     let hosts: Vec<_> = url.hosts().iter().map(ToString::to_string).collect();
     let options = if has_options { "?***" } else { "" };
-    let shown = format!("{}://{hidden}{}{}{options}", url.scheme(), hosts.join(","), url.path());
+    let shown = format!("{}://{}{}{options}", url.scheme(), hosts.join(","), url.path());
     shorten(&shown, f)
 }
 
@@ -53,8 +54,8 @@ mod tests {
     #[test]
     fn no_password_is_shown() {
         for (url, shown) in [
-            ("redis://ann:secret@host/0", "redis://***@host/0"),
-            ("redis://:secret@host/0", "redis://***@host/0"),
+            ("redis://ann:secret@host/0", "redis://***"),
+            ("redis://:sec@ret", "redis://***"),
             ("redis://:se@cr/et?@host/0", "redis://***"),
             ("redis://:secret", "redis://***"),
             ("redis://host/?pass=a@secret", "redis://***"),
@@ -66,6 +67,8 @@ mod tests {
             ("secret@host", "***"),
             ("localhost:6379", "localhost:6379"),
             ("file:/a@b", "file:/a@b"),
+            ("file:///a@b", "file:///a@b"),
+            ("file://ann:secret@host/x", "file://***"),
             ("fi\nle", "fi\\nle"),
             ("file:\u{202e}\u{9b}", "file:\\u{202e}\\u{9b}"),
         ] {
