@@ -34,5 +34,7 @@ mod restart;
 mod stopped;
 #[path = "torture/support.rs"]
 mod support;
+#[path = "torture/unconnected.rs"]
+mod unconnected;
 #[path = "torture/zookeeper.rs"]
 mod zookeeper;
