@@ -29,7 +29,7 @@ use crate::{
 /// - Nothing is sent before the first use.
 /// - One attempt to connect is under way at a time. All operations that need the connection wait for it.
 /// - While the server cannot be reached, an operation fails with [`ErrorKind::Unavailable`] and the cause. The next
-///   operation tries to connect again. An acquisition that waits goes on trying for up to a TTL, as
+///   operation tries to connect again. An acquisition that waits tries again for up to a TTL, as
 ///   [`Mutex::lock`](crate::Mutex::lock) documents. An error that no other attempt would change, such as
 ///   [`ErrorKind::Denied`], is returned at once.
 /// - Once it is connected, every operation is the backend's own.
@@ -43,7 +43,7 @@ use crate::{
 /// lazily instead.
 ///
 /// # Cancel safety
-/// An operation may be dropped while it waits for the connection. The attempt to connect goes on.
+/// An operation may be dropped while it waits for the connection. The attempt to connect continues.
 ///
 /// ```
 /// use leasehold_core::{LazyBackend, LockBackend, LockClient};

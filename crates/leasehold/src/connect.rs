@@ -73,7 +73,7 @@ pub async fn builder(url: &str) -> Result<LockClientBuilder> {
 /// down. The URL is checked at once.
 ///
 /// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable) and the cause, except that
-/// a lock that waits goes on trying, as [`Mutex::lock`](crate::Mutex::lock) documents. Each operation tries to connect again,
+/// a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock) documents. Each operation tries to connect again,
 /// with one attempt under way at a time, and [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
 /// [provisional](Capabilities::provisional) until then. See [`LazyBackend`] for all that is guaranteed. `memory:` and `file:`
 /// have no server: they are opened at once.
