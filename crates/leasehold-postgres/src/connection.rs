@@ -193,7 +193,8 @@ impl Link {
         let mut connection = self.connect("leasehold pings", "ping").await?;
         let asked = sqlx::raw_sql("SELECT 1").execute(&mut connection);
         match timeout(self.config.timeout, asked).await {
-            Ok(answered) => drop(answered.map_err(|error| self.failed(error, "ping"))?),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(self.failed(error, "ping")),
             Err(_elapsed) => return Err(self.timed_out(ErrorKind::Unavailable, "ping", self.config.timeout)),
         }
         drop(self.within(connection.close()).await);
