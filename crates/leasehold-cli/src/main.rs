@@ -22,9 +22,10 @@ mod stderr;
 mod watchdog;
 mod who;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, panic, process::ExitCode};
 
 use clap::Parser;
+use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
 use crate::{
@@ -42,9 +43,9 @@ fn main() -> ExitCode {
         command => command,
     };
     trace(args.verbose);
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::new(exit::SOFTWARE, format!("cannot start: {error}")).tell(),
+        Err(failure) => return failure.tell(),
     };
     let done = runtime.block_on(async {
         match command {
@@ -82,6 +83,20 @@ fn refuse(error: &clap::Error) -> ExitCode {
     }
     drop(std::io::stderr().write_all(text.as_bytes()));
     exit::USAGE.into()
+}
+
+/// Builds the runtime, which needs a few descriptors. Tokio panics if it cannot open those for signals.
+fn runtime() -> Result<Runtime, Failure> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let built = panic::catch_unwind(|| Builder::new_current_thread().enable_all().build());
+    panic::set_hook(hook);
+    let why = match built {
+        Ok(Ok(runtime)) => return Ok(runtime),
+        Ok(Err(error)) => error.to_string(),
+        Err(_panic) => String::from("the runtime cannot open its descriptors"),
+    };
+    Err(Failure::new(exit::UNAVAILABLE, format!("cannot start: {why}; if too many files are open, raise `ulimit -n`")))
 }
 
 /// Traces to standard error: warnings, and with each `-v` more.

@@ -143,3 +143,21 @@ fn what_is_missing_on_the_command_line_is_64() {
         assert_eq!(ended(leasehold().args(arguments)).status.code(), Some(0));
     }
 }
+
+/// Whatever it cannot open: an error on one line, and no panic.
+#[cfg(unix)]
+#[test]
+fn too_few_descriptors_are_an_error_and_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = files(&dir);
+    let tool = leasehold().get_program().to_owned();
+    for limit in 5..20 {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]).arg(&tool);
+        let run = ended(shell.args(["run", "--on", &on, "k", "--", "true"]));
+        let (code, text) = (run.status.code(), stderr(&run));
+        assert!(matches!(code, Some(0 | 69)), "{limit}: {code:?}: {text}");
+        assert!(!text.contains("panicked"), "{limit}: {text}");
+        assert!(code == Some(0) || text.contains("ulimit -n"), "{limit}: {text}");
+    }
+}
