@@ -151,7 +151,7 @@ fn is_postgres(scheme: &str) -> bool {
 fn refused(schemes: impl Fn(&str) -> bool) -> usize {
     let (mut refused, mut leaks) = (0, BTreeMap::<&str, Vec<String>>::new());
     for (scheme, url) in urls().filter(|(scheme, _)| schemes(scheme)) {
-        // What can be read at all is not connected to here.
+        // A URL that can be read is not connected to here.
         let Err(error) = connect_lazily(&url) else { continue };
         refused += 1;
         let text = shown(&error);
@@ -192,4 +192,12 @@ async fn no_error_of_a_connection_shows_a_part_of_a_password() {
     let schemes = ["redis", "redis+unix", "rediss", "redlock", "etcd", "zookeeper"];
     let tried = unreachable(|scheme| schemes.contains(&scheme)).await;
     assert!(tried >= 100, "{tried} URLs were connected to");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_error_of_postgres_shows_a_part_of_a_password() {
+    let refused = refused(is_postgres);
+    assert!(refused >= 1_000, "{refused} URLs are malformed");
+    let tried = unreachable(|scheme| scheme == "postgres").await;
+    assert!(tried >= 10, "{tried} URLs were connected to");
 }
