@@ -1,0 +1,184 @@
+//! What the tests share: the child process and what must be true of it.
+
+use std::{fs, net::SocketAddr, process::ExitStatus, time::Duration};
+
+use leasehold_integration::child::OwnedChild;
+
+use crate::{
+    known::{self, Allowed},
+    server::{Conduct, Fault, Hostile},
+};
+
+/// How much memory all conversations of one child may take, in KiB.
+pub(crate) const LIMIT: u64 = 64 * 1024;
+/// What has not ended after this time hangs.
+const HANG: Duration = Duration::from_secs(60);
+/// The same of what is known to hang.
+const KNOWN_HANG: Duration = Duration::from_secs(15);
+/// How many conversations of one child are under way at a time.
+const AT_ONCE: usize = 24;
+/// How many places of a conversation are tried in each direction.
+const PLACES: u64 = 168;
+
+/// What the line of a panic has that is not a driver's or that reaches the caller.
+const OURS: [&str; 3] = ["crates/leasehold", "integration/", "reached the caller"];
+
+/// What a child has said.
+struct Told {
+    all: String,
+    /// How it ended; `None` if it hung.
+    exit: Option<ExitStatus>,
+}
+
+fn child(arguments: &[&str], allowed: &[Allowed]) -> Told {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, err) = (folder.path().join("out"), folder.path().join("err"));
+    let mut child = OwnedChild::spawn(env!("CARGO_BIN_EXE_converse"), |command| {
+        command.args(arguments);
+        command.stdout(fs::File::create(&out).unwrap());
+        command.stderr(fs::File::create(&err).unwrap());
+    })
+    .unwrap();
+    let exit = child.wait(if allowed.contains(&Allowed::Hang) { KNOWN_HANG } else { HANG }).ok();
+    child.kill();
+    let err = fs::read_to_string(err).unwrap_or_default();
+    let all = format!("{}{}\n{exit:?}", fs::read_to_string(out).unwrap(), err.chars().take(2000).collect::<String>());
+    Told { all, exit }
+}
+
+impl Told {
+    fn memory(&self) -> Option<u64> {
+        let line = self.all.lines().find_map(|line| line.strip_prefix("memory: "))?;
+        line.trim_end_matches(" KiB").parse().ok()
+    }
+
+    /// What should not be, if anything is.
+    fn faults(&self, allowed: &[Allowed]) -> Vec<String> {
+        let mut faults = Vec::new();
+        let allows = |what| allowed.contains(&what);
+        match self.exit {
+            None if !allows(Allowed::Hang) => faults.push("it hangs".to_owned()),
+            Some(exit) if !exit.success() && !allows(Allowed::Abort) => faults.push(format!("it died: {exit}")),
+            _ => {}
+        }
+        if self.all.lines().any(|line| line.ends_with(": did not end")) {
+            faults.push("a call did not end".to_owned());
+        }
+        // A panic of a driver is an error of the call.
+        let panicked = |line: &str| line.starts_with("panic: ") && OURS.iter().any(|ours| line.contains(ours));
+        if self.all.lines().any(panicked) {
+            faults.push("it panicked".to_owned());
+        }
+        if self.memory().is_some_and(|memory| memory > LIMIT) && !allows(Allowed::Memory) {
+            faults.push(format!("it took {:?} KiB", self.memory()));
+        }
+        faults
+    }
+}
+
+/// Makes every call to a server of this conduct, and connects to it with less patience than the library has. Returns what
+/// was said of the calls.
+pub(crate) fn survives(protocol: &str, name: &str, url: impl Fn(SocketAddr) -> String, conduct: Conduct) -> String {
+    let relays = matches!(conduct, Conduct::Relay(..));
+    let hostile = Hostile::start(conduct);
+    let url = url(hostile.addr());
+    let allowed = known::allowed(protocol, name);
+    let told = child(&[&url], allowed);
+    note(protocol, name, &told, allowed);
+    // Of one that is hostile from the start only.
+    if !relays {
+        note(protocol, name, &child(&["--impatient", &url], allowed), allowed);
+    }
+    told.all
+}
+
+fn note(protocol: &str, name: &str, told: &Told, allowed: &[Allowed]) {
+    eprintln!("{protocol}, {name}: {:?} KiB", told.memory());
+    let faults = told.faults(allowed);
+    if !faults.is_empty() {
+        let failed = format!("{protocol}, {name}: {faults:?}\n{}", told.all);
+        FAILED.with_borrow_mut(|all| all.push(failed));
+    }
+}
+
+/// Makes every call to servers of these conducts, all at once.
+pub(crate) fn all_survive(protocol: &str, name: &str, url: impl Fn(SocketAddr) -> String, conducts: &[Conduct]) {
+    let allowed = known::allowed(protocol, name);
+    for conducts in conducts.chunks(AT_ONCE) {
+        let servers: Vec<Hostile> = conducts.iter().cloned().map(Hostile::start).collect();
+        let urls: Vec<String> = servers.iter().map(|server| url(server.addr())).collect();
+        let told = child(&urls.iter().map(String::as_str).collect::<Vec<_>>(), allowed);
+        let faults = told.faults(allowed);
+        assert!(faults.is_empty(), "{protocol}, {name}: {faults:?}\n{}", told.all);
+    }
+}
+
+thread_local! {
+    static FAILED: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Fails the test if a conversation before it did not go as it should.
+#[track_caller]
+pub(crate) fn all_survived() {
+    let failed = FAILED.take();
+    assert!(failed.is_empty(), "{} faults:\n{}", failed.len(), failed.join("\n----\n"));
+}
+
+/// Places of a conversation: all of a short one; of a long one those that differ by one step, from a random one on.
+fn places(length: u64) -> impl Iterator<Item = u64> {
+    let step = length.div_ceil(PLACES).max(1);
+    let first = rand::random_range(0..step);
+    eprintln!("{length} bytes, each {step}th from {first}");
+    (first..=length).step_by(usize::try_from(step).unwrap_or(usize::MAX))
+}
+
+/// Makes every call while the connections to a real server are closed at each byte, or each byte that it sends is
+/// changed.
+pub(crate) fn survives_at_every_byte(
+    protocol: &str,
+    target: SocketAddr,
+    url: impl Fn(SocketAddr) -> String,
+    sweep: Sweep,
+) {
+    let relay = Hostile::start(Conduct::Relay(target, Fault::None));
+    let told = child(&[&url(relay.addr())], &[]);
+    assert!(told.all.contains("0 close: ok"), "{}", told.all);
+    let (up, down) = relay.said();
+    drop(relay);
+    let faults: Vec<Fault> = match sweep {
+        Sweep::CutDown => places(down).map(Fault::CutDown).collect(),
+        Sweep::CutUp => places(up).map(Fault::CutUp).collect(),
+        Sweep::Flip => places(down).map(|at| Fault::Flip(at, [0xff, 0x01, 0x80, 0x10][at as usize % 4])).collect(),
+    };
+    let allowed = known::allowed(protocol, sweep.name());
+    for faults in faults.chunks(AT_ONCE) {
+        let servers: Vec<Hostile> =
+            faults.iter().map(|fault| Hostile::start(Conduct::Relay(target, fault.clone()))).collect();
+        let urls: Vec<String> = servers.iter().map(|server| url(server.addr())).collect();
+        let told = child(&urls.iter().map(String::as_str).collect::<Vec<_>>(), allowed);
+        let found = told.faults(allowed);
+        assert!(found.is_empty(), "{protocol}, {}: {found:?}\n{}", sweep.name(), told.all);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sweep {
+    CutDown,
+    CutUp,
+    Flip,
+}
+
+impl Sweep {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CutDown => "closed after each byte of the server",
+            Self::CutUp => "closed after each byte of the client",
+            Self::Flip => "each byte of the server changed",
+        }
+    }
+}
+
+/// Bytes that are no protocol at all.
+pub(crate) fn noise() -> Vec<u8> {
+    (0..65_536_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
