@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl, aside};
+use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl, aside, text::Escaped};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor, Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow, PgSslMode},
@@ -427,19 +427,20 @@ impl Link {
     }
 }
 
-/// Says so if whoever answers in the server's place gets what is sent, a password above all.
+/// Logs a warning if nothing proves that it is the server who answers: anybody else who does gets the password.
 fn warn_of_strangers(options: &PgConnectOptions) {
-    let mode = options.get_ssl_mode();
-    // Who writes these two has said it himself.
-    if !location::verifies(mode)
-        && !location::is_local(options)
-        && !matches!(mode, PgSslMode::Disable | PgSslMode::Allow)
-    {
+    let mode = match options.get_ssl_mode() {
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        // The server proves it, or the user has decided against it.
+        _ => return,
+    };
+    if !location::is_local(options) {
         tracing::warn!(
             target: "leasehold",
-            "sslmode={mode:?} does not verify that it is {host} who answers; write sslmode=verify-full, or sslmode=disable if \
-             the network is trusted",
-            host = leasehold_core::text::Escaped(options.get_host()),
+            "sslmode={mode} does not verify that it is {host} who answers; write sslmode=verify-full, or sslmode=disable \
+             if the network is trusted",
+            host = Escaped(options.get_host()),
         );
     }
 }
@@ -465,7 +466,30 @@ impl fmt::Debug for Link {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use leasehold_testkit::PanickingSubscriber;
+
     use super::*;
+    use crate::location::Location;
+
+    #[test]
+    fn a_server_that_is_not_verified_is_warned_of() {
+        for (url, warned) in [
+            ("postgres://u@h/?sslmode=prefer", true),
+            ("postgres://u@10.0.0.1/?sslmode=require", true),
+            ("postgres://u@h/?sslmode=disable", false),
+            ("postgres://u@h/?sslmode=verify-full", false),
+            ("postgres://u@[::1]/?sslmode=prefer", false),
+            ("postgres://u@localhost/?sslmode=prefer", false),
+            ("postgres://u@/?host=/run/x&sslmode=prefer", false),
+        ] {
+            let options = Location::parse(url).unwrap().options;
+            let (subscriber, _) = PanickingSubscriber::new(None);
+            let warn = || tracing::subscriber::with_default(subscriber, || warn_of_strangers(&options));
+            assert_eq!(catch_unwind(AssertUnwindSafe(warn)).is_err(), warned, "{url}");
+        }
+    }
 
     #[test]
     fn a_session_of_ours_is_known_by_its_name() {

@@ -247,7 +247,7 @@ impl Tls {
 }
 
 /// Whether the server has to prove who it is.
-pub(crate) fn verifies(mode: PgSslMode) -> bool {
+fn verifies(mode: PgSslMode) -> bool {
     matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull)
 }
 
