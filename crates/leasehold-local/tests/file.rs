@@ -305,24 +305,33 @@ async fn a_directory_that_vanishes_again_and_again_fails_no_waiter() {
     let dir = parent.path().join("locks");
     let backend = open(&dir);
     let ended = Arc::new(AtomicBool::new(false));
+    let granted = Arc::new(AtomicU64::new(0));
     let remover = {
-        let (dir, ended) = (dir.clone(), Arc::clone(&ended));
+        let (dir, ended, granted) = (dir.clone(), Arc::clone(&ended), Arc::clone(&granted));
         std::thread::spawn(move || {
+            // Once for each grant: whoever tries must get on at last, however slow the machine is.
+            let mut seen = 0;
             while !ended.load(Ordering::Relaxed) {
-                drop(std::fs::remove_dir_all(&dir));
-                std::thread::sleep(Duration::from_micros(100));
+                match granted.load(Ordering::Relaxed) {
+                    now if now > seen => {
+                        seen = now;
+                        drop(std::fs::remove_dir_all(&dir));
+                    }
+                    _ => std::thread::yield_now(),
+                }
             }
         })
     };
     let inside = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = (0..4)
         .map(|_| {
-            let (backend, inside) = (Arc::clone(&backend), Arc::clone(&inside));
+            let (backend, inside, granted) = (Arc::clone(&backend), Arc::clone(&inside), Arc::clone(&granted));
             tokio::spawn(async move {
                 for _ in 0..1_500 {
                     let lease = Arc::clone(&backend).acquire(request("k")).await.unwrap();
                     assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                     inside.fetch_sub(1, Ordering::SeqCst);
+                    granted.fetch_add(1, Ordering::Relaxed);
                     lease.release().await.unwrap();
                 }
             })

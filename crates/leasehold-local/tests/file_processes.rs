@@ -282,6 +282,8 @@ async fn a_daemon_that_a_holder_left_behind_refuses_no_lock() {
         let lease = Arc::clone(&backend).acquire(request(mode)).await.unwrap();
         let mut daemon = Command::new("sleep").arg("60").spawn().unwrap();
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
+        // Whose descriptors the children of other tests do not inherit.
+        let backend = open(dir.path());
         let ours = if mode == "shared" { "exclusive" } else { mode };
         assert!(is_free(&backend, ours).await, "{mode}");
         for file in std::fs::read_dir(dir.path()).unwrap() {

@@ -59,3 +59,42 @@ impl Sign {
         Ok(true)
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread::{scope, yield_now},
+    };
+
+    use super::*;
+
+    /// A file without a name would be seen by nobody.
+    #[test]
+    fn a_sign_is_shown_on_the_file_that_others_look_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.writers");
+        let ended = AtomicBool::new(false);
+        scope(|scope| {
+            scope.spawn(|| {
+                // As whoever cleans up: removes it while nobody shows the sign.
+                while !ended.load(Ordering::Relaxed) {
+                    if let Ok(file) = File::open(&path)
+                        && file.try_lock().is_ok()
+                        && FileId::at(&path).unwrap() == Some(FileId::of(&file).unwrap())
+                    {
+                        std::fs::remove_file(&path).unwrap();
+                    }
+                    yield_now();
+                }
+            });
+            let is_seen = || match Sign::show(&path).unwrap() {
+                Some(sign) => FileId::at(&path).unwrap() == Some(FileId::of(&sign._file).unwrap()),
+                None => true,
+            };
+            let seen = (0..20_000).filter(|_| is_seen()).count();
+            ended.store(true, Ordering::Relaxed);
+            assert_eq!(seen, 20_000);
+        });
+    }
+}
