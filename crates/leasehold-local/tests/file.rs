@@ -184,7 +184,8 @@ async fn what_is_no_plain_file_is_refused_whatever_its_suffix() {
     let backend = open(dir.path());
     let target = dir.path().join("target");
     std::fs::write(&target, "precious").unwrap();
-    let plant: [(&str, &dyn Fn(&Path)); 5] = [
+    type Plant<'a> = (&'a str, &'a dyn Fn(&Path));
+    let plant: [Plant<'_>; 5] = [
         ("link", &|path| std::os::unix::fs::symlink(&target, path).unwrap()),
         ("dangling link", &|path| std::os::unix::fs::symlink("nowhere", path).unwrap()),
         ("directory", &|path| std::fs::create_dir(path).unwrap()),
