@@ -496,7 +496,12 @@ impl Client {
         // In a panic a second one would end the process.
         let on_ours = || here.is_some_and(|here| ours.is_some_and(|ours| ours.id() == here.id()));
         if !std::thread::panicking() && (is_in_this_process(&self.capabilities) || on_ours()) {
-            match catch_unwind(AssertUnwindSafe(|| poll_once(operation))) {
+            // The backend may start tasks, wherever we are.
+            let poll = || {
+                let _entered = ours.map(Handle::enter);
+                poll_once(operation)
+            };
+            match catch_unwind(AssertUnwindSafe(poll)) {
                 Ok(None) => return,
                 Ok(Some(rest)) => operation = rest,
                 Err(_panic) => {
