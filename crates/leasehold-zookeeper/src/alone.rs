@@ -77,6 +77,11 @@ impl Alone {
         }
     }
 
+    /// The node that is first now had to wait, and took further numbers when it moved: the next one tells nothing.
+    pub(crate) fn forget(&self, directory: &Directory) {
+        self.lock().remove(directory);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Directory, Last>> {
         // Nothing panics while it is held.
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)

@@ -27,6 +27,10 @@ use crate::{
 
 /// Shorter sessions leave no room for the arithmetic of their deadlines.
 const MIN_TTL: Duration = Duration::from_secs(1);
+/// How many milliseconds the node of a waiter outlives it at most, and a tick; or the servers' shortest session time-out if that
+/// is longer. Longer than an election; a waiter that is cut off for longer loses its place, not its lock. Who has a shorter
+/// TTL waits with that.
+const WAITING_TTL: u64 = 5_000;
 /// How often a directory whose numbers are used up is looked at.
 const USED_UP: Duration = Duration::from_millis(200);
 /// How long an attempt of somebody who goes on waiting keeps its place in the queue.
@@ -47,6 +51,8 @@ const LINGER: Duration = Duration::from_millis(20);
 pub struct ZookeeperBackend {
     cluster: Arc<Cluster>,
     sessions: Sessions<ZookeeperSessions>,
+    /// The sessions of those who wait.
+    waiting: Sessions<ZookeeperSessions>,
     crowd: Crowd,
     capabilities: Capabilities,
 }
@@ -114,8 +120,12 @@ impl ZookeeperBackend {
         let ttl = |limit: Duration| Ttl::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         capabilities.min_ttl = ttl(shortest).map_err(|error| named(error, "connect"))?;
         capabilities.max_ttl = ttl(longest).map_err(|error| named(error, "connect"))?;
-        let sessions = Sessions::new(Arc::new(ZookeeperSessions { cluster: Arc::clone(&cluster) }));
-        Ok(Arc::new(Self { cluster, sessions, crowd: Crowd::default(), capabilities }))
+        let sessions = |for_waiters| {
+            let cluster = Arc::clone(&cluster);
+            Sessions::new(Arc::new(ZookeeperSessions { cluster, for_waiters }))
+        };
+        let (sessions, waiting) = (sessions(false), sessions(true));
+        Ok(Arc::new(Self { cluster, sessions, waiting, crowd: Crowd::default(), capabilities }))
     }
 
     fn check(&self, request: &Request) -> Result<Directory> {
@@ -145,30 +155,55 @@ impl ZookeeperBackend {
         }
     }
 
+    /// The same, for one that queues in a session of those who wait.
+    async fn waiter(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
+        self.candidate(request, directory).await?.wait_in(&self.waiting, waiting_ttl()).await
+    }
+
+    /// Whether it waits in another session than the one that it will hold in. A given client has only one.
+    fn waits_apart(&self, request: &Request) -> bool {
+        self.cluster.given().is_none() && request.ttl() > waiting_ttl()
+    }
+
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
+        let taken = self.crowd.is_taken(directory.lane());
+        if request.is_waiting() {
+            // Who tries again and again would otherwise never be in the queue when its turn comes.
+            return match self.waits_apart(request) {
+                false => self.attempt(self.candidate(request, directory).await?, Some(LINGER)).await,
+                true if taken => self.attempt(self.waiter(request, directory).await?, Some(LINGER)).await,
+                true => self.attempt(self.candidate(request, directory).await?, None).await,
+            };
+        }
         let candidate = self.candidate(request, directory).await?;
-        let lane = candidate.lane;
-        if !request.is_waiting() && self.crowd.is_taken(lane) {
+        if taken {
             // It was taken the last time: a look costs the servers much less than a node that is created in vain.
             let children = candidate.list().await?;
             if queue::refusal(request.key(), request.mode(), &children)?.is_some() {
                 return Ok(None);
             }
-            self.crowd.note(lane, false);
+            self.crowd.note(candidate.lane, false);
         }
+        self.attempt(candidate, None).await
+    }
+
+    /// Queues, and leaves the queue if it is not its turn at once, or not after `linger`.
+    async fn attempt(&self, candidate: Candidate, linger: Option<Duration>) -> Result<Option<Arc<dyn Lease>>> {
+        let lane = candidate.lane;
         let Some(mut queued) = candidate.enqueue().await? else { return Ok(None) };
         let granted = match candidate.first_look(&queued).await {
             Ok(Standing::Holds) => Ok(Some(None)),
-            Ok(Standing::Waits(_)) if request.is_waiting() => {
-                // Who tries again and again would otherwise never be in the queue when its turn comes.
-                timeout(LINGER, candidate.wait(&mut queued)).await.map_or(Ok(None), |waited| waited.map(Some))
-            }
-            Ok(Standing::Waits(_)) => Ok(None),
+            Ok(Standing::Waits(_)) => match linger {
+                Some(linger) => {
+                    timeout(linger, candidate.wait(&mut queued)).await.map_or(Ok(None), |waited| waited.map(Some))
+                }
+                None => Ok(None),
+            },
             Ok(Standing::Absent) => Err(lost_place()),
             Err(error) => Err(error),
         };
         match granted {
-            Ok(Some(watch)) => candidate.granted(queued, watch).await.map(Some),
+            Ok(Some(watch)) => candidate.hold(queued, watch).await.map(Some),
             refused => {
                 self.crowd.note(lane, refused.is_ok());
                 candidate.leave(&queued).await;
@@ -179,7 +214,18 @@ impl ZookeeperBackend {
 
     /// Queues once, and waits until granted; leaves the queue on any other outcome.
     async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
-        let candidate = self.candidate(request, directory).await?;
+        let candidate = if !self.waits_apart(request) {
+            self.candidate(request, directory).await?
+        } else if self.crowd.is_taken(directory.lane()) {
+            self.waiter(request, directory).await?
+        } else {
+            // In one round trip if the lock is free.
+            if let Some(lease) = self.attempt(self.candidate(request, directory).await?, None).await? {
+                return Ok(lease);
+            }
+            request.set_contended();
+            self.waiter(&request.as_new_owner(), directory).await?
+        };
         let mut queued = loop {
             let queued = candidate.enqueue().await?;
             if let Some(queued) = queued {
@@ -188,12 +234,16 @@ impl ZookeeperBackend {
             request.set_contended();
             tokio::select! {
                 () = tokio::time::sleep(USED_UP) => {}
-                () = candidate.claim.session().ended() => return Err(lost_place()),
+                () = candidate.ended() => return Err(lost_place()),
                 () = request.cancelled() => return Err(cancelled()),
             }
         };
         match candidate.wait(&mut queued).await {
-            Ok(watch) => candidate.granted(queued, watch).await,
+            Ok(watch) => {
+                let others = queued.children.as_deref().is_some_and(|children| candidate.is_crowded(children));
+                self.crowd.note(candidate.lane, others);
+                candidate.hold(queued, watch).await
+            }
             Err(error) => {
                 candidate.leave(&queued).await;
                 Err(error)
@@ -261,10 +311,14 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn close(&self) -> Result<()> {
-        let closed = self.sessions.close().await.map_err(|error| named(error, "close"));
+        let (waiting, sessions) = (self.waiting.close().await, self.sessions.close().await);
         self.cluster.close().await;
-        closed
+        waiting.and(sessions).map_err(|error| named(error, "close"))
     }
+}
+
+fn waiting_ttl() -> Ttl {
+    Ttl::from_millis(WAITING_TTL).unwrap_or(Ttl::MIN)
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

@@ -8,7 +8,7 @@ use zookeeper_client::{Error as Driver, Stat};
 use crate::{
     connection::Cluster,
     error::{self, Effect},
-    keys::{Member, REVOKE, read_data},
+    keys::{Data, Member, REVOKE},
 };
 
 /// What identifies one grant: its czxid and the name of its node.
@@ -65,7 +65,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         }
     }
     // Its watch tells it, or at the latest its next renewal.
-    let ttl = read_data(&data).map(|(ttl, _)| Duration::from_millis(ttl));
+    let ttl = Data::read(&data).and_then(|data| data.ttl).map(Duration::from_millis);
     Ok(Broken::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)))
 }
 

@@ -9,7 +9,7 @@ use std::{
 use futures_util::future::{OptionFuture, join, join_all};
 use leasehold_core::{BoxFuture, Error, Result, session};
 use zookeeper_client::{
-    CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult,
+    CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult, MultiWriter,
 };
 
 use crate::{
@@ -38,6 +38,8 @@ pub(crate) enum Work {
     Create { directory: Directory, node: Node, data: Vec<u8>, list: bool },
     /// Deletes a node.
     Delete { path: Arc<str> },
+    /// Deletes a node of another session and creates one of this session, in one transaction.
+    Move { from: Arc<str>, to: Arc<str>, data: Vec<u8> },
 }
 
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub(crate) enum Done {
     Created(Created),
     /// Whether it was there.
     Deleted(bool),
+    /// Whether it was there. Otherwise nothing was created.
+    Moved(bool),
 }
 
 /// A node of ours.
@@ -139,6 +143,18 @@ impl Carrier {
                 };
                 self.cluster.ask(job.operation, Effect::Writes, self.patience, deleted).await.map(Done::Deleted)
             }
+            Work::Move { from, to, data } => {
+                let moved = async {
+                    let mut writer = link.client.new_multi_writer();
+                    self.add_move(&mut writer, &from, &to, &data)?;
+                    match writer.commit().await {
+                        Ok(_) => Ok(true),
+                        Err(MultiWriteError::OperationFailed { index: 0, source: Driver::NoNode }) => Ok(false),
+                        Err(error) => Err(Driver::from(error)),
+                    }
+                };
+                self.cluster.ask(job.operation, Effect::Writes, self.patience, moved).await.map(Done::Moved)
+            }
         }
     }
 
@@ -171,6 +187,11 @@ impl Carrier {
 
     fn ephemeral(&self) -> CreateOptions<'_> {
         CreateMode::EphemeralSequential.with_acls(self.cluster.config.access.acls())
+    }
+
+    fn add_move(&self, writer: &mut MultiWriter<'_>, from: &str, to: &str, data: &[u8]) -> Result<(), Driver> {
+        writer.add_delete(from, None)?;
+        writer.add_create(to, data, &CreateMode::Ephemeral.with_acls(self.cluster.config.access.acls()))
     }
 
     /// Those whose directories are there in one transaction, the others one by one.
@@ -236,6 +257,7 @@ impl Carrier {
                     }
                 }
                 Work::Delete { path } => writer.add_delete(path, None)?,
+                Work::Move { from, to, data } => self.add_move(&mut writer, from, to, data)?,
             }
         }
         let (write, read) = (writer.commit(), reader.commit());
@@ -254,13 +276,17 @@ impl Carrier {
                 Ok(Done::Created(Created { path: path.into(), czxid: stat.mzxid, children }))
             }
             (Work::Delete { .. }, Some(MultiWriteResult::Delete)) => Ok(Done::Deleted(true)),
+            (Work::Move { .. }, Some(MultiWriteResult::Delete)) => match written.next() {
+                Some(MultiWriteResult::Create { .. }) => Ok(Done::Moved(true)),
+                _ => Err(error::protocol(job.operation)),
+            },
             _ => Err(error::protocol(job.operation)),
         });
         Ok(done.collect())
     }
 
     fn is_known(&self, job: &Job) -> bool {
-        matches!(job.work, Work::Delete { .. }) || self.known().contains(&job.lane)
+        matches!(job.work, Work::Delete { .. } | Work::Move { .. }) || self.known().contains(&job.lane)
     }
 
     fn remember(&self, lane: u64) {

@@ -8,7 +8,7 @@ use crate::{
     breaking::id_of,
     connection::{Cluster, Link},
     error::Effect,
-    keys::{Directory, Member, Part, read_data},
+    keys::{Data, Directory, Member, Part, Says},
     queue::in_order,
 };
 
@@ -30,13 +30,20 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
         let there = members.iter().zip(read).filter_map(|(member, read)| Some((member, read?)));
         for (place, ((name, member), (data, stat))) in there.enumerate() {
             let mode = mode_of(member);
-            let holds = match mode {
+            let said = Data::read(&data).filter(|_| member.is_ours());
+            let its_turn = match mode {
                 Mode::Permit { of } => place < of.get() as usize,
                 Mode::Shared => !writer_ahead,
                 _ => place == 0,
             };
             writer_ahead |= member.part == Part::Writer;
-            let label = read_data(&data).filter(|_| member.is_ours()).map(|(_, label)| label).unwrap_or_default();
+            let since = match &said {
+                Some(Data { says: Says::Holds { since }, .. }) => *since,
+                _ => None,
+            };
+            // Between its turn and its grant a waiter holds nothing yet.
+            let holds = its_turn && said.as_ref().is_none_or(|said| said.says != Says::Waits);
+            let label = said.map(|said| said.label).unwrap_or_default();
             if !holds {
                 inspection.waiters.push(WaiterRef::new(Some(mode), label));
                 continue;
@@ -44,7 +51,7 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
             let mut holder = HolderRef::new(key.clone(), id_of(&stat, name));
             holder.mode = Some(mode);
             holder.label = label;
-            holder.token = (!permits).then(|| FencingToken::new(stat.czxid.unsigned_abs()));
+            holder.token = (!permits).then(|| FencingToken::new(since.unwrap_or(stat.czxid).unsigned_abs()));
             inspection.holders.push(holder);
         }
     }

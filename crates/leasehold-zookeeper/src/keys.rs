@@ -8,7 +8,8 @@
 //! | `<root>/<name>%permits/_c_<uuid>-<of>-lease-N` | one of a semaphore |
 //! | `<root>/%sessions/<id>` | a session |
 //!
-//! `N` is the sequence that the server appends, ten digits. Names are readable as they are, so that
+//! `N` is the sequence that the server appends, ten digits. A waiter that becomes a holder may have two nodes one after the other,
+//! with one `N` and two uuids. Names are readable as they are, so that
 //! Curator's path `<root>/<name>` is shared; what a path segment cannot have is written as `%` and two hexadecimal digits for each
 //! byte. `%permits` and `%sessions` are no such encoding, so no name meets them.
 
@@ -27,6 +28,8 @@ const SESSIONS: &str = "%sessions";
 /// What Curator puts before the uuid of a protected node.
 const PROTECTED: &str = "_c_";
 const UUID_LEN: usize = 36;
+/// What a node says that waits only.
+const WAITS: &str = "waits";
 /// In bytes.
 const MAX_LABEL: usize = 1024;
 
@@ -282,10 +285,28 @@ fn is_refused(c: char) -> bool {
 /// Put before the data of a node to ask its holder to give up, as Curator's `Revoker` does.
 pub(crate) const REVOKE: &[u8] = b"__REVOKE__";
 
-/// What is written into the node of one acquisition: `<owner>:<TTL in ms>:<label>`.
-pub(crate) fn data_of(request: &Request) -> Vec<u8> {
-    let ttl = format!(":{}:", request.ttl().as_millis());
-    [&request.owner().to_hex(), ttl.as_bytes(), shown(request.label()).as_bytes()].concat()
+/// What a node of ours says of its acquisition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    /// It holds when it is its turn.
+    Holds {
+        /// The transaction that created the node with which it waited before, if that was another one.
+        since: Option<i64>,
+    },
+    /// It waits only. When it is its turn, another node takes its place.
+    Waits,
+}
+
+/// What is written into the node of one acquisition: `<owner>:<TTL in ms>:<label>` or `<owner>:<TTL in ms>@<czxid>:<label>`
+/// for one that may hold, `<owner>:waits:<label>` for one that waits only.
+pub(crate) fn data_of(request: &Request, says: Says) -> Vec<u8> {
+    let ttl = request.ttl().as_millis();
+    let said = match says {
+        Says::Holds { since: None } => format!(":{ttl}:"),
+        Says::Holds { since: Some(czxid) } => format!(":{ttl}@{czxid}:"),
+        Says::Waits => format!(":{WAITS}:"),
+    };
+    [&request.owner().to_hex(), said.as_bytes(), shown(request.label()).as_bytes()].concat()
 }
 
 /// As much of a label as a node says. Many nodes are created in one request, and a server closes the connection on one of
@@ -295,13 +316,32 @@ pub(crate) fn shown(label: &str) -> &str {
     &label[..end.unwrap_or_default()]
 }
 
-/// What [`data_of`] wrote: the TTL in milliseconds, and who it is.
-pub(crate) fn read_data(data: &[u8]) -> Option<(u64, String)> {
-    let data = data.strip_prefix(REVOKE).unwrap_or(data);
-    let rest = data.get(32..)?.strip_prefix(b":")?;
-    let colon = rest.iter().position(|byte| *byte == b':')?;
-    let ttl = std::str::from_utf8(&rest[..colon]).ok()?.parse().ok()?;
-    Some((ttl, String::from_utf8_lossy(&rest[colon + 1..]).into_owned()))
+/// What [`data_of`] wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Data {
+    pub(crate) says: Says,
+    /// In milliseconds, of one that may hold.
+    pub(crate) ttl: Option<u64>,
+    pub(crate) label: String,
+}
+
+impl Data {
+    /// `None` for what another program wrote.
+    pub(crate) fn read(data: &[u8]) -> Option<Self> {
+        let data = data.strip_prefix(REVOKE).unwrap_or(data);
+        let rest = data.get(32..)?.strip_prefix(b":")?;
+        let colon = rest.iter().position(|byte| *byte == b':')?;
+        let label = String::from_utf8_lossy(&rest[colon + 1..]).into_owned();
+        let said = std::str::from_utf8(&rest[..colon]).ok()?;
+        if said == WAITS {
+            return Some(Self { says: Says::Waits, ttl: None, label });
+        }
+        let (ttl, since) = match said.split_once('@') {
+            Some((ttl, czxid)) => (ttl, Some(czxid.parse().ok()?)),
+            None => (said, None),
+        };
+        Some(Self { says: Says::Holds { since }, ttl: Some(ttl.parse().ok()?), label })
+    }
 }
 
 #[cfg(test)]
@@ -404,11 +444,17 @@ mod tests {
     #[test]
     fn data_is_read_again_also_after_a_revocation() {
         let request = Request::new(LockKey::new("a").unwrap()).with_label("host:1");
-        let data = data_of(&request);
-        let read = Some((30_000, String::from("host:1")));
-        assert_eq!(read_data(&data), read);
-        assert_eq!(read_data(&[REVOKE, &data].concat()), read);
-        assert_eq!(read_data(b"127.0.0.1"), None);
+        let label = String::from("host:1");
+        for (says, ttl) in [
+            (Says::Holds { since: None }, Some(30_000)),
+            (Says::Holds { since: Some(0x1_0000_0007) }, Some(30_000)),
+            (Says::Waits, None),
+        ] {
+            let (data, read) = (data_of(&request, says), Some(Data { says, ttl, label: label.clone() }));
+            assert_eq!(Data::read(&data), read);
+            assert_eq!(Data::read(&[REVOKE, &data].concat()), read);
+        }
+        assert_eq!(Data::read(b"127.0.0.1"), None);
         assert_eq!(shown(&"ä".repeat(600)).chars().count(), 512);
     }
 }

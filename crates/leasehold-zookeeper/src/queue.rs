@@ -198,6 +198,82 @@ mod tests {
         }
     }
 
+    /// A waiter in the model below.
+    struct Waiter {
+        number: u128,
+        /// What it has read, which may be old, and shows that it is its turn.
+        may_move: bool,
+        /// It has moved, and believes that it holds.
+        holds: bool,
+        token: i32,
+    }
+
+    /// Waiters whose nodes are in another session until they hold. That session may end at any time, also between what a
+    /// waiter reads and its move. Whether nobody ever held beside another, and tokens grew.
+    fn moves_keep_order(seed: u64, checked: bool) -> bool {
+        let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut roll = |sides: usize| {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            usize::try_from(dice % sides as u64).unwrap()
+        };
+        let (mut children, mut waiters, mut next, mut arrived) = (Vec::<String>::new(), Vec::<Waiter>::new(), 0, 0);
+        let mut last = -1;
+        for _ in 0..200 {
+            if waiters.is_empty() || roll(4) == 0 {
+                arrived += 2;
+                children.push(child(arrived, "lock-", next));
+                waiters.push(Waiter { number: arrived, may_move: false, holds: false, token: next });
+                next += 1;
+            }
+            let at = roll(waiters.len());
+            let waiter = &mut waiters[at];
+            let node = children.iter().position(|name| Uuid::of_name(name) == Some(uuid(waiter.number)));
+            match (roll(4), node) {
+                (0, Some(_)) if !waiter.holds => {
+                    waiter.may_move = stand(Mode::Exclusive, waiter.number, &children) == Standing::Holds;
+                }
+                // Its session ends, and it has not heard of that.
+                (1, Some(node)) if !waiter.holds => drop(children.swap_remove(node)),
+                (2, node) if waiter.may_move => {
+                    waiter.may_move = false;
+                    if node.is_none() && checked {
+                        waiters.swap_remove(at);
+                        continue;
+                    }
+                    children.retain(|name| Uuid::of_name(name) != Some(uuid(waiter.number)));
+                    // The node that it holds with has the same number. Its creation counts, too.
+                    children.push(child(waiter.number + 1, "lock-", waiter.token));
+                    waiter.holds = true;
+                    next += 1;
+                    if waiter.token <= last {
+                        return false;
+                    }
+                    last = waiter.token;
+                }
+                (3, _) if waiter.holds => {
+                    children.retain(|name| Uuid::of_name(name) != Some(uuid(waiter.number + 1)));
+                    waiters.swap_remove(at);
+                }
+                _ => {}
+            }
+            if waiters.iter().filter(|waiter| waiter.holds).count() > 1 {
+                return false;
+            }
+        }
+        true
+    }
+
+    #[test]
+    fn a_waiter_that_moves_never_holds_beside_another() {
+        for seed in 1..=1_000 {
+            assert!(moves_keep_order(seed, true), "seed {seed}");
+        }
+        let found = (1..=1_000).filter(|seed| !moves_keep_order(*seed, false)).count();
+        assert!(found > 100, "a move that does not look after its own node is found in {found} runs of 1000");
+    }
+
     #[test]
     fn of_permits_the_first_hold_and_the_count_is_one() {
         let children = [child(3, "2-lease-", 9), child(1, "2-lease-", 7), child(2, "2-lease-", 8)];

@@ -41,6 +41,8 @@ pub(crate) type ZookeeperSession = Session<ZookeeperSessions>;
 #[derive(Debug)]
 pub(crate) struct ZookeeperSessions {
     pub(crate) cluster: Arc<Cluster>,
+    /// For waiters, whose TTL nobody asked for: the servers' minimum may be longer.
+    pub(crate) for_waiters: bool,
 }
 
 /// One session.
@@ -57,7 +59,8 @@ pub(crate) struct Handle {
     state: Mutex<StateWatcher>,
     carrier: Arc<Carrier>,
     gather: Arc<Gather<Carrier>>,
-    pulse: Pulse,
+    /// `None` for a session of waiters: nothing is held in it, so nothing is believed for as long as it lives.
+    pulse: Option<Pulse>,
     pub(crate) losses: Arc<Losses>,
     /// What an operator has asked to be given up.
     revoked: Mutex<HashSet<Uuid>>,
@@ -70,7 +73,8 @@ impl Handle {
         self.line.link(operation)
     }
 
-    /// From now on the connection, the holders' nodes and the pulse are attended to, for as long as the session lives.
+    /// From now on the connection, and where it has holders their nodes and the pulse, are attended to, for as long as the session
+    /// lives.
     pub(crate) fn attend(&self, session: &Arc<ZookeeperSession>) {
         self.attended.get_or_init(|| {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -78,6 +82,9 @@ impl Handle {
             let (session, losses) = (Arc::downgrade(session), Arc::clone(&self.losses));
             let (followed, beaten) = (Weak::clone(&session), Weak::clone(&session));
             drop(tokio::spawn(supervised(move || attend::follow(Weak::clone(&followed), state.clone()))));
+            if self.pulse.is_none() {
+                return;
+            }
             drop(tokio::spawn(supervised(move || attend::beat(Weak::clone(&beaten)))));
             drop(tokio::spawn(loss::watch(session, losses)));
         });
@@ -100,10 +107,10 @@ impl Handle {
 
     /// Asks the leader, so that it hears of this session, and notes that it answers.
     pub(crate) async fn beat(&self, session: &ZookeeperSession) {
-        let Ok(link) = self.link("renew") else { return };
+        let (Ok(link), Some(pulse)) = (self.link("renew"), &self.pulse) else { return };
         let sent = session.now();
         match self.cluster.ask_leader("renew", &link, self.patience, &self.node).await {
-            Ok(()) => self.pulse.beat(sent, session.now()),
+            Ok(()) => pulse.beat(sent, session.now()),
             Err(error) => tracing::trace!(target: "leasehold", %error, "not heard"),
         }
     }
@@ -189,7 +196,7 @@ impl SessionDriver for ZookeeperSessions {
         let connecting = time.now();
         let link = cluster.connect("acquire", ttl).await?;
         let negotiated = link.client.session_timeout();
-        if negotiated != ttl {
+        if negotiated != ttl && !self.for_waiters {
             return Err(error::plain(
                 ErrorKind::InvalidInput,
                 "acquire",
@@ -204,7 +211,10 @@ impl SessionDriver for ZookeeperSessions {
         let tag = OwnerId::random().as_u128() as u32;
         let session = link.client.session_id().0;
         let (node, label) = (cluster.names.session(session, tag), shown(time.label()).as_bytes().to_vec());
-        let pulse = self.pulse(&link, time, connecting, &node).await?;
+        let pulse = match self.for_waiters {
+            true => None,
+            false => Some(self.pulse(&link, time, connecting, &node).await?),
+        };
         let sent = time.now();
         // There is no deadline yet that a second try must meet.
         let patience_to_mark = cluster.config.timeout.min(ttl);
@@ -213,7 +223,7 @@ impl SessionDriver for ZookeeperSessions {
             marked = self.mark(&link, patience_to_mark, &node, &label).await;
         }
         marked?;
-        let deadline = time.deadline_from(pulse.heard(sent));
+        let deadline = time.deadline_from(heard(pulse.as_ref(), sent));
         let state = Mutex::new(link.client.state_watcher());
         let line = Arc::new(Line::new(link));
         let carrier = Arc::new(Carrier {
@@ -259,7 +269,7 @@ impl SessionDriver for ZookeeperSessions {
             }
         };
         self.cluster.ask("renew", Effect::None, handle.patience, checked).await?;
-        Ok(time.deadline_from(handle.pulse.heard(sent)))
+        Ok(time.deadline_from(heard(handle.pulse.as_ref(), sent)))
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Node>> {
@@ -308,6 +318,11 @@ impl SessionDriver for ZookeeperSessions {
         };
         self.cluster.ask("close", Effect::None, handle.patience, closed).await
     }
+}
+
+/// When the leader heard of a session at the earliest, given a transaction that was sent at `sent` and committed.
+fn heard(pulse: Option<&Pulse>, sent: Moment) -> Moment {
+    pulse.map_or(sent, |pulse| pulse.heard(sent))
 }
 
 /// Deletes what may be gone already.

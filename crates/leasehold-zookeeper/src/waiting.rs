@@ -28,7 +28,7 @@ enum Ahead {
 }
 
 impl Candidate {
-    /// Waits in the queue until it holds; then with the watch on its own node, if it has one.
+    /// Waits in the queue until it is its turn; then with the watch on its own node, if it has one.
     pub(crate) async fn wait(&self, queued: &mut Created) -> Result<Option<Event>> {
         let mut own = None;
         let mut trouble = Trouble::none();
@@ -37,11 +37,11 @@ impl Candidate {
                 Ok(true) => return Ok(own),
                 Ok(false) => trouble = Trouble::none(),
                 Err(error) => {
-                    note(&self.claim, &error);
+                    note(self.place(), &error);
                     trouble.ride_out(error, &self.request)?;
                     tokio::select! {
                         () = tokio::time::sleep(trouble.pause()) => {}
-                        () = self.claim.session().ended() => return Err(lost_place()),
+                        () = self.ended() => return Err(lost_place()),
                         () = self.request.cancelled() => return Err(cancelled()),
                     }
                 }
@@ -49,12 +49,12 @@ impl Candidate {
         }
     }
 
-    /// Looks where it stands, and waits until it makes sense to look again. Whether it holds.
+    /// Looks where it stands, and waits until it makes sense to look again. Whether it is its turn.
     ///
     /// Only what was read grants. A watch fires for every event of a node, and its event may come
     /// from an earlier connection.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
-        let handle = self.claim.session().handle();
+        let handle = self.place().session().handle();
         let link = handle.link("acquire")?;
         let (children, anybody) = match queued.children.take() {
             Some(children) => (children, None),
@@ -100,7 +100,7 @@ impl Candidate {
                 }
             }
             _ = event => Ok(false),
-            () = self.claim.session().ended() => Err(lost_place()),
+            () = self.ended() => Err(lost_place()),
             () = self.request.cancelled() => Err(cancelled()),
             () = tokio::time::sleep(net) => Ok(false),
         }
@@ -108,7 +108,7 @@ impl Candidate {
 
     /// Watches what is ahead, and its own node, in one round trip.
     async fn watch(&self, link: &Arc<Link>, path: &str, own: &mut Option<Event>, ahead: Ahead) -> Result<Set<Event>> {
-        let handle = self.claim.session().handle();
+        let handle = self.place().session().handle();
         let failed = |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
         let mine = async {
             if own.is_none() {

@@ -7,7 +7,7 @@ use leasehold_integration::server::ZookeeperServer;
 use leasehold_zookeeper::zookeeper_client::{Acls, Client, CreateMode};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{SOON, client, free, members, nothing_left, token, ttl, until};
+use crate::support::{SOON, client, free, members, nothing_left, token, ttl, until, until_waiting};
 
 /// How often the holder's node is written.
 const WRITES: usize = 5;
@@ -32,9 +32,9 @@ async fn a_write_to_the_holders_node_grants_nobody() {
     let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     let path = members(&server).pop_first().unwrap();
     let writer = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
-    until("the writer waits", || members(&server).len() == 2).await;
+    until_waiting(&server, 1).await;
     let reader = tokio::spawn(async move { third.rwlock("k").with_ttl(ttl(10)).read().await.unwrap() });
-    until("the reader waits", || members(&server).len() == 3).await;
+    until_waiting(&server, 2).await;
     for _ in 0..WRITES {
         sleep(PAUSE).await;
         operator.set_data(&path, b"of an administrator", None).await.unwrap();
@@ -62,7 +62,7 @@ async fn asking_a_foreign_holder_to_revoke_grants_nobody() {
     let (_, sequence) = operator.create(start, b"10.0.0.1", &mode).await.unwrap();
     let foreign = format!("{start}{sequence}");
     let waiter = tokio::spawn(async move { ours.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
-    until("it waits", || members(&server).len() == 2).await;
+    until_waiting(&server, 1).await;
     for _ in 0..WRITES {
         sleep(PAUSE).await;
         operator.set_data(&foreign, b"__REVOKE__", None).await.unwrap();

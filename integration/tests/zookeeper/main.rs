@@ -5,6 +5,7 @@ mod crowd;
 mod ensemble;
 mod follower;
 mod hint;
+mod killed;
 mod lost_replies;
 mod numbers;
 mod parent;

@@ -14,7 +14,7 @@ use leasehold_integration::server::ZookeeperServer;
 use tokio::time::{sleep, timeout};
 use zookeeper_client::Client;
 
-use crate::support::{SOON, client, free, members, millis, nothing_left, token, ttl, until};
+use crate::support::{SOON, client, free, members, millis, nothing_left, token, ttl, until_waiting};
 
 /// From this number on nobody takes part.
 const LIMIT: i32 = i32::MAX - 1_000_000;
@@ -72,17 +72,18 @@ async fn sequence_numbers_that_are_used_up_admit_one_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_was_in_the_queue_before_the_limit_is_served() {
-    let server = server_at(LIMIT - 2).await;
+    // Whoever finds the lock taken takes a number for that, and another one in the queue.
+    let server = server_at(LIMIT - 3).await;
     let all = clients::<4>(&server).await;
     let first = all[0].mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     let held = members(&server);
-    assert_eq!(number(held.first().unwrap()), LIMIT - 2);
+    assert_eq!(number(held.first().unwrap()), LIMIT - 3);
     let wait = |client: &LockClient| {
         let mutex = client.mutex("k").with_ttl(ttl(10));
         tokio::spawn(async move { mutex.lock().await.unwrap() })
     };
     let second = wait(&all[1]);
-    until("the second waits", || members(&server).len() == 2).await;
+    until_waiting(&server, 1).await;
     let late = [wait(&all[2]), wait(&all[3])];
     // They come and go again, and nobody is let in.
     sleep(Duration::from_millis(600)).await;
@@ -106,7 +107,7 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
     assert!(members(&server).iter().all(|node| number(node) < 1_000), "the numbers begin anew");
     last = token(&guard);
     // Though somebody is always there: it does not wait for another end.
-    until("the other one waits in the new directory", || members(&server).len() == 2).await;
+    until_waiting(&server, 1).await;
     free(guard).await;
     let guard = timeout(SOON, rest).await.unwrap().unwrap();
     assert!(token(&guard) > last);

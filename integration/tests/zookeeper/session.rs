@@ -2,14 +2,13 @@
 
 use leasehold_core::{Clock, LossReason, SystemClock};
 use leasehold_integration::{
-    peer::{Peer, role},
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{
-    SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl, until,
+    SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl, until, until_waiting,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +103,7 @@ async fn a_killed_and_restarted_server_keeps_the_lock_and_its_waiter() {
     let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     let held = token(&guard);
     let waiter = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
-    until("it waits", || members(&server).len() == 2).await;
+    until_waiting(&server, 1).await;
     server.kill();
     server.restart().unwrap();
     // Longer than a session: both are renewed.
@@ -132,46 +131,20 @@ async fn a_node_that_somebody_deletes_is_a_loss_that_is_told_at_once() {
     free(neighbour).await;
 }
 
-/// Its place blocks whoever is behind it for as long as its session lives, and no longer.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_waiter_leaves_the_queue_with_its_session() {
-    const NAME: &str = "session::a_killed_waiter_leaves_the_queue_with_its_session";
-    if let Some(url) = role() {
-        let guard = client(&url).await.mutex("k").with_ttl(ttl(3)).lock().await;
-        panic!("a dead process was granted the lock: {guard:?}");
-    }
-    let server = ZookeeperServer::start().unwrap();
-    let near = client(&server.url()).await;
-    let guard = near.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
-    let killed = Peer::this_test(NAME, &server.url()).unwrap();
-    until("it waits", || members(&server).len() == 2).await;
-    drop(killed);
-    let other = client(&server.url()).await;
-    let behind = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
-    let held = token(&guard);
-    free(guard).await;
-    let next = timeout(SOON, behind).await.unwrap().unwrap();
-    assert!(token(&next) > held);
-    free(next).await;
-    nothing_left(&server, SOON);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_that_is_sent_away_costs_no_lock_of_its_process() {
     let server = ZookeeperServer::start().unwrap();
     let (one, other) = (client(&server.url()).await, client(&server.url()).await);
     let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     let neighbour = other.mutex("neighbour").with_ttl(ttl(10)).lock().await.unwrap();
-    let before = members(&server);
     let waiter = tokio::spawn({
         let mutex = other.mutex("k").with_ttl(ttl(10));
         async move { mutex.lock().await.unwrap() }
     });
-    until("it waits", || members(&server).len() == 3).await;
-    let place = members(&server).difference(&before).next().unwrap().clone();
+    let place = until_waiting(&server, 1).await.pop_first().unwrap();
     let operator = zookeeper_client::Client::connect(&server.addr().to_string()).await.unwrap();
     operator.delete(&place, None).await.unwrap();
-    until("it waits again", || members(&server).len() == 3).await;
+    until_waiting(&server, 1).await;
     assert!(guard.is_held() && !waiter.is_finished());
     free(guard).await;
     free(timeout(SOON, waiter).await.unwrap().unwrap()).await;

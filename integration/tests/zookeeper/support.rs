@@ -7,13 +7,16 @@ use std::{
 
 use leasehold_core::{ErrorKind, LockClient, LockGuard, Mutex, Released, Ttl};
 use leasehold_integration::{census, server::ZookeeperServer};
-use leasehold_zookeeper::ZookeeperBackend;
+use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
 
 /// For what must happen at all, on a machine that builds something else beside.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Where the backend keeps the nodes of its sessions.
 const SESSIONS: &str = "/%sessions/";
+
+/// What a node says that only waits.
+const WAITS: &[u8] = b":waits:";
 
 pub(crate) async fn client(url: &str) -> LockClient {
     LockClient::new(ZookeeperBackend::connect(url).await.unwrap())
@@ -56,16 +59,49 @@ pub(crate) async fn lock(mutex: &Mutex) -> LockGuard {
 
 /// The nodes of all who hold and wait.
 pub(crate) fn members(server: &ZookeeperServer) -> BTreeSet<String> {
-    let mut nodes = server.ephemerals().unwrap();
+    let mut nodes = ephemerals(server);
     nodes.retain(|node| !node.starts_with(SESSIONS));
     nodes
 }
 
+/// On a busy machine the server is slow to answer.
+fn ephemerals(server: &ZookeeperServer) -> BTreeSet<String> {
+    let end = Instant::now() + SOON;
+    loop {
+        match server.ephemerals() {
+            Ok(nodes) => return nodes,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+    }
+}
+
 /// The nodes of all sessions.
 pub(crate) fn sessions(server: &ZookeeperServer) -> BTreeSet<String> {
-    let mut nodes = server.ephemerals().unwrap();
+    let mut nodes = ephemerals(server);
     nodes.retain(|node| node.starts_with(SESSIONS));
     nodes
+}
+
+/// Waits until so many nodes say that they only wait: those of waiters with a TTL of more than 5 s. Returns them.
+pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTreeSet<String> {
+    let client = Client::connect(&server.addr().to_string()).await.unwrap();
+    let end = Instant::now() + SOON;
+    loop {
+        let mut waiting = BTreeSet::new();
+        for node in tokio::task::block_in_place(|| members(server)) {
+            // It may have gone by now.
+            if let Ok((data, _)) = client.get_data(&node).await
+                && data.windows(WAITS.len()).any(|part| part == WAITS)
+            {
+                waiting.insert(node);
+            }
+        }
+        if waiting.len() == count {
+            return waiting;
+        }
+        assert!(Instant::now() < end, "not within {SOON:?}: {count} wait, {waiting:?}");
+        tokio::time::sleep(millis(5)).await;
+    }
 }
 
 /// Nobody holds and nobody waits, after `patience` at the latest.

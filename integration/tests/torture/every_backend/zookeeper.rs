@@ -6,8 +6,8 @@ use rand::{RngExt, rngs::StdRng};
 use super::{Target, survives};
 use crate::support::millis;
 
-/// Long enough for an election on a busy machine.
-const TTL: u64 = 3000;
+/// Long enough for an election on a busy machine, and for waiters to have a session of their own.
+const TTL: u64 = 5500;
 const MEMBERS: usize = 3;
 
 /// Three servers, with proxies between them.

@@ -1,0 +1,165 @@
+//! A waiter that was killed or stopped blocks nobody for long, whatever its TTL.
+
+use std::time::Duration;
+
+use leasehold_core::{LockClient, LockGuard};
+use leasehold_integration::{
+    peer::{self, Peer, listen, tell},
+    server::ZookeeperServer,
+};
+use tokio::time::timeout;
+use zookeeper_client::{Acls, Client, CreateMode};
+
+use crate::support::{SOON, client, free, millis, nothing_left, sessions, token, ttl, until, until_waiting};
+
+const HOUR: u64 = 3_600;
+const MODES: [&str; 3] = ["writer", "reader", "permit"];
+
+/// A server that keeps sessions for an hour.
+fn server() -> ZookeeperServer {
+    ZookeeperServer::builder().setting("maxSessionTimeout", HOUR * 1_000).start().unwrap()
+}
+
+/// Locks in this mode.
+async fn lock(client: &LockClient, mode: &str) -> LockGuard {
+    let hour = ttl(HOUR);
+    match mode {
+        "writer" => client.mutex("k").with_ttl(hour).lock().await.unwrap(),
+        "reader" => client.rwlock("k").with_ttl(hour).read().await.unwrap(),
+        _ => client.semaphore("k", 1).with_ttl(hour).acquire().await.unwrap(),
+    }
+}
+
+/// A mode that excludes this one.
+fn against(mode: &str) -> &str {
+    if mode == "permit" { mode } else { "writer" }
+}
+
+/// A peer: says when it holds, and releases when it is told to.
+async fn play(role: &str) {
+    let (mode, url) = role.split_once(' ').unwrap();
+    let guard = lock(&client(url).await, mode).await;
+    tell(format!("granted {}", guard.fencing_token().map_or(0, leasehold_core::FencingToken::get)));
+    let _told = tokio::task::spawn_blocking(listen).await;
+    drop(guard.release().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
+    const NAME: &str = "killed::a_killed_waiter_blocks_for_seconds_whatever_its_ttl";
+    if let Some(role) = peer::role() {
+        return play(&role).await;
+    }
+    for mode in MODES {
+        let server = server();
+        let (one, other) = (client(&server.url()).await, client(&server.url()).await);
+        let held = lock(&one, against(mode)).await;
+        let mut doomed = Peer::this_test(NAME, &format!("{mode} {}", server.url())).unwrap();
+        until_waiting(&server, 1).await;
+        let next = tokio::spawn(async move { lock(&other, against(mode)).await });
+        until_waiting(&server, 2).await;
+        doomed.process().kill();
+        free(held).await;
+        // Against its TTL of an hour.
+        let next = timeout(SOON, next).await.unwrap_or_else(|_| panic!("a dead {mode} blocks")).unwrap();
+        free(next).await;
+        nothing_left(&server, SOON);
+    }
+}
+
+/// The session of the waiters ends a little later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_waiter_is_granted_outlives_its_waiting() {
+    let server = server();
+    for mode in MODES {
+        let (one, other) = (client(&server.url()).await, client(&server.url()).await);
+        let held = lock(&one, against(mode)).await;
+        let waiter = tokio::spawn({
+            let other = other.clone();
+            async move { lock(&other, mode).await }
+        });
+        until_waiting(&server, 1).await;
+        let inspected = one.inspect("k").await.unwrap();
+        assert_eq!((inspected.holders.len(), inspected.waiters.len()), (1, 1), "{mode}");
+        let before = held.fencing_token();
+        free(held).await;
+        let granted = timeout(SOON, waiter).await.unwrap().unwrap();
+        assert!(granted.fencing_token() > before || mode == "permit");
+        assert!(granted.remaining() > Duration::from_secs(HOUR / 4), "{mode}: {:?}", granted.remaining());
+        let inspected = one.inspect("k").await.unwrap();
+        assert_eq!((inspected.holders.len(), inspected.waiters.len()), (1, 0), "{mode}");
+        assert_eq!(inspected.holders[0].token, granted.fencing_token(), "{mode}");
+        // Those of the two clients are left when the waiters' has been closed, or has expired.
+        until("the session of the waiters ends", || sessions(&server).len() == 2).await;
+        assert!(granted.is_held());
+        let contended = timeout(millis(1_000), lock(&one, against(mode)));
+        assert!(contended.await.is_err(), "{mode}: granted twice");
+        free(granted).await;
+        one.close().await.unwrap();
+        other.close().await.unwrap();
+        nothing_left(&server, SOON);
+    }
+}
+
+/// It is passed over while it is stopped, and comes last when it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
+    const NAME: &str = "killed::a_stopped_waiter_blocks_for_seconds_and_waits_again";
+    if let Some(role) = peer::role() {
+        return play(&role).await;
+    }
+    let server = server();
+    let (one, other) = (client(&server.url()).await, client(&server.url()).await);
+    let held = lock(&one, "writer").await;
+    let mut stopped = Peer::this_test(NAME, &format!("writer {}", server.url())).unwrap();
+    until_waiting(&server, 1).await;
+    let next = tokio::spawn(async move { lock(&other, "writer").await });
+    until_waiting(&server, 2).await;
+    stopped.process().pause().unwrap();
+    free(held).await;
+    let next = timeout(SOON, next).await.expect("a stopped process blocks").unwrap();
+    stopped.process().resume().unwrap();
+    until_waiting(&server, 1).await;
+    assert!(next.is_held());
+    let before = token(&next);
+    free(next).await;
+    let granted = stopped.heard(SOON).await.unwrap();
+    let after: u64 = granted.strip_prefix("granted ").unwrap().parse().unwrap();
+    assert!(after > before, "{after} after {before}");
+    stopped.say("release").unwrap();
+    nothing_left(&server, SOON);
+}
+
+/// A free lock is taken in the session that it is held in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_free_lock_costs_two_transactions_before_and_after_somebody_waited() {
+    const PAIRS: i64 = 50;
+    let server = server();
+    let operator = Client::connect(&server.addr().to_string()).await.unwrap();
+    let (one, other) = (client(&server.url()).await, client(&server.url()).await);
+    let pairs = async || {
+        let mode = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        let mark = async |path| operator.create(path, b"", &mode).await.unwrap().0.czxid;
+        let begun = mark("/begun").await;
+        for _ in 0..PAIRS {
+            free(lock(&one, "writer").await).await;
+        }
+        let ended = mark("/ended").await;
+        operator.delete("/begun", None).await.unwrap();
+        operator.delete("/ended", None).await.unwrap();
+        ended - begun
+    };
+    drop(lock(&one, "writer").await.release().await);
+    let before = pairs().await;
+    let held = lock(&other, "writer").await;
+    let waiter = tokio::spawn({
+        let one = one.clone();
+        async move { free(lock(&one, "writer").await).await }
+    });
+    until_waiting(&server, 1).await;
+    free(held).await;
+    timeout(SOON, waiter).await.unwrap().unwrap();
+    let after = pairs().await;
+    // Sessions are opened, renewed and closed meanwhile.
+    assert!(before < PAIRS * 5 / 2 && after < PAIRS * 5 / 2, "{before} and {after} for {PAIRS} pairs");
+}
