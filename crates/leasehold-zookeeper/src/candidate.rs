@@ -5,6 +5,7 @@ use std::sync::Arc;
 use leasehold_core::{
     Error, ErrorKind, Lease, Request, Result, Trouble, Ttl,
     session::{Claim, Sessions},
+    text::Escaped,
 };
 use zookeeper_client::Error as Driver;
 
@@ -87,7 +88,7 @@ impl Candidate {
             }
             tracing::warn!(
                 target: "leasehold",
-                path = self.directory.path(),
+                path = %Escaped(self.directory.path()),
                 "the sequence numbers of this lock are used up: it goes on when everybody has left its directory"
             );
             used_up.note(self.lane, created.czxid);
@@ -299,7 +300,7 @@ impl Candidate {
         };
         let work = Work::Delete { path: Arc::clone(&queued.path) };
         if let Err(error) = run(live, Job { operation: "acquire", lane: self.lane, work }).await {
-            tracing::debug!(target: "leasehold", path = %queued.path, %error, "not taken away; the next renewal does");
+            tracing::debug!(target: "leasehold", path = %Escaped(&queued.path), %error, "not taken away; the next renewal does");
             claims().for_each(Claim::doubt);
         }
     }

@@ -8,7 +8,7 @@ use leasehold_core::{
 };
 use zookeeper_client::{Acl, Acls, Client, Connector};
 
-use crate::error;
+use crate::{diagnosis::Speech, error};
 
 const DEFAULT_PORT: u16 = 2181;
 
@@ -169,6 +169,7 @@ pub(crate) struct Location {
     pub(crate) hosts: String,
     pub(crate) connector: Connector,
     pub(crate) tls: bool,
+    pub(crate) speech: Speech,
     pub(crate) config: ZookeeperConfig,
 }
 
@@ -222,11 +223,11 @@ impl Location {
         let port = |host: &Host| host.port().map_or_else(|| format!("{host}:{DEFAULT_PORT}"), |_| host.to_string());
         let hosts = url.hosts().iter().map(port).collect::<Vec<_>>().join(",");
         ours(url.finish())?;
-        let mut connector = files.apply_to(tls, Client::connector())?;
+        let (mut connector, speech) = files.apply_to(tls, Client::connector())?;
         if let Some(identity) = identity {
             connector = connector.with_auth("digest", identity.as_bytes());
         }
-        Ok(Self { hosts, connector, tls, config })
+        Ok(Self { hosts, connector, tls, speech, config })
     }
 }
 
@@ -256,20 +257,20 @@ struct TlsFiles {
 
 impl TlsFiles {
     #[cfg(not(feature = "tls"))]
-    fn apply_to(&self, tls: bool, connector: Connector) -> Result<Connector> {
+    fn apply_to(&self, tls: bool, connector: Connector) -> Result<(Connector, Speech)> {
         let _unused = (&self.ca, &self.cert, &self.key);
         if tls {
             let message = "zookeepers: needs the feature `tls` of leasehold-zookeeper; enable it in Cargo.toml";
             return Err(error::plain(ErrorKind::Unsupported, "connect", message));
         }
-        Ok(connector)
+        Ok((connector, Speech::default()))
     }
 
     #[cfg(feature = "tls")]
-    fn apply_to(&self, tls: bool, connector: Connector) -> Result<Connector> {
+    fn apply_to(&self, tls: bool, connector: Connector) -> Result<(Connector, Speech)> {
         use zookeeper_client::TlsOptions;
         if !tls {
-            return Ok(connector);
+            return Ok((connector, Speech::default()));
         }
         choose_crypto_provider();
         let read = |path: &PathBuf| {
@@ -283,17 +284,39 @@ impl TlsFiles {
                 "zookeepers: needs the option `ca`, a file in PEM with the CA that signed the servers' certificates",
             ));
         };
-        let mut options =
-            TlsOptions::default().with_pem_ca(&read(ca)?).map_err(|error| refuse("option `ca`", error))?;
-        options = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => options
-                .with_pem_identity(&read(cert)?, &read(key)?)
-                .map_err(|error| refuse("pair of `cert` and `key`", error))?,
-            (None, None) => options,
+        let ca = read(ca)?;
+        let mut options = TlsOptions::default().with_pem_ca(&ca).map_err(|error| refuse("option `ca`", error))?;
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+            (None, None) => None,
             _ => return Err(invalid("the options `cert` and `key` belong together")),
         };
-        Ok(connector.with_tls(options))
+        if let Some((cert, key)) = &identity {
+            options =
+                options.with_pem_identity(cert, key).map_err(|error| refuse("pair of `cert` and `key`", error))?;
+        }
+        // The driver has taken the files: what it takes and this does not is not looked at.
+        let speech = Speech { tls: client_config(&ca, identity.as_ref()) };
+        Ok((connector.with_tls(options), speech))
     }
+}
+
+/// The TLS that the driver speaks.
+#[cfg(feature = "tls")]
+fn client_config(ca: &str, identity: Option<&(String, String)>) -> Option<Arc<rustls::ClientConfig>> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let certificates = |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().ok();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(certificates(ca)?);
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let config = match identity {
+        Some((cert, key)) => {
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).ok()?;
+            config.with_client_auth_cert(certificates(cert)?, key).ok()?
+        }
+        None => config.with_no_client_auth(),
+    };
+    Some(Arc::new(config))
 }
 
 /// The driver takes the process's crypto provider, and panics if there is none and several to choose from.

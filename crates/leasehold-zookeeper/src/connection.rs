@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Aside, Credentials, ErrorKind, Result, Ttl};
+use leasehold_core::{Aside, Credentials, ErrorKind, Result, Ttl, text::Escaped};
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
 use crate::{
     alone::Alone,
     config::{Location, ZookeeperConfig},
+    diagnosis::{self, Speech},
     error::{self, Effect},
     keys::{Directory, Names},
     thread,
@@ -54,6 +55,7 @@ enum Source {
         connector: Box<Connector>,
         hosts: String,
         tls: bool,
+        speech: Speech,
     },
     /// The user's own client: one session, which we neither open nor close.
     Client(Arc<Link>),
@@ -106,12 +108,13 @@ impl Drop for Room {
 
 impl Cluster {
     pub(crate) fn of_location(location: Location) -> Arc<Self> {
-        let Location { hosts, connector, tls, config } = location;
-        Self::new(Source::Url { connector: Box::new(connector), hosts, tls }, config)
+        let Location { hosts, connector, tls, speech, config } = location;
+        Self::new(Source::Url { connector: Box::new(connector), hosts, tls, speech }, config)
     }
 
     pub(crate) fn of_connector(connector: Connector, hosts: &str, config: ZookeeperConfig) -> Arc<Self> {
-        Self::new(Source::Url { connector: Box::new(connector), hosts: hosts.to_owned(), tls: false }, config)
+        let (connector, hosts, speech) = (Box::new(connector), hosts.to_owned(), Speech::default());
+        Self::new(Source::Url { connector, hosts, tls: false, speech }, config)
     }
 
     pub(crate) fn of_client(client: Client, config: ZookeeperConfig) -> Arc<Self> {
@@ -129,11 +132,11 @@ impl Cluster {
         match &self.source {
             Source::Url { hosts, tls, .. } => {
                 let scheme = if *tls { "zookeepers" } else { "zookeeper" };
-                format!("{scheme}://{hosts}{}", self.names.root)
+                format!("{scheme}://{}{}", Escaped(hosts), Escaped(&self.names.root))
             }
             Source::Client(link) => {
                 let path = link.client.path().trim_end_matches('/');
-                format!("the given client{path}{}", self.names.root)
+                format!("the given client{}{}", Escaped(path), Escaped(&self.names.root))
             }
         }
     }
@@ -153,8 +156,8 @@ impl Cluster {
 
     /// A session of its own with a time-out as near to this one as the servers allow; or the user's own.
     pub(crate) async fn connect(&self, operation: &'static str, session: Duration) -> Result<Arc<Link>> {
-        let (connector, hosts, tls) = match &self.source {
-            Source::Url { connector, hosts, tls } => (connector, hosts, *tls),
+        let (connector, hosts, tls, speech) = match &self.source {
+            Source::Url { connector, hosts, tls, speech } => (connector, hosts, *tls, speech),
             Source::Client(link) if link.client.state().is_terminated() => {
                 let message = "the session of the given client is over; give another client";
                 return Err(error::plain(ErrorKind::Closed, operation, message));
@@ -173,15 +176,20 @@ impl Cluster {
         }
         let hosts_tried = u32::try_from(hosts.split(',').count()).unwrap_or(u32::MAX);
         let patience = self.config.connect_timeout.saturating_mul(hosts_tried);
-        let (client, thread) = match self.connect_once(operation, patience, &connector, hosts, tls).await {
+        let mut connected = self.connect_once(operation, patience, &connector, hosts, tls).await;
+        if connected.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
             // A server that has just been started takes long for its first connections.
+            tokio::time::sleep(PAUSE).await;
+            connected = self.connect_once(operation, patience, &connector, hosts, tls).await;
+        }
+        match connected {
+            Ok((client, thread)) => Ok(Link::new(client, Some(thread), credentials)),
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                tokio::time::sleep(PAUSE).await;
-                self.connect_once(operation, patience, &connector, hosts, tls).await?
+                let why = diagnosis::of(hosts, speech, self.config.connect_timeout).await;
+                Err(error::unreachable(operation, &self.endpoint(), &why, error))
             }
-            first => first?,
-        };
-        Ok(Link::new(client, Some(thread), credentials))
+            Err(error) => Err(error),
+        }
     }
 
     async fn connect_once(
@@ -193,6 +201,7 @@ impl Cluster {
         tls: bool,
     ) -> Result<(Client, Aside)> {
         let (connector, hosts) = (connector.clone(), hosts.to_owned());
+        let count = hosts.split(',').count();
         let connecting = async move {
             #[cfg(feature = "tls")]
             if tls {
@@ -204,16 +213,30 @@ impl Cluster {
         let (thread, connected) = thread::connect(connecting).map_err(|error| error::named(error, operation))?;
         // Without an answer the thread has panicked.
         let connected = async { connected.await.unwrap_or(Err(Driver::ClientClosed)) };
-        let client = self.ask(operation, Effect::None, patience, connected).await?;
-        Ok((client, thread))
+        match timeout(patience, connected).await {
+            Ok(Ok(client)) => Ok((client, thread)),
+            Ok(Err(error)) => Err(error::of_driver(error, operation, Effect::None, &self.endpoint())),
+            Err(_elapsed) => {
+                let message = format!(
+                    "cannot connect to {} within {patience:?} (the option `connect-timeout`, for each of {count} servers)",
+                    self.endpoint()
+                );
+                Err(error::plain(ErrorKind::Unavailable, operation, message))
+            }
+        }
     }
 
     /// The credentials of now, if a provider supplies them.
     async fn credentials(&self, operation: &'static str) -> Result<Option<Credentials>> {
         let Some(provider) = &self.config.credentials else { return Ok(None) };
         let supplied = timeout(self.config.connect_timeout, provider.credentials()).await;
-        let slow =
-            || error::plain(ErrorKind::Unavailable, operation, "the credentials provider did not answer in time");
+        let slow = || {
+            let message = format!(
+                "the credentials provider did not answer within {:?} (the option `connect-timeout`)",
+                self.config.connect_timeout
+            );
+            error::plain(ErrorKind::Unavailable, operation, message)
+        };
         let credentials = supplied.map_err(|_elapsed| slow())?.map_err(|error| error::named(error, operation))?;
         if credentials.username().is_none() {
             let message = "ZooKeeper's scheme `digest` needs a user name; the credentials provider supplied none";
@@ -306,7 +329,7 @@ impl Cluster {
         match timeout(patience, request).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(error::of_driver(error, operation, effect, &self.endpoint())),
-            Err(_elapsed) => Err(error::timed_out(operation, effect, &self.endpoint())),
+            Err(_elapsed) => Err(error::timed_out(operation, effect, &self.endpoint(), patience, self.config.timeout)),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The driver's errors as Leasehold's.
 
+use std::time::Duration;
+
 use leasehold_core::{Error, ErrorKind};
 use zookeeper_client::Error as Driver;
 
@@ -30,10 +32,30 @@ pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
 }
 
-/// No answer came in time.
-pub(crate) fn timed_out(operation: &'static str, effect: Effect, endpoint: &str) -> Error {
-    let message = format!("no answer from {endpoint} in time; is the server overloaded, stopped or unreachable?");
+/// No answer came within `patience`, which is the option `timeout` or a part of the TTL.
+pub(crate) fn timed_out(
+    operation: &'static str,
+    effect: Effect,
+    endpoint: &str,
+    patience: Duration,
+    option: Duration,
+) -> Error {
+    let whence = match patience < option {
+        true => format!("a part of the TTL; the option `timeout` is {option:?}"),
+        false => "the option `timeout`".to_owned(),
+    };
+    let message = format!(
+        "no answer from {endpoint} within {patience:?} ({whence}); is the server overloaded, stopped or unreachable?"
+    );
     plain(lost_answer(effect), operation, message)
+}
+
+/// No server of `endpoint` could be connected to; `why` is what a look at each of them has shown.
+pub(crate) fn unreachable(operation: &'static str, endpoint: &str, why: &str, error: Error) -> Error {
+    if why.is_empty() {
+        return error;
+    }
+    plain(ErrorKind::Unavailable, operation, format!("cannot connect to {endpoint}: {why}")).with_source(error)
 }
 
 /// The session that this was asked in is over.

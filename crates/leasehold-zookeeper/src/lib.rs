@@ -9,6 +9,7 @@ mod candidate;
 mod config;
 mod connection;
 mod crowd;
+mod diagnosis;
 mod error;
 mod gather;
 mod inspect;

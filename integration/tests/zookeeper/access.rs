@@ -6,12 +6,18 @@ use futures_util::future::join_all;
 use leasehold_core::{
     Credentials, CredentialsProvider, ErrorKind, LockClient, LockKey, LossReason, Result, Ttl, async_trait,
 };
-use leasehold_integration::{certificates::Certificates, server::ZookeeperServer};
+use leasehold_integration::{
+    certificates::Certificates,
+    server::{RedisServer, ZookeeperServer},
+};
 use leasehold_zookeeper::{
     ZookeeperBackend, ZookeeperConfig,
     zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Permission},
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, timeout},
+};
 
 use crate::support::{SOON, client, free, members, millis, ttl};
 
@@ -57,11 +63,27 @@ async fn tls_is_spoken_with_who_trusts_the_authority_and_with_nobody_else() {
     let others = Certificates::generate(elsewhere.path()).unwrap();
     let begun = Instant::now();
     let refused = ZookeeperBackend::connect(&server.secure_url(&others)).await.unwrap_err();
-    assert!(matches!(refused.kind(), ErrorKind::Unavailable | ErrorKind::Denied), "{refused}");
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    assert!(refused.to_string().contains("invalid peer certificate"), "{refused}");
     assert!(begun.elapsed() < SOON);
     // Not for this server.
     let wrong = format!("zookeepers://{}?ca={}", server.addr(), server.certificates().unwrap().ca().display());
-    assert!(ZookeeperBackend::connect(&wrong).await.is_err(), "the port speaks no TLS");
+    let refused = ZookeeperBackend::connect(&wrong).await.unwrap_err().to_string();
+    assert!(refused.contains("TLS:"), "the port speaks no TLS: {refused}");
+    let wrong = format!("zookeeper://{}?connect-timeout=2s", server.secure_addr().unwrap());
+    let refused = ZookeeperBackend::connect(&wrong).await.unwrap_err().to_string();
+    assert!(refused.contains("zookeepers:"), "the port speaks TLS only: {refused}");
+}
+
+/// It says so after the handshake.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_wants_a_certificate_says_so() {
+    let server = ZookeeperServer::builder().tls().setting("ssl.clientAuth", "need").start().unwrap();
+    let url = server.secure_url(server.certificates().unwrap()) + "&connect-timeout=15s";
+    let refused = ZookeeperBackend::connect(&url).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    let text = refused.to_string().to_lowercase();
+    assert!(text.contains("tls:") && text.contains("certificate"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +112,7 @@ async fn what_zookeeper_cannot_do_is_a_typed_error() {
     let begun = Instant::now();
     let nobody = ZookeeperBackend::connect("zookeeper://127.0.0.1:1").await.unwrap_err();
     assert_eq!(nobody.kind(), ErrorKind::Unavailable);
-    assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
+    assert!(nobody.to_string().contains("127.0.0.1:1: Connection refused"), "{nobody}");
     // A port that answers nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("zookeeper://{}?connect-timeout=300ms", silent.local_addr().unwrap());
@@ -178,6 +200,42 @@ async fn a_password_that_changes_costs_no_lock() {
     held.renew().await.unwrap();
     assert_eq!(locks.inspect("new").await.unwrap().holders.len(), 0);
     free(held).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_behind_the_port_is_named() {
+    let redis = RedisServer::start().unwrap();
+    let refused = ZookeeperBackend::connect(&format!("zookeeper://{}?connect-timeout=1s", redis.addr())).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    assert!(refused.to_string().contains("a Redis server answers there"), "{refused}");
+
+    let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("zookeeper://{}?connect-timeout=1s", web.local_addr().unwrap());
+    let answering = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = web.accept().await.unwrap();
+            // What is hostile in it is shown and not printed.
+            drop(stream.write_all("HTTP/1.1 400 Bad\u{9b}31m\r\n\r\n".as_bytes()).await);
+        }
+    });
+    let refused = ZookeeperBackend::connect(&url).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("an HTTP server answers there") && !text.contains('\u{9b}'), "{text:?}");
+    answering.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_answer_names_its_limit_and_the_option() {
+    let mut server = ZookeeperServer::start().unwrap();
+    let one = client(&format!("{}?timeout=700ms", server.url())).await;
+    free(one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap()).await;
+    one.inspect("k").await.unwrap();
+    server.pause().unwrap();
+    let late = one.inspect("k").await.unwrap_err().to_string();
+    assert!(late.contains("within 700ms (the option `timeout`)"), "{late}");
+    server.resume().unwrap();
 }
 
 /// A server closes the connection on a request of more than 1 MiB.

@@ -110,7 +110,7 @@ impl ZookeeperBuilder {
             fs::write(folder.join("both.pem"), both).map_err(failed)?;
             let factory = "org.apache.zookeeper.server.NettyServerCnxnFactory".to_owned();
             lines.insert("serverCnxnFactory".to_owned(), factory);
-            lines.insert("ssl.clientAuth".to_owned(), "none".to_owned());
+            lines.entry("ssl.clientAuth".to_owned()).or_insert_with(|| "none".to_owned());
             for (name, file) in [("ssl.keyStore.location", "both.pem"), ("ssl.trustStore.location", "ca.pem")] {
                 lines.insert(name.to_owned(), folder.join(file).display().to_string());
             }
