@@ -11,6 +11,9 @@ use zookeeper_client::{Acl, Acls, Client, Connector};
 use crate::{diagnosis::Speech, error};
 
 const DEFAULT_PORT: u16 = 2181;
+/// The longest root, in bytes: 64 paths below it go in one request, with the longest names and labels, and a server closes
+/// the connection on a request of more than 1 MiB (`jute.maxbuffer`).
+pub(crate) const MAX_ROOT: usize = 2048;
 
 /// Options of the backend.
 #[derive(Clone, Debug)]
@@ -156,6 +159,9 @@ impl ZookeeperConfig {
             None => self.root.is_empty(),
             Some(mut segments) => segments.all(|segment| !segment.is_empty() && segment != "." && segment != ".."),
         };
+        if self.root.len() > MAX_ROOT {
+            return Err(invalid(format!("the root has {} bytes; {MAX_ROOT} are possible", self.root.len())));
+        }
         if sound {
             return Ok(());
         }
@@ -384,6 +390,15 @@ mod tests {
             assert!(error.to_string().contains(named), "{url}: {error}");
             assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
         }
+    }
+
+    #[test]
+    fn a_root_leaves_room_in_a_request() {
+        let url = |length: usize| format!("zookeeper://h/{}", "r".repeat(length - 1));
+        assert!(Location::parse(&url(MAX_ROOT)).is_ok());
+        let error = Location::parse(&url(MAX_ROOT + 1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("2049 bytes"), "{error}");
     }
 
     #[cfg(not(feature = "tls"))]

@@ -15,7 +15,7 @@ use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
 use crate::{
     alone::Alone,
-    config::{Location, ZookeeperConfig},
+    config::{Location, MAX_ROOT, ZookeeperConfig},
     diagnosis::{self, Speech},
     error::{self, Effect},
     keys::{Directory, Names},
@@ -289,6 +289,7 @@ impl Cluster {
     /// The shortest and the longest session time-out that the servers grant, as far as can be told, and that they answer at all.
     pub(crate) async fn limits(&self, shortest: Duration) -> Result<(Duration, Duration)> {
         if let Some(link) = self.given() {
+            self.check_root(link)?;
             let read = link.client.check_stat("/");
             if self.ask("connect", Effect::None, self.config.timeout, read).await?.is_none() {
                 let message = format!("the given client's own root, {}, does not exist; create it", link.client.path());
@@ -300,11 +301,21 @@ impl Cluster {
         }
         let (short, long) = futures_util::join!(self.connect("connect", shortest), self.connect("connect", LONGEST));
         let long = long?;
+        self.check_root(&long)?;
         self.probe(&long).await?;
         let longest = long.client.session_timeout();
         // On a slow machine a short session may be over before it has begun: then its first use tells.
         let shortest = short.map_or(shortest, |link| link.client.session_timeout());
         Ok((shortest.min(longest), longest))
+    }
+
+    fn check_root(&self, link: &Link) -> Result<()> {
+        let length = link.client.path().len() + self.names.root.len();
+        if length <= MAX_ROOT {
+            return Ok(());
+        }
+        let message = format!("the root has {length} bytes, with the client's own; {MAX_ROOT} are possible");
+        Err(error::plain(ErrorKind::InvalidInput, "connect", message))
     }
 
     /// Asks for what a loss is told by. A server before 3.6 does not know it, and would let nobody know of a loss.

@@ -79,7 +79,8 @@ async fn read(
 ) -> Result<Vec<Option<(Vec<u8>, Stat)>>> {
     let mut read = Vec::with_capacity(members.len());
     // A name has some 60 bytes, and its parent up to 3 KiB.
-    let longest = members.iter().map(|(name, _)| directory.path().len() + name.len()).max().unwrap_or(1);
+    let above = link.client.path().len() + directory.path().len() + 1;
+    let longest = members.iter().map(|(name, _)| above + name.len()).max().unwrap_or(1);
     for members in members.chunks(READS.min(READ_BYTES / longest.max(1)).max(1)) {
         let answer = async {
             let mut reader = link.client.new_multi_reader();

@@ -26,7 +26,13 @@ use crate::{
 };
 
 /// Claims in one session: as many as leave room for a watch each.
-const CAPACITY: usize = 1_000;
+const CLAIMS: usize = 1_000;
+/// How many bytes of paths one session has at most. When it ends, the leader sends all of them to its followers in one
+/// message, of which they read 1 MiB (`jute.maxbuffer`): a longer one stops the ensemble (ZOOKEEPER-4306). The other half
+/// is for what lost answers left behind.
+const PATH_BYTES: usize = 512 * 1024;
+/// The number that the server appends, and the length that the message has before each path.
+const AROUND_PATH: usize = 14;
 /// Deletes that are under way at a time.
 const DELETES: usize = 100;
 /// What the driver leaves between two sends at most while it is connected: it pings after 3/20 of the time-out, and looks each
@@ -188,7 +194,11 @@ impl SessionDriver for ZookeeperSessions {
     type Claim = Node;
 
     fn capacity(&self) -> usize {
-        CAPACITY
+        PATH_BYTES
+    }
+
+    fn weight(&self, node: &Node) -> usize {
+        (node.path.len() + AROUND_PATH).max(PATH_BYTES / CLAIMS)
     }
 
     async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {

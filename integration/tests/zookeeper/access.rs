@@ -8,6 +8,7 @@ use leasehold_core::{
 };
 use leasehold_integration::{
     certificates::Certificates,
+    peer::{Peer, listen, role, tell},
     server::{RedisServer, ZookeeperServer},
 };
 use leasehold_zookeeper::{
@@ -238,14 +239,57 @@ async fn a_missing_answer_names_its_limit_and_the_option() {
     server.resume().unwrap();
 }
 
+/// Holds as many as its role says for as long as it lives.
+async fn hold_with_the_longest_name(role: &str) {
+    let (count, url) = role.split_once(' ').unwrap();
+    let client = client(url).await;
+    let lock = client.rwlock(longest_name()).with_ttl(ttl(10));
+    let holding = join_all((0..count.parse().unwrap()).map(|_| lock.read())).await;
+    let held: Vec<_> = holding.into_iter().map(Result::unwrap).collect();
+    tell("held");
+    let _killed_before = tokio::task::spawn_blocking(listen).await;
+    drop(held);
+}
+
+/// Each byte is written as three.
+fn longest_name() -> Vec<u8> {
+    vec![1; LockKey::MAX_LEN]
+}
+
+/// When a session ends, all that it owns is in one message from the leader to its followers.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ensemble_outlives_the_end_of_holders_with_the_longest_names() {
+    const NAME: &str = "access::an_ensemble_outlives_the_end_of_holders_with_the_longest_names";
+    const READERS: usize = 900;
+    if let Some(role) = role() {
+        return hold_with_the_longest_name(&role).await;
+    }
+    let mut ensemble = ZookeeperServer::builder().start_members(3).unwrap();
+    let mut holder = Peer::this_test(NAME, &format!("{READERS} {}", ensemble.url())).unwrap();
+    assert_eq!(holder.heard(SOON).await.unwrap(), "held");
+    let one = client(&ensemble.url()).await;
+    assert_eq!(one.inspect(longest_name()).await.unwrap().holders.len(), READERS);
+    holder.process().kill();
+    let lock = one.mutex(longest_name()).with_ttl(ttl(12));
+    let freed = async {
+        while lock.try_lock().await.is_err() {
+            tokio::time::sleep(millis(100)).await;
+        }
+    };
+    timeout(SOON, freed).await.expect("the ensemble serves on");
+    // What they have written they can read again.
+    for member in ensemble.members() {
+        member.restart().unwrap();
+    }
+}
+
 /// A server closes the connection on a request of more than 1 MiB.
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_holders_with_the_longest_names_are_seen() {
     const HOLDERS: u32 = 600;
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server.url()).await;
-    // Each byte is written as three.
-    let name = vec![1_u8; LockKey::MAX_LEN];
+    let name = longest_name();
     let permits = client.semaphore(name.clone(), HOLDERS).with_ttl(ttl(20)).with_label("x".repeat(100_000));
     let mut held: Vec<_> =
         join_all((0..HOLDERS).map(|_| permits.acquire())).await.into_iter().map(Result::unwrap).collect();
