@@ -40,6 +40,8 @@ pub(crate) struct Link {
     pub(crate) gather: Gather,
     state: Mutex<State>,
     generations: AtomicU64,
+    /// Why the last attempt to connect failed, if it did.
+    trouble: Mutex<Option<Error>>,
     /// Connections that are lost to us, but perhaps not to the server: a command that is still on its way on one must not
     /// take effect after it was undone.
     doomed: Mutex<Vec<Doomed>>,
@@ -71,6 +73,7 @@ impl Link {
             gather: Gather::new(),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
+            trouble: Mutex::default(),
             doomed: Mutex::default(),
             this: Weak::clone(this),
         })
@@ -144,6 +147,13 @@ impl Link {
         }
     }
 
+    /// The error of an operation that is not worth a new connection. It says why there is none, as far as that is known.
+    pub(crate) fn no_connection(&self, operation: &'static str) -> Error {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = trouble.as_ref().map_or("there is no connection", Error::message).to_owned();
+        error::plain(ErrorKind::Unavailable, operation, why)
+    }
+
     /// The connection. If there is none, all who ask share one attempt.
     pub(crate) async fn live(&self) -> Result<Arc<Live>> {
         let connecting = {
@@ -177,6 +187,7 @@ impl Link {
             Ok(live)
         });
         let opened = opened.await;
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = opened.as_ref().err().cloned();
         let mut state = self.state();
         if matches!(*state, State::Closed) {
             return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));

@@ -280,9 +280,11 @@ fn is_certificate(error: &RedisError) -> bool {
     error.is_io_error() && error.to_string().contains("certificate") && !is_of_our_certificate(error)
 }
 
-/// Whether the server refused ours, or asks for one: it answers with an alert of TLS.
+/// Whether the server refused the client's certificate, or demands one: it answers with one of these alerts of TLS.
 fn is_of_our_certificate(error: &RedisError) -> bool {
-    error.is_io_error() && error.to_string().contains("fatal alert")
+    const ALERTS: [&str; 4] = ["ertificate", "UnknownCA", "DecryptError", "AccessDenied"];
+    let text = error.to_string();
+    error.is_io_error() && text.contains("fatal alert") && ALERTS.iter().any(|alert| text.contains(alert))
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ impl QuorumNode for RedisBackend {
         let link = self.link();
         // What was sent on a connection that is gone is undone as an attempt of unknown outcome.
         let Some(live) = link.live_now() else {
-            return Err(error::plain(ErrorKind::Unavailable, "withdraw", "there is no connection"));
+            return Err(link.no_connection("withdraw"));
         };
         let answer = match request.mode() {
             Mode::Exclusive => link.gather.run(link, Operation::Release, &request).await?,
@@ -42,7 +42,7 @@ impl QuorumNode for RedisBackend {
     async fn stop_waiting(self: Arc<Self>, request: Request) -> Result<()> {
         let link = self.link();
         let Some(live) = link.live_now() else {
-            return Err(error::plain(ErrorKind::Unavailable, "stop waiting", "there is no connection"));
+            return Err(link.no_connection("stop waiting"));
         };
         undo::stop_waiting(link, &live, &request, Holder::waiting(&request)).await
     }

@@ -62,9 +62,10 @@ async fn kills_at_each_step(victims: &'static [usize]) {
             drop(guard.release().await);
         }
     }
-    println!("{granted} granted, {failed} failed");
-    assert!(granted > 0, "the steps do not reach what they are for");
-    assert!(failed > 0 || victims.len() < 3, "{failed} failed: the steps do not reach what they are for");
+    // An attempt whose connections end is repeated on new ones, so that even three need not make it fail.
+    let trips: u64 = victims.iter().map(|victim| ways[*victim].counters().trips).sum();
+    println!("{granted} granted, {failed} failed, {trips} connections cut");
+    assert!(granted > 0 && trips >= STEPS, "{trips} cut: the steps do not reach what they are for");
     block_in_place(|| nothing_left(&servers.servers));
 }
 
