@@ -26,8 +26,8 @@ use tokio::{
     time::timeout,
 };
 
-/// The largest answer, in bytes: some 18 000 waiters of one lock.
-const LARGEST: usize = 12 << 20;
+/// The largest answer, in bytes: some 12 000 waiters of one lock.
+const LARGEST: usize = 8 << 20;
 /// What each line counts beside its bytes: the driver needs so much memory for the smallest part of an answer.
 const LINE: usize = 64;
 
@@ -155,7 +155,7 @@ mod tests {
             meter.reset();
         }
         let refused = (0..5).find_map(|_| meter.add(&answer).err()).unwrap();
-        assert!(refused.to_string().contains("12 MiB"), "{refused}");
+        assert!(refused.to_string().contains("8 MiB"), "{refused}");
     }
 
     #[test]

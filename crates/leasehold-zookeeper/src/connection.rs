@@ -176,11 +176,11 @@ impl Cluster {
         }
         let hosts_tried = u32::try_from(hosts.split(',').count()).unwrap_or(u32::MAX);
         let patience = self.config.connect_timeout.saturating_mul(hosts_tried);
-        let mut connected = self.connect_once(operation, patience, &connector, hosts, tls).await;
+        let mut connected = self.connect_once(operation, patience, session, &connector, hosts, tls).await;
         if connected.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
             // A server that has just been started takes long for its first connections.
             tokio::time::sleep(PAUSE).await;
-            connected = self.connect_once(operation, patience, &connector, hosts, tls).await;
+            connected = self.connect_once(operation, patience, session, &connector, hosts, tls).await;
         }
         match connected {
             Ok((client, thread)) => Ok(Link::new(client, Some(thread), credentials)),
@@ -196,6 +196,7 @@ impl Cluster {
         &self,
         operation: &'static str,
         patience: Duration,
+        session: Duration,
         connector: &Connector,
         hosts: &str,
         tls: bool,
@@ -210,7 +211,8 @@ impl Cluster {
             let _ = tls;
             connector.connect(&hosts).await
         };
-        let (thread, connected) = thread::connect(connecting).map_err(|error| error::named(error, operation))?;
+        let (thread, connected) =
+            thread::connect(session, connecting).map_err(|error| error::named(error, operation))?;
         // Without an answer the thread has panicked.
         let connected = async { connected.await.unwrap_or(Err(Driver::ClientClosed)) };
         match timeout(patience, connected).await {

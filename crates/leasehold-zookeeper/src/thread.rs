@@ -5,7 +5,7 @@
 //! thread of its own, where the driver waits for its socket as well. That costs no more than the driver's own task on
 //! the runtime: there a thread of the driver waits for the socket and wakes the task.
 
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use leasehold_core::{Aside, Result};
@@ -24,17 +24,56 @@ impl Spawn for Tasks {
 }
 
 /// Starts to connect, on a thread on which the session then stays. Both end when what is returned is dropped.
+///
+/// They also end if the runtime has ended, or runs nothing for two thirds of `session`: then no lock is renewed, and
+/// the server is to free them as if the process had stopped.
 pub(crate) fn connect(
+    session: Duration,
     connecting: impl Future<Output = Result<Client, Driver>> + Send + 'static,
 ) -> Result<(Aside, oneshot::Receiver<Result<Client, Driver>>)> {
     let (answer, answered) = oneshot::channel();
+    let (beat, beats) = mpsc::channel(1);
     let thread = Aside::start("leasehold session", move || {
         let (tasks, started) = mpsc::unbounded_channel();
         let tasks = Tasks(tasks);
         let _spawner = spawns_core::enter(&tasks);
-        async_io::block_on(drive(connecting, answer, started));
+        async_io::block_on(async {
+            tokio::select! {
+                biased;
+                () = drive(connecting, answer, started) => {}
+                () = silence(beats, session * 2 / 3) => {}
+            }
+        });
     })?;
+    drop(tokio::spawn(beat_on(beat, session / 6)));
     Ok((thread, answered))
+}
+
+/// Tells the thread that the runtime runs, until the thread ends.
+async fn beat_on(beat: mpsc::Sender<()>, pause: Duration) {
+    while !beat.is_closed() {
+        // One that was not taken yet says the same.
+        beat.try_send(()).unwrap_or(());
+        tokio::select! {
+            () = beat.closed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Waits until the runtime has said nothing for `limit`, or has ended.
+async fn silence(mut beats: mpsc::Receiver<()>, limit: Duration) {
+    loop {
+        tokio::select! {
+            biased;
+            beat = beats.recv() => {
+                if beat.is_none() {
+                    return;
+                }
+            }
+            _ = async_io::Timer::after(limit) => return,
+        }
+    }
 }
 
 async fn drive(
