@@ -83,7 +83,8 @@ pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, 
             format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
         ),
         Driver::SessionExpired => (ErrorKind::Lost, "the session has expired".into()),
-        Driver::ClientClosed => (ErrorKind::Lost, "the driver's client was closed".into()),
+        // The driver says `UnexpectedError` where its session ended before it noted why.
+        Driver::ClientClosed | Driver::UnexpectedError(_) => (ErrorKind::Lost, "the driver's client was closed".into()),
         Driver::AuthFailed => (ErrorKind::Denied, format!("{endpoint} refused the user; check user and password")),
         Driver::NoAuth => (
             ErrorKind::Denied,

@@ -119,6 +119,9 @@ impl Shared {
                 if error.kind() == ErrorKind::TimedOut {
                     self.timed_out.fetch_add(1, Ordering::Relaxed);
                 } else {
+                    if !error.is_retryable() && error.kind() != ErrorKind::Lost {
+                        eprintln!("{}: {error}", self.proc);
+                    }
                     self.fault(&format!("{:?}", error.kind()));
                     tokio::time::sleep(AFTER_ERROR).await;
                 }

@@ -38,7 +38,7 @@ async fn tokens_are_durable_only_where_commits_wait_for_every_standby_that_is_se
     let primary = PostgresServer::builder().durable().setting("wal_keep_size", "16MB").start().unwrap();
     assert_eq!(fencing(&primary.url()).await, Fencing::Durable);
     let _one = block_in_place(|| {
-        primary.psql("CREATE ROLE shop LOGIN; GRANT USAGE ON SEQUENCE leasehold_tokens TO shop").unwrap();
+        primary.psql("CREATE SEQUENCE leasehold_tokens; CREATE ROLE shop LOGIN; GRANT USAGE ON SEQUENCE leasehold_tokens TO shop").unwrap();
         let one = primary.start_standby().unwrap();
         until_states(&primary, "async");
         one
