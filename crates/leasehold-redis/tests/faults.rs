@@ -154,6 +154,32 @@ async fn an_answer_that_was_cut_off_costs_nothing_where_the_server_is_there() {
     }
 }
 
+/// A node that could not be used at first may turn out to be one of the others.
+#[tokio::test]
+async fn a_node_that_comes_later_and_is_another_has_no_vote() {
+    let mut servers = [Server::start(), Server::start()];
+    let proxy = Proxy::before(&servers[0]).await;
+    let third = Server::start();
+    let hosts = |third: SocketAddr| {
+        format!("redlock://{},{},{third}/?node-timeout=10s", servers[0].address(), servers[1].address())
+    };
+    let usual = leasehold_redis::redlock(&hosts(third.address())).await.unwrap();
+    usual.provision(&Provision::new(ttl(60_000)).with_never_used(true)).await.unwrap();
+    proxy.refusing.store(true, Ordering::SeqCst);
+    let quorum = leasehold_redis::redlock(&hosts(proxy.address)).await.unwrap();
+    let client = LockClient::new(Arc::clone(&quorum));
+    client.mutex("k").try_lock().await.unwrap().release().await.unwrap();
+    servers[1].kill();
+    proxy.refusing.store(false, Ordering::SeqCst);
+    let is_found = || quorum.nodes()[2].problem.as_ref().is_some_and(|problem| problem.contains("same server"));
+    until_within(PATIENCE, "found", || async {
+        let attempt = client.mutex("k").try_lock().await;
+        assert!(attempt.is_err(), "one server is a majority");
+        is_found()
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn gathered_locks_whose_answers_were_lost_are_undone() {
     let server = Server::start();

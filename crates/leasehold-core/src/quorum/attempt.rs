@@ -116,7 +116,7 @@ impl Asking {
         let well = quorum.members.iter().filter(|member| !member.health.is_suspect()).count();
         let all = well < quorum.majority.needed();
         for (node, member) in quorum.members.iter().enumerate() {
-            replies.push(if member.may_ask(now) || all && !member.is_double() {
+            replies.push(if member.may_ask(now) || all && member.counts() {
                 calls.push(node, || member.acquire(asked.clone()));
                 Reply::Pending
             } else {

@@ -33,15 +33,19 @@ pub(super) struct Member {
     watch: Watch,
     /// It is one server with a member before it, so that its votes must not count.
     is_double: AtomicBool,
+    /// It has said which server it is, so that it can be told from the other members. Until then it has no vote.
+    is_known: AtomicBool,
     /// It cannot rejoin, and that was said.
     warned: AtomicBool,
 }
 
 impl Member {
     pub(super) fn new(backend: Arc<dyn LockBackend>) -> Self {
+        let voter = Arc::clone(&backend).quorum_node();
         Self {
             endpoint: backend.to_string().into(),
-            voter: Arc::clone(&backend).quorum_node(),
+            is_known: AtomicBool::new(voter.is_none()),
+            voter,
             backend,
             health: Health::default(),
             watch: Watch::default(),
@@ -73,7 +77,12 @@ impl Member {
         self.is_double.load(Ordering::Acquire)
     }
 
-    /// Notes whether it is the same server as this other member.
+    /// Whether its votes count: it is known not to be the same server as another member.
+    pub(super) fn counts(&self) -> bool {
+        self.is_known.load(Ordering::Acquire) && !self.is_double()
+    }
+
+    /// Notes that it has said which server it is, and whether that is the same as this other member.
     pub(super) fn set_double(&self, other: Option<&Self>) {
         if !self.is_double.swap(other.is_some(), Ordering::AcqRel)
             && let Some(other) = other
@@ -85,6 +94,7 @@ impl Member {
                 "two nodes of the quorum are one and the same server; the second does not count"
             );
         }
+        self.is_known.store(true, Ordering::Release);
     }
 
     /// Whether it is time to say that the node cannot rejoin: once, until it has.
@@ -99,7 +109,7 @@ impl Member {
 
     /// Whether to ask it for the lock now; see [`Health::may_ask`].
     pub(super) fn may_ask(&self, now: Moment) -> bool {
-        !self.is_double() && self.health.may_ask(now)
+        self.counts() && self.health.may_ask(now)
     }
 
     pub(super) fn acquire(&self, request: Request) -> BoxFuture<'static, Result<Attempt>> {

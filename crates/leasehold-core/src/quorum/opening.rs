@@ -33,7 +33,11 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     let mut found = Vec::new();
     for (node, answer) in answers.into_iter().enumerate() {
         match answer {
-            Some(Ok(recollection)) => found.push(recollection),
+            Some(Ok(recollection)) => {
+                // Below, doubles among them are refused.
+                members[node].set_double(None);
+                found.push(recollection);
+            }
             Some(Err(error)) => {
                 members[node].unusable(&error);
                 problems.push((node, error));

@@ -113,8 +113,9 @@ async fn look_after(quorum: &QuorumBackend) {
 /// Two names may lead to one server, also only from some time on. It has one vote.
 fn note_doubles(quorum: &QuorumBackend, nodes: &[Option<Recollection>]) {
     for (at, node) in nodes.iter().enumerate() {
-        let Some(node) = node.as_ref().filter(|node| !node.run.is_empty()) else { continue };
-        let first = nodes[..at].iter().position(|other| other.as_ref().is_some_and(|other| other.run == node.run));
+        let Some(node) = node else { continue };
+        let is_same = |other: &Recollection| !node.run.is_empty() && other.run == node.run;
+        let first = nodes[..at].iter().position(|other| other.as_ref().is_some_and(is_same));
         quorum.members[at].set_double(first.map(|first| &quorum.members[first]));
     }
 }
