@@ -40,6 +40,9 @@ pub(crate) struct Link {
     pub(crate) gather: Gather,
     state: Mutex<State>,
     generations: AtomicU64,
+    /// The run of the server that was connected to last, and how many there were.
+    run: Mutex<String>,
+    runs: AtomicU64,
     /// Why the last attempt to connect failed, if it did.
     trouble: Mutex<Option<Error>>,
     /// Connections that are lost to us, but perhaps not to the server: a command that is still on its way on one must not
@@ -73,6 +76,8 @@ impl Link {
             gather: Gather::new(),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
+            run: Mutex::default(),
+            runs: AtomicU64::new(0),
             trouble: Mutex::default(),
             doomed: Mutex::default(),
             this: Weak::clone(this),
@@ -139,12 +144,22 @@ impl Link {
         Ok(live)
     }
 
-    /// The connection, if there is one.
+    /// The connection, if there is one. One that was closed meanwhile is none: what would be sent on it never arrives.
     pub(crate) fn live_now(&self) -> Option<Arc<Live>> {
-        match &*self.state() {
-            State::Live(live) => Some(Arc::clone(live)),
-            _ => None,
+        let live = match &*self.state() {
+            State::Live(live) => Arc::clone(live),
+            _ => return None,
+        };
+        if live.is_over() {
+            self.lose(live.generation);
+            return None;
         }
+        Some(live)
+    }
+
+    /// How many runs of the server, or servers, there were. As long as it stays the same the server has forgotten nothing.
+    pub(crate) fn runs(&self) -> u64 {
+        self.runs.load(Ordering::Acquire)
     }
 
     /// The error of an operation that is not worth a new connection. It says why there is none, as far as that is known.
@@ -156,6 +171,9 @@ impl Link {
 
     /// The connection. If there is none, all who ask share one attempt.
     pub(crate) async fn live(&self) -> Result<Arc<Live>> {
+        if let Some(live) = self.live_now() {
+            return Ok(live);
+        }
         let connecting = {
             let mut state = self.state();
             match &*state {
@@ -194,6 +212,11 @@ impl Link {
         }
         match opened {
             Ok(live) => {
+                let run = &mut *self.run.lock().unwrap_or_else(PoisonError::into_inner);
+                if run != live.run_id() {
+                    live.run_id().clone_into(run);
+                    self.runs.fetch_add(1, Ordering::AcqRel);
+                }
                 *state = State::Live(Arc::clone(&live));
                 drop(state);
                 // Whoever was armed on an earlier connection is not armed on this one.

@@ -1,6 +1,9 @@
 //! [`RedisLease`]: one grant.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use leasehold_core::{
     Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Mode, Moment, ReleaseState, Released, Request,
@@ -30,6 +33,8 @@ pub(crate) struct RedisLease {
     token: Option<FencingToken>,
     deadline: LiveDeadline,
     release: ReleaseState,
+    /// In which run of the server the release was first sent; see [`Link::runs`].
+    released_in: OnceLock<u64>,
 }
 
 impl RedisLease {
@@ -40,6 +45,7 @@ impl RedisLease {
             request,
             token,
             release: ReleaseState::new(),
+            released_in: OnceLock::new(),
         }
     }
 
@@ -120,7 +126,9 @@ impl Lease for RedisLease {
         if let Some(told) = self.release.begin() {
             return Ok(told);
         }
-        let still_valid = || !self.deadline.get().is_past(self.request.now());
+        let run = *self.released_in.get_or_init(|| self.link.runs());
+        // Another run of the server, or another server, may have forgotten the lock before the release came.
+        let still_valid = || self.link.runs() == run && !self.deadline.get().is_past(self.request.now());
         let mut answer = self.send_release().await;
         if let Err(error) = &answer
             && error::broke(error)

@@ -28,7 +28,7 @@ use crate::{
 pub(crate) struct Live {
     connection: MultiplexedConnection,
     /// Ends with it, unless the driver sees to that itself.
-    _task: Option<Task>,
+    task: Option<Task>,
     meter: Arc<Meter>,
     /// For how long an answer is awaited, and what does it: the driver's own time-outs are timers of the runtime.
     response_timeout: Duration,
@@ -68,7 +68,7 @@ impl Live {
         let Found { id, run, pushes, restart } = found;
         Self {
             connection,
-            _task: task,
+            task,
             meter,
             response_timeout,
             time_outs: Arc::default(),
@@ -81,6 +81,11 @@ impl Live {
             warmth: Warmth::new(),
             one_at_a_time: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it is known to have ended, so that nothing that is sent now reaches the server.
+    pub(crate) fn is_over(&self) -> bool {
+        self.task.as_ref().is_some_and(Task::is_over)
     }
 
     /// Runs a script. The first poll queues it.

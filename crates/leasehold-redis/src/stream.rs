@@ -58,6 +58,13 @@ impl Meter {
 #[derive(Debug)]
 pub(crate) struct Task(AbortHandle);
 
+impl Task {
+    /// The connection was closed, or broke.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();

@@ -154,6 +154,39 @@ async fn an_answer_that_was_cut_off_costs_nothing_where_the_server_is_there() {
     }
 }
 
+#[tokio::test]
+async fn a_release_over_a_connection_that_was_closed_before_says_that_the_lock_was_lost_before() {
+    let server = Server::start();
+    for backend in without_pushes(&server).await {
+        for wanted in modes() {
+            let lease = granted(&backend, wanted.as_new_owner()).await;
+            let holder = backend.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+            backend.break_lock(&holder, true).await.unwrap();
+            kill_clients(&server).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "{wanted:?}");
+        }
+    }
+}
+
+/// The server that took over knows nothing of the lock, and may have granted it to another.
+#[tokio::test]
+async fn a_release_that_a_server_without_the_lock_answers_tells_of_the_loss() {
+    for wanted in modes() {
+        let (mut server, next) = (Server::start(), Server::start());
+        let proxy = Proxy::before(&server).await;
+        let backend = proxy.patient_backend(PATIENCE).await;
+        let lease = granted(&backend, wanted.as_new_owner().with_ttl(ttl(120_000))).await;
+        proxy.lead_to(&next);
+        granted(&next.backend().await, wanted.as_new_owner().with_ttl(ttl(120_000))).await;
+        server.signal("STOP");
+        let releasing = tokio::spawn(lease.release());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        server.kill();
+        assert_eq!(releasing.await.unwrap().unwrap(), Released::AlreadyLost, "{wanted:?}");
+    }
+}
+
 /// A node that could not be used at first may turn out to be one of the others.
 #[tokio::test]
 async fn a_node_that_comes_later_and_is_another_has_no_vote() {
