@@ -154,11 +154,12 @@ impl RedisBackend {
         let keys = Keys::new(prefix, request.key());
         let mut before = self.epoch(request.mode(), &keys);
         let mut sent = request.now();
-        let mut answer = self.ask(&request, &keys, registered).await;
+        let mut answer = self.ask(&request, &keys, registered, false).await;
+        let mut again = false;
         // An idle connection without pushes is found closed only when it is used.
         if answer.as_ref().is_err_and(error::broke) && Box::pin(undo::undone(&self.link, &request)).await {
-            (before, sent) = (self.epoch(request.mode(), &keys), request.now());
-            answer = Box::pin(self.ask(&request, &keys, registered)).await;
+            (before, sent, again) = (self.epoch(request.mode(), &keys), request.now(), true);
+            answer = Box::pin(self.ask(&request, &keys, registered, again)).await;
         }
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
         match answer {
@@ -183,7 +184,7 @@ impl RedisBackend {
                 ),
             )),
             Err(error) => {
-                if error::may_have_taken(&error) {
+                if error::may_have_taken(&error) || again && request.is_waiting() {
                     self.orphans.add(&self.link, &request);
                 }
                 Err(error)
@@ -191,10 +192,12 @@ impl RedisBackend {
         }
     }
 
-    async fn ask(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
+    /// `again`: the first asking may have registered it as a waiter.
+    async fn ask(&self, request: &Request, keys: &Keys<'_>, registered: bool, again: bool) -> Result<Value> {
+        let registered = registered || again && request.is_waiting();
         match (request.terms(), request.mode()) {
             (Some(terms), Mode::Exclusive | Mode::Shared) => {
-                Box::pin(vote::acquire(&self.link, request, &terms, keys)).await
+                Box::pin(vote::acquire(&self.link, request, &terms, keys, again)).await
             }
             (_, Mode::Exclusive) => self.exclusive(request, keys, registered).await,
             // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.

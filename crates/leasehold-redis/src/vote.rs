@@ -16,13 +16,19 @@ use crate::{
 /// The code of a script that found another mark or another run than it was told.
 const MARKED_ANEW: &str = "LEASEMARK";
 
-/// One attempt to take the lock, on these terms.
-pub(crate) async fn acquire(link: &Link, request: &Request, terms: &Terms, keys: &Keys<'_>) -> Result<Value> {
+/// One attempt to take the lock, on these terms. `again`: the same was sent before, and its answer was lost.
+pub(crate) async fn acquire(
+    link: &Link,
+    request: &Request,
+    terms: &Terms,
+    keys: &Keys<'_>,
+    again: bool,
+) -> Result<Value> {
     let shared = request.mode() == Mode::Shared;
     let script = if shared { &scripts::QUORUM_ACQUIRE_SHARED } else { &scripts::QUORUM_ACQUIRE };
     let node = [&*link.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
-    let flags = exclusive::flags(request, request.owner() != request.waiter());
+    let flags = exclusive::flags(request, again || request.owner() != request.waiter());
     let floor = request.token_floor().map_or(0, FencingToken::get);
     on_terms(link, "acquire", script, Some(terms), |cmd, sight| {
         if shared {

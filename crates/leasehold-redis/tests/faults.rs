@@ -29,6 +29,8 @@ struct Proxy {
     deaf: Arc<AtomicBool>,
     cut: Arc<AtomicBool>,
     refusing: Arc<AtomicBool>,
+    /// Whether the lock `k` is freed before the next connection is cut.
+    freeing: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -42,7 +44,9 @@ impl Proxy {
             deaf: Arc::clone(&deaf),
             cut: Arc::clone(&cut),
             refusing: Arc::clone(&refusing),
+            freeing: Arc::default(),
         };
+        let freeing = Arc::clone(&proxy.freeing);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if refusing.load(Ordering::SeqCst) {
@@ -52,7 +56,7 @@ impl Proxy {
                 let server = *server.lock().unwrap();
                 let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
                 tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
-                let (deaf, cut) = (Arc::clone(&deaf), Arc::clone(&cut));
+                let (deaf, cut, freeing) = (Arc::clone(&deaf), Arc::clone(&cut), Arc::clone(&freeing));
                 tokio::spawn(async move {
                     let mut buffer = [0; 4096];
                     while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
@@ -60,6 +64,11 @@ impl Proxy {
                         if deaf.load(Ordering::SeqCst) {
                             if cut.load(Ordering::SeqCst) {
                                 deaf.store(false, Ordering::SeqCst);
+                                if freeing.swap(false, Ordering::SeqCst) {
+                                    let mut raw = TcpStream::connect(server).await.unwrap();
+                                    raw.write_all(b"DEL k\r\n").await.unwrap();
+                                    assert_eq!(raw.read(&mut buffer).await.unwrap(), b":1\r\n".len());
+                                }
                                 return;
                             }
                             continue;
@@ -151,6 +160,31 @@ async fn an_answer_that_was_cut_off_costs_nothing_where_the_server_is_there() {
         proxy.cut_off_an_answer(true);
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
         assert_eq!(server.census().await, Vec::<String>::new());
+    }
+}
+
+/// An attempt that is repeated may have registered a waiter before.
+#[tokio::test]
+async fn a_waiter_that_is_granted_by_the_repetition_waits_no_longer() {
+    let server = Server::start();
+    let other = server.backend().await;
+    for wanted in modes() {
+        let proxy = Proxy::before(&server).await;
+        let backend = proxy.patient_backend(PATIENCE).await;
+        granted(&other, wanted.as_new_owner().with_ttl(ttl(120_000))).await;
+        if wanted.mode() == Mode::Shared {
+            let () = redis::cmd("SET").arg("k").arg("writer").query_async(&mut server.raw().await).await.unwrap();
+        }
+        if wanted.mode().is_permit() {
+            continue;
+        }
+        proxy.freeing.store(true, Ordering::SeqCst);
+        proxy.cut_off_an_answer(true);
+        let lease = Arc::clone(&backend).acquire(wanted).await.unwrap();
+        let waiters = other.inspect(&support::key("k")).await.unwrap().waiters;
+        assert!(waiters.is_empty(), "{waiters:?}");
+        assert_eq!(lease.release().await.unwrap(), Released::Freed);
+        let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
     }
 }
 
