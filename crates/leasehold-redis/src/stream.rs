@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::select_ok;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, RedisError,
     aio::MultiplexedConnection,
@@ -21,7 +23,7 @@ use redis::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     task::AbortHandle,
     time::timeout,
 };
@@ -97,7 +99,7 @@ pub(crate) async fn connect(
 }
 
 async fn connect_tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    let stream = connect_to_any(lookup_host((host.trim_matches(['[', ']']), port)).await?).await?;
     stream.set_nodelay(settings.nodelay())?;
     let socket = SockRef::from(&stream);
     if let Some(keepalive) = settings.keepalive() {
@@ -106,6 +108,15 @@ async fn connect_tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Resul
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
     socket.set_tcp_user_timeout(settings.user_timeout())?;
     Ok(stream)
+}
+
+/// Connects to all addresses of a host at once, and uses the first that answers: one that is silent delays nothing.
+async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut connecting = addresses.map(|address| Box::pin(TcpStream::connect(address))).peekable();
+    if connecting.peek().is_none() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
+    }
+    Ok(select_ok(connecting).await?.0)
 }
 
 async fn start<S>(
@@ -163,6 +174,25 @@ mod tests {
         }
         let refused = (0..5).find_map(|_| meter.add(&answer).err()).unwrap();
         assert!(refused.to_string().contains("8 MiB"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_delays_no_other() {
+        // Its queue of connections is full, so that it answers no other.
+        let silent = tokio::net::TcpSocket::new_v4().unwrap();
+        silent.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let silent = silent.listen(1).unwrap();
+        let address = silent.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+            queued.push(stream.unwrap());
+        }
+        let well = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wanted = well.local_addr().unwrap();
+        let stream = timeout(Duration::from_secs(60), connect_to_any([address, wanted].into_iter())).await;
+        assert_eq!(stream.expect("it waits for the silent one").unwrap().peer_addr().unwrap(), wanted);
+        let none = connect_to_any(std::iter::empty()).await.unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
