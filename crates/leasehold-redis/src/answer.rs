@@ -19,9 +19,9 @@ pub(crate) enum Refusal {
 /// What an attempt was refused for. The same again means that nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// The value of who holds it; of permits, of who got one last.
+    /// The value of who holds it; of permits, of the one that ends last.
     pub(crate) holder: Vec<u8>,
-    /// The server's time in ms at which that ends; negative if it has no end.
+    /// The server's time in ms at which that ends; negative if it has no end. Of permits, the sum of those times.
     pub(crate) ends: i64,
 }
 

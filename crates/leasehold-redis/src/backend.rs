@@ -335,7 +335,12 @@ impl RedisBackend {
         // Whoever asks again to stay registered does so as one that was woken: it keeps its place in a quorum, too.
         let refresh = self.link.config.safety_net.unwrap_or(REFRESH);
         let wake = wake.map(|wake| {
-            let refreshed = async move { drop(tokio::time::timeout(refresh, wake).await) };
+            let (link, waiter) = (Arc::clone(&self.link), request.waiter());
+            let refreshed = async move {
+                if tokio::time::timeout(refresh, wake).await.is_ok() {
+                    link.calm.notified(waiter);
+                }
+            };
             Box::pin(refreshed) as BoxFuture<'static, ()>
         });
         // Spread, so that those who wait for one deadline do not ask in the same instant.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ const FEW: usize = 64;
 ///
 /// A server that has more waited-for keys than `tracking-table-max-keys` forgets some of them, and says of each that it has
 /// changed. The waiter then asks, is refused, and is tracked again, for which the server forgets another. Where two attempts
-/// in a row are refused for the same, the next notification is heeded only after a pause.
+/// in a row are refused for the same, with a notification in between, the next one is heeded only after a pause.
 #[derive(Debug, Default)]
 pub(crate) struct Calm {
     by_waiter: Mutex<Refusals>,
@@ -42,21 +42,32 @@ struct Refusals {
 struct Refused {
     found: Found,
     at: Instant,
+    /// The waiter was notified since.
+    notified: bool,
     pause: Duration,
 }
 
 impl Calm {
+    /// Notes that a waiter was notified, and asks for that. One that asks for another reason learns nothing about notifications.
+    pub(crate) fn notified(&self, waiter: OwnerId) {
+        if let Some(refused) = self.lock().last.get_mut(&waiter) {
+            refused.notified = true;
+        }
+    }
+
     /// Notes a refusal. Returns for how long after it a notification must wait.
     pub(crate) fn refused(&self, waiter: OwnerId, found: Found) -> Duration {
         let now = Instant::now();
-        let mut refusals = self.by_waiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.lock();
         if refusals.last.len() >= refusals.limit {
             refusals.last.retain(|_, refused| now - refused.at < RECENT);
             refusals.limit = FEW.max(2 * refusals.last.len());
         }
         let before = refusals.last.get(&waiter).filter(|before| now - before.at < RECENT);
         let pause = match before {
-            Some(before) if before.found.is_like(&found) => (before.pause * 2).clamp(PAUSES.0, PAUSES.1),
+            Some(before) if before.notified && before.found.is_like(&found) => {
+                (before.pause * 2).clamp(PAUSES.0, PAUSES.1)
+            }
             _ => Duration::ZERO,
         };
         if pause == PAUSES.1 && !std::mem::replace(&mut refusals.warned, true) {
@@ -65,8 +76,13 @@ impl Calm {
                  keys are waited for than its `tracking-table-max-keys` allows, raise that"
             );
         }
-        refusals.last.insert(waiter, Refused { found, at: now, pause });
+        refusals.last.insert(waiter, Refused { found, at: now, notified: false, pause });
         pause
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Refusals> {
+        // Nothing panics while it is held, but perhaps a subscriber; and then it is as good as before.
+        self.by_waiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,10 +100,28 @@ mod tests {
         Found { holder: holder.into(), ends }
     }
 
+    /// It is refused, and notified.
+    fn refused(calm: &Calm, waiter: OwnerId, found: Found) -> Duration {
+        let pause = calm.refused(waiter, found);
+        calm.notified(waiter);
+        pause
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_that_asks_without_a_notification_does_not_pause() {
+        let (calm, waiter) = (Calm::default(), OwnerId::random());
+        for _ in 0..10 {
+            assert_eq!(calm.refused(waiter, found("a", 1_000)), Duration::ZERO);
+        }
+        calm.notified(waiter);
+        calm.notified(OwnerId::random());
+        assert_eq!(calm.refused(waiter, found("a", 1_000)), PAUSES.0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_is_refused_for_the_same_again_pauses_longer() {
         let (calm, waiter) = (Calm::default(), OwnerId::random());
-        let pause = |ends| calm.refused(waiter, found("a", ends)).as_millis();
+        let pause = |ends| refused(&calm, waiter, found("a", ends)).as_millis();
         assert_eq!((pause(1_000), pause(1_001), pause(999), pause(1_000)), (0, 10, 20, 40));
         for _ in 0..10 {
             pause(1_000);
@@ -96,10 +130,10 @@ mod tests {
         // It was renewed.
         assert_eq!((pause(2_000), pause(2_000)), (0, 10));
         assert_eq!(calm.refused(OwnerId::random(), found("a", 2_000)), Duration::ZERO);
-        assert_eq!(calm.refused(waiter, found("b", 2_000)), Duration::ZERO);
-        assert_eq!(calm.refused(waiter, found("b", 2_000)), PAUSES.0);
+        assert_eq!(refused(&calm, waiter, found("b", 2_000)), Duration::ZERO);
+        assert_eq!(refused(&calm, waiter, found("b", 2_000)), PAUSES.0);
         tokio::time::advance(RECENT).await;
-        assert_eq!(calm.refused(waiter, found("b", 2_000)), Duration::ZERO);
+        assert_eq!(refused(&calm, waiter, found("b", 2_000)), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,13 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use leasehold_core::{Attempt, ErrorKind, LockBackend, Mode, Released, Request, Wakeup, quorum::Terms};
@@ -297,6 +303,69 @@ async fn more_waited_for_keys_than_the_server_tracks_cause_no_storm() {
         assert!(run <= most, "{run} scripts in {took:?} for {KEYS} idle waiters, of at most {most}");
         drop(tasks);
     }
+}
+
+/// Counts warnings.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// The permit that is taken anew each time ends before another one that is held all the while.
+#[tokio::test]
+async fn permits_of_other_ttls_that_come_and_go_slow_no_waiter_down() {
+    let warnings = Warnings::default();
+    let _subscribed = tracing::subscriber::set_default(warnings.clone());
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let permit = |millis| request("k").with_permit_of(2.try_into().unwrap()).with_ttl(ttl(millis));
+    let _long = granted(&a, permit(600_000)).await;
+    let mut short = granted(&a, permit(60_000)).await;
+    let waiter = permit(60_000).with_waiting(true);
+    for _ in 0..15 {
+        let wake = refused(&b, waiter.clone()).await.wake.unwrap();
+        short.release().await.unwrap();
+        short = granted(&a, permit(60_000)).await;
+        wake.await;
+    }
+    assert_eq!(warnings.0.load(Ordering::Relaxed), 0, "it is notified late");
+}
+
+/// Who asks again without being notified says nothing about notifications.
+#[tokio::test]
+async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
+    let warnings = Warnings::default();
+    let _subscribed = tracing::subscriber::set_default(warnings.clone());
+    let server = Server::start();
+    let a = server.backend().await;
+    let config = RedisConfig::new().with_safety_net(Duration::from_millis(10));
+    let b = RedisBackend::from_client(&redis::Client::open(server.url()).unwrap(), config).await.unwrap();
+    let held = granted(&a, request("k").with_ttl(ttl(600_000))).await;
+    let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    held.release().await.unwrap();
+    timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+    assert_eq!(warnings.0.load(Ordering::Relaxed), 0, "it is notified late");
 }
 
 /// Requests of waiters: of a lock on this server alone, and of one of a quorum.

@@ -4,13 +4,16 @@
 local permits, member, ttl, queue, flags, of = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4], ARGV[5] + 0
 local now = millis(redis.call('TIME'))
 
--- What it was refused for is the permit that was granted or renewed last.
+-- What it was refused for are the permits that end last, and when: whichever is granted or renewed, the sum of that grows.
 local function refuse(why, left)
   if string.find(flags, 'w', 1, true) then
     enlist(queue, member, now)
   end
-  local last = redis.call('ZRANGE', permits, -1, -1, 'WITHSCORES')
-  return {why, left, last[1] or '', last[2] and last[2] + 0 or -1}
+  local held, sum = redis.call('ZRANGE', permits, -64, -1, 'WITHSCORES'), 0
+  for i = 2, #held, 2 do
+    sum = sum + held[i]
+  end
+  return {why, left, held[#held - 1] or '', sum}
 end
 
 redis.call('ZREMRANGEBYSCORE', permits, '-inf', now)
