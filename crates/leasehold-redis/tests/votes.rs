@@ -69,7 +69,7 @@ async fn the_scripts_decide_on_tokens_as_the_model_does() {
         let floor = stored.map_or(1_000_000, |fence| fence.token.get()).saturating_add_signed(ahead);
         let asked = request("k").with_ttl(ttl(TTL)).for_node(terms).with_token_floor(FencingToken::new(floor));
         let lease = granted(&backend, asked.clone()).await;
-        let drawn = Fence::granted(stored, FencingToken::new(floor + 1), asked.owner());
+        let drawn = Fence::granted(stored, FencingToken::new(floor), asked.owner());
         assert_eq!(lease.fencing_token(), Some(drawn.token));
         stored = Some(drawn);
         for delta in [0, -1, 0, 1, 1, -3, 0, 7] {
