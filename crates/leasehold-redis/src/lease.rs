@@ -65,7 +65,10 @@ impl RedisLease {
         let arguments = |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
         match self.request.mode() {
             Mode::Exclusive => self.link.gather.run(&self.link, Operation::Renew, &self.request).await,
-            mode => Box::pin(self.link.run(renew_script(mode), "renew", Effect::Writes, arguments)).await,
+            mode => {
+                let live = self.link.live_in_order("renew").await?;
+                Box::pin(self.link.run_on(&live, renew_script(mode), "renew", Effect::Writes, arguments)).await
+            }
         }
     }
 
