@@ -370,7 +370,7 @@ impl Link {
         };
         if let Some(id) = lost.id.filter(|_| !lost.run_id().is_empty()) {
             let doomed = Doomed { id, run: lost.run_id().to_owned() };
-            self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(doomed);
+            self.lost_before().push(doomed);
         }
         // Nothing can wake on it any more.
         self.registry.wake_all();
@@ -379,15 +379,26 @@ impl Link {
 
     /// Ends lost connections at the server, as far as it lets us.
     async fn end_doomed(&self, live: &Live) {
-        let doomed = std::mem::take(&mut *self.doomed.lock().unwrap_or_else(PoisonError::into_inner));
-        for Doomed { id, .. } in doomed.into_iter().filter(|doomed| doomed.run == live.run_id()) {
+        let mut all = std::mem::take(&mut *self.lost_before());
+        all.retain(|doomed| doomed.run == live.run_id());
+        while let Some(doomed) = all.pop() {
             let mut kill = redis::cmd("CLIENT");
-            kill.arg("KILL").arg("ID").arg(id);
-            if let Err(error) = live.send(&kill).await {
-                // Usually there is nothing left to end.
-                tracing::trace!(endpoint = %self.endpoint, id, %error, "could not end the lost connection");
+            kill.arg("KILL").arg("ID").arg(doomed.id);
+            let Err(error) = live.send(&kill).await else { continue };
+            // Usually there is nothing left to end.
+            tracing::trace!(endpoint = %self.endpoint, id = doomed.id, %error, "could not end the lost connection");
+            if error.is_io_error() {
+                // This one is lost, too. The next one ends them all.
+                all.push(doomed);
+                self.lost_before().append(&mut all);
+                return;
             }
         }
+    }
+
+    fn lost_before(&self) -> MutexGuard<'_, Vec<Doomed>> {
+        // Nothing panics while it is held.
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the connection. There will be no other.

@@ -221,6 +221,43 @@ async fn a_release_that_a_server_without_the_lock_answers_tells_of_the_loss() {
     }
 }
 
+/// The first connection is closed at the next request, the second when it is to end the first one at the server.
+#[tokio::test]
+async fn a_lost_connection_is_ended_at_the_server_although_the_next_one_is_lost_too() {
+    let server = Server::start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (proxy, to) = (listener.local_addr().unwrap(), server.address());
+    let armed = Arc::new(AtomicBool::new(false));
+    let closing = Arc::clone(&armed);
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (mut from_client, mut to_client) = listener.accept().await.unwrap().0.into_split();
+            let (mut from_server, mut to_server) = TcpStream::connect(to).await.unwrap().into_split();
+            let answers = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            let closing = Arc::clone(&closing);
+            tokio::spawn(async move {
+                let mut buffer = [0; 65536];
+                while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                    let kills = buffer[..count].windows(4).any(|word| word == b"KILL");
+                    if connection == 0 && closing.load(Ordering::SeqCst) || connection == 1 && kills {
+                        break;
+                    }
+                    to_server.write_all(&buffer[..count]).await.unwrap();
+                }
+                answers.abort();
+            });
+        }
+    });
+    let backend = RedisBackend::connect(&format!("redis://{proxy}/?response-timeout=30s")).await.unwrap();
+    armed.store(true, Ordering::SeqCst);
+    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
+    until_within(PATIENCE, "both are ended", || async {
+        server.info("commandstats").await.contains("cmdstat_client|kill:calls=2,")
+    })
+    .await;
+}
+
 /// A node that could not be used at first may turn out to be one of the others.
 #[tokio::test]
 async fn a_node_that_comes_later_and_is_another_has_no_vote() {
