@@ -266,6 +266,29 @@ async fn a_holder_is_shown_to_itself_and_to_others_with_application_name_address
     assert_eq!(ours.inspect(&"s".try_into().unwrap()).await.unwrap().holders, []);
 }
 
+/// What a label says is shown and has no other effect, whoever chose it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_label_changes_the_database_or_the_role_of_a_session() {
+    let server = PostgresServer::start().unwrap();
+    block_in_place(|| server.psql("CREATE ROLE other SUPERUSER LOGIN").unwrap());
+    // The other database has no sequence.
+    let client = client(&server.url(), "&fencing=off").await;
+    let held = client.mutex("k").lock().await.unwrap();
+    let long = "x".repeat(20_000);
+    for (n, label) in
+        ["a\0database\0template1", "a\0user\0other", "a\0options\0-cstatement_timeout=1", &long].iter().enumerate()
+    {
+        // A TTL of its own has a session of its own, with this label.
+        let ttl = Ttl::from_secs(40 + n as u64).unwrap();
+        let contended =
+            client.mutex("k").with_ttl(ttl).with_label(*label).try_lock().await.map(|_guard| "granted twice");
+        assert_eq!(contended.unwrap_err().kind(), ErrorKind::Contended, "{label:?}");
+        let seen = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'template1' OR usename = 'other'";
+        assert_eq!(block_in_place(|| server.psql(seen).unwrap()), "0", "{label:?}");
+    }
+    free(held).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_is_broken_gently_ends_at_its_deadline_and_its_neighbours_live_on() {
     let server = server();

@@ -121,6 +121,11 @@ impl Link {
         let options = self.options.clone().application_name(label);
         let Some(provider) = &self.config.credentials else { return Ok(options) };
         let credentials = provider.credentials().await?;
+        let values = [credentials.username().unwrap_or_default(), credentials.password()];
+        if values.iter().any(|value| value.contains('\0')) {
+            let message = "the user or the password that the credentials provider supplied has a NUL character";
+            return Err(error::plain(ErrorKind::InvalidInput, "connect", message));
+        }
         let options = options.password(credentials.password());
         Ok(match credentials.username() {
             Some(user) => options.username(user),
@@ -447,9 +452,14 @@ fn warn_of_strangers(options: &PgConnectOptions) {
 
 const SHOWN: &str = "leasehold ";
 
-/// How a session is named on the server: its TTL for those who inspect, and who it is. The server keeps 63 bytes.
+/// How much of a session's name the server keeps, in bytes. It refuses a connection with a name of some KiB.
+const KEPT: usize = 63;
+
+/// How a session is named on the server: its TTL for those who inspect, and who it is. A NUL character would end the name
+/// and begin another parameter of the connection, such as its user.
 fn shown(ttl: Ttl, label: &str) -> String {
-    format!("{SHOWN}{}ms {label}", ttl.as_millis())
+    let label = label.chars().take(KEPT).map(|c| if c.is_control() { '?' } else { c });
+    format!("{SHOWN}{}ms {}", ttl.as_millis(), label.collect::<String>())
 }
 
 /// The TTL and the label of a session of ours.
@@ -496,5 +506,8 @@ mod tests {
         let name = shown(Ttl::from_secs(30).unwrap(), "web-3/4711/shop ms d");
         assert_eq!(read_shown(&name), Some((Duration::from_secs(30), "web-3/4711/shop ms d")));
         assert_eq!(read_shown("psql"), None);
+        let name = shown(Ttl::from_secs(30).unwrap(), "a\0user\0postgres\u{1b}");
+        assert_eq!(name, "leasehold 30000ms a?user?postgres?");
+        assert!(shown(Ttl::from_secs(30).unwrap(), &"ä".repeat(100_000)).len() < 200);
     }
 }
