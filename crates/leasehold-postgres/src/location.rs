@@ -72,7 +72,7 @@ impl Location {
     /// Parses a URL. No error shows the URL itself: it may hold a password.
     pub(crate) fn parse(url: &str) -> Result<Self> {
         refuse_folder_as_host(url)?;
-        let mut url = BackendUrl::parse(url).map_err(ours)?;
+        let mut url = BackendUrl::parse(&with_plain_pluses(url)).map_err(ours)?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(invalid("the URL's scheme is neither `postgres` nor `postgresql`"));
         }
@@ -94,6 +94,12 @@ fn refuse_folder_as_host(url: &str) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// libpq reads a `+` in an option as it is: only forms write a space so.
+fn with_plain_pluses(url: &str) -> String {
+    let (before, options) = url.split_at(url.find('?').unwrap_or(url.len()));
+    format!("{before}{}", options.replace('+', "%2B"))
 }
 
 /// The options of the backend itself.
@@ -148,7 +154,7 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
         [host] => (Some(host.name().to_owned()), host.port().map(|port| port.to_string())),
         _ => return Err(several_hosts()),
     };
-    let database = Some(url.path().trim_start_matches('/').to_owned());
+    let database = url.path().strip_prefix('/').map(str::to_owned);
     let (user, password) = (url.user().map(str::to_owned), url.password().map(str::to_owned));
     let address = take(url, "hostaddr")?;
     let host = once(url, "host", host)?;
@@ -176,6 +182,9 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
         ("options", take(url, "options")?),
     ] {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
+            if value.contains('\0') {
+                return Err(invalid(format!("the option `{option}` has a NUL character (`%00`)")));
+            }
             read.append_pair(option, &value);
         }
     }
@@ -210,7 +219,8 @@ impl Tls {
             (None, Ok(mode)) => Some(ssl_mode("the environment variable PGSSLMODE", &mode)?),
             (mode, _) => mode,
         };
-        let root = take(url, "sslrootcert")?.or_else(|| env::var("PGSSLROOTCERT").ok());
+        // As in libpq, an empty one is none.
+        let root = take(url, "sslrootcert")?.or_else(|| env::var("PGSSLROOTCERT").ok()).filter(|root| !root.is_empty());
         Ok(Self { mode, root, cert: take(url, "sslcert")?, key: take(url, "sslkey")? })
     }
 
@@ -352,6 +362,11 @@ mod tests {
         assert_eq!(config.sequence_parts().unwrap(), ("locks", "tokens"));
         let socket = Location::parse("postgresql:///?host=/run/x&user=u&dbname=d").unwrap();
         assert_eq!(socket.options.get_socket(), Some(&"/run/x".into()));
+        let plain = Location::parse("postgres://h/?dbname=a+b&prefix=c+d").unwrap();
+        assert_eq!((plain.options.get_database(), &*plain.config.prefix), (Some("a+b"), b"c+d".as_slice()));
+        for (url, database) in [("postgres://h//d", "/d"), ("postgres://h/%2Fd", "/d"), ("postgres://h/d/", "d/")] {
+            assert_eq!(Location::parse(url).unwrap().options.get_database(), Some(database), "{url}");
+        }
         let address = Location::parse("Postgres://u@[::1]:5433/d").unwrap().options;
         assert_eq!((address.get_host(), address.get_port()), ("::1", 5433));
     }
@@ -396,6 +411,7 @@ mod tests {
         for (url, mode) in [
             (String::from("postgres://h/?sslmode=require"), "Require"),
             (String::from("postgres://h/?ssl=true"), "Require"),
+            (String::from("postgres://h/?sslmode=require&sslrootcert="), "Require"),
             (format!("postgres://h/?sslmode=require&sslrootcert={root}"), "VerifyCa"),
             (format!("postgres://h/?sslmode=verify-full&sslrootcert={root}"), "VerifyFull"),
             (format!("postgres://h/?sslmode=disable&sslrootcert={root}"), "Disable"),
@@ -428,6 +444,9 @@ mod tests {
             ("postgres://u:a@h/?password=secret", "`password`"),
             ("postgres://u:secret@h/d?dbname=e", "`dbname`"),
             ("postgres://u:secret@h/#insecure", "#"),
+            ("postgres://a%00database%00b:secret@h/", "`user`"),
+            ("postgres://u:secret@h/a%00b", "`dbname`"),
+            ("postgres://u:secret%00@h/", "`password`"),
             ("http://u:secret@h/", "scheme"),
             ("secret", "scheme"),
         ] {
