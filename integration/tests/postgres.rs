@@ -450,3 +450,25 @@ async fn locks_never_borrow_from_the_users_pool_and_sessions_are_bounded() {
     client.close().await.unwrap();
     assert_eq!(pool.size(), borrowed);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_is_dropped_meanwhile_is_told_with_the_remedy() {
+    let server = PostgresServer::start().unwrap();
+    let client = client(&server.url(), "").await;
+    let held = client.mutex("held").lock().await.unwrap();
+    let last = held.fencing_token().unwrap();
+    block_in_place(|| server.psql("DROP SEQUENCE leasehold_tokens").unwrap());
+    for _ in 0..2 {
+        let error = client.mutex("k").lock().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+        assert!(error.to_string().contains("START"), "{error}");
+    }
+    until_left(&server, "1").await;
+    assert!(held.is_held());
+    let sql = format!("CREATE SEQUENCE leasehold_tokens START {}", last.get() + 1);
+    block_in_place(|| server.psql(&sql).unwrap());
+    let next = client.mutex("k").lock().await.unwrap();
+    assert!(next.fencing_token() > Some(last));
+    free(next).await;
+    free(held).await;
+}

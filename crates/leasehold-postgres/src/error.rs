@@ -66,6 +66,8 @@ pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 const REFUSED_LOGIN: [&str; 2] = ["28P01", "28000"];
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 pub(crate) const NO_SUCH_SCHEMA: &str = "3F000";
+/// Of statements that draw tokens.
+const NO_SUCH_RELATION: &str = "42P01";
 /// Of a prepared statement: this is not the backend that prepared it.
 const NO_SUCH_STATEMENT: &str = "26000";
 
@@ -126,6 +128,13 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
             "roll the transaction back and run it again; who take their locks in the same order have no deadlocks",
         ),
         "57014" => unavailable("the statement was cancelled; is the server overloaded, or the TTL very short?"),
+        NO_SUCH_RELATION => (
+            ErrorKind::Unsupported,
+            format!(
+                "{endpoint}: {message}; if the sequence of the fencing tokens was dropped, create it again, with a START \
+                 above the last token"
+            ),
+        ),
         LOCK_NOT_AVAILABLE => unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL"),
         NO_SUCH_STATEMENT => (
             ErrorKind::Unsupported,
