@@ -31,9 +31,6 @@ use crate::{
 
 /// The server raises shorter leases to this.
 const MIN_TTL: u64 = 2_000;
-/// How many milliseconds the key of a waiter outlives it at most. Longer than an election; a waiter that is cut
-/// off for longer loses its place, not its lock. Who has a shorter TTL waits with that.
-const WAITING_TTL: u64 = 5_000;
 /// Slots that are tried in order; they are used again and again.
 const SLOTS: u32 = 8;
 
@@ -166,7 +163,7 @@ impl EtcdBackend {
 
     /// Claims the candidate's key in the session of those who wait, too.
     async fn claim_to_wait(&self, candidate: &Candidate) -> Result<Claim<EtcdSessions>> {
-        let request = candidate.request.clone().with_ttl(waiting_ttl());
+        let request = candidate.request.clone().with_ttl(self.cluster.waiting_ttl());
         let key = candidate.place.key.clone();
         match self.waiting.claim(&request, |_, _| key.clone()).await {
             Err(error) if error.kind() == ErrorKind::Contended => {
@@ -199,7 +196,7 @@ impl EtcdBackend {
     /// Queues once, and waits until granted; leaves the queue on any other outcome.
     async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
         let mut candidate = self.candidate(request, directory).await?;
-        if request.ttl() > waiting_ttl() {
+        if request.ttl() > self.cluster.waiting_ttl() {
             if !candidate.place.mode.is_permit() {
                 let lease = candidate.claim.session().handle().lease;
                 let answer = candidate.run(Step::Attempt { lease }).await?;
@@ -309,10 +306,6 @@ impl LockBackend for EtcdBackend {
 async fn probe(cluster: &Cluster, operation: &'static str) -> Result<()> {
     let options = GetOptions::new().with_keys_only().with_limit(1);
     cluster.get(operation, cluster.config.timeout, &cluster.names.probe(), Some(options)).await.map(drop)
-}
-
-fn waiting_ttl() -> Ttl {
-    Ttl::from_millis(WAITING_TTL).unwrap_or(Ttl::MIN)
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

@@ -27,6 +27,9 @@ use crate::{
     releases::Releases,
 };
 
+/// The TTL of those who wait: for how long the key of a waiter outlives it at most. Longer than an election; a waiter that is
+/// cut off for longer loses its place, not its lock. Who has a shorter TTL waits with that.
+const WAITING_TTL: Duration = Duration::from_secs(5);
 /// Before the only member is asked again whose connection broke.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How many transactions are sent as one at most. The server's default limit is 128 operations: the other half is for the
@@ -121,6 +124,17 @@ impl Cluster {
     /// How long one member may take to answer, so that there is time for another before a lease of this TTL is over.
     pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
+    }
+
+    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so that whoever is slow is
+    /// waited for no less than without it.
+    pub(crate) fn waiting_ttl(&self) -> Ttl {
+        Ttl::new(WAITING_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
+    }
+
+    /// How long an answer may take in a session of those who wait.
+    pub(crate) fn patience_to_wait(&self, ttl: Ttl) -> Duration {
+        self.config.timeout.min(ttl.as_duration() / 2)
     }
 
     /// Returns the member that is asked first. Streams are opened with it.

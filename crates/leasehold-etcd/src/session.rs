@@ -12,7 +12,7 @@ use etcd_client::{
     LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
 };
 use leasehold_core::{
-    Deadline, ErrorKind, LossReason, OwnerId, Result, async_trait,
+    Deadline, ErrorKind, LossReason, OwnerId, Result, Ttl, async_trait,
     session::{Claim, Gather, GatherLimits, Opened, Owned, SessionDriver, SessionTime},
 };
 use tokio::time::timeout;
@@ -115,6 +115,10 @@ enum Alive {
 }
 
 impl EtcdSessions {
+    fn patience(&self, ttl: Ttl) -> Duration {
+        if self.for_waiters { self.cluster.patience_to_wait(ttl) } else { self.cluster.patience(ttl) }
+    }
+
     /// Sends one keep-alive and takes its answer.
     async fn keep_alive(&self, handle: &Handle, patience: Duration) -> Result<Alive> {
         let mut stream = handle.stream.lock().await;
@@ -175,7 +179,7 @@ impl EtcdSessions {
     }
 
     async fn try_renew(&self, handle: &Handle, time: &SessionTime) -> Result<Option<Deadline>> {
-        let patience = self.cluster.patience(time.ttl());
+        let patience = self.patience(time.ttl());
         let sent = time.now();
         let alive = self.keep_alive(handle, patience).await?;
         // A leader that was deposed while it was paused acknowledges keep-alives that mean nothing: only if a linearizable
@@ -208,7 +212,7 @@ impl SessionDriver for EtcdSessions {
     }
 
     async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
-        let (cluster, patience) = (&self.cluster, self.cluster.patience(time.ttl()));
+        let (cluster, patience) = (&self.cluster, self.patience(time.ttl()));
         // Whole seconds. Up, never down: the server may keep it longer than we believe, not shorter.
         let seconds = i64::try_from(time.ttl().as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
         let sent = time.now();

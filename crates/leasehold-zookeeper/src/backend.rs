@@ -27,10 +27,6 @@ use crate::{
 
 /// Shorter sessions leave no room for the arithmetic of their deadlines.
 const MIN_TTL: Duration = Duration::from_secs(1);
-/// How many milliseconds the node of a waiter outlives it at most, and a tick; or the servers' shortest session time-out if that
-/// is longer. Longer than an election; a waiter that is cut off for longer loses its place, not its lock. Who has a shorter
-/// TTL waits with that.
-const WAITING_TTL: u64 = 5_000;
 /// How often a directory whose numbers are used up is looked at.
 const USED_UP: Duration = Duration::from_millis(200);
 /// How long an attempt of somebody who goes on waiting keeps its place in the queue.
@@ -157,12 +153,12 @@ impl ZookeeperBackend {
 
     /// The same, for one that queues in a session of those who wait.
     async fn waiter(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
-        self.candidate(request, directory).await?.wait_in(&self.waiting, waiting_ttl()).await
+        self.candidate(request, directory).await?.wait_in(&self.waiting, self.cluster.waiting_ttl()).await
     }
 
     /// Whether it waits in another session than the one that it will hold in. A given client has only one.
     fn waits_apart(&self, request: &Request) -> bool {
-        self.cluster.given().is_none() && request.ttl() > waiting_ttl()
+        self.cluster.given().is_none() && request.ttl() > self.cluster.waiting_ttl()
     }
 
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
@@ -315,10 +311,6 @@ impl LockBackend for ZookeeperBackend {
         self.cluster.close().await;
         waiting.and(sessions).map_err(|error| named(error, "close"))
     }
-}
-
-fn waiting_ttl() -> Ttl {
-    Ttl::from_millis(WAITING_TTL).unwrap_or(Ttl::MIN)
 }
 
 fn capabilities(endpoint: String) -> Capabilities {

@@ -23,6 +23,10 @@ use crate::{
     used_up::UsedUp,
 };
 
+/// The TTL of those who wait: for how long the node of a waiter outlives it, and a tick; or the servers' shortest session
+/// time-out if that is longer. Longer than an election; a waiter that is cut off for longer loses its place, not its lock.
+/// Who has a shorter TTL waits with that.
+const WAITING_TTL: Duration = Duration::from_secs(5);
 /// After a reconnection the driver sends the paths of all watches in requests of 128 KiB that share one number, and takes the answer
 /// to a second one for a fault of the server: it would reconnect until the session is over. So there are never more.
 const WATCHED_BYTES: usize = 112 * 1024;
@@ -144,6 +148,17 @@ impl Cluster {
     /// How long an answer may take, so that there is time for another before a session of this TTL is over.
     pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
+    }
+
+    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so that whoever is slow is
+    /// waited for no less than without it.
+    pub(crate) fn waiting_ttl(&self) -> Ttl {
+        Ttl::new(WAITING_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
+    }
+
+    /// How long an answer may take in a session of those who wait.
+    pub(crate) fn patience_to_wait(&self, ttl: Ttl) -> Duration {
+        self.config.timeout.min(ttl.as_duration() / 2)
     }
 
     /// The user's own client, if this is one.

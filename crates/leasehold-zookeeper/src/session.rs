@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    Deadline, Error, ErrorKind, LossReason, Moment, OwnerId, Result, async_trait,
+    Deadline, Error, ErrorKind, LossReason, Moment, OwnerId, Result, Ttl, async_trait,
     session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
     supervised,
 };
@@ -144,6 +144,10 @@ pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
 }
 
 impl ZookeeperSessions {
+    fn patience(&self, ttl: Ttl) -> Duration {
+        if self.for_waiters { self.cluster.patience_to_wait(ttl) } else { self.cluster.patience(ttl) }
+    }
+
     /// Creates the session's node.
     async fn mark(&self, link: &Link, patience: Duration, node: &str, label: &[u8]) -> Result<()> {
         let create = async || {
@@ -217,7 +221,7 @@ impl SessionDriver for ZookeeperSessions {
                 ),
             ));
         }
-        let patience = cluster.patience(time.ttl());
+        let patience = self.patience(time.ttl());
         let tag = OwnerId::random().as_u128() as u32;
         let session = link.client.session_id().0;
         let (node, label) = (cluster.names.session(session, tag), shown(time.label()).as_bytes().to_vec());

@@ -30,6 +30,24 @@ async fn a_waiter_of_another_process_is_woken() {
     }
 }
 
+/// For a quarter of 5 s nobody would hear its answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
+    let cluster = EtcdCluster::start().unwrap();
+    let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
+    let url = format!("etcd://{}/?timeout=20s&connect-timeout=20s", proxy.addr());
+    let (near, far) = (client(&cluster.url()).await, client(&url).await);
+    let held = near.mutex("k").with_ttl(ttl(120)).lock().await.unwrap();
+    for direction in [Direction::ServerToClient, Direction::ClientToServer] {
+        proxy.delay(direction, Duration::from_millis(700));
+    }
+    let waiter = tokio::spawn(async move { far.mutex("k").with_ttl(ttl(120)).lock().await.unwrap() });
+    until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
+    free(held).await;
+    let granted = timeout(4 * SOON, waiter).await.expect("it hears no answer").unwrap();
+    assert!(granted.is_held());
+}
+
 /// It looks at its place by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_without_a_watch_looks_often() {

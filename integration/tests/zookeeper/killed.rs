@@ -5,6 +5,7 @@ use std::time::Duration;
 use leasehold_core::{LockClient, LockGuard};
 use leasehold_integration::{
     peer::{self, Peer, listen, tell},
+    proxy::{Direction, Proxy},
     server::ZookeeperServer,
 };
 use tokio::time::timeout;
@@ -128,6 +129,24 @@ async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
     assert!(after > before, "{after} after {before}");
     stopped.say("release").unwrap();
     nothing_left(&server, SOON);
+}
+
+/// For a quarter of 5 s nobody would hear its answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
+    let server = server();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let url = format!("{}?timeout=20s&connect-timeout=20s", server.url_at(proxy.addr()));
+    let (near, far) = (client(&server.url()).await, client(&url).await);
+    let held = lock(&near, "writer").await;
+    for direction in [Direction::ServerToClient, Direction::ClientToServer] {
+        proxy.delay(direction, millis(700));
+    }
+    let waiter = tokio::spawn(async move { lock(&far, "writer").await });
+    until_waiting(&server, 1).await;
+    free(held).await;
+    let granted = timeout(2 * SOON, waiter).await.expect("it hears no answer").unwrap();
+    assert!(granted.is_held());
 }
 
 /// A free lock is taken in the session that it is held in.
