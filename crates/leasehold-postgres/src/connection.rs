@@ -478,6 +478,7 @@ impl fmt::Debug for Link {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    use leasehold_core::Credentials;
     use leasehold_testkit::PanickingSubscriber;
 
     use super::*;
@@ -498,6 +499,19 @@ mod tests {
             let (subscriber, _) = PanickingSubscriber::new(None);
             let warn = || tracing::subscriber::with_default(subscriber, || warn_of_strangers(&options));
             assert_eq!(catch_unwind(AssertUnwindSafe(warn)).is_err(), warned, "{url}");
+        }
+    }
+
+    /// The driver would begin another parameter of the connection behind it.
+    #[tokio::test]
+    async fn supplied_credentials_with_a_nul_character_are_refused() {
+        for (user, password, is_refused) in [("u", "p", false), ("u\0database\0d", "p", true), ("u", "p\0", true)] {
+            let supplied = Arc::new(Credentials::new(password).with_username(user));
+            let config = PostgresConfig::default().with_credentials(supplied);
+            let link = Link::new(&PgConnectOptions::new_without_pgpass(), config).unwrap();
+            let options = link.options_of("leasehold").await;
+            let refused = options.err().map(|error| error.kind());
+            assert_eq!(refused, is_refused.then_some(ErrorKind::InvalidInput), "{user:?}");
         }
     }
 
