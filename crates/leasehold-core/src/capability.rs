@@ -224,8 +224,8 @@ impl fmt::Display for Fencing {
         f.write_str(match self {
             Self::None => "none",
             Self::BestEffort => "best effort: a fail-over or a crash may repeat tokens",
-            Self::UntilAmnesia => "until the backend forgets its data",
-            Self::Clocked => "survives amnesia while the wall clock is not set back",
+            Self::UntilAmnesia => "grow until the backend forgets its data",
+            Self::Clocked => "grow also if the backend forgets its data, unless its wall clock is set back",
             Self::Durable => "durable",
         })
     }

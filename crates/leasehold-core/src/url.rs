@@ -108,7 +108,7 @@ impl BackendUrl {
     /// [`ErrorKind::InvalidInput`] if it is malformed. The message says what is wrong and how to write it.
     pub fn parse(url: &str) -> Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else {
-            return Err(invalid("the URL has no scheme; write SCHEME://HOST"));
+            return Err(invalid("the URL has no `://` behind a scheme; write SCHEME://HOST"));
         };
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
         if scheme.is_empty() || !scheme.chars().all(is_scheme) {
