@@ -527,7 +527,13 @@ fn directories_that_cannot_serve_are_refused_by_name() {
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         assert_ne!(error.kind(), ErrorKind::Protocol);
     }
-    assert_eq!(FileBackend::open(&file).unwrap_err().kind(), ErrorKind::InvalidInput);
+    let dangling = dir.path().join("dangling");
+    std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+    for path in [file, dangling] {
+        let error = FileBackend::open(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("a symbolic link that leads to none"), "{error}");
+    }
 }
 
 #[test]

@@ -75,6 +75,14 @@ pub(super) fn create_checked(dir: &Path, shared: bool) -> Result<()> {
             format!("no directory can be created at {}: {error}; choose another one", dir.display()),
         )
         .with_source(error),
+        io::ErrorKind::AlreadyExists => refused(
+            ErrorKind::InvalidInput,
+            format!(
+                "{} is no directory, or a symbolic link that leads to none; remove it, or choose another directory",
+                dir.display()
+            ),
+        )
+        .with_source(error),
         _ => io_error("create the directory", dir, error),
     })?;
     check(dir, shared)

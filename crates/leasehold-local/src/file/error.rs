@@ -12,7 +12,7 @@ pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
     let (kind, remedy) = match source.kind() {
         Io::PermissionDenied => (ErrorKind::Denied, "give this user write access, or choose another directory"),
         Io::ReadOnlyFilesystem => (ErrorKind::Denied, "choose a directory on a writable file system"),
-        Io::NotADirectory | Io::AlreadyExists => {
+        Io::NotADirectory => {
             (ErrorKind::InvalidInput, "a part of the path is not a directory; choose another directory")
         }
         Io::InvalidInput => (ErrorKind::InvalidInput, "rename it, or choose another directory or name"),
