@@ -26,7 +26,7 @@ pub(crate) async fn break_lock(args: &Break) -> Result<u8, Failure> {
     schemes::check_excludes(&args.on.url)?;
     let client = backend::client(&args.on.url).await?;
     let inspection = client.inspect(&key).await?;
-    if args.now && !inspection.holders.is_empty() {
+    if args.now && client.capabilities().break_lock && !inspection.holders.is_empty() {
         say(
             "--now frees the lock while its holder may still be at work; only fencing tokens protect what it writes to",
         );

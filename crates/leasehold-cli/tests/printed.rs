@@ -23,9 +23,11 @@ fn caps_says_what_is_promised_and_where_it_lives() {
 fn a_file_lock_cannot_be_broken_and_the_command_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let (mut run, _) = started(&mut run_on(&files(&dir), &["k"], &["sh", "-c", "echo; exec sleep 60"]));
-    let broken = ended(leasehold().args(["break", "--on", &files(&dir), "k"]));
-    assert_eq!(broken.status.code(), Some(64), "{}", stderr(&broken));
-    assert_eq!(stderr(&broken).lines().count(), 1, "{}", stderr(&broken));
+    for options in [&[][..], &["--now"]] {
+        let broken = ended(leasehold().args(["break", "--on", &files(&dir), "k"]).args(options));
+        assert_eq!(broken.status.code(), Some(64), "{}", stderr(&broken));
+        assert_eq!(stderr(&broken).lines().count(), 1, "{}", stderr(&broken));
+    }
     signal(run.id(), "TERM");
     run.wait().unwrap();
 }
