@@ -120,7 +120,7 @@ pub(crate) struct Run {
     #[arg(long = "try", conflicts_with = "within")]
     pub(crate) no_wait: bool,
     /// Wait at most this long, then exit with code 75
-    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "D", value_parser = duration)]
     pub(crate) within: Option<Duration>,
     /// Who this is, as `who` shows it [default: host, process id, the program that runs under the lock]
     #[arg(long, value_name = "L")]
@@ -210,8 +210,12 @@ pub(crate) struct Exec {
 }
 
 fn ttl(text: &str) -> Result<Ttl, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    Ttl::new(duration).map_err(|error| error.to_string())
+    Ttl::new(duration(text)?).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number and its unit, as in 500ms, 30s or 5m"))
 }
 
 #[cfg(test)]

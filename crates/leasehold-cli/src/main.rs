@@ -71,14 +71,21 @@ fn main() -> ExitCode {
 
 /// Prints what is wrong with the command line, or the help that it asks for.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let mut text = show::lines(&error.render().to_string());
+    let rendered = error.render().to_string();
     // Nothing can be done if the terminal is gone.
     if !error.use_stderr() {
-        drop(std::io::stdout().write_all(text.as_bytes()));
+        drop(std::io::stdout().write_all(show::lines(&rendered).as_bytes()));
         return ExitCode::SUCCESS;
     }
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "run") && !arguments.iter().any(|argument| argument == "--") {
+    let arguments: Vec<_> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let shown = schemes::without_urls(&rendered, &arguments);
+    let mut text = show::lines(&shown);
+    if shown != rendered {
+        text.push_str("\nThe URL comes after `--on`, or is in the variable LEASEHOLD_URL\n");
+    }
+    let command = arguments.iter().find(|argument| !argument.starts_with('-'));
+    if command.is_some_and(|command| command == "run") && !arguments.iter().any(|argument| argument == "--") {
         text.push_str("\nThe program comes after `--`: leasehold run NAME -- COMMAND\n");
     }
     drop(std::io::stderr().write_all(text.as_bytes()));

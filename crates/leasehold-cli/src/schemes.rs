@@ -138,6 +138,26 @@ pub(crate) fn check_excludes(url: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Refuses a URL of anything but a quorum.
+#[cfg(feature = "redlock")]
+pub(crate) fn check_is_quorum(url: &str) -> Result<(), Failure> {
+    match scheme_of(url).as_deref() {
+        Some("redlock" | "redlocks") => Ok(()),
+        _ => Err(Failure::new(exit::USAGE, "only a quorum is provisioned: --on redlock://HOST,HOST,HOST")),
+    }
+}
+
+/// Returns a message about these arguments, with `***` in place of what follows the scheme of a URL in them: a URL that
+/// stands where none belongs may have a password in it.
+pub(crate) fn without_urls(message: &str, arguments: &[String]) -> String {
+    let mut shown = String::from(message);
+    for (before, secret) in arguments.iter().filter_map(|argument| argument.split_once("://")) {
+        let scheme = before.rsplit_once('=').map_or(before, |(_, scheme)| scheme);
+        shown = shown.replace(&format!("{scheme}://{secret}"), &format!("{scheme}://***"));
+    }
+    shown
+}
+
 fn remedy(feature: &str) -> String {
     format!("install it with `cargo install leasehold-cli --features {feature}`")
 }

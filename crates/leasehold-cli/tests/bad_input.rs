@@ -15,6 +15,8 @@ fn names_and_durations_and_urls_are_refused_with_64() {
         (&["--on", &on, "--ttl", "1us", "k"], "whole milliseconds"),
         (&["--on", &on, "--ttl", "400days", "k"], "too long"),
         (&["--on", &on, "--ttl", "30", "k"], "time unit"),
+        (&["--on", &on, "--ttl", "soon", "k"], "as in 500ms, 30s or 5m"),
+        (&["--on", &on, "--within", "soon", "k"], "as in 500ms, 30s or 5m"),
         (&["--on", &on, "--ttl", "-1s", "k"], "-1"),
         (&["--on", &on, "--try", "--within", "1s", "k"], "cannot be used with"),
         (&["--on", "", "k"], "not a URL"),
@@ -30,6 +32,7 @@ fn names_and_durations_and_urls_are_refused_with_64() {
         (&["--on", "file:/tmp", "k"], "shared=true"),
         (&["--on", "file:/tmp?share=true", "k"], "shared=true"),
         (&["--on", "redis://ann:secret@host:port", "k"], "the port of a host"),
+        (&["--on", "redis:host", "k"], "no `://`"),
         (&["--on", "redis://127.0.0.1/?nonsense=secret", "k"], "one of the options is not known"),
         #[cfg(not(feature = "redis-tls"))]
         (&["--on", "rediss://:secret@127.0.0.1", "k"], "cargo install leasehold-cli --features redis-tls"),
@@ -89,6 +92,41 @@ fn a_program_without_a_double_dash_before_it_gets_a_hint() {
         let run = ended(leasehold().arg("run").args(words));
         assert_eq!(run.status.code(), Some(64), "{words:?}: {}", stderr(&run));
         assert!(stderr(&run).contains("leasehold run NAME -- COMMAND"), "{words:?}: {}", stderr(&run));
+    }
+}
+
+/// A URL that stands where none belongs may have a password in it.
+#[test]
+fn the_password_in_a_misplaced_url_is_not_shown() {
+    const URL: &str = "redis://ann:Se=cret@host/?a=b";
+    for words in [
+        &["who", "k", URL][..],
+        &["run", "k", URL, "--", "true"],
+        &[URL],
+        &["run", "k", &format!("--try={URL}"), "--", "true"],
+        &["run", "k", "--ttl", URL, "--", "true"],
+        &["run", "k", &format!("--within={URL}"), "--", "true"],
+        &["caps", URL],
+    ] {
+        let run = ended(leasehold().args(words));
+        assert_eq!(run.status.code(), Some(64), "{words:?}: {}", stderr(&run));
+        assert!(stderr(&run).contains("redis://***"), "{words:?}: {}", stderr(&run));
+        assert!(stderr(&run).contains("comes after `--on`"), "{words:?}: {}", stderr(&run));
+        assert!(!stderr(&run).contains("cret"), "{words:?}: {}", stderr(&run));
+    }
+    // No advice about what is in order.
+    let run = ended(leasehold().args(["who", "--on", URL, "run", "--nonsense"]));
+    assert!(!stderr(&run).contains("comes after"), "{}", stderr(&run));
+}
+
+#[cfg(feature = "redlock")]
+#[test]
+fn what_is_no_quorum_is_not_provisioned() {
+    for url in ["file:", "redis://ann:secret@127.0.0.1:1", "nonsense", ""] {
+        let run = ended(leasehold().env("LEASEHOLD_URL", url).arg("provision"));
+        assert_eq!(run.status.code(), Some(64), "{}", stderr(&run));
+        assert!(stderr(&run).contains("--on redlock://HOST,HOST,HOST"), "{}", stderr(&run));
+        assert!(!stderr(&run).contains("secret"), "{}", stderr(&run));
     }
 }
 
