@@ -208,6 +208,8 @@ async fn what_is_no_plain_file_is_refused_whatever_its_suffix() {
             let error = soon(Arc::clone(&backend).try_acquire(request.clone())).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{what} {error}");
             assert!(error.to_string().contains(path.to_str().unwrap()), "{what} {error}");
+            let seen = soon(backend.inspect(request.key())).await.unwrap();
+            assert!(seen.holders.is_empty() && seen.waiters.is_empty(), "{what}");
             if path.is_dir() && !path.is_symlink() {
                 std::fs::remove_dir(&path).unwrap();
             }
@@ -484,6 +486,35 @@ async fn a_removed_file_of_a_released_lock_is_free_at_once() {
     std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost);
     assert!(attempt(&backend, request("k")).await.is_some());
+}
+
+/// With children that inherit it, the release opens and closes the file, so that waiters are woken.
+#[tokio::test]
+async fn a_pipe_in_the_place_of_a_held_lock_holds_up_no_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = FileConfig::new().with_inherited_by_children(true);
+    let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
+    let lease = attempt(&backend, request("k")).await.unwrap();
+    let path = backend.path_of(&LockKey::new("k").unwrap());
+    std::fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert_eq!(soon(lease.release()).await.unwrap(), Released::AlreadyLost);
+}
+
+/// Its release waits until the deadline, in a task of the runtime.
+#[test]
+fn a_guard_whose_lock_file_was_removed_may_outlive_its_runtime() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let backend = open(dir.path());
+    let client = LockClient::new(Arc::clone(&backend) as Arc<dyn LockBackend>);
+    let guard = first.block_on(client.mutex("k").lock()).unwrap();
+    std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
+    assert_eq!(first.block_on(guard.renew()).unwrap_err().kind(), ErrorKind::Lost);
+    drop(first);
+    drop(guard);
+    assert!(runtime().block_on(attempt(&backend, request("k"))).is_some());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
 
 use leasehold_core::FencingToken;
 
-use super::{identity::FileId, shadow::Shadow};
+use super::{access, identity::FileId, shadow::Shadow};
 
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -77,7 +77,7 @@ impl Hold {
         drop(self.file);
         if self.inherited {
             // A descriptor that a child has is not closed by us closing ours; this close is seen instead.
-            drop(File::open(&self.path));
+            drop(access::open_readable(&self.path));
         }
         slot.and(file)
     }

@@ -127,7 +127,8 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
         }
         seen.holders.push(holder);
     }
-    let number = File::open(backend.path(key, ".permits")).and_then(|file| read_number(&file)).ok().flatten();
+    let number =
+        access::open_readable(&backend.path(key, ".permits")).and_then(|file| read_number(&file)).ok().flatten();
     let permit = number.and_then(std::num::NonZeroU32::new).map(|of| Mode::Permit { of });
     if let (Some(number), Some(mode)) = (number, permit) {
         for n in 0..number {
