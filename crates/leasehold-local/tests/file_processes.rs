@@ -333,6 +333,41 @@ async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
 
 /// Only root can be another user.
 #[tokio::test]
+async fn who_cannot_give_files_the_group_of_a_shared_directory_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let [owner, member] = two_users();
+    let dir = tempfile::tempdir().unwrap();
+    if chown(dir.path(), Some(owner.0), Some(member.1)).is_err() {
+        return;
+    }
+    let set_mode = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0o770);
+    let refused = Holder::command_as(owner, "022")
+        .args(["the_other_process", "--exact", "--ignored", "--nocapture"])
+        .env("LEASEHOLD_TEST_DIR", dir.path())
+        .env("LEASEHOLD_TEST_MODE", "exclusive")
+        .env("LEASEHOLD_TEST_SHARED", "")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("chmod g+s"), "{refused:?}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    // Who is in the group can, and everybody where the bit is set.
+    for (mode, users) in [(0o770, [member, member]), (0o2770, [owner, member])] {
+        set_mode(mode);
+        for user in users {
+            let mut holder = Holder::start_as(dir.path(), "exclusive", "k", user, "077");
+            holder.expect("held:");
+            holder.release();
+            holder.expect("released:");
+        }
+        std::fs::remove_file(dir.path().join("k.lock")).unwrap();
+        std::fs::remove_file(dir.path().join("k.token")).unwrap();
+    }
+}
+
+/// Only root can be another user.
+#[tokio::test]
 async fn what_a_stranger_leaves_in_shared_memory_refuses_no_lock() {
     use std::os::unix::fs::{chown, lchown, symlink};
     let [(stranger, _), (_, group)] = two_users();

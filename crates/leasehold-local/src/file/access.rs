@@ -54,7 +54,7 @@ pub(super) fn check_one_name(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) use platform::{create, create_parents, open_readable, open_writable};
+pub(super) use platform::{create, create_parents, is_for_all_writers, open_readable, open_writable};
 
 #[cfg(unix)]
 mod platform {
@@ -166,6 +166,18 @@ mod platform {
         if file.metadata()?.is_file() { Ok(file) } else { Err(unusable("it is not a regular file")) }
     }
 
+    /// Whether all who may write `dir` can open what we create there, such as this file.
+    pub(in super::super) fn is_for_all_writers(created: &File, dir: &Path) -> io::Result<bool> {
+        let dir = std::fs::metadata(dir)?;
+        Ok(dir.mode() & 0o022 != 0o020 || takes_group_of(created, &dir)?)
+    }
+
+    /// Gives a file the group of its directory, and returns whether it has it then: the owner of the directory need not
+    /// be in its group.
+    fn takes_group_of(created: &File, dir: &Metadata) -> io::Result<bool> {
+        Ok(created.metadata()?.gid() == dir.gid() || fchown(created, None, Some(Gid::from_raw(dir.gid()))).is_ok())
+    }
+
     /// Gives the group and others `access` to what we have created where they may write the directory. It takes
     /// nothing away.
     fn share(created: &File, access: u32, dir: &Metadata) -> io::Result<()> {
@@ -178,12 +190,8 @@ mod platform {
         if others_write {
             mode |= access;
         }
-        if group_writes {
-            // The owner of the directory need not be in its group.
-            let group = Gid::from_raw(dir.gid());
-            if ours.gid() == dir.gid() || fchown(created, None, Some(group)).is_ok() {
-                mode |= access << 3;
-            }
+        if group_writes && takes_group_of(created, dir)? {
+            mode |= access << 3;
         }
         if ours.is_dir() {
             // The sticky bit: nobody removes what is another's.
@@ -215,6 +223,10 @@ mod platform {
 
     pub(in super::super) fn create_parents(path: &Path) -> io::Result<()> {
         path.parent().map_or(Ok(()), create_dir_all)
+    }
+
+    pub(in super::super) fn is_for_all_writers(_: &File, _: &Path) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {

@@ -271,7 +271,9 @@ impl LockBackend for FileBackend {
 
     /// Answers if lock files can be created in the directory.
     async fn ping(&self) -> Result<Pong> {
-        directory::check_writable(&self.dir).map(|()| Pong::new()).map_err(|error| error.with_operation("ping"))
+        directory::check_writable(&self.dir, &self.config)
+            .map(|()| Pong::new())
+            .map_err(|error| error.with_operation("ping"))
     }
 
     /// There is nothing to close: other clients may share the backend.

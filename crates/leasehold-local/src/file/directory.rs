@@ -8,6 +8,7 @@ use std::{
 use leasehold_core::{ErrorKind, Result};
 
 use super::{
+    access,
     config::FileConfig,
     error::{io_error, refused},
 };
@@ -61,7 +62,7 @@ pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
         ));
     }
     check_file_system(&canonical, config)?;
-    check_writable(&canonical)?;
+    check_writable(&canonical, config)?;
     Ok(canonical)
 }
 
@@ -220,11 +221,26 @@ fn is_private_group(group: u32, user: u32) -> bool {
 }
 
 /// Tries it, because access lists and read-only mounts are not in the mode bits.
-pub(super) fn check_writable(dir: &Path) -> Result<()> {
+///
+/// Where the directory is shared with its group, the files have to get that group.
+pub(super) fn check_writable(dir: &Path, config: &FileConfig) -> Result<()> {
     let probe = dir.join(format!(".probe-{}", leasehold_core::OwnerId::random()));
-    fs::File::create_new(&probe)
-        .and_then(|_| fs::remove_file(&probe))
-        .map_err(|error| io_error("write to the directory", dir, error))
+    let tried = fs::File::create_new(&probe).and_then(|file| {
+        let is_for_all = access::is_for_all_writers(&file, dir);
+        fs::remove_file(&probe)?;
+        is_for_all
+    });
+    match tried.map_err(|error| io_error("write to the directory", dir, error))? {
+        false if config.shared => Err(refused(
+            ErrorKind::Denied,
+            format!(
+                "others may write {}, and could not open the files that this user creates there, which do not get its \
+                 group; set the set-group-ID bit (`chmod g+s`, as root), or let this user join the group",
+                dir.display()
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(target_os = "linux")]
