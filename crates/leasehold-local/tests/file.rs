@@ -488,6 +488,30 @@ async fn a_removed_file_of_a_released_lock_is_free_at_once() {
     assert!(attempt(&backend, request("k")).await.is_some());
 }
 
+/// A child that is started while a grant is being flushed has nothing of it.
+#[tokio::test]
+async fn an_acquisition_that_is_dropped_leaves_nothing_to_children() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = FileConfig::new().with_inherited_by_children(true).with_sync(true);
+    let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
+    loop {
+        let mut acquired = Arc::clone(&backend).acquire(request("k"));
+        let polled = std::future::poll_fn(|context| std::task::Poll::Ready(acquired.as_mut().poll(context))).await;
+        if let std::task::Poll::Ready(lease) = polled {
+            // Flushed already: once more.
+            lease.unwrap().release().await.unwrap();
+            continue;
+        }
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        drop(acquired);
+        let next = attempt(&backend, request("k")).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(next.is_some(), "the child keeps the lock");
+        return;
+    }
+}
+
 /// With children that inherit it, the release opens and closes the file, so that waiters are woken.
 #[tokio::test]
 async fn a_pipe_in_the_place_of_a_held_lock_holds_up_no_release() {

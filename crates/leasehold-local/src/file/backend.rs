@@ -155,7 +155,7 @@ impl FileBackend {
             .ok()
     }
 
-    async fn grant(&self, request: Request, sent: Moment, hold: Hold) -> Result<Arc<dyn Lease>> {
+    async fn grant(&self, request: Request, sent: Moment, mut hold: Hold) -> Result<Arc<dyn Lease>> {
         if self.config.sync && request.mode() == Mode::Exclusive {
             let path = self.token_path(request.key());
             let flushed = path.clone();
@@ -169,6 +169,10 @@ impl FileBackend {
             };
             let done = tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).and_then(|done| done);
             done.map_err(|error| io_error("flush", &path, error))?;
+        }
+        if self.config.inherited_by_children {
+            // Last: children keep what is dropped without a release.
+            hold.let_inherit().map_err(|error| io_error("pass on", &self.path_of(request.key()), error))?;
         }
         Ok(Arc::new(FileLease::new(request, sent, hold)))
     }

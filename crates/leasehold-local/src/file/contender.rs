@@ -85,10 +85,7 @@ impl Contender {
             };
             self.displaced = matches!(outcome, Outcome::Displaced);
             match outcome {
-                Outcome::Held(mut hold) => {
-                    if self.backend.config.inherited_by_children {
-                        hold.let_inherit().map_err(|error| io_error("pass on", &self.path, error))?;
-                    }
+                Outcome::Held(hold) => {
                     (self.sign, self.subscription) = (None, None);
                     return Ok(Some(*hold));
                 }
