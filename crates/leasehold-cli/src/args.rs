@@ -80,7 +80,7 @@ pub(crate) enum Command {
     Run(Run),
     /// Show who holds a lock and who waits for it; exit code 1 if nobody holds it
     ///
-    /// The time left is that until the lock is free if it is not renewed. Holders renew it at a third of their TTL.
+    /// The time left is that until the lock is free if it is not renewed. Holders renew it at a third of their TTL at the latest.
     Who(Who),
     /// Take a lock from its holders; exit code 1 if nobody holds it
     ///
