@@ -23,9 +23,10 @@ impl Spawn for Tasks {
     }
 }
 
-/// Starts to connect, on a thread on which the session then stays. Both end when what is returned is dropped.
+/// Starts to connect, on a thread on which the session then stays. Both end when what is returned is dropped, and with
+/// the runtime.
 ///
-/// They also end if the runtime has ended, or runs nothing for two thirds of `session`: then no lock is renewed, and
+/// The session stands still while the runtime has run nothing for two thirds of `session`: then no lock is renewed, and
 /// the server is to free them as if the process had stopped.
 pub(crate) fn connect(
     session: Duration,
@@ -37,13 +38,7 @@ pub(crate) fn connect(
         let (tasks, started) = mpsc::unbounded_channel();
         let tasks = Tasks(tasks);
         let _spawner = spawns_core::enter(&tasks);
-        async_io::block_on(async {
-            tokio::select! {
-                biased;
-                () = drive(connecting, answer, started) => {}
-                () = silence(beats, session * 2 / 3) => {}
-            }
-        });
+        async_io::block_on(while_heard(drive(connecting, answer, started), beats, session * 2 / 3));
     })?;
     drop(tokio::spawn(beat_on(beat, session / 6)));
     Ok((thread, answered))
@@ -61,17 +56,20 @@ async fn beat_on(beat: mpsc::Sender<()>, pause: Duration) {
     }
 }
 
-/// Waits until the runtime has said nothing for `limit`, or has ended.
-async fn silence(mut beats: mpsc::Receiver<()>, limit: Duration) {
+/// Drives `work` to its end, or to that of the runtime. Stands still while no beat of the runtime came for `limit`.
+///
+/// It is not dropped then: the driver panics where its session ends before its client.
+async fn while_heard(work: impl Future<Output = ()>, mut beats: mpsc::Receiver<()>, limit: Duration) {
+    let mut work = pin!(work);
     loop {
-        tokio::select! {
+        let beat = tokio::select! {
             biased;
-            beat = beats.recv() => {
-                if beat.is_none() {
-                    return;
-                }
-            }
-            _ = async_io::Timer::after(limit) => return,
+            () = &mut work => return,
+            beat = beats.recv() => beat,
+            _ = async_io::Timer::after(limit) => beats.recv().await,
+        };
+        if beat.is_none() {
+            return;
         }
     }
 }
