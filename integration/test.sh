@@ -17,4 +17,5 @@ for argument in "$@"; do
     -p* | --package*) scope=() ;;
     esac
 done
-exec cargo test "${scope[@]}" --all-features --locked --no-fail-fast "$@"
+# Tests of signals need their default actions, also where this was started by `nohup` or in the background.
+exec env --default-signal=HUP,INT,QUIT cargo test "${scope[@]}" --all-features --locked --no-fail-fast "$@"
