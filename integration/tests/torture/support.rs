@@ -91,7 +91,9 @@ pub(crate) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
     HOOK.call_once(|| {
         let default = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            if info.location().is_some_and(|place| place.file().contains("crates/leasehold")) {
+            // The question whether a runtime has a timer is asked by a panic that is caught.
+            let asks_for_timer = info.to_string().contains("timers are disabled");
+            if !asks_for_timer && info.location().is_some_and(|place| place.file().contains("crates/leasehold")) {
                 PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(info.to_string());
             }
             default(info);
