@@ -7,7 +7,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
-mod aside;
 mod asker;
 mod attempts;
 mod backend;
@@ -18,6 +17,7 @@ mod clock;
 mod contain;
 mod credentials;
 mod driven;
+mod driver_thread;
 mod error;
 mod fencing;
 mod gate;
@@ -54,7 +54,6 @@ pub mod url;
 pub use async_trait::async_trait;
 
 pub use crate::{
-    aside::{Aside, aside},
     attempts::acquire_by_attempts,
     backend::{Attempt, BoxFuture, Contention, Lease, LockBackend, Released, SessionId, TokenVote, Upkeep},
     capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
@@ -62,6 +61,7 @@ pub use crate::{
     clock::{Clock, Deadline, Drift, LiveDeadline, Moment, SystemClock, TestClock},
     contain::{contained, supervised},
     credentials::{Credentials, CredentialsProvider},
+    driver_thread::{DriverThread, on_driver_thread},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseView, LockGuard},

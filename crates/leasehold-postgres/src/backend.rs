@@ -199,17 +199,17 @@ impl LockBackend for PostgresBackend {
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
         let key = key.clone();
-        self.link.aside("inspect", |link| async move { inspect::inspect(&link, &key).await }).await
+        self.link.on_driver_thread("inspect", |link| async move { inspect::inspect(&link, &key).await }).await
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         let holder = holder.clone();
-        self.link.aside("break", |link| async move { breaking::break_lock(&link, &holder, now).await }).await
+        self.link.on_driver_thread("break", |link| async move { breaking::break_lock(&link, &holder, now).await }).await
     }
 
     /// Asks on a connection of its own, so that it also tells when the server has no connection left.
     async fn ping(&self) -> Result<Pong> {
-        self.link.aside("ping", |link| async move { link.ping().await }).await.map(|()| Pong::new())
+        self.link.on_driver_thread("ping", |link| async move { link.ping().await }).await.map(|()| Pong::new())
     }
 
     async fn close(&self) -> Result<()> {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl, aside, text::Escaped};
+use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl, on_driver_thread, text::Escaped};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor, Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow, PgSslMode},
@@ -70,7 +70,7 @@ impl Link {
         let mut link = Self::new(options, config)?;
         warn_of_strangers(options);
         let (patience, endpoint) = (link.config.timeout, link.endpoint());
-        let probed = aside(patience, async move {
+        let probed = on_driver_thread(patience, async move {
             let server = link.probe().await?;
             link.server = Some(server);
             Ok((Arc::new(link), server))
@@ -80,7 +80,7 @@ impl Link {
 
     /// Does what opens a connection of its own on a thread of its own: the driver never yields while the server sends
     /// faster than it reads, be it notices, rows, settings or one long message.
-    pub(crate) async fn aside<T, F>(
+    pub(crate) async fn on_driver_thread<T, F>(
         self: &Arc<Self>,
         operation: &'static str,
         work: impl FnOnce(Arc<Self>) -> F,
@@ -89,7 +89,7 @@ impl Link {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let done = aside(self.config.timeout, work(Arc::clone(self))).await;
+        let done = on_driver_thread(self.config.timeout, work(Arc::clone(self))).await;
         done.map_err(|error| error::in_flood(error, operation, &self.endpoint()))
     }
 

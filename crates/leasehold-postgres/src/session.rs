@@ -237,7 +237,7 @@ impl SessionDriver for PostgresSessions {
         })?;
         let sent = time.now();
         let (ttl, label) = (time.ttl(), time.label().to_owned());
-        let holding = link.aside("acquire", |link| async move { link.open(ttl, &label).await }).await?;
+        let holding = link.on_driver_thread("acquire", |link| async move { link.open(ttl, &label).await }).await?;
         let wire = Wire::new(holding, counted, &self.wakes);
         let handle = Handle {
             carrier: Carrier::new(link, wire, link.patience(time.ttl()), time.ttl().as_duration()),

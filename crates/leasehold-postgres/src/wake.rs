@@ -232,7 +232,7 @@ async fn listen(wakes: Weak<Wakes>) {
         if !wakes.is_needed(false) {
             return;
         }
-        match wakes.link.aside("acquire", |link| async move { connect(&link).await }).await {
+        match wakes.link.on_driver_thread("acquire", |link| async move { connect(&link).await }).await {
             Ok((listener, identity)) => {
                 warned = false;
                 wakes.became(None);

@@ -338,7 +338,7 @@ impl RedisBackend {
             let (link, waiter) = (Arc::clone(&self.link), request.waiter());
             let refreshed = async move {
                 if tokio::time::timeout(refresh, wake).await.is_ok() {
-                    link.calm.notified(waiter);
+                    link.notification_backoff.notified(waiter);
                 }
             };
             Box::pin(refreshed) as BoxFuture<'static, ()>
@@ -360,7 +360,7 @@ impl RedisBackend {
 
     /// Lets a wake-up wait if those before it were needless.
     fn put_off(&self, contention: &mut Contention, request: &Request, found: Found) {
-        let pause = self.link.calm.refused(request.waiter(), found);
+        let pause = self.link.notification_backoff.refused(request.waiter(), found);
         if pause.is_zero() {
             return;
         }

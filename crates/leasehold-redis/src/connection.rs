@@ -15,11 +15,11 @@ use leasehold_core::{BoxFuture, Credentials, CredentialsProvider, Error, ErrorKi
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
-    calm::Calm,
     config::{RedisConfig, WakeMode},
     error::{self, Effect},
     gather::Gather,
     live::Live,
+    notification_backoff::NotificationBackoff,
     probe,
     scripts::Script,
     stream::{self, Meter},
@@ -36,7 +36,7 @@ pub(crate) struct Link {
     pub(crate) config: RedisConfig,
     pub(crate) endpoint: String,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) calm: Calm,
+    pub(crate) notification_backoff: NotificationBackoff,
     pub(crate) gather: Gather,
     state: Mutex<State>,
     generations: AtomicU64,
@@ -72,7 +72,7 @@ impl Link {
             config,
             endpoint,
             registry: Arc::new(Registry::new()),
-            calm: Calm::default(),
+            notification_backoff: NotificationBackoff::default(),
             gather: Gather::new(),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Aside, Credentials, ErrorKind, Result, Ttl, text::Escaped};
+use leasehold_core::{Credentials, DriverThread, ErrorKind, Result, Ttl, text::Escaped};
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
@@ -69,14 +69,14 @@ enum Source {
 pub(crate) struct Link {
     pub(crate) client: Client,
     /// Where the driver works. Dropped after the client, at whose end the driver's task ends.
-    _thread: Option<Aside>,
+    _thread: Option<DriverThread>,
     watched: AtomicUsize,
     /// Whom it has authenticated as, of those that a provider supplied.
     credentials: Mutex<Option<Credentials>>,
 }
 
 impl Link {
-    fn new(client: Client, thread: Option<Aside>, credentials: Option<Credentials>) -> Arc<Self> {
+    fn new(client: Client, thread: Option<DriverThread>, credentials: Option<Credentials>) -> Arc<Self> {
         let (watched, credentials) = (AtomicUsize::new(0), Mutex::new(credentials));
         Arc::new(Self { client, _thread: thread, watched, credentials })
     }
@@ -215,7 +215,7 @@ impl Cluster {
         connector: &Connector,
         hosts: &str,
         tls: bool,
-    ) -> Result<(Client, Aside)> {
+    ) -> Result<(Client, DriverThread)> {
         let (connector, hosts) = (connector.clone(), hosts.to_owned());
         let count = hosts.split(',').count();
         let connecting = async move {

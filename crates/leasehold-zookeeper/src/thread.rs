@@ -8,7 +8,7 @@
 use std::{pin::pin, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use leasehold_core::{Aside, Result};
+use leasehold_core::{DriverThread, Result};
 use spawns_core::{Spawn, Task};
 use tokio::sync::{mpsc, oneshot};
 use zookeeper_client::{Client, Error as Driver};
@@ -31,10 +31,10 @@ impl Spawn for Tasks {
 pub(crate) fn connect(
     session: Duration,
     connecting: impl Future<Output = Result<Client, Driver>> + Send + 'static,
-) -> Result<(Aside, oneshot::Receiver<Result<Client, Driver>>)> {
+) -> Result<(DriverThread, oneshot::Receiver<Result<Client, Driver>>)> {
     let (answer, answered) = oneshot::channel();
     let (beat, beats) = mpsc::channel(1);
-    let thread = Aside::start("leasehold session", move || {
+    let thread = DriverThread::start("leasehold session", move || {
         let (tasks, started) = mpsc::unbounded_channel();
         let tasks = Tasks(tasks);
         let _spawner = spawns_core::enter(&tasks);

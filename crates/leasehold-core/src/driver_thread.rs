@@ -31,17 +31,17 @@ static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
 /// A thread for a driver that may never yield. Dropping this leaves the thread behind, to end when it can.
 ///
 /// ```
-/// use leasehold_core::Aside;
+/// use leasehold_core::DriverThread;
 ///
 /// let (answer, answered) = std::sync::mpsc::channel();
-/// let thread = Aside::start("answers", move || drop(answer.send(7)))?;
+/// let thread = DriverThread::start("answers", move || drop(answer.send(7)))?;
 /// assert_eq!(answered.recv(), Ok(7));
 /// drop(thread);
 /// # Ok::<(), leasehold_core::Error>(())
 /// ```
 #[derive(Debug)]
 #[must_use = "dropping it leaves the thread behind"]
-pub struct Aside(Arc<Thread>);
+pub struct DriverThread(Arc<Thread>);
 
 /// Is dropped by the thread and by its owner.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl Thread {
 /// Held by the thread until its end, also by a panic.
 struct Running(Arc<Thread>);
 
-impl Aside {
+impl DriverThread {
     /// Starts `work` on a thread of its own. Events of `tracing` go where those of the caller go.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Aside {
     }
 }
 
-impl Drop for Aside {
+impl Drop for DriverThread {
     fn drop(&mut self) {
         // Counted before the thread can see that it was left behind.
         LEFT_BEHIND.fetch_add(1, Ordering::AcqRel);
@@ -117,30 +117,30 @@ impl Drop for Running {
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use std::{thread, time::Duration};
-/// use leasehold_core::{ErrorKind, aside};
+/// use leasehold_core::{ErrorKind, on_driver_thread};
 ///
 /// let never_yields = async {
 ///     thread::sleep(Duration::from_secs(2));
 ///     Ok(())
 /// };
-/// let given_up = aside(Duration::from_millis(50), never_yields).await;
+/// let given_up = on_driver_thread(Duration::from_millis(50), never_yields).await;
 /// assert_eq!(given_up.unwrap_err().kind(), ErrorKind::Unavailable);
 /// # }
 /// ```
 ///
 /// # Errors
-/// [`ErrorKind::Unavailable`] if one poll took longer than `patience`, or as [`Aside::start`]; otherwise as `work`.
+/// [`ErrorKind::Unavailable`] if one poll took longer than `patience`, or as [`DriverThread::start`]; otherwise as `work`.
 ///
 /// # Cancel safety
 /// `work` is dropped, on its thread, when it next yields.
-pub async fn aside<T: Send + 'static>(
+pub async fn on_driver_thread<T: Send + 'static>(
     patience: Duration,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let (mut answer, mut answered) = oneshot::channel();
     let polls = Arc::<AtomicU64>::default();
     let (runtime, work) = (Handle::current(), Polled { work: contained(work), polls: Arc::clone(&polls) });
-    let _thread = Aside::start("leasehold connects", move || {
+    let _thread = DriverThread::start("leasehold connects", move || {
         runtime.block_on(async {
             let done = tokio::select! {
                 biased;
@@ -199,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn work_that_never_yields_is_given_up() {
         let (done, wait) = mpsc::channel::<()>();
-        let given_up = aside(Duration::from_millis(20), async move {
+        let given_up = on_driver_thread(Duration::from_millis(20), async move {
             // Until the test is over.
             wait.recv().unwrap_or(());
             Ok(())
@@ -213,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn time_outs_of_the_caller_fire_while_work_does_not_yield() {
         let (done, wait) = mpsc::channel::<()>();
-        let stuck = aside(Duration::from_secs(3600), async move {
+        let stuck = on_driver_thread(Duration::from_secs(3600), async move {
             wait.recv().unwrap_or(());
             Ok(())
         });
@@ -229,12 +229,12 @@ mod tests {
             }
             Ok(7)
         };
-        assert_eq!(aside(Duration::from_millis(1), slow).await.unwrap(), 7);
+        assert_eq!(on_driver_thread(Duration::from_millis(1), slow).await.unwrap(), 7);
     }
 
     #[tokio::test]
     async fn work_that_panics_is_an_error() {
-        let panics = aside(Duration::from_secs(3600), async { panic!("told to panic") as Result<()> });
+        let panics = on_driver_thread(Duration::from_secs(3600), async { panic!("told to panic") as Result<()> });
         assert_eq!(panics.await.unwrap_err().kind(), ErrorKind::Indeterminate);
     }
 }

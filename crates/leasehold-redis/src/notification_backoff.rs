@@ -1,4 +1,4 @@
-//! [`Calm`]: no attempt follows at once from a notification without a change.
+//! [`NotificationBackoff`]: no attempt follows at once from a notification without a change.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ const FEW: usize = 64;
 /// changed. The waiter then asks, is refused, and is tracked again, for which the server forgets another. Where two attempts
 /// in a row are refused for the same, with a notification in between, the next one is heeded only after a pause.
 #[derive(Debug, Default)]
-pub(crate) struct Calm {
+pub(crate) struct NotificationBackoff {
     by_waiter: Mutex<Refusals>,
 }
 
@@ -47,7 +47,7 @@ struct Refused {
     pause: Duration,
 }
 
-impl Calm {
+impl NotificationBackoff {
     /// Notes that a waiter was notified, and asks for that. One that asks for another reason learns nothing about notifications.
     pub(crate) fn notified(&self, waiter: OwnerId) {
         if let Some(refused) = self.lock().last.get_mut(&waiter) {
@@ -101,27 +101,27 @@ mod tests {
     }
 
     /// It is refused, and notified.
-    fn refused(calm: &Calm, waiter: OwnerId, found: Found) -> Duration {
-        let pause = calm.refused(waiter, found);
-        calm.notified(waiter);
+    fn refused(backoff: &NotificationBackoff, waiter: OwnerId, found: Found) -> Duration {
+        let pause = backoff.refused(waiter, found);
+        backoff.notified(waiter);
         pause
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_asks_without_a_notification_does_not_pause() {
-        let (calm, waiter) = (Calm::default(), OwnerId::random());
+        let (backoff, waiter) = (NotificationBackoff::default(), OwnerId::random());
         for _ in 0..10 {
-            assert_eq!(calm.refused(waiter, found("a", 1_000)), Duration::ZERO);
+            assert_eq!(backoff.refused(waiter, found("a", 1_000)), Duration::ZERO);
         }
-        calm.notified(waiter);
-        calm.notified(OwnerId::random());
-        assert_eq!(calm.refused(waiter, found("a", 1_000)), PAUSES.0);
+        backoff.notified(waiter);
+        backoff.notified(OwnerId::random());
+        assert_eq!(backoff.refused(waiter, found("a", 1_000)), PAUSES.0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_is_refused_for_the_same_again_pauses_longer() {
-        let (calm, waiter) = (Calm::default(), OwnerId::random());
-        let pause = |ends| refused(&calm, waiter, found("a", ends)).as_millis();
+        let (backoff, waiter) = (NotificationBackoff::default(), OwnerId::random());
+        let pause = |ends| refused(&backoff, waiter, found("a", ends)).as_millis();
         assert_eq!((pause(1_000), pause(1_001), pause(999), pause(1_000)), (0, 10, 20, 40));
         for _ in 0..10 {
             pause(1_000);
@@ -129,21 +129,21 @@ mod tests {
         assert_eq!(pause(1_000), 1_000);
         // It was renewed.
         assert_eq!((pause(2_000), pause(2_000)), (0, 10));
-        assert_eq!(calm.refused(OwnerId::random(), found("a", 2_000)), Duration::ZERO);
-        assert_eq!(refused(&calm, waiter, found("b", 2_000)), Duration::ZERO);
-        assert_eq!(refused(&calm, waiter, found("b", 2_000)), PAUSES.0);
+        assert_eq!(backoff.refused(OwnerId::random(), found("a", 2_000)), Duration::ZERO);
+        assert_eq!(refused(&backoff, waiter, found("b", 2_000)), Duration::ZERO);
+        assert_eq!(refused(&backoff, waiter, found("b", 2_000)), PAUSES.0);
         tokio::time::advance(RECENT).await;
-        assert_eq!(refused(&calm, waiter, found("b", 2_000)), Duration::ZERO);
+        assert_eq!(refused(&backoff, waiter, found("b", 2_000)), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn waiters_that_are_gone_are_forgotten() {
-        let calm = Calm::default();
+        let backoff = NotificationBackoff::default();
         for _ in 0..1_000 {
             tokio::time::advance(Duration::from_millis(100)).await;
-            calm.refused(OwnerId::random(), found("a", 1));
+            backoff.refused(OwnerId::random(), found("a", 1));
         }
-        let remembered = calm.by_waiter.lock().unwrap().last.len();
+        let remembered = backoff.by_waiter.lock().unwrap().last.len();
         assert!(remembered <= FEW, "{remembered}");
     }
 }
