@@ -192,7 +192,7 @@ fn too_few_descriptors_are_an_error_and_no_panic() {
     for limit in 5..20 {
         let mut shell = std::process::Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]).arg(&tool);
-        let run = ended(shell.args(["run", "--on", &on, "k", "--", "true"]));
+        let run = ended(shell.args(["run", "--try", "--on", &on, "k", "--", "true"]));
         let (code, text) = (run.status.code(), stderr(&run));
         assert!(matches!(code, Some(0 | 69)), "{limit}: {code:?}: {text}");
         assert!(!text.contains("panicked"), "{limit}: {text}");

@@ -644,3 +644,36 @@ async fn inspection_names_the_holder_in_another_process() {
     let error = backend.break_lock(&seen.holders[0], true).await.unwrap_err();
     assert_eq!(error.kind(), leasehold_local::ErrorKind::Unsupported);
 }
+
+#[tokio::test]
+#[ignore = "the next test starts it as a process of its own"]
+async fn waits_for_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path());
+    let mut taken = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        taken.push(file);
+    }
+    let error = Arc::clone(&backend).try_acquire(request("exclusive")).await.expect_err("there is a descriptor left");
+    assert!(error.is_retryable(), "{error}");
+    let waiter = tokio::spawn(Arc::clone(&backend).acquire(request("exclusive")));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!waiter.is_finished(), "a fault ended the wait");
+    drop(taken);
+    soon(waiter).await.unwrap().unwrap();
+    println!("granted");
+}
+
+#[test]
+fn a_wait_outlasts_a_fault() {
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["waits_for_descriptors", "--exact", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.contains("granted"), "{output}");
+}

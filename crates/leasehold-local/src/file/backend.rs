@@ -11,7 +11,8 @@ use std::{
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, Drift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Mode, Moment, Pong, Request, Restart, Result, Wakeup, async_trait,
+    Lease, LockBackend, LockKey, LossSignal, Mode, Moment, Pong, Request, Restart, Result, Trouble, Wakeup,
+    async_trait,
 };
 
 use super::{
@@ -176,6 +177,31 @@ impl FileBackend {
         }
         Ok(Arc::new(FileLease::new(request, sent, hold)))
     }
+
+    /// Waits until granted or cancelled. Fails with the first fault.
+    async fn queue(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        let mut contender = Contender::new(Arc::clone(&self), request.clone());
+        let begun = request.now();
+        while request.is_courteous() && request.now().since(begun) < COURTESY && contender.others_wait()? {
+            tokio::select! {
+                () = tokio::time::sleep(COURTESY_STEP) => {}
+                () = request.cancelled() => break,
+            }
+        }
+        let mut settled = false;
+        while !request.is_cancelled() {
+            let sent = request.now();
+            if let Some(hold) = contender.attempt()? {
+                return self.grant(request, sent, hold).await;
+            }
+            request.set_contended();
+            contender.settle_in()?;
+            if std::mem::replace(&mut settled, true) {
+                contender.pause().await;
+            }
+        }
+        Err(refused(ErrorKind::Cancelled, "the acquisition was cancelled").with_operation("acquire"))
+    }
 }
 
 impl fmt::Display for FileBackend {
@@ -236,27 +262,17 @@ impl LockBackend for FileBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let request = request.with_waiting(true);
-        let mut contender = Contender::new(Arc::clone(&self), request.clone());
-        let begun = request.now();
-        while request.is_courteous() && request.now().since(begun) < COURTESY && contender.others_wait()? {
+        let mut trouble = Trouble::none();
+        loop {
+            match Arc::clone(&self).queue(request.clone()).await {
+                Ok(lease) => return Ok(lease),
+                Err(fault) => trouble.ride_out(fault, &request)?,
+            }
             tokio::select! {
-                () = tokio::time::sleep(COURTESY_STEP) => {}
-                () = request.cancelled() => break,
+                () = tokio::time::sleep(trouble.pause()) => {}
+                () = request.cancelled() => {}
             }
         }
-        let mut settled = false;
-        while !request.is_cancelled() {
-            let sent = request.now();
-            if let Some(hold) = contender.attempt()? {
-                return self.grant(request, sent, hold).await;
-            }
-            request.set_contended();
-            contender.settle_in()?;
-            if std::mem::replace(&mut settled, true) {
-                contender.pause().await;
-            }
-        }
-        Err(refused(ErrorKind::Cancelled, "the acquisition was cancelled").with_operation("acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
