@@ -100,7 +100,7 @@ const ROWS: [Row; 15] = [
     Row { schemes: &["memory"], url: "memory:", what: "one process, so that only `caps` knows it here", feature: None },
 ];
 
-/// Returns the list for the help. What is not compiled in says so.
+/// Returns the list for the help. A scheme that is not compiled in says so.
 pub(crate) fn help() -> String {
     let mut text = String::new();
     for Row { url, what, feature, .. } in ROWS {

@@ -39,7 +39,7 @@ use crate::{
 /// [provisional](Capabilities::provisional). From then on they are the backend's own.
 ///
 /// # Not for nodes of a quorum
-/// It does not vote on fencing tokens, because it cannot tell whether the backend does. Connect to a whole quorum
+/// It does not vote on fencing tokens, because it does not know whether the backend does. Connect to a whole quorum
 /// lazily instead.
 ///
 /// # Cancel safety
@@ -121,7 +121,7 @@ impl Inner {
             State::Closed => Err(self.closed()),
             State::Idle => {
                 let connecting = Arc::clone(self).connect().boxed().shared();
-                // Spawned, so that it ends also if nobody goes on asking.
+                // Spawned, so that it ends although no caller waits for it.
                 drop(tokio::spawn(connecting.clone()));
                 *state = State::Connecting(connecting.clone());
                 Ok(connecting)

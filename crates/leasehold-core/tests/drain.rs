@@ -31,7 +31,7 @@ async fn waiters_are_sent_away_and_holders_finish() {
         assert!(error.to_string().contains("drains"), "{error}");
     }
     assert!(other.inspect("theirs").await.unwrap().waiters.is_empty());
-    // Far longer than the TTL: the holder's renewals go on.
+    // Far longer than the TTL: the holder's renewals continue.
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert!(held.is_held() && !draining.is_finished());
     assert_eq!(client.mutex("new").try_lock().await.unwrap_err().kind(), ErrorKind::Closed);
@@ -130,7 +130,7 @@ async fn a_lock_is_entered_again_within_its_owner() {
     draining.await.unwrap();
 }
 
-/// Whatever is granted while the drain begins is either waited for or given back.
+/// A grant at the moment when the drain begins is either waited for or released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_held_after_it_however_it_races_with_grants() {
     for _ in 0..200 {

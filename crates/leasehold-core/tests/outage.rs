@@ -157,14 +157,14 @@ async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
         let client = client.clone();
         tokio::spawn(async move { client.mutex("a").lock_within(limit).await.unwrap_err().kind() })
     };
-    // The first one asks the backend, the others queue here; those of the holder's own client queue behind it.
+    // The first one asks the backend, all later ones queue here; those of the holder's own client queue behind it.
     for client in [&client, &other] {
         for waiting in [waits(client), waits(client), waits(client)] {
             assert_eq!(waiting.await.unwrap(), ErrorKind::TimedOut);
         }
     }
     drop(held);
-    // One that is granted while the others queue, and holds.
+    // One that is granted while more queue, and holds.
     let (owner, another) = (client.owner(), client.owner());
     let _held = owner.lock_within("a", limit).await.unwrap();
     assert_eq!(another.lock_within("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);

@@ -12,7 +12,7 @@ use crate::{
     keys::KeyScheme,
 };
 
-/// What a URL says.
+/// The parts of a URL.
 pub(crate) struct Location {
     pub(crate) options: PgConnectOptions,
     pub(crate) config: PostgresConfig,
@@ -193,7 +193,7 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
     tls.apply_to(options)
 }
 
-/// What the URL and the environment say of TLS.
+/// Returns the TLS settings of the URL and the environment.
 struct Tls {
     mode: Option<PgSslMode>,
     root: Option<String>,
@@ -261,7 +261,7 @@ fn verifies(mode: PgSslMode) -> bool {
     matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull)
 }
 
-/// Checks that the file can be read: the driver would tell of an address that cannot be reached.
+/// Checks that the file can be read: the driver would report an address that cannot be reached.
 fn readable(option: &str, path: String) -> Result<String> {
     match std::fs::File::open(&path) {
         Ok(_) => Ok(path),
@@ -269,12 +269,12 @@ fn readable(option: &str, path: String) -> Result<String> {
     }
 }
 
-/// Whether the driver connects to a socket of this host.
+/// Returns whether the driver connects to a socket of this host.
 pub(crate) fn is_socket(options: &PgConnectOptions) -> bool {
     options.get_socket().is_some() || options.get_host().starts_with('/')
 }
 
-/// Whether nobody else can answer at the address.
+/// Returns whether the address belongs to this host.
 pub(crate) fn is_local(options: &PgConnectOptions) -> bool {
     let host = options.get_host();
     is_socket(options) || host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())

@@ -30,10 +30,10 @@ use tokio::{
 
 /// The largest answer, in bytes: some 12 000 waiters of one lock.
 const LARGEST: usize = 8 << 20;
-/// What each line counts beside its bytes: the driver needs so much memory for the smallest part of an answer.
+/// The bytes that each line counts beside its own: the driver needs so much memory for the smallest part of an answer.
 const LINE: usize = 64;
 
-/// What has come since an answer was last taken.
+/// A counter of the bytes that have come since an answer was last taken.
 #[derive(Debug, Default)]
 pub(crate) struct Meter(AtomicUsize);
 

@@ -1,4 +1,4 @@
-//! Why no server could be connected to. The driver tells only that none could.
+//! Why no server could be connected to. The driver reports only that none could.
 
 use std::{io, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio::{
 
 /// A word that ZooKeeper answers by default. Redis and HTTP servers answer an empty line with an error.
 const WORD: &[u8] = b"srvr\r\n\r\n";
-/// What a ZooKeeper server begins its answers to the word with: it runs, it does not serve, it does not allow the word.
+/// The beginnings of a ZooKeeper server's answers to the word: it runs, it does not serve, it does not allow the word.
 const SERVES: &str = "Zookeeper version";
 const NOT_SERVING: &str = "This ZooKeeper instance is not currently serving requests";
 const NOT_ALLOWED: &str = "srvr is not executed";
@@ -21,7 +21,7 @@ const LONGEST_ANSWER: usize = 256;
 /// Of an answer that is not ZooKeeper's, as much is shown.
 const SHOWN: usize = 80;
 
-/// How the servers are spoken to.
+/// The protocol in which the servers are asked.
 #[derive(Clone, Default)]
 pub(crate) struct Speech {
     /// The TLS that a URL asks for.
@@ -29,7 +29,7 @@ pub(crate) struct Speech {
     pub(crate) tls: Option<std::sync::Arc<rustls::ClientConfig>>,
 }
 
-/// What is wrong with each of these servers (`h1:2181,h2:2181`), as far as it shows within `patience`. Empty if nothing does.
+/// Returns the fault of each of these servers (`h1:2181,h2:2181`), as far as it shows within `patience`. Empty if nothing does.
 pub(crate) async fn of(hosts: &str, speech: &Speech, patience: Duration) -> String {
     let hosts = hosts.split('/').next().unwrap_or_default();
     let looks = hosts.split(',').map(|host| async move {
@@ -69,7 +69,7 @@ async fn ask(mut stream: TcpStream) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// What an answer says about the server. `None` if it is one that serves.
+/// Returns the fault that an answer shows. `None` if the server serves.
 fn read(answer: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(answer);
     if text.starts_with(SERVES) || text.starts_with(NOT_ALLOWED) {

@@ -13,7 +13,7 @@ use spawns_core::{Spawn, Task};
 use tokio::sync::{mpsc, oneshot};
 use zookeeper_client::{Client, Error as Driver};
 
-/// What the driver starts, to be run on the thread that it is started on.
+/// The tasks that the driver starts. They run on the thread that starts them.
 struct Tasks(mpsc::UnboundedSender<Task>);
 
 impl Spawn for Tasks {
@@ -44,7 +44,7 @@ pub(crate) fn connect(
     Ok((thread, answered))
 }
 
-/// Tells the thread that the runtime runs, until the thread ends.
+/// Notifies the thread that the runtime runs, until the thread ends.
 async fn beat_on(beat: mpsc::Sender<()>, pause: Duration) {
     while !beat.is_closed() {
         // One that was not taken yet says the same.

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, error::Error as _};
 
 use leasehold::{Error, connect, connect_lazily};
 
-/// The two halves of every password. What stands between them differs.
+/// The two halves of every password. The characters between them differ.
 const HALVES: [&str; 2] = ["Zq7xWv", "Kw9vTy"];
 
 const BETWEEN: [&str; 25] = [

@@ -22,7 +22,7 @@ use tokio::{
 
 pub(crate) const STRANGERS_TTL_S: i64 = 2;
 
-/// What happens to what is asked for.
+/// The treatment of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// A stranger grants a lease with the id of the first that is asked for, before it.
@@ -62,7 +62,7 @@ impl Relay {
         (relay, addr)
     }
 
-    /// Whether what it waits for was asked.
+    /// Returns whether the request that it waits for was sent.
     pub(crate) fn is_done(&self) -> bool {
         self.done.load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
-//! What does not hold, and why.
+//! The scenarios in which a promise does not hold, and the reasons.
 
-/// What a scenario may do although it should not. All else is asserted of it.
+/// The faults that one scenario may show. Everything else is asserted of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Allowed {
     /// The process is aborted.
@@ -38,7 +38,7 @@ const KNOWN: &[(&str, &str, &[Allowed], &str)] = &[
     ("etcd", "message of many parts", &[Allowed::Memory], PROST_GROWS),
 ];
 
-/// What this scenario may do.
+/// Returns the faults that this scenario may show.
 pub(crate) fn allowed(protocol: &str, name: &str) -> &'static [Allowed] {
     let known = KNOWN.iter().find(|known| (known.0, known.1) == (protocol, name));
     if let Some((_, _, allowed, why)) = known {

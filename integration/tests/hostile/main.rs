@@ -2,7 +2,7 @@
 //!
 //! Whatever a server sends, every call ends, the caller's own time-outs fire, nothing panics, and the memory stays within
 //! [`LIMIT`](support::LIMIT). Each conversation is one of a child process, the program `converse`, which runs on one thread.
-//! What does not hold is in [`known`] with its reason.
+//! The exceptions are in [`known`], each with its reason.
 
 mod etcd;
 mod known;

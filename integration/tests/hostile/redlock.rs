@@ -42,7 +42,7 @@ fn redlock_with_one_hostile_server_locks() {
             continue;
         }
         let conduct = Conduct::Flood(first, endless(&again));
-        // On a busy machine one of the others may answer too late.
+        // On a busy machine another server may answer too late.
         let mut tries = std::iter::repeat_with(|| survives("redlock", name, url, conduct.clone()));
         assert!(tries.by_ref().take(10).any(|said| said.contains("0 try_lock: ok")), "{name}: no lock is granted");
     }

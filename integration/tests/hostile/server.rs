@@ -21,7 +21,7 @@ pub(crate) type Blocks = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
 /// A whole conversation by hand.
 pub(crate) type Play = Arc<dyn Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync>;
 
-/// What a server does on each connection.
+/// The behaviour of a server on each connection.
 #[derive(Clone)]
 pub(crate) enum Conduct {
     /// Sends this once asked something, then blocks without end.
@@ -33,7 +33,7 @@ pub(crate) enum Conduct {
     Relay(SocketAddr, Fault),
 }
 
-/// What is done to a real conversation.
+/// A change to a real conversation.
 #[derive(Clone)]
 pub(crate) enum Fault {
     None,
@@ -49,7 +49,7 @@ pub(crate) enum Fault {
     Drip(Duration),
 }
 
-/// The same block for ever, filled up to a large piece.
+/// Returns the same block for ever, filled up to a large piece.
 pub(crate) fn endless(block: &[u8]) -> Blocks {
     let piece = block.repeat((PIECE / block.len().max(1)).max(1));
     Arc::new(move |_| piece.clone())

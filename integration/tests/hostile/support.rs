@@ -1,4 +1,4 @@
-//! What the tests share: the child process and what must be true of it.
+//! The child process of each test, and the assertions about it.
 
 use std::{fs, net::SocketAddr, process::ExitStatus, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
 
 /// How much memory all conversations of one child may take, in KiB.
 pub(crate) const LIMIT: u64 = 64 * 1024;
-/// What has not ended after this time hangs.
+/// A child that has not ended after this time hangs.
 const HANG: Duration = Duration::from_secs(60);
 /// The same of what is known to hang.
 const KNOWN_HANG: Duration = Duration::from_secs(15);
@@ -23,7 +23,7 @@ const PLACES: u64 = 168;
 /// What the line of a panic has that is not a driver's or that reaches the caller.
 const OURS: [&str; 3] = ["crates/leasehold", "integration/", "reached the caller"];
 
-/// What a child has said.
+/// The output of a child.
 struct Told {
     all: String,
     /// How it ended; `None` if it hung.

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of these tests.
 
 use std::{
     collections::BTreeSet,
@@ -38,7 +38,7 @@ pub(crate) async fn free(guard: LockGuard) {
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
 
-/// What may come of a fault: the same call may succeed later, or the lease is over.
+/// Returns whether a fault may lead to this: the same call may succeed later, or the lease is over.
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost)
 }
@@ -57,7 +57,7 @@ pub(crate) async fn lock(mutex: &Mutex) -> LockGuard {
     tokio::time::timeout(2 * SOON, locked).await.expect("never granted")
 }
 
-/// The nodes of all who hold and wait.
+/// Returns the nodes of all holders and waiters.
 pub(crate) fn members(server: &ZookeeperServer) -> BTreeSet<String> {
     let mut nodes = ephemerals(server);
     nodes.retain(|node| !node.starts_with(SESSIONS));
@@ -75,7 +75,7 @@ fn ephemerals(server: &ZookeeperServer) -> BTreeSet<String> {
     }
 }
 
-/// The nodes of all sessions.
+/// Returns the nodes of all sessions.
 pub(crate) fn sessions(server: &ZookeeperServer) -> BTreeSet<String> {
     let mut nodes = ephemerals(server);
     nodes.retain(|node| node.starts_with(SESSIONS));
@@ -104,7 +104,7 @@ pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTr
     }
 }
 
-/// Nobody holds and nobody waits, after `patience` at the latest.
+/// Waits until nobody holds or waits, for at most `patience`.
 #[track_caller]
 pub(crate) fn nothing_left(server: &ZookeeperServer, patience: Duration) {
     let census = || census::nothing_left(patience, || Ok(members(server)));

@@ -1,4 +1,4 @@
-//! [`Holders`]: those who hold one key. What is done with one of them costs the same however many there are.
+//! [`Holders`]: the holders of one key. An operation on one of them costs the same however many there are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use super::grant::{Grant, Issuer};
 pub(super) struct Holder {
     pub(super) grant: Arc<Grant>,
     expires: Moment,
-    /// Cleared when the lock is broken gently.
+    /// Cleared when the lock is revoked gracefully.
     pub(super) renewable: bool,
     /// The grant's token, or the higher one that a quorum raised it to.
     pub(super) stored_token: Option<FencingToken>,

@@ -1,4 +1,4 @@
-//! Whether the backend answers.
+//! The backend answers pings.
 
 use leasehold_core::ErrorKind;
 
