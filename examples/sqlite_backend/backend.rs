@@ -12,8 +12,8 @@ use std::{
 
 use leasehold::{
     Attempt, Broken, Capabilities, Contention, Deadline, Error, ErrorKind, Fencing, FencingToken, HolderRef,
-    Inspection, Lease, LiveDeadline, LockBackend, LockKey, LossSignal, Released, Request, Restart, Result, Upkeep,
-    Wakeup, async_trait,
+    Inspection, Lease, AtomicDeadline, LockBackend, LockKey, LossDetection, Released, Request, Restart, Result, KeepAlive,
+    WaiterNotification, async_trait,
 };
 use rusqlite::{Connection, OptionalExtension, params_from_iter, types::Value};
 
@@ -106,8 +106,8 @@ impl LockBackend for SqliteBackend {
         let mut capabilities = Capabilities::new(NAME);
         capabilities.endpoint = self.to_string();
         capabilities.fencing = Fencing::Durable;
-        capabilities.wakeup = Wakeup::Polled(POLL);
-        capabilities.loss_signal = LossSignal::Renewal;
+        capabilities.waiter_notification = WaiterNotification::Polled(POLL);
+        capabilities.loss_detection = LossDetection::Renewal;
         capabilities.restart = Restart::Keeps;
         capabilities
     }
@@ -118,7 +118,7 @@ impl LockBackend for SqliteBackend {
         let sent = request.now();
         Ok(match self.ask("acquire", ACQUIRE, &request).await? {
             Some(token) => {
-                let deadline = LiveDeadline::new(request.deadline_from(sent));
+                let deadline = AtomicDeadline::new(request.deadline_from(sent));
                 Attempt::Granted(Arc::new(SqliteLease { backend: self, request, token, deadline }))
             }
             None => Attempt::Contended(Contention { retry_after: Some(POLL), ..Contention::default() }),
@@ -156,7 +156,7 @@ struct SqliteLease {
     backend: Arc<SqliteBackend>,
     request: Request,
     token: FencingToken,
-    deadline: LiveDeadline,
+    deadline: AtomicDeadline,
 }
 
 #[async_trait]
@@ -169,8 +169,8 @@ impl Lease for SqliteLease {
         self.deadline.get()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Alone
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::PerLease
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {

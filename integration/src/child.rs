@@ -9,7 +9,7 @@ use std::{env, fs, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{HarnessError, Result, nursery};
+use crate::{HarnessError, Result, spawner};
 
 /// How often the state of a process is looked at while waiting for it to change.
 const GLANCE: Duration = Duration::from_millis(2);
@@ -55,7 +55,7 @@ impl OwnedChild {
         // A Ctrl-C at the terminal is for the test run, whose death then takes its children along.
         command.process_group(0);
         configure(&mut command);
-        let child = nursery::spawn(command)
+        let child = spawner::spawn(command)
             .map_err(|error| HarnessError::caused_by(format!("cannot start {}", program.display()), error))?;
         Ok(Self { child, exit: None })
     }

@@ -13,16 +13,16 @@
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
 //! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client of another language |
 //! | [`worker`] | processes that lock on command, and write down what they believe |
-//! | [`checker`], [`census`] | judges of what the processes believed, and of what is left over |
+//! | [`checker`], [`leftovers`] | judges of what the processes believed, and of what is left over |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
 pub mod bench;
-pub mod census;
+pub mod leftovers;
 pub mod certificates;
 pub mod child;
 mod error;
 pub mod foreign;
-mod nursery;
+mod spawner;
 pub mod peer;
 pub mod proxy;
 pub mod server;

@@ -42,7 +42,7 @@ fn ports_in(text: &str, scheme: &str) -> Vec<BTreeSet<u16>> {
 }
 
 #[test]
-fn every_service_is_pinned_checked_and_on_the_loopback_interface() {
+fn services_are_pinned_checked_and_on_loopback() {
     let services = services();
     assert_eq!(services.len(), 12);
     for (name, service) in services {

@@ -126,7 +126,7 @@ async fn leases_and_transactions_exclude_each_other() {
     let mut sale = pool.begin().await.unwrap();
     assert!(!transaction::try_lock(&mut sale, key).await.unwrap());
     assert!(!transaction::try_lock_shared(&mut sale, key).await.unwrap());
-    assert!(!transaction::lock_within(&mut sale, key, Duration::from_millis(50)).await.unwrap());
+    assert!(!transaction::lock_timeout(&mut sale, key, Duration::from_millis(50)).await.unwrap());
     // The transaction goes on.
     assert_eq!(sqlx::query_scalar::<_, i32>("SELECT 1").fetch_one(&mut *sale).await.unwrap(), 1);
     let unlimited: String = sqlx::query_scalar("SHOW lock_timeout").fetch_one(&mut *sale).await.unwrap();
@@ -150,7 +150,7 @@ async fn leases_and_transactions_exclude_each_other() {
     transaction::lock_shared(&mut reading, key).await.unwrap();
     free(client.rwlock("sale").try_read().await.unwrap()).await;
     assert_eq!(client.mutex("sale").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-    assert!(transaction::lock_within(&mut reading, AdvisoryKey::Int32Pair(7, 7), SOON).await.unwrap());
+    assert!(transaction::lock_timeout(&mut reading, AdvisoryKey::Int32Pair(7, 7), SOON).await.unwrap());
     assert!(transaction::try_lock(&mut reading, AdvisoryKey::Int32Pair(7, 8)).await.unwrap());
     reading.rollback().await.unwrap();
     free(client.mutex("sale").try_lock().await.unwrap()).await;
@@ -162,7 +162,7 @@ async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
     let server = server();
     let ttl = Ttl::from_secs(3600).unwrap();
     let (one, other) =
-        (client(server.url(), "&safety-net=3600s").await, client(server.url(), "&safety-net=3600s").await);
+        (client(server.url(), "&fallback-poll-interval=3600s").await, client(server.url(), "&fallback-poll-interval=3600s").await);
     for round in 0..10 {
         let guard = one.mutex("net").with_ttl(ttl).lock().await.unwrap();
         let mutex = other.mutex("net").with_ttl(ttl);
@@ -185,7 +185,7 @@ async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
 async fn readers_behind_a_writer_that_gives_up_are_woken() {
     let server = server();
     let ttl = Ttl::from_secs(3600).unwrap();
-    let clients = join_all((0..3).map(|_| client(server.url(), "&safety-net=3600s"))).await;
+    let clients = join_all((0..3).map(|_| client(server.url(), "&fallback-poll-interval=3600s"))).await;
     let [reading, writing, late] = &clients[..] else { unreachable!() };
     let guard = reading.rwlock("gives up").with_ttl(ttl).read().await.unwrap();
     let writer = writing.rwlock("gives up").with_ttl(ttl);
@@ -201,7 +201,7 @@ async fn readers_behind_a_writer_that_gives_up_are_woken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn inspection_shows_holders_of_other_programs_and_a_break_spares_what_it_was_not_asked_for() {
+async fn inspection_shows_foreign_holders_and_revoke_hits_one() {
     let server = PostgresServer::start().unwrap();
     let client = client(&server.url(), "").await;
     let mut psql = block_in_place(|| server.psql_session().unwrap());
@@ -222,12 +222,12 @@ async fn inspection_shows_holders_of_other_programs_and_a_break_spares_what_it_w
     assert!(error.to_string().contains("1 other") && error.to_string().contains("pg_terminate_backend"), "{error}");
     block_in_place(|| psql.ask("SELECT pg_advisory_unlock(42)", SOON).unwrap());
     assert_eq!(client.break_lock(holder, true).await.unwrap(), Broken::Freed);
-    free(client.mutex("k").lock_within(SOON).await.unwrap()).await;
+    free(client.mutex("k").lock_timeout(SOON).await.unwrap()).await;
     assert_eq!(client.break_lock(holder, true).await.unwrap(), Broken::AlreadyGone);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_is_shown_to_itself_and_to_others_with_application_name_address_and_since_when() {
+async fn holder_is_shown_with_application_name_address_and_start() {
     let server = PostgresServer::start().unwrap();
     let (ours, others) = (backend(&server.url(), "").await, backend(&server.url(), "").await);
     let client = LockClient::new(Arc::clone(&ours) as Arc<dyn LockBackend>);
@@ -290,7 +290,7 @@ async fn no_label_changes_the_database_or_the_role_of_a_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_is_broken_gently_ends_at_its_deadline_and_its_neighbours_live_on() {
+async fn graceful_revocation_ends_one_lock_at_its_deadline() {
     let server = server();
     let ttl = Ttl::from_secs(3).unwrap();
     let (holder, operator) = (client(server.url(), "").await, client(server.url(), "").await);
@@ -302,7 +302,7 @@ async fn a_lock_that_is_broken_gently_ends_at_its_deadline_and_its_neighbours_li
     let told = timeout(SOON, operator.break_lock(&seen.holders[0], false)).await.expect("the break hangs").unwrap();
     assert_eq!(told, Broken::FreeWithin(Some(ttl.as_duration())));
     timeout(SOON, broken.lost()).await.expect("it is renewed on");
-    free(operator.mutex("broken gently").lock_within(SOON).await.unwrap()).await;
+    free(operator.mutex("broken gently").lock_timeout(SOON).await.unwrap()).await;
     assert!(neighbour.is_held());
     free(neighbour).await;
     // Nothing of it is left for the next holder.
@@ -432,7 +432,7 @@ async fn a_hand_off_costs_one_or_two_transaction_ids() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn locks_never_borrow_from_the_users_pool_and_sessions_are_bounded() {
+async fn locks_use_no_pool_connection_and_sessions_are_bounded() {
     let server = PostgresServer::start().unwrap();
     let pool = PgPool::connect(&server.url()).await.unwrap();
     let config = PostgresConfig::default().with_max_sessions(1).with_timeout(SOON).with_connect_timeout(SOON);

@@ -20,7 +20,7 @@ mod split;
 mod stopped;
 #[path = "redlock/support.rs"]
 mod support;
-#[path = "redlock/upkeep.rs"]
-mod upkeep;
+#[path = "redlock/maintenance.rs"]
+mod maintenance;
 #[path = "redlock/write_back.rs"]
 mod write_back;

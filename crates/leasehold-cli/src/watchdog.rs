@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::{LeaseView, LossReason};
+use leasehold::{LeaseInfo, LossReason};
 use tokio::time::Instant;
 
 /// The most that a program has between TERM and KILL once the lock is gone.
@@ -22,14 +22,14 @@ pub(crate) enum Order {
 /// Watches a lease: TERM with a third of the TTL left, KILL with a tenth left, or soon after the lock was taken away.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    lease: LeaseView,
+    lease: LeaseInfo,
     terminated: bool,
     killed: bool,
     kill_at: Option<Instant>,
 }
 
 impl Watchdog {
-    pub(crate) fn new(lease: LeaseView) -> Self {
+    pub(crate) fn new(lease: LeaseInfo) -> Self {
         Self { lease, terminated: false, killed: false, kill_at: None }
     }
 

@@ -107,7 +107,7 @@ fn everything_printed_is_escaped() {
             &["caps"],
             &["caps", "--json"],
         ];
-        let is_server = url.ends_with("response-timeout=2s&connect-timeout=20s");
+        let is_server = url.ends_with("timeout=2s&connect-timeout=20s");
         for held in [false, true] {
             if held && !is_server && *url != on_files {
                 continue;

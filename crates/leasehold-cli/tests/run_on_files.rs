@@ -163,7 +163,7 @@ fn standard_streams_pass_through_byte_by_byte() {
 }
 
 #[test]
-fn if_the_command_is_killed_the_program_holds_the_lock_until_it_ends() {
+fn killed_command_leaves_the_lock_to_its_program() {
     let dir = tempfile::tempdir().unwrap();
     let (mut run, program) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     let program: u32 = program.parse().unwrap();

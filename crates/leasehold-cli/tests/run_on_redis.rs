@@ -15,7 +15,7 @@ use crate::support::{
 mod support;
 
 #[test]
-fn a_lock_that_cannot_be_renewed_ends_the_program_before_it_could_be_another_s() {
+fn program_ends_before_an_unrenewable_lock_is_granted_elsewhere() {
     let redis = Redis::start(&[]);
     // Ignores TERM, and says when it came.
     let program = "trap 'echo term' TERM; echo $$; while :; do sleep 0.01; done";
@@ -48,7 +48,7 @@ fn the_kill_comes_before_the_ttl_is_over() {
 }
 
 #[test]
-fn the_program_is_ended_also_if_nobody_reads_what_is_said_about_it() {
+fn program_is_ended_even_if_nobody_reads_standard_error() {
     let redis = Redis::start(&[]);
     let program = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
     let (_unread, mut full) = std::io::pipe().unwrap();

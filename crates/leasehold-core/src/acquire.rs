@@ -4,15 +4,15 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
     asker::Asker,
-    backend::{Attempt, Lease, Upkeep},
+    backend::{Attempt, Lease, KeepAlive},
     client::Client,
-    contain::{ContainedLease, contain},
-    driven::Driven,
+    panics::{ContainedLease, contain},
+    complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    gate::Place,
+    local_queue::Place,
     guard::LockGuard,
-    hold::Hold,
+    held_lease::HeldLease,
     key::LockKey,
     mode::Mode,
     options::{Spec, Wait},
@@ -84,7 +84,7 @@ pub(crate) struct Grant<'a> {
     pub(crate) client: &'a Arc<Client>,
     pub(crate) request: Request,
     pub(crate) token: Option<FencingToken>,
-    pub(crate) upkeep: Upkeep,
+    pub(crate) keep_alive: KeepAlive,
     lease: ContainedLease,
     place: Option<Place>,
     owned: bool,
@@ -93,12 +93,12 @@ pub(crate) struct Grant<'a> {
 impl<'a> Grant<'a> {
     fn of(client: &'a Arc<Client>, request: Request, lease: Arc<dyn Lease>, place: Option<Place>) -> Result<Self> {
         let lease = ContainedLease::new(lease);
-        let mut grant = Self { client, request, token: None, upkeep: Upkeep::Alone, lease, place, owned: true };
+        let mut grant = Self { client, request, token: None, keep_alive: KeepAlive::PerLease, lease, place, owned: true };
         if let Some(place) = &mut grant.place {
             place.granted();
         }
         let facts = grant.lease.facts().map_err(|error| error.with_backend(client.capabilities.backend));
-        (grant.token, grant.upkeep) = facts?;
+        (grant.token, grant.keep_alive) = facts?;
         Ok(grant)
     }
 
@@ -122,9 +122,9 @@ impl Drop for Grant<'_> {
 async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     client.room_in_background(None).await;
     let place = enter(client, &request).await?;
-    let request = request.with_courtesy(place.is_courteous()).with_last_turn(place.is_last_turn()).with_waiting(true);
+    let request = request.with_yield_to_waiters(place.yields_to_waiters()).with_last_turn(place.is_last_turn()).with_waiting(true);
     let acquire = || Arc::clone(&client.backend).acquire(request.clone());
-    match hinting(client, &request, Driven::acquisition(client, &request, acquire)).await {
+    match hinting(client, &request, CompleteOnDrop::acquisition(client, &request, acquire)).await {
         Ok(lease) => Grant::of(client, request, lease, Some(place)),
         Err(error) => {
             if error.is_retryable() {
@@ -137,7 +137,7 @@ async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
 
 /// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
 async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
-    client.gates.enter(request, || warn_of_self(client, request, request.mode())).await
+    client.queues.enter(request, || warn_of_self(client, request, request.mode())).await
 }
 
 /// Waits at the backend; a task that waits for what it holds itself is told so after a TTL. At the gate only an exclusive holder
@@ -153,7 +153,7 @@ async fn hinting<T>(client: &Client, request: &Request, waiting: impl Future<Out
             let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(request.ttl().as_duration())));
             if timer.as_mut().poll(cx).is_ready() {
                 is_told = true;
-                if let Some(held) = client.keeper.held_by(Asker::current(), request) {
+                if let Some(held) = client.renewer.held_by(Asker::current(), request) {
                     warn_of_self(client, request, held);
                 }
             }
@@ -184,19 +184,19 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
 async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     // A try is not to wait for long: a loop of tries gives way, and no more.
     client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
-    let mut place = client.gates.try_enter(&request).await?;
-    // A reader needs no courtesy: the backend lets none overtake a waiting writer.
-    let courteous = place.as_ref().map_or(request.mode() != Mode::Shared, Place::is_courteous);
+    let mut place = client.queues.try_enter(&request).await?;
+    // A reader needs no yielding: the backend lets none overtake a waiting writer.
+    let yielding = place.as_ref().map_or(request.mode() != Mode::Shared, Place::yields_to_waiters);
     let last = place.as_ref().is_some_and(Place::is_last_turn);
-    let request = request.with_courtesy(courteous).with_last_turn(last);
+    let request = request.with_yield_to_waiters(yielding).with_last_turn(last);
     // Whether a release of this process makes room for a permit only the backend can tell.
     let mut releases = match request.mode() {
-        Mode::Permit { .. } => client.gates.releases(request.key(), request.mode()),
+        Mode::Permit { .. } => client.queues.releases(request.key(), request.mode()),
         _ => None,
     };
     loop {
         let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());
-        match Driven::acquisition(client, &request, attempt).await? {
+        match CompleteOnDrop::acquisition(client, &request, attempt).await? {
             Attempt::Granted(lease) => return Grant::of(client, request, lease, place),
             Attempt::Contended(_) => request.set_contended(),
         }
@@ -211,7 +211,7 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
 
 fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
     let client = grant.client;
-    let guard = Hold::begin(grant, spec.renewal);
+    let guard = HeldLease::begin(grant, spec.renewal);
     // In this order: a client that closes or drains is marked so before it looks at what is held.
     let is_held = guard.is_held();
     if let Some(refusal) = client.refusal() {

@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    attempts::acquire_by_attempts,
+    retry::acquire_with_retry,
     capability::Capabilities,
     clock::Deadline,
     error::{Error, ErrorKind, Result},
@@ -61,14 +61,14 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// Queues until granted or until [`Request::cancelled`], and then leaves nothing behind.
     ///
     /// The default tries, waits for the contention's wake, its retry time or the cancellation, and tries again. Override it if
-    /// the backend has a queue of its own, or has to clean up after a waiter: [`acquire_by_attempts`] is the default as a
+    /// the backend has a queue of its own, or has to clean up after a waiter: [`acquire_with_retry`] is the default as a
     /// function. An override calls [`Request::set_contended`] when it learns that another holds the lock, and retries the faults
-    /// of its backend for up to one TTL; [`Trouble`](crate::Trouble) counts it.
+    /// of its backend for up to one TTL; [`RetryBudget`](crate::RetryBudget) counts it.
     ///
     /// # Errors
     /// [`ErrorKind::Cancelled`] after a cancellation; otherwise as [`try_acquire`](Self::try_acquire).
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        acquire_by_attempts(request, |request| Arc::clone(&self).try_acquire(request)).await
+        acquire_with_retry(request, |request| Arc::clone(&self).try_acquire(request)).await
     }
 
     /// Who holds the key and who waits for it.
@@ -195,16 +195,16 @@ pub trait Lease: Debug + Send + Sync + 'static {
     fn fencing_token(&self) -> Option<FencingToken>;
 
     /// Until when this grant may be believed in. Live: renewals move it, for a shared session the session's. Keep it in a
-    /// [`LiveDeadline`](crate::LiveDeadline).
+    /// [`AtomicDeadline`](crate::AtomicDeadline).
     fn valid_until(&self) -> Deadline;
 
     /// Whether this lease is renewed by itself or with its session.
-    fn upkeep(&self) -> Upkeep;
+    fn keep_alive(&self) -> KeepAlive;
 
     /// Renews for another TTL, counted from before the renewal is sent.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`] is final; any other error leaves the deadline where it was, and the keeper tries again.
+    /// [`ErrorKind::Lost`] is final; any other error leaves the deadline where it was, and the renewer tries again.
     async fn renew(self: Arc<Self>) -> Result<()>;
 
     /// Quorum fencing: makes this key's next tokens exceed `token`, strictly: accepted only while this grant holds and
@@ -228,9 +228,9 @@ pub trait Lease: Debug + Send + Sync + 'static {
 /// How a lease is kept alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Upkeep {
+pub enum KeepAlive {
     /// By renewals of its own.
-    Alone,
+    PerLease,
     /// With all leases of this session: one renewal serves them all.
     Session(SessionId),
 }

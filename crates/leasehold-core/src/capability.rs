@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    clock::Drift,
+    clock::ClockDrift,
     error::{Error, ErrorKind, Result},
     mode::Mode,
     ttl::Ttl,
@@ -43,21 +43,21 @@ pub struct Capabilities {
     /// What ends a grant whose holder has died.
     pub expiry: Expiry,
     /// How far holder's and backend's clocks may part.
-    pub drift: Drift,
+    pub drift: ClockDrift,
     /// How far the promise of the fencing tokens reaches.
     pub fencing: Fencing,
     /// In what order waiters of different processes are served.
     pub fairness: Fairness,
     /// How waiters learn that the lock is free.
-    pub wakeup: Wakeup,
+    pub waiter_notification: WaiterNotification,
     /// How a holder learns of a loss before its deadline.
-    pub loss_signal: LossSignal,
+    pub loss_detection: LossDetection,
     /// What a restart of the backend does to the locks held.
     pub restart: Restart,
     /// Whether releases are ordered: once the first poll of [`Lease::release`](crate::Lease::release) has returned,
     /// every acquire that is started later on the same backend comes after it. Then the next local waiter may start when
     /// the release has been *sent*.
-    pub ordered_release: bool,
+    pub pipelined_release: bool,
     /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works: it lists the holders, and those who wait.
     pub inspect: bool,
     /// Whether [`LockBackend::break_lock`](crate::LockBackend::break_lock) works.
@@ -82,13 +82,13 @@ impl Capabilities {
             min_ttl: Ttl::MIN,
             max_ttl: Ttl::MAX,
             expiry: Expiry::Server,
-            drift: Drift::DEFAULT,
+            drift: ClockDrift::DEFAULT,
             fencing: Fencing::None,
             fairness: Fairness::None,
-            wakeup: Wakeup::Polled(Duration::from_millis(100)),
-            loss_signal: LossSignal::Deadline,
+            waiter_notification: WaiterNotification::Polled(Duration::from_millis(100)),
+            loss_detection: LossDetection::Deadline,
             restart: Restart::FreesAtOnce,
-            ordered_release: false,
+            pipelined_release: false,
             inspect: false,
             break_lock: false,
             provisional: false,
@@ -173,7 +173,7 @@ pub enum Fairness {
 /// How waiters learn that the lock is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Wakeup {
+pub enum WaiterNotification {
     /// They are woken.
     Pushed,
     /// They ask again at this interval.
@@ -183,7 +183,7 @@ pub enum Wakeup {
 /// How a holder learns of a loss before its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum LossSignal {
+pub enum LossDetection {
     /// It does not.
     Deadline,
     /// When it renews.
@@ -241,7 +241,7 @@ impl fmt::Display for Fairness {
     }
 }
 
-impl fmt::Display for Wakeup {
+impl fmt::Display for WaiterNotification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pushed => f.write_str("pushed"),
@@ -250,7 +250,7 @@ impl fmt::Display for Wakeup {
     }
 }
 
-impl fmt::Display for LossSignal {
+impl fmt::Display for LossDetection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Deadline => "at the deadline",

@@ -23,15 +23,15 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use crate::{
     acquire::in_vain,
     backend::{BoxFuture, LockBackend},
-    backlog::Backlog,
+    background_releases::BackgroundReleases,
     capability::{Capabilities, Restart},
     clock::{Clock, SystemClock},
-    contain::{Call, contain},
-    driven::Driven,
+    panics::{Call, contain},
+    complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
-    gate::Gates,
+    local_queue::LocalQueues,
     inspection::{Broken, HolderRef, Inspection, Pong},
-    keeper::Keeper,
+    renewal::Renewer,
     key::LockKey,
     mode::Mode,
     mutex::Mutex as LockMutex,
@@ -126,7 +126,7 @@ impl LockClient {
     /// Returns the error of a wait for what another task of this client was about to be granted, or has been.
     pub(crate) fn in_vain(&self, key: &LockKey, limit: Duration) -> Error {
         let (client, since) = (&self.0, self.0.context.clock.now());
-        let last = client.gates.last(key, Mode::Exclusive);
+        let last = client.queues.last(key, Mode::Exclusive);
         let held = last.as_ref().is_some_and(|last| last.excludes_others_after(since));
         in_vain(client, key, limit, held, last.and_then(|last| last.fault()))
     }
@@ -173,7 +173,7 @@ impl LockClient {
     {
         self.0.check_usable()?;
         let (backend, key) = (Arc::clone(&self.0.backend), key.try_into()?);
-        Driven::short(&self.0, Call::of(|| Box::pin(async move { backend.inspect(&key).await }))).await
+        CompleteOnDrop::short(&self.0, Call::of(|| Box::pin(async move { backend.inspect(&key).await }))).await
     }
 
     /// Takes the lock from this holder, never from a later one. Gently (its renewals stop and it is free at its deadline),
@@ -187,7 +187,7 @@ impl LockClient {
     pub async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         self.0.check_usable()?;
         let (backend, holder) = (Arc::clone(&self.0.backend), holder.clone());
-        Driven::short(&self.0, Call::of(|| Box::pin(async move { backend.break_lock(&holder, now).await }))).await
+        CompleteOnDrop::short(&self.0, Call::of(|| Box::pin(async move { backend.break_lock(&holder, now).await }))).await
     }
 
     /// Asks the backend for a sign of life, for health checks: one cheap round trip that takes no lock and changes nothing.
@@ -220,7 +220,7 @@ impl LockClient {
         self.0.check_usable()?;
         let backend = Arc::clone(&self.0.backend);
         let ping = Call::of(|| Box::pin(async move { backend.ping().await }));
-        Driven::short(&self.0, ping).await.map_err(|error| match error.operation() {
+        CompleteOnDrop::short(&self.0, ping).await.map_err(|error| match error.operation() {
             Some(_) => error,
             None => error.with_operation("ping"),
         })
@@ -345,12 +345,12 @@ impl LockClientBuilder {
             settled: OnceLock::new(),
             ttl,
             context: Arc::new(context),
-            gates: Arc::new(Gates::new(Arc::clone(&clock))),
-            keeper: Arc::new(Keeper::new(clock, losses)),
+            queues: Arc::new(LocalQueues::new(Arc::clone(&clock))),
+            renewer: Arc::new(Renewer::new(clock, losses)),
             runtime,
             has_timer: OnceLock::new(),
             closed: OnceCell::new(),
-            backlog: Arc::default(),
+            background_releases: Arc::default(),
             tasks: TaskTracker::new(),
             next_hold: AtomicU64::new(0),
         }))
@@ -375,15 +375,15 @@ pub(crate) struct Client {
     pub(crate) capabilities: Capabilities,
     /// Those that replaced provisional ones.
     settled: OnceLock<Capabilities>,
-    pub(crate) gates: Arc<Gates>,
-    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) queues: Arc<LocalQueues>,
+    pub(crate) renewer: Arc<Renewer>,
     pub(crate) context: Arc<RequestContext>,
     ttl: Ttl,
     runtime: OnceLock<Handle>,
     /// Whether that runtime has a timer; asked once.
     has_timer: OnceLock<bool>,
     closed: OnceCell<Result<()>>,
-    backlog: Arc<Backlog>,
+    background_releases: Arc<BackgroundReleases>,
     tasks: TaskTracker,
     next_hold: AtomicU64,
 }
@@ -439,22 +439,22 @@ impl Client {
     /// What [`LockClient::drain`] does.
     async fn drain(&self) {
         self.context.draining.cancel();
-        self.gates.close();
-        self.keeper.emptied().await;
+        self.queues.close();
+        self.renewer.emptied().await;
         // What is granted from now on is given back at once.
-        self.keeper.stop();
+        self.renewer.stop();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     /// What [`LockClient::close`] does, once.
     async fn close(&self) -> Result<()> {
-        self.gates.close();
-        for hold in self.keeper.all() {
+        self.queues.close();
+        for hold in self.renewer.all() {
             // It releases in the background, which is waited for below.
             hold.lose(LossReason::ClientClosed);
         }
-        self.keeper.stop();
+        self.renewer.stop();
         self.tasks.close();
         // A caller may have stopped polling its acquisition, which then never ends.
         drop(timeout(CLOSE_PATIENCE, self.tasks.wait()).await);
@@ -516,7 +516,7 @@ impl Client {
                 }
             }
         }
-        let counted = self.backlog.enter();
+        let counted = self.background_releases.enter();
         self.spawn(async move {
             operation.await;
             drop(counted);
@@ -531,9 +531,9 @@ impl Client {
     /// Waits until there is room for another operation in the background, for at most `limit`.
     pub(crate) async fn room_in_background(&self, limit: Option<Duration>) {
         match limit {
-            _ if self.backlog.has_room() => {}
-            Some(limit) => drop(timeout(limit, self.backlog.room()).await),
-            None => self.backlog.room().await,
+            _ if self.background_releases.has_room() => {}
+            Some(limit) => drop(timeout(limit, self.background_releases.room()).await),
+            None => self.background_releases.room().await,
         }
     }
 
@@ -559,6 +559,6 @@ fn poll_once(mut operation: BoxFuture<'static, ()>) -> Option<BoxFuture<'static,
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.keeper.stop();
+        self.renewer.stop();
     }
 }

@@ -1,4 +1,4 @@
-//! Time as leases need it: [`Clock`], [`Moment`], [`Deadline`] and [`Drift`].
+//! Time as leases need it: [`Clock`], [`Timestamp`], [`Deadline`] and [`ClockDrift`].
 
 use std::{
     fmt,
@@ -13,14 +13,14 @@ use crate::ttl::Ttl;
 /// Core reads time only through this. [`SystemClock`] is the real one; [`TestClock`] is for tests.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The present. Must not panic.
-    fn now(&self) -> Moment;
+    fn now(&self) -> Timestamp;
 }
 
 /// A reading of a [`Clock`]: nanoseconds since a point that is fixed for that clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Moment(u64);
+pub struct Timestamp(u64);
 
-impl Moment {
+impl Timestamp {
     /// The moment this many nanoseconds after the clock's fixed point.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
@@ -40,7 +40,7 @@ impl Moment {
     }
 }
 
-impl std::ops::Add<Duration> for Moment {
+impl std::ops::Add<Duration> for Timestamp {
     type Output = Self;
 
     /// Saturates.
@@ -52,44 +52,44 @@ impl std::ops::Add<Duration> for Moment {
 
 /// The moment from which a lease must be believed lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Deadline(Moment);
+pub struct Deadline(Timestamp);
 
 impl Deadline {
     /// A deadline at this moment.
     #[must_use]
-    pub const fn at(moment: Moment) -> Self {
+    pub const fn at(moment: Timestamp) -> Self {
         Self(moment)
     }
 
     /// The moment.
     #[must_use]
-    pub const fn moment(self) -> Moment {
+    pub const fn moment(self) -> Timestamp {
         self.0
     }
 
     /// Whether it has come.
     #[must_use]
-    pub fn is_past(self, now: Moment) -> bool {
+    pub fn is_past(self, now: Timestamp) -> bool {
         now >= self.0
     }
 
     /// The time left; zero once it has come.
     #[must_use]
-    pub const fn remaining(self, now: Moment) -> Duration {
+    pub const fn remaining(self, now: Timestamp) -> Duration {
         self.0.since(now)
     }
 }
 
 /// How far two clocks may part while a lease runs: the holder stops believing that much earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drift {
+pub struct ClockDrift {
     /// Parts per million of the TTL.
     pub rate_ppm: u32,
     /// And this much on top, for what does not grow with the TTL.
     pub constant: Duration,
 }
 
-impl Drift {
+impl ClockDrift {
     /// For a backend that reads the same clock as the client.
     pub const NONE: Self = Self { rate_ppm: 0, constant: Duration::ZERO };
 
@@ -100,12 +100,12 @@ impl Drift {
     /// When a grant of `ttl` that was asked for at `sent` must be believed over. `sent` is read *before* the request
     /// leaves, because the server may have started to count at once.
     #[must_use]
-    pub fn deadline(self, sent: Moment, ttl: Ttl) -> Deadline {
+    pub fn deadline(self, sent: Timestamp, ttl: Ttl) -> Deadline {
         let ttl = ttl.as_millis() * 1_000_000;
         let rate = u64::try_from(u128::from(ttl) * u128::from(self.rate_ppm) / 1_000_000).unwrap_or(u64::MAX);
         let constant = u64::try_from(self.constant.as_nanos()).unwrap_or(u64::MAX);
         let valid = ttl.saturating_sub(rate).saturating_sub(constant);
-        Deadline(Moment(sent.0.saturating_add(valid)))
+        Deadline(Timestamp(sent.0.saturating_add(valid)))
     }
 }
 
@@ -113,9 +113,9 @@ impl Drift {
 ///
 /// It keeps rule one of leases: once the deadline has been seen to pass, nothing revives it.
 #[derive(Debug)]
-pub struct LiveDeadline(AtomicU64);
+pub struct AtomicDeadline(AtomicU64);
 
-impl LiveDeadline {
+impl AtomicDeadline {
     /// Starts at `deadline`.
     #[must_use]
     pub const fn new(deadline: Deadline) -> Self {
@@ -126,13 +126,13 @@ impl LiveDeadline {
     /// and whoever moves it can never both be right.
     #[must_use]
     pub fn get(&self) -> Deadline {
-        Deadline(Moment(self.0.load(Ordering::Acquire)))
+        Deadline(Timestamp(self.0.load(Ordering::Acquire)))
     }
 
     /// Moves the deadline to `to`, never back. `now` is read when the renewal's answer is in hand. `false`, and no
     /// change, if the deadline has passed by then.
     #[must_use]
-    pub fn advance(&self, to: Deadline, now: Moment) -> bool {
+    pub fn advance(&self, to: Deadline, now: Timestamp) -> bool {
         self.0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
                 (now.0 < current).then_some(current.max(to.0.0))
@@ -147,19 +147,19 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn now(&self) -> Moment {
+    fn now(&self) -> Timestamp {
         use rustix::time::{ClockId, clock_gettime};
         let time = clock_gettime(ClockId::Boottime);
         let secs = u64::try_from(time.tv_sec).unwrap_or(0);
         let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-        Moment(secs * 1_000_000_000 + nanos)
+        Timestamp(secs * 1_000_000_000 + nanos)
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    fn now(&self) -> Moment {
+    fn now(&self) -> Timestamp {
         use std::{sync::OnceLock, time::Instant};
         static START: OnceLock<Instant> = OnceLock::new();
-        Moment(1) + START.get_or_init(Instant::now).elapsed()
+        Timestamp(1) + START.get_or_init(Instant::now).elapsed()
     }
 }
 
@@ -191,10 +191,10 @@ impl Default for TestClock {
 }
 
 impl Clock for TestClock {
-    fn now(&self) -> Moment {
+    fn now(&self) -> Timestamp {
         let suspended = self.suspended.load(Ordering::Acquire);
         // An hour in, so that no test comes near zero.
-        Moment(3_600_000_000_000) + self.start.elapsed() + Duration::from_nanos(suspended)
+        Timestamp(3_600_000_000_000) + self.start.elapsed() + Duration::from_nanos(suspended)
     }
 }
 
@@ -202,21 +202,21 @@ impl Clock for TestClock {
 mod tests {
     use super::*;
 
-    const fn at(millis: u64) -> Moment {
-        Moment::from_nanos(millis * 1_000_000)
+    const fn at(millis: u64) -> Timestamp {
+        Timestamp::from_nanos(millis * 1_000_000)
     }
 
     #[test]
     fn the_deadline_counts_from_the_send_and_is_short_by_the_drift() {
-        let deadline = Drift::DEFAULT.deadline(at(1_000), Ttl::from_secs(10).unwrap());
+        let deadline = ClockDrift::DEFAULT.deadline(at(1_000), Ttl::from_secs(10).unwrap());
         assert_eq!(deadline, Deadline::at(at(1_000 + 10_000 - 100 - 2)));
-        assert_eq!(Drift::DEFAULT.deadline(at(5), Ttl::MIN), Deadline::at(at(5)));
-        assert_eq!(Drift::NONE.deadline(at(5), Ttl::MIN), Deadline::at(at(6)));
+        assert_eq!(ClockDrift::DEFAULT.deadline(at(5), Ttl::MIN), Deadline::at(at(5)));
+        assert_eq!(ClockDrift::NONE.deadline(at(5), Ttl::MIN), Deadline::at(at(6)));
     }
 
     #[test]
     fn a_late_renewal_does_not_revive() {
-        let live = LiveDeadline::new(Deadline::at(at(100)));
+        let live = AtomicDeadline::new(Deadline::at(at(100)));
         assert!(live.advance(Deadline::at(at(200)), at(99)));
         assert!(live.advance(Deadline::at(at(150)), at(199)));
         assert_eq!(live.get(), Deadline::at(at(200)));

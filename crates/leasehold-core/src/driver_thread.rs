@@ -19,7 +19,7 @@ use pin_project_lite::pin_project;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
-    contain::contained,
+    panics::contained,
     error::{Error, ErrorKind, Result},
 };
 

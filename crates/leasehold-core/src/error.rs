@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn display_speaks_for_its_own_layer_and_the_source_is_kept_as_a_value() {
+    fn display_shows_its_own_layer_and_keeps_the_source() {
         let error = Error::new(ErrorKind::Unavailable, "no answer within 1s")
             .with_backend("redis")
             .with_operation("acquire")

@@ -13,7 +13,7 @@ use crate::{
     clock::Deadline,
     error::Result,
     fencing::FencingToken,
-    hold::{Facts, Hold},
+    held_lease::{Facts, HeldLease},
     key::LockKey,
     mode::Mode,
     release::Releasing,
@@ -31,26 +31,26 @@ use crate::{
 /// subscriber does not prevent the release.
 ///
 /// # Guaranteed
-/// While [`is_held`](LeaseView::is_held) says `true`, the backend has granted the lock to nobody else, as far as its
-/// [capabilities](crate::Capabilities) and the clocks' [drift](crate::Drift) go.
+/// While [`is_held`](LeaseInfo::is_held) says `true`, the backend has granted the lock to nobody else, as far as its
+/// [capabilities](crate::Capabilities) and the clocks' [drift](crate::ClockDrift) go.
 ///
 /// # Not guaranteed
 /// That a write which starts while it is held ends while it is held. Only the resource can refuse what comes late, by
 /// the [fencing token](FencingToken). A virtual machine that is paused and restored is seen by no clock.
 #[must_use = "dropping the guard releases the lock; bind it to a name, not `_`"]
 pub struct LockGuard {
-    hold: Arc<Hold>,
+    hold: Arc<HeldLease>,
     /// Until it is released.
     owned: bool,
-    view: LeaseView,
+    view: LeaseInfo,
 }
 
 impl LockGuard {
-    pub(crate) fn new(hold: Arc<Hold>) -> Self {
-        Self { view: LeaseView(Of::Guard(Arc::clone(&hold))), hold, owned: true }
+    pub(crate) fn new(hold: Arc<HeldLease>) -> Self {
+        Self { view: LeaseInfo(Of::Guard(Arc::clone(&hold))), hold, owned: true }
     }
 
-    pub(crate) fn hold(&self) -> &Arc<Hold> {
+    pub(crate) fn hold(&self) -> &Arc<HeldLease> {
         &self.hold
     }
 
@@ -88,16 +88,16 @@ impl LockGuard {
 
     /// A view of the lease for other tasks: it tells, and does not own.
     #[must_use]
-    pub fn view(&self) -> LeaseView {
+    pub fn view(&self) -> LeaseInfo {
         self.view.clone()
     }
 }
 
 /// What is told about the lease.
 impl std::ops::Deref for LockGuard {
-    type Target = LeaseView;
+    type Target = LeaseInfo;
 
-    fn deref(&self) -> &LeaseView {
+    fn deref(&self) -> &LeaseInfo {
         &self.view
     }
 }
@@ -111,15 +111,15 @@ impl Drop for LockGuard {
 }
 
 /// What a lease tells about itself. Cheap to clone, and no guard: it keeps neither the lock nor the connection of the client.
-pub struct LeaseView(Of);
+pub struct LeaseInfo(Of);
 
 enum Of {
     /// Within a guard, which keeps what it guards.
-    Guard(Arc<Hold>),
-    View(Weak<Hold>, Arc<Facts>),
+    Guard(Arc<HeldLease>),
+    View(Weak<HeldLease>, Arc<Facts>),
 }
 
-impl Clone for LeaseView {
+impl Clone for LeaseInfo {
     fn clone(&self) -> Self {
         Self(match &self.0 {
             Of::Guard(hold) => Of::View(Arc::downgrade(hold), Arc::clone(hold.facts())),
@@ -128,7 +128,7 @@ impl Clone for LeaseView {
     }
 }
 
-impl LeaseView {
+impl LeaseInfo {
     fn request(&self) -> &Request {
         match &self.0 {
             Of::Guard(hold) => &hold.request,
@@ -137,7 +137,7 @@ impl LeaseView {
     }
 
     /// Asks what is held; `None` if it was released, or lost and forgotten.
-    fn ask<T>(&self, ask: impl FnOnce(&Arc<Hold>) -> T) -> Option<T> {
+    fn ask<T>(&self, ask: impl FnOnce(&Arc<HeldLease>) -> T) -> Option<T> {
         match &self.0 {
             Of::Guard(hold) => Some(ask(hold)),
             Of::View(hold, _) => hold.upgrade().as_ref().map(ask),
@@ -195,7 +195,7 @@ impl LeaseView {
     /// Why the lock was lost, if it was.
     #[must_use]
     pub fn loss(&self) -> Option<LossReason> {
-        self.ask(Hold::loss).unwrap_or_else(|| self.request().signal().loss())
+        self.ask(HeldLease::loss).unwrap_or_else(|| self.request().signal().loss())
     }
 
     /// Completes when the lock is lost: at the deadline at the latest, or as soon as the backend tells. Never completes
@@ -236,13 +236,13 @@ impl fmt::Debug for LockGuard {
     }
 }
 
-impl fmt::Debug for LeaseView {
+impl fmt::Debug for LeaseInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.describe(f.debug_struct("LeaseView"))
+        self.describe(f.debug_struct("LeaseInfo"))
     }
 }
 
-impl LeaseView {
+impl LeaseInfo {
     fn describe(&self, mut out: fmt::DebugStruct<'_, '_>) -> fmt::Result {
         out.field("key", self.key())
             .field("mode", &self.mode())

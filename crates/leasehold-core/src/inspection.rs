@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{fencing::FencingToken, key::LockKey, mode::Mode, owner::OwnerId};
+use crate::{fencing::FencingToken, key::LockKey, mode::Mode, acquisition_id::AcquisitionId};
 
 /// Who held a key, and who waited for it, when the backend was asked.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +38,7 @@ pub struct HolderRef {
     /// What identifies the grant to the backend. Opaque.
     pub id: Vec<u8>,
     /// The acquisition that it was granted to, where the backend writes that down.
-    pub owner: Option<OwnerId>,
+    pub owner: Option<AcquisitionId>,
     /// Who it is, for people; empty for holders of other programs.
     pub label: String,
     /// Its fencing token, where the backend can tell.

@@ -9,16 +9,16 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, future::Shared};
 
 use crate::{
-    attempts::{cancelled, sleep_unless_cancelled},
+    retry::{cancelled, sleep_unless_cancelled},
     backend::{Attempt, BoxFuture, Lease, LockBackend},
     capability::Capabilities,
-    contain::contained,
+    panics::contained,
     error::{Error, ErrorKind, Result},
     inspection::{Broken, HolderRef, Inspection, Pong},
     key::LockKey,
     quorum::QuorumNode,
     request::Request,
-    trouble::Trouble,
+    retry_budget::RetryBudget,
 };
 
 /// A backend that connects when it is first used, so that a program starts while its server is down.
@@ -81,7 +81,7 @@ impl LazyBackend {
     /// Creates a backend that calls `connect` when it is first used, and again after each failure.
     ///
     /// `capabilities` are the weakest promises of any server that `connect` may lead to, with the widest range of TTLs.
-    /// A client reads [`drift`](Capabilities::drift) and [`ordered_release`](Capabilities::ordered_release) only once, so
+    /// A client reads [`drift`](Capabilities::drift) and [`pipelined_release`](Capabilities::pipelined_release) only once, so
     /// both must be true of every server.
     ///
     /// An attempt must end: give it a time-out.
@@ -197,7 +197,7 @@ impl LockBackend for LazyBackend {
         if let Some(backend) = self.0.backend.get() {
             return Arc::clone(backend).acquire(request).await;
         }
-        let mut trouble = Trouble::none();
+        let mut trouble = RetryBudget::none();
         let backend = loop {
             let connected = tokio::select! {
                 biased;
@@ -206,7 +206,7 @@ impl LockBackend for LazyBackend {
             };
             match connected {
                 Ok(backend) => break backend,
-                Err(error) => trouble.ride_out(error, &request)?,
+                Err(error) => trouble.spend(error, &request)?,
             }
             sleep_unless_cancelled(&request, trouble.pause()).await;
         };

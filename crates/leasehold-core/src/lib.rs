@@ -1,43 +1,43 @@
 #![doc = include_str!("../README.md")]
 //!
 //! ## Where to start
-//! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s carry a deadline and a
+//! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s execute a deadline and a
 //!   [`FencingToken`].
 //! - **Implementors**: [`LockBackend`] and [`Lease`]; [`session`] where many locks share one liveness; [`url`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
 mod asker;
-mod attempts;
+mod retry;
 mod backend;
-mod backlog;
+mod background_releases;
 mod capability;
 mod client;
 mod clock;
-mod contain;
+mod panics;
 mod credentials;
-mod driven;
+mod complete_on_drop;
 mod driver_thread;
 mod error;
 mod fencing;
-mod gate;
+mod local_queue;
 mod guard;
-mod hold;
+mod held_lease;
 mod inspection;
-mod keeper;
+mod renewal;
 mod key;
 mod label;
 mod lazy;
 mod mode;
 mod mutex;
 mod options;
-mod owner;
-mod patience;
+mod acquisition_id;
+mod coarse_timeout;
 pub mod quorum;
 mod random;
 mod reentrant;
 mod release;
-mod release_state;
+mod release_tracker;
 mod request;
 mod run;
 mod runtime;
@@ -47,24 +47,24 @@ pub mod session;
 mod signal;
 mod telemetry;
 pub mod text;
-mod trouble;
+mod retry_budget;
 mod ttl;
 pub mod url;
 
 pub use async_trait::async_trait;
 
 pub use crate::{
-    attempts::acquire_by_attempts,
-    backend::{Attempt, BoxFuture, Contention, Lease, LockBackend, Released, SessionId, TokenVote, Upkeep},
-    capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
+    retry::acquire_with_retry,
+    backend::{Attempt, BoxFuture, Contention, Lease, LockBackend, Released, SessionId, TokenVote, KeepAlive},
+    capability::{Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification},
     client::{LockClient, LockClientBuilder},
-    clock::{Clock, Deadline, Drift, LiveDeadline, Moment, SystemClock, TestClock},
-    contain::{contained, supervised},
+    clock::{Clock, Deadline, ClockDrift, AtomicDeadline, Timestamp, SystemClock, TestClock},
+    panics::{contained, supervised},
     credentials::{Credentials, CredentialsProvider},
     driver_thread::{DriverThread, on_driver_thread},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    guard::{LeaseView, LockGuard},
+    guard::{LeaseInfo, LockGuard},
     inspection::{Broken, HolderConnection, HolderRef, Inspection, NodeStatus, Pong, WaiterRef},
     key::LockKey,
     label::default_label,
@@ -72,15 +72,15 @@ pub use crate::{
     mode::Mode,
     mutex::Mutex,
     options::{Renewal, Wait},
-    owner::OwnerId,
-    patience::{Elapsed, Patience, Within},
+    acquisition_id::AcquisitionId,
+    coarse_timeout::{Elapsed, Patience, Within},
     reentrant::Owner,
-    release_state::ReleaseState,
-    request::{LossSink, Request},
+    release_tracker::ReleaseTracker,
+    request::{LossNotifier, Request},
     runtime::check_runtime,
     rwlock::RwLock,
     semaphore::Semaphore,
     signal::LossReason,
-    trouble::Trouble,
+    retry_budget::RetryBudget,
     ttl::Ttl,
 };

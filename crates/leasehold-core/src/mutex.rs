@@ -71,7 +71,7 @@ impl Mutex {
     ///
     /// # Cancel safety
     /// As [`lock`](Self::lock).
-    pub async fn lock_within(&self, limit: Duration) -> Result<LockGuard> {
+    pub async fn lock_timeout(&self, limit: Duration) -> Result<LockGuard> {
         acquire(&self.client, &self.spec, Wait::AtMost(limit)).await
     }
 

@@ -12,7 +12,7 @@ use crate::{
     client::LockClient,
     error::{Error, ErrorKind, Result},
     guard::LockGuard,
-    hold::Hold,
+    held_lease::HeldLease,
     key::LockKey,
     options::Wait,
     ttl::Ttl,
@@ -73,7 +73,7 @@ impl Slots {
 /// What the owner has of one key.
 #[derive(Debug, Default)]
 struct Slot {
-    hold: Mutex<Weak<Hold>>,
+    hold: Mutex<Weak<HeldLease>>,
     /// Held while a task locks what the owner does not hold: the others share that one acquisition.
     locking: tokio::sync::Mutex<()>,
 }
@@ -85,7 +85,7 @@ impl Slot {
         (hold.is_held() && hold.share()).then(|| LockGuard::new(hold))
     }
 
-    fn hold(&self) -> MutexGuard<'_, Weak<Hold>> {
+    fn hold(&self) -> MutexGuard<'_, Weak<HeldLease>> {
         // Nothing panics while it is held.
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,11 +136,11 @@ impl Owner {
     /// Waits for at most this long.
     ///
     /// # Errors
-    /// As [`Mutex::lock_within`](crate::Mutex::lock_within).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout).
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn lock_within<K>(&self, key: K, limit: Duration) -> Result<LockGuard>
+    pub async fn lock_timeout<K>(&self, key: K, limit: Duration) -> Result<LockGuard>
     where
         K: TryInto<LockKey>,
         Error: From<K::Error>,

@@ -12,10 +12,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::{
     backend::Released,
     client::Client,
-    contain::{Call, ContainedLease},
+    panics::{Call, ContainedLease},
     error::Result,
-    gate::Place,
-    hold::Hold,
+    local_queue::Place,
+    held_lease::HeldLease,
     request::Request,
     telemetry::{self, Span},
 };
@@ -29,7 +29,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// Releases a hold. Polled in place; dropped half-way, it goes on in the background.
 #[must_use]
 pub(crate) struct Releasing {
-    hold: Arc<Hold>,
+    hold: Arc<HeldLease>,
     operation: Option<Call<Released>>,
     place: Option<Place>,
     sent: bool,
@@ -41,12 +41,12 @@ pub(crate) struct Releasing {
 
 impl Releasing {
     /// Starts to release, in the caller's task. `None` if the hold is lost already, or was released.
-    pub(crate) fn start(hold: &Arc<Hold>) -> Option<Self> {
+    pub(crate) fn start(hold: &Arc<HeldLease>) -> Option<Self> {
         if !hold.signal().release() {
             hold.after_loss();
             return None;
         }
-        hold.client.keeper.remove(hold);
+        hold.client.renewer.remove(hold);
         hold.end();
         let mut place = hold.take_place();
         if let Some(place) = &mut place {
@@ -64,7 +64,7 @@ impl Releasing {
     }
 
     /// Releases in the background, from wherever: never blocks, never panics.
-    pub(crate) fn in_background(hold: &Arc<Hold>) {
+    pub(crate) fn in_background(hold: &Arc<HeldLease>) {
         hold.begin_release();
         if let Some(mut releasing) = Self::start(hold) {
             releasing.in_background = true;
@@ -136,7 +136,7 @@ impl Future for Releasing {
         let polled = this.span.in_scope(|| Pin::new(operation).poll(cx));
         if !this.sent {
             this.sent = true;
-            if this.hold.client.capabilities.ordered_release
+            if this.hold.client.capabilities.pipelined_release
                 && let Some(place) = &mut this.place
             {
                 place.release_sent();
@@ -145,9 +145,9 @@ impl Future for Releasing {
         let outcome = ready!(polled);
         this.operation = None;
         if let Some(place) = this.place.take()
-            && this.hold.signal().nobody_waits()
+            && this.hold.signal().no_waiters()
         {
-            place.nobody_waits();
+            place.no_waiters();
         }
         // In the background, who drives it tries again.
         if !this.in_background {

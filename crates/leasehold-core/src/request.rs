@@ -5,12 +5,12 @@ use std::{fmt, num::NonZeroU32, sync::Arc};
 use tokio::sync::Notify;
 
 use crate::{
-    clock::{Clock, Deadline, Drift, Moment, SystemClock},
+    clock::{Clock, Deadline, ClockDrift, Timestamp, SystemClock},
     fencing::FencingToken,
     key::LockKey,
     label,
     mode::Mode,
-    owner::OwnerId,
+    acquisition_id::AcquisitionId,
     quorum::Terms,
     signal::{LossReason, Signal},
     ttl::Ttl,
@@ -22,12 +22,12 @@ pub struct Request {
     key: LockKey,
     mode: Mode,
     ttl: Ttl,
-    owner: OwnerId,
+    owner: AcquisitionId,
     /// As whom it waits: the owner of its first attempt.
-    waiter: OwnerId,
+    waiter: AcquisitionId,
     token_floor: Option<FencingToken>,
     terms: Option<Terms>,
-    courteous: bool,
+    yielding: bool,
     last_turn: bool,
     waiting: bool,
     in_order: bool,
@@ -40,8 +40,8 @@ pub struct Request {
 pub(crate) struct RequestContext {
     pub(crate) label: Arc<str>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) drift: Drift,
-    /// Told when a backend reports a loss; the client's keeper listens.
+    pub(crate) drift: ClockDrift,
+    /// Told when a backend reports a loss; the client's renewer listens.
     pub(crate) losses: Arc<Notify>,
     /// Cancelled when the client closes, and all its requests with it.
     pub(crate) closing: Arc<Signal>,
@@ -63,7 +63,7 @@ impl Request {
         let context = RequestContext {
             label: Arc::from(""),
             clock: Arc::new(SystemClock),
-            drift: Drift::DEFAULT,
+            drift: ClockDrift::DEFAULT,
             losses: Arc::default(),
             closing: Arc::default(),
             draining: Arc::default(),
@@ -72,7 +72,7 @@ impl Request {
     }
 
     pub(crate) fn in_context(key: LockKey, mode: Mode, ttl: Ttl, context: Arc<RequestContext>) -> Self {
-        let owner = OwnerId::random();
+        let owner = AcquisitionId::random();
         Self {
             key,
             mode,
@@ -81,7 +81,7 @@ impl Request {
             waiter: owner,
             token_floor: None,
             terms: None,
-            courteous: false,
+            yielding: false,
             last_turn: false,
             waiting: false,
             in_order: false,
@@ -112,7 +112,7 @@ impl Request {
 
     /// Asks as this owner.
     #[must_use]
-    pub fn with_owner(mut self, owner: OwnerId) -> Self {
+    pub fn with_owner(mut self, owner: AcquisitionId) -> Self {
         (self.owner, self.waiter) = (owner, owner);
         self
     }
@@ -124,14 +124,14 @@ impl Request {
         self
     }
 
-    /// Asks to be refused if another process waits; see [`is_courteous`](Self::is_courteous).
+    /// Asks to be refused if another process waits; see [`yields_to_waiters`](Self::yields_to_waiters).
     #[must_use]
-    pub fn with_courtesy(mut self, courteous: bool) -> Self {
-        self.courteous = courteous;
+    pub fn with_yield_to_waiters(mut self, yielding: bool) -> Self {
+        self.yielding = yielding;
         self
     }
 
-    /// Says that the next acquisition is courteous; see [`is_last_turn`](Self::is_last_turn).
+    /// Says that the next acquisition is yielding; see [`is_last_turn`](Self::is_last_turn).
     #[must_use]
     pub fn with_last_turn(mut self, last_turn: bool) -> Self {
         self.last_turn = last_turn;
@@ -161,7 +161,7 @@ impl Request {
 
     /// Replaces the clock and the drift that [`deadline_from`](Self::deadline_from) computes with.
     #[must_use]
-    pub fn with_clock(self, clock: Arc<dyn Clock>, drift: Drift) -> Self {
+    pub fn with_clock(self, clock: Arc<dyn Clock>, drift: ClockDrift) -> Self {
         self.map_context(|context| {
             context.clock = clock;
             context.drift = drift;
@@ -171,7 +171,7 @@ impl Request {
     /// The same request with a new owner, for an attempt after one whose outcome is unknown.
     #[must_use]
     pub fn as_new_owner(&self) -> Self {
-        Self { owner: OwnerId::random(), ..self.clone() }
+        Self { owner: AcquisitionId::random(), ..self.clone() }
     }
 
     /// The same acquisition as one node of a quorum sees it: what is cancelled or lost there is not lost here. Its label is
@@ -212,13 +212,13 @@ impl Request {
 
     /// The owner of this acquisition: the backend releases and renews only what this owner holds.
     #[must_use]
-    pub fn owner(&self) -> OwnerId {
+    pub fn owner(&self) -> AcquisitionId {
         self.owner
     }
 
     /// As whom it waits: the owner of its first attempt, also after [`as_new_owner`](Self::as_new_owner).
     #[must_use]
-    pub fn waiter(&self) -> OwnerId {
+    pub fn waiter(&self) -> AcquisitionId {
         self.waiter
     }
 
@@ -242,15 +242,15 @@ impl Request {
 
     /// Whether this attempt should be refused if a waiter of *another process* is known, because this process has had
     /// enough turns in a row. A backend that serves waiters in order, or that does not know its waiters, ignores it. The
-    /// other waiter may be dead: a refusal out of courtesy must come with a short
+    /// other waiter may be dead: a refusal out of yielding must come with a short
     /// [`retry_after`](crate::Contention::retry_after).
     #[must_use]
-    pub fn is_courteous(&self) -> bool {
-        self.courteous
+    pub fn yields_to_waiters(&self) -> bool {
+        self.yielding
     }
 
     /// Whether this process has had enough turns in a row after this one: its next acquisition of the key is
-    /// [courteous](Self::is_courteous), unless the release of this one says that [nobody waits](Self::set_nobody_waits).
+    /// [yielding](Self::yields_to_waiters), unless the release of this one says that [nobody waits](Self::set_no_waiters).
     #[must_use]
     pub fn is_last_turn(&self) -> bool {
         self.last_turn
@@ -258,25 +258,25 @@ impl Request {
 
     /// To be called by [`LockBackend::acquire`](crate::LockBackend::acquire) each time that the backend has answered that another
     /// holds the lock. A wait that ends without it ends as [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as
-    /// [`TimedOut`](crate::ErrorKind::TimedOut). [`acquire_by_attempts`](crate::acquire_by_attempts) calls it for each refused attempt.
+    /// [`TimedOut`](crate::ErrorKind::TimedOut). [`acquire_with_retry`](crate::acquire_with_retry) calls it for each refused attempt.
     pub fn set_contended(&self) {
         self.signal.set_contended();
     }
 
     /// To be called by a release that has freed the lock, and has seen that no waiter of another process is known. A backend to which
-    /// that look costs less than a courteous attempt takes it in a [last turn](Self::is_last_turn); it never has to.
-    pub fn set_nobody_waits(&self) {
-        self.signal.set_nobody_waits();
+    /// that look costs less than a yielding attempt takes it in a [last turn](Self::is_last_turn); it never has to.
+    pub fn set_no_waiters(&self) {
+        self.signal.set_no_waiters();
     }
 
     /// Whether its release has seen that nobody waits.
     #[must_use]
-    pub fn nobody_waits(&self) -> bool {
-        self.signal.nobody_waits()
+    pub fn no_waiters(&self) -> bool {
+        self.signal.no_waiters()
     }
 
     /// Whether who asks goes on waiting if this attempt is refused. A backend may then register the waiter, for
-    /// [`inspect`](crate::LockBackend::inspect), for courtesy, and so that no reader overtakes a waiting writer.
+    /// [`inspect`](crate::LockBackend::inspect), for yielding, and so that no reader overtakes a waiting writer.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.waiting
@@ -293,7 +293,7 @@ impl Request {
 
     /// The present on the client's clock. Read it *before* the first byte of a request or renewal leaves.
     #[must_use]
-    pub fn now(&self) -> Moment {
+    pub fn now(&self) -> Timestamp {
         self.context.clock.now()
     }
 
@@ -305,7 +305,7 @@ impl Request {
 
     /// When a grant or renewal that was sent at `sent` must be believed over.
     #[must_use]
-    pub fn deadline_from(&self, sent: Moment) -> Deadline {
+    pub fn deadline_from(&self, sent: Timestamp) -> Deadline {
         self.context.drift.deadline(sent, self.ttl)
     }
 
@@ -335,8 +335,8 @@ impl Request {
 
     /// Where a backend reports that a grant of this request was lost before its deadline.
     #[must_use]
-    pub fn loss_sink(&self) -> LossSink {
-        LossSink { signal: Arc::clone(&self.signal), told: Arc::clone(&self.context.losses) }
+    pub fn loss_notifier(&self) -> LossNotifier {
+        LossNotifier { signal: Arc::clone(&self.signal), told: Arc::clone(&self.context.losses) }
     }
 
     pub(crate) fn context(&self) -> Arc<RequestContext> {
@@ -344,7 +344,7 @@ impl Request {
     }
 
     /// Whether the backend was known to hold the lock for another after this moment.
-    pub(crate) fn is_contended_after(&self, since: Moment) -> bool {
+    pub(crate) fn is_contended_after(&self, since: Timestamp) -> bool {
         self.signal.excludes_others_after(since)
     }
 
@@ -367,12 +367,12 @@ impl fmt::Debug for Request {
 
 /// Where a backend reports the loss of one grant before its deadline.
 #[derive(Clone, Debug)]
-pub struct LossSink {
+pub struct LossNotifier {
     signal: Arc<Signal>,
     told: Arc<Notify>,
 }
 
-impl LossSink {
+impl LossNotifier {
     /// The grant is lost, final. The first report counts; after a release it is ignored.
     pub fn lost(&self, reason: LossReason) {
         if self.signal.lose(reason) {

@@ -53,7 +53,7 @@ macro_rules! run_methods {
         ///
         /// # Cancel safety
         /// Safe for the lock: the work is dropped and the lock released in the background.
-        pub async fn run<T>(&self, work: impl AsyncFnOnce(crate::LeaseView) -> T) -> crate::Result<T> {
+        pub async fn run<T>(&self, work: impl AsyncFnOnce(crate::LeaseInfo) -> T) -> crate::Result<T> {
             let guard = self.$lock().await?;
             let work = Box::pin(work(guard.view()));
             crate::run::run(guard, work).await
@@ -68,7 +68,7 @@ macro_rules! run_methods {
         /// As [`run`](Self::run).
         pub async fn run_with<F, Fut, T>(&self, work: F) -> crate::Result<T>
         where
-            F: FnOnce(crate::LeaseView) -> Fut,
+            F: FnOnce(crate::LeaseInfo) -> Fut,
             Fut: Future<Output = T>,
         {
             let guard = self.$lock().await?;

@@ -54,11 +54,11 @@ impl RwLock {
     /// Waits to read for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// As [`Mutex::lock_within`](crate::Mutex::lock_within); otherwise as [`read`](Self::read).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as [`read`](Self::read).
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn read_within(&self, limit: Duration) -> Result<LockGuard> {
+    pub async fn read_timeout(&self, limit: Duration) -> Result<LockGuard> {
         self.acquire(Mode::Shared, Wait::AtMost(limit)).await
     }
 
@@ -87,11 +87,11 @@ impl RwLock {
     /// Waits to write for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// As [`Mutex::lock_within`](crate::Mutex::lock_within); otherwise as [`write`](Self::write).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as [`write`](Self::write).
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn write_within(&self, limit: Duration) -> Result<LockGuard> {
+    pub async fn write_timeout(&self, limit: Duration) -> Result<LockGuard> {
         self.acquire(Mode::Exclusive, Wait::AtMost(limit)).await
     }
 

@@ -59,11 +59,11 @@ impl Semaphore {
     /// Waits for a permit for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// As [`Mutex::lock_within`](crate::Mutex::lock_within); otherwise as [`acquire`](Self::acquire).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn acquire_within(&self, limit: Duration) -> Result<LockGuard> {
+    pub async fn acquire_timeout(&self, limit: Duration) -> Result<LockGuard> {
         self.permit(Wait::AtMost(limit)).await
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{clock::Moment, error::Error};
+use crate::{clock::Timestamp, error::Error};
 
 /// Why a lease was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +56,7 @@ const FAULTY: u16 = 0x200;
 const HELD: u16 = 0x100;
 const CANCELLED: u16 = 0x80;
 const RELEASED: u16 = 0x40;
-const NOBODY_WAITS: u16 = 0x20;
+const NO_WAITERS: u16 = 0x20;
 /// The low bits: zero, or one more than the reason's place in [`REASONS`].
 const REASON: u16 = 0x0f;
 
@@ -71,7 +71,7 @@ pub(crate) struct Signal {
 /// The trouble since the backend last answered.
 #[derive(Debug)]
 struct Fault {
-    since: Moment,
+    since: Timestamp,
     last: Error,
 }
 
@@ -104,7 +104,7 @@ impl Signal {
     }
 
     /// Notes a fault. Returns when the first one since the backend's last answer was.
-    pub(crate) fn note_fault(&self, error: Error, now: Moment) -> Moment {
+    pub(crate) fn note_fault(&self, error: Error, now: Timestamp) -> Timestamp {
         let mut fault = self.lock_fault();
         self.state.fetch_or(FAULTY, Ordering::AcqRel);
         let since = fault.as_ref().map_or(now, |fault| fault.since);
@@ -133,7 +133,7 @@ impl Signal {
     }
 
     /// Whether the lock is known to have been held after `since`, by this acquisition or by another.
-    pub(crate) fn excludes_others_after(&self, since: Moment) -> bool {
+    pub(crate) fn excludes_others_after(&self, since: Timestamp) -> bool {
         let state = self.state.load(Ordering::Acquire);
         match state & (HELD | CONTENDED) {
             CONTENDED => self.fault_as(|fault| fault.since).is_none_or(|fault| fault > since),
@@ -153,13 +153,13 @@ impl Signal {
         self.end(RELEASED)
     }
 
-    pub(crate) fn set_nobody_waits(&self) {
+    pub(crate) fn set_no_waiters(&self) {
         // Nobody waits for this change.
-        self.state.fetch_or(NOBODY_WAITS, Ordering::AcqRel);
+        self.state.fetch_or(NO_WAITERS, Ordering::AcqRel);
     }
 
-    pub(crate) fn nobody_waits(&self) -> bool {
-        self.state.load(Ordering::Acquire) & NOBODY_WAITS != 0
+    pub(crate) fn no_waiters(&self) -> bool {
+        self.state.load(Ordering::Acquire) & NO_WAITERS != 0
     }
 
     fn end(&self, code: u16) -> bool {

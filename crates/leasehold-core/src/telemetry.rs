@@ -18,7 +18,7 @@ pub(crate) use self::record::Since;
 use crate::{
     backend::Released,
     client::Client,
-    contain::contain,
+    panics::contain,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     quorum::is_trouble,
@@ -387,11 +387,11 @@ mod record {
     use metrics::{Unit, counter, gauge, histogram};
 
     use super::Metric;
-    use crate::{client::Client, clock::Moment, contain::contain};
+    use crate::{client::Client, clock::Timestamp, panics::contain};
 
     /// A moment on the client's clock.
     #[derive(Debug)]
-    pub(crate) struct Since(Moment);
+    pub(crate) struct Since(Timestamp);
 
     impl Since {
         pub(super) fn now(client: &Client) -> Self {

@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Clock, ErrorKind, LockBackend, LockClient, LossReason, Moment, SystemClock};
+use leasehold_core::{Clock, ErrorKind, LockBackend, LockClient, LossReason, Timestamp, SystemClock};
 use leasehold_local::{FileBackend, MemoryBackend};
 use support::{secs, settle, spied, two_processes};
 use tokio::{runtime::Handle, task::JoinSet};
 
 #[tokio::test(start_paused = true)]
-async fn it_releases_all_sends_waiters_away_and_says_closed_ever_after() {
+async fn close_releases_all_and_later_operations_fail() {
     let (client, other) = two_processes();
     let held = client.mutex("held").lock().await.unwrap();
     let theirs = other.mutex("theirs").lock().await.unwrap();
@@ -179,7 +179,7 @@ struct ClosingClock {
 }
 
 impl Clock for ClosingClock {
-    fn now(&self) -> Moment {
+    fn now(&self) -> Timestamp {
         if let Some((client, runtime)) = self.client.get()
             && self.readings.fetch_add(1, SeqCst) == self.at
         {

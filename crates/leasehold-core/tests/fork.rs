@@ -5,17 +5,17 @@
 use std::{fs::File, io::Write, path::Path};
 
 use fork::Fork;
-use leasehold_core::OwnerId;
+use leasehold_core::AcquisitionId;
 
 fn draw_into(path: &Path) {
-    File::create(path).unwrap().write_all(OwnerId::random().to_string().as_bytes()).unwrap();
+    File::create(path).unwrap().write_all(AcquisitionId::random().to_string().as_bytes()).unwrap();
 }
 
 fn main() {
     println!("\nrunning 1 test");
     let folder = tempfile::tempdir().unwrap();
     let (parents, childs) = (folder.path().join("parent"), folder.path().join("child"));
-    let before = OwnerId::random();
+    let before = AcquisitionId::random();
     match fork::fork().expect("it can fork") {
         Fork::Child => {
             draw_into(&childs);
@@ -26,7 +26,7 @@ fn main() {
             fork::waitpid(child).expect("the child ends");
         }
     }
-    let ids = [parents, childs].map(|path| std::fs::read_to_string(path).unwrap().parse::<OwnerId>().unwrap());
+    let ids = [parents, childs].map(|path| std::fs::read_to_string(path).unwrap().parse::<AcquisitionId>().unwrap());
     assert_ne!(ids[0], ids[1], "both processes drew the same id");
     assert!(!ids.contains(&before));
     println!("test forked_processes_draw_different_ids ... ok");

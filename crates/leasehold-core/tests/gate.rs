@@ -1,4 +1,4 @@
-//! The gate: one contender per key and process, in order, and with courtesy.
+//! The gate: one contender per key and process, in order, and with yielding.
 
 mod support;
 
@@ -21,7 +21,7 @@ fn lock_in_background(client: &LockClient, order: &Arc<Mutex<Vec<usize>>>, numbe
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_task_of_many_contends_remotely_and_all_are_served_in_order() {
+async fn one_local_task_contends_remotely_and_order_is_kept() {
     let (client, watched, _) = spied();
     let held = client.mutex("a").lock().await.unwrap();
     let order = Arc::default();
@@ -41,7 +41,7 @@ async fn one_task_of_many_contends_remotely_and_all_are_served_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_starts_when_the_release_is_sent_if_the_backend_orders_releases() {
+async fn next_waiter_starts_when_a_pipelined_release_is_sent() {
     for unordered in [false, true] {
         let (client, watched, clock) = spied();
         watched.unordered.store(unordered, SeqCst);
@@ -70,10 +70,10 @@ async fn it_is_courteous_after_a_bounded_number_of_turns() {
     for task in tasks {
         task.await.unwrap();
     }
-    let courtesy = watched.courtesy.lock().unwrap();
-    let longest = courtesy.split(|courteous| *courteous).map(<[bool]>::len).max().unwrap();
-    assert!(courtesy.contains(&true) && longest <= 4, "{courtesy:?}");
-    assert!(courtesy.iter().filter(|courteous| **courteous).count() <= 50, "courtesy is not the rule");
+    let yielding = watched.yielding.lock().unwrap();
+    let longest = yielding.split(|yielding| *yielding).map(<[bool]>::len).max().unwrap();
+    assert!(yielding.contains(&true) && longest <= 4, "{yielding:?}");
+    assert!(yielding.iter().filter(|yielding| **yielding).count() <= 50, "yielding is not the rule");
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,12 +82,12 @@ async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
     for _ in 0..100 {
         client.mutex("a").lock().await.unwrap().release().await.unwrap();
     }
-    let courteous = watched.courtesy.lock().unwrap().iter().filter(|courteous| **courteous).count();
-    assert!((20..=25).contains(&courteous), "{courteous} of 100");
+    let yielding = watched.yielding.lock().unwrap().iter().filter(|yielding| **yielding).count();
+    assert!((20..=25).contains(&yielding), "{yielding} of 100");
     // After a pause there is nothing to make up for.
     tokio::time::sleep(Duration::from_millis(100)).await;
     client.mutex("a").lock().await.unwrap().release().await.unwrap();
-    assert_eq!(watched.courtesy.lock().unwrap().last(), Some(&false));
+    assert_eq!(watched.yielding.lock().unwrap().last(), Some(&false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,12 +96,12 @@ async fn a_loop_of_tries_is_courteous_too() {
     for _ in 0..100 {
         client.mutex("a").try_lock().await.unwrap().release().await.unwrap();
     }
-    let courteous = watched.courtesy.lock().unwrap().iter().filter(|courteous| **courteous).count();
-    assert!((20..=25).contains(&courteous), "{courteous} of 100");
+    let yielding = watched.yielding.lock().unwrap().iter().filter(|yielding| **yielding).count();
+    assert!((20..=25).contains(&yielding), "{yielding} of 100");
     // Beside a task of this process, which may be waiting, it always is.
     let guard = client.mutex("a").lock().await.unwrap();
     assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-    assert_eq!(watched.courtesy.lock().unwrap().last(), Some(&true));
+    assert_eq!(watched.yielding.lock().unwrap().last(), Some(&true));
     drop(guard);
 }
 
@@ -130,11 +130,11 @@ async fn who_was_refused_out_of_courtesy_stays_courteous() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_need_not_be_courteous_where_a_release_has_seen_that_nobody_waits() {
+async fn attempt_need_not_yield_after_a_release_without_waiters() {
     for (unordered, tasks) in [(false, 1), (false, 20), (true, 1), (true, 20)] {
         let (client, watched, clock) = spied();
         watched.unordered.store(unordered, SeqCst);
-        watched.nobody_waits.store(true, SeqCst);
+        watched.no_waiters.store(true, SeqCst);
         let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
         let lock_often = |client: LockClient| async move {
             for _ in 0..100 / tasks {
@@ -145,14 +145,14 @@ async fn it_need_not_be_courteous_where_a_release_has_seen_that_nobody_waits() {
         for task in running {
             task.await.unwrap();
         }
-        assert!(!watched.courtesy.lock().unwrap().contains(&true), "{:?}", watched.courtesy);
+        assert!(!watched.yielding.lock().unwrap().contains(&true), "{:?}", watched.yielding);
         // As soon as somebody does, it is as before: at the latest after one row, which may be a longer one.
-        watched.nobody_waits.store(false, SeqCst);
+        watched.no_waiters.store(false, SeqCst);
         for _ in 0..40 {
             client.mutex("a").lock().await.unwrap().release().await.unwrap();
         }
-        let courtesy = watched.courtesy.lock().unwrap();
-        let rows: Vec<_> = courtesy[100..].split(|courteous| *courteous).map(<[bool]>::len).collect();
+        let yielding = watched.yielding.lock().unwrap();
+        let rows: Vec<_> = yielding[100..].split(|yielding| *yielding).map(<[bool]>::len).collect();
         assert!(rows[0] <= 16 && rows[1..rows.len() - 1].iter().all(|row| *row == 3), "{rows:?}");
     }
 }
@@ -166,7 +166,7 @@ async fn it_is_courteous_after_a_bounded_time() {
     tokio::time::sleep(Duration::from_millis(60)).await;
     guard.release().await.unwrap();
     next.await.unwrap();
-    assert_eq!(*watched.courtesy.lock().unwrap(), [false, true]);
+    assert_eq!(*watched.yielding.lock().unwrap(), [false, true]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,7 +194,7 @@ async fn who_gives_up_in_the_queue_is_passed_over() {
     let held = client.mutex("a").lock().await.unwrap();
     let short = tokio::spawn({
         let client = client.clone();
-        async move { client.mutex("a").lock_within(Duration::from_secs(1)).await.unwrap_err().kind() }
+        async move { client.mutex("a").lock_timeout(Duration::from_secs(1)).await.unwrap_err().kind() }
     });
     settle().await;
     let order = Arc::default();
@@ -218,7 +218,7 @@ async fn try_lock_does_not_wait_behind_a_waiting_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readers_behind_a_reader_go_together_and_none_overtakes_a_writer() {
+async fn readers_go_together_and_overtake_no_writer() {
     let (ours, theirs) = two_processes();
     let held = theirs.mutex("a").lock().await.unwrap();
     let order: Arc<Mutex<Vec<&'static str>>> = Arc::default();

@@ -111,7 +111,7 @@ async fn dropping_releases_and_the_next_try_sees_it() {
 }
 
 #[test]
-fn dropping_outside_of_a_runtime_during_shutdown_and_in_a_panic_never_panics() {
+fn drop_without_runtime_in_shutdown_or_in_panic_never_panics() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let client = LockClient::new(MemoryBackend::new());
     let lock = |name: &'static str| {
@@ -121,12 +121,12 @@ fn dropping_outside_of_a_runtime_during_shutdown_and_in_a_panic_never_panics() {
 
     let guard = runtime.block_on(lock("outside"));
     std::thread::spawn(move || drop(guard)).join().unwrap();
-    drop(runtime.block_on(async { client.mutex("outside").lock_within(Duration::from_secs(10)).await.unwrap() }));
+    drop(runtime.block_on(async { client.mutex("outside").lock_timeout(Duration::from_secs(10)).await.unwrap() }));
 
     let guard = runtime.block_on(lock("panic"));
     let panicked = runtime.block_on(async move { tokio::spawn(async move { panic!("with {:?}", guard.key()) }).await });
     assert!(panicked.unwrap_err().is_panic());
-    drop(runtime.block_on(async { client.mutex("panic").lock_within(Duration::from_secs(10)).await.unwrap() }));
+    drop(runtime.block_on(async { client.mutex("panic").lock_timeout(Duration::from_secs(10)).await.unwrap() }));
 
     let inside = runtime.block_on(lock("shutdown"));
     runtime.spawn(async move {
@@ -153,7 +153,7 @@ fn a_client_is_bound_to_its_runtime() {
 
 /// Unlike one with a connection: see the tests of `leasehold-redis`.
 #[test]
-fn a_client_of_this_process_may_be_made_on_one_runtime_and_used_on_another() {
+fn in_process_client_may_be_used_on_another_runtime() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = runtime().block_on(async { LockClient::new(MemoryBackend::new()) });
     runtime().block_on(async { client.mutex("a").lock().await.unwrap().release().await.unwrap() });
@@ -170,7 +170,7 @@ async fn the_clock_and_the_label_are_the_users() {
 }
 
 #[test]
-fn a_lock_in_this_process_is_released_when_its_runtime_has_ended() {
+fn memory_lock_is_released_when_its_runtime_has_ended() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let backend = Arc::new(MemoryBackend::new());
     let lock = |runtime: &tokio::runtime::Runtime| {

@@ -36,7 +36,7 @@ async fn it_renews_at_a_third_of_the_ttl_at_the_latest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_renewal_is_no_loss_and_is_tried_again_to_the_deadline() {
+async fn failed_renewal_is_no_loss_and_is_retried_until_deadline() {
     let (client, watched, clock) = spied();
     let guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
     watched.renewals_fail.store(true, SeqCst);
@@ -138,7 +138,7 @@ async fn the_keeper_ends_with_its_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_whose_answer_comes_after_the_deadline_is_told_as_an_expiry() {
+async fn renewal_answered_after_the_deadline_is_an_expiry() {
     let (client, watched, clock) = spied();
     let guard = client.mutex("a").with_ttl(secs(10)).with_renewal(Renewal::Manual).lock().await.unwrap();
     *watched.suspended.lock().unwrap() = Some((clock, Duration::from_secs(11)));

@@ -11,7 +11,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, Clock, Error, ErrorKind, Fencing, LazyBackend, LockBackend, LockClient, Moment, TestClock, Ttl,
+    Capabilities, Clock, Error, ErrorKind, Fencing, LazyBackend, LockBackend, LockClient, Timestamp, TestClock, Ttl,
 };
 use leasehold_local::MemoryBackend;
 use support::{secs, settle};
@@ -127,7 +127,7 @@ async fn a_waiting_lock_gives_up_after_a_ttl() {
     let before = clock.now();
     let error = client.mutex("k").lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(clock.now().since(before) >= Duration::from_secs(10) && before > Moment::from_nanos(0));
+    assert!(clock.now().since(before) >= Duration::from_secs(10) && before > Timestamp::from_nanos(0));
 }
 
 #[tokio::test(start_paused = true)]

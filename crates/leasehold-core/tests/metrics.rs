@@ -107,10 +107,10 @@ async fn an_acquisition_that_fails_counts_once_by_how_it_failed() {
     let mutex = other.mutex("a");
     assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
     expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=contended}", 1.0)]);
-    assert_eq!(mutex.lock_within(Duration::from_secs(1)).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(mutex.lock_timeout(Duration::from_secs(1)).await.unwrap_err().kind(), ErrorKind::TimedOut);
     expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=timed_out}", 1.0)]);
     let owner = other.owner();
-    let error = owner.lock_within("a", Duration::from_secs(1)).await.unwrap_err();
+    let error = owner.lock_timeout("a", Duration::from_secs(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.to_string().contains("within 1s"), "{error}");
     expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=timed_out}", 1.0)]);
@@ -224,7 +224,7 @@ async fn a_pair_of_a_quorum_counts_once_whatever_its_nodes_do() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_node_of_a_quorum_is_down_with_its_failures_and_up_when_it_is_back() {
+async fn node_metrics_show_a_dead_node_down_and_later_up() {
     let recording = Recording::new();
     let _recorded = metrics::set_default_local_recorder(&recording.0);
     let (client, nodes) = quorum(true).await;
@@ -258,7 +258,7 @@ async fn a_dead_node_of_a_quorum_is_down_with_its_failures_and_up_when_it_is_bac
 async fn a_token_that_took_a_second_round_trip_counts_as_written_back() {
     let clock = Arc::new(TestClock::new());
     let nodes = [(); 3].map(|()| Arc::new(MemoryBackend::with_clock(clock.clone())));
-    let request = Request::new(LockKey::new("a").unwrap()).with_clock(clock.clone(), leasehold_core::Drift::DEFAULT);
+    let request = Request::new(LockKey::new("a").unwrap()).with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
     // One node is ahead of the others, and of every clock.
     let ahead = request.clone().with_token_floor(FencingToken::new(1 << 52));
     let Attempt::Granted(lease) = Arc::clone(&nodes[0]).try_acquire(ahead).await.unwrap() else { panic!("it is free") };

@@ -104,7 +104,7 @@ async fn a_wait_that_nobody_answers_is_unavailable_with_the_cause() {
     for (server, fault) in [(Server::Stands, ErrorKind::Indeterminate), (Server::Refuses, ErrorKind::Unavailable)] {
         let (remote, client, _) = clients();
         remote.set(server);
-        let error = client.mutex("a").lock_within(Duration::from_secs(6)).await.unwrap_err();
+        let error = client.mutex("a").lock_timeout(Duration::from_secs(6)).await.unwrap_err();
         assert_eq!((error.kind(), cause(&error)), (ErrorKind::Unavailable, Some(fault)), "{error:?}");
     }
 }
@@ -113,7 +113,7 @@ async fn a_wait_that_nobody_answers_is_unavailable_with_the_cause() {
 async fn a_wait_shorter_than_the_response_timeout_is_unavailable() {
     let (remote, client, _) = clients();
     remote.set(Server::Stands);
-    let error = client.mutex("a").lock_within(RESPONSE / 2).await.unwrap_err();
+    let error = client.mutex("a").lock_timeout(RESPONSE / 2).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().contains("did not answer"), "{error}");
 }
@@ -129,9 +129,9 @@ async fn those_behind_one_that_is_not_answered_are_unavailable_too() {
             let (client, owner) = (client.clone(), owner.clone());
             tasks.push(tokio::spawn(async move {
                 if task < 4 {
-                    client.mutex("a").lock_within(limit).await.map(drop)
+                    client.mutex("a").lock_timeout(limit).await.map(drop)
                 } else {
-                    owner.lock_within("b", limit).await.map(drop)
+                    owner.lock_timeout("b", limit).await.map(drop)
                 }
             }));
         }
@@ -155,7 +155,7 @@ async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
     let held = other.mutex("a").lock().await.unwrap();
     let waits = |client: &LockClient| {
         let client = client.clone();
-        tokio::spawn(async move { client.mutex("a").lock_within(limit).await.unwrap_err().kind() })
+        tokio::spawn(async move { client.mutex("a").lock_timeout(limit).await.unwrap_err().kind() })
     };
     // The first one asks the backend, all later ones queue here; those of the holder's own client queue behind it.
     for client in [&client, &other] {
@@ -166,8 +166,8 @@ async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
     drop(held);
     // One that is granted while more queue, and holds.
     let (owner, another) = (client.owner(), client.owner());
-    let _held = owner.lock_within("a", limit).await.unwrap();
-    assert_eq!(another.lock_within("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    let _held = owner.lock_timeout("a", limit).await.unwrap();
+    assert_eq!(another.lock_timeout("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +176,7 @@ async fn a_wait_that_was_refused_before_the_outage_is_contention() {
     let held = other.mutex("a").lock().await.unwrap();
     let waiting = |limit: u64| {
         let mutex = client.mutex("a");
-        tokio::spawn(async move { mutex.lock_within(Duration::from_secs(limit)).await.unwrap_err() })
+        tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(limit)).await.unwrap_err() })
     };
     let (asks, queues) = (waiting(5), waiting(5));
     settle().await;
@@ -192,7 +192,7 @@ async fn a_wait_that_was_refused_before_the_outage_is_contention() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_of_the_first_attempt_and_a_later_one_are_retried_alike() {
+async fn faults_of_the_first_and_of_later_attempts_are_retried() {
     for refused_first in [false, true] {
         for server in [Server::Stands, Server::Refuses] {
             let (remote, client, other) = clients();
@@ -201,7 +201,7 @@ async fn a_fault_of_the_first_attempt_and_a_later_one_are_retried_alike() {
                 remote.set(server);
             }
             let mutex = client.mutex("a");
-            let waiting = tokio::spawn(async move { mutex.lock_within(Duration::from_secs(6)).await });
+            let waiting = tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(6)).await });
             settle().await;
             remote.set(server);
             drop(held);

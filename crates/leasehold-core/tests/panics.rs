@@ -57,7 +57,7 @@ async fn use_locks(client: &LockClient, other: &LockClient) {
     let held = other.mutex("contended").lock().await.unwrap();
     let contended = client.mutex("contended");
     assert_eq!(contended.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-    assert_eq!(contended.lock_within(Duration::from_secs(1)).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(contended.lock_timeout(Duration::from_secs(1)).await.unwrap_err().kind(), ErrorKind::TimedOut);
     tokio::time::timeout(Duration::from_secs(1), contended.lock()).await.unwrap_err();
     let mut granted_and_dropped = Box::pin(contended.lock());
     assert!(futures_util::poll!(&mut granted_and_dropped).is_pending());

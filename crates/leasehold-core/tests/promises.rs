@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Error, Lease, LeaseView, LockBackend, LockClient, LockGuard, LockKey, Mutex, Owner, Request, RwLock, Semaphore,
+    Error, Lease, LeaseInfo, LockBackend, LockClient, LockGuard, LockKey, Mutex, Owner, Request, RwLock, Semaphore,
 };
 
 const fn send_sync_static<T: Send + Sync + 'static>() {}
@@ -13,7 +13,7 @@ const fn a_backend<T: LockBackend>() {}
 const _: () = {
     send_sync_static::<LockClient>();
     send_sync_static::<LockGuard>();
-    send_sync_static::<LeaseView>();
+    send_sync_static::<LeaseInfo>();
     send_sync_static::<Mutex>();
     send_sync_static::<RwLock>();
     send_sync_static::<Semaphore>();
@@ -34,7 +34,7 @@ fn futures_of_the_primitives_can_be_spawned() {
     let client = LockClient::new(leasehold_local::MemoryBackend::new());
     let (mutex, rwlock, semaphore) = (client.mutex("a"), client.rwlock("a"), client.semaphore("a", 1));
     send(&mutex.lock());
-    send(&mutex.lock_within(std::time::Duration::ZERO));
+    send(&mutex.lock_timeout(std::time::Duration::ZERO));
     send(&mutex.run(async |_| ()));
     send(&rwlock.write());
     send(&semaphore.acquire());

@@ -33,7 +33,7 @@ impl Nodes {
     }
 
     fn request(&self, key: &str) -> Request {
-        let drift = leasehold_core::Drift::DEFAULT;
+        let drift = leasehold_core::ClockDrift::DEFAULT;
         Request::new(LockKey::new(key).unwrap())
             .with_ttl(Ttl::from_secs(10).unwrap())
             .with_clock(self.clock.clone(), drift)
@@ -110,7 +110,7 @@ async fn tokens_grow_whatever_the_nodes_had_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_takes_back_the_nodes_that_had_another_holder_and_are_free() {
+async fn renewal_reacquires_free_nodes_that_had_another_holder() {
     let nodes = Nodes::new(5);
     let quorum = nodes.open().await;
     let other = nodes.occupy(4, "k").await;
@@ -276,7 +276,7 @@ async fn a_holder_is_seen_once_and_can_be_broken() {
 }
 
 #[tokio::test]
-async fn a_member_that_cannot_vote_on_tokens_leaves_the_quorum_without() {
+async fn member_that_cannot_vote_leaves_the_quorum_without_tokens() {
     let dir = std::env::temp_dir().join(format!("leasehold-quorum-{}", std::process::id()));
     let files = Arc::new(FileBackend::open(&dir).unwrap());
     let nodes: Vec<Arc<dyn LockBackend>> = vec![Arc::new(MemoryBackend::new()), Arc::new(MemoryBackend::new()), files];
@@ -290,7 +290,7 @@ async fn a_member_that_cannot_vote_on_tokens_leaves_the_quorum_without() {
 
 /// The majority is not waited for it, and yet what it answers is learned from: that it fails, and that it is back.
 #[tokio::test(start_paused = true)]
-async fn a_node_that_fails_behind_the_majority_is_known_to_fail_and_used_again_when_it_is_back() {
+async fn node_failing_after_the_majority_is_noticed_and_used_again() {
     for votes in [false, true] {
         let clock = Arc::new(TestClock::new());
         let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), votes));
@@ -318,10 +318,10 @@ async fn a_node_that_fails_behind_the_majority_is_known_to_fail_and_used_again_w
 
 /// Nor is anything that is given back forgotten: a node that is asked by one request at a time is not waiting for the end of one.
 #[tokio::test(start_paused = true)]
-async fn a_node_that_fails_behind_a_refusal_is_asked_again_and_used_when_it_is_back() {
+async fn node_failing_after_a_refusal_is_probed_and_used_again() {
     let clock = Arc::new(TestClock::new());
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), false));
-    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock.clone(), leasehold_core::Drift::DEFAULT);
+    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
     for node in &nodes[..2] {
         let occupied = Arc::clone(node).try_acquire(request.clone()).await.unwrap();
         assert!(matches!(occupied, Attempt::Granted(_)));
@@ -349,7 +349,7 @@ async fn flaky() -> ([Arc<Flaky>; 3], Arc<QuorumBackend>, Request) {
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
     let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
     let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
-    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, leasehold_core::Drift::DEFAULT);
+    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, leasehold_core::ClockDrift::DEFAULT);
     (nodes, quorum, request)
 }
 
@@ -401,7 +401,7 @@ async fn a_node_whose_renewal_is_answered_too_late_is_released() {
 
 /// Two renewals are under way at a node, the first answer has it released and healed, and the second is of what it no longer holds.
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_of_an_old_renewal_does_not_make_a_healed_node_forgotten() {
+async fn late_reply_to_old_renewal_keeps_a_reacquired_node() {
     let (nodes, quorum, request) = flaky().await;
     let lease = granted(&quorum, request.clone()).await;
     assert_eq!(held(&nodes, &request).await, 3);
@@ -421,7 +421,7 @@ async fn a_late_answer_of_an_old_renewal_does_not_make_a_healed_node_forgotten()
 
 /// What did not answer when the lock was inspected holds all the same.
 #[tokio::test(start_paused = true)]
-async fn a_lock_is_not_freed_while_a_majority_that_did_not_answer_may_hold_it() {
+async fn release_is_no_success_while_a_silent_majority_may_hold() {
     let (nodes, quorum, request) = flaky().await;
     let lease = granted(&quorum, request.clone()).await;
     assert_eq!(held(&nodes, &request).await, 3);
@@ -480,7 +480,7 @@ async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
 
 /// Each file has an identity of its own for the same holder.
 #[tokio::test]
-async fn a_holder_is_seen_once_where_every_node_has_another_name_for_it() {
+async fn holder_with_different_ids_per_node_is_listed_once() {
     let dir = std::env::temp_dir().join(format!("leasehold-quorum-names-{}", std::process::id()));
     let files = (0..3).map(|node| FileBackend::open(dir.join(node.to_string())).unwrap());
     let nodes = files.map(|files| Arc::new(files) as Arc<dyn LockBackend>).collect();
@@ -554,5 +554,5 @@ async fn the_provisional_capabilities_of_a_quorum_are_its_weakest() {
     let quorum = nodes.open().await.capabilities();
     assert_eq!((provisional.backend, &provisional.endpoint), (quorum.backend, &quorum.endpoint));
     assert!(provisional.fencing <= quorum.fencing && provisional.max_ttl >= quorum.max_ttl);
-    assert_eq!((provisional.drift, provisional.ordered_release), (quorum.drift, quorum.ordered_release));
+    assert_eq!((provisional.drift, provisional.pipelined_release), (quorum.drift, quorum.pipelined_release));
 }

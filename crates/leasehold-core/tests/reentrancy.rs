@@ -14,7 +14,7 @@ async fn locking_again_is_immediate_and_only_the_last_release_frees() {
     let owner = client.owner();
     let first = owner.lock("a").await.unwrap();
     let second = owner.try_lock("a").await.unwrap();
-    let third = owner.clone().lock_within("a", Duration::ZERO).await.unwrap();
+    let third = owner.clone().lock_timeout("a", Duration::ZERO).await.unwrap();
     assert_eq!(first.fencing_token(), second.fencing_token());
     assert_eq!(first.release().await.unwrap(), Released::StillHeld);
     drop(third);
@@ -32,7 +32,7 @@ async fn another_owner_of_the_process_waits() {
     let guard = one.lock("a").await.unwrap();
     assert_eq!(other.try_lock("a").await.unwrap_err().kind(), ErrorKind::Contended);
     let limit = Duration::from_secs(1);
-    assert_eq!(other.lock_within("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(other.lock_timeout("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
     drop(guard);
     drop(other.lock("a").await.unwrap());
 }
@@ -61,7 +61,7 @@ async fn tasks_of_one_owner_share_one_acquisition() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_holds_it_re_enters_at_once_although_tasks_of_the_owner_queue_for_it() {
+async fn holder_reenters_before_queued_tasks_of_its_owner() {
     let (client, _) = simulated();
     let outside = client.mutex("a").lock().await.unwrap();
     let owner = client.owner();
@@ -71,7 +71,7 @@ async fn who_holds_it_re_enters_at_once_although_tasks_of_the_owner_queue_for_it
             let guard = owner.lock("a").await.unwrap();
             // The next in the queue has been told that it is its turn, and has not run yet.
             let tried = owner.try_lock("a").await.unwrap();
-            let within = owner.lock_within("a", Duration::ZERO).await.unwrap();
+            let within = owner.lock_timeout("a", Duration::ZERO).await.unwrap();
             assert!([&tried, &within].iter().all(|again| again.fencing_token() == guard.fencing_token()));
         }
     };

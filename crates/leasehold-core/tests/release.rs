@@ -84,7 +84,7 @@ async fn acquisitions_wait_for_releases_that_pile_up() {
     assert!((BOUND..BOUND + 4).contains(&begun), "{begun}");
     // The wait counts as waiting: it ends as the caller said, and does not delay a try for long.
     let mutex = client.mutex("a");
-    let within = mutex.lock_within(std::time::Duration::from_millis(100)).await;
+    let within = mutex.lock_timeout(std::time::Duration::from_millis(100)).await;
     assert_eq!(within.unwrap_err().kind(), ErrorKind::Unavailable);
     drop(mutex.try_lock().await.unwrap());
     watched.answers_wait.store(false, SeqCst);

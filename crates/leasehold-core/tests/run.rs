@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, LeaseView, LockClient, Renewal};
+use leasehold_core::{ErrorKind, LeaseInfo, LockClient, Renewal};
 use leasehold_local::MemoryBackend;
 use support::{secs, simulated};
 
@@ -20,7 +20,7 @@ async fn work_completes_under_the_lease() {
 async fn work_is_cancelled_before_the_lease_could_be_anothers() {
     let (client, _) = simulated();
     let mutex = client.mutex("a").with_ttl(secs(5)).with_renewal(Renewal::Manual);
-    let (tell, cancelled) = tokio::sync::oneshot::channel::<LeaseView>();
+    let (tell, cancelled) = tokio::sync::oneshot::channel::<LeaseInfo>();
     let outcome = mutex
         .run(async |lease| {
             let _tell = TellOnDrop(Some((tell, lease)));
@@ -29,10 +29,10 @@ async fn work_is_cancelled_before_the_lease_could_be_anothers() {
         .await;
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
     drop(cancelled.await.unwrap());
-    drop(client.mutex("a").lock_within(Duration::from_secs(1)).await.unwrap());
+    drop(client.mutex("a").lock_timeout(Duration::from_secs(1)).await.unwrap());
 }
 
-struct TellOnDrop(Option<(tokio::sync::oneshot::Sender<LeaseView>, LeaseView)>);
+struct TellOnDrop(Option<(tokio::sync::oneshot::Sender<LeaseInfo>, LeaseInfo)>);
 
 impl Drop for TellOnDrop {
     fn drop(&mut self) {
@@ -53,7 +53,7 @@ async fn work_that_outlives_the_lease_did_not_complete_under_it() {
 async fn it_can_be_spawned() {
     async fn generic<F, Fut>(client: LockClient, work: F) -> u32
     where
-        F: FnOnce(LeaseView) -> Fut + Send + 'static,
+        F: FnOnce(LeaseInfo) -> Fut + Send + 'static,
         Fut: Future<Output = u32> + Send,
     {
         tokio::spawn(async move { client.mutex("a").run_with(work).await.unwrap() }).await.unwrap()

@@ -22,13 +22,13 @@ fn a_runtime_without_a_timer_is_refused_typed() {
             let (mutex, owner, second) = (client.mutex("a"), client.owner(), Duration::from_secs(1));
             is_refused(mutex.lock().await);
             is_refused(mutex.try_lock().await);
-            is_refused(mutex.lock_within(second).await);
-            is_refused(mutex.lock_within(Duration::ZERO).await);
+            is_refused(mutex.lock_timeout(second).await);
+            is_refused(mutex.lock_timeout(Duration::ZERO).await);
             is_refused(mutex.run(async |_| ()).await);
-            is_refused(client.rwlock("a").read_within(second).await);
-            is_refused(client.semaphore("a", 1).acquire_within(second).await);
+            is_refused(client.rwlock("a").read_timeout(second).await);
+            is_refused(client.semaphore("a", 1).acquire_timeout(second).await);
             is_refused(owner.lock("a").await);
-            is_refused(owner.lock_within("a", second).await);
+            is_refused(owner.lock_timeout("a", second).await);
             is_refused(client.inspect("a").await);
             is_refused(client.break_lock(&HolderRef::new(LockKey::new("a").unwrap(), "x"), true).await);
             is_refused(client.close().await);

@@ -62,7 +62,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waits_holds_renewals_and_releases_are_traced_with_key_backend_token_and_outcome() {
+async fn spans_have_key_backend_token_and_outcome() {
     let log = Log::default();
     let _recording = log.record();
     let (client, _) = simulated();
@@ -93,7 +93,7 @@ async fn what_fails_is_traced_with_its_outcome() {
     let (client, watched, _) = spied();
     let guard = client.mutex("a").with_ttl(secs(3)).with_renewal(Renewal::Manual).lock().await.unwrap();
     client.mutex("a").try_lock().await.unwrap_err();
-    client.mutex("a").lock_within(Duration::from_millis(10)).await.unwrap_err();
+    client.mutex("a").lock_timeout(Duration::from_millis(10)).await.unwrap_err();
     tokio::time::timeout(Duration::from_millis(10), client.mutex("a").lock()).await.unwrap_err();
     watched.renewals_fail.store(true, SeqCst);
     guard.renew().await.unwrap_err();
@@ -113,7 +113,7 @@ async fn what_fails_is_traced_with_its_outcome() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_granted_when_nobody_waits_for_it_any_more_is_seen_to_be_given_back() {
+async fn release_of_an_unwanted_grant_is_traced() {
     let log = Log::default();
     let _recording = log.record();
     let (ours, theirs) = two_processes();
@@ -180,8 +180,8 @@ async fn a_task_that_waits_for_itself_is_told_so() {
     tokio::spawn(async move {
         let _guard = client.mutex("a").with_ttl(secs(5)).lock().await.unwrap();
         let again = client.mutex("a").with_ttl(secs(5));
-        assert!(again.lock_within(Duration::from_secs(4)).await.is_err());
-        assert!(again.lock_within(Duration::from_secs(6)).await.is_err());
+        assert!(again.lock_timeout(Duration::from_secs(4)).await.is_err());
+        assert!(again.lock_timeout(Duration::from_secs(6)).await.is_err());
     })
     .await
     .unwrap();
@@ -198,8 +198,8 @@ async fn the_body_of_main_that_waits_for_itself_is_told_so() {
     let (client, _) = simulated();
     let mutex = client.mutex("a").with_ttl(secs(5));
     let _guard = mutex.lock().await.unwrap();
-    assert!(mutex.lock_within(Duration::from_secs(4)).await.is_err());
-    assert!(mutex.lock_within(Duration::from_secs(6)).await.is_err());
+    assert!(mutex.lock_timeout(Duration::from_secs(4)).await.is_err());
+    assert!(mutex.lock_timeout(Duration::from_secs(6)).await.is_err());
     let text = log.text();
     assert_eq!(text.matches("LockClient::owner").count(), 1, "{text}");
 }
@@ -212,15 +212,15 @@ async fn a_reader_that_asks_to_write_is_told_so() {
     let (lock, semaphore) = (client.rwlock("a").with_ttl(secs(5)), client.semaphore("a", 1).with_ttl(secs(5)));
     let limit = Duration::from_secs(12);
     let guard = lock.read().await.unwrap();
-    assert!(lock.write_within(limit).await.is_err());
+    assert!(lock.write_timeout(limit).await.is_err());
     let text = log.text();
     assert_eq!(text.matches("cannot be turned into a write lock").count(), 1, "{text}");
     drop(guard);
     let _permit = semaphore.acquire().await.unwrap();
-    assert!(semaphore.acquire_within(limit).await.is_err());
+    assert!(semaphore.acquire_timeout(limit).await.is_err());
     assert_eq!(log.text().matches("a task waits for a lock that it took itself").count(), 2, "{}", log.text());
     // Others' waits are no such thing.
     let another = semaphore.clone();
-    assert!(tokio::spawn(async move { another.acquire_within(limit).await.is_err() }).await.unwrap());
+    assert!(tokio::spawn(async move { another.acquire_timeout(limit).await.is_err() }).await.unwrap());
     assert_eq!(log.text().matches("a task waits for a lock that it took itself").count(), 2, "{}", log.text());
 }

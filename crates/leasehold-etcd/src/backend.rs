@@ -9,24 +9,24 @@ use std::{
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime,
-    session::{Claim, Sessions, attempt_afresh, queue_afresh},
+    LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl, WaiterNotification, async_trait, check_runtime,
+    session::{Claim, Sessions, attempt_with_session_retry, queue_with_session_retry},
     supervised,
 };
 
 use crate::{
-    breaking,
-    candidate::{Candidate, lost_place},
+    revoke,
+    pending_lock::{PendingLock, lost_place},
     config::EtcdConfig,
     connection::Cluster,
     error::{self, BACKEND, named},
     inspect,
     keys::{Directory, EtcdKey, value_of},
-    location::Location,
+    url::ParsedUrl,
     queue::{Place, Standing, Step},
     releases,
     session::{EtcdSessions, Handle},
-    wake::{Watches, Watching},
+    waiters::{WaiterRegistry, Registration},
 };
 
 /// The server raises shorter leases to this.
@@ -51,7 +51,7 @@ pub struct EtcdBackend {
     sessions: Sessions<EtcdSessions>,
     /// The session of those who wait.
     waiting: Sessions<EtcdSessions>,
-    watches: Arc<Watches>,
+    watches: Arc<WaiterRegistry>,
     capabilities: Capabilities,
 }
 
@@ -79,7 +79,7 @@ impl EtcdBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn connect_with(url: &str, config: EtcdConfig) -> Result<Arc<Self>> {
-        Self::start(Cluster::at(Location::parse(url, config)?)).await
+        Self::start(Cluster::at(ParsedUrl::parse(url, config)?)).await
     }
 
     /// Uses the connection of `client`.
@@ -103,7 +103,7 @@ impl EtcdBackend {
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.
     pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
-        let cluster = Cluster::at(Location::parse(url, EtcdConfig::default())?);
+        let cluster = Cluster::at(ParsedUrl::parse(url, EtcdConfig::default())?);
         let mut capabilities = capabilities(cluster.endpoint());
         capabilities.restart = Restart::FailOverMayFree;
         Ok(capabilities)
@@ -128,7 +128,7 @@ impl EtcdBackend {
             Sessions::new(Arc::new(EtcdSessions { cluster, for_waiters }))
         };
         let (sessions, waiting) = (sessions(false), sessions(true));
-        let watches = Watches::new(&cluster);
+        let watches = WaiterRegistry::new(&cluster);
         Ok(Arc::new(Self { cluster, sessions, waiting, watches, capabilities }))
     }
 
@@ -145,7 +145,7 @@ impl EtcdBackend {
     }
 
     /// Claims a place for the request, before anything is sent.
-    async fn candidate(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
+    async fn pending(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
         let mode = request.mode();
         let name = |handle: &Handle, number: u32| {
             // Many at a time in one session are many readers or permits: they need not try all slots.
@@ -158,17 +158,17 @@ impl EtcdBackend {
         let key = claim.name().clone();
         let names = self.cluster.names.clone();
         let place = Arc::new(Place { directory: directory.clone(), key, mode, value: value_of(request), names });
-        Ok(Candidate { claim, waiting: None, request: request.clone(), place })
+        Ok(PendingLock { claim, waiting: None, request: request.clone(), place })
     }
 
-    /// Claims the candidate's key in the session of those who wait, too.
-    async fn claim_to_wait(&self, candidate: &Candidate) -> Result<Claim<EtcdSessions>> {
-        let request = candidate.request.clone().with_ttl(self.cluster.waiting_ttl());
-        let key = candidate.place.key.clone();
+    /// Claims the pending's key in the session of those who wait, too.
+    async fn claim_to_wait(&self, pending: &PendingLock) -> Result<Claim<EtcdSessions>> {
+        let request = pending.request.clone().with_ttl(self.cluster.waiting_ttl());
+        let key = pending.place.key.clone();
         match self.waiting.claim(&request, |_, _| key.clone()).await {
             Err(error) if error.kind() == ErrorKind::Contended => {
                 // Left behind by an earlier one: another key.
-                candidate.claim.retire();
+                pending.claim.retire();
                 Err(lost_place())
             }
             claimed => claimed.map_err(|error| named(error, "acquire")),
@@ -176,18 +176,18 @@ impl EtcdBackend {
     }
 
     async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
-        let candidate = self.candidate(request, directory).await?;
-        let handle = candidate.claim.session().handle();
-        let answer = candidate.run(Step::Attempt { lease: handle.lease }).await?;
-        match answer.txn().and_then(|answer| candidate.place.attempted(request.key(), answer)) {
-            Ok(Standing::Holds(revision)) => candidate.granted(revision).await.map(Some),
+        let pending = self.pending(request, directory).await?;
+        let handle = pending.claim.session().handle();
+        let answer = pending.run(Step::Attempt { lease: handle.lease }).await?;
+        match answer.txn().and_then(|answer| pending.place.attempted(request.key(), answer)) {
+            Ok(Standing::Holds(revision)) => pending.granted(revision).await.map(Some),
             Ok(Standing::Waits(_)) => {
-                candidate.leave().await;
+                pending.leave().await;
                 Ok(None)
             }
             Ok(Standing::Absent) => Ok(None),
             Err(error) => {
-                candidate.leave().await;
+                pending.leave().await;
                 Err(error)
             }
         }
@@ -195,44 +195,44 @@ impl EtcdBackend {
 
     /// Queues once, and waits until granted; leaves the queue on any other outcome.
     async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
-        let mut candidate = self.candidate(request, directory).await?;
+        let mut pending = self.pending(request, directory).await?;
         if request.ttl() > self.cluster.waiting_ttl() {
-            if !candidate.place.mode.is_permit() {
-                let lease = candidate.claim.session().handle().lease;
-                let answer = candidate.run(Step::Attempt { lease }).await?;
-                match answer.txn().and_then(|answer| candidate.place.attempted(request.key(), answer)) {
-                    Ok(Standing::Holds(revision)) => return candidate.granted(revision).await,
+            if !pending.place.mode.is_permit() {
+                let lease = pending.claim.session().handle().lease;
+                let answer = pending.run(Step::Attempt { lease }).await?;
+                match answer.txn().and_then(|answer| pending.place.attempted(request.key(), answer)) {
+                    Ok(Standing::Holds(revision)) => return pending.granted(revision).await,
                     Ok(_) => {}
                     Err(error) => {
-                        candidate.leave().await;
+                        pending.leave().await;
                         return Err(error);
                     }
                 }
             }
-            candidate.waiting = Some(self.claim_to_wait(&candidate).await?);
+            pending.waiting = Some(self.claim_to_wait(&pending).await?);
         }
-        let answer = candidate.run(Step::Enqueue { lease: candidate.queueing_lease() }).await?;
-        let granted = match answer.txn().and_then(|answer| candidate.place.enqueued(request.key(), answer)) {
-            Ok(Standing::Holds(revision)) => candidate.hold(revision).await,
-            Ok(Standing::Waits(revision)) => candidate.wait(&self.cluster, &self.watches, revision).await,
+        let answer = pending.run(Step::Enqueue { lease: pending.queueing_lease() }).await?;
+        let granted = match answer.txn().and_then(|answer| pending.place.enqueued(request.key(), answer)) {
+            Ok(Standing::Holds(revision)) => pending.hold(revision).await,
+            Ok(Standing::Waits(revision)) => pending.wait(&self.cluster, &self.watches, revision).await,
             Ok(Standing::Absent) => Err(error::protocol("acquire")),
             Err(error) => Err(error),
         };
         match granted {
-            Ok(revision) => candidate.granted(revision).await,
+            Ok(revision) => pending.granted(revision).await,
             Err(error) => {
-                candidate.leave().await;
+                pending.leave().await;
                 Err(error)
             }
         }
     }
 
     /// Completes when trying again makes sense.
-    async fn woken(watching: Watching, cluster: Arc<Cluster>, patience: Duration, directory: Directory) {
+    async fn woken(watching: Registration, cluster: Arc<Cluster>, patience: Duration, directory: Directory) {
         if watching.warm(patience).await.is_err() {
             return;
         }
-        let before = watching.epoch();
+        let before = watching.generation();
         let options = GetOptions::new().with_range(directory.end()).with_limit(1).with_keys_only();
         let first = EtcdKey::from(directory.start());
         match cluster.get("acquire", patience, &first, Some(options)).await {
@@ -255,7 +255,7 @@ impl LockBackend for EtcdBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let directory = self.check(&request)?;
-        let tried = attempt_afresh(request.clone(), |request| {
+        let tried = attempt_with_session_retry(request.clone(), |request| {
             let (backend, directory) = (&self, &directory);
             async move { backend.try_once(&request, directory).await }
         });
@@ -265,7 +265,7 @@ impl LockBackend for EtcdBackend {
             None => {
                 let (watching, cluster) = (self.watches.on(&directory), Arc::clone(&self.cluster));
                 let patience = cluster.patience(request.ttl());
-                let retry_after = Some(cluster.config.safety_net);
+                let retry_after = Some(cluster.config.fallback_poll_interval);
                 let wake = Self::woken(watching, cluster, patience, directory);
                 Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) })
             }
@@ -274,7 +274,7 @@ impl LockBackend for EtcdBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let directory = self.check(&request)?;
-        let queued = queue_afresh(request, |request| {
+        let queued = queue_with_session_retry(request, |request| {
             let (backend, directory) = (&self, &directory);
             async move { backend.queue(&request, directory).await }
         });
@@ -286,7 +286,7 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        breaking::break_lock(&self.cluster, holder, now).await
+        revoke::break_lock(&self.cluster, holder, now).await
     }
 
     /// A linearizable read, which only a member with a leader answers.
@@ -317,11 +317,11 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.expiry = Expiry::Session;
     capabilities.fencing = Fencing::Durable;
     capabilities.fairness = Fairness::Fifo;
-    capabilities.wakeup = Wakeup::Pushed;
-    capabilities.loss_signal = LossSignal::Renewal;
+    capabilities.waiter_notification = WaiterNotification::Pushed;
+    capabilities.loss_detection = LossDetection::Renewal;
     capabilities.restart = Restart::Keeps;
     // Requests travel on streams of their own and may overtake each other.
-    capabilities.ordered_release = false;
+    capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.break_lock = true;
     capabilities

@@ -24,7 +24,7 @@ pub struct EtcdConfig {
     /// How long a connection may take to come about. 1 s by default.
     pub connect_timeout: Duration,
     /// How often a waiter looks by itself, although it is woken: some servers lose events after a compaction. 5 s by default.
-    pub safety_net: Duration,
+    pub fallback_poll_interval: Duration,
     /// Supplies the user and the password. Without it they are those of the URL, or of the given client.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
@@ -36,7 +36,7 @@ impl Default for EtcdConfig {
             exact_names: false,
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
-            safety_net: Duration::from_secs(5),
+            fallback_poll_interval: Duration::from_secs(5),
             credentials: None,
         }
     }
@@ -71,10 +71,10 @@ impl EtcdConfig {
         self
     }
 
-    /// Looks this often while waiting; see [`safety_net`](Self::safety_net).
+    /// Looks this often while waiting; see [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
-    pub fn with_safety_net(mut self, interval: Duration) -> Self {
-        self.safety_net = interval;
+    pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
+        self.fallback_poll_interval = interval;
         self
     }
 

@@ -21,7 +21,7 @@ use crate::{
     config::EtcdConfig,
     error::{self, Effect},
     keys::{EtcdKey, Names},
-    location::{Connector, Location},
+    url::{Connector, ParsedUrl},
     member::{Live, Member},
     probe::Probe,
     releases::Releases,
@@ -58,8 +58,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn at(location: Location) -> Arc<Self> {
-        let Location { endpoints, connector, config, credentials } = location;
+    pub(crate) fn at(location: ParsedUrl) -> Arc<Self> {
+        let ParsedUrl { endpoints, connector, config, credentials } = location;
         let members = endpoints.into_iter().map(Connector::connecting);
         let authenticator = Authenticator::new(config.credentials.clone(), credentials);
         Self::new(members.collect(), Some(connector), config, authenticator)

@@ -6,7 +6,7 @@ use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget};
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
 
 use crate::{
-    breaking::id_of,
+    revoke::id_of,
     connection::Cluster,
     error::Effect,
     keys::{Directory, EtcdKey, Member, label_of},

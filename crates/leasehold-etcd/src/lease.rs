@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait,
+    Deadline, ErrorKind, FencingToken, Lease, ReleaseTracker, Released, Request, Result, KeepAlive, async_trait,
     session::Claim,
 };
 
@@ -19,13 +19,13 @@ pub(crate) struct EtcdLease {
     place: Arc<Place>,
     /// The create revision of its key.
     revision: i64,
-    release: ReleaseState,
+    release: ReleaseTracker,
 }
 
 impl EtcdLease {
     pub(crate) fn new(claim: Claim<EtcdSessions>, request: Request, place: Arc<Place>, revision: i64) -> Self {
         claim.session().handle().hold(&place.key, revision);
-        Self { claim, request, place, revision, release: ReleaseState::new() }
+        Self { claim, request, place, revision, release: ReleaseTracker::new() }
     }
 }
 
@@ -40,8 +40,8 @@ impl Lease for EtcdLease {
         self.claim.valid_until()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Session(self.claim.session().id())
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::Session(self.claim.session().id())
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {

@@ -3,22 +3,22 @@
 
 mod authenticator;
 mod backend;
-mod breaking;
-mod candidate;
+mod revoke;
+mod pending_lock;
 mod config;
 mod connection;
 mod error;
-mod gather;
+mod batch;
 mod inspect;
 mod keys;
 mod lease;
-mod location;
+mod url;
 mod member;
 mod probe;
 mod queue;
 mod releases;
 mod session;
-mod wake;
+mod waiters;
 
 /// The driver.
 pub use etcd_client;

@@ -12,15 +12,15 @@ use etcd_client::{
     LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
 };
 use leasehold_core::{
-    Deadline, ErrorKind, LossReason, OwnerId, Result, Ttl, async_trait,
-    session::{Claim, Gather, GatherLimits, Opened, Owned, SessionDriver, SessionTime},
+    Deadline, ErrorKind, LossReason, AcquisitionId, Result, Ttl, async_trait,
+    session::{Claim, Batcher, BatchLimits, Opened, Owned, SessionDriver, SessionTime},
 };
 use tokio::time::timeout;
 
 use crate::{
     connection::{Cluster, TOGETHER},
     error::{self, Effect},
-    gather::{Carrier, Job},
+    batch::{BatchExecutor, Job},
     keys::EtcdKey,
     queue::{Answer, Place, Step},
 };
@@ -29,7 +29,7 @@ use crate::{
 /// more lease ids are drawn when one exists already.
 const TRIES: usize = 3;
 /// Measured on two cores with 1 to 256 tasks: anything more alone or at a time is slower, at 16 tasks by half.
-const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: false, calls: 1, batch: TOGETHER };
+const LIMITS: BatchLimits = BatchLimits { alone: 1, one_at_a_time: false, calls: 1, batch: TOGETHER };
 
 /// How many bytes of keys one lease has at most. The server lists them in one message, of which the driver reads 4 MiB: the
 /// other half is for keys that lost answers left behind, and for marks.
@@ -48,8 +48,8 @@ pub(crate) struct Handle {
     pub(crate) lease: i64,
     /// A key that lives as long as the lease: what a renewal reads.
     key: EtcdKey,
-    carrier: Arc<Carrier>,
-    gather: Arc<Gather<Carrier>>,
+    carrier: Arc<BatchExecutor>,
+    gather: Arc<Batcher<BatchExecutor>>,
     stream: tokio::sync::Mutex<Option<(LeaseKeeper, LeaseKeepAliveStream)>>,
     /// The create revisions of what is held, to tell whose mark a mark is.
     held: Mutex<HashMap<EtcdKey, i64>>,
@@ -222,13 +222,13 @@ impl SessionDriver for EtcdSessions {
         });
         let granted = granted.await?;
         let (id, granted) = (granted.id(), granted.ttl());
-        let carrier = Arc::new(Carrier { cluster: Arc::clone(cluster), patience });
+        let carrier = Arc::new(BatchExecutor { cluster: Arc::clone(cluster), patience });
         let key = cluster.names.session(id);
         let handle = Handle {
             lease: id,
             key: key.clone(),
             carrier,
-            gather: Arc::new(Gather::new(LIMITS)),
+            gather: Arc::new(Batcher::new(LIMITS)),
             stream: tokio::sync::Mutex::default(),
             held: Mutex::default(),
         };
@@ -334,7 +334,7 @@ impl SessionDriver for EtcdSessions {
 async fn grant(leases: &mut LeaseClient, seconds: i64) -> Result<LeaseGrantResponse, Driver> {
     let mut tries = 0;
     loop {
-        let id = (OwnerId::random().as_u128() as i64 & i64::MAX).max(1);
+        let id = (AcquisitionId::random().as_u128() as i64 & i64::MAX).max(1);
         match leases.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await {
             Err(error) if error::is_lease_taken(&error) && tries < TRIES => tries += 1,
             granted => return granted,

@@ -4,7 +4,7 @@
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use leasehold_local::{
-    Attempt, Drift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockClient, LockKey, Mode,
+    Attempt, ClockDrift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockClient, LockKey, Mode,
     Released, Request, TestClock, Ttl,
 };
 
@@ -260,7 +260,7 @@ async fn a_planted_directory_link_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_directory_that_others_can_change_is_shared_on_purpose_or_refused() {
+async fn directory_writable_by_others_needs_the_shared_option() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let parent = tempfile::tempdir().unwrap();
     let (dir, link) = (parent.path().join("locks"), parent.path().join("link"));
@@ -427,7 +427,7 @@ async fn waiting_by_attempts_is_woken_too() {
         let backend = Arc::clone(&backend);
         tokio::spawn(async move {
             let attempt = move |request| Arc::clone(&backend).try_acquire(request);
-            let lease = leasehold_local::acquire_by_attempts(request("k"), attempt).await.unwrap();
+            let lease = leasehold_local::acquire_with_retry(request("k"), attempt).await.unwrap();
             assert_eq!(lease.release().await.unwrap(), Released::Freed);
         })
     };
@@ -446,7 +446,7 @@ async fn renewals_move_the_deadline_until_it_has_passed() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let clock = Arc::new(TestClock::new());
-    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(Arc::clone(&clock) as _, Drift::NONE);
+    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(Arc::clone(&clock) as _, ClockDrift::NONE);
     let lease = attempt(&backend, timed.clone()).await.unwrap();
     tokio::time::advance(Duration::from_secs(9)).await;
     Arc::clone(&lease).renew().await.unwrap();
@@ -465,7 +465,7 @@ async fn a_lock_whose_file_was_removed_is_free_at_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let clock = Arc::new(TestClock::new());
-    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(clock, Drift::NONE);
+    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(clock, ClockDrift::NONE);
     let lease = attempt(&backend, timed).await.unwrap();
     Arc::clone(&lease).renew().await.unwrap();
     std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();

@@ -333,7 +333,7 @@ async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
 
 /// Only root can be another user.
 #[tokio::test]
-async fn who_cannot_give_files_the_group_of_a_shared_directory_is_refused() {
+async fn process_outside_the_group_of_a_shared_directory_is_refused() {
     use std::os::unix::fs::{PermissionsExt, chown};
     let [owner, member] = two_users();
     let dir = tempfile::tempdir().unwrap();
@@ -619,14 +619,14 @@ async fn a_killed_waiting_writer_no_longer_keeps_readers_out() {
 }
 
 #[tokio::test]
-async fn a_courteous_request_lets_a_waiter_of_another_process_go_first() {
+async fn yielding_request_lets_another_processes_waiter_go_first() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
     let mut other = Holder::start(dir.path(), "exclusive");
     until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
-    let courteous = request("exclusive").with_courtesy(true);
-    assert!(matches!(Arc::clone(&backend).try_acquire(courteous).await.unwrap(), Attempt::Contended(_)));
+    let yielding = request("exclusive").with_yield_to_waiters(true);
+    assert!(matches!(Arc::clone(&backend).try_acquire(yielding).await.unwrap(), Attempt::Contended(_)));
     lease.release().await.unwrap();
     other.expect("held:");
 }

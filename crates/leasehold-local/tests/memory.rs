@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
 use leasehold_local::{
-    Attempt, Broken, Contention, Drift, Error, ErrorKind, FencingToken, Lease, LockBackend, LockKey, MemoryBackend,
+    Attempt, Broken, Contention, ClockDrift, Error, ErrorKind, FencingToken, Lease, LockBackend, LockKey, MemoryBackend,
     Mode, Released, Request, TestClock, TokenVote, Ttl,
 };
 
@@ -71,7 +71,7 @@ async fn exclusive_excludes_all_and_readers_share() {
 }
 
 #[tokio::test]
-async fn permits_are_counted_and_do_not_touch_the_mutex_of_the_same_name() {
+async fn permits_are_counted_apart_from_the_mutex_of_the_name() {
     let backend = Arc::new(MemoryBackend::new());
     let mutex = granted(&backend, request("k")).await;
     let first = granted(&backend, permit("k", 2)).await;
@@ -85,7 +85,7 @@ async fn permits_are_counted_and_do_not_touch_the_mutex_of_the_same_name() {
 }
 
 #[tokio::test]
-async fn two_permit_counts_for_one_name_are_a_mismatch_while_it_is_held() {
+async fn two_permit_counts_for_one_held_name_are_an_error() {
     let backend = Arc::new(MemoryBackend::new());
     let lease = granted(&backend, permit("k", 2)).await;
     let error = Arc::clone(&backend).try_acquire(permit("k", 3)).await.unwrap_err();
@@ -172,7 +172,7 @@ async fn no_reader_overtakes_a_waiting_writer() {
 }
 
 #[tokio::test]
-async fn a_writer_that_waits_by_attempts_is_not_overtaken_and_is_woken() {
+async fn retrying_writer_is_not_overtaken_and_is_notified() {
     let backend = Arc::new(MemoryBackend::new());
     let reader = granted(&backend, request("k").with_mode(Mode::Shared)).await;
     let refused = contended(&backend, request("k").with_waiting(true)).await;
@@ -186,7 +186,7 @@ async fn a_writer_that_waits_by_attempts_is_not_overtaken_and_is_woken() {
 }
 
 #[tokio::test]
-async fn a_cancelled_waiter_leaves_nothing_and_lets_those_behind_it_in() {
+async fn cancelled_waiter_leaves_nothing_and_unblocks_successors() {
     let backend = Arc::new(MemoryBackend::new());
     let reader = granted(&backend, request("k").with_mode(Mode::Shared)).await;
     let writer = request("k");
@@ -204,7 +204,7 @@ async fn a_cancelled_waiter_leaves_nothing_and_lets_those_behind_it_in() {
 }
 
 #[tokio::test]
-async fn a_dropped_waiter_gives_back_what_it_was_granted_but_did_not_take() {
+async fn dropped_waiter_releases_a_grant_it_did_not_take() {
     let backend = Arc::new(MemoryBackend::new());
     let held = granted(&backend, request("k")).await;
     let mut waiter = Arc::clone(&backend).acquire(request("k"));
@@ -225,7 +225,7 @@ fn on_test_clock() -> (Backend, Arc<TestClock>) {
 
 fn timed(key: &str, clock: &Arc<TestClock>, secs: u64) -> Request {
     let clock = Arc::clone(clock);
-    request(key).with_ttl(Ttl::from_secs(secs).unwrap()).with_clock(clock, Drift::NONE)
+    request(key).with_ttl(Ttl::from_secs(secs).unwrap()).with_clock(clock, ClockDrift::NONE)
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,7 +299,7 @@ async fn inspection_shows_holders_and_waiters() {
 }
 
 #[tokio::test]
-async fn breaking_now_frees_the_lock_tells_the_holder_and_spares_a_newer_one() {
+async fn immediate_revocation_notifies_holder_and_spares_newer_ones() {
     let backend = Arc::new(MemoryBackend::new());
     let old = granted(&backend, request("k")).await;
     let waiter = queued(&backend, request("k")).await;

@@ -4,23 +4,23 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Mode, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime,
-    session::{Sessions, attempt_afresh, queue_afresh},
+    LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result, Ttl, WaiterNotification, async_trait, check_runtime,
+    session::{Sessions, attempt_with_session_retry, queue_with_session_retry},
 };
 use sqlx::{PgPool, postgres::PgConnectOptions};
 
 use crate::{
-    breaking,
+    revoke,
     config::PostgresConfig,
     connection::Link,
     error::{self, BACKEND, named},
-    gather::Want,
+    batch::Want,
     inspect,
-    location::Location,
-    queue::{Candidate, Tried},
+    url::ParsedUrl,
+    queue::{PendingLock, Tried},
     server::Server,
     session::PostgresSessions,
-    wake::Wakes,
+    waiters::WaiterRegistry,
 };
 
 /// Shorter ones leave too little time for an answer.
@@ -43,7 +43,7 @@ const MAX_TTL: u64 = i32::MAX as u64;
 pub struct PostgresBackend {
     link: Arc<Link>,
     sessions: Sessions<PostgresSessions>,
-    wakes: Arc<Wakes>,
+    waiters: Arc<WaiterRegistry>,
     capabilities: Capabilities,
 }
 
@@ -65,7 +65,7 @@ impl PostgresBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn connect(url: &str) -> Result<Arc<Self>> {
-        let Location { options, config } = Location::parse(url)?;
+        let ParsedUrl { options, config } = ParsedUrl::parse(url)?;
         Self::from_options(&options, config).await
     }
 
@@ -80,9 +80,9 @@ impl PostgresBackend {
         check_runtime()?;
         let (link, server) = Link::connected(options, config).await?;
         let capabilities = capabilities(&link, server);
-        let wakes = Wakes::new(&link);
-        let sessions = Sessions::new(Arc::new(PostgresSessions { link: Arc::clone(&link), wakes: Arc::clone(&wakes) }));
-        Ok(Arc::new(Self { link, sessions, wakes, capabilities }))
+        let waiters = WaiterRegistry::new(&link);
+        let sessions = Sessions::new(Arc::new(PostgresSessions { link: Arc::clone(&link), waiters: Arc::clone(&waiters) }));
+        Ok(Arc::new(Self { link, sessions, waiters, capabilities }))
     }
 
     /// Connects to where `pool` connects. None of the pool's connections is used: what holds locks must not go back into a
@@ -103,7 +103,7 @@ impl PostgresBackend {
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.
     pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
-        let Location { options, config } = Location::parse(url)?;
+        let ParsedUrl { options, config } = ParsedUrl::parse(url)?;
         Ok(capabilities(&Link::new(&options, config)?, Server::WEAKEST))
     }
 
@@ -132,15 +132,15 @@ impl PostgresBackend {
     }
 
     async fn try_once(&self, request: &Request, want: &Want) -> Result<Attempt> {
-        let candidate = match Candidate::new(&self.sessions, &self.wakes, request, want).await?.attempt().await? {
+        let pending = match PendingLock::new(&self.sessions, &self.waiters, request, want).await?.attempt().await? {
             Tried::Granted(lease) => return Ok(Attempt::Granted(lease)),
-            Tried::Refused(candidate) => candidate,
+            Tried::Refused(pending) => pending,
         };
-        let retry_after = Some(self.link.config.safety_net.min(request.ttl().as_duration() / 8));
+        let retry_after = Some(self.link.config.fallback_poll_interval.min(request.ttl().as_duration() / 8));
         if !request.is_waiting() {
             return Ok(Attempt::Contended(Contention { retry_after, ..Contention::default() }));
         }
-        match candidate.attempt_to_wait(&self.link).await? {
+        match pending.attempt_to_wait(&self.link).await? {
             Tried::Granted(lease) => Ok(Attempt::Granted(lease)),
             Tried::Refused(waiter) => {
                 let retry_after = Some(waiter.net);
@@ -152,19 +152,19 @@ impl PostgresBackend {
 
     /// Waits until granted.
     async fn wait(&self, request: &Request, want: &Want) -> Result<Arc<dyn Lease>> {
-        let mut candidate = match Candidate::new(&self.sessions, &self.wakes, request, want).await?.attempt().await? {
+        let mut pending = match PendingLock::new(&self.sessions, &self.waiters, request, want).await?.attempt().await? {
             Tried::Granted(lease) => return Ok(lease),
-            Tried::Refused(candidate) => candidate,
+            Tried::Refused(pending) => pending,
         };
         request.set_contended();
         // Apart: most are granted at once, and need no room for what waiting needs.
         let waits = async move {
             loop {
-                match candidate.attempt_to_wait(&self.link).await? {
+                match pending.attempt_to_wait(&self.link).await? {
                     Tried::Granted(lease) => return Ok(lease),
                     Tried::Refused(waiter) => {
                         request.set_contended();
-                        candidate = waiter.woken().await?;
+                        pending = waiter.woken().await?;
                     }
                 }
             }
@@ -181,7 +181,7 @@ impl LockBackend for PostgresBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let want = self.check(&request)?;
-        let tried = attempt_afresh(request, |request| {
+        let tried = attempt_with_session_retry(request, |request| {
             let (backend, want) = (&self, &want);
             async move { backend.try_once(&request, want).await }
         });
@@ -190,7 +190,7 @@ impl LockBackend for PostgresBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let want = self.check(&request)?;
-        let queued = queue_afresh(request, |request| {
+        let queued = queue_with_session_retry(request, |request| {
             let (backend, want) = (&self, &want);
             Box::pin(async move { backend.wait(&request, want).await })
         });
@@ -204,7 +204,7 @@ impl LockBackend for PostgresBackend {
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         let holder = holder.clone();
-        self.link.on_driver_thread("break", |link| async move { breaking::break_lock(&link, &holder, now).await }).await
+        self.link.on_driver_thread("break", |link| async move { revoke::break_lock(&link, &holder, now).await }).await
     }
 
     /// Asks on a connection of its own, so that it also tells when the server has no connection left.
@@ -213,7 +213,7 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn close(&self) -> Result<()> {
-        self.wakes.close();
+        self.waiters.close();
         self.sessions.close().await.map_err(|error| named(error, "close"))
     }
 }
@@ -232,10 +232,10 @@ fn capabilities(link: &Link, server: Server) -> Capabilities {
         (true, true) => Fencing::Durable,
     };
     capabilities.fairness = Fairness::BestEffort;
-    capabilities.wakeup = Wakeup::Pushed;
-    capabilities.loss_signal = LossSignal::Renewal;
+    capabilities.waiter_notification = WaiterNotification::Pushed;
+    capabilities.loss_detection = LossDetection::Renewal;
     capabilities.restart = Restart::FreesAtOnce;
-    capabilities.ordered_release = false;
+    capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.break_lock = true;
     capabilities

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_no_two_series_are_the_same() {
+    fn delays_double_up_to_a_limit_with_jitter() {
         let series = || {
             let mut backoff = Backoff::new();
             std::array::from_fn::<_, 10, _>(|_| backoff.pause())

@@ -15,7 +15,7 @@ pub struct PostgresConfig {
     pub prefix: Arc<[u8]>,
     /// How names become advisory keys. [`KeyScheme::Hash`] by default.
     pub keys: KeyScheme,
-    /// Whether grants carry fencing tokens, which need a sequence. On by default.
+    /// Whether grants execute fencing tokens, which need a sequence. On by default.
     pub fencing: bool,
     /// The sequence that the tokens are drawn from, as `schema.name`; created if it is missing and the role may. All who share
     /// locks must name the same. `public.leasehold_tokens` by default.
@@ -26,7 +26,7 @@ pub struct PostgresConfig {
     pub connect_timeout: Duration,
     /// How often a waiter looks by itself, at most an eighth of the TTL: nobody tells it when a holder dies, or when a holder
     /// that is another program releases. 1 s by default.
-    pub safety_net: Duration,
+    pub fallback_poll_interval: Duration,
     /// The most connections that hold locks; each carries up to about 1 000 claims. 16 by default.
     pub max_sessions: usize,
     /// Supplies the user and the password of each new connection. `None` by default, which uses those
@@ -43,7 +43,7 @@ impl Default for PostgresConfig {
             sequence: Arc::from("public.leasehold_tokens"),
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
-            safety_net: Duration::from_secs(1),
+            fallback_poll_interval: Duration::from_secs(1),
             max_sessions: 16,
             credentials: None,
         }
@@ -93,10 +93,10 @@ impl PostgresConfig {
         self
     }
 
-    /// Looks this often while waiting; see [`safety_net`](Self::safety_net).
+    /// Looks this often while waiting; see [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
-    pub fn with_safety_net(mut self, interval: Duration) -> Self {
-        self.safety_net = interval;
+    pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
+        self.fallback_poll_interval = interval;
         self
     }
 
@@ -171,11 +171,11 @@ fn invalid(message: impl Into<String>) -> Error {
 #[cfg(all(test, not(feature = "tls")))]
 mod tests {
     use super::*;
-    use crate::location::Location;
+    use crate::url::ParsedUrl;
 
     #[test]
     fn tls_without_the_feature_names_the_feature() {
-        let location = Location::parse("postgres://h/?sslmode=require").unwrap();
+        let location = ParsedUrl::parse("postgres://h/?sslmode=require").unwrap();
         let error = check_tls(&location.options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("feature `tls`"), "{error}");

@@ -24,7 +24,7 @@ use crate::{
     hash::hash_text_extended,
     identity::{Answerer, Identity},
     keys::Names,
-    location,
+    url,
     server::{Server, any_asynchronous, why_unfit},
     settings::{Settings, needed, wanted},
     statement::{CHANNEL, Dialect, Statements},
@@ -440,7 +440,7 @@ fn warn_of_strangers(options: &PgConnectOptions) {
         // The server proves it, or the user has decided against it.
         _ => return,
     };
-    if !location::is_local(options) {
+    if !url::is_local(options) {
         tracing::warn!(
             target: "leasehold",
             "sslmode={mode} does not verify that it is {host} who answers; write sslmode=verify-full, or sslmode=disable \
@@ -482,7 +482,7 @@ mod tests {
     use leasehold_testkit::PanickingSubscriber;
 
     use super::*;
-    use crate::location::Location;
+    use crate::url::ParsedUrl;
 
     #[test]
     fn a_server_that_is_not_verified_is_warned_of() {
@@ -495,7 +495,7 @@ mod tests {
             ("postgres://u@localhost/?sslmode=prefer", false),
             ("postgres://u@/?host=/run/x&sslmode=prefer", false),
         ] {
-            let options = Location::parse(url).unwrap().options;
+            let options = ParsedUrl::parse(url).unwrap().options;
             let (subscriber, _) = PanickingSubscriber::new(None);
             let warn = || tracing::subscriber::with_default(subscriber, || warn_of_strangers(&options));
             assert_eq!(catch_unwind(AssertUnwindSafe(warn)).is_err(), warned, "{url}");

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_same_transaction_may_survive_the_next_time_is_retryable() {
+    fn errors_that_a_retry_may_survive_are_retryable() {
         for code in ["40001", "40P01"] {
             let (kind, message) = of_server(code, "it failed", "the server");
             assert_eq!(kind, ErrorKind::Unavailable, "{code}");

@@ -22,7 +22,7 @@
 
 use std::fmt;
 
-use leasehold_core::OwnerId;
+use leasehold_core::AcquisitionId;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 /// The values of [`Identity::answer`] in place of the pid.
@@ -56,7 +56,7 @@ impl Answerer {
 
 impl Identity {
     pub(crate) fn random() -> Self {
-        Self(OwnerId::random().to_string())
+        Self(AcquisitionId::random().to_string())
     }
 
     /// Returns the query that claims the backend that runs it. Its only column is the

@@ -10,7 +10,7 @@ use leasehold_core::{HolderConnection, HolderRef, Inspection, LockKey, Mode, Res
 use sqlx::{Connection, PgConnection, postgres::PgRow};
 
 use crate::{
-    breaking::HolderId,
+    revoke::HolderId,
     connection::{Link, read_shown},
     keys::{AdvisoryKey, Family},
 };
@@ -18,9 +18,9 @@ use crate::{
 /// All who have one of the keys `$1`, of which `$2` are pairs, or one whose upper 44 bits are those of `$3`, with what the server
 /// tells of their sessions. Of other roles' it tells less to a role without `pg_read_all_stats`.
 const WHO: &str = "SELECT s.classid, s.objid, s.objsubid, s.mode = 'ExclusiveLock', s.granted, s.pid, \
-     coalesce(a.application_name, ''), host(a.client_addr), (extract(epoch FROM a.backend_start) * 1000000)::int8, \
-     CASE WHEN a.state = 'idle' THEN (extract(epoch FROM clock_timestamp() - a.state_change) * 1000)::int8 END, \
-     extract(epoch FROM clock_timestamp() - a.backend_start)::int8 \
+     coalesce(a.application_name, ''), host(a.client_addr), (extract(generation FROM a.backend_start) * 1000000)::int8, \
+     CASE WHEN a.state = 'idle' THEN (extract(generation FROM clock_timestamp() - a.state_change) * 1000)::int8 END, \
+     extract(generation FROM clock_timestamp() - a.backend_start)::int8 \
      FROM (SELECT l.classid::int8, l.objid::int8, l.objsubid, l.mode, l.granted, l.pid FROM pg_locks AS l \
      WHERE l.locktype = 'advisory' \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS s \
@@ -54,7 +54,7 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
 }
 
 /// What was seen of a name, and what its keys are.
-struct Sight {
+struct Snapshot {
     seen: Vec<Seen>,
     /// A semaphore may have a name of which the key scheme makes no lock: of such a lock there is nothing to see.
     lock: Option<AdvisoryKey>,
@@ -63,11 +63,11 @@ struct Sight {
     permits: Vec<AdvisoryKey>,
 }
 
-async fn see(link: &Link, key: &LockKey) -> Result<Sight> {
+async fn see(link: &Link, key: &LockKey) -> Result<Snapshot> {
     let mut connection = link.connect("leasehold inspects", "inspect").await?;
     let lock = link.names.lock(key).ok();
     let semaphore = link.names.semaphore(key, 1)?;
-    let mut sight = Sight { seen: Vec::new(), lock, semaphore, of: None, permits: Vec::new() };
+    let mut sight = Snapshot { seen: Vec::new(), lock, semaphore, of: None, permits: Vec::new() };
     let asked: Vec<AdvisoryKey> =
         [lock, sight.waits(), sight.writer_waits(), Some(sight.permit_waits())].into_iter().flatten().collect();
     let any_count = sight.semaphore.any_count();
@@ -81,7 +81,7 @@ async fn see(link: &Link, key: &LockKey) -> Result<Sight> {
     Ok(sight)
 }
 
-impl Sight {
+impl Snapshot {
     fn waits(&self) -> Option<AdvisoryKey> {
         self.lock.map(|lock| AdvisoryKey::Int64(lock.waits()))
     }

@@ -9,7 +9,7 @@
 //! | a waiting writer's sign, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
 //! | the mark of a gentle break, held shared by who breaks and then by the holder | `hashtextextended('leasehold breaks ' || pid || ' ' || key, 0)` |
 //!
-//! `name` is the configured prefix and the lock's name. In the signs `key` is the key in decimal, `42` or `4,2`; that of a
+//! `name` is the configured prefix and the lock's name. In the markers `key` is the key in decimal, `42` or `4,2`; that of a
 //! semaphore is `hashtextextended(name, -1)`. `pid` is the holder's, as `pg_locks` shows it.
 
 use std::{

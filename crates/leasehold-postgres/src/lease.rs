@@ -3,13 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait,
+    Deadline, ErrorKind, FencingToken, Lease, ReleaseTracker, Released, Request, Result, KeepAlive, async_trait,
     session::Claim,
 };
 
 use crate::{
     error::{self, named},
-    gather::{Done, GivenBack, Job},
+    batch::{Done, GivenBack, Job},
     keys::AdvisoryKey,
     session::{PostgresSessions, run},
 };
@@ -21,7 +21,7 @@ pub(crate) struct PostgresLease {
     key: AdvisoryKey,
     semaphore: Option<AdvisoryKey>,
     token: Option<FencingToken>,
-    release: ReleaseState,
+    release: ReleaseTracker,
 }
 
 impl PostgresLease {
@@ -31,7 +31,7 @@ impl PostgresLease {
         (key, semaphore): (AdvisoryKey, Option<AdvisoryKey>),
         token: Option<FencingToken>,
     ) -> Self {
-        Self { claim, request, key, semaphore, token, release: ReleaseState::new() }
+        Self { claim, request, key, semaphore, token, release: ReleaseTracker::new() }
     }
 }
 
@@ -45,8 +45,8 @@ impl Lease for PostgresLease {
         self.claim.valid_until()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Session(self.claim.session().id())
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::Session(self.claim.session().id())
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
@@ -69,8 +69,8 @@ impl Lease for PostgresLease {
         let freed = match run(&self.claim, "release", job).await {
             Ok(Done::GivenBack(given_back)) => {
                 // It costs nothing to say so, but the client something to hear it.
-                if given_back == GivenBack::FreedAndNobodyWaits && self.request.is_last_turn() {
-                    self.request.set_nobody_waits();
+                if given_back == GivenBack::ReleasedNoWaiters && self.request.is_last_turn() {
+                    self.request.set_no_waiters();
                 }
                 Ok(given_back != GivenBack::NotHeld)
             }

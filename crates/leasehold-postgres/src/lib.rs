@@ -3,26 +3,26 @@
 
 mod backend;
 mod backoff;
-mod breaking;
+mod revoke;
 mod config;
 mod connection;
 mod error;
 mod fencing;
-mod gather;
+mod batch;
 mod hash;
 mod identity;
 mod inspect;
 mod keys;
 mod lease;
-mod location;
+mod url;
 mod queue;
 mod server;
 mod session;
 mod settings;
 mod statement;
 pub mod transaction;
-mod wake;
-mod wire;
+mod waiters;
+mod session_conn;
 
 pub use leasehold_core::{Error, ErrorKind, Result};
 /// The driver.

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_without_what_sessions_need_and_other_encodings_are_unfit() {
+    fn unfit_versions_and_encodings_are_refused() {
         assert!(why_unfit(110_022, "UTF8").is_some_and(|why| why.contains("110022") && why.contains("12 and 13")));
         for version in [120_000, 130_014, 140_000, 170_002] {
             assert_eq!(why_unfit(version, "UTF8"), None);
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_the_log_that_no_commit_waits_for_or_that_is_not_shown_is_asynchronous() {
+    fn standby_without_commit_wait_or_hidden_is_asynchronous() {
         let any = |states: &[Option<&str>]| {
             any_asynchronous(&states.iter().map(|state| state.map(str::to_owned)).collect::<Vec<_>>())
         };

@@ -11,43 +11,43 @@ use std::{
 
 use leasehold_core::{
     BoxFuture, Deadline, Elapsed, ErrorKind, LossReason, Result, async_trait, contained,
-    session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    session::{Claim, Batcher, BatchLimits, Opened, Owned, Session, SessionDriver, SessionTime},
     supervised,
 };
 
 use crate::{
     connection::Link,
     error::{self, named},
-    gather::{Carrier, Done, Job, Name, Signs},
+    batch::{BatchExecutor, Done, Job, Name, WaiterMarkers},
     keys::AdvisoryKey,
     statement::SILENT_AFTER,
-    wake::Wakes,
-    wire::Wire,
+    waiters::WaiterRegistry,
+    session_conn::SessionConn,
 };
 
 /// Claims per session: every statement costs the server a walk over what its session has.
 const CAPACITY: usize = 1_000;
 /// One statement is under way at a time on a connection, so whatever is asked meanwhile goes together in the next.
-const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: true, calls: 1, batch: 256 };
+const LIMITS: BatchLimits = BatchLimits { alone: 1, one_at_a_time: true, calls: 1, batch: 256 };
 
 /// Opens, renews and closes holding connections.
 #[derive(Debug)]
 pub(crate) struct PostgresSessions {
     pub(crate) link: Arc<Link>,
-    pub(crate) wakes: Arc<Wakes>,
+    pub(crate) waiters: Arc<WaiterRegistry>,
 }
 
 /// One holding connection.
 pub(crate) struct Handle {
-    carrier: Arc<Carrier>,
-    gather: Arc<Gather<Carrier>>,
+    carrier: Arc<BatchExecutor>,
+    gather: Arc<Batcher<BatchExecutor>>,
     next: AtomicU64,
     /// The number of writers that wait in the session, and whether its [`beat`] task runs.
     waiting_writers: AtomicUsize,
     beating: AtomicBool,
 }
 
-/// The interval of the signs of life of a session in which a writer waits. Readers yield to the writer
+/// The interval of the markers of life of a session in which a writer waits. Readers yield to the writer
 /// for [`SILENT_AFTER`] after the last one.
 const BEAT: Duration = Duration::from_secs(2);
 
@@ -63,7 +63,7 @@ fn writer_waits(session: &Arc<Session<PostgresSessions>>) {
     }
 }
 
-/// Sends signs of life until no writer waits in the session.
+/// Sends markers of life until no writer waits in the session.
 async fn beat(session: Weak<Session<PostgresSessions>>) {
     loop {
         tokio::time::sleep(BEAT).await;
@@ -77,7 +77,7 @@ async fn beat(session: Weak<Session<PostgresSessions>>) {
             }
         }
         // Not a renewal of the session, which would read the server's locks, too.
-        if let Err(error) = handle.driven("renew", |wire, link| Box::pin(wire.renew(link))).await {
+        if let Err(error) = handle.driven("renew", |conn, link| Box::pin(conn.renew(link))).await {
             tracing::debug!(target: "leasehold", %error, "readers may overtake the writers that wait here");
         }
     }
@@ -86,9 +86,9 @@ async fn beat(session: Weak<Session<PostgresSessions>>) {
 /// Whose connection it is, to be told before the connection is given up: with that the server frees all that is held. That is the
 /// one place that ends a session, besides its renewal.
 #[derive(Clone, Default)]
-pub(crate) struct Owner(Arc<OnceLock<Weak<Session<PostgresSessions>>>>);
+pub(crate) struct SessionRef(Arc<OnceLock<Weak<Session<PostgresSessions>>>>);
 
-impl Owner {
+impl SessionRef {
     fn set(&self, session: &Arc<Session<PostgresSessions>>) {
         // Once for each connection.
         let _: &_ = self.0.get_or_init(|| Arc::downgrade(session));
@@ -131,17 +131,17 @@ impl Handle {
     async fn driven<T, F>(&self, operation: &'static str, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: for<'a> FnOnce(&'a mut Wire, &'a Link) -> BoxFuture<'a, Result<T>> + Send + 'static,
+        F: for<'a> FnOnce(&'a mut SessionConn, &'a Link) -> BoxFuture<'a, Result<T>> + Send + 'static,
     {
-        let (way, carrier) = (self.gather.make_way(), Arc::clone(&self.carrier));
+        let (way, carrier) = (self.gather.disable_inline(), Arc::clone(&self.carrier));
         // A panic is told to whoever waits for it.
         let task = tokio::spawn(contained(async move {
             let _way = way;
             let link = &carrier.link;
-            let mut wire = carrier.wire.lock().await;
-            match link.time_outs.within(carrier.limit, work(&mut wire, link)).await {
+            let mut conn = carrier.conn.lock().await;
+            match link.time_outs.within(carrier.limit, work(&mut conn, link)).await {
                 Ok(done) => done,
-                Err(Elapsed) => Err(wire.give_up(link, operation, carrier.limit)),
+                Err(Elapsed) => Err(conn.give_up(link, operation, carrier.limit)),
             }
         }));
         task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?
@@ -160,49 +160,49 @@ async fn run_in(session: &Session<PostgresSessions>, operation: &'static str, jo
     done.map_err(|error| error.with_operation(operation))
 }
 
-/// The signs of a waiter are up for as long as this lives.
+/// The markers of a waiter are up for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct SignsUp {
+pub(crate) struct MarkerGuard {
     session: Arc<Session<PostgresSessions>>,
-    wakes: Arc<Wakes>,
+    waiters: Arc<WaiterRegistry>,
     name: Name,
-    signs: Option<Signs>,
+    markers: Option<WaiterMarkers>,
     of_writer: bool,
 }
 
-impl SignsUp {
-    pub(crate) fn new(claim: &Claim<PostgresSessions>, wakes: &Arc<Wakes>, signs: Signs) -> Self {
+impl MarkerGuard {
+    pub(crate) fn new(claim: &Claim<PostgresSessions>, waiters: &Arc<WaiterRegistry>, markers: WaiterMarkers) -> Self {
         let session = Arc::clone(claim.session());
-        let of_writer = signs.writer.is_some();
+        let of_writer = markers.writer.is_some();
         if of_writer {
             writer_waits(&session);
         }
-        Self { session, wakes: Arc::clone(wakes), name: *claim.name(), signs: Some(signs), of_writer }
+        Self { session, waiters: Arc::clone(waiters), name: *claim.name(), markers: Some(markers), of_writer }
     }
 
     /// Somebody else has taken them down, or will.
     pub(crate) fn disarm(mut self) {
-        self.signs = None;
+        self.markers = None;
     }
 }
 
-impl Drop for SignsUp {
+impl Drop for MarkerGuard {
     fn drop(&mut self) {
         if self.of_writer {
             self.session.handle().waiting_writers.fetch_sub(1, Ordering::AcqRel);
         }
-        let Some(signs) = self.signs.take() else { return };
-        self.session.handle().carrier.leave(self.name, signs);
+        let Some(markers) = self.markers.take() else { return };
+        self.session.handle().carrier.leave(self.name, markers);
         // Without a runtime they go with whatever is asked next, or with the session.
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && self.session.is_live()
         {
-            let (session, wakes) = (Arc::clone(&self.session), Arc::clone(&self.wakes));
+            let (session, waiters) = (Arc::clone(&self.session), Arc::clone(&self.waiters));
             drop(runtime.spawn(async move {
                 drop(run_in(&session, "acquire", Job::Tidy).await);
-                if signs.writer.is_some() {
+                if markers.writer.is_some() {
                     // Readers of this process may have waited behind it.
-                    wakes.wake(signs.key);
+                    waiters.wake(markers.key);
                 }
             }));
         }
@@ -238,10 +238,10 @@ impl SessionDriver for PostgresSessions {
         let sent = time.now();
         let (ttl, label) = (time.ttl(), time.label().to_owned());
         let holding = link.on_driver_thread("acquire", |link| async move { link.open(ttl, &label).await }).await?;
-        let wire = Wire::new(holding, counted, &self.wakes);
+        let conn = SessionConn::new(holding, counted, &self.waiters);
         let handle = Handle {
-            carrier: Carrier::new(link, wire, link.patience(time.ttl()), time.ttl().as_duration()),
-            gather: Arc::new(Gather::new(LIMITS)),
+            carrier: BatchExecutor::new(link, conn, link.patience(time.ttl()), time.ttl().as_duration()),
+            gather: Arc::new(Batcher::new(LIMITS)),
             next: AtomicU64::new(0),
             waiting_writers: AtomicUsize::new(0),
             beating: AtomicBool::new(false),
@@ -255,22 +255,22 @@ impl SessionDriver for PostgresSessions {
 
     async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
         let sent = time.now();
-        handle.driven("renew", |wire, link| Box::pin(wire.renew(link))).await?;
+        handle.driven("renew", |conn, link| Box::pin(conn.renew(link))).await?;
         Ok(time.deadline_from(sent))
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Name>> {
-        handle.driven("reconcile", |wire, link| Box::pin(wire.reconcile(link))).await
+        handle.driven("reconcile", |conn, link| Box::pin(conn.reconcile(link))).await
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
         handle
-            .driven("reconcile", move |wire, link| Box::pin(async move { wire.give_back(link, &orphans).await }))
+            .driven("reconcile", move |conn, link| Box::pin(async move { conn.give_back(link, &orphans).await }))
             .await
     }
 
     async fn close(&self, handle: &Handle) -> Result<()> {
-        handle.driven("close", |wire, link| Box::pin(wire.close(link))).await
+        handle.driven("close", |conn, link| Box::pin(conn.close(link))).await
     }
 }
 

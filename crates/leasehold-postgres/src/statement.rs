@@ -34,7 +34,7 @@ pub(crate) enum Op {
     Shared,
     /// Gives it back, as `Unlock`.
     UnlockShared,
-    /// As `Exclusive`; once granted, takes the signs of the waiting writer away.
+    /// As `Exclusive`; once granted, takes the markers of the waiting writer away.
     ExclusiveOfWaiter,
     /// As `Shared`; once granted, takes the waiter's sign away.
     SharedOfWaiter,
@@ -105,9 +105,9 @@ pub(crate) struct Statements {
     pub(crate) take_waited_for: SqlStr,
     /// A key of 64 bits alone, as [`Op::Unlock`]: `$1` the key, `$2` the waiters' sign. The result, and the pid.
     pub(crate) give_back: SqlStr,
-    /// What a release says to waiters, of what is free already: `$1` the waiters' signs, `$2` what they are told. The number, and the pid.
+    /// What a release says to waiters, of what is free already: `$1` the waiters' markers, `$2` what they are told. The number, and the pid.
     pub(crate) tell: SqlStr,
-    /// `$1` operations, `$2` keys, `$3` waiters' signs, `$4` keys beside, `$5` whether the tokens must reach a standby,
+    /// `$1` operations, `$2` keys, `$3` waiters' markers, `$4` keys beside, `$5` whether the tokens must reach a standby,
     /// `$6` how a commit that notifies waits: one row of results, pid, and whether it was flushed. For rows without readers.
     pub(crate) batch: SqlStr,
     /// The same for all rows; `$7` the database. The look for writers that wait costs the server as much as all the rest, because
@@ -145,7 +145,7 @@ fn nobody(sign: &str) -> String {
     format!("(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) ELSE false END)")
 }
 
-/// Waiting readers no longer yield to a waiting writer whose session was silent for this long. It is
+/// Registration readers no longer yield to a waiting writer whose session was silent for this long. It is
 /// stopped or cut off, and the server ends its session only after the TTL.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(10);
 
@@ -172,7 +172,7 @@ fn no_writer(sign: &str, whom: &str) -> String {
 }
 
 /// Takes it unless somebody else waits.
-fn courteously(take: &str) -> String {
+fn yielding(take: &str) -> String {
     format!("{} AND {take}", nobody("w"))
 }
 
@@ -209,7 +209,7 @@ fn without_sign(then: &str) -> String {
     first_then("pg_advisory_unlock_shared(w)", then)
 }
 
-/// Takes both signs of a waiting writer down, then `then`.
+/// Takes both markers of a waiting writer down, then `then`.
 fn without_signs(then: &str) -> String {
     first_then("pg_advisory_unlock_shared(x)", &without_sign(then))
 }
@@ -244,8 +244,8 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
     branch(Op::UnsignWriter, unlock("pg_advisory_unlock_shared(x)", &told));
     branch(Op::ExclusiveOfWaiter, granted(&exclusive, &without_signs(token)));
     branch(Op::SharedOfWaiter, granted(&shared, &without_sign(token)));
-    branch(Op::ExclusiveCourteous, granted(&courteously(&exclusive), token));
-    branch(Op::SharedCourteous, granted(&courteously(&shared), token));
+    branch(Op::ExclusiveCourteous, granted(&yielding(&exclusive), token));
+    branch(Op::SharedCourteous, granted(&yielding(&shared), token));
     branch(Op::Join, "-1".into());
     if space == 'b' {
         branch(Op::Sign, granted("pg_try_advisory_lock_shared(k)", "-1"));
@@ -360,7 +360,7 @@ impl Statements {
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
         Self {
             take: text(take("$1::int8 AS k", exclusive, &token)),
-            take_courteously: text(take("$1::int8 AS k, $3::int8 AS w", &courteously(exclusive), &token)),
+            take_courteously: text(take("$1::int8 AS k, $3::int8 AS w", &yielding(exclusive), &token)),
             take_waited_for: text(take(
                 "$1::int8 AS k, $3::int8 AS w, $4::int8 AS x",
                 exclusive,

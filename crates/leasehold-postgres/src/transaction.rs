@@ -5,13 +5,13 @@
 //! where the work is longer than a transaction should be, or touches anything else.
 //!
 //! They exclude the leases of the same key and are excluded by them. A lease that waits for a transaction learns of its end by
-//! its own look, at each [`safety_net`](crate::PostgresConfig::safety_net); a transaction that waits for a lease is in the server's
+//! its own look, at each [`fallback_poll_interval`](crate::PostgresConfig::fallback_poll_interval); a transaction that waits for a lease is in the server's
 //! own queue, at the cost of one connection and one snapshot.
 //!
 //! Two transactions that each wait for what the other has locked are in a deadlock, also where one of the two waits for
 //! a row. After its `deadlock_timeout` the server ends one of the waits with an error, [`ErrorKind::Unavailable`]: roll
 //! that transaction back, so that the other can go on, and run it again. Who take their locks in the same order have none.
-//! The server sees no deadlock of which a lease is a part: use [`lock_within`] where you hold one.
+//! The server sees no deadlock of which a lease is a part: use [`lock_timeout`] where you hold one.
 //!
 //! ```no_run
 //! use leasehold_postgres::{AdvisoryKey, KeyScheme, sqlx::PgPool, transaction};
@@ -89,7 +89,7 @@ pub async fn try_lock_shared(transaction: &mut PgTransaction<'_>, key: AdvisoryK
 ///
 /// # Cancel safety
 /// As [`lock`].
-pub async fn lock_within(transaction: &mut PgTransaction<'_>, key: AdvisoryKey, wait: Duration) -> Result<bool> {
+pub async fn lock_timeout(transaction: &mut PgTransaction<'_>, key: AdvisoryKey, wait: Duration) -> Result<bool> {
     // 0 would mean no limit, and the server takes whole milliseconds up to 31 bits.
     let millis = wait.as_millis().clamp(1, i32::MAX as u128).to_string();
     let failed = |error| error::of_driver(error, "acquire", SERVER);

@@ -8,27 +8,27 @@ use std::{
 
 use leasehold_core::{
     Attempt, BoxFuture, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Mode, Pong, Request, Restart, Result, Ttl, Wakeup, acquire_by_attempts,
+    LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result, Ttl, WaiterNotification, acquire_with_retry,
     async_trait, check_runtime, quorum::QuorumNode,
 };
 use redis::{Client, Cmd, Value};
 
 use crate::{
-    answer::{Answer, Found, Refusal},
-    breaking,
-    config::{RedisConfig, WakeMode},
+    reply::{Answer, ServerInfo, Refusal},
+    revoke,
+    config::{RedisConfig, NotificationMode},
     connection::Link,
     error::{self, BACKEND, Effect},
-    exclusive::{self, Operation, TOKEN_LIMIT},
-    holder::Holder,
+    commands::{self, Operation, TOKEN_LIMIT},
+    value::Holder,
     inspect,
     keys::{Keys, Kind},
     lease::RedisLease,
-    location::Location,
-    probe, scripts,
-    undo::{self, Orphans},
+    url::ParsedUrl,
+    handshake, scripts,
+    cleanup::{self, CleanupQueue},
     vote,
-    wake::Epoch,
+    waiters::Generation,
 };
 
 /// Below this, drift and network leave nothing to work with.
@@ -58,7 +58,7 @@ const REFRESH: Duration = Duration::from_secs(2);
 /// ```
 pub struct RedisBackend {
     link: Arc<Link>,
-    orphans: Arc<Orphans>,
+    orphans: Arc<CleanupQueue>,
     capabilities: Capabilities,
 }
 
@@ -74,7 +74,7 @@ impl RedisBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn connect(url: &str) -> Result<Arc<Self>> {
-        let Location { client, config } = Location::parse(url)?;
+        let ParsedUrl { client, config } = ParsedUrl::parse(url)?;
         Self::from_client(&client, config).await
     }
 
@@ -103,7 +103,7 @@ impl RedisBackend {
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.
     pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
-        let Location { client, config } = Location::parse(url)?;
+        let ParsedUrl { client, config } = ParsedUrl::parse(url)?;
         Ok(Self::weakest(&client, config)?.capabilities)
     }
 
@@ -130,10 +130,10 @@ impl RedisBackend {
 
     /// Not yet connected, and so with the capabilities of most servers.
     fn unconnected(client: &Client, config: RedisConfig) -> Result<Self> {
-        let client = config.apply_to(&probe::with_resp3(client)?)?;
+        let client = config.apply_to(&handshake::with_resp3(client)?)?;
         config.name()?;
         let endpoint = endpoint_of(&client);
-        let pushes = config.wake_up == WakeMode::Pushed;
+        let pushes = config.notifications == NotificationMode::Pushed;
         let link = Link::new(client, config, endpoint);
         let capabilities = capabilities(link.endpoint.clone(), pushes, Restart::AsPersisted);
         Ok(Self { link, orphans: Arc::default(), capabilities })
@@ -152,13 +152,13 @@ impl RedisBackend {
             return Err(error::plain(ErrorKind::InvalidInput, "acquire", "a token floor must stay below 2^53"));
         }
         let keys = Keys::new(prefix, request.key());
-        let mut before = self.epoch(request.mode(), &keys);
+        let mut before = self.generation(request.mode(), &keys);
         let mut sent = request.now();
         let mut answer = self.ask(&request, &keys, registered, false).await;
         let mut again = false;
         // An idle connection without pushes is found closed only when it is used.
-        if answer.as_ref().is_err_and(error::broke) && Box::pin(undo::undone(&self.link, &request)).await {
-            (before, sent, again) = (self.epoch(request.mode(), &keys), request.now(), true);
+        if answer.as_ref().is_err_and(error::broke) && Box::pin(cleanup::undone(&self.link, &request)).await {
+            (before, sent, again) = (self.generation(request.mode(), &keys), request.now(), true);
             answer = Box::pin(self.ask(&request, &keys, registered, again)).await;
         }
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
@@ -212,8 +212,8 @@ impl RedisBackend {
     async fn exclusive(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
         match self.link.gather.run(&self.link, Operation::Acquire { registered }, request).await? {
             // Refused by a way that neither arms the wake-up, registers, nor says why: who waits asks once more.
-            Value::Nil if request.is_waiting() || request.is_courteous() => {
-                Box::pin(self.acquire_by_script(request, keys, exclusive::flags(request, registered))).await
+            Value::Nil if request.is_waiting() || request.yields_to_waiters() => {
+                Box::pin(self.acquire_by_script(request, keys, commands::flags(request, registered))).await
             }
             // Granted, but the counter is gone.
             Value::Okay => Box::pin(self.draw_token(request, keys)).await,
@@ -223,7 +223,7 @@ impl RedisBackend {
 
     async fn acquire_by_script(&self, request: &Request, keys: &Keys<'_>, flags: &str) -> Result<Value> {
         let live = self.link.live_in_order("acquire").await?;
-        let arguments = |cmd: &mut Cmd| exclusive::acquire_arguments(cmd, keys, request, flags);
+        let arguments = |cmd: &mut Cmd| commands::acquire_arguments(cmd, keys, request, flags);
         let answer = self.link.run_on(&live, &scripts::ACQUIRE, "acquire", Effect::Writes, arguments).await?;
         if let Value::BulkString(_) = answer {
             live.warm(keys.slot());
@@ -251,7 +251,7 @@ impl RedisBackend {
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
             cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.token());
-            cmd.arg(exclusive::flags(request, registered)).arg(keys.base()).arg(live.run_id());
+            cmd.arg(commands::flags(request, registered)).arg(keys.base()).arg(live.run_id());
             if let Some(floor) = request.token_floor() {
                 cmd.arg(floor.get());
             }
@@ -263,7 +263,7 @@ impl RedisBackend {
         let holder = Holder::of(request);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.derived(Kind::Queue)).arg(exclusive::flags(request, registered)).arg(of);
+            cmd.arg(keys.derived(Kind::Queue)).arg(commands::flags(request, registered)).arg(of);
         };
         let live = self.link.live_in_order("acquire").await?;
         self.link.run_on(&live, &scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
@@ -276,7 +276,7 @@ impl RedisBackend {
         let registered = matches!(first, Some(Ok(Attempt::Contended(_)))).then(|| request.clone());
         let (first, waiter) = (Mutex::new(first), Mutex::new(registered));
         let (first, waiter) = (&first, &waiter);
-        let acquired = acquire_by_attempts(request, |request| async move {
+        let acquired = acquire_with_retry(request, |request| async move {
             let waiting = || waiter.lock().unwrap_or_else(PoisonError::into_inner);
             let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
             let attempt = match first {
@@ -305,7 +305,7 @@ impl RedisBackend {
     /// Strikes a waiter off: now, or as soon as the server can be reached.
     async fn withdraw_waiter(&self, request: &Request) {
         let withdrawn = match self.link.live_now() {
-            Some(live) => undo::stop_waiting(&self.link, &live, request, Holder::of(request)).await.is_ok(),
+            Some(live) => cleanup::stop_waiting(&self.link, &live, request, Holder::of(request)).await.is_ok(),
             None => false,
         };
         if !withdrawn {
@@ -313,19 +313,19 @@ impl RedisBackend {
         }
     }
 
-    fn epoch(&self, mode: Mode, keys: &Keys<'_>) -> Epoch {
+    fn generation(&self, mode: Mode, keys: &Keys<'_>) -> Generation {
         let registry = &self.link.registry;
         match mode {
-            Mode::Shared => registry.epoch([keys.lock(), keys.derived(Kind::Writers)]),
-            Mode::Permit { .. } => registry.epoch([keys.derived(Kind::Permits)]),
-            _ => registry.epoch([keys.lock()]),
+            Mode::Shared => registry.generation([keys.lock(), keys.derived(Kind::Writers)]),
+            Mode::Permit { .. } => registry.generation([keys.derived(Kind::Permits)]),
+            _ => registry.generation([keys.lock()]),
         }
     }
 
-    fn contention(&self, request: &Request, keys: &Keys<'_>, before: Epoch, refusal: Refusal, left: i64) -> Contention {
-        // Without a connection there is one that just broke, and the epoch has moved: the wake-up comes at once.
+    fn contention(&self, request: &Request, keys: &Keys<'_>, before: Generation, refusal: Refusal, left: i64) -> Contention {
+        // Without a connection there is one that just broke, and the generation has moved: the wake-up comes at once.
         let pushes =
-            self.link.config.wake_up == WakeMode::Pushed && self.link.live_now().is_none_or(|live| live.pushes);
+            self.link.config.notifications == NotificationMode::Pushed && self.link.live_now().is_none_or(|live| live.pushes);
         let registry = &self.link.registry;
         let wake = pushes.then(|| match request.mode() {
             Mode::Shared => registry.arm([keys.lock(), keys.derived(Kind::Writers)], before),
@@ -333,7 +333,7 @@ impl RedisBackend {
             _ => registry.arm([keys.lock()], before),
         });
         // Whoever asks again to stay registered does so as one that was woken: it keeps its place in a quorum, too.
-        let refresh = self.link.config.safety_net.unwrap_or(REFRESH);
+        let refresh = self.link.config.fallback_poll_interval.unwrap_or(REFRESH);
         let wake = wake.map(|wake| {
             let (link, waiter) = (Arc::clone(&self.link), request.waiter());
             let refreshed = async move {
@@ -350,7 +350,7 @@ impl RedisBackend {
             // A member of a set expires without a push: that time is not a net, it is the signal.
             Refusal::Offered | Refusal::Writers => left,
             Refusal::Held if request.mode().is_permit() => left,
-            Refusal::Held => self.link.config.safety_net.unwrap_or(left),
+            Refusal::Held => self.link.config.fallback_poll_interval.unwrap_or(left),
         } + spread;
         if !pushes {
             retry_after = retry_after.min(POLL / 2 + spread * 8);
@@ -359,7 +359,7 @@ impl RedisBackend {
     }
 
     /// Lets a wake-up wait if those before it were needless.
-    fn put_off(&self, contention: &mut Contention, request: &Request, found: Found) {
+    fn put_off(&self, contention: &mut Contention, request: &Request, found: ServerInfo) {
         let pause = self.link.notification_backoff.refused(request.waiter(), found);
         if pause.is_zero() {
             return;
@@ -403,7 +403,7 @@ impl LockBackend for RedisBackend {
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        breaking::break_lock(&self.link, holder, now).await
+        revoke::break_lock(&self.link, holder, now).await
     }
 
     async fn ping(&self) -> Result<Pong> {
@@ -441,10 +441,10 @@ fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilitie
     capabilities.fencing = Fencing::Clocked;
     // Who is not woken cannot tell whether those who came earlier had their chance.
     capabilities.fairness = if pushes { Fairness::BestEffort } else { Fairness::None };
-    capabilities.wakeup = if pushes { Wakeup::Pushed } else { Wakeup::Polled(POLL) };
-    capabilities.loss_signal = LossSignal::Renewal;
+    capabilities.waiter_notification = if pushes { WaiterNotification::Pushed } else { WaiterNotification::Polled(POLL) };
+    capabilities.loss_detection = LossDetection::Renewal;
     capabilities.restart = restart;
-    capabilities.ordered_release = true;
+    capabilities.pipelined_release = true;
     capabilities.inspect = true;
     capabilities.break_lock = true;
     capabilities

@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 use crate::{
     connection::Link,
     error::Effect,
-    exclusive::{Operation, Way},
-    holder::Holder,
+    commands::{Operation, Way},
+    value::Holder,
     keys::Keys,
     lease::{self, FREED, FREED_AND_NOBODY_WAITS},
-    live::{Live, Sent, by_hash, is_no_script},
+    conn::{Conn, Sent, by_hash, is_no_script},
     scripts,
 };
 
@@ -40,7 +40,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Queues the operations on the connection.
-    pub(crate) fn send(link: &Link, live: &Arc<Live>, entries: Vec<Entry>) -> Self {
+    pub(crate) fn send(link: &Link, live: &Arc<Conn>, entries: Vec<Entry>) -> Self {
         let prefix = &link.config.prefix;
         let mut releases = Vec::new();
         let mut others = Vec::with_capacity(entries.len());
@@ -72,7 +72,7 @@ impl Batch {
     }
 
     /// Waits for the answers and hands them on.
-    pub(crate) async fn finish(self, link: &Link, live: &Live) {
+    pub(crate) async fn finish(self, link: &Link, live: &Conn) {
         let Self { releases, entries, sent, ready } = self;
         let answers = match ready {
             Some(answers) => answers,
@@ -108,7 +108,7 @@ impl Batch {
 }
 
 /// Hands on what the script for many releases says. Those that it did not run for, to be sent alone.
-async fn released(link: &Link, live: &Live, releases: Vec<Entry>, answer: Option<Value>) -> Vec<Entry> {
+async fn released(link: &Link, live: &Conn, releases: Vec<Entry>, answer: Option<Value>) -> Vec<Entry> {
     match answer {
         Some(Value::Int(_)) => {
             for entry in releases {
@@ -146,7 +146,7 @@ impl Entry {
         drop(self.answer.send(answer));
     }
 
-    fn answer_with(self, link: &Link, live: &Live, answer: Result<Value, RedisError>) {
+    fn answer_with(self, link: &Link, live: &Conn, answer: Result<Value, RedisError>) {
         let name = self.operation.name();
         // What the server answers with an error it has not done.
         self.answer(answer.map_err(|error| link.failed(live, error, name, Effect::None)));

@@ -10,7 +10,7 @@ use crate::error;
 /// How waiters learn that a lock is free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum WakeMode {
+pub enum NotificationMode {
     /// By client tracking, where the server has it; else as [`Polled`](Self::Polled).
     #[default]
     Pushed,
@@ -24,16 +24,16 @@ pub enum WakeMode {
 /// use std::time::Duration;
 /// use leasehold_redis::RedisConfig;
 ///
-/// let config = RedisConfig::new().with_prefix("shop:").with_response_timeout(Duration::from_millis(300));
+/// let config = RedisConfig::new().with_prefix("shop:").with_timeout(Duration::from_millis(300));
 /// ```
 #[derive(Clone)]
 pub struct RedisConfig {
     pub(crate) prefix: Box<[u8]>,
     pub(crate) connect_timeout: Duration,
-    pub(crate) response_timeout: Duration,
+    pub(crate) timeout: Duration,
     pub(crate) nodelay: bool,
-    pub(crate) wake_up: WakeMode,
-    pub(crate) safety_net: Option<Duration>,
+    pub(crate) notifications: NotificationMode,
+    pub(crate) fallback_poll_interval: Option<Duration>,
     /// `None`: the default.
     pub(crate) name: Option<Box<str>>,
     pub(crate) credentials: Option<Arc<dyn CredentialsProvider>>,
@@ -47,10 +47,10 @@ impl RedisConfig {
             prefix: Box::default(),
             // Well below a third of the default TTL, so that a renewal can fail and still be tried again.
             connect_timeout: Duration::from_secs(1),
-            response_timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
             nodelay: true,
-            wake_up: WakeMode::default(),
-            safety_net: None,
+            notifications: NotificationMode::default(),
+            fallback_poll_interval: None,
             name: None,
             credentials: None,
         }
@@ -73,8 +73,8 @@ impl RedisConfig {
     /// How long to wait for an answer before the connection is given up, which may take 20 ms more. Keep it well below a
     /// third of the TTL.
     #[must_use]
-    pub fn with_response_timeout(mut self, timeout: Duration) -> Self {
-        self.response_timeout = timeout;
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 
@@ -87,16 +87,16 @@ impl RedisConfig {
 
     /// How waiters are woken.
     #[must_use]
-    pub fn with_wake_up(mut self, wake_up: WakeMode) -> Self {
-        self.wake_up = wake_up;
+    pub fn with_notifications(mut self, notifications: NotificationMode) -> Self {
+        self.notifications = notifications;
         self
     }
 
     /// Replaces the time after which a waiter asks again unless it is woken: 2 s, or when the holder's grant ends. A
     /// waiter that asks less often than every 5 s loses its place. For tests that want to see that pushes alone suffice.
     #[must_use]
-    pub fn with_safety_net(mut self, net: Duration) -> Self {
-        self.safety_net = Some(net);
+    pub fn with_fallback_poll_interval(mut self, net: Duration) -> Self {
+        self.fallback_poll_interval = Some(net);
         self
     }
 
@@ -184,10 +184,10 @@ impl fmt::Debug for RedisConfig {
         f.debug_struct("RedisConfig")
             .field("prefix", &self.prefix.escape_ascii().to_string())
             .field("connect_timeout", &self.connect_timeout)
-            .field("response_timeout", &self.response_timeout)
+            .field("timeout", &self.timeout)
             .field("nodelay", &self.nodelay)
-            .field("wake_up", &self.wake_up)
-            .field("safety_net", &self.safety_net)
+            .field("notifications", &self.notifications)
+            .field("fallback_poll_interval", &self.fallback_poll_interval)
             .field("name", &self.name)
             .field("credentials", &self.credentials)
             .finish()

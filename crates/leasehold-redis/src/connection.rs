@@ -15,15 +15,15 @@ use leasehold_core::{BoxFuture, Credentials, CredentialsProvider, Error, ErrorKi
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
-    config::{RedisConfig, WakeMode},
+    config::{RedisConfig, NotificationMode},
     error::{self, Effect},
-    gather::Gather,
-    live::Live,
+    batcher::Batcher,
+    conn::Conn,
     notification_backoff::NotificationBackoff,
-    probe,
+    handshake,
     scripts::Script,
     stream::{self, Meter},
-    wake::Registry,
+    waiters::WaiterRegistry,
 };
 
 /// The driver's queue of commands that are not yet written. Never full, so that a command is queued, in order, by the
@@ -35,9 +35,9 @@ pub(crate) struct Link {
     client: Client,
     pub(crate) config: RedisConfig,
     pub(crate) endpoint: String,
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Arc<WaiterRegistry>,
     pub(crate) notification_backoff: NotificationBackoff,
-    pub(crate) gather: Gather,
+    pub(crate) gather: Batcher,
     state: Mutex<State>,
     generations: AtomicU64,
     /// The run of the server that was connected to last, and how many there were.
@@ -53,8 +53,8 @@ pub(crate) struct Link {
 
 enum State {
     Down,
-    Connecting(Shared<BoxFuture<'static, Result<Arc<Live>>>>),
-    Live(Arc<Live>),
+    Connecting(Shared<BoxFuture<'static, Result<Arc<Conn>>>>),
+    Conn(Arc<Conn>),
     Closed,
 }
 
@@ -71,9 +71,9 @@ impl Link {
             client,
             config,
             endpoint,
-            registry: Arc::new(Registry::new()),
+            registry: Arc::new(WaiterRegistry::new()),
             notification_backoff: NotificationBackoff::default(),
-            gather: Gather::new(),
+            gather: Batcher::new(),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
             run: Mutex::default(),
@@ -107,7 +107,7 @@ impl Link {
     /// As [`run`](Self::run), on this connection.
     pub(crate) async fn run_on(
         &self,
-        live: &Live,
+        live: &Conn,
         script: &Script,
         operation: &'static str,
         effect: Effect,
@@ -118,13 +118,13 @@ impl Link {
 
     /// Maps the error, and gives the connection up if it must be: one that broke or does not answer, that must authenticate
     /// again, or whose server is a replica by now. After a fail-over the same address leads to the new primary, and the old connection never does.
-    pub(crate) fn failed(&self, live: &Live, error: RedisError, operation: &'static str, effect: Effect) -> Error {
+    pub(crate) fn failed(&self, live: &Conn, error: RedisError, operation: &'static str, effect: Effect) -> Error {
         let unauthenticated = error::asks_for_credentials(&error);
         if error.is_io_error() || error.is_unrecoverable_error() || error::is_of_replica(&error) || unauthenticated {
             self.lose(live.generation);
         }
         let error = match error.is_timeout() {
-            true => error::silent(error, operation, effect, self.config.response_timeout),
+            true => error::silent(error, operation, effect, self.config.timeout),
             false => error::of_command(error, operation, effect),
         };
         // The next connection asks for new ones.
@@ -135,7 +135,7 @@ impl Link {
     }
 
     /// The connection, with all gathered operations sent before whatever comes next.
-    pub(crate) async fn live_in_order(&self, operation: &'static str) -> Result<Arc<Live>> {
+    pub(crate) async fn live_in_order(&self, operation: &'static str) -> Result<Arc<Conn>> {
         let live = match self.live_now() {
             Some(live) => live,
             None => Box::pin(self.live()).await.map_err(|error| error.with_operation(operation))?,
@@ -145,9 +145,9 @@ impl Link {
     }
 
     /// The connection, if there is one. One that was closed meanwhile is none: what would be sent on it never arrives.
-    pub(crate) fn live_now(&self) -> Option<Arc<Live>> {
+    pub(crate) fn live_now(&self) -> Option<Arc<Conn>> {
         let live = match &*self.state() {
-            State::Live(live) => Arc::clone(live),
+            State::Conn(live) => Arc::clone(live),
             _ => return None,
         };
         if live.is_over() {
@@ -170,14 +170,14 @@ impl Link {
     }
 
     /// The connection. If there is none, all who ask share one attempt.
-    pub(crate) async fn live(&self) -> Result<Arc<Live>> {
+    pub(crate) async fn live(&self) -> Result<Arc<Conn>> {
         if let Some(live) = self.live_now() {
             return Ok(live);
         }
         let connecting = {
             let mut state = self.state();
             match &*state {
-                State::Live(live) => return Ok(Arc::clone(live)),
+                State::Conn(live) => return Ok(Arc::clone(live)),
                 State::Closed => {
                     return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));
                 }
@@ -198,7 +198,7 @@ impl Link {
         connecting.await
     }
 
-    async fn connect(self: Arc<Self>) -> Result<Arc<Live>> {
+    async fn connect(self: Arc<Self>) -> Result<Arc<Conn>> {
         let opened = contained(async {
             let live = self.open().await?;
             self.end_doomed(&live).await;
@@ -217,7 +217,7 @@ impl Link {
                     live.run_id().clone_into(run);
                     self.runs.fetch_add(1, Ordering::AcqRel);
                 }
-                *state = State::Live(Arc::clone(&live));
+                *state = State::Conn(Arc::clone(&live));
                 drop(state);
                 // Whoever was armed on an earlier connection is not armed on this one.
                 self.registry.wake_all();
@@ -231,7 +231,7 @@ impl Link {
         }
     }
 
-    async fn open(self: &Arc<Self>) -> Result<Arc<Live>> {
+    async fn open(self: &Arc<Self>) -> Result<Arc<Conn>> {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let Some(provider) = &self.config.credentials else {
             return self.open_as(&self.client, generation, self.config.connect_timeout).await;
@@ -243,7 +243,7 @@ impl Link {
             if let Some((_, error)) = refused.take_if(|(before, _)| *before == credentials) {
                 return Err(if generation == 0 { error } else { error::outdated(error, "connect") });
             }
-            let client = probe::with_credentials(&self.client, &credentials)?;
+            let client = handshake::with_credentials(&self.client, &credentials)?;
             let patience = self.config.connect_timeout.saturating_sub(begun.elapsed());
             match self.open_as(&client, generation, patience).await {
                 // They may have changed between the question and their use.
@@ -273,30 +273,30 @@ impl Link {
         }
     }
 
-    async fn open_as(self: &Arc<Self>, client: &Client, generation: u64, patience: Duration) -> Result<Arc<Live>> {
+    async fn open_as(self: &Arc<Self>, client: &Client, generation: u64, patience: Duration) -> Result<Arc<Conn>> {
         let meter = Arc::<Meter>::default();
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(patience))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
-        let pushing = match self.config.wake_up {
-            WakeMode::Pushed => {
+        let pushing = match self.config.notifications {
+            NotificationMode::Pushed => {
                 let settings = settings.clone().set_push_sender(self.push_sender(generation, &meter));
                 match stream::connect(client, settings, &meter, patience).await {
                     Ok(connection) => Some(connection),
-                    Err(error) if probe::lacks_resp3(&error) => {
+                    Err(error) if handshake::lacks_resp3(&error) => {
                         tracing::warn!(endpoint = %self.endpoint, "no RESP3 here: waiters poll");
                         None
                     }
                     Err(error) => return Err(self.cannot_connect(client, error).await),
                 }
             }
-            WakeMode::Polled => None,
+            NotificationMode::Polled => None,
         };
         let (connection, can_push) = match pushing {
             Some(connection) => (connection, true),
             None => {
-                let client = probe::with_resp2(client)?;
+                let client = handshake::with_resp2(client)?;
                 match stream::connect(&client, settings, &meter, patience).await {
                     Ok(connection) => (connection, false),
                     Err(error) => return Err(self.cannot_connect(&client, error).await),
@@ -304,16 +304,16 @@ impl Link {
             }
         };
         let mut probed = connection.0.clone();
-        // The only time that the driver's own time-out is used: afterwards `Live` has one.
-        probed.set_response_timeout(self.config.response_timeout);
-        let found = probe::check(probed, can_push, generation == 0, self).await?;
+        // The only time that the driver's own time-out is used: afterwards `Conn` has one.
+        probed.set_response_timeout(self.config.timeout);
+        let found = handshake::check(probed, can_push, generation == 0, self).await?;
         self.gather.suit_runtime();
-        Ok(Arc::new(Live::new(connection, meter, generation, found, self.config.response_timeout)))
+        Ok(Arc::new(Conn::new(connection, meter, generation, found, self.config.timeout)))
     }
 
     async fn cannot_connect(&self, client: &Client, error: RedisError) -> Error {
         let closed = error.is_connection_dropped() && !error.is_connection_refusal();
-        let told = if closed { probe::farewell(client).await } else { None };
+        let told = if closed { handshake::farewell(client).await } else { None };
         error::of_connect(told.unwrap_or(error), &self.endpoint, ("connect-timeout", self.config.connect_timeout))
     }
 
@@ -360,7 +360,7 @@ impl Link {
         let lost = {
             let mut state = self.state();
             match &*state {
-                State::Live(live) if live.generation == generation => {
+                State::Conn(live) if live.generation == generation => {
                     let lost = Arc::clone(live);
                     *state = State::Down;
                     lost
@@ -378,7 +378,7 @@ impl Link {
     }
 
     /// Ends lost connections at the server, as far as it lets us.
-    async fn end_doomed(&self, live: &Live) {
+    async fn end_doomed(&self, live: &Conn) {
         let mut all = std::mem::take(&mut *self.lost_before());
         all.retain(|doomed| doomed.run == live.run_id());
         while let Some(doomed) = all.pop() {

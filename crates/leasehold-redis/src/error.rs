@@ -53,7 +53,7 @@ pub(crate) fn silent(error: RedisError, operation: &'static str, effect: Effect,
     };
     let message = format!(
         "no answer within the response time-out of {time_out:?}; is the server overloaded, stopped or unreachable? The option \
-         `response-timeout` gives it longer"
+         `timeout` gives it longer"
     );
     plain(kind, operation, message).with_source(error)
 }
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_takes_no_writes_is_retryable_and_has_taken_nothing() {
+    fn read_only_server_is_a_retryable_error_without_effect() {
         for code in ["OOM", "MISCONF", "NOREPLICAS"] {
             for line in [
                 format!("{code} so it is."),
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_right_that_is_missing_is_denied_and_within_a_script_something_may_be_taken() {
+    fn missing_right_is_denied_and_in_a_script_indeterminate() {
         let answered = |line: &str| {
             let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
             of_command(value.extract_error().unwrap_err(), "acquire", Effect::Writes)

@@ -9,7 +9,7 @@ use redis::{Cmd, Value};
 use crate::{
     connection::Link,
     error::{self, Effect},
-    holder,
+    value,
     keys::{Keys, Kind},
     scripts,
 };
@@ -31,20 +31,20 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     match value {
         Some(value) if value.starts_with(b"shared:") => {
             for (member, score) in readers {
-                let mut reader = holder::shown(key, member, |_| Some(Mode::Shared));
+                let mut reader = value::shown(key, member, |_| Some(Mode::Shared));
                 reader.expires_in = ends_in(score);
                 holders.push(reader);
             }
         }
         Some(value) => {
-            let mut writer = holder::shown(key, value, |seen| seen.owner.and(Some(Mode::Exclusive)));
+            let mut writer = value::shown(key, value, |seen| seen.owner.and(Some(Mode::Exclusive)));
             writer.expires_in = u64::try_from(left).ok().map(Duration::from_millis);
             holders.push(writer);
         }
         None => {}
     }
     for (member, score) in permits {
-        let mut permit = holder::shown(key, member, |seen| permit_mode(seen.of));
+        let mut permit = value::shown(key, member, |seen| permit_mode(seen.of));
         permit.expires_in = ends_in(score);
         holders.push(permit);
     }
@@ -54,7 +54,7 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
         .into_iter()
         .flat_map(|(members, mode)| members.into_iter().map(move |(member, _)| (member, mode)))
         .map(|(member, mode)| {
-            let seen = holder::read(&member);
+            let seen = value::read(&member);
             WaiterRef::new(mode.or_else(|| permit_mode(seen.of)), seen.label)
         })
         .collect();

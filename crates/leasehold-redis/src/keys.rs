@@ -318,7 +318,7 @@ mod tests {
 
     /// Every name of up to six bytes over the bytes that matter, under several prefixes.
     #[test]
-    fn all_keys_of_a_lock_share_its_slot_and_no_two_locks_share_a_key() {
+    fn keys_of_one_lock_share_a_slot_and_no_key_is_shared() {
         let mut names: Vec<Vec<u8>> = vec![vec![]];
         let mut all = names.clone();
         for _ in 0..6 {

@@ -6,18 +6,18 @@ use std::{
 };
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Mode, Moment, ReleaseState, Released, Request,
-    Result, TokenVote, Upkeep, async_trait,
+    Deadline, ErrorKind, FencingToken, Lease, AtomicDeadline, LossReason, Mode, Timestamp, ReleaseTracker, Released, Request,
+    Result, TokenVote, KeepAlive, async_trait,
 };
 use redis::{Cmd, Value};
 
 use crate::{
     connection::Link,
     error::{self, Effect},
-    exclusive::Operation,
-    holder::Holder,
+    commands::Operation,
+    value::Holder,
     keys::{Keys, Kind},
-    live::Live,
+    conn::Conn,
     scripts::{self, Script},
     vote,
 };
@@ -31,20 +31,20 @@ pub(crate) struct RedisLease {
     link: Arc<Link>,
     request: Request,
     token: Option<FencingToken>,
-    deadline: LiveDeadline,
-    release: ReleaseState,
+    deadline: AtomicDeadline,
+    release: ReleaseTracker,
     /// In which run of the server the release was first sent; see [`Link::runs`].
     released_in: OnceLock<u64>,
 }
 
 impl RedisLease {
-    pub(crate) fn new(link: &Arc<Link>, request: Request, token: Option<FencingToken>, sent: Moment) -> Self {
+    pub(crate) fn new(link: &Arc<Link>, request: Request, token: Option<FencingToken>, sent: Timestamp) -> Self {
         Self {
             link: Arc::clone(link),
-            deadline: LiveDeadline::new(request.deadline_from(sent)),
+            deadline: AtomicDeadline::new(request.deadline_from(sent)),
             request,
             token,
-            release: ReleaseState::new(),
+            release: ReleaseTracker::new(),
             released_in: OnceLock::new(),
         }
     }
@@ -87,8 +87,8 @@ impl Lease for RedisLease {
         self.deadline.get()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Alone
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::PerLease
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
@@ -111,7 +111,7 @@ impl Lease for RedisLease {
             }
             Value::Int(0) if self.release.has_begun() => Err(self.lost("it was released")),
             Value::Int(0) => {
-                self.request.loss_sink().lost(LossReason::Replaced);
+                self.request.loss_notifier().lost(LossReason::Replaced);
                 Err(self.lost("the server no longer knows us as the holder"))
             }
             _ => Err(error::protocol("renew")),
@@ -145,7 +145,7 @@ impl Lease for RedisLease {
         }
         let freed = match answer {
             Ok(Value::Int(FREED_AND_NOBODY_WAITS)) => {
-                self.request.set_nobody_waits();
+                self.request.set_no_waiters();
                 Ok(true)
             }
             Ok(Value::Int(FREED)) => Ok(true),
@@ -169,7 +169,7 @@ impl fmt::Debug for RedisLease {
 }
 
 /// Gives back what this request may hold. Whether it did is not told.
-pub(crate) async fn release(link: &Link, live: &Live, request: &Request) -> Result<()> {
+pub(crate) async fn release(link: &Link, live: &Conn, request: &Request) -> Result<()> {
     let script = release_script(request.mode());
     link.run_on(live, script, "undo", Effect::Writes, |cmd| release_arguments(cmd, &link.config.prefix, request))
         .await?;

@@ -1,32 +1,32 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod answer;
+mod reply;
 mod backend;
 mod batch;
-mod breaking;
+mod revoke;
 mod config;
 mod connection;
 mod error;
-mod exclusive;
-mod gather;
-mod holder;
+mod commands;
+mod batcher;
+mod value;
 mod inspect;
 mod keys;
 mod lease;
-mod live;
-mod location;
-mod mark;
+mod conn;
+mod url;
+mod marker;
 mod node;
 mod notification_backoff;
-mod probe;
+mod handshake;
 mod redlock;
 mod scripts;
-mod sight;
+mod node_state;
 mod stream;
-mod undo;
+mod cleanup;
 mod vote;
-mod wake;
+mod waiters;
 
 pub use leasehold_core::{Error, ErrorKind, Result};
 /// The driver.
@@ -34,6 +34,6 @@ pub use redis;
 
 pub use crate::{
     backend::RedisBackend,
-    config::{RedisConfig, WakeMode},
+    config::{RedisConfig, NotificationMode},
     redlock::{redlock, redlock_provisional_capabilities},
 };

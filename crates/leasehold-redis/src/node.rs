@@ -11,14 +11,14 @@ use redis::{Cmd, Value};
 use crate::{
     backend::RedisBackend,
     error::{self, Effect},
-    exclusive::Operation,
-    holder::Holder,
+    commands::Operation,
+    value::Holder,
     keys::NODE_KEYS,
     lease,
-    mark::Mark,
+    marker::NodeMarker,
     scripts,
-    sight::Sight,
-    undo,
+    node_state::NodeState,
+    cleanup,
 };
 
 #[async_trait]
@@ -44,22 +44,22 @@ impl QuorumNode for RedisBackend {
         let Some(live) = link.live_now() else {
             return Err(link.no_connection("stop waiting"));
         };
-        undo::stop_waiting(link, &live, &request, Holder::waiting(&request)).await
+        cleanup::stop_waiting(link, &live, &request, Holder::waiting(&request)).await
     }
 
     async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
         let link = self.link();
         let live = link.live_in_order("recall").await?;
-        let sight = Sight::look(link, &live, watched).await?;
+        let node_state = NodeState::look(link, &live, watched).await?;
         Ok(Recollection {
-            run: sight.run.clone(),
-            version: sight.version.clone(),
-            membership: sight.membership,
-            durable: sight.mark.is_durable() && sight.durable,
-            marked: sight.mark.run().map(str::to_owned),
-            largest_ttl: sight.mark.largest_ttl,
-            highest_token: sight.highest_token.max(sight.mark.least()),
-            wall_clock: Some(sight.wall_clock),
+            run: node_state.run.clone(),
+            version: node_state.version.clone(),
+            membership: node_state.membership,
+            durable: node_state.mark.is_durable() && node_state.durable,
+            marked: node_state.mark.run().map(str::to_owned),
+            largest_ttl: node_state.mark.largest_ttl,
+            highest_token: node_state.highest_token.max(node_state.mark.least()),
+            wall_clock: Some(node_state.wall_clock),
         })
     }
 
@@ -74,8 +74,8 @@ impl QuorumNode for RedisBackend {
             ));
         }
         if attestation.durable {
-            let sight = Sight::look(link, &live, None).await?;
-            if !sight.durable {
+            let node_state = NodeState::look(link, &live, None).await?;
+            if !node_state.durable {
                 return Err(error::plain(
                     ErrorKind::Unsupported,
                     "attest",
@@ -84,13 +84,13 @@ impl QuorumNode for RedisBackend {
                 ));
             }
         }
-        let mark = Mark::new(&attestation);
+        let mark = NodeMarker::new(&attestation);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(0).arg([&*link.config.prefix, NODE_KEYS].concat()).arg(mark.as_str()).arg(attestation.above.get());
             cmd.arg(&attestation.version).arg(&attestation.run);
         };
         let answer = link.run_on(&live, &scripts::QUORUM_ATTEST, "attest", Effect::Writes, arguments).await?;
-        live.set_sight(None);
+        live.set_node_state(None);
         match answer {
             Value::Int(1) => Ok(()),
             Value::Int(0) => Err(error::plain(

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::OwnerId;
+use leasehold_core::AcquisitionId;
 use tokio::time::Instant;
 
-use crate::answer::Found;
+use crate::reply::ServerInfo;
 
 /// The pause after a needless attempt, doubled up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -32,7 +32,7 @@ pub(crate) struct NotificationBackoff {
 
 #[derive(Debug, Default)]
 struct Refusals {
-    last: HashMap<OwnerId, Refused>,
+    last: HashMap<AcquisitionId, Refused>,
     /// How many may be remembered before old ones are removed.
     limit: usize,
     warned: bool,
@@ -40,7 +40,7 @@ struct Refusals {
 
 #[derive(Debug)]
 struct Refused {
-    found: Found,
+    found: ServerInfo,
     at: Instant,
     /// The waiter was notified since.
     notified: bool,
@@ -49,14 +49,14 @@ struct Refused {
 
 impl NotificationBackoff {
     /// Notes that a waiter was notified, and asks for that. One that asks for another reason learns nothing about notifications.
-    pub(crate) fn notified(&self, waiter: OwnerId) {
+    pub(crate) fn notified(&self, waiter: AcquisitionId) {
         if let Some(refused) = self.lock().last.get_mut(&waiter) {
             refused.notified = true;
         }
     }
 
     /// Notes a refusal. Returns for how long after it a notification must wait.
-    pub(crate) fn refused(&self, waiter: OwnerId, found: Found) -> Duration {
+    pub(crate) fn refused(&self, waiter: AcquisitionId, found: ServerInfo) -> Duration {
         let now = Instant::now();
         let mut refusals = self.lock();
         if refusals.last.len() >= refusals.limit {
@@ -86,7 +86,7 @@ impl NotificationBackoff {
     }
 }
 
-impl Found {
+impl ServerInfo {
     fn is_like(&self, other: &Self) -> bool {
         self.holder == other.holder && self.ends.abs_diff(other.ends) <= ROUNDING
     }
@@ -96,12 +96,12 @@ impl Found {
 mod tests {
     use super::*;
 
-    fn found(holder: &str, ends: i64) -> Found {
-        Found { holder: holder.into(), ends }
+    fn found(holder: &str, ends: i64) -> ServerInfo {
+        ServerInfo { holder: holder.into(), ends }
     }
 
     /// It is refused, and notified.
-    fn refused(backoff: &NotificationBackoff, waiter: OwnerId, found: Found) -> Duration {
+    fn refused(backoff: &NotificationBackoff, waiter: AcquisitionId, found: ServerInfo) -> Duration {
         let pause = backoff.refused(waiter, found);
         backoff.notified(waiter);
         pause
@@ -109,18 +109,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_asks_without_a_notification_does_not_pause() {
-        let (backoff, waiter) = (NotificationBackoff::default(), OwnerId::random());
+        let (backoff, waiter) = (NotificationBackoff::default(), AcquisitionId::random());
         for _ in 0..10 {
             assert_eq!(backoff.refused(waiter, found("a", 1_000)), Duration::ZERO);
         }
         backoff.notified(waiter);
-        backoff.notified(OwnerId::random());
+        backoff.notified(AcquisitionId::random());
         assert_eq!(backoff.refused(waiter, found("a", 1_000)), PAUSES.0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_is_refused_for_the_same_again_pauses_longer() {
-        let (backoff, waiter) = (NotificationBackoff::default(), OwnerId::random());
+        let (backoff, waiter) = (NotificationBackoff::default(), AcquisitionId::random());
         let pause = |ends| refused(&backoff, waiter, found("a", ends)).as_millis();
         assert_eq!((pause(1_000), pause(1_001), pause(999), pause(1_000)), (0, 10, 20, 40));
         for _ in 0..10 {
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(pause(1_000), 1_000);
         // It was renewed.
         assert_eq!((pause(2_000), pause(2_000)), (0, 10));
-        assert_eq!(backoff.refused(OwnerId::random(), found("a", 2_000)), Duration::ZERO);
+        assert_eq!(backoff.refused(AcquisitionId::random(), found("a", 2_000)), Duration::ZERO);
         assert_eq!(refused(&backoff, waiter, found("b", 2_000)), Duration::ZERO);
         assert_eq!(refused(&backoff, waiter, found("b", 2_000)), PAUSES.0);
         tokio::time::advance(RECENT).await;
@@ -141,7 +141,7 @@ mod tests {
         let backoff = NotificationBackoff::default();
         for _ in 0..1_000 {
             tokio::time::advance(Duration::from_millis(100)).await;
-            backoff.refused(OwnerId::random(), found("a", 1));
+            backoff.refused(AcquisitionId::random(), found("a", 1));
         }
         let remembered = backoff.by_waiter.lock().unwrap().last.len();
         assert!(remembered <= FEW, "{remembered}");

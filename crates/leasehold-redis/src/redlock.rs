@@ -11,7 +11,7 @@ use leasehold_core::{
 
 use crate::{
     backend::RedisBackend,
-    location::{DEFAULT_PORT, Location},
+    url::{DEFAULT_PORT, ParsedUrl},
 };
 
 /// The backend's name in errors and capabilities.
@@ -49,7 +49,7 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
     let Servers { locations, config } = Servers::parse(url)?;
     let opening = locations
         .into_iter()
-        .map(|Location { client, config }| async move { RedisBackend::from_client_if_usable(&client, config).await });
+        .map(|ParsedUrl { client, config }| async move { RedisBackend::from_client_if_usable(&client, config).await });
     let servers = join_all(opening).await.into_iter().map(|server| server.map(|server| server as Arc<dyn LockBackend>));
     QuorumBackend::open(servers.collect::<Result<_>>()?, config).await
 }
@@ -60,7 +60,7 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
 /// As [`redlock`] for the URL.
 pub fn redlock_provisional_capabilities(url: &str) -> Result<Capabilities> {
     let Servers { locations, config } = Servers::parse(url)?;
-    let servers = locations.into_iter().map(|Location { client, config }| {
+    let servers = locations.into_iter().map(|ParsedUrl { client, config }| {
         RedisBackend::weakest(&client, config).map(|server| Arc::new(server) as Arc<dyn LockBackend>)
     });
     Ok(QuorumBackend::provisional_capabilities(servers.collect::<Result<_>>()?, &config))
@@ -68,7 +68,7 @@ pub fn redlock_provisional_capabilities(url: &str) -> Result<Capabilities> {
 
 /// What the URL says of each server, and of them all.
 struct Servers {
-    locations: Vec<Location>,
+    locations: Vec<ParsedUrl>,
     config: QuorumConfig,
 }
 
@@ -106,7 +106,7 @@ impl Servers {
         if hosts.len().is_multiple_of(2) {
             return Err(invalid(format!("{} servers: give an odd number, such as 3 or 5", hosts.len())));
         }
-        let locations = hosts.iter().map(|host| Location::of_server(url.clone(), host, tls).map_err(ours));
+        let locations = hosts.iter().map(|host| ParsedUrl::of_server(url.clone(), host, tls).map_err(ours));
         Ok(Self { locations: locations.collect::<Result<_>>()?, config })
     }
 }
@@ -122,20 +122,20 @@ fn invalid(message: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::WakeMode;
+    use crate::config::NotificationMode;
 
     #[test]
     fn every_server_gets_the_user_the_database_and_the_options() {
         let servers =
-            Servers::parse("redlock://ann:s%40@h1,h2:7000,[::1]/3?prefix=a&node-timeout=20ms&wakeup=poll").unwrap();
+            Servers::parse("redlock://ann:s%40@h1,h2:7000,[::1]/3?prefix=a&node-timeout=20ms&notifications=poll").unwrap();
         let addresses: Vec<_> = servers
             .locations
             .iter()
-            .map(|Location { client, config }| {
+            .map(|ParsedUrl { client, config }| {
                 let info = client.get_connection_info();
                 let settings = info.redis_settings();
                 assert_eq!((settings.username(), settings.password(), settings.db()), (Some("ann"), Some("s@"), 3));
-                assert_eq!((&*config.prefix, config.wake_up), (b"a".as_slice(), WakeMode::Polled));
+                assert_eq!((&*config.prefix, config.notifications), (b"a".as_slice(), NotificationMode::Polled));
                 info.addr().to_string()
             })
             .collect();

@@ -32,7 +32,7 @@ macro_rules! scripts {
 
 scripts! {
     ACQUIRE = "waiters" "acquire";
-    ACQUIRE_COURTEOUS = "acquire_courteous";
+    ACQUIRE_COURTEOUS = "acquire_yielding";
     ACQUIRE_SHARED = "waiters" "acquire_shared";
     ACQUIRE_PERMIT = "waiters" "acquire_permit";
     RELEASE = "release";

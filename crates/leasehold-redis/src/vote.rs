@@ -6,11 +6,11 @@ use redis::{Cmd, Value};
 use crate::{
     connection::Link,
     error::{self, Effect},
-    exclusive,
-    holder::Holder,
+    commands,
+    value::Holder,
     keys::{Keys, Kind, NODE_KEYS},
     scripts::{self, Script},
-    sight::Sight,
+    node_state::NodeState,
 };
 
 /// The code of a script that found another mark or another run than it was told.
@@ -28,17 +28,17 @@ pub(crate) async fn acquire(
     let script = if shared { &scripts::QUORUM_ACQUIRE_SHARED } else { &scripts::QUORUM_ACQUIRE };
     let node = [&*link.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
-    let flags = exclusive::flags(request, again || request.owner() != request.waiter());
+    let flags = commands::flags(request, again || request.owner() != request.waiter());
     let floor = request.token_floor().map_or(0, FencingToken::get);
-    on_terms(link, "acquire", script, Some(terms), |cmd, sight| {
+    on_terms(link, "acquire", script, Some(terms), |cmd, node_state| {
         if shared {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
         } else {
             cmd.arg(1).arg(keys.lock());
         }
         cmd.arg(Holder::of(request).parts()).arg(request.ttl().as_millis()).arg(Holder::waiting(request).parts());
-        cmd.arg(flags).arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(sight.mark.above).arg(floor);
-        cmd.arg(&sight.run);
+        cmd.arg(flags).arg(keys.base()).arg(&node).arg(node_state.mark.as_str()).arg(node_state.mark.above).arg(floor);
+        cmd.arg(&node_state.run);
     })
     .await
 }
@@ -49,10 +49,10 @@ pub(crate) async fn raise(link: &Link, request: &Request, token: FencingToken) -
     let node = [&*link.config.prefix, NODE_KEYS].concat();
     let mode = if request.mode() == Mode::Shared { "s" } else { "x" };
     let terms = request.terms();
-    let answer = on_terms(link, "raise", &scripts::QUORUM_RAISE, terms.as_ref(), |cmd, sight| {
+    let answer = on_terms(link, "raise", &scripts::QUORUM_RAISE, terms.as_ref(), |cmd, node_state| {
         cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(token.get());
-        cmd.arg(keys.base()).arg(&node).arg(sight.mark.as_str()).arg(mode).arg(sight.mark.above);
-        cmd.arg(&sight.run);
+        cmd.arg(keys.base()).arg(&node).arg(node_state.mark.as_str()).arg(mode).arg(node_state.mark.above);
+        cmd.arg(&node_state.run);
     })
     .await?;
     match answer {
@@ -72,19 +72,19 @@ async fn on_terms(
     operation: &'static str,
     script: &Script,
     terms: Option<&Terms>,
-    arguments: impl Fn(&mut Cmd, &Sight),
+    arguments: impl Fn(&mut Cmd, &NodeState),
 ) -> Result<Value> {
     let live = link.live_in_order(operation).await?;
-    let mut sight = Sight::of(link, &live).await?;
+    let mut node_state = NodeState::of(link, &live).await?;
     for again in [true, false] {
         if let Some(terms) = terms {
-            sight.admit(terms)?;
+            node_state.admit(terms)?;
         }
-        match live.run(script, |cmd| arguments(cmd, &sight)).await {
+        match live.run(script, |cmd| arguments(cmd, &node_state)).await {
             Ok(answer) => return Ok(answer),
             Err(error) if error.code() == Some(MARKED_ANEW) => {
                 if again {
-                    sight = Box::pin(Sight::look(link, &live, None)).await?;
+                    node_state = Box::pin(NodeState::look(link, &live, None)).await?;
                 }
             }
             Err(error) => return Err(link.failed(&live, error, operation, Effect::Writes)),

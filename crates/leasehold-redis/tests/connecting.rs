@@ -48,7 +48,7 @@ async fn what_a_user_took_whom_a_right_is_missing_is_given_back() {
         RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
     let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-    support::until("given back", || async { server.census().await.is_empty() }).await;
+    support::until("given back", || async { server.leftovers().await.is_empty() }).await;
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
     let () = acl(&[]).query_async(&mut raw).await.unwrap();
     let backend =
         RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
-    assert_eq!(backend.capabilities().wakeup, leasehold_core::Wakeup::Pushed);
+    assert_eq!(backend.capabilities().waiter_notification, leasehold_core::WaiterNotification::Pushed);
     for mode in [Mode::Exclusive, Mode::Shared, Mode::Permit { of: 2.try_into().unwrap() }] {
         let lease = granted(&backend, request("k").with_mode(mode)).await;
         Arc::clone(&lease).renew().await.unwrap();
@@ -71,7 +71,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
         RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=bank:", server.address())).await.unwrap();
     let error = Arc::clone(&stranger).try_acquire(request("k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 /// What the README's user may not do, and would harm others.
@@ -142,7 +142,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_nothing_else() {
         script.arg(format!("return redis.call({call})")).arg(0);
         script.query_async::<redis::Value>(&mut shop).await.expect_err(call);
     }
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
     let () = redis::cmd("PING").query_async(&mut raw).await.unwrap();
 }
 
@@ -185,7 +185,7 @@ async fn a_client_of_one_s_own_works() {
     let client = redis::Client::open(server.url()).unwrap();
     let backend = RedisBackend::from_client(&client, RedisConfig::new().with_prefix("x:")).await.unwrap();
     granted(&backend, request("k")).await;
-    assert_eq!(server.census().await, ["x:k"]);
+    assert_eq!(server.leftovers().await, ["x:k"]);
 }
 
 #[tokio::test]
@@ -278,12 +278,12 @@ async fn a_sentinel_is_told_from_a_server() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_names_the_time_out_and_its_option() {
+async fn missing_reply_error_names_the_timeout_and_its_option() {
     let server = Server::start();
-    let backend = RedisBackend::connect(&format!("{}?response-timeout=150ms", server.url())).await.unwrap();
+    let backend = RedisBackend::connect(&format!("{}?timeout=150ms", server.url())).await.unwrap();
     server.signal("STOP");
     let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
-    assert!(error.to_string().contains("150ms") && error.to_string().contains("`response-timeout`"), "{error}");
+    assert!(error.to_string().contains("150ms") && error.to_string().contains("`timeout`"), "{error}");
     let error = fails(&format!("{}?connect-timeout=150ms", server.url())).await;
     assert!(error.to_string().contains("150ms") && error.to_string().contains("`connect-timeout`"), "{error}");
     server.signal("CONT");
@@ -334,7 +334,7 @@ async fn capabilities_tell_the_truth() {
     let backend = server.backend().await;
     let capabilities: Capabilities = backend.capabilities();
     assert_eq!(capabilities.fencing, Fencing::Clocked);
-    assert!(capabilities.shared && capabilities.permits && capabilities.ordered_release);
+    assert!(capabilities.shared && capabilities.permits && capabilities.pipelined_release);
     let error = Arc::clone(&backend).try_acquire(request("k").with_ttl(ttl(9))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     granted(&backend, request("short").with_ttl(ttl(10))).await;

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, FencingToken, LockBackend, Released, Upkeep};
+use leasehold_core::{ErrorKind, FencingToken, LockBackend, Released, KeepAlive};
 use leasehold_redis::redis;
 use support::{Server, granted, refused, request, token, ttl};
 
@@ -23,7 +23,7 @@ async fn one_holds_and_the_next_has_a_larger_token() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
     let first = granted(&a, request("k")).await;
-    assert_eq!(first.upkeep(), Upkeep::Alone);
+    assert_eq!(first.keep_alive(), KeepAlive::PerLease);
     let contention = refused(&b, request("k")).await;
     let left = contention.retry_after.unwrap();
     assert!(left > Duration::from_secs(29) && left < Duration::from_secs(31), "{left:?}");
@@ -54,7 +54,7 @@ async fn hundreds_of_tasks_never_hold_one_key_together() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_renewal_never_revives_what_was_released() {
         assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
         drop(renewal.await.unwrap());
         assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
 }
 
@@ -175,7 +175,7 @@ async fn a_token_floor_is_exceeded_and_bounded() {
 }
 
 #[tokio::test]
-async fn a_counter_that_somebody_ruined_is_a_typed_error_and_leaves_no_lock() {
+async fn corrupted_counter_is_a_typed_error_and_leaves_no_lock() {
     let server = Server::start();
     let backend = server.backend().await;
     let mut raw = server.raw().await;
@@ -184,7 +184,7 @@ async fn a_counter_that_somebody_ruined_is_a_typed_error_and_leaves_no_lock() {
         let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
         assert!(error.to_string().contains("2^53"), "{error}");
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
         let kept: String = redis::cmd("GET").arg(COUNTER).query_async(&mut raw).await.unwrap();
         assert_eq!(kept, ruined);
     }
@@ -221,7 +221,7 @@ async fn a_release_is_ordered_before_later_acquires() {
         // Alternately by the ways that are gathered and that are not.
         let next = match round % 4 {
             0 | 1 => granted(&backend, request("k")).await,
-            _ => granted(&backend, request("k").with_courtesy(true)).await,
+            _ => granted(&backend, request("k").with_yield_to_waiters(true)).await,
         };
         assert_eq!(
             match early {

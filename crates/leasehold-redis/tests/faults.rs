@@ -92,9 +92,9 @@ impl Proxy {
         self.patient_backend(Duration::from_millis(200)).await
     }
 
-    async fn patient_backend(&self, response_timeout: Duration) -> Arc<RedisBackend> {
+    async fn patient_backend(&self, timeout: Duration) -> Arc<RedisBackend> {
         let client = redis::Client::open(format!("redis://{}/", self.address)).unwrap();
-        let config = RedisConfig::new().with_response_timeout(response_timeout);
+        let config = RedisConfig::new().with_timeout(timeout);
         RedisBackend::from_client(&client, config).await.unwrap()
     }
 
@@ -133,17 +133,17 @@ async fn a_lock_whose_answer_was_lost_is_undone() {
             assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
             if !cut {
                 // It did happen.
-                assert!(!server.census().await.is_empty());
+                assert!(!server.leftovers().await.is_empty());
             }
             proxy.heal();
-            until("undone", || async { server.census().await.is_empty() }).await;
+            until("undone", || async { server.leftovers().await.is_empty() }).await;
         }
     }
 }
 
 /// Every operation is repeated where that does no harm.
 #[tokio::test]
-async fn an_answer_that_was_cut_off_costs_nothing_where_the_server_is_there() {
+async fn truncated_reply_costs_nothing_while_the_server_runs() {
     let server = Server::start();
     let proxy = Proxy::before(&server).await;
     let backend = proxy.patient_backend(PATIENCE).await;
@@ -159,7 +159,7 @@ async fn an_answer_that_was_cut_off_costs_nothing_where_the_server_is_there() {
         assert_eq!(backend.inspect(&support::key("k")).await.unwrap().holders.len(), 1);
         proxy.cut_off_an_answer(true);
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
 }
 
@@ -189,7 +189,7 @@ async fn a_waiter_that_is_granted_by_the_repetition_waits_no_longer() {
 }
 
 #[tokio::test]
-async fn a_release_over_a_connection_that_was_closed_before_says_that_the_lock_was_lost_before() {
+async fn release_over_a_closed_connection_reports_the_earlier_loss() {
     let server = Server::start();
     for backend in without_pushes(&server).await {
         for wanted in modes() {
@@ -205,7 +205,7 @@ async fn a_release_over_a_connection_that_was_closed_before_says_that_the_lock_w
 
 /// The server that took over knows nothing of the lock, and may have granted it to another.
 #[tokio::test]
-async fn a_release_that_a_server_without_the_lock_answers_tells_of_the_loss() {
+async fn release_answered_by_a_server_without_the_lock_is_a_loss() {
     for wanted in modes() {
         let (mut server, next) = (Server::start(), Server::start());
         let proxy = Proxy::before(&server).await;
@@ -223,7 +223,7 @@ async fn a_release_that_a_server_without_the_lock_answers_tells_of_the_loss() {
 
 /// The first connection is closed at the next request, the second when it is to end the first one at the server.
 #[tokio::test]
-async fn a_lost_connection_is_ended_at_the_server_although_the_next_one_is_lost_too() {
+async fn lost_connection_is_killed_even_if_the_next_is_lost_too() {
     let server = Server::start();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (proxy, to) = (listener.local_addr().unwrap(), server.address());
@@ -248,7 +248,7 @@ async fn a_lost_connection_is_ended_at_the_server_although_the_next_one_is_lost_
             });
         }
     });
-    let backend = RedisBackend::connect(&format!("redis://{proxy}/?response-timeout=30s")).await.unwrap();
+    let backend = RedisBackend::connect(&format!("redis://{proxy}/?timeout=30s")).await.unwrap();
     armed.store(true, Ordering::SeqCst);
     let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
@@ -297,7 +297,7 @@ async fn gathered_locks_whose_answers_were_lost_are_undone() {
         assert!(matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Unavailable), "{error}");
     }
     proxy.heal();
-    until("undone", || async { server.census().await.is_empty() }).await;
+    until("undone", || async { server.leftovers().await.is_empty() }).await;
 }
 
 #[tokio::test]
@@ -312,7 +312,7 @@ async fn a_release_whose_answer_was_lost_can_be_repeated() {
     assert!(error.is_retryable());
     proxy.heal();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -343,7 +343,7 @@ async fn without_pushes(server: &Server) -> [Arc<RedisBackend>; 2] {
     acl.arg("SETUSER").arg("old").arg(&["on", ">pass", "~*", "+@all", "-hello"][..]);
     let () = acl.query_async(&mut raw).await.unwrap();
     let (polling, old) =
-        (format!("{}?wakeup=poll", server.url()), format!("redis://old:pass@{}/?prefix=old:", server.address()));
+        (format!("{}?notifications=poll", server.url()), format!("redis://old:pass@{}/?prefix=old:", server.address()));
     [RedisBackend::connect(&polling).await.unwrap(), RedisBackend::connect(&old).await.unwrap()]
 }
 
@@ -379,7 +379,7 @@ async fn an_idle_connection_that_was_closed_costs_no_operation() {
 async fn idle_connections_that_were_closed_cost_a_quorum_nothing() {
     let servers = [Server::start(), Server::start(), Server::start()];
     let hosts: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
-    let url = format!("redlock://{}/?node-timeout=10s&wakeup=poll", hosts.join(","));
+    let url = format!("redlock://{}/?node-timeout=10s&notifications=poll", hosts.join(","));
     let quorum = leasehold_redis::redlock(&url).await.unwrap();
     quorum.provision(&Provision::new(ttl(60_000)).with_never_used(true)).await.unwrap();
     let client = LockClient::new(quorum);
@@ -396,7 +396,7 @@ async fn idle_connections_that_were_closed_cost_a_quorum_nothing() {
 }
 
 #[tokio::test]
-async fn a_stopped_server_is_told_within_the_time_outs_and_leaves_no_orphan() {
+async fn stopped_server_is_reported_in_time_and_leaves_no_orphan() {
     let server = Server::start();
     let backend = server.backend().await;
     let held = granted(&backend, request("held").with_ttl(ttl(60_000))).await;
@@ -412,9 +412,9 @@ async fn a_stopped_server_is_told_within_the_time_outs_and_leaves_no_orphan() {
     assert!(started.elapsed() < Duration::from_secs(10));
     server.signal("CONT");
     // The first attempt was in the server's buffer and is carried out only now.
-    until("undone", || async { server.census().await == ["held"] }).await;
+    until("undone", || async { server.leftovers().await == ["held"] }).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(server.census().await, ["held"]);
+    assert_eq!(server.leftovers().await, ["held"]);
     Arc::clone(&held).renew().await.unwrap();
     assert_eq!(held.release().await.unwrap(), Released::Freed);
 }
@@ -432,7 +432,7 @@ async fn a_waiter_rides_out_lost_answers() {
     held.release().await.unwrap();
     let lease = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("hangs").unwrap().unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
-    until("nothing left", || async { server.census().await.is_empty() }).await;
+    until("nothing left", || async { server.leftovers().await.is_empty() }).await;
 }
 
 #[tokio::test]
@@ -538,7 +538,7 @@ impl Pair {
 
 /// The lock is renewed by each way that an answer can take: alone, by a script, with others.
 #[tokio::test]
-async fn a_server_that_is_no_primary_any_more_is_left_for_the_one_behind_the_same_address() {
+async fn demoted_server_is_left_for_its_successor_at_the_address() {
     let mut pair = Pair::start().await;
     // A busy machine answers late; an answer that does not come would lead to a new connection, too.
     let backend = pair.address.patient_backend(PATIENCE).await;
@@ -585,7 +585,7 @@ async fn a_server_that_is_no_primary_any_more_is_left_for_the_one_behind_the_sam
     for lease in many.into_iter().chain([alone, shared]) {
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
     }
-    assert_eq!(pair.primary().census().await, Vec::<String>::new());
+    assert_eq!(pair.primary().leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -618,7 +618,7 @@ async fn closing_removes_what_an_attempt_of_unknown_outcome_has_left() {
         assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
         proxy.heal();
         client.close().await.unwrap();
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
 }
 
@@ -643,7 +643,7 @@ async fn closing_strikes_off_a_waiter_that_lost_its_connection() {
 }
 
 #[tokio::test]
-async fn closing_gives_back_what_is_held_also_if_that_takes_a_new_connection() {
+async fn close_releases_locks_even_over_a_new_connection() {
     let server = Server::start();
     let proxy = Proxy::before(&server).await;
     let client = LockClient::new(proxy.backend().await);
@@ -657,7 +657,7 @@ async fn closing_gives_back_what_is_held_also_if_that_takes_a_new_connection() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     proxy.refusing.store(false, Ordering::SeqCst);
     closing.await.unwrap().unwrap();
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ async fn gathered_operations_are_as_good_as_lone_ones() {
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 async fn many_held(backend: &Arc<RedisBackend>) -> Vec<Arc<dyn Lease>> {
@@ -76,7 +76,7 @@ async fn many_releases_share_scripts_and_each_is_told_the_truth() {
         assert_eq!(released.unwrap(), expected, "k{n}");
     }
     assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the releases were not gathered");
-    let mut left = server.census().await;
+    let mut left = server.leftovers().await;
     left.sort();
     assert_eq!(left, ["k50", "k99"]);
 }
@@ -105,13 +105,13 @@ async fn many_releases_tell_who_asks_whether_anybody_waits() {
             let expected = if gone == Some(n) { Released::AlreadyLost } else { Released::Freed };
             assert_eq!(released.unwrap(), expected, "k{n}");
             let told = turns[n].is_last_turn() && gone != Some(n) && waited_for != Some(n);
-            assert_eq!(turns[n].nobody_waits(), told, "k{n}");
+            assert_eq!(turns[n].no_waiters(), told, "k{n}");
         }
         assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the releases were not gathered");
         if let Some(waiting) = waiting {
             waiting.await.unwrap().unwrap().release().await.unwrap();
         }
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
 }
 
@@ -155,7 +155,7 @@ async fn a_pipeline_that_panics_ends_no_later_one() {
         for released in released.expect("a release hangs") {
             released.unwrap();
         }
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
 }
 
@@ -170,7 +170,7 @@ async fn many_releases_survive_that_the_server_forgets_its_scripts() {
         for released in release_all(&leases).await {
             assert_eq!(released.unwrap(), Released::Freed);
         }
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
     let leases = many_held(&backend).await;
     let before = scripts_run(&server).await;
@@ -199,12 +199,12 @@ async fn many_releases_go_alone_on_a_node_of_a_cluster() {
         for released in release_all(&leases).await {
             assert_eq!(released.unwrap(), Released::Freed);
         }
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_writes_does_not_say_that_a_lock_is_lost() {
+async fn read_only_server_does_not_report_a_loss() {
     let server = Server::start();
     let backend = server.backend().await;
     let mut raw = server.raw().await;
@@ -226,5 +226,5 @@ async fn a_server_that_takes_no_writes_does_not_say_that_a_lock_is_lost() {
     for released in release_all(&leases).await {
         assert_eq!(released.unwrap(), Released::Freed);
     }
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }

@@ -41,7 +41,7 @@ async fn readers_share_and_writers_exclude() {
     let next = granted(&b, request("k")).await;
     assert!(token(&next) > token(&one));
     next.release().await.unwrap();
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn no_reader_overtakes_a_waiting_writer() {
     assert!(!late.is_finished());
     writer.release().await.unwrap();
     timeout(SOON, late).await.expect("the reader was not woken").unwrap().unwrap().release().await.unwrap();
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_writer_that_gives_up_lets_the_readers_in() {
     let late = timeout(SOON, late).await.expect("the reader was not woken").unwrap().unwrap();
     late.release().await.unwrap();
     reader.release().await.unwrap();
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn permits_are_counted_and_freed() {
     assert_eq!(first.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     second.release().await.unwrap();
     third.release().await.unwrap();
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn a_permit_of_a_dead_holder_comes_back_by_itself() {
 }
 
 #[tokio::test]
-async fn another_permit_count_while_held_is_a_mismatch_that_names_both() {
+async fn other_permit_count_while_held_is_an_error_naming_both() {
     let server = Server::start();
     let backend = server.backend().await;
     let held = granted(&backend, permit("k", 3)).await;

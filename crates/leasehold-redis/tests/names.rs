@@ -56,7 +56,7 @@ async fn names_of_the_bookkeeping_are_refused() {
         assert!(error.to_string().contains(name), "{error}");
         assert_eq!(backend.inspect(&support::key(name)).await.unwrap_err().kind(), ErrorKind::InvalidInput);
     }
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 /// The server computes the slots itself.
@@ -95,9 +95,9 @@ async fn a_prefix_keeps_programs_apart() {
     granted(&plain, request("k")).await;
     granted(&shop, request("k")).await;
     refused(&plain, request("shop:k")).await;
-    let mut census = server.census().await;
-    census.sort();
-    assert_eq!(census, ["k", "shop:k"]);
+    let mut leftovers = server.leftovers().await;
+    leftovers.sort();
+    assert_eq!(leftovers, ["k", "shop:k"]);
 }
 
 #[tokio::test]

@@ -229,7 +229,7 @@ async fn the_lifetime_of_the_bookkeeping_does_not_grow_with_its_use() {
                 Arc::clone(&other).renew().await.unwrap();
                 other.release().await.unwrap();
             }
-            for name in server.census().await.iter().filter(|name| name.contains(":lh2:")) {
+            for name in server.leftovers().await.iter().filter(|name| name.contains(":lh2:")) {
                 let left: i64 = redis::cmd("PTTL").arg(name).query_async(&mut raw).await.unwrap();
                 assert!(left <= 31_000, "{name} lives for {left} ms");
             }
@@ -329,7 +329,7 @@ async fn refusals(backend: &Arc<RedisBackend>, request: Request) -> u32 {
                     "a dead waiter is waited for as long as a living one: {again:?}"
                 );
                 tokio::time::sleep(again).await;
-                wanted = wanted.with_courtesy(false);
+                wanted = wanted.with_yield_to_waiters(false);
             }
         }
     }
@@ -340,7 +340,7 @@ async fn a_killed_waiter_slows_nobody_more_than_once() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
     for mode in MODES {
-        // A reader never asks with courtesy. A dead one stands before writers that do.
+        // A reader never asks with yielding. A dead one stands before writers that do.
         let wanted = request("k").with_mode(mode).with_ttl(ttl(HOUR));
         let holder = if mode == Mode::Shared { wanted.clone().with_mode(Mode::Exclusive) } else { wanted.clone() };
         let held = granted(&a, holder.clone()).await;
@@ -350,7 +350,7 @@ async fn a_killed_waiter_slows_nobody_more_than_once() {
         held.release().await.unwrap();
         let mut seen = Vec::new();
         for _ in 0..10 {
-            seen.push(refusals(&a, holder.as_new_owner().with_courtesy(true)).await);
+            seen.push(refusals(&a, holder.as_new_owner().with_yield_to_waiters(true)).await);
         }
         // One finds out that they are dead. On a machine that is slow it may take another.
         assert!(seen.iter().sum::<u32>() <= 2, "{mode}: {seen:?}");

@@ -50,7 +50,7 @@ fn tls_server_that_asks(folder: &Path, port: u16, ask: &str) -> Server {
 }
 
 #[tokio::test]
-async fn tls_works_without_a_provider_of_one_s_own_and_refuses_a_wrong_certificate() {
+async fn tls_works_without_own_provider_and_refuses_wrong_certificate() {
     let folder = tempfile::tempdir().unwrap();
     certificates(folder.path(), "localhost");
     let port = leasehold_testkit::free_port().unwrap();
@@ -76,7 +76,7 @@ async fn tls_works_without_a_provider_of_one_s_own_and_refuses_a_wrong_certifica
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_and_one_that_is_refused_is_told() {
+async fn client_certificate_is_sent_and_its_refusal_is_reported() {
     let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     certificates(folder.path(), "localhost");
     certificates(other.path(), "localhost");

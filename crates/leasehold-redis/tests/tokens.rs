@@ -71,7 +71,7 @@ async fn a_readers_token_grows_when_older_data_comes_back() {
         let last = drawn(&backend).await;
         server.restart();
         until("reconnected", || async { backend.inspect(&support::key("k")).await.is_ok() }).await;
-        assert_eq!(server.census().await.is_empty(), !held);
+        assert_eq!(server.leftovers().await.is_empty(), !held);
         let readers = [granted(&backend, shared()).await, granted(&server.backend().await, shared()).await];
         for reader in &readers {
             assert!(token(reader) > last, "{} after {last}, held: {held}", token(reader));
@@ -120,7 +120,7 @@ async fn they_grow_when_the_counter_is_lost_in_mid_run() {
 }
 
 #[tokio::test]
-async fn a_counter_that_is_ruined_in_mid_run_is_a_typed_error_and_leaves_no_lock() {
+async fn counter_corrupted_while_running_is_a_typed_error() {
     let server = Server::start();
     let backend = server.backend().await;
     let mut raw = server.raw().await;
@@ -132,7 +132,7 @@ async fn a_counter_that_is_ruined_in_mid_run_is_a_typed_error_and_leaves_no_lock
             let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
             assert!(error.to_string().contains("2^53"), "{error}");
-            until("given back", || async { server.census().await.is_empty() }).await;
+            until("given back", || async { server.leftovers().await.is_empty() }).await;
         }
     }
 }
@@ -180,7 +180,7 @@ async fn who_is_refused_by_the_plain_way_and_waits_is_woken() {
 #[tokio::test]
 async fn without_pushes_the_script_draws_every_token() {
     let server = Server::start();
-    let backend = RedisBackend::connect(&format!("{}?wakeup=poll", server.url())).await.unwrap();
+    let backend = RedisBackend::connect(&format!("{}?notifications=poll", server.url())).await.unwrap();
     for _ in 0..5 {
         drawn(&backend).await;
     }
@@ -188,10 +188,10 @@ async fn without_pushes_the_script_draws_every_token() {
 }
 
 #[tokio::test]
-async fn courtesy_is_short_while_nobody_waits_and_yields_when_somebody_does() {
+async fn yielding_is_short_without_waiters_and_works_with_them() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
-    let polite = || request("k").with_courtesy(true);
+    let polite = || request("k").with_yield_to_waiters(true);
     let first = drawn(&a).await;
     let before = calls(&server, "time").await;
     let held = granted(&a, polite()).await;
@@ -211,5 +211,5 @@ async fn courtesy_is_short_while_nobody_waits_and_yields_when_somebody_does() {
     assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
     let () = redis::cmd("DEL").arg(COUNTER).query_async(&mut server.raw().await).await.unwrap();
     granted(&a, polite()).await.release().await.unwrap();
-    until("given back", || async { server.census().await.is_empty() }).await;
+    until("given back", || async { server.leftovers().await.is_empty() }).await;
 }

@@ -15,7 +15,7 @@ const TTL: u64 = 10_000;
 
 /// The model of the quorum has a request that arrives again, behind the renewal, never make the lock end earlier.
 #[tokio::test]
-async fn a_request_that_arrives_again_after_a_renewal_does_not_shorten_the_lock() {
+async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
     let server = Server::start();
     let backend = server.backend().await;
     // As of a node without a mark that may vote at once.
@@ -108,7 +108,7 @@ fn attestation(recalled: &Recollection, largest_ttl: u64, above: u64) -> Attesta
 
 /// One of two that attest a server recalled it earlier, and knows of smaller tokens and of a shorter largest TTL.
 #[tokio::test]
-async fn an_attestation_that_comes_late_lowers_neither_the_tokens_nor_the_largest_ttl() {
+async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
     let server = Server::start();
     let (one, other) = (server.backend().await, server.backend().await);
     let (early, late) = (Arc::clone(&one).recall(None).await.unwrap(), Arc::clone(&other).recall(None).await.unwrap());
@@ -126,7 +126,7 @@ async fn an_attestation_that_comes_late_lowers_neither_the_tokens_nor_the_larges
 
 /// The run is the same, and what was recalled of it is not what it remembers.
 #[tokio::test]
-async fn a_server_that_was_wiped_since_it_was_recalled_is_not_attested() {
+async fn server_wiped_after_the_look_is_not_marked() {
     let server = Server::start();
     let backend = server.backend().await;
     let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();

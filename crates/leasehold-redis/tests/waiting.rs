@@ -11,8 +11,8 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{Attempt, ErrorKind, LockBackend, Mode, Released, Request, Wakeup, quorum::Terms};
-use leasehold_redis::{RedisBackend, RedisConfig, WakeMode, redis};
+use leasehold_core::{Attempt, ErrorKind, LockBackend, Mode, Released, Request, WaiterNotification, quorum::Terms};
+use leasehold_redis::{RedisBackend, RedisConfig, NotificationMode, redis};
 use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::{task::JoinSet, time::timeout};
 
@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(20);
 async fn a_release_wakes_a_waiter_with_the_net_an_hour_away() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
-    assert_eq!(b.capabilities().wakeup, Wakeup::Pushed);
+    assert_eq!(b.capabilities().waiter_notification, WaiterNotification::Pushed);
     for _ in 0..50 {
         let held = granted(&a, request("k")).await;
         let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
@@ -31,11 +31,11 @@ async fn a_release_wakes_a_waiter_with_the_net_an_hour_away() {
         let next = timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
         next.release().await.unwrap();
     }
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn an_expiry_and_a_flush_wake_a_waiter_with_the_net_an_hour_away() {
+async fn expiry_and_flush_notify_a_waiter_without_polling() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
     let dead = granted(&a, request("k").with_ttl(ttl(300))).await;
@@ -109,9 +109,9 @@ async fn a_cancelled_waiter_leaves_no_lock_and_no_registration() {
         .await;
         wanted.cancel();
         assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
-        assert_eq!(server.census().await, ["k"]);
+        assert_eq!(server.leftovers().await, ["k"]);
         held.release().await.unwrap();
-        assert_eq!(server.census().await, Vec::<String>::new());
+        assert_eq!(server.leftovers().await, Vec::<String>::new());
     }
 }
 
@@ -119,13 +119,13 @@ async fn a_cancelled_waiter_leaves_no_lock_and_no_registration() {
 async fn a_courteous_request_lets_a_foreign_waiter_pass() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
-    // Nobody waits: courtesy costs nothing.
-    let held = granted(&a, request("k").with_courtesy(true)).await;
+    // Nobody waits: yielding costs nothing.
+    let held = granted(&a, request("k").with_yield_to_waiters(true)).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
     until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
     let release = held.release();
-    let again = Arc::clone(&a).acquire(request("k").with_courtesy(true));
-    // In one task, so that only courtesy lets the other in between.
+    let again = Arc::clone(&a).acquire(request("k").with_yield_to_waiters(true));
+    // In one task, so that only yielding lets the other in between.
     let (released, again) = tokio::join!(release, async {
         let mut again = again;
         assert!((&mut again).now_or_never().is_none());
@@ -135,7 +135,7 @@ async fn a_courteous_request_lets_a_foreign_waiter_pass() {
     });
     released.unwrap();
     again.unwrap().release().await.unwrap();
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
     for turn in [request("k"), request("k").with_last_turn(true)] {
         let held = granted(&a, turn.clone()).await;
         held.release().await.unwrap();
-        assert_eq!(turn.nobody_waits(), turn.is_last_turn(), "only who asks is told");
+        assert_eq!(turn.no_waiters(), turn.is_last_turn(), "only who asks is told");
     }
     for mode in [Mode::Exclusive, Mode::Shared] {
         let turn = request("k").with_last_turn(true);
@@ -153,7 +153,7 @@ async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
         let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k").with_mode(mode)));
         until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
         assert_eq!(held.release().await.unwrap(), Released::Freed);
-        assert!(!turn.nobody_waits(), "{mode} waits");
+        assert!(!turn.no_waiters(), "{mode} waits");
         waiting.await.unwrap().unwrap().release().await.unwrap();
     }
     // What is no longer ours says nothing about others.
@@ -161,8 +161,8 @@ async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
     let held = granted(&a, turn.clone()).await;
     () = redis::cmd("DEL").arg("k").query_async(&mut server.raw().await).await.unwrap();
     assert_eq!(held.release().await.unwrap(), Released::AlreadyLost);
-    assert!(!turn.nobody_waits());
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert!(!turn.no_waiters());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -172,19 +172,19 @@ async fn a_courteous_request_is_not_held_up_by_a_waiter_that_died() {
     let held = granted(&a, request("k")).await;
     refused(&b, request("k").with_waiting(true)).await;
     held.release().await.unwrap();
-    let contention = refused(&a, request("k").with_courtesy(true)).await;
+    let contention = refused(&a, request("k").with_yield_to_waiters(true)).await;
     assert!(contention.retry_after.unwrap() < Duration::from_secs(1), "a short time, not a TTL");
-    let acquired = Arc::clone(&a).acquire(request("k").with_courtesy(true));
+    let acquired = Arc::clone(&a).acquire(request("k").with_yield_to_waiters(true));
     tokio::time::timeout(Duration::from_secs(3), acquired).await.expect("well within the TTL").unwrap();
 }
 
 #[tokio::test]
 async fn without_pushes_waiters_poll_and_the_capabilities_say_so() {
     let server = Server::with(&["--rename-command", "CLIENT", "NOBODY"]);
-    let by_choice = RedisBackend::connect(&format!("{}?wakeup=poll", server.url())).await.unwrap();
+    let by_choice = RedisBackend::connect(&format!("{}?notifications=poll", server.url())).await.unwrap();
     let by_need = server.backend().await;
     for backend in [by_choice, by_need] {
-        assert!(matches!(backend.capabilities().wakeup, Wakeup::Polled(_)));
+        assert!(matches!(backend.capabilities().waiter_notification, WaiterNotification::Polled(_)));
         let held = granted(&backend, request("k")).await;
         let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k")));
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -217,15 +217,15 @@ async fn a_thousand_waiters_on_other_keys_are_not_disturbed() {
 async fn a_config_that_polls_needs_no_resp3() {
     let server = Server::start();
     let client = redis::Client::open(server.url()).unwrap();
-    let config = RedisConfig::new().with_wake_up(WakeMode::Polled).with_prefix("p:");
+    let config = RedisConfig::new().with_notifications(NotificationMode::Polled).with_prefix("p:");
     let backend = RedisBackend::from_client(&client, config).await.unwrap();
     granted(&backend, request("k")).await;
-    assert_eq!(server.census().await, ["p:k"]);
+    assert_eq!(server.leftovers().await, ["p:k"]);
 }
 
 /// Every waiting process asks once per hand-over, and once more if it is woken by what it does not want.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hand_over_costs_each_waiting_process_a_bounded_number_of_commands() {
+async fn hand_off_costs_each_waiting_process_bounded_commands() {
     const PROCESSES: usize = 8;
     const ROUNDS: usize = 25;
     let server = Server::start();
@@ -258,7 +258,7 @@ async fn a_hand_over_costs_each_waiting_process_a_bounded_number_of_commands() {
     let per_hand_over = calls as f64 / (PROCESSES * ROUNDS) as f64;
     assert!(per_hand_over <= 2.0 * PROCESSES as f64, "{per_hand_over} commands per hand-over");
     println!("{per_hand_over} commands per hand-over among {PROCESSES}");
-    assert_eq!(server.census().await, Vec::<String>::new());
+    assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
 /// How many scripts the server has run by their hash.
@@ -358,7 +358,7 @@ async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
     let _subscribed = tracing::subscriber::set_default(warnings.clone());
     let server = Server::start();
     let a = server.backend().await;
-    let config = RedisConfig::new().with_safety_net(Duration::from_millis(10));
+    let config = RedisConfig::new().with_fallback_poll_interval(Duration::from_millis(10));
     let b = RedisBackend::from_client(&redis::Client::open(server.url()).unwrap(), config).await.unwrap();
     let held = granted(&a, request("k").with_ttl(ttl(600_000))).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
@@ -405,7 +405,7 @@ async fn who_came_earlier_goes_first() {
 }
 
 #[tokio::test]
-async fn who_does_not_take_it_in_time_is_passed_over_and_loses_its_place() {
+async fn waiter_that_does_not_take_its_turn_loses_its_position() {
     let server = Server::start();
     let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
     for node in [false, true] {
@@ -428,7 +428,7 @@ async fn who_does_not_take_it_in_time_is_passed_over_and_loses_its_place() {
 
 /// The lists of waiters that there are.
 async fn lists(server: &Server) -> Vec<String> {
-    server.census().await.into_iter().filter(|key| key.ends_with("order") || key.ends_with("writers")).collect()
+    server.leftovers().await.into_iter().filter(|key| key.ends_with("order") || key.ends_with("writers")).collect()
 }
 
 /// One that never waited.
@@ -453,7 +453,7 @@ async fn who_is_first_and_finds_it_taken_keeps_its_place() {
 }
 
 #[tokio::test]
-async fn who_asks_behind_a_lone_waiter_leaves_it_its_place_and_its_end() {
+async fn request_behind_a_lone_waiter_keeps_its_position() {
     let server = Server::start();
     let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
     let mut raw = server.raw().await;

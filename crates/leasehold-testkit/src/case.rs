@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use leasehold_core::{BoxFuture, Capabilities, Expiry, Fencing, LossSignal, Wakeup};
+use leasehold_core::{BoxFuture, Capabilities, Expiry, Fencing, LossDetection, WaiterNotification};
 
 use crate::subject::Subject;
 
@@ -71,7 +71,7 @@ pub(crate) fn shared_tokens(c: &Capabilities) -> Result<(), &'static str> {
 
 pub(crate) fn pushed_wakeup(c: &Capabilities) -> Result<(), &'static str> {
     exclusive(c)?;
-    when(c.wakeup == Wakeup::Pushed, "waiters poll")
+    when(c.waiter_notification == WaiterNotification::Pushed, "waiters poll")
 }
 
 pub(crate) fn inspection(c: &Capabilities) -> Result<(), &'static str> {
@@ -86,7 +86,7 @@ pub(crate) fn breaking(c: &Capabilities) -> Result<(), &'static str> {
 
 pub(crate) fn breaking_is_told(c: &Capabilities) -> Result<(), &'static str> {
     breaking(c)?;
-    when(c.loss_signal != LossSignal::Deadline, "a holder learns of a loss at its deadline only")
+    when(c.loss_detection != LossDetection::Deadline, "a holder learns of a loss at its deadline only")
 }
 
 pub(crate) fn bounded_ttl(c: &Capabilities) -> Result<(), &'static str> {

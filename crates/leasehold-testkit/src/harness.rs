@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    form::{Form, InForm},
+    wrapping::{Form, InForm},
     registry::cases,
     report::{Outcome, message, reason_not_to, run_case},
     subject::Subject,
@@ -118,7 +118,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::broken::{Bug, ModelSubject};
+    use crate::mutants::{Bug, ModelSubject};
 
     thread_local! {
         static PRINTED: Cell<usize> = const { Cell::new(0) };

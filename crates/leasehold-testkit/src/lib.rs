@@ -1,13 +1,13 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod broken;
+pub mod mutants;
 pub mod cases;
 pub mod history;
 pub mod sim;
 
 mod case;
-mod form;
+mod wrapping;
 mod model;
 mod panicking;
 #[cfg(target_os = "linux")]
@@ -15,8 +15,8 @@ mod port;
 mod process;
 mod registry;
 mod report;
-mod shifted;
-mod stage;
+mod skewed_clock;
+mod fixtures;
 mod subject;
 
 #[doc(hidden)]
@@ -26,11 +26,11 @@ pub mod harness;
 pub use crate::port::free_port;
 pub use crate::{
     case::{Case, Needs},
-    form::{Form, Forwarding, InForm},
+    wrapping::{Form, Forwarding, InForm},
     panicking::PanickingSubscriber,
     registry::cases,
     report::{CaseReport, Outcome, Report, run_all, run_case},
-    shifted::ShiftedClock,
+    skewed_clock::SkewedClock,
     subject::{Subject, SubjectOf},
 };
 

@@ -12,13 +12,13 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Clock, Contention, Deadline, Drift, Error, ErrorKind, Fairness, Fencing,
-    FencingToken, HolderRef, Inspection, Lease, LiveDeadline, LockBackend, LockKey, LossReason, LossSignal, LossSink,
-    Mode, Moment, OwnerId, Released, Request, Result, Upkeep, WaiterRef, Wakeup, acquire_by_attempts,
+    Attempt, Broken, Capabilities, Clock, Contention, Deadline, ClockDrift, Error, ErrorKind, Fairness, Fencing,
+    FencingToken, HolderRef, Inspection, Lease, AtomicDeadline, LockBackend, LockKey, LossReason, LossDetection, LossNotifier,
+    Mode, Timestamp, AcquisitionId, Released, Request, Result, KeepAlive, WaiterRef, WaiterNotification, acquire_with_retry,
 };
 use tokio::sync::watch;
 
-use crate::broken::Bug;
+use crate::mutants::Bug;
 
 /// What a request does happens at its first poll, as if it had been sent; its answer takes this long.
 const ANSWER: Duration = Duration::from_millis(1);
@@ -26,7 +26,7 @@ const ANSWER: Duration = Duration::from_millis(1);
 const PUSH: Duration = Duration::from_millis(3);
 /// When to try again where nobody holds: another was let in first.
 const UNKNOWN: Duration = Duration::from_millis(100);
-/// Never, for a safety net.
+/// Never, for a fallback poll interval.
 const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// What all handles share: the server.
@@ -54,23 +54,23 @@ struct Key {
 #[derive(Clone, Debug)]
 struct Holder {
     handle: u64,
-    owner: OwnerId,
+    owner: AcquisitionId,
     mode: Mode,
-    until: Moment,
+    until: Timestamp,
     /// Cleared by a graceful break.
     renewable: bool,
     token: Option<FencingToken>,
     label: String,
-    losses: LossSink,
+    losses: LossNotifier,
 }
 
 #[derive(Debug)]
 struct Waiter {
     handle: u64,
-    owner: OwnerId,
+    owner: AcquisitionId,
     mode: Mode,
     label: String,
-    until: Moment,
+    until: Timestamp,
 }
 
 impl Store {
@@ -80,7 +80,7 @@ impl Store {
 
     pub(crate) fn open(self: &Arc<Self>) -> Arc<Model> {
         let id = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Model { store: Arc::clone(self), id, owner: OwnerId::random() })
+        Arc::new(Model { store: Arc::clone(self), id, owner: AcquisitionId::random() })
     }
 
     async fn answer(&self) {
@@ -98,7 +98,7 @@ impl Store {
     }
 
     /// Changes a key, after what has expired by `now` is gone.
-    fn change<T>(&self, key: &LockKey, permit: bool, now: Moment, change: impl FnOnce(&mut Key) -> T) -> T {
+    fn change<T>(&self, key: &LockKey, permit: bool, now: Timestamp, change: impl FnOnce(&mut Key) -> T) -> T {
         let mut name = key.as_bytes().to_vec();
         if self.has(Bug::NamesCollide) {
             name.iter_mut().filter(|byte| !byte.is_ascii_alphanumeric()).for_each(|byte| *byte = b'_');
@@ -131,7 +131,7 @@ impl Key {
         self.changed.send_replace(());
     }
 
-    fn remove(&mut self, owner: OwnerId) -> bool {
+    fn remove(&mut self, owner: AcquisitionId) -> bool {
         let held = self.holders.len();
         self.holders.retain(|holder| holder.owner != owner);
         let removed = self.holders.len() < held;
@@ -148,7 +148,7 @@ pub(crate) struct Model {
     store: Arc<Store>,
     id: u64,
     /// The owner of everything, for a bug.
-    owner: OwnerId,
+    owner: AcquisitionId,
 }
 
 impl fmt::Display for Model {
@@ -163,7 +163,7 @@ enum Answer {
 }
 
 impl Model {
-    fn owner_of(&self, request: &Request) -> OwnerId {
+    fn owner_of(&self, request: &Request) -> AcquisitionId {
         if self.store.has(Bug::OwnerPerObject) { self.owner } else { request.owner() }
     }
 
@@ -194,8 +194,8 @@ impl Model {
             let behind_writer = mode == Mode::Shared
                 && !store.has(Bug::ReaderOvertakesWriter)
                 && key.waiters.iter().any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
-            let courteous = request.is_courteous() && !store.has(Bug::GateNeverYields);
-            let after_you = courteous && key.waiters.iter().any(|waiter| waiter.handle != self.id);
+            let yielding = request.yields_to_waiters() && !store.has(Bug::GateNeverYields);
+            let after_you = yielding && key.waiters.iter().any(|waiter| waiter.handle != self.id);
             if (free || again) && !behind_writer && !after_you {
                 key.waiters.retain(|waiter| waiter.owner != owner);
                 let token = key.next_token(mode, store, self.id);
@@ -207,7 +207,7 @@ impl Model {
                     renewable: true,
                     token,
                     label: request.label().to_owned(),
-                    losses: request.loss_sink(),
+                    losses: request.loss_notifier(),
                 });
                 return Ok(Answer::Granted(token));
             }
@@ -290,12 +290,12 @@ impl LockBackend for Model {
         capabilities.permits = true;
         capabilities.min_ttl = leasehold_core::Ttl::from_millis(10).unwrap_or_default();
         capabilities.max_ttl = leasehold_core::Ttl::from_secs(24 * 3600).unwrap_or_default();
-        capabilities.drift = Drift { rate_ppm: 1_000, constant: Duration::ZERO };
+        capabilities.drift = ClockDrift { rate_ppm: 1_000, constant: Duration::ZERO };
         capabilities.fencing = Fencing::UntilAmnesia;
         capabilities.fairness = Fairness::None;
-        capabilities.wakeup = Wakeup::Pushed;
-        capabilities.loss_signal = LossSignal::Pushed;
-        capabilities.ordered_release = true;
+        capabilities.waiter_notification = WaiterNotification::Pushed;
+        capabilities.loss_detection = LossDetection::Pushed;
+        capabilities.pipelined_release = true;
         capabilities.inspect = true;
         capabilities.break_lock = true;
         capabilities
@@ -320,7 +320,7 @@ impl LockBackend for Model {
         }
         let lease = Arc::new(ModelLease {
             owner: self.owner_of(&request),
-            until: LiveDeadline::new(request.deadline_from(sent)),
+            until: AtomicDeadline::new(request.deadline_from(sent)),
             token,
             released: AtomicBool::new(false),
             kept: AtomicBool::new(false),
@@ -335,7 +335,7 @@ impl LockBackend for Model {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let acquired = acquire_by_attempts(request.clone(), |request| Arc::clone(&self).try_acquire(request)).await;
+        let acquired = acquire_with_retry(request.clone(), |request| Arc::clone(&self).try_acquire(request)).await;
         if acquired.is_err() && !self.store.has(Bug::CancelledWaiterStays) {
             self.leave(&request);
         }
@@ -396,21 +396,21 @@ impl LockBackend for Model {
 struct ModelLease {
     store: Arc<Store>,
     request: Request,
-    owner: OwnerId,
+    owner: AcquisitionId,
     token: Option<FencingToken>,
-    until: LiveDeadline,
+    until: AtomicDeadline,
     /// For bugs: what the lease believes of itself.
     released: AtomicBool,
     kept: AtomicBool,
 }
 
 impl ModelLease {
-    fn change<T>(&self, now: Moment, change: impl FnOnce(&mut Key) -> T) -> T {
+    fn change<T>(&self, now: Timestamp, change: impl FnOnce(&mut Key) -> T) -> T {
         self.store.change(self.request.key(), self.request.mode().is_permit(), now, change)
     }
 
     /// Sets the expiry of what is ours, if it is.
-    fn extend(&self, now: Moment) -> bool {
+    fn extend(&self, now: Timestamp) -> bool {
         let until = now + self.request.ttl().as_duration();
         self.change(now, |key| {
             let ours = key.holders.iter_mut().find(|holder| holder.owner == self.owner && holder.renewable);
@@ -419,7 +419,7 @@ impl ModelLease {
     }
 
     /// For bugs: `SET` again, whoever had it in between.
-    fn set_again(&self, now: Moment) -> bool {
+    fn set_again(&self, now: Timestamp) -> bool {
         self.extend(now)
             || self.change(now, |key| {
                 let free = key.holders.is_empty();
@@ -432,14 +432,14 @@ impl ModelLease {
                         renewable: true,
                         token: self.token,
                         label: String::new(),
-                        losses: self.request.loss_sink(),
+                        losses: self.request.loss_notifier(),
                     });
                 }
                 free
             })
     }
 
-    fn renewed(&self, now: Moment) -> bool {
+    fn renewed(&self, now: Timestamp) -> bool {
         if self.store.has(Bug::LateRenewalRevives) && !self.released.load(Ordering::Acquire) {
             return self.set_again(now);
         }
@@ -457,8 +457,8 @@ impl Lease for ModelLease {
         self.until.get()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Alone
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::PerLease
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
@@ -502,7 +502,7 @@ impl Lease for ModelLease {
             }
             freed
         });
-        // Without the pause in which the gate waits for the answer, nothing but courtesy lets others in.
+        // Without the pause in which the gate waits for the answer, nothing but yielding lets others in.
         if !store.has(Bug::GateNeverYields) {
             self.store.answer().await;
         }

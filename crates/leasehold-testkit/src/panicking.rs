@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Broken, Capabilities, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Pong, Released, Request, Result, TokenVote, Upkeep, quorum::QuorumNode,
+    LockKey, Pong, Released, Request, Result, TokenVote, KeepAlive, quorum::QuorumNode,
 };
 use tracing::{
     Event, Metadata, Subscriber,
@@ -32,7 +32,7 @@ pub(crate) enum Call {
     Ping,
     FencingToken,
     ValidUntil,
-    Upkeep,
+    KeepAlive,
     Renew,
     Release,
 }
@@ -225,9 +225,9 @@ impl Lease for PanickingLease {
         self.inner.valid_until()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        self.plan.reached(Call::Upkeep, Stage::Called);
-        self.inner.upkeep()
+    fn keep_alive(&self) -> KeepAlive {
+        self.plan.reached(Call::KeepAlive, Stage::Called);
+        self.inner.keep_alive()
     }
 
     fn renew<'a>(self: Arc<Self>) -> BoxFuture<'a, Result<()>>

@@ -3,7 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use leasehold_core::{BoxFuture, Clock, LockBackend, OwnerId, SystemClock, Ttl};
+use leasehold_core::{BoxFuture, Clock, LockBackend, AcquisitionId, SystemClock, Ttl};
 
 /// A store, and how to reach it as several processes would.
 ///
@@ -36,7 +36,7 @@ pub trait Subject: Send + Sync {
 
     /// A lock name that nobody else uses; `hint` is the case. Cases run in parallel on one server.
     fn name(&self, hint: &str) -> String {
-        format!("testkit/{hint}/{}", OwnerId::random())
+        format!("testkit/{hint}/{}", AcquisitionId::random())
     }
 
     /// Whether time is tokio's paused time. Only in real time can a case act another process by a runtime of its own.

@@ -1,11 +1,11 @@
 //! The healthy model keeps the whole contract, in every form.
 
-use leasehold_testkit::broken::ModelSubject;
+use leasehold_testkit::mutants::ModelSubject;
 
 leasehold_testkit::conformance!(model, paused, ModelSubject::healthy());
 
 mod in_real_time {
-    use leasehold_testkit::broken::ModelSubject;
+    use leasehold_testkit::mutants::ModelSubject;
 
     leasehold_testkit::conformance!(model, real, ModelSubject::in_real_time());
 }

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Clock, Drift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request, Result, Ttl,
+    Attempt, Clock, ClockDrift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request, Result, Ttl,
     quorum::{Provision, QuorumBackend, QuorumConfig},
 };
-use leasehold_testkit::sim::{Amnesia, Network, SimBackend, SimClock, SimNode, Weather};
+use leasehold_testkit::sim::{DataLoss, Network, SimBackend, SimClock, SimNode, NetworkConditions};
 
 /// How long every message takes.
 const DELAY: Duration = Duration::from_millis(1);
@@ -27,7 +27,7 @@ impl Stage {
     async fn new() -> Self {
         let clock = SimClock::new();
         let network = Network::new(0);
-        network.set_weather(Weather { delay: DELAY..DELAY, ..Weather::FAIR });
+        network.set_weather(NetworkConditions { delay: DELAY..DELAY, ..NetworkConditions::FAIR });
         let nodes: Vec<_> = (0..3).map(|_| SimNode::new(SimClock::new())).collect();
         let connect = || nodes.iter().map(|node| network.connect(node)).collect::<Vec<_>>();
         let links = connect().into_iter().map(|link| link as Arc<dyn LockBackend>).collect();
@@ -39,7 +39,7 @@ impl Stage {
 
     fn request(&self, ttl: Duration) -> Request {
         let clock = Arc::clone(&self.clock);
-        Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::new(ttl).unwrap()).with_clock(clock, Drift::DEFAULT)
+        Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::new(ttl).unwrap()).with_clock(clock, ClockDrift::DEFAULT)
     }
 
     async fn occupy(&self, node: usize, floor: u64) -> Arc<dyn Lease> {
@@ -75,7 +75,7 @@ impl Stage {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_majority_that_falls_silent_in_the_write_back_is_unavailable_and_not_contention() {
+async fn majority_silent_in_write_back_is_unavailable() {
     let stage = Stage::new().await;
     let attempt = stage.before_the_write_back().await;
     stage.nodes[1..].iter().for_each(|node| node.pause(true));
@@ -88,12 +88,12 @@ async fn a_majority_that_falls_silent_in_the_write_back_is_unavailable_and_not_c
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_majority_that_fails_in_the_write_back_is_unavailable_and_not_contention() {
+async fn majority_failing_in_write_back_is_unavailable() {
     let stage = Stage::new().await;
     let attempt = stage.before_the_write_back().await;
     // The answers are on their way, and come.
     tokio::time::sleep(DELAY).await;
-    stage.nodes[1..].iter().for_each(|node| node.crash(Amnesia::None));
+    stage.nodes[1..].iter().for_each(|node| node.crash(DataLoss::None));
     let error = attempt.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("2 of 3 unavailable: "), "{error}");
@@ -116,7 +116,7 @@ async fn a_majority_that_others_took_in_the_write_back_is_contention() {
 
 /// The servers grant for a TTL from when they are asked, which is after the client's has ended.
 #[tokio::test(start_paused = true)]
-async fn a_majority_slower_than_the_ttl_is_an_error_and_is_released_before_it_expires() {
+async fn majority_slower_than_ttl_is_an_error_and_is_released() {
     const SHORT: Duration = Duration::from_millis(100);
     for slow in [0..3, 1..3] {
         let stage = Stage::new().await;
@@ -135,7 +135,7 @@ async fn a_majority_slower_than_the_ttl_is_an_error_and_is_released_before_it_ex
 
 /// A token that is granted when the grace has been proved counts too.
 #[tokio::test(start_paused = true)]
-async fn nodes_are_provisioned_above_what_was_granted_after_the_grace_was_proved() {
+async fn nodes_are_provisioned_above_granted_tokens_after_grace() {
     let stage = Stage::new().await;
     let quorum = Arc::clone(&stage.quorum);
     let provision = Provision::new(Ttl::new(TTL).unwrap());
@@ -162,9 +162,9 @@ async fn second_name_of_a_server_gets_no_vote() {
     tokio::time::sleep(Duration::from_secs(120)).await;
     let problems: Vec<_> = quorum.nodes().into_iter().filter_map(|node| node.problem).collect();
     assert_eq!(problems, ["it is the same server as another node of the quorum"]);
-    other.crash(Amnesia::None);
+    other.crash(DataLoss::None);
     let clock: Arc<dyn Clock> = SimClock::new();
-    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, Drift::DEFAULT);
+    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, ClockDrift::DEFAULT);
     let refused = quorum.try_acquire(request).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "one server is no majority of three");
 }

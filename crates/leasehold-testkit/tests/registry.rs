@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use leasehold_testkit::{Outcome, SubjectOf, broken::ModelSubject, cases, run_all};
+use leasehold_testkit::{Outcome, SubjectOf, mutants::ModelSubject, cases, run_all};
 
 #[test]
 fn every_case_is_listed() {

@@ -4,17 +4,17 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossSignal, Pong, Request, Restart, Result, Ttl, Wakeup, async_trait, check_runtime,
+    LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl, WaiterNotification, async_trait, check_runtime,
     contained,
-    session::{Sessions, attempt_afresh, cancelled, queue_afresh},
+    session::{Sessions, attempt_with_session_retry, cancelled, queue_with_session_retry},
 };
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
 
 use crate::{
-    breaking,
-    candidate::{Candidate, lost_place},
-    config::{Location, ZookeeperConfig},
+    revoke,
+    pending_lock::{PendingLock, lost_place},
+    config::{ParsedUrl, ZookeeperConfig},
     connection::Cluster,
     crowd::Crowd,
     error::{self, BACKEND, named},
@@ -64,7 +64,7 @@ impl ZookeeperBackend {
     /// # Cancel safety
     /// Safe: nothing is left behind.
     pub async fn connect(url: &str) -> Result<Arc<Self>> {
-        Self::start(Cluster::of_location(Location::parse(url)?)).await
+        Self::start(Cluster::of_location(ParsedUrl::parse(url)?)).await
     }
 
     /// Uses sessions that `connector` opens at `hosts` (`h1:2181,h2:2181`), with whatever authentication and TLS it was given.
@@ -101,7 +101,7 @@ impl ZookeeperBackend {
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.
     pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
-        let cluster = Cluster::of_location(Location::parse(url)?);
+        let cluster = Cluster::of_location(ParsedUrl::parse(url)?);
         let mut capabilities = capabilities(cluster.endpoint());
         capabilities.min_ttl = Ttl::new(MIN_TTL).map_err(|error| named(error, "connect"))?;
         Ok(capabilities)
@@ -136,8 +136,8 @@ impl ZookeeperBackend {
         Ok(self.cluster.names.directory(request.key(), request.mode().is_permit()))
     }
 
-    async fn candidate(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
-        Candidate::claim(&self.sessions, request, directory).await
+    async fn pending(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
+        PendingLock::claim(&self.sessions, request, directory).await
     }
 
     /// Whether what the shared connection was denied makes sense to ask once more.
@@ -152,8 +152,8 @@ impl ZookeeperBackend {
     }
 
     /// The same, for one that queues in a session of those who wait.
-    async fn waiter(&self, request: &Request, directory: &Directory) -> Result<Candidate> {
-        self.candidate(request, directory).await?.wait_in(&self.waiting, self.cluster.waiting_ttl()).await
+    async fn waiter(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
+        self.pending(request, directory).await?.wait_in(&self.waiting, self.cluster.waiting_ttl()).await
     }
 
     /// Whether it waits in another session than the one that it will hold in. A given client has only one.
@@ -166,32 +166,32 @@ impl ZookeeperBackend {
         if request.is_waiting() {
             // Who tries again and again would otherwise never be in the queue when its turn comes.
             return match self.waits_apart(request) {
-                false => self.attempt(self.candidate(request, directory).await?, Some(LINGER)).await,
+                false => self.attempt(self.pending(request, directory).await?, Some(LINGER)).await,
                 true if taken => self.attempt(self.waiter(request, directory).await?, Some(LINGER)).await,
-                true => self.attempt(self.candidate(request, directory).await?, None).await,
+                true => self.attempt(self.pending(request, directory).await?, None).await,
             };
         }
-        let candidate = self.candidate(request, directory).await?;
+        let pending = self.pending(request, directory).await?;
         if taken {
             // It was taken the last time: a look costs the servers much less than a node that is created in vain.
-            let children = candidate.list().await?;
+            let children = pending.list().await?;
             if queue::refusal(request.key(), request.mode(), &children)?.is_some() {
                 return Ok(None);
             }
-            self.crowd.note(candidate.lane, false);
+            self.crowd.note(pending.lane, false);
         }
-        self.attempt(candidate, None).await
+        self.attempt(pending, None).await
     }
 
     /// Queues, and leaves the queue if it is not its turn at once, or not after `linger`.
-    async fn attempt(&self, candidate: Candidate, linger: Option<Duration>) -> Result<Option<Arc<dyn Lease>>> {
-        let lane = candidate.lane;
-        let Some(mut queued) = candidate.enqueue().await? else { return Ok(None) };
-        let granted = match candidate.first_look(&queued).await {
+    async fn attempt(&self, pending: PendingLock, linger: Option<Duration>) -> Result<Option<Arc<dyn Lease>>> {
+        let lane = pending.lane;
+        let Some(mut queued) = pending.enqueue().await? else { return Ok(None) };
+        let granted = match pending.first_look(&queued).await {
             Ok(Standing::Holds) => Ok(Some(None)),
             Ok(Standing::Waits(_)) => match linger {
                 Some(linger) => {
-                    timeout(linger, candidate.wait(&mut queued)).await.map_or(Ok(None), |waited| waited.map(Some))
+                    timeout(linger, pending.wait(&mut queued)).await.map_or(Ok(None), |waited| waited.map(Some))
                 }
                 None => Ok(None),
             },
@@ -199,10 +199,10 @@ impl ZookeeperBackend {
             Err(error) => Err(error),
         };
         match granted {
-            Ok(Some(watch)) => candidate.hold(queued, watch).await.map(Some),
+            Ok(Some(watch)) => pending.hold(queued, watch).await.map(Some),
             refused => {
                 self.crowd.note(lane, refused.is_ok());
-                candidate.leave(&queued).await;
+                pending.leave(&queued).await;
                 refused.map(|_| None)
             }
         }
@@ -210,38 +210,38 @@ impl ZookeeperBackend {
 
     /// Queues once, and waits until granted; leaves the queue on any other outcome.
     async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
-        let candidate = if !self.waits_apart(request) {
-            self.candidate(request, directory).await?
+        let pending = if !self.waits_apart(request) {
+            self.pending(request, directory).await?
         } else if self.crowd.is_taken(directory.lane()) {
             self.waiter(request, directory).await?
         } else {
             // In one round trip if the lock is free.
-            if let Some(lease) = self.attempt(self.candidate(request, directory).await?, None).await? {
+            if let Some(lease) = self.attempt(self.pending(request, directory).await?, None).await? {
                 return Ok(lease);
             }
             request.set_contended();
             self.waiter(&request.as_new_owner(), directory).await?
         };
         let mut queued = loop {
-            let queued = candidate.enqueue().await?;
+            let queued = pending.enqueue().await?;
             if let Some(queued) = queued {
                 break queued;
             }
             request.set_contended();
             tokio::select! {
                 () = tokio::time::sleep(USED_UP) => {}
-                () = candidate.ended() => return Err(lost_place()),
+                () = pending.ended() => return Err(lost_place()),
                 () = request.cancelled() => return Err(cancelled()),
             }
         };
-        match candidate.wait(&mut queued).await {
+        match pending.wait(&mut queued).await {
             Ok(watch) => {
-                let others = queued.children.as_deref().is_some_and(|children| candidate.is_crowded(children));
-                self.crowd.note(candidate.lane, others);
-                candidate.hold(queued, watch).await
+                let others = queued.children.as_deref().is_some_and(|children| pending.is_crowded(children));
+                self.crowd.note(pending.lane, others);
+                pending.hold(queued, watch).await
             }
             Err(error) => {
-                candidate.leave(&queued).await;
+                pending.leave(&queued).await;
                 Err(error)
             }
         }
@@ -256,7 +256,7 @@ impl LockBackend for ZookeeperBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let directory = self.check(&request)?;
-        let tried = attempt_afresh(request.clone(), |request| {
+        let tried = attempt_with_session_retry(request.clone(), |request| {
             let (backend, directory) = (&self, &directory);
             async move { backend.try_once(&request, directory).await }
         });
@@ -268,7 +268,7 @@ impl LockBackend for ZookeeperBackend {
                     let contention = Contention { retry_after: Some(USED_UP), last_token: None, wake: None };
                     return Ok(Attempt::Contended(contention));
                 }
-                let retry_after = Some(self.cluster.config.safety_net);
+                let retry_after = Some(self.cluster.config.fallback_poll_interval);
                 let wake = wake::woken(Arc::clone(&self.cluster), request, directory);
                 Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) })
             }
@@ -277,7 +277,7 @@ impl LockBackend for ZookeeperBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let directory = self.check(&request)?;
-        let queued = queue_afresh(request, |request| {
+        let queued = queue_with_session_retry(request, |request| {
             let (backend, directory) = (&self, &directory);
             async move { backend.queue(&request, directory).await }
         });
@@ -293,9 +293,9 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        let broken = breaking::break_lock(&self.cluster, holder, now).await;
+        let broken = revoke::break_lock(&self.cluster, holder, now).await;
         if self.is_cured("break", &broken).await {
-            return breaking::break_lock(&self.cluster, holder, now).await;
+            return revoke::break_lock(&self.cluster, holder, now).await;
         }
         broken
     }
@@ -321,11 +321,11 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.expiry = Expiry::Session;
     capabilities.fencing = Fencing::Durable;
     capabilities.fairness = Fairness::Fifo;
-    capabilities.wakeup = Wakeup::Pushed;
-    capabilities.loss_signal = LossSignal::Pushed;
+    capabilities.waiter_notification = WaiterNotification::Pushed;
+    capabilities.loss_detection = LossDetection::Pushed;
     capabilities.restart = Restart::Keeps;
     // One session's requests keep their order, but locks of different TTLs are in different sessions.
-    capabilities.ordered_release = false;
+    capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.break_lock = true;
     capabilities

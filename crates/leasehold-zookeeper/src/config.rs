@@ -37,7 +37,7 @@ pub struct ZookeeperConfig {
     /// How long a connection may take to come about. 2 s by default.
     pub connect_timeout: Duration,
     /// How often a waiter looks by itself, although it is woken. 5 s by default.
-    pub safety_net: Duration,
+    pub fallback_poll_interval: Duration,
 }
 
 /// The name that exclusive locks have on the server: two of Curator's classes, which do not see each other.
@@ -86,7 +86,7 @@ impl Default for ZookeeperConfig {
             tick: None,
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
-            safety_net: Duration::from_secs(5),
+            fallback_poll_interval: Duration::from_secs(5),
         }
     }
 }
@@ -145,10 +145,10 @@ impl ZookeeperConfig {
         self
     }
 
-    /// Looks this often while waiting; see [`safety_net`](Self::safety_net).
+    /// Looks this often while waiting; see [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
-    pub fn with_safety_net(mut self, interval: Duration) -> Self {
-        self.safety_net = interval;
+    pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
+        self.fallback_poll_interval = interval;
         self
     }
 
@@ -170,7 +170,7 @@ impl ZookeeperConfig {
 }
 
 /// What a URL says.
-pub(crate) struct Location {
+pub(crate) struct ParsedUrl {
     /// As the driver takes them: `h1:2181,h2:2181`.
     pub(crate) hosts: String,
     pub(crate) connector: Connector,
@@ -179,14 +179,14 @@ pub(crate) struct Location {
     pub(crate) config: ZookeeperConfig,
 }
 
-impl fmt::Debug for Location {
+impl fmt::Debug for ParsedUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The connector has a password.
-        f.debug_struct("Location").field("hosts", &self.hosts).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("ParsedUrl").field("hosts", &self.hosts).field("config", &self.config).finish_non_exhaustive()
     }
 }
 
-impl Location {
+impl ParsedUrl {
     pub(crate) fn parse(url: &str) -> Result<Self> {
         let mut url = ours(BackendUrl::parse(url))?;
         let tls = match url.scheme() {
@@ -216,7 +216,7 @@ impl Location {
         for (option, target) in [
             ("timeout", &mut config.timeout),
             ("connect-timeout", &mut config.connect_timeout),
-            ("safety-net", &mut config.safety_net),
+            ("fallback-poll-interval", &mut config.fallback_poll_interval),
         ] {
             *target = ours(url.take_duration(option))?.unwrap_or(*target);
         }
@@ -350,14 +350,14 @@ mod tests {
     #[test]
     fn a_url_says_everything() {
         let url = "zookeeper://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/shop/my%20locks/?timeout=300ms&tick=2s&exclusive=readwrite&acl=creator";
-        let location = Location::parse(url).unwrap();
+        let location = ParsedUrl::parse(url).unwrap();
         assert_eq!(location.hosts, "h1:2181,h2:7000,[::1]:80");
         assert_eq!(&*location.config.root, "/shop/my locks");
         assert_eq!(location.config.exclusive, ExclusiveNodes::ReadWrite);
         assert_eq!(location.config.access, Access::Creator);
         assert_eq!((location.config.timeout.as_millis(), location.config.tick.unwrap().as_secs()), (300, 2));
         for url in ["zk://h", "zk://h/", "ZK://h"] {
-            let location = Location::parse(url).unwrap();
+            let location = ParsedUrl::parse(url).unwrap();
             assert_eq!((&*location.hosts, &*location.config.root), ("h:2181", ""));
         }
         assert!(!format!("{location:?}").contains("p#ss"));
@@ -385,7 +385,7 @@ mod tests {
             ("http://u:secret@h/", "scheme"),
             ("secret", "scheme"),
         ] {
-            let error = Location::parse(url).unwrap_err();
+            let error = ParsedUrl::parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
             assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
@@ -395,8 +395,8 @@ mod tests {
     #[test]
     fn a_root_leaves_room_in_a_request() {
         let url = |length: usize| format!("zookeeper://h/{}", "r".repeat(length - 1));
-        assert!(Location::parse(&url(MAX_ROOT)).is_ok());
-        let error = Location::parse(&url(MAX_ROOT + 1)).unwrap_err();
+        assert!(ParsedUrl::parse(&url(MAX_ROOT)).is_ok());
+        let error = ParsedUrl::parse(&url(MAX_ROOT + 1)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("2049 bytes"), "{error}");
     }
@@ -404,7 +404,7 @@ mod tests {
     #[cfg(not(feature = "tls"))]
     #[test]
     fn tls_without_the_feature_names_the_feature() {
-        let error = Location::parse("zookeepers://h/").unwrap_err();
+        let error = ParsedUrl::parse("zookeepers://h/").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("feature `tls`"), "{error}");
     }
@@ -413,7 +413,7 @@ mod tests {
     #[test]
     fn tls_needs_a_ca_and_says_what_it_cannot_read() {
         for (url, named) in [("zookeepers://h/", "`ca`"), ("zookeepers://h/?ca=/nowhere.pem", "/nowhere.pem")] {
-            let error = Location::parse(url).unwrap_err();
+            let error = ParsedUrl::parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert!(error.to_string().contains(named), "{error}");
         }

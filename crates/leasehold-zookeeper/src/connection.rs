@@ -15,7 +15,7 @@ use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
 use crate::{
     alone::Alone,
-    config::{Location, MAX_ROOT, ZookeeperConfig},
+    config::{ParsedUrl, MAX_ROOT, ZookeeperConfig},
     diagnosis::{self, Speech},
     error::{self, Effect},
     keys::{Directory, Names},
@@ -111,8 +111,8 @@ impl Drop for Room {
 }
 
 impl Cluster {
-    pub(crate) fn of_location(location: Location) -> Arc<Self> {
-        let Location { hosts, connector, tls, speech, config } = location;
+    pub(crate) fn of_location(location: ParsedUrl) -> Arc<Self> {
+        let ParsedUrl { hosts, connector, tls, speech, config } = location;
         Self::new(Source::Url { connector: Box::new(connector), hosts, tls, speech }, config)
     }
 

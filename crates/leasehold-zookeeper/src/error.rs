@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_answer_to_a_write_is_indeterminate_and_keeps_the_drivers_error() {
+    fn lost_reply_to_write_is_indeterminate_with_driver_error() {
         let error = of_driver(Driver::ConnectionLoss, "acquire", Effect::Writes, "zookeeper://h:2181");
         assert_eq!(error.kind(), ErrorKind::Indeterminate);
         assert_eq!(error.to_string().split(": ").take(2).collect::<Vec<_>>(), ["zookeeper", "acquire"]);

@@ -5,7 +5,7 @@ use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result,
 use zookeeper_client::{Error as Driver, MultiReadResult, Stat};
 
 use crate::{
-    breaking::id_of,
+    revoke::id_of,
     connection::{Cluster, Link},
     error::Effect,
     keys::{Data, Directory, Member, Part, Says},

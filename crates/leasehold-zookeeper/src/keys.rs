@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::{LockKey, Mode, OwnerId, Request};
+use leasehold_core::{LockKey, Mode, AcquisitionId, Request};
 
 use crate::config::ExclusiveNodes;
 
@@ -88,7 +88,7 @@ const VERSION: u128 = 0xf << 76;
 const VARIANT: u128 = 0b11 << 62;
 
 impl Uuid {
-    pub(crate) fn new(session: u32, owner: OwnerId) -> Self {
+    pub(crate) fn new(session: u32, owner: AcquisitionId) -> Self {
         let random = owner.as_u128() & (u128::MAX >> 32) & !VERSION & !VARIANT;
         Self(u128::from(session) << 96 | 0x8 << 76 | 0b10 << 62 | random)
     }
@@ -118,7 +118,7 @@ impl Uuid {
 
 impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = OwnerId::from(self.0).to_hex();
+        let hex = AcquisitionId::from(self.0).to_hex();
         let hex = std::str::from_utf8(&hex).unwrap_or_default();
         write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
     }
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn golden_nodes() {
         let directory = names("").directory(&LockKey::new("item").unwrap(), false);
-        let uuid = Uuid::new(0x0102_0304, OwnerId::from(0xabcd));
+        let uuid = Uuid::new(0x0102_0304, AcquisitionId::from(0xabcd));
         let permit = Mode::Permit { of: 14.try_into().unwrap() };
         for (mode, exclusive, end) in [
             (Mode::Exclusive, ExclusiveNodes::Mutex, "lock-"),
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_uuid_tells_its_session_and_that_of_another_program_none() {
-        let uuid = Uuid::new(u32::MAX, OwnerId::from(u128::MAX));
+        let uuid = Uuid::new(u32::MAX, AcquisitionId::from(u128::MAX));
         assert_eq!(uuid.session(), Some(u32::MAX));
         assert_eq!(Uuid::of_name(&format!("_c_{uuid}-lock-0000000001")), Some(uuid));
         let curators = Uuid::of_name("_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000001").unwrap();

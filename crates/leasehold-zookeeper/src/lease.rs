@@ -3,15 +3,15 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, ReleaseState, Released, Request, Result, Upkeep, async_trait,
+    Deadline, ErrorKind, FencingToken, Lease, ReleaseTracker, Released, Request, Result, KeepAlive, async_trait,
     session::Claim,
 };
 
 use crate::{
     error::{self, named},
-    gather::{Done, Job, Work},
+    batch::{Done, Job, Work},
     keys::{Directory, Sequence},
-    loss::Held,
+    loss_watch::Held,
     session::{ZookeeperSessions, run},
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct ZookeeperLease {
     request: Request,
     held: Arc<Held>,
     place: Place,
-    release: ReleaseState,
+    release: ReleaseTracker,
 }
 
 /// Where its node is.
@@ -34,7 +34,7 @@ pub(crate) struct Place {
 
 impl ZookeeperLease {
     pub(crate) fn new(claim: Claim<ZookeeperSessions>, request: Request, held: Arc<Held>, place: Place) -> Self {
-        Self { claim, request, held, place, release: ReleaseState::new() }
+        Self { claim, request, held, place, release: ReleaseTracker::new() }
     }
 }
 
@@ -49,8 +49,8 @@ impl Lease for ZookeeperLease {
         self.claim.valid_until()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Session(self.claim.session().id())
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::Session(self.claim.session().id())
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {

@@ -2,26 +2,26 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod alone;
-mod attend;
+mod session_tasks;
 mod backend;
-mod breaking;
-mod candidate;
+mod revoke;
+mod pending_lock;
 mod config;
 mod connection;
 mod crowd;
 mod diagnosis;
 mod error;
-mod gather;
+mod batch;
 mod inspect;
 mod keys;
 mod lease;
-mod loss;
-mod pulse;
+mod loss_watch;
+mod liveness;
 mod queue;
 mod session;
 mod thread;
 mod used_up;
-mod waiting;
+mod predecessor;
 mod wake;
 
 pub use leasehold_core::{Error, ErrorKind, Result};

@@ -109,14 +109,14 @@ pub(crate) fn in_order(children: &[String]) -> Vec<(&str, Member)> {
 
 #[cfg(test)]
 mod tests {
-    use leasehold_core::OwnerId;
+    use leasehold_core::AcquisitionId;
 
     use super::*;
 
     const PERMIT: Mode = Mode::Permit { of: std::num::NonZeroU32::new(2).unwrap() };
 
     fn uuid(number: u128) -> Uuid {
-        Uuid::new(1, OwnerId::from(number))
+        Uuid::new(1, AcquisitionId::from(number))
     }
 
     fn child(number: u128, mark: &str, sequence: i32) -> String {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_waits_for_the_last_writer_before_it_and_for_no_other() {
+    fn reader_waits_for_the_last_writer_before_it_only() {
         let writer = child(1, "__WRIT__", 7);
         let children = [child(2, "__READ__", 6), child(3, "__READ__", 8), writer.clone(), child(4, "lock-", 9)];
         assert_eq!(stand(Mode::Shared, 2, &children), Standing::Holds);

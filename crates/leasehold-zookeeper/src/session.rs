@@ -9,20 +9,20 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    Deadline, Error, ErrorKind, LossReason, Moment, OwnerId, Result, Ttl, async_trait,
-    session::{Claim, Gather, GatherLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    Deadline, Error, ErrorKind, LossReason, Timestamp, AcquisitionId, Result, Ttl, async_trait,
+    session::{Claim, Batcher, BatchLimits, Opened, Owned, Session, SessionDriver, SessionTime},
     supervised,
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 
 use crate::{
-    attend,
+    session_tasks,
     connection::{Cluster, Link},
     error::{self, Effect},
-    gather::{Carrier, Done, Job, Line},
+    batch::{BatchExecutor, Done, Job, Line},
     keys::{Node, Uuid, shown},
-    loss::{self, Losses},
-    pulse::{BEAT_PART, Pulse},
+    loss_watch::{self, LossWatcher},
+    liveness::{HEARTBEAT_PART, Liveness},
 };
 
 /// Claims in one session: as many as leave room for a watch each.
@@ -39,7 +39,7 @@ const DELETES: usize = 100;
 /// 1/20.
 const DRIVERS_SILENCE: u32 = 4;
 /// Measured on two cores with 1 to 256 tasks.
-const LIMITS: GatherLimits = GatherLimits { alone: 1, one_at_a_time: false, calls: 1, batch: 64 };
+const LIMITS: BatchLimits = BatchLimits { alone: 1, one_at_a_time: false, calls: 1, batch: 64 };
 
 pub(crate) type ZookeeperSession = Session<ZookeeperSessions>;
 
@@ -63,11 +63,11 @@ pub(crate) struct Handle {
     /// Its node.
     node: String,
     state: Mutex<StateWatcher>,
-    carrier: Arc<Carrier>,
-    gather: Arc<Gather<Carrier>>,
+    carrier: Arc<BatchExecutor>,
+    gather: Arc<Batcher<BatchExecutor>>,
     /// `None` for a session of waiters: nothing is held in it, so nothing is believed for as long as it lives.
-    pulse: Option<Pulse>,
-    pub(crate) losses: Arc<Losses>,
+    liveness: Option<Liveness>,
+    pub(crate) losses: Arc<LossWatcher>,
     /// What an operator has asked to be given up.
     revoked: Mutex<HashSet<Uuid>>,
     attended: OnceLock<()>,
@@ -79,7 +79,7 @@ impl Handle {
         self.line.link(operation)
     }
 
-    /// From now on the connection, and where it has holders their nodes and the pulse, are attended to, for as long as the session
+    /// From now on the connection, and where it has holders their nodes and the liveness, are attended to, for as long as the session
     /// lives.
     pub(crate) fn attend(&self, session: &Arc<ZookeeperSession>) {
         self.attended.get_or_init(|| {
@@ -87,12 +87,12 @@ impl Handle {
             // They end with the session, or when nobody has it any more.
             let (session, losses) = (Arc::downgrade(session), Arc::clone(&self.losses));
             let (followed, beaten) = (Weak::clone(&session), Weak::clone(&session));
-            drop(tokio::spawn(supervised(move || attend::follow(Weak::clone(&followed), state.clone()))));
-            if self.pulse.is_none() {
+            drop(tokio::spawn(supervised(move || session_tasks::follow(Weak::clone(&followed), state.clone()))));
+            if self.liveness.is_none() {
                 return;
             }
-            drop(tokio::spawn(supervised(move || attend::beat(Weak::clone(&beaten)))));
-            drop(tokio::spawn(loss::watch(session, losses)));
+            drop(tokio::spawn(supervised(move || session_tasks::beat(Weak::clone(&beaten)))));
+            drop(tokio::spawn(loss_watch::watch(session, losses)));
         });
     }
 
@@ -113,10 +113,10 @@ impl Handle {
 
     /// Asks the leader, so that it hears of this session, and notes that it answers.
     pub(crate) async fn beat(&self, session: &ZookeeperSession) {
-        let (Ok(link), Some(pulse)) = (self.link("renew"), &self.pulse) else { return };
+        let (Ok(link), Some(liveness)) = (self.link("renew"), &self.liveness) else { return };
         let sent = session.now();
         match self.cluster.ask_leader("renew", &link, self.patience, &self.node).await {
-            Ok(()) => pulse.beat(sent, session.now()),
+            Ok(()) => liveness.beat(sent, session.now()),
             Err(error) => tracing::trace!(target: "leasehold", %error, "not heard"),
         }
     }
@@ -168,12 +168,12 @@ impl ZookeeperSessions {
     }
 
     /// Since when the leader counts.
-    async fn pulse(&self, link: &Link, time: &SessionTime, connecting: Moment, node: &str) -> Result<Pulse> {
+    async fn liveness(&self, link: &Link, time: &SessionTime, connecting: Timestamp, node: &str) -> Result<Liveness> {
         let (cluster, ttl) = (&self.cluster, time.ttl().as_duration());
         let tick = cluster.config.tick.unwrap_or(ttl / 2);
         if cluster.given().is_none() {
             // Opening a session is a transaction of its own.
-            return Ok(Pulse::new(tick, connecting));
+            return Ok(Liveness::new(tick, connecting));
         }
         let patience = cluster.patience(time.ttl());
         let beat = async || {
@@ -182,13 +182,13 @@ impl ZookeeperSessions {
             Ok::<_, Error>((sent, time.now()))
         };
         let first = beat().await?;
-        tokio::time::sleep(ttl / BEAT_PART).await;
+        tokio::time::sleep(ttl / HEARTBEAT_PART).await;
         let second = beat().await?;
-        let pulse = Pulse::of_given(tick, ttl / DRIVERS_SILENCE, first.0);
+        let liveness = Liveness::of_given(tick, ttl / DRIVERS_SILENCE, first.0);
         for (sent, answered) in [first, second] {
-            pulse.beat(sent, answered);
+            liveness.beat(sent, answered);
         }
-        Ok(pulse)
+        Ok(liveness)
     }
 }
 
@@ -222,12 +222,12 @@ impl SessionDriver for ZookeeperSessions {
             ));
         }
         let patience = self.patience(time.ttl());
-        let tag = OwnerId::random().as_u128() as u32;
+        let tag = AcquisitionId::random().as_u128() as u32;
         let session = link.client.session_id().0;
         let (node, label) = (cluster.names.session(session, tag), shown(time.label()).as_bytes().to_vec());
-        let pulse = match self.for_waiters {
+        let liveness = match self.for_waiters {
             true => None,
-            false => Some(self.pulse(&link, time, connecting, &node).await?),
+            false => Some(self.liveness(&link, time, connecting, &node).await?),
         };
         let sent = time.now();
         // There is no deadline yet that a second try must meet.
@@ -237,10 +237,10 @@ impl SessionDriver for ZookeeperSessions {
             marked = self.mark(&link, patience_to_mark, &node, &label).await;
         }
         marked?;
-        let deadline = time.deadline_from(heard(pulse.as_ref(), sent));
+        let deadline = time.deadline_from(heard(liveness.as_ref(), sent));
         let state = Mutex::new(link.client.state_watcher());
         let line = Arc::new(Line::new(link));
-        let carrier = Arc::new(Carrier {
+        let carrier = Arc::new(BatchExecutor {
             cluster: Arc::clone(cluster),
             line: Arc::clone(&line),
             patience,
@@ -258,8 +258,8 @@ impl SessionDriver for ZookeeperSessions {
             node,
             state,
             carrier,
-            gather: Arc::new(Gather::new(LIMITS)),
-            pulse,
+            gather: Arc::new(Batcher::new(LIMITS)),
+            liveness,
             losses: Arc::default(),
             revoked: Mutex::default(),
             attended: OnceLock::new(),
@@ -283,7 +283,7 @@ impl SessionDriver for ZookeeperSessions {
             }
         };
         self.cluster.ask("renew", Effect::None, handle.patience, checked).await?;
-        Ok(time.deadline_from(heard(handle.pulse.as_ref(), sent)))
+        Ok(time.deadline_from(heard(handle.liveness.as_ref(), sent)))
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Node>> {
@@ -335,8 +335,8 @@ impl SessionDriver for ZookeeperSessions {
 }
 
 /// When the leader heard of a session at the earliest, given a transaction that was sent at `sent` and committed.
-fn heard(pulse: Option<&Pulse>, sent: Moment) -> Moment {
-    pulse.map_or(sent, |pulse| pulse.heard(sent))
+fn heard(liveness: Option<&Liveness>, sent: Timestamp) -> Timestamp {
+    liveness.map_or(sent, |liveness| liveness.heard(sent))
 }
 
 /// Deletes what may be gone already.

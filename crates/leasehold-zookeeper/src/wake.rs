@@ -69,14 +69,14 @@ pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Di
         Ok(None) | Err(_) => {}
         Ok(Some(Wait::Any)) => match any {
             Some((watcher, room)) => drop(told(watcher, room).await),
-            None => tokio::time::sleep(cluster.config.safety_net).await,
+            None => tokio::time::sleep(cluster.config.fallback_poll_interval).await,
         },
         Ok(Some(Wait::For(child))) => {
             drop(any);
             let path = directory.child(&child);
             match tokio::time::timeout(cluster.config.timeout, node(&link, &path)).await {
                 Ok(Ok(Set::Watching((watcher, room, _)))) => drop(told(watcher, room).await),
-                Ok(Ok(Set::NoRoom)) => tokio::time::sleep(cluster.config.safety_net).await,
+                Ok(Ok(Set::NoRoom)) => tokio::time::sleep(cluster.config.fallback_poll_interval).await,
                 _ => {}
             }
         }

@@ -11,7 +11,7 @@
 //! let client = leasehold::connect("memory:").await?; // or "file:/var/lib/shop", "redis://127.0.0.1/?prefix=shop:"
 //! let item = client.mutex("item/42");
 //!
-//! let guard = item.lock().await?; // waits; also try_lock, lock_within(duration)
+//! let guard = item.lock().await?; // waits; also try_lock, lock_timeout(duration)
 //! assert!(guard.is_held());
 //! guard.release().await?; // dropping it releases too, in the background
 //!
@@ -56,7 +56,7 @@
 //! let report = client.mutex("nightly-report");
 //! let guard = report.lock().await?;
 //!
-//! let refused = report.lock_within(Duration::from_millis(10)).await.unwrap_err();
+//! let refused = report.lock_timeout(Duration::from_millis(10)).await.unwrap_err();
 //! assert_eq!(refused.kind(), ErrorKind::TimedOut);
 //!
 //! tokio::select! {

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_known_url_is_named_with_the_schemes_that_are_known() {
+    fn unknown_url_error_lists_the_known_schemes() {
         for url in ["", "127.0.0.1", "ftp://h", "localhost:6379", ":", "redis"] {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);

@@ -14,7 +14,7 @@ mod local {
     }
 
     #[tokio::test]
-    async fn memory_clients_of_one_name_share_their_locks_and_others_do_not() {
+    async fn memory_clients_share_locks_by_name_only() {
         let (a, b) = (connect("memory:one").await.unwrap(), connect("memory:one").await.unwrap());
         let held = a.mutex("k").try_lock().await.unwrap();
         assert_eq!(b.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);

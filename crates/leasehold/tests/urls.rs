@@ -106,7 +106,7 @@ const FORMS: [&str; 44] = [
     "//127.0.0.1:1/?timeout=P&connect-timeout=P&node-timeout=P",
     "//127.0.0.1:1/?prefix=P&prefix=P",
     "//127.0.0.1:1/?sslmode=P",
-    "//127.0.0.1:1/?wakeup=P&keys=P&acl=P&names=P",
+    "//127.0.0.1:1/?notifications=P&keys=P&acl=P&names=P",
     "//127.0.0.1:1/?sequence=P&odd=P",
     "//127.0.0.1:1/?port=P&host=127.0.0.1",
     "//127.0.0.1:1/#P",

@@ -61,11 +61,11 @@ async fn converse(talk: usize, url: String) {
         ended(talk, "renew", guard.renew()).await;
     }
     ended(talk, "inspect", client.inspect(format!("hostile {talk}"))).await;
-    drop(ended(talk, "lock_within", mutex.lock_within(Duration::from_millis(300))).await);
+    drop(ended(talk, "lock_timeout", mutex.lock_timeout(Duration::from_millis(300))).await);
     if let Some(guard) = guard {
         ended(talk, "release", guard.release()).await;
     }
-    drop(ended(talk, "lock_within", mutex.lock_within(Duration::from_millis(300))).await);
+    drop(ended(talk, "lock_timeout", mutex.lock_timeout(Duration::from_millis(300))).await);
     ended(talk, "close", client.close()).await;
 }
 

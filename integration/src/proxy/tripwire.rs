@@ -54,7 +54,7 @@ mod tests {
     use super::{Direction, Tripwire, Unit, Verdict, Way};
 
     #[test]
-    fn bytes_pass_up_to_the_limit_and_the_chunk_that_reaches_it_is_cut_there() {
+    fn bytes_pass_up_to_the_limit_and_are_cut_there() {
         let mut wire = Tripwire::new(Direction::ClientToServer, Unit::Bytes, 10);
         assert_eq!(wire.judge(Way::Down, 100), Verdict::Pass);
         assert_eq!(wire.judge(Way::Up, 6), Verdict::Pass);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_chunk_passes_whole_and_with_none_left_the_next_does_not() {
+    fn last_chunk_passes_whole_and_the_next_does_not() {
         let mut wire = Tripwire::new(Direction::Both, Unit::Chunks, 2);
         assert_eq!(wire.judge(Way::Up, 6), Verdict::Pass);
         assert_eq!(wire.judge(Way::Down, 7), Verdict::CutAfter(7));

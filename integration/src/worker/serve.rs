@@ -97,10 +97,10 @@ impl Hand {
         let lock = self.client.rwlock(key);
         let locked = match (shared, patience) {
             (false, Patience::Try) => lock.try_write().await,
-            (false, Patience::Within(ms)) => lock.write_within(Duration::from_millis(ms)).await,
+            (false, Patience::Within(ms)) => lock.write_timeout(Duration::from_millis(ms)).await,
             (false, Patience::Forever) => lock.write().await,
             (true, Patience::Try) => lock.try_read().await,
-            (true, Patience::Within(ms)) => lock.read_within(Duration::from_millis(ms)).await,
+            (true, Patience::Within(ms)) => lock.read_timeout(Duration::from_millis(ms)).await,
             (true, Patience::Forever) => lock.read().await,
         };
         let guard = locked.inspect_err(|_| self.log.write(attempt, key, (Op::Acquire, Phase::Fail), None, None))?;

@@ -104,7 +104,7 @@ impl Shared {
         let within = Duration::from_millis(self.plan.within_ms);
         let lock = self.client.rwlock(key.as_str());
         let acquisition =
-            async { if shared { lock.read_within(within).await } else { lock.write_within(within).await } };
+            async { if shared { lock.read_timeout(within).await } else { lock.write_timeout(within).await } };
         let acquired = if one_in(self.plan.drop_in) {
             let dropped_after = Duration::from_micros(rand::rng().random_range(0..20_000));
             tokio::time::timeout(dropped_after, acquisition).await.ok()

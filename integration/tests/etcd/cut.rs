@@ -18,7 +18,7 @@ use crate::{
 const POINTS: u64 = 6;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_cut_anywhere_leaves_nothing_although_the_session_is_renewed() {
+async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
     let cluster = EtcdCluster::start().unwrap();
     let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
     let through = client(&format!("etcd://{}/?timeout=300ms&connect-timeout=300ms", proxy.addr())).await;

@@ -3,7 +3,7 @@
 use std::{env, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Clock, Drift, ErrorKind, Lease, LockBackend, LockGuard, LossReason, Moment, Request, SystemClock,
+    Clock, ClockDrift, ErrorKind, Lease, LockBackend, LockGuard, LossReason, Timestamp, Request, SystemClock,
 };
 use leasehold_etcd::{
     EtcdBackend,
@@ -52,7 +52,7 @@ async fn acquired(holder: &Arc<EtcdBackend>, key: &str) -> Arc<dyn Lease> {
 }
 
 /// When these keys were seen to be gone on this member: they were gone before.
-async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Moment {
+async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Timestamp {
     let begun = Instant::now();
     while !cluster.at(member).keys(prefix).is_ok_and(|keys| keys.is_empty()) {
         assert!(begun.elapsed() < SOON, "{prefix} is never freed");
@@ -183,7 +183,7 @@ async fn who_believes_a_keep_alive_alone_outlives_the_key() {
         assert!(until <= ours_freed, "believed {:?} too long, after {outcome:?}", until.since(ours_freed));
         if matches!(&answered, Ok(Ok(Some(answer))) if answer.ttl() > 0) {
             // The others may have elected a leader late: then it kept the key for long.
-            if Drift::DEFAULT.deadline(sent, ttl(TTL_S as u64)).moment() > freed {
+            if ClockDrift::DEFAULT.deadline(sent, ttl(TTL_S as u64)).moment() > freed {
                 return;
             }
         }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::support::{SOON, backend, ttl};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inspection_shows_holders_and_waiters_and_breaking_hits_only_that_holder() {
+async fn inspection_lists_all_and_revocation_hits_one_holder() {
     let cluster = EtcdCluster::start().unwrap();
     let one = LockClient::builder(backend(&cluster.url()).await).with_label("one").build();
     let other = LockClient::builder(backend(&cluster.url()).await).with_label("other").build();

@@ -69,7 +69,7 @@ fn ctl_lock(cluster: &mut EtcdCluster, name: &str) -> Ctl {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn etcdctl_and_we_exclude_each_other_both_ways_held_and_waited_for() {
+async fn etcdctl_and_leasehold_exclude_each_other() {
     let mut cluster = EtcdCluster::start().unwrap();
     let client = LockClient::new(EtcdBackend::connect(&cluster.url()).await.unwrap());
     let mutex = client.mutex("item");
@@ -117,7 +117,7 @@ async fn etcdctl_and_we_exclude_each_other_both_ways_held_and_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_with_slashes_are_shared_in_the_exact_profile_and_are_others_in_the_default() {
+async fn slashes_are_shared_with_exact_names_only() {
     let mut cluster = EtcdCluster::start().unwrap();
     let exact = EtcdBackend::connect(&format!("{}?names=exact", cluster.url())).await.unwrap();
     let (exact, encoded) =
@@ -129,7 +129,7 @@ async fn names_with_slashes_are_shared_in_the_exact_profile_and_are_others_in_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inspection_shows_etcdctl_and_it_can_be_broken_only_at_once() {
+async fn etcdctl_is_listed_and_can_only_be_revoked_immediately() {
     use leasehold_core::{Broken, LockBackend};
     let mut cluster = EtcdCluster::start().unwrap();
     let backend = EtcdBackend::connect(&cluster.url()).await.unwrap();

@@ -10,7 +10,7 @@ use crate::support::{SOON, client, free, ttl};
 
 /// Whether it leads or follows, the member on the minority's side goes on running and answers its clients.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_cut_off_with_a_minority_gives_up_before_the_rival_is_granted() {
+async fn holder_in_minority_gives_up_before_rival_is_granted() {
     for with_the_leader in [true, false] {
         let mut cluster = EtcdCluster::builder().members(3).linked().start().unwrap();
         let leader = cluster.leader().unwrap();

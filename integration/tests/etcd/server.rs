@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::support::{SOON, client, ttl};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_server_is_an_error_in_time_and_the_holder_loses_by_its_deadline() {
+async fn stopped_server_fails_in_time_and_holder_loses_by_deadline() {
     let mut cluster = EtcdCluster::start().unwrap();
     let client = client(&cluster.url()).await;
     let guard = client.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();

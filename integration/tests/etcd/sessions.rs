@@ -25,7 +25,7 @@ async fn a_session_keeps_many_locks_alive_with_few_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_is_not_renewed_is_given_back_and_its_neighbours_live() {
+async fn unrenewed_lock_is_released_and_its_neighbours_are_kept() {
     let cluster = EtcdCluster::start().unwrap();
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let kept = one.mutex("kept").with_ttl(ttl(2)).lock().await.unwrap();
@@ -39,7 +39,7 @@ async fn a_lock_that_is_not_renewed_is_given_back_and_its_neighbours_live() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_session_is_told_to_its_holder_and_never_grants_its_waiter() {
+async fn revoked_session_notifies_holder_and_grants_no_waiter() {
     let cluster = EtcdCluster::start().unwrap();
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let guard = one.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();

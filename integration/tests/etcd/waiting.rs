@@ -14,11 +14,11 @@ use crate::{
     support::{SOON, backend, client, free, locks, ttl, until_locks},
 };
 
-/// With the safety net an hour away.
+/// With the fallback poll interval an hour away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_of_another_process_is_woken() {
     let cluster = EtcdCluster::start().unwrap();
-    let url = format!("{}?safety-net=3600s", cluster.url());
+    let url = format!("{}?fallback-poll-interval=3600s", cluster.url());
     let (one, other) = (client(&url).await, client(&url).await);
     for _ in 0..20 {
         let guard = one.mutex("k").lock().await.unwrap();
@@ -53,7 +53,7 @@ async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
 async fn a_waiter_without_a_watch_looks_often() {
     let cluster = EtcdCluster::start().unwrap();
     let (relay, addr) = Relay::start(cluster.at(0).addr(), Fate::Unwatched).await;
-    let (one, other) = (client(&cluster.url()).await, client(&format!("etcd://{addr}/?safety-net=3600s")).await);
+    let (one, other) = (client(&cluster.url()).await, client(&format!("etcd://{addr}/?fallback-poll-interval=3600s")).await);
     let guard = one.mutex("k").lock().await.unwrap();
     let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
@@ -80,7 +80,7 @@ async fn cancelled_waiters_leave_nothing() {
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let guard = one.mutex("k").lock().await.unwrap();
     for wait in [1, 3, 10, 30, 100] {
-        let error = other.mutex("k").lock_within(Duration::from_millis(wait)).await.unwrap_err();
+        let error = other.mutex("k").lock_timeout(Duration::from_millis(wait)).await.unwrap_err();
         // So soon the cluster may not have answered.
         assert!(matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unavailable), "{error:?}");
     }

@@ -30,7 +30,7 @@ fn table(server: &PostgresServer) {
 }
 
 #[test]
-fn a_server_answers_at_its_url_and_is_gone_with_all_its_processes_when_dropped() {
+fn dropped_server_ends_with_all_its_processes() {
     let server = PostgresServer::start().unwrap();
     let (url, folder) = (server.url(), server.folder().to_owned());
     let mut session = server.psql_session().unwrap();
@@ -120,7 +120,7 @@ fn a_kill_also_ends_a_backend_that_is_stopped() {
 }
 
 #[test]
-fn a_stopped_backend_says_nothing_until_it_is_continued_and_others_go_on() {
+fn stopped_server_process_is_silent_and_others_continue() {
     let mut server = PostgresServer::start().unwrap();
     let mut session = server.psql_session().unwrap();
     let backend = backend_of(&mut session);
@@ -133,7 +133,7 @@ fn a_stopped_backend_says_nothing_until_it_is_continued_and_others_go_on() {
 }
 
 #[test]
-fn a_killed_backend_takes_all_others_along_and_the_server_comes_back_by_itself() {
+fn killed_server_process_restarts_the_whole_server() {
     let mut server = PostgresServer::start().unwrap();
     let (mut first, mut second) = (server.psql_session().unwrap(), server.psql_session().unwrap());
     let (backend, other) = (backend_of(&mut first), backend_of(&mut second));
@@ -172,7 +172,7 @@ fn access_is_as_the_lines_say() {
 }
 
 #[test]
-fn tls_is_spoken_with_who_trusts_the_authority_and_with_nobody_else() {
+fn tls_needs_a_client_that_trusts_the_ca() {
     let server = PostgresServer::builder().tls().start().unwrap();
     let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     assert_eq!(psql(&server.url(), sql).unwrap(), "t");
@@ -184,7 +184,7 @@ fn tls_is_spoken_with_who_trusts_the_authority_and_with_nobody_else() {
 }
 
 #[test]
-fn a_pooler_gives_a_connection_to_a_client_for_as_long_as_its_mode_says() {
+fn pooler_lends_a_connection_as_its_mode_says() {
     let server = PostgresServer::start().unwrap();
     let one = [("default_pool_size", "1")];
     for mode in [PoolMode::Transaction, PoolMode::Statement] {

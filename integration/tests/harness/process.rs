@@ -73,7 +73,7 @@ fn a_child_tells_how_it_ended_and_takes_no_signal_afterwards() {
 }
 
 #[test]
-fn a_program_that_never_gets_ready_is_given_up_with_its_log_and_killed() {
+fn program_that_never_gets_ready_is_killed_and_its_log_shown() {
     let mut process = Process::new("mute", "sh").unwrap();
     process.set_arguments(["-c", "echo up at $$ >&2; exec sleep 600"]);
     let error = process.start(Duration::from_millis(300), || Err("no answer".to_owned())).unwrap_err().to_string();

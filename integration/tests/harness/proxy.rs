@@ -122,7 +122,7 @@ fn a_megabyte_passes_unharmed() {
 }
 
 #[test]
-fn a_cut_closes_and_refuses_until_it_is_healed_at_the_same_address() {
+fn cut_closes_and_refuses_until_healed_at_the_same_address() {
     let (server, seen) = echo_server();
     let proxy = Proxy::start(server).unwrap();
     let mut client = connect(&proxy);
@@ -151,7 +151,7 @@ fn a_disconnect_closes_and_takes_new_connections() {
 }
 
 #[test]
-fn a_black_hole_to_the_server_takes_the_request_and_the_news_of_the_client_s_end() {
+fn black_hole_to_server_drops_request_and_disconnect() {
     let (server, seen) = echo_server();
     let proxy = Proxy::start(server).unwrap();
     let mut client = connect(&proxy);
@@ -166,7 +166,7 @@ fn a_black_hole_to_the_server_takes_the_request_and_the_news_of_the_client_s_end
 }
 
 #[test]
-fn a_black_hole_to_the_client_lets_the_request_through_and_takes_the_reply() {
+fn black_hole_to_client_passes_request_and_drops_reply() {
     let (server, seen) = echo_server();
     let proxy = Proxy::start(server).unwrap();
     let mut client = connect(&proxy);
@@ -188,7 +188,7 @@ fn a_black_hole_swallows_new_connections_too() {
 }
 
 #[test]
-fn healing_a_black_hole_closes_what_lost_bytes_and_spares_the_rest() {
+fn healing_closes_connections_that_lost_bytes_only() {
     let (server, _seen) = echo_server();
     let proxy = Proxy::start(server).unwrap();
     let (mut lossy, mut idle) = (connect(&proxy), connect(&proxy));
@@ -243,7 +243,7 @@ fn a_delay_is_the_line_s_length_and_not_its_width() {
 }
 
 #[test]
-fn a_cut_after_no_chunk_loses_the_request_and_after_one_the_reply() {
+fn cut_after_zero_chunks_loses_request_and_after_one_the_reply() {
     let (server, seen) = echo_server();
     let proxy = Proxy::start(server).unwrap();
     let mut client = connect(&proxy);
@@ -266,7 +266,7 @@ fn a_cut_after_no_chunk_loses_the_request_and_after_one_the_reply() {
 }
 
 #[test]
-fn a_cut_after_bytes_cuts_a_reply_in_the_middle_and_takes_other_connections_along() {
+fn cut_after_bytes_splits_a_reply_and_cuts_other_connections() {
     let (server, _seen) = echo_server();
     let proxy = Proxy::start(server).unwrap();
     let (mut client, mut other) = (connect(&proxy), connect(&proxy));

@@ -26,7 +26,7 @@ fn ping_tls(server: &RedisServer, trusted: &Certificates) -> bool {
 }
 
 #[test]
-fn a_server_answers_at_its_url_and_on_its_socket_and_is_gone_when_dropped() {
+fn server_answers_on_url_and_socket_until_dropped() {
     let server = RedisServer::start().unwrap();
     let (url, folder) = (server.url(), server.folder().to_owned());
     let _: () = connect(&url).unwrap().set("k", "v").unwrap();
@@ -142,7 +142,7 @@ fn a_user_may_do_what_the_rules_say_and_no_more() {
 }
 
 #[test]
-fn tls_is_spoken_with_who_trusts_the_authority_and_with_nobody_else() {
+fn tls_needs_a_client_that_trusts_the_ca() {
     let server = RedisServer::builder().tls().start().unwrap();
     let url = server.url();
     assert!(url.starts_with("rediss://"));

@@ -66,7 +66,7 @@ fn a_start_that_fails_shows_the_log() {
 }
 
 #[tokio::test]
-async fn three_servers_have_one_leader_and_another_one_after_its_death() {
+async fn three_servers_elect_another_leader_after_its_death() {
     let mut ensemble = ZookeeperEnsemble::start().unwrap();
     let leader = ensemble.leader().unwrap();
     assert_eq!(ensemble.followers().len(), 2);
@@ -79,7 +79,7 @@ async fn three_servers_have_one_leader_and_another_one_after_its_death() {
 /// The fault that the locks are tested with: the member that is cut off goes on as if nothing was, and its clients' sessions
 /// end without their knowing.
 #[tokio::test]
-async fn clients_still_reach_a_member_that_is_cut_off_and_lose_their_sessions_at_the_others() {
+async fn clients_of_a_cut_off_member_lose_their_sessions() {
     let mut ensemble = ZookeeperServer::builder().sync_limit(40).links().start_members(3).unwrap();
     let (leader, follower) = (ensemble.leader().unwrap(), ensemble.followers()[0]);
     let addr = ensemble.member(follower).addr();

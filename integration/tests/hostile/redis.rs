@@ -91,7 +91,7 @@ fn redis_changed_at_every_byte_hangs_no_call() {
 #[test]
 fn redis_without_resp3_hangs_no_call() {
     let server = RedisServer::start().unwrap();
-    let url = |addr| format!("redis://{addr}?wakeup=poll");
+    let url = |addr| format!("redis://{addr}?notifications=poll");
     survives_at_every_byte("redis", server.addr(), url, Sweep::CutDown);
     for (name, first, again) in answers() {
         survives("redis", name, url, conduct(first, &again));

@@ -39,7 +39,7 @@ async fn curators_mutex_and_we_exclude_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curators_write_lock_and_read_lock_and_our_exclusive_locks_exclude_each_other() {
+async fn curators_read_write_locks_and_ours_exclude_each_other() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server, "?exclusive=readwrite").await;
     for kind in ["write", "read"] {

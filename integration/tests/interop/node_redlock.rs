@@ -20,7 +20,7 @@ async fn node_redlock_on_one_server_and_we_exclude_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn node_redlock_on_five_servers_and_our_quorum_exclude_each_other() {
+async fn node_redlock_on_five_servers_and_quorum_exclude_each_other() {
     let servers = RedlockServers::start(5, Persistence::None).unwrap();
     servers.provision(Ttl::DEFAULT).await.unwrap();
     let client = LockClient::new(leasehold_redis::redlock(&servers.url()).await.unwrap());

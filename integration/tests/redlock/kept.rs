@@ -76,7 +76,7 @@ fn connect(server: SocketAddr, client: &TcpStream, upstream: &Arc<Mutex<Option<T
 const SETTLED: Duration = Duration::from_millis(200);
 
 /// Without pushes (RESP2) nothing tells the client, and the mark that it compares is what the server has.
-const OPTIONS: &str = "?wakeup=poll&node-timeout=10s&response-timeout=10s&connect-timeout=10s";
+const OPTIONS: &str = "?notifications=poll&node-timeout=10s&timeout=10s&connect-timeout=10s";
 
 /// A holds at 1, 2 and 3. B, connected through proxies, would have 3, 4 and 5 if 3 voted.
 async fn restart_is_noticed(persistence: Persistence, restart: impl FnOnce(&mut RedisServer)) {

@@ -40,7 +40,7 @@ async fn two_killed_servers_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_killed_servers_are_an_error_that_names_them_and_leaves_nothing() {
+async fn error_names_three_killed_servers_and_leaves_nothing() {
     let mut servers = five(Persistence::None).await;
     let client = client(&servers, PATIENT).await;
     let held = client.mutex("held").lock().await.unwrap();

@@ -48,7 +48,7 @@ async fn a_server_back_with_no_memory_is_not_counted() {
 
 /// What a snapshot brings back is older than what was granted, and its mark comes back with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_back_with_an_old_snapshot_and_its_mark_is_not_counted() {
+async fn server_with_an_old_snapshot_and_its_marker_does_not_vote() {
     a_server_that_forgot_does_not_vote(Persistence::Snapshot, |server| {
         server.kill();
         server.restart().unwrap();
@@ -133,7 +133,7 @@ async fn all_servers_that_lose_nothing_can_restart() {
 
 /// Nobody knows any more what was granted: the grants end, and nobody is granted anything until an operator says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_servers_back_with_no_memory_grant_nothing_until_they_are_provisioned() {
+async fn servers_without_data_grant_nothing_until_provisioned() {
     let mut servers = five(Persistence::None).await;
     let client = client(&servers, PATIENT).await;
     assert_eq!(client.capabilities().fencing, Fencing::Clocked);
@@ -179,7 +179,7 @@ async fn one_server_under_two_names_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_are_not_provisioned_for_less_while_one_may_have_forgotten_a_longer_lock() {
+async fn largest_ttl_is_not_lowered_while_a_node_may_have_forgotten() {
     let mut servers = RedlockServers::start(3, Persistence::None).unwrap();
     servers.provision(ttl(crate::support::TTL)).await.unwrap();
     block_in_place(|| servers.servers[0].restart().unwrap());
@@ -192,7 +192,7 @@ async fn servers_are_not_provisioned_for_less_while_one_may_have_forgotten_a_lon
 
 /// A lock that outlives the grace could be granted again by a server that forgot it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_program_that_runs_refuses_longer_locks_once_the_servers_are_provisioned_for_shorter_ones() {
+async fn running_program_refuses_ttls_above_the_provisioned_one() {
     let servers = RedlockServers::start(3, Persistence::None).unwrap();
     let url = format!("{}{PATIENT}&largest-ttl=2s", servers.url());
     let client = LockClient::builder(leasehold::backend(&url).await.unwrap()).with_ttl(ttl(millis(2_000))).build();

@@ -12,7 +12,7 @@ use crate::support::{PATIENT, client_at, five, nothing_left, token, until, url_t
 const SHARES: [&[usize]; 3] = [&[0, 1], &[2, 3], &[4]];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vote_that_is_split_2_2_1_is_granted_to_at_most_one_and_converges() {
+async fn split_vote_2_2_1_grants_at_most_one_and_converges() {
     let servers = five(Persistence::None).await;
     let mut contenders = Vec::new();
     for share in SHARES {

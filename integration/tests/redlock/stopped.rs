@@ -10,7 +10,7 @@ use crate::support::{PATIENT, client, client_at, five, millis, nothing_left, tok
 async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
     let mut servers = five(Persistence::None).await;
     // They would be waited for until the end of the test.
-    let client = client(&servers, "?node-timeout=60s&response-timeout=60s").await;
+    let client = client(&servers, "?node-timeout=60s&timeout=60s").await;
     for server in &mut servers.servers[3..] {
         server.pause().unwrap();
     }
@@ -31,9 +31,9 @@ async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_stopped_servers_are_an_error_in_time_and_all_are_released() {
+async fn three_stopped_servers_fail_in_time_and_are_released() {
     let mut servers = five(Persistence::None).await;
-    let client = client(&servers, "?node-timeout=500ms&response-timeout=1s").await;
+    let client = client(&servers, "?node-timeout=500ms&timeout=1s").await;
     client.mutex("k").lock().await.unwrap().release().await.unwrap();
     for server in &mut servers.servers[..3] {
         server.pause().unwrap();
@@ -52,11 +52,11 @@ async fn three_stopped_servers_are_an_error_in_time_and_all_are_released() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_servers_slower_than_the_ttl_neither_shorten_nor_prolong_it() {
+async fn two_slow_servers_neither_shorten_nor_prolong_the_lease() {
     const TTL: Duration = Duration::from_secs(4);
     let servers = five(Persistence::None).await;
     let ways = ways(&servers);
-    let backend = leasehold::backend(&url_through(&ways, "?node-timeout=30s&response-timeout=30s")).await.unwrap();
+    let backend = leasehold::backend(&url_through(&ways, "?node-timeout=30s&timeout=30s")).await.unwrap();
     let client = LockClient::builder(backend).with_ttl(ttl(TTL)).build();
     client.mutex("k").lock().await.unwrap().release().await.unwrap();
     for way in &ways[3..] {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use leasehold_core::{Error, LockClient, LockGuard, Ttl};
 use leasehold_integration::{
-    census,
+    leftovers,
     proxy::Proxy,
     server::{Persistence, RedisServer, RedlockServers},
 };
@@ -16,7 +16,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(60);
 /// Within which what is given back is gone, far below the TTL: it does not merely expire.
 const GIVEN_BACK: Duration = Duration::from_secs(15);
 /// Options with which a busy machine does not look like a silent server.
-pub(crate) const PATIENT: &str = "?node-timeout=10s&response-timeout=10s&connect-timeout=10s";
+pub(crate) const PATIENT: &str = "?node-timeout=10s&timeout=10s&connect-timeout=10s";
 
 pub(crate) fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -89,6 +89,6 @@ pub(crate) async fn eventually(client: &LockClient, key: &str) -> LockGuard {
 #[track_caller]
 pub(crate) fn nothing_left<'a>(servers: impl IntoIterator<Item = &'a RedisServer>) {
     for server in servers {
-        census::nothing_left(GIVEN_BACK, || census::redis(server)).unwrap();
+        leftovers::nothing_left(GIVEN_BACK, || leftovers::redis(server)).unwrap();
     }
 }

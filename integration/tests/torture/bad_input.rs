@@ -96,7 +96,7 @@ async fn refuses_what_is_no_name(client: &LockClient) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_names_are_locks_of_their_own_and_what_is_no_name_is_refused() {
+async fn odd_names_are_distinct_and_invalid_names_refused() {
     let server = RedisServer::start().unwrap();
     let stage = Stage::on_files(30_000);
     let prefixed = format!("{}?prefix=%7Bshop%7D:", server.url());
@@ -142,7 +142,7 @@ fn ttls_that_cannot_be_are_refused_and_nothing_is_rounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_shortest_and_the_longest_ttl_are_granted_or_refused_and_never_rounded() {
+async fn extreme_ttls_are_granted_or_refused_and_never_rounded() {
     let server = RedisServer::start().unwrap();
     let stage = Stage::on_files(30_000);
     for url in ["memory:", stage.url(), &server.url()] {
@@ -180,7 +180,7 @@ fn keeps(secret: &str, error: &leasehold::Error) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn urls_that_are_none_are_refused_without_showing_their_passwords() {
+async fn malformed_urls_are_refused_without_their_passwords() {
     const SECRET: &str = "hunter2";
     let urls = [
         "",
@@ -201,8 +201,8 @@ async fn urls_that_are_none_are_refused_without_showing_their_passwords() {
         "redis://:hunter2@[::1/",
         "redis://:hunter2@h/0#fragment",
         "redis://u:hunter2%@h:x/",
-        "redis://:hunter2@h/?response-timeout=0s",
-        "redis://:hunter2@h/?response-timeout=fast",
+        "redis://:hunter2@h/?timeout=0s",
+        "redis://:hunter2@h/?timeout=fast",
         "http://:hunter2@h/",
         "postgres://u:hunter2@h:port/db",
         "postgres://u:hunter2@h/db?nosuch=1",
@@ -232,7 +232,7 @@ async fn urls_that_are_none_are_refused_without_showing_their_passwords() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_is_denied_and_a_server_that_is_down_is_unavailable() {
+async fn wrong_password_is_denied_and_server_down_is_unavailable() {
     let server = RedisServer::builder().password("s3cret-of-the-server").start().unwrap();
     for url in [format!("redis://{}/", server.addr()), format!("redis://:hunter2@{}/", server.addr())] {
         let error = leasehold::connect(&url).await.expect_err("let in without the password");

@@ -145,7 +145,7 @@ fn strike(rng: &mut StdRng, server: &mut RedisServer, crew: &mut Crew<'_>, span:
 }
 
 #[test]
-fn sixty_four_tasks_of_four_processes_keep_every_promise_in_chaos() {
+fn redis_keeps_its_promises_with_64_tasks_of_4_processes() {
     let mut rng = StdRng::seed_from_u64(seed());
     let mut server = RedisServer::builder().persistence(Persistence::EveryWrite).start().unwrap();
     let stage = Stage::on(&server.url(), TTL);
@@ -166,7 +166,7 @@ fn sixty_four_tasks_of_four_processes_keep_every_promise_in_chaos() {
 }
 
 #[test]
-fn tokens_keep_the_register_right_when_the_server_forgets_its_locks() {
+fn tokens_protect_the_register_when_the_server_forgets() {
     let mut rng = StdRng::seed_from_u64(seed());
     let mut server = RedisServer::start().unwrap();
     let stage = Stage::on(&server.url(), TTL);
@@ -184,7 +184,7 @@ fn tokens_keep_the_register_right_when_the_server_forgets_its_locks() {
 }
 
 #[test]
-fn sixty_four_tasks_of_four_processes_keep_every_promise_on_files() {
+fn files_keep_their_promises_with_64_tasks_of_4_processes() {
     let mut rng = StdRng::seed_from_u64(seed());
     let stage = Stage::on_files(TTL);
     let mut crew = Crew::new(&stage);

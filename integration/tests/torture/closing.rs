@@ -59,7 +59,7 @@ async fn all_tasks_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_grant_that_comes_while_the_client_is_closed_is_given_back_before_that_returns() {
+async fn grant_during_close_is_released_before_close_returns() {
     let server = RedisServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
@@ -77,7 +77,7 @@ async fn a_grant_that_comes_while_the_client_is_closed_is_given_back_before_that
 
 /// By a time that is far below the TTL, until which a release would otherwise be tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_closes_although_its_server_is_dead_and_releases_fail() {
+async fn client_closes_while_server_is_dead_and_releases_fail() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let (dropped, kept) = (client.mutex("dropped").lock().await.unwrap(), client.mutex("kept").lock().await.unwrap());

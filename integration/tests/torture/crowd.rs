@@ -55,13 +55,13 @@ fn beside_a_crowd(stage: &Stage) {
 }
 
 #[test]
-fn one_waiter_beside_a_thousand_of_another_process_waits_for_few_hand_offs_on_redis() {
+fn lone_waiter_beside_a_thousand_is_served_soon_on_redis() {
     let server = RedisServer::start().unwrap();
     beside_a_crowd(&Stage::on(&server.url(), TTL));
 }
 
 #[test]
-fn one_waiter_beside_a_thousand_of_another_process_waits_for_few_hand_offs_on_files() {
+fn lone_waiter_beside_a_thousand_is_served_soon_on_files() {
     beside_a_crowd(&Stage::on_files(TTL));
 }
 
@@ -101,7 +101,7 @@ async fn cost(waiters: usize) -> (f64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hand_off_costs_the_server_the_same_whether_ten_or_a_thousand_wait() {
+async fn hand_off_cost_does_not_depend_on_number_of_waiters() {
     let ((few, few_waiting), (many, many_waiting)) = (cost(10).await, cost(1000).await);
     println!("commands per hand-off: {few:.2} with 10 waiters, {many:.2} with 1 000");
     assert!(many <= few + 1.0, "{few} with 10, {many} with 1 000");

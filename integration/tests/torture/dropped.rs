@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 use leasehold_core::{ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl, Wait};
 use leasehold_integration::{
-    census,
+    leftovers,
     proxy::{Direction, Proxy},
     server::RedisServer,
 };
@@ -69,7 +69,7 @@ impl What {
         match self {
             Self::Mutex => client.mutex(key).with_wait(wait).lock().await,
             Self::Read => match limit {
-                Some(limit) => client.rwlock(key).read_within(limit).await,
+                Some(limit) => client.rwlock(key).read_timeout(limit).await,
                 None => client.rwlock(key).read().await,
             },
             Self::Permit => client.semaphore(key, 1).with_wait(wait).acquire().await,
@@ -158,7 +158,7 @@ pub(crate) async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &Loc
                     cancelled += 1;
                 }
             }
-            let next = rival.mutex(key.as_str()).lock_within(millis(3000)).await;
+            let next = rival.mutex(key.as_str()).lock_timeout(millis(3000)).await;
             drop(next.unwrap_or_else(|error| panic!("{key} is left locked: {error:?}")));
         }
     }
@@ -166,7 +166,7 @@ pub(crate) async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &Loc
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter_on_redis() {
+async fn acquisition_dropped_at_any_poll_leaves_nothing_on_redis() {
     let server = RedisServer::start().unwrap();
     drop_all_everywhere(&server.url()).await;
     nothing_left(&server, millis(3000));
@@ -175,7 +175,7 @@ async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter_on_redi
 
 /// The same where nothing runs beside: the background runs only while somebody waits.
 #[tokio::test]
-async fn an_acquisition_dropped_at_any_poll_on_one_thread_leaves_no_lock_and_no_waiter_on_redis() {
+async fn one_thread_acquisition_dropped_leaves_nothing_on_redis() {
     let server = RedisServer::start().unwrap();
     drop_all_everywhere(&server.url()).await;
     tokio::task::spawn_blocking(move || nothing_left(&server, millis(3000))).await.unwrap();
@@ -183,15 +183,15 @@ async fn an_acquisition_dropped_at_any_poll_on_one_thread_leaves_no_lock_and_no_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter_in_files() {
+async fn acquisition_dropped_at_any_poll_leaves_nothing_in_files() {
     let stage = Stage::on_files(LONG_TTL);
     drop_all_everywhere(stage.url()).await;
-    census::nothing_left(millis(3000), || census::files(&stage.locks())).unwrap();
+    leftovers::nothing_left(millis(3000), || leftovers::files(&stage.locks())).unwrap();
     nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
+async fn acquisition_cancelled_at_any_poll_leaves_nothing() {
     let server = RedisServer::start().unwrap();
     let stage = Stage::on_files(LONG_TTL);
     for url in [server.url(), stage.url().to_owned()] {
@@ -200,7 +200,7 @@ async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
         assert!(cancelled >= 2 && granted >= 8, "{url}: {cancelled} {granted}: this swept over nothing");
     }
     nothing_left(&server, millis(3000));
-    census::nothing_left(millis(3000), || census::files(&stage.locks())).unwrap();
+    leftovers::nothing_left(millis(3000), || leftovers::files(&stage.locks())).unwrap();
     nothing_panicked();
 }
 
@@ -260,7 +260,7 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
     };
     let locking = tokio::time::timeout(
         millis(8000),
-        AtPoll { inner: Box::pin(mutex.lock_within(millis(3000))), polls: at_poll, act: Some(|| proxy.disconnect()) },
+        AtPoll { inner: Box::pin(mutex.lock_timeout(millis(3000))), polls: at_poll, act: Some(|| proxy.disconnect()) },
     );
     let (outcome, ()) = tokio::join!(locking, releasing);
     match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
@@ -271,7 +271,7 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
         }
         Err(error) => assert!(is_a_fault(error.kind()), "{cut:?}, contended {contended}: {error:?}"),
     }
-    let next = rival.mutex(key.as_str()).lock_within(millis(2 * TTL)).await;
+    let next = rival.mutex(key.as_str()).lock_timeout(millis(2 * TTL)).await;
     next.unwrap_or_else(|error| panic!("{cut:?}, contended {contended}: left locked: {error:?}"))
         .release()
         .await
@@ -280,7 +280,7 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_cut_anywhere_in_an_acquisition_leaves_no_lock_and_no_waiter() {
+async fn cut_anywhere_in_acquisition_leaves_no_lock_and_no_waiter() {
     let server = RedisServer::start().unwrap();
     let both = [Direction::ClientToServer, Direction::ServerToClient];
     let chunks = both.into_iter().flat_map(|direction| (0..8).map(move |chunks| Cut::Chunks(direction, chunks)));

@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, Stage, failed, granted, is_held, millis};
 const TTL: u64 = 30_000;
 
 #[test]
-fn a_directory_removed_and_made_anew_while_held_admits_no_second_holder() {
+fn directory_recreated_while_held_admits_no_second_holder() {
     let stage = Stage::on_files(TTL);
     let (mut holder, mut before) = (stage.worker("holder"), stage.worker("before"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Try).unwrap());

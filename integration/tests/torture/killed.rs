@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use leasehold_integration::{
-    census,
+    leftovers,
     server::{RedisServer, ZookeeperServer},
     worker::{Answer, Command, Patience, now_ns},
 };
@@ -18,7 +18,7 @@ fn in_time(limit_ms: u64, mut once: impl FnMut() -> Duration) {
 }
 
 #[test]
-fn redis_frees_the_lock_of_a_killed_holder_after_its_ttl_and_not_before() {
+fn redis_frees_a_killed_holders_lock_after_its_ttl() {
     const TTL: u64 = 2000;
     let server = RedisServer::start().unwrap();
     let stage = Stage::on(&server.url(), TTL);
@@ -39,7 +39,7 @@ fn redis_frees_the_lock_of_a_killed_holder_after_its_ttl_and_not_before() {
 }
 
 #[test]
-fn redis_keeps_the_lock_of_a_killed_holder_for_nine_tenths_of_its_ttl() {
+fn redis_keeps_a_killed_holders_lock_for_nine_tenths_of_ttl() {
     const TTL: u64 = 1500;
     let server = RedisServer::start().unwrap();
     let stage = Stage::on(&server.url(), TTL);
@@ -58,7 +58,7 @@ fn redis_keeps_the_lock_of_a_killed_holder_for_nine_tenths_of_its_ttl() {
 
 /// A session ends at a tick after its TTL, counted from when the server last heard from it.
 #[test]
-fn zookeeper_frees_the_lock_of_a_killed_holder_after_its_ttl_and_not_before() {
+fn zookeeper_frees_a_killed_holders_lock_after_its_ttl() {
     const TTL: u64 = 2000;
     let server = ZookeeperServer::start().unwrap();
     let stage = Stage::on(&format!("{}?tick=500ms", server.url()), TTL);
@@ -129,9 +129,9 @@ fn a_killed_process_leaves_no_locked_file() {
     granted(holder.lock(0, "k", Patience::Forever).unwrap());
     let waiting = waiter.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
     assert!(waiter.answer(waiting, millis(200)).is_err(), "granted while it is held");
-    // The control: the census sees what is there.
-    assert!(!census::files(&stage.locks()).unwrap().is_empty());
+    // The control: the leftovers sees what is there.
+    assert!(!leftovers::files(&stage.locks()).unwrap().is_empty());
     holder.kill().unwrap();
     waiter.kill().unwrap();
-    census::nothing_left(AT_ONCE, || census::files(&stage.locks())).unwrap();
+    leftovers::nothing_left(AT_ONCE, || leftovers::files(&stage.locks())).unwrap();
 }

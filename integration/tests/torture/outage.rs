@@ -14,7 +14,7 @@ fn is_an_outage(error: &Error) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waits_for_a_stopped_server_are_unavailable_and_name_the_cause() {
+async fn waits_for_a_stopped_server_fail_and_name_the_cause() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     client.mutex("k").lock().await.unwrap().release().await.unwrap();
@@ -23,7 +23,7 @@ async fn waits_for_a_stopped_server_are_unavailable_and_name_the_cause() {
     for limit in [millis(300), millis(3_000)] {
         let waits = (0..4).map(|_| {
             let mutex = client.mutex("k");
-            tokio::spawn(async move { mutex.lock_within(limit).await.map(drop) })
+            tokio::spawn(async move { mutex.lock_timeout(limit).await.map(drop) })
         });
         for waiting in waits.collect::<Vec<_>>() {
             let error = waiting.await.unwrap().unwrap_err();
@@ -38,13 +38,13 @@ async fn waits_for_a_stopped_server_are_unavailable_and_name_the_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_attempt_on_a_stopped_server_is_repeated_as_a_later_one_is() {
+async fn first_attempt_on_a_stopped_server_is_retried_like_others() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     client.mutex("k").lock().await.unwrap().release().await.unwrap();
     server.pause().unwrap();
     let mutex = client.mutex("k");
-    let waiting = tokio::spawn(async move { mutex.lock_within(Duration::from_secs(60)).await });
+    let waiting = tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(60)).await });
     // Several response time-outs.
     tokio::time::sleep(millis(3_500)).await;
     assert!(!waiting.is_finished(), "the first fault ended the wait");

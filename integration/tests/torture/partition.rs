@@ -15,7 +15,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(3);
 /// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a rival gets the lock
 /// after at most two TTLs (renewals may arrive whose answers do not), and after healing all is as before.
 async fn cut_off(how: impl FnOnce(&Proxy) + Send + 'static) {
-    // A task of its own: the census blocks.
+    // A task of its own: the leftovers blocks.
     tokio::spawn(cut_off_alone(how)).await.unwrap();
 }
 
@@ -43,7 +43,7 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
     let error = client.mutex("other").try_lock().await.expect_err("granted through a cut");
     assert!(is_a_fault(error.kind()), "{error:?}");
     assert!(begun.elapsed() < millis(10_000), "{:?}", begun.elapsed());
-    let error = client.mutex("k").lock_within(millis(300)).await.expect_err("granted through a cut");
+    let error = client.mutex("k").lock_timeout(millis(300)).await.expect_err("granted through a cut");
     assert!(is_a_fault(error.kind()), "{error:?}");
 
     let seized = tokio::time::timeout(millis(2 * TTL + 1000), seizing).await.expect("the rival waits on");
@@ -54,7 +54,7 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
     assert!(seized.is_held() && !guard.is_held());
     let begun = Instant::now();
     seized.release().await.unwrap();
-    let again = client.mutex("k").lock_within(millis(TTL + 1000)).await.unwrap();
+    let again = client.mutex("k").lock_timeout(millis(TTL + 1000)).await.unwrap();
     assert!(again.is_held(), "{:?}", begun.elapsed());
     again.release().await.unwrap();
     drop(guard);
@@ -63,7 +63,7 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_that_is_cut_off_is_lost_by_its_deadline_and_recovers() {
+async fn cut_off_holder_is_lost_by_its_deadline_and_recovers() {
     tokio::join!(
         cut_off(|proxy| proxy.blackhole(Direction::Both)),
         cut_off(|proxy| proxy.blackhole(Direction::ClientToServer)),
@@ -112,7 +112,7 @@ async fn a_short_cut_costs_the_holder_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_arrives_after_its_client_gave_up_leaves_no_lock_beyond_a_ttl() {
+async fn late_request_leaves_no_lock_beyond_a_ttl() {
     let server = RedisServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;

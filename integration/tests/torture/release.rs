@@ -65,7 +65,7 @@ async fn a_release_that_races_a_renewal_wins_in_files() {
 
 /// The same with guards: a renewal that has been sent is still under way when the guard is released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guard_whose_renewal_is_under_way_can_be_released_and_is_free() {
+async fn guard_can_be_released_during_its_renewal() {
     let server = RedisServer::start().unwrap();
     let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
     let mut under_way = 0;
@@ -88,13 +88,13 @@ async fn a_guard_whose_renewal_is_under_way_can_be_released_and_is_free() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_release_tells_that_the_lock_was_lost_and_leaves_the_rival_alone() {
+async fn second_release_reports_loss_and_spares_the_rival() {
     const SHORT: u64 = 300;
     let server = RedisServer::start().unwrap();
     let (client, rival) = (client_of(&server.url(), SHORT).await, client_of(&server.url(), TTL).await);
     let guard = client.mutex("k").with_renewal(Renewal::Manual).lock().await.unwrap();
     let old = token(&guard);
-    let taken = rival.mutex("k").lock_within(millis(SHORT + 1000)).await.unwrap();
+    let taken = rival.mutex("k").lock_timeout(millis(SHORT + 1000)).await.unwrap();
     assert!(token(&taken) > old);
     assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
     assert_eq!(client.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);

@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use leasehold_core::{LockGuard, LossReason, Released};
 use leasehold_integration::{
-    census,
+    leftovers,
     server::{Persistence, RedisServer},
 };
 
@@ -21,7 +21,7 @@ const REGISTRATION: Duration = Duration::from_millis(TTL + 10_000);
 /// Waits until somebody is registered as waiting.
 fn somebody_waits(server: &RedisServer) {
     until("a waiter is registered", millis(5000), || {
-        census::redis(server).unwrap().iter().any(|entry| entry.contains(":writers "))
+        leftovers::redis(server).unwrap().iter().any(|entry| entry.contains(":writers "))
     });
 }
 
@@ -38,7 +38,7 @@ async fn struck(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) ->
     let guard = holder.mutex("k").lock().await.unwrap();
     let old = token(&guard);
     let mutex = waiter.mutex("k");
-    let waiting = tokio::spawn(async move { mutex.lock_within(millis(3 * TTL)).await });
+    let waiting = tokio::spawn(async move { mutex.lock_timeout(millis(3 * TTL)).await });
     block_in_place(|| somebody_waits(&server));
 
     let struck = Instant::now();
@@ -61,7 +61,7 @@ async fn struck(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) ->
     assert!(released.as_ref().map_or_else(|error| is_a_fault(error.kind()), |_| true), "{released:?}");
 
     for client in [&holder, &waiter] {
-        let again = client.mutex("k").lock_within(millis(TTL + 1000)).await;
+        let again = client.mutex("k").lock_timeout(millis(TTL + 1000)).await;
         let again: LockGuard = again.unwrap_or_else(|error| panic!("{persistence:?}: no recovery: {error:?}"));
         assert!(token(&again) > largest, "{persistence:?}: token {} after {largest}", token(&again));
         largest = token(&again);
@@ -138,7 +138,7 @@ async fn a_server_that_is_stopped_for_a_while_admits_no_second_holder() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_holder_is_lost_by_its_deadline() {
+async fn silent_server_fails_calls_in_time_and_holder_by_deadline() {
     for silent in [true, false] {
         let mut server = RedisServer::start().unwrap();
         let client = client_of(&server.url(), TTL).await;
@@ -152,12 +152,12 @@ async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_hol
         let deadline = guard.remaining();
         let (tried, limited, endless, lost) = tokio::join!(
             async { (client.mutex("a").try_lock().await, struck.elapsed()) },
-            async { (client.mutex("b").lock_within(millis(500)).await, struck.elapsed()) },
+            async { (client.mutex("b").lock_timeout(millis(500)).await, struck.elapsed()) },
             async { (client.mutex("c").lock().await, struck.elapsed()) },
             async { (tokio::time::timeout(deadline + millis(3000), guard.lost()).await, struck.elapsed()) },
         );
         for (what, (outcome, took), limit) in
-            [("try_lock", tried, FAULT_LIMIT), ("lock_within", limited, millis(5000)), ("lock", endless, FAULT_LIMIT)]
+            [("try_lock", tried, FAULT_LIMIT), ("lock_timeout", limited, millis(5000)), ("lock", endless, FAULT_LIMIT)]
         {
             let error = outcome.expect_err("granted by a server that says nothing");
             assert!(is_a_fault(error.kind()), "{what}: {error:?}");
@@ -171,7 +171,7 @@ async fn while_the_server_is_silent_or_gone_everything_fails_in_time_and_the_hol
         } else {
             server.restart().unwrap();
         }
-        let again = client.mutex("held").lock_within(millis(TTL + 1000)).await.unwrap();
+        let again = client.mutex("held").lock_timeout(millis(TTL + 1000)).await.unwrap();
         assert!(token(&again) > token(&guard));
         again.release().await.unwrap();
         drop(guard);
@@ -185,7 +185,7 @@ fn flush(server: &mut RedisServer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_was_emptied_grants_at_once_and_the_old_holder_learns_of_it_at_its_next_renewal() {
+async fn emptied_server_grants_and_old_holder_learns_at_renewal() {
     strike(Persistence::None, flush).await;
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
@@ -208,7 +208,7 @@ async fn grown(persistence: Persistence, lose: impl Fn(&mut RedisServer)) {
     let mut last = 0;
     for round in 0..3 {
         for grant in 0..10 {
-            let guard = client.mutex("k").lock_within(millis(TTL + 3000)).await.unwrap();
+            let guard = client.mutex("k").lock_timeout(millis(TTL + 3000)).await.unwrap();
             assert!(token(&guard) > last, "round {round}, grant {grant}: {} after {last}", token(&guard));
             last = token(&guard);
             guard.release().await.unwrap();

@@ -45,13 +45,13 @@ pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
 }
 
 #[test]
-fn a_holder_that_was_stopped_knows_at_once_and_its_stale_write_is_refused() {
+fn stopped_holder_knows_its_loss_and_stale_write_is_refused() {
     let server = RedisServer::start().unwrap();
     the_stale_write_is_refused(&Stage::on(&server.url(), TTL));
 }
 
 #[test]
-fn a_holder_on_zookeeper_that_was_stopped_knows_at_once_and_its_stale_write_is_refused() {
+fn stopped_zookeeper_holder_knows_and_stale_write_is_refused() {
     let server = ZookeeperServer::builder().tick(millis(200)).start().unwrap();
     the_stale_write_is_refused(&Stage::on(&format!("{}?tick=200ms", server.url()), TTL));
 }

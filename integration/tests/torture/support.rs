@@ -8,7 +8,7 @@ use std::{
 
 use leasehold_core::{ErrorKind, LockClient, LockGuard, Ttl};
 use leasehold_integration::{
-    census,
+    leftovers,
     server::RedisServer,
     worker::{Answer, Register, Setup, Worker, client},
 };
@@ -158,5 +158,5 @@ pub(crate) fn until(what: &str, patience: Duration, mut reached: impl FnMut() ->
 /// No lock and no waiter is left on this server, after `patience` at the latest.
 #[track_caller]
 pub(crate) fn nothing_left(server: &RedisServer, patience: Duration) {
-    census::nothing_left(patience, || census::redis(server)).unwrap();
+    leftovers::nothing_left(patience, || leftovers::redis(server)).unwrap();
 }

@@ -5,7 +5,7 @@ use std::{
 
 use leasehold_core::LockClient;
 use leasehold_integration::{
-    census,
+    leftovers,
     checker::{self, Order},
     server::{ZookeeperEnsemble, ZookeeperServer},
     worker::{Command, Patience},
@@ -189,7 +189,7 @@ fn waiting(url: &str) -> usize {
 }
 
 #[test]
-fn sixty_four_tasks_of_four_processes_keep_every_promise_on_three_zookeepers() {
+fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
     let mut rng = StdRng::seed_from_u64(seed());
     let mut ensemble = ZookeeperServer::builder().sync_limit(8).links().start_members(3).unwrap();
     let stage = Stage::on(&format!("{}?tick=500ms&connect-timeout=5s", ensemble.url()), TTL);
@@ -215,5 +215,5 @@ fn sixty_four_tasks_of_four_processes_keep_every_promise_on_three_zookeepers() {
         nodes.retain(|node| node.starts_with("/k/"));
         Ok(nodes)
     };
-    census::nothing_left(millis(2 * TTL + 8000), queue).unwrap();
+    leftovers::nothing_left(millis(2 * TTL + 8000), queue).unwrap();
 }

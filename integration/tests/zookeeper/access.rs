@@ -50,7 +50,7 @@ async fn a_root_that_others_own_is_denied_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_is_spoken_with_who_trusts_the_authority_and_with_nobody_else() {
+async fn tls_needs_a_client_that_trusts_the_ca() {
     let server = ZookeeperServer::builder().tls().start().unwrap();
     // The server's first connection over TLS takes long on a busy machine.
     let patient = "&connect-timeout=30s&timeout=30s";
@@ -258,8 +258,8 @@ fn longest_name() -> Vec<u8> {
 
 /// When a session ends, all that it owns is in one message from the leader to its followers.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ensemble_outlives_the_end_of_holders_with_the_longest_names() {
-    const NAME: &str = "access::an_ensemble_outlives_the_end_of_holders_with_the_longest_names";
+async fn ensemble_survives_holders_with_the_longest_names() {
+    const NAME: &str = "access::ensemble_survives_holders_with_the_longest_names";
     const READERS: usize = 900;
     if let Some(role) = role() {
         return hold_with_the_longest_name(&role).await;

@@ -21,7 +21,7 @@ const WAITERS: usize = 10_000;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_waiters_on_a_hundred_keys_of_one_process_are_all_served() {
+async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server.url()).await;
     // All are asleep until everybody has come.

@@ -29,8 +29,8 @@ const GLANCE: Duration = Duration::from_micros(500);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_their_server_is_stopped_all_holders_give_up_before_a_rival_is_granted() {
-    const NAME: &str = "follower::when_their_server_is_stopped_all_holders_give_up_before_a_rival_is_granted";
+async fn holders_of_a_stopped_server_give_up_before_a_rival() {
+    const NAME: &str = "follower::holders_of_a_stopped_server_give_up_before_a_rival";
     if let Some(role) = role() {
         return play(&role).await;
     }
@@ -44,9 +44,9 @@ async fn when_their_server_is_stopped_all_holders_give_up_before_a_rival_is_gran
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_their_server_is_cut_off_from_its_leader_all_holders_give_up_before_a_rival_is_granted() {
+async fn holders_of_a_cut_off_server_give_up_before_a_rival() {
     const NAME: &str =
-        "follower::when_their_server_is_cut_off_from_its_leader_all_holders_give_up_before_a_rival_is_granted";
+        "follower::holders_of_a_cut_off_server_give_up_before_a_rival";
     if let Some(role) = role() {
         return play(&role).await;
     }

@@ -151,7 +151,7 @@ async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
 
 /// A free lock is taken in the session that it is held in.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_free_lock_costs_two_transactions_before_and_after_somebody_waited() {
+async fn free_lock_costs_two_transactions_before_and_after_waiting() {
     const PAIRS: i64 = 50;
     let server = server();
     let operator = Client::connect(&server.addr().to_string()).await.unwrap();

@@ -19,7 +19,7 @@ const LOST: usize = 100;
 /// The server creates the node and its answer is lost, a hundred times in one session: whoever asked goes on, or gives up.
 /// Either way nothing that nobody owns blocks the queue.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_lost_replies_to_create_leave_no_orphan_though_the_session_lives_on() {
+async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
     let server = ZookeeperServer::builder().setting("maxSessionTimeout", 60_000).start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let (far, near) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
@@ -58,7 +58,7 @@ async fn a_hundred_lost_replies_to_create_leave_no_orphan_though_the_session_liv
     }
     assert!(created.len() >= LOST);
     assert_eq!(sessions(&server), session, "it is the same session all the time");
-    free(near.mutex("k").with_ttl(ttl(TTL_SECS)).lock_within(millis(1_000)).await.unwrap()).await;
+    free(near.mutex("k").with_ttl(ttl(TTL_SECS)).lock_timeout(millis(1_000)).await.unwrap()).await;
 }
 
 /// Which way, and after how many pieces.
@@ -93,7 +93,7 @@ async fn cut_once(server: &ZookeeperServer, name: &str, direction: Direction, ch
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_cut_anywhere_in_an_acquisition_leaves_nothing_though_the_session_lives_on() {
+async fn cut_in_acquisition_leaves_nothing_in_a_live_session() {
     let server = ZookeeperServer::start().unwrap();
     let server = &server;
     let near = &client(&server.url()).await;

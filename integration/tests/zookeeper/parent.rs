@@ -18,7 +18,7 @@ async fn until_gone(operator: &Client, path: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parent_that_was_removed_and_made_again_does_not_make_tokens_go_back() {
+async fn recreated_parent_does_not_lower_tokens() {
     let builder = ZookeeperServer::builder().property("znode.container.checkIntervalMs", 200);
     let server = builder.start().unwrap();
     let (one, other) = (client(&server.url()).await, client(&server.url()).await);

@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_whose_session_ends_is_told_and_locks_again_in_another_one() {
+async fn holder_learns_its_session_ended_and_locks_again() {
     let server = ZookeeperServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let (one, other) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
@@ -37,7 +37,7 @@ async fn a_holder_whose_session_ends_is_told_and_locks_again_in_another_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiter_whose_session_ends_waits_on_in_another_one_and_is_never_granted_the_old_place() {
+async fn waiter_requeues_in_a_new_session_when_its_session_ends() {
     let server = ZookeeperServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let (far, near) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
@@ -60,7 +60,7 @@ async fn a_waiter_whose_session_ends_waits_on_in_another_one_and_is_never_grante
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_server_is_an_error_in_time_and_the_holder_loses_by_its_deadline() {
+async fn stopped_server_fails_in_time_and_holder_loses_by_deadline() {
     let mut server = ZookeeperServer::start().unwrap();
     let client = client(&server.url()).await;
     let guard = client.mutex("k").with_ttl(ttl(4)).lock().await.unwrap();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use leasehold_core::{ErrorKind, LockClient, LockGuard, Mutex, Released, Ttl};
-use leasehold_integration::{census, server::ZookeeperServer};
+use leasehold_integration::{leftovers, server::ZookeeperServer};
 use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
 
 /// For what must happen at all, on a machine that builds something else beside.
@@ -107,8 +107,8 @@ pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTr
 /// Waits until nobody holds or waits, for at most `patience`.
 #[track_caller]
 pub(crate) fn nothing_left(server: &ZookeeperServer, patience: Duration) {
-    let census = || census::nothing_left(patience, || Ok(members(server)));
-    tokio::task::block_in_place(census).unwrap();
+    let leftovers = || leftovers::nothing_left(patience, || Ok(members(server)));
+    tokio::task::block_in_place(leftovers).unwrap();
 }
 
 /// Waits until `reached`.

@@ -14,7 +14,7 @@ use std::{
     process::{Command, ExitStatus},
 };
 
-use leasehold::LeaseView;
+use leasehold::LeaseInfo;
 
 #[cfg(not(unix))]
 pub(crate) use self::other::Child;
@@ -37,7 +37,7 @@ pub(crate) struct Surroundings<'a> {
 }
 
 /// Returns the command that starts the program.
-fn command(line: &[OsString], lease: &LeaseView, surroundings: &Surroundings<'_>) -> Command {
+fn command(line: &[OsString], lease: &LeaseInfo, surroundings: &Surroundings<'_>) -> Command {
     let mut command = if surroundings.dies_with_us { through_exec(line) } else { plain(line) };
     command.env("LEASEHOLD_KEY", surroundings.name);
     if !surroundings.keep_url {

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::ExitStatus};
 
-use leasehold::LeaseView;
+use leasehold::LeaseInfo;
 use tokio::process::Command;
 
 use super::{Surroundings, cannot_wait, code_of_failed_start, command};
@@ -16,7 +16,7 @@ impl Child {
     /// Starts the program.
     pub(crate) fn start(
         line: &[OsString],
-        lease: &LeaseView,
+        lease: &LeaseInfo,
         surroundings: &Surroundings<'_>,
     ) -> Result<Self, Failure> {
         let started = Command::from(command(line, lease, surroundings)).spawn();

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
-use leasehold::LeaseView;
+use leasehold::LeaseInfo;
 use rustix::{
     io::Errno,
     process::{Pid, WaitOptions, kill_process, wait},
@@ -61,7 +61,7 @@ impl Child {
     /// Starts the program.
     pub(crate) fn start(
         line: &[OsString],
-        lease: &LeaseView,
+        lease: &LeaseInfo,
         surroundings: &Surroundings<'_>,
     ) -> Result<Self, Failure> {
         // First, so that no end is missed.

@@ -118,7 +118,7 @@ impl Redis {
             .expect("redis-server is not installed; run integration/setup.sh");
         until("redis-server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
         // A server is stopped by some tests, and merely slow on a busy machine.
-        let url = format!("redis://127.0.0.1:{port}/?response-timeout=2s&connect-timeout=20s");
+        let url = format!("redis://127.0.0.1:{port}/?timeout=2s&connect-timeout=20s");
         Self { process, url, _dir: dir }
     }
 }

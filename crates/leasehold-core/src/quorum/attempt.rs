@@ -4,17 +4,17 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
     backend::{Attempt, Contention, Lease},
-    clock::Moment,
+    clock::Timestamp,
     error::{Error, ErrorKind, Result},
     quorum::{
         backend::QuorumBackend,
-        calls::Calls,
+        fan_out::FanOut,
         contention::{self, Tries},
         lease::QuorumLease,
         tally::{Standing, Tally, Vote},
         token,
-        undo::Undo,
-        validity::validity,
+        rollback::Undo,
+        deadline::validity,
     },
     request::Request,
 };
@@ -51,7 +51,7 @@ pub(super) struct Asking {
     /// As the nodes see it.
     pub(super) request: Request,
     pub(super) replies: Vec<Reply>,
-    pub(super) calls: Calls<Attempt>,
+    pub(super) calls: FanOut<Attempt>,
     pub(super) timeout: Duration,
     /// The nodes' time is over.
     over: bool,
@@ -110,7 +110,7 @@ impl Asking {
             asked = asked.with_token_floor(quorum.floor.next());
         }
         let nodes = quorum.members.len();
-        let (mut replies, mut calls) = (Vec::with_capacity(nodes), Calls::with_capacity(nodes));
+        let (mut replies, mut calls) = (Vec::with_capacity(nodes), FanOut::with_capacity(nodes));
         let now = request.now();
         // Without a majority of nodes that are well, all are asked: something may have changed.
         let well = quorum.members.iter().filter(|member| !member.health.is_suspect()).count();
@@ -154,7 +154,7 @@ impl Asking {
     }
 
     /// Gives everything back, and says why and when to try again.
-    fn fail(mut self, standing: Standing, began: Moment, tries: &Tries) -> Result<Attempt> {
+    fn fail(mut self, standing: Standing, began: Timestamp, tries: &Tries) -> Result<Attempt> {
         let outcome = if standing == Standing::OutOfReach {
             // Those that have not answered are not to blame while their time is not over.
             let problems = self.quorum.problems(&self.replies, self.over.then_some(self.timeout));

@@ -14,29 +14,29 @@ use tokio::{task::AbortHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    attempts::acquire_by_attempts,
+    retry::acquire_with_retry,
     backend::{Attempt, Lease, LockBackend, Released},
     capability::{Capabilities, Fairness},
-    contain::contained,
+    panics::contained,
     error::{Error, ErrorKind, Result},
     inspection::{Broken, HolderRef, Inspection, NodeStatus, Pong},
     key::LockKey,
     quorum::{
         attempt::{self, Reply},
-        breaking,
-        calls::Calls,
+        revoke,
+        fan_out::FanOut,
         capabilities,
         config::QuorumConfig,
         contention::Tries,
-        floor::Floor,
+        min_token::Floor,
         inspect,
         member::Member,
         node::Terms,
-        opening::{self, Found},
+        discovery::{self, Found},
         ping,
         tally::Majority,
-        tending,
-        undo::release_until_over,
+        maintenance,
+        rollback::release_until_over,
     },
     request::Request,
     telemetry,
@@ -117,7 +117,7 @@ impl QuorumBackend {
         }
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
         telemetry::begin_counting_nodes(config.scheme, members.iter().map(|member| &member.endpoint));
-        let found = opening::ask(&members, &config).await?;
+        let found = discovery::ask(&members, &config).await?;
         let has_tokens = members.iter().all(|member| member.voter.is_some());
         let quorum = Arc::new(Self {
             majority: Majority::of(members.len()),
@@ -134,7 +134,7 @@ impl QuorumBackend {
             config,
         });
         quorum.plan_look(found.marked && found.all_vote);
-        if let Some(attendant) = tending::attend(&quorum) {
+        if let Some(attendant) = maintenance::attend(&quorum) {
             drop(quorum.attendant.set(attendant));
         }
         Ok(quorum)
@@ -174,7 +174,7 @@ impl QuorumBackend {
     async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
         // It learns what the nodes are provisioned with, also for who is refused now.
-        tending::now_and_then(self);
+        maintenance::now_and_then(self);
         self.check_ttl(request.ttl())?;
         let request = request.clone().with_order(request.is_in_order() && tries.are_in_order());
         attempt::attempt(self, &request, tries).await.map_err(|error| error.with_backend(self.config.scheme))
@@ -211,7 +211,7 @@ impl QuorumBackend {
     }
 
     /// Adds the withdrawal of a request whose answer is missing. `false` if the node does not know how.
-    pub(super) fn withdraw(&self, node: usize, request: &Request, calls: &mut Calls<Released>) -> bool {
+    pub(super) fn withdraw(&self, node: usize, request: &Request, calls: &mut FanOut<Released>) -> bool {
         let Some(voter) = &self.members[node].voter else { return false };
         calls.push(node, || Arc::clone(voter).withdraw(request.clone()));
         true
@@ -229,13 +229,13 @@ impl QuorumBackend {
 
     /// `3 of 5 unavailable: …`
     pub(super) fn unavailable(&self, problems: &Problems) -> Error {
-        opening::unavailable(&self.members, problems, self.config.scheme)
+        discovery::unavailable(&self.members, problems, self.config.scheme)
     }
 
     /// Drives calls to their end in the background.
     pub(super) fn finish<T: Send + 'static>(
         &self,
-        mut calls: Calls<T>,
+        mut calls: FanOut<T>,
         mut ended: impl FnMut((usize, Result<T>)) + Send + 'static,
     ) {
         if !calls.is_empty() {
@@ -252,7 +252,7 @@ impl QuorumBackend {
     /// As [`finish`](Self::finish), and notes which nodes are silent. `ended` is to learn from every answer.
     pub(super) fn finish_within<T: Send + 'static>(
         self: &Arc<Self>,
-        mut calls: Calls<T>,
+        mut calls: FanOut<T>,
         timeout: Duration,
         mut ended: impl FnMut((usize, Result<T>)) + Send + 'static,
     ) {
@@ -303,7 +303,7 @@ impl LockBackend for QuorumBackend {
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let (tries, attempts) = (Tries::default(), AtomicU32::new(0));
         let (this, tries, attempts) = (&self, &tries, &attempts);
-        let acquired = acquire_by_attempts(request.clone(), |request| async move {
+        let acquired = acquire_with_retry(request.clone(), |request| async move {
             // The first attempt's owner is as whom it waits.
             let first = attempts.fetch_add(1, Ordering::Relaxed) == 0;
             let request = if first { request } else { request.as_new_owner() };
@@ -322,7 +322,7 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        breaking::break_lock(self, holder, now).await
+        revoke::break_lock(self, holder, now).await
     }
 
     async fn ping(&self) -> Result<Pong> {
@@ -342,7 +342,7 @@ impl LockBackend for QuorumBackend {
 impl QuorumBackend {
     /// Takes a waiter off the lists of these nodes.
     pub(super) fn forget_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
-        let mut withdrawals = Calls::with_capacity(self.members.len());
+        let mut withdrawals = FanOut::with_capacity(self.members.len());
         for (node, member) in self.members.iter().enumerate() {
             if let Some(voter) = member.voter.as_ref().filter(|_| at(node)) {
                 withdrawals.push(node, || Arc::clone(voter).stop_waiting(request.clone()));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    capability::{Capabilities, Expiry, Fairness, Fencing, LossSignal, Restart, Wakeup},
-    clock::Drift,
-    quorum::{config::QuorumConfig, member::Member, opening::Found, tally::Majority},
+    capability::{Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification},
+    clock::ClockDrift,
+    quorum::{config::QuorumConfig, member::Member, discovery::Found, tally::Majority},
     ttl::Ttl,
 };
 
@@ -34,7 +34,7 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
             Expiry::ProcessDeath => 2,
         })
         .unwrap_or(Expiry::Server);
-    capabilities.drift = Drift {
+    capabilities.drift = ClockDrift {
         rate_ppm: each.iter().map(|node| node.drift.rate_ppm).max().unwrap_or_default(),
         constant: each.iter().map(|node| node.drift.constant).max().unwrap_or_default(),
     };
@@ -47,28 +47,28 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
     // Nodes that keep a queue of their own are left and joined anew with each attempt.
     let in_order = each.iter().all(|node| node.fairness == Fairness::BestEffort);
     capabilities.fairness = if in_order { Fairness::BestEffort } else { Fairness::None };
-    capabilities.wakeup = wakeup(&each, needed);
-    capabilities.loss_signal = if each.iter().any(|node| node.loss_signal == LossSignal::Deadline) {
-        LossSignal::Deadline
+    capabilities.waiter_notification = waiter_notification(&each, needed);
+    capabilities.loss_detection = if each.iter().any(|node| node.loss_detection == LossDetection::Deadline) {
+        LossDetection::Deadline
     } else {
-        LossSignal::Renewal
+        LossDetection::Renewal
     };
     // A voter that restarted does not vote while it may have forgotten a lock.
     capabilities.restart = if voters { Restart::Keeps } else { worst_restart(&each) };
-    capabilities.ordered_release = voters && each.iter().all(|node| node.ordered_release);
+    capabilities.pipelined_release = voters && each.iter().all(|node| node.pipelined_release);
     capabilities.inspect = each.iter().all(|node| node.inspect);
     capabilities.break_lock = each.iter().all(|node| node.break_lock);
     capabilities
 }
 
 /// Pushed, if a majority of the nodes pushes whichever of them are down.
-fn wakeup(each: &[Capabilities], needed: usize) -> Wakeup {
-    let pushing = each.iter().filter(|node| node.wakeup == Wakeup::Pushed).count();
-    let interval = each.iter().filter_map(|node| match node.wakeup {
-        Wakeup::Polled(interval) => Some(interval),
-        Wakeup::Pushed => None,
+fn waiter_notification(each: &[Capabilities], needed: usize) -> WaiterNotification {
+    let pushing = each.iter().filter(|node| node.waiter_notification == WaiterNotification::Pushed).count();
+    let interval = each.iter().filter_map(|node| match node.waiter_notification {
+        WaiterNotification::Polled(interval) => Some(interval),
+        WaiterNotification::Pushed => None,
     });
-    if pushing >= needed { Wakeup::Pushed } else { Wakeup::Polled(interval.max().unwrap_or(Duration::ZERO)) }
+    if pushing >= needed { WaiterNotification::Pushed } else { WaiterNotification::Polled(interval.max().unwrap_or(Duration::ZERO)) }
 }
 
 fn worst_restart(each: &[Capabilities]) -> Restart {

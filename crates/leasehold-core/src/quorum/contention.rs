@@ -135,8 +135,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::{Lease, Released, Upkeep},
-        clock::{Deadline, Moment},
+        backend::{Lease, Released, KeepAlive},
+        clock::{Deadline, Timestamp},
         error::{Error, ErrorKind, Result},
         fencing::FencingToken,
     };
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_wakes_when_a_majority_may_be_free_and_not_at_the_first_node() {
+    async fn waiter_is_notified_when_a_majority_may_be_free() {
         let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
         let mut replies: Vec<_> = nodes.iter().zip([5, 1, 4, 2, 3]).map(|(node, after)| refused(node, after)).collect();
         let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &Tries::default());
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_split_vote_only_who_has_the_first_node_asks_again_at_once() {
+    async fn after_a_split_vote_only_one_retries_at_once() {
         let tries = Tries::default();
         let nodes: Vec<_> = (0..3).map(|_| Arc::new(Notify::new())).collect();
         let pause = |mut replies: Vec<Reply>| {
@@ -214,11 +214,11 @@ mod tests {
         }
 
         fn valid_until(&self) -> Deadline {
-            Deadline::at(Moment::default())
+            Deadline::at(Timestamp::default())
         }
 
-        fn upkeep(&self) -> Upkeep {
-            Upkeep::Alone
+        fn keep_alive(&self) -> KeepAlive {
+            KeepAlive::PerLease
         }
 
         async fn renew(self: Arc<Self>) -> Result<()> {

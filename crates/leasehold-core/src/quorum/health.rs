@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::clock::Moment;
+use crate::clock::Timestamp;
 
 /// The pause between two questions to a node that does not answer, doubled up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -19,14 +19,14 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 pub(super) struct Health {
     /// Readable without the lock.
     suspect: AtomicBool,
-    trouble: Mutex<Trouble>,
+    trouble: Mutex<RetryBudget>,
 }
 
 #[derive(Debug, Default)]
-struct Trouble {
+struct RetryBudget {
     problem: String,
     probed: bool,
-    next: Moment,
+    next: Timestamp,
     pause: Duration,
 }
 
@@ -37,7 +37,7 @@ impl Health {
 
     /// Whether to ask it now. `true` for a suspect node makes this the one request; it must end with [`answered`](Self::answered)
     /// or [`failed`](Self::failed).
-    pub(super) fn may_ask(&self, now: Moment) -> bool {
+    pub(super) fn may_ask(&self, now: Timestamp) -> bool {
         if !self.is_suspect() {
             return true;
         }
@@ -52,12 +52,12 @@ impl Health {
         if !self.is_suspect() {
             return false;
         }
-        *self.lock() = Trouble::default();
+        *self.lock() = RetryBudget::default();
         self.suspect.swap(false, Ordering::AcqRel)
     }
 
     /// It failed. Whether that is news.
-    pub(super) fn failed(&self, now: Moment, problem: String) -> bool {
+    pub(super) fn failed(&self, now: Timestamp, problem: String) -> bool {
         let mut trouble = self.lock();
         trouble.problem = problem;
         trouble.probed = false;
@@ -83,7 +83,7 @@ impl Health {
         self.is_suspect().then(|| self.lock().problem.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Trouble> {
+    fn lock(&self) -> MutexGuard<'_, RetryBudget> {
         // Nothing panics while it is held.
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,12 +93,12 @@ impl Health {
 mod tests {
     use super::*;
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_nanos(millis * 1_000_000)
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_nanos(millis * 1_000_000)
     }
 
     #[test]
-    fn a_node_that_failed_is_asked_by_one_request_at_a_time_and_less_and_less_often() {
+    fn failed_node_is_probed_by_one_request_with_backoff() {
         let health = Health::default();
         assert!(health.may_ask(at(0)) && health.may_ask(at(0)));
         assert!(health.failed(at(0), "refused".into()));

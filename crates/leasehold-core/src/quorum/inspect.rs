@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     inspection::{HolderRef, Inspection, NodeStatus, WaiterRef},
     key::LockKey,
-    quorum::{backend::QuorumBackend, opening::within},
+    quorum::{backend::QuorumBackend, discovery::within},
     ttl::Ttl,
 };
 

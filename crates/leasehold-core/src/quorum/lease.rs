@@ -12,19 +12,19 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    backend::{Attempt, Lease, Released, Upkeep},
-    clock::{Deadline, LiveDeadline},
+    backend::{Attempt, Lease, Released, KeepAlive},
+    clock::{Deadline, AtomicDeadline},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    owner::OwnerId,
+    acquisition_id::AcquisitionId,
     quorum::{
         attempt::Reply,
         backend::QuorumBackend,
-        calls::Calls,
+        fan_out::FanOut,
         renewal::{Renewed, may_heal, renewal},
         tally::{Standing, Tally, Vote},
-        tending,
-        validity::validity,
+        maintenance,
+        deadline::validity,
     },
     request::Request,
 };
@@ -38,7 +38,7 @@ pub(super) struct QuorumLease {
     /// As the nodes see it.
     request: Request,
     token: Option<FencingToken>,
-    deadline: LiveDeadline,
+    deadline: AtomicDeadline,
     seats: Mutex<Seats>,
 }
 
@@ -59,7 +59,7 @@ struct Seats {
 struct Renewals {
     /// What each node was asked to renew.
     leases: Vec<Option<Arc<dyn Lease>>>,
-    calls: Calls<()>,
+    calls: FanOut<()>,
     votes: Vec<Vote>,
 }
 
@@ -67,7 +67,7 @@ enum Seat {
     /// Nothing.
     Empty,
     /// It was asked, and may come to hold for this owner.
-    Asked(OwnerId),
+    Asked(AcquisitionId),
     Held(Arc<dyn Lease>),
     Released(Released),
 }
@@ -96,12 +96,12 @@ impl QuorumLease {
             quorum: Arc::clone(quorum),
             request,
             token,
-            deadline: LiveDeadline::new(validity),
+            deadline: AtomicDeadline::new(validity),
         })
     }
 
     /// Adopts what the nodes grant to `asked` from now on while we hold, and gives back what comes too late.
-    pub(super) fn take_late_grants(self: Arc<Self>, asked: Request, calls: Calls<Attempt>, timeout: Duration) {
+    pub(super) fn take_late_grants(self: Arc<Self>, asked: Request, calls: FanOut<Attempt>, timeout: Duration) {
         let quorum = Arc::clone(&self.quorum);
         quorum.finish_within(calls, timeout, move |(node, answer)| {
             self.quorum.members[node].learn(&answer, asked.now());
@@ -126,7 +126,7 @@ impl QuorumLease {
 
     /// A node that was asked has answered; what is to be given back.
     fn seat(&self, node: usize, granted: Option<Arc<dyn Lease>>) -> Option<Arc<dyn Lease>> {
-        // The clock first: see `LiveDeadline::get`.
+        // The clock first: see `AtomicDeadline::get`.
         let now = self.request.now();
         let mut seats = self.seats();
         if seats.releasing || !may_heal(self.deadline.get(), now) {
@@ -172,12 +172,12 @@ impl QuorumLease {
     /// released until it says that it is, and that may be long after it was healed.
     fn heal(self: &Arc<Self>, timeout: Duration) {
         let now = self.request.now();
-        let mut request = self.request.clone().with_courtesy(false).with_order(false).with_waiting(false);
+        let mut request = self.request.clone().with_yield_to_waiters(false).with_order(false).with_waiting(false);
         if let Some(token) = self.token {
             // They then stand at our token, if they have not seen a larger one.
             request = request.with_token_floor(FencingToken::new(token.get() - 1));
         }
-        let mut calls = Calls::with_capacity(self.quorum.members.len());
+        let mut calls = FanOut::with_capacity(self.quorum.members.len());
         {
             let mut seats = self.seats();
             if seats.releasing
@@ -227,7 +227,7 @@ impl QuorumLease {
         if seats.releasing {
             return Err(lost("it was released"));
         }
-        let mut calls = Calls::with_capacity(seats.nodes.len());
+        let mut calls = FanOut::with_capacity(seats.nodes.len());
         let (mut leases, mut votes) = (Vec::with_capacity(seats.nodes.len()), Vec::with_capacity(seats.nodes.len()));
         for (node, seat) in seats.nodes.iter().enumerate() {
             votes.push(match seat {
@@ -247,10 +247,10 @@ impl QuorumLease {
     }
 
     /// The releases to send, and each node's vote before they are answered.
-    fn releases(&self) -> (Calls<Released>, Vec<Vote>) {
+    fn releases(&self) -> (FanOut<Released>, Vec<Vote>) {
         let mut seats = self.seats();
         seats.releasing = true;
-        let mut calls = Calls::with_capacity(seats.nodes.len());
+        let mut calls = FanOut::with_capacity(seats.nodes.len());
         let votes = seats.nodes.iter().enumerate().map(|(node, seat)| match seat {
             Seat::Held(lease) => {
                 calls.push(node, || Arc::clone(lease).release());
@@ -298,12 +298,12 @@ impl Lease for QuorumLease {
         self.deadline.get()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Alone
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::PerLease
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        tending::now_and_then(&self.quorum);
+        maintenance::now_and_then(&self.quorum);
         let Renewals { leases, mut calls, mut votes } = self.renewals()?;
         let (majority, timeout) = (self.quorum.majority, self.quorum.config.node_timeout(self.request.ttl()));
         let mut timer = pin!(tokio::time::sleep(timeout));
@@ -335,7 +335,7 @@ impl Lease for QuorumLease {
         }
         match outcome {
             Renewed::Extended => {
-                // As `LiveDeadline` asks: the clock is read when the answers are in hand.
+                // As `AtomicDeadline` asks: the clock is read when the answers are in hand.
                 let now = self.request.now();
                 if !self.validity().is_some_and(|validity| self.deadline.advance(validity, now)) {
                     return Err(lost("the renewal's answers came after the deadline"));

@@ -10,14 +10,14 @@ use std::{
 
 use crate::{
     backend::{Attempt, BoxFuture, LockBackend},
-    clock::Moment,
-    contain::contain,
+    clock::Timestamp,
+    panics::contain,
     error::{Error, ErrorKind, Result},
     inspection::NodeStatus,
     quorum::{
         health::Health,
         node::{QuorumNode, Recollection},
-        opening::{PATIENCE, within},
+        discovery::{PATIENCE, within},
         watch::Watch,
     },
     request::Request,
@@ -108,7 +108,7 @@ impl Member {
     }
 
     /// Whether to ask it for the lock now; see [`Health::may_ask`].
-    pub(super) fn may_ask(&self, now: Moment) -> bool {
+    pub(super) fn may_ask(&self, now: Timestamp) -> bool {
         self.counts() && self.health.may_ask(now)
     }
 
@@ -119,7 +119,7 @@ impl Member {
     /// The node cannot be used when the quorum is opened. It is asked again soon, and may be cured by then.
     pub(super) fn unusable(&self, error: &Error) {
         telemetry::node_failed(&self.endpoint, error);
-        self.health.failed(Moment::default(), error.message().to_owned());
+        self.health.failed(Timestamp::default(), error.message().to_owned());
         contain(|| {
             tracing::error!(
                 target: "leasehold",
@@ -131,7 +131,7 @@ impl Member {
     }
 
     /// Learns from an answer whether the node is well. A refusal and a typed error are answers too.
-    pub(super) fn learn<T>(&self, answer: &Result<T>, now: Moment) {
+    pub(super) fn learn<T>(&self, answer: &Result<T>, now: Timestamp) {
         match answer {
             Err(error) if is_trouble(error.kind()) => {
                 telemetry::node_failed(&self.endpoint, error);

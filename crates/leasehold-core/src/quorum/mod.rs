@@ -34,28 +34,28 @@
 
 mod attempt;
 mod backend;
-mod breaking;
-mod calls;
+mod revoke;
+mod fan_out;
 mod capabilities;
 mod config;
 mod contention;
-mod floor;
+mod min_token;
 mod health;
 mod inspect;
 mod jitter;
 mod lease;
 mod member;
-mod membership;
+mod eligibility;
 mod node;
-mod opening;
+mod discovery;
 mod ping;
 mod provision;
 mod renewal;
 mod tally;
-mod tending;
+mod maintenance;
 mod token;
-mod undo;
-mod validity;
+mod rollback;
+mod deadline;
 mod watch;
 mod write_back;
 
@@ -64,11 +64,11 @@ pub use self::{
     backend::QuorumBackend,
     config::QuorumConfig,
     jitter::seed_pauses,
-    membership::{Ballot, Membership, Memory, Rejoin, rejoin},
+    eligibility::{Ballot, Membership, Memory, Rejoin, rejoin},
     node::{Attestation, QuorumNode, Recollection, Terms, Watched},
     provision::Provision,
     renewal::{Renewed, may_heal, renewal},
     tally::{Majority, Standing, Tally, Vote},
-    validity::validity,
+    deadline::validity,
     write_back::{Answer, Fence, Round, TokenChoice, choose, round},
 };

@@ -8,7 +8,7 @@ use crate::{
     backend::Released,
     error::Result,
     fencing::FencingToken,
-    quorum::membership::{Membership, Memory},
+    quorum::eligibility::{Membership, Memory},
     request::Request,
     ttl::Ttl,
 };

@@ -9,7 +9,7 @@ use crate::{
     inspection::{NodeStatus, Pong},
     quorum::{
         backend::QuorumBackend,
-        opening::{PATIENCE, within},
+        discovery::{PATIENCE, within},
     },
 };
 

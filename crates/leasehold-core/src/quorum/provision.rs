@@ -12,7 +12,7 @@ use crate::{
     quorum::{
         backend::QuorumBackend,
         node::{Attestation, Recollection},
-        opening::recall_all,
+        discovery::recall_all,
     },
     ttl::Ttl,
 };

@@ -1,7 +1,7 @@
 //! Renewing on a majority, and taking nodes back.
 
 use crate::{
-    clock::{Deadline, Moment},
+    clock::{Deadline, Timestamp},
     quorum::tally::{Standing, Tally},
 };
 
@@ -39,7 +39,7 @@ pub const fn renewal(tally: &Tally) -> Renewed {
 /// The healed node then counts like any other. Its token is larger than the one it has, but the acquisition keeps its own: a
 /// majority stood at it once, and no node's token falls.
 #[must_use]
-pub fn may_heal(validity: Deadline, now: Moment) -> bool {
+pub fn may_heal(validity: Deadline, now: Timestamp) -> bool {
     !validity.is_past(now)
 }
 
@@ -72,8 +72,8 @@ mod tests {
 
     #[test]
     fn nothing_is_healed_from_the_deadline_on() {
-        let validity = Deadline::at(Moment::from_nanos(10));
-        assert!(may_heal(validity, Moment::from_nanos(9)));
-        assert!(!may_heal(validity, Moment::from_nanos(10)));
+        let validity = Deadline::at(Timestamp::from_nanos(10));
+        assert!(may_heal(validity, Timestamp::from_nanos(9)));
+        assert!(!may_heal(validity, Timestamp::from_nanos(10)));
     }
 }

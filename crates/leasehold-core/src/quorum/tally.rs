@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn two_failures_of_five_are_no_excuse_and_three_are_out_of_reach() {
+    fn two_failures_of_five_are_tolerated_and_three_are_not() {
         use Vote::{Failed, Granted, Pending, Refused};
         let cases = [
             ([Granted, Granted, Granted, Pending, Pending], Standing::Won),

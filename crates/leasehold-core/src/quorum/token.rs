@@ -9,7 +9,7 @@ use crate::{
     quorum::{
         attempt::{Asking, Reply},
         backend::{Problems, no_answer},
-        calls::Calls,
+        fan_out::FanOut,
         write_back::{Answer, Round, TokenChoice, choose, round},
     },
     telemetry,
@@ -36,11 +36,11 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result
     // What each node granted or accepted last.
     let mut at: Vec<_> = asking.replies.iter().map(token_of).collect();
     // Of earlier rounds, whose answers no longer matter; but no call is dropped.
-    let mut superseded = Calls::with_capacity(nodes);
+    let mut superseded = FanOut::with_capacity(nodes);
     let mut timer = pin!(tokio::time::sleep(asking.timeout));
     let mut over = false;
     let settled = loop {
-        let mut raises = Calls::with_capacity(nodes);
+        let mut raises = FanOut::with_capacity(nodes);
         let mut failures = Problems::new();
         let mut answers: Vec<_> = asking
             .replies
@@ -112,7 +112,7 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result
 
 /// Asks a node to stand at `token`, unless it does or is above it.
 fn ask(
-    raises: &mut Calls<TokenVote>,
+    raises: &mut FanOut<TokenVote>,
     node: usize,
     lease: &Arc<dyn Lease>,
     at: Option<FencingToken>,

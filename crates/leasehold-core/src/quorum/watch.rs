@@ -66,7 +66,7 @@ mod tests {
     use super::*;
     use crate::{
         fencing::FencingToken,
-        quorum::membership::{Membership, Memory},
+        quorum::eligibility::{Membership, Memory},
     };
 
     fn at(wall_clock: u64) -> Recollection {

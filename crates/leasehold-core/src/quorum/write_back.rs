@@ -1,6 +1,6 @@
 //! Quorum fencing: one token out of the tokens of several nodes.
 
-use crate::{backend::TokenVote, fencing::FencingToken, owner::OwnerId, quorum::tally::Majority};
+use crate::{backend::TokenVote, fencing::FencingToken, acquisition_id::AcquisitionId, quorum::tally::Majority};
 
 /// F: what a node keeps per key, apart from the lock, and never lets expire. A node that has none is at token zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -8,14 +8,14 @@ pub struct Fence {
     /// The largest token that this node granted or accepted for the key.
     pub token: FencingToken,
     /// The acquisition that it was granted to or accepted from.
-    pub owner: OwnerId,
+    pub owner: AcquisitionId,
 }
 
 impl Fence {
     /// The node's part of a grant: the new F, whose token it answers. Its token is one above the larger of the stored one
     /// and `floor`, which may be any number: it only saves write-backs. (A node with a clock of its own clamps it.)
     #[must_use]
-    pub fn granted(stored: Option<Self>, floor: FencingToken, owner: OwnerId) -> Self {
+    pub fn granted(stored: Option<Self>, floor: FencingToken, owner: AcquisitionId) -> Self {
         let last = stored.map_or(0, |stored| stored.token.get()).max(floor.get());
         Self { token: FencingToken::new(last + 1), owner }
     }
@@ -26,7 +26,7 @@ impl Fence {
     /// It accepts iff the lock is still the writer's and its F is smaller, or is this very one. *Strictly* smaller: were an equal
     /// token of another owner overwritten, both could stand at it.
     #[must_use]
-    pub fn accepts(stored: Option<Self>, holder: Option<OwnerId>, asked: Self) -> TokenVote {
+    pub fn accepts(stored: Option<Self>, holder: Option<AcquisitionId>, asked: Self) -> TokenVote {
         if holder != Some(asked.owner) {
             return TokenVote::Refused(None);
         }
@@ -144,12 +144,12 @@ mod tests {
     }
 
     fn fence(value: u64, owner: u128) -> Fence {
-        Fence { token: token(value), owner: OwnerId::from(owner) }
+        Fence { token: token(value), owner: AcquisitionId::from(owner) }
     }
 
     #[test]
     fn a_grant_is_above_the_stored_token_and_the_floor() {
-        let granted = |stored, floor| Fence::granted(stored, token(floor), OwnerId::from(OURS)).token.get();
+        let granted = |stored, floor| Fence::granted(stored, token(floor), AcquisitionId::from(OURS)).token.get();
         assert_eq!(granted(None, 0), 1);
         assert_eq!(granted(None, 9), 10);
         assert_eq!(granted(Some(fence(9, OTHER)), 9), 10);
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_node_accepts_strictly_and_only_from_the_holder() {
-        let ask = |stored, holder: Option<u128>| Fence::accepts(stored, holder.map(OwnerId::from), fence(5, OURS));
+        let ask = |stored, holder: Option<u128>| Fence::accepts(stored, holder.map(AcquisitionId::from), fence(5, OURS));
         assert_eq!(ask(None, Some(OURS)), TokenVote::Accepted);
         assert_eq!(ask(Some(fence(4, OTHER)), Some(OURS)), TokenVote::Accepted);
         assert_eq!(ask(Some(fence(5, OURS)), Some(OURS)), TokenVote::Accepted);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_ends_at_a_majority_goes_on_above_a_higher_one_or_is_lost() {
+    fn round_ends_at_majority_retries_above_higher_or_is_lost() {
         use Answer::{Gone, Higher, Pending, Stands};
         let round = |answers: [Answer; 5]| round(token(5), answers, Majority::of(5));
         assert_eq!(round([Stands, Stands, Stands, Higher(token(9)), Pending]), Round::Stands);
@@ -197,7 +197,7 @@ mod tests {
         fn tokens_of_a_node_grow_strictly_over_owners(
             steps in prop::collection::vec((any::<bool>(), 0..12_u64, 1..4_u128, any::<bool>()), 0..40),
         ) {
-            let (mut stored, mut holder) = (None::<Fence>, None::<OwnerId>);
+            let (mut stored, mut holder) = (None::<Fence>, None::<AcquisitionId>);
             for (grants, value, owner, expires) in steps {
                 if expires {
                     holder = None;

@@ -5,7 +5,7 @@ use std::{fmt::Debug, hash::Hash, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    clock::{Deadline, Moment},
+    clock::{Deadline, Timestamp},
     error::Result,
     request::Request,
     session::Session,
@@ -137,13 +137,13 @@ impl SessionTime {
 
     /// The present. Read it before the first byte of a renewal leaves.
     #[must_use]
-    pub fn now(&self) -> Moment {
+    pub fn now(&self) -> Timestamp {
         self.0.now()
     }
 
     /// When a session of this TTL that was opened or renewed at `sent` must be believed over.
     #[must_use]
-    pub fn deadline_from(&self, sent: Moment) -> Deadline {
+    pub fn deadline_from(&self, sent: Timestamp) -> Deadline {
         self.0.deadline_from(sent)
     }
 }

@@ -7,32 +7,32 @@
 //! | `sessions` | [`Sessions`]: one session per TTL, opened lazily, shared |
 //! | `live` | [`Session`]: its deadline, its renewal, its end |
 //! | `state` | what it knows of its claims |
-//! | `upkeep` | the task that renews or closes it |
+//! | `keep_alive` | the task that renews or closes it |
 //! | `claim` | [`Claim`]: what one acquisition has in a session, or may have |
 //! | `reconcile` | what the server says we own against what we know of |
-//! | `afresh` | [`attempt_afresh`], [`queue_afresh`]: asking again in a new session when one ends |
-//! | `gather` | [`Gather`]: what is asked for during a round trip goes out together in the next |
+//! | `afresh` | [`attempt_with_session_retry`], [`queue_with_session_retry`]: asking again in a new session when one ends |
+//! | `gather` | [`Batcher`]: what is asked for during a round trip goes out together in the next |
 
-mod afresh;
-mod claim;
+mod retry;
+mod registration;
 mod driver;
-mod gather;
-mod in_place;
-mod live;
+mod batch;
+mod inline_call;
+mod session;
 mod reconcile;
-mod sessions;
+mod manager;
 mod state;
-mod upkeep;
+mod keep_alive;
 
-pub use crate::attempts::cancelled;
+pub use crate::retry::cancelled;
 
 pub use self::{
-    afresh::{attempt_afresh, queue_afresh},
-    claim::Claim,
+    retry::{attempt_with_session_retry, queue_with_session_retry},
+    registration::Claim,
     driver::{Opened, Owned, SessionDriver, SessionTime},
-    gather::{Carrier, Gather, GatherLimits, Way},
-    live::Session,
-    sessions::{MAX_TTLS, Sessions},
+    batch::{BatchExecutor, Batcher, BatchLimits, Way},
+    session::Session,
+    manager::{MAX_TTLS, Sessions},
 };
 
 #[cfg(test)]

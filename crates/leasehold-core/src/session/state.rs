@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    clock::{Deadline, Moment},
-    request::LossSink,
+    clock::{Deadline, Timestamp},
+    request::LossNotifier,
     signal::LossReason,
 };
 
@@ -18,14 +18,14 @@ pub(super) struct State<C> {
     pub(super) weight: usize,
     /// How many of them are not granted yet: the session is renewed for those.
     pub(super) pending: usize,
-    pub(super) idle_since: Moment,
+    pub(super) idle_since: Timestamp,
     pub(super) end: Option<LossReason>,
     pub(super) closing: bool,
     /// What has happened leaves open what the server has.
     pub(super) doubt: bool,
     pub(super) since_reconciled: u32,
     /// When the first of the reconciliations was begun that have failed since the last one that succeeded.
-    pub(super) unreconciled_since: Option<Moment>,
+    pub(super) unreconciled_since: Option<Timestamp>,
     /// Claimed since a reconciliation began: what the server says of them may be old.
     pub(super) touched: Option<HashSet<C>>,
     /// Being removed from the server: claimed now, they would be removed under somebody's feet.
@@ -36,7 +36,7 @@ pub(super) struct State<C> {
 }
 
 impl<C> State<C> {
-    pub(super) fn new(now: Moment) -> Self {
+    pub(super) fn new(now: Timestamp) -> Self {
         Self {
             claims: HashMap::new(),
             weight: 0,
@@ -59,6 +59,6 @@ impl<C> State<C> {
 pub(super) struct Standing {
     /// Another number for each claim, also of one name.
     pub(super) number: u64,
-    pub(super) holder: Option<LossSink>,
+    pub(super) holder: Option<LossNotifier>,
     pub(super) frozen: Arc<OnceLock<Deadline>>,
 }

@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use super::*;
 use crate::{
     backend::BoxFuture,
-    clock::{Deadline, Drift, TestClock},
+    clock::{Deadline, ClockDrift, TestClock},
     error::{Error, ErrorKind, Result},
-    request::{LossSink, Request},
+    request::{LossNotifier, Request},
     signal::LossReason,
     ttl::Ttl,
 };
@@ -128,13 +128,13 @@ fn setup() -> (Arc<Server>, Arc<Sessions<Server>>, Arc<TestClock>) {
 
 fn request(clock: &Arc<TestClock>, secs: u64) -> Request {
     let clock: Arc<TestClock> = Arc::clone(clock);
-    Request::new("k".try_into().unwrap()).with_clock(clock, Drift::NONE).with_ttl(Ttl::from_secs(secs).unwrap())
+    Request::new("k".try_into().unwrap()).with_clock(clock, ClockDrift::NONE).with_ttl(Ttl::from_secs(secs).unwrap())
 }
 
 /// A sink, and the request whose loss it tells.
-fn sink(clock: &Arc<TestClock>) -> (Request, LossSink) {
+fn sink(clock: &Arc<TestClock>) -> (Request, LossNotifier) {
     let request = request(clock, 10);
-    let sink = request.loss_sink();
+    let sink = request.loss_notifier();
     (request, sink)
 }
 
@@ -171,7 +171,7 @@ async fn a_fifth_ttl_is_refused_until_one_is_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_session_is_closed_for_one_that_is_needed_and_one_in_use_is_not() {
+async fn only_an_idle_session_is_closed_for_a_new_one() {
     let server = Arc::new(Server { max_sessions: 2, ..Server::default() });
     let (sessions, clock) = (Sessions::new(Arc::clone(&server)), Arc::new(TestClock::new()));
     let claim = async |secs| sessions.claim(&request(&clock, secs), |_, _| secs as u32).await;
@@ -232,7 +232,7 @@ async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_is_found_over_after_its_renewal_is_not_renewed() {
+async fn session_found_over_after_its_renewal_is_not_extended() {
     let (server, sessions, clock) = setup();
     let claim = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
     let (lock, sink) = sink(&clock);
@@ -372,7 +372,7 @@ async fn a_renewal_removes_what_nobody_owns_and_spares_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_claimed_or_released_during_a_reconciliation_is_spared() {
+async fn reconciliation_spares_concurrent_claims_and_releases() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
     let released = sessions.claim(&request, |_, _| 1).await.unwrap();
@@ -449,7 +449,7 @@ async fn after_close_there_is_nothing_and_nothing_starts() {
 #[derive(Default)]
 struct Trips(Mutex<Vec<Vec<u64>>>);
 
-impl Carrier for Trips {
+impl BatchExecutor for Trips {
     type Job = u64;
     type Answer = u64;
 
@@ -457,7 +457,7 @@ impl Carrier for Trips {
         job / 10
     }
 
-    fn carry(self: Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
+    fn execute(self: Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
         Box::pin(async move {
             self.0.lock().unwrap().push(jobs.clone());
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -466,11 +466,11 @@ impl Carrier for Trips {
     }
 }
 
-const LIMITS: GatherLimits = GatherLimits { alone: 2, one_at_a_time: false, calls: 1, batch: 8 };
+const LIMITS: BatchLimits = BatchLimits { alone: 2, one_at_a_time: false, calls: 1, batch: 8 };
 
 #[tokio::test(start_paused = true)]
 async fn a_lone_job_goes_at_once_and_many_go_together() {
-    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Gather::new(LIMITS)));
+    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
     assert_eq!(gather.run(&trips, 7).await.unwrap(), 7);
     let jobs: Vec<u64> = (0..20).map(|job| job * 10).collect();
     let answers = futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
@@ -481,7 +481,7 @@ async fn a_lone_job_goes_at_once_and_many_go_together() {
 
 #[tokio::test(start_paused = true)]
 async fn jobs_of_one_lane_never_travel_together_and_keep_their_order() {
-    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Gather::new(LIMITS)));
+    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
     let jobs = [101, 201, 11, 12, 21, 13, 22];
     futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
     assert_eq!(*trips.0.lock().unwrap(), [vec![101], vec![201], vec![11, 21], vec![12, 22], vec![13]]);

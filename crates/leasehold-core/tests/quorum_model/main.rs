@@ -67,19 +67,19 @@ fn must_be_found<const A: usize>(bug: Bug, scope: Scope, broken: &'static str) {
 }
 
 #[test]
-fn tokens_are_unique_and_ordered_if_requests_arrive_twice_and_locks_expire_at_any_time() {
+fn tokens_are_ordered_with_duplicate_requests_and_any_expiry() {
     let full = Scope { floors: HOSTILE, duplicates: 1, ..QUIET };
     explore::<2>("duplicates", full, Scope { floors: HOSTILE, ..QUIET });
 }
 
 #[test]
-fn tokens_are_unique_and_ordered_if_nodes_are_healed_and_locks_expire_at_any_time() {
+fn tokens_are_ordered_with_reacquired_nodes_and_any_expiry() {
     let full = Scope { floors: HOSTILE, renewals: 2, ..QUIET };
     explore::<2>("healing", full, Scope { renewals: 1, ..QUIET });
 }
 
 #[test]
-fn tokens_are_unique_and_ordered_with_duplicates_and_healing_together() {
+fn tokens_are_ordered_with_duplicates_and_reacquired_nodes() {
     let full = Scope { duplicates: 1, renewals: 1, ..QUIET };
     explore::<2>("duplicates and healing", full, QUIET);
 }
@@ -91,7 +91,7 @@ fn with_clocks_one_believes_at_a_time_whatever_restarts() {
 }
 
 #[test]
-fn with_clocks_one_believes_at_a_time_if_requests_arrive_twice_and_nodes_are_healed() {
+fn one_valid_holder_with_clocks_duplicates_and_reacquired_nodes() {
     // Part of the above, and small enough to be explored without it.
     let full = Scope { clocks: true, floors: HOSTILE, duplicates: 1, renewals: 2, ..QUIET };
     explore::<2>("clocks", full, Scope { floors: &[0], ..full });
@@ -159,7 +159,7 @@ fn grace_by_a_clock_that_is_set_gives_the_lock_to_two() {
 }
 
 #[test]
-fn a_node_that_votes_after_its_grace_without_the_others_tokens_repeats_one() {
+fn vote_after_grace_without_others_tokens_repeats_a_token() {
     must_be_found::<2>(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
     must_be_found::<2>(Bug::NoRejoin, Scope { clocks: true, restarts: 1, ..QUIET }, ORDERED);
 }
@@ -170,7 +170,7 @@ fn tokens_that_are_copied_before_the_grace_is_over_are_too_old() {
 }
 
 #[test]
-fn a_token_that_is_copied_with_its_owner_may_be_the_wrong_owners() {
+fn token_copied_with_its_owner_may_be_the_wrong_owners() {
     must_be_found::<3>(Bug::OwnerCopied, Scope { clocks: true, restarts: 1, ..QUIET }, UNIQUE);
 }
 
@@ -180,7 +180,7 @@ fn a_node_that_is_healed_after_a_break_hides_another_holder() {
 }
 
 #[test]
-fn a_request_that_arrives_again_and_shortens_the_lock_gives_it_to_two() {
+fn duplicate_request_that_shortens_the_lock_admits_two() {
     let scope = Scope { clocks: true, duplicates: 1, renewals: 1, ..QUIET };
     must_be_found::<2>(Bug::DuplicateShortens, scope, EXCLUSIVE);
 }

@@ -1,7 +1,7 @@
 //! The protocol as a state machine. What is decided, is decided by `leasehold_core::quorum`.
 
 use leasehold_core::{
-    Deadline, FencingToken, Moment, OwnerId, TokenVote,
+    Deadline, FencingToken, Timestamp, AcquisitionId, TokenVote,
     quorum::{
         Answer, Fence, Majority, Membership, Memory, Rejoin, Renewed, Round, Standing as Outcome, Tally, TokenChoice,
         Vote, choose, may_heal, rejoin, renewal, round, validity,
@@ -18,7 +18,7 @@ use crate::{
 
 const ALL: Majority = Majority::of(NODES);
 /// The present, for deadlines that have passed (at 1) and that have not (at 3).
-const NOW: Moment = Moment::from_nanos(2);
+const NOW: Timestamp = Timestamp::from_nanos(2);
 
 /// `A` attempts on three nodes.
 pub(crate) struct Protocol<const A: usize> {
@@ -538,7 +538,7 @@ pub(crate) fn deadline<const A: usize>(state: &State<A>, attempt: usize, majorit
     let counts = 1 + u8::from(extended);
     let members = state.nodes.iter().map(|node| node.links[attempt]).filter(|link| link.member);
     let deadlines =
-        members.map(|link| Deadline::at(Moment::from_nanos(if link.known.min(counts) > passed { 3 } else { 1 })));
+        members.map(|link| Deadline::at(Timestamp::from_nanos(if link.known.min(counts) > passed { 3 } else { 1 })));
     validity(deadlines, majority)
 }
 
@@ -571,8 +571,8 @@ fn who(attempt: usize) -> Who {
     attempt as Who + 1
 }
 
-fn owner(attempt: usize) -> OwnerId {
-    OwnerId::from(attempt as u128 + 1)
+fn owner(attempt: usize) -> AcquisitionId {
+    AcquisitionId::from(attempt as u128 + 1)
 }
 
 fn token(number: u8) -> FencingToken {
@@ -584,7 +584,7 @@ fn number(token: FencingToken) -> u8 {
 }
 
 fn fence(mark: Mark) -> Option<Fence> {
-    (mark.token != 0).then(|| Fence { token: token(mark.token), owner: OwnerId::from(u128::from(mark.owner)) })
+    (mark.token != 0).then(|| Fence { token: token(mark.token), owner: AcquisitionId::from(u128::from(mark.owner)) })
 }
 
 fn mark(fence: Fence) -> Mark {

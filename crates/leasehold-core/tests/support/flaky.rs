@@ -12,7 +12,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Pong, Released, Request, Result, TestClock, TokenVote, Upkeep, async_trait, quorum::QuorumNode,
+    LockKey, Pong, Released, Request, Result, TestClock, TokenVote, KeepAlive, async_trait, quorum::QuorumNode,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -132,8 +132,8 @@ impl Lease for FlakyLease {
         self.inner.valid_until()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        self.inner.upkeep()
+    fn keep_alive(&self) -> KeepAlive {
+        self.inner.keep_alive()
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {

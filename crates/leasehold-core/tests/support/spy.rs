@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Moment, Pong, Released, Request, Result, SessionId, TestClock, TokenVote, Upkeep, async_trait,
+    LockKey, Timestamp, Pong, Released, Request, Result, SessionId, TestClock, TokenVote, KeepAlive, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
@@ -28,9 +28,9 @@ pub(crate) struct Spy {
 pub(crate) struct Watched {
     pub(crate) acquires: AtomicUsize,
     pub(crate) tries: AtomicUsize,
-    /// For each acquire, whether it was courteous.
-    pub(crate) courtesy: Mutex<Vec<bool>>,
-    pub(crate) renewals: Mutex<Vec<Moment>>,
+    /// For each acquire, whether it was yielding.
+    pub(crate) yielding: Mutex<Vec<bool>>,
+    pub(crate) renewals: Mutex<Vec<Timestamp>>,
     pub(crate) releases: AtomicUsize,
     /// Renewals fail while this is set.
     pub(crate) renewals_fail: AtomicBool,
@@ -49,7 +49,7 @@ pub(crate) struct Watched {
     pub(crate) releases_yield: AtomicUsize,
     pub(crate) unordered: AtomicBool,
     /// Releases look whether somebody waits where they are asked to, and nobody does.
-    pub(crate) nobody_waits: AtomicBool,
+    pub(crate) no_waiters: AtomicBool,
     /// All leases belong to this session.
     pub(crate) session: Mutex<Option<SessionId>>,
 }
@@ -75,13 +75,13 @@ impl fmt::Display for Spy {
 impl LockBackend for Spy {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.inner.capabilities();
-        capabilities.ordered_release = !self.watched.unordered.load(SeqCst);
+        capabilities.pipelined_release = !self.watched.unordered.load(SeqCst);
         capabilities
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.watched.tries.fetch_add(1, SeqCst);
-        self.watched.courtesy.lock().unwrap().push(request.is_courteous());
+        self.watched.yielding.lock().unwrap().push(request.yields_to_waiters());
         Ok(match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
             Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
             contended => contended,
@@ -90,7 +90,7 @@ impl LockBackend for Spy {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         self.watched.acquires.fetch_add(1, SeqCst);
-        self.watched.courtesy.lock().unwrap().push(request.is_courteous());
+        self.watched.yielding.lock().unwrap().push(request.yields_to_waiters());
         Ok(self.watch(Arc::clone(&self.inner).acquire(request.clone()).await?, &request))
     }
 
@@ -129,8 +129,8 @@ impl Lease for SpyLease {
         self.inner.valid_until()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        self.session.map_or(Upkeep::Alone, Upkeep::Session)
+    fn keep_alive(&self) -> KeepAlive {
+        self.session.map_or(KeepAlive::PerLease, KeepAlive::Session)
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
@@ -159,8 +159,8 @@ impl Lease for SpyLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.watched.releases.fetch_add(1, SeqCst);
-        if self.request.is_last_turn() && self.watched.nobody_waits.load(SeqCst) {
-            self.request.set_nobody_waits();
+        if self.request.is_last_turn() && self.watched.no_waiters.load(SeqCst) {
+            self.request.set_no_waiters();
         }
         assert!(!self.watched.releases_panic.load(SeqCst), "told to panic");
         for _ in 0..self.watched.releases_yield.load(SeqCst) {

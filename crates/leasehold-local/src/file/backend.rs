@@ -10,18 +10,18 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, Drift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossSignal, Mode, Moment, Pong, Request, Restart, Result, Trouble, Wakeup,
+    Attempt, Broken, Capabilities, Contention, ClockDrift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossDetection, Mode, Timestamp, Pong, Request, Restart, Result, RetryBudget, WaiterNotification,
     async_trait,
 };
 
 use super::{
     access,
     config::FileConfig,
-    contender::Contender,
+    acquire::FileAcquisition,
     directory,
     error::{NAME, io_error, refused},
-    hold::Hold,
+    locked_files::LockedFiles,
     inspect,
     lease::FileLease,
     name,
@@ -29,9 +29,9 @@ use super::{
     watch::{Subscription, Watcher},
 };
 
-/// How long a courteous request lets others go first.
-const COURTESY: Duration = Duration::from_millis(50);
-const COURTESY_STEP: Duration = Duration::from_millis(5);
+/// How long a yielding request lets others go first.
+const YIELD_RETRY: Duration = Duration::from_millis(50);
+const YIELD_STEP: Duration = Duration::from_millis(5);
 
 /// Locks between the processes of one host, through the kernel's file locks (`flock(2)`).
 ///
@@ -156,7 +156,7 @@ impl FileBackend {
             .ok()
     }
 
-    async fn grant(&self, request: Request, sent: Moment, mut hold: Hold) -> Result<Arc<dyn Lease>> {
+    async fn grant(&self, request: Request, sent: Timestamp, mut hold: LockedFiles) -> Result<Arc<dyn Lease>> {
         if self.config.sync && request.mode() == Mode::Exclusive {
             let path = self.token_path(request.key());
             let flushed = path.clone();
@@ -180,11 +180,11 @@ impl FileBackend {
 
     /// Waits until granted or cancelled. Fails with the first fault.
     async fn queue(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let mut contender = Contender::new(Arc::clone(&self), request.clone());
+        let mut contender = FileAcquisition::new(Arc::clone(&self), request.clone());
         let begun = request.now();
-        while request.is_courteous() && request.now().since(begun) < COURTESY && contender.others_wait()? {
+        while request.yields_to_waiters() && request.now().since(begun) < YIELD_RETRY && contender.others_wait()? {
             tokio::select! {
-                () = tokio::time::sleep(COURTESY_STEP) => {}
+                () = tokio::time::sleep(YIELD_STEP) => {}
                 () = request.cancelled() => break,
             }
         }
@@ -218,14 +218,14 @@ impl LockBackend for FileBackend {
         capabilities.shared = true;
         capabilities.permits = true;
         capabilities.expiry = Expiry::ProcessDeath;
-        capabilities.drift = Drift::NONE;
+        capabilities.drift = ClockDrift::NONE;
         capabilities.fencing = Fencing::Clocked;
         capabilities.fairness = Fairness::None;
-        capabilities.wakeup =
-            if cfg!(target_os = "linux") { Wakeup::Pushed } else { Wakeup::Polled(Duration::from_millis(50)) };
-        capabilities.loss_signal = LossSignal::Renewal;
+        capabilities.waiter_notification =
+            if cfg!(target_os = "linux") { WaiterNotification::Pushed } else { WaiterNotification::Polled(Duration::from_millis(50)) };
+        capabilities.loss_detection = LossDetection::Renewal;
         capabilities.restart = Restart::EndsHolders;
-        capabilities.ordered_release = true;
+        capabilities.pipelined_release = true;
         capabilities.inspect = cfg!(target_os = "linux");
         capabilities.break_lock = false;
         capabilities
@@ -233,14 +233,14 @@ impl LockBackend for FileBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let sent = request.now();
-        let mut contender = Contender::new(Arc::clone(&self), request.clone());
-        let courteous = request.is_courteous() && contender.others_wait()?;
-        if !courteous && let Some(hold) = contender.attempt()? {
+        let mut contender = FileAcquisition::new(Arc::clone(&self), request.clone());
+        let yielding = request.yields_to_waiters() && contender.others_wait()?;
+        if !yielding && let Some(hold) = contender.attempt()? {
             return self.grant(request, sent, hold).await.map(Attempt::Granted);
         }
         let mut contention = Contention { retry_after: Some(self.config.safety_poll), ..Contention::default() };
-        if courteous {
-            contention.retry_after = Some(COURTESY_STEP);
+        if yielding {
+            contention.retry_after = Some(YIELD_STEP);
         } else if request.is_waiting() {
             contender.settle_in()?;
             if let Some(hold) = contender.attempt()? {
@@ -262,11 +262,11 @@ impl LockBackend for FileBackend {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let request = request.with_waiting(true);
-        let mut trouble = Trouble::none();
+        let mut trouble = RetryBudget::none();
         loop {
             match Arc::clone(&self).queue(request.clone()).await {
                 Ok(lease) => return Ok(lease),
-                Err(fault) => trouble.ride_out(fault, &request)?,
+                Err(fault) => trouble.spend(fault, &request)?,
             }
             tokio::select! {
                 () = tokio::time::sleep(trouble.pause()) => {}

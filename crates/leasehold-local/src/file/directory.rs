@@ -224,7 +224,7 @@ fn is_private_group(group: u32, user: u32) -> bool {
 ///
 /// Where the directory is shared with its group, the files have to get that group.
 pub(super) fn check_writable(dir: &Path, config: &FileConfig) -> Result<()> {
-    let probe = dir.join(format!(".probe-{}", leasehold_core::OwnerId::random()));
+    let probe = dir.join(format!(".probe-{}", leasehold_core::AcquisitionId::random()));
     let tried = fs::File::create_new(&probe).and_then(|file| {
         let is_for_all = access::is_for_all_writers(&file, dir);
         fs::remove_file(&probe)?;
@@ -296,7 +296,7 @@ mod tests {
     fn network_file_systems_are_known_by_their_magic() {
         assert_eq!(network_fs(0x6969), Some("NFS"));
         assert_eq!(network_fs(0xff53_4d42), Some("SMB"));
-        // Sign-extended, as a 32-bit field may come.
+        // WaiterMarker-extended, as a 32-bit field may come.
         assert_eq!(network_fs(0xffff_ffff_ff53_4d42), Some("SMB"));
         for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
             assert_eq!(network_fs(local), None);

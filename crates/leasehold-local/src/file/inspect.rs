@@ -12,7 +12,7 @@ use std::{
 
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, WaiterRef};
 
-use super::{access, backend::FileBackend, identity::FileId, permit::read_number, record::Record, sign::Sign};
+use super::{access, backend::FileBackend, identity::FileId, permit::read_number, record::Record, waiter_marker::WaiterMarker};
 
 /// The first PID namespace has this number in every kernel (`PROC_PID_INIT_INO`).
 const FIRST_NAMESPACE: &str = "pid:[4026531836]";
@@ -142,7 +142,7 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
         let mut waiting = table.on(backend, &path)?;
         waiting.retain(|lock| !lock.exclusive);
         seen.waiters.extend(waiting.iter().map(|lock| WaiterRef::new(mode, who(lock.pid))));
-        if !table.shows_all && waiting.is_empty() && Sign::is_shown(&path).unwrap_or(false) {
+        if !table.shows_all && waiting.is_empty() && WaiterMarker::is_shown(&path).unwrap_or(false) {
             seen.waiters.push(WaiterRef::new(mode, UNSEEN));
         }
     }

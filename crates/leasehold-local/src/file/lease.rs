@@ -6,13 +6,13 @@ use std::sync::{
 };
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, LiveDeadline, LossReason, Moment, Released, Request, Result, Upkeep,
+    Deadline, ErrorKind, FencingToken, Lease, AtomicDeadline, LossReason, Timestamp, Released, Request, Result, KeepAlive,
     async_trait,
 };
 
 use super::{
     error::{io_error, refused},
-    hold::Hold,
+    locked_files::LockedFiles,
 };
 
 /// A grant of the [`FileBackend`](super::FileBackend).
@@ -22,19 +22,19 @@ use super::{
 pub struct FileLease {
     request: Request,
     token: Option<FencingToken>,
-    deadline: LiveDeadline,
-    hold: Mutex<Option<Hold>>,
+    deadline: AtomicDeadline,
+    hold: Mutex<Option<LockedFiles>>,
     /// A renewal has reported the loss before the deadline.
     lost_early: AtomicBool,
 }
 
 impl FileLease {
-    pub(super) fn new(request: Request, sent: Moment, hold: Hold) -> Self {
-        let deadline = LiveDeadline::new(request.deadline_from(sent));
+    pub(super) fn new(request: Request, sent: Timestamp, hold: LockedFiles) -> Self {
+        let deadline = AtomicDeadline::new(request.deadline_from(sent));
         Self { token: hold.token, deadline, request, hold: Mutex::new(Some(hold)), lost_early: AtomicBool::new(false) }
     }
 
-    fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
+    fn hold(&self) -> MutexGuard<'_, Option<LockedFiles>> {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -49,8 +49,8 @@ impl Lease for FileLease {
         self.deadline.get()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Alone
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::PerLease
     }
 
     /// Moves the deadline, if the path still leads to the file that is locked. If not, the lease is lost: programs that do
@@ -62,7 +62,7 @@ impl Lease for FileLease {
         let Some(hold) = hold.as_ref() else { return Err(lost("the lock was released")) };
         if !hold.is_in_place().map_err(|error| io_error("read", &hold.path, error).with_operation("renew"))? {
             self.lost_early.store(true, Ordering::Relaxed);
-            self.request.loss_sink().lost(LossReason::Replaced);
+            self.request.loss_notifier().lost(LossReason::Replaced);
             return Err(lost("the lock file was removed or replaced"));
         }
         if !self.deadline.advance(self.request.deadline_from(sent), self.request.now()) {

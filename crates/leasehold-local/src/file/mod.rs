@@ -3,10 +3,10 @@
 mod access;
 mod backend;
 mod config;
-mod contender;
+mod acquire;
 mod directory;
 mod error;
-mod hold;
+mod locked_files;
 mod identity;
 mod inspect;
 mod lease;
@@ -14,7 +14,7 @@ mod name;
 mod permit;
 mod record;
 mod shadow;
-mod sign;
+mod waiter_marker;
 mod watch;
 
 pub use self::{backend::FileBackend, config::FileConfig, lease::FileLease};

@@ -12,7 +12,7 @@ use leasehold_core::{ErrorKind, Result};
 
 use super::{
     access,
-    contender::{Contender, Outcome, leads_to, try_lock, try_lock_patiently},
+    acquire::{FileAcquisition, Outcome, leads_to, try_lock, try_lock_patiently},
     error::{io_error, refused},
     record,
 };
@@ -24,7 +24,7 @@ const MAX_LEN: u64 = 64;
 /// An attempt tries one file after the other.
 const MAX_PERMITS: u32 = 1024;
 
-impl Contender {
+impl FileAcquisition {
     pub(super) fn attempt_permit(&mut self, file: File, of: u32) -> Result<Outcome> {
         if of > MAX_PERMITS {
             return Err(refused(

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use leasehold_core::{OwnerId, Request};
+use leasehold_core::{AcquisitionId, Request};
 
 use super::access;
 
@@ -118,7 +118,7 @@ impl TokenFile {
 
     fn replace(&self, record: &Record) -> io::Result<()> {
         // No name of a lock's begins with a dot.
-        let new = self.path.with_file_name(format!(".token-{}", OwnerId::random()));
+        let new = self.path.with_file_name(format!(".token-{}", AcquisitionId::random()));
         let replaced =
             access::create(&new).and_then(|file| record.write(&file)).and_then(|()| fs::rename(&new, &self.path));
         if replaced.is_err() {

@@ -3,23 +3,23 @@
 use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Clock, Contention, Drift, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossReason, LossSignal, Mode, OwnerId, Pong, Request, Restart, Result,
-    SystemClock, WaiterRef, Wakeup, async_trait, quorum::QuorumNode,
+    Attempt, Broken, Capabilities, Clock, Contention, ClockDrift, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
+    Inspection, Lease, LockBackend, LockKey, LossReason, LossDetection, Mode, AcquisitionId, Pong, Request, Restart, Result,
+    SystemClock, WaiterRef, WaiterNotification, async_trait, quorum::QuorumNode,
 };
 
 use super::{
     grant::{Grant, Issuer},
     lease::MemoryLease,
-    place::{Place, Turn},
+    waiter::{WaiterGuard, Turn},
     slot::Slot,
     table::Table,
 };
 
 pub(super) const NAME: &str = "memory";
 
-/// How long a courteous request lets those go first who wait by attempts.
-const COURTESY: Duration = Duration::from_millis(5);
+/// How long a yielding request lets those go first who wait by attempts.
+const YIELD_RETRY: Duration = Duration::from_millis(5);
 
 /// Locks between the tasks of one process, with everything that a server would do: queue, expiry, fencing tokens.
 ///
@@ -88,12 +88,12 @@ impl MemoryBackend {
 
     fn break_in(&self, slot: &mut Slot, holder: &HolderRef, now: bool) -> Broken {
         slot.settle(&self.issuer);
-        let owner = <[u8; 16]>::try_from(&*holder.id).map(|id| OwnerId::from(u128::from_be_bytes(id)));
+        let owner = <[u8; 16]>::try_from(&*holder.id).map(|id| AcquisitionId::from(u128::from_be_bytes(id)));
         let Some(held) = owner.ok().and_then(|owner| slot.holders.of_mut(owner)) else { return Broken::AlreadyGone };
         if now {
             let grant = Arc::clone(&held.grant);
             slot.holders.remove(&grant);
-            grant.request.loss_sink().lost(LossReason::Replaced);
+            grant.request.loss_notifier().lost(LossReason::Replaced);
             slot.settle(&self.issuer);
             Broken::Freed
         } else {
@@ -122,13 +122,13 @@ impl LockBackend for MemoryBackend {
         capabilities.shared = true;
         capabilities.permits = true;
         capabilities.expiry = Expiry::Server;
-        capabilities.drift = Drift::NONE;
+        capabilities.drift = ClockDrift::NONE;
         capabilities.fencing = Fencing::UntilAmnesia;
         capabilities.fairness = Fairness::Fifo;
-        capabilities.wakeup = Wakeup::Pushed;
-        capabilities.loss_signal = LossSignal::Pushed;
+        capabilities.waiter_notification = WaiterNotification::Pushed;
+        capabilities.loss_detection = LossDetection::Pushed;
         capabilities.restart = Restart::EndsHolders;
-        capabilities.ordered_release = true;
+        capabilities.pipelined_release = true;
         capabilities.inspect = true;
         capabilities.break_lock = true;
         capabilities
@@ -147,7 +147,7 @@ impl LockBackend for MemoryBackend {
                 retry_after: slot.holders.first_expiry().map(|expiry| expiry.since(self.issuer.now())),
                 last_token: slot.last_token,
                 wake: request.is_waiting().then(|| {
-                    let watcher = Place::as_watcher(Arc::clone(&self), slot, request.clone());
+                    let watcher = WaiterGuard::as_watcher(Arc::clone(&self), slot, request.clone());
                     Box::pin(async move { watcher.ticket.called.notified().await }) as _
                 }),
             }))
@@ -159,17 +159,17 @@ impl LockBackend for MemoryBackend {
             return Err(cancelled());
         }
         let way_is_free = |slot: &mut Slot| slot.watchers.is_empty();
-        if request.is_courteous() && !self.table.with_slot(request.key(), request.mode(), way_is_free) {
+        if request.yields_to_waiters() && !self.table.with_slot(request.key(), request.mode(), way_is_free) {
             // Who waits by attempts has no place in the queue: it gets this long to make its next one.
             tokio::select! {
-                () = tokio::time::sleep(COURTESY) => {}
+                () = tokio::time::sleep(YIELD_RETRY) => {}
                 () = request.cancelled() => return Err(cancelled()),
             }
         }
         let entry = self.table.with_slot(request.key(), request.mode(), |slot| {
             Ok::<_, Error>(match slot.try_grant(&request, &self.issuer)? {
                 Some(grant) => ControlFlow::Break(grant),
-                None => ControlFlow::Continue(Place::in_queue(Arc::clone(&self), slot, request.clone())),
+                None => ControlFlow::Continue(WaiterGuard::in_queue(Arc::clone(&self), slot, request.clone())),
             })
         })?;
         let mut place = match entry {
@@ -228,7 +228,7 @@ impl LockBackend for MemoryBackend {
 /// A mode of each name space.
 const NAME_SPACES: [Mode; 2] = [Mode::Exclusive, Mode::Permit { of: std::num::NonZeroU32::MIN }];
 
-fn id_of(owner: OwnerId) -> [u8; 16] {
+fn id_of(owner: AcquisitionId) -> [u8; 16] {
     owner.as_u128().to_be_bytes()
 }
 

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use leasehold_core::{Clock, Error, ErrorKind, FencingToken, LiveDeadline, Moment, OwnerId, Request, Result};
+use leasehold_core::{Clock, Error, ErrorKind, FencingToken, AtomicDeadline, Timestamp, AcquisitionId, Request, Result};
 
 use super::{backend::NAME, holders::Holder};
 
@@ -14,13 +14,13 @@ use super::{backend::NAME, holders::Holder};
 pub(super) struct Grant {
     pub(super) request: Request,
     pub(super) token: Option<FencingToken>,
-    pub(super) deadline: LiveDeadline,
+    pub(super) deadline: AtomicDeadline,
     number: u64,
 }
 
 impl Grant {
     /// Whose it is, and its number.
-    pub(super) fn id(&self) -> (OwnerId, u64) {
+    pub(super) fn id(&self) -> (AcquisitionId, u64) {
         (self.request.owner(), self.number)
     }
 }
@@ -39,14 +39,14 @@ impl Issuer {
         Self { clock, last_token: AtomicU64::new(0), last_number: AtomicU64::new(0) }
     }
 
-    pub(super) fn now(&self) -> Moment {
+    pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
     pub(super) fn grant(&self, request: &Request) -> Result<Holder> {
         let token = if request.mode().is_permit() { None } else { Some(self.next_token(request.token_floor())?) };
         // The holder's clock is read before the one that the grant expires by: so it stops believing first.
-        let deadline = LiveDeadline::new(request.deadline_from(request.now()));
+        let deadline = AtomicDeadline::new(request.deadline_from(request.now()));
         let expires = self.now() + request.ttl().as_duration();
         let grant = Arc::new(Grant { request: request.clone(), token, deadline, number: self.next_number() });
         Ok(Holder::new(grant, expires))

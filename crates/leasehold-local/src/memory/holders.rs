@@ -5,14 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::{FencingToken, Moment, OwnerId};
+use leasehold_core::{FencingToken, Timestamp, AcquisitionId};
 
 use super::grant::{Grant, Issuer};
 
 #[derive(Debug)]
 pub(super) struct Holder {
     pub(super) grant: Arc<Grant>,
-    expires: Moment,
+    expires: Timestamp,
     /// Cleared when the lock is revoked gracefully.
     pub(super) renewable: bool,
     /// The grant's token, or the higher one that a quorum raised it to.
@@ -20,23 +20,23 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    pub(super) fn new(grant: Arc<Grant>, expires: Moment) -> Self {
+    pub(super) fn new(grant: Arc<Grant>, expires: Timestamp) -> Self {
         let stored_token = grant.token;
         Self { grant, expires, renewable: true, stored_token }
     }
 
-    pub(super) fn expires(&self) -> Moment {
+    pub(super) fn expires(&self) -> Timestamp {
         self.expires
     }
 }
 
 /// An owner may be granted a key more than once; the number of the grant tells which it is.
-type Id = (OwnerId, u64);
+type Id = (AcquisitionId, u64);
 
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     by_id: BTreeMap<Id, Holder>,
-    by_expiry: BTreeSet<(Moment, Id)>,
+    by_expiry: BTreeSet<(Timestamp, Id)>,
     /// How many holders were looked at.
     #[cfg(test)]
     looked_at: std::cell::Cell<usize>,
@@ -77,7 +77,7 @@ impl Holders {
     }
 
     /// One of this owner's.
-    pub(super) fn of_mut(&mut self, owner: OwnerId) -> Option<&mut Holder> {
+    pub(super) fn of_mut(&mut self, owner: AcquisitionId) -> Option<&mut Holder> {
         self.look(1);
         self.by_id.range_mut((owner, 0)..=(owner, u64::MAX)).next().map(|(_, holder)| holder)
     }
@@ -89,20 +89,20 @@ impl Holders {
         Some(holder)
     }
 
-    pub(super) fn remove_owner(&mut self, owner: OwnerId) -> Option<Holder> {
+    pub(super) fn remove_owner(&mut self, owner: AcquisitionId) -> Option<Holder> {
         let grant = Arc::clone(&self.of_mut(owner)?.grant);
         self.remove(&grant)
     }
 
     /// Lets this one expire later.
-    pub(super) fn prolong(&mut self, grant: &Grant, expires: Moment) {
+    pub(super) fn prolong(&mut self, grant: &Grant, expires: Timestamp) {
         let Some(holder) = self.get_mut(grant) else { return };
         let before = std::mem::replace(&mut holder.expires, expires);
         self.by_expiry.remove(&(before, grant.id()));
         self.by_expiry.insert((expires, grant.id()));
     }
 
-    pub(super) fn first_expiry(&self) -> Option<Moment> {
+    pub(super) fn first_expiry(&self) -> Option<Timestamp> {
         self.by_expiry.first().map(|(expiry, _)| *expiry)
     }
 

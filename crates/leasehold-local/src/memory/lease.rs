@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Deadline, Error, ErrorKind, FencingToken, Lease, Released, Result, TokenVote, Upkeep, async_trait,
+    Deadline, Error, ErrorKind, FencingToken, Lease, Released, Result, TokenVote, KeepAlive, async_trait,
 };
 
 use super::{
@@ -39,8 +39,8 @@ impl Lease for MemoryLease {
         self.grant.deadline.get()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Alone
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::PerLease
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {

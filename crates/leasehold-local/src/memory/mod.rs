@@ -5,7 +5,7 @@ mod grant;
 mod holders;
 mod lease;
 mod node;
-mod place;
+mod waiter;
 mod slot;
 mod table;
 

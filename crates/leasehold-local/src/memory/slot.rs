@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Moment, Request, Result};
+use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Timestamp, Request, Result};
 use tokio::sync::Notify;
 
 use super::{
@@ -35,7 +35,7 @@ impl Ticket {
         Self { request, number, called: Notify::new(), outcome: OnceLock::new(), armed: AtomicU64::new(u64::MAX) }
     }
 
-    pub(super) fn arm(&self, at: Moment) {
+    pub(super) fn arm(&self, at: Timestamp) {
         self.armed.store(at.as_nanos(), Ordering::Relaxed);
     }
 }

@@ -7,7 +7,7 @@
 -- TRACKING) in this very round trip, and lets uncontended pairs cause no push.
 local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
 
--- A courteous request goes behind all who wait.
+-- A yielding request goes behind all who wait.
 local earlier, place
 if string.find(flags, '[co]') then
   earlier, place = take_turn(base, value)

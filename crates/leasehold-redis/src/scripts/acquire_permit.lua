@@ -29,7 +29,7 @@ if redis.pcall('GETEX', permits) then
   end
 end
 
--- A courteous request offers the free permit to those who wait.
+-- A yielding request offers the free permit to those who wait.
 if string.find(flags, 'c', 1, true) and redis.pcall('GETEX', queue) then
   redis.call('ZREMRANGEBYSCORE', queue, '-inf', now)
   local most, waiters = 0, redis.call('ZRANGE', queue, 0, 7, 'WITHSCORES')

@@ -1,6 +1,6 @@
 -- Takes the lock exclusively, as a node of a quorum.
 -- KEYS: lock. ARGV: value, ttl in ms, waiter's value, flags (as in acquire.lua), what the lock's other keys begin with, what
--- the node's own keys begin with, the mark that the node must carry, the token that it must exceed, token floor, the run that it must be in.
+-- the node's own keys begin with, the mark that the node must execute, the token that it must exceed, token floor, the run that it must be in.
 -- Granted: the token, as a string. Refused: see `refusal`. Our own lock is granted again.
 --
 -- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua nothing but a refusal runs a read-only command.

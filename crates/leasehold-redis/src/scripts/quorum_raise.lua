@@ -1,6 +1,6 @@
 -- Raises F to (token, ours), strictly: only while the lock is ours, and F is smaller or is this very one.
 -- KEYS: lock. ARGV: value, token, what the lock's other keys begin with, what the node's own keys begin with, the mark that the
--- node must carry, `s` for a reader, the token that the node must exceed since it rejoined, the run that
+-- node must execute, `s` for a reader, the token that the node must exceed since it rejoined, the run that
 -- it must be in. 1: F stands there; 0: the lock is not ours; a string: F has this token.
 --
 -- Among readers a larger token is as good: while one of them holds here, only another of them can have drawn it.

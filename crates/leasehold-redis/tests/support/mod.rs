@@ -108,7 +108,7 @@ impl Server {
     /// A backend whose waiters only pushes can wake in time.
     pub(crate) async fn pushed(&self) -> Arc<RedisBackend> {
         let client = redis::Client::open(self.url()).unwrap();
-        let config = RedisConfig::new().with_safety_net(Duration::from_secs(3600));
+        let config = RedisConfig::new().with_fallback_poll_interval(Duration::from_secs(3600));
         RedisBackend::from_client(&client, config).await.unwrap()
     }
 
@@ -119,7 +119,7 @@ impl Server {
     }
 
     /// All keys but token counters.
-    pub(crate) async fn census(&self) -> Vec<String> {
+    pub(crate) async fn leftovers(&self) -> Vec<String> {
         let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut self.raw().await).await.unwrap();
         keys.into_iter().filter(|key| !key.ends_with(":token")).collect()
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    stage::{SOON, client, granted_within, inspected, key, lifetime, must, poll_times, release, request},
+    fixtures::{SOON, client, granted_within, inspected, key, lifetime, must, poll_times, release, request},
     subject::Subject,
 };
 

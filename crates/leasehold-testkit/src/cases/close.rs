@@ -3,7 +3,7 @@
 use leasehold_core::{ErrorKind, LossReason, Renewal};
 
 use crate::{
-    stage::{SOON, client, granted, key, must, release, request},
+    fixtures::{SOON, client, granted, key, must, release, request},
     subject::Subject,
 };
 

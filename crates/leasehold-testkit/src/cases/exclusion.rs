@@ -8,7 +8,7 @@ use std::sync::{
 use leasehold_core::ErrorKind;
 
 use crate::{
-    stage::{at_the_latest, client, granted, key, must, refused, release, request},
+    fixtures::{at_the_latest, client, granted, key, must, refused, release, request},
     subject::Subject,
 };
 

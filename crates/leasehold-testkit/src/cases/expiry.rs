@@ -6,8 +6,8 @@ use leasehold_core::{Attempt, ErrorKind, LossReason, Renewal};
 
 use crate::{
     process::die_after,
-    shifted::ShiftedClock,
-    stage::{
+    skewed_clock::SkewedClock,
+    fixtures::{
         SOON, attempt, client_with, granted, granted_within, key, let_expire, lifetime, must, poll_once, poll_times,
         refused, release, request,
     },
@@ -37,7 +37,7 @@ pub async fn expired_lock_is_granted_to_another(subject: &dyn Subject) {
 pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) {
     let (one, other) = (subject.open().await, subject.open().await);
     let key = key(subject, "deadline");
-    let clock = ShiftedClock::new(subject.clock());
+    let clock = SkewedClock::new(subject.clock());
     let drift = one.capabilities().drift;
     let ours = request(subject, &one, &key).with_clock(clock.clone(), drift);
     let step = subject.ttl().as_duration() / 4;
@@ -91,7 +91,7 @@ pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) 
 
 /// Past its deadline a guard says so at the first look, even if no timer has fired: the machine was suspended.
 pub async fn is_held_is_false_past_the_deadline(subject: &dyn Subject) {
-    let clock = ShiftedClock::new(subject.clock());
+    let clock = SkewedClock::new(subject.clock());
     let client = client_with(subject, clock.clone()).await;
     let mutex = client.mutex(key(subject, "is_held")).with_renewal(Renewal::Manual);
     let guard = must(mutex.lock().await, "a free lock is granted");
@@ -144,7 +144,7 @@ pub async fn skewed_clock_steals_nothing(subject: &dyn Subject) {
     let (one, other) = (subject.open().await, subject.open().await);
     let key = key(subject, "skewed");
     let lease = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
-    let clock = ShiftedClock::new(subject.clock());
+    let clock = SkewedClock::new(subject.clock());
     clock.push(subject.ttl().as_duration() * 10);
     let skewed = request(subject, &other, &key).with_clock(clock, other.capabilities().drift);
     refused(&other, skewed, "a client with its clock ahead is refused like any other").await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_core::{FencingToken, Lease, LockKey, Mode, Request};
 
 use crate::{
-    stage::{Backend, granted, key, let_expire, release, request},
+    fixtures::{Backend, granted, key, let_expire, release, request},
     subject::Subject,
 };
 

@@ -11,7 +11,7 @@ use std::{
 use leasehold_core::Attempt;
 
 use crate::{
-    stage::{SOON, client, key, must, release, request},
+    fixtures::{SOON, client, key, must, release, request},
     subject::Subject,
 };
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_core::{Error, ErrorKind, LockKey, Ttl};
 
 use crate::{
-    stage::{attempt, client, key, must, release, request},
+    fixtures::{attempt, client, key, must, release, request},
     subject::Subject,
 };
 

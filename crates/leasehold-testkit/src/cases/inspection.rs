@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{Broken, LossSignal, Renewal};
+use leasehold_core::{Broken, LossDetection, Renewal};
 
 use crate::{
-    stage::{SOON, at_the_latest, client, granted, inspected, key, lifetime, must, queued, refused, release, request},
+    fixtures::{SOON, at_the_latest, client, granted, inspected, key, lifetime, must, queued, refused, release, request},
     subject::Subject,
 };
 
@@ -44,8 +44,8 @@ pub async fn loss_is_told(subject: &dyn Subject) {
     let Some(shown) = seen.holders.first() else { panic!("no holder is shown: {seen:?}") };
     let broken = must(other.break_lock(shown, true).await, "a break is answered");
     assert_eq!(broken, Broken::Freed, "a break `now` frees");
-    let within = match holder.capabilities().loss_signal {
-        LossSignal::Pushed => subject.ttl().as_duration() / 10 + SOON / 2,
+    let within = match holder.capabilities().loss_detection {
+        LossDetection::Pushed => subject.ttl().as_duration() / 10 + SOON / 2,
         _ => subject.ttl().as_duration() / 2 + SOON / 2,
     };
     let told = tokio::time::timeout(within, guard.lost()).await;

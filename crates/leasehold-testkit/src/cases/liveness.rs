@@ -3,7 +3,7 @@
 use leasehold_core::ErrorKind;
 
 use crate::{
-    stage::{client, key, must},
+    fixtures::{client, key, must},
     subject::Subject,
 };
 

@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc};
 use leasehold_core::{ErrorKind, Lease, Mode};
 
 use crate::{
-    stage::{attempt, client, granted, key, must, queued, refused, release, request},
+    fixtures::{attempt, client, granted, key, must, queued, refused, release, request},
     subject::Subject,
 };
 

@@ -7,7 +7,7 @@ use tracing::instrument::WithSubscriber;
 
 use crate::{
     panicking::{Call, Panicking, PanickingSubscriber, Plan, Stage},
-    stage::{client, granted_within, key, lifetime, must, release},
+    fixtures::{client, granted_within, key, lifetime, must, release},
     subject::Subject,
 };
 
@@ -25,7 +25,7 @@ async fn panicking(subject: &dyn Subject) -> (LockClient, Arc<Plan>) {
 async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey) -> Result<()> {
     let mutex = client.mutex(key).with_renewal(Renewal::Manual);
     match call {
-        Call::Acquire | Call::FencingToken | Call::ValidUntil | Call::Upkeep => mutex.lock().await.map(drop),
+        Call::Acquire | Call::FencingToken | Call::ValidUntil | Call::KeepAlive => mutex.lock().await.map(drop),
         Call::TryAcquire => mutex.try_lock().await.map(drop),
         Call::Inspect => client.inspect(key).await.map(drop),
         Call::Ping => client.ping().await.map(drop),
@@ -47,7 +47,7 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
     let other = subject.open().await;
     let mut calls = vec![
         (Call::FencingToken, Stage::Called, 1),
-        (Call::Upkeep, Stage::Called, 1),
+        (Call::KeepAlive, Stage::Called, 1),
         // A lease that does not report its deadline is not valid.
         (Call::ValidUntil, Stage::Called, usize::MAX),
     ];

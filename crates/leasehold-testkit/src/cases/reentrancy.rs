@@ -3,7 +3,7 @@
 use leasehold_core::{ErrorKind, Released};
 
 use crate::{
-    stage::{client, key, must, refused, request},
+    fixtures::{client, key, must, refused, request},
     subject::Subject,
 };
 
@@ -34,7 +34,7 @@ pub async fn other_owner_waits(subject: &dyn Subject) {
     let (one, other) = (client.owner(), client.owner());
     let guard = must(one.lock(&key).await, "a free lock is granted");
     let within = subject.ttl().as_duration() / 4;
-    let waited = other.lock_within(&key, within).await.map(drop).map_err(|error| error.kind());
+    let waited = other.lock_timeout(&key, within).await.map(drop).map_err(|error| error.kind());
     assert_eq!(waited, Err(ErrorKind::TimedOut), "another owner waits");
     must(guard.release().await, "a release is answered");
     let guard = must(other.lock(&key).await, "another owner is granted after the release");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_core::Released;
 
 use crate::{
-    stage::{client, granted, granted_within, key, let_expire, must, refused, release, request},
+    fixtures::{client, granted, granted_within, key, let_expire, must, refused, release, request},
     subject::Subject,
 };
 

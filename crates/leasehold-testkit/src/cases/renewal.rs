@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_core::ErrorKind;
 
 use crate::{
-    stage::{client, granted, granted_within, key, let_expire, lifetime, must, poll_once, refused, release, request},
+    fixtures::{client, granted, granted_within, key, let_expire, lifetime, must, poll_once, refused, release, request},
     subject::Subject,
 };
 

@@ -3,7 +3,7 @@
 use leasehold_core::ErrorKind;
 
 use crate::{
-    stage::{at_the_latest, client, granted, key, lifetime, must, request},
+    fixtures::{at_the_latest, client, granted, key, lifetime, must, request},
     subject::Subject,
 };
 
@@ -39,24 +39,24 @@ pub async fn waiter_takes_over_after_expiry(subject: &dyn Subject) {
     let (dead, waiter) = (subject.open().await, client(subject).await);
     let key = key(subject, "takes_over");
     let lease = granted(&dead, request(subject, &dead, &key), "a free lock is granted").await;
-    let guard = waiter.mutex(&key).lock_within(lifetime(subject)).await;
+    let guard = waiter.mutex(&key).lock_timeout(lifetime(subject)).await;
     let guard = must(guard, "a waiter takes over after the expiry");
     assert!(lease.valid_until().is_past(subject.clock().now()), "the dead holder's deadline has passed by then");
     must(guard.release().await, "a release is answered");
 }
 
-/// `lock_within` gives up when its time is over, not before and not much after, and holds nothing.
+/// `lock_timeout` gives up when its time is over, not before and not much after, and holds nothing.
 pub async fn lock_within_times_out(subject: &dyn Subject) {
     let (holder, other) = (client(subject).await, client(subject).await);
     let key = key(subject, "times_out");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let limit = subject.ttl().as_duration() / 2;
     let began = tokio::time::Instant::now();
-    let waited = other.mutex(&key).lock_within(limit).await.map(drop).map_err(|error| error.kind());
+    let waited = other.mutex(&key).lock_timeout(limit).await.map(drop).map_err(|error| error.kind());
     let took = began.elapsed();
     assert_eq!(waited, Err(ErrorKind::TimedOut), "a wait that is over says so");
     assert!(took >= limit && took < at_the_latest(subject, limit * 2), "a wait of {limit:?} took {took:?}");
     must(guard.release().await, "a release is answered");
-    let guard = must(holder.mutex(&key).lock_within(limit).await, "who timed out left nothing");
+    let guard = must(holder.mutex(&key).lock_timeout(limit).await, "who timed out left nothing");
     must(guard.release().await, "a release is answered");
 }

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlap_with_an_earlier_grant_than_the_one_before_is_caught() {
+    fn overlap_with_an_earlier_grant_is_caught() {
         let events = [
             held("a", (1, 10, Some(90)), 5, 100),
             held("b", (2, 20, Some(30)), 7, 100),

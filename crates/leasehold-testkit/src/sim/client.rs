@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Broken, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef, Inspection,
-    LockBackend, LockKey, LossSignal, Mode, Released, Request, Restart, Result, Wakeup,
+    LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart, Result, WaiterNotification,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 
@@ -79,8 +79,8 @@ impl LockBackend for SimBackend {
         let mut capabilities = Capabilities::new("simulated");
         capabilities.endpoint = self.to_string();
         capabilities.fencing = Fencing::UntilAmnesia;
-        capabilities.wakeup = Wakeup::Pushed;
-        capabilities.loss_signal = LossSignal::Renewal;
+        capabilities.waiter_notification = WaiterNotification::Pushed;
+        capabilities.loss_detection = LossDetection::Renewal;
         capabilities.restart = Restart::AsPersisted;
         capabilities.inspect = true;
         capabilities

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Clock, Moment};
+use leasehold_core::{Clock, Timestamp};
 use tokio::time::Instant;
 
 /// The true time at which a simulation begins, on every clock that is set right: far from zero.
@@ -44,7 +44,7 @@ impl SimClock {
     /// Nanoseconds of true time from the beginning of the simulation until this clock shows `moment`, if nothing pushes it. To
     /// compare the beliefs of machines with different clocks.
     #[must_use]
-    pub fn true_time_of(&self, moment: Moment) -> u64 {
+    pub fn true_time_of(&self, moment: Timestamp) -> u64 {
         let shown =
             moment.as_nanos().saturating_sub(nanos(BEGINNING)).saturating_sub(self.ahead.load(Ordering::Acquire));
         let elapsed = u128::from(shown) * 1_000_000 / self.per_million();
@@ -63,10 +63,10 @@ impl SimClock {
 }
 
 impl Clock for SimClock {
-    fn now(&self) -> Moment {
+    fn now(&self) -> Timestamp {
         let shown = self.start.elapsed().as_nanos() * self.per_million() / 1_000_000;
         let ahead = Duration::from_nanos(self.ahead.load(Ordering::Acquire));
-        Moment::from_nanos(u64::try_from(shown).unwrap_or(u64::MAX)) + BEGINNING + ahead
+        Timestamp::from_nanos(u64::try_from(shown).unwrap_or(u64::MAX)) + BEGINNING + ahead
     }
 }
 

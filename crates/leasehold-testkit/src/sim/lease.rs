@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Deadline, Error, ErrorKind, FencingToken, Lease, LiveDeadline, Moment, Released, Request, Result, TokenVote, Upkeep,
+    Deadline, Error, ErrorKind, FencingToken, Lease, AtomicDeadline, Timestamp, Released, Request, Result, TokenVote, KeepAlive,
 };
 
 use super::{
@@ -17,12 +17,12 @@ pub(super) struct SimLease {
     link: Link,
     request: Request,
     token: FencingToken,
-    deadline: LiveDeadline,
+    deadline: AtomicDeadline,
 }
 
 impl SimLease {
-    pub(super) fn new(link: Link, request: Request, token: FencingToken, sent: Moment) -> Arc<Self> {
-        Arc::new(Self { deadline: LiveDeadline::new(request.deadline_from(sent)), link, request, token })
+    pub(super) fn new(link: Link, request: Request, token: FencingToken, sent: Timestamp) -> Arc<Self> {
+        Arc::new(Self { deadline: AtomicDeadline::new(request.deadline_from(sent)), link, request, token })
     }
 }
 
@@ -36,8 +36,8 @@ impl Lease for SimLease {
         self.deadline.get()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        Upkeep::Alone
+    fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::PerLease
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {

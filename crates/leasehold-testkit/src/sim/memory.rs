@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use leasehold_core::{
-    FencingToken, LockKey, Moment, OwnerId, Request, TokenVote,
+    FencingToken, LockKey, Timestamp, AcquisitionId, Request, TokenVote,
     quorum::{Attestation, Fence},
 };
 
@@ -60,9 +60,9 @@ struct Entry {
 
 #[derive(Clone, Debug)]
 pub(super) struct Holder {
-    pub(super) owner: OwnerId,
+    pub(super) owner: AcquisitionId,
     pub(super) label: String,
-    pub(super) until: Moment,
+    pub(super) until: Timestamp,
 }
 
 /// The answer to an attempt.
@@ -73,13 +73,13 @@ pub(super) enum Granting {
 }
 
 impl Memory {
-    fn entry(&mut self, key: &LockKey, now: Moment) -> &mut Entry {
+    fn entry(&mut self, key: &LockKey, now: Timestamp) -> &mut Entry {
         let entry = self.keys.entry(key.as_bytes().to_vec()).or_default();
         entry.holder.take_if(|holder| holder.until <= now);
         entry
     }
 
-    pub(super) fn acquire(&mut self, request: &Request, now: Moment) -> Granting {
+    pub(super) fn acquire(&mut self, request: &Request, now: Timestamp) -> Granting {
         let above = self.above;
         let entry = self.entry(request.key(), now);
         if let Some(holder) = entry.holder.as_ref().filter(|holder| holder.owner != request.owner()) {
@@ -93,12 +93,12 @@ impl Memory {
         Granting::Granted(fence.token)
     }
 
-    pub(super) fn renew(&mut self, request: &Request, now: Moment) -> bool {
+    pub(super) fn renew(&mut self, request: &Request, now: Timestamp) -> bool {
         let ours = self.entry(request.key(), now).holder.as_mut().filter(|holder| holder.owner == request.owner());
         ours.map(|holder| holder.until = now + request.ttl().as_duration()).is_some()
     }
 
-    pub(super) fn release(&mut self, request: &Request, now: Moment, bug: Option<NodeBug>) -> bool {
+    pub(super) fn release(&mut self, request: &Request, now: Timestamp, bug: Option<NodeBug>) -> bool {
         let any = bug == Some(NodeBug::ReleasesAnyOwner);
         let entry = self.entry(request.key(), now);
         entry.holder.take_if(|holder| any || holder.owner == request.owner()).is_some()
@@ -108,7 +108,7 @@ impl Memory {
         &mut self,
         request: &Request,
         token: FencingToken,
-        now: Moment,
+        now: Timestamp,
         bug: Option<NodeBug>,
     ) -> TokenVote {
         let above = self.above;
@@ -127,12 +127,12 @@ impl Memory {
         vote
     }
 
-    pub(super) fn holder(&mut self, key: &LockKey, now: Moment) -> (Option<Holder>, Option<FencingToken>) {
+    pub(super) fn holder(&mut self, key: &LockKey, now: Timestamp) -> (Option<Holder>, Option<FencingToken>) {
         let entry = self.entry(key, now);
         (entry.holder.clone(), entry.fence.map(|fence| fence.token))
     }
 
-    pub(super) fn holds(&self, now: Moment) -> bool {
+    pub(super) fn holds(&self, now: Timestamp) -> bool {
         self.keys.values().any(|entry| entry.holder.as_ref().is_some_and(|holder| holder.until > now))
     }
 
@@ -157,11 +157,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_that_arrives_again_after_a_renewal_does_not_shorten_the_lock() {
+    fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
         let ttl = Duration::from_secs(10);
         let request = Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::new(ttl).unwrap());
         let mut memory = Memory::default();
-        let at = |secs| Moment::from_nanos(0) + Duration::from_secs(secs);
+        let at = |secs| Timestamp::from_nanos(0) + Duration::from_secs(secs);
         let until = |memory: &mut Memory, now| memory.holder(request.key(), now).0.unwrap().until;
         assert!(matches!(memory.acquire(&request, at(1)), Granting::Granted(_)));
         assert!(memory.renew(&request, at(5)));

@@ -17,7 +17,7 @@
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //! use leasehold_core::{LockBackend, LockClient, Ttl, quorum::{Provision, QuorumBackend, QuorumConfig}};
-//! use leasehold_testkit::sim::{Amnesia, Network, SimClock, SimNode};
+//! use leasehold_testkit::sim::{DataLoss, Network, SimClock, SimNode};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> leasehold_core::Result<()> {
@@ -29,7 +29,7 @@
 //! quorum.provision(&Provision::new(Ttl::DEFAULT).with_never_used(true)).await?;
 //! let client = LockClient::new(quorum);
 //!
-//! nodes[0].crash(Amnesia::Total);
+//! nodes[0].crash(DataLoss::Total);
 //! let guard = client.mutex("item/42").lock().await?;
 //! assert!(!nodes[0].holds() && nodes[1].holds() && nodes[2].holds());
 //! # guard.release().await?; Ok(()) }
@@ -46,6 +46,6 @@ pub use self::{
     client::SimBackend,
     clock::SimClock,
     memory::NodeBug,
-    network::{Link, Network, Weather},
-    node::{Amnesia, SimNode},
+    network::{Link, Network, NetworkConditions},
+    node::{DataLoss, SimNode},
 };

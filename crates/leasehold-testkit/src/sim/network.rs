@@ -14,12 +14,12 @@ use tokio::sync::oneshot;
 
 use super::{
     client::SimBackend,
-    node::{Desk, SimNode},
+    node::{NodeHandler, SimNode},
 };
 
 /// What becomes of messages.
 #[derive(Clone, Debug)]
-pub struct Weather {
+pub struct NetworkConditions {
     /// How long a message takes.
     pub delay: Range<Duration>,
     /// How many of 1000 take up to this long instead.
@@ -32,7 +32,7 @@ pub struct Weather {
     pub twice_permille: u32,
 }
 
-impl Weather {
+impl NetworkConditions {
     /// Half a millisecond to two, and nothing is lost.
     pub const FAIR: Self = Self {
         delay: Duration::from_micros(500)..Duration::from_millis(2),
@@ -47,19 +47,19 @@ impl Weather {
 #[derive(Debug)]
 pub struct Network {
     dice: Mutex<fastrand::Rng>,
-    weather: Mutex<Weather>,
+    conditions: Mutex<NetworkConditions>,
 }
 
 impl Network {
-    /// A network in [fair](Weather::FAIR) weather whose dice repeat with the seed.
+    /// A network in [fair](NetworkConditions::FAIR) conditions whose dice repeat with the seed.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
-        Arc::new(Self { dice: Mutex::new(fastrand::Rng::with_seed(seed)), weather: Mutex::new(Weather::FAIR) })
+        Arc::new(Self { dice: Mutex::new(fastrand::Rng::with_seed(seed)), conditions: Mutex::new(NetworkConditions::FAIR) })
     }
 
-    /// Changes the weather, for messages that are sent from now on.
-    pub fn set_weather(&self, weather: Weather) {
-        *self.weather() = weather;
+    /// Changes the conditions, for messages that are sent from now on.
+    pub fn set_weather(&self, conditions: NetworkConditions) {
+        *self.conditions() = conditions;
     }
 
     /// A client's connection to a node.
@@ -75,7 +75,7 @@ impl Network {
 
     /// When a message arrives; `None`: never.
     fn travel(&self) -> Option<Duration> {
-        let Weather { delay, late_permille, late, lost_permille, .. } = self.weather().clone();
+        let NetworkConditions { delay, late_permille, late, lost_permille, .. } = self.conditions().clone();
         let mut dice = self.dice();
         if dice.u32(..1000) < lost_permille {
             return None;
@@ -86,7 +86,7 @@ impl Network {
     }
 
     fn arrives_twice(&self) -> bool {
-        let permille = self.weather().twice_permille;
+        let permille = self.conditions().twice_permille;
         permille > 0 && self.dice().u32(..1000) < permille
     }
 
@@ -102,8 +102,8 @@ impl Network {
         self.dice.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn weather(&self) -> MutexGuard<'_, Weather> {
-        self.weather.lock().unwrap_or_else(PoisonError::into_inner)
+    fn conditions(&self) -> MutexGuard<'_, NetworkConditions> {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,7 +150,7 @@ impl Link {
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         patience: Duration,
-        answer: impl Fn(&mut Desk<'_>) -> T + Send + Sync + 'static,
+        answer: impl Fn(&mut NodeHandler<'_>) -> T + Send + Sync + 'static,
     ) -> Result<T> {
         let Some(run) = self.node.run() else {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -179,7 +179,7 @@ impl Link {
     }
 
     /// The answer that comes back: `Some(None)` if the connection broke, `None` if nothing comes.
-    async fn deliver<T>(&self, run: u64, answer: &(impl Fn(&mut Desk<'_>) -> T + Sync)) -> Option<Option<T>> {
+    async fn deliver<T>(&self, run: u64, answer: &(impl Fn(&mut NodeHandler<'_>) -> T + Sync)) -> Option<Option<T>> {
         let (there, back) = (self.network.travel(), self.network.travel());
         // Held open, so that the asker waits for its time-out and is not told of the loss.
         let (Some(there), false) = (there, self.is_cut()) else { return self.silence().await };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Clock, Moment, Request,
+    Clock, Timestamp, Request,
     quorum::{Membership, Memory as NodeMemory, Recollection, Terms, Watched},
 };
 use tokio::sync::{Notify, futures::OwnedNotified};
@@ -21,7 +21,7 @@ use super::{
 
 /// What a crash takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Amnesia {
+pub enum DataLoss {
     /// Nothing.
     None,
     /// What came after the last [`save`](SimNode::save), if there was one, else everything: what a snapshot does. Marks come back,
@@ -50,7 +50,7 @@ struct State {
     up: bool,
     paused: bool,
     run: u64,
-    started: Moment,
+    started: Timestamp,
     durable: bool,
     bug: Option<NodeBug>,
 }
@@ -84,19 +84,19 @@ impl SimNode {
         self.state().bug = bug;
     }
 
-    /// Takes the snapshot that [`Amnesia::SinceSave`] goes back to.
+    /// Takes the snapshot that [`DataLoss::SinceSave`] goes back to.
     pub fn save(&self) {
         let mut state = self.state();
         state.saved = Some(state.memory.clone());
     }
 
     /// Ends this run of the node. Messages under way to it are lost, and connections break.
-    pub fn crash(&self, amnesia: Amnesia) {
+    pub fn crash(&self, amnesia: DataLoss) {
         let mut state = self.state();
         match amnesia {
-            Amnesia::None => {}
-            Amnesia::SinceSave => state.memory = state.saved.clone().unwrap_or_default(),
-            Amnesia::Total => (state.memory, state.saved) = (Memory::default(), None),
+            DataLoss::None => {}
+            DataLoss::SinceSave => state.memory = state.saved.clone().unwrap_or_default(),
+            DataLoss::Total => (state.memory, state.saved) = (Memory::default(), None),
         }
         state.up = false;
     }
@@ -125,7 +125,7 @@ impl SimNode {
         self.state().up
     }
 
-    /// Whether it holds any lock, for whomever: the census.
+    /// Whether it holds any lock, for whomever: the leftovers.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.state().memory.holds(self.clock.now())
@@ -163,7 +163,7 @@ impl SimNode {
     }
 
     /// Answers a message that came over a connection of this run; `None` if that is over.
-    pub(super) fn answer<T>(&self, run: u64, answer: impl FnOnce(&mut Desk<'_>) -> T) -> Option<T> {
+    pub(super) fn answer<T>(&self, run: u64, answer: impl FnOnce(&mut NodeHandler<'_>) -> T) -> Option<T> {
         let mut state = self.state();
         if !state.up || state.run != run {
             return None;
@@ -171,7 +171,7 @@ impl SimNode {
         let State { memory, run, started, durable, bug, .. } = &mut *state;
         let now = self.clock.now();
         let mut desk =
-            Desk { memory, node: self.id, run: *run, up_for: now.since(*started), durable: *durable, bug: *bug, now };
+            NodeHandler { memory, node: self.id, run: *run, up_for: now.since(*started), durable: *durable, bug: *bug, now };
         let answered = answer(&mut desk);
         Some(answered)
     }
@@ -195,9 +195,9 @@ impl SimNode {
 }
 
 /// The node while it answers one message.
-pub(super) struct Desk<'a> {
+pub(super) struct NodeHandler<'a> {
     pub(super) memory: &'a mut Memory,
-    pub(super) now: Moment,
+    pub(super) now: Timestamp,
     pub(super) durable: bool,
     pub(super) bug: Option<NodeBug>,
     node: u64,
@@ -205,7 +205,7 @@ pub(super) struct Desk<'a> {
     up_for: Duration,
 }
 
-impl Desk<'_> {
+impl NodeHandler<'_> {
     pub(super) fn run_name(&self) -> String {
         format!("{}.{}", self.node, self.run)
     }

@@ -38,7 +38,7 @@ impl Client {
             let within = self.shared.between(0..1500);
             let attempt = self.shared.next_attempt();
             self.note(attempt, (Op::Acquire, Phase::Invoke), None);
-            match self.locks.mutex(KEY).lock_within(within).await {
+            match self.locks.mutex(KEY).lock_timeout(within).await {
                 Ok(guard) => {
                     // It is told of a loss, also while it is busy.
                     let view = guard.view();
@@ -95,7 +95,7 @@ impl Client {
         self.note(attempt, (Op::Acquire, Phase::Invoke), None);
         let end = tokio::time::Instant::now() + limit;
         let guard = loop {
-            match self.locks.mutex(KEY).lock_within(end - tokio::time::Instant::now()).await {
+            match self.locks.mutex(KEY).lock_timeout(end - tokio::time::Instant::now()).await {
                 Ok(guard) => break guard,
                 Err(error) if tokio::time::Instant::now() >= end => {
                     return Err(format!("C4: {} got nothing within {limit:?} of peace: {error}", self.name));

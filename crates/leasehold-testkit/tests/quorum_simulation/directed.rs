@@ -9,7 +9,7 @@ use leasehold_core::{
     Attempt, Clock, FencingToken, Lease, LockBackend, LockClient, LockKey, Request, Ttl,
     quorum::{Provision, QuorumBackend, QuorumConfig, seed_pauses},
 };
-use leasehold_testkit::sim::{Amnesia, Network, SimBackend, SimClock, SimNode};
+use leasehold_testkit::sim::{DataLoss, Network, SimBackend, SimClock, SimNode};
 
 use crate::{keeping::Keeping, world::Flaw};
 
@@ -105,7 +105,7 @@ impl Stage {
 
     /// The node restarts, with what it had, with older data or with none; and its clock may be set ahead.
     async fn restart(&mut self, node: &Arc<SimNode>) {
-        let older = if self.dice.bool() && !self.durable { Amnesia::Total } else { Amnesia::SinceSave };
+        let older = if self.dice.bool() && !self.durable { DataLoss::Total } else { DataLoss::SinceSave };
         node.crash(older);
         self.sleep(1..1_000).await;
         let (ahead, early) = (self.between(0..3_600_000), self.dice.bool());
@@ -133,7 +133,7 @@ impl Stage {
         }
         self.nodes.iter().for_each(|node| node.save());
         x.links[majority..].iter().for_each(|link| link.link().cut(true));
-        let held = x.locks.mutex(KEY).lock_within(BOUND).await.map_err(|error| format!("X: {error}"))?;
+        let held = x.locks.mutex(KEY).lock_timeout(BOUND).await.map_err(|error| format!("X: {error}"))?;
         self.sleep(0..1_000).await;
         x.links.iter().for_each(|link| link.link().cut(true));
         let victim = Arc::clone(&self.nodes[self.dice.usize(..majority)]);
@@ -179,7 +179,7 @@ impl Stage {
             Some(held) => held.release().await.map(drop),
             None => Ok(()),
         });
-        let last = other.locks.mutex(KEY).lock_within(BOUND).await;
+        let last = other.locks.mutex(KEY).lock_timeout(BOUND).await;
         last.map(drop).map_err(|error| format!("C4: nothing is granted any more: {error}"))
     }
 
@@ -204,7 +204,7 @@ impl Stage {
         // Well before the first renewal.
         self.sleep(700..1_000).await;
         let victim = Arc::clone(&self.nodes[self.dice.usize(..majority)]);
-        victim.crash(Amnesia::Total);
+        victim.crash(DataLoss::Total);
         self.sleep(1..2_000).await;
         victim.start();
         tokio::time::sleep(TTL * 2).await;

@@ -2,12 +2,12 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use leasehold_testkit::sim::{Amnesia, Network, SimNode, Weather};
+use leasehold_testkit::sim::{DataLoss, Network, SimNode, NetworkConditions};
 
 use crate::{client::Client, world::Shared};
 
 /// Hardly a message arrives in time.
-const FOUL: Weather = Weather {
+const FOUL: NetworkConditions = NetworkConditions {
     delay: Duration::from_millis(1)..Duration::from_millis(20),
     late_permille: 60,
     late: Duration::from_millis(900),
@@ -16,7 +16,7 @@ const FOUL: Weather = Weather {
 };
 
 /// A third of all messages is overtaken by others.
-pub(crate) const LATE: Weather = Weather {
+pub(crate) const LATE: NetworkConditions = NetworkConditions {
     delay: Duration::from_micros(500)..Duration::from_millis(2),
     late_permille: 300,
     late: Duration::from_millis(300),
@@ -30,8 +30,8 @@ pub(crate) struct Faults {
     pub(crate) clients: Vec<Rc<Client>>,
     pub(crate) shared: Rc<Shared>,
     pub(crate) durable: bool,
-    /// The weather between foul ones.
-    pub(crate) climate: Weather,
+    /// The conditions between foul ones.
+    pub(crate) climate: NetworkConditions,
 }
 
 impl Faults {
@@ -61,7 +61,7 @@ impl Faults {
                 }
                 _ => {
                     self.network.set_weather(FOUL);
-                    self.shared.log(|| String::from("the weather is foul"));
+                    self.shared.log(|| String::from("the conditions is foul"));
                     let (network, climate) = (Arc::clone(&self.network), self.climate.clone());
                     self.later(1..1500, move || network.set_weather(climate));
                 }
@@ -78,11 +78,11 @@ impl Faults {
         }
         let amnesia = match self.shared.below(3) {
             // A backup was restored: no second one while one has not rejoined.
-            0 if self.durable && voting == self.nodes.len() - 1 => Amnesia::SinceSave,
-            _ if self.durable => Amnesia::None,
-            0 => Amnesia::SinceSave,
-            1 => Amnesia::Total,
-            _ => Amnesia::None,
+            0 if self.durable && voting == self.nodes.len() - 1 => DataLoss::SinceSave,
+            _ if self.durable => DataLoss::None,
+            0 => DataLoss::SinceSave,
+            1 => DataLoss::Total,
+            _ => DataLoss::None,
         };
         if self.shared.one_in(2) {
             // A crash soon after, or much later, goes back to this.
@@ -132,7 +132,7 @@ impl Faults {
     /// The repairs that are still to come have nothing left to do.
     pub(crate) async fn mend_everything(&self) {
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        self.network.set_weather(Weather::FAIR);
+        self.network.set_weather(NetworkConditions::FAIR);
         for node in &self.nodes {
             node.start();
             node.pause(false);

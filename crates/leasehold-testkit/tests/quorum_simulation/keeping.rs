@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, Broken, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Released, Request, Result, TokenVote, Upkeep,
+    LockKey, Released, Request, Result, TokenVote, KeepAlive,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
@@ -155,8 +155,8 @@ impl Lease for KeptLease {
         self.inner.valid_until()
     }
 
-    fn upkeep(&self) -> Upkeep {
-        self.inner.upkeep()
+    fn keep_alive(&self) -> KeepAlive {
+        self.inner.keep_alive()
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {

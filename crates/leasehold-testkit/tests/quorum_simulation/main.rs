@@ -1,6 +1,6 @@
 //! The quorum over simulated nodes, seed by seed: clients lock, renew, write and release while nodes crash, forget and pause and
 //! messages are lost, late and repeated. What they believed is judged by the checker (C1 to C3), and what is left over at the end
-//! (C4) by a census.
+//! (C4) by a leftovers.
 //!
 //! `cargo test --release -p leasehold-testkit --test quorum_simulation`: 20 000 seeds. With debug assertions, 60.
 //! `LEASEHOLD_SEED=n` runs that seed alone and prints its history; `LEASEHOLD_SEEDS=n` runs so many.

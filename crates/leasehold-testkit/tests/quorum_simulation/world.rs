@@ -15,7 +15,7 @@ use leasehold_core::{
 };
 use leasehold_testkit::{
     history::{self, Event, Op, Order, Phase},
-    sim::{Network, NodeBug, SimClock, SimNode, Weather},
+    sim::{Network, NodeBug, SimClock, SimNode, NetworkConditions},
 };
 
 use crate::{
@@ -154,7 +154,7 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
         clients.push(Rc::new(Client::new(format!("client {index}"), clock, links, quorum, &shared)));
     }
 
-    let climate = if shared.one_in(3) { LATE } else { Weather::FAIR };
+    let climate = if shared.one_in(3) { LATE } else { NetworkConditions::FAIR };
     let faults =
         Rc::new(Faults { network, nodes, clients: clients.clone(), shared: Rc::clone(&shared), durable, climate });
     let workers: Vec<_> = clients

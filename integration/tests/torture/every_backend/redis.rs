@@ -31,7 +31,7 @@ impl Redis {
 impl Target for Redis {
     fn url(&self, worker: usize) -> String {
         let addr = if worker.is_multiple_of(2) { self.server.addr() } else { self.way.addr() };
-        format!("redis://{}:{}@{addr}/?response-timeout=200ms", USER.0, USER.1)
+        format!("redis://{}:{}@{addr}/?timeout=200ms", USER.0, USER.1)
     }
 
     fn ttl_ms(&self) -> u64 {

@@ -28,7 +28,7 @@ impl Target for Redlock {
         } else {
             self.ways.iter().map(|way| way.addr().to_string()).collect()
         };
-        format!("redlock://{}/?response-timeout=150ms&node-timeout=100ms", hosts.join(","))
+        format!("redlock://{}/?timeout=150ms&node-timeout=100ms", hosts.join(","))
     }
 
     fn ttl_ms(&self) -> u64 {

@@ -33,7 +33,7 @@ async fn strike(how: impl FnOnce(&mut PostgresServer)) {
         Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
     }
     for client in [&client, &rival] {
-        largest = released(client.mutex("k").lock_within(PATIENCE).await.unwrap(), largest).await;
+        largest = released(client.mutex("k").lock_timeout(PATIENCE).await.unwrap(), largest).await;
     }
     drop(guard);
     block_in_place(|| nothing_left(&server, millis(TTL)));
@@ -53,7 +53,7 @@ async fn a_server_that_restarts_frees_the_lock_and_tokens_grow_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_and_restarted_frees_the_lock_and_tokens_grow_on() {
+async fn killed_and_restarted_server_frees_lock_and_tokens_grow() {
     strike(|server| {
         server.kill();
         server.restart().unwrap();
@@ -62,7 +62,7 @@ async fn a_server_that_is_killed_and_restarted_frees_the_lock_and_tokens_grow_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_is_killed_for_want_of_memory_frees_the_lock_and_tokens_grow_on() {
+async fn oom_killed_server_process_frees_lock_and_tokens_keep_growing() {
     strike(|server| {
         let pid = holder(server, "k");
         server.kill_backend(pid).unwrap();
@@ -73,7 +73,7 @@ async fn a_backend_that_is_killed_for_want_of_memory_frees_the_lock_and_tokens_g
 
 /// Any backend: the server ends all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_strangers_backend_that_is_killed_for_want_of_memory_frees_the_lock_too() {
+async fn oom_kill_of_a_foreign_session_frees_the_lock_too() {
     strike(|server| {
         let mut stranger = server.psql_session().unwrap();
         let pid = stranger.ask("SELECT pg_backend_pid()", PATIENCE).unwrap().parse().unwrap();
@@ -93,7 +93,7 @@ async fn a_server_that_is_down_is_an_error_in_time() {
     let error = tried.expect_err("granted by nobody");
     assert!(is_a_fault(error.kind()), "{error:?}");
     block_in_place(|| server.restart().unwrap());
-    client.mutex("k").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex("k").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
 

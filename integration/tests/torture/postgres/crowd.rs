@@ -48,7 +48,7 @@ async fn all_served(guards: Vec<leasehold_core::LockGuard>, mut crowd: JoinSet<(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_waiters_on_a_hundred_keys_wait_on_a_handful_of_connections() {
+async fn ten_thousand_waiters_need_a_handful_of_connections() {
     let server = PostgresServer::start().unwrap();
     let (guards, _holder, crowd) = assemble(&server, 100, 10_000).await;
     let there = block_in_place(|| connections(&server));
@@ -72,7 +72,7 @@ fn index_and_vacuum(psql: &mut Psql) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_is_created_concurrently_and_a_table_vacuumed_beside_a_thousand_waiters() {
+async fn waiters_block_neither_concurrent_index_nor_vacuum() {
     let server = PostgresServer::start().unwrap();
     block_in_place(|| server.psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").unwrap());
     let (guards, _holder, crowd) = assemble(&server, 10, 1000).await;
@@ -90,7 +90,7 @@ async fn an_index_is_created_concurrently_and_a_table_vacuumed_beside_a_thousand
 
 /// The control: who waits inside `pg_advisory_lock` holds a snapshot, and the index waits for that.
 #[test]
-fn one_waiter_inside_the_server_holds_up_an_index_that_is_created_concurrently() {
+fn waiter_inside_the_server_blocks_a_concurrent_index() {
     let server = PostgresServer::start().unwrap();
     server.psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").unwrap();
     let (mut holder, mut waiter) = (server.psql_session().unwrap(), server.psql_session().unwrap());

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter() {
+async fn acquisition_dropped_at_any_poll_leaves_no_lock_or_waiter() {
     let server = PostgresServer::start().unwrap();
     drop_all_everywhere(&server.url()).await;
     block_in_place(|| nothing_left(&server, millis(20_000)));
@@ -22,7 +22,7 @@ async fn an_acquisition_dropped_at_any_poll_leaves_no_lock_and_no_waiter() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acquisition_cancelled_at_any_poll_of_the_contract_leaves_nothing() {
+async fn acquisition_cancelled_at_any_poll_leaves_nothing() {
     let server = PostgresServer::start().unwrap();
     let (client, rival) = (client_of(&server.url(), LONG_TTL).await, client_of(&server.url(), LONG_TTL).await);
     let (cancelled, granted) = cancel_everywhere(Arc::clone(client.backend()), &rival).await;
@@ -58,7 +58,7 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
     };
     let locking = tokio::time::timeout(
         millis(30_000),
-        AtPoll { inner: Box::pin(mutex.lock_within(millis(5000))), polls: at_poll, act: Some(|| proxy.disconnect()) },
+        AtPoll { inner: Box::pin(mutex.lock_timeout(millis(5000))), polls: at_poll, act: Some(|| proxy.disconnect()) },
     );
     let (outcome, ()) = tokio::join!(locking, releasing);
     match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
@@ -69,7 +69,7 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
         }
         Err(error) => assert!(is_a_fault(error.kind()), "{cut:?}, contended {contended}: {error:?}"),
     }
-    let next = rival.mutex(key.as_str()).lock_within(millis(2 * TTL + 10_000)).await;
+    let next = rival.mutex(key.as_str()).lock_timeout(millis(2 * TTL + 10_000)).await;
     next.unwrap_or_else(|error| panic!("{cut:?}, contended {contended}: left locked: {error:?}"))
         .release()
         .await
@@ -81,7 +81,7 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_cut_anywhere_in_an_acquisition_leave_no_lock_and_no_waiter() {
+async fn connections_cut_in_an_acquisition_leave_no_lock_or_waiter() {
     let server = PostgresServer::start().unwrap();
     let both = [Direction::ClientToServer, Direction::ServerToClient];
     let chunks = both.into_iter().flat_map(|direction| (0..8).map(move |chunks| Cut::Chunks(direction, chunks)));

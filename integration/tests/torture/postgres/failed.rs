@@ -31,11 +31,11 @@ async fn is_granted(waiting: JoinHandle<Result<LockGuard>>, what: &str) {
 /// The lock before the row that fails is given back by the statement, which takes its notification along; the one after it is
 /// given back by the look at what the session has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_is_told_of_a_release_that_a_failed_statement_carried() {
+async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
     let server = PostgresServer::start().unwrap();
     let holder = client_of(&format!("{}?timeout=60s&connect-timeout=20s", server.url()), HOUR).await;
     let waiter =
-        client_of(&format!("{}?timeout=60s&connect-timeout=20s&safety-net=3600s&fencing=off", server.url()), HOUR)
+        client_of(&format!("{}?timeout=60s&connect-timeout=20s&fallback-poll-interval=3600s&fencing=off", server.url()), HOUR)
             .await;
     let before = holder.mutex("before").lock().await.unwrap();
     let after = holder.mutex("after").lock().await.unwrap();
@@ -75,10 +75,10 @@ async fn who_waits_is_told_of_a_release_that_a_failed_statement_carried() {
 
 /// The server does not tell a session of what it did itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_in_the_same_session_is_told_of_what_a_late_grant_gives_back() {
+async fn waiter_in_the_same_session_hears_of_a_returned_late_grant() {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let url = format!("{}?timeout=2s&safety-net=3600s", server.url_at(proxy.addr()));
+    let url = format!("{}?timeout=2s&fallback-poll-interval=3600s", server.url_at(proxy.addr()));
     let backend: Arc<dyn LockBackend> = PostgresBackend::connect(&url).await.unwrap();
     let ttl = Ttl::from_millis(HOUR).unwrap();
     let [taker, waiter] =

@@ -9,7 +9,7 @@ use crate::support::nothing_panicked;
 const TTL: u64 = 3000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_semaphore_is_seen_under_a_name_that_is_no_key_of_the_scheme() {
+async fn semaphore_is_listed_although_its_name_is_no_lock_key() {
     let server = PostgresServer::start().unwrap();
     for keys in ["int64", "int32-pair"] {
         let client = client_of(&format!("{}?keys={keys}", server.url()), TTL).await;

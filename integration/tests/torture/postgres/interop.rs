@@ -20,7 +20,7 @@ fn says(psql: &mut Psql, sql: &str) -> String {
 const KEY: &str = "hashtextextended('item', 0)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn psql_and_a_mutex_exclude_each_other_both_ways_held_and_waited_for() {
+async fn psql_and_a_mutex_exclude_each_other() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let mutex = client.mutex("item");
@@ -47,7 +47,7 @@ async fn psql_and_a_mutex_exclude_each_other_both_ways_held_and_waited_for() {
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     assert_eq!(block_in_place(|| psql.answer(PATIENCE)).unwrap(), "got it");
     assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock({KEY})")), "t");
-    mutex.lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    mutex.lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
 
@@ -60,7 +60,7 @@ async fn psql_and_readers_share_and_keep_writers_out_both_ways() {
 
     // It reads: so do we, and nobody writes.
     says(&mut psql, &format!("SELECT pg_advisory_lock_shared({KEY})"));
-    let reader = lock.read_within(PATIENCE).await.unwrap();
+    let reader = lock.read_timeout(PATIENCE).await.unwrap();
     assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
     // We still read: nobody else writes.
     assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock_shared({KEY})")), "t");

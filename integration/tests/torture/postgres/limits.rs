@@ -46,7 +46,7 @@ fn exhaust(url: &str) -> Vec<Psql> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_without_a_free_connection_is_a_typed_error_and_later_all_is_well() {
+async fn server_without_free_connections_is_a_typed_error() {
     let server = small_server();
     let url = block_in_place(|| with_role(&server));
     // What its tokens need is made when there is room.
@@ -73,14 +73,14 @@ async fn a_server_without_a_free_connection_is_a_typed_error_and_later_all_is_we
     assert!(guard.is_held());
     guard.renew().await.unwrap();
     drop(taken);
-    mutex.lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    mutex.lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     guard.release().await.unwrap();
     nothing_panicked();
 }
 
 /// Gathered statements in which some locks were taken before one failed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_table_that_is_full_is_a_typed_error_and_a_half_done_batch_leaves_nothing() {
+async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
     let server = small_server();
     let client = client_of(&server.url(), TTL).await;
     let kept = client.mutex("kept").lock().await.unwrap();
@@ -113,13 +113,13 @@ async fn a_lock_table_that_is_full_is_a_typed_error_and_a_half_done_batch_leaves
     // With the session alive: what a failed statement took is given back, and does not merely expire.
     block_in_place(|| only_left(&server, &["kept"]));
     kept.release().await.unwrap();
-    client.mutex("0/0").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex("0/0").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
 
 /// A connection carries up to a thousand.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_locks_than_the_connections_that_are_allowed_carry_are_a_typed_error() {
+async fn more_locks_than_connections_carry_is_a_typed_error() {
     let server = PostgresServer::start().unwrap();
     // Each statement walks over all that its session has: beside other builds it may take its time.
     let client = client_of(&format!("{}?max-sessions=2&timeout=20s", server.url()), 8 * TTL).await;
@@ -144,7 +144,7 @@ async fn more_locks_than_the_connections_that_are_allowed_carry_are_a_typed_erro
     assert!(held.iter().all(|guard| guard.is_held()));
     // Room again, without another connection.
     held.pop().unwrap().release().await.unwrap();
-    client.mutex("one more").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex("one more").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     for guard in held {
         guard.release().await.unwrap();
     }
@@ -159,7 +159,7 @@ fn sessions(server: &PostgresServer) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_session_makes_room_for_another_ttl_and_one_that_is_needed_does_not() {
+async fn only_an_idle_session_makes_room_for_another_ttl() {
     let server = PostgresServer::start().unwrap();
     let options = "max-sessions=1&timeout=20s&connect-timeout=20s";
     let client = client_of(&format!("{}?{options}", server.url()), TTL).await;
@@ -171,7 +171,7 @@ async fn an_idle_session_makes_room_for_another_ttl_and_one_that_is_needed_does_
         assert!(error.to_string().contains("max-sessions"), "{error}");
     };
     for ttl in [short, long, short, long] {
-        client.mutex("k").with_ttl(ttl).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+        client.mutex("k").with_ttl(ttl).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
         // The server sees the end of the other a little later.
         block_in_place(|| until("there is one session", PATIENCE, || sessions(&server) == "1"));
     }
@@ -191,7 +191,7 @@ async fn an_idle_session_makes_room_for_another_ttl_and_one_that_is_needed_does_
     held.release().await.unwrap();
     let granted = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap().unwrap();
     granted.release().await.unwrap();
-    client.mutex("k").with_ttl(short).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex("k").with_ttl(short).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
 
@@ -209,7 +209,7 @@ fn cancelling_of(which: &str) -> String {
 
 /// A statement that an administrator cancels, again and again, while locks come and go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn statements_that_are_cancelled_are_typed_errors_and_leave_nothing() {
+async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let mut psql = server.psql_session().unwrap();
@@ -241,10 +241,10 @@ async fn statements_that_are_cancelled_are_typed_errors_and_leave_nothing() {
     // Beside other work the machine may not get to as many as asked for.
     assert!(faults.load(Ordering::Relaxed) > 0, "no statement was cancelled");
     for n in 0..32 {
-        client.mutex(format!("k{n}")).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+        client.mutex(format!("k{n}")).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     }
     // It keeps the session alive: nothing merely expires.
-    let kept = client.mutex("kept").lock_within(PATIENCE).await.unwrap();
+    let kept = client.mutex("kept").lock_timeout(PATIENCE).await.unwrap();
     block_in_place(|| only_left(&server, &["kept"]));
     kept.release().await.unwrap();
     nothing_panicked();
@@ -271,9 +271,9 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
                 // On a busy machine the shorter ones are over before a fault is told.
                 let limit = millis(20 << (n % 6));
                 let outcome = match n % 5 {
-                    0 | 1 => client.rwlock(name).write_within(limit).await,
-                    2 | 3 => client.rwlock(name).read_within(limit).await,
-                    _ => client.semaphore(name, 1).acquire_within(limit).await,
+                    0 | 1 => client.rwlock(name).write_timeout(limit).await,
+                    2 | 3 => client.rwlock(name).read_timeout(limit).await,
+                    _ => client.semaphore(name, 1).acquire_timeout(limit).await,
                 };
                 match outcome {
                     Ok(guard) => {
@@ -302,7 +302,7 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
     assert!(faults.load(Ordering::Relaxed) > 0, "no statement was cancelled");
     let mut kept = Vec::new();
     for (n, client) in clients.iter().enumerate() {
-        kept.push(client.mutex(format!("kept{n}")).lock_within(PATIENCE).await.unwrap());
+        kept.push(client.mutex(format!("kept{n}")).lock_timeout(PATIENCE).await.unwrap());
     }
     block_in_place(|| only_left(&server, &["kept0", "kept1", "kept2"]));
     for guard in kept {

@@ -1,7 +1,7 @@
 //! PostgreSQL: what is tested of every backend, and what only this one can suffer.
 
 mod breaking;
-mod courtesy;
+mod yielding;
 mod crash;
 mod credentials;
 mod crowd;

@@ -34,7 +34,7 @@ async fn a_pool_is_only_asked_where_it_connects() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_in_a_transaction_and_a_lease_exclude_each_other_both_ways() {
+async fn transaction_lock_and_lease_exclude_each_other() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let pool = PgPoolOptions::new().max_connections(2).connect(&server.url()).await.unwrap();
@@ -54,7 +54,7 @@ async fn a_lock_in_a_transaction_and_a_lease_exclude_each_other_both_ways() {
     // The lease has it: a transaction is refused, or waits.
     let mut sale = pool.begin().await.unwrap();
     assert!(!transaction::try_lock(&mut sale, key).await.unwrap());
-    assert!(!transaction::lock_within(&mut sale, key, millis(100)).await.unwrap());
+    assert!(!transaction::lock_timeout(&mut sale, key, millis(100)).await.unwrap());
     // A wait that is over has not ended the transaction.
     sqlx::query("SELECT 1").execute(&mut *sale).await.unwrap();
     let releasing = async {
@@ -65,12 +65,12 @@ async fn a_lock_in_a_transaction_and_a_lease_exclude_each_other_both_ways() {
     locked.unwrap();
     assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
     sale.commit().await.unwrap();
-    client.mutex("item").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex("item").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deadlock_of_two_transactions_is_a_retryable_error_and_the_other_goes_on() {
+async fn deadlock_is_retryable_for_one_transaction_only() {
     let server = PostgresServer::builder().setting("deadlock_timeout", "100ms").start().unwrap();
     let pool = PgPoolOptions::new().max_connections(2).acquire_timeout(PATIENCE).connect(&server.url()).await.unwrap();
     let [one, other] = [b"one".as_slice(), b"other"].map(|name| KeyScheme::Hash.key_of(name).unwrap());

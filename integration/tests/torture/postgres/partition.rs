@@ -57,33 +57,33 @@ async fn cut_off(seen: Seen, how: impl FnOnce(&Proxy)) {
     assert!(seen == Seen::ByTheServer || when >= deadline, "the rival had it {:?} too early", deadline - when);
     assert!(token(&seized) > token(&guard));
     proxy.heal();
-    let again = client.mutex("other").lock_within(millis(10_000)).await.unwrap();
+    let again = client.mutex("other").lock_timeout(millis(10_000)).await.unwrap();
     assert!(again.is_held() && seized.is_held() && !guard.is_held());
     again.release().await.unwrap();
     seized.release().await.unwrap();
     drop(guard);
-    client.mutex("k").lock_within(millis(TTL + 3000)).await.unwrap().release().await.unwrap();
+    client.mutex("k").lock_timeout(millis(TTL + 3000)).await.unwrap().release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(2 * TTL + 3000)));
     nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_that_is_swallowed_both_ways_is_lost_by_its_deadline_and_recovers() {
+async fn black_holed_holder_is_lost_by_its_deadline_and_recovers() {
     cut_off(Seen::ByNobody, |proxy| proxy.blackhole(Direction::Both)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_whose_requests_are_swallowed_is_lost_by_its_deadline_and_recovers() {
+async fn holder_without_requests_is_lost_by_its_deadline_and_recovers() {
     cut_off(Seen::ByNobody, |proxy| proxy.blackhole(Direction::ClientToServer)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_whose_answers_are_swallowed_is_lost_by_its_deadline_and_recovers() {
+async fn holder_without_replies_is_lost_by_its_deadline_and_recovers() {
     cut_off(Seen::ByNobody, |proxy| proxy.blackhole(Direction::ServerToClient)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_whose_connections_are_cut_is_lost_by_its_deadline_and_recovers() {
+async fn holder_with_cut_connections_is_lost_by_deadline_and_recovers() {
     cut_off(Seen::ByTheServer, Proxy::cut).await;
 }
 
@@ -108,7 +108,7 @@ async fn a_waiter_behind_a_cut_is_granted_after_it_heals() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_arrives_after_its_client_gave_up_leaves_no_lock_beyond_a_ttl() {
+async fn late_request_leaves_no_lock_beyond_a_ttl() {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
@@ -118,6 +118,6 @@ async fn a_request_that_arrives_after_its_client_gave_up_leaves_no_lock_beyond_a
     assert!(is_a_fault(error.kind()), "{error:?}");
     proxy.heal();
     block_in_place(|| nothing_left(&server, millis(TTL + 3000)));
-    client.mutex("k").lock_within(millis(TTL + 3000)).await.unwrap().release().await.unwrap();
+    client.mutex("k").lock_timeout(millis(TTL + 3000)).await.unwrap().release().await.unwrap();
     nothing_panicked();
 }

@@ -21,7 +21,7 @@ async fn refused(url: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_that_shares_sessions_is_refused_at_connect_with_the_remedy() {
+async fn session_sharing_pooler_is_refused_with_the_remedy() {
     let server = PostgresServer::start().unwrap();
     for mode in [PoolMode::Transaction, PoolMode::Statement] {
         for size in ["1", "2", "20"] {

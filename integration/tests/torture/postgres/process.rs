@@ -71,7 +71,7 @@ async fn reader_behind_a_writer(end: End) -> Result<()> {
     let _held = first.rwlock("k").read().await.unwrap();
     let mut writer = block_in_place(|| {
         // It does not look by itself.
-        let mut writer = stage.worker_at("writer", &format!("{}?safety-net=3600s", server.url()));
+        let mut writer = stage.worker_at("writer", &format!("{}?fallback-poll-interval=3600s", server.url()));
         writer.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).map(|_| ()).unwrap();
         let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
         until("it waits", MINUTE, || server.psql(locks).unwrap() == "3");
@@ -84,7 +84,7 @@ async fn reader_behind_a_writer(end: End) -> Result<()> {
         End::None => {}
     }
     let limit = if end == End::None { millis(15_000) } else { MINUTE };
-    second.rwlock("k").read_within(limit).await.map(drop)
+    second.rwlock("k").read_timeout(limit).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,7 +104,7 @@ async fn waiting_writer_keeps_readers_out_for_as_long_as_it_lives() {
 }
 
 #[test]
-fn a_holder_that_was_stopped_knows_at_once_and_its_stale_write_is_refused() {
+fn stopped_holder_knows_its_loss_and_stale_write_is_refused() {
     let server = shared_postgres().unwrap();
     let stage = Stage::on(server.url(), TTL);
     let mut holder = overtaken(&stage, true);

@@ -26,7 +26,7 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     // Its look at the server's locks, and the one that follows, run into the session's own `lock_timeout`.
     let mut psql = server.psql_session().unwrap();
     block_in_place(|| psql.ask("BEGIN; LOCK TABLE pg_catalog.pg_locks IN ACCESS EXCLUSIVE MODE", PATIENCE).unwrap());
-    let seizing = tokio::spawn(async move { mutex.lock_within(PATIENCE).await });
+    let seizing = tokio::spawn(async move { mutex.lock_timeout(PATIENCE).await });
     let renewing = guard.renew().await;
     assert_eq!(renewing.expect_err("it saw nothing").kind(), ErrorKind::Lost);
     assert!(!guard.is_held());

@@ -56,7 +56,7 @@ async fn time_outs_of_a_role_do_not_end_a_lock_or_a_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_whose_transactions_are_serializable_and_whose_path_is_elsewhere_locks_all_the_same() {
+async fn role_with_serializable_default_and_other_path_locks() {
     works(&[
         "default_transaction_isolation = 'serializable'",
         "search_path = ''",
@@ -88,7 +88,7 @@ fn sql_in(said: &str) -> &str {
 
 /// What its tokens need is not there, and it may not make it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_may_create_nothing_is_told_the_sql_that_another_must_run_and_then_locks() {
+async fn role_without_create_gets_the_sql_to_run_and_then_locks() {
     let server = PostgresServer::start().unwrap();
     block_in_place(|| {
         server
@@ -138,7 +138,7 @@ async fn is_told(server: &PostgresServer, parts: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sequence_in_a_schema_that_is_missing_or_shut_is_told_with_sql_that_works() {
+async fn missing_or_forbidden_schema_error_has_working_sql() {
     const SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS \"locks\"";
     const CREATE: &str = "CREATE SEQUENCE IF NOT EXISTS \"locks\".\"tokens\"";
     const ENTER: &str = "GRANT USAGE ON SCHEMA \"locks\" TO \"shop\"";

@@ -33,7 +33,7 @@ fn the_twins_have_one_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_names_with_one_hash_are_contended_in_one_client_and_between_two() {
+async fn colliding_names_contend_within_and_between_clients() {
     let server = PostgresServer::start().unwrap();
     let url = url_with_twins(&server.url());
     let (client, rival) = (client_of(&url, TTL).await, client_of(&url, TTL).await);
@@ -58,12 +58,12 @@ async fn two_names_with_one_hash_are_contended_in_one_client_and_between_two() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_two_names_with_one_hash_keep_each_others_writers_out() {
+async fn readers_of_colliding_names_exclude_each_others_writers() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&url_with_twins(&server.url()), TTL).await;
     let [one, other] = TWINS;
     let (first, second) =
-        (client.rwlock(one).read().await.unwrap(), client.rwlock(other).read_within(PATIENCE).await.unwrap());
+        (client.rwlock(one).read().await.unwrap(), client.rwlock(other).read_timeout(PATIENCE).await.unwrap());
     for name in TWINS {
         assert_eq!(client.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
     }
@@ -72,7 +72,7 @@ async fn readers_of_two_names_with_one_hash_keep_each_others_writers_out() {
         assert_eq!(client.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
     }
     second.release().await.unwrap();
-    client.mutex(one).lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex(one).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(3000)));
     nothing_panicked();
 }
@@ -89,7 +89,7 @@ async fn no_increment_under_two_names_with_one_hash_is_lost() {
         let (mutex, value) = (clients[n % 2].mutex(TWINS[n / 2 % 2]), Arc::clone(&value));
         tasks.spawn(async move {
             for _ in 0..25 {
-                let guard = mutex.lock_within(Duration::from_secs(60)).await.unwrap();
+                let guard = mutex.lock_timeout(Duration::from_secs(60)).await.unwrap();
                 let read = value.load(Ordering::SeqCst);
                 tokio::task::yield_now().await;
                 value.store(read + 1, Ordering::SeqCst);
@@ -119,7 +119,7 @@ async fn attempt(backend: &Arc<dyn LockBackend>, mode: Mode) -> Option<Arc<dyn L
 
 /// Below the client's own gates, where all of one backend share a session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_name_twice_on_one_session_and_in_both_modes_is_never_granted_twice() {
+async fn name_is_never_granted_twice_on_one_session() {
     let server = PostgresServer::start().unwrap();
     let backend: Arc<dyn LockBackend> = PostgresBackend::connect(&server.url()).await.unwrap();
     let writer = attempt(&backend, Mode::Exclusive).await.expect("it is free");
@@ -148,7 +148,7 @@ async fn two_clients_over_one_backend_hand_one_name_to_each_other() {
     let mut largest = 0;
     for turn in 0..10 {
         let (one, other) = (&clients[turn % 2], &clients[(turn + 1) % 2]);
-        let guard = one.mutex("handed").lock_within(PATIENCE).await.unwrap();
+        let guard = one.mutex("handed").lock_timeout(PATIENCE).await.unwrap();
         assert!(token(&guard) > largest);
         largest = token(&guard);
         let mutex = other.mutex("handed");

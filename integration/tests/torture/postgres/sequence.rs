@@ -23,7 +23,7 @@ const UNFIT: [(&str, u64); 9] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sequence_that_is_unfit_is_refused_with_sql_after_which_it_is_fit() {
+async fn unfit_sequence_is_refused_with_sql_that_repairs_it() {
     let server = PostgresServer::start().unwrap();
     let url = format!("{}?sequence=public.tokens", server.url());
     for (made, least) in UNFIT {

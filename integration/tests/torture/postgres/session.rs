@@ -15,7 +15,7 @@ const TTL: u64 = 3000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_whose_backend_is_terminated_is_told_within_a_heartbeat_and_the_waiter_is_granted() {
+async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
     let server = PostgresServer::start().unwrap();
     let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
     let guard = client.mutex("k").lock().await.unwrap();
@@ -36,13 +36,13 @@ async fn a_holder_whose_backend_is_terminated_is_told_within_a_heartbeat_and_the
     assert!(token(&next) > token(&guard));
     // The client goes on in a new session.
     next.release().await.unwrap();
-    client.mutex("k").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex("k").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(TTL)));
     nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_whose_backends_are_terminated_waits_on_and_is_granted() {
+async fn waiter_with_terminated_backends_keeps_waiting() {
     let server = PostgresServer::start().unwrap();
     let holder_client = client_of(&server.url(), 60_000).await;
     let guard = holder_client.mutex("k").lock().await.unwrap();
@@ -110,7 +110,7 @@ async fn a_holder_whose_backend_is_stopped_gives_up_by_its_deadline() {
     assert!(!guard.is_held());
     block_in_place(|| server.resume_backend(pid).unwrap());
     drop(guard);
-    client.mutex("k").lock_within(PATIENCE).await.unwrap().release().await.unwrap();
+    client.mutex("k").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(2 * TTL)));
     nothing_panicked();
 }

@@ -18,7 +18,7 @@ const SPY: &str = "CREATE TABLE seen (name text, value text); \
 
 /// As the server says on the very connection; of the connection's own options it asks the kernel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_holds_is_set_to_notice_soon_that_its_client_is_gone_whatever_its_role_is_set_to() {
+async fn holding_session_overrides_its_roles_keepalive_settings() {
     let server = PostgresServer::builder().setting("allow_system_table_mods", "on").start().unwrap();
     block_in_place(|| {
         server.psql(SPY).unwrap();

@@ -33,7 +33,7 @@ fn until_states(primary: &PostgresServer, states: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_are_durable_only_where_commits_wait_for_every_standby_that_is_seen() {
+async fn tokens_are_durable_only_if_commits_wait_for_every_standby() {
     // The checkpoint of the second copy must not take away what the first standby has not read yet.
     let primary = PostgresServer::builder().durable().setting("wal_keep_size", "16MB").start().unwrap();
     assert_eq!(fencing(&primary.url()).await, Fencing::Durable);

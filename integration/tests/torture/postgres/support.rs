@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use leasehold_core::{LockClient, LockGuard, Result, Ttl};
-use leasehold_integration::{census, server::PostgresServer, worker::client};
+use leasehold_integration::{leftovers, server::PostgresServer, worker::client};
 use leasehold_postgres::PostgresBackend;
 use tokio::task::{JoinHandle, block_in_place};
 
@@ -47,7 +47,7 @@ pub(super) fn connections(server: &PostgresServer) -> Vec<String> {
 /// No advisory lock is left on this server, after `patience` at the latest.
 #[track_caller]
 pub(super) fn nothing_left(server: &PostgresServer, patience: Duration) {
-    census::nothing_left(patience, || census::postgres(server)).unwrap();
+    leftovers::nothing_left(patience, || leftovers::postgres(server)).unwrap();
 }
 
 /// Of all advisory locks on this server only those of these names are left, soon.
@@ -55,7 +55,7 @@ pub(super) fn nothing_left(server: &PostgresServer, patience: Duration) {
 pub(super) fn only_left(server: &PostgresServer, names: &[&str]) {
     let until = Instant::now() + PATIENCE;
     loop {
-        let all = census::postgres(server).unwrap();
+        let all = leftovers::postgres(server).unwrap();
         if all.len() == names.len() {
             for name in names {
                 holder(server, name);

@@ -7,7 +7,7 @@ use super::support::holder;
 use crate::support::{client_of, nothing_panicked};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_is_held_over_tls_by_who_trusts_the_authority_and_by_nobody_else() {
+async fn tls_lock_needs_a_client_that_trusts_the_ca() {
     let server = PostgresServer::builder().tls().start().unwrap();
     let client = client_of(&server.url(), 3000).await;
     let guard = client.mutex("k").lock().await.unwrap();
@@ -77,7 +77,7 @@ async fn certificate_of_another_host_is_refused_by_verify_full() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificate_of_an_unknown_authority_is_refused_with_the_reason() {
+async fn certificate_of_an_unknown_authority_is_refused() {
     let server = block_in_place(|| PostgresServer::builder().tls().start().unwrap());
     let elsewhere = tempfile::tempdir().unwrap();
     let other = Certificates::generate(elsewhere.path()).unwrap();

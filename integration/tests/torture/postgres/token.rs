@@ -53,7 +53,7 @@ impl Load {
         while !self.over.load(Ordering::Relaxed) {
             // Whatever was granted before this one was asked for is smaller.
             let before = ledger.largest.load(Ordering::SeqCst);
-            match mutex.lock_within(millis(2000)).await {
+            match mutex.lock_timeout(millis(2000)).await {
                 Ok(guard) => {
                     let token = token(&guard);
                     assert!(token > before, "k{key}: token {token} after {before}");
@@ -119,12 +119,12 @@ async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_neither_repeat_nor_fall_when_the_server_is_killed_under_load() {
+async fn tokens_grow_when_the_server_is_killed_under_load() {
     killed_under_load(PostgresServer::url).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_neither_repeat_nor_fall_although_the_role_commits_asynchronously() {
+async fn tokens_grow_although_the_role_commits_asynchronously() {
     killed_under_load(|server| {
         server
             .psql(

@@ -18,9 +18,9 @@ fn listeners(server: &PostgresServer) -> Vec<u32> {
 
 /// Nothing comes from it and nothing goes to it, and nobody says that it is gone: a cut that no reset follows looks the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_is_told_although_its_connection_for_that_falls_silent() {
+async fn waiter_is_notified_although_its_listener_falls_silent() {
     let mut server = PostgresServer::start().unwrap();
-    let url = format!("{}?safety-net=3600s&timeout=5s&connect-timeout=20s", server.url());
+    let url = format!("{}?fallback-poll-interval=3600s&timeout=5s&connect-timeout=20s", server.url());
     let (holder, waiter) = (client_of(&url, HOUR).await, client_of(&url, HOUR).await);
     let guard = holder.mutex("k").lock().await.unwrap();
     let waiting = waiting(&server, &waiter, 1).await;
@@ -71,7 +71,7 @@ fn administer(psql: &mut Psql, sql: &str) {
 
 /// By a server that refuses at once: the driver itself asks again where it is told that there is no room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_is_refused_is_asked_for_ever_more_seldom_and_the_waiter_is_granted_later() {
+async fn refused_connections_back_off_and_waiter_is_granted_later() {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let mut psql = server.psql_session().unwrap();

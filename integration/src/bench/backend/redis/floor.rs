@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::OwnerId;
+use leasehold_core::AcquisitionId;
 use redis::{Value, aio::MultiplexedConnection};
 use tokio::sync::Notify;
 
@@ -179,7 +179,7 @@ impl Lock for FloorLock {
     type Held = FloorHeld;
 
     async fn acquire(&mut self) -> Result<FloorHeld> {
-        let value = format!("{}:{LABEL}", OwnerId::random());
+        let value = format!("{}:{LABEL}", AcquisitionId::random());
         if self.raised && self.acquires == Acquires::ByCommands && self.take(&value).await? {
             return Ok(FloorHeld(Arc::clone(&self.key), value));
         }

@@ -56,7 +56,7 @@ impl Backend for Redis {
 }
 
 /// The sum over the commands that clients send. What else the scripts use (SET, PTTL, …) no subject of `crowd` sends by
-/// itself, except the SET before each INCRBY. At most: the short script of a courteous attempt calls INCRBY too.
+/// itself, except the SET before each INCRBY. At most: the short script of a yielding attempt calls INCRBY too.
 fn requests(stats: &str) -> u64 {
     let calls = |name: &str| {
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls="))).unwrap_or("0");

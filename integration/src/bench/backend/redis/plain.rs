@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use leasehold_core::OwnerId;
+use leasehold_core::AcquisitionId;
 use redis::aio::MultiplexedConnection;
 
 use super::connection::{self, failed};
@@ -77,7 +77,7 @@ impl Lock for PlainLock {
     type Held = String;
 
     async fn acquire(&mut self) -> Result<String> {
-        let value = OwnerId::random().to_string();
+        let value = AcquisitionId::random().to_string();
         let mut set = redis::cmd("SET");
         set.arg(&self.key).arg(&value).arg("NX").arg("PX").arg(TTL_MS);
         match set.query_async(&mut self.connection).await.map_err(failed)? {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use futures_util::{FutureExt, StreamExt, future::try_join_all, stream::FuturesUnordered};
-use leasehold_core::OwnerId;
+use leasehold_core::AcquisitionId;
 use redis::{Value, aio::MultiplexedConnection};
 use tokio::sync::Notify;
 
@@ -148,7 +148,7 @@ impl Lock for FloorLock {
     type Held = String;
 
     async fn acquire(&mut self) -> Result<String> {
-        let value = format!("{}:{LABEL}", OwnerId::random());
+        let value = format!("{}:{LABEL}", AcquisitionId::random());
         // What the slower nodes told after a majority had.
         for node in &self.changed {
             node.notified().now_or_never();

@@ -1,0 +1,117 @@
+//! [`AcquisitionId`]: who made one acquisition.
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    error::{Error, ErrorKind},
+    random::random_bytes,
+};
+
+/// 128 random bits, drawn anew for *each acquisition*, so that the release of an old grant can never free a newer one.
+///
+/// Written as 32 lowercase hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AcquisitionId(u128);
+
+impl AcquisitionId {
+    /// Draws a new owner from the operating system's generator. Processes that fork draw different ones.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(u128::from_ne_bytes(random_bytes()))
+    }
+
+    /// The same acquisition under another name, for its `count`th attempt to hold a node of a quorum again: what is given back late
+    /// under an earlier name frees nothing that is held under a later one. The last 16 bits differ.
+    #[must_use]
+    pub fn again(self, count: u16) -> Self {
+        let last = (self.0 as u16).wrapping_add(count);
+        Self(self.0 & !u128::from(u16::MAX) | u128::from(last))
+    }
+
+    /// Whether both are names of one acquisition; see [`again`](Self::again).
+    #[must_use]
+    pub fn is_same_acquisition(self, other: Self) -> bool {
+        self.0 >> 16 == other.0 >> 16
+    }
+
+    /// The 32 hexadecimal digits, without an allocation.
+    #[must_use]
+    pub fn to_hex(self) -> [u8; 32] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut hex = [0; 32];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        hex
+    }
+
+    /// The bits as a number.
+    #[must_use]
+    pub fn as_u128(self) -> u128 {
+        self.0
+    }
+}
+
+impl From<u128> for AcquisitionId {
+    fn from(bits: u128) -> Self {
+        Self(bits)
+    }
+}
+
+impl FromStr for AcquisitionId {
+    type Err = Error;
+
+    fn from_str(hex: &str) -> Result<Self, Error> {
+        match u128::from_str_radix(hex, 16) {
+            // The standard library takes a sign, too.
+            Ok(bits) if hex.len() == 32 && !hex.starts_with('+') => Ok(Self(bits)),
+            _ => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("`{}` is no owner: 32 hexadecimal digits are", hex.escape_debug()),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for AcquisitionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for AcquisitionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AcquisitionId({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acquisition_has_many_names_and_no_other_has_one_of_them() {
+        let owner = AcquisitionId::from(0x0007_ffff);
+        let names = [owner, owner.again(1), owner.again(2), owner.again(u16::MAX)];
+        assert_eq!(names.map(AcquisitionId::as_u128), [0x0007_ffff, 0x0007_0000, 0x0007_0001, 0x0007_fffe]);
+        assert!(names.iter().all(|name| name.is_same_acquisition(owner)));
+        assert!(!owner.is_same_acquisition(AcquisitionId::from(0x0008_ffff)));
+    }
+
+    #[test]
+    fn hex_is_fixed_width_and_parses_back() {
+        for bits in [0, 1, 0xab, u128::MAX, AcquisitionId::random().as_u128()] {
+            let owner = AcquisitionId::from(bits);
+            assert_eq!(std::str::from_utf8(&owner.to_hex()).unwrap(), owner.to_string());
+            assert_eq!(owner.to_string().parse::<AcquisitionId>().unwrap(), owner);
+        }
+        assert!("xyz".parse::<AcquisitionId>().is_err());
+        assert!(format!("+{:031x}", 7).parse::<AcquisitionId>().is_err());
+    }
+
+    #[test]
+    fn owners_differ() {
+        assert_ne!(AcquisitionId::random(), AcquisitionId::random());
+    }
+}

@@ -1,0 +1,55 @@
+//! [`BackgroundReleases`]: the number of a client's operations that run in the background.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::sync::Notify;
+
+/// At this many operations in the background, acquisitions wait. A backend that answers never has so many, and
+/// they need little memory and few descriptors.
+const BOUND: usize = 1024;
+
+/// Counts the operations in the background: releases of dropped guards, and cancelled acquisitions. Each of them
+/// follows an acquisition, so their number is bounded if acquisitions wait.
+#[derive(Debug, Default)]
+pub(crate) struct BackgroundReleases {
+    count: AtomicUsize,
+    shrank: Notify,
+}
+
+impl BackgroundReleases {
+    /// Counts one more operation until the returned value is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> Counted {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        Counted(Arc::clone(self))
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.count.load(Ordering::Acquire) < BOUND
+    }
+
+    /// Waits until there is room for another operation.
+    pub(crate) async fn room(&self) {
+        loop {
+            // Made before the count is read, so that no change in between is missed.
+            let shrank = self.shrank.notified();
+            if self.has_room() {
+                return;
+            }
+            shrank.await;
+        }
+    }
+}
+
+/// One operation in the background.
+pub(crate) struct Counted(Arc<BackgroundReleases>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == BOUND {
+            self.0.shrank.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! [`CompleteOnDrop`]: a backend's future that is polled in place, and finished in the background if the caller goes away.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use crate::{
+    backend::{Attempt, BoxFuture, Lease},
+    client::Client,
+    panics::{Call, ContainedLease},
+    error::{ErrorKind, Result},
+    inspection::{Broken, Inspection, Pong},
+    release,
+    request::Request,
+};
+
+/// What a backend's operation may end with, and the lease to give back if nobody waits for it any more.
+pub(crate) trait IntoLease: Send + 'static {
+    fn lease(self) -> Option<Arc<dyn Lease>>;
+}
+
+impl IntoLease for Arc<dyn Lease> {
+    fn lease(self) -> Option<Arc<dyn Lease>> {
+        Some(self)
+    }
+}
+
+impl IntoLease for Attempt {
+    fn lease(self) -> Option<Arc<dyn Lease>> {
+        match self {
+            Self::Granted(lease) => Some(lease),
+            Self::Contended(_) => None,
+        }
+    }
+}
+
+macro_rules! without_lease {
+    ($($outcome:ty),*) => {$(
+        impl IntoLease for $outcome {
+            fn lease(self) -> Option<Arc<dyn Lease>> {
+                None
+            }
+        }
+    )*};
+}
+without_lease!((), Inspection, Broken, Pong);
+
+/// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled if it is an
+/// acquisition, driven to its end in the background, and what was granted is released. An operation that panics
+/// ends with an error and is never polled again.
+#[must_use]
+pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
+    client: &'a Arc<Client>,
+    /// Of an acquisition: what is cancelled.
+    request: Option<&'a Request>,
+    operation: Option<Call<T>>,
+}
+
+impl<'a, T: IntoLease> CompleteOnDrop<'a, T> {
+    pub(crate) fn acquisition(
+        client: &'a Arc<Client>,
+        request: &'a Request,
+        operation: impl FnOnce() -> BoxFuture<'static, Result<T>>,
+    ) -> Self {
+        Self { client, request: Some(request), operation: Some(Call::of(operation)) }
+    }
+
+    /// An operation that ends by itself.
+    pub(crate) fn short(client: &'a Arc<Client>, operation: Call<T>) -> Self {
+        Self { client, request: None, operation: Some(operation) }
+    }
+}
+
+impl<T: IntoLease> Future for CompleteOnDrop<'_, T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let Some(operation) = &mut this.operation else { return Poll::Pending };
+        match Pin::new(operation).poll(cx) {
+            Poll::Ready(outcome) => {
+                this.operation = None;
+                Poll::Ready(outcome.map_err(|error| {
+                    let refusal = this.client.refusal().filter(|_| error.kind() == ErrorKind::Cancelled);
+                    if let Some(refusal) = refusal {
+                        refusal
+                    } else if error.backend().is_none() {
+                        error.with_backend(this.client.capabilities.backend)
+                    } else {
+                        error
+                    }
+                }))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
+    fn drop(&mut self) {
+        let Some(operation) = self.operation.take() else { return };
+        let request = self.request.cloned();
+        if let Some(request) = &request {
+            request.cancel();
+        }
+        // The raw operation: were we ourselves spawned, a runtime that shuts down would drop us again, without end.
+        let client = Arc::clone(self.client);
+        self.client.in_background(async move {
+            if let (Some(lease), Some(request)) = (operation.await.ok().and_then(IntoLease::lease), request) {
+                release::give_back_grant(&client, ContainedLease::new(lease), &request).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,186 @@
+//! [`Place`]: a task at the head of a lane; and [`Queued`], one on its way there.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{
+    LocalQueues, Hashed, closed,
+    key_queue::{KeyQueue, Turn},
+};
+use crate::{
+    clock::Timestamp,
+    error::{Error, Result},
+    mode::Mode,
+    signal::Signal,
+};
+
+/// A task that waits in a lane's queue. Dropped, it leaves the queue, or hands on the place that it was given.
+pub(super) struct Queued<'a> {
+    pub(super) queues: &'a LocalQueues,
+    pub(super) lane: Option<Hashed>,
+    pub(super) id: u64,
+    pub(super) admitted: oneshot::Receiver<Result<Turn>>,
+    /// The answer, once it was received: the channel gives it once.
+    pub(super) answer: Option<Result<Turn>>,
+}
+
+impl Queued<'_> {
+    /// Waits for its turn. May be dropped and called again, also after it was answered.
+    pub(super) async fn turn(&mut self) -> Result<Turn> {
+        match self.answer.clone() {
+            Some(answer) => answer,
+            None => {
+                // Its sender is dropped when the client is closed.
+                let answer = (&mut self.admitted).await.unwrap_or_else(|_| Err(closed()));
+                self.answer.insert(answer).clone()
+            }
+        }
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        let Some(lane) = self.lane.take() else { return };
+        let (id, admitted, received) = (self.id, &mut self.admitted, matches!(self.answer, Some(Ok(_))));
+        self.queues.change(&lane, |state, now| {
+            // Numbers in a queue grow, and admissions are sent under the same mutex.
+            if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {
+                if let Some(ticket) = state.queue.remove(at) {
+                    state.tell(&ticket, now);
+                }
+            } else if received || matches!(admitted.try_recv(), Ok(Ok(_))) {
+                state.stop_contending(lane.mode, false, now);
+            }
+            state.advance(now);
+        });
+    }
+}
+
+/// A place ahead in a lane. Dropped, it is handed on.
+#[derive(Debug)]
+pub(crate) struct Place {
+    queues: Arc<LocalQueues>,
+    lane: Hashed,
+    turn: Turn,
+    signal: Arc<Signal>,
+    stage: Stage,
+    /// When its release began.
+    released: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Contending,
+    Holding,
+    /// Its release has begun; its number.
+    Releasing(u64),
+    /// The release is sent; its answer is awaited, out of yielding.
+    Sent,
+    Gone,
+}
+
+impl Place {
+    /// A place whose task contends.
+    pub(super) fn new(queues: &Arc<LocalQueues>, lane: Hashed, turn: Turn, signal: &Arc<Signal>) -> Self {
+        let signal = Arc::clone(signal);
+        Self { queues: Arc::clone(queues), lane, turn, signal, stage: Stage::Contending, released: None }
+    }
+
+    /// Whether this attempt should let other processes go first.
+    pub(crate) fn yields_to_waiters(&self) -> bool {
+        self.turn.yielding
+    }
+
+    /// Whether the next one after it is to let other processes go first.
+    pub(crate) fn is_last_turn(&self) -> bool {
+        self.turn.last
+    }
+
+    /// Its release has found that there is nobody to be let go first.
+    pub(crate) fn no_waiters(&self) {
+        self.queues.change(&self.lane, |lane, _| lane.turns.begin_alone());
+    }
+
+    /// The lock was granted.
+    pub(crate) fn granted(&mut self) {
+        self.stage = Stage::Holding;
+        self.signal.set_held();
+        if self.turn.yielding {
+            // It let others go first, which may have taken longer than all its turns may.
+            self.queues.change(&self.lane, |lane, now| lane.turns.begin(now));
+        }
+        if self.lane.mode != Mode::Exclusive {
+            let mode = self.lane.mode;
+            self.queues.change(&self.lane, |lane, now| lane.stop_contending(mode, true, now));
+        }
+    }
+
+    /// The acquisition failed: the backend does not answer.
+    pub(crate) fn failed(self, error: &Error) {
+        self.queues.change(&self.lane, |lane, now| lane.fail(error, now));
+    }
+
+    /// A release will be sent soon: `try_lock` waits for that.
+    pub(crate) fn begin_release(&mut self) {
+        let mode = self.lane.mode;
+        self.stage = Stage::Releasing(self.queues.change(&self.lane, |lane, _| lane.begin_release(mode)));
+    }
+
+    /// The lock is not held any more, and its release is about to be sent.
+    pub(crate) fn released(&mut self) {
+        self.released = Some(self.queues.clock.now());
+    }
+
+    /// The release is sent, and a later acquire comes after it: the next may start.
+    pub(crate) fn release_sent(&mut self) {
+        let (stage, mode) = (self.stage, self.lane.mode);
+        let exclusive = mode == Mode::Exclusive;
+        self.stage = self.queues.change(&self.lane, |lane, now| {
+            if let Stage::Releasing(number) = stage {
+                lane.release_sent(number, mode);
+            }
+            self.note_held(lane, now);
+            if exclusive && !lane.queue.is_empty() && lane.turns.are_over(now) {
+                return Stage::Sent;
+            }
+            if exclusive {
+                lane.stop_contending(Mode::Exclusive, false, now);
+            }
+            Stage::Gone
+        });
+    }
+}
+
+impl Place {
+    /// Notes in its lane until when the lock was held, or refused.
+    fn note_held(&self, lane: &mut KeyQueue, now: Timestamp) {
+        if self.stage != Stage::Contending || self.signal.is_contended() {
+            lane.held_until = lane.held_until.max(Some(self.released.unwrap_or(now)));
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (stage, mode) = (self.stage, self.lane.mode);
+        let ahead = match stage {
+            Stage::Gone => return,
+            Stage::Contending => true,
+            Stage::Holding | Stage::Releasing(_) | Stage::Sent => mode == Mode::Exclusive,
+        };
+        self.queues.change(&self.lane, |lane, now| {
+            if let Stage::Releasing(number) = stage {
+                lane.release_sent(number, mode);
+            }
+            if ahead {
+                self.note_held(lane, now);
+                if stage == Stage::Contending && self.turn.yielding {
+                    // It was refused, perhaps for another process, which has not had its chance yet.
+                    lane.turns.end(now);
+                }
+                lane.stop_contending(mode, false, now);
+            }
+        });
+    }
+}

@@ -1,0 +1,101 @@
+//! [`Undo`]: giving back what an attempt that failed holds or may still get.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    backend::{Attempt, BoxFuture, Lease, Released},
+    panics::ContainedLease,
+    error::Result,
+    quorum::{
+        attempt::{Asking, Reply},
+        backend::QuorumBackend,
+        fan_out::FanOut,
+    },
+    request::Request,
+};
+
+/// The pause before a release that failed is tried again, doubled up to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Every node is released: those that granted, and those that have not answered. A node that refused holds nothing for us, and
+/// one that failed undoes it itself, as every backend must.
+pub(super) struct Undo {
+    quorum: Arc<QuorumBackend>,
+    request: Request,
+    leases: Vec<Option<Arc<dyn Lease>>>,
+    releases: FanOut<Released>,
+    calls: FanOut<Attempt>,
+}
+
+impl Undo {
+    /// Sends the releases.
+    pub(super) fn of(asking: Asking) -> Self {
+        let Asking { quorum, request, replies, calls, .. } = asking;
+        let mut releases = FanOut::with_capacity(replies.len());
+        let mut leases = Vec::with_capacity(replies.len());
+        for (node, reply) in replies.into_iter().enumerate() {
+            let lease = match reply {
+                Reply::Granted(lease) => {
+                    releases.push(node, || Arc::clone(&lease).release());
+                    Some(lease)
+                }
+                Reply::Pending => {
+                    quorum.withdraw(node, &request, &mut releases);
+                    None
+                }
+                Reply::Refused(_) | Reply::Failed(_) => None,
+            };
+            leases.push(lease);
+        }
+        let mut undo = Self { quorum, request, leases, releases, calls };
+        let Self { quorum, request, leases, releases, .. } = &mut undo;
+        // What is sent next to any node comes after this.
+        releases.send(|node, released| settle(quorum, request, &leases[node], node, &released));
+        undo
+    }
+
+    /// Finishes what is under way.
+    pub(super) fn in_background(self) {
+        let Self { quorum, request, leases, releases, calls } = self;
+        let (judge, asked) = (Arc::clone(&quorum), request.clone());
+        quorum.finish(releases, move |(node, released)| settle(&judge, &asked, &leases[node], node, &released));
+        let judge = Arc::clone(&quorum);
+        quorum.finish(calls, move |(node, answer)| {
+            judge.members[node].learn(&answer, request.now());
+            if let Ok(Attempt::Granted(lease)) = answer {
+                // The withdrawal may have come before the grant.
+                judge.give_back(lease, &request);
+            }
+        });
+    }
+}
+
+fn settle(
+    quorum: &Arc<QuorumBackend>,
+    request: &Request,
+    lease: &Option<Arc<dyn Lease>>,
+    node: usize,
+    released: &Result<Released>,
+) {
+    quorum.members[node].learn(released, request.now());
+    if let (Err(error), Some(lease)) = (released, lease)
+        && error.is_retryable()
+    {
+        quorum.give_back(Arc::clone(lease), request);
+    }
+}
+
+/// Releases until it is done, or the grant is over anyway.
+pub(super) fn release_until_over(lease: Arc<dyn Lease>, request: Request) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let (lease, mut pause) = (ContainedLease::new(lease), PAUSES.0);
+        while let Err(error) = lease.release().await {
+            if !error.is_retryable() || lease.valid_until().is_past(request.now()) {
+                tracing::debug!(target: "leasehold", key = %request.key(), %error, "not released at a node; it expires");
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    })
+}

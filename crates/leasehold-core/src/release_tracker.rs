@@ -1,0 +1,189 @@
+//! [`ReleaseTracker`]: what a lease knows of its own release.
+
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::{
+    backend::Released,
+    error::{Error, ErrorKind, Result},
+};
+
+/// What a lease knows of its own release, for backends whose server answers a release with *it was yours* or *it was not*.
+///
+/// It keeps what [`Lease::release`](crate::Lease::release) promises: [`Released::Freed`] is told once, a release is tried again
+/// after a failure, and one whose answer was lost is not mistaken for a loss.
+///
+/// ```
+/// use leasehold_core::{Error, ErrorKind, ReleaseTracker, Released};
+///
+/// # fn ask_server(_: u32) -> Result<bool, Error> { Ok(true) }
+/// let state = ReleaseTracker::new();
+/// // In `renew`: refuse if `state.has_begun()`. In `release`:
+/// if state.begin().is_none() {
+///     let answer = ask_server(42);
+///     let still_valid = || true; // the clock, compared with the deadline
+///     assert_eq!(state.settle(answer, still_valid)?, Released::Freed);
+/// }
+/// assert_eq!(state.begin(), Some(Released::AlreadyLost));
+/// # Ok::<_, Error>(())
+/// ```
+#[derive(Default)]
+pub struct ReleaseTracker {
+    begun: AtomicBool,
+    /// Whether the answer to a release was lost: the next may find nothing because that one worked.
+    in_doubt: AtomicBool,
+    told: OnceLock<Released>,
+}
+
+impl ReleaseTracker {
+    /// Of a lease that was just granted.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { begun: AtomicBool::new(false), in_doubt: AtomicBool::new(false), told: OnceLock::new() }
+    }
+
+    /// To be called before a release is sent. If the truth was told already there is nothing of ours any more: send nothing,
+    /// and return what this returns.
+    #[must_use]
+    pub fn begin(&self) -> Option<Released> {
+        self.begun.store(true, Ordering::Release);
+        self.told.get().map(|_| Released::AlreadyLost)
+    }
+
+    /// Notes that the backend itself has sent the release again after an answer was lost: the answer that came then may say
+    /// that nothing was held, because the first sending worked.
+    pub fn sent_again(&self) {
+        self.in_doubt.store(true, Ordering::Release);
+    }
+
+    /// Whether a release has begun, however it may end: from then on the lease is not ours to renew.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// What was told, once it was.
+    #[must_use]
+    pub fn told(&self) -> Option<Released> {
+        self.told.get().copied()
+    }
+
+    /// Takes the server's answer: whether the lock was this lease's until now. `still_valid` says whether the lease's deadline is
+    /// yet to come; it is asked only if that matters.
+    ///
+    /// # Errors
+    /// That of the answer, after which the release may be tried again; an error of kind [`ErrorKind::Lost`] is an answer:
+    /// [`Released::AlreadyLost`].
+    pub fn settle(&self, answer: Result<bool>, still_valid: impl FnOnce() -> bool) -> Result<Released> {
+        let released = match answer {
+            Ok(true) => Released::Freed,
+            // Between a release that was sent in time and now nobody else can have freed it.
+            Ok(false) if self.in_doubt.load(Ordering::Acquire) && still_valid() => Released::Freed,
+            Ok(false) => Released::AlreadyLost,
+            Err(error) if error.kind() == ErrorKind::Lost => Released::AlreadyLost,
+            Err(error) => return Err(self.noted(error)),
+        };
+        Ok(*self.told.get_or_init(|| released))
+    }
+
+    fn noted(&self, error: Error) -> Error {
+        if error.kind() == ErrorKind::Indeterminate {
+            self.in_doubt.store(true, Ordering::Release);
+        }
+        error
+    }
+}
+
+impl fmt::Debug for ReleaseTracker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.told() {
+            Some(released) => write!(f, "{released:?}"),
+            None if self.in_doubt.load(Ordering::Relaxed) => f.write_str("InDoubt"),
+            None if self.has_begun() => f.write_str("Begun"),
+            None => f.write_str("Held"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(kind: ErrorKind) -> Result<bool> {
+        Err(Error::new(kind, "the server failed"))
+    }
+
+    fn never() -> bool {
+        panic!("the clock is read although it does not matter")
+    }
+
+    fn settled(state: &ReleaseTracker, answer: Result<bool>, still_valid: bool) -> Released {
+        state.settle(answer, || still_valid).unwrap()
+    }
+
+    #[test]
+    fn freed_is_told_once() {
+        let state = ReleaseTracker::new();
+        assert!(!state.has_begun());
+        assert_eq!(state.begin(), None);
+        assert!(state.has_begun());
+        assert_eq!(state.told(), None);
+        assert_eq!(state.settle(Ok(true), never).unwrap(), Released::Freed);
+        assert_eq!(state.told(), Some(Released::Freed));
+        assert_eq!(state.begin(), Some(Released::AlreadyLost));
+    }
+
+    #[test]
+    fn releases_that_overlap_tell_the_same() {
+        let state = ReleaseTracker::new();
+        assert_eq!((state.begin(), state.begin()), (None, None));
+        assert_eq!(settled(&state, Ok(true), true), Released::Freed);
+        assert_eq!(settled(&state, Ok(false), true), Released::Freed);
+    }
+
+    #[test]
+    fn what_is_not_ours_was_lost() {
+        let state = ReleaseTracker::new();
+        assert_eq!(state.settle(Ok(false), never).unwrap(), Released::AlreadyLost);
+        assert_eq!(settled(&ReleaseTracker::new(), failure(ErrorKind::Lost), true), Released::AlreadyLost);
+    }
+
+    #[test]
+    fn release_with_lost_reply_counts_while_lease_is_valid() {
+        for (still_valid, truth) in [(true, Released::Freed), (false, Released::AlreadyLost)] {
+            let state = ReleaseTracker::new();
+            assert_eq!(
+                state.settle(failure(ErrorKind::Indeterminate), never).unwrap_err().kind(),
+                ErrorKind::Indeterminate
+            );
+            assert_eq!((state.told(), state.begin()), (None, None), "it may be tried again");
+            assert_eq!(settled(&state, Ok(false), still_valid), truth);
+        }
+    }
+
+    #[test]
+    fn a_release_that_was_not_sent_leaves_no_doubt() {
+        let state = ReleaseTracker::new();
+        assert_eq!(state.begin(), None);
+        assert_eq!(state.settle(failure(ErrorKind::Unavailable), never).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert!(state.has_begun());
+        assert_eq!(state.settle(Ok(false), never).unwrap(), Released::AlreadyLost);
+    }
+
+    #[test]
+    fn its_debug_says_how_it_stands() {
+        let state = ReleaseTracker::new();
+        assert_eq!(format!("{state:?}"), "Held");
+        assert_eq!(state.begin(), None);
+        assert_eq!(format!("{state:?}"), "Begun");
+        state.settle(failure(ErrorKind::Indeterminate), never).unwrap_err();
+        assert_eq!(format!("{state:?}"), "InDoubt");
+        settled(&state, Ok(true), true);
+        assert_eq!(format!("{state:?}"), "Freed");
+    }
+}

@@ -1,0 +1,488 @@
+//! The renewer: one task per client that renews what is due, and ends what was not renewed in time.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Notify;
+
+use crate::{
+    asker::Asker,
+    backend::{BoxFuture, SessionId, KeepAlive},
+    clock::{Clock, Timestamp},
+    panics::{contain, contained},
+    error::{Error, ErrorKind, Result},
+    held_lease::{HeldLease, LONGEST_SLEEP},
+    mode::Mode,
+    options::Renewal,
+    request::Request,
+    signal::LossReason,
+};
+
+/// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions and
+/// releases.
+const AT_A_TIME: usize = 64;
+/// A renewal is sent regardless of that limit once this part of the TTL is left, so that there is time
+/// for a retry, whatever the number of leases and the latency of the backend.
+const SEND_AT_PART: u32 = 2;
+/// A lease is late if it was not renewed when this part of the TTL is left. The log then warns.
+const WARN_AT_PART: u32 = 4;
+/// A renewal starts when this much of the remaining time has passed: a third at the latest, so that two more tries fit;
+/// spread, so that 10 000 leases taken together are not renewed together.
+const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
+/// Who is awake for a renewal takes along what is due within this part of the TTL: together they cost less, 10 000 leases on Redis a
+/// quarter. They stay spread over a tenth of the TTL.
+const ALONG_PART: u32 = 100;
+/// The pause after a failed renewal, as a part of the TTL, and its bounds.
+const RETRY_PART: u32 = 20;
+const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+#[derive(Debug)]
+pub(crate) struct Renewer {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    /// Something is due before the task thought, or the renewer stops.
+    wake: Notify,
+    /// Whether somebody waits until nothing is held, and is told by `emptied`.
+    drains: AtomicBool,
+    emptied: Notify,
+    /// A backend reported a loss.
+    pub(crate) losses: Arc<Notify>,
+    stopped: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Holds with a renewal or a deadline of their own, by when they are due.
+    holds: BTreeMap<(u64, u64), Arc<HeldLease>>,
+    sessions: HashMap<SessionId, Session>,
+    /// Due renewals that wait because [`AT_A_TIME`] are under way, ordered by when they must be sent.
+    ready: BTreeMap<(u64, u64), Arc<HeldLease>>,
+    /// The error of the last renewal, if it failed.
+    trouble: Option<Error>,
+    /// When the log may warn of late renewals again.
+    next_warning: u64,
+    /// When the task will look again. Not changed when something is taken away: a pair costs no wake-up.
+    next_look: u64,
+    /// Something was added since the task looked.
+    used: bool,
+    running: bool,
+    /// The shortest TTL since there was nothing to keep; bounds how long the task sleeps.
+    shortest: Duration,
+}
+
+/// Holds that one renewal serves.
+#[derive(Debug, Default)]
+struct Session {
+    members: HashMap<u64, Arc<HeldLease>>,
+    due: u64,
+    renewing: bool,
+}
+
+/// Renewals under way.
+type Renewals = FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>;
+
+enum Renewed {
+    HeldLease(Arc<HeldLease>),
+    Session(SessionId, Arc<HeldLease>),
+}
+
+impl Renewer {
+    pub(crate) fn new(clock: Arc<dyn Clock>, losses: Arc<Notify>) -> Self {
+        Self {
+            clock,
+            state: Mutex::new(State { next_look: u64::MAX, ..State::default() }),
+            wake: Notify::new(),
+            drains: AtomicBool::new(false),
+            emptied: Notify::new(),
+            losses,
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// Keeps a hold from now on.
+    pub(crate) fn add(self: &Arc<Self>, hold: &Arc<HeldLease>) {
+        let now = self.clock.now();
+        let start = {
+            let mut state = self.lock();
+            state.used = true;
+            if state.holds.is_empty() && state.sessions.is_empty() {
+                state.shortest = Duration::MAX;
+            }
+            state.shortest = state.shortest.min(hold.request.ttl().as_duration());
+            let due = match (hold.renewal, hold.keep_alive) {
+                (Renewal::Automatic, KeepAlive::Session(id)) => {
+                    let session = state.sessions.entry(id).or_default();
+                    if session.members.is_empty() {
+                        session.due = renewal_due(hold, now);
+                    }
+                    session.members.insert(hold.id, Arc::clone(hold));
+                    session.due
+                }
+                (Renewal::Automatic, KeepAlive::PerLease) => state.schedule(hold, renewal_due(hold, now)),
+                (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
+            };
+            if due < state.next_look || now.as_nanos() + nanos(state.longest_sleep()) < state.next_look {
+                state.next_look = due;
+                self.wake.notify_one();
+            }
+            !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            // `close` stops it and waits for it.
+            hold.client.spawn_tracked(Arc::clone(self).run());
+        }
+    }
+
+    /// Keeps a hold no longer; whether it was kept.
+    pub(crate) fn remove(&self, hold: &Arc<HeldLease>) -> bool {
+        let (kept, is_empty) = {
+            let mut state = self.lock();
+            (state.remove(hold), state.is_empty())
+        };
+        if kept && is_empty && self.drains.load(Ordering::Acquire) {
+            self.emptied.notify_waiters();
+        }
+        kept
+    }
+
+    /// Waits until nothing is held.
+    pub(crate) async fn emptied(&self) {
+        self.drains.store(true, Ordering::Release);
+        loop {
+            // Made before it looks, so that no change in between is missed.
+            let emptied = self.emptied.notified();
+            if self.lock().is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Everything that is held.
+    pub(crate) fn all(&self) -> Vec<Arc<HeldLease>> {
+        let state = self.lock();
+        let sessions = state.sessions.values().flat_map(|session| session.members.values());
+        state.holds.values().chain(sessions).cloned().collect()
+    }
+
+    /// In which mode the asker of this request holds its key, if it does.
+    pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
+        let (key, permit) = (request.key(), request.mode().is_permit());
+        let holds = self.all();
+        let own = |hold: &&Arc<HeldLease>| hold.asker == asker && hold.request.key() == key && hold.is_held();
+        holds.iter().filter(own).map(|hold| hold.request.mode()).find(|mode| mode.is_permit() == permit)
+    }
+
+    /// Ends the task.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change under the mutex is complete when it panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(self: Arc<Self>) {
+        let mut renewals = Renewals::new();
+        while !self.stopped.load(Ordering::Acquire) {
+            // Foreign code is contained, so nothing in it should panic. If it does anyway, the renewals
+            // of the other locks must continue.
+            if let Err(error) = contained(self.step(&mut renewals)).await {
+                contain(|| tracing::error!(target: "leasehold", %error, "the renewal task panicked and continues"));
+                tokio::time::sleep(RETRY_BOUNDS.0).await;
+            }
+        }
+        // No backend sees a dropped future. They end by their time-outs at the latest.
+        while renewals.next().await.is_some() {}
+    }
+
+    /// Does what is due, and waits until something else is.
+    async fn step(&self, renewals: &mut Renewals) -> Result<()> {
+        let sleep = self.look(renewals);
+        tokio::select! {
+            biased;
+            () = self.wake.notified() => {}
+            () = self.losses.notified() => self.collect_losses(),
+            Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),
+            () = tokio::time::sleep(sleep) => {}
+        }
+        Ok(())
+    }
+
+    /// Starts what is due and ends what is over; how long nothing will be due.
+    fn look(&self, renewals: &Renewals) -> Duration {
+        let now = self.clock.now();
+        let mut over = Vec::new();
+        let (sleep, late) = {
+            let mut state = self.lock();
+            let late = state.due_holds(now, &mut over) | state.due_sessions(now, renewals, &mut over);
+            state.start_renewals(now, renewals);
+            let late = if late { state.late(now) } else { None };
+            let next = state.next_due();
+            let sleep = match next {
+                // What was held a moment ago is likely to be held again soon: look once more rather than be woken by each.
+                None if std::mem::take(&mut state.used) => state.longest_sleep(),
+                None => Duration::MAX,
+                Some(next) => Timestamp::from_nanos(next).since(now).min(state.longest_sleep()),
+            };
+            state.next_look = (now + sleep).as_nanos();
+            (sleep, late)
+        };
+        if let Some(late) = late {
+            contain(|| late.warn(renewals.len()));
+        }
+        for hold in over {
+            hold.lose(LossReason::Expired);
+            hold.after_loss();
+        }
+        // What tokio's timer can do; the wake-up comes before.
+        sleep.min(Duration::from_secs(3600))
+    }
+
+    /// Puts a renewal's outcome on the schedule.
+    fn settle(&self, renewed: Renewed, outcome: &Result<()>) {
+        let now = self.clock.now();
+        self.lock().trouble = outcome.as_ref().err().filter(|error| error.kind() != ErrorKind::Lost).cloned();
+        match renewed {
+            Renewed::HeldLease(hold) => {
+                hold.renewing.store(false, Ordering::Relaxed);
+                let mut state = self.lock();
+                if state.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
+                    let due = next_try(&hold, outcome, now);
+                    state.schedule(&hold, due);
+                }
+            }
+            Renewed::Session(id, hold) => {
+                let lost = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Lost);
+                let mut state = self.lock();
+                let Some(session) = state.sessions.get_mut(&id) else { return };
+                session.renewing = false;
+                // This member is lost, and no longer one: it may have been broken alone, or released meanwhile. Whether the
+                // session is over the next member is told.
+                session.due = if lost { now.as_nanos() } else { next_try(&hold, outcome, now) };
+            }
+        }
+    }
+
+    fn collect_losses(&self) {
+        for hold in self.all() {
+            // Does nothing for those that are not lost.
+            hold.after_loss();
+        }
+    }
+}
+
+impl State {
+    fn is_empty(&self) -> bool {
+        self.holds.is_empty() && self.sessions.is_empty()
+    }
+
+    /// Removes a hold; whether it was there.
+    fn remove(&mut self, hold: &HeldLease) -> bool {
+        if self.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
+            return true;
+        }
+        let KeepAlive::Session(id) = hold.keep_alive else { return false };
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        let kept = session.members.remove(&hold.id).is_some();
+        if session.members.is_empty() {
+            self.sessions.remove(&id);
+        }
+        kept
+    }
+
+    fn schedule(&mut self, hold: &Arc<HeldLease>, due: u64) -> u64 {
+        hold.due.store(due, Ordering::Relaxed);
+        self.holds.insert((due, hold.id), Arc::clone(hold));
+        due
+    }
+
+    fn longest_sleep(&self) -> Duration {
+        (self.shortest / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP)
+    }
+
+    fn next_due(&self) -> Option<u64> {
+        let hold = self.holds.first_key_value().map(|(&(due, _), _)| due);
+        let ready = self.ready.first_key_value().map(|(&(latest, _), _)| latest);
+        let session = self.sessions.values().map(|session| session.due).min();
+        hold.into_iter().chain(ready).chain(session).min()
+    }
+
+    /// Queues renewals that are due and collects holds that are over. Returns whether a hold is late.
+    fn due_holds(&mut self, now: Timestamp, over: &mut Vec<Arc<HeldLease>>) -> bool {
+        let mut lost = Vec::new();
+        let mut late = false;
+        while let Some(entry) = self.holds.first_entry().filter(|entry| entry.key().0 <= now.as_nanos()) {
+            let hold = entry.remove();
+            if hold.deadline().is_past(now) || !hold.signal().is_live() {
+                lost.push(hold);
+            } else {
+                late |= is_late(&hold, now);
+                self.make_ready(&hold, now);
+            }
+        }
+        for hold in lost {
+            // Kept until its loss has been dealt with.
+            self.schedule(&hold, hold.due.load(Ordering::Relaxed));
+            over.push(hold);
+        }
+        if !self.ready.is_empty() {
+            self.take_along(now);
+        }
+        late
+    }
+
+    /// Has renewed what is due soon, too.
+    fn take_along(&mut self, now: Timestamp) {
+        let soon = (now + self.shortest / ALONG_PART).as_nanos();
+        let room = AT_A_TIME.saturating_sub(self.ready.len());
+        let due_soon = self.holds.range(..=(soon, u64::MAX)).map(|(_, hold)| hold);
+        let along = due_soon.filter(|hold| {
+            hold.renewal == Renewal::Automatic && hold.signal().is_live() && !hold.renewing.load(Ordering::Relaxed)
+        });
+        for hold in along.take(room).cloned().collect::<Vec<_>>() {
+            self.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id));
+            self.make_ready(&hold, now);
+        }
+    }
+
+    /// Queues a renewal, unless one is under way. The task looks at the hold again when it is late and
+    /// when it expires.
+    fn make_ready(&mut self, hold: &Arc<HeldLease>, now: Timestamp) {
+        if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
+            self.ready.insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
+        }
+        self.schedule(hold, next_alarm(hold, now));
+    }
+
+    /// Starts renewals up to the limit, and those that must be sent now.
+    fn start_renewals(&mut self, now: Timestamp, renewals: &Renewals) {
+        while let Some(entry) = self.ready.first_entry() {
+            if renewals.len() >= AT_A_TIME && entry.key().0 > now.as_nanos() {
+                return;
+            }
+            let hold = entry.remove();
+            if hold.signal().is_live() {
+                renewals.push(Box::pin(async move {
+                    let outcome = contained(hold.renew()).await;
+                    (Renewed::HeldLease(hold), outcome)
+                }));
+            }
+        }
+    }
+
+    /// Starts renewals that are due and collects holds that are over. Returns whether a hold is late.
+    fn due_sessions(&mut self, now: Timestamp, renewals: &Renewals, over: &mut Vec<Arc<HeldLease>>) -> bool {
+        let mut late = false;
+        for (&id, session) in &mut self.sessions {
+            if session.due > now.as_nanos() {
+                continue;
+            }
+            over.extend(session.members.values().filter(|hold| hold.deadline().is_past(now)).cloned());
+            let Some(hold) = session.members.values().find(|hold| !hold.deadline().is_past(now)) else { continue };
+            late |= is_late(hold, now);
+            session.due = next_alarm(hold, now);
+            if !std::mem::replace(&mut session.renewing, true) {
+                let renewed = Arc::clone(hold);
+                renewals.push(Box::pin(async move {
+                    let outcome = contained(renewed.renew()).await;
+                    (Renewed::Session(id, renewed), outcome)
+                }));
+            }
+        }
+        late
+    }
+
+    /// Returns the late locks, at most once per TTL.
+    fn late(&mut self, now: Timestamp) -> Option<Late> {
+        if now.as_nanos() < self.next_warning {
+            return None;
+        }
+        self.next_warning = (now + self.shortest).as_nanos();
+        let members = self.sessions.values().flat_map(|session| session.members.values());
+        let late: Vec<_> = self.holds.values().chain(members).filter(|hold| is_late(hold, now)).collect();
+        Some(Late {
+            first: Arc::clone(late.iter().min_by_key(|hold| hold.deadline())?),
+            count: late.len(),
+            waiting: self.ready.len(),
+            trouble: self.trouble.clone(),
+        })
+    }
+}
+
+/// Locks that will be lost unless they are renewed soon.
+struct Late {
+    first: Arc<HeldLease>,
+    count: usize,
+    /// The number of due renewals that are not yet sent.
+    waiting: usize,
+    trouble: Option<Error>,
+}
+
+impl Late {
+    fn warn(&self, under_way: usize) {
+        tracing::warn!(
+            target: "leasehold",
+            backend = self.first.client.capabilities.backend,
+            locks = self.count,
+            first = %self.first.request.key(),
+            left = ?self.first.remaining(),
+            under_way,
+            waiting = self.waiting,
+            error = self.trouble.as_ref().map(tracing::field::display),
+            "renewals are late: these locks are lost unless they are renewed in time"
+        );
+    }
+}
+
+/// Returns when only this part of the TTL is left.
+fn left_at(hold: &HeldLease, part: u32) -> u64 {
+    hold.deadline().moment().as_nanos().saturating_sub(nanos(hold.request.ttl().as_duration() / part))
+}
+
+fn is_late(hold: &HeldLease, now: Timestamp) -> bool {
+    hold.renewal == Renewal::Automatic && left_at(hold, WARN_AT_PART) <= now.as_nanos()
+}
+
+/// Returns when to look at a hold during its renewal: when it is late, then at its deadline.
+fn next_alarm(hold: &HeldLease, now: Timestamp) -> u64 {
+    if hold.renewal == Renewal::Automatic && !is_late(hold, now) {
+        left_at(hold, WARN_AT_PART)
+    } else {
+        hold.deadline().moment().as_nanos()
+    }
+}
+
+/// When to renew what is valid for as long as it is.
+fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
+    let left = nanos(hold.deadline().remaining(now));
+    // Any mixing will do; the present makes every round another spread.
+    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+    let (early, late) = (left / 1000 * RENEW_AFTER_PERMILLE.start, left / 1000 * RENEW_AFTER_PERMILLE.end);
+    now.as_nanos() + early + mixed % (late - early).max(1)
+}
+
+/// When to renew again after a renewal with this outcome. Never after the deadline, which must be noticed.
+fn next_try(hold: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
+    let deadline = hold.deadline().moment().as_nanos();
+    match outcome {
+        Ok(()) => renewal_due(hold, now),
+        Err(_) => {
+            let pause = (hold.request.ttl().as_duration() / RETRY_PART).clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);
+            (now + pause).as_nanos().min(deadline)
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

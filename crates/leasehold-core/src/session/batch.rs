@@ -1,0 +1,327 @@
+//! [`Batcher`]: what is asked for during a round trip goes out together in the next.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    backend::BoxFuture,
+    panics::contained,
+    error::{Error, ErrorKind, Result},
+    session::inline_call::InlineCall,
+};
+
+/// What carries jobs to the server: one round trip, whatever their number.
+pub trait BatchExecutor: Send + Sync + 'static {
+    /// What a task asks for.
+    type Job: Send + 'static;
+    /// What it is told.
+    type Answer: Send + 'static;
+
+    /// Jobs with the same lane never travel together, and those of a lane that queue up keep their order.
+    fn lane(&self, job: &Self::Job) -> u64;
+
+    /// Carries them; one answer each, in their order. Ends by a time-out at the latest.
+    fn execute(self: Arc<Self>, jobs: Vec<Self::Job>) -> BoxFuture<'static, Vec<Self::Answer>>;
+}
+
+/// When and how much is gathered. All were measured for a backend, or should be.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Up to this many jobs under way, each goes alone and at once, in the task that asks: gathering costs where there is little load.
+    pub alone: usize,
+    /// Whether nothing else can go while one is under way (there is one connection). Then the one that goes alone is taken to a task
+    /// of its own as soon as another wants to go: who asked for it may have stopped polling, and would keep all others waiting.
+    pub one_at_a_time: bool,
+    /// Round trips with gathered jobs under way at a time.
+    pub calls: usize,
+    /// Jobs in one round trip.
+    pub batch: usize,
+}
+
+/// Gathers the jobs of many tasks into few round trips, as the load asks for.
+///
+/// As long as few jobs are under way, each goes alone and at once, in its own task. Above that they queue up, and a few round
+/// trips at a time execute whatever has queued up meanwhile.
+pub struct Batcher<C: BatchExecutor> {
+    limits: BatchLimits,
+    under_way: AtomicUsize,
+    /// What goes alone and is still polled by who asked for it.
+    in_place: InlineCall<Vec<C::Answer>>,
+    queue: Mutex<Queue<C>>,
+}
+
+struct Queue<C: BatchExecutor> {
+    entries: VecDeque<Entry<C>>,
+    workers: usize,
+}
+
+struct Entry<C: BatchExecutor> {
+    lane: u64,
+    job: C::Job,
+    answer: oneshot::Sender<C::Answer>,
+}
+
+impl<C: BatchExecutor> Batcher<C> {
+    /// An empty one.
+    #[must_use]
+    pub fn new(limits: BatchLimits) -> Self {
+        let queue = Queue { entries: VecDeque::new(), workers: 0 };
+        Self { limits, under_way: AtomicUsize::new(0), in_place: InlineCall::new(), queue: Mutex::new(queue) }
+    }
+
+    /// Carries one job, alone or with others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Indeterminate`] if the carrier gave no answer to it, which is a defect, or the runtime shuts down.
+    ///
+    /// # Cancel safety
+    /// None: dropped half-way, the job may or may not be carried.
+    pub async fn run(self: &Arc<Self>, carrier: &Arc<C>, job: C::Job) -> Result<C::Answer> {
+        let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
+        let _counted = Counted(&self.under_way);
+        if under_way < self.limits.alone {
+            let carrying = Arc::clone(carrier).execute(vec![job]);
+            let answers = if self.limits.one_at_a_time {
+                self.in_place.drive(carrying, || self.under_way.load(Ordering::Relaxed) > 1).await
+            } else {
+                Some(carrying.await)
+            };
+            return answers.and_then(|mut answers| answers.pop()).ok_or_else(unanswered);
+        }
+        self.in_place.take_away();
+        let (answer, answered) = oneshot::channel();
+        let start = {
+            let mut queue = self.lock();
+            queue.entries.push_back(Entry { lane: carrier.lane(&job), job, answer });
+            let start = queue.workers < self.limits.calls;
+            queue.workers += usize::from(start);
+            start
+        };
+        if start {
+            // Ends when the queue is empty.
+            drop(tokio::spawn(work(Arc::clone(self), Arc::clone(carrier))));
+        }
+        answered.await.map_err(|_| unanswered())
+    }
+
+    /// Keeps jobs from being carried in the tasks that ask for as long as the answer lives. To be called before waiting for
+    /// whatever they keep.
+    #[must_use]
+    pub fn disable_inline(self: &Arc<Self>) -> Way<C> {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.in_place.take_away();
+        Way(Arc::clone(self))
+    }
+
+    /// What goes out next, or `None`, and one worker fewer, if there is nothing.
+    fn next(&self) -> Option<Vec<Entry<C>>> {
+        let mut queue = self.lock();
+        if queue.entries.is_empty() {
+            queue.workers -= 1;
+            return None;
+        }
+        let (mut lanes, mut batch) = (HashSet::new(), Vec::new());
+        let mut later = VecDeque::new();
+        while let Some(entry) = queue.entries.pop_front() {
+            if lanes.insert(entry.lane) {
+                batch.push(entry);
+                if batch.len() == self.limits.batch {
+                    break;
+                }
+            } else {
+                later.push_back(entry);
+            }
+        }
+        while let Some(entry) = later.pop_back() {
+            queue.entries.push_front(entry);
+        }
+        Some(batch)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<C>> {
+        // Nothing panics while it is held.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
+    while let Some(batch) = gather.next() {
+        let alone = batch.len() == 1;
+        let (jobs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
+        // After a panic the askers get no answer, and the next batch is carried.
+        let carried = contained(async { Ok(Arc::clone(&carrier).execute(jobs).await) }).await.unwrap_or_default();
+        for (sender, answer) in answers.into_iter().zip(carried) {
+            // Nobody listens any more only when the runtime shuts down.
+            drop(sender.send(answer));
+        }
+        // Those whose answers just came start their next jobs first. One alone, with nobody behind it, is not waited for: that
+        // costs a look at the sockets and often the wake-up of another worker.
+        if !alone {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn unanswered() -> Error {
+    Error::new(ErrorKind::Indeterminate, "the round trip ended without an answer")
+}
+
+/// See [`Batcher::disable_inline`].
+#[derive(Debug)]
+pub struct Way<C: BatchExecutor>(Arc<Batcher<C>>);
+
+impl<C: BatchExecutor> Drop for Way<C> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<C: BatchExecutor> fmt::Debug for Batcher<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batcher")
+            .field("limits", &self.limits)
+            .field("under_way", &self.under_way)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// The job that panics.
+    const PANICS: u32 = 1_000_000;
+
+    /// One connection: a job has it until it is answered, which takes two polls.
+    #[derive(Default)]
+    struct Connection(tokio::sync::Mutex<Vec<u32>>);
+
+    impl BatchExecutor for Connection {
+        type Job = u32;
+        type Answer = u32;
+
+        fn lane(&self, job: &u32) -> u64 {
+            (*job).into()
+        }
+
+        fn execute(self: Arc<Self>, jobs: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {
+            Box::pin(async move {
+                let mut carried = self.0.lock().await;
+                tokio::task::yield_now().await;
+                assert!(!jobs.contains(&PANICS), "told to panic");
+                carried.extend(&jobs);
+                jobs
+            })
+        }
+    }
+
+    fn gather() -> (Arc<Batcher<Connection>>, Arc<Connection>) {
+        let limits = BatchLimits { alone: 1, one_at_a_time: true, calls: 1, batch: 8 };
+        (Arc::new(Batcher::new(limits)), Arc::default())
+    }
+
+    #[tokio::test]
+    async fn one_alone_is_carried_in_the_task_that_asks() {
+        let (gather, connection) = gather();
+        for job in 0..3 {
+            assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+        }
+        assert_eq!(*connection.0.lock().await, [0, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_panics_ends_no_later_one() {
+        let (gather, connection) = gather();
+        // Everything is carried by workers while this lives.
+        let _way = gather.disable_inline();
+        for _ in 0..3 {
+            assert_eq!(gather.run(&connection, PANICS).await.unwrap_err().kind(), ErrorKind::Indeterminate);
+            assert_eq!(gather.run(&connection, 1).await.unwrap(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_stops_polling_keeps_nobody_waiting() {
+        let (gather, connection) = gather();
+        let mut stalled = pin!(gather.run(&connection, 1));
+        assert!((&mut stalled).now_or_never().is_none());
+        // By its turn in the queue.
+        assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
+        assert_eq!(*connection.0.lock().await, [1, 2]);
+        assert_eq!(stalled.await.unwrap(), 1);
+        // By who wants the connection for something else.
+        let mut stalled = pin!(gather.run(&connection, 3));
+        assert!((&mut stalled).now_or_never().is_none());
+        let way = gather.disable_inline();
+        assert_eq!(*connection.0.lock().await, [1, 2, 3]);
+        drop(way);
+        assert_eq!(stalled.await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_half_way_leaves_the_connection_to_others() {
+        let (gather, connection) = gather();
+        {
+            let mut leaves = pin!(gather.run(&connection, 1));
+            assert!((&mut leaves).now_or_never().is_none());
+        }
+        assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
+        assert_eq!(*connection.0.lock().await, [1, 2]);
+    }
+
+    /// A task that wakes itself is scheduled once more, and on a runtime with several workers another one is woken for it.
+    #[tokio::test]
+    async fn one_alone_is_polled_as_often_as_its_carrier_says() {
+        let (gather, connection) = gather();
+        let (polls, rounds) = (std::sync::atomic::AtomicUsize::new(0), 50);
+        let mut asking = pin!(async {
+            for job in 0..rounds {
+                assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+            }
+        });
+        let counted = std::future::poll_fn(|cx| {
+            polls.fetch_add(1, Ordering::Relaxed);
+            asking.as_mut().poll(cx)
+        });
+        tokio::task::unconstrained(counted).await;
+        assert_eq!(polls.into_inner(), rounds as usize + 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_at_once_are_all_answered() {
+        let (gather, connection) = gather();
+        let tasks = (0..64_u32).map(|task| {
+            let (gather, connection) = (Arc::clone(&gather), Arc::clone(&connection));
+            tokio::spawn(async move {
+                for round in 0..100 {
+                    let job = task * 100 + round;
+                    assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+                }
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        assert_eq!(connection.0.lock().await.len(), 6_400);
+    }
+}

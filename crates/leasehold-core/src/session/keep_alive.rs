@@ -1,0 +1,74 @@
+//! The task that keeps one session alive while somebody waits in it, and closes it when nobody needs it.
+
+use std::{
+    sync::{Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use crate::{
+    clock::Timestamp,
+    panics::contained,
+    session::{Session, SessionDriver},
+    signal::LossReason,
+};
+
+/// A session is renewed when this part of its TTL has passed. The renewer is a little earlier wherever a lock is held.
+const RENEW_AFTER: u32 = 3;
+/// The pause after a failed renewal, as a part of the TTL.
+const RETRY_PART: u32 = 20;
+/// Timers sleep through a suspend: look at the clock at least this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+enum Look {
+    Sleep(Duration),
+    Renew,
+    Close,
+    End,
+}
+
+/// Renews a session while somebody waits in it, and closes it when it is idle or over.
+pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
+    loop {
+        let Some(session) = session.upgrade() else { return };
+        let sleep = match session.look() {
+            Look::Sleep(sleep) => sleep,
+            Look::Renew => {
+                if let Err(error) = contained(session.renew()).await {
+                    tracing::debug!(target: "leasehold", %error, "session not renewed");
+                }
+                continue;
+            }
+            Look::Close | Look::End => {
+                // The server may still have it: what it owns is then free at once.
+                if let Err(error) = contained(session.close(LossReason::Expired)).await {
+                    tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
+                }
+                return;
+            }
+        };
+        drop(session);
+        tokio::time::sleep(sleep).await;
+    }
+}
+
+impl<D: SessionDriver> Session<D> {
+    /// What is to be done now, and when to look again.
+    fn look(&self) -> Look {
+        let (now, ttl) = (self.time.now(), self.ttl().as_duration());
+        let state = self.lock();
+        if state.end.is_some() || self.deadline.get().is_past(now) {
+            return Look::End;
+        }
+        if state.claims.is_empty() && now.since(state.idle_since) >= ttl {
+            return Look::Close;
+        }
+        let longest = (ttl / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
+        if state.pending == 0 {
+            return Look::Sleep(longest);
+        }
+        let renewed = Timestamp::from_nanos(self.renewed.load(Ordering::Relaxed));
+        let tried = Timestamp::from_nanos(self.tried.load(Ordering::Relaxed));
+        let due = (renewed + ttl / RENEW_AFTER).max(if tried > renewed { tried + ttl / RETRY_PART } else { renewed });
+        if due <= now { Look::Renew } else { Look::Sleep(due.since(now).min(longest)) }
+    }
+}

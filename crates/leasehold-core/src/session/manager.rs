@@ -1,0 +1,213 @@
+//! [`Sessions`]: one session per TTL, opened lazily, shared.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::{
+    clock::Timestamp,
+    error::{Error, ErrorKind, Result},
+    request::Request,
+    session::{Claim, Session, SessionDriver, SessionTime, session::Claimed},
+    signal::LossReason,
+    ttl::Ttl,
+};
+
+/// How many TTLs may be in use at a time. Each is a session of its own, to be kept alive; a program that needs more
+/// most likely computes TTLs.
+pub const MAX_TTLS: usize = 4;
+
+/// How often a claim is tried again in another session because the one it was made in ended just then.
+const TRIES: usize = 4;
+
+/// How many names are tried because those before are taken.
+const NAMES: u32 = 16;
+
+/// The sessions of one backend.
+#[derive(Debug)]
+pub struct Sessions<D: SessionDriver> {
+    driver: Arc<D>,
+    /// More than one of a TTL only where the driver limits its sessions' capacity.
+    open: Mutex<HashMap<Ttl, Vec<Arc<Session<D>>>>>,
+    /// One is opened at a time; who waited for one that was begun after it asked has its failure too.
+    opening: tokio::sync::Mutex<Option<(Ttl, Timestamp, Error)>>,
+    closed: AtomicBool,
+}
+
+impl<D: SessionDriver> Sessions<D> {
+    /// None is open yet.
+    #[must_use]
+    pub fn new(driver: Arc<D>) -> Self {
+        Self { driver, open: Mutex::default(), opening: tokio::sync::Mutex::default(), closed: AtomicBool::new(false) }
+    }
+
+    /// The driver.
+    #[must_use]
+    pub fn driver(&self) -> &Arc<D> {
+        &self.driver
+    }
+
+    /// Claims a name in the session of the request's TTL. Opens the session if there is none, and renews it if little is left.
+    /// To be called before the request is sent.
+    ///
+    /// `name` makes the name from the session's handle and a number: 0, and then the next as long as the name before is
+    /// taken. A driver whose names are not for choice ignores the number.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use; [`ErrorKind::Contended`] if this session has a claim
+    /// of that name; [`ErrorKind::Closed`] after [`close`](Self::close); otherwise as the driver fails.
+    ///
+    /// # Cancel safety
+    /// None: drive it to its end.
+    pub async fn claim(
+        &self,
+        request: &Request,
+        name: impl Fn(&D::Handle, u32) -> D::Claim + Send,
+    ) -> Result<Claim<D>> {
+        let mut ended = 0;
+        while ended < TRIES {
+            let session = match self.find(request.ttl()) {
+                Some(session) => session,
+                None => self.open(request).await?,
+            };
+            match session.freshen().await {
+                Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
+                _ => {}
+            }
+            let mut number = 0;
+            let claimed = loop {
+                match session.claim(name(session.handle(), number)) {
+                    Err(_taken) if number < NAMES => number += 1,
+                    claimed => break claimed?,
+                }
+            };
+            match claimed {
+                Claimed::Place(claim) => return Ok(claim),
+                // Each time, there is one session more; or the driver refuses to open another.
+                Claimed::Full => {}
+                Claimed::Ended => ended += 1,
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, "sessions end as soon as they are opened; see the server's log"))
+    }
+
+    /// The live sessions.
+    #[must_use]
+    pub fn live(&self) -> Vec<Arc<Session<D>>> {
+        self.lock().values().flatten().filter(|session| session.is_live()).cloned().collect()
+    }
+
+    /// Ends all sessions, here and on the server.
+    ///
+    /// # Errors
+    /// The first that the driver fails with; the rest is closed all the same.
+    pub async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        // Whoever is opening one finishes first.
+        let opening = self.opening.lock().await;
+        let sessions: Vec<_> = self.lock().drain().flat_map(|(_, sessions)| sessions).collect();
+        drop(opening);
+        let closed = sessions.iter().map(|session| session.close(LossReason::ClientClosed));
+        futures_util::future::join_all(closed).await.into_iter().collect()
+    }
+
+    fn find(&self, ttl: Ttl) -> Option<Arc<Session<D>>> {
+        let capacity = self.driver.capacity();
+        let open = self.lock();
+        let mut live = open.get(&ttl)?.iter().filter(|session| session.is_live());
+        live.find(|session| capacity == usize::MAX || !session.is_full()).cloned()
+    }
+
+    async fn open(&self, request: &Request) -> Result<Arc<Session<D>>> {
+        let (asked, ttl) = (request.now(), request.ttl());
+        let mut failure = self.opening.lock().await;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the backend was closed"));
+        }
+        if let Some(session) = self.find(ttl) {
+            return Ok(session);
+        }
+        if let Some((failed, sent, error)) = &*failure
+            && *failed == ttl
+            && *sent >= asked
+        {
+            return Err(error.clone());
+        }
+        self.make_room(ttl).await?;
+        let time = SessionTime::of(request);
+        let sent = time.now();
+        match self.driver.open(&time).await {
+            Ok(opened) => {
+                let session = Session::start(&self.driver, opened, time, sent);
+                self.driver.started(&session);
+                self.lock().entry(ttl).or_default().push(Arc::clone(&session));
+                *failure = None;
+                Ok(session)
+            }
+            Err(error) => {
+                *failure = Some((ttl, sent, error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets what has ended; if there are too many TTLs, or too many sessions, closes what is idle.
+    async fn make_room(&self, ttl: Ttl) -> Result<()> {
+        let idle = {
+            let mut open = self.lock();
+            for sessions in open.values_mut() {
+                sessions.retain(|session| session.is_live());
+            }
+            open.retain(|_, sessions| !sessions.is_empty());
+            if !open.contains_key(&ttl) && open.len() >= MAX_TTLS {
+                take_idle_ttl(&mut open).ok_or_else(|| too_many_ttls(ttl, &open))?
+            } else if open.values().map(Vec::len).sum::<usize>() >= self.driver.max_sessions() {
+                take_idle_session(&mut open).into_iter().collect()
+            } else {
+                return Ok(());
+            }
+        };
+        // Who comes to one just now begins anew in another one.
+        for session in idle {
+            if let Err(error) = session.close(LossReason::Expired).await {
+                tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ttl, Vec<Arc<Session<D>>>>> {
+        // Every change under the mutex is complete when it panics.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn take_idle_ttl<D: SessionDriver>(open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Option<Vec<Arc<Session<D>>>> {
+    let idle = open.iter().find(|(_, sessions)| sessions.iter().all(|session| session.claims() == 0));
+    let ttl = *idle?.0;
+    open.remove(&ttl)
+}
+
+fn take_idle_session<D: SessionDriver>(open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Option<Arc<Session<D>>> {
+    open.values_mut().find_map(|sessions| {
+        let idle = sessions.iter().position(|session| session.claims() == 0)?;
+        Some(sessions.swap_remove(idle))
+    })
+}
+
+fn too_many_ttls<D: SessionDriver>(ttl: Ttl, open: &HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Error {
+    let mut ttls: Vec<_> = open.keys().copied().collect();
+    ttls.sort_unstable();
+    let ttls: Vec<_> = ttls.iter().map(ToString::to_string).collect();
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "a TTL of {ttl} needs another session, and {MAX_TTLS} TTLs are in use ({}); use one of those, or another client",
+            ttls.join(", ")
+        ),
+    )
+}

@@ -1,0 +1,267 @@
+//! One watch stream for all waiters of a backend.
+//!
+//! A watch that starts at a past revision is served every 100 ms only, so watches start at the present and are kept warm:
+//! whoever waits makes sure that the watch on its lock stands, *then* reads whom it waits for, then waits. Each contended
+//! lock has a watch of its own on the stream, for deletions under its directory: a busy namespace sends us nothing
+//! that nobody waits for.
+
+mod stream;
+mod watched;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use leasehold_core::{BoxFuture, Result, supervised};
+use tokio::{sync::Notify, time::Instant};
+
+pub(crate) use self::watched::Generation;
+use self::watched::Watched;
+use crate::{
+    connection::Cluster,
+    error::{self, Effect},
+    keys::{Directory, EtcdKey},
+};
+
+/// How long the watch on a lock is kept after its last waiter: the next one then need not wait for it.
+const KEEP_WARM: Duration = Duration::from_secs(30);
+
+/// All watches of a backend.
+#[derive(Debug)]
+pub(crate) struct WaiterRegistry {
+    cluster: Arc<Cluster>,
+    state: Mutex<State>,
+    /// A watch is wanted that the stream does not have yet.
+    wanted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    by_directory: HashMap<Directory, Arc<Watched>>,
+    next: i64,
+    running: bool,
+    closed: bool,
+}
+
+/// A use of the watch on one lock; it is kept while there is one, and a little longer.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    watches: Arc<WaiterRegistry>,
+    watched: Arc<Watched>,
+}
+
+impl WaiterRegistry {
+    pub(crate) fn new(cluster: &Arc<Cluster>) -> Arc<Self> {
+        Arc::new(Self { cluster: Arc::clone(cluster), state: Mutex::default(), wanted: Notify::new() })
+    }
+
+    /// Uses the watch on this lock. Costs nothing until [`Registration::warm`].
+    pub(crate) fn on(self: &Arc<Self>, directory: &Directory) -> Registration {
+        let mut state = self.lock();
+        let watched = match state.by_directory.get(directory) {
+            Some(watched) => Arc::clone(watched),
+            None => {
+                state.next += 1;
+                let watched = Arc::new(Watched::new(state.next, directory.clone()));
+                state.by_directory.insert(directory.clone(), Arc::clone(&watched));
+                watched
+            }
+        };
+        watched.users.fetch_add(1, Ordering::AcqRel);
+        drop(state);
+        Registration { watches: Arc::clone(self), watched }
+    }
+
+    /// Ends the stream.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.wanted.notify_one();
+    }
+
+    fn start(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.running, true) {
+            // Ends when nothing is watched, or with the backend.
+            let watches = Arc::downgrade(self);
+            drop(tokio::spawn(supervised(move || stream::run(Weak::clone(&watches)))));
+        }
+        drop(state);
+        self.wanted.notify_one();
+    }
+
+    fn all(&self) -> Vec<Arc<Watched>> {
+        self.lock().by_directory.values().cloned().collect()
+    }
+
+    /// Forgets the watches that nobody has used for a while; their ids.
+    fn sweep(&self) -> Vec<i64> {
+        let now = Instant::now();
+        let mut ids = Vec::new();
+        self.lock().by_directory.retain(|_, watched| {
+            let idle = watched.users.load(Ordering::Acquire) == 0
+                && watched.lock().idle_since.is_none_or(|since| now.duration_since(since) >= KEEP_WARM);
+            if idle {
+                ids.push(watched.id);
+            }
+            !idle
+        });
+        ids
+    }
+
+    /// Returns what to watch on a new stream: only what is waited for. With `None`, the task ends.
+    fn to_watch(&self) -> Option<Vec<Arc<Watched>>> {
+        let mut state = self.lock();
+        state.by_directory.retain(|_, watched| watched.users.load(Ordering::Acquire) > 0);
+        let wanted: Vec<_> = state.by_directory.values().filter(|watched| watched.lock().asked).cloned().collect();
+        if wanted.is_empty() || state.closed {
+            state.running = false;
+            return None;
+        }
+        Some(wanted)
+    }
+
+    /// As [`to_watch`](Self::to_watch), for a task that goes on; `None` if the backend was closed.
+    fn to_watch_on_stream(&self) -> Option<Vec<Arc<Watched>>> {
+        let state = self.lock();
+        if state.closed {
+            return None;
+        }
+        Some(state.by_directory.values().filter(|watched| watched.lock().asked).cloned().collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registration {
+    /// Makes sure that the watch stands: what is deleted after this has returned is told.
+    pub(crate) async fn warm(&self, patience: Duration) -> Result<()> {
+        if self.watched.lock().warm {
+            return Ok(());
+        }
+        let warmed = async {
+            loop {
+                let mut warmed = std::pin::pin!(self.watched.warmed.notified());
+                warmed.as_mut().enable();
+                {
+                    let mut state = self.watched.lock();
+                    if state.warm {
+                        return;
+                    }
+                    state.asked = true;
+                }
+                self.watches.start();
+                warmed.await;
+            }
+        };
+        tokio::time::timeout(patience, warmed)
+            .await
+            .map_err(|_elapsed| error::timed_out("watch", Effect::None, &self.watches.cluster.endpoint(), patience))
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        self.watched.generation()
+    }
+
+    /// Completes when one of these keys is gone, or something may have been missed since `before`.
+    pub(crate) fn gone(&self, keys: Vec<EtcdKey>, before: Generation) -> BoxFuture<'static, ()> {
+        self.watched.arm(Some(keys), before)
+    }
+
+    /// Completes when anybody has left since `before`, or something may have been missed.
+    pub(crate) fn changed(&self, before: Generation) -> BoxFuture<'static, ()> {
+        self.watched.arm(None, before)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut state = self.watches.lock();
+        let mut waiters = self.watched.lock();
+        waiters.idle_since = Some(Instant::now());
+        let last = self.watched.users.fetch_sub(1, Ordering::AcqRel) == 1;
+        // Was never asked of the server: nothing to keep warm.
+        if last && !waiters.asked {
+            state.by_directory.remove(&self.watched.directory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{panic::resume_unwind, sync::atomic::AtomicUsize};
+
+    use leasehold_core::LockKey;
+    use tracing::{
+        Event, Metadata, Subscriber,
+        span::{Attributes, Id, Record},
+    };
+
+    use super::*;
+    use crate::{config::EtcdConfig, url::ParsedUrl};
+
+    /// Counts the events of this crate, and panics at each.
+    #[derive(Clone, Default)]
+    struct PanicsAtEvents(Arc<AtomicUsize>);
+
+    impl Subscriber for PanicsAtEvents {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.target().starts_with("leasehold")
+        }
+
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            // Without a message in the test's output for each.
+            resume_unwind(Box::new("told to panic"));
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    /// So many events have come: the task has gone on after each.
+    async fn until(events: &AtomicUsize, many: usize) {
+        let come = async {
+            while events.load(Ordering::Relaxed) < many {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), come).await.expect("the task has ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_stream_is_opened_again_after_a_panic() {
+        // Nothing listens there.
+        let cluster = Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
+        let directory = cluster.names.directory(&LockKey::new("k").unwrap(), false).unwrap();
+        let panics = PanicsAtEvents::default();
+        let _subscribed = tracing::subscriber::set_default(panics.clone());
+        let watching = WaiterRegistry::new(&cluster).on(&directory);
+        watching.warm(Duration::from_secs(1)).await.unwrap_err();
+        until(&panics.0, 5).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_stream_is_opened_for_a_watch_that_nobody_uses() {
+        let cluster = Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
+        let directory = cluster.names.directory(&LockKey::new("k").unwrap(), false).unwrap();
+        let watches = WaiterRegistry::new(&cluster);
+        let watching = watches.on(&directory);
+        watching.warm(Duration::from_secs(1)).await.unwrap_err();
+        assert!(watches.lock().running, "somebody waits");
+        drop(watching);
+        // Longer than any pause between two tries.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let state = watches.lock();
+        assert!(!state.running && state.by_directory.is_empty());
+    }
+}

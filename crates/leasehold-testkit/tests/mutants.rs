@@ -1,0 +1,65 @@
+//! The tests of the tests: every broken backend fails its case, and no other.
+
+use leasehold_testkit::{
+    mutants::{Bug, ModelSubject},
+    run_all,
+};
+
+#[tokio::test(start_paused = true)]
+async fn the_healthy_model_fails_nothing() {
+    let report = run_all(&ModelSubject::healthy(), |_| true).await;
+    assert_eq!(report.failed(), Vec::<&str>::new(), "\n{report}");
+}
+
+/// In real time a crash is acted in another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_two_steps_is_seen_in_real_time_too() {
+    let bug = Bug::SetnxThenExpire;
+    let report = run_all(&ModelSubject::with_in_real_time(bug), |case| case.name == bug.case()).await;
+    assert_eq!(report.failed(), [bug.case()], "\n{report}");
+}
+
+macro_rules! each_fails_exactly_its_case {
+    ($($test:ident: $bug:ident,)*) => {
+        $(
+            #[tokio::test(start_paused = true)]
+            async fn $test() {
+                let report = run_all(&ModelSubject::with(Bug::$bug), |_| true).await;
+                assert_eq!(report.failed(), [Bug::$bug.case()], "\n{report}");
+            }
+        )*
+
+        #[test]
+        fn every_bug_is_tested() {
+            assert_eq!(Bug::ALL, [$(Bug::$bug),*]);
+        }
+    };
+}
+
+each_fails_exactly_its_case! {
+    setnx_then_expire: SetnxThenExpire,
+    client_timestamp: ClientTimestamp,
+    no_owner_value: NoOwnerValue,
+    owner_per_object: OwnerPerObject,
+    reentrant_by_accident: ReentrantByAccident,
+    deadline_from_reply: DeadlineFromReply,
+    no_wake_up: NoWakeUp,
+    token_resets: TokenResets,
+    token_per_client: TokenPerClient,
+    shared_tokens_apart: SharedTokensApart,
+    permits_carry_tokens: PermitsCarryTokens,
+    renewal_outlives_guard: RenewalOutlivesGuard,
+    renewal_undoes_release: RenewalUndoesRelease,
+    late_renewal_revives: LateRenewalRevives,
+    release_never_tells: ReleaseNeverTells,
+    gate_never_yields: GateNeverYields,
+    reader_overtakes_writer: ReaderOvertakesWriter,
+    one_permit_too_many: OnePermitTooMany,
+    permit_counts_may_differ: PermitCountsMayDiffer,
+    traces_before_an_owner: TracesBeforeAnOwner,
+    cancelled_waiter_stays: CancelledWaiterStays,
+    names_collide: NamesCollide,
+    break_hits_newer_holder: BreakHitsNewerHolder,
+    graceful_break_frees_at_once: GracefulBreakFreesAtOnce,
+    loss_untold: LossUntold,
+}

@@ -1,0 +1,333 @@
+//! [`PendingLock`]: an acquisition that has a place in a session, or is about to.
+
+use std::sync::Arc;
+
+use leasehold_core::{
+    Error, ErrorKind, Lease, Request, Result, RetryBudget, Ttl,
+    session::{Claim, Sessions},
+    text::Escaped,
+};
+use zookeeper_client::Error as Driver;
+
+use crate::{
+    error::{self, Effect, named},
+    batch::{Created, Done, Job, Work},
+    keys::{Directory, Member, Says, Uuid, data_of},
+    lease::{Place, ZookeeperLease},
+    loss_watch::Held,
+    queue::{Standing, find, is_first, refusal, standing},
+    session::{Handle, ZookeeperSessions, note, run},
+    wake::Event,
+};
+
+/// How often a node is created because the one before was certainly not.
+const CREATIONS: usize = 3;
+
+/// Claimed before anything is sent.
+pub(crate) struct PendingLock {
+    pub(crate) claim: Claim<ZookeeperSessions>,
+    /// While it waits, its node is in another session, with a short time-out: the node of a waiter that has died blocks
+    /// those behind it for seconds, whatever its TTL.
+    waiting: Option<Claim<ZookeeperSessions>>,
+    pub(crate) request: Request,
+    pub(crate) directory: Directory,
+    pub(crate) lane: u64,
+}
+
+impl PendingLock {
+    pub(crate) async fn claim(
+        sessions: &Sessions<ZookeeperSessions>,
+        request: &Request,
+        directory: &Directory,
+    ) -> Result<Self> {
+        let claim = claim_in(sessions, request, directory).await?;
+        let (request, directory, lane) = (request.clone(), directory.clone(), directory.lane());
+        Ok(Self { claim, waiting: None, request, directory, lane })
+    }
+
+    /// Queues in a session of `sessions`, which have this TTL, until it holds. To be called before anything is sent.
+    pub(crate) async fn wait_in(mut self, sessions: &Sessions<ZookeeperSessions>, ttl: Ttl) -> Result<Self> {
+        let request = self.request.clone().with_ttl(ttl);
+        self.waiting = Some(claim_in(sessions, &request, &self.directory).await?);
+        Ok(self)
+    }
+
+    /// What it has in the session that its node is in while it waits.
+    pub(crate) fn place(&self) -> &Claim<ZookeeperSessions> {
+        self.waiting.as_ref().unwrap_or(&self.claim)
+    }
+
+    /// Completes when a session has ended that it needs.
+    pub(crate) async fn ended(&self) {
+        match &self.waiting {
+            Some(waiting) => tokio::select! {
+                () = self.claim.session().ended() => {}
+                () = waiting.session().ended() => {}
+            },
+            None => self.claim.session().ended().await,
+        }
+    }
+
+    /// Creates its node. Returns `None` while the numbers of the directory are used up and the
+    /// directory is not empty. Such a directory takes no newcomers; it is removed when it is empty.
+    pub(crate) async fn enqueue(&self) -> Result<Option<Created>> {
+        let handle = self.place().session().handle();
+        let used_up = &handle.cluster.used_up;
+        loop {
+            if let Some(since) = used_up.since(self.lane) {
+                let link = handle.link("acquire")?;
+                let gone = handle.cluster.renumber(&link, handle.patience, &self.directory, since).await;
+                if !gone.inspect_err(|error| note(self.place(), error))? {
+                    return Ok(None);
+                }
+                used_up.forget(self.lane);
+            }
+            let created = self.create().await?;
+            if member(&created).is_none_or(|(_, own)| own.sequence.is_ordered()) {
+                return Ok(Some(created));
+            }
+            tracing::warn!(
+                target: "leasehold",
+                path = %Escaped(self.directory.path()),
+                "the sequence numbers of this lock are used up: it goes on when everybody has left its directory"
+            );
+            used_up.note(self.lane, created.czxid);
+            self.leave(&created).await;
+        }
+    }
+
+    /// Creates its node.
+    async fn create(&self) -> Result<Created> {
+        let place = self.place();
+        let alone = &place.session().handle().cluster.alone;
+        // Who may know that it is alone looks only if it is not.
+        let list = !alone.may_tell(&self.directory);
+        let says = if self.waiting.is_some() { Says::Waits } else { Says::Holds { since: None } };
+        let work = || {
+            let (directory, node, data) = (self.directory.clone(), place.name().clone(), data_of(&self.request, says));
+            Work::Create { directory, node, data, list }
+        };
+        let Done::Created(mut created) = self.settle(place, work).await? else {
+            return Err(error::protocol("acquire"));
+        };
+        if !list
+            && created.children.is_none()
+            && let Some((name, own)) = member(&created)
+            && alone.tells(&self.directory, own.sequence, created.czxid)
+        {
+            created.children = Some(vec![name.to_owned()]);
+        }
+        Ok(created)
+    }
+
+    /// Makes a lease of it, whose turn it is.
+    pub(crate) async fn hold(self, queued: Created, own: Option<Event>) -> Result<Arc<dyn Lease>> {
+        match self.move_in(&queued).await? {
+            // The watch was on the node that waited.
+            Some(moved) => self.granted(moved, None).await,
+            None => self.granted(queued, own).await,
+        }
+    }
+
+    /// Whether others among these children would refuse the next one that asks for the same.
+    pub(crate) fn is_crowded(&self, children: &[String]) -> bool {
+        let own = self.place().name().uuid;
+        let others: Vec<_> = children.iter().filter(|name| Uuid::of_name(name) != Some(own)).cloned().collect();
+        !matches!(refusal(self.request.key(), self.request.mode(), &others), Ok(None))
+    }
+
+    /// Moves its node from the session of those who wait to its own, if it is in the former: it keeps its number, and so
+    /// its place, for us and for other programs.
+    async fn move_in(&self, queued: &Created) -> Result<Option<Created>> {
+        let Some(waiting) = &self.waiting else { return Ok(None) };
+        let node = &self.claim.name().path;
+        let number = queued.path.strip_prefix(&*waiting.name().path).ok_or_else(|| error::protocol("acquire"))?;
+        let to: Arc<str> = format!("{node}{number}").into();
+        let work = || Work::Move {
+            from: Arc::clone(&queued.path),
+            to: Arc::clone(&to),
+            data: data_of(&self.request, Says::Holds { since: Some(queued.czxid) }),
+        };
+        let settled = self.settle(&self.claim, work).await;
+        let moved = Created { path: to, czxid: queued.czxid, children: None };
+        match settled {
+            Ok(Done::Moved(true) | Done::Created(_)) => {
+                self.claim.session().handle().cluster.alone.forget(&self.directory);
+                Ok(Some(moved))
+            }
+            // It has gone from the queue meanwhile, with its session or by an operator.
+            Ok(Done::Moved(false)) => Err(lost_place()),
+            Ok(Done::Deleted(_)) => Err(error::protocol("acquire")),
+            Err(error) => {
+                // Once it has left the queue, a transaction that is still under way moves nothing.
+                self.leave(queued).await;
+                self.leave(&moved).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has this done in the session of `claim`, which creates the node of that claim. If the answer is lost, finds out
+    /// whether it was.
+    async fn settle(&self, claim: &Claim<ZookeeperSessions>, work: impl Fn() -> Work) -> Result<Done> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let error = match run(claim, Job { operation: "acquire", lane: self.lane, work: work() }).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            if error.kind() == ErrorKind::Denied {
+                let handle = claim.session().handle();
+                let (link, denied) = (handle.link("acquire")?, Err::<(), _>(error.clone()));
+                if tries < CREATIONS && handle.cluster.is_cured("acquire", &link, &denied).await {
+                    continue;
+                }
+            }
+            if error.kind() != ErrorKind::Indeterminate {
+                return Err(error);
+            }
+            match self.recover(claim).await {
+                Some(Some(created)) => return Ok(Done::Created(created)),
+                // It was certainly not created, and will not be.
+                Some(None) if tries < CREATIONS && !self.request.is_cancelled() => {}
+                Some(None) => {
+                    return Err(error::plain(ErrorKind::Unavailable, "acquire", error.message()).with_source(error));
+                }
+                // The next renewal removes whatever there is.
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// After a lost answer: the node of this claim, `Some(None)` if there is none, `None` if that cannot be told.
+    async fn recover(&self, claim: &Claim<ZookeeperSessions>) -> Option<Option<Created>> {
+        let (session, started) = (claim.session(), self.request.now());
+        let handle = session.handle();
+        let mut trouble = RetryBudget::none();
+        loop {
+            match self.look_for(claim).await {
+                Ok(found) => return Some(found),
+                Err(error) => {
+                    note(claim, &error);
+                    // The driver reconnects meanwhile.
+                    let patience = handle.patience * 2;
+                    if !session.is_live()
+                        || self.request.is_cancelled()
+                        || self.request.now().since(started) >= patience
+                    {
+                        return None;
+                    }
+                    trouble.spend(error, &self.request).ok()?;
+                    tokio::time::sleep(trouble.pause()).await;
+                }
+            }
+        }
+    }
+
+    async fn look_for(&self, claim: &Claim<ZookeeperSessions>) -> Result<Option<Created>> {
+        let handle = claim.session().handle();
+        let (cluster, link) = (&handle.cluster, handle.link("acquire")?);
+        let looked = async {
+            // A creation that is still on its way goes before this on the same connection, and on an older one it is refused from
+            // now on: the session has moved. So what is not there now never will be.
+            let (sync, list) =
+                (link.client.sync(self.directory.path()), link.client.list_children(self.directory.path()));
+            let (synced, listed) = futures_util::future::join(sync, list).await;
+            match (synced, listed) {
+                (Err(Driver::NoNode), _) | (_, Err(Driver::NoNode)) => Ok(None),
+                (Err(error), _) | (_, Err(error)) => Err(error),
+                (Ok(()), Ok(children)) => {
+                    let Some((name, _)) = find(&children, claim.name().uuid) else { return Ok(None) };
+                    let path = self.directory.child(name);
+                    let stat = link.client.check_stat(&path).await?;
+                    // Nobody else's, whatever it is called.
+                    let ours = stat.filter(|stat| stat.ephemeral_owner == handle.session);
+                    Ok(ours.map(|stat| Created { path: path.into(), czxid: stat.czxid, children: Some(children) }))
+                }
+            }
+        };
+        cluster.ask("acquire", Effect::None, handle.patience, looked).await
+    }
+
+    /// Who is there.
+    pub(crate) async fn list(&self) -> Result<Vec<String>> {
+        let handle = self.place().session().handle();
+        let link = handle.link("acquire")?;
+        let listed = handle.cluster.list("acquire", &link, handle.patience, &self.directory).await;
+        listed.inspect_err(|error| note(self.place(), error))
+    }
+
+    /// Where it stands among those who were there when it came.
+    pub(crate) async fn first_look(&self, queued: &Created) -> Result<Standing> {
+        match &queued.children {
+            Some(children) => self.standing(children),
+            None => self.standing(&self.list().await?),
+        }
+    }
+
+    pub(crate) fn standing(&self, children: &[String]) -> Result<Standing> {
+        standing(self.request.key(), self.request.mode(), self.place().name().uuid, children)
+    }
+
+    /// Makes a lease of it, if its session still stands.
+    async fn granted(self, queued: Created, own: Option<Event>) -> Result<Arc<dyn Lease>> {
+        let now = self.request.now();
+        if self.claim.valid_until().is_past(now) || !self.claim.hold(self.request.loss_notifier()) {
+            self.leave(&queued).await;
+            return Err(lost_place());
+        }
+        let Self { claim, waiting: _, request, directory, lane } = self;
+        let handle = claim.session().handle();
+        let sequence = member(&queued).map(|(_, own)| own.sequence);
+        if let Some((_, own)) = member(&queued)
+            && queued.children.as_deref().is_some_and(|children| is_first(own, children))
+        {
+            handle.cluster.alone.first(&directory, own.sequence, queued.czxid);
+        }
+        let held = Held::new(queued.path, claim.name().uuid, request.loss_notifier());
+        handle.losses.add(&held, own);
+        let place = Place { directory, lane, sequence, czxid: queued.czxid };
+        Ok(Arc::new(ZookeeperLease::new(claim, request, held, place)))
+    }
+
+    /// Takes its node away, whatever it stood for.
+    pub(crate) async fn leave(&self, queued: &Created) {
+        let claims = || self.waiting.iter().chain([&self.claim]);
+        let Some(live) = claims().find(|claim| claim.session().is_live()) else {
+            // Their end on the server takes the node with it.
+            return;
+        };
+        let work = Work::Delete { path: Arc::clone(&queued.path) };
+        if let Err(error) = run(live, Job { operation: "acquire", lane: self.lane, work }).await {
+            tracing::debug!(target: "leasehold", path = %Escaped(&queued.path), %error, "not taken away; the next renewal does");
+            claims().for_each(Claim::doubt);
+        }
+    }
+}
+
+async fn claim_in(
+    sessions: &Sessions<ZookeeperSessions>,
+    request: &Request,
+    directory: &Directory,
+) -> Result<Claim<ZookeeperSessions>> {
+    let exclusive = sessions.driver().cluster.names.exclusive;
+    let name = |handle: &Handle, _| directory.node(request.mode(), exclusive, Uuid::new(handle.tag, request.owner()));
+    let claim = sessions.claim(request, name).await.map_err(|error| named(error, "acquire"))?;
+    claim.session().handle().attend(claim.session());
+    Ok(claim)
+}
+
+/// The name of a node, and what it says.
+fn member(created: &Created) -> Option<(&str, Member)> {
+    let name = created.path.rsplit('/').next()?;
+    Some((name, Member::read(name)?))
+}
+
+pub(crate) fn lost_place() -> Error {
+    error::plain(
+        ErrorKind::Lost,
+        "acquire",
+        "the session ended, or an operator took the place away, before it was granted",
+    )
+}

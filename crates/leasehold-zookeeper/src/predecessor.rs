@@ -1,0 +1,148 @@
+//! Waiting in the queue.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold_core::{Error, Result, RetryBudget, session::cancelled};
+use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
+
+use crate::{
+    pending_lock::{PendingLock, lost_place},
+    connection::{Link, Room},
+    error::{self, Effect},
+    batch::Created,
+    keys::REVOKE,
+    queue::{Standing, Wait},
+    session::note,
+    wake::{self, Event, Set},
+};
+
+/// How often who could not be watched is looked at.
+const UNWATCHED: Duration = Duration::from_millis(100);
+
+/// What a waiter waits for, besides its own node.
+enum Predecessor {
+    /// Whoever is at this path.
+    Node(String),
+    /// Whoever comes or goes; `None` if there was no room for a watch.
+    Anybody(Option<(OneshotWatcher, Room)>),
+}
+
+impl PendingLock {
+    /// Waits in the queue until it is its turn; then with the watch on its own node, if it has one.
+    pub(crate) async fn wait(&self, queued: &mut Created) -> Result<Option<Event>> {
+        let mut own = None;
+        let mut trouble = RetryBudget::none();
+        loop {
+            match self.step(queued, &mut own).await {
+                Ok(true) => return Ok(own),
+                Ok(false) => trouble = RetryBudget::none(),
+                Err(error) => {
+                    note(self.place(), &error);
+                    trouble.spend(error, &self.request)?;
+                    tokio::select! {
+                        () = tokio::time::sleep(trouble.pause()) => {}
+                        () = self.ended() => return Err(lost_place()),
+                        () = self.request.cancelled() => return Err(cancelled()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks where it stands, and waits until it makes sense to look again. Whether it is its turn.
+    ///
+    /// Only what was read grants. A watch fires for every event of a node, and its event may come
+    /// from an earlier connection.
+    async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
+        let handle = self.place().session().handle();
+        let link = handle.link("acquire")?;
+        let (children, anybody) = match queued.children.take() {
+            Some(children) => (children, None),
+            None if self.request.mode().is_permit() => {
+                let listed = wake::children(&link, &self.directory);
+                let (children, watch) = handle.cluster.ask("acquire", Effect::None, handle.patience, listed).await?;
+                (children, Some(watch))
+            }
+            None => (self.list().await?, None),
+        };
+        let wait = match self.standing(&children)? {
+            Standing::Holds => {
+                queued.children = Some(children);
+                return Ok(true);
+            }
+            Standing::Absent => return Err(lost_place()),
+            Standing::Waits(wait) => {
+                self.request.set_contended();
+                wait
+            }
+        };
+        let ahead = match (wait, anybody) {
+            (Wait::For(child), _) => Predecessor::Node(self.directory.child(&child)),
+            (Wait::Any, Some(watch)) => Predecessor::Anybody(watch),
+            // Looked without a watch: look with one.
+            (Wait::Any, None) => return Ok(false),
+        };
+        let watching = self.watch(&link, &queued.path, own, ahead);
+        let watching = async { Ok(watching.await) };
+        let (event, net) = match handle.cluster.ask("acquire", Effect::None, handle.patience, watching).await?? {
+            Set::Watching(event) => (event, handle.cluster.config.fallback_poll_interval),
+            Set::NoRoom => (Box::pin(std::future::pending()) as Event, UNWATCHED),
+            Set::Gone => return Ok(false),
+        };
+        tokio::select! {
+            // Its own first: if both have gone, it must not take the lock for its own.
+            biased;
+            told = told(own) => {
+                *own = None;
+                match told.event_type {
+                    EventType::NodeDeleted | EventType::Session => Err(lost_place()),
+                    _ => Ok(false),
+                }
+            }
+            _ = event => Ok(false),
+            () = self.ended() => Err(lost_place()),
+            () = self.request.cancelled() => Err(cancelled()),
+            () = tokio::time::sleep(net) => Ok(false),
+        }
+    }
+
+    /// Watches what is ahead, and its own node, in one round trip.
+    async fn watch(&self, link: &Arc<Link>, path: &str, own: &mut Option<Event>, ahead: Predecessor) -> Result<Set<Event>> {
+        let handle = self.place().session().handle();
+        let failed = |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
+        let mine = async {
+            if own.is_none() {
+                match wake::node(link, path).await.map_err(failed)? {
+                    // Once it holds, whoever watches over it reads this again.
+                    Set::Watching((.., data)) if data.starts_with(REVOKE) => {}
+                    Set::Watching((watcher, room, _)) => *own = Some(wake::told(watcher, room)),
+                    Set::Gone => return Err(lost_place()),
+                    Set::NoRoom => {}
+                }
+            }
+            Ok(())
+        };
+        let other = async {
+            Ok::<_, Error>(match ahead {
+                Predecessor::Node(path) => match wake::node(link, &path).await.map_err(failed)? {
+                    Set::Watching((watcher, room, _)) => Set::Watching(wake::told(watcher, room)),
+                    Set::Gone => Set::Gone,
+                    Set::NoRoom => Set::NoRoom,
+                },
+                Predecessor::Anybody(Some((watcher, room))) => Set::Watching(wake::told(watcher, room)),
+                Predecessor::Anybody(None) => Set::NoRoom,
+            })
+        };
+        let (mine, other) = futures_util::future::join(mine, other).await;
+        mine?;
+        other
+    }
+}
+
+/// Completes when a watch tells; without one, never.
+async fn told(watch: &mut Option<Event>) -> WatchedEvent {
+    match watch {
+        Some(watch) => watch.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,106 @@
+//! What is left over: C4. After a fault, two TTLs later, nobody holds and nobody waits.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    HarnessError, Result,
+    server::{PostgresServer, RedisServer},
+};
+
+/// How often a leftovers that finds something is taken again.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// What outlives the locks: counters of tokens, and what the node of a quorum keeps.
+const LASTING: [&[u8]; 5] = [b":token", b":fence", b":lh4:mark", b":lh4:since", b":lh4:top"];
+
+/// The keys of all locks that are held or waited for.
+///
+/// # Errors
+/// The server does not answer.
+pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
+    let failed = |error: redis::RedisError| HarnessError::caused_by("cannot take the leftovers", error);
+    let mut connection = server.connection()?;
+    let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut connection).map_err(failed)?;
+    let mut found = BTreeSet::new();
+    for key in keys.into_iter().filter(|key| !LASTING.iter().any(|lasting| key.ends_with(lasting))) {
+        // A set of waiters stays a while after its last member has left or expired: only members that live count.
+        let kind: String = redis::cmd("TYPE").arg(&key).query(&mut connection).map_err(failed)?;
+        let name = String::from_utf8_lossy(&key).into_owned();
+        if kind != "zset" {
+            found.insert(name);
+            continue;
+        }
+        let (secs, micros): (u64, u64) = redis::cmd("TIME").query(&mut connection).map_err(failed)?;
+        let living: Vec<String> = redis::cmd("ZRANGEBYSCORE")
+            .arg(&key)
+            .arg(secs * 1000 + micros / 1000)
+            .arg("+inf")
+            .query(&mut connection)
+            .map_err(failed)?;
+        found.extend(living.into_iter().map(|member| format!("{name} {member}")));
+    }
+    Ok(found)
+}
+
+/// The advisory locks that are held or waited for: who, which key, how.
+///
+/// # Errors
+/// The server does not answer.
+pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
+    let locks = server.psql(
+        "SELECT l.pid, l.classid, l.objid, l.objsubid, l.mode, l.granted, a.application_name \
+         FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'",
+    )?;
+    Ok(locks.lines().map(str::to_owned).collect())
+}
+
+/// The files under `folder` that any process has locked: holders, and the signs of waiters.
+///
+/// # Errors
+/// The folder or `/proc/locks` cannot be read.
+pub fn files(folder: &Path) -> Result<BTreeSet<String>> {
+    let unreadable = |error| HarnessError::caused_by("cannot take the leftovers", error);
+    let locks = fs::read_to_string("/proc/locks").map_err(unreadable)?;
+    // proc(5): `1: FLOCK ADVISORY WRITE 593 08:01:1048602 0 EOF`, and `1: -> …` for who waits for it.
+    let locked: BTreeSet<u64> = locks
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.matches(':').count() == 2))
+        .filter_map(|place| place.rsplit(':').next()?.parse().ok())
+        .collect();
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let metadata = entry.metadata().map_err(unreadable)?;
+        if metadata.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else if locked.contains(&metadata.ino()) {
+            found.insert(entry.path().display().to_string());
+        }
+    }
+    Ok(found)
+}
+
+/// Takes a leftovers again and again until it finds nothing.
+///
+/// # Errors
+/// It still finds something after `patience`, or cannot be taken.
+pub fn nothing_left(patience: Duration, mut leftovers: impl FnMut() -> Result<BTreeSet<String>>) -> Result<()> {
+    let end = Instant::now() + patience;
+    loop {
+        let found = leftovers()?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(HarnessError::new(format!("after {patience:?} there is still {found:?}")));
+        }
+        thread::sleep(AGAIN);
+    }
+}
