@@ -1,7 +1,8 @@
 //! A flash sale: many buyers in several processes, one stock, nothing sold twice.
 //!
-//! Every purchase reads the stock, thinks for a moment, and writes it back, as the naive shop does. Under the lock that
-//! is safe; without it, two buyers read the same number and both sell the same item.
+//! Every purchase reads the stock, thinks for a moment, and writes it back, as the naive shop does.
+//! Under the lock that is safe; without it, two buyers read the same number and both sell the same
+//! item.
 //!
 //! ```console
 //! $ cargo run --release --example flash_sale                            # a file; no server needed
@@ -14,8 +15,8 @@
 //!
 //! The stock is a file, whatever the lock lives on: a resource need not live where its lock does.
 //!
-//! The stock keeps the largest fencing token that it has seen and refuses older ones, as a resource should: so even a
-//! buyer that was paused for longer than its lease cannot sell what is sold.
+//! The stock keeps the largest fencing token that it has seen and refuses older ones, as a resource
+//! should: so even a buyer that was paused for longer than its lease cannot sell what is sold.
 //!
 //! Exit code 1 if more was sold than there was.
 
@@ -51,7 +52,8 @@ struct Args {
     /// How many buyers each process serves at a time
     #[arg(long, default_value_t = 16)]
     buyers: usize,
-    /// Where the lock lives: the URL of a backend whose feature is compiled in; without it, a file in a temporary directory
+    /// Where the lock lives: the URL of a backend whose feature is compiled in; without it, a file
+    /// in a temporary directory
     #[arg(long, value_name = "URL")]
     on: Option<String>,
     /// The TTL of the lock, in seconds
@@ -102,7 +104,8 @@ struct Shelf {
     token: u64,
 }
 
-/// Where the shelf is: a file. It can be read and written, and has nothing that would save the naive shop.
+/// Where the shelf is: a file. It can be read and written, and has nothing that would save the
+/// naive shop.
 #[derive(Clone, Debug)]
 struct Stock(PathBuf);
 
@@ -113,8 +116,13 @@ impl Stock {
 
     async fn read(&self) -> Result<Shelf> {
         let text = tokio::fs::read_to_string(&self.0).await?;
-        let (left, token) = text.split_once(' ').ok_or("the stock is not as it was written")?;
-        Ok(Shelf { left: left.parse()?, token: token.parse()? })
+        let (left, token) = text
+            .split_once(' ')
+            .ok_or("the stock is not as it was written")?;
+        Ok(Shelf {
+            left: left.parse()?,
+            token: token.parse()?,
+        })
     }
 
     async fn write(&self, shelf: Shelf) -> Result<()> {
@@ -135,7 +143,10 @@ fn unique() -> u64 {
 
 /// Names this sale: two at a time on one server do not meet.
 fn name_of(place: &Path) -> String {
-    place.file_name().map_or_else(|| String::from("flash-sale"), |name| name.to_string_lossy().into_owned())
+    place.file_name().map_or_else(
+        || String::from("flash-sale"),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 /// One of the processes that sell.
@@ -146,13 +157,21 @@ mod seller {
     const THOUGHT: Duration = Duration::from_micros(200);
 
     pub(super) async fn run(args: &Args, place: &Path) -> Result<()> {
-        let url = args.on.clone().unwrap_or_else(|| format!("file:{}", place.join("locks").display()));
+        let url = args
+            .on
+            .clone()
+            .unwrap_or_else(|| format!("file:{}", place.join("locks").display()));
         let stock = Stock::open(place);
         let client = leasehold::connect(&url).await?;
-        let mutex = client.mutex(name_of(place)).with_ttl(Ttl::from_secs(args.ttl)?);
+        let mutex = client
+            .mutex(name_of(place))
+            .with_ttl(Ttl::from_secs(args.ttl)?);
         let mut buyers = JoinSet::new();
         for _ in 0..args.buyers {
-            buyers.spawn(buy_all(stock.clone(), (!args.unlocked).then(|| mutex.clone())));
+            buyers.spawn(buy_all(
+                stock.clone(),
+                (!args.unlocked).then(|| mutex.clone()),
+            ));
         }
         while let Some(done) = buyers.join_next().await {
             done??;
@@ -193,9 +212,16 @@ mod seller {
         tokio::time::sleep(THOUGHT).await;
         let token = token.map_or(0, FencingToken::get);
         if token < shelf.token {
-            return Err(format!("token {token} is stale: the stock has seen {}", shelf.token).into());
+            return Err(
+                format!("token {token} is stale: the stock has seen {}", shelf.token).into(),
+            );
         }
-        stock.write(Shelf { left: shelf.left - 1, token }).await?;
+        stock
+            .write(Shelf {
+                left: shelf.left - 1,
+                token,
+            })
+            .await?;
         Ok(Some(token))
     }
 }
@@ -204,13 +230,19 @@ mod seller {
 mod shop {
     use super::*;
 
-    /// An overselling sale might never end: nobody needs to see more than this many times the stock.
+    /// An overselling sale might never end: nobody needs to see more than this many times the
+    /// stock.
     const ENOUGH: u64 = 4;
 
     pub(super) async fn run(args: &Args) -> Result<bool> {
         let place = tempfile::Builder::new().prefix("flash-sale-").tempdir()?;
         let stock = Stock::open(place.path());
-        stock.write(Shelf { left: args.stock(), token: 0 }).await?;
+        stock
+            .write(Shelf {
+                left: args.stock(),
+                token: 0,
+            })
+            .await?;
         let started = Instant::now();
         let tally = sell(args, place.path()).await;
         let took = started.elapsed();
@@ -227,8 +259,13 @@ mod shop {
         drop(tell);
         // Hidden when standard error is no terminal.
         let progress = ProgressBar::new(args.stock());
-        progress.set_style(ProgressStyle::with_template("{bar:40} {pos} of {len} sold, {per_sec}")?);
-        let mut tally = Tally { by_process: vec![0; args.processes()], largest_token: 0 };
+        progress.set_style(ProgressStyle::with_template(
+            "{bar:40} {pos} of {len} sold, {per_sec}",
+        )?);
+        let mut tally = Tally {
+            by_process: vec![0; args.processes()],
+            largest_token: 0,
+        };
         while let Some((number, token)) = told.recv().await {
             tally.by_process[number] += 1;
             tally.largest_token = tally.largest_token.max(token);
@@ -262,17 +299,27 @@ mod shop {
     }
 
     /// Hears what a seller has sold, and how it ended.
-    async fn watch(number: usize, mut seller: Child, tell: mpsc::UnboundedSender<(usize, u64)>) -> Result<()> {
+    async fn watch(
+        number: usize,
+        mut seller: Child,
+        tell: mpsc::UnboundedSender<(usize, u64)>,
+    ) -> Result<()> {
         let output = seller.stdout.take().ok_or("the seller has no output")?;
         let mut lines = BufReader::new(output).lines();
         while let Some(line) = lines.next_line().await? {
-            let token = line.strip_prefix("sold ").ok_or_else(|| format!("a seller said `{line}`"))?;
+            let token = line
+                .strip_prefix("sold ")
+                .ok_or_else(|| format!("a seller said `{line}`"))?;
             if tell.send((number, token.parse()?)).is_err() {
                 break;
             }
         }
         let status = seller.wait().await?;
-        if status.success() { Ok(()) } else { Err(format!("a seller failed: {status}").into()) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("a seller failed: {status}").into())
+        }
     }
 
     /// What was sold, and where.

@@ -1,7 +1,8 @@
 //! One program, every backend: what changes is the URL.
 //!
-//! It does the same with each URL: takes a mutex and shows its token, is refused while another client holds it, waits and is
-//! woken, shares a read lock, takes permits, and runs work that ends before the lock could be another's.
+//! It does the same with each URL: takes a mutex and shows its token, is refused while another
+//! client holds it, waits and is woken, shares a read lock, takes permits, and runs work that ends
+//! before the lock could be another's.
 //!
 //! ```console
 //! $ cargo run --release --example swap_backend                              # memory and files: no server needed
@@ -9,7 +10,8 @@
 //! $ cargo run --release --example swap_backend --features etcd,redis -- etcd://127.0.0.1:2379 redis://127.0.0.1/
 //! ```
 //!
-//! A backend that cannot do something says so (Redlock has no permits), and the program shows what it said.
+//! A backend that cannot do something says so (Redlock has no permits), and the program shows what
+//! it said.
 
 use std::{
     process::ExitCode,
@@ -24,7 +26,10 @@ async fn main() -> ExitCode {
     let mut urls: Vec<String> = std::env::args().skip(1).collect();
     if urls.is_empty() {
         // Named, so that two clients share it.
-        urls = vec!["memory:swap".into(), format!("file:{}", folder.path().display())];
+        urls = vec![
+            "memory:swap".into(),
+            format!("file:{}", folder.path().display()),
+        ];
     }
     let mut code = ExitCode::SUCCESS;
     for url in urls {
@@ -39,17 +44,33 @@ async fn main() -> ExitCode {
 
 /// The program. No line of it knows the backend.
 async fn show(url: &str) -> Result<()> {
-    let (client, other) = (leasehold::connect(url).await?, leasehold::connect(url).await?);
+    let (client, other) = (
+        leasehold::connect(url).await?,
+        leasehold::connect(url).await?,
+    );
     let capabilities = client.capabilities();
-    println!("{}: tokens {}, order {}", capabilities.endpoint, capabilities.fencing, capabilities.fairness);
+    println!(
+        "{}: tokens {}, order {}",
+        capabilities.endpoint, capabilities.fencing, capabilities.fairness
+    );
 
     // Names are yours; this one is another with each run, so that no run disturbs another.
     let name = format!("swap-backend/{}", std::process::id());
     let guard = client.mutex(&name).lock().await?;
-    println!("  held under token {:?}", guard.fencing_token().map(leasehold::FencingToken::get));
+    println!(
+        "  held under token {:?}",
+        guard.fencing_token().map(leasehold::FencingToken::get)
+    );
 
     let refused = other.mutex(&name).try_lock().await.err();
-    println!("  another client: {}", if is_contended(refused.as_ref()) { "refused" } else { "NOT REFUSED" });
+    println!(
+        "  another client: {}",
+        if is_contended(refused.as_ref()) {
+            "refused"
+        } else {
+            "NOT REFUSED"
+        }
+    );
 
     let waiting = tokio::spawn({
         let other = other.mutex(&name);
@@ -59,13 +80,22 @@ async fn show(url: &str) -> Result<()> {
     let released = Instant::now();
     guard.release().await?;
     let (granted, guard) = waiting.await.expect("the task goes on")?;
-    println!("  it waited, and had the lock {:.1?} after the release began", granted - released);
+    println!(
+        "  it waited, and had the lock {:.1?} after the release began",
+        granted - released
+    );
     guard.release().await?;
 
-    let ran = client.mutex(&name).run(async |lease| lease.is_held()).await?;
+    let ran = client
+        .mutex(&name)
+        .run(async |lease| lease.is_held())
+        .await?;
     println!("  work ran under the lease: {ran}");
 
-    said("two readers at a time", readers(&client, &other, &name).await)?;
+    said(
+        "two readers at a time",
+        readers(&client, &other, &name).await,
+    )?;
     said("two permits of three", permits(&client, &name).await)?;
 
     client.close().await?;

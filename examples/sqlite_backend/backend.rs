@@ -1,7 +1,9 @@
-//! A lock backend of a third party, whole: one table of a SQLite file, for the processes of one host.
+//! A lock backend of a third party, whole: one table of a SQLite file, for the processes of one
+//! host.
 //!
-//! What it promises is in [`capabilities`](SqliteBackend::capabilities); that it keeps it, `tests/conformance.rs` shows with the
-//! conformance suite. Read it beside `docs/adding-a-backend.md`.
+//! What it promises is in [`capabilities`](SqliteBackend::capabilities); that it keeps it,
+//! `tests/conformance.rs` shows with the conformance suite. Read it beside
+//! `docs/adding-a-backend.md`.
 
 use std::{
     fmt,
@@ -11,9 +13,9 @@ use std::{
 };
 
 use leasehold::{
-    Attempt, Broken, Capabilities, Contention, Deadline, Error, ErrorKind, Fencing, FencingToken, HolderRef,
-    Inspection, Lease, AtomicDeadline, LockBackend, LockKey, LossDetection, Released, Request, Restart, Result, KeepAlive,
-    WaiterNotification, async_trait,
+    AtomicDeadline, Attempt, Broken, Capabilities, Contention, Deadline, Error, ErrorKind, Fencing,
+    FencingToken, HolderRef, Inspection, KeepAlive, Lease, LockBackend, LockKey, LossDetection,
+    Released, Request, Restart, Result, WaiterNotification, async_trait,
 };
 use rusqlite::{Connection, OptionalExtension, params_from_iter, types::Value};
 
@@ -22,7 +24,8 @@ const NAME: &str = "sqlite";
 /// SQLite wakes nobody: who waits asks again this often.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A row outlives its locks: it keeps the token. `expires` is in milliseconds of the host's wall clock, 0 if free.
+/// A row outlives its locks: it keeps the token. `expires` is in milliseconds of the host's wall
+/// clock, 0 if free.
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS locks
     (name BLOB PRIMARY KEY, owner BLOB, expires INTEGER NOT NULL, token INTEGER NOT NULL) WITHOUT ROWID";
 
@@ -65,12 +68,20 @@ impl SqliteBackend {
             }
         });
         let connection = opened.await.map_err(|error| error.with_operation("open"))?;
-        Ok(Arc::new(Self { path, connection: Arc::new(Mutex::new(connection)) }))
+        Ok(Arc::new(Self {
+            path,
+            connection: Arc::new(Mutex::new(connection)),
+        }))
     }
 
-    /// Runs a statement on the request's name, owner and TTL, as many of them as it names. It answers with a token, or with
-    /// nothing.
-    async fn ask(&self, operation: &'static str, sql: &'static str, request: &Request) -> Result<Option<FencingToken>> {
+    /// Runs a statement on the request's name, owner and TTL, as many of them as it names. It
+    /// answers with a token, or with nothing.
+    async fn ask(
+        &self,
+        operation: &'static str,
+        sql: &'static str,
+        request: &Request,
+    ) -> Result<Option<FencingToken>> {
         let name = Value::Blob(request.key().as_bytes().to_vec());
         let owner = Value::Blob(request.owner().to_hex().to_vec());
         let ttl = Value::Integer(i64::try_from(request.ttl().as_millis()).unwrap_or(i64::MAX));
@@ -78,26 +89,38 @@ impl SqliteBackend {
         let answered = blocking(move || {
             let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
             let mut statement = connection.prepare_cached(sql)?;
-            let values = [name, owner, ttl].into_iter().take(statement.parameter_count());
-            statement.query_row(params_from_iter(values), |row| row.get::<_, i64>(0)).optional()
+            let values = [name, owner, ttl]
+                .into_iter()
+                .take(statement.parameter_count());
+            statement
+                .query_row(params_from_iter(values), |row| row.get::<_, i64>(0))
+                .optional()
         });
-        let token = answered.await.map_err(|error| error.with_operation(operation))?;
+        let token = answered
+            .await
+            .map_err(|error| error.with_operation(operation))?;
         Ok(token.map(i64::unsigned_abs).map(FencingToken::new))
     }
 }
 
 /// Runs what blocks where it may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(error_of),
-        Err(error) => Err(Error::new(ErrorKind::Indeterminate, "the runtime ends").with_source(error)),
+        Err(error) => {
+            Err(Error::new(ErrorKind::Indeterminate, "the runtime ends").with_source(error))
+        }
     }
 }
 
 /// A statement that fails is rolled back: it had no effect, and may be tried again.
 fn error_of(error: rusqlite::Error) -> Error {
     let message = "SQLite refused; see the cause, and whether the file can be written";
-    Error::new(ErrorKind::Unavailable, message).with_backend(NAME).with_source(error)
+    Error::new(ErrorKind::Unavailable, message)
+        .with_backend(NAME)
+        .with_source(error)
 }
 
 #[async_trait]
@@ -119,18 +142,32 @@ impl LockBackend for SqliteBackend {
         Ok(match self.ask("acquire", ACQUIRE, &request).await? {
             Some(token) => {
                 let deadline = AtomicDeadline::new(request.deadline_from(sent));
-                Attempt::Granted(Arc::new(SqliteLease { backend: self, request, token, deadline }))
+                Attempt::Granted(Arc::new(SqliteLease {
+                    backend: self,
+                    request,
+                    token,
+                    deadline,
+                }))
             }
-            None => Attempt::Contended(Contention { retry_after: Some(POLL), ..Contention::default() }),
+            None => Attempt::Contended(Contention {
+                retry_after: Some(POLL),
+                ..Contention::default()
+            }),
         })
     }
 
     async fn inspect(&self, _: &LockKey) -> Result<Inspection> {
-        Err(Error::new(ErrorKind::Unsupported, "look into the table `locks`"))
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "look into the table `locks`",
+        ))
     }
 
     async fn break_lock(&self, _: &HolderRef, _: bool) -> Result<Broken> {
-        Err(Error::new(ErrorKind::Unsupported, "set `expires` to 0 in the table `locks`"))
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "set `expires` to 0 in the table `locks`",
+        ))
     }
 
     async fn close(&self) -> Result<()> {
@@ -146,7 +183,9 @@ impl fmt::Display for SqliteBackend {
 
 impl fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteBackend").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("SqliteBackend")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -177,7 +216,10 @@ impl Lease for SqliteLease {
         let sent = self.request.now();
         let renewed = self.backend.ask("renew", RENEW, &self.request).await?;
         // An answer that comes after the deadline revives nothing.
-        let in_time = || self.deadline.advance(self.request.deadline_from(sent), self.request.now());
+        let in_time = || {
+            self.deadline
+                .advance(self.request.deadline_from(sent), self.request.now())
+        };
         if renewed.is_some() && in_time() {
             Ok(())
         } else {
@@ -188,6 +230,10 @@ impl Lease for SqliteLease {
     async fn release(self: Arc<Self>) -> Result<Released> {
         // Once told, the row has no owner: asking again finds nothing.
         let freed = self.backend.ask("release", RELEASE, &self.request).await?;
-        Ok(if freed.is_some() { Released::Freed } else { Released::AlreadyLost })
+        Ok(if freed.is_some() {
+            Released::Freed
+        } else {
+            Released::AlreadyLost
+        })
     }
 }

@@ -1,7 +1,8 @@
-//! A backend that Leasehold knows nothing of: locks in a SQLite file, for the processes of one host.
+//! A backend that Leasehold knows nothing of: locks in a SQLite file, for the processes of one
+//! host.
 //!
-//! `backend.rs` beside this file is all of it. The program takes a lock with it, as with any backend, shows that another client
-//! is refused meanwhile, and lets eight tasks count under it.
+//! `backend.rs` beside this file is all of it. The program takes a lock with it, as with any
+//! backend, shows that another client is refused meanwhile, and lets eight tasks count under it.
 //!
 //! ```console
 //! $ cargo run --release --example sqlite_backend
@@ -14,14 +15,25 @@ use leasehold_sqlite_example::SqliteBackend;
 #[tokio::main]
 async fn main() -> Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = std::env::args_os().nth(1).map_or_else(|| folder.path().join("locks.db"), Into::into);
+    let path = std::env::args_os()
+        .nth(1)
+        .map_or_else(|| folder.path().join("locks.db"), Into::into);
     let client = LockClient::new(SqliteBackend::open(&path).await?);
     let other = LockClient::new(SqliteBackend::open(&path).await?);
     println!("{}", client.capabilities().endpoint);
 
     let guard = client.mutex("count").lock().await?;
-    println!("one client holds `count` under token {}", guard.fencing_token().map_or(0, leasehold::FencingToken::get));
-    let refused = other.mutex("count").try_lock().await.expect_err("it is held");
+    println!(
+        "one client holds `count` under token {}",
+        guard
+            .fencing_token()
+            .map_or(0, leasehold::FencingToken::get)
+    );
+    let refused = other
+        .mutex("count")
+        .try_lock()
+        .await
+        .expect_err("it is held");
     assert_eq!(refused.kind(), ErrorKind::Contended);
     println!("the other is told: {refused}");
     guard.release().await?;
@@ -29,7 +41,14 @@ async fn main() -> Result<()> {
     let count = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..8 {
-        let (client, count) = (if task % 2 == 0 { client.clone() } else { other.clone() }, count.clone());
+        let (client, count) = (
+            if task % 2 == 0 {
+                client.clone()
+            } else {
+                other.clone()
+            },
+            count.clone(),
+        );
         tasks.spawn(async move {
             for _ in 0..5 {
                 let guard = client.mutex("count").lock().await?;
@@ -43,7 +62,10 @@ async fn main() -> Result<()> {
         });
     }
     tasks.join_all().await.into_iter().collect::<Result<()>>()?;
-    println!("8 tasks of two clients counted to {} of 40", count.load(std::sync::atomic::Ordering::Relaxed));
+    println!(
+        "8 tasks of two clients counted to {} of 40",
+        count.load(std::sync::atomic::Ordering::Relaxed)
+    );
     assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 40);
     client.close().await?;
     other.close().await

@@ -3,12 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 
 use crate::{HarnessError, Result};
 
-/// A certificate authority of its own and a server certificate for `localhost` and `127.0.0.1` that it signed, as PEM
-/// files in one folder. Trusting the authority of another instance is how a test gets a wrong certificate.
+/// A certificate authority of its own and a server certificate for `localhost` and `127.0.0.1` that
+/// it signed, as PEM files in one folder. Trusting the authority of another instance is how a test
+/// gets a wrong certificate.
 #[derive(Debug, Clone)]
 pub struct Certificates {
     folder: PathBuf,
@@ -23,7 +27,8 @@ impl Certificates {
         Self::generate_for(folder, &["localhost", "127.0.0.1"])
     }
 
-    /// The same for other host names or addresses: a certificate that is in order, but not for this server.
+    /// The same for other host names or addresses: a certificate that is in order, but not for this
+    /// server.
     ///
     /// # Errors
     /// The folder cannot be written, or a name is not one.
@@ -40,15 +45,19 @@ impl Certificates {
     }
 
     fn write(folder: &Path, names: &[&str], until: Option<i32>) -> Result<Self> {
-        let certificates = Self { folder: folder.to_owned() };
-        let made = make(names, until).map_err(|error| HarnessError::caused_by("cannot make certificates", error))?;
+        let certificates = Self {
+            folder: folder.to_owned(),
+        };
+        let made = make(names, until)
+            .map_err(|error| HarnessError::caused_by("cannot make certificates", error))?;
         for (path, pem) in [
             (certificates.ca(), made.ca),
             (certificates.certificate(), made.certificate),
             (certificates.key(), made.key),
         ] {
-            fs::write(&path, pem)
-                .map_err(|error| HarnessError::caused_by(format!("cannot write {}", path.display()), error))?;
+            fs::write(&path, pem).map_err(|error| {
+                HarnessError::caused_by(format!("cannot write {}", path.display()), error)
+            })?;
         }
         Ok(certificates)
     }
@@ -81,18 +90,30 @@ const LONG_AGO: i32 = 2001;
 /// `until`: the year in which the server's certificate expires.
 fn make(names: &[&str], until: Option<i32>) -> Result<Pems, rcgen::Error> {
     let mut authority = CertificateParams::default();
-    authority.distinguished_name.push(DnType::CommonName, "Leasehold test authority");
+    authority
+        .distinguished_name
+        .push(DnType::CommonName, "Leasehold test authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let authority_key = KeyPair::generate()?;
     let ca = authority.self_signed(&authority_key)?.pem();
     let issuer = Issuer::new(authority, authority_key);
 
-    let mut server = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
+    let mut server = CertificateParams::new(
+        names
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect::<Vec<_>>(),
+    )?;
     if let Some(year) = until {
-        (server.not_before, server.not_after) = (date_time_ymd(year - 1, 1, 1), date_time_ymd(year, 1, 1));
+        (server.not_before, server.not_after) =
+            (date_time_ymd(year - 1, 1, 1), date_time_ymd(year, 1, 1));
     }
     let server_key = KeyPair::generate()?;
     let certificate = server.signed_by(&server_key, &issuer)?.pem();
-    Ok(Pems { ca, certificate, key: server_key.serialize_pem() })
+    Ok(Pems {
+        ca,
+        certificate,
+        key: server_key.serialize_pem(),
+    })
 }

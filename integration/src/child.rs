@@ -14,11 +14,13 @@ use crate::{HarnessError, Result, spawner};
 /// How often the state of a process is looked at while waiting for it to change.
 const GLANCE: Duration = Duration::from_millis(2);
 
-/// A stop, a continuation or a death by SIGKILL takes effect within microseconds; more than this is a defect.
+/// A stop, a continuation or a death by SIGKILL takes effect within microseconds; more than this is
+/// a defect.
 const OBEDIENCE: Duration = Duration::from_secs(10);
 
-/// A process that this one started and owns: it is killed and reaped on drop, and killed by the kernel if this process
-/// dies first. Signals go to its pid alone, which cannot be another's before it is reaped here.
+/// A process that this one started and owns: it is killed and reaped on drop, and killed by the
+/// kernel if this process dies first. Signals go to its pid alone, which cannot be another's before
+/// it is reaped here.
 #[derive(Debug)]
 #[must_use = "dropping it kills the process"]
 pub struct OwnedChild {
@@ -55,8 +57,9 @@ impl OwnedChild {
         // A Ctrl-C at the terminal is for the test run, whose death then takes its children along.
         command.process_group(0);
         configure(&mut command);
-        let child = spawner::spawn(command)
-            .map_err(|error| HarnessError::caused_by(format!("cannot start {}", program.display()), error))?;
+        let child = spawner::spawn(command).map_err(|error| {
+            HarnessError::caused_by(format!("cannot start {}", program.display()), error)
+        })?;
         Ok(Self { child, exit: None })
     }
 
@@ -70,7 +73,8 @@ impl OwnedChild {
         self.try_wait().is_none()
     }
 
-    /// SIGSTOP. Returns when it has taken effect: from then on the process does nothing until [`resume`](Self::resume).
+    /// SIGSTOP. Returns when it has taken effect: from then on the process does nothing until
+    /// [`resume`](Self::resume).
     ///
     /// # Errors
     /// It has ended.
@@ -126,7 +130,10 @@ impl OwnedChild {
                 return Ok(exit);
             }
             if Instant::now() >= end {
-                return Err(HarnessError::new(format!("process {} still runs after {patience:?}", self.pid())));
+                return Err(HarnessError::new(format!(
+                    "process {} still runs after {patience:?}",
+                    self.pid()
+                )));
             }
             thread::sleep(GLANCE);
         }
@@ -148,7 +155,9 @@ impl OwnedChild {
     fn signal(&mut self, signal: Signal) -> Result<()> {
         let pid = self.pid();
         if let Some(exit) = self.try_wait() {
-            return Err(HarnessError::new(format!("process {pid} has ended ({exit}), no signal can reach it")));
+            return Err(HarnessError::new(format!(
+                "process {pid} has ended ({exit}), no signal can reach it"
+            )));
         }
         kill_process(Pid::from_child(&self.child), signal)
             .map_err(|error| HarnessError::caused_by(format!("cannot signal process {pid}"), error))
@@ -162,7 +171,9 @@ impl OwnedChild {
             }
             thread::sleep(GLANCE);
         }
-        Err(HarnessError::new(format!("process {pid} did not {what} within {OBEDIENCE:?}")))
+        Err(HarnessError::new(format!(
+            "process {pid} did not {what} within {OBEDIENCE:?}"
+        )))
     }
 }
 
@@ -182,11 +193,15 @@ pub fn find_program(program: impl AsRef<OsStr>) -> Result<PathBuf> {
         program.is_file().then(|| program.to_owned())
     } else {
         let path = env::var_os("PATH").unwrap_or_default();
-        env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
+        env::split_paths(&path)
+            .map(|folder| folder.join(program))
+            .find(|candidate| candidate.is_file())
     };
     found.ok_or_else(|| {
         let program = program.display();
-        HarnessError::new(format!("{program} is not installed: run integration/setup.sh, which installs it on Debian"))
+        HarnessError::new(format!(
+            "{program} is not installed: run integration/setup.sh, which installs it on Debian"
+        ))
     })
 }
 

@@ -4,8 +4,8 @@ use std::fmt;
 /// What the harness returns.
 pub type Result<T, E = HarnessError> = std::result::Result<T, E>;
 
-/// The harness itself failed: a server did not start, a process did not obey. The message is for the person who reads
-/// the failed test, and names the remedy where there is one.
+/// The harness itself failed: a server did not start, a process did not obey. The message is for
+/// the person who reads the failed test, and names the remedy where there is one.
 pub struct HarnessError {
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,
@@ -14,12 +14,21 @@ pub struct HarnessError {
 impl HarnessError {
     /// An error that says `message`.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
+        Self {
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// An error that says `message` and was caused by `source`.
-    pub fn caused_by(message: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { message: message.into(), source: Some(source.into()) }
+    pub fn caused_by(
+        message: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            message: message.into(),
+            source: Some(source.into()),
+        }
     }
 }
 
@@ -33,7 +42,9 @@ impl fmt::Display for HarnessError {
 impl fmt::Debug for HarnessError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        self.source.as_ref().map_or(Ok(()), |source| write!(f, ": {source}"))
+        self.source
+            .as_ref()
+            .map_or(Ok(()), |source| write!(f, ": {source}"))
     }
 }
 

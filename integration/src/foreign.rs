@@ -15,13 +15,20 @@ use crate::{
 };
 
 /// Debian's jars of Curator and what it needs.
-const CURATOR: [&str; 6] =
-    ["curator-recipes", "curator-framework", "curator-client", "zookeeper", "guava", "slf4j-nop"];
+const CURATOR: [&str; 6] = [
+    "curator-recipes",
+    "curator-framework",
+    "curator-client",
+    "zookeeper",
+    "guava",
+    "slf4j-nop",
+];
 
 /// For what must happen at all.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A program of `integration/interop` with another project's lock client in it, for one lock. Dropping it kills it.
+/// A program of `integration/interop` with another project's lock client in it, for one lock.
+/// Dropping it kills it.
 #[derive(Debug)]
 pub struct Foreign(Peer);
 
@@ -32,7 +39,12 @@ impl Foreign {
     /// It is not installed, or cannot reach the server.
     pub async fn redis_py(url: &str, name: &str, ttl: Duration) -> Result<Self> {
         let script = sources().join("python/redis_lock.py");
-        let arguments = [script.into(), url.into(), name.into(), ttl.as_secs_f64().to_string().into()];
+        let arguments = [
+            script.into(),
+            url.into(),
+            name.into(),
+            ttl.as_secs_f64().to_string().into(),
+        ];
         Self::start(installed("python/bin/python")?, arguments.into()).await
     }
 
@@ -42,22 +54,43 @@ impl Foreign {
     /// It is not installed.
     pub async fn node_redlock(ports: &[u16], name: &str, ttl: Duration) -> Result<Self> {
         let script = sources().join("node/redlock.mjs");
-        let packages = installed("node/package.json")?.parent().map(PathBuf::from).unwrap_or_default();
-        let mut arguments: Vec<OsString> =
-            vec![script.into(), packages.into(), name.into(), ttl.as_millis().to_string().into()];
+        let packages = installed("node/package.json")?
+            .parent()
+            .map(PathBuf::from)
+            .unwrap_or_default();
+        let mut arguments: Vec<OsString> = vec![
+            script.into(),
+            packages.into(),
+            name.into(),
+            ttl.as_millis().to_string().into(),
+        ];
         arguments.extend(ports.iter().map(|port| port.to_string().into()));
         Self::start(installed("node/node")?, arguments).await
     }
 
-    /// Curator's `InterProcessMutex` (`mutex`), or one side of its `InterProcessReadWriteLock` (`read`, `write`).
+    /// Curator's `InterProcessMutex` (`mutex`), or one side of its `InterProcessReadWriteLock`
+    /// (`read`, `write`).
     ///
     /// # Errors
     /// It is not installed, or cannot reach the server.
     pub async fn curator(server: SocketAddr, kind: &str, path: &str) -> Result<Self> {
-        let classes = installed("java/CuratorLock.class")?.parent().map(PathBuf::from).unwrap_or_default();
+        let classes = installed("java/CuratorLock.class")?
+            .parent()
+            .map(PathBuf::from)
+            .unwrap_or_default();
         let classpath = format!("{}:{}", classes.display(), classpath(&CURATOR)?);
         let mut arguments: Vec<OsString> = jvm().map(OsString::from).into();
-        arguments.extend(["-cp", &classpath, "CuratorLock", &server.to_string(), kind, path].map(OsString::from));
+        arguments.extend(
+            [
+                "-cp",
+                &classpath,
+                "CuratorLock",
+                &server.to_string(),
+                kind,
+                path,
+            ]
+            .map(OsString::from),
+        );
         Self::start(find_program("java")?, arguments).await
     }
 
@@ -67,7 +100,8 @@ impl Foreign {
     /// It is not installed, or cannot reach the server.
     pub async fn kazoo(server: SocketAddr, path: &str, patterns: &[&str]) -> Result<Self> {
         let script = sources().join("python/kazoo_lock.py");
-        let mut arguments: Vec<OsString> = vec![script.into(), server.to_string().into(), path.into()];
+        let mut arguments: Vec<OsString> =
+            vec![script.into(), server.to_string().into(), path.into()];
         arguments.extend(patterns.iter().map(OsString::from));
         Self::start(installed("python/bin/python")?, arguments).await
     }
@@ -104,7 +138,9 @@ impl Foreign {
     pub async fn holds(&mut self) -> Result<()> {
         match self.hear().await?.as_str() {
             "held" => Ok(()),
-            other => Err(HarnessError::new(format!("the other client does not hold the lock: {other}"))),
+            other => Err(HarnessError::new(format!(
+                "the other client does not hold the lock: {other}"
+            ))),
         }
     }
 
@@ -131,7 +167,9 @@ impl Foreign {
         let mut foreign = Self(Peer::spawn(program, arguments)?);
         match foreign.hear().await?.as_str() {
             "ready" => Ok(foreign),
-            other => Err(HarnessError::new(format!("the other client is not ready: {other}"))),
+            other => Err(HarnessError::new(format!(
+                "the other client is not ready: {other}"
+            ))),
         }
     }
 
@@ -148,11 +186,15 @@ fn sources() -> PathBuf {
 /// What `integration/interop/setup.sh` has installed.
 fn installed(path: &str) -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/interop");
-    // Node wants an absolute path without `..`; Python finds its packages beside the path that it is started by.
+    // Node wants an absolute path without `..`; Python finds its packages beside the path that it
+    // is started by.
     let folder = folder.canonicalize().unwrap_or(folder);
     let path = folder.join(path);
     if path.exists() {
         return Ok(path);
     }
-    Err(HarnessError::new(format!("{} is not installed: run integration/setup.sh", path.display())))
+    Err(HarnessError::new(format!(
+        "{} is not installed: run integration/setup.sh",
+        path.display()
+    )))
 }

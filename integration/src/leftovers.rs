@@ -18,26 +18,44 @@ use crate::{
 const AGAIN: Duration = Duration::from_millis(10);
 
 /// What outlives the locks: counters of tokens, and what the node of a quorum keeps.
-const LASTING: [&[u8]; 5] = [b":token", b":fence", b":lh4:mark", b":lh4:since", b":lh4:top"];
+const LASTING: [&[u8]; 5] = [
+    b":token",
+    b":fence",
+    b":lh4:mark",
+    b":lh4:since",
+    b":lh4:top",
+];
 
 /// The keys of all locks that are held or waited for.
 ///
 /// # Errors
 /// The server does not answer.
 pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
-    let failed = |error: redis::RedisError| HarnessError::caused_by("cannot take the leftovers", error);
+    let failed =
+        |error: redis::RedisError| HarnessError::caused_by("cannot take the leftovers", error);
     let mut connection = server.connection()?;
-    let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut connection).map_err(failed)?;
+    let keys: Vec<Vec<u8>> = redis::cmd("KEYS")
+        .arg("*")
+        .query(&mut connection)
+        .map_err(failed)?;
     let mut found = BTreeSet::new();
-    for key in keys.into_iter().filter(|key| !LASTING.iter().any(|lasting| key.ends_with(lasting))) {
-        // A set of waiters stays a while after its last member has left or expired: only members that live count.
-        let kind: String = redis::cmd("TYPE").arg(&key).query(&mut connection).map_err(failed)?;
+    for key in keys
+        .into_iter()
+        .filter(|key| !LASTING.iter().any(|lasting| key.ends_with(lasting)))
+    {
+        // A set of waiters stays a while after its last member has left or expired: only members
+        // that live count.
+        let kind: String = redis::cmd("TYPE")
+            .arg(&key)
+            .query(&mut connection)
+            .map_err(failed)?;
         let name = String::from_utf8_lossy(&key).into_owned();
         if kind != "zset" {
             found.insert(name);
             continue;
         }
-        let (secs, micros): (u64, u64) = redis::cmd("TIME").query(&mut connection).map_err(failed)?;
+        let (secs, micros): (u64, u64) =
+            redis::cmd("TIME").query(&mut connection).map_err(failed)?;
         let living: Vec<String> = redis::cmd("ZRANGEBYSCORE")
             .arg(&key)
             .arg(secs * 1000 + micros / 1000)
@@ -68,10 +86,14 @@ pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
 pub fn files(folder: &Path) -> Result<BTreeSet<String>> {
     let unreadable = |error| HarnessError::caused_by("cannot take the leftovers", error);
     let locks = fs::read_to_string("/proc/locks").map_err(unreadable)?;
-    // proc(5): `1: FLOCK ADVISORY WRITE 593 08:01:1048602 0 EOF`, and `1: -> …` for who waits for it.
+    // proc(5): `1: FLOCK ADVISORY WRITE 593 08:01:1048602 0 EOF`, and `1: -> …` for who waits for
+    // it.
     let locked: BTreeSet<u64> = locks
         .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.matches(':').count() == 2))
+        .filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.matches(':').count() == 2)
+        })
         .filter_map(|place| place.rsplit(':').next()?.parse().ok())
         .collect();
     let mut found = BTreeSet::new();
@@ -91,7 +113,10 @@ pub fn files(folder: &Path) -> Result<BTreeSet<String>> {
 ///
 /// # Errors
 /// It still finds something after `patience`, or cannot be taken.
-pub fn nothing_left(patience: Duration, mut leftovers: impl FnMut() -> Result<BTreeSet<String>>) -> Result<()> {
+pub fn nothing_left(
+    patience: Duration,
+    mut leftovers: impl FnMut() -> Result<BTreeSet<String>>,
+) -> Result<()> {
     let end = Instant::now() + patience;
     loop {
         let found = leftovers()?;
@@ -99,7 +124,9 @@ pub fn nothing_left(patience: Duration, mut leftovers: impl FnMut() -> Result<BT
             return Ok(());
         }
         if Instant::now() >= end {
-            return Err(HarnessError::new(format!("after {patience:?} there is still {found:?}")));
+            return Err(HarnessError::new(format!(
+                "after {patience:?} there is still {found:?}"
+            )));
         }
         thread::sleep(AGAIN);
     }

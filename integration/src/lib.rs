@@ -1,9 +1,11 @@
-//! What the tests of Leasehold break things with: real servers that are started, paused, killed and restarted, a
-//! proxy that cuts and swallows connections at exact points, and processes that play other programs.
+//! What the tests of Leasehold break things with: real servers that are started, paused, killed and
+//! restarted, a proxy that cuts and swallows connections at exact points, and processes that play
+//! other programs.
 //!
-//! Nothing here is asynchronous and nothing runs on the caller's runtime, so a test may pause its clock, block its
-//! thread or shut its runtime down and the faults still happen when they are asked for. Everything started here dies
-//! with its handle, and also with the test process, however that ends.
+//! Nothing here is asynchronous and nothing runs on the caller's runtime, so a test may pause its
+//! clock, block its thread or shut its runtime down and the faults still happen when they are asked
+//! for. Everything started here dies with its handle, and also with the test process, however that
+//! ends.
 //!
 //! | module | what it gives |
 //! |---|---|
@@ -17,15 +19,15 @@
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
 pub mod bench;
-pub mod leftovers;
 pub mod certificates;
 pub mod child;
 mod error;
 pub mod foreign;
-mod spawner;
+pub mod leftovers;
 pub mod peer;
 pub mod proxy;
 pub mod server;
+mod spawner;
 pub mod worker;
 
 pub use error::{HarnessError, Result};

@@ -10,7 +10,8 @@ use std::{env, thread};
 use crate::child::OwnedChild;
 use crate::{HarnessError, Result};
 
-/// What a line must begin with to be heard; all else that a peer prints (a test harness's own lines) is passed over.
+/// What a line must begin with to be heard; all else that a peer prints (a test harness's own
+/// lines) is passed over.
 const MARK: &str = "peer> ";
 
 /// Set in a peer that is this test again: the role that it plays.
@@ -19,8 +20,8 @@ const ROLE: &str = "LEASEHOLD_PEER_ROLE";
 /// How often a test with a runtime looks whether its peer has said something.
 const GLANCE: Duration = Duration::from_millis(2);
 
-/// Another process of a test: it is told lines on its standard input, and heard on its standard output. Its standard
-/// error is the test's. Dropping it kills it.
+/// Another process of a test: it is told lines on its standard input, and heard on its standard
+/// output. Its standard error is the test's. Dropping it kills it.
 #[derive(Debug)]
 pub struct Peer {
     child: OwnedChild,
@@ -33,18 +34,21 @@ impl Peer {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn spawn<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = A>) -> Result<Self> {
+    pub fn spawn<A: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self> {
         Self::spawn_with(program, arguments, &[])
     }
 
-    /// Starts this test program again, to run the test named `test` alone (its full path, as the test runner prints it)
-    /// in the given `role`; see [`role`].
+    /// Starts this test program again, to run the test named `test` alone (its full path, as the
+    /// test runner prints it) in the given `role`; see [`role`].
     ///
     /// # Errors
     /// It cannot be started.
     pub fn this_test(test: &str, role: &str) -> Result<Self> {
-        let program =
-            env::current_exe().map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
+        let program = env::current_exe()
+            .map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
         Self::spawn_with(program, [test, "--exact", "--nocapture"], &[(ROLE, role)])
     }
 
@@ -60,7 +64,9 @@ impl Peer {
     pub fn say(&mut self, line: &str) -> Result<()> {
         writeln!(self.input, "{line}")
             .and_then(|()| self.input.flush())
-            .map_err(|error| HarnessError::caused_by(format!("cannot say {line:?} to the peer"), error))
+            .map_err(|error| {
+                HarnessError::caused_by(format!("cannot say {line:?} to the peer"), error)
+            })
     }
 
     /// The next line that it [`tell`]s.
@@ -70,8 +76,12 @@ impl Peer {
     pub fn hear(&mut self, patience: Duration) -> Result<String> {
         let end = Instant::now() + patience;
         loop {
-            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                // Not at the start of a line where a test runner has announced the test on the same one.
+            match self
+                .lines
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
+                // Not at the start of a line where a test runner has announced the test on the same
+                // one.
                 Ok(line) => {
                     if let Some((_, told)) = line.split_once(MARK) {
                         return Ok(told.to_owned());
@@ -83,7 +93,8 @@ impl Peer {
         }
     }
 
-    /// As [`hear`](Self::hear), for a test that has a runtime to go on. May be dropped and called again.
+    /// As [`hear`](Self::hear), for a test that has a runtime to go on. May be dropped and called
+    /// again.
     ///
     /// # Errors
     /// It said nothing within `patience`, or has ended.
@@ -96,7 +107,9 @@ impl Peer {
                         return Ok(told.to_owned());
                     }
                 }
-                Err(TryRecvError::Empty) if Instant::now() < end => tokio::time::sleep(GLANCE).await,
+                Err(TryRecvError::Empty) if Instant::now() < end => {
+                    tokio::time::sleep(GLANCE).await
+                }
                 Err(TryRecvError::Empty) => return Err(silent(patience)),
                 Err(TryRecvError::Disconnected) => return Err(mute()),
             }
@@ -117,7 +130,11 @@ impl Peer {
         environment: &[(&str, &str)],
     ) -> Result<Self> {
         let mut child = OwnedChild::spawn(program, |command| {
-            command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
+            command
+                .args(arguments)
+                .envs(environment.iter().copied())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped());
         })?;
         let pipes = child.child_mut();
         let (Some(input), Some(output)) = (pipes.stdin.take(), pipes.stdout.take()) else {
@@ -126,13 +143,20 @@ impl Peer {
         let (heard, lines) = mpsc::channel();
         // Ends with the peer's output, at the latest when the peer is killed.
         thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
+            for line in BufReader::new(output)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
                 if heard.send(line).is_err() {
                     return;
                 }
             }
         });
-        Ok(Self { child, input, lines })
+        Ok(Self {
+            child,
+            input,
+            lines,
+        })
     }
 }
 
@@ -158,8 +182,8 @@ pub fn listen() -> Option<String> {
     }
 }
 
-/// The role that this process plays as a peer; `None` in the test itself. A test that uses [`Peer::this_test`] begins
-/// by asking.
+/// The role that this process plays as a peer; `None` in the test itself. A test that uses
+/// [`Peer::this_test`] begins by asking.
 pub fn role() -> Option<String> {
     env::var(ROLE).ok()
 }

@@ -1,8 +1,9 @@
 //! One thread that starts every child process of the harness.
 //!
-//! A child asks the kernel to be killed when its parent dies, so that a test run that is killed leaves no servers
-//! behind. Linux ties that to the *thread* that started it (prctl(2), `PR_SET_PDEATHSIG`), and the threads of tests and
-//! runtimes come and go: so a thread that lives as long as the process starts them all.
+//! A child asks the kernel to be killed when its parent dies, so that a test run that is killed
+//! leaves no servers behind. Linux ties that to the *thread* that started it (prctl(2),
+//! `PR_SET_PDEATHSIG`), and the threads of tests and runtimes come and go: so a thread that lives
+//! as long as the process starts them all.
 
 use std::io;
 use std::process::{Child, Command};
@@ -29,7 +30,10 @@ static NURSERY: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
 /// Starts `command` from the thread that lives as long as this process.
 pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     let (reply, answer) = mpsc::channel();
-    let orders = NURSERY.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let orders = NURSERY
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .clone();
     orders.send((command, reply)).map_err(io::Error::other)?;
     answer.recv().map_err(io::Error::other)?
 }

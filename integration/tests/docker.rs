@@ -4,10 +4,21 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_yaml_ng::Value;
 
-const PROFILES: [(&str, usize); 5] = [("redis", 1), ("redlock", 5), ("etcd", 3), ("zookeeper", 3), ("postgres", 1)];
+const PROFILES: [(&str, usize); 5] = [
+    ("redis", 1),
+    ("redlock", 5),
+    ("etcd", 3),
+    ("zookeeper", 3),
+    ("postgres", 1),
+];
 
 fn file(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker").join(name)).unwrap()
+    fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../docker")
+            .join(name),
+    )
+    .unwrap()
 }
 
 /// The services with what they share merged into them.
@@ -15,28 +26,48 @@ fn services() -> Vec<(String, Value)> {
     let mut compose: Value = serde_yaml_ng::from_str(&file("compose.yaml")).unwrap();
     compose.apply_merge().unwrap();
     let services = compose["services"].as_mapping().unwrap();
-    services.iter().map(|(name, service)| (name.as_str().unwrap().to_owned(), service.clone())).collect()
+    services
+        .iter()
+        .map(|(name, service)| (name.as_str().unwrap().to_owned(), service.clone()))
+        .collect()
 }
 
 fn strings(value: &Value) -> BTreeSet<String> {
-    value.as_sequence().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    value
+        .as_sequence()
+        .unwrap()
+        .iter()
+        .map(|text| text.as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// The ports of this machine under which a profile is reached.
 fn ports_of(profile: &str) -> BTreeSet<u16> {
     let services = services();
-    let chosen = services.iter().filter(|(_, service)| strings(&service["profiles"]).contains(profile));
+    let chosen = services
+        .iter()
+        .filter(|(_, service)| strings(&service["profiles"]).contains(profile));
     let ports = chosen.flat_map(|(_, service)| strings(&service["ports"]));
-    ports.map(|port| port.split(':').nth(1).unwrap().parse().unwrap()).collect()
+    ports
+        .map(|port| port.split(':').nth(1).unwrap().parse().unwrap())
+        .collect()
 }
 
 /// The ports that the URLs of this scheme name in a text.
 fn ports_in(text: &str, scheme: &str) -> Vec<BTreeSet<u16>> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices(&format!("{scheme}://")) {
-        let url: String = text[at + scheme.len() + 3..].chars().take_while(|c| !" `\n".contains(*c)).collect();
+        let url: String = text[at + scheme.len() + 3..]
+            .chars()
+            .take_while(|c| !" `\n".contains(*c))
+            .collect();
         let hosts = url.split('/').next().unwrap();
-        found.push(hosts.split(',').map(|host| host.rsplit_once(':').unwrap().1.parse().unwrap()).collect());
+        found.push(
+            hosts
+                .split(',')
+                .map(|host| host.rsplit_once(':').unwrap().1.parse().unwrap())
+                .collect(),
+        );
     }
     found
 }
@@ -47,10 +78,22 @@ fn services_are_pinned_checked_and_on_loopback() {
     assert_eq!(services.len(), 12);
     for (name, service) in services {
         let image = service["image"].as_str().unwrap();
-        let tag = image.rsplit_once(':').unwrap_or_else(|| panic!("{name}: {image} has no tag")).1;
-        assert!(tag.matches('.').count() >= 2, "{name}: {image} is not pinned to a version");
-        assert!(service["healthcheck"]["test"].is_sequence(), "{name} has no health check");
-        assert!(strings(&service["profiles"]).contains("all"), "{name} is not in `all`");
+        let tag = image
+            .rsplit_once(':')
+            .unwrap_or_else(|| panic!("{name}: {image} has no tag"))
+            .1;
+        assert!(
+            tag.matches('.').count() >= 2,
+            "{name}: {image} is not pinned to a version"
+        );
+        assert!(
+            service["healthcheck"]["test"].is_sequence(),
+            "{name} has no health check"
+        );
+        assert!(
+            strings(&service["profiles"]).contains("all"),
+            "{name} is not in `all`"
+        );
         for port in strings(&service["ports"]) {
             assert!(port.starts_with("127.0.0.1:"), "{name} listens on {port}");
         }
@@ -62,7 +105,10 @@ fn every_profile_has_its_servers_on_ports_of_their_own() {
     for (profile, servers) in PROFILES {
         assert_eq!(ports_of(profile).len(), servers, "{profile}");
     }
-    let all = services().iter().flat_map(|(_, service)| strings(&service["ports"])).count();
+    let all = services()
+        .iter()
+        .flat_map(|(_, service)| strings(&service["ports"]))
+        .count();
     assert_eq!(ports_of("all").len(), all, "two services share a port");
 }
 
@@ -71,7 +117,10 @@ fn the_urls_in_the_page_reach_the_servers() {
     let page = file("README.md");
     for (profile, _) in PROFILES {
         let named = ports_in(&page, profile);
-        assert!(named.len() >= 2, "the page does not say how to reach {profile} and how to test with it");
+        assert!(
+            named.len() >= 2,
+            "the page does not say how to reach {profile} and how to test with it"
+        );
         for ports in named {
             assert_eq!(ports, ports_of(profile), "{profile}");
         }
@@ -89,6 +138,9 @@ fn members_of_a_cluster_know_each_other() {
         } else {
             continue;
         };
-        assert!(listed.as_str().unwrap().contains(&format!("{name}:2")), "{name} is not a member of {listed:?}");
+        assert!(
+            listed.as_str().unwrap().contains(&format!("{name}:2")),
+            "{name} is not a member of {listed:?}"
+        );
     }
 }

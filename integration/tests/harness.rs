@@ -1,4 +1,5 @@
-//! Tests of the tests' own tools: what they claim to break is broken, and what they claim to leave alone is.
+//! Tests of the tests' own tools: what they claim to break is broken, and what they claim to leave
+//! alone is.
 
 #[path = "harness/postgres.rs"]
 mod postgres;

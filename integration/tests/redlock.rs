@@ -6,6 +6,8 @@ mod clock;
 mod kept;
 #[path = "redlock/killed.rs"]
 mod killed;
+#[path = "redlock/maintenance.rs"]
+mod maintenance;
 #[path = "redlock/memory.rs"]
 mod memory;
 #[path = "redlock/mixed.rs"]
@@ -20,7 +22,5 @@ mod split;
 mod stopped;
 #[path = "redlock/support.rs"]
 mod support;
-#[path = "redlock/maintenance.rs"]
-mod maintenance;
 #[path = "redlock/write_back.rs"]
 mod write_back;

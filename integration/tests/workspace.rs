@@ -9,30 +9,55 @@ use std::{
 use serde_json::Value;
 
 /// The backends' crates.
-const BACKENDS: [&str; 5] =
-    ["leasehold-etcd", "leasehold-local", "leasehold-postgres", "leasehold-redis", "leasehold-zookeeper"];
+const BACKENDS: [&str; 5] = [
+    "leasehold-etcd",
+    "leasehold-local",
+    "leasehold-postgres",
+    "leasehold-redis",
+    "leasehold-zookeeper",
+];
 
 /// What cargo prints.
 fn cargo(arguments: &[&str]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let output = Command::new(env!("CARGO")).args(arguments).current_dir(root).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(env!("CARGO"))
+        .args(arguments)
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// The dependencies of each of our crates that are ours too, those for tests left out.
 fn ours() -> BTreeMap<String, BTreeSet<String>> {
-    let metadata: Value =
-        serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1", "--locked"])).unwrap();
+    let metadata: Value = serde_json::from_str(&cargo(&[
+        "metadata",
+        "--no-deps",
+        "--format-version",
+        "1",
+        "--locked",
+    ]))
+    .unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     let name_of = |package: &Value| package["name"].as_str().unwrap().to_owned();
     let names: BTreeSet<String> = packages.iter().map(name_of).collect();
     let of = |package: &Value| {
         let dependencies = package["dependencies"].as_array().unwrap().iter();
         let normal = dependencies.filter(|dependency| dependency["kind"].as_str() != Some("dev"));
-        normal.map(name_of).filter(|name| names.contains(name)).collect()
+        normal
+            .map(name_of)
+            .filter(|name| names.contains(name))
+            .collect()
     };
-    packages.iter().map(|package| (name_of(package), of(package))).collect()
+    packages
+        .iter()
+        .map(|package| (name_of(package), of(package)))
+        .collect()
 }
 
 #[test]
@@ -51,10 +76,19 @@ fn core_knows_no_backend() {
 
 #[test]
 fn every_backend_is_listed_here() {
-    let not_backends =
-        ["cli", "core", "examples", "integration", "sqlite-example", "testkit"].map(|name| format!("leasehold-{name}"));
-    let backends: BTreeSet<String> =
-        ours().into_keys().filter(|name| name.starts_with("leasehold-") && !not_backends.contains(name)).collect();
+    let not_backends = [
+        "cli",
+        "core",
+        "examples",
+        "integration",
+        "sqlite-example",
+        "testkit",
+    ]
+    .map(|name| format!("leasehold-{name}"));
+    let backends: BTreeSet<String> = ours()
+        .into_keys()
+        .filter(|name| name.starts_with("leasehold-") && !not_backends.contains(name))
+        .collect();
     assert_eq!(backends, BACKENDS.map(String::from).into());
 }
 
@@ -95,21 +129,41 @@ fn the_facade_with_redis_adds_few_crates_to_the_driver() {
     assert!(added.len() <= 15, "{} crates: {added:?}", added.len());
 }
 
-/// What a registry, its readers and the builders of documentation need of each crate that is published.
+/// What a registry, its readers and the builders of documentation need of each crate that is
+/// published.
 #[test]
 fn published_crates_have_complete_metadata() {
-    let metadata: Value =
-        serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1", "--locked"])).unwrap();
+    let metadata: Value = serde_json::from_str(&cargo(&[
+        "metadata",
+        "--no-deps",
+        "--format-version",
+        "1",
+        "--locked",
+    ]))
+    .unwrap();
     let packages = metadata["packages"].as_array().unwrap().iter();
-    let published: Vec<_> = packages.filter(|package| package["publish"].is_null()).collect();
+    let published: Vec<_> = packages
+        .filter(|package| package["publish"].is_null())
+        .collect();
     assert!(published.len() > BACKENDS.len());
     for package in published {
         let name = package["name"].as_str().unwrap();
-        for field in ["description", "license", "repository", "readme", "rust_version"] {
+        for field in [
+            "description",
+            "license",
+            "repository",
+            "readme",
+            "rust_version",
+        ] {
             assert!(package[field].is_string(), "{name} has no {field}");
         }
-        assert_eq!(package["metadata"]["docs"]["rs"]["all-features"], true, "{name}");
-        let folder = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap();
+        assert_eq!(
+            package["metadata"]["docs"]["rs"]["all-features"], true,
+            "{name}"
+        );
+        let folder = Path::new(package["manifest_path"].as_str().unwrap())
+            .parent()
+            .unwrap();
         for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
             assert!(folder.join(licence).is_file(), "{name} has no {licence}");
         }

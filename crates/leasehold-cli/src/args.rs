@@ -80,19 +80,21 @@ pub(crate) enum Command {
     Run(Run),
     /// Show who holds a lock and who waits for it; exit code 1 if nobody holds it
     ///
-    /// The time left is that until the lock is free if it is not renewed. Holders renew it at a third of their TTL at the latest.
+    /// The time left is that until the lock is free if it is not renewed. Holders renew it at a
+    /// third of their TTL at the latest.
     Who(Who),
     /// Take a lock from its holders; exit code 1 if nobody holds it
     ///
-    /// Gentle: the holder's renewals stop, and the lock is free at its deadline, when the holder has noticed.
+    /// Gentle: the holder's renewals stop, and the lock is free at its deadline, when the holder
+    /// has noticed.
     Break(Break),
     /// Show what a backend promises and where it lives
     Caps(Caps),
     /// Attest the servers of a Redlock quorum, so that its fencing tokens hold
     ///
-    /// Needed once before the first use, and after a majority of the servers has lost its memory at the same time. All servers
-    /// must answer. Waits until locks that a server may have forgotten have expired, for the longest TTL at most, unless
-    /// nobody has used the servers yet.
+    /// Needed once before the first use, and after a majority of the servers has lost its memory at
+    /// the same time. All servers must answer. Waits until locks that a server may have forgotten
+    /// have expired, for the longest TTL at most, unless nobody has used the servers yet.
     #[cfg(feature = "redlock")]
     Provision(Provision),
     /// Become a program that dies with this parent.
@@ -104,7 +106,13 @@ pub(crate) enum Command {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct On {
     /// Where the locks live
-    #[arg(long = "on", value_name = "URL", env = "LEASEHOLD_URL", hide_env_values = true, default_value = "file:")]
+    #[arg(
+        long = "on",
+        value_name = "URL",
+        env = "LEASEHOLD_URL",
+        hide_env_values = true,
+        default_value = "file:"
+    )]
     pub(crate) url: String,
 }
 
@@ -112,8 +120,9 @@ pub(crate) struct On {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) on: On,
-    /// How long the lock outlives a holder that died, was stopped or was cut off; it is renewed while the program runs. Files
-    /// have no such time: the death of the last holder frees them at once, and nothing else does
+    /// How long the lock outlives a holder that died, was stopped or was cut off; it is renewed
+    /// while the program runs. Files have no such time: the death of the last holder frees them at
+    /// once, and nothing else does
     #[arg(long, value_name = "D", value_parser = ttl, default_value = "30s")]
     pub(crate) ttl: Ttl,
     /// Do not wait if another holds the lock: exit with code 75
@@ -122,7 +131,8 @@ pub(crate) struct Run {
     /// Wait at most this long, then exit with code 75
     #[arg(long, value_name = "D", value_parser = duration)]
     pub(crate) within: Option<Duration>,
-    /// Who this is, as `who` shows it [default: host, process id, the program that runs under the lock]
+    /// Who this is, as `who` shows it [default: host, process id, the program that runs under the
+    /// lock]
     #[arg(long, value_name = "L")]
     pub(crate) label: Option<String>,
     /// Leave LEASEHOLD_URL, and the password in it, in the program's environment
@@ -136,13 +146,20 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// The name, and the program with its arguments. The name may stand after a `--` of its own, so that it can begin
-    /// with `-`.
+    /// The name, and the program with its arguments. The name may stand after a `--` of its own, so
+    /// that it can begin with `-`.
     pub(crate) fn name_and_command(&self) -> Result<(&OsStr, &[OsString]), Failure> {
-        let wrong = |what| Failure::new(exit::USAGE, format!("{what}: leasehold run NAME -- COMMAND [ARGUMENT]..."));
+        let wrong = |what| {
+            Failure::new(
+                exit::USAGE,
+                format!("{what}: leasehold run NAME -- COMMAND [ARGUMENT]..."),
+            )
+        };
         match (&self.name, self.words.as_slice()) {
             (Some(name), command @ [_, ..]) => Ok((name, command)),
-            (None, [name, separator, command @ ..]) if separator == "--" && !command.is_empty() => Ok((name, command)),
+            (None, [name, separator, command @ ..]) if separator == "--" && !command.is_empty() => {
+                Ok((name, command))
+            }
             (Some(_), []) => Err(wrong("the program is missing; it comes after `--`")),
             (None, [_, _, ..]) => Err(wrong("there is no `--` between a name and the program")),
             (None, _) => Err(wrong("the name of the lock or the program is missing")),
@@ -188,15 +205,22 @@ pub(crate) struct Caps {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Provision {
     /// The servers: redlock://HOST,HOST,HOST
-    #[arg(long = "on", value_name = "URL", env = "LEASEHOLD_URL", hide_env_values = true)]
+    #[arg(
+        long = "on",
+        value_name = "URL",
+        env = "LEASEHOLD_URL",
+        hide_env_values = true
+    )]
     pub(crate) url: String,
     /// The longest TTL that any lock may have: a server that restarts does not vote for that long
     #[arg(long, value_name = "D", value_parser = ttl, default_value = "60s")]
     pub(crate) largest_ttl: Ttl,
-    /// The servers keep everything through a restart (appendonly yes, appendfsync always): each is asked whether that is so
+    /// The servers keep everything through a restart (appendonly yes, appendfsync always): each is
+    /// asked whether that is so
     #[arg(long)]
     pub(crate) durable: bool,
-    /// Nobody has held a lock on these servers, so there is nothing that they could have forgotten: do not wait
+    /// Nobody has held a lock on these servers, so there is nothing that they could have forgotten:
+    /// do not wait
     #[arg(long)]
     pub(crate) never_used: bool,
 }

@@ -9,11 +9,15 @@ use crate::{exit::Failure, schemes};
 /// Longer than any time-out of a backend that answers at all.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The backend at this URL. Programs that are started while a file lock is held inherit it: if we are killed, they hold on.
+/// The backend at this URL. Programs that are started while a file lock is held inherit it: if we
+/// are killed, they hold on.
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn LockBackend>, Failure> {
     schemes::check(url)?;
     match leasehold::file_options(url)? {
-        Some((dir, config)) => Ok(Arc::new(FileBackend::open_with(dir, config.with_inherited_by_children(true))?)),
+        Some((dir, config)) => Ok(Arc::new(FileBackend::open_with(
+            dir,
+            config.with_inherited_by_children(true),
+        )?)),
         None => Ok(leasehold::backend(url).await?),
     }
 }

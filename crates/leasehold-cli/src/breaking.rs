@@ -51,7 +51,11 @@ pub(crate) async fn break_lock(args: &Break) -> Result<u8, Failure> {
 }
 
 /// Takes the lock from one holder after the other, until that fails.
-async fn take(client: &LockClient, holders: &[HolderRef], now: bool) -> (Vec<Taken>, Option<Error>) {
+async fn take(
+    client: &LockClient,
+    holders: &[HolderRef],
+    now: bool,
+) -> (Vec<Taken>, Option<Error>) {
     let mut taken = Vec::new();
     for holder in holders {
         let (outcome, within) = match client.break_lock(holder, now).await {
@@ -60,17 +64,28 @@ async fn take(client: &LockClient, holders: &[HolderRef], now: bool) -> (Vec<Tak
             Ok(_) => ("already_gone", None),
             Err(error) => return (taken, Some(error)),
         };
-        taken.push(Taken { holder: Holder::from(holder), outcome, free_within_ms: within.map(millis), within });
+        taken.push(Taken {
+            holder: Holder::from(holder),
+            outcome,
+            free_within_ms: within.map(millis),
+            within,
+        });
     }
     (taken, None)
 }
 
 impl Taken {
     fn told(&self) -> String {
-        let label = if self.holder.label.is_empty() { "(another program)" } else { &self.holder.label };
+        let label = if self.holder.label.is_empty() {
+            "(another program)"
+        } else {
+            &self.holder.label
+        };
         let what = match (self.outcome, self.within) {
             ("freed", _) => String::from("freed"),
-            ("free_within", Some(left)) => format!("no longer renewed, free in {left:.1?} at the latest"),
+            ("free_within", Some(left)) => {
+                format!("no longer renewed, free in {left:.1?} at the latest")
+            }
             ("free_within", None) => String::from("no longer renewed, free at its deadline"),
             _ => String::from("had gone already"),
         };
@@ -83,8 +98,8 @@ mod tests {
     use std::sync::Arc;
 
     use leasehold::{
-        Attempt, Capabilities, ErrorKind, Inspection, LockBackend, LockKey, Request, Result, async_trait,
-        local::MemoryBackend,
+        Attempt, Capabilities, ErrorKind, Inspection, LockBackend, LockKey, Request, Result,
+        async_trait, local::MemoryBackend,
     };
 
     use super::*;
@@ -133,8 +148,16 @@ mod tests {
             holder.label = String::from(label);
             holder
         };
-        let (taken, failed) = take(&client, &[holder("ours"), holder("theirs"), holder("ours")], true).await;
-        assert_eq!(taken.iter().map(Taken::told).collect::<Vec<_>>(), ["ours: freed"]);
+        let (taken, failed) = take(
+            &client,
+            &[holder("ours"), holder("theirs"), holder("ours")],
+            true,
+        )
+        .await;
+        assert_eq!(
+            taken.iter().map(Taken::told).collect::<Vec<_>>(),
+            ["ours: freed"]
+        );
         assert_eq!(failed.map(|error| error.kind()), Some(ErrorKind::Denied));
     }
 }

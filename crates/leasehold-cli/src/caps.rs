@@ -73,13 +73,29 @@ fn tabled(capabilities: &Capabilities) -> String {
         ("permits", yes(capabilities.permits)),
         (
             "TTL",
-            format!("{} to {}", time(capabilities.min_ttl.as_duration()), time(capabilities.max_ttl.as_duration())),
+            format!(
+                "{} to {}",
+                time(capabilities.min_ttl.as_duration()),
+                time(capabilities.max_ttl.as_duration())
+            ),
         ),
-        ("a dead holder's lock is freed", capabilities.expiry.to_string()),
+        (
+            "a dead holder's lock is freed",
+            capabilities.expiry.to_string(),
+        ),
         ("fencing tokens", capabilities.fencing.to_string()),
-        ("order of waiting processes", capabilities.fairness.to_string()),
-        ("waiters learn that it is free", capabilities.waiter_notification.to_string()),
-        ("a holder learns of a loss", capabilities.loss_detection.to_string()),
+        (
+            "order of waiting processes",
+            capabilities.fairness.to_string(),
+        ),
+        (
+            "waiters learn that it is free",
+            capabilities.waiter_notification.to_string(),
+        ),
+        (
+            "a holder learns of a loss",
+            capabilities.loss_detection.to_string(),
+        ),
         ("a restart of the backend", capabilities.restart.to_string()),
         ("who holds a lock can be shown", yes(capabilities.inspect)),
         ("a lock can be broken", yes(capabilities.break_lock)),
@@ -104,7 +120,12 @@ mod tests {
 
     #[test]
     fn days_are_days() {
-        for (secs, shown) in [(366 * 86_400, "366 days"), (86_400, "1day"), (90, "1m 30s"), (86_401, "1day 1s")] {
+        for (secs, shown) in [
+            (366 * 86_400, "366 days"),
+            (86_400, "1day"),
+            (90, "1m 30s"),
+            (86_401, "1day 1s"),
+        ] {
             assert_eq!(time(Duration::from_secs(secs)), shown);
         }
         assert_eq!(time(Duration::from_millis(10)), "10ms");

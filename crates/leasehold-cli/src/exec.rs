@@ -1,6 +1,7 @@
 //! The hidden `__exec`: becomes a program that the kernel kills when its parent dies.
 //!
-//! A parent-death signal must be set between fork and exec. Without unsafe code that takes a program in between: this one.
+//! A parent-death signal must be set between fork and exec. Without unsafe code that takes a
+//! program in between: this one.
 
 use std::process::{Command, ExitCode};
 
@@ -18,7 +19,11 @@ pub(crate) fn exec(exec: &Exec) -> ExitCode {
     use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
-        return Failure::new(exit::SOFTWARE, format!("cannot bind the program to this command: {error}")).tell();
+        return Failure::new(
+            exit::SOFTWARE,
+            format!("cannot bind the program to this command: {error}"),
+        )
+        .tell();
     }
     // The parent may have died before.
     if getppid().map(|parent| parent.as_raw_nonzero().get()) != Some(exec.parent) {

@@ -34,7 +34,10 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     /// Says it on one line of standard error.
@@ -51,7 +54,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// One line of standard error; a program's own output is never mixed up with it. Does not wait until it is written.
+/// One line of standard error; a program's own output is never mixed up with it. Does not wait
+/// until it is written.
 pub(crate) fn say(message: &str) {
     let line = format!("leasehold: {}\n", message.replace(['\n', '\r'], " "));
     drop(Stderr.write_all(line.as_bytes()));

@@ -1,7 +1,8 @@
 //! The `leasehold` command: runs a program under a distributed lock, and shows who holds one.
 //!
-//! `leasehold help` is its manual; this is how it is built. Everything but the writing to standard error runs on the main thread,
-//! children are started from it too, and it lives as long as the process: a parent-death signal is tied to the thread that forked.
+//! `leasehold help` is its manual; this is how it is built. Everything but the writing to standard
+//! error runs on the main thread, children are started from it too, and it lives as long as the
+//! process: a parent-death signal is tied to the thread that forked.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod args;
@@ -77,22 +78,27 @@ fn refuse(error: &clap::Error) -> ExitCode {
         drop(std::io::stdout().write_all(show::lines(&rendered).as_bytes()));
         return ExitCode::SUCCESS;
     }
-    let arguments: Vec<_> =
-        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<_> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     let shown = schemes::without_urls(&rendered, &arguments);
     let mut text = show::lines(&shown);
     if shown != rendered {
         text.push_str("\nThe URL comes after `--on`, or is in the variable LEASEHOLD_URL\n");
     }
     let command = arguments.iter().find(|argument| !argument.starts_with('-'));
-    if command.is_some_and(|command| command == "run") && !arguments.iter().any(|argument| argument == "--") {
+    if command.is_some_and(|command| command == "run")
+        && !arguments.iter().any(|argument| argument == "--")
+    {
         text.push_str("\nThe program comes after `--`: leasehold run NAME -- COMMAND\n");
     }
     drop(std::io::stderr().write_all(text.as_bytes()));
     exit::USAGE.into()
 }
 
-/// Builds the runtime, which needs a few descriptors. Tokio panics if it cannot open those for signals.
+/// Builds the runtime, which needs a few descriptors. Tokio panics if it cannot open those for
+/// signals.
 fn runtime() -> Result<Runtime, Failure> {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
@@ -103,14 +109,19 @@ fn runtime() -> Result<Runtime, Failure> {
         Ok(Err(error)) => error.to_string(),
         Err(_panic) => String::from("the runtime cannot open its descriptors"),
     };
-    Err(Failure::new(exit::UNAVAILABLE, format!("cannot start: {why}; if too many files are open, raise `ulimit -n`")))
+    Err(Failure::new(
+        exit::UNAVAILABLE,
+        format!("cannot start: {why}; if too many files are open, raise `ulimit -n`"),
+    ))
 }
 
 /// Traces to standard error: warnings, and with each `-v` more.
 fn trace(verbose: u8) {
     let level = match verbose {
         0 => "error,leasehold=warn,leasehold_redis=warn,leasehold_local=warn",
-        1 => "warn,leasehold=debug,leasehold_core=debug,leasehold_redis=debug,leasehold_local=debug",
+        1 => {
+            "warn,leasehold=debug,leasehold_core=debug,leasehold_redis=debug,leasehold_local=debug"
+        }
         _ => "trace",
     };
     tracing_subscriber::fmt()

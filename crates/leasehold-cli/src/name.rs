@@ -15,7 +15,10 @@ pub(crate) fn key_of(name: &OsStr) -> Result<LockKey> {
 pub(crate) fn key_of(name: &OsStr) -> Result<LockKey> {
     match name.to_str() {
         Some(name) => LockKey::new(name),
-        None => Err(leasehold::Error::new(leasehold::ErrorKind::InvalidInput, "the lock name is not Unicode")),
+        None => Err(leasehold::Error::new(
+            leasehold::ErrorKind::InvalidInput,
+            "the lock name is not Unicode",
+        )),
     }
 }
 

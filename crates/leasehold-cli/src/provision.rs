@@ -17,7 +17,9 @@ pub(crate) async fn provision(args: &Provision) -> Result<u8, Failure> {
     schemes::check(&args.url)?;
     schemes::check_is_quorum(&args.url)?;
     let quorum = leasehold::redlock(&args.url).await?;
-    let how = quorum::Provision::new(args.largest_ttl).with_durable(args.durable).with_never_used(args.never_used);
+    let how = quorum::Provision::new(args.largest_ttl)
+        .with_durable(args.durable)
+        .with_never_used(args.never_used);
     let nodes = {
         let mut provisioned = pin!(quorum.provision(&how));
         tokio::select! {

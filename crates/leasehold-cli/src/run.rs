@@ -19,8 +19,12 @@ use crate::{
 };
 
 pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
-    let mut signals =
-        Signals::new().map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot listen for signals: {error}")))?;
+    let mut signals = Signals::new().map_err(|error| {
+        Failure::new(
+            exit::SOFTWARE,
+            format!("cannot listen for signals: {error}"),
+        )
+    })?;
     let (name, command) = args.name_and_command()?;
     let key = key_of(name)?;
     schemes::check_excludes(&args.on.url)?;
@@ -34,7 +38,11 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
         None => Wait::Forever,
     };
     // A deadline would end the hold of a command that was stopped for longer, for nothing.
-    let ttl = if is_freed_by_death(&client) { client.capabilities().max_ttl } else { args.ttl };
+    let ttl = if is_freed_by_death(&client) {
+        client.capabilities().max_ttl
+    } else {
+        args.ttl
+    };
     let mutex = client.mutex(key).with_ttl(ttl).with_wait(wait);
     let locked = tokio::select! {
         biased;
@@ -51,25 +59,44 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
 }
 
 fn client(args: &Run, command: &[OsString], backend: impl leasehold::LockBackend) -> LockClient {
-    let label = args.label.clone().unwrap_or_else(|| label_of(program_of(command).0));
+    let label = args
+        .label
+        .clone()
+        .unwrap_or_else(|| label_of(program_of(command).0));
     LockClient::builder(backend).with_label(label).build()
 }
 
 /// Host, process id and program, as the client has it, but of the program that people know.
 fn label_of(program: &OsStr) -> String {
     #[cfg(unix)]
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     #[cfg(not(unix))]
     let host = std::env::var("COMPUTERNAME").unwrap_or_else(|_| String::from("?"));
-    let program = Path::new(program).file_name().unwrap_or(program).to_string_lossy();
+    let program = Path::new(program)
+        .file_name()
+        .unwrap_or(program)
+        .to_string_lossy();
     format!("{host}/{}/{program}", std::process::id())
 }
 
-async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut Signals) -> Result<u8, Failure> {
-    // The death of a process frees a file lock, but not before the last heir of its descriptor is gone.
+async fn under(
+    args: &Run,
+    client: &LockClient,
+    guard: LockGuard,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    // The death of a process frees a file lock, but not before the last heir of its descriptor is
+    // gone.
     let dies_with_us = !is_freed_by_death(client);
     let (name, command) = args.name_and_command()?;
-    let surroundings = Surroundings { name, keep_url: args.keep_url, dies_with_us };
+    let surroundings = Surroundings {
+        name,
+        keep_url: args.keep_url,
+        dies_with_us,
+    };
     let mut child = Child::start(command, &guard, &surroundings)?;
     let mut watchdog = Watchdog::new(guard.view());
     let status = loop {
@@ -83,8 +110,18 @@ async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut 
         }
     };
     if watchdog.has_barked() {
-        let how = if guard.is_held() { "was about to be lost" } else { "was lost" };
-        return Err(Failure::new(exit::LOST, format!("the lock `{}` {how}, and the program was ended", guard.key())));
+        let how = if guard.is_held() {
+            "was about to be lost"
+        } else {
+            "was lost"
+        };
+        return Err(Failure::new(
+            exit::LOST,
+            format!(
+                "the lock `{}` {how}, and the program was ended",
+                guard.key()
+            ),
+        ));
     }
     let (key, remaining) = (guard.key().clone(), guard.remaining());
     match guard.release().await {
@@ -95,13 +132,17 @@ async fn under(args: &Run, client: &LockClient, guard: LockGuard, signals: &mut 
         Ok(_) => Ok(child::code_of(status)),
         // The program ended under the lock, which is what was asked for.
         Err(error) => {
-            say(&format!("the lock `{key}` is not released yet and free in {remaining:.0?}: {}", with_causes(&error)));
+            say(&format!(
+                "the lock `{key}` is not released yet and free in {remaining:.0?}: {}",
+                with_causes(&error)
+            ));
             Ok(child::code_of(status))
         }
     }
 }
 
-/// Whether nothing but the death of its holder frees a lock, so that no time is too long for a renewal.
+/// Whether nothing but the death of its holder frees a lock, so that no time is too long for a
+/// renewal.
 fn is_freed_by_death(client: &LockClient) -> bool {
     client.capabilities().expiry == Expiry::ProcessDeath
 }
@@ -114,11 +155,17 @@ fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
     match order {
         Order::Terminate => {
             child.terminate();
-            say(&format!("the lock `{}` {why}; told the program to terminate", guard.key()));
+            say(&format!(
+                "the lock `{}` {why}; told the program to terminate",
+                guard.key()
+            ));
         }
         Order::Kill => {
             child.kill();
-            say(&format!("the lock `{}` {why}; killed the program", guard.key()));
+            say(&format!(
+                "the lock `{}` {why}; killed the program",
+                guard.key()
+            ));
         }
     }
 }

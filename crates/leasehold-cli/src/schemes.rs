@@ -64,7 +64,10 @@ const ROWS: [Row; 15] = [
         schemes: &["redlocks"],
         url: "redlocks://HOST,HOST,HOST",
         what: "the same over TLS",
-        feature: Some(("redlock,redis-tls", cfg!(all(feature = "redlock", feature = "redis-tls")))),
+        feature: Some((
+            "redlock,redis-tls",
+            cfg!(all(feature = "redlock", feature = "redis-tls")),
+        )),
     },
     Row {
         schemes: &["etcd"],
@@ -72,7 +75,12 @@ const ROWS: [Row; 15] = [
         what: "all who reach the cluster",
         feature: feature!("etcd"),
     },
-    Row { schemes: &["etcds"], url: "etcds://HOST,HOST", what: "the same over TLS", feature: feature!("etcd-tls") },
+    Row {
+        schemes: &["etcds"],
+        url: "etcds://HOST,HOST",
+        what: "the same over TLS",
+        feature: feature!("etcd-tls"),
+    },
     Row {
         schemes: &["postgres", "postgresql"],
         url: "postgres://[USER:PASSWORD@]HOST/DB",
@@ -97,13 +105,21 @@ const ROWS: [Row; 15] = [
         what: "the same over TLS; also zks://",
         feature: feature!("zookeeper-tls"),
     },
-    Row { schemes: &["memory"], url: "memory:", what: "one process, so that only `caps` knows it here", feature: None },
+    Row {
+        schemes: &["memory"],
+        url: "memory:",
+        what: "one process, so that only `caps` knows it here",
+        feature: None,
+    },
 ];
 
 /// Returns the list for the help. A scheme that is not compiled in says so.
 pub(crate) fn help() -> String {
     let mut text = String::new();
-    for Row { url, what, feature, .. } in ROWS {
+    for Row {
+        url, what, feature, ..
+    } in ROWS
+    {
         text.push_str(&format!("  {url}\n          {what}"));
         if let Some((feature, false)) = feature {
             text.push_str(&format!(" (not in this program; {})", remedy(feature)));
@@ -113,10 +129,17 @@ pub(crate) fn help() -> String {
     text
 }
 
-/// Refuses a scheme that this command was built without, with what an administrator can do about it.
+/// Refuses a scheme that this command was built without, with what an administrator can do about
+/// it.
 pub(crate) fn check(url: &str) -> Result<(), Failure> {
-    let Some(scheme) = scheme_of(url) else { return Ok(()) };
-    match ROWS.iter().find(|row| row.schemes.contains(&&*scheme)).and_then(|row| row.feature) {
+    let Some(scheme) = scheme_of(url) else {
+        return Ok(());
+    };
+    match ROWS
+        .iter()
+        .find(|row| row.schemes.contains(&&*scheme))
+        .and_then(|row| row.feature)
+    {
         Some((feature, false)) => Err(Failure::new(
             exit::USAGE,
             format!(
@@ -131,8 +154,7 @@ pub(crate) fn check(url: &str) -> Result<(), Failure> {
 /// Refuses a URL whose locks exclude nobody: they are in the memory of this process.
 pub(crate) fn check_excludes(url: &str) -> Result<(), Failure> {
     if scheme_of(url).as_deref() == Some("memory") {
-        let why =
-            "`memory:` is the memory of one process, so that its locks exclude no other; name another place, or none";
+        let why = "`memory:` is the memory of one process, so that its locks exclude no other; name another place, or none";
         return Err(Failure::new(exit::USAGE, why));
     }
     Ok(())
@@ -143,15 +165,21 @@ pub(crate) fn check_excludes(url: &str) -> Result<(), Failure> {
 pub(crate) fn check_is_quorum(url: &str) -> Result<(), Failure> {
     match scheme_of(url).as_deref() {
         Some("redlock" | "redlocks") => Ok(()),
-        _ => Err(Failure::new(exit::USAGE, "only a quorum is provisioned: --on redlock://HOST,HOST,HOST")),
+        _ => Err(Failure::new(
+            exit::USAGE,
+            "only a quorum is provisioned: --on redlock://HOST,HOST,HOST",
+        )),
     }
 }
 
-/// Returns a message about these arguments, with `***` in place of what follows the scheme of a URL in them: a URL that
-/// stands where none belongs may have a password in it.
+/// Returns a message about these arguments, with `***` in place of what follows the scheme of a URL
+/// in them: a URL that stands where none belongs may have a password in it.
 pub(crate) fn without_urls(message: &str, arguments: &[String]) -> String {
     let mut shown = String::from(message);
-    for (before, secret) in arguments.iter().filter_map(|argument| argument.split_once("://")) {
+    for (before, secret) in arguments
+        .iter()
+        .filter_map(|argument| argument.split_once("://"))
+    {
         let scheme = before.rsplit_once('=').map_or(before, |(_, scheme)| scheme);
         shown = shown.replace(&format!("{scheme}://{secret}"), &format!("{scheme}://***"));
     }
@@ -163,5 +191,6 @@ fn remedy(feature: &str) -> String {
 }
 
 fn scheme_of(url: &str) -> Option<String> {
-    url.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase())
+    url.split_once(':')
+        .map(|(scheme, _)| scheme.to_ascii_lowercase())
 }

@@ -36,7 +36,9 @@ impl From<&HolderConnection> for Connection {
             id: connection.id.clone(),
             name: connection.name.clone(),
             address: connection.address,
-            since: connection.since.map(|since| humantime::format_rfc3339_seconds(since).to_string()),
+            since: connection
+                .since
+                .map(|since| humantime::format_rfc3339_seconds(since).to_string()),
         }
     }
 }
@@ -47,7 +49,11 @@ impl Connection {
         let from = self.address.map(|address| format!("from {address}"));
         let since = self.since.as_ref().map(|since| format!("since {since}"));
         let told: Vec<String> = from.into_iter().chain(since).collect();
-        if told.is_empty() { String::from("-") } else { told.join(" ") }
+        if told.is_empty() {
+            String::from("-")
+        } else {
+            told.join(" ")
+        }
     }
 }
 
@@ -84,7 +90,10 @@ pub(crate) fn one_line(text: &str) -> String {
 
 /// Escapes what does not print on each line, and leaves the lines.
 pub(crate) fn lines(text: &str) -> String {
-    text.split('\n').map(one_line).collect::<Vec<_>>().join("\n")
+    text.split('\n')
+        .map(one_line)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
@@ -106,7 +115,9 @@ fn printable_json(text: &str) -> String {
         if c == '\n' || *one_line(own) == *own {
             printable.push(c);
         } else {
-            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| printable.push_str(&format!("\\u{unit:04x}")));
+            c.encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| printable.push_str(&format!("\\u{unit:04x}")));
         }
     }
     printable
@@ -116,9 +127,10 @@ fn printable_json(text: &str) -> String {
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     match writeln!(std::io::stdout(), "{}", lines.join("\n")) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(exit::SOFTWARE, format!("cannot write: {error}")))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(
+            exit::SOFTWARE,
+            format!("cannot write: {error}"),
+        )),
         _ => Ok(()),
     }
 }
@@ -132,7 +144,10 @@ mod tests {
         let text = "\u{7f}\u{9b}31m\u{202e}\u{feff}\u{e0041}\"\\\n\tcaf\u{e9} e\u{301} \u{1f512}";
         let value = serde_json::json!({ "label": text, text: [text] });
         let printed = printable_json(&serde_json::to_string_pretty(&value).unwrap());
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&printed).unwrap(), value);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&printed).unwrap(),
+            value
+        );
         assert_eq!(lines(&printed), printed);
         assert!(printed.contains("caf\u{e9} e\u{301} \u{1f512}"));
     }

@@ -18,21 +18,32 @@ mod unix {
     };
     use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-    /// Those that are passed on. TSTP, TTIN and TTOU stop this command as any other; KILL and STOP cannot be caught.
-    const PASSED_ON: [Signal; 7] =
-        [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::CONT];
+    /// Those that are passed on. TSTP, TTIN and TTOU stop this command as any other; KILL and STOP
+    /// cannot be caught.
+    const PASSED_ON: [Signal; 7] = [
+        Signal::INT,
+        Signal::TERM,
+        Signal::HUP,
+        Signal::QUIT,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::CONT,
+    ];
 
     /// What comes to us. While it lives, these signals do not end this process.
     #[derive(Debug)]
     pub(crate) struct Signals(Vec<(Signal, Stream)>);
 
     impl Signals {
-        /// Listens for all that are not ignored: what this command was started to ignore, by `nohup(1)`
-        /// or as the background job of a script, it ignores, and the program inherits that.
+        /// Listens for all that are not ignored: what this command was started to ignore, by
+        /// `nohup(1)` or as the background job of a script, it ignores, and the program inherits
+        /// that.
         pub(crate) fn new() -> io::Result<Self> {
             let ignored = ignored();
             let listen = |sort: Signal| Ok((sort, signal(SignalKind::from_raw(sort.as_raw()))?));
-            let heeded = PASSED_ON.into_iter().filter(|sort| ignored & (1 << (sort.as_raw() - 1)) == 0);
+            let heeded = PASSED_ON
+                .into_iter()
+                .filter(|sort| ignored & (1 << (sort.as_raw() - 1)) == 0);
             heeded.map(listen).collect::<io::Result<_>>().map(Self)
         }
 
@@ -66,11 +77,15 @@ mod unix {
         if let Err(error) = sent
             && error != Errno::SRCH
         {
-            crate::exit::say(&format!("cannot send a signal to process {}: {error}", process.as_raw_pid()));
+            crate::exit::say(&format!(
+                "cannot send a signal to process {}: {error}",
+                process.as_raw_pid()
+            ));
         }
     }
 
-    /// Whether the terminal has sent this signal to the program already: it sends to its whole foreground group.
+    /// Whether the terminal has sent this signal to the program already: it sends to its whole
+    /// foreground group.
     pub(crate) fn is_from_terminal(signal: Signal) -> bool {
         (signal == Signal::INT || signal == Signal::QUIT)
             && terminal().and_then(|terminal| tcgetpgrp(terminal).ok()) == Some(getpgrp())
@@ -84,7 +99,9 @@ mod unix {
     fn ignored() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-        ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+        ignored
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .unwrap_or(0)
     }
 }
 

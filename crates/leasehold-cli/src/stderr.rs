@@ -1,4 +1,5 @@
-//! Standard error, without waiting for whoever reads it: a pipe that nobody empties must not keep the command from its work.
+//! Standard error, without waiting for whoever reads it: a pipe that nobody empties must not keep
+//! the command from its work.
 
 use std::{
     io::{self, Write},
@@ -27,8 +28,8 @@ enum Order {
     Flush(Sender<()>),
 }
 
-/// Writes what is given in one piece as one line, soon. What does not print is escaped: names, labels and the texts of
-/// servers are in it.
+/// Writes what is given in one piece as one line, soon. What does not print is escaped: names,
+/// labels and the texts of servers are in it.
 #[derive(Debug)]
 pub(crate) struct Stderr;
 
@@ -63,7 +64,11 @@ fn order(order: Order) {
     let lines = LINES.get_or_init(|| {
         let (lines, orders) = channel();
         // A machine that has no room for a thread gets no words.
-        drop(thread::Builder::new().name(String::from("stderr")).spawn(move || obey(&orders)));
+        drop(
+            thread::Builder::new()
+                .name(String::from("stderr"))
+                .spawn(move || obey(&orders)),
+        );
         lines
     });
     drop(lines.send(order));

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 /// The most that a program has between TERM and KILL once the lock is gone.
 const LONGEST_GRACE: Duration = Duration::from_secs(1);
-/// How often the deadline is looked at, at least: a sleep does not count the time that the machine was suspended.
+/// How often the deadline is looked at, at least: a sleep does not count the time that the machine
+/// was suspended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 /// What is to be done about the program.
@@ -19,7 +20,8 @@ pub(crate) enum Order {
     Kill,
 }
 
-/// Watches a lease: TERM with a third of the TTL left, KILL with a tenth left, or soon after the lock was taken away.
+/// Watches a lease: TERM with a third of the TTL left, KILL with a tenth left, or soon after the
+/// lock was taken away.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     lease: LeaseInfo,
@@ -30,7 +32,12 @@ pub(crate) struct Watchdog {
 
 impl Watchdog {
     pub(crate) fn new(lease: LeaseInfo) -> Self {
-        Self { lease, terminated: false, killed: false, kill_at: None }
+        Self {
+            lease,
+            terminated: false,
+            killed: false,
+            kill_at: None,
+        }
     }
 
     /// Whether an order was given.
@@ -38,7 +45,8 @@ impl Watchdog {
         self.terminated
     }
 
-    /// The next order. May be dropped and called again; an order that was returned is not given again.
+    /// The next order. May be dropped and called again; an order that was returned is not given
+    /// again.
     pub(crate) async fn next(&mut self) -> Order {
         loop {
             if self.killed {
@@ -66,11 +74,17 @@ impl Watchdog {
                 let at = *self.kill_at.get_or_insert_with(|| Instant::now() + grace);
                 at.saturating_duration_since(Instant::now())
             }
-            None => self.lease.remaining().saturating_sub(self.lease.ttl().as_duration() / 10),
+            None => self
+                .lease
+                .remaining()
+                .saturating_sub(self.lease.ttl().as_duration() / 10),
         };
         let until_term = match self.lease.loss() {
             Some(_) => Duration::ZERO,
-            None => self.lease.remaining().saturating_sub(self.lease.ttl().as_duration() / 3),
+            None => self
+                .lease
+                .remaining()
+                .saturating_sub(self.lease.ttl().as_duration() / 3),
         };
         if until_kill.is_zero() {
             (self.terminated, self.killed) = (true, true);
@@ -80,7 +94,11 @@ impl Watchdog {
             self.terminated = true;
             return Ok(Order::Terminate);
         }
-        let next = if self.terminated { until_kill } else { until_term };
+        let next = if self.terminated {
+            until_kill
+        } else {
+            until_term
+        };
         // A timer may be early by what it rounds.
         Err(next.clamp(Duration::from_millis(1), LONGEST_NAP))
     }

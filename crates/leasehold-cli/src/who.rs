@@ -55,7 +55,10 @@ fn seen(key: String, inspection: &Inspection) -> Seen {
         mode: waiter.mode.map(|mode| mode.to_string()),
         label: waiter.label.clone(),
     };
-    let node = |node: &leasehold::NodeStatus| Node { endpoint: node.endpoint.clone(), problem: node.problem.clone() };
+    let node = |node: &leasehold::NodeStatus| Node {
+        endpoint: node.endpoint.clone(),
+        problem: node.problem.clone(),
+    };
     Seen {
         key,
         holders: inspection.holders.iter().map(Holder::from).collect(),
@@ -68,7 +71,11 @@ fn tabled(inspection: &Inspection) -> String {
     let mut text = holders_and_waiters(inspection);
     for node in &inspection.nodes {
         if let Some(problem) = &node.problem {
-            text.push_str(&format!("\n{}: {}", show::one_line(&node.endpoint), show::one_line(problem)));
+            text.push_str(&format!(
+                "\n{}: {}",
+                show::one_line(&node.endpoint),
+                show::one_line(problem)
+            ));
         }
     }
     text
@@ -79,8 +86,18 @@ fn holders_and_waiters(inspection: &Inspection) -> String {
         return String::from("nobody holds it or waits for it");
     }
     // Only some servers tell.
-    let connected = inspection.holders.iter().any(|holder| holder.connection.is_some());
-    let columns = ["", "WHO", "MODE", "TOKEN", "LEFT, IF NOT RENEWED", "CONNECTED"];
+    let connected = inspection
+        .holders
+        .iter()
+        .any(|holder| holder.connection.is_some());
+    let columns = [
+        "",
+        "WHO",
+        "MODE",
+        "TOKEN",
+        "LEFT, IF NOT RENEWED",
+        "CONNECTED",
+    ];
     let mut table = show::table(&columns[..if connected { 6 } else { 5 }]);
     for holder in &inspection.holders {
         let mut row = vec![
@@ -88,9 +105,16 @@ fn holders_and_waiters(inspection: &Inspection) -> String {
             who_of(&holder.label),
             or_dash(holder.mode),
             or_dash(holder.token),
-            holder.expires_in.map_or_else(|| String::from("-"), |left| format!("{left:.1?}")),
+            holder
+                .expires_in
+                .map_or_else(|| String::from("-"), |left| format!("{left:.1?}")),
         ];
-        row.extend(holder.connection.as_ref().map(|connection| Connection::from(connection).told()));
+        row.extend(
+            holder
+                .connection
+                .as_ref()
+                .map(|connection| Connection::from(connection).told()),
+        );
         table.add_row(row);
     }
     for waiter in &inspection.waiters {
@@ -106,5 +130,9 @@ fn holders_and_waiters(inspection: &Inspection) -> String {
 }
 
 fn who_of(label: &str) -> String {
-    if label.is_empty() { String::from("(another program)") } else { show::one_line(label) }
+    if label.is_empty() {
+        String::from("(another program)")
+    } else {
+        show::one_line(label)
+    }
 }

@@ -1,6 +1,10 @@
-//! Each row of `COMPARED.md`: what `flock(1)` does and what `leasehold run` does, on the same lock file.
+//! Each row of `COMPARED.md`: what `flock(1)` does and what `leasehold run` does, on the same lock
+//! file.
 #![cfg(target_os = "linux")]
-#![allow(clippy::needless_pass_by_value, reason = "what is expected is written in place")]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "what is expected is written in place"
+)]
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +17,9 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::support::{ended, files, lives, said_first, signal, stderr, stdout, terminal::Terminal, until};
+use crate::support::{
+    ended, files, lives, said_first, signal, stderr, stdout, terminal::Terminal, until,
+};
 
 mod support;
 
@@ -33,7 +39,10 @@ struct Case {
 
 impl Case {
     fn new(tool: Tool) -> Self {
-        Self { tool, dir: tempfile::tempdir().unwrap() }
+        Self {
+            tool,
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn lock_file(&self) -> String {
@@ -45,11 +54,21 @@ impl Case {
         let (begin, end) = match self.tool {
             Flock => (vec![String::from("flock")], vec![self.lock_file()]),
             Leasehold => {
-                let begin = [env!("CARGO_BIN_EXE_leasehold"), "run", "--on", &files(&self.dir)].map(String::from);
+                let begin = [
+                    env!("CARGO_BIN_EXE_leasehold"),
+                    "run",
+                    "--on",
+                    &files(&self.dir),
+                ]
+                .map(String::from);
                 (begin.to_vec(), ["k", "--"].map(String::from).to_vec())
             }
         };
-        begin.into_iter().chain(options.iter().map(ToString::to_string)).chain(end).collect()
+        begin
+            .into_iter()
+            .chain(options.iter().map(ToString::to_string))
+            .chain(end)
+            .collect()
     }
 
     /// Those words for a shell.
@@ -59,7 +78,10 @@ impl Case {
 
     /// Runs `words`, then the tool with this program.
     fn after(&self, words: &[&str], program: &[&str]) -> Command {
-        self.command(words.iter().map(ToString::to_string).chain(self.words(&[])), program)
+        self.command(
+            words.iter().map(ToString::to_string).chain(self.words(&[])),
+            program,
+        )
     }
 
     /// Runs the tool with this program.
@@ -70,17 +92,29 @@ impl Case {
     fn command(&self, words: impl IntoIterator<Item = String>, program: &[&str]) -> Command {
         let mut words = words.into_iter();
         let mut command = Command::new(words.next().unwrap());
-        command.args(words).args(program).env_remove("LEASEHOLD_URL").stdin(Stdio::null()).current_dir(self.dir.path());
+        command
+            .args(words)
+            .args(program)
+            .env_remove("LEASEHOLD_URL")
+            .stdin(Stdio::null())
+            .current_dir(self.dir.path());
         command
     }
 
     /// Runs a script of `sh` that calls the tool as `$TOOL`.
     fn script(&self, script: &str) -> Output {
-        ended(self.command(["sh", "-c"].map(String::from), &[script]).env("TOOL", self.line()))
+        ended(
+            self.command(["sh", "-c"].map(String::from), &[script])
+                .env("TOOL", self.line()),
+        )
     }
 
     fn is_free(&self) -> bool {
-        Command::new("flock").args(["-n", &self.lock_file(), "true"]).status().unwrap().success()
+        Command::new("flock")
+            .args(["-n", &self.lock_file(), "true"])
+            .status()
+            .unwrap()
+            .success()
     }
 
     fn becomes_free(&self) {
@@ -135,12 +169,21 @@ fn is_running(process: u32) {
 }
 
 fn state(process: u32) -> Option<char> {
-    std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?.rsplit_once(") ")?.1.chars().next()
+    std::fs::read_to_string(format!("/proc/{process}/stat"))
+        .ok()?
+        .rsplit_once(") ")?
+        .1
+        .chars()
+        .next()
 }
 
 fn children_of(process: u32) -> Vec<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
-    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"))
+        .unwrap_or_default();
+    children
+        .split_whitespace()
+        .map(|child| child.parse().unwrap())
+        .collect()
 }
 
 fn kill(process: u32) {
@@ -156,7 +199,10 @@ fn longer_than_the_ttl() {
 /// As a shell has it: the code, or 128 and the signal.
 fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status.code().or(status.signal().map(|signal| 128 + signal)).unwrap()
+    status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap()
 }
 
 // Signals to the command alone.
@@ -212,7 +258,11 @@ fn kill_to_the_command_alone() {
 #[test]
 fn stop_of_the_command_alone_for_long() {
     let seen = |case: &Case| {
-        let options: &[&str] = if case.tool == Leasehold { &["--ttl", "1s"] } else { &[] };
+        let options: &[&str] = if case.tool == Leasehold {
+            &["--ttl", "1s"]
+        } else {
+            &[]
+        };
         let program = ["sh", "-c", "echo $$; read -r line; exit 3"];
         let mut command = case.command(case.words(options), &program);
         let (mut run, _) = begun(command.stdin(Stdio::piped()));
@@ -233,9 +283,19 @@ fn stop_of_the_command_alone_for_long() {
 #[test]
 fn term_while_it_waits() {
     let seen = |case: &Case| {
-        let (mut holder, _) = begun(Command::new("flock").arg("-F").arg(case.lock_file()).args(HOLD));
+        let (mut holder, _) = begun(
+            Command::new("flock")
+                .arg("-F")
+                .arg(case.lock_file())
+                .args(HOLD),
+        );
         let mut waiter = case.run(&["true"]).spawn().unwrap();
-        until("it waits", || std::fs::read_to_string("/proc/locks").unwrap().contains("->") || waits(&waiter));
+        until("it waits", || {
+            std::fs::read_to_string("/proc/locks")
+                .unwrap()
+                .contains("->")
+                || waits(&waiter)
+        });
         signal(waiter.id(), "TERM");
         let code = code(waiter.wait().unwrap());
         holder.kill().unwrap();
@@ -249,9 +309,12 @@ fn term_while_it_waits() {
 fn waits(waiter: &Child) -> bool {
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", waiter.id()));
     let opened = |entry: std::io::Result<std::fs::DirEntry>| {
-        entry.is_ok_and(|entry| std::fs::read_link(entry.path()).is_ok_and(|path| path.ends_with("k.lock")))
+        entry.is_ok_and(|entry| {
+            std::fs::read_link(entry.path()).is_ok_and(|path| path.ends_with("k.lock"))
+        })
     };
-    state(waiter.id()) == Some('S') && descriptors.is_ok_and(|mut descriptors| descriptors.any(opened))
+    state(waiter.id()) == Some('S')
+        && descriptors.is_ok_and(|mut descriptors| descriptors.any(opened))
 }
 
 #[test]
@@ -303,7 +366,10 @@ fn timeout_kills_all() {
 fn a_signal_to_the_group_ends_all() {
     let seen = |case: &Case| {
         // A session, and so a group, of its own.
-        let (mut run, work) = begun(&mut case.after(&["setsid", "--wait", "sh", "-c", "\"$@\"; exit 9", "-"], &WORK));
+        let (mut run, work) = begun(&mut case.after(
+            &["setsid", "--wait", "sh", "-c", "\"$@\"; exit 9", "-"],
+            &WORK,
+        ));
         signal_group(group_of(work), "TERM");
         is_gone(work);
         case.becomes_free();
@@ -315,7 +381,10 @@ fn a_signal_to_the_group_ends_all() {
 #[test]
 fn a_stop_of_the_group_stops_all() {
     let seen = |case: &Case| {
-        let (mut run, work) = begun(&mut case.after(&["setsid", "--wait", "sh", "-c", "\"$@\"; exit 9", "-"], &WORK));
+        let (mut run, work) = begun(&mut case.after(
+            &["setsid", "--wait", "sh", "-c", "\"$@\"; exit 9", "-"],
+            &WORK,
+        ));
         let group = group_of(work);
         signal_group(group, "STOP");
         is_stopped(work);
@@ -356,17 +425,30 @@ fn fields_of(process: u32) -> Vec<String> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let (begin, rest) = stat.rsplit_once(") ").unwrap();
     let (id, name) = begin.split_once(" (").unwrap();
-    [id, name].into_iter().chain(rest.split(' ')).map(String::from).collect()
+    [id, name]
+        .into_iter()
+        .chain(rest.split(' '))
+        .map(String::from)
+        .collect()
 }
 
 fn signal_group(group: u32, name: &str) {
-    assert!(Command::new("kill").args(["-s", name, "--", &format!("-{group}")]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-s", name, "--", &format!("-{group}")])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
 fn the_program_is_in_the_group_and_session_of_the_command() {
     let seen = |case: &Case| {
-        let (run, program) = begun(case.run(&["sh", "-c", "echo $$; read -r line"]).stdin(Stdio::piped()));
+        let (run, program) = begun(
+            case.run(&["sh", "-c", "echo $$; read -r line"])
+                .stdin(Stdio::piped()),
+        );
         let (command, program) = (fields_of(run.id()), fields_of(program));
         drop(run.wait_with_output().unwrap());
         command[4..=5] == program[4..=5]
@@ -378,11 +460,17 @@ fn the_program_is_in_the_group_and_session_of_the_command() {
 
 #[test]
 fn what_was_ignored_stays_ignored() {
-    for name in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "TSTP", "TTIN", "TTOU"] {
-        let number = stdout(&ended(Command::new("bash").args(["-c", &format!("kill -l {name}")])));
+    for name in [
+        "INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "TSTP", "TTIN", "TTOU",
+    ] {
+        let number = stdout(&ended(
+            Command::new("bash").args(["-c", &format!("kill -l {name}")]),
+        ));
         let bit = 1 << (number.trim().parse::<u32>().unwrap() - 1);
         let seen = |case: &Case| {
-            let said = case.script(&format!("trap '' {name}; $TOOL grep SigIgn /proc/self/status"));
+            let said = case.script(&format!(
+                "trap '' {name}; $TOOL grep SigIgn /proc/self/status"
+            ));
             mask_of(&stdout(&said)) & bit != 0
         };
         same(seen, true);
@@ -398,8 +486,14 @@ fn mask_of(line: &str) -> u64 {
 #[test]
 fn an_ignored_signal_does_not_end_the_command() {
     let seen = |case: &Case| {
-        let script = format!("trap '' TERM; exec {} sh -c 'echo $$; read -r line; exit 3'", case.line());
-        let (mut run, program) = begun(case.command(["sh", "-c"].map(String::from), &[&script]).stdin(Stdio::piped()));
+        let script = format!(
+            "trap '' TERM; exec {} sh -c 'echo $$; read -r line; exit 3'",
+            case.line()
+        );
+        let (mut run, program) = begun(
+            case.command(["sh", "-c"].map(String::from), &[&script])
+                .stdin(Stdio::piped()),
+        );
         signal(run.id(), "TERM");
         signal(program, "TERM");
         drop(run.stdin.take());
@@ -422,8 +516,10 @@ fn an_ignored_sigchld() {
     let seen = |case: &Case| {
         let python = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); \
                       os.execvp(sys.argv[1], sys.argv[1:])";
-        let said =
-            ended(&mut case.after(&["python3", "-c", python], &["sh", "-c", "grep SigIgn /proc/self/status; exit 37"]));
+        let said = ended(&mut case.after(
+            &["python3", "-c", python],
+            &["sh", "-c", "grep SigIgn /proc/self/status; exit 37"],
+        ));
         (said.status.code(), mask_of(&stdout(&said)) & (1 << 16))
     };
     same(seen, (Some(37), 0));
@@ -434,7 +530,10 @@ fn a_blocked_signal() {
     let seen = |case: &Case| {
         let python = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); \
                       os.execvp(sys.argv[1], sys.argv[1:])";
-        let said = ended(&mut case.after(&["python3", "-c", python], &["grep", "SigBlk", "/proc/self/status"]));
+        let said = ended(&mut case.after(
+            &["python3", "-c", python],
+            &["grep", "SigBlk", "/proc/self/status"],
+        ));
         mask_of(&stdout(&said))
     };
     same(seen, 1 << 9);
@@ -474,7 +573,11 @@ fn a_program_that_catches_ctrl_c_gets_it_once() {
                    while :; do sleep 0.01; done";
     let seen = |case: &Case| {
         std::fs::write(case.dir.path().join("program"), program).unwrap();
-        let terminal = Terminal::shell(&format!("{} bash {}/program", case.line(), case.dir.path().display()));
+        let terminal = Terminal::shell(&format!(
+            "{} bash {}/program",
+            case.line(),
+            case.dir.path().display()
+        ));
         let work = terminal.number("work");
         terminal.press("\x03");
         terminal.shows("int=1");
@@ -493,8 +596,13 @@ fn a_program_that_catches_ctrl_c_gets_it_once() {
 #[test]
 fn int_to_the_command_alone_in_the_foreground() {
     let seen = |case: &Case| {
-        let program = "trap 'exit 7' INT; trap 'exit 5' USR1; echo work=$$; while :; do sleep 0.01; done";
-        let terminal = Terminal::shell(&format!("{} bash -c \"{}\"", case.line(), program.replace('$', "\\$")));
+        let program =
+            "trap 'exit 7' INT; trap 'exit 5' USR1; echo work=$$; while :; do sleep 0.01; done";
+        let terminal = Terminal::shell(&format!(
+            "{} bash -c \"{}\"",
+            case.line(),
+            program.replace('$', "\\$")
+        ));
         let work = terminal.number("work");
         signal(parent_of(work), "INT");
         let early = (case.tool == Flock).then(|| terminal.code());
@@ -510,7 +618,11 @@ fn int_to_the_command_alone_in_the_foreground() {
 #[test]
 fn ctrl_z_for_long_and_fg() {
     let seen = |case: &Case| {
-        let options: &[&str] = if case.tool == Leasehold { &["--ttl", "1s"] } else { &[] };
+        let options: &[&str] = if case.tool == Leasehold {
+            &["--ttl", "1s"]
+        } else {
+            &[]
+        };
         let mut terminal = Terminal::run(&format!(
             "set -m; {} sh -c 'echo work=$$; read -r line; echo read=7; exit 3'; echo stopped=$?; read -r line; fg",
             case.words(options).join(" ")
@@ -526,7 +638,12 @@ fn ctrl_z_for_long_and_fg() {
         // A deadline, if there were one, is looked at now.
         longer_than_the_ttl();
         terminal.press("\r");
-        (kept, stopped, terminal.number("read"), code(terminal.ended()))
+        (
+            kept,
+            stopped,
+            terminal.number("read"),
+            code(terminal.ended()),
+        )
     };
     same(seen, (true, 148, 7, 3));
 }
@@ -542,7 +659,9 @@ fn ctrl_z_and_bg() {
         terminal.press("\x1a");
         terminal.shows("&");
         is_running(work);
-        let go = std::fs::read_link(format!("/proc/{work}/cwd")).unwrap().join("go");
+        let go = std::fs::read_link(format!("/proc/{work}/cwd"))
+            .unwrap()
+            .join("go");
         std::fs::write(&go, "").unwrap();
         let code = code(terminal.ended());
         std::fs::remove_file(go).unwrap();
@@ -619,12 +738,16 @@ fn nohup_outlives_the_terminal() {
 #[test]
 fn ctrl_c_spares_the_background_of_a_script() {
     let seen = |case: &Case| {
-        let terminal =
-            Terminal::shell(&format!("sh -c '{} sh -c \"echo work=\\$\\$; exec sleep 60\" & wait'", case.line()));
+        let terminal = Terminal::shell(&format!(
+            "sh -c '{} sh -c \"echo work=\\$\\$; exec sleep 60\" & wait'",
+            case.line()
+        ));
         let work = terminal.number("work");
         let command = parent_of(work);
         // The script itself, in the foreground.
-        until("the script waits", || state(parent_of(command)) == Some('S'));
+        until("the script waits", || {
+            state(parent_of(command)) == Some('S')
+        });
         terminal.press("\x03");
         assert_eq!(terminal.code(), 130);
         let kept = lives(command) && lives(work) && !case.is_free();
@@ -664,7 +787,9 @@ fn a_daemon_that_is_left_behind() {
         let script = "setsid sh -c 'echo $$; exec sleep 60 >/dev/null 2>&1' & \
                       until test -e go; do sleep 0.01; done; exit 3";
         let (mut run, daemon) = begun(&mut case.run(&["sh", "-c", script]));
-        until("it is a daemon", || fields_of(daemon)[5] == daemon.to_string());
+        until("it is a daemon", || {
+            fields_of(daemon)[5] == daemon.to_string()
+        });
         std::fs::write(case.dir.path().join("go"), "").unwrap();
         let code = run.wait().unwrap().code();
         let seen = (code, lives(daemon), case.is_free());
@@ -686,8 +811,12 @@ fn a_daemon_that_is_left_behind() {
 #[test]
 fn children_from_before_are_not_the_program_s() {
     let seen = |case: &Case| {
-        let script = format!("sleep 60 >/dev/null 2>&1 & echo $!; exec {} sh -c 'exit 3'", case.line());
-        let (mut run, earlier) = begun(&mut case.command(["sh", "-c"].map(String::from), &[&script]));
+        let script = format!(
+            "sleep 60 >/dev/null 2>&1 & echo $!; exec {} sh -c 'exit 3'",
+            case.line()
+        );
+        let (mut run, earlier) =
+            begun(&mut case.command(["sh", "-c"].map(String::from), &[&script]));
         let seen = (run.wait().unwrap().code(), lives(earlier), case.is_free());
         kill(earlier);
         seen
@@ -698,7 +827,8 @@ fn children_from_before_are_not_the_program_s() {
 #[test]
 fn a_program_that_stops_itself_keeps_the_lock() {
     let seen = |case: &Case| {
-        let (mut run, program) = begun(&mut case.run(&["sh", "-c", "echo $$; kill -STOP $$; exit 3"]));
+        let (mut run, program) =
+            begun(&mut case.run(&["sh", "-c", "echo $$; kill -STOP $$; exit 3"]));
         is_stopped(program);
         let kept = !case.is_free();
         signal(program, "CONT");
@@ -710,7 +840,12 @@ fn a_program_that_stops_itself_keeps_the_lock() {
 #[test]
 fn a_program_with_a_session_of_its_own() {
     let seen = |case: &Case| {
-        let (mut run, work) = begun(&mut case.run(&["setsid", "sh", "-c", "sh -c 'echo $$; exec sleep 60'; exit 3"]));
+        let (mut run, work) = begun(&mut case.run(&[
+            "setsid",
+            "sh",
+            "-c",
+            "sh -c 'echo $$; exec sleep 60'; exit 3",
+        ]));
         let kept = !case.is_free();
         kill(work);
         (kept, run.wait().unwrap().code(), case.is_free())
@@ -727,11 +862,22 @@ fn as_process_1(case: &Case, program: &[&str]) -> Command {
 
 /// As root without more, else as root of a user namespace.
 fn unshared(case: &Case, options: &[&str], program: &[&str]) -> Command {
-    let words = ["unshare", "--pid", "--fork"].iter().chain(options).copied();
+    let words = ["unshare", "--pid", "--fork"]
+        .iter()
+        .chain(options)
+        .copied();
     let as_user = words.clone().chain(["--user", "--map-root-user"]);
-    let allowed = [words.collect::<Vec<_>>(), as_user.collect()].into_iter().find(|words| {
-        Command::new(words[0]).args(&words[1..]).arg("true").stderr(Stdio::null()).status().unwrap().success()
-    });
+    let allowed = [words.collect::<Vec<_>>(), as_user.collect()]
+        .into_iter()
+        .find(|words| {
+            Command::new(words[0])
+                .args(&words[1..])
+                .arg("true")
+                .stderr(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        });
     let allowed = allowed.expect(
         "this test needs a process namespace: run it as root, in a container with CAP_SYS_ADMIN, or allow user \
          namespaces (sysctl kernel.unprivileged_userns_clone=1)",
@@ -741,13 +887,24 @@ fn unshared(case: &Case, options: &[&str], program: &[&str]) -> Command {
 
 #[test]
 fn process_1_ends_with_the_program_s_code() {
-    same(|case| ended(&mut as_process_1(case, &["sh", "-c", "exit 37"])).status.code(), Some(37));
+    same(
+        |case| {
+            ended(&mut as_process_1(case, &["sh", "-c", "exit 37"]))
+                .status
+                .code()
+        },
+        Some(37),
+    );
 }
 
 #[test]
 fn term_to_process_1() {
     let seen = |case: &Case| {
-        let program = ["bash", "-c", "trap 'echo term; exit 5' TERM; echo; read -r line; echo line; exit 3"];
+        let program = [
+            "bash",
+            "-c",
+            "trap 'echo term; exit 5' TERM; echo; read -r line; echo line; exit 3",
+        ];
         let (mut run, _) = said_first(as_process_1(case, &program).stdin(Stdio::piped()));
         let command = children_of(run.id())[0];
         signal(command, "TERM");
@@ -756,22 +913,37 @@ fn term_to_process_1() {
             run.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
         }
         let mut line = String::new();
-        BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(run.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         (line, run.wait().unwrap().code())
     };
-    different(seen, (String::from("line\n"), Some(3)), (String::from("term\n"), Some(5)));
+    different(
+        seen,
+        (String::from("line\n"), Some(3)),
+        (String::from("term\n"), Some(5)),
+    );
 }
 
 #[test]
 fn orphans_of_process_1() {
     let seen = |case: &Case| {
         // The shell in the middle ends at once.
-        let program = ["sh", "-c", "sh -c '(until test -e go; do sleep 0.01; done) &'; echo; read -r line"];
+        let program = [
+            "sh",
+            "-c",
+            "sh -c '(until test -e go; do sleep 0.01; done) &'; echo; read -r line",
+        ];
         let (run, _) = said_first(as_process_1(case, &program).stdin(Stdio::piped()));
         let command = children_of(run.id())[0];
         until("there is an orphan", || children_of(command).len() == 2);
         std::fs::write(case.dir.path().join("go"), "").unwrap();
-        let zombies = || children_of(command).into_iter().filter(|child| state(*child) == Some('Z')).count();
+        let zombies = || {
+            children_of(command)
+                .into_iter()
+                .filter(|child| state(*child) == Some('Z'))
+                .count()
+        };
         match case.tool {
             Flock => until("there is a zombie", || zombies() == 1),
             Leasehold => until("there is none", || children_of(command).len() == 1),
@@ -788,7 +960,11 @@ fn what_process_1_leaves_behind() {
     // Also with a `/proc` that shows other processes.
     for options in [&["--mount-proc"][..], &[]] {
         let seen = |case: &Case| {
-            let program = ["sh", "-c", "until test -e go; do sleep 0.01; done & echo; exit 3"];
+            let program = [
+                "sh",
+                "-c",
+                "until test -e go; do sleep 0.01; done & echo; exit 3",
+            ];
             let (mut run, _) = said_first(&mut unshared(case, options, &program));
             let waits = case.tool == Leasehold;
             if waits {
@@ -811,7 +987,10 @@ fn what_process_1_leaves_behind() {
 fn the_program_inherits_the_lock() {
     let seen = |case: &Case| {
         let said = ended(&mut case.run(&["sh", "-c", "readlink /proc/$$/fd/*"]));
-        stdout(&said).lines().filter(|line| line.ends_with("/k.lock")).count()
+        stdout(&said)
+            .lines()
+            .filter(|line| line.ends_with("/k.lock"))
+            .count()
     };
     same(seen, 1);
 }
@@ -829,7 +1008,12 @@ fn other_descriptors_pass_through() {
 fn a_closed_standard_input() {
     let seen = |case: &Case| {
         let said = case.script("$TOOL sh -c 'readlink /proc/$$/fd/0' <&-");
-        Path::new(stdout(&said).trim()).file_name().unwrap().to_str().unwrap().to_owned()
+        Path::new(stdout(&said).trim())
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned()
     };
     different(seen, String::from("k.lock"), String::from("null"));
 }
@@ -869,29 +1053,61 @@ fn the_surroundings_pass_through() {
 
 #[test]
 fn the_program_s_code_is_the_command_s() {
-    for (program, code) in [("exit 37", 37), ("kill -KILL $$", 137), ("kill -TERM $$", 143)] {
-        same(|case| ended(&mut case.run(&["sh", "-c", program])).status.code(), Some(code));
+    for (program, code) in [
+        ("exit 37", 37),
+        ("kill -KILL $$", 137),
+        ("kill -TERM $$", 143),
+    ] {
+        same(
+            |case| ended(&mut case.run(&["sh", "-c", program])).status.code(),
+            Some(code),
+        );
     }
 }
 
 #[test]
 fn a_program_that_is_not_there() {
-    different(|case| ended(&mut case.run(&["/not/there"])).status.code(), Some(69), Some(127));
+    different(
+        |case| ended(&mut case.run(&["/not/there"])).status.code(),
+        Some(69),
+        Some(127),
+    );
 }
 
 #[test]
 fn a_program_that_cannot_be_executed() {
-    different(|case| ended(&mut case.run(&["/dev/null"])).status.code(), Some(69), Some(126));
+    different(
+        |case| ended(&mut case.run(&["/dev/null"])).status.code(),
+        Some(69),
+        Some(126),
+    );
 }
 
 #[test]
 fn a_lock_that_another_holds() {
-    for options in [[["-n", ""], ["--try", ""]], [["-w", "0.1"], ["--within", "100ms"]]] {
+    for options in [
+        [["-n", ""], ["--try", ""]],
+        [["-w", "0.1"], ["--within", "100ms"]],
+    ] {
         let seen = |case: &Case| {
-            let (mut holder, _) = begun(Command::new("flock").arg("-F").arg(case.lock_file()).args(HOLD));
-            let options = if case.tool == Flock { options[0] } else { options[1] };
-            let options: Vec<_> = options.into_iter().filter(|option| !option.is_empty()).collect();
-            let code = ended(&mut case.command(case.words(&options), &["true"])).status.code();
+            let (mut holder, _) = begun(
+                Command::new("flock")
+                    .arg("-F")
+                    .arg(case.lock_file())
+                    .args(HOLD),
+            );
+            let options = if case.tool == Flock {
+                options[0]
+            } else {
+                options[1]
+            };
+            let options: Vec<_> = options
+                .into_iter()
+                .filter(|option| !option.is_empty())
+                .collect();
+            let code = ended(&mut case.command(case.words(&options), &["true"]))
+                .status
+                .code();
             holder.kill().unwrap();
             holder.wait().unwrap();
             code
@@ -904,23 +1120,45 @@ fn a_lock_that_another_holds() {
 
 #[test]
 fn the_table_names_each_test_once() {
-    let read = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    };
     let (table, tests) = (read("COMPARED.md"), read("tests/compared.rs"));
-    let rows: Vec<_> = table.lines().filter_map(|line| line.strip_suffix("` |")?.rsplit_once('`')).collect();
+    let rows: Vec<_> = table
+        .lines()
+        .filter_map(|line| line.strip_suffix("` |")?.rsplit_once('`'))
+        .collect();
     let named: BTreeSet<_> = rows.iter().map(|(_, name)| *name).collect();
     assert_eq!(named.len(), rows.len(), "a test stands in two rows");
     let mut lines = tests.lines();
     let mut present = BTreeSet::new();
     while lines.any(|line| line == "#[test]") {
-        present.extend(lines.next().and_then(|line| line.strip_prefix("fn ")?.split('(').next()));
+        present.extend(
+            lines
+                .next()
+                .and_then(|line| line.strip_prefix("fn ")?.split('(').next()),
+        );
     }
     present.remove("the_table_names_each_test_once");
     assert_eq!(named, present);
     assert!(rows.len() >= 30, "{}", rows.len());
     for (row, name) in rows {
         // A row says the truth about its test: what is the same is tested as the same.
-        let body = tests.split_once(&format!("fn {name}(")).unwrap().1.split("\n#[test]").next().unwrap();
-        let tested = if body.contains("    same(") { "same" } else { "different" };
-        assert!(row.contains(&format!("| {tested}")), "{name} is {tested}: {row}");
+        let body = tests
+            .split_once(&format!("fn {name}("))
+            .unwrap()
+            .1
+            .split("\n#[test]")
+            .next()
+            .unwrap();
+        let tested = if body.contains("    same(") {
+            "same"
+        } else {
+            "different"
+        };
+        assert!(
+            row.contains(&format!("| {tested}")),
+            "{name} is {tested}: {row}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Random trees of processes with random ends: the next holder finds no process of the last at work.
+//! Random trees of processes with random ends: the next holder finds no process of the last at
+//! work.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -19,7 +20,17 @@ const ROUNDS: u32 = 12;
 
 #[test]
 fn no_work_outlives_its_lock_on_files() {
-    let ends = ["", "", "TERM", "INT", "HUP", "USR1", "program TERM", "program KILL", "KILL"];
+    let ends = [
+        "",
+        "",
+        "TERM",
+        "INT",
+        "HUP",
+        "USR1",
+        "program TERM",
+        "program KILL",
+        "KILL",
+    ];
     rounds(&|dir| files(dir), &ends);
 }
 
@@ -28,12 +39,21 @@ fn no_work_outlives_its_lock_on_files() {
 #[test]
 fn no_work_outlives_its_lock_on_redis() {
     let redis = support::Redis::start(&[]);
-    let ends = ["", "TERM", "INT", "HUP", "USR1", "program TERM", "program KILL"];
+    let ends = [
+        "",
+        "TERM",
+        "INT",
+        "HUP",
+        "USR1",
+        "program TERM",
+        "program KILL",
+    ];
     rounds(&|_| redis.url.clone(), &ends);
 }
 
 fn rounds(url: &dyn Fn(&tempfile::TempDir) -> String, ends: &[&str]) {
-    let seed = std::env::var("LEASEHOLD_TEST_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    let seed = std::env::var("LEASEHOLD_TEST_SEED")
+        .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("LEASEHOLD_TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     for round in 0..ROUNDS {
@@ -42,13 +62,25 @@ fn rounds(url: &dyn Fn(&tempfile::TempDir) -> String, ends: &[&str]) {
         let mark = format!("LEASEHOLD_TEST_WORK={}", dir.path().display());
         let tree = Tree::write(&mut rng, dir.path());
         let end = *rng.choice(ends).unwrap();
-        let wrapper: &[&str] = rng.choice([&[][..], &["timeout", "0.5"], &["timeout", "-s", "INT", "0.5"]]).unwrap();
+        let wrapper: &[&str] = rng
+            .choice([
+                &[][..],
+                &["timeout", "0.5"],
+                &["timeout", "-s", "INT", "0.5"],
+            ])
+            .unwrap();
 
         let command = run_on(&url, &["k"], &["env", &mark, "sh", &tree]);
         let mut holder = wrapped(wrapper, command);
-        let mut holder = holder.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut holder = holder
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut program = String::new();
-        BufReader::with_capacity(1, holder.stdout.as_mut().unwrap()).read_line(&mut program).unwrap();
+        BufReader::with_capacity(1, holder.stdout.as_mut().unwrap())
+            .read_line(&mut program)
+            .unwrap();
         // Nothing is said if `timeout` was quicker than the machine.
         let end = if program.is_empty() { "" } else { end };
         match end.split_once(' ') {
@@ -59,7 +91,11 @@ fn rounds(url: &dyn Fn(&tempfile::TempDir) -> String, ends: &[&str]) {
         let mut next = run_on(&url, &["k"], &["sh", "-c", "echo granted; read -r line"]);
         let (next, _) = said_first(next.stdin(Stdio::piped()));
         let at_work = at_work(&mark);
-        assert!(at_work.is_empty(), "round {round} after `{end}` in {wrapper:?}:\n{at_work}\n{}", scripts(dir.path()));
+        assert!(
+            at_work.is_empty(),
+            "round {round} after `{end}` in {wrapper:?}:\n{at_work}\n{}",
+            scripts(dir.path())
+        );
         drop(next.wait_with_output().unwrap());
         holder.wait().unwrap();
     }
@@ -98,7 +134,13 @@ impl<'a> Tree<'a> {
             let how = self.rng.choice(["&", "&", ""]).unwrap();
             self.start(&mut script, depth, how);
         }
-        let end = ["wait", "exit 4", "kill -KILL $$", "exec sleep 0.2", "sleep 0.1"];
+        let end = [
+            "wait",
+            "exit 4",
+            "kill -KILL $$",
+            "exec sleep 0.2",
+            "sleep 0.1",
+        ];
         writeln!(script, "{}", self.rng.choice(end).unwrap()).unwrap();
         fs::write(self.dir.join(&name), script).unwrap();
         name
@@ -110,8 +152,13 @@ impl<'a> Tree<'a> {
             _ => {
                 let node = format!("{}/{}", self.dir.display(), self.node(depth - 1));
                 // Plain, an orphan, a job of its own, a group of its own, a daemon.
-                let ways =
-                    ["sh NODE", "(sh NODE &)", "bash -c 'set -m; . NODE'", "timeout 5 sh NODE", "setsid -f sh NODE"];
+                let ways = [
+                    "sh NODE",
+                    "(sh NODE &)",
+                    "bash -c 'set -m; . NODE'",
+                    "timeout 5 sh NODE",
+                    "setsid -f sh NODE",
+                ];
                 self.rng.choice(ways).unwrap().replace("NODE", &node)
             }
         };
@@ -122,7 +169,9 @@ impl<'a> Tree<'a> {
 fn scripts(dir: &Path) -> String {
     let mut all = String::new();
     for number in 0.. {
-        let Ok(script) = fs::read_to_string(dir.join(format!("{number}.sh"))) else { break };
+        let Ok(script) = fs::read_to_string(dir.join(format!("{number}.sh"))) else {
+            break;
+        };
         write!(all, "--- {number}.sh\n{script}").unwrap();
     }
     all
@@ -130,16 +179,26 @@ fn scripts(dir: &Path) -> String {
 
 /// The command, run by another.
 fn wrapped(wrapper: &[&str], command: Command) -> Command {
-    let Some((program, arguments)) = wrapper.split_first() else { return command };
+    let Some((program, arguments)) = wrapper.split_first() else {
+        return command;
+    };
     let mut outer = Command::new(program);
-    outer.args(arguments).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    outer
+        .args(arguments)
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(Stdio::null());
     outer.env_remove("LEASEHOLD_URL");
     outer
 }
 
 /// It may be over already.
 fn try_signal(process: &str, name: &str) {
-    Command::new("kill").args(["-s", name, process]).stderr(Stdio::null()).status().unwrap();
+    Command::new("kill")
+        .args(["-s", name, process])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
 }
 
 /// The processes that bear the mark, have not ended and are no daemons.
@@ -153,9 +212,18 @@ fn at_work(mark: &str) -> String {
         let process = process.unwrap().file_name().into_string().unwrap();
         // Empty once it has ended.
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        if environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()) && session(&process) == own {
+        if environment
+            .split(|byte| *byte == 0)
+            .any(|entry| entry == mark.as_bytes())
+            && session(&process) == own
+        {
             let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-            writeln!(found, "{process}: {}", String::from_utf8_lossy(&words).replace('\0', " ")).unwrap();
+            writeln!(
+                found,
+                "{process}: {}",
+                String::from_utf8_lossy(&words).replace('\0', " ")
+            )
+            .unwrap();
         }
     }
     found

@@ -10,7 +10,11 @@ fn caps_says_what_is_promised_and_where_it_lives() {
     let dir = tempfile::tempdir().unwrap();
     let table = ended(leasehold().args(["caps", "--on", &files(&dir)]));
     assert!(table.status.success(), "{}", stderr(&table));
-    assert!(stdout(&table).contains(dir.path().to_str().unwrap()), "{}", stdout(&table));
+    assert!(
+        stdout(&table).contains(dir.path().to_str().unwrap()),
+        "{}",
+        stdout(&table)
+    );
     assert!(stdout(&table).contains("to 366 days"), "{}", stdout(&table));
     let json = ended(leasehold().args(["caps", "--json", "--on", &files(&dir)]));
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
@@ -22,9 +26,17 @@ fn caps_says_what_is_promised_and_where_it_lives() {
 #[test]
 fn a_file_lock_cannot_be_broken_and_the_command_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut run, _) = started(&mut run_on(&files(&dir), &["k"], &["sh", "-c", "echo; exec sleep 60"]));
+    let (mut run, _) = started(&mut run_on(
+        &files(&dir),
+        &["k"],
+        &["sh", "-c", "echo; exec sleep 60"],
+    ));
     for options in [&[][..], &["--now"]] {
-        let broken = ended(leasehold().args(["break", "--on", &files(&dir), "k"]).args(options));
+        let broken = ended(
+            leasehold()
+                .args(["break", "--on", &files(&dir), "k"])
+                .args(options),
+        );
         assert_eq!(broken.status.code(), Some(64), "{}", stderr(&broken));
         assert_eq!(stderr(&broken).lines().count(), 1, "{}", stderr(&broken));
     }
@@ -37,8 +49,11 @@ fn who_shows_the_holder_on_files() {
     let dir = tempfile::tempdir().unwrap();
     let who = || ended(leasehold().args(["who", "--json", "--on", &files(&dir), "k"]));
     assert_eq!(who().status.code(), Some(1));
-    let (mut run, _) =
-        started(&mut run_on(&files(&dir), &["--label", "till 3", "k"], &["sh", "-c", "echo; exec sleep 60"]));
+    let (mut run, _) = started(&mut run_on(
+        &files(&dir),
+        &["--label", "till 3", "k"],
+        &["sh", "-c", "echo; exec sleep 60"],
+    ));
     let seen = who();
     assert_eq!(seen.status.code(), Some(0), "{}", stderr(&seen));
     let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap();
@@ -49,8 +64,7 @@ fn who_shows_the_holder_on_files() {
 }
 
 /// What steers a terminal, reorders or hides text, and ends lines. As a name, it has to print.
-const HOSTILE: &str =
-    "a\u{1b}[31m\u{7}\u{7f}\u{85}\u{9b}31m\u{200b}\u{2028}\u{202e}b\u{2066}\u{feff}\u{e0041}\r\nleasehold: c";
+const HOSTILE: &str = "a\u{1b}[31m\u{7}\u{7f}\u{85}\u{9b}31m\u{200b}\u{2028}\u{202e}b\u{2066}\u{feff}\u{e0041}\r\nleasehold: c";
 
 /// Both outputs of a command that was to fail or not.
 fn assert_prints(what: &str, output: &std::process::Output) {
@@ -60,7 +74,10 @@ fn assert_prints(what: &str, output: &std::process::Output) {
             assert_eq!(leasehold::text::Escaped(line).to_string(), line, "{what}");
         }
     }
-    assert!(!stderr(output).lines().any(|line| line == "leasehold: c"), "{what}: a line that is not ours");
+    assert!(
+        !stderr(output).lines().any(|line| line == "leasehold: c"),
+        "{what}: a line that is not ours"
+    );
 }
 
 /// A server that answers everything with such an error.
@@ -75,7 +92,9 @@ fn hostile_server() -> u16 {
             std::thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 let error = format!("-ERR {}\r\n", HOSTILE.replace(['\r', '\n'], " ")).repeat(8);
-                while stream.read(&mut buffer).is_ok_and(|len| len > 0) && stream.write_all(error.as_bytes()).is_ok() {}
+                while stream.read(&mut buffer).is_ok_and(|len| len > 0)
+                    && stream.write_all(error.as_bytes()).is_ok()
+                {}
             });
         }
     });
@@ -91,13 +110,18 @@ fn everything_printed_is_escaped() {
     #[cfg(feature = "redis")]
     let redis = support::Redis::start(&[]);
     #[cfg(feature = "redis")]
-    urls.extend([redis.url.clone(), format!("redis://127.0.0.1:{}", hostile_server())]);
+    urls.extend([
+        redis.url.clone(),
+        format!("redis://127.0.0.1:{}", hostile_server()),
+    ]);
     let pidfile = parent.path().join("program");
     let hold = format!("echo; sleep 60 & echo $! >{}; wait", pidfile.display());
     for url in &urls {
         let verbs: [&[&str]; 10] = [
             &["run", "--try", HOSTILE, "--", HOSTILE],
-            &["run", "--try", "-vv", "--label", HOSTILE, HOSTILE, "--", "true"],
+            &[
+                "run", "--try", "-vv", "--label", HOSTILE, HOSTILE, "--", "true",
+            ],
             &["run", "--within", "1ms", HOSTILE, "--", "true"],
             &["who", HOSTILE],
             &["who", "--json", HOSTILE],
@@ -121,12 +145,21 @@ fn everything_printed_is_escaped() {
                 assert_prints(&format!("{url:?} {verb:?}"), &output);
                 if held && verb.contains(&"who") {
                     assert!(output.status.success(), "{}", stderr(&output));
-                    assert!(stdout(&output).contains("202e") || is_server, "{}", stdout(&output));
+                    assert!(
+                        stdout(&output).contains("202e") || is_server,
+                        "{}",
+                        stdout(&output)
+                    );
                 }
                 if verb.contains(&"--json") && output.status.success() {
                     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
                     let label = &json["holders"][0]["label"];
-                    assert!(label.is_null() || label.as_str().unwrap().contains('\u{202e}') || is_server, "{json}");
+                    assert!(
+                        label.is_null()
+                            || label.as_str().unwrap().contains('\u{202e}')
+                            || is_server,
+                        "{json}"
+                    );
                 }
             }
             if let Some(holder) = holder {
@@ -137,14 +170,22 @@ fn everything_printed_is_escaped() {
                     }
                 }
                 signal(holder.id(), "TERM");
-                assert_prints(&format!("the holder on {url:?}"), &holder.wait_with_output().unwrap());
+                assert_prints(
+                    &format!("the holder on {url:?}"),
+                    &holder.wait_with_output().unwrap(),
+                );
             }
         }
     }
     let caps = ["caps", "--on"];
-    for url in
-        [HOSTILE, "file://\u{202e}\u{9b}/", "file:\u{202e}\u{9b}", "file:/\u{9b}?\u{202e}", "x\u{9b}:", "memory:\u{9b}"]
-    {
+    for url in [
+        HOSTILE,
+        "file://\u{202e}\u{9b}/",
+        "file:\u{202e}\u{9b}",
+        "file:/\u{9b}?\u{202e}",
+        "x\u{9b}:",
+        "memory:\u{9b}",
+    ] {
         assert_prints(&format!("{url:?}"), &ended(leasehold().args(caps).arg(url)));
     }
     for words in [

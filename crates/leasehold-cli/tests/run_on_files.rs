@@ -8,7 +8,9 @@ use std::{
     time::Instant,
 };
 
-use crate::support::{ended, files, leasehold, lives, run_on, signal, started, stderr, stdout, until, who};
+use crate::support::{
+    ended, files, leasehold, lives, run_on, signal, started, stderr, stdout, until, who,
+};
 
 mod support;
 
@@ -19,8 +21,13 @@ fn two_runs_exclude_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let program = format!("echo in >> {0}; sleep 0.05; echo out >> {0}", log.display());
-    let mut runs: Vec<_> =
-        (0..6).map(|_| run_on(&files(&dir), &["k"], &["sh", "-c", &program]).spawn().unwrap()).collect();
+    let mut runs: Vec<_> = (0..6)
+        .map(|_| {
+            run_on(&files(&dir), &["k"], &["sh", "-c", &program])
+                .spawn()
+                .unwrap()
+        })
+        .collect();
     assert!(runs.iter_mut().all(|run| run.wait().unwrap().success()));
     assert_eq!(std::fs::read_to_string(log).unwrap(), "in\nout\n".repeat(6));
 }
@@ -33,19 +40,32 @@ fn try_and_within_give_up_with_75() {
     let refused = ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]));
     assert_eq!(refused.status.code(), Some(75), "{}", stderr(&refused));
     assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
-    let late = ended(&mut run_on(&files(&dir), &["--within", "300ms", "k"], &["true"]));
+    let late = ended(&mut run_on(
+        &files(&dir),
+        &["--within", "300ms", "k"],
+        &["true"],
+    ));
     assert_eq!(late.status.code(), Some(75), "{}", stderr(&late));
     assert!(at.elapsed().as_millis() >= 300);
     signal(holder.id(), "TERM");
     assert_eq!(holder.wait().unwrap().code(), Some(143));
-    let next = ended(&mut run_on(&files(&dir), &["--within", "5s", "k"], &["true"]));
+    let next = ended(&mut run_on(
+        &files(&dir),
+        &["--within", "5s", "k"],
+        &["true"],
+    ));
     assert!(next.status.success(), "{}", stderr(&next));
 }
 
 #[test]
 fn the_program_s_own_end_is_passed_on() {
     let dir = tempfile::tempdir().unwrap();
-    for (program, code) in [("exit 0", 0), ("exit 37", 37), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)] {
+    for (program, code) in [
+        ("exit 0", 0),
+        ("exit 37", 37),
+        ("kill -KILL $$", 137),
+        ("kill -SEGV $$", 139),
+    ] {
         let run = ended(&mut run_on(&files(&dir), &["k"], &["sh", "-c", program]));
         assert_eq!(run.status.code(), Some(code), "{program}");
         assert_eq!(stderr(&run), "");
@@ -59,13 +79,21 @@ fn a_program_that_cannot_be_started_is_126_or_127() {
     std::fs::write(&text, "text").unwrap();
     let redis = support::Redis::start(&[]);
     for url in [files(&dir), redis.url.clone()] {
-        for (program, code) in [("/does/not/exist", 127), ("does-not-exist", 127), (text.to_str().unwrap(), 126)] {
+        for (program, code) in [
+            ("/does/not/exist", 127),
+            ("does-not-exist", 127),
+            (text.to_str().unwrap(), 126),
+        ] {
             let run = ended(&mut run_on(&url, &["k"], &[program]));
             assert_eq!(run.status.code(), Some(code), "{program}: {}", stderr(&run));
             assert!(stderr(&run).contains(program));
         }
         // And the lock is free.
-        assert!(ended(&mut run_on(&url, &["--try", "k"], &["true"])).status.success());
+        assert!(
+            ended(&mut run_on(&url, &["--try", "k"], &["true"]))
+                .status
+                .success()
+        );
     }
 }
 
@@ -87,14 +115,21 @@ fn signals_reach_the_program() {
 fn on_a_terminal_ctrl_c_reaches_the_program_once() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("program");
-    let counts =
-        "n=0; trap 'n=$((n+1))' INT; echo up; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo int=$n; exit 5";
+    let counts = "n=0; trap 'n=$((n+1))' INT; echo up; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo int=$n; exit 5";
     std::fs::write(&program, counts).unwrap();
     // Some shells would wait for it and then die of the Ctrl-C themselves.
-    let line =
-        format!("exec {} run --on {} k -- bash {}", env!("CARGO_BIN_EXE_leasehold"), files(&dir), program.display());
+    let line = format!(
+        "exec {} run --on {} k -- bash {}",
+        env!("CARGO_BIN_EXE_leasehold"),
+        files(&dir),
+        program.display()
+    );
     // A pseudo-terminal, whose Ctrl-C is what we write.
-    let (mut terminal, _) = started(Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()));
+    let (mut terminal, _) = started(
+        Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .stdin(Stdio::piped()),
+    );
     terminal.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
     let mut keyboard = terminal.stdin.take();
     let output = terminal.wait_with_output().unwrap();
@@ -108,7 +143,11 @@ fn a_signal_ends_the_wait() {
     let dir = tempfile::tempdir().unwrap();
     let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     let mut waiter = run_on(&files(&dir), &["k"], &["true"]).spawn().unwrap();
-    until("it waits", || who(&files(&dir), "k")["waiters"].as_array().is_some_and(|waiters| waiters.len() == 1));
+    until("it waits", || {
+        who(&files(&dir), "k")["waiters"]
+            .as_array()
+            .is_some_and(|waiters| waiters.len() == 1)
+    });
     signal(waiter.id(), "TERM");
     assert_eq!(waiter.wait().unwrap().code(), Some(143));
     signal(holder.id(), "TERM");
@@ -123,7 +162,11 @@ fn the_environment_names_the_key_and_a_token_that_grows() {
         let run = ended(&mut run_on(
             &files(&dir),
             &["a key"],
-            &["sh", "-c", "echo \"$LEASEHOLD_KEY\"; echo \"$LEASEHOLD_TOKEN\""],
+            &[
+                "sh",
+                "-c",
+                "echo \"$LEASEHOLD_KEY\"; echo \"$LEASEHOLD_TOKEN\"",
+            ],
         ));
         let out = stdout(&run);
         let (key, token) = out.trim().split_once('\n').unwrap();
@@ -138,8 +181,12 @@ fn the_environment_names_the_key_and_a_token_that_grows() {
 fn a_name_that_is_not_unicode_is_a_name() {
     let dir = tempfile::tempdir().unwrap();
     let name = std::ffi::OsStr::from_bytes(b"\xff\n{}/..");
-    let run =
-        ended(leasehold().args(["run", "--on", &files(&dir)]).arg(name).args(["--", "printenv", "LEASEHOLD_KEY"]));
+    let run = ended(
+        leasehold()
+            .args(["run", "--on", &files(&dir)])
+            .arg(name)
+            .args(["--", "printenv", "LEASEHOLD_KEY"]),
+    );
     assert_eq!(run.stdout, b"\xff\n{}/..\n");
 }
 
@@ -170,9 +217,18 @@ fn killed_command_leaves_the_lock_to_its_program() {
     signal(run.id(), "KILL");
     assert_eq!(run.wait().unwrap().signal(), Some(9));
     assert!(lives(program));
-    assert_eq!(ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.code(), Some(75));
+    assert_eq!(
+        ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]))
+            .status
+            .code(),
+        Some(75)
+    );
     signal(program, "KILL");
-    let next = ended(&mut run_on(&files(&dir), &["--within", "5s", "k"], &["true"]));
+    let next = ended(&mut run_on(
+        &files(&dir),
+        &["--within", "5s", "k"],
+        &["true"],
+    ));
     assert!(next.status.success(), "{}", stderr(&next));
 }
 
@@ -182,35 +238,73 @@ fn flock_and_the_command_exclude_each_other() {
     let file = dir.path().join("k.lock");
     let (mut run, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     assert!(file.exists());
-    assert!(!Command::new("flock").arg("-n").arg(&file).arg("true").status().unwrap().success());
+    assert!(
+        !Command::new("flock")
+            .arg("-n")
+            .arg(&file)
+            .arg("true")
+            .status()
+            .unwrap()
+            .success()
+    );
     signal(run.id(), "TERM");
     run.wait().unwrap();
     let (mut flock, _) = started(Command::new("flock").arg("--no-fork").arg(&file).args(HOLD));
-    assert_eq!(ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.code(), Some(75));
+    assert_eq!(
+        ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]))
+            .status
+            .code(),
+        Some(75)
+    );
     signal(flock.id(), "KILL");
     flock.wait().unwrap();
-    until("flock's lock is free", || ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"])).status.success());
+    until("flock's lock is free", || {
+        ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]))
+            .status
+            .success()
+    });
 }
 
 #[test]
 fn on_wins_over_the_environment() {
     let dir = tempfile::tempdir().unwrap();
-    let run = ended(leasehold().env("LEASEHOLD_URL", files(&dir)).args(["run", "k", "--", "true"]));
+    let run = ended(
+        leasehold()
+            .env("LEASEHOLD_URL", files(&dir))
+            .args(["run", "k", "--", "true"]),
+    );
     assert!(run.status.success() && dir.path().join("k.lock").exists());
     let run = ended(run_on(&files(&dir), &["k"], &["true"]).env("LEASEHOLD_URL", "nonsense"));
     assert!(run.status.success());
-    let run = ended(leasehold().env("LEASEHOLD_URL", "nonsense").args(["run", "k", "--", "true"]));
+    let run = ended(
+        leasehold()
+            .env("LEASEHOLD_URL", "nonsense")
+            .args(["run", "k", "--", "true"]),
+    );
     assert_eq!(run.status.code(), Some(64));
 }
 
 #[test]
 fn the_program_does_not_see_the_url_unless_it_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
-    for (options, seen) in [(&["run", "k"][..], "\n"), (&["run", "--keep-url", "k"], "file:")] {
+    for (options, seen) in [
+        (&["run", "k"][..], "\n"),
+        (&["run", "--keep-url", "k"], "file:"),
+    ] {
         let mut run = leasehold();
-        run.env("LEASEHOLD_URL", files(&dir)).args(options).args(["--", "sh", "-c", "echo \"$LEASEHOLD_URL\""]);
+        run.env("LEASEHOLD_URL", files(&dir)).args(options).args([
+            "--",
+            "sh",
+            "-c",
+            "echo \"$LEASEHOLD_URL\"",
+        ]);
         let run = ended(&mut run);
-        assert!(run.status.success() && stdout(&run).starts_with(seen), "{} {}", stdout(&run), stderr(&run));
+        assert!(
+            run.status.success() && stdout(&run).starts_with(seen),
+            "{} {}",
+            stdout(&run),
+            stderr(&run)
+        );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }
@@ -229,8 +323,15 @@ fn a_directory_is_shared_if_the_url_says_so() {
 #[test]
 fn who_names_the_program_that_runs_under_the_lock() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut run, _) = started(&mut run_on(&files(&dir), &["k"], &["/bin/sh", "-c", "echo; exec sleep 60"]));
-    let label = who(&files(&dir), "k")["holders"][0]["label"].as_str().unwrap().to_owned();
+    let (mut run, _) = started(&mut run_on(
+        &files(&dir),
+        &["k"],
+        &["/bin/sh", "-c", "echo; exec sleep 60"],
+    ));
+    let label = who(&files(&dir), "k")["holders"][0]["label"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert!(label.ends_with(&format!("/{}/sh", run.id())), "{label}");
     signal(run.id(), "TERM");
     run.wait().unwrap();
@@ -241,12 +342,24 @@ fn unshared(kind: &[&str]) -> Command {
     let words = [&["unshare"], kind].concat();
     let as_user = [&words[..], &["--user", "--map-root-user"]].concat();
     let is_allowed = |words: &&Vec<&str>| {
-        Command::new(words[0]).args(&words[1..]).arg("true").stderr(Stdio::null()).status().unwrap().success()
+        Command::new(words[0])
+            .args(&words[1..])
+            .arg("true")
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
     };
     let allowed = [words, as_user];
-    let allowed = allowed.iter().find(is_allowed).expect("this test needs namespaces: run it as root");
+    let allowed = allowed
+        .iter()
+        .find(is_allowed)
+        .expect("this test needs namespaces: run it as root");
     let mut command = Command::new(allowed[0]);
-    command.args(&allowed[1..]).env_remove("LEASEHOLD_URL").stdin(Stdio::null());
+    command
+        .args(&allowed[1..])
+        .env_remove("LEASEHOLD_URL")
+        .stdin(Stdio::null());
     command
 }
 
@@ -262,17 +375,38 @@ fn who_finds_the_holder_in_another_process_namespace() {
     let url = files(&dir);
     let seen = || ended(&mut command(&["who", "--json", "--on", &url, "k"]));
     assert_eq!(seen().status.code(), Some(1));
-    let (mut run, _) = started(&mut command(&["run", "--on", &url, "k", "--", "sh", "-c", "echo; exec sleep 60"]));
+    let (mut run, _) = started(&mut command(&[
+        "run",
+        "--on",
+        &url,
+        "k",
+        "--",
+        "sh",
+        "-c",
+        "echo; exec sleep 60",
+    ]));
     let sibling = seen();
     assert_eq!(sibling.status.code(), Some(0), "{}", stderr(&sibling));
     let sibling: serde_json::Value = serde_json::from_slice(&sibling.stdout).unwrap();
     assert_eq!(sibling["holders"].as_array().unwrap().len(), 1, "{sibling}");
     assert_eq!(sibling["holders"][0]["mode"], "exclusive");
-    assert!(sibling["holders"][0]["label"].as_str().unwrap().contains("another PID namespace"), "{sibling}");
+    assert!(
+        sibling["holders"][0]["label"]
+            .as_str()
+            .unwrap()
+            .contains("another PID namespace"),
+        "{sibling}"
+    );
     // From outside it is known by the number that it has outside, and its record by the one inside.
     let outside = who(&url, "k");
     assert_eq!(outside["holders"].as_array().unwrap().len(), 1, "{outside}");
-    assert!(outside["holders"][0]["label"].as_str().unwrap().ends_with("/1/sh"), "{outside}");
+    assert!(
+        outside["holders"][0]["label"]
+            .as_str()
+            .unwrap()
+            .ends_with("/1/sh"),
+        "{outside}"
+    );
     run.kill().unwrap();
     run.wait().unwrap();
 }
@@ -285,12 +419,25 @@ fn a_file_of_another_file_system_is_not_the_lock() {
                   stat -c %i a/k.lock b/k.lock; exec flock --no-fork b/k.lock sh -c '\"$1\" who --json --on \"file:$2/a\" k; \
                   echo $?; \"$1\" who --json --on \"file:$2/b\" k; echo $?' sh \"$2\" \"$1\"";
     let mut command = unshared(&["--mount"]);
-    command.args(["sh", "-c", script, "sh", dir.path().to_str().unwrap(), env!("CARGO_BIN_EXE_leasehold")]);
+    command.args([
+        "sh",
+        "-c",
+        script,
+        "sh",
+        dir.path().to_str().unwrap(),
+        env!("CARGO_BIN_EXE_leasehold"),
+    ]);
     let output = ended(&mut command);
     let lines = stdout(&output);
     let lines: Vec<_> = lines.lines().collect();
     assert!(lines.len() > 4, "{lines:?} {}", stderr(&output));
-    assert_eq!(lines[0], lines[1], "the numbers of the files differ, so that this proves nothing");
-    let codes: Vec<_> = lines[2..].iter().filter(|line| line.parse::<u8>().is_ok()).collect();
+    assert_eq!(
+        lines[0], lines[1],
+        "the numbers of the files differ, so that this proves nothing"
+    );
+    let codes: Vec<_> = lines[2..]
+        .iter()
+        .filter(|line| line.parse::<u8>().is_ok())
+        .collect();
     assert_eq!(codes, [&"1", &"0"], "{lines:?} {}", stderr(&output));
 }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::support::{
-    Redis, ended, leasehold, lives, run_on, said_first, signal, started, stderr, stdout, until, who, within_patience,
+    Redis, ended, leasehold, lives, run_on, said_first, signal, started, stderr, stdout, until,
+    who, within_patience,
 };
 
 mod support;
@@ -20,7 +21,11 @@ fn program_ends_before_an_unrenewable_lock_is_granted_elsewhere() {
     // Ignores TERM, and says when it came.
     let program = "trap 'echo term' TERM; echo $$; while :; do sleep 0.01; done";
     let ttl = 4_000;
-    let (run, _) = started(&mut run_on(&redis.url, &["--ttl", &format!("{ttl}ms"), "k"], &["bash", "-c", program]));
+    let (run, _) = started(&mut run_on(
+        &redis.url,
+        &["--ttl", &format!("{ttl}ms"), "k"],
+        &["bash", "-c", program],
+    ));
     signal(redis.process.id(), "STOP");
     let stopped = Instant::now();
     let output = run.wait_with_output().unwrap();
@@ -28,7 +33,8 @@ fn program_ends_before_an_unrenewable_lock_is_granted_elsewhere() {
     signal(redis.process.id(), "CONT");
     assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
     assert!(stdout(&output).contains("term"), "{}", stderr(&output));
-    // Its last renewal was before the stop; closing the client may take a while, the KILL is what counts.
+    // Its last renewal was before the stop; closing the client may take a while, the KILL is what
+    // counts.
     assert!(took < ttl + 10_000, "{took} ms");
     assert!(stderr(&output).contains("killed"), "{}", stderr(&output));
 }
@@ -37,12 +43,20 @@ fn program_ends_before_an_unrenewable_lock_is_granted_elsewhere() {
 fn the_kill_comes_before_the_ttl_is_over() {
     let redis = Redis::start(&[]);
     let program = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
-    let (mut run, program) = started(&mut run_on(&redis.url, &["--ttl", "5s", "k"], &["bash", "-c", program]));
+    let (mut run, program) = started(&mut run_on(
+        &redis.url,
+        &["--ttl", "5s", "k"],
+        &["bash", "-c", program],
+    ));
     signal(redis.process.id(), "STOP");
     let stopped = Instant::now();
     let program: u32 = program.parse().unwrap();
     until("the program is dead", || !lives(program));
-    assert!(stopped.elapsed().as_millis() < 5_000, "{:?}", stopped.elapsed());
+    assert!(
+        stopped.elapsed().as_millis() < 5_000,
+        "{:?}",
+        stopped.elapsed()
+    );
     signal(redis.process.id(), "CONT");
     assert_eq!(run.wait().unwrap().code(), Some(76));
 }
@@ -67,7 +81,10 @@ fn program_is_ended_even_if_nobody_reads_standard_error() {
     signal(redis.process.id(), "CONT");
     // If it did not end: the program goes with it.
     drop(run.kill());
-    assert!(ended && !outlived, "ended: {ended}, the program lives: {outlived}");
+    assert!(
+        ended && !outlived,
+        "ended: {ended}, the program lives: {outlived}"
+    );
     assert_eq!(code.unwrap().code(), Some(76));
 }
 
@@ -75,16 +92,24 @@ fn program_is_ended_even_if_nobody_reads_standard_error() {
 fn renewals_keep_the_lock_for_many_ttls() {
     let redis = Redis::start(&[]);
     let program = ["sh", "-c", "echo; read -r _; exit 3"];
-    let (mut run, _) = started(run_on(&redis.url, &["--ttl", "1500ms", "k"], &program).stdin(Stdio::piped()));
+    let (mut run, _) =
+        started(run_on(&redis.url, &["--ttl", "1500ms", "k"], &program).stdin(Stdio::piped()));
     // Each renewal adds a fifth of the TTL at least, and one that is not seen makes it longer.
     let (mut left, mut renewals) = (u64::MAX, 0);
     until("it was renewed for two TTLs", || {
-        let now = who(&redis.url, "k")["holders"][0]["expires_in_ms"].as_u64().unwrap();
+        let now = who(&redis.url, "k")["holders"][0]["expires_in_ms"]
+            .as_u64()
+            .unwrap();
         renewals += usize::from(now > left);
         left = now;
         renewals == 10
     });
-    assert_eq!(ended(&mut run_on(&redis.url, &["--try", "k"], &["true"])).status.code(), Some(75));
+    assert_eq!(
+        ended(&mut run_on(&redis.url, &["--try", "k"], &["true"]))
+            .status
+            .code(),
+        Some(75)
+    );
     // `wait` ends its input.
     assert_eq!(run.wait().unwrap().code(), Some(3));
 }
@@ -92,8 +117,11 @@ fn renewals_keep_the_lock_for_many_ttls() {
 #[test]
 fn if_the_command_is_killed_so_is_the_program() {
     let redis = Redis::start(&[]);
-    let (mut run, program) =
-        started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["sh", "-c", "echo $$; exec sleep 60"]));
+    let (mut run, program) = started(&mut run_on(
+        &redis.url,
+        &["--ttl", "2s", "k"],
+        &["sh", "-c", "echo $$; exec sleep 60"],
+    ));
     signal(run.id(), "KILL");
     assert_eq!(run.wait().unwrap().signal(), Some(9));
     let program: u32 = program.parse().unwrap();
@@ -107,7 +135,12 @@ fn a_holder_is_shown_and_broken() {
     let redis = Redis::start(&[]);
     let shown = || ended(leasehold().args(["who", "--on", &redis.url, "k"]));
     assert_eq!(shown().status.code(), Some(1));
-    assert_eq!(ended(leasehold().args(["break", "--on", &redis.url, "k"])).status.code(), Some(1));
+    assert_eq!(
+        ended(leasehold().args(["break", "--on", &redis.url, "k"]))
+            .status
+            .code(),
+        Some(1)
+    );
 
     let (run, _) = started(&mut run_on(
         &redis.url,
@@ -120,7 +153,11 @@ fn a_holder_is_shown_and_broken() {
     assert!(stdout(&shown()).contains("till 3"));
 
     let broken = ended(leasehold().args(["break", "--now", "--json", "--on", &redis.url, "k"]));
-    assert!(broken.status.success() && stderr(&broken).contains("--now"), "{}", stderr(&broken));
+    assert!(
+        broken.status.success() && stderr(&broken).contains("--now"),
+        "{}",
+        stderr(&broken)
+    );
     let taken: serde_json::Value = serde_json::from_slice(&broken.stdout).unwrap();
     assert_eq!(taken[0]["outcome"], "freed");
     let output = run.wait_with_output().unwrap();
@@ -141,9 +178,18 @@ fn a_loss_ends_everything_that_the_program_started() {
         let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
         assert!(broken.status.success(), "{}", stderr(&broken));
         let output = run.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(76), "{starts}: {}", stderr(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(76),
+            "{starts}: {}",
+            stderr(&output)
+        );
         assert!(!lives(job.parse().unwrap()), "{starts}");
-        assert!(!stderr(&output).contains("cannot send"), "{}", stderr(&output));
+        assert!(
+            !stderr(&output).contains("cannot send"),
+            "{}",
+            stderr(&output)
+        );
     }
 }
 
@@ -151,7 +197,11 @@ fn a_loss_ends_everything_that_the_program_started() {
 fn a_loss_ends_what_the_program_left_behind() {
     let redis = Redis::start(&[]);
     let program = "sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & exit 3";
-    let (run, job) = started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["sh", "-c", program]));
+    let (run, job) = started(&mut run_on(
+        &redis.url,
+        &["--ttl", "2s", "k"],
+        &["sh", "-c", program],
+    ));
     let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
     assert!(broken.status.success(), "{}", stderr(&broken));
     let output = run.wait_with_output().unwrap();
@@ -163,17 +213,32 @@ fn a_loss_ends_what_the_program_left_behind() {
 fn what_the_program_left_behind_keeps_the_lock() {
     let redis = Redis::start(&[]);
     let program = "sh -c 'echo $$; exec sleep 60' & exit 3";
-    let (mut run, job) = started(&mut run_on(&redis.url, &["--ttl", "2s", "k"], &["sh", "-c", program]));
+    let (mut run, job) = started(&mut run_on(
+        &redis.url,
+        &["--ttl", "2s", "k"],
+        &["sh", "-c", program],
+    ));
     // It says so, once the program has ended.
     let mut said = String::new();
-    BufReader::with_capacity(1, run.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    BufReader::with_capacity(1, run.stderr.as_mut().unwrap())
+        .read_line(&mut said)
+        .unwrap();
     assert!(said.contains(&format!("process {job}")), "{said}");
-    assert_eq!(ended(&mut run_on(&redis.url, &["--try", "k"], &["true"])).status.code(), Some(75));
+    assert_eq!(
+        ended(&mut run_on(&redis.url, &["--try", "k"], &["true"]))
+            .status
+            .code(),
+        Some(75)
+    );
     signal(run.id(), "TERM");
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(!lives(job.parse().unwrap()));
-    assert!(ended(&mut run_on(&redis.url, &["--try", "k"], &["true"])).status.success());
+    assert!(
+        ended(&mut run_on(&redis.url, &["--try", "k"], &["true"]))
+            .status
+            .success()
+    );
 }
 
 #[test]
@@ -191,7 +256,15 @@ fn a_wrong_password_is_77() {
 #[test]
 fn a_quorum_is_provisioned_used_and_its_dead_server_named() {
     let mut servers: Vec<_> = (0..3).map(|_| Redis::start(&[])).collect();
-    let host = |redis: &Redis| redis.url.trim_start_matches("redis://").split('/').next().unwrap().to_owned();
+    let host = |redis: &Redis| {
+        redis
+            .url
+            .trim_start_matches("redis://")
+            .split('/')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
     let hosts: Vec<_> = servers.iter().map(host).collect();
     let url = format!("redlock://{}/", hosts.join(","));
 
@@ -205,15 +278,32 @@ fn a_quorum_is_provisioned_used_and_its_dead_server_named() {
     );
     // After a wait for the longest TTL, and without one.
     for arguments in [["--largest-ttl", "4s"].as_slice(), &["--never-used"]] {
-        let provisioned = ended(leasehold().args(["provision", "--on", &url]).args(arguments));
-        assert!(arguments.len() == 1 || stderr(&provisioned).contains("up to 4s"), "{}", stderr(&provisioned));
+        let provisioned = ended(
+            leasehold()
+                .args(["provision", "--on", &url])
+                .args(arguments),
+        );
+        assert!(
+            arguments.len() == 1 || stderr(&provisioned).contains("up to 4s"),
+            "{}",
+            stderr(&provisioned)
+        );
         assert!(provisioned.status.success(), "{}", stderr(&provisioned));
-        assert_eq!(stdout(&provisioned).matches("yes").count(), 3, "{}", stdout(&provisioned));
+        assert_eq!(
+            stdout(&provisioned).matches("yes").count(),
+            3,
+            "{}",
+            stdout(&provisioned)
+        );
     }
 
     servers[0].process.kill().unwrap();
     servers[0].process.wait().unwrap();
-    let run = ended(&mut run_on(&url, &["k"], &["sh", "-c", "echo $LEASEHOLD_TOKEN"]));
+    let run = ended(&mut run_on(
+        &url,
+        &["k"],
+        &["sh", "-c", "echo $LEASEHOLD_TOKEN"],
+    ));
     assert!(run.status.success(), "{}", stderr(&run));
     assert!(stdout(&run).trim().parse::<u64>().unwrap() > 0);
     let who = ended(leasehold().args(["who", "--on", &url, "k"]));

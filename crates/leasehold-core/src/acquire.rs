@@ -4,18 +4,18 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
     asker::Asker,
-    backend::{Attempt, Lease, KeepAlive},
+    backend::{Attempt, KeepAlive, Lease},
     client::Client,
-    panics::{ContainedLease, contain},
     complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    local_queue::Place,
     guard::LockGuard,
     held_lease::HeldLease,
     key::LockKey,
+    local_queue::Place,
     mode::Mode,
     options::{Spec, Wait},
+    panics::{ContainedLease, contain},
     release,
     request::Request,
     telemetry::{Span, Traced, Waiting},
@@ -29,7 +29,9 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Re
     // Until the guard is there, or what was granted is on its way back.
     let _under_way = client.under_way();
     let waiting = Waiting::begin(client);
-    let acquired = granted(client, spec, wait).await.and_then(|grant| finish(spec, grant));
+    let acquired = granted(client, spec, wait)
+        .await
+        .and_then(|grant| finish(spec, grant));
     // No `.await` since the grant: it cannot be dropped on the way.
     waiting.end(&acquired);
     acquired
@@ -50,28 +52,42 @@ async fn granted<'a>(client: &'a Arc<Client>, spec: &Spec, wait: Wait) -> Result
     }));
     let granted = async {
         client.check(spec.mode, spec.ttl)?;
-        // A backend in this process may answer in the first poll, always: who loops over many locks must let others run.
+        // A backend in this process may answer in the first poll, always: who loops over many locks
+        // must let others run.
         tokio::task::coop::consume_budget().await;
-        let request = Request::in_context(key.clone(), spec.mode, spec.ttl, Arc::clone(&spec.context));
+        let request =
+            Request::in_context(key.clone(), spec.mode, spec.ttl, Arc::clone(&spec.context));
         match wait {
             Wait::No => try_once(client, request).await,
             Wait::Forever => queue(client, request).await,
             // The time is over before it begins: one attempt is all there is.
             Wait::AtMost(Duration::ZERO) => match try_once(client, request).await {
-                Err(error) if error.kind() == ErrorKind::Contended => Err(timed_out(client, key, Duration::ZERO)),
+                Err(error) if error.kind() == ErrorKind::Contended => {
+                    Err(timed_out(client, key, Duration::ZERO))
+                }
                 other => other,
             },
             Wait::AtMost(limit) => {
                 let signal = Arc::clone(request.signal());
                 match tokio::time::timeout(limit, queue(client, request)).await {
                     Ok(granted) => granted,
-                    Err(_elapsed) => Err(in_vain(client, key, limit, signal.is_contended(), signal.fault())),
+                    Err(_elapsed) => Err(in_vain(
+                        client,
+                        key,
+                        limit,
+                        signal.is_contended(),
+                        signal.fault(),
+                    )),
                 }
             }
         }
     };
     let span = &traced.span;
-    let granted = if span.is_disabled() { granted.await } else { span.around(granted).await };
+    let granted = if span.is_disabled() {
+        granted.await
+    } else {
+        span.around(granted).await
+    };
     if let Some(token) = granted.as_ref().ok().and_then(|grant| grant.token) {
         span.record("token", token.get());
     }
@@ -91,13 +107,29 @@ pub(crate) struct Grant<'a> {
 }
 
 impl<'a> Grant<'a> {
-    fn of(client: &'a Arc<Client>, request: Request, lease: Arc<dyn Lease>, place: Option<Place>) -> Result<Self> {
+    fn of(
+        client: &'a Arc<Client>,
+        request: Request,
+        lease: Arc<dyn Lease>,
+        place: Option<Place>,
+    ) -> Result<Self> {
         let lease = ContainedLease::new(lease);
-        let mut grant = Self { client, request, token: None, keep_alive: KeepAlive::PerLease, lease, place, owned: true };
+        let mut grant = Self {
+            client,
+            request,
+            token: None,
+            keep_alive: KeepAlive::PerLease,
+            lease,
+            place,
+            owned: true,
+        };
         if let Some(place) = &mut grant.place {
             place.granted();
         }
-        let facts = grant.lease.facts().map_err(|error| error.with_backend(client.capabilities.backend));
+        let facts = grant
+            .lease
+            .facts()
+            .map_err(|error| error.with_backend(client.capabilities.backend));
         (grant.token, grant.keep_alive) = facts?;
         Ok(grant)
     }
@@ -112,8 +144,14 @@ impl<'a> Grant<'a> {
 impl Drop for Grant<'_> {
     fn drop(&mut self) {
         if self.owned {
-            let (client, lease, request) = (Arc::clone(self.client), self.lease.clone(), self.request.clone());
-            self.client.in_background(async move { release::give_back_grant(&client, lease, &request).await });
+            let (client, lease, request) = (
+                Arc::clone(self.client),
+                self.lease.clone(),
+                self.request.clone(),
+            );
+            self.client.in_background(async move {
+                release::give_back_grant(&client, lease, &request).await
+            });
         }
     }
 }
@@ -122,9 +160,18 @@ impl Drop for Grant<'_> {
 async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     client.room_in_background(None).await;
     let place = enter(client, &request).await?;
-    let request = request.with_yield_to_waiters(place.yields_to_waiters()).with_last_turn(place.is_last_turn()).with_waiting(true);
+    let request = request
+        .with_yield_to_waiters(place.yields_to_waiters())
+        .with_last_turn(place.is_last_turn())
+        .with_waiting(true);
     let acquire = || Arc::clone(&client.backend).acquire(request.clone());
-    match hinting(client, &request, CompleteOnDrop::acquisition(client, &request, acquire)).await {
+    match hinting(
+        client,
+        &request,
+        CompleteOnDrop::acquisition(client, &request, acquire),
+    )
+    .await
+    {
         Ok(lease) => Grant::of(client, request, lease, Some(place)),
         Err(error) => {
             if error.is_retryable() {
@@ -137,11 +184,14 @@ async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
 
 /// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
 async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
-    client.queues.enter(request, || warn_of_self(client, request, request.mode())).await
+    client
+        .queues
+        .enter(request, || warn_of_self(client, request, request.mode()))
+        .await
 }
 
-/// Waits at the backend; a task that waits for what it holds itself is told so after a TTL. At the gate only an exclusive holder
-/// is known.
+/// Waits at the backend; a task that waits for what it holds itself is told so after a TTL. At the
+/// gate only an exclusive holder is known.
 async fn hinting<T>(client: &Client, request: &Request, waiting: impl Future<Output = T>) -> T {
     let (mut waiting, mut timer, mut is_told) = (pin!(waiting), None, false);
     poll_fn(|cx| {
@@ -150,7 +200,8 @@ async fn hinting<T>(client: &Client, request: &Request, waiting: impl Future<Out
         }
         // Who is granted without being refused needs no timer.
         if !is_told && request.signal().is_contended() {
-            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(request.ttl().as_duration())));
+            let timer = timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(request.ttl().as_duration())));
             if timer.as_mut().poll(cx).is_ready() {
                 is_told = true;
                 if let Some(held) = client.renewer.held_by(Asker::current(), request) {
@@ -180,13 +231,16 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
     });
 }
 
-/// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind it; else beside it.
+/// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind
+/// it; else beside it.
 async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     // A try is not to wait for long: a loop of tries gives way, and no more.
     client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
     let mut place = client.queues.try_enter(&request).await?;
     // A reader needs no yielding: the backend lets none overtake a waiting writer.
-    let yielding = place.as_ref().map_or(request.mode() != Mode::Shared, Place::yields_to_waiters);
+    let yielding = place
+        .as_ref()
+        .map_or(request.mode() != Mode::Shared, Place::yields_to_waiters);
     let last = place.as_ref().is_some_and(Place::is_last_turn);
     let request = request.with_yield_to_waiters(yielding).with_last_turn(last);
     // Whether a release of this process makes room for a permit only the backend can tell.
@@ -205,8 +259,14 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
         drop(place.take());
         drop(sent.await);
     }
-    Err(Error::new(ErrorKind::Contended, format!("another holds `{}`; wait for it, or try again later", request.key()))
-        .with_backend(client.capabilities.backend))
+    Err(Error::new(
+        ErrorKind::Contended,
+        format!(
+            "another holds `{}`; wait for it, or try again later",
+            request.key()
+        ),
+    )
+    .with_backend(client.capabilities.backend))
 }
 
 fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
@@ -220,7 +280,11 @@ fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
     if !is_held {
         return Err(Error::new(
             ErrorKind::Lost,
-            format!("the grant of `{}` took longer than its TTL of {}; give a longer TTL", guard.key(), guard.ttl()),
+            format!(
+                "the grant of `{}` took longer than its TTL of {}; give a longer TTL",
+                guard.key(),
+                guard.ttl()
+            ),
         )
         .with_backend(client.capabilities.backend));
     }
@@ -228,13 +292,26 @@ fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
 }
 
 /// Why a wait was over after `limit`. Only if the lock was `held` was it contention.
-pub(crate) fn in_vain(client: &Client, key: &LockKey, limit: Duration, held: bool, fault: Option<Error>) -> Error {
+pub(crate) fn in_vain(
+    client: &Client,
+    key: &LockKey,
+    limit: Duration,
+    held: bool,
+    fault: Option<Error>,
+) -> Error {
     let error = if held {
         timed_out(client, key, limit)
     } else {
-        let why = if fault.is_some() { "the backend failed" } else { "the backend did not answer in this time" };
-        Error::new(ErrorKind::Unavailable, format!("`{key}` was not granted within {limit:?}: {why}"))
-            .with_backend(client.capabilities.backend)
+        let why = if fault.is_some() {
+            "the backend failed"
+        } else {
+            "the backend did not answer in this time"
+        };
+        Error::new(
+            ErrorKind::Unavailable,
+            format!("`{key}` was not granted within {limit:?}: {why}"),
+        )
+        .with_backend(client.capabilities.backend)
     };
     match fault {
         Some(fault) => error.with_source(fault),
@@ -243,6 +320,9 @@ pub(crate) fn in_vain(client: &Client, key: &LockKey, limit: Duration, held: boo
 }
 
 fn timed_out(client: &Client, key: &LockKey, limit: Duration) -> Error {
-    Error::new(ErrorKind::TimedOut, format!("`{key}` was not granted within {limit:?}"))
-        .with_backend(client.capabilities.backend)
+    Error::new(
+        ErrorKind::TimedOut,
+        format!("`{key}` was not granted within {limit:?}"),
+    )
+    .with_backend(client.capabilities.backend)
 }

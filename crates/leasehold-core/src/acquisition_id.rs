@@ -7,21 +7,24 @@ use crate::{
     random::random_bytes,
 };
 
-/// 128 random bits, drawn anew for *each acquisition*, so that the release of an old grant can never free a newer one.
+/// 128 random bits, drawn anew for *each acquisition*, so that the release of an old grant can
+/// never free a newer one.
 ///
 /// Written as 32 lowercase hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AcquisitionId(u128);
 
 impl AcquisitionId {
-    /// Draws a new owner from the operating system's generator. Processes that fork draw different ones.
+    /// Draws a new owner from the operating system's generator. Processes that fork draw different
+    /// ones.
     #[must_use]
     pub fn random() -> Self {
         Self(u128::from_ne_bytes(random_bytes()))
     }
 
-    /// The same acquisition under another name, for its `count`th attempt to hold a node of a quorum again: what is given back late
-    /// under an earlier name frees nothing that is held under a later one. The last 16 bits differ.
+    /// The same acquisition under another name, for its `count`th attempt to hold a node of a
+    /// quorum again: what is given back late under an earlier name frees nothing that is held under
+    /// a later one. The last 16 bits differ.
     #[must_use]
     pub fn again(self, count: u16) -> Self {
         let last = (self.0 as u16).wrapping_add(count);
@@ -68,7 +71,10 @@ impl FromStr for AcquisitionId {
             Ok(bits) if hex.len() == 32 && !hex.starts_with('+') => Ok(Self(bits)),
             _ => Err(Error::new(
                 ErrorKind::InvalidInput,
-                format!("`{}` is no owner: 32 hexadecimal digits are", hex.escape_debug()),
+                format!(
+                    "`{}` is no owner: 32 hexadecimal digits are",
+                    hex.escape_debug()
+                ),
             )),
         }
     }
@@ -94,7 +100,10 @@ mod tests {
     fn an_acquisition_has_many_names_and_no_other_has_one_of_them() {
         let owner = AcquisitionId::from(0x0007_ffff);
         let names = [owner, owner.again(1), owner.again(2), owner.again(u16::MAX)];
-        assert_eq!(names.map(AcquisitionId::as_u128), [0x0007_ffff, 0x0007_0000, 0x0007_0001, 0x0007_fffe]);
+        assert_eq!(
+            names.map(AcquisitionId::as_u128),
+            [0x0007_ffff, 0x0007_0000, 0x0007_0001, 0x0007_fffe]
+        );
         assert!(names.iter().all(|name| name.is_same_acquisition(owner)));
         assert!(!owner.is_same_acquisition(AcquisitionId::from(0x0008_ffff)));
     }
@@ -103,7 +112,10 @@ mod tests {
     fn hex_is_fixed_width_and_parses_back() {
         for bits in [0, 1, 0xab, u128::MAX, AcquisitionId::random().as_u128()] {
             let owner = AcquisitionId::from(bits);
-            assert_eq!(std::str::from_utf8(&owner.to_hex()).unwrap(), owner.to_string());
+            assert_eq!(
+                std::str::from_utf8(&owner.to_hex()).unwrap(),
+                owner.to_string()
+            );
             assert_eq!(owner.to_string().parse::<AcquisitionId>().unwrap(), owner);
         }
         assert!("xyz".parse::<AcquisitionId>().is_err());

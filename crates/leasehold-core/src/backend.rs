@@ -13,7 +13,6 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    retry::acquire_with_retry,
     capability::Capabilities,
     clock::Deadline,
     error::{Error, ErrorKind, Result},
@@ -22,6 +21,7 @@ use crate::{
     key::LockKey,
     quorum::QuorumNode,
     request::Request,
+    retry::acquire_with_retry,
 };
 
 /// A boxed future that can be sent between threads.
@@ -30,22 +30,28 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Something that grants locks: a Redis server, an etcd cluster, a directory.
 ///
 /// # For users
-/// Do not call this; make a [`LockClient`](crate::LockClient) of it. The client adds what every backend would
-/// otherwise repeat: one contender per key and process, renewal, loss, re-entrancy, cancellation.
+/// Do not call this; make a [`LockClient`](crate::LockClient) of it. The client adds what every
+/// backend would otherwise repeat: one contender per key and process, renewal, loss, re-entrancy,
+/// cancellation.
 ///
 /// # For implementors
-/// - **No future of yours is ever dropped half-way**, unless its runtime shuts down. Write straight-line code.
-/// - A deadline is computed by [`Request::deadline_from`], from [`Request::now`] read *before* the first byte leaves.
+/// - **No future of yours is ever dropped half-way**, unless its runtime shuts down. Write
+///   straight-line code.
+/// - A deadline is computed by [`Request::deadline_from`], from [`Request::now`] read *before* the
+///   first byte leaves.
 /// - Every call ends: give input and output a time-out, well below a TTL.
 /// - A key that cannot be stored injectively is refused with [`ErrorKind::InvalidInput`].
-/// - A panic in a method is an [`Indeterminate`](ErrorKind::Indeterminate) error of that operation. Its
-///   future is not polled again. A lease that was granted by then expires, unless a destructor releases it.
-/// - A failure is told by its [`ErrorKind`]; [`Unavailable`](ErrorKind::Unavailable) only if the request certainly had no
-///   effect, else [`Indeterminate`](ErrorKind::Indeterminate), and then undo what it may have done.
+/// - A panic in a method is an [`Indeterminate`](ErrorKind::Indeterminate) error of that operation.
+///   Its future is not polled again. A lease that was granted by then expires, unless a destructor
+///   releases it.
+/// - A failure is told by its [`ErrorKind`]; [`Unavailable`](ErrorKind::Unavailable) only if the
+///   request certainly had no effect, else [`Indeterminate`](ErrorKind::Indeterminate), and then
+///   undo what it may have done.
 /// - `Display` is where the backend lives, without secrets. `Debug` shows no password.
 /// - The conformance suite in `leasehold-testkit` checks all this; run it on your backend.
 ///
-/// A wrapper must forward every method, also those with a default (`#[deny(clippy::missing_trait_methods)]`).
+/// A wrapper must forward every method, also those with a default
+/// (`#[deny(clippy::missing_trait_methods)]`).
 #[async_trait]
 pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// What this backend promises. Cheap; does not change, except that
@@ -60,13 +66,15 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
 
     /// Queues until granted or until [`Request::cancelled`], and then leaves nothing behind.
     ///
-    /// The default tries, waits for the contention's wake, its retry time or the cancellation, and tries again. Override it if
-    /// the backend has a queue of its own, or has to clean up after a waiter: [`acquire_with_retry`] is the default as a
-    /// function. An override calls [`Request::set_contended`] when it learns that another holds the lock, and retries the faults
-    /// of its backend for up to one TTL; [`RetryBudget`](crate::RetryBudget) counts it.
+    /// The default tries, waits for the contention's wake, its retry time or the cancellation, and
+    /// tries again. Override it if the backend has a queue of its own, or has to clean up after a
+    /// waiter: [`acquire_with_retry`] is the default as a function. An override calls
+    /// [`Request::set_contended`] when it learns that another holds the lock, and retries the
+    /// faults of its backend for up to one TTL; [`RetryBudget`](crate::RetryBudget) counts it.
     ///
     /// # Errors
-    /// [`ErrorKind::Cancelled`] after a cancellation; otherwise as [`try_acquire`](Self::try_acquire).
+    /// [`ErrorKind::Cancelled`] after a cancellation; otherwise as
+    /// [`try_acquire`](Self::try_acquire).
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         acquire_with_retry(request, |request| Arc::clone(&self).try_acquire(request)).await
     }
@@ -77,10 +85,11 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// [`ErrorKind::Unsupported`] where capabilities say so; otherwise as the driver fails.
     async fn inspect(&self, key: &LockKey) -> Result<Inspection>;
 
-    /// Takes the lock from the holder that [`inspect`](Self::inspect) showed, never from a newer one.
+    /// Takes the lock from the holder that [`inspect`](Self::inspect) showed, never from a newer
+    /// one.
     ///
-    /// Gentle by default: its renewals stop, and it is free at its deadline. `now` frees it at once, which is unsafe where
-    /// the resource does not check fencing tokens.
+    /// Gentle by default: its renewals stop, and it is free at its deadline. `now` frees it at
+    /// once, which is unsafe where the resource does not check fencing tokens.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where capabilities say so; otherwise as the driver fails.
@@ -91,7 +100,10 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// # Errors
     /// [`ErrorKind::Unsupported`] by default; otherwise as the driver fails.
     async fn ping(&self) -> Result<Pong> {
-        Err(Error::new(ErrorKind::Unsupported, "this backend has no ping; call `inspect` instead"))
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend has no ping; call `inspect` instead",
+        ))
     }
 
     /// Ends sessions and connections. The client calls it last, after it released everything.
@@ -100,14 +112,15 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// As the driver fails.
     async fn close(&self) -> Result<()>;
 
-    /// This backend as a node of a quorum that votes on fencing tokens. `None`, the default: its locks count in a quorum, and
-    /// the quorum has no tokens.
+    /// This backend as a node of a quorum that votes on fencing tokens. `None`, the default: its
+    /// locks count in a quorum, and the quorum has no tokens.
     fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
         None
     }
 }
 
-/// Forwards to what the `Arc` holds, so that `Arc<B>` and `Arc<dyn LockBackend>` are backends themselves.
+/// Forwards to what the `Arc` holds, so that `Arc<B>` and `Arc<dyn LockBackend>` are backends
+/// themselves.
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
@@ -115,8 +128,8 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
         B::capabilities(self)
     }
 
-    // `self.try_acquire(..)` would call this very method again: name the inner one. Its future is handed on as it is: one of ours
-    // around it would be an allocation more for each acquisition.
+    // `self.try_acquire(..)` would call this very method again: name the inner one. Its future is
+    // handed on as it is: one of ours around it would be an allocation more for each acquisition.
     fn try_acquire<'a>(self: Arc<Self>, request: Request) -> BoxFuture<'a, Result<Attempt>>
     where
         Self: 'a,
@@ -164,13 +177,14 @@ pub enum Attempt {
 /// What a refused attempt knows about when to try again.
 #[derive(Default)]
 pub struct Contention {
-    /// When the holder's grant ends unless it is renewed; the net behind `wake`. Without it only `wake` ends the wait: leave
-    /// it out only if nothing but a change that wakes can make the next attempt succeed.
+    /// When the holder's grant ends unless it is renewed; the net behind `wake`. Without it only
+    /// `wake` ends the wait: leave it out only if nothing but a change that wakes can make the next
+    /// attempt succeed.
     pub retry_after: Option<Duration>,
     /// The largest token that the backend saw for this key.
     pub last_token: Option<FencingToken>,
-    /// Completes when trying again makes sense. It was armed *before* the attempt was sent, so no release in between is
-    /// missed. Dropping it disarms it.
+    /// Completes when trying again makes sense. It was armed *before* the attempt was sent, so no
+    /// release in between is missed. Dropping it disarms it.
     pub wake: Option<BoxFuture<'static, ()>>,
 }
 
@@ -187,15 +201,15 @@ impl Debug for Contention {
 /// One grant.
 ///
 /// # For implementors
-/// `release` and `renew` may overlap, and no order of their effects may leave the lock held. Dropping the last `Arc` of a
-/// lease does nothing: the client releases.
+/// `release` and `renew` may overlap, and no order of their effects may leave the lock held.
+/// Dropping the last `Arc` of a lease does nothing: the client releases.
 #[async_trait]
 pub trait Lease: Debug + Send + Sync + 'static {
     /// The fencing token; `None` for permits and where the backend has none.
     fn fencing_token(&self) -> Option<FencingToken>;
 
-    /// Until when this grant may be believed in. Live: renewals move it, for a shared session the session's. Keep it in a
-    /// [`AtomicDeadline`](crate::AtomicDeadline).
+    /// Until when this grant may be believed in. Live: renewals move it, for a shared session the
+    /// session's. Keep it in a [`AtomicDeadline`](crate::AtomicDeadline).
     fn valid_until(&self) -> Deadline;
 
     /// Whether this lease is renewed by itself or with its session.
@@ -204,21 +218,25 @@ pub trait Lease: Debug + Send + Sync + 'static {
     /// Renews for another TTL, counted from before the renewal is sent.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`] is final; any other error leaves the deadline where it was, and the renewer tries again.
+    /// [`ErrorKind::Lost`] is final; any other error leaves the deadline where it was, and the
+    /// renewer tries again.
     async fn renew(self: Arc<Self>) -> Result<()>;
 
-    /// Quorum fencing: makes this key's next tokens exceed `token`, strictly: accepted only while this grant holds and
-    /// the stored token is smaller or is this very one of ours.
+    /// Quorum fencing: makes this key's next tokens exceed `token`, strictly: accepted only while
+    /// this grant holds and the stored token is smaller or is this very one of ours.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] by default.
     async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
         let _ = token;
-        Err(Error::new(ErrorKind::Unsupported, "this backend cannot vote on fencing tokens"))
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend cannot vote on fencing tokens",
+        ))
     }
 
-    /// Gives the lock back, if it is still ours. Idempotent: once [`Released::Freed`] was told, every further call changes
-    /// nothing and says [`Released::AlreadyLost`].
+    /// Gives the lock back, if it is still ours. Idempotent: once [`Released::Freed`] was told,
+    /// every further call changes nothing and says [`Released::AlreadyLost`].
     ///
     /// # Errors
     /// As the driver fails; the lock is then free at its deadline.

@@ -7,12 +7,12 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// At this many operations in the background, acquisitions wait. A backend that answers never has so many, and
-/// they need little memory and few descriptors.
+/// At this many operations in the background, acquisitions wait. A backend that answers never has
+/// so many, and they need little memory and few descriptors.
 const BOUND: usize = 1024;
 
-/// Counts the operations in the background: releases of dropped guards, and cancelled acquisitions. Each of them
-/// follows an acquisition, so their number is bounded if acquisitions wait.
+/// Counts the operations in the background: releases of dropped guards, and cancelled acquisitions.
+/// Each of them follows an acquisition, so their number is bounded if acquisitions wait.
 #[derive(Debug, Default)]
 pub(crate) struct BackgroundReleases {
     count: AtomicUsize,

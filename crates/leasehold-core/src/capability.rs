@@ -9,10 +9,11 @@ use crate::{
     ttl::Ttl,
 };
 
-/// What a backend promises. Core checks requests against it, tests choose their cases by it, the command prints it.
+/// What a backend promises. Core checks requests against it, tests choose their cases by it, the
+/// command prints it.
 ///
-/// A new field may appear in any release: start from [`Capabilities::new`], which promises as little as possible, and
-/// set what is true.
+/// A new field may appear in any release: start from [`Capabilities::new`], which promises as
+/// little as possible, and set what is true.
 ///
 /// ```
 /// use leasehold_core::{Capabilities, Fencing};
@@ -54,17 +55,19 @@ pub struct Capabilities {
     pub loss_detection: LossDetection,
     /// What a restart of the backend does to the locks held.
     pub restart: Restart,
-    /// Whether releases are ordered: once the first poll of [`Lease::release`](crate::Lease::release) has returned,
-    /// every acquire that is started later on the same backend comes after it. Then the next local waiter may start when
-    /// the release has been *sent*.
+    /// Whether releases are ordered: once the first poll of
+    /// [`Lease::release`](crate::Lease::release) has returned, every acquire that is started later
+    /// on the same backend comes after it. Then the next local waiter may start when the release
+    /// has been *sent*.
     pub pipelined_release: bool,
-    /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works: it lists the holders, and those who wait.
+    /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works: it lists the holders,
+    /// and those who wait.
     pub inspect: bool,
     /// Whether [`LockBackend::break_lock`](crate::LockBackend::break_lock) works.
     pub break_lock: bool,
     /// Whether these are what any server of this kind does, because a client that connects
-    /// [lazily](crate::LazyBackend) has not reached its own yet. Then each promise is the weakest, and the range of TTLs is
-    /// the widest. The connection replaces them, once.
+    /// [lazily](crate::LazyBackend) has not reached its own yet. Then each promise is the weakest,
+    /// and the range of TTLs is the widest. The connection replaces them, once.
     pub provisional: bool,
 }
 
@@ -98,8 +101,8 @@ impl Capabilities {
     /// Whether the backend can be asked for this at all.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for the mode, [`ErrorKind::InvalidInput`] for the TTL; both name the backend and the
-    /// remedy.
+    /// [`ErrorKind::Unsupported`] for the mode, [`ErrorKind::InvalidInput`] for the TTL; both name
+    /// the backend and the remedy.
     pub fn check(&self, mode: Mode, ttl: Ttl) -> Result<()> {
         let supported = match mode {
             Mode::Exclusive => self.exclusive,
@@ -133,11 +136,11 @@ impl Capabilities {
 pub enum Expiry {
     /// The backend, when the TTL of this lock has passed.
     Server,
-    /// The backend, when the TTL of the session that the lock belongs to has passed. A single lock of a living process
-    /// is released by that process at its deadline.
+    /// The backend, when the TTL of the session that the lock belongs to has passed. A single lock
+    /// of a living process is released by that process at its deadline.
     Session,
-    /// The death of the process, at once; nothing else. A living process releases at its deadline; a stopped one does
-    /// not.
+    /// The death of the process, at once; nothing else. A living process releases at its deadline;
+    /// a stopped one does not.
     ProcessDeath,
 }
 
@@ -151,18 +154,20 @@ pub enum Fencing {
     BestEffort,
     /// Tokens grow until the backend forgets its data.
     UntilAmnesia,
-    /// Tokens grow also when the backend forgets its data, as long as its wall clock is not set back as well.
+    /// Tokens grow also when the backend forgets its data, as long as its wall clock is not set
+    /// back as well.
     Clocked,
     /// Tokens grow, whatever the backend suffers.
     Durable,
 }
 
-/// In what order waiters of different processes are served. Within one process it is first come, first served.
+/// In what order waiters of different processes are served. Within one process it is first come,
+/// first served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fairness {
-    /// None: whoever asks first after a release. No process is starved by another's local waiters, which pause after a
-    /// bounded number of turns.
+    /// None: whoever asks first after a release. No process is starved by another's local waiters,
+    /// which pause after a bounded number of turns.
     None,
     /// Mostly in order.
     BestEffort,
@@ -198,12 +203,13 @@ pub enum LossDetection {
 pub enum Restart {
     /// They stay.
     Keeps,
-    /// They stay, except that a leader which was paused, deposed and goes on may free them: then two may hold until the
-    /// old holder's next renewal.
+    /// They stay, except that a leader which was paused, deposed and goes on may free them: then
+    /// two may hold until the old holder's next renewal.
     FailOverMayFree,
     /// They stay if the backend's persistence kept them, else they are free at once: two may hold.
     AsPersisted,
-    /// They are free at once: a holder that was cut off and a new one may both hold until the old one's deadline.
+    /// They are free at once: a holder that was cut off and a new one may both hold until the old
+    /// one's deadline.
     FreesAtOnce,
     /// Backend and holders are one process: they end together.
     EndsHolders,
@@ -225,7 +231,9 @@ impl fmt::Display for Fencing {
             Self::None => "none",
             Self::BestEffort => "best effort: a fail-over or a crash may repeat tokens",
             Self::UntilAmnesia => "grow until the backend forgets its data",
-            Self::Clocked => "grow also if the backend forgets its data, unless its wall clock is set back",
+            Self::Clocked => {
+                "grow also if the backend forgets its data, unless its wall clock is set back"
+            }
             Self::Durable => "durable",
         })
     }

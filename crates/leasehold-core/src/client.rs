@@ -26,17 +26,17 @@ use crate::{
     background_releases::BackgroundReleases,
     capability::{Capabilities, Restart},
     clock::{Clock, SystemClock},
-    panics::{Call, contain},
     complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
-    local_queue::LocalQueues,
     inspection::{Broken, HolderRef, Inspection, Pong},
-    renewal::Renewer,
     key::LockKey,
+    local_queue::LocalQueues,
     mode::Mode,
     mutex::Mutex as LockMutex,
     options::{Renewal, Spec, Wait},
+    panics::{Call, contain},
     reentrant::Owner,
+    renewal::Renewer,
     request::RequestContext,
     runtime,
     rwlock::RwLock,
@@ -51,12 +51,13 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where locks come from: one per backend and program. Cloning is cheap and gives the same client.
 ///
-/// All tasks that share a client queue for a key within the process and contend for it remotely one at a time; one task
-/// of the client renews all leases.
+/// All tasks that share a client queue for a key within the process and contend for it remotely one
+/// at a time; one task of the client renews all leases.
 ///
-/// A client belongs to one tokio runtime: the one that it was made on, where its connection lives. A client that was made outside
-/// of any runtime, or whose backend is a part of this process, belongs to the one that it is first used on. On another runtime, and
-/// on one without a timer, its operations fail with [`ErrorKind::Runtime`].
+/// A client belongs to one tokio runtime: the one that it was made on, where its connection lives.
+/// A client that was made outside of any runtime, or whose backend is a part of this process,
+/// belongs to the one that it is first used on. On another runtime, and on one without a timer, its
+/// operations fail with [`ErrorKind::Runtime`].
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -81,7 +82,12 @@ impl LockClient {
 
     /// A client of this backend, to be configured.
     pub fn builder(backend: impl LockBackend) -> LockClientBuilder {
-        LockClientBuilder { backend: Arc::new(backend), ttl: Ttl::DEFAULT, label: None, clock: Arc::new(SystemClock) }
+        LockClientBuilder {
+            backend: Arc::new(backend),
+            ttl: Ttl::DEFAULT,
+            label: None,
+            clock: Arc::new(SystemClock),
+        }
     }
 
     /// The lock of this name. Nothing is sent until it is locked; an invalid name is an error then.
@@ -93,7 +99,8 @@ impl LockClient {
         LockMutex::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
     }
 
-    /// The read-write lock of this name. Its write lock is the same lock as the [`mutex`](Self::mutex) of the name.
+    /// The read-write lock of this name. Its write lock is the same lock as the
+    /// [`mutex`](Self::mutex) of the name.
     pub fn rwlock<K>(&self, key: K) -> RwLock
     where
         K: TryInto<LockKey>,
@@ -102,14 +109,19 @@ impl LockClient {
         RwLock::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
     }
 
-    /// The semaphore of this name, with this many permits. All who use the name must say the same number; another
-    /// number is [`ErrorKind::Mismatch`] while permits are held. Zero is [`ErrorKind::InvalidInput`] when it is acquired.
+    /// The semaphore of this name, with this many permits. All who use the name must say the same
+    /// number; another number is [`ErrorKind::Mismatch`] while permits are held. Zero is
+    /// [`ErrorKind::InvalidInput`] when it is acquired.
     pub fn semaphore<K>(&self, key: K, permits: u32) -> Semaphore
     where
         K: TryInto<LockKey>,
         Error: From<K::Error>,
     {
-        Semaphore::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive), permits)
+        Semaphore::new(
+            Arc::clone(&self.0),
+            self.spec(key, Mode::Exclusive),
+            permits,
+        )
     }
 
     /// A new owner, within which locks are re-entrant.
@@ -123,11 +135,14 @@ impl LockClient {
         self.0.check_usable()
     }
 
-    /// Returns the error of a wait for what another task of this client was about to be granted, or has been.
+    /// Returns the error of a wait for what another task of this client was about to be granted, or
+    /// has been.
     pub(crate) fn in_vain(&self, key: &LockKey, limit: Duration) -> Error {
         let (client, since) = (&self.0, self.0.context.clock.now());
         let last = client.queues.last(key, Mode::Exclusive);
-        let held = last.as_ref().is_some_and(|last| last.excludes_others_after(since));
+        let held = last
+            .as_ref()
+            .is_some_and(|last| last.excludes_others_after(since));
         in_vain(client, key, limit, held, last.and_then(|last| last.fault()))
     }
 
@@ -146,8 +161,8 @@ impl LockClient {
         }
     }
 
-    /// What the backend promises. Until a client that connects [lazily](crate::LazyBackend) has reached its server, they
-    /// are [provisional](Capabilities::provisional).
+    /// What the backend promises. Until a client that connects [lazily](crate::LazyBackend) has
+    /// reached its server, they are [provisional](Capabilities::provisional).
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         self.0.capabilities()
@@ -173,11 +188,15 @@ impl LockClient {
     {
         self.0.check_usable()?;
         let (backend, key) = (Arc::clone(&self.0.backend), key.try_into()?);
-        CompleteOnDrop::short(&self.0, Call::of(|| Box::pin(async move { backend.inspect(&key).await }))).await
+        CompleteOnDrop::short(
+            &self.0,
+            Call::of(|| Box::pin(async move { backend.inspect(&key).await })),
+        )
+        .await
     }
 
-    /// Takes the lock from this holder, never from a later one. Gently (its renewals stop and it is free at its deadline),
-    /// or `now`, which is unsafe unless the resource checks fencing tokens.
+    /// Takes the lock from this holder, never from a later one. Gently (its renewals stop and it is
+    /// free at its deadline), or `now`, which is unsafe unless the resource checks fencing tokens.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the backend cannot; otherwise as the backend fails.
@@ -187,15 +206,22 @@ impl LockClient {
     pub async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         self.0.check_usable()?;
         let (backend, holder) = (Arc::clone(&self.0.backend), holder.clone());
-        CompleteOnDrop::short(&self.0, Call::of(|| Box::pin(async move { backend.break_lock(&holder, now).await }))).await
+        CompleteOnDrop::short(
+            &self.0,
+            Call::of(|| Box::pin(async move { backend.break_lock(&holder, now).await })),
+        )
+        .await
     }
 
-    /// Asks the backend for a sign of life, for health checks: one cheap round trip that takes no lock and changes nothing.
+    /// Asks the backend for a sign of life, for health checks: one cheap round trip that takes no
+    /// lock and changes nothing.
     ///
-    /// A quorum answers if a majority of its nodes does; [`Pong::nodes`] says which do not. A client that connects
-    /// [lazily](crate::LazyBackend) tries to connect. A client that [drains](Self::drain) still pings.
+    /// A quorum answers if a majority of its nodes does; [`Pong::nodes`] says which do not. A
+    /// client that connects [lazily](crate::LazyBackend) tries to connect. A client that
+    /// [drains](Self::drain) still pings.
     ///
-    /// An answer does not promise that the next lock can be had: the user may lack a right, or the disk may be full.
+    /// An answer does not promise that the next lock can be had: the user may lack a right, or the
+    /// disk may be full.
     ///
     /// ```
     /// # use leasehold_local::MemoryBackend;
@@ -211,8 +237,9 @@ impl LockClient {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] or [`ErrorKind::Indeterminate`] if no answer comes within the backend's time-out,
-    /// [`ErrorKind::Unsupported`] if the backend has no ping; otherwise as the backend fails.
+    /// [`ErrorKind::Unavailable`] or [`ErrorKind::Indeterminate`] if no answer comes within the
+    /// backend's time-out, [`ErrorKind::Unsupported`] if the backend has no ping; otherwise as the
+    /// backend fails.
     ///
     /// # Cancel safety
     /// Safe.
@@ -220,23 +247,28 @@ impl LockClient {
         self.0.check_usable()?;
         let backend = Arc::clone(&self.0.backend);
         let ping = Call::of(|| Box::pin(async move { backend.ping().await }));
-        CompleteOnDrop::short(&self.0, ping).await.map_err(|error| match error.operation() {
-            Some(_) => error,
-            None => error.with_operation("ping"),
-        })
+        CompleteOnDrop::short(&self.0, ping)
+            .await
+            .map_err(|error| match error.operation() {
+                Some(_) => error,
+                None => error.with_operation("ping"),
+            })
     }
 
-    /// Takes no new locks from now on, and waits until the last lock is released. For a program that shuts down:
-    /// [`close`](Self::close) would take the locks away from work that is under way.
+    /// Takes no new locks from now on, and waits until the last lock is released. For a program
+    /// that shuts down: [`close`](Self::close) would take the locks away from work that is under
+    /// way.
     ///
-    /// From the first poll on, acquisitions that begin or wait fail with [`ErrorKind::Closed`], on all clones of the
-    /// client. Holders keep their locks, which are renewed as before, and release them when they are done. A lock that is
-    /// entered again within its [`Owner`] is granted. This cannot be undone.
+    /// From the first poll on, acquisitions that begin or wait fail with [`ErrorKind::Closed`], on
+    /// all clones of the client. Holders keep their locks, which are renewed as before, and release
+    /// them when they are done. A lock that is entered again within its [`Owner`] is granted. This
+    /// cannot be undone.
     ///
-    /// It returns when no lock of this client is held and every release has been answered. A release that fails is tried
-    /// again until the lock expires. A lock that is lost counts as released. It also waits for acquisitions to end, which
-    /// they do when they are next polled. So a task that holds a guard, or has a pending `lock` that it does not poll, must
-    /// not wait for it without a time-out.
+    /// It returns when no lock of this client is held and every release has been answered. A
+    /// release that fails is tried again until the lock expires. A lock that is lost counts as
+    /// released. It also waits for acquisitions to end, which they do when they are next polled. So
+    /// a task that holds a guard, or has a pending `lock` that it does not poll, must not wait for
+    /// it without a time-out.
     ///
     /// ```
     /// # use leasehold_local::MemoryBackend;
@@ -259,10 +291,11 @@ impl LockClient {
         self.0.drain().await;
     }
 
-    /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost to
-    /// [`LossReason::ClientClosed`] and their locks released, what is under way ends, the backend is closed.
-    /// After it every operation says [`ErrorKind::Closed`]. What is under way is waited for for 5 s at most: a release that fails is
-    /// tried again for 2 s, and what an acquisition is granted that nobody polls any more expires.
+    /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost
+    /// to [`LossReason::ClientClosed`] and their locks released, what is under way ends, the
+    /// backend is closed. After it every operation says [`ErrorKind::Closed`]. What is under way is
+    /// waited for for 5 s at most: a release that fails is tried again for 2 s, and what an
+    /// acquisition is granted that nobody polls any more expires.
     ///
     /// # Errors
     /// As the backend fails to close. Locks that could not be released expire.
@@ -274,7 +307,8 @@ impl LockClient {
         let client = Arc::clone(&self.0);
         // From here on everything is refused, and it goes on if we are dropped.
         client.context.closing.cancel();
-        let closing = tokio::spawn(async move { client.closed.get_or_init(|| client.close()).await.clone() });
+        let closing =
+            tokio::spawn(async move { client.closed.get_or_init(|| client.close()).await.clone() });
         match closing.await {
             Ok(closed) => closed,
             Err(source) => Err(Error::new(
@@ -325,7 +359,12 @@ impl LockClientBuilder {
     /// The client. Nothing is sent yet.
     #[must_use]
     pub fn build(self) -> LockClient {
-        let Self { backend, ttl, label, clock } = self;
+        let Self {
+            backend,
+            ttl,
+            label,
+            clock,
+        } = self;
         telemetry::describe();
         let capabilities = backend.capabilities();
         telemetry::begin_counting(capabilities.backend);
@@ -359,7 +398,9 @@ impl LockClientBuilder {
 
 /// The runtime of the backend's connection. A backend in this process has none.
 fn runtime_of(capabilities: &Capabilities) -> Option<Handle> {
-    Handle::try_current().ok().filter(|_| !is_in_this_process(capabilities))
+    Handle::try_current()
+        .ok()
+        .filter(|_| !is_in_this_process(capabilities))
 }
 
 /// A backend that ends with its holders is a part of this process.
@@ -398,7 +439,8 @@ impl Client {
     }
 
     fn closed(&self) -> Error {
-        Error::new(ErrorKind::Closed, "the client is closed; make a new one").with_backend(self.capabilities.backend)
+        Error::new(ErrorKind::Closed, "the client is closed; make a new one")
+            .with_backend(self.capabilities.backend)
     }
 
     /// The error of an acquisition, if the client takes no new locks.
@@ -407,8 +449,11 @@ impl Client {
             return Some(self.closed());
         }
         self.context.draining.is_cancelled().then(|| {
-            Error::new(ErrorKind::Closed, "the client drains and takes no new locks; make a new one")
-                .with_backend(self.capabilities.backend)
+            Error::new(
+                ErrorKind::Closed,
+                "the client drains and takes no new locks; make a new one",
+            )
+            .with_backend(self.capabilities.backend)
         })
     }
 
@@ -484,11 +529,12 @@ impl Client {
         Ok(())
     }
 
-    /// Completes an operation that ends by itself, if the runtime lives. Never panics or blocks, and works outside
-    /// of the runtime.
+    /// Completes an operation that ends by itself, if the runtime lives. Never panics or blocks,
+    /// and works outside of the runtime.
     ///
-    /// On the runtime the operation is polled once here, so a backend that answers at once leaves no task behind. A backend in this
-    /// process is polled wherever we are: its locks are free at once, also if the runtime has ended.
+    /// On the runtime the operation is polled once here, so a backend that answers at once leaves
+    /// no task behind. A backend in this process is polled wherever we are: its locks are free at
+    /// once, also if the runtime has ended.
     pub(crate) fn in_background(&self, operation: impl Future<Output = ()> + Send + 'static) {
         let mut operation: BoxFuture<'static, ()> = Box::pin(self.tasks.track_future(operation));
         let here = Handle::try_current().ok();
@@ -550,10 +596,12 @@ impl Client {
     }
 }
 
-/// Polls an operation once, and returns it if it is not complete. It must be polled again, with a real waker.
+/// Polls an operation once, and returns it if it is not complete. It must be polled again, with a
+/// real waker.
 fn poll_once(mut operation: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
     // The task that drops a guard may have used up its budget; this is not its work.
-    let polled = pin!(unconstrained(operation.as_mut())).poll(&mut Context::from_waker(Waker::noop()));
+    let polled =
+        pin!(unconstrained(operation.as_mut())).poll(&mut Context::from_waker(Waker::noop()));
     polled.is_pending().then_some(operation)
 }
 

@@ -91,18 +91,25 @@ pub struct ClockDrift {
 
 impl ClockDrift {
     /// For a backend that reads the same clock as the client.
-    pub const NONE: Self = Self { rate_ppm: 0, constant: Duration::ZERO };
+    pub const NONE: Self = Self {
+        rate_ppm: 0,
+        constant: Duration::ZERO,
+    };
 
-    /// 1 % and 2 ms, as in the Redlock algorithm's published implementations. Quartz is a hundred times better; a
-    /// virtual machine under a bad hypervisor is not.
-    pub const DEFAULT: Self = Self { rate_ppm: 10_000, constant: Duration::from_millis(2) };
+    /// 1 % and 2 ms, as in the Redlock algorithm's published implementations. Quartz is a hundred
+    /// times better; a virtual machine under a bad hypervisor is not.
+    pub const DEFAULT: Self = Self {
+        rate_ppm: 10_000,
+        constant: Duration::from_millis(2),
+    };
 
-    /// When a grant of `ttl` that was asked for at `sent` must be believed over. `sent` is read *before* the request
-    /// leaves, because the server may have started to count at once.
+    /// When a grant of `ttl` that was asked for at `sent` must be believed over. `sent` is read
+    /// *before* the request leaves, because the server may have started to count at once.
     #[must_use]
     pub fn deadline(self, sent: Timestamp, ttl: Ttl) -> Deadline {
         let ttl = ttl.as_millis() * 1_000_000;
-        let rate = u64::try_from(u128::from(ttl) * u128::from(self.rate_ppm) / 1_000_000).unwrap_or(u64::MAX);
+        let rate = u64::try_from(u128::from(ttl) * u128::from(self.rate_ppm) / 1_000_000)
+            .unwrap_or(u64::MAX);
         let constant = u64::try_from(self.constant.as_nanos()).unwrap_or(u64::MAX);
         let valid = ttl.saturating_sub(rate).saturating_sub(constant);
         Deadline(Timestamp(sent.0.saturating_add(valid)))
@@ -122,15 +129,15 @@ impl AtomicDeadline {
         Self(AtomicU64::new(deadline.0.0))
     }
 
-    /// The deadline as it stands. To decide whether it has passed, read the clock *first*: then whoever sees it past
-    /// and whoever moves it can never both be right.
+    /// The deadline as it stands. To decide whether it has passed, read the clock *first*: then
+    /// whoever sees it past and whoever moves it can never both be right.
     #[must_use]
     pub fn get(&self) -> Deadline {
         Deadline(Timestamp(self.0.load(Ordering::Acquire)))
     }
 
-    /// Moves the deadline to `to`, never back. `now` is read when the renewal's answer is in hand. `false`, and no
-    /// change, if the deadline has passed by then.
+    /// Moves the deadline to `to`, never back. `now` is read when the renewal's answer is in hand.
+    /// `false`, and no change, if the deadline has passed by then.
     #[must_use]
     pub fn advance(&self, to: Deadline, now: Timestamp) -> bool {
         self.0
@@ -163,7 +170,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock for tests: follows tokio's time, which a test can pause and advance, and can be [suspended](Self::suspend).
+/// A clock for tests: follows tokio's time, which a test can pause and advance, and can be
+/// [suspended](Self::suspend).
 #[derive(Debug)]
 pub struct TestClock {
     start: tokio::time::Instant,
@@ -174,10 +182,14 @@ impl TestClock {
     /// Starts at the present of tokio's time.
     #[must_use]
     pub fn new() -> Self {
-        Self { start: tokio::time::Instant::now(), suspended: AtomicU64::new(0) }
+        Self {
+            start: tokio::time::Instant::now(),
+            suspended: AtomicU64::new(0),
+        }
     }
 
-    /// Lets `duration` pass on this clock, but not on tokio's timers: what the suspend of a machine does.
+    /// Lets `duration` pass on this clock, but not on tokio's timers: what the suspend of a machine
+    /// does.
     pub fn suspend(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.suspended.fetch_add(nanos, Ordering::AcqRel);
@@ -210,8 +222,14 @@ mod tests {
     fn the_deadline_counts_from_the_send_and_is_short_by_the_drift() {
         let deadline = ClockDrift::DEFAULT.deadline(at(1_000), Ttl::from_secs(10).unwrap());
         assert_eq!(deadline, Deadline::at(at(1_000 + 10_000 - 100 - 2)));
-        assert_eq!(ClockDrift::DEFAULT.deadline(at(5), Ttl::MIN), Deadline::at(at(5)));
-        assert_eq!(ClockDrift::NONE.deadline(at(5), Ttl::MIN), Deadline::at(at(6)));
+        assert_eq!(
+            ClockDrift::DEFAULT.deadline(at(5), Ttl::MIN),
+            Deadline::at(at(5))
+        );
+        assert_eq!(
+            ClockDrift::NONE.deadline(at(5), Ttl::MIN),
+            Deadline::at(at(6))
+        );
     }
 
     #[test]

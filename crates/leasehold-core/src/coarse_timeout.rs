@@ -1,8 +1,9 @@
 //! [`Patience`]: time-outs that cost little.
 //!
-//! A timer of its own for each request may wake the runtime's driver each time that one is set: measured on etcd, 4 µs of
-//! processor for each request, a fortieth of all; on Postgres, of two workers the other one is woken for every third request.
-//! So one task looks at all that is awaited, as long as anything is.
+//! A timer of its own for each request may wake the runtime's driver each time that one is set:
+//! measured on etcd, 4 µs of processor for each request, a fortieth of all; on Postgres, of two
+//! workers the other one is woken for every third request. So one task looks at all that is
+//! awaited, as long as anything is.
 
 use std::{
     pin::Pin,
@@ -55,7 +56,11 @@ impl Patience {
     /// # Cancel safety
     /// That of `answer`, which is to be dropped when its time is over.
     pub fn within<F: Future>(self: &Arc<Self>, patience: Duration, answer: F) -> Within<'_, F> {
-        Within { answer, patience, entry: Entry { of: self, id: None } }
+        Within {
+            answer,
+            patience,
+            entry: Entry { of: self, id: None },
+        }
     }
 
     fn enter(self: &Arc<Self>, until: Instant, waker: Waker) -> usize {
@@ -74,7 +79,8 @@ impl Patience {
 }
 
 pin_project! {
-    /// See [`Patience::within`]. A type of its own, because an async function would keep the answer's future twice.
+    /// See [`Patience::within`]. A type of its own, because an async function would keep the
+    /// answer's future twice.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Within<'a, F> {
@@ -94,7 +100,11 @@ impl<F: Future> Future for Within<'_, F> {
             this.entry.leave();
             return Poll::Ready(Ok(answer));
         }
-        if this.entry.is_over(*this.patience, cx.waker()) { Poll::Ready(Err(Elapsed)) } else { Poll::Pending }
+        if this.entry.is_over(*this.patience, cx.waker()) {
+            Poll::Ready(Err(Elapsed))
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -152,7 +162,10 @@ impl Drop for Looking {
 }
 
 async fn look(patience: Arc<Patience>) {
-    let mut looking = Looking { patience: Arc::clone(&patience), done: false };
+    let mut looking = Looking {
+        patience: Arc::clone(&patience),
+        done: false,
+    };
     let mut idle_since = Instant::now();
     loop {
         sleep(TICK).await;
@@ -176,11 +189,17 @@ async fn look(patience: Arc<Patience>) {
 /// Those whose time is over, to be woken.
 fn over(patience: &Patience, now: Instant) -> Vec<Waker> {
     let mut awaited = patience.lock();
-    let late = awaited.until.iter_mut().filter(|(_, (until, _))| *until <= now);
-    let wakers = late.filter_map(|(_, (_, waiter))| match std::mem::replace(waiter, Waiter::Over) {
-        Waiter::Waits(waker) => Some(waker),
-        Waiter::Over => None,
-    });
+    let late = awaited
+        .until
+        .iter_mut()
+        .filter(|(_, (until, _))| *until <= now);
+    let wakers =
+        late.filter_map(
+            |(_, (_, waiter))| match std::mem::replace(waiter, Waiter::Over) {
+                Waiter::Waits(waker) => Some(waker),
+                Waiter::Over => None,
+            },
+        );
     wakers.collect()
 }
 
@@ -203,7 +222,10 @@ mod tests {
         assert_eq!(slow.await.unwrap(), 8);
         patience.within(second, pending::<()>()).await.unwrap_err();
         let took = begun.elapsed();
-        assert!(took >= second * 3 / 2 && took <= second * 3 / 2 + TICK * 2, "{took:?}");
+        assert!(
+            took >= second * 3 / 2 && took <= second * 3 / 2 + TICK * 2,
+            "{took:?}"
+        );
         assert!(patience.lock().until.is_empty());
     }
 
@@ -222,8 +244,13 @@ mod tests {
     fn a_runtime_that_ends_leaves_it_ready_for_the_next() {
         let patience = Arc::new(Patience::default());
         for _ in 0..2 {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            runtime.block_on(patience.within(TICK, pending::<()>())).unwrap_err();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap();
+            runtime
+                .block_on(patience.within(TICK, pending::<()>()))
+                .unwrap_err();
             drop(runtime);
             assert!(!patience.lock().looking);
         }

@@ -9,14 +9,15 @@ use std::{
 use crate::{
     backend::{Attempt, BoxFuture, Lease},
     client::Client,
-    panics::{Call, ContainedLease},
     error::{ErrorKind, Result},
     inspection::{Broken, Inspection, Pong},
+    panics::{Call, ContainedLease},
     release,
     request::Request,
 };
 
-/// What a backend's operation may end with, and the lease to give back if nobody waits for it any more.
+/// What a backend's operation may end with, and the lease to give back if nobody waits for it any
+/// more.
 pub(crate) trait IntoLease: Send + 'static {
     fn lease(self) -> Option<Arc<dyn Lease>>;
 }
@@ -47,9 +48,9 @@ macro_rules! without_lease {
 }
 without_lease!((), Inspection, Broken, Pong);
 
-/// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled if it is an
-/// acquisition, driven to its end in the background, and what was granted is released. An operation that panics
-/// ends with an error and is never polled again.
+/// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled
+/// if it is an acquisition, driven to its end in the background, and what was granted is released.
+/// An operation that panics ends with an error and is never polled again.
 #[must_use]
 pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
     client: &'a Arc<Client>,
@@ -64,12 +65,20 @@ impl<'a, T: IntoLease> CompleteOnDrop<'a, T> {
         request: &'a Request,
         operation: impl FnOnce() -> BoxFuture<'static, Result<T>>,
     ) -> Self {
-        Self { client, request: Some(request), operation: Some(Call::of(operation)) }
+        Self {
+            client,
+            request: Some(request),
+            operation: Some(Call::of(operation)),
+        }
     }
 
     /// An operation that ends by itself.
     pub(crate) fn short(client: &'a Arc<Client>, operation: Call<T>) -> Self {
-        Self { client, request: None, operation: Some(operation) }
+        Self {
+            client,
+            request: None,
+            operation: Some(operation),
+        }
     }
 }
 
@@ -78,12 +87,17 @@ impl<T: IntoLease> Future for CompleteOnDrop<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let Some(operation) = &mut this.operation else { return Poll::Pending };
+        let Some(operation) = &mut this.operation else {
+            return Poll::Pending;
+        };
         match Pin::new(operation).poll(cx) {
             Poll::Ready(outcome) => {
                 this.operation = None;
                 Poll::Ready(outcome.map_err(|error| {
-                    let refusal = this.client.refusal().filter(|_| error.kind() == ErrorKind::Cancelled);
+                    let refusal = this
+                        .client
+                        .refusal()
+                        .filter(|_| error.kind() == ErrorKind::Cancelled);
                     if let Some(refusal) = refusal {
                         refusal
                     } else if error.backend().is_none() {
@@ -100,15 +114,20 @@ impl<T: IntoLease> Future for CompleteOnDrop<'_, T> {
 
 impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
     fn drop(&mut self) {
-        let Some(operation) = self.operation.take() else { return };
+        let Some(operation) = self.operation.take() else {
+            return;
+        };
         let request = self.request.cloned();
         if let Some(request) = &request {
             request.cancel();
         }
-        // The raw operation: were we ourselves spawned, a runtime that shuts down would drop us again, without end.
+        // The raw operation: were we ourselves spawned, a runtime that shuts down would drop us
+        // again, without end.
         let client = Arc::clone(self.client);
         self.client.in_background(async move {
-            if let (Some(lease), Some(request)) = (operation.await.ok().and_then(IntoLease::lease), request) {
+            if let (Some(lease), Some(request)) =
+                (operation.await.ok().and_then(IntoLease::lease), request)
+            {
                 release::give_back_grant(&client, ContainedLease::new(lease), &request).await;
             }
         });

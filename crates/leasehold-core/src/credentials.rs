@@ -19,7 +19,10 @@ impl Credentials {
     /// Creates credentials of a server's default user.
     #[must_use]
     pub fn new(password: impl Into<String>) -> Self {
-        Self { username: None, password: password.into() }
+        Self {
+            username: None,
+            password: password.into(),
+        }
     }
 
     /// Sets the user name.
@@ -44,19 +47,23 @@ impl Credentials {
 
 impl Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
 /// Supplies the credentials of each new connection.
 ///
-/// A backend asks before it opens a connection, and again when the server refuses credentials that it accepted before.
-/// Passwords that rotate and tokens that expire therefore need no restart of the program. Fixed [`Credentials`] are a
-/// provider too.
+/// A backend asks before it opens a connection, and again when the server refuses credentials that
+/// it accepted before. Passwords that rotate and tokens that expire therefore need no restart of
+/// the program. Fixed [`Credentials`] are a provider too.
 ///
 /// # Implementing
-/// `Debug` shows no secret, since the configuration of a backend prints its provider. A call may be slow: the backend counts it into its connect time-out. It may come from several tasks at once. Return
-/// an error of kind [`Unavailable`](crate::ErrorKind::Unavailable) if the source of the credentials does not answer.
+/// `Debug` shows no secret, since the configuration of a backend prints its provider. A call may be
+/// slow: the backend counts it into its connect time-out. It may come from several tasks at once.
+/// Return an error of kind [`Unavailable`](crate::ErrorKind::Unavailable) if the source of the
+/// credentials does not answer.
 ///
 /// ```
 /// use leasehold_core::{Credentials, CredentialsProvider, Result, async_trait};
@@ -99,6 +106,9 @@ mod tests {
     #[test]
     fn debug_shows_no_password() {
         let shown = format!("{:?}", Credentials::new("TopSecret").with_username("locks"));
-        assert!(shown.contains("locks") && !shown.contains("TopSecret"), "{shown}");
+        assert!(
+            shown.contains("locks") && !shown.contains("TopSecret"),
+            "{shown}"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! Threads for drivers that may never yield.
 //!
-//! A driver that reads its socket in a loop without a pause does not return from a poll while the server sends faster
-//! than it reads. The runtime's thread is then lost to all other tasks, and with it every time-out. So such a driver
-//! connects on a thread of its own, which is left behind if it does not come back.
+//! A driver that reads its socket in a loop without a pause does not return from a poll while the
+//! server sends faster than it reads. The runtime's thread is then lost to all other tasks, and
+//! with it every time-out. So such a driver connects on a thread of its own, which is left behind
+//! if it does not come back.
 
 use std::{
     pin::Pin,
@@ -19,16 +20,18 @@ use pin_project_lite::pin_project;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
-    panics::contained,
     error::{Error, ErrorKind, Result},
+    panics::contained,
 };
 
-/// How many threads may be left behind at a time. Each may keep a core busy for as long as its server sends.
+/// How many threads may be left behind at a time. Each may keep a core busy for as long as its
+/// server sends.
 const MOST: usize = 64;
 
 static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
 
-/// A thread for a driver that may never yield. Dropping this leaves the thread behind, to end when it can.
+/// A thread for a driver that may never yield. Dropping this leaves the thread behind, to end when
+/// it can.
 ///
 /// ```
 /// use leasehold_core::DriverThread;
@@ -63,8 +66,8 @@ impl DriverThread {
     /// Starts `work` on a thread of its own. Events of `tracing` go where those of the caller go.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] if there are too many threads that were left behind and have not ended, or if the
-    /// system starts no thread.
+    /// [`ErrorKind::Unavailable`] if there are too many threads that were left behind and have not
+    /// ended, or if the system starts no thread.
     pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Self> {
         if LEFT_BEHIND.load(Ordering::Acquire) >= MOST {
             return Err(Error::new(
@@ -84,7 +87,11 @@ impl DriverThread {
         });
         let started = started.map(drop);
         started.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "the system starts no thread for a connection").with_source(error)
+            Error::new(
+                ErrorKind::Unavailable,
+                "the system starts no thread for a connection",
+            )
+            .with_source(error)
         })?;
         Ok(Self(thread))
     }
@@ -111,8 +118,8 @@ impl Drop for Running {
 /// Does `work` on a thread of its own, with the I/O and the timers of the present runtime.
 ///
 /// # For implementors
-/// For a driver's work that may never yield, such as to connect. It may take as long as its own time-outs allow. If one
-/// poll of it takes longer than `patience`, it is given up.
+/// For a driver's work that may never yield, such as to connect. It may take as long as its own
+/// time-outs allow. If one poll of it takes longer than `patience`, it is given up.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -129,7 +136,8 @@ impl Drop for Running {
 /// ```
 ///
 /// # Errors
-/// [`ErrorKind::Unavailable`] if one poll took longer than `patience`, or as [`DriverThread::start`]; otherwise as `work`.
+/// [`ErrorKind::Unavailable`] if one poll took longer than `patience`, or as
+/// [`DriverThread::start`]; otherwise as `work`.
 ///
 /// # Cancel safety
 /// `work` is dropped, on its thread, when it next yields.
@@ -139,7 +147,13 @@ pub async fn on_driver_thread<T: Send + 'static>(
 ) -> Result<T> {
     let (mut answer, mut answered) = oneshot::channel();
     let polls = Arc::<AtomicU64>::default();
-    let (runtime, work) = (Handle::current(), Polled { work: contained(work), polls: Arc::clone(&polls) });
+    let (runtime, work) = (
+        Handle::current(),
+        Polled {
+            work: contained(work),
+            polls: Arc::clone(&polls),
+        },
+    );
     let _thread = DriverThread::start("leasehold connects", move || {
         runtime.block_on(async {
             let done = tokio::select! {
@@ -155,12 +169,15 @@ pub async fn on_driver_thread<T: Send + 'static>(
     loop {
         match tokio::time::timeout(patience, &mut answered).await {
             Ok(Ok(done)) => return done,
-            Ok(Err(_dropped)) => return Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down")),
+            Ok(Err(_dropped)) => {
+                return Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down"));
+            }
             Err(_elapsed) => {
                 let now = polls.load(Ordering::Acquire);
                 if now == before && now % 2 == 1 {
-                    let message =
-                        format!("the server keeps the driver busy for more than {patience:?} without a pause");
+                    let message = format!(
+                        "the server keeps the driver busy for more than {patience:?} without a pause"
+                    );
                     return Err(Error::new(ErrorKind::Unavailable, message));
                 }
                 before = now;
@@ -217,7 +234,9 @@ mod tests {
             wait.recv().unwrap_or(());
             Ok(())
         });
-        tokio::time::timeout(Duration::from_millis(20), stuck).await.unwrap_err();
+        tokio::time::timeout(Duration::from_millis(20), stuck)
+            .await
+            .unwrap_err();
         drop(done);
     }
 
@@ -229,12 +248,19 @@ mod tests {
             }
             Ok(7)
         };
-        assert_eq!(on_driver_thread(Duration::from_millis(1), slow).await.unwrap(), 7);
+        assert_eq!(
+            on_driver_thread(Duration::from_millis(1), slow)
+                .await
+                .unwrap(),
+            7
+        );
     }
 
     #[tokio::test]
     async fn work_that_panics_is_an_error() {
-        let panics = on_driver_thread(Duration::from_secs(3600), async { panic!("told to panic") as Result<()> });
+        let panics = on_driver_thread(Duration::from_secs(3600), async {
+            panic!("told to panic") as Result<()>
+        });
         assert_eq!(panics.await.unwrap_err().kind(), ErrorKind::Indeterminate);
     }
 }

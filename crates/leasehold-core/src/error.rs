@@ -13,16 +13,18 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// A name, TTL, URL or option is not valid. Nothing was sent.
     InvalidInput,
-    /// The backend cannot do what was asked; see its [`Capabilities`](crate::Capabilities). Nothing was sent.
+    /// The backend cannot do what was asked; see its [`Capabilities`](crate::Capabilities). Nothing
+    /// was sent.
     Unsupported,
     /// Another holds the lock.
     Contended,
     /// The time to wait was over before the lock was granted, and another held it. Nothing is held.
     TimedOut,
-    /// The backend could not be reached or could not answer, and what was asked did *not* happen. Also the outcome of a wait whose
-    /// time was over before the backend answered.
+    /// The backend could not be reached or could not answer, and what was asked did *not* happen.
+    /// Also the outcome of a wait whose time was over before the backend answered.
     Unavailable,
-    /// The answer is missing: what was asked may have happened. What was granted is given back or expires.
+    /// The answer is missing: what was asked may have happened. What was granted is given back or
+    /// expires.
     Indeterminate,
     /// The backend refused the user, the password, or the access.
     Denied,
@@ -68,9 +70,10 @@ impl fmt::Display for ErrorKind {
 
 /// Why an operation failed.
 ///
-/// [`Display`](fmt::Display) is one line: backend, operation, what happened, and what to do about it. It escapes what
-/// does not print, because a message may contain the words of a server. The driver's own error is
-/// the [`source`](StdError::source). Cloning is cheap, so that one failed round trip can be told to all who shared it.
+/// [`Display`](fmt::Display) is one line: backend, operation, what happened, and what to do about
+/// it. It escapes what does not print, because a message may contain the words of a server. The
+/// driver's own error is the [`source`](StdError::source). Cloning is cheap, so that one failed
+/// round trip can be told to all who shared it.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -86,7 +89,13 @@ struct Inner {
 impl Error {
     /// An error of this kind; `message` says what happened and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self(Arc::new(Inner { kind, backend: None, operation: None, message: message.into(), source: None }))
+        Self(Arc::new(Inner {
+            kind,
+            backend: None,
+            operation: None,
+            message: message.into(),
+            source: None,
+        }))
     }
 
     /// What went wrong, for programs.
@@ -95,12 +104,16 @@ impl Error {
         self.0.kind
     }
 
-    /// Whether the same call may succeed later without any change: contention and faults, but not bad input.
+    /// Whether the same call may succeed later without any change: contention and faults, but not
+    /// bad input.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.0.kind,
-            ErrorKind::Contended | ErrorKind::TimedOut | ErrorKind::Unavailable | ErrorKind::Indeterminate
+            ErrorKind::Contended
+                | ErrorKind::TimedOut
+                | ErrorKind::Unavailable
+                | ErrorKind::Indeterminate
         )
     }
 
@@ -199,7 +212,11 @@ mod tests {
             .with_operation("acquire")
             .with_source(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         assert_eq!(error.to_string(), "redis: acquire: no answer within 1s");
-        let source = error.source().unwrap().downcast_ref::<std::io::Error>().unwrap();
+        let source = error
+            .source()
+            .unwrap()
+            .downcast_ref::<std::io::Error>()
+            .unwrap();
         assert_eq!(source.kind(), std::io::ErrorKind::BrokenPipe);
         assert!(error.is_retryable());
     }

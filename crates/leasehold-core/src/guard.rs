@@ -24,19 +24,22 @@ use crate::{
 
 /// The right to a lock until a deadline, which renewals move.
 ///
-/// Dropping it releases the lock in the background. That never blocks or panics, wherever it happens: outside of a
-/// runtime, during a panic, while the runtime shuts down; in the worst case the lock expires. After the client's runtime has
-/// ended, only memory and files are released; any other lock expires after its TTL. To know that it is free,
-/// [`release`](Self::release) it. A panic in the backend, in a metrics recorder or in a tracing
-/// subscriber does not prevent the release.
+/// Dropping it releases the lock in the background. That never blocks or panics, wherever it
+/// happens: outside of a runtime, during a panic, while the runtime shuts down; in the worst case
+/// the lock expires. After the client's runtime has ended, only memory and files are released; any
+/// other lock expires after its TTL. To know that it is free, [`release`](Self::release) it. A
+/// panic in the backend, in a metrics recorder or in a tracing subscriber does not prevent the
+/// release.
 ///
 /// # Guaranteed
-/// While [`is_held`](LeaseInfo::is_held) says `true`, the backend has granted the lock to nobody else, as far as its
-/// [capabilities](crate::Capabilities) and the clocks' [drift](crate::ClockDrift) go.
+/// While [`is_held`](LeaseInfo::is_held) says `true`, the backend has granted the lock to nobody
+/// else, as far as its [capabilities](crate::Capabilities) and the clocks'
+/// [drift](crate::ClockDrift) go.
 ///
 /// # Not guaranteed
-/// That a write which starts while it is held ends while it is held. Only the resource can refuse what comes late, by
-/// the [fencing token](FencingToken). A virtual machine that is paused and restored is seen by no clock.
+/// That a write which starts while it is held ends while it is held. Only the resource can refuse
+/// what comes late, by the [fencing token](FencingToken). A virtual machine that is paused and
+/// restored is seen by no clock.
 #[must_use = "dropping the guard releases the lock; bind it to a name, not `_`"]
 pub struct LockGuard {
     hold: Arc<HeldLease>,
@@ -47,7 +50,11 @@ pub struct LockGuard {
 
 impl LockGuard {
     pub(crate) fn new(hold: Arc<HeldLease>) -> Self {
-        Self { view: LeaseInfo(Of::Guard(Arc::clone(&hold))), hold, owned: true }
+        Self {
+            view: LeaseInfo(Of::Guard(Arc::clone(&hold))),
+            hold,
+            owned: true,
+        }
     }
 
     pub(crate) fn hold(&self) -> &Arc<HeldLease> {
@@ -58,7 +65,8 @@ impl LockGuard {
     /// [`Renewal::Manual`](crate::Renewal::Manual).
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. After any other error the deadline is where it was.
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. After any other error the deadline is
+    /// where it was.
     ///
     /// # Cancel safety
     /// The renewal may or may not have happened; the guard stays valid either way.
@@ -66,11 +74,12 @@ impl LockGuard {
         self.hold.renew().await
     }
 
-    /// Gives the lock back and tells the truth about it: [`Released::AlreadyLost`] means that another may have held it
-    /// before you were done.
+    /// Gives the lock back and tells the truth about it: [`Released::AlreadyLost`] means that
+    /// another may have held it before you were done.
     ///
     /// # Errors
-    /// As the backend fails. The release is then tried again in the background until the lease is over anyway.
+    /// As the backend fails. The release is then tried again in the background until the lease is
+    /// over anyway.
     ///
     /// # Cancel safety
     /// Safe: dropped half-way, the release goes on in the background.
@@ -78,7 +87,11 @@ impl LockGuard {
         self.owned = false;
         let hold = &self.hold;
         if !hold.unshare() {
-            return Ok(if hold.loss().is_some() { Released::AlreadyLost } else { Released::StillHeld });
+            return Ok(if hold.loss().is_some() {
+                Released::AlreadyLost
+            } else {
+                Released::StillHeld
+            });
         }
         match Releasing::start(hold) {
             Some(releasing) => releasing.await,
@@ -110,7 +123,8 @@ impl Drop for LockGuard {
     }
 }
 
-/// What a lease tells about itself. Cheap to clone, and no guard: it keeps neither the lock nor the connection of the client.
+/// What a lease tells about itself. Cheap to clone, and no guard: it keeps neither the lock nor the
+/// connection of the client.
 pub struct LeaseInfo(Of);
 
 enum Of {
@@ -176,7 +190,9 @@ impl LeaseInfo {
     pub fn deadline(&self) -> Deadline {
         match &self.0 {
             Of::Guard(hold) => hold.deadline(),
-            Of::View(hold, facts) => hold.upgrade().map_or_else(|| facts.last_deadline(), |hold| hold.deadline()),
+            Of::View(hold, facts) => hold
+                .upgrade()
+                .map_or_else(|| facts.last_deadline(), |hold| hold.deadline()),
         }
     }
 
@@ -186,7 +202,8 @@ impl LeaseInfo {
         self.ask(|hold| hold.remaining()).unwrap_or_default()
     }
 
-    /// Whether the lock is held: neither lost nor released, and the deadline not reached on a clock that is read now.
+    /// Whether the lock is held: neither lost nor released, and the deadline not reached on a clock
+    /// that is read now.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.ask(|hold| hold.is_held()).unwrap_or_default()
@@ -195,11 +212,12 @@ impl LeaseInfo {
     /// Why the lock was lost, if it was.
     #[must_use]
     pub fn loss(&self) -> Option<LossReason> {
-        self.ask(HeldLease::loss).unwrap_or_else(|| self.request().signal().loss())
+        self.ask(HeldLease::loss)
+            .unwrap_or_else(|| self.request().signal().loss())
     }
 
-    /// Completes when the lock is lost: at the deadline at the latest, or as soon as the backend tells. Never completes
-    /// while the lock is held, nor after it was released.
+    /// Completes when the lock is lost: at the deadline at the latest, or as soon as the backend
+    /// tells. Never completes while the lock is held, nor after it was released.
     ///
     /// # Cancel safety
     /// Safe.
@@ -220,13 +238,14 @@ impl LeaseInfo {
     /// A token that is cancelled when the lock is lost.
     #[must_use]
     pub fn cancellation_token(&self) -> CancellationToken {
-        self.ask(|hold| hold.cancellation_token()).unwrap_or_else(|| {
-            let token = CancellationToken::new();
-            if self.loss().is_some() {
-                token.cancel();
-            }
-            token
-        })
+        self.ask(|hold| hold.cancellation_token())
+            .unwrap_or_else(|| {
+                let token = CancellationToken::new();
+                if self.loss().is_some() {
+                    token.cancel();
+                }
+                token
+            })
     }
 }
 

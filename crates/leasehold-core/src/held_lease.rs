@@ -15,21 +15,22 @@ use crate::{
     asker::Asker,
     backend::KeepAlive,
     client::Client,
-    clock::{Deadline, AtomicDeadline, Timestamp},
-    panics::{ContainedLease, contain},
+    clock::{AtomicDeadline, Deadline, Timestamp},
     complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    local_queue::Place,
     guard::LockGuard,
+    local_queue::Place,
     options::Renewal,
+    panics::{ContainedLease, contain},
     release,
     request::Request,
     signal::{LossReason, Signal},
     telemetry::{self, Span, Traced},
 };
 
-/// How often at least a wait for a deadline looks at the clock again: timers sleep through a suspend, the clock does not.
+/// How often at least a wait for a deadline looks at the clock again: timers sleep through a
+/// suspend, the clock does not.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -70,7 +71,10 @@ pub(crate) struct Facts {
 impl Facts {
     /// Its deadline, once it is over.
     pub(crate) fn last_deadline(&self) -> Deadline {
-        self.deadline.get().copied().unwrap_or(Deadline::at(Timestamp::from_nanos(0)))
+        self.deadline
+            .get()
+            .copied()
+            .unwrap_or(Deadline::at(Timestamp::from_nanos(0)))
     }
 }
 
@@ -85,11 +89,16 @@ impl Drop for HeldLease {
 impl HeldLease {
     /// Turns a grant into a guard.
     pub(crate) fn begin(mut grant: Grant<'_>, renewal: Renewal) -> LockGuard {
-        let (client, request, token, keep_alive) = (grant.client, grant.request.clone(), grant.token, grant.keep_alive);
+        let (client, request, token, keep_alive) = (
+            grant.client,
+            grant.request.clone(),
+            grant.token,
+            grant.keep_alive,
+        );
         let limit = match (renewal, keep_alive) {
-            (Renewal::Manual, KeepAlive::Session(_)) => {
-                Some(AtomicDeadline::new(Deadline::at(request.now() + request.ttl().as_duration())))
-            }
+            (Renewal::Manual, KeepAlive::Session(_)) => Some(AtomicDeadline::new(Deadline::at(
+                request.now() + request.ttl().as_duration(),
+            ))),
             _ => None,
         };
         let span = Span::of(|| {
@@ -139,7 +148,11 @@ impl HeldLease {
 
     pub(crate) fn facts(&self) -> &Arc<Facts> {
         self.facts.get_or_init(|| {
-            Arc::new(Facts { request: self.request.clone(), token: self.token, deadline: OnceLock::new() })
+            Arc::new(Facts {
+                request: self.request.clone(),
+                token: self.token,
+                deadline: OnceLock::new(),
+            })
         })
     }
 
@@ -155,12 +168,18 @@ impl HeldLease {
 
     pub(crate) fn deadline(&self) -> Deadline {
         let lease = self.lease.valid_until();
-        self.limit.as_ref().map_or(lease, |limit| limit.get().min(lease))
+        self.limit
+            .as_ref()
+            .map_or(lease, |limit| limit.get().min(lease))
     }
 
     pub(crate) fn remaining(&self) -> Duration {
         let now = self.request.now();
-        if self.signal().is_live() { self.deadline().remaining(now) } else { Duration::ZERO }
+        if self.signal().is_live() {
+            self.deadline().remaining(now)
+        } else {
+            Duration::ZERO
+        }
     }
 
     pub(crate) fn is_held(&self) -> bool {
@@ -183,7 +202,8 @@ impl HeldLease {
 
     /// As [`ended`](Self::ended), but tells of the deadline this much early.
     pub(crate) async fn ended_before(self: &Arc<Self>, early: Duration) -> Option<LossReason> {
-        let longest = (self.request.ttl().as_duration() / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
+        let longest =
+            (self.request.ttl().as_duration() / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
         loop {
             let now = self.request.now();
             let left = self.deadline().remaining(now).saturating_sub(early);
@@ -213,7 +233,12 @@ impl HeldLease {
     }
 
     async fn renew_lease(self: &Arc<Self>) -> Result<()> {
-        let traced = Traced::of(telemetry::renew_span(&self.span, &self.client, &self.request, self.token));
+        let traced = Traced::of(telemetry::renew_span(
+            &self.span,
+            &self.client,
+            &self.request,
+            self.token,
+        ));
         let renewing = CompleteOnDrop::short(&self.client, self.lease.renew());
         let sent = self.request.now();
         let renewed = self.judge(sent, traced.span.around(renewing).await);
@@ -235,7 +260,11 @@ impl HeldLease {
             }
             Err(error) if error.kind() == ErrorKind::Lost => {
                 let late = self.deadline().is_past(self.request.now());
-                self.lose(if late { LossReason::Expired } else { LossReason::Replaced });
+                self.lose(if late {
+                    LossReason::Expired
+                } else {
+                    LossReason::Replaced
+                });
             }
             Err(error) => {
                 self.span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not renewed"));
@@ -245,11 +274,15 @@ impl HeldLease {
     }
 
     fn lost_error(&self, reason: LossReason) -> Error {
-        Error::new(ErrorKind::Lost, format!("the lock `{}` was lost: {reason}", self.request.key()))
-            .with_backend(self.client.capabilities.backend)
+        Error::new(
+            ErrorKind::Lost,
+            format!("the lock `{}` was lost: {reason}", self.request.key()),
+        )
+        .with_backend(self.client.capabilities.backend)
     }
 
-    /// Marks the hold as lost and lets go of everything. The first reason counts; after a release nothing happens.
+    /// Marks the hold as lost and lets go of everything. The first reason counts; after a release
+    /// nothing happens.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
         if self.signal().lose(reason) {
             self.after_loss();
@@ -258,7 +291,9 @@ impl HeldLease {
 
     /// What follows a loss, whoever noticed it. Does its work once.
     pub(crate) fn after_loss(self: &Arc<Self>) {
-        let Some(reason) = self.signal().loss() else { return };
+        let Some(reason) = self.signal().loss() else {
+            return;
+        };
         if let Some(lost) = self.lost.get() {
             // Wakes whoever waits for it.
             contain(|| lost.cancel());
@@ -276,9 +311,15 @@ impl HeldLease {
             } else {
                 self.warn_of_loss(reason);
             }
-            // The backend may still have it as ours: an early local deadline, or a session that lives on.
-            let (client, lease, span) = (Arc::clone(&self.client), self.lease.clone(), self.release_span());
-            self.client.in_background(async move { release::give_back(&client, lease, span).await });
+            // The backend may still have it as ours: an early local deadline, or a session that
+            // lives on.
+            let (client, lease, span) = (
+                Arc::clone(&self.client),
+                self.lease.clone(),
+                self.release_span(),
+            );
+            self.client
+                .in_background(async move { release::give_back(&client, lease, span).await });
         }
     }
 
@@ -311,7 +352,10 @@ impl HeldLease {
     }
 
     pub(crate) fn take_place(&self) -> Option<Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.place
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     pub(crate) fn begin_release(&self) {
@@ -322,7 +366,11 @@ impl HeldLease {
 
     /// Adds a guard to a hold that still has one.
     pub(crate) fn share(&self) -> bool {
-        self.guards.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count > 0).then_some(count + 1)).is_ok()
+        self.guards
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count > 0).then_some(count + 1)
+            })
+            .is_ok()
     }
 
     /// Takes a guard away; whether it was the last.

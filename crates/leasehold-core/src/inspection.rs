@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{fencing::FencingToken, key::LockKey, mode::Mode, acquisition_id::AcquisitionId};
+use crate::{acquisition_id::AcquisitionId, fencing::FencingToken, key::LockKey, mode::Mode};
 
 /// Who held a key, and who waited for it, when the backend was asked.
 #[derive(Clone, Debug, Default)]
@@ -13,7 +13,8 @@ use crate::{fencing::FencingToken, key::LockKey, mode::Mode, acquisition_id::Acq
 pub struct Inspection {
     /// The holders: none, one, or several in shared and permit mode.
     pub holders: Vec<HolderRef>,
-    /// The waiters that the backend knows, first come first. Of the many waiters of one process it knows one.
+    /// The waiters that the backend knows, first come first. Of the many waiters of one process it
+    /// knows one.
     pub waiters: Vec<WaiterRef>,
     /// Of a quorum: its nodes. Empty elsewhere.
     pub nodes: Vec<NodeStatus>,
@@ -23,7 +24,11 @@ impl Inspection {
     /// An inspection with these holders and waiters.
     #[must_use]
     pub fn new(holders: Vec<HolderRef>, waiters: Vec<WaiterRef>) -> Self {
-        Self { holders, waiters, nodes: Vec::new() }
+        Self {
+            holders,
+            waiters,
+            nodes: Vec::new(),
+        }
     }
 }
 
@@ -54,7 +59,16 @@ impl HolderRef {
     #[must_use]
     pub fn new(key: LockKey, id: impl Into<Vec<u8>>) -> Self {
         let (label, id) = (String::new(), id.into());
-        Self { key, mode: None, id, owner: None, label, token: None, expires_in: None, connection: None }
+        Self {
+            key,
+            mode: None,
+            id,
+            owner: None,
+            label,
+            token: None,
+            expires_in: None,
+            connection: None,
+        }
     }
 }
 
@@ -68,7 +82,8 @@ pub struct HolderConnection {
     pub name: String,
     /// Where it comes from. `None` over a socket of the host, and for those who may not see it.
     pub address: Option<IpAddr>,
-    /// Since when it is connected, which may be long before the grant. `None` for those who may not see it.
+    /// Since when it is connected, which may be long before the grant. `None` for those who may not
+    /// see it.
     pub since: Option<SystemTime>,
 }
 
@@ -76,7 +91,12 @@ impl HolderConnection {
     /// A connection of which only this is known.
     #[must_use]
     pub fn new(id: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { id: id.into(), name: name.into(), address: None, since: None }
+        Self {
+            id: id.into(),
+            name: name.into(),
+            address: None,
+            since: None,
+        }
     }
 }
 
@@ -94,7 +114,10 @@ impl WaiterRef {
     /// A waiter with this label.
     #[must_use]
     pub fn new(mode: Option<Mode>, label: impl Into<String>) -> Self {
-        Self { mode, label: label.into() }
+        Self {
+            mode,
+            label: label.into(),
+        }
     }
 }
 
@@ -112,7 +135,10 @@ impl NodeStatus {
     /// The node at this endpoint.
     #[must_use]
     pub fn new(endpoint: impl Into<String>, problem: Option<String>) -> Self {
-        Self { endpoint: endpoint.into(), problem }
+        Self {
+            endpoint: endpoint.into(),
+            problem,
+        }
     }
 }
 
@@ -145,7 +171,8 @@ impl Pong {
 pub enum Broken {
     /// It is free.
     Freed,
-    /// It can no longer be renewed, and is free after this time at the latest. `None` if the backend cannot tell.
+    /// It can no longer be renewed, and is free after this time at the latest. `None` if the
+    /// backend cannot tell.
     FreeWithin(Option<Duration>),
     /// That holder no longer held it. Nothing was done.
     AlreadyGone,

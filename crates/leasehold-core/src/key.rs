@@ -9,11 +9,12 @@ use crate::{
 
 /// The name of a lock: 1 to 1 024 bytes, any bytes.
 ///
-/// Two keys are the same lock if and only if their bytes are the same. Every backend maps keys injectively onto what
-/// it stores, or refuses the key with [`ErrorKind::InvalidInput`].
+/// Two keys are the same lock if and only if their bytes are the same. Every backend maps keys
+/// injectively onto what it stores, or refuses the key with [`ErrorKind::InvalidInput`].
 ///
-/// Cloning is cheap. [`Display`](fmt::Display) shows the key on one line: text as it is, and escaped what does not print
-/// (as [`text::Escaped`] does), backslashes and bytes that are not UTF-8.
+/// Cloning is cheap. [`Display`](fmt::Display) shows the key on one line: text as it is, and
+/// escaped what does not print (as [`text::Escaped`] does), backslashes and bytes that are not
+/// UTF-8.
 ///
 /// ```
 /// use leasehold_core::LockKey;
@@ -28,7 +29,8 @@ use crate::{
 pub struct LockKey(Arc<[u8]>);
 
 impl LockKey {
-    /// The most bytes a key may have. Long enough for a URL; short enough for every backend's index.
+    /// The most bytes a key may have. Long enough for a URL; short enough for every backend's
+    /// index.
     pub const MAX_LEN: usize = 1024;
 
     /// Parses a key.
@@ -38,7 +40,10 @@ impl LockKey {
     pub fn new(name: impl AsRef<[u8]>) -> Result<Self, Error> {
         let name = name.as_ref();
         if name.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidInput, "the lock name is empty; give it at least one byte"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "the lock name is empty; give it at least one byte",
+            ));
         }
         if name.len() > Self::MAX_LEN {
             return Err(Error::new(
@@ -145,7 +150,10 @@ mod tests {
 
     #[test]
     fn empty_and_oversized_names_are_refused_with_the_remedy() {
-        assert_eq!(LockKey::new("").unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            LockKey::new("").unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
         let error = LockKey::new(vec![b'x'; 65_536]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("65536 bytes"), "{error}");

@@ -9,38 +9,40 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, future::Shared};
 
 use crate::{
-    retry::{cancelled, sleep_unless_cancelled},
     backend::{Attempt, BoxFuture, Lease, LockBackend},
     capability::Capabilities,
-    panics::contained,
     error::{Error, ErrorKind, Result},
     inspection::{Broken, HolderRef, Inspection, Pong},
     key::LockKey,
+    panics::contained,
     quorum::QuorumNode,
     request::Request,
+    retry::{cancelled, sleep_unless_cancelled},
     retry_budget::RetryBudget,
 };
 
-/// A backend that connects when it is first used, so that a program starts while its server is down.
+/// A backend that connects when it is first used, so that a program starts while its server is
+/// down.
 ///
 /// It works with every backend. `leasehold::connect_lazily` makes one of a URL.
 ///
 /// # Guaranteed
 /// - Nothing is sent before the first use.
-/// - One attempt to connect is under way at a time. All operations that need the connection wait for it.
-/// - While the server cannot be reached, an operation fails with [`ErrorKind::Unavailable`] and the cause. The next
-///   operation tries to connect again. An acquisition that waits tries again for up to a TTL, as
-///   [`Mutex::lock`](crate::Mutex::lock) documents. An error that no other attempt would change, such as
-///   [`ErrorKind::Denied`], is returned at once.
+/// - One attempt to connect is under way at a time. All operations that need the connection wait
+///   for it.
+/// - While the server cannot be reached, an operation fails with [`ErrorKind::Unavailable`] and the
+///   cause. The next operation tries to connect again. An acquisition that waits tries again for up
+///   to a TTL, as [`Mutex::lock`](crate::Mutex::lock) documents. An error that no other attempt
+///   would change, such as [`ErrorKind::Denied`], is returned at once.
 /// - Once it is connected, every operation is the backend's own.
 ///
 /// # Capabilities
-/// Until it is connected, the [capabilities](Capabilities) are those given to [`new`](Self::new), marked as
-/// [provisional](Capabilities::provisional). From then on they are the backend's own.
+/// Until it is connected, the [capabilities](Capabilities) are those given to [`new`](Self::new),
+/// marked as [provisional](Capabilities::provisional). From then on they are the backend's own.
 ///
 /// # Not for nodes of a quorum
-/// It does not vote on fencing tokens, because it does not know whether the backend does. Connect to a whole quorum
-/// lazily instead.
+/// It does not vote on fencing tokens, because it does not know whether the backend does. Connect
+/// to a whole quorum lazily instead.
 ///
 /// # Cancel safety
 /// An operation may be dropped while it waits for the connection. The attempt to connect continues.
@@ -80,9 +82,10 @@ enum State {
 impl LazyBackend {
     /// Creates a backend that calls `connect` when it is first used, and again after each failure.
     ///
-    /// `capabilities` are the weakest promises of any server that `connect` may lead to, with the widest range of TTLs.
-    /// A client reads [`drift`](Capabilities::drift) and [`pipelined_release`](Capabilities::pipelined_release) only once, so
-    /// both must be true of every server.
+    /// `capabilities` are the weakest promises of any server that `connect` may lead to, with the
+    /// widest range of TTLs. A client reads [`drift`](Capabilities::drift) and
+    /// [`pipelined_release`](Capabilities::pipelined_release) only once, so both must be true of
+    /// every server.
     ///
     /// An attempt must end: give it a time-out.
     pub fn new<F, Fut, B>(capabilities: Capabilities, connect: F) -> Self
@@ -96,7 +99,10 @@ impl LazyBackend {
             Box::pin(async move { Ok(Arc::new(connecting.await?) as Arc<dyn LockBackend>) })
         });
         Self(Arc::new(Inner {
-            provisional: Capabilities { provisional: true, ..capabilities },
+            provisional: Capabilities {
+                provisional: true,
+                ..capabilities
+            },
             connect,
             backend: OnceLock::new(),
             state: Mutex::new(State::Idle),
@@ -154,7 +160,8 @@ impl Inner {
         opened.map_err(|error| self.unavailable(error))
     }
 
-    /// The error of an operation that could not begin. It had no effect, whatever became of the attempt to connect.
+    /// The error of an operation that could not begin. It had no effect, whatever became of the
+    /// attempt to connect.
     fn unavailable(&self, error: Error) -> Error {
         let backend = error.backend().unwrap_or(self.provisional.backend);
         let error = error.with_backend(backend);

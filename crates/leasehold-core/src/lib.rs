@@ -1,44 +1,46 @@
 #![doc = include_str!("../README.md")]
 //!
 //! ## Where to start
-//! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s execute a deadline and a
-//!   [`FencingToken`].
-//! - **Implementors**: [`LockBackend`] and [`Lease`]; [`session`] where many locks share one liveness; [`url`].
+//! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s
+//!   execute a deadline and a [`FencingToken`].
+//! - **Implementors**: [`LockBackend`] and [`Lease`]; [`session`] where many locks share one
+//!   liveness; [`url`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
+mod acquisition_id;
 mod asker;
-mod retry;
 mod backend;
 mod background_releases;
 mod capability;
 mod client;
 mod clock;
-mod panics;
-mod credentials;
+mod coarse_timeout;
 mod complete_on_drop;
+mod credentials;
 mod driver_thread;
 mod error;
 mod fencing;
-mod local_queue;
 mod guard;
 mod held_lease;
 mod inspection;
-mod renewal;
 mod key;
 mod label;
 mod lazy;
+mod local_queue;
 mod mode;
 mod mutex;
 mod options;
-mod acquisition_id;
-mod coarse_timeout;
+mod panics;
 pub mod quorum;
 mod random;
 mod reentrant;
 mod release;
 mod release_tracker;
+mod renewal;
 mod request;
+mod retry;
+mod retry_budget;
 mod run;
 mod runtime;
 mod rwlock;
@@ -47,19 +49,23 @@ pub mod session;
 mod signal;
 mod telemetry;
 pub mod text;
-mod retry_budget;
 mod ttl;
 pub mod url;
 
 pub use async_trait::async_trait;
 
 pub use crate::{
-    retry::acquire_with_retry,
-    backend::{Attempt, BoxFuture, Contention, Lease, LockBackend, Released, SessionId, TokenVote, KeepAlive},
-    capability::{Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification},
+    acquisition_id::AcquisitionId,
+    backend::{
+        Attempt, BoxFuture, Contention, KeepAlive, Lease, LockBackend, Released, SessionId,
+        TokenVote,
+    },
+    capability::{
+        Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
+    },
     client::{LockClient, LockClientBuilder},
-    clock::{Clock, Deadline, ClockDrift, AtomicDeadline, Timestamp, SystemClock, TestClock},
-    panics::{contained, supervised},
+    clock::{AtomicDeadline, Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},
+    coarse_timeout::{Elapsed, Patience, Within},
     credentials::{Credentials, CredentialsProvider},
     driver_thread::{DriverThread, on_driver_thread},
     error::{Error, ErrorKind, Result},
@@ -72,15 +78,15 @@ pub use crate::{
     mode::Mode,
     mutex::Mutex,
     options::{Renewal, Wait},
-    acquisition_id::AcquisitionId,
-    coarse_timeout::{Elapsed, Patience, Within},
+    panics::{contained, supervised},
     reentrant::Owner,
     release_tracker::ReleaseTracker,
     request::{LossNotifier, Request},
+    retry::acquire_with_retry,
+    retry_budget::RetryBudget,
     runtime::check_runtime,
     rwlock::RwLock,
     semaphore::Semaphore,
     signal::LossReason,
-    retry_budget::RetryBudget,
     ttl::Ttl,
 };

@@ -4,9 +4,9 @@ use std::{fmt, num::NonZeroU32};
 
 /// How a key is asked for and held.
 ///
-/// Exclusive and shared holders of one key exclude each other as in a read-write lock, and no reader that comes later
-/// overtakes a writer that waits. Permits of a key are a namespace of their own: a semaphore and a mutex of the same
-/// name do not touch.
+/// Exclusive and shared holders of one key exclude each other as in a read-write lock, and no
+/// reader that comes later overtakes a writer that waits. Permits of a key are a namespace of their
+/// own: a semaphore and a mutex of the same name do not touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Mode {

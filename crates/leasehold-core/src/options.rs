@@ -8,11 +8,12 @@ use crate::{error::Result, key::LockKey, mode::Mode, request::RequestContext, tt
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Renewal {
-    /// The client, for as long as the guard lives. A guard that is leaked (`mem::forget`) is held until the process ends.
+    /// The client, for as long as the guard lives. A guard that is leaked (`mem::forget`) is held
+    /// until the process ends.
     #[default]
     Automatic,
-    /// Whoever has the guard, by [`LockGuard::renew`](crate::LockGuard::renew). What is not renewed is released at its
-    /// deadline.
+    /// Whoever has the guard, by [`LockGuard::renew`](crate::LockGuard::renew). What is not renewed
+    /// is released at its deadline.
     Manual,
 }
 
@@ -44,7 +45,8 @@ pub(crate) struct Spec {
 /// The `with_*` methods that all primitives share.
 macro_rules! lock_options {
     () => {
-        /// How long a grant lasts unless it is renewed. The client's default is [`Ttl::DEFAULT`](crate::Ttl::DEFAULT).
+        /// How long a grant lasts unless it is renewed. The client's default is
+        /// [`Ttl::DEFAULT`](crate::Ttl::DEFAULT).
         #[must_use]
         pub fn with_ttl(mut self, ttl: crate::Ttl) -> Self {
             self.spec.ttl = ttl;

@@ -2,7 +2,8 @@
 //!
 //! A panic that unwinds between a grant and its guard, or between a guard and its release, leaves a
 //! lease without an owner. So foreign code never unwinds through the client. A panic in a backend's
-//! call is an error of that call. A panic in a recorder or a subscriber loses what it should record.
+//! call is an error of that call. A panic in a recorder or a subscriber loses what it should
+//! record.
 
 use std::{
     any::Any,
@@ -16,7 +17,7 @@ use std::{
 use futures_util::FutureExt;
 
 use crate::{
-    backend::{BoxFuture, Lease, Released, KeepAlive},
+    backend::{BoxFuture, KeepAlive, Lease, Released},
     clock::{Deadline, Timestamp},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
@@ -33,7 +34,8 @@ pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
 /// Drives a future to its end. A panic in it becomes its error.
 ///
 /// # For implementors
-/// For what others wait for, in a background task: they are told of the error, and the task goes on.
+/// For what others wait for, in a background task: they are told of the error, and the task goes
+/// on.
 ///
 /// # Errors
 /// [`ErrorKind::Indeterminate`] after a panic; otherwise as `work`.
@@ -41,20 +43,26 @@ pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
 /// # Cancel safety
 /// That of `work`.
 pub async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
+    AssertUnwindSafe(work)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
-/// Runs a background task to its end. After a panic the task is started again, with a pause of one second.
+/// Runs a background task to its end. After a panic the task is started again, with a pause of one
+/// second.
 ///
 /// # For implementors
-/// For a task that the client needs for as long as it lives. `start` is called for each run, and finds what the last run
-/// has left: the task must be able to go on from there.
+/// For a task that the client needs for as long as it lives. `start` is called for each run, and
+/// finds what the last run has left: the task must be able to go on from there.
 ///
 /// # Cancel safety
 /// That of the task.
 pub async fn supervised<Fut: Future<Output = ()>>(mut start: impl FnMut() -> Fut) {
     while let Err(error) = contained(finished(&mut start)).await {
-        contain(|| tracing::error!(target: "leasehold", %error, "a background task panicked and is started again"));
+        contain(
+            || tracing::error!(target: "leasehold", %error, "a background task panicked and is started again"),
+        );
         tokio::time::sleep(RESTART_PAUSE).await;
     }
 }
@@ -64,7 +72,10 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no message");
     // The operation may have taken effect before the panic.
-    Error::new(ErrorKind::Indeterminate, format!("the backend panicked: {text}"))
+    Error::new(
+        ErrorKind::Indeterminate,
+        format!("the backend panicked: {text}"),
+    )
 }
 
 /// Starts a task and runs it to its end. It may panic before there is a future.
@@ -81,7 +92,9 @@ impl<T: Send + 'static> Call<T> {
     /// Starts a call. A backend may panic before it returns a future.
     pub(crate) fn of(start: impl FnOnce() -> BoxFuture<'static, Result<T>>) -> Self {
         let call = catch_unwind(AssertUnwindSafe(start));
-        Self(Some(call.unwrap_or_else(|panic| Box::pin(std::future::ready(Err(panicked(&*panic)))))))
+        Self(Some(call.unwrap_or_else(|panic| {
+            Box::pin(std::future::ready(Err(panicked(&*panic))))
+        })))
     }
 }
 
@@ -89,7 +102,9 @@ impl<T> Future for Call<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(call) = &mut self.0 else { return Poll::Pending };
+        let Some(call) = &mut self.0 else {
+            return Poll::Pending;
+        };
         let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
         if matches!(polled, Ok(Poll::Pending)) {
             return Poll::Pending;
@@ -112,7 +127,9 @@ impl ContainedLease {
 
     /// Returns the token and the keep_alive, which never change.
     pub(crate) fn facts(&self) -> Result<(Option<FencingToken>, KeepAlive)> {
-        let facts = catch_unwind(AssertUnwindSafe(|| (self.0.fencing_token(), self.0.keep_alive())));
+        let facts = catch_unwind(AssertUnwindSafe(|| {
+            (self.0.fencing_token(), self.0.keep_alive())
+        }));
         facts.map_err(|panic| panicked(&*panic))
     }
 

@@ -18,11 +18,13 @@ use crate::{
     ttl::Ttl,
 };
 
-/// Someone who may lock what it has locked already. Made by [`LockClient::owner`]; clones are the same owner.
+/// Someone who may lock what it has locked already. Made by [`LockClient::owner`]; clones are the
+/// same owner.
 ///
 /// Within one owner, locking a key again is immediate and counts; only the last release frees it
-/// ([`Released::StillHeld`](crate::Released::StillHeld) until then). All guards of a key share one lease: its token, its
-/// deadline, its loss. Another owner in the same process waits, as any other process does.
+/// ([`Released::StillHeld`](crate::Released::StillHeld) until then). All guards of a key share one
+/// lease: its token, its deadline, its loss. Another owner in the same process waits, as any other
+/// process does.
 ///
 /// Pass the owner (or a clone) down to the code that belongs together.
 #[derive(Clone, Debug)]
@@ -62,9 +64,10 @@ impl Slots {
         {
             self.swept += self.by_key.len();
         }
-        self.by_key.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
-        // As many new keys come before the next sweep as this one left, so a new key costs the same however many
-        // are held.
+        self.by_key
+            .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
+        // As many new keys come before the next sweep as this one left, so a new key costs the same
+        // however many are held.
         self.sweep_at = FEW.max(self.by_key.len() * 2);
         self.by_key.shrink_to(self.sweep_at);
     }
@@ -93,7 +96,11 @@ impl Slot {
 
 impl Owner {
     pub(crate) fn new(client: LockClient) -> Self {
-        Self { client, ttl: None, slots: Arc::default() }
+        Self {
+            client,
+            ttl: None,
+            slots: Arc::default(),
+        }
     }
 
     /// How long a grant lasts unless it is renewed.
@@ -159,9 +166,10 @@ impl Owner {
         let locking = match (slot.locking.try_lock(), wait) {
             (Ok(locking), _) => Ok(locking),
             // Another task of this owner is about to get it: to try means not to wait for that.
-            (Err(_), Wait::No) => {
-                Err(Error::new(ErrorKind::Contended, format!("another task of this owner is locking `{key}`")))
-            }
+            (Err(_), Wait::No) => Err(Error::new(
+                ErrorKind::Contended,
+                format!("another task of this owner is locking `{key}`"),
+            )),
             (Err(_), Wait::Forever) => Ok(slot.locking.lock().await),
             (Err(_), Wait::AtMost(limit)) => {
                 let begun = Instant::now();
@@ -185,7 +193,10 @@ impl Owner {
     }
 
     fn slot(&self, key: &LockKey) -> Arc<Slot> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).of(key)
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .of(key)
     }
 }
 
@@ -200,7 +211,10 @@ mod tests {
     #[test]
     fn a_new_key_costs_the_same_however_many_are_held() {
         // Around powers of two, and what a hash map of them has room for.
-        for held in [0, 1, 7, 8, 14, 15, 16, 17, 28, 29, 448, 1_000, 1_791, 1_792, 1_793, 2_048, 3_583, 3_584] {
+        for held in [
+            0, 1, 7, 8, 14, 15, 16, 17, 28, 29, 448, 1_000, 1_791, 1_792, 1_793, 2_048, 3_583,
+            3_584,
+        ] {
             let mut slots = Slots::default();
             let locking: Vec<_> = (0..held).map(|n| slots.of(&key(n))).collect();
             slots.swept = 0;
@@ -209,10 +223,26 @@ mod tests {
             for n in 0..new {
                 drop(slots.of(&key(held + n)));
             }
-            // A sweep sees at most twice as many slots as keys came since the last one, and the first pays for those before.
-            assert!(slots.swept <= 2 * (new + held), "{held} held: {new} new keys looked at {} slots", slots.swept);
-            assert!(slots.by_key.len() <= 2 * held.max(FEW), "{held} held: {} are kept", slots.by_key.len());
-            assert_eq!(locking.iter().filter(|slot| Arc::strong_count(slot) == 2).count(), held, "none is forgotten");
+            // A sweep sees at most twice as many slots as keys came since the last one, and the
+            // first pays for those before.
+            assert!(
+                slots.swept <= 2 * (new + held),
+                "{held} held: {new} new keys looked at {} slots",
+                slots.swept
+            );
+            assert!(
+                slots.by_key.len() <= 2 * held.max(FEW),
+                "{held} held: {} are kept",
+                slots.by_key.len()
+            );
+            assert_eq!(
+                locking
+                    .iter()
+                    .filter(|slot| Arc::strong_count(slot) == 2)
+                    .count(),
+                held,
+                "none is forgotten"
+            );
         }
     }
 }

@@ -12,10 +12,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::{
     backend::Released,
     client::Client,
-    panics::{Call, ContainedLease},
     error::Result,
-    local_queue::Place,
     held_lease::HeldLease,
+    local_queue::Place,
+    panics::{Call, ContainedLease},
     request::Request,
     telemetry::{self, Span},
 };
@@ -40,7 +40,8 @@ pub(crate) struct Releasing {
 }
 
 impl Releasing {
-    /// Starts to release, in the caller's task. `None` if the hold is lost already, or was released.
+    /// Starts to release, in the caller's task. `None` if the hold is lost already, or was
+    /// released.
     pub(crate) fn start(hold: &Arc<HeldLease>) -> Option<Self> {
         if !hold.signal().release() {
             hold.after_loss();
@@ -88,7 +89,8 @@ impl Releasing {
     }
 }
 
-/// Gives a lease back that nobody holds on to. Tries again until it is done or the lease is over anyway.
+/// Gives a lease back that nobody holds on to. Tries again until it is done or the lease is over
+/// anyway.
 pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span) {
     let giving_back = async {
         let outcome = lease.release().await;
@@ -108,8 +110,13 @@ pub(crate) async fn give_back_grant(client: &Client, lease: ContainedLease, requ
     give_back(client, lease, span).await;
 }
 
-/// Releases again and again, after a release with this outcome, as long as that is of use and the client has the time.
-async fn until_over(client: &Client, lease: &ContainedLease, mut outcome: Result<Released>) -> Result<Released> {
+/// Releases again and again, after a release with this outcome, as long as that is of use and the
+/// client has the time.
+async fn until_over(
+    client: &Client,
+    lease: &ContainedLease,
+    mut outcome: Result<Released>,
+) -> Result<Released> {
     let mut pause = FIRST_PAUSE;
     let mut closed = pin!(async {
         client.context.closing.cancelled().await;
@@ -132,7 +139,9 @@ impl Future for Releasing {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let Some(operation) = &mut this.operation else { return Poll::Pending };
+        let Some(operation) = &mut this.operation else {
+            return Poll::Pending;
+        };
         let polled = this.span.in_scope(|| Pin::new(operation).poll(cx));
         if !this.sent {
             this.sent = true;
@@ -183,7 +192,9 @@ impl Releasing {
 impl Drop for Releasing {
     fn drop(&mut self) {
         // In the background already, the runtime is shutting down: the lock expires.
-        let (Some(operation), false) = (self.operation.take(), self.in_background) else { return };
+        let (Some(operation), false) = (self.operation.take(), self.in_background) else {
+            return;
+        };
         let rest = Self {
             hold: Arc::clone(&self.hold),
             operation: Some(operation),

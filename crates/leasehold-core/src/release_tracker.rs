@@ -13,10 +13,12 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
-/// What a lease knows of its own release, for backends whose server answers a release with *it was yours* or *it was not*.
+/// What a lease knows of its own release, for backends whose server answers a release with *it was
+/// yours* or *it was not*.
 ///
-/// It keeps what [`Lease::release`](crate::Lease::release) promises: [`Released::Freed`] is told once, a release is tried again
-/// after a failure, and one whose answer was lost is not mistaken for a loss.
+/// It keeps what [`Lease::release`](crate::Lease::release) promises: [`Released::Freed`] is told
+/// once, a release is tried again after a failure, and one whose answer was lost is not mistaken
+/// for a loss.
 ///
 /// ```
 /// use leasehold_core::{Error, ErrorKind, ReleaseTracker, Released};
@@ -44,24 +46,29 @@ impl ReleaseTracker {
     /// Of a lease that was just granted.
     #[must_use]
     pub const fn new() -> Self {
-        Self { begun: AtomicBool::new(false), in_doubt: AtomicBool::new(false), told: OnceLock::new() }
+        Self {
+            begun: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
+            told: OnceLock::new(),
+        }
     }
 
-    /// To be called before a release is sent. If the truth was told already there is nothing of ours any more: send nothing,
-    /// and return what this returns.
+    /// To be called before a release is sent. If the truth was told already there is nothing of
+    /// ours any more: send nothing, and return what this returns.
     #[must_use]
     pub fn begin(&self) -> Option<Released> {
         self.begun.store(true, Ordering::Release);
         self.told.get().map(|_| Released::AlreadyLost)
     }
 
-    /// Notes that the backend itself has sent the release again after an answer was lost: the answer that came then may say
-    /// that nothing was held, because the first sending worked.
+    /// Notes that the backend itself has sent the release again after an answer was lost: the
+    /// answer that came then may say that nothing was held, because the first sending worked.
     pub fn sent_again(&self) {
         self.in_doubt.store(true, Ordering::Release);
     }
 
-    /// Whether a release has begun, however it may end: from then on the lease is not ours to renew.
+    /// Whether a release has begun, however it may end: from then on the lease is not ours to
+    /// renew.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
@@ -73,13 +80,17 @@ impl ReleaseTracker {
         self.told.get().copied()
     }
 
-    /// Takes the server's answer: whether the lock was this lease's until now. `still_valid` says whether the lease's deadline is
-    /// yet to come; it is asked only if that matters.
+    /// Takes the server's answer: whether the lock was this lease's until now. `still_valid` says
+    /// whether the lease's deadline is yet to come; it is asked only if that matters.
     ///
     /// # Errors
-    /// That of the answer, after which the release may be tried again; an error of kind [`ErrorKind::Lost`] is an answer:
-    /// [`Released::AlreadyLost`].
-    pub fn settle(&self, answer: Result<bool>, still_valid: impl FnOnce() -> bool) -> Result<Released> {
+    /// That of the answer, after which the release may be tried again; an error of kind
+    /// [`ErrorKind::Lost`] is an answer: [`Released::AlreadyLost`].
+    pub fn settle(
+        &self,
+        answer: Result<bool>,
+        still_valid: impl FnOnce() -> bool,
+    ) -> Result<Released> {
         let released = match answer {
             Ok(true) => Released::Freed,
             // Between a release that was sent in time and now nobody else can have freed it.
@@ -149,8 +160,14 @@ mod tests {
     #[test]
     fn what_is_not_ours_was_lost() {
         let state = ReleaseTracker::new();
-        assert_eq!(state.settle(Ok(false), never).unwrap(), Released::AlreadyLost);
-        assert_eq!(settled(&ReleaseTracker::new(), failure(ErrorKind::Lost), true), Released::AlreadyLost);
+        assert_eq!(
+            state.settle(Ok(false), never).unwrap(),
+            Released::AlreadyLost
+        );
+        assert_eq!(
+            settled(&ReleaseTracker::new(), failure(ErrorKind::Lost), true),
+            Released::AlreadyLost
+        );
     }
 
     #[test]
@@ -158,10 +175,17 @@ mod tests {
         for (still_valid, truth) in [(true, Released::Freed), (false, Released::AlreadyLost)] {
             let state = ReleaseTracker::new();
             assert_eq!(
-                state.settle(failure(ErrorKind::Indeterminate), never).unwrap_err().kind(),
+                state
+                    .settle(failure(ErrorKind::Indeterminate), never)
+                    .unwrap_err()
+                    .kind(),
                 ErrorKind::Indeterminate
             );
-            assert_eq!((state.told(), state.begin()), (None, None), "it may be tried again");
+            assert_eq!(
+                (state.told(), state.begin()),
+                (None, None),
+                "it may be tried again"
+            );
             assert_eq!(settled(&state, Ok(false), still_valid), truth);
         }
     }
@@ -170,9 +194,18 @@ mod tests {
     fn a_release_that_was_not_sent_leaves_no_doubt() {
         let state = ReleaseTracker::new();
         assert_eq!(state.begin(), None);
-        assert_eq!(state.settle(failure(ErrorKind::Unavailable), never).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(
+            state
+                .settle(failure(ErrorKind::Unavailable), never)
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Unavailable
+        );
         assert!(state.has_begun());
-        assert_eq!(state.settle(Ok(false), never).unwrap(), Released::AlreadyLost);
+        assert_eq!(
+            state.settle(Ok(false), never).unwrap(),
+            Released::AlreadyLost
+        );
     }
 
     #[test]
@@ -181,7 +214,9 @@ mod tests {
         assert_eq!(format!("{state:?}"), "Held");
         assert_eq!(state.begin(), None);
         assert_eq!(format!("{state:?}"), "Begun");
-        state.settle(failure(ErrorKind::Indeterminate), never).unwrap_err();
+        state
+            .settle(failure(ErrorKind::Indeterminate), never)
+            .unwrap_err();
         assert_eq!(format!("{state:?}"), "InDoubt");
         settled(&state, Ok(true), true);
         assert_eq!(format!("{state:?}"), "Freed");

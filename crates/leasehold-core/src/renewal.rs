@@ -14,30 +14,30 @@ use tokio::sync::Notify;
 
 use crate::{
     asker::Asker,
-    backend::{BoxFuture, SessionId, KeepAlive},
+    backend::{BoxFuture, KeepAlive, SessionId},
     clock::{Clock, Timestamp},
-    panics::{contain, contained},
     error::{Error, ErrorKind, Result},
     held_lease::{HeldLease, LONGEST_SLEEP},
     mode::Mode,
     options::Renewal,
+    panics::{contain, contained},
     request::Request,
     signal::LossReason,
 };
 
-/// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions and
-/// releases.
+/// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions
+/// and releases.
 const AT_A_TIME: usize = 64;
-/// A renewal is sent regardless of that limit once this part of the TTL is left, so that there is time
-/// for a retry, whatever the number of leases and the latency of the backend.
+/// A renewal is sent regardless of that limit once this part of the TTL is left, so that there is
+/// time for a retry, whatever the number of leases and the latency of the backend.
 const SEND_AT_PART: u32 = 2;
 /// A lease is late if it was not renewed when this part of the TTL is left. The log then warns.
 const WARN_AT_PART: u32 = 4;
-/// A renewal starts when this much of the remaining time has passed: a third at the latest, so that two more tries fit;
-/// spread, so that 10 000 leases taken together are not renewed together.
+/// A renewal starts when this much of the remaining time has passed: a third at the latest, so that
+/// two more tries fit; spread, so that 10 000 leases taken together are not renewed together.
 const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
-/// Who is awake for a renewal takes along what is due within this part of the TTL: together they cost less, 10 000 leases on Redis a
-/// quarter. They stay spread over a tenth of the TTL.
+/// Who is awake for a renewal takes along what is due within this part of the TTL: together they
+/// cost less, 10 000 leases on Redis a quarter. They stay spread over a tenth of the TTL.
 const ALONG_PART: u32 = 100;
 /// The pause after a failed renewal, as a part of the TTL, and its bounds.
 const RETRY_PART: u32 = 20;
@@ -62,13 +62,15 @@ struct State {
     /// Holds with a renewal or a deadline of their own, by when they are due.
     holds: BTreeMap<(u64, u64), Arc<HeldLease>>,
     sessions: HashMap<SessionId, Session>,
-    /// Due renewals that wait because [`AT_A_TIME`] are under way, ordered by when they must be sent.
+    /// Due renewals that wait because [`AT_A_TIME`] are under way, ordered by when they must be
+    /// sent.
     ready: BTreeMap<(u64, u64), Arc<HeldLease>>,
     /// The error of the last renewal, if it failed.
     trouble: Option<Error>,
     /// When the log may warn of late renewals again.
     next_warning: u64,
-    /// When the task will look again. Not changed when something is taken away: a pair costs no wake-up.
+    /// When the task will look again. Not changed when something is taken away: a pair costs no
+    /// wake-up.
     next_look: u64,
     /// Something was added since the task looked.
     used: bool,
@@ -97,7 +99,10 @@ impl Renewer {
     pub(crate) fn new(clock: Arc<dyn Clock>, losses: Arc<Notify>) -> Self {
         Self {
             clock,
-            state: Mutex::new(State { next_look: u64::MAX, ..State::default() }),
+            state: Mutex::new(State {
+                next_look: u64::MAX,
+                ..State::default()
+            }),
             wake: Notify::new(),
             drains: AtomicBool::new(false),
             emptied: Notify::new(),
@@ -125,10 +130,14 @@ impl Renewer {
                     session.members.insert(hold.id, Arc::clone(hold));
                     session.due
                 }
-                (Renewal::Automatic, KeepAlive::PerLease) => state.schedule(hold, renewal_due(hold, now)),
+                (Renewal::Automatic, KeepAlive::PerLease) => {
+                    state.schedule(hold, renewal_due(hold, now))
+                }
                 (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
             };
-            if due < state.next_look || now.as_nanos() + nanos(state.longest_sleep()) < state.next_look {
+            if due < state.next_look
+                || now.as_nanos() + nanos(state.longest_sleep()) < state.next_look
+            {
                 state.next_look = due;
                 self.wake.notify_one();
             }
@@ -168,7 +177,10 @@ impl Renewer {
     /// Everything that is held.
     pub(crate) fn all(&self) -> Vec<Arc<HeldLease>> {
         let state = self.lock();
-        let sessions = state.sessions.values().flat_map(|session| session.members.values());
+        let sessions = state
+            .sessions
+            .values()
+            .flat_map(|session| session.members.values());
         state.holds.values().chain(sessions).cloned().collect()
     }
 
@@ -176,8 +188,14 @@ impl Renewer {
     pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
         let (key, permit) = (request.key(), request.mode().is_permit());
         let holds = self.all();
-        let own = |hold: &&Arc<HeldLease>| hold.asker == asker && hold.request.key() == key && hold.is_held();
-        holds.iter().filter(own).map(|hold| hold.request.mode()).find(|mode| mode.is_permit() == permit)
+        let own = |hold: &&Arc<HeldLease>| {
+            hold.asker == asker && hold.request.key() == key && hold.is_held()
+        };
+        holds
+            .iter()
+            .filter(own)
+            .map(|hold| hold.request.mode())
+            .find(|mode| mode.is_permit() == permit)
     }
 
     /// Ends the task.
@@ -194,10 +212,12 @@ impl Renewer {
     async fn run(self: Arc<Self>) {
         let mut renewals = Renewals::new();
         while !self.stopped.load(Ordering::Acquire) {
-            // Foreign code is contained, so nothing in it should panic. If it does anyway, the renewals
-            // of the other locks must continue.
+            // Foreign code is contained, so nothing in it should panic. If it does anyway, the
+            // renewals of the other locks must continue.
             if let Err(error) = contained(self.step(&mut renewals)).await {
-                contain(|| tracing::error!(target: "leasehold", %error, "the renewal task panicked and continues"));
+                contain(
+                    || tracing::error!(target: "leasehold", %error, "the renewal task panicked and continues"),
+                );
                 tokio::time::sleep(RETRY_BOUNDS.0).await;
             }
         }
@@ -224,15 +244,19 @@ impl Renewer {
         let mut over = Vec::new();
         let (sleep, late) = {
             let mut state = self.lock();
-            let late = state.due_holds(now, &mut over) | state.due_sessions(now, renewals, &mut over);
+            let late =
+                state.due_holds(now, &mut over) | state.due_sessions(now, renewals, &mut over);
             state.start_renewals(now, renewals);
             let late = if late { state.late(now) } else { None };
             let next = state.next_due();
             let sleep = match next {
-                // What was held a moment ago is likely to be held again soon: look once more rather than be woken by each.
+                // What was held a moment ago is likely to be held again soon: look once more rather
+                // than be woken by each.
                 None if std::mem::take(&mut state.used) => state.longest_sleep(),
                 None => Duration::MAX,
-                Some(next) => Timestamp::from_nanos(next).since(now).min(state.longest_sleep()),
+                Some(next) => Timestamp::from_nanos(next)
+                    .since(now)
+                    .min(state.longest_sleep()),
             };
             state.next_look = (now + sleep).as_nanos();
             (sleep, late)
@@ -251,24 +275,40 @@ impl Renewer {
     /// Puts a renewal's outcome on the schedule.
     fn settle(&self, renewed: Renewed, outcome: &Result<()>) {
         let now = self.clock.now();
-        self.lock().trouble = outcome.as_ref().err().filter(|error| error.kind() != ErrorKind::Lost).cloned();
+        self.lock().trouble = outcome
+            .as_ref()
+            .err()
+            .filter(|error| error.kind() != ErrorKind::Lost)
+            .cloned();
         match renewed {
             Renewed::HeldLease(hold) => {
                 hold.renewing.store(false, Ordering::Relaxed);
                 let mut state = self.lock();
-                if state.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
+                if state
+                    .holds
+                    .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
+                    .is_some()
+                {
                     let due = next_try(&hold, outcome, now);
                     state.schedule(&hold, due);
                 }
             }
             Renewed::Session(id, hold) => {
-                let lost = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Lost);
+                let lost = outcome
+                    .as_ref()
+                    .is_err_and(|error| error.kind() == ErrorKind::Lost);
                 let mut state = self.lock();
-                let Some(session) = state.sessions.get_mut(&id) else { return };
+                let Some(session) = state.sessions.get_mut(&id) else {
+                    return;
+                };
                 session.renewing = false;
-                // This member is lost, and no longer one: it may have been broken alone, or released meanwhile. Whether the
-                // session is over the next member is told.
-                session.due = if lost { now.as_nanos() } else { next_try(&hold, outcome, now) };
+                // This member is lost, and no longer one: it may have been broken alone, or
+                // released meanwhile. Whether the session is over the next member is told.
+                session.due = if lost {
+                    now.as_nanos()
+                } else {
+                    next_try(&hold, outcome, now)
+                };
             }
         }
     }
@@ -288,11 +328,19 @@ impl State {
 
     /// Removes a hold; whether it was there.
     fn remove(&mut self, hold: &HeldLease) -> bool {
-        if self.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id)).is_some() {
+        if self
+            .holds
+            .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
+            .is_some()
+        {
             return true;
         }
-        let KeepAlive::Session(id) = hold.keep_alive else { return false };
-        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        let KeepAlive::Session(id) = hold.keep_alive else {
+            return false;
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return false;
+        };
         let kept = session.members.remove(&hold.id).is_some();
         if session.members.is_empty() {
             self.sessions.remove(&id);
@@ -317,11 +365,16 @@ impl State {
         hold.into_iter().chain(ready).chain(session).min()
     }
 
-    /// Queues renewals that are due and collects holds that are over. Returns whether a hold is late.
+    /// Queues renewals that are due and collects holds that are over. Returns whether a hold is
+    /// late.
     fn due_holds(&mut self, now: Timestamp, over: &mut Vec<Arc<HeldLease>>) -> bool {
         let mut lost = Vec::new();
         let mut late = false;
-        while let Some(entry) = self.holds.first_entry().filter(|entry| entry.key().0 <= now.as_nanos()) {
+        while let Some(entry) = self
+            .holds
+            .first_entry()
+            .filter(|entry| entry.key().0 <= now.as_nanos())
+        {
             let hold = entry.remove();
             if hold.deadline().is_past(now) || !hold.signal().is_live() {
                 lost.push(hold);
@@ -347,19 +400,23 @@ impl State {
         let room = AT_A_TIME.saturating_sub(self.ready.len());
         let due_soon = self.holds.range(..=(soon, u64::MAX)).map(|(_, hold)| hold);
         let along = due_soon.filter(|hold| {
-            hold.renewal == Renewal::Automatic && hold.signal().is_live() && !hold.renewing.load(Ordering::Relaxed)
+            hold.renewal == Renewal::Automatic
+                && hold.signal().is_live()
+                && !hold.renewing.load(Ordering::Relaxed)
         });
         for hold in along.take(room).cloned().collect::<Vec<_>>() {
-            self.holds.remove(&(hold.due.load(Ordering::Relaxed), hold.id));
+            self.holds
+                .remove(&(hold.due.load(Ordering::Relaxed), hold.id));
             self.make_ready(&hold, now);
         }
     }
 
-    /// Queues a renewal, unless one is under way. The task looks at the hold again when it is late and
-    /// when it expires.
+    /// Queues a renewal, unless one is under way. The task looks at the hold again when it is late
+    /// and when it expires.
     fn make_ready(&mut self, hold: &Arc<HeldLease>, now: Timestamp) {
         if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
-            self.ready.insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
+            self.ready
+                .insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
         }
         self.schedule(hold, next_alarm(hold, now));
     }
@@ -380,15 +437,33 @@ impl State {
         }
     }
 
-    /// Starts renewals that are due and collects holds that are over. Returns whether a hold is late.
-    fn due_sessions(&mut self, now: Timestamp, renewals: &Renewals, over: &mut Vec<Arc<HeldLease>>) -> bool {
+    /// Starts renewals that are due and collects holds that are over. Returns whether a hold is
+    /// late.
+    fn due_sessions(
+        &mut self,
+        now: Timestamp,
+        renewals: &Renewals,
+        over: &mut Vec<Arc<HeldLease>>,
+    ) -> bool {
         let mut late = false;
         for (&id, session) in &mut self.sessions {
             if session.due > now.as_nanos() {
                 continue;
             }
-            over.extend(session.members.values().filter(|hold| hold.deadline().is_past(now)).cloned());
-            let Some(hold) = session.members.values().find(|hold| !hold.deadline().is_past(now)) else { continue };
+            over.extend(
+                session
+                    .members
+                    .values()
+                    .filter(|hold| hold.deadline().is_past(now))
+                    .cloned(),
+            );
+            let Some(hold) = session
+                .members
+                .values()
+                .find(|hold| !hold.deadline().is_past(now))
+            else {
+                continue;
+            };
             late |= is_late(hold, now);
             session.due = next_alarm(hold, now);
             if !std::mem::replace(&mut session.renewing, true) {
@@ -408,8 +483,16 @@ impl State {
             return None;
         }
         self.next_warning = (now + self.shortest).as_nanos();
-        let members = self.sessions.values().flat_map(|session| session.members.values());
-        let late: Vec<_> = self.holds.values().chain(members).filter(|hold| is_late(hold, now)).collect();
+        let members = self
+            .sessions
+            .values()
+            .flat_map(|session| session.members.values());
+        let late: Vec<_> = self
+            .holds
+            .values()
+            .chain(members)
+            .filter(|hold| is_late(hold, now))
+            .collect();
         Some(Late {
             first: Arc::clone(late.iter().min_by_key(|hold| hold.deadline())?),
             count: late.len(),
@@ -446,7 +529,10 @@ impl Late {
 
 /// Returns when only this part of the TTL is left.
 fn left_at(hold: &HeldLease, part: u32) -> u64 {
-    hold.deadline().moment().as_nanos().saturating_sub(nanos(hold.request.ttl().as_duration() / part))
+    hold.deadline()
+        .moment()
+        .as_nanos()
+        .saturating_sub(nanos(hold.request.ttl().as_duration() / part))
 }
 
 fn is_late(hold: &HeldLease, now: Timestamp) -> bool {
@@ -467,17 +553,22 @@ fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
     let left = nanos(hold.deadline().remaining(now));
     // Any mixing will do; the present makes every round another spread.
     let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
-    let (early, late) = (left / 1000 * RENEW_AFTER_PERMILLE.start, left / 1000 * RENEW_AFTER_PERMILLE.end);
+    let (early, late) = (
+        left / 1000 * RENEW_AFTER_PERMILLE.start,
+        left / 1000 * RENEW_AFTER_PERMILLE.end,
+    );
     now.as_nanos() + early + mixed % (late - early).max(1)
 }
 
-/// When to renew again after a renewal with this outcome. Never after the deadline, which must be noticed.
+/// When to renew again after a renewal with this outcome. Never after the deadline, which must be
+/// noticed.
 fn next_try(hold: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
     let deadline = hold.deadline().moment().as_nanos();
     match outcome {
         Ok(()) => renewal_due(hold, now),
         Err(_) => {
-            let pause = (hold.request.ttl().as_duration() / RETRY_PART).clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);
+            let pause = (hold.request.ttl().as_duration() / RETRY_PART)
+                .clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);
             (now + pause).as_nanos().min(deadline)
         }
     }

@@ -5,12 +5,12 @@ use std::{fmt, num::NonZeroU32, sync::Arc};
 use tokio::sync::Notify;
 
 use crate::{
-    clock::{Clock, Deadline, ClockDrift, Timestamp, SystemClock},
+    acquisition_id::AcquisitionId,
+    clock::{Clock, ClockDrift, Deadline, SystemClock, Timestamp},
     fencing::FencingToken,
     key::LockKey,
     label,
     mode::Mode,
-    acquisition_id::AcquisitionId,
     quorum::Terms,
     signal::{LossReason, Signal},
     ttl::Ttl,
@@ -51,13 +51,17 @@ pub(crate) struct RequestContext {
 
 impl RequestContext {
     pub(crate) fn with_label(&self, label: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { label, ..self.clone() })
+        Arc::new(Self {
+            label,
+            ..self.clone()
+        })
     }
 }
 
 impl Request {
-    /// An exclusive request with a fresh owner, the default TTL, the system's clock and no label. The client builds
-    /// requests by itself; this is for tests and for those who drive a backend directly.
+    /// An exclusive request with a fresh owner, the default TTL, the system's clock and no label.
+    /// The client builds requests by itself; this is for tests and for those who drive a backend
+    /// directly.
     #[must_use]
     pub fn new(key: LockKey) -> Self {
         let context = RequestContext {
@@ -71,7 +75,12 @@ impl Request {
         Self::in_context(key, Mode::Exclusive, Ttl::DEFAULT, Arc::new(context))
     }
 
-    pub(crate) fn in_context(key: LockKey, mode: Mode, ttl: Ttl, context: Arc<RequestContext>) -> Self {
+    pub(crate) fn in_context(
+        key: LockKey,
+        mode: Mode,
+        ttl: Ttl,
+        context: Arc<RequestContext>,
+    ) -> Self {
         let owner = AcquisitionId::random();
         Self {
             key,
@@ -124,7 +133,8 @@ impl Request {
         self
     }
 
-    /// Asks to be refused if another process waits; see [`yields_to_waiters`](Self::yields_to_waiters).
+    /// Asks to be refused if another process waits; see
+    /// [`yields_to_waiters`](Self::yields_to_waiters).
     #[must_use]
     pub fn with_yield_to_waiters(mut self, yielding: bool) -> Self {
         self.yielding = yielding;
@@ -145,7 +155,8 @@ impl Request {
         self
     }
 
-    /// Asks to be refused while somebody waits who came earlier; see [`is_in_order`](Self::is_in_order).
+    /// Asks to be refused while somebody waits who came earlier; see
+    /// [`is_in_order`](Self::is_in_order).
     #[must_use]
     pub fn with_order(mut self, in_order: bool) -> Self {
         self.in_order = in_order;
@@ -171,18 +182,28 @@ impl Request {
     /// The same request with a new owner, for an attempt after one whose outcome is unknown.
     #[must_use]
     pub fn as_new_owner(&self) -> Self {
-        Self { owner: AcquisitionId::random(), ..self.clone() }
+        Self {
+            owner: AcquisitionId::random(),
+            ..self.clone()
+        }
     }
 
-    /// The same acquisition as one node of a quorum sees it: what is cancelled or lost there is not lost here. Its label is
-    /// what every kind of backend keeps of one, so that all nodes call a holder the same.
+    /// The same acquisition as one node of a quorum sees it: what is cancelled or lost there is not
+    /// lost here. Its label is what every kind of backend keeps of one, so that all nodes call a
+    /// holder the same.
     #[must_use]
     pub fn for_node(&self, terms: Terms) -> Self {
         let context = match label::common(self.label()) {
             Some(label) => self.context.with_label(label),
             None => Arc::clone(&self.context),
         };
-        Self { terms: Some(terms), signal: Arc::default(), context, last_turn: false, ..self.clone() }
+        Self {
+            terms: Some(terms),
+            signal: Arc::default(),
+            context,
+            last_turn: false,
+            ..self.clone()
+        }
     }
 
     fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {
@@ -216,7 +237,8 @@ impl Request {
         self.owner
     }
 
-    /// As whom it waits: the owner of its first attempt, also after [`as_new_owner`](Self::as_new_owner).
+    /// As whom it waits: the owner of its first attempt, also after
+    /// [`as_new_owner`](Self::as_new_owner).
     #[must_use]
     pub fn waiter(&self) -> AcquisitionId {
         self.waiter
@@ -240,31 +262,35 @@ impl Request {
         self.token_floor
     }
 
-    /// Whether this attempt should be refused if a waiter of *another process* is known, because this process has had
-    /// enough turns in a row. A backend that serves waiters in order, or that does not know its waiters, ignores it. The
-    /// other waiter may be dead: a refusal out of yielding must come with a short
-    /// [`retry_after`](crate::Contention::retry_after).
+    /// Whether this attempt should be refused if a waiter of *another process* is known, because
+    /// this process has had enough turns in a row. A backend that serves waiters in order, or that
+    /// does not know its waiters, ignores it. The other waiter may be dead: a refusal out of
+    /// yielding must come with a short [`retry_after`](crate::Contention::retry_after).
     #[must_use]
     pub fn yields_to_waiters(&self) -> bool {
         self.yielding
     }
 
-    /// Whether this process has had enough turns in a row after this one: its next acquisition of the key is
-    /// [yielding](Self::yields_to_waiters), unless the release of this one says that [nobody waits](Self::set_no_waiters).
+    /// Whether this process has had enough turns in a row after this one: its next acquisition of
+    /// the key is [yielding](Self::yields_to_waiters), unless the release of this one says that
+    /// [nobody waits](Self::set_no_waiters).
     #[must_use]
     pub fn is_last_turn(&self) -> bool {
         self.last_turn
     }
 
-    /// To be called by [`LockBackend::acquire`](crate::LockBackend::acquire) each time that the backend has answered that another
-    /// holds the lock. A wait that ends without it ends as [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as
-    /// [`TimedOut`](crate::ErrorKind::TimedOut). [`acquire_with_retry`](crate::acquire_with_retry) calls it for each refused attempt.
+    /// To be called by [`LockBackend::acquire`](crate::LockBackend::acquire) each time that the
+    /// backend has answered that another holds the lock. A wait that ends without it ends as
+    /// [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as
+    /// [`TimedOut`](crate::ErrorKind::TimedOut). [`acquire_with_retry`](crate::acquire_with_retry)
+    /// calls it for each refused attempt.
     pub fn set_contended(&self) {
         self.signal.set_contended();
     }
 
-    /// To be called by a release that has freed the lock, and has seen that no waiter of another process is known. A backend to which
-    /// that look costs less than a yielding attempt takes it in a [last turn](Self::is_last_turn); it never has to.
+    /// To be called by a release that has freed the lock, and has seen that no waiter of another
+    /// process is known. A backend to which that look costs less than a yielding attempt takes it
+    /// in a [last turn](Self::is_last_turn); it never has to.
     pub fn set_no_waiters(&self) {
         self.signal.set_no_waiters();
     }
@@ -275,23 +301,26 @@ impl Request {
         self.signal.no_waiters()
     }
 
-    /// Whether who asks goes on waiting if this attempt is refused. A backend may then register the waiter, for
-    /// [`inspect`](crate::LockBackend::inspect), for yielding, and so that no reader overtakes a waiting writer.
+    /// Whether who asks goes on waiting if this attempt is refused. A backend may then register the
+    /// waiter, for [`inspect`](crate::LockBackend::inspect), for yielding, and so that no reader
+    /// overtakes a waiting writer.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.waiting
     }
 
-    /// Whether this attempt of a waiter should be refused while another waiter is known who came earlier. A backend that
-    /// serves waiters in order anyway, or that does not know its waiters, ignores it. The other waiter may be dead: such a
-    /// refusal, too, must come with a short [`retry_after`](crate::Contention::retry_after), and who is not woken within it asks
-    /// without this.
+    /// Whether this attempt of a waiter should be refused while another waiter is known who came
+    /// earlier. A backend that serves waiters in order anyway, or that does not know its waiters,
+    /// ignores it. The other waiter may be dead: such a refusal, too, must come with a short
+    /// [`retry_after`](crate::Contention::retry_after), and who is not woken within it asks without
+    /// this.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.in_order
     }
 
-    /// The present on the client's clock. Read it *before* the first byte of a request or renewal leaves.
+    /// The present on the client's clock. Read it *before* the first byte of a request or renewal
+    /// leaves.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.context.clock.now()
@@ -317,7 +346,9 @@ impl Request {
     /// Whether the caller has gone away, or its client closes or drains.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.signal.is_cancelled() || self.context.closing.is_cancelled() || self.context.draining.is_cancelled()
+        self.signal.is_cancelled()
+            || self.context.closing.is_cancelled()
+            || self.context.draining.is_cancelled()
     }
 
     /// Completes when the caller has gone away, or its client closes or drains.
@@ -336,7 +367,10 @@ impl Request {
     /// Where a backend reports that a grant of this request was lost before its deadline.
     #[must_use]
     pub fn loss_notifier(&self) -> LossNotifier {
-        LossNotifier { signal: Arc::clone(&self.signal), told: Arc::clone(&self.context.losses) }
+        LossNotifier {
+            signal: Arc::clone(&self.signal),
+            told: Arc::clone(&self.context.losses),
+        }
     }
 
     pub(crate) fn context(&self) -> Arc<RequestContext> {

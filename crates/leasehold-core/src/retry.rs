@@ -12,12 +12,13 @@ use crate::{
 /// How long to wait where a refusal says nothing about when to try again.
 const UNTOLD: Duration = Duration::from_millis(100);
 
-/// Tries until granted or cancelled; between attempts waits for the contention's wake, its retry time, or the
-/// cancellation.
+/// Tries until granted or cancelled; between attempts waits for the contention's wake, its retry
+/// time, or the cancellation.
 ///
-/// A fault, of the first attempt or of a later one, is retried for up to one TTL, counted from the first fault since the
-/// backend last answered: a restart of the server does not fail every waiter. After an attempt of unknown outcome the request
-/// goes on as a new owner, so that what the old one may have left cannot be mistaken for ours.
+/// A fault, of the first attempt or of a later one, is retried for up to one TTL, counted from the
+/// first fault since the backend last answered: a restart of the server does not fail every waiter.
+/// After an attempt of unknown outcome the request goes on as a new owner, so that what the old one
+/// may have left cannot be mistaken for ours.
 ///
 /// # Errors
 /// [`ErrorKind::Cancelled`] after [`Request::cancel`]; otherwise as `attempt`.
@@ -59,7 +60,9 @@ where
 
 /// Whether it was woken.
 async fn wait(request: &Request, contention: Contention) -> bool {
-    let Contention { retry_after, wake, .. } = contention;
+    let Contention {
+        retry_after, wake, ..
+    } = contention;
     match (wake, retry_after) {
         (None, retry_after) => {
             sleep_unless_cancelled(request, retry_after.unwrap_or(UNTOLD)).await;

@@ -11,8 +11,8 @@ use crate::{
 /// How long before the deadline work is cancelled: a tenth of the TTL, at most this.
 const LONGEST_MARGIN: Duration = Duration::from_secs(1);
 
-/// Runs `work` under `guard`, then releases. The work is boxed: a future that is moved into another one takes its room twice, and
-/// each `run` within a `run` would double that.
+/// Runs `work` under `guard`, then releases. The work is boxed: a future that is moved into another
+/// one takes its room twice, and each `run` within a `run` would double that.
 pub(crate) async fn run<T>(guard: LockGuard, work: Pin<Box<impl Future<Output = T>>>) -> Result<T> {
     let margin = (guard.ttl().as_duration() / 10).min(LONGEST_MARGIN);
     let value = tokio::select! {
@@ -29,10 +29,14 @@ pub(crate) async fn run<T>(guard: LockGuard, work: Pin<Box<impl Future<Output = 
     if let Some(reason) = guard.loss() {
         return Err(Error::new(
             ErrorKind::Lost,
-            format!("the work under `{}` ended, but the lock was lost before: {reason}", guard.key()),
+            format!(
+                "the work under `{}` ended, but the lock was lost before: {reason}",
+                guard.key()
+            ),
         ));
     }
-    // Done under the lease, whatever becomes of the release: it goes on in the background if it fails.
+    // Done under the lease, whatever becomes of the release: it goes on in the background if it
+    // fails.
     drop(guard.release().await);
     Ok(value)
 }
@@ -40,26 +44,31 @@ pub(crate) async fn run<T>(guard: LockGuard, work: Pin<Box<impl Future<Output = 
 /// The `run` methods that exclusive locks share.
 macro_rules! run_methods {
     ($lock:ident) => {
-        /// Locks, runs `work`, releases. `Ok` is work *completed under the lease*; the work is dropped (cancelled at its next
-        /// `.await`) a tenth of the TTL, at most a second, before the lock could be granted to another.
+        /// Locks, runs `work`, releases. `Ok` is work *completed under the lease*; the work is
+        /// dropped (cancelled at its next `.await`) a tenth of the TTL, at most a second, before
+        /// the lock could be granted to another.
         ///
-        /// Code that blocks without an `.await` cannot be cancelled. Where a generic `work` must be spawned, use
-        /// [`run_with`](Self::run_with).
+        /// Code that blocks without an `.await` cannot be cancelled. Where a generic `work` must be
+        /// spawned, use [`run_with`](Self::run_with).
         ///
         /// # Errors
-        /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lock was lost before the work was complete; what it did until
-        /// then is done. Otherwise as
+        /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lock was lost before the work was
+        /// complete; what it did until then is done. Otherwise as
         #[doc = concat!("[`", stringify!($lock), "`](Self::", stringify!($lock), ").")]
         ///
         /// # Cancel safety
         /// Safe for the lock: the work is dropped and the lock released in the background.
-        pub async fn run<T>(&self, work: impl AsyncFnOnce(crate::LeaseInfo) -> T) -> crate::Result<T> {
+        pub async fn run<T>(
+            &self,
+            work: impl AsyncFnOnce(crate::LeaseInfo) -> T,
+        ) -> crate::Result<T> {
             let guard = self.$lock().await?;
             let work = Box::pin(work(guard.view()));
             crate::run::run(guard, work).await
         }
 
-        /// As [`run`](Self::run), for a `work` that is generic and `Send`: its future's type can be named.
+        /// As [`run`](Self::run), for a `work` that is generic and `Send`: its future's type can be
+        /// named.
         ///
         /// # Errors
         /// As [`run`](Self::run).

@@ -21,14 +21,21 @@ use crate::error::{Error, ErrorKind, Result};
 /// ```
 pub fn check_runtime() -> Result<()> {
     current()?;
-    if has_timer() { Ok(()) } else { Err(without_timer()) }
+    if has_timer() {
+        Ok(())
+    } else {
+        Err(without_timer())
+    }
 }
 
 /// Returns the runtime that is entered.
 pub(crate) fn current() -> Result<Handle> {
     Handle::try_current().map_err(|source| {
-        Error::new(ErrorKind::Runtime, "locks need a tokio runtime with its timer enabled; none is entered here")
-            .with_source(source)
+        Error::new(
+            ErrorKind::Runtime,
+            "locks need a tokio runtime with its timer enabled; none is entered here",
+        )
+        .with_source(source)
     })
 }
 
@@ -39,8 +46,8 @@ pub(crate) fn without_timer() -> Error {
     )
 }
 
-/// Returns whether the current runtime has a timer. Tokio has no way to ask: without one, a sleep panics, and the
-/// panic hook prints that.
+/// Returns whether the current runtime has a timer. Tokio has no way to ask: without one, a sleep
+/// panics, and the panic hook prints that.
 pub(crate) fn has_timer() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }

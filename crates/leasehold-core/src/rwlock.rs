@@ -11,10 +11,12 @@ use crate::{
     options::{Spec, Wait, lock_options},
 };
 
-/// A lock with many readers or one writer, made by [`LockClient::rwlock`](crate::LockClient::rwlock).
+/// A lock with many readers or one writer, made by
+/// [`LockClient::rwlock`](crate::LockClient::rwlock).
 ///
-/// No reader that comes later overtakes a writer that waits. A read lock cannot be turned into a write lock: release it
-/// and write-lock, and look again at what you read. Cancel safety is that of [`Mutex::lock`](crate::Mutex::lock).
+/// No reader that comes later overtakes a writer that waits. A read lock cannot be turned into a
+/// write lock: release it and write-lock, and look again at what you read. Cancel safety is that of
+/// [`Mutex::lock`](crate::Mutex::lock).
 #[derive(Clone, Debug)]
 pub struct RwLock {
     client: Arc<Client>,
@@ -31,8 +33,8 @@ impl RwLock {
     /// Waits to read.
     ///
     /// # Errors
-    /// As [`Mutex::lock`](crate::Mutex::lock); [`Unsupported`](crate::ErrorKind::Unsupported) where the backend has no
-    /// shared mode.
+    /// As [`Mutex::lock`](crate::Mutex::lock); [`Unsupported`](crate::ErrorKind::Unsupported) where
+    /// the backend has no shared mode.
     ///
     /// # Cancel safety
     /// Safe.
@@ -43,7 +45,8 @@ impl RwLock {
     /// One attempt to read.
     ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if it cannot be read now; otherwise as [`read`](Self::read).
+    /// [`Contended`](crate::ErrorKind::Contended) if it cannot be read now; otherwise as
+    /// [`read`](Self::read).
     ///
     /// # Cancel safety
     /// Safe.
@@ -76,7 +79,8 @@ impl RwLock {
     /// One attempt to write.
     ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if it cannot be written now; otherwise as [`write`](Self::write).
+    /// [`Contended`](crate::ErrorKind::Contended) if it cannot be written now; otherwise as
+    /// [`write`](Self::write).
     ///
     /// # Cancel safety
     /// Safe.
@@ -96,7 +100,10 @@ impl RwLock {
     }
 
     async fn acquire(&self, mode: Mode, wait: Wait) -> Result<LockGuard> {
-        let spec = Spec { mode, ..self.spec.clone() };
+        let spec = Spec {
+            mode,
+            ..self.spec.clone()
+        };
         acquire(&self.client, &spec, wait).await
     }
 }

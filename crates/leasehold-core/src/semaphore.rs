@@ -28,7 +28,11 @@ impl Semaphore {
         if let Some(of) = NonZeroU32::new(permits) {
             spec.mode = Mode::Permit { of };
         }
-        Self { client, spec, permits }
+        Self {
+            client,
+            spec,
+            permits,
+        }
     }
 
     lock_options!();
@@ -36,8 +40,9 @@ impl Semaphore {
     /// Waits for a permit.
     ///
     /// # Errors
-    /// As [`Mutex::lock`](crate::Mutex::lock); [`Mismatch`](crate::ErrorKind::Mismatch) if others hold permits of another
-    /// number, [`Unsupported`](crate::ErrorKind::Unsupported) where the backend has no permits.
+    /// As [`Mutex::lock`](crate::Mutex::lock); [`Mismatch`](crate::ErrorKind::Mismatch) if others
+    /// hold permits of another number, [`Unsupported`](crate::ErrorKind::Unsupported) where the
+    /// backend has no permits.
     ///
     /// # Cancel safety
     /// Safe.
@@ -48,7 +53,8 @@ impl Semaphore {
     /// One attempt.
     ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if no permit is free; otherwise as [`acquire`](Self::acquire).
+    /// [`Contended`](crate::ErrorKind::Contended) if no permit is free; otherwise as
+    /// [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     /// Safe.
@@ -59,7 +65,8 @@ impl Semaphore {
     /// Waits for a permit for at most this long. Zero is one attempt.
     ///
     /// # Errors
-    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as [`acquire`](Self::acquire).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as
+    /// [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     /// Safe.

@@ -1,5 +1,5 @@
-//! What one acquisition and its guard tell each other: refused, in trouble, cancelled, held, lost, released, and then whether
-//! anybody waits.
+//! What one acquisition and its guard tell each other: refused, in trouble, cancelled, held, lost,
+//! released, and then whether anybody waits.
 
 use std::{
     fmt,
@@ -19,7 +19,8 @@ use crate::{clock::Timestamp, error::Error};
 pub enum LossReason {
     /// Its deadline came before a renewal did.
     Expired,
-    /// The backend no longer knows us as the holder: broken by an operator, overwritten, deleted or evicted.
+    /// The backend no longer knows us as the holder: broken by an operator, overwritten, deleted or
+    /// evicted.
     Replaced,
     /// The session that the lease belonged to is over.
     SessionEnded,
@@ -60,7 +61,8 @@ const NO_WAITERS: u16 = 0x20;
 /// The low bits: zero, or one more than the reason's place in [`REASONS`].
 const REASON: u16 = 0x0f;
 
-/// Two bytes of state and one place to wait for its changes, shared by a request, its lease and its guard.
+/// Two bytes of state and one place to wait for its changes, shared by a request, its lease and its
+/// guard.
 #[derive(Debug, Default)]
 pub(crate) struct Signal {
     state: AtomicU16,
@@ -86,7 +88,8 @@ impl Signal {
     }
 
     pub(crate) async fn cancelled(&self) {
-        self.until(|state| (state & CANCELLED != 0).then_some(())).await;
+        self.until(|state| (state & CANCELLED != 0).then_some(()))
+            .await;
     }
 
     /// The backend has answered that another holds the lock. Ends a trouble.
@@ -119,7 +122,11 @@ impl Signal {
 
     fn fault_as<T>(&self, read: impl FnOnce(&Fault) -> T) -> Option<T> {
         let faulty = self.state.load(Ordering::Acquire) & FAULTY != 0;
-        if faulty { self.lock_fault().as_ref().map(read) } else { None }
+        if faulty {
+            self.lock_fault().as_ref().map(read)
+        } else {
+            None
+        }
     }
 
     fn lock_fault(&self) -> MutexGuard<'_, Option<Fault>> {
@@ -132,11 +139,14 @@ impl Signal {
         self.state.fetch_or(HELD, Ordering::AcqRel);
     }
 
-    /// Whether the lock is known to have been held after `since`, by this acquisition or by another.
+    /// Whether the lock is known to have been held after `since`, by this acquisition or by
+    /// another.
     pub(crate) fn excludes_others_after(&self, since: Timestamp) -> bool {
         let state = self.state.load(Ordering::Acquire);
         match state & (HELD | CONTENDED) {
-            CONTENDED => self.fault_as(|fault| fault.since).is_none_or(|fault| fault > since),
+            CONTENDED => self
+                .fault_as(|fault| fault.since)
+                .is_none_or(|fault| fault > since),
             0 => false,
             _ => is_live(state),
         }
@@ -144,7 +154,10 @@ impl Signal {
 
     /// Marks as lost, unless it is lost or released already. Whether this call did it.
     pub(crate) fn lose(&self, reason: LossReason) -> bool {
-        let code = REASONS.iter().position(|r| *r == reason).map_or(1, |at| at as u16 + 1);
+        let code = REASONS
+            .iter()
+            .position(|r| *r == reason)
+            .map_or(1, |at| at as u16 + 1);
         self.end(code)
     }
 
@@ -165,7 +178,9 @@ impl Signal {
     fn end(&self, code: u16) -> bool {
         let ended = self
             .state
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| is_live(state).then_some(state | code))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                is_live(state).then_some(state | code)
+            })
             .is_ok();
         if ended {
             self.changed.notify_waiters();
@@ -184,7 +199,8 @@ impl Signal {
 
     /// Completes when it is lost or released.
     pub(crate) async fn ended(&self) -> Option<LossReason> {
-        self.until(|state| (!is_live(state)).then(|| loss_of(state))).await
+        self.until(|state| (!is_live(state)).then(|| loss_of(state)))
+            .await
     }
 
     async fn until<T>(&self, read: impl Fn(u16) -> Option<T>) -> T {

@@ -1,8 +1,10 @@
-//! How spans end, and what is measured: every metric's name stands here, and nowhere else. The manual's table (the facade's page,
-//! *Metrics*) lists them, and a test of the documentation compares the two.
+//! How spans end, and what is measured: every metric's name stands here, and nowhere else. The
+//! manual's table (the facade's page, *Metrics*) lists them, and a test of the documentation
+//! compares the two.
 //!
-//! Without the feature `metrics` nothing is measured, no clock is read for it, and all of this compiles to nothing. No label has
-//! more values than there are backends, kinds of outcomes or nodes: never a key, never a user.
+//! Without the feature `metrics` nothing is measured, no clock is read for it, and all of this
+//! compiles to nothing. No label has more values than there are backends, kinds of outcomes or
+//! nodes: never a key, never a user.
 //!
 //! Recorders and subscribers may panic. They are only called through [`contain`].
 
@@ -18,9 +20,9 @@ pub(crate) use self::record::Since;
 use crate::{
     backend::Released,
     client::Client,
-    panics::contain,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
+    panics::contain,
     quorum::is_trouble,
     request::Request,
     signal::{LossReason, REASONS},
@@ -29,23 +31,55 @@ use crate::{
 /// A metric: its name, and what it says.
 type Metric = (&'static str, &'static str);
 
-const ACQUISITIONS: Metric = ("leasehold_acquisitions_total", "Acquisitions that have ended, by outcome");
-const WAITING: Metric = ("leasehold_waiting", "Tasks that have asked for a lock and have no answer yet");
-const WAIT: Metric = ("leasehold_wait_seconds", "Time from asking for a lock to being granted it");
+const ACQUISITIONS: Metric = (
+    "leasehold_acquisitions_total",
+    "Acquisitions that have ended, by outcome",
+);
+const WAITING: Metric = (
+    "leasehold_waiting",
+    "Tasks that have asked for a lock and have no answer yet",
+);
+const WAIT: Metric = (
+    "leasehold_wait_seconds",
+    "Time from asking for a lock to being granted it",
+);
 const HELD: Metric = ("leasehold_held", "Locks that are held now");
-const HOLD: Metric = ("leasehold_hold_seconds", "Time from a grant to its release or loss");
-const RENEWALS: Metric =
-    ("leasehold_renewals_total", "Renewals, of a lease or of a session with all its leases, by outcome");
+const HOLD: Metric = (
+    "leasehold_hold_seconds",
+    "Time from a grant to its release or loss",
+);
+const RENEWALS: Metric = (
+    "leasehold_renewals_total",
+    "Renewals, of a lease or of a session with all its leases, by outcome",
+);
 const LOSSES: Metric = ("leasehold_losses_total", "Locks that were lost, by reason");
-const RELEASES: Metric = ("leasehold_releases_total", "Releases that have ended, by outcome");
-const NODE_UP: Metric = ("leasehold_quorum_node_up", "Whether a node of a quorum answers: 1 or 0");
-const NODE_FAILURES: Metric = ("leasehold_quorum_node_failures_total", "Failures of a node of a quorum, by kind");
-const WRITE_BACKS: Metric =
-    ("leasehold_quorum_write_backs_total", "Grants of a quorum whose token took a second round trip to settle");
+const RELEASES: Metric = (
+    "leasehold_releases_total",
+    "Releases that have ended, by outcome",
+);
+const NODE_UP: Metric = (
+    "leasehold_quorum_node_up",
+    "Whether a node of a quorum answers: 1 or 0",
+);
+const NODE_FAILURES: Metric = (
+    "leasehold_quorum_node_failures_total",
+    "Failures of a node of a quorum, by kind",
+);
+const WRITE_BACKS: Metric = (
+    "leasehold_quorum_write_backs_total",
+    "Grants of a quorum whose token took a second round trip to settle",
+);
 
 /// Tells the recorder, if there is one by now, what each metric is.
 pub(crate) fn describe() {
-    for counter in [ACQUISITIONS, RENEWALS, LOSSES, RELEASES, NODE_FAILURES, WRITE_BACKS] {
+    for counter in [
+        ACQUISITIONS,
+        RENEWALS,
+        LOSSES,
+        RELEASES,
+        NODE_FAILURES,
+        WRITE_BACKS,
+    ] {
         record::describe_counter(counter);
     }
     for gauge in [WAITING, HELD, NODE_UP] {
@@ -56,8 +90,8 @@ pub(crate) fn describe() {
     }
 }
 
-/// Lets the counters of a client of this backend exist before there is anything to count: what appears with its first
-/// increment is no increase to those who watch it.
+/// Lets the counters of a client of this backend exist before there is anything to count: what
+/// appears with its first increment is no increase to those who watch it.
 pub(crate) fn begin_counting(backend: &'static str) {
     let kinds = || KINDS.map(kind);
     for outcome in ["granted"].into_iter().chain(kinds()) {
@@ -66,7 +100,10 @@ pub(crate) fn begin_counting(backend: &'static str) {
     for outcome in ["renewed"].into_iter().chain(kinds()) {
         record::begin(RENEWALS, backend, ("outcome", outcome));
     }
-    for outcome in ["freed", "still_held", "already_lost"].into_iter().chain(kinds()) {
+    for outcome in ["freed", "still_held", "already_lost"]
+        .into_iter()
+        .chain(kinds())
+    {
         record::begin(RELEASES, backend, ("outcome", outcome));
     }
     for reason in REASONS {
@@ -75,10 +112,18 @@ pub(crate) fn begin_counting(backend: &'static str) {
 }
 
 /// As [`begin_counting`], for a quorum of these nodes.
-pub(crate) fn begin_counting_nodes<'a>(backend: &'static str, nodes: impl Iterator<Item = &'a Arc<str>>) {
+pub(crate) fn begin_counting_nodes<'a>(
+    backend: &'static str,
+    nodes: impl Iterator<Item = &'a Arc<str>>,
+) {
     record::begin_in(WRITE_BACKS, backend);
     for node in nodes {
-        for failure in KINDS.into_iter().filter(|kind| is_trouble(*kind)).map(kind).chain(["silent"]) {
+        for failure in KINDS
+            .into_iter()
+            .filter(|kind| is_trouble(*kind))
+            .map(kind)
+            .chain(["silent"])
+        {
             record::begin_at(NODE_FAILURES, node, failure);
         }
     }
@@ -140,7 +185,11 @@ struct Entered<'a>(Option<tracing::span::Entered<'a>>);
 
 impl<'a> Entered<'a> {
     fn of(span: &'a Span) -> Self {
-        Self(if span.0.is_none() { None } else { contain(|| span.0.enter()) })
+        Self(if span.0.is_none() {
+            None
+        } else {
+            contain(|| span.0.enter())
+        })
     }
 }
 
@@ -188,16 +237,27 @@ macro_rules! span_of {
     };
 }
 
-pub(crate) fn renew_span(hold: &Span, client: &Client, request: &Request, token: Option<FencingToken>) -> Span {
+pub(crate) fn renew_span(
+    hold: &Span,
+    client: &Client,
+    request: &Request,
+    token: Option<FencingToken>,
+) -> Span {
     span_of!("renew", hold, client, request, token)
 }
 
 /// `hold`: its span, or none of what never came to be held.
-pub(crate) fn release_span(hold: &Span, client: &Client, request: &Request, token: Option<FencingToken>) -> Span {
+pub(crate) fn release_span(
+    hold: &Span,
+    client: &Client,
+    request: &Request,
+    token: Option<FencingToken>,
+) -> Span {
     span_of!("release", hold, client, request, token)
 }
 
-/// The span of something that may be dropped on its way. Dropped before it has [ended](Self::end), that was cancelled.
+/// The span of something that may be dropped on its way. Dropped before it has [ended](Self::end),
+/// that was cancelled.
 #[must_use]
 pub(crate) struct Traced {
     pub(crate) span: Span,
@@ -256,7 +316,11 @@ pub(crate) struct Waiting<'a> {
 impl<'a> Waiting<'a> {
     pub(crate) fn begin(client: &'a Client) -> Self {
         record::add(WAITING, client, 1.0);
-        Self { client, since: Since::now(client), ended: false }
+        Self {
+            client,
+            since: Since::now(client),
+            ended: false,
+        }
     }
 
     pub(crate) fn end<T>(mut self, outcome: &Result<T>) {
@@ -314,11 +378,13 @@ const fn reason_label(reason: LossReason) -> &'static str {
 
 /// A release has ended, and will not be tried again.
 pub(crate) fn released(client: &Client, outcome: &Result<Released>) {
-    let outcome = outcome.as_ref().map_or_else(failure, |released| match released {
-        Released::Freed => "freed",
-        Released::StillHeld => "still_held",
-        Released::AlreadyLost => "already_lost",
-    });
+    let outcome = outcome
+        .as_ref()
+        .map_or_else(failure, |released| match released {
+            Released::Freed => "freed",
+            Released::StillHeld => "still_held",
+            Released::AlreadyLost => "already_lost",
+        });
     record::count(RELEASES, client, ("outcome", outcome));
 }
 
@@ -411,7 +477,11 @@ mod record {
         contain(|| metrics::describe_histogram!(name, Unit::Seconds, text));
     }
 
-    pub(super) fn begin((name, _): Metric, backend: &'static str, (label, value): (&'static str, &'static str)) {
+    pub(super) fn begin(
+        (name, _): Metric,
+        backend: &'static str,
+        (label, value): (&'static str, &'static str),
+    ) {
         contain(|| counter!(name, "backend" => backend, label => value).increment(0));
     }
 
@@ -423,8 +493,14 @@ mod record {
         contain(|| counter!(name, "node" => Arc::clone(node), "kind" => kind).increment(0));
     }
 
-    pub(super) fn count((name, _): Metric, client: &Client, (label, value): (&'static str, &'static str)) {
-        contain(|| counter!(name, "backend" => client.capabilities.backend, label => value).increment(1));
+    pub(super) fn count(
+        (name, _): Metric,
+        client: &Client,
+        (label, value): (&'static str, &'static str),
+    ) {
+        contain(|| {
+            counter!(name, "backend" => client.capabilities.backend, label => value).increment(1)
+        });
     }
 
     pub(super) fn count_in((name, _): Metric, backend: &'static str) {

@@ -4,9 +4,9 @@ use std::fmt::{self, Write};
 
 /// Text on one line, for terminals and logs.
 ///
-/// Labels, names and the texts of servers come from other programs. Its `Display` escapes what does not print: control
-/// characters, which steer a terminal, and those that reorder or hide text, as Rust escapes them. Everything else is
-/// shown as it is.
+/// Labels, names and the texts of servers come from other programs. Its `Display` escapes what does
+/// not print: control characters, which steer a terminal, and those that reorder or hide text, as
+/// Rust escapes them. Everything else is shown as it is.
 ///
 /// ```
 /// use leasehold_core::text::Escaped;
@@ -45,11 +45,15 @@ mod tests {
 
     #[test]
     fn what_steers_a_terminal_or_reorders_text_is_escaped() {
-        for c in
-            ['\0', '\u{7}', '\u{1b}', '\r', '\n', '\u{7f}', '\u{9b}', '\u{200b}', '\u{202e}', '\u{2066}', '\u{feff}']
-        {
+        for c in [
+            '\0', '\u{7}', '\u{1b}', '\r', '\n', '\u{7f}', '\u{9b}', '\u{200b}', '\u{202e}',
+            '\u{2066}', '\u{feff}',
+        ] {
             let shown = Escaped(&format!("a{c}b")).to_string();
-            assert!(shown.starts_with("a\\") && !shown.contains(c), "{c:?}: {shown:?}");
+            assert!(
+                shown.starts_with("a\\") && !shown.contains(c),
+                "{c:?}: {shown:?}"
+            );
         }
     }
 

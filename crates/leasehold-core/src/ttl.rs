@@ -6,8 +6,9 @@ use crate::error::{Error, ErrorKind};
 
 /// How long a grant lasts unless it is renewed: whole milliseconds, from 1 ms to 366 days.
 ///
-/// Nothing is rounded: a duration that is zero, too long or not whole milliseconds is an error. What a backend can do
-/// within these bounds is in its [`Capabilities`](crate::Capabilities), and checked before a request is sent.
+/// Nothing is rounded: a duration that is zero, too long or not whole milliseconds is an error.
+/// What a backend can do within these bounds is in its [`Capabilities`](crate::Capabilities), and
+/// checked before a request is sent.
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,8 +28,8 @@ impl Ttl {
     pub const MIN: Self = Self(NonZeroU64::MIN);
     /// The longest: a leap year. A lease that long is a mistake in units.
     pub const MAX: Self = Self(NonZeroU64::new(MAX_MILLIS).unwrap());
-    /// What is used if nothing is said: 30 s. It rides out a server's restart and a fail-over; a crashed holder
-    /// blocks the others for that long.
+    /// What is used if nothing is said: 30 s. It rides out a server's restart and a fail-over; a
+    /// crashed holder blocks the others for that long.
     pub const DEFAULT: Self = Self(NonZeroU64::new(30_000).unwrap());
 
     /// Parses a duration.
@@ -48,7 +49,10 @@ impl Ttl {
         if !ttl.subsec_nanos().is_multiple_of(1_000_000) {
             return refuse("is not whole milliseconds");
         }
-        match u64::try_from(ttl.as_millis()).ok().and_then(NonZeroU64::new) {
+        match u64::try_from(ttl.as_millis())
+            .ok()
+            .and_then(NonZeroU64::new)
+        {
             Some(millis) if millis.get() <= MAX_MILLIS => Ok(Self(millis)),
             _ => refuse("is too long"),
         }
@@ -132,7 +136,10 @@ mod tests {
         ] {
             let error = Ttl::new(refused).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
-            assert!(error.to_string().contains(&format!("{refused:?}")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("{refused:?}")),
+                "{error}"
+            );
         }
         for taken in [1, 999, 30_000, MAX_MILLIS] {
             assert_eq!(Ttl::from_millis(taken).unwrap().as_millis(), taken);

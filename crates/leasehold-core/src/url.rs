@@ -1,8 +1,8 @@
 //! For implementors: the URL of a backend, which all backends spell the same way.
 //!
-//! [`BackendUrl`] takes a URL apart and hands out its options. The errors are [`ErrorKind::InvalidInput`]. They say what
-//! is wrong and show no part of the URL that may be secret, however malformed it is. They name no backend yet; see
-//! [`Error::with_backend`].
+//! [`BackendUrl`] takes a URL apart and hands out its options. The errors are
+//! [`ErrorKind::InvalidInput`]. They say what is wrong and show no part of the URL that may be
+//! secret, however malformed it is. They name no backend yet; see [`Error::with_backend`].
 
 use std::{fmt, time::Duration};
 
@@ -10,14 +10,15 @@ use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Up to so many edits away from an option's name, a name is taken for a slip of the keyboard and shown.
+/// Up to so many edits away from an option's name, a name is taken for a slip of the keyboard and
+/// shown.
 const SLIP: usize = 2;
 
 /// A URL taken apart: `SCHEME://[USER[:PASSWORD]@][HOST[:PORT],…][/PATH][?OPTION=VALUE&…]`.
 ///
-/// A user, password, host, path or value that contains a reserved character is percent-encoded. An `@` behind the host
-/// is refused: it is most likely the end of a password with an unencoded `/` or `?`. [`Debug`] shows no user, password
-/// or value.
+/// A user, password, host, path or value that contains a reserved character is percent-encoded. An
+/// `@` behind the host is refused: it is most likely the end of a password with an unencoded `/` or
+/// `?`. [`Debug`] shows no user, password or value.
 ///
 /// ```
 /// use leasehold_core::url::BackendUrl;
@@ -68,9 +69,15 @@ impl Host {
     fn parse(text: &str) -> Result<Self> {
         let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, port)) => {
-                let address: std::net::Ipv6Addr =
-                    address.parse().map_err(|_| invalid("what stands in brackets is not an IPv6 address"))?;
-                (address.to_string(), port.strip_prefix(':').map(Some).or(port.is_empty().then_some(None)))
+                let address: std::net::Ipv6Addr = address
+                    .parse()
+                    .map_err(|_| invalid("what stands in brackets is not an IPv6 address"))?;
+                (
+                    address.to_string(),
+                    port.strip_prefix(':')
+                        .map(Some)
+                        .or(port.is_empty().then_some(None)),
+                )
             }
             None => match text.split_once(':') {
                 Some((name, port)) => (decode("host", name)?, Some(Some(port))),
@@ -79,12 +86,19 @@ impl Host {
         };
         let bad_port = || invalid("the port of a host is not a number from 1 to 65535");
         let port = match port.ok_or_else(bad_port)? {
-            Some(port) => Some(port.parse().ok().filter(|port| *port > 0).ok_or_else(bad_port)?),
+            Some(port) => Some(
+                port.parse()
+                    .ok()
+                    .filter(|port| *port > 0)
+                    .ok_or_else(bad_port)?,
+            ),
             None => None,
         };
         let known = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
         if name.is_empty() || !name.chars().all(known) {
-            return Err(invalid("one of the hosts is empty or has a character that no host name has"));
+            return Err(invalid(
+                "one of the hosts is empty or has a character that no host name has",
+            ));
         }
         Ok(Self { name, port })
     }
@@ -105,17 +119,24 @@ impl BackendUrl {
     /// Takes a URL apart.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if it is malformed. The message says what is wrong and how to write it.
+    /// [`ErrorKind::InvalidInput`] if it is malformed. The message says what is wrong and how to
+    /// write it.
     pub fn parse(url: &str) -> Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else {
-            return Err(invalid("the URL has no `://` behind a scheme; write SCHEME://HOST"));
+            return Err(invalid(
+                "the URL has no `://` behind a scheme; write SCHEME://HOST",
+            ));
         };
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
         if scheme.is_empty() || !scheme.chars().all(is_scheme) {
-            return Err(invalid("the URL does not begin with a scheme; write SCHEME://HOST"));
+            return Err(invalid(
+                "the URL does not begin with a scheme; write SCHEME://HOST",
+            ));
         }
         if rest.contains('#') {
-            return Err(invalid("the URL has a `#`; write %23 for one in a user, password, path or option"));
+            return Err(invalid(
+                "the URL has a `#`; write %23 for one in a user, password, path or option",
+            ));
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if rest.contains('@') {
@@ -137,16 +158,23 @@ impl BackendUrl {
             },
             None => (None, None),
         };
-        let user = user.filter(|user| !user.is_empty()).map(|user| decode("user", user)).transpose()?;
+        let user = user
+            .filter(|user| !user.is_empty())
+            .map(|user| decode("user", user))
+            .transpose()?;
         let hosts = match hosts {
             "" => Vec::new(),
             hosts => hosts.split(',').map(Host::parse).collect::<Result<_>>()?,
         };
-        let options = query.split('&').filter(|option| !option.is_empty()).map(|option| {
-            let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            let decode_form = |text: &str| decode("text of an option", &text.replace('+', "%20"));
-            Ok((decode_form(name)?, decode_form(value)?))
-        });
+        let options = query
+            .split('&')
+            .filter(|option| !option.is_empty())
+            .map(|option| {
+                let (name, value) = option.split_once('=').unwrap_or((option, ""));
+                let decode_form =
+                    |text: &str| decode("text of an option", &text.replace('+', "%20"));
+                Ok((decode_form(name)?, decode_form(value)?))
+            });
         Ok(Self {
             scheme: scheme.to_ascii_lowercase(),
             user,
@@ -194,10 +222,14 @@ impl BackendUrl {
     /// [`ErrorKind::InvalidInput`] if it is given more than once.
     pub fn take(&mut self, option: &'static str) -> Result<Option<String>> {
         self.asked.push(option);
-        let Some(at) = self.options.iter().position(|(name, _)| name == option) else { return Ok(None) };
+        let Some(at) = self.options.iter().position(|(name, _)| name == option) else {
+            return Ok(None);
+        };
         let (_, value) = self.options.remove(at);
         if self.options.iter().any(|(name, _)| name == option) {
-            return Err(invalid(format!("the option `{option}` is given more than once")));
+            return Err(invalid(format!(
+                "the option `{option}` is given more than once"
+            )));
         }
         Ok(Some(value))
     }
@@ -207,21 +239,28 @@ impl BackendUrl {
     /// # Errors
     /// As [`take`](Self::take) and [`duration`].
     pub fn take_duration(&mut self, option: &'static str) -> Result<Option<Duration>> {
-        self.take(option)?.map(|value| duration(option, &value)).transpose()
+        self.take(option)?
+            .map(|value| duration(option, &value))
+            .transpose()
     }
 
     /// Checks that every option has been taken.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if one is left. It lists the options that were asked for. The unknown one is shown only
-    /// if it resembles one of them, since it may be a part of a password.
+    /// [`ErrorKind::InvalidInput`] if one is left. It lists the options that were asked for. The
+    /// unknown one is shown only if it resembles one of them, since it may be a part of a password.
     pub fn finish(self) -> Result<()> {
-        let Some((name, _)) = self.options.first() else { return Ok(()) };
+        let Some((name, _)) = self.options.first() else {
+            return Ok(());
+        };
         let resembles = |option: &&&str| strsim::levenshtein(option, &name.to_lowercase()) <= SLIP;
         let known = self.asked.join(", ");
         Err(invalid(match self.asked.iter().find(resembles) {
             Some(option) => {
-                format!("`{}` is not an option; did you mean `{option}`? There are: {known}", name.escape_debug())
+                format!(
+                    "`{}` is not an option; did you mean `{option}`? There are: {known}",
+                    name.escape_debug()
+                )
             }
             None => format!("one of the options is not known; there are: {known}"),
         }))
@@ -230,7 +269,10 @@ impl BackendUrl {
 
 impl fmt::Debug for BackendUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BackendUrl").field("scheme", &self.scheme).field("hosts", &self.hosts).finish_non_exhaustive()
+        f.debug_struct("BackendUrl")
+            .field("scheme", &self.scheme)
+            .field("hosts", &self.hosts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -248,10 +290,13 @@ impl fmt::Debug for BackendUrl {
 /// ```
 pub fn decode(part: &str, text: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(Into::into).map_err(|_| invalid(format!("the {part} in the URL is not UTF-8 when decoded")))
+    decoded
+        .map(Into::into)
+        .map_err(|_| invalid(format!("the {part} in the URL is not UTF-8 when decoded")))
 }
 
-/// Reads the value of an option that is a time: a whole number of seconds (`2s`) or milliseconds (`500ms`), above zero.
+/// Reads the value of an option that is a time: a whole number of seconds (`2s`) or milliseconds
+/// (`500ms`), above zero.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`], naming the option, if it is anything else.
@@ -269,12 +314,20 @@ pub fn decode(part: &str, text: &str) -> Result<String> {
 pub fn duration(option: &str, text: &str) -> Result<Duration> {
     let parsed = match text.strip_suffix("ms") {
         Some(millis) => millis.parse().map(Duration::from_millis),
-        None => text.strip_suffix('s').unwrap_or_default().parse().map(Duration::from_secs),
+        None => text
+            .strip_suffix('s')
+            .unwrap_or_default()
+            .parse()
+            .map(Duration::from_secs),
     };
     parsed
         .ok()
         .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| invalid(format!("the option `{option}` is not a time such as 500ms or 2s")))
+        .ok_or_else(|| {
+            invalid(format!(
+                "the option `{option}` is not a time such as 500ms or 2s"
+            ))
+        })
 }
 
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -291,8 +344,25 @@ mod tests {
     fn a_time_has_a_unit_and_is_above_zero() {
         assert_eq!(duration("x", "2s").unwrap(), Duration::from_secs(2));
         assert_eq!(duration("x", "2000ms").unwrap(), Duration::from_secs(2));
-        for text in ["", "s", "ms", "5", "0s", "0ms", "-1s", "1.5s", "1 s", "1m", "1us", "99999999999999999999s"] {
-            assert_eq!(duration("x", text).unwrap_err().kind(), ErrorKind::InvalidInput, "{text}");
+        for text in [
+            "",
+            "s",
+            "ms",
+            "5",
+            "0s",
+            "0ms",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1m",
+            "1us",
+            "99999999999999999999s",
+        ] {
+            assert_eq!(
+                duration("x", text).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{text}"
+            );
         }
     }
 
@@ -300,7 +370,10 @@ mod tests {
     fn what_cannot_be_decoded_is_named_and_not_shown() {
         let error = decode("password", "secret%ff").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("password") && !format!("{error:?}").contains("secret"), "{error:?}");
+        assert!(
+            error.to_string().contains("password") && !format!("{error:?}").contains("secret"),
+            "{error:?}"
+        );
     }
 
     fn refused(url: &str) -> String {
@@ -316,14 +389,32 @@ mod tests {
 
     #[test]
     fn a_url_is_taken_apart() {
-        let url = BackendUrl::parse("Redis://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/my%20path?a=%20&b=x+y").unwrap();
-        assert_eq!((url.scheme(), url.user(), url.password()), ("redis", Some("al@ice"), Some("p#ss/")));
+        let url = BackendUrl::parse(
+            "Redis://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/my%20path?a=%20&b=x+y",
+        )
+        .unwrap();
+        assert_eq!(
+            (url.scheme(), url.user(), url.password()),
+            ("redis", Some("al@ice"), Some("p#ss/"))
+        );
         let hosts: Vec<_> = url.hosts().iter().map(ToString::to_string).collect();
-        assert_eq!((hosts, url.path()), (vec!["h1".into(), "h2:7000".into(), "[::1]:80".to_owned()], "/my path"));
-        assert_eq!(url.options, [("a".into(), " ".into()), ("b".into(), "x y".into())]);
+        assert_eq!(
+            (hosts, url.path()),
+            (
+                vec!["h1".into(), "h2:7000".into(), "[::1]:80".to_owned()],
+                "/my path"
+            )
+        );
+        assert_eq!(
+            url.options,
+            [("a".into(), " ".into()), ("b".into(), "x y".into())]
+        );
         let socket = BackendUrl::parse("redis+unix:///run/x").unwrap();
         assert_eq!((socket.hosts(), socket.path()), (&[][..], "/run/x"));
-        assert_eq!(BackendUrl::parse("redis://:secret@h").unwrap().password(), Some("secret"));
+        assert_eq!(
+            BackendUrl::parse("redis://:secret@h").unwrap().password(),
+            Some("secret")
+        );
     }
 
     #[test]
@@ -344,7 +435,10 @@ mod tests {
             ("redis://h1,,h2", "host"),
             ("redis://a b", "host"),
             ("redis://h/?prefix=%ff", "UTF-8"),
-            ("redis://h/?prefix=a&prefix=b", "`prefix` is given more than once"),
+            (
+                "redis://h/?prefix=a&prefix=b",
+                "`prefix` is given more than once",
+            ),
             ("redis://h/?prefx=a", "did you mean `prefix`"),
             ("redis://h/?Secret", "prefix, timeout"),
             ("redis://h/?timeout=5", "timeout"),

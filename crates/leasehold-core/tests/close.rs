@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Clock, ErrorKind, LockBackend, LockClient, LossReason, Timestamp, SystemClock};
+use leasehold_core::{
+    Clock, ErrorKind, LockBackend, LockClient, LossReason, SystemClock, Timestamp,
+};
 use leasehold_local::{FileBackend, MemoryBackend};
 use support::{secs, settle, spied, two_processes};
 use tokio::{runtime::Handle, task::JoinSet};
@@ -35,9 +37,18 @@ async fn close_releases_all_and_later_operations_fail() {
     for waiter in [local, remote, behind_remote] {
         assert_eq!(waiter.await.unwrap(), ErrorKind::Closed);
     }
-    assert_eq!(client.mutex("x").lock().await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(client.mutex("x").try_lock().await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(client.inspect("x").await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        client.mutex("x").lock().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(
+        client.mutex("x").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(
+        client.inspect("x").await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     client.close().await.unwrap();
     assert!(other.inspect("theirs").await.unwrap().waiters.is_empty());
     drop((held, theirs));
@@ -45,11 +56,19 @@ async fn close_releases_all_and_later_operations_fail() {
 
 #[test]
 fn a_close_on_the_wrong_runtime_is_refused_and_changes_nothing() {
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let (first, second) = (runtime(), runtime());
     let client = LockClient::new(leasehold_local::MemoryBackend::new());
     let guard = first.block_on(client.mutex("a").lock()).unwrap();
-    assert_eq!(second.block_on(client.close()).unwrap_err().kind(), ErrorKind::Runtime);
+    assert_eq!(
+        second.block_on(client.close()).unwrap_err().kind(),
+        ErrorKind::Runtime
+    );
     assert!(guard.is_held());
     first.block_on(client.close()).unwrap();
     assert!(!guard.is_held());
@@ -100,7 +119,9 @@ async fn who_queues_behind_its_own_release_is_told_of_the_close() {
     watched.unordered.store(true, SeqCst);
     watched.answers_wait.store(true, SeqCst);
     // The capabilities are read once, when the client is made.
-    let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+    let client = LockClient::builder(Arc::clone(client.backend()))
+        .with_clock(clock)
+        .build();
     let waiting = tokio::spawn({
         let client = client.clone();
         async move {
@@ -124,7 +145,9 @@ async fn tasks_that_loop_lock_and_drop_end_with_closed_in_paused_time() {
         let (client, watched, clock) = spied();
         watched.unordered.store(round % 2 == 1, SeqCst);
         watched.releases_yield.store(round % 5, SeqCst);
-        let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+        let client = LockClient::builder(Arc::clone(client.backend()))
+            .with_clock(clock)
+            .build();
         let mut tasks = JoinSet::new();
         for task in 0..8 {
             // Some are alone with their key, and some are not.
@@ -170,7 +193,8 @@ async fn tasks_that_loop_lock_and_drop_end_with_closed_on_files() {
     close_while_tasks_loop(50, || Arc::new(FileBackend::open(dir.path()).unwrap())).await;
 }
 
-/// A clock that closes a client at its reading number `at`, on another thread, and goes on when that has begun.
+/// A clock that closes a client at its reading number `at`, on another thread, and goes on when
+/// that has begun.
 #[derive(Debug)]
 struct ClosingClock {
     client: OnceLock<(LockClient, Handle)>,
@@ -185,7 +209,8 @@ impl Clock for ClosingClock {
         {
             let (client, runtime) = (client.clone(), runtime.clone());
             let closing = std::thread::spawn(move || runtime.block_on(client.close()));
-            // Time for what a close does before it waits for us. Where it is too short, less is tested.
+            // Time for what a close does before it waits for us. Where it is too short, less is
+            // tested.
             std::thread::sleep(Duration::from_millis(20));
             drop(closing);
         }
@@ -196,16 +221,30 @@ impl Clock for ClosingClock {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_close_in_the_middle_of_a_grant_is_told_as_closed() {
     for at in 0.. {
-        let clock = Arc::new(ClosingClock { client: OnceLock::new(), readings: AtomicUsize::new(0), at });
-        let client = LockClient::builder(MemoryBackend::new()).with_clock(Arc::clone(&clock) as _).build();
-        clock.client.set((client.clone(), Handle::current())).unwrap();
-        let locked = tokio::spawn(async move { client.mutex("a").lock().await.map(drop) }).await.unwrap();
+        let clock = Arc::new(ClosingClock {
+            client: OnceLock::new(),
+            readings: AtomicUsize::new(0),
+            at,
+        });
+        let client = LockClient::builder(MemoryBackend::new())
+            .with_clock(Arc::clone(&clock) as _)
+            .build();
+        clock
+            .client
+            .set((client.clone(), Handle::current()))
+            .unwrap();
+        let locked = tokio::spawn(async move { client.mutex("a").lock().await.map(drop) })
+            .await
+            .unwrap();
         if clock.readings.load(SeqCst) <= at {
             assert!(at > 3, "a grant reads the clock: {at}");
             return;
         }
         assert!(
-            locked.as_ref().is_ok() || locked.as_ref().is_err_and(|error| error.kind() == ErrorKind::Closed),
+            locked.as_ref().is_ok()
+                || locked
+                    .as_ref()
+                    .is_err_and(|error| error.kind() == ErrorKind::Closed),
             "{at}: {locked:?}"
         );
     }

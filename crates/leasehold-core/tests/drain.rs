@@ -34,9 +34,23 @@ async fn waiters_are_sent_away_and_holders_finish() {
     // Far longer than the TTL: the holder's renewals continue.
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert!(held.is_held() && !draining.is_finished());
-    assert_eq!(client.mutex("new").try_lock().await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(client.rwlock("new").read().await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(client.semaphore("new", 2).acquire().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        client.mutex("new").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(
+        client.rwlock("new").read().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(
+        client
+            .semaphore("new", 2)
+            .acquire()
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Closed
+    );
     assert_eq!(client.inspect("held").await.unwrap().holders.len(), 1);
     client.ping().await.unwrap();
     held.release().await.unwrap();
@@ -51,7 +65,10 @@ async fn a_client_that_holds_nothing_is_drained_at_once() {
     let (client, _other) = two_processes();
     client.drain().await;
     client.drain().await;
-    assert_eq!(client.mutex("k").lock().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        client.mutex("k").lock().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     client.close().await.unwrap();
     client.drain().await;
 }
@@ -60,8 +77,13 @@ async fn a_client_that_holds_nothing_is_drained_at_once() {
 async fn a_dropped_drain_still_refuses_and_may_be_taken_up_again() {
     let (client, _other) = two_processes();
     let held = client.mutex("k").lock().await.unwrap();
-    tokio::time::timeout(Duration::from_secs(1), client.drain()).await.unwrap_err();
-    assert_eq!(client.mutex("new").lock().await.unwrap_err().kind(), ErrorKind::Closed);
+    tokio::time::timeout(Duration::from_secs(1), client.drain())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        client.mutex("new").lock().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     assert!(held.is_held());
     let draining = drain(&client);
     settle().await;
@@ -122,7 +144,10 @@ async fn a_lock_is_entered_again_within_its_owner() {
     let draining = drain(&client);
     settle().await;
     let inner = owner.lock("k").await.unwrap();
-    assert_eq!(owner.lock("another").await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        owner.lock("another").await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     drop(outer);
     settle().await;
     assert!(inner.is_held() && !draining.is_finished());
@@ -135,7 +160,10 @@ async fn a_lock_is_entered_again_within_its_owner() {
 async fn nothing_is_held_after_it_however_it_races_with_grants() {
     for _ in 0..200 {
         let backend = std::sync::Arc::new(leasehold_local::MemoryBackend::new());
-        let (client, other) = (LockClient::new(std::sync::Arc::clone(&backend)), LockClient::new(backend));
+        let (client, other) = (
+            LockClient::new(std::sync::Arc::clone(&backend)),
+            LockClient::new(backend),
+        );
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..4 {
             let client = client.clone();
@@ -144,7 +172,9 @@ async fn nothing_is_held_after_it_however_it_races_with_grants() {
                     match client.mutex(format!("key/{n}")).lock().await {
                         Ok(guard) if n % 2 == 0 => drop(guard),
                         Ok(guard) => drop(guard.release().await.unwrap()),
-                        Err(error) => return assert_eq!(error.kind(), ErrorKind::Closed, "{error}"),
+                        Err(error) => {
+                            return assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+                        }
                     }
                 }
             });
@@ -152,7 +182,13 @@ async fn nothing_is_held_after_it_however_it_races_with_grants() {
         tokio::task::yield_now().await;
         client.drain().await;
         for n in 0..4 {
-            drop(other.mutex(format!("key/{n}")).try_lock().await.expect("it is left locked"));
+            drop(
+                other
+                    .mutex(format!("key/{n}"))
+                    .try_lock()
+                    .await
+                    .expect("it is left locked"),
+            );
         }
         tasks.join_all().await;
     }

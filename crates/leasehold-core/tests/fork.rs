@@ -1,4 +1,5 @@
-//! `forked_processes_draw_different_ids`: a process that has drawn an id forks, and both draw again.
+//! `forked_processes_draw_different_ids`: a process that has drawn an id forks, and both draw
+//! again.
 //!
 //! It has no test harness: a process forks safely only while it has one thread.
 
@@ -8,7 +9,10 @@ use fork::Fork;
 use leasehold_core::AcquisitionId;
 
 fn draw_into(path: &Path) {
-    File::create(path).unwrap().write_all(AcquisitionId::random().to_string().as_bytes()).unwrap();
+    File::create(path)
+        .unwrap()
+        .write_all(AcquisitionId::random().to_string().as_bytes())
+        .unwrap();
 }
 
 fn main() {
@@ -26,7 +30,12 @@ fn main() {
             fork::waitpid(child).expect("the child ends");
         }
     }
-    let ids = [parents, childs].map(|path| std::fs::read_to_string(path).unwrap().parse::<AcquisitionId>().unwrap());
+    let ids = [parents, childs].map(|path| {
+        std::fs::read_to_string(path)
+            .unwrap()
+            .parse::<AcquisitionId>()
+            .unwrap()
+    });
     assert_ne!(ids[0], ids[1], "both processes drew the same id");
     assert!(!ids.contains(&before));
     println!("test forked_processes_draw_different_ids ... ok");

@@ -11,7 +11,11 @@ use leasehold_core::{ErrorKind, LockClient};
 use support::{settle, spied, two_processes};
 use tokio::task::JoinHandle;
 
-fn lock_in_background(client: &LockClient, order: &Arc<Mutex<Vec<usize>>>, number: usize) -> JoinHandle<()> {
+fn lock_in_background(
+    client: &LockClient,
+    order: &Arc<Mutex<Vec<usize>>>,
+    number: usize,
+) -> JoinHandle<()> {
     let (client, order) = (client.clone(), Arc::clone(order));
     tokio::spawn(async move {
         let guard = client.mutex("a").lock().await.unwrap();
@@ -37,7 +41,11 @@ async fn one_local_task_contends_remotely_and_order_is_kept() {
         task.await.unwrap();
     }
     assert_eq!(*order.lock().unwrap(), (0..200).collect::<Vec<_>>());
-    assert_eq!(watched.acquires.load(SeqCst), 201, "one attempt for each grant");
+    assert_eq!(
+        watched.acquires.load(SeqCst),
+        201,
+        "one attempt for each grant"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,7 +54,9 @@ async fn next_waiter_starts_when_a_pipelined_release_is_sent() {
         let (client, watched, clock) = spied();
         watched.unordered.store(unordered, SeqCst);
         // The capabilities are read once, when the client is made.
-        let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+        let client = LockClient::builder(Arc::clone(client.backend()))
+            .with_clock(clock)
+            .build();
         let held = client.mutex("a").lock().await.unwrap();
         let next = lock_in_background(&client, &Arc::default(), 0);
         settle().await;
@@ -66,27 +76,56 @@ async fn next_waiter_starts_when_a_pipelined_release_is_sent() {
 async fn it_is_courteous_after_a_bounded_number_of_turns() {
     let (client, watched, _) = spied();
     let order = Arc::default();
-    let tasks: Vec<_> = (0..200).map(|number| lock_in_background(&client, &order, number)).collect();
+    let tasks: Vec<_> = (0..200)
+        .map(|number| lock_in_background(&client, &order, number))
+        .collect();
     for task in tasks {
         task.await.unwrap();
     }
     let yielding = watched.yielding.lock().unwrap();
-    let longest = yielding.split(|yielding| *yielding).map(<[bool]>::len).max().unwrap();
+    let longest = yielding
+        .split(|yielding| *yielding)
+        .map(<[bool]>::len)
+        .max()
+        .unwrap();
     assert!(yielding.contains(&true) && longest <= 4, "{yielding:?}");
-    assert!(yielding.iter().filter(|yielding| **yielding).count() <= 50, "yielding is not the rule");
+    assert!(
+        yielding.iter().filter(|yielding| **yielding).count() <= 50,
+        "yielding is not the rule"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
     let (client, watched, _) = spied();
     for _ in 0..100 {
-        client.mutex("a").lock().await.unwrap().release().await.unwrap();
+        client
+            .mutex("a")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
-    let yielding = watched.yielding.lock().unwrap().iter().filter(|yielding| **yielding).count();
+    let yielding = watched
+        .yielding
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|yielding| **yielding)
+        .count();
     assert!((20..=25).contains(&yielding), "{yielding} of 100");
     // After a pause there is nothing to make up for.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    client.mutex("a").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("a")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     assert_eq!(watched.yielding.lock().unwrap().last(), Some(&false));
 }
 
@@ -94,13 +133,29 @@ async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
 async fn a_loop_of_tries_is_courteous_too() {
     let (client, watched, _) = spied();
     for _ in 0..100 {
-        client.mutex("a").try_lock().await.unwrap().release().await.unwrap();
+        client
+            .mutex("a")
+            .try_lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
-    let yielding = watched.yielding.lock().unwrap().iter().filter(|yielding| **yielding).count();
+    let yielding = watched
+        .yielding
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|yielding| **yielding)
+        .count();
     assert!((20..=25).contains(&yielding), "{yielding} of 100");
     // Beside a task of this process, which may be waiting, it always is.
     let guard = client.mutex("a").lock().await.unwrap();
-    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("a").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     assert_eq!(watched.yielding.lock().unwrap().last(), Some(&true));
     drop(guard);
 }
@@ -109,7 +164,13 @@ async fn a_loop_of_tries_is_courteous_too() {
 async fn who_was_refused_out_of_courtesy_stays_courteous() {
     let (ours, theirs) = two_processes();
     for _ in 0..3 {
-        ours.mutex("a").try_lock().await.unwrap().release().await.unwrap();
+        ours.mutex("a")
+            .try_lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
     let held = ours.mutex("a").try_lock().await.unwrap();
     let order = Arc::default();
@@ -135,25 +196,54 @@ async fn attempt_need_not_yield_after_a_release_without_waiters() {
         let (client, watched, clock) = spied();
         watched.unordered.store(unordered, SeqCst);
         watched.no_waiters.store(true, SeqCst);
-        let client = LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build();
+        let client = LockClient::builder(Arc::clone(client.backend()))
+            .with_clock(clock)
+            .build();
         let lock_often = |client: LockClient| async move {
             for _ in 0..100 / tasks {
-                client.mutex("a").lock().await.unwrap().release().await.unwrap();
+                client
+                    .mutex("a")
+                    .lock()
+                    .await
+                    .unwrap()
+                    .release()
+                    .await
+                    .unwrap();
             }
         };
-        let running: Vec<_> = (0..tasks).map(|_| tokio::spawn(lock_often(client.clone()))).collect();
+        let running: Vec<_> = (0..tasks)
+            .map(|_| tokio::spawn(lock_often(client.clone())))
+            .collect();
         for task in running {
             task.await.unwrap();
         }
-        assert!(!watched.yielding.lock().unwrap().contains(&true), "{:?}", watched.yielding);
-        // As soon as somebody does, it is as before: at the latest after one row, which may be a longer one.
+        assert!(
+            !watched.yielding.lock().unwrap().contains(&true),
+            "{:?}",
+            watched.yielding
+        );
+        // As soon as somebody does, it is as before: at the latest after one row, which may be a
+        // longer one.
         watched.no_waiters.store(false, SeqCst);
         for _ in 0..40 {
-            client.mutex("a").lock().await.unwrap().release().await.unwrap();
+            client
+                .mutex("a")
+                .lock()
+                .await
+                .unwrap()
+                .release()
+                .await
+                .unwrap();
         }
         let yielding = watched.yielding.lock().unwrap();
-        let rows: Vec<_> = yielding[100..].split(|yielding| *yielding).map(<[bool]>::len).collect();
-        assert!(rows[0] <= 16 && rows[1..rows.len() - 1].iter().all(|row| *row == 3), "{rows:?}");
+        let rows: Vec<_> = yielding[100..]
+            .split(|yielding| *yielding)
+            .map(<[bool]>::len)
+            .collect();
+        assert!(
+            rows[0] <= 16 && rows[1..rows.len() - 1].iter().all(|row| *row == 3),
+            "{rows:?}"
+        );
     }
 }
 
@@ -194,7 +284,14 @@ async fn who_gives_up_in_the_queue_is_passed_over() {
     let held = client.mutex("a").lock().await.unwrap();
     let short = tokio::spawn({
         let client = client.clone();
-        async move { client.mutex("a").lock_timeout(Duration::from_secs(1)).await.unwrap_err().kind() }
+        async move {
+            client
+                .mutex("a")
+                .lock_timeout(Duration::from_secs(1))
+                .await
+                .unwrap_err()
+                .kind()
+        }
     });
     settle().await;
     let order = Arc::default();
@@ -212,7 +309,10 @@ async fn try_lock_does_not_wait_behind_a_waiting_task() {
     let waiting = lock_in_background(&ours, &order, 0);
     settle().await;
     let tried = tokio::time::timeout(Duration::from_millis(1), ours.mutex("a").try_lock()).await;
-    assert_eq!(tried.expect("no wait").unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        tried.expect("no wait").unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     held.release().await.unwrap();
     waiting.await.unwrap();
 }
@@ -244,7 +344,11 @@ async fn readers_go_together_and_overtake_no_writer() {
     settle().await;
     held.release().await.unwrap();
     settle().await;
-    assert_eq!(*order.lock().unwrap(), ["early"; 10], "all at once, and no more");
+    assert_eq!(
+        *order.lock().unwrap(),
+        ["early"; 10],
+        "all at once, and no more"
+    );
     for task in early.into_iter().chain([writer]).chain(late) {
         task.await.unwrap();
     }
@@ -268,21 +372,39 @@ async fn permits_of_one_process_are_granted_up_to_their_number() {
         })
         .collect();
     settle().await;
-    assert_eq!(watched.acquires.load(SeqCst), 4, "one of fifty waits remotely");
-    assert_eq!(client.semaphore("a", 3).try_acquire().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        watched.acquires.load(SeqCst),
+        4,
+        "one of fifty waits remotely"
+    );
+    assert_eq!(
+        client
+            .semaphore("a", 3)
+            .try_acquire()
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Contended
+    );
     guards.clear();
     for task in waiting {
         task.await.unwrap();
     }
 }
 
-/// A client whose releases are known to be over when they are answered: after `yields`, or else when the test says so.
+/// A client whose releases are known to be over when they are answered: after `yields`, or else
+/// when the test says so.
 fn unordered(yields: usize) -> (LockClient, Arc<support::spy::Watched>) {
     let (client, watched, clock) = spied();
     watched.unordered.store(true, SeqCst);
     watched.releases_yield.store(yields, SeqCst);
     watched.answers_wait.store(yields == 0, SeqCst);
-    (LockClient::builder(Arc::clone(client.backend())).with_clock(clock).build(), watched)
+    (
+        LockClient::builder(Arc::clone(client.backend()))
+            .with_clock(clock)
+            .build(),
+        watched,
+    )
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,8 +418,18 @@ async fn a_try_waits_for_no_release_where_there_is_room() {
     settle().await;
     // Longer than this the releases are not answered.
     let soon = Duration::from_secs(600);
-    drop(tokio::time::timeout(soon, lock.try_read()).await.expect("it waits").unwrap());
-    drop(tokio::time::timeout(soon, semaphore.try_acquire()).await.expect("it waits").unwrap());
+    drop(
+        tokio::time::timeout(soon, lock.try_read())
+            .await
+            .expect("it waits")
+            .unwrap(),
+    );
+    drop(
+        tokio::time::timeout(soon, semaphore.try_acquire())
+            .await
+            .expect("it waits")
+            .unwrap(),
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,10 @@ async fn a_guard_tells_its_key_token_and_deadline() {
     let guard = client.mutex("a").with_ttl(secs(10)).lock().await.unwrap();
     assert_eq!(guard.key().as_bytes(), b"a");
     assert!(guard.fencing_token().is_some());
-    assert_eq!(guard.deadline().remaining(clock.now()), Duration::from_secs(10));
+    assert_eq!(
+        guard.deadline().remaining(clock.now()),
+        Duration::from_secs(10)
+    );
     assert_eq!(guard.remaining(), Duration::from_secs(10));
     assert!(guard.is_held());
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
@@ -26,13 +29,22 @@ async fn an_automatic_lease_is_renewed_for_as_long_as_the_guard_lives() {
     let guard = client.mutex("a").with_ttl(secs(3)).lock().await.unwrap();
     tokio::time::sleep(Duration::from_secs(100)).await;
     assert!(guard.is_held());
-    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("a").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_manual_lease_ends_at_its_deadline_and_is_released() {
     let (client, _) = simulated();
-    let guard = client.mutex("a").with_ttl(secs(3)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_ttl(secs(3))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     guard.renew().await.unwrap();
     tokio::time::sleep(Duration::from_millis(2_990)).await;
@@ -50,7 +62,13 @@ async fn a_manual_lease_ends_at_its_deadline_and_is_released() {
 #[tokio::test(start_paused = true)]
 async fn lost_completes_at_the_deadline_and_not_before() {
     let (client, clock) = simulated();
-    let guard = client.mutex("a").with_ttl(secs(7)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_ttl(secs(7))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     let token = guard.cancellation_token();
     let deadline = guard.deadline();
     assert_eq!(guard.lost().await, LossReason::Expired);
@@ -69,7 +87,11 @@ async fn lost_never_completes_after_a_release() {
     guard.release().await.unwrap();
     assert!(!view.is_held());
     assert_eq!(view.loss(), None);
-    assert!(tokio::time::timeout(Duration::from_secs(60), view.lost()).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_secs(60), view.lost())
+            .await
+            .is_err()
+    );
     assert!(!token.is_cancelled());
 }
 
@@ -84,7 +106,10 @@ async fn a_suspend_counts() {
     assert!(!guard.is_held());
     let woken = clock.now();
     assert_eq!(told.await.unwrap(), LossReason::Expired);
-    assert!(clock.now().since(woken) <= Duration::from_secs(1), "timers look at the clock at least each second");
+    assert!(
+        clock.now().since(woken) <= Duration::from_secs(1),
+        "timers look at the clock at least each second"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,7 +124,10 @@ async fn the_loss_is_told_when_the_backend_knows_it_first() {
     let holder = client.inspect("a").await.unwrap().holders.remove(0);
     client.break_lock(&holder, true).await.unwrap();
     assert_eq!(guard.lost().await, LossReason::Replaced);
-    assert!(waiter.await.unwrap() > guard.fencing_token(), "the next local waiter starts at once");
+    assert!(
+        waiter.await.unwrap() > guard.fencing_token(),
+        "the next local waiter starts at once"
+    );
 }
 
 #[tokio::test]
@@ -112,7 +140,11 @@ async fn dropping_releases_and_the_next_try_sees_it() {
 
 #[test]
 fn drop_without_runtime_in_shutdown_or_in_panic_never_panics() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     let client = LockClient::new(MemoryBackend::new());
     let lock = |name: &'static str| {
         let client = client.clone();
@@ -121,12 +153,26 @@ fn drop_without_runtime_in_shutdown_or_in_panic_never_panics() {
 
     let guard = runtime.block_on(lock("outside"));
     std::thread::spawn(move || drop(guard)).join().unwrap();
-    drop(runtime.block_on(async { client.mutex("outside").lock_timeout(Duration::from_secs(10)).await.unwrap() }));
+    drop(runtime.block_on(async {
+        client
+            .mutex("outside")
+            .lock_timeout(Duration::from_secs(10))
+            .await
+            .unwrap()
+    }));
 
     let guard = runtime.block_on(lock("panic"));
-    let panicked = runtime.block_on(async move { tokio::spawn(async move { panic!("with {:?}", guard.key()) }).await });
+    let panicked = runtime.block_on(async move {
+        tokio::spawn(async move { panic!("with {:?}", guard.key()) }).await
+    });
     assert!(panicked.unwrap_err().is_panic());
-    drop(runtime.block_on(async { client.mutex("panic").lock_timeout(Duration::from_secs(10)).await.unwrap() }));
+    drop(runtime.block_on(async {
+        client
+            .mutex("panic")
+            .lock_timeout(Duration::from_secs(10))
+            .await
+            .unwrap()
+    }));
 
     let inside = runtime.block_on(lock("shutdown"));
     runtime.spawn(async move {
@@ -140,10 +186,25 @@ fn drop_without_runtime_in_shutdown_or_in_panic_never_panics() {
 
 #[test]
 fn a_client_is_bound_to_its_runtime() {
-    static CLIENT: std::sync::LazyLock<LockClient> = std::sync::LazyLock::new(|| LockClient::new(MemoryBackend::new()));
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    static CLIENT: std::sync::LazyLock<LockClient> =
+        std::sync::LazyLock::new(|| LockClient::new(MemoryBackend::new()));
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let first = runtime();
-    first.block_on(async { CLIENT.mutex("a").lock().await.unwrap().release().await.unwrap() });
+    first.block_on(async {
+        CLIENT
+            .mutex("a")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap()
+    });
     let error = runtime().block_on(async { CLIENT.mutex("a").lock().await.unwrap_err() });
     assert_eq!(error.kind(), ErrorKind::Runtime);
     drop(first);
@@ -154,15 +215,31 @@ fn a_client_is_bound_to_its_runtime() {
 /// Unlike one with a connection: see the tests of `leasehold-redis`.
 #[test]
 fn in_process_client_may_be_used_on_another_runtime() {
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let client = runtime().block_on(async { LockClient::new(MemoryBackend::new()) });
-    runtime().block_on(async { client.mutex("a").lock().await.unwrap().release().await.unwrap() });
+    runtime().block_on(async {
+        client
+            .mutex("a")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap()
+    });
 }
 
 #[tokio::test]
 async fn the_clock_and_the_label_are_the_users() {
     let clock = Arc::new(TestClock::new());
-    let client = LockClient::builder(MemoryBackend::new()).with_label("me").with_ttl(Ttl::from_secs(5).unwrap());
+    let client = LockClient::builder(MemoryBackend::new())
+        .with_label("me")
+        .with_ttl(Ttl::from_secs(5).unwrap());
     let client = client.with_clock(clock).build();
     let guard = client.mutex("a").with_label("you").lock().await.unwrap();
     assert_eq!(guard.ttl(), secs(5));
@@ -171,7 +248,12 @@ async fn the_clock_and_the_label_are_the_users() {
 
 #[test]
 fn memory_lock_is_released_when_its_runtime_has_ended() {
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let backend = Arc::new(MemoryBackend::new());
     let lock = |runtime: &tokio::runtime::Runtime| {
         let client = LockClient::new(Arc::clone(&backend));
@@ -187,14 +269,27 @@ fn memory_lock_is_released_when_its_runtime_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn cancellation_tokens_leave_no_task_behind() {
     let (client, _) = simulated();
-    let guard = client.mutex("a").with_ttl(secs(7)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_ttl(secs(7))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     settle().await;
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
     let before = tasks();
     for _ in 0..1_000 {
         drop(guard.cancellation_token());
     }
-    let (one, other) = (guard.cancellation_token(), guard.view().cancellation_token());
+    let (one, other) = (
+        guard.cancellation_token(),
+        guard.view().cancellation_token(),
+    );
     settle().await;
     assert_eq!(tasks(), before);
     one.cancel();
@@ -209,8 +304,16 @@ async fn a_view_outlives_the_connection_and_does_not_keep_it() {
         let clock = Arc::new(TestClock::new());
         let backend = Arc::new(MemoryBackend::with_clock(clock.clone()));
         let connection = Arc::downgrade(&backend);
-        let client = LockClient::builder(backend).with_clock(clock.clone()).build();
-        let guard = client.mutex("a").with_ttl(secs(7)).with_renewal(Renewal::Manual).lock().await.unwrap();
+        let client = LockClient::builder(backend)
+            .with_clock(clock.clone())
+            .build();
+        let guard = client
+            .mutex("a")
+            .with_ttl(secs(7))
+            .with_renewal(Renewal::Manual)
+            .lock()
+            .await
+            .unwrap();
         let (view, token, deadline) = (guard.view(), guard.cancellation_token(), guard.deadline());
         let (told, fencing) = (
             tokio::spawn({
@@ -229,10 +332,22 @@ async fn a_view_outlives_the_connection_and_does_not_keep_it() {
         drop(client);
         settle().await;
         assert!(connection.upgrade().is_none(), "lost: {lose}");
-        assert_eq!((view.key().as_str(), view.ttl(), view.fencing_token()), (Some("a"), secs(7), fencing));
-        assert_eq!((view.is_held(), view.remaining(), view.deadline()), (false, Duration::ZERO, deadline));
-        assert_eq!((view.loss(), token.is_cancelled()), (lose.then_some(LossReason::Expired), lose));
-        assert_eq!((told.is_finished(), view.cancellation_token().is_cancelled()), (lose, lose));
+        assert_eq!(
+            (view.key().as_str(), view.ttl(), view.fencing_token()),
+            (Some("a"), secs(7), fencing)
+        );
+        assert_eq!(
+            (view.is_held(), view.remaining(), view.deadline()),
+            (false, Duration::ZERO, deadline)
+        );
+        assert_eq!(
+            (view.loss(), token.is_cancelled()),
+            (lose.then_some(LossReason::Expired), lose)
+        );
+        assert_eq!(
+            (told.is_finished(), view.cancellation_token().is_cancelled()),
+            (lose, lose)
+        );
         told.abort();
     }
 }

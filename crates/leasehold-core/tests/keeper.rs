@@ -8,14 +8,23 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, SessionId, Ttl};
+use leasehold_core::{
+    Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, SessionId, Ttl,
+};
 use support::{secs, settle, spied};
 
 /// So many locks, all taken at once.
 async fn locked(client: &LockClient, count: usize, ttl: Ttl) -> Vec<LockGuard> {
     let mut guards = Vec::new();
     for number in 0..count {
-        guards.push(client.mutex(format!("{number}")).with_ttl(ttl).lock().await.unwrap());
+        guards.push(
+            client
+                .mutex(format!("{number}"))
+                .with_ttl(ttl)
+                .lock()
+                .await
+                .unwrap(),
+        );
     }
     guards
 }
@@ -27,7 +36,11 @@ async fn it_renews_at_a_third_of_the_ttl_at_the_latest() {
     let _guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
     tokio::time::sleep(Duration::from_secs(300)).await;
     let renewals = watched.renewals.lock().unwrap();
-    assert!((30..=51).contains(&renewals.len()), "{} in ten TTLs", renewals.len());
+    assert!(
+        (30..=51).contains(&renewals.len()),
+        "{} in ten TTLs",
+        renewals.len()
+    );
     let mut last = start;
     for &renewal in &*renewals {
         assert!(renewal.since(last) <= Duration::from_millis(10_050));
@@ -56,7 +69,10 @@ async fn failed_renewal_is_no_loss_and_is_retried_until_deadline() {
     assert_eq!(guard.lost().await, LossReason::Expired);
     let deadline = guard.deadline();
     assert!(clock.now().since(deadline.moment()) < Duration::from_millis(50));
-    assert!(local.await.unwrap() > guard.fencing_token(), "who waits in the process is not blocked by a dead guard");
+    assert!(
+        local.await.unwrap() > guard.fencing_token(),
+        "who waits in the process is not blocked by a dead guard"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,12 +97,21 @@ async fn nothing_is_renewed_after_a_release() {
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_manual_guard_is_released_at_its_deadline() {
     let (client, _, clock) = spied();
-    let guard = client.mutex("a").with_ttl(secs(5)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_ttl(secs(5))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     std::mem::forget(guard);
     let start = clock.now();
     let next = client.mutex("a").lock().await.unwrap();
     let waited = clock.now().since(start);
-    assert!((Duration::from_secs(5)..Duration::from_millis(5_050)).contains(&waited), "{waited:?}");
+    assert!(
+        (Duration::from_secs(5)..Duration::from_millis(5_050)).contains(&waited),
+        "{waited:?}"
+    );
     drop(next);
 }
 
@@ -97,7 +122,10 @@ async fn leases_of_one_session_are_renewed_together() {
     let _guards = locked(&client, 100, secs(9)).await;
     tokio::time::sleep(Duration::from_secs(8)).await;
     let renewals = watched.renewals.lock().unwrap().len();
-    assert!((1..=6).contains(&renewals), "{renewals} renewals for 100 leases");
+    assert!(
+        (1..=6).contains(&renewals),
+        "{renewals} renewals for 100 leases"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,7 +137,9 @@ async fn leases_taken_together_are_not_renewed_together() {
     assert!(guards.iter().all(|guard| guard.is_held()));
     let mut per_100_ms = BTreeMap::<u128, usize>::new();
     for renewal in &*watched.renewals.lock().unwrap() {
-        *per_100_ms.entry(renewal.since(start).as_millis() / 100).or_default() += 1;
+        *per_100_ms
+            .entry(renewal.since(start).as_millis() / 100)
+            .or_default() += 1;
     }
     let most = per_100_ms.values().max().unwrap();
     assert!(*most < 1_000, "{most} renewals within 100 ms");
@@ -123,7 +153,12 @@ async fn what_is_due_soon_is_renewed_along_with_what_is_due() {
     assert!(guards.iter().all(|guard| guard.is_held()));
     let renewals = watched.renewals.lock().unwrap().clone();
     let moments: BTreeSet<_> = renewals.iter().collect();
-    assert!(moments.len() * 10 < renewals.len(), "{} renewals at {} moments", renewals.len(), moments.len());
+    assert!(
+        moments.len() * 10 < renewals.len(),
+        "{} renewals at {} moments",
+        renewals.len(),
+        moments.len()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,7 +175,13 @@ async fn the_keeper_ends_with_its_client() {
 #[tokio::test(start_paused = true)]
 async fn renewal_answered_after_the_deadline_is_an_expiry() {
     let (client, watched, clock) = spied();
-    let guard = client.mutex("a").with_ttl(secs(10)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_ttl(secs(10))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     *watched.suspended.lock().unwrap() = Some((clock, Duration::from_secs(11)));
     assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     assert_eq!(guard.loss(), Some(LossReason::Expired));
@@ -162,7 +203,12 @@ async fn a_short_lease_does_not_queue_behind_long_ones() {
     *watched.round_trip.lock().unwrap() = Duration::from_secs(1);
     let long = locked(&client, 4_000, secs(60)).await;
     tokio::time::sleep(Duration::from_secs(13)).await;
-    let short = client.mutex("short").with_ttl(secs(3)).lock().await.unwrap();
+    let short = client
+        .mutex("short")
+        .with_ttl(secs(3))
+        .lock()
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(short.is_held());
     assert!(long.iter().all(|guard| guard.is_held()));
@@ -199,10 +245,18 @@ async fn a_panic_of_a_renewal_ends_no_other() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_manual_renewal_is_its_error() {
     let (client, watched, _clock) = spied();
-    let guard = client.mutex("a").with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     watched.panics.store(1, SeqCst);
     let error = guard.renew().await.unwrap_err();
-    assert_eq!((error.kind(), error.backend()), (ErrorKind::Indeterminate, Some("memory")));
+    assert_eq!(
+        (error.kind(), error.backend()),
+        (ErrorKind::Indeterminate, Some("memory"))
+    );
     assert!(error.message().contains("told to panic"), "{error}");
     guard.renew().await.unwrap();
 }

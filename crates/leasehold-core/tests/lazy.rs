@@ -11,7 +11,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, Clock, Error, ErrorKind, Fencing, LazyBackend, LockBackend, LockClient, Timestamp, TestClock, Ttl,
+    Capabilities, Clock, Error, ErrorKind, Fencing, LazyBackend, LockBackend, LockClient,
+    TestClock, Timestamp, Ttl,
 };
 use leasehold_local::MemoryBackend;
 use support::{secs, settle};
@@ -31,7 +32,9 @@ struct Server {
 impl Server {
     fn down(clock: &Arc<TestClock>) -> Arc<Self> {
         Arc::new(Self {
-            memory: Arc::new(MemoryBackend::with_clock(Arc::clone(clock) as Arc<dyn Clock>)),
+            memory: Arc::new(MemoryBackend::with_clock(
+                Arc::clone(clock) as Arc<dyn Clock>
+            )),
             up: AtomicBool::new(false),
             attempts: AtomicUsize::new(0),
             answers: Semaphore::new(Semaphore::MAX_PERMITS),
@@ -56,7 +59,10 @@ impl Server {
             let server = Arc::clone(&server);
             async move { server.connect().await }
         });
-        LockClient::builder(lazy).with_ttl(secs(10)).with_clock(Arc::clone(clock) as Arc<dyn Clock>).build()
+        LockClient::builder(lazy)
+            .with_ttl(secs(10))
+            .with_clock(Arc::clone(clock) as Arc<dyn Clock>)
+            .build()
     }
 }
 
@@ -85,9 +91,17 @@ async fn a_server_that_is_down_is_unavailable_with_the_cause() {
     ];
     for outcome in outcomes {
         let error = outcome.unwrap_err();
-        assert_eq!((error.kind(), error.backend()), (ErrorKind::Unavailable, Some("memory")), "{error}");
+        assert_eq!(
+            (error.kind(), error.backend()),
+            (ErrorKind::Unavailable, Some("memory")),
+            "{error}"
+        );
         assert!(error.to_string().contains("nobody listens"), "{error}");
-        assert!(std::error::Error::source(&error).unwrap().is::<std::io::Error>());
+        assert!(
+            std::error::Error::source(&error)
+                .unwrap()
+                .is::<std::io::Error>()
+        );
     }
     assert_eq!(server.attempts.load(SeqCst), 3);
 }
@@ -127,7 +141,9 @@ async fn a_waiting_lock_gives_up_after_a_ttl() {
     let before = clock.now();
     let error = client.mutex("k").lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(clock.now().since(before) >= Duration::from_secs(10) && before > Timestamp::from_nanos(0));
+    assert!(
+        clock.now().since(before) >= Duration::from_secs(10) && before > Timestamp::from_nanos(0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,7 +172,9 @@ async fn an_attempt_goes_on_when_who_asked_goes_away() {
     server.up.store(true, SeqCst);
     for _ in 0..3 {
         let mutex = client.mutex("k");
-        tokio::time::timeout(Duration::from_secs(1), mutex.lock()).await.unwrap_err();
+        tokio::time::timeout(Duration::from_secs(1), mutex.lock())
+            .await
+            .unwrap_err();
     }
     assert_eq!(server.attempts.load(SeqCst), 1);
     server.answers.add_permits(1);
@@ -199,13 +217,19 @@ async fn a_close_before_and_during_an_attempt_leaves_nothing_open() {
     settle().await;
     server.answers.add_permits(1);
     closing.await.unwrap().unwrap();
-    assert_eq!(pinging.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        pinging.await.unwrap().unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     assert!(client.capabilities().provisional);
 }
 
 #[tokio::test(start_paused = true)]
 async fn bad_input_needs_no_server() {
     let (server, client, _) = simulated();
-    assert_eq!(client.mutex("").lock().await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(
+        client.mutex("").lock().await.unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
     assert_eq!(server.attempts.load(SeqCst), 0);
 }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, ErrorKind, FencingToken, LockBackend, LockClient, LockKey, Renewal, Request, TestClock,
+    Attempt, ErrorKind, FencingToken, LockBackend, LockClient, LockKey, Renewal, Request,
+    TestClock,
     quorum::{QuorumBackend, QuorumConfig},
 };
 use leasehold_local::MemoryBackend;
@@ -25,15 +26,22 @@ impl Recording {
         Self(DebuggingRecorder::new())
     }
 
-    /// What was measured since the last call, as `name{label=value}`: what counters counted, by how much gauges changed (or
-    /// what they were set to), and all values of histograms. The recorder begins at zero each time.
+    /// What was measured since the last call, as `name{label=value}`: what counters counted, by how
+    /// much gauges changed (or what they were set to), and all values of histograms. The recorder
+    /// begins at zero each time.
     fn take(&self) -> BTreeMap<String, Vec<f64>> {
         let mut taken = BTreeMap::new();
         for (key, unit, description, value) in self.0.snapshotter().snapshot().into_vec() {
             let key = key.key();
-            let labels: Vec<_> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+            let labels: Vec<_> = key
+                .labels()
+                .map(|label| format!("{}={}", label.key(), label.value()))
+                .collect();
             let name = format!("{}{{{}}}", key.name(), labels.join(","));
-            assert!(unit.is_some() && description.is_some(), "{name} is not described");
+            assert!(
+                unit.is_some() && description.is_some(),
+                "{name} is not described"
+            );
             let values = match value {
                 DebugValue::Counter(0) => continue,
                 DebugValue::Counter(count) => vec![count as f64],
@@ -50,8 +58,14 @@ impl Recording {
 /// Everything that was taken, and nothing else.
 #[track_caller]
 fn expect(taken: &BTreeMap<String, Vec<f64>>, expected: &[(&str, f64)]) {
-    let taken: Vec<_> = taken.iter().map(|(name, values)| (name.as_str(), values.as_slice())).collect();
-    let expected: Vec<_> = expected.iter().map(|(name, value)| (*name, std::slice::from_ref(value))).collect();
+    let taken: Vec<_> = taken
+        .iter()
+        .map(|(name, values)| (name.as_str(), values.as_slice()))
+        .collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(name, value)| (*name, std::slice::from_ref(value)))
+        .collect();
     assert_eq!(taken, expected);
 }
 
@@ -64,7 +78,10 @@ async fn a_pair_counts_one_acquisition_and_one_release_with_its_times() {
     expect(
         &recording.take(),
         &[
-            ("leasehold_acquisitions_total{backend=memory,outcome=granted}", 1.0),
+            (
+                "leasehold_acquisitions_total{backend=memory,outcome=granted}",
+                1.0,
+            ),
             ("leasehold_held{backend=memory}", 1.0),
             ("leasehold_wait_seconds{backend=memory}", 0.0),
             ("leasehold_waiting{backend=memory}", 0.0),
@@ -72,7 +89,13 @@ async fn a_pair_counts_one_acquisition_and_one_release_with_its_times() {
     );
     let waiting = tokio::spawn(async move { other.mutex("a").lock().await });
     tokio::time::sleep(Duration::from_secs(2)).await;
-    expect(&recording.take(), &[("leasehold_held{backend=memory}", 0.0), ("leasehold_waiting{backend=memory}", 1.0)]);
+    expect(
+        &recording.take(),
+        &[
+            ("leasehold_held{backend=memory}", 0.0),
+            ("leasehold_waiting{backend=memory}", 1.0),
+        ],
+    );
     guard.release().await.unwrap();
     let guard = waiting.await.unwrap().unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -82,12 +105,24 @@ async fn a_pair_counts_one_acquisition_and_one_release_with_its_times() {
     let near = |name: &str, expected: &[f64]| {
         let values = &taken[name];
         assert_eq!(values.len(), expected.len(), "{taken:?}");
-        assert!(values.iter().zip(expected).all(|(value, expected)| (value - expected).abs() < 0.1), "{taken:?}");
+        assert!(
+            values
+                .iter()
+                .zip(expected)
+                .all(|(value, expected)| (value - expected).abs() < 0.1),
+            "{taken:?}"
+        );
     };
     near("leasehold_wait_seconds{backend=memory}", &[2.0]);
     near("leasehold_hold_seconds{backend=memory}", &[2.0, 3.0]);
-    near("leasehold_acquisitions_total{backend=memory,outcome=granted}", &[1.0]);
-    near("leasehold_releases_total{backend=memory,outcome=freed}", &[2.0]);
+    near(
+        "leasehold_acquisitions_total{backend=memory,outcome=granted}",
+        &[1.0],
+    );
+    near(
+        "leasehold_releases_total{backend=memory,outcome=freed}",
+        &[2.0],
+    );
     near("leasehold_held{backend=memory}", &[-1.0]);
     near("leasehold_waiting{backend=memory}", &[-1.0]);
 }
@@ -105,23 +140,82 @@ async fn an_acquisition_that_fails_counts_once_by_how_it_failed() {
     };
     outcomes();
     let mutex = other.mutex("a");
-    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-    expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=contended}", 1.0)]);
-    assert_eq!(mutex.lock_timeout(Duration::from_secs(1)).await.unwrap_err().kind(), ErrorKind::TimedOut);
-    expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=timed_out}", 1.0)]);
+    assert_eq!(
+        mutex.try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
+    expect(
+        &outcomes(),
+        &[(
+            "leasehold_acquisitions_total{backend=memory,outcome=contended}",
+            1.0,
+        )],
+    );
+    assert_eq!(
+        mutex
+            .lock_timeout(Duration::from_secs(1))
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::TimedOut
+    );
+    expect(
+        &outcomes(),
+        &[(
+            "leasehold_acquisitions_total{backend=memory,outcome=timed_out}",
+            1.0,
+        )],
+    );
     let owner = other.owner();
-    let error = owner.lock_timeout("a", Duration::from_secs(1)).await.unwrap_err();
+    let error = owner
+        .lock_timeout("a", Duration::from_secs(1))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.to_string().contains("within 1s"), "{error}");
-    expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=timed_out}", 1.0)]);
-    assert!(tokio::time::timeout(Duration::from_secs(1), mutex.lock()).await.is_err());
-    expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=cancelled}", 1.0)]);
-    assert_eq!(other.mutex("").lock().await.unwrap_err().kind(), ErrorKind::InvalidInput);
-    expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=invalid_input}", 1.0)]);
+    expect(
+        &outcomes(),
+        &[(
+            "leasehold_acquisitions_total{backend=memory,outcome=timed_out}",
+            1.0,
+        )],
+    );
+    assert!(
+        tokio::time::timeout(Duration::from_secs(1), mutex.lock())
+            .await
+            .is_err()
+    );
+    expect(
+        &outcomes(),
+        &[(
+            "leasehold_acquisitions_total{backend=memory,outcome=cancelled}",
+            1.0,
+        )],
+    );
+    assert_eq!(
+        other.mutex("").lock().await.unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+    expect(
+        &outcomes(),
+        &[(
+            "leasehold_acquisitions_total{backend=memory,outcome=invalid_input}",
+            1.0,
+        )],
+    );
     settle().await;
     other.close().await.unwrap();
-    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Closed);
-    expect(&outcomes(), &[("leasehold_acquisitions_total{backend=memory,outcome=closed}", 1.0)]);
+    assert_eq!(
+        mutex.try_lock().await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    expect(
+        &outcomes(),
+        &[(
+            "leasehold_acquisitions_total{backend=memory,outcome=closed}",
+            1.0,
+        )],
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,16 +238,28 @@ async fn a_loss_counts_once_with_its_reason_and_not_as_a_release() {
     let mutex = client.mutex("a").with_ttl(secs(3));
     let ends = || {
         let mut ends = recording.take();
-        ends.retain(|name, _| ["_losses_", "_releases_", "_held"].iter().any(|end| name.contains(end)));
+        ends.retain(|name, _| {
+            ["_losses_", "_releases_", "_held"]
+                .iter()
+                .any(|end| name.contains(end))
+        });
         ends
     };
-    let guard = mutex.clone().with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = mutex
+        .clone()
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     guard.lost().await;
     drop(guard);
     settle().await;
     expect(
         &ends(),
-        &[("leasehold_held{backend=memory}", 0.0), ("leasehold_losses_total{backend=memory,reason=expired}", 1.0)],
+        &[
+            ("leasehold_held{backend=memory}", 0.0),
+            ("leasehold_losses_total{backend=memory,reason=expired}", 1.0),
+        ],
     );
     let guard = mutex.lock().await.unwrap();
     let holder = client.inspect("a").await.unwrap().holders.remove(0);
@@ -163,7 +269,13 @@ async fn a_loss_counts_once_with_its_reason_and_not_as_a_release() {
     settle().await;
     expect(
         &ends(),
-        &[("leasehold_held{backend=memory}", 0.0), ("leasehold_losses_total{backend=memory,reason=replaced}", 1.0)],
+        &[
+            ("leasehold_held{backend=memory}", 0.0),
+            (
+                "leasehold_losses_total{backend=memory,reason=replaced}",
+                1.0,
+            ),
+        ],
     );
     let _guard = mutex.lock().await.unwrap();
     client.close().await.unwrap();
@@ -171,7 +283,10 @@ async fn a_loss_counts_once_with_its_reason_and_not_as_a_release() {
         &ends(),
         &[
             ("leasehold_held{backend=memory}", 0.0),
-            ("leasehold_losses_total{backend=memory,reason=client_closed}", 1.0),
+            (
+                "leasehold_losses_total{backend=memory,reason=client_closed}",
+                1.0,
+            ),
         ],
     );
 }
@@ -187,7 +302,10 @@ async fn renewals_count_by_their_outcome() {
         recording.take().get(&name).map_or(0.0, |count| count[0])
     };
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(renewals("renewed"), watched.renewals.lock().unwrap().drain(..).count() as f64);
+    assert_eq!(
+        renewals("renewed"),
+        watched.renewals.lock().unwrap().drain(..).count() as f64
+    );
     watched.renewals_fail.store(true, SeqCst);
     tokio::time::sleep(Duration::from_secs(20)).await;
     let failed = renewals("unavailable");
@@ -199,8 +317,13 @@ async fn renewals_count_by_their_outcome() {
 async fn quorum(votes: bool) -> (LockClient, [Arc<Flaky>; 3]) {
     let clock = Arc::new(TestClock::new());
     let nodes = ["node-a", "node-b", "node-c"].map(|name| Flaky::new(name, clock.clone(), votes));
-    let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
-    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    let members = nodes
+        .iter()
+        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
+        .collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new())
+        .await
+        .unwrap();
     (LockClient::builder(quorum).with_clock(clock).build(), nodes)
 }
 
@@ -209,16 +332,31 @@ async fn a_pair_of_a_quorum_counts_once_whatever_its_nodes_do() {
     let recording = Recording::new();
     let _recorded = metrics::set_default_local_recorder(&recording.0);
     let (client, _) = quorum(true).await;
-    client.mutex("a").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("a")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     settle().await;
     let taken = recording.take();
-    let locks: BTreeMap<_, _> =
-        taken.into_iter().filter(|(name, _)| name.contains("_acquisitions_") || name.contains("_releases_")).collect();
+    let locks: BTreeMap<_, _> = taken
+        .into_iter()
+        .filter(|(name, _)| name.contains("_acquisitions_") || name.contains("_releases_"))
+        .collect();
     expect(
         &locks,
         &[
-            ("leasehold_acquisitions_total{backend=quorum,outcome=granted}", 1.0),
-            ("leasehold_releases_total{backend=quorum,outcome=freed}", 1.0),
+            (
+                "leasehold_acquisitions_total{backend=quorum,outcome=granted}",
+                1.0,
+            ),
+            (
+                "leasehold_releases_total{backend=quorum,outcome=freed}",
+                1.0,
+            ),
         ],
     );
 }
@@ -229,7 +367,14 @@ async fn node_metrics_show_a_dead_node_down_and_later_up() {
     let _recorded = metrics::set_default_local_recorder(&recording.0);
     let (client, nodes) = quorum(true).await;
     let pair = async || {
-        client.mutex("a").lock().await.unwrap().release().await.unwrap();
+        client
+            .mutex("a")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         let mut taken = recording.take();
         taken.retain(|name, _| name.contains("_quorum_node_"));
@@ -244,7 +389,10 @@ async fn node_metrics_show_a_dead_node_down_and_later_up() {
     };
     expect(&pair().await, &up(1.0));
     nodes[2].down.store(true, SeqCst);
-    let failures = ("leasehold_quorum_node_failures_total{node=node-c,kind=unavailable}", 1.0);
+    let failures = (
+        "leasehold_quorum_node_failures_total{node=node-c,kind=unavailable}",
+        1.0,
+    );
     let mut expected = vec![failures];
     expected.extend(up(0.0));
     for _ in 0..2 {
@@ -258,18 +406,36 @@ async fn node_metrics_show_a_dead_node_down_and_later_up() {
 async fn a_token_that_took_a_second_round_trip_counts_as_written_back() {
     let clock = Arc::new(TestClock::new());
     let nodes = [(); 3].map(|()| Arc::new(MemoryBackend::with_clock(clock.clone())));
-    let request = Request::new(LockKey::new("a").unwrap()).with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
+    let request = Request::new(LockKey::new("a").unwrap())
+        .with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
     // One node is ahead of the others, and of every clock.
     let ahead = request.clone().with_token_floor(FencingToken::new(1 << 52));
-    let Attempt::Granted(lease) = Arc::clone(&nodes[0]).try_acquire(ahead).await.unwrap() else { panic!("it is free") };
+    let Attempt::Granted(lease) = Arc::clone(&nodes[0]).try_acquire(ahead).await.unwrap() else {
+        panic!("it is free")
+    };
     lease.release().await.unwrap();
-    let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
-    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    let members = nodes
+        .iter()
+        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
+        .collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new())
+        .await
+        .unwrap();
     let recording = Recording::new();
     let _recorded = metrics::set_default_local_recorder(&recording.0);
     let client = LockClient::builder(quorum).with_clock(clock).build();
-    client.mutex("a").lock().await.unwrap().release().await.unwrap();
-    assert_eq!(recording.take()["leasehold_quorum_write_backs_total{backend=quorum}"], [1.0]);
+    client
+        .mutex("a")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    assert_eq!(
+        recording.take()["leasehold_quorum_write_backs_total{backend=quorum}"],
+        [1.0]
+    );
 }
 
 /// Names and keys of locks are as many as there are things to lock.
@@ -279,12 +445,25 @@ async fn no_label_has_a_lock_in_it() {
     let _recorded = metrics::set_default_local_recorder(&recording.0);
     let (client, _) = quorum(true).await;
     for number in 0..10 {
-        client.mutex(format!("item/{number}")).with_label("till 3").lock().await.unwrap().release().await.unwrap();
+        client
+            .mutex(format!("item/{number}"))
+            .with_label("till 3")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
     settle().await;
     let taken = recording.take();
     assert!(taken.len() > 5);
-    assert!(taken.keys().all(|name| !name.contains("item") && !name.contains("till")), "{taken:?}");
+    assert!(
+        taken
+            .keys()
+            .all(|name| !name.contains("item") && !name.contains("till")),
+        "{taken:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -293,16 +472,24 @@ async fn every_counter_is_there_from_the_start() {
     let _recorded = metrics::set_default_local_recorder(&recorder);
     let clock = Arc::new(TestClock::new());
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
-    let quorum = QuorumBackend::open(nodes.map(|node| node as _).into(), QuorumConfig::new()).await.unwrap();
+    let quorum = QuorumBackend::open(nodes.map(|node| node as _).into(), QuorumConfig::new())
+        .await
+        .unwrap();
     let _client = LockClient::new(quorum);
     let mut counters: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (key, _, _, value) in recorder.snapshotter().snapshot().into_vec() {
         if matches!(value, DebugValue::Counter(0)) {
             let last = key.key().labels().last().unwrap().value().to_owned();
-            counters.entry(key.key().name().to_owned()).or_default().push(last);
+            counters
+                .entry(key.key().name().to_owned())
+                .or_default()
+                .push(last);
         }
     }
-    let numbers: Vec<_> = counters.iter().map(|(name, labels)| (name.as_str(), labels.len())).collect();
+    let numbers: Vec<_> = counters
+        .iter()
+        .map(|(name, labels)| (name.as_str(), labels.len()))
+        .collect();
     assert_eq!(
         numbers,
         [

@@ -13,8 +13,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Error, ErrorKind, HolderRef, Inspection, LockBackend, LockClient, LockKey, Request,
-    Result, TestClock, Ttl, async_trait,
+    Attempt, Broken, Capabilities, Error, ErrorKind, HolderRef, Inspection, LockBackend,
+    LockClient, LockKey, Request, Result, TestClock, Ttl, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use support::settle;
@@ -88,24 +88,47 @@ impl LockBackend for Remote {
 fn clients() -> (Arc<Remote>, LockClient, LockClient) {
     let clock = Arc::new(TestClock::new());
     let inner = Arc::new(MemoryBackend::with_clock(clock.clone()));
-    let remote = Arc::new(Remote { inner, server: Mutex::new(Server::Runs), attempts: AtomicUsize::new(0) });
+    let remote = Arc::new(Remote {
+        inner,
+        server: Mutex::new(Server::Runs),
+        attempts: AtomicUsize::new(0),
+    });
     let ttl = Ttl::from_secs(TTL.as_secs()).unwrap();
-    let client = || LockClient::builder(Arc::clone(&remote)).with_ttl(ttl).with_clock(clock.clone()).build();
+    let client = || {
+        LockClient::builder(Arc::clone(&remote))
+            .with_ttl(ttl)
+            .with_clock(clock.clone())
+            .build()
+    };
     let (one, other) = (client(), client());
     (remote, one, other)
 }
 
 fn cause(error: &Error) -> Option<ErrorKind> {
-    error.source().and_then(|source| source.downcast_ref::<Error>()).map(Error::kind)
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<Error>())
+        .map(Error::kind)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_nobody_answers_is_unavailable_with_the_cause() {
-    for (server, fault) in [(Server::Stands, ErrorKind::Indeterminate), (Server::Refuses, ErrorKind::Unavailable)] {
+    for (server, fault) in [
+        (Server::Stands, ErrorKind::Indeterminate),
+        (Server::Refuses, ErrorKind::Unavailable),
+    ] {
         let (remote, client, _) = clients();
         remote.set(server);
-        let error = client.mutex("a").lock_timeout(Duration::from_secs(6)).await.unwrap_err();
-        assert_eq!((error.kind(), cause(&error)), (ErrorKind::Unavailable, Some(fault)), "{error:?}");
+        let error = client
+            .mutex("a")
+            .lock_timeout(Duration::from_secs(6))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.kind(), cause(&error)),
+            (ErrorKind::Unavailable, Some(fault)),
+            "{error:?}"
+        );
     }
 }
 
@@ -113,7 +136,11 @@ async fn a_wait_that_nobody_answers_is_unavailable_with_the_cause() {
 async fn a_wait_shorter_than_the_response_timeout_is_unavailable() {
     let (remote, client, _) = clients();
     remote.set(Server::Stands);
-    let error = client.mutex("a").lock_timeout(RESPONSE / 2).await.unwrap_err();
+    let error = client
+        .mutex("a")
+        .lock_timeout(RESPONSE / 2)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().contains("did not answer"), "{error}");
 }
@@ -139,11 +166,21 @@ async fn those_behind_one_that_is_not_answered_are_unavailable_too() {
             let error = task.await.unwrap().unwrap_err();
             if number >= 4 {
                 // Whose turn within the owner comes as its time is over has one attempt left.
-                assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Indeterminate), "{error:?}");
+                assert!(
+                    matches!(
+                        error.kind(),
+                        ErrorKind::Unavailable | ErrorKind::Indeterminate
+                    ),
+                    "{error:?}"
+                );
                 continue;
             }
             let expected = (limit > RESPONSE).then_some(ErrorKind::Indeterminate);
-            assert_eq!((error.kind(), cause(&error)), (ErrorKind::Unavailable, expected), "{error:?}");
+            assert_eq!(
+                (error.kind(), cause(&error)),
+                (ErrorKind::Unavailable, expected),
+                "{error:?}"
+            );
         }
     }
 }
@@ -155,9 +192,17 @@ async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
     let held = other.mutex("a").lock().await.unwrap();
     let waits = |client: &LockClient| {
         let client = client.clone();
-        tokio::spawn(async move { client.mutex("a").lock_timeout(limit).await.unwrap_err().kind() })
+        tokio::spawn(async move {
+            client
+                .mutex("a")
+                .lock_timeout(limit)
+                .await
+                .unwrap_err()
+                .kind()
+        })
     };
-    // The first one asks the backend, all later ones queue here; those of the holder's own client queue behind it.
+    // The first one asks the backend, all later ones queue here; those of the holder's own client
+    // queue behind it.
     for client in [&client, &other] {
         for waiting in [waits(client), waits(client), waits(client)] {
             assert_eq!(waiting.await.unwrap(), ErrorKind::TimedOut);
@@ -167,7 +212,10 @@ async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
     // One that is granted while more queue, and holds.
     let (owner, another) = (client.owner(), client.owner());
     let _held = owner.lock_timeout("a", limit).await.unwrap();
-    assert_eq!(another.lock_timeout("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(
+        another.lock_timeout("a", limit).await.unwrap_err().kind(),
+        ErrorKind::TimedOut
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +224,12 @@ async fn a_wait_that_was_refused_before_the_outage_is_contention() {
     let held = other.mutex("a").lock().await.unwrap();
     let waiting = |limit: u64| {
         let mutex = client.mutex("a");
-        tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(limit)).await.unwrap_err() })
+        tokio::spawn(async move {
+            mutex
+                .lock_timeout(Duration::from_secs(limit))
+                .await
+                .unwrap_err()
+        })
     };
     let (asks, queues) = (waiting(5), waiting(5));
     settle().await;
@@ -196,17 +249,25 @@ async fn faults_of_the_first_and_of_later_attempts_are_retried() {
     for refused_first in [false, true] {
         for server in [Server::Stands, Server::Refuses] {
             let (remote, client, other) = clients();
-            let held = if refused_first { Some(other.mutex("a").lock().await.unwrap()) } else { None };
+            let held = if refused_first {
+                Some(other.mutex("a").lock().await.unwrap())
+            } else {
+                None
+            };
             if !refused_first {
                 remote.set(server);
             }
             let mutex = client.mutex("a");
-            let waiting = tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(6)).await });
+            let waiting =
+                tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(6)).await });
             settle().await;
             remote.set(server);
             drop(held);
             tokio::time::sleep(RESPONSE * 3).await;
-            assert!(!waiting.is_finished(), "{server:?}, refused first: {refused_first}");
+            assert!(
+                !waiting.is_finished(),
+                "{server:?}, refused first: {refused_first}"
+            );
             remote.set(Server::Runs);
             assert!(waiting.await.unwrap().unwrap().is_held());
         }

@@ -28,7 +28,10 @@ struct Fuse {
 
 impl Fuse {
     fn at(at: Option<usize>) -> Arc<Self> {
-        Arc::new(Self { at, calls: AtomicUsize::new(0) })
+        Arc::new(Self {
+            at,
+            calls: AtomicUsize::new(0),
+        })
     }
 
     fn called(&self) {
@@ -50,21 +53,42 @@ async fn use_locks(client: &LockClient, other: &LockClient) {
     client.mutex("run").run(async |_| ()).await.unwrap();
 
     let owner = client.owner();
-    let (first, second) = (owner.lock("owned").await.unwrap(), owner.lock("owned").await.unwrap());
+    let (first, second) = (
+        owner.lock("owned").await.unwrap(),
+        owner.lock("owned").await.unwrap(),
+    );
     assert_eq!(first.release().await.unwrap(), Released::StillHeld);
     drop(second);
 
     let held = other.mutex("contended").lock().await.unwrap();
     let contended = client.mutex("contended");
-    assert_eq!(contended.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-    assert_eq!(contended.lock_timeout(Duration::from_secs(1)).await.unwrap_err().kind(), ErrorKind::TimedOut);
-    tokio::time::timeout(Duration::from_secs(1), contended.lock()).await.unwrap_err();
+    assert_eq!(
+        contended.try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
+    assert_eq!(
+        contended
+            .lock_timeout(Duration::from_secs(1))
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::TimedOut
+    );
+    tokio::time::timeout(Duration::from_secs(1), contended.lock())
+        .await
+        .unwrap_err();
     let mut granted_and_dropped = Box::pin(contended.lock());
     assert!(futures_util::poll!(&mut granted_and_dropped).is_pending());
     held.release().await.unwrap();
     drop(granted_and_dropped);
 
-    let lost = client.mutex("lost").with_ttl(secs(1)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let lost = client
+        .mutex("lost")
+        .with_ttl(secs(1))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     let kept = client.mutex("kept").with_ttl(secs(3)).lock().await.unwrap();
     kept.renew().await.unwrap();
     assert_eq!(lost.lost().await, LossReason::Expired);
@@ -77,9 +101,20 @@ async fn use_locks(client: &LockClient, other: &LockClient) {
     assert!(panics.await.unwrap_err().is_panic());
 }
 
-/// Uses locks while `install` has what it makes of a fuse called, for each point at which the fuse may blow.
+/// Uses locks while `install` has what it makes of a fuse called, for each point at which the fuse
+/// may blow.
 async fn at_every_point<G>(install: impl Fn(Arc<Fuse>) -> G) {
-    let names = ["released", "dropped", "read", "permit", "run", "owned", "contended", "lost", "kept"];
+    let names = [
+        "released",
+        "dropped",
+        "read",
+        "permit",
+        "run",
+        "owned",
+        "contended",
+        "lost",
+        "kept",
+    ];
     let mut point = None;
     loop {
         let fuse = Fuse::at(point);
@@ -90,7 +125,10 @@ async fn at_every_point<G>(install: impl Fn(Arc<Fuse>) -> G) {
             settle().await;
             for name in names {
                 let free = other.mutex(name).try_lock().await;
-                assert!(free.is_ok(), "a panic at call {point:?} leaves `{name}` locked: {free:?}");
+                assert!(
+                    free.is_ok(),
+                    "a panic at call {point:?} leaves `{name}` locked: {free:?}"
+                );
             }
             client.close().await.unwrap();
         }
@@ -155,13 +193,20 @@ impl Subscriber for Panicking {
 
 #[tokio::test(start_paused = true)]
 async fn a_panicking_subscriber_leaks_no_lock() {
-    at_every_point(|fuse| tracing::subscriber::set_default(Panicking { fuse, spans: AtomicU64::new(0) })).await;
+    at_every_point(|fuse| {
+        tracing::subscriber::set_default(Panicking {
+            fuse,
+            spans: AtomicU64::new(0),
+        })
+    })
+    .await;
 }
 
 #[cfg(feature = "metrics")]
 mod recorder {
     use metrics::{
-        Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Recorder, SharedString, Unit,
+        Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Recorder,
+        SharedString, Unit,
     };
 
     use super::*;

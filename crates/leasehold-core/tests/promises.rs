@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Error, Lease, LeaseInfo, LockBackend, LockClient, LockGuard, LockKey, Mutex, Owner, Request, RwLock, Semaphore,
+    Error, Lease, LeaseInfo, LockBackend, LockClient, LockGuard, LockKey, Mutex, Owner, Request,
+    RwLock, Semaphore,
 };
 
 const fn send_sync_static<T: Send + Sync + 'static>() {}
@@ -32,7 +33,11 @@ const _: () = {
 fn futures_of_the_primitives_can_be_spawned() {
     fn send<T: Send>(_: &T) {}
     let client = LockClient::new(leasehold_local::MemoryBackend::new());
-    let (mutex, rwlock, semaphore) = (client.mutex("a"), client.rwlock("a"), client.semaphore("a", 1));
+    let (mutex, rwlock, semaphore) = (
+        client.mutex("a"),
+        client.rwlock("a"),
+        client.semaphore("a", 1),
+    );
     send(&mutex.lock());
     send(&mutex.lock_timeout(std::time::Duration::ZERO));
     send(&mutex.run(async |_| ()));

@@ -8,8 +8,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request, TestClock,
-    Ttl,
+    Attempt, Broken, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released,
+    Request, TestClock, Ttl,
     quorum::{QuorumBackend, QuorumConfig, QuorumNode},
 };
 use leasehold_local::{FileBackend, MemoryBackend};
@@ -23,13 +23,21 @@ struct Nodes {
 impl Nodes {
     fn new(count: usize) -> Self {
         let clock = Arc::new(TestClock::new());
-        let nodes = (0..count).map(|_| Arc::new(MemoryBackend::with_clock(clock.clone()))).collect();
+        let nodes = (0..count)
+            .map(|_| Arc::new(MemoryBackend::with_clock(clock.clone())))
+            .collect();
         Self { clock, nodes }
     }
 
     async fn open(&self) -> Arc<QuorumBackend> {
-        let nodes = self.nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
-        QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap()
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
+            .collect();
+        QuorumBackend::open(nodes, QuorumConfig::new())
+            .await
+            .unwrap()
     }
 
     fn request(&self, key: &str) -> Request {
@@ -41,7 +49,11 @@ impl Nodes {
 
     /// Takes the lock at one node, as another program would.
     async fn occupy(&self, node: usize, key: &str) -> Arc<dyn Lease> {
-        match Arc::clone(&self.nodes[node]).try_acquire(self.request(key)).await.unwrap() {
+        match Arc::clone(&self.nodes[node])
+            .try_acquire(self.request(key))
+            .await
+            .unwrap()
+        {
             Attempt::Granted(lease) => lease,
             Attempt::Contended(_) => panic!("node {node} is free"),
         }
@@ -68,8 +80,12 @@ async fn granted(backend: &Arc<QuorumBackend>, request: Request) -> Arc<dyn Leas
 #[tokio::test(start_paused = true)]
 async fn an_even_number_of_nodes_is_refused() {
     for count in [0, 2, 4] {
-        let nodes = (0..count).map(|_| Arc::new(MemoryBackend::new()) as Arc<dyn LockBackend>).collect();
-        let error = QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap_err();
+        let nodes = (0..count)
+            .map(|_| Arc::new(MemoryBackend::new()) as Arc<dyn LockBackend>)
+            .collect();
+        let error = QuorumBackend::open(nodes, QuorumConfig::new())
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("odd"), "{error}");
     }
@@ -83,7 +99,14 @@ async fn a_majority_of_the_configured_nodes_is_needed_and_enough() {
     let lease = granted(&quorum, nodes.request("k")).await;
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     let three = nodes.occupy(2, "k").await;
-    assert!(matches!(quorum.clone().try_acquire(nodes.request("k")).await.unwrap(), Attempt::Contended(_)));
+    assert!(matches!(
+        quorum
+            .clone()
+            .try_acquire(nodes.request("k"))
+            .await
+            .unwrap(),
+        Attempt::Contended(_)
+    ));
     // What the failed attempt got was given back.
     assert_eq!(nodes.held("k").await, 3);
     for lease in [one, two, three] {
@@ -100,10 +123,19 @@ async fn tokens_grow_whatever_the_nodes_had_before() {
     for round in 0..20 {
         // Each node counts on its own in between.
         for node in 0..round % 6 {
-            nodes.occupy(node % 5, "other").await.release().await.unwrap();
+            nodes
+                .occupy(node % 5, "other")
+                .await
+                .release()
+                .await
+                .unwrap();
         }
         let lease = granted(&quorum, nodes.request("k")).await;
-        assert!(lease.fencing_token() > last, "{:?} after {last:?}", lease.fencing_token());
+        assert!(
+            lease.fencing_token() > last,
+            "{:?} after {last:?}",
+            lease.fencing_token()
+        );
         last = lease.fencing_token();
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
     }
@@ -124,7 +156,10 @@ async fn renewal_reacquires_free_nodes_that_had_another_holder() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(nodes.held("k").await, 5);
     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
-    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::AlreadyLost);
+    assert_eq!(
+        Arc::clone(&lease).release().await.unwrap(),
+        Released::AlreadyLost
+    );
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     assert_eq!(nodes.held("k").await, 0);
 }
@@ -144,8 +179,16 @@ async fn nodes_missing_at_the_grant_are_asked_before_any_renewal() {
     // The first renewal would be in seconds.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(nodes.held("k").await, 5);
-    let holders = quorum.inspect(&LockKey::new("k").unwrap()).await.unwrap().holders;
-    assert_eq!(holders.len(), 1, "one holder, by whatever name: {holders:?}");
+    let holders = quorum
+        .inspect(&LockKey::new("k").unwrap())
+        .await
+        .unwrap()
+        .holders;
+    assert_eq!(
+        holders.len(),
+        1,
+        "one holder, by whatever name: {holders:?}"
+    );
     // Nothing asks for it behind its release.
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -174,7 +217,11 @@ async fn lock_is_asked_for_no_more_once_released_or_overdue() {
 #[tokio::test(start_paused = true)]
 async fn nothing_runs_on_once_the_quorum_is_closed_or_dropped() {
     let nodes = Nodes::new(3);
-    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
     for close in [true, false] {
         let before = tasks();
         let quorum = nodes.open().await;
@@ -207,13 +254,19 @@ async fn what_is_given_back_late_frees_nothing_that_was_healed_since() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         for earlier in &names {
             let late = nodes.request("k").with_owner(*earlier);
-            assert_eq!(Arc::clone(&nodes.nodes[2]).withdraw(late).await.unwrap(), Released::AlreadyLost);
+            assert_eq!(
+                Arc::clone(&nodes.nodes[2]).withdraw(late).await.unwrap(),
+                Released::AlreadyLost
+            );
         }
         names.push(at(2).await[0].owner.unwrap());
         let seen = quorum.inspect(&key).await.unwrap().holders;
         assert_eq!(seen.len(), 1, "still one holder: {seen:?}");
     }
-    quorum.break_lock(&quorum.inspect(&key).await.unwrap().holders[0], true).await.unwrap();
+    quorum
+        .break_lock(&quorum.inspect(&key).await.unwrap().holders[0], true)
+        .await
+        .unwrap();
     assert_eq!(nodes.held("k").await, 0);
 }
 
@@ -223,10 +276,18 @@ async fn a_lock_that_a_majority_no_longer_knows_is_lost() {
     let quorum = nodes.open().await;
     let lease = granted(&quorum, nodes.request("k")).await;
     for node in &nodes.nodes[..2] {
-        let holder = node.inspect(&LockKey::new("k").unwrap()).await.unwrap().holders.remove(0);
+        let holder = node
+            .inspect(&LockKey::new("k").unwrap())
+            .await
+            .unwrap()
+            .holders
+            .remove(0);
         node.break_lock(&holder, true).await.unwrap();
     }
-    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        Arc::clone(&lease).renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost);
     assert_eq!(nodes.held("k").await, 0);
 }
@@ -235,10 +296,17 @@ async fn a_lock_that_a_majority_no_longer_knows_is_lost() {
 async fn permits_are_refused_with_the_reason() {
     let nodes = Nodes::new(3);
     let quorum = nodes.open().await;
-    let client = LockClient::builder(quorum).with_clock(nodes.clock.clone()).build();
+    let client = LockClient::builder(quorum)
+        .with_clock(nodes.clock.clone())
+        .build();
     let error = client.semaphore("gpu", 2).acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.to_string().contains("a majority on each permit cannot bound their number"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("a majority on each permit cannot bound their number"),
+        "{error}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -248,9 +316,18 @@ async fn readers_share_and_exclude_writers() {
     let shared = || nodes.request("k").with_mode(Mode::Shared);
     let writer = granted(&one, nodes.request("k")).await;
     Arc::clone(&writer).release().await.unwrap();
-    let (first, second) = (granted(&one, shared()).await, granted(&other, shared()).await);
-    assert!(first.fencing_token() > writer.fencing_token() && second.fencing_token() > writer.fencing_token());
-    assert!(matches!(one.clone().try_acquire(nodes.request("k")).await.unwrap(), Attempt::Contended(_)));
+    let (first, second) = (
+        granted(&one, shared()).await,
+        granted(&other, shared()).await,
+    );
+    assert!(
+        first.fencing_token() > writer.fencing_token()
+            && second.fencing_token() > writer.fencing_token()
+    );
+    assert!(matches!(
+        one.clone().try_acquire(nodes.request("k")).await.unwrap(),
+        Attempt::Contended(_)
+    ));
     Arc::clone(&first).release().await.unwrap();
     Arc::clone(&second).release().await.unwrap();
     let next = granted(&other, nodes.request("k")).await;
@@ -279,8 +356,14 @@ async fn a_holder_is_seen_once_and_can_be_broken() {
 async fn member_that_cannot_vote_leaves_the_quorum_without_tokens() {
     let dir = std::env::temp_dir().join(format!("leasehold-quorum-{}", std::process::id()));
     let files = Arc::new(FileBackend::open(&dir).unwrap());
-    let nodes: Vec<Arc<dyn LockBackend>> = vec![Arc::new(MemoryBackend::new()), Arc::new(MemoryBackend::new()), files];
-    let quorum = QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap();
+    let nodes: Vec<Arc<dyn LockBackend>> = vec![
+        Arc::new(MemoryBackend::new()),
+        Arc::new(MemoryBackend::new()),
+        files,
+    ];
+    let quorum = QuorumBackend::open(nodes, QuorumConfig::new())
+        .await
+        .unwrap();
     assert_eq!(quorum.capabilities().fencing, Fencing::None);
     let lease = granted(&quorum, Request::new(LockKey::new("k").unwrap())).await;
     assert_eq!(lease.fencing_token(), None);
@@ -288,21 +371,41 @@ async fn member_that_cannot_vote_leaves_the_quorum_without_tokens() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// The majority is not waited for it, and yet what it answers is learned from: that it fails, and that it is back.
+/// The majority is not waited for it, and yet what it answers is learned from: that it fails, and
+/// that it is back.
 #[tokio::test(start_paused = true)]
 async fn node_failing_after_the_majority_is_noticed_and_used_again() {
     for votes in [false, true] {
         let clock = Arc::new(TestClock::new());
         let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), votes));
-        let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
-        let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
-        let client = LockClient::builder(quorum.clone()).with_clock(clock).build();
+        let members = nodes
+            .iter()
+            .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
+            .collect();
+        let quorum = QuorumBackend::open(members, QuorumConfig::new())
+            .await
+            .unwrap();
+        let client = LockClient::builder(quorum.clone())
+            .with_clock(clock)
+            .build();
         let pair = async || {
-            client.mutex("k").try_lock().await.unwrap().release().await.unwrap();
+            client
+                .mutex("k")
+                .try_lock()
+                .await
+                .unwrap()
+                .release()
+                .await
+                .unwrap();
             tokio::time::sleep(Duration::from_secs(1)).await;
         };
-        let problems =
-            || quorum.nodes().into_iter().filter_map(|node| Some((node.endpoint, node.problem?))).collect::<Vec<_>>();
+        let problems = || {
+            quorum
+                .nodes()
+                .into_iter()
+                .filter_map(|node| Some((node.endpoint, node.problem?)))
+                .collect::<Vec<_>>()
+        };
         pair().await;
         assert_eq!(problems(), []);
         nodes[2].down.store(true, SeqCst);
@@ -316,23 +419,38 @@ async fn node_failing_after_the_majority_is_noticed_and_used_again() {
     }
 }
 
-/// Nor is anything that is given back forgotten: a node that is asked by one request at a time is not waiting for the end of one.
+/// Nor is anything that is given back forgotten: a node that is asked by one request at a time is
+/// not waiting for the end of one.
 #[tokio::test(start_paused = true)]
 async fn node_failing_after_a_refusal_is_probed_and_used_again() {
     let clock = Arc::new(TestClock::new());
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), false));
-    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
+    let request = Request::new(LockKey::new("k").unwrap())
+        .with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
     for node in &nodes[..2] {
         let occupied = Arc::clone(node).try_acquire(request.clone()).await.unwrap();
         assert!(matches!(occupied, Attempt::Granted(_)));
     }
-    let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
-    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    let members = nodes
+        .iter()
+        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
+        .collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new())
+        .await
+        .unwrap();
     let failing = async || {
-        let attempt = Arc::clone(&quorum).try_acquire(request.clone()).await.unwrap();
+        let attempt = Arc::clone(&quorum)
+            .try_acquire(request.clone())
+            .await
+            .unwrap();
         assert!(matches!(attempt, Attempt::Contended(_)));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        quorum.nodes().into_iter().filter(|node| node.problem.is_some()).map(|node| node.endpoint).collect::<Vec<_>>()
+        quorum
+            .nodes()
+            .into_iter()
+            .filter(|node| node.problem.is_some())
+            .map(|node| node.endpoint)
+            .collect::<Vec<_>>()
     };
     assert!(failing().await.is_empty());
     nodes[2].down.store(true, SeqCst);
@@ -347,9 +465,15 @@ async fn node_failing_after_a_refusal_is_probed_and_used_again() {
 async fn flaky() -> ([Arc<Flaky>; 3], Arc<QuorumBackend>, Request) {
     let clock = Arc::new(TestClock::new());
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
-    let members = nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
-    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
-    let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, leasehold_core::ClockDrift::DEFAULT);
+    let members = nodes
+        .iter()
+        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
+        .collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new())
+        .await
+        .unwrap();
+    let request = Request::new(LockKey::new("k").unwrap())
+        .with_clock(clock, leasehold_core::ClockDrift::DEFAULT);
     (nodes, quorum, request)
 }
 
@@ -379,7 +503,10 @@ async fn a_node_that_panics_is_one_that_fails() {
         assert_eq!(held(&nodes, &request).await, 0);
     }
     nodes[0].panics.store(true, SeqCst);
-    assert_eq!(quorum.inspect(request.key()).await.unwrap().holders.len(), 0);
+    assert_eq!(
+        quorum.inspect(request.key()).await.unwrap().holders.len(),
+        0
+    );
 }
 
 /// The node has renewed, and holds for another TTL, while the holder goes by its old deadline.
@@ -399,7 +526,8 @@ async fn a_node_whose_renewal_is_answered_too_late_is_released() {
     assert_eq!(held(&nodes, &request).await, 0);
 }
 
-/// Two renewals are under way at a node, the first answer has it released and healed, and the second is of what it no longer holds.
+/// Two renewals are under way at a node, the first answer has it released and healed, and the
+/// second is of what it no longer holds.
 #[tokio::test(start_paused = true)]
 async fn late_reply_to_old_renewal_keeps_a_reacquired_node() {
     let (nodes, quorum, request) = flaky().await;
@@ -426,17 +554,30 @@ async fn release_is_no_success_while_a_silent_majority_may_hold() {
     let lease = granted(&quorum, request.clone()).await;
     assert_eq!(held(&nodes, &request).await, 3);
     nodes[2].down.store(true, SeqCst);
-    let holder = quorum.inspect(request.key()).await.unwrap().holders.remove(0);
+    let holder = quorum
+        .inspect(request.key())
+        .await
+        .unwrap()
+        .holders
+        .remove(0);
     nodes[1].down.store(true, SeqCst);
     for now in [true, false] {
         let error = quorum.break_lock(&holder, now).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(error.to_string().contains("2 of 3 unavailable: b: told to fail; c: told to fail"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("2 of 3 unavailable: b: told to fail; c: told to fail"),
+            "{error}"
+        );
     }
     Arc::clone(&lease).renew().await.unwrap();
     nodes[1].down.store(false, SeqCst);
     // One silent node is no majority, whoever it holds for.
-    assert_eq!(quorum.break_lock(&holder, true).await.unwrap(), Broken::Freed);
+    assert_eq!(
+        quorum.break_lock(&holder, true).await.unwrap(),
+        Broken::Freed
+    );
     assert_eq!(held(&nodes[..2], &request).await, 0);
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
 }
@@ -447,10 +588,18 @@ async fn a_lock_is_also_taken_where_the_holder_was_not_shown() {
     let lease = granted(&quorum, request.clone()).await;
     assert_eq!(held(&nodes, &request).await, 3);
     nodes[2].down.store(true, SeqCst);
-    let holder = quorum.inspect(request.key()).await.unwrap().holders.remove(0);
+    let holder = quorum
+        .inspect(request.key())
+        .await
+        .unwrap()
+        .holders
+        .remove(0);
     nodes[2].down.store(false, SeqCst);
     nodes[0].down.store(true, SeqCst);
-    assert_eq!(quorum.break_lock(&holder, true).await.unwrap(), Broken::Freed);
+    assert_eq!(
+        quorum.break_lock(&holder, true).await.unwrap(),
+        Broken::Freed
+    );
     nodes[0].down.store(false, SeqCst);
     assert_eq!(held(&nodes[1..], &request).await, 0);
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
@@ -463,7 +612,12 @@ async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
         let (nodes, quorum, request) = flaky().await;
         let lease = granted(&quorum, request.clone()).await;
         assert_eq!(held(&nodes, &request).await, 3);
-        let holder = quorum.inspect(request.key()).await.unwrap().holders.remove(0);
+        let holder = quorum
+            .inspect(request.key())
+            .await
+            .unwrap()
+            .holders
+            .remove(0);
         for node in &nodes {
             let there = node.inspect(request.key()).await.unwrap().holders.remove(0);
             node.break_lock(&there, true).await.unwrap();
@@ -483,12 +637,19 @@ async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
 async fn holder_with_different_ids_per_node_is_listed_once() {
     let dir = std::env::temp_dir().join(format!("leasehold-quorum-names-{}", std::process::id()));
     let files = (0..3).map(|node| FileBackend::open(dir.join(node.to_string())).unwrap());
-    let nodes = files.map(|files| Arc::new(files) as Arc<dyn LockBackend>).collect();
-    let quorum = QuorumBackend::open(nodes, QuorumConfig::new()).await.unwrap();
+    let nodes = files
+        .map(|files| Arc::new(files) as Arc<dyn LockBackend>)
+        .collect();
+    let quorum = QuorumBackend::open(nodes, QuorumConfig::new())
+        .await
+        .unwrap();
     let key = LockKey::new("k").unwrap();
     let lease = granted(&quorum, Request::new(key.clone()).with_label("till 3")).await;
     let seen = quorum.inspect(&key).await.unwrap().holders;
-    assert_eq!(seen.iter().map(|holder| &*holder.label).collect::<Vec<_>>(), ["till 3"]);
+    assert_eq!(
+        seen.iter().map(|holder| &*holder.label).collect::<Vec<_>>(),
+        ["till 3"]
+    );
     lease.release().await.unwrap();
     assert!(quorum.inspect(&key).await.unwrap().holders.is_empty());
     std::fs::remove_dir_all(dir).unwrap();
@@ -501,7 +662,9 @@ async fn contenders_take_turns_and_leave_nothing() {
     let mut tasks = tokio::task::JoinSet::new();
     let inside = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     for _ in 0..4 {
-        let client = LockClient::builder(nodes.open().await).with_clock(nodes.clock.clone()).build();
+        let client = LockClient::builder(nodes.open().await)
+            .with_clock(nodes.clock.clone())
+            .build();
         for _ in 0..4 {
             let (mutex, inside) = (client.mutex("k"), Arc::clone(&inside));
             tasks.spawn(async move {
@@ -532,16 +695,29 @@ async fn contenders_take_turns_and_leave_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_ping_is_answered_by_a_majority_and_names_who_is_silent() {
     let (nodes, quorum, _) = flaky().await;
-    let problems =
-        |pong: leasehold_core::Pong| -> Vec<bool> { pong.nodes.iter().map(|node| node.problem.is_some()).collect() };
-    assert_eq!(problems(quorum.ping().await.unwrap()), [false, false, false]);
+    let problems = |pong: leasehold_core::Pong| -> Vec<bool> {
+        pong.nodes
+            .iter()
+            .map(|node| node.problem.is_some())
+            .collect()
+    };
+    assert_eq!(
+        problems(quorum.ping().await.unwrap()),
+        [false, false, false]
+    );
     nodes[1].down.store(true, SeqCst);
     assert_eq!(problems(quorum.ping().await.unwrap()), [false, true, false]);
     nodes[2].panics.store(true, SeqCst);
     let error = quorum.ping().await.unwrap_err();
-    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, Some("ping")));
+    assert_eq!(
+        (error.kind(), error.operation()),
+        (ErrorKind::Unavailable, Some("ping"))
+    );
     let text = error.to_string();
-    assert!(text.contains("2 of 3 unavailable") && text.contains(&nodes[1].to_string()), "{text}");
+    assert!(
+        text.contains("2 of 3 unavailable") && text.contains(&nodes[1].to_string()),
+        "{text}"
+    );
     assert!(!text.contains(&format!("{}:", nodes[0])), "{text}");
 }
 
@@ -549,10 +725,20 @@ async fn a_ping_is_answered_by_a_majority_and_names_who_is_silent() {
 #[tokio::test(start_paused = true)]
 async fn the_provisional_capabilities_of_a_quorum_are_its_weakest() {
     let nodes = Nodes::new(3);
-    let members = nodes.nodes.iter().map(|node| Arc::clone(node) as Arc<dyn LockBackend>).collect();
+    let members = nodes
+        .nodes
+        .iter()
+        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
+        .collect();
     let provisional = QuorumBackend::provisional_capabilities(members, &QuorumConfig::new());
     let quorum = nodes.open().await.capabilities();
-    assert_eq!((provisional.backend, &provisional.endpoint), (quorum.backend, &quorum.endpoint));
+    assert_eq!(
+        (provisional.backend, &provisional.endpoint),
+        (quorum.backend, &quorum.endpoint)
+    );
     assert!(provisional.fencing <= quorum.fencing && provisional.max_ttl >= quorum.max_ttl);
-    assert_eq!((provisional.drift, provisional.pipelined_release), (quorum.drift, quorum.pipelined_release));
+    assert_eq!(
+        (provisional.drift, provisional.pipelined_release),
+        (quorum.drift, quorum.pipelined_release)
+    );
 }

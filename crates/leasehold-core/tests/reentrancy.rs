@@ -14,12 +14,19 @@ async fn locking_again_is_immediate_and_only_the_last_release_frees() {
     let owner = client.owner();
     let first = owner.lock("a").await.unwrap();
     let second = owner.try_lock("a").await.unwrap();
-    let third = owner.clone().lock_timeout("a", Duration::ZERO).await.unwrap();
+    let third = owner
+        .clone()
+        .lock_timeout("a", Duration::ZERO)
+        .await
+        .unwrap();
     assert_eq!(first.fencing_token(), second.fencing_token());
     assert_eq!(first.release().await.unwrap(), Released::StillHeld);
     drop(third);
     settle().await;
-    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("a").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     assert!(second.is_held());
     assert_eq!(second.release().await.unwrap(), Released::Freed);
     drop(client.mutex("a").try_lock().await.unwrap());
@@ -30,9 +37,15 @@ async fn another_owner_of_the_process_waits() {
     let (client, _) = simulated();
     let (one, other) = (client.owner(), client.owner());
     let guard = one.lock("a").await.unwrap();
-    assert_eq!(other.try_lock("a").await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        other.try_lock("a").await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let limit = Duration::from_secs(1);
-    assert_eq!(other.lock_timeout("a", limit).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(
+        other.lock_timeout("a", limit).await.unwrap_err().kind(),
+        ErrorKind::TimedOut
+    );
     drop(guard);
     drop(other.lock("a").await.unwrap());
 }
@@ -54,7 +67,11 @@ async fn tasks_of_one_owner_share_one_acquisition() {
     for task in tasks {
         guards.push(task.await.unwrap());
     }
-    assert!(guards.iter().all(|guard| guard.is_held() && guard.fencing_token() == guards[0].fencing_token()));
+    assert!(
+        guards
+            .iter()
+            .all(|guard| guard.is_held() && guard.fencing_token() == guards[0].fencing_token())
+    );
     let last = guards.pop().unwrap();
     drop(guards);
     assert_eq!(last.release().await.unwrap(), Released::Freed);
@@ -72,7 +89,11 @@ async fn holder_reenters_before_queued_tasks_of_its_owner() {
             // The next in the queue has been told that it is its turn, and has not run yet.
             let tried = owner.try_lock("a").await.unwrap();
             let within = owner.lock_timeout("a", Duration::ZERO).await.unwrap();
-            assert!([&tried, &within].iter().all(|again| again.fencing_token() == guard.fencing_token()));
+            assert!(
+                [&tried, &within]
+                    .iter()
+                    .all(|again| again.fencing_token() == guard.fencing_token())
+            );
         }
     };
     let tasks: Vec<_> = (0..3).map(|_| tokio::spawn(lock())).collect();
@@ -108,7 +129,10 @@ async fn tasks_that_re_enter_do_not_get_into_each_other_s_way() {
 async fn whoever_releases_first_is_told_that_what_they_share_was_lost() {
     let (client, clock) = simulated();
     let owner = client.owner().with_ttl(secs(5));
-    let (outer, inner) = (owner.lock("a").await.unwrap(), owner.lock("a").await.unwrap());
+    let (outer, inner) = (
+        owner.lock("a").await.unwrap(),
+        owner.lock("a").await.unwrap(),
+    );
     clock.suspend(Duration::from_secs(6));
     assert_eq!(inner.release().await.unwrap(), Released::AlreadyLost);
     assert_eq!(outer.release().await.unwrap(), Released::AlreadyLost);

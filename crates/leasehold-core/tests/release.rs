@@ -1,4 +1,5 @@
-//! Releases in the background: done at once where the backend answers at once, and bounded where it does not.
+//! Releases in the background: done at once where the backend answers at once, and bounded where it
+//! does not.
 
 mod support;
 
@@ -24,8 +25,20 @@ async fn dropped_guards_leave_no_task_behind_on_memory() {
     drop(client.mutex("first").lock().await.unwrap());
     let before = alive_tasks();
     for key in 0..1_000 {
-        drop(client.mutex(format!("key/{}", key % 7)).lock().await.unwrap());
-        drop(client.rwlock(format!("key/{}", key % 5)).read().await.unwrap());
+        drop(
+            client
+                .mutex(format!("key/{}", key % 7))
+                .lock()
+                .await
+                .unwrap(),
+        );
+        drop(
+            client
+                .rwlock(format!("key/{}", key % 5))
+                .read()
+                .await
+                .unwrap(),
+        );
         drop(client.semaphore("permits", 2).acquire().await.unwrap());
         assert_eq!(alive_tasks(), before);
     }
@@ -58,7 +71,10 @@ async fn a_backend_that_panics_does_not_panic_the_drop_of_a_guard() {
     drop(guard);
     watched.releases_panic.store(false, SeqCst);
     // The gate is free, the backend is not.
-    assert_eq!(client.mutex("a").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("a").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     client.close().await.unwrap();
 }
 
@@ -84,7 +100,9 @@ async fn acquisitions_wait_for_releases_that_pile_up() {
     assert!((BOUND..BOUND + 4).contains(&begun), "{begun}");
     // The wait counts as waiting: it ends as the caller said, and does not delay a try for long.
     let mutex = client.mutex("a");
-    let within = mutex.lock_timeout(std::time::Duration::from_millis(100)).await;
+    let within = mutex
+        .lock_timeout(std::time::Duration::from_millis(100))
+        .await;
     assert_eq!(within.unwrap_err().kind(), ErrorKind::Unavailable);
     drop(mutex.try_lock().await.unwrap());
     watched.answers_wait.store(false, SeqCst);

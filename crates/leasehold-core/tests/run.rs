@@ -11,7 +11,11 @@ use support::{secs, simulated};
 #[tokio::test(start_paused = true)]
 async fn work_completes_under_the_lease() {
     let (client, _) = simulated();
-    let token = client.mutex("a").run(async |lease| lease.fencing_token()).await.unwrap();
+    let token = client
+        .mutex("a")
+        .run(async |lease| lease.fencing_token())
+        .await
+        .unwrap();
     assert!(token.is_some());
     drop(client.mutex("a").try_lock().await.unwrap());
 }
@@ -19,7 +23,10 @@ async fn work_completes_under_the_lease() {
 #[tokio::test(start_paused = true)]
 async fn work_is_cancelled_before_the_lease_could_be_anothers() {
     let (client, _) = simulated();
-    let mutex = client.mutex("a").with_ttl(secs(5)).with_renewal(Renewal::Manual);
+    let mutex = client
+        .mutex("a")
+        .with_ttl(secs(5))
+        .with_renewal(Renewal::Manual);
     let (tell, cancelled) = tokio::sync::oneshot::channel::<LeaseInfo>();
     let outcome = mutex
         .run(async |lease| {
@@ -29,7 +36,13 @@ async fn work_is_cancelled_before_the_lease_could_be_anothers() {
         .await;
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
     drop(cancelled.await.unwrap());
-    drop(client.mutex("a").lock_timeout(Duration::from_secs(1)).await.unwrap());
+    drop(
+        client
+            .mutex("a")
+            .lock_timeout(Duration::from_secs(1))
+            .await
+            .unwrap(),
+    );
 }
 
 struct TellOnDrop(Option<(tokio::sync::oneshot::Sender<LeaseInfo>, LeaseInfo)>);
@@ -45,7 +58,11 @@ impl Drop for TellOnDrop {
 #[tokio::test(start_paused = true)]
 async fn work_that_outlives_the_lease_did_not_complete_under_it() {
     let (client, clock) = simulated();
-    let outcome = client.mutex("a").with_ttl(secs(5)).run(async |_| clock.suspend(Duration::from_secs(6))).await;
+    let outcome = client
+        .mutex("a")
+        .with_ttl(secs(5))
+        .run(async |_| clock.suspend(Duration::from_secs(6)))
+        .await;
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
 }
 
@@ -56,7 +73,9 @@ async fn it_can_be_spawned() {
         F: FnOnce(LeaseInfo) -> Fut + Send + 'static,
         Fut: Future<Output = u32> + Send,
     {
-        tokio::spawn(async move { client.mutex("a").run_with(work).await.unwrap() }).await.unwrap()
+        tokio::spawn(async move { client.mutex("a").run_with(work).await.unwrap() })
+            .await
+            .unwrap()
     }
     let client = LockClient::new(MemoryBackend::new());
     let spawned = tokio::spawn({
@@ -81,7 +100,10 @@ async fn it_can_be_spawned() {
 #[tokio::test(start_paused = true)]
 async fn a_permit_runs_work_too() {
     let (client, _) = simulated();
-    assert_eq!(client.semaphore("gpu", 2).run(async |_| 1).await.unwrap(), 1);
+    assert_eq!(
+        client.semaphore("gpu", 2).run(async |_| 1).await.unwrap(),
+        1
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,7 +118,10 @@ async fn a_run_within_a_run_does_not_grow() {
     let one = a.run(async |_| work().await);
     let three = a.run(async |_| b.run(async |_| c.run(async |_| work().await).await).await);
     let (one_takes, three_take) = (size_of_val(&one), size_of_val(&three));
-    assert!(three_take <= one_takes + 256, "{three_take} bytes, where one run takes {one_takes}");
+    assert!(
+        three_take <= one_takes + 256,
+        "{three_take} bytes, where one run takes {one_takes}"
+    );
     assert_eq!(one.await.unwrap(), 7);
     assert_eq!(three.await.unwrap().unwrap().unwrap(), 7);
     let with = a.run_with(|_| b.run_with(|_| c.run_with(|_| work())));

@@ -16,10 +16,13 @@ fn a_runtime_without_a_timer_is_refused_typed() {
     let dir = tempfile::tempdir().unwrap();
     let files = LockClient::new(FileBackend::open(dir.path()).unwrap());
     let shared = Arc::new(MemoryBackend::new());
-    let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let without = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     for client in [LockClient::new(Arc::clone(&shared)), files] {
         without.block_on(async {
-            let (mutex, owner, second) = (client.mutex("a"), client.owner(), Duration::from_secs(1));
+            let (mutex, owner, second) =
+                (client.mutex("a"), client.owner(), Duration::from_secs(1));
             is_refused(mutex.lock().await);
             is_refused(mutex.try_lock().await);
             is_refused(mutex.lock_timeout(second).await);
@@ -30,11 +33,18 @@ fn a_runtime_without_a_timer_is_refused_typed() {
             is_refused(owner.lock("a").await);
             is_refused(owner.lock_timeout("a", second).await);
             is_refused(client.inspect("a").await);
-            is_refused(client.break_lock(&HolderRef::new(LockKey::new("a").unwrap(), "x"), true).await);
+            is_refused(
+                client
+                    .break_lock(&HolderRef::new(LockKey::new("a").unwrap(), "x"), true)
+                    .await,
+            );
             is_refused(client.close().await);
         });
     }
     // Nothing stayed locked, and the backend is of use to others.
-    let with = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let with = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
     with.block_on(async { drop(LockClient::new(shared).mutex("a").try_lock().await.unwrap()) });
 }

@@ -24,9 +24,20 @@ impl Log {
     /// The spans that are over, as they end: name and fields.
     fn spans(&self) -> Vec<String> {
         let text = self.text();
-        let ended = text.lines().filter_map(|line| line.split_once(" DEBUG ")?.1.split_once(": leasehold: close"));
+        let ended = text.lines().filter_map(|line| {
+            line.split_once(" DEBUG ")?
+                .1
+                .split_once(": leasehold: close")
+        });
         // Without those around it.
-        ended.map(|(spans, _)| spans.rsplit_once("}:").map_or(spans, |(_, last)| last).to_owned()).collect()
+        ended
+            .map(|(spans, _)| {
+                spans
+                    .rsplit_once("}:")
+                    .map_or(spans, |(_, last)| last)
+                    .to_owned()
+            })
+            .collect()
     }
 
     /// Records everything that this thread traces until the guard is dropped.
@@ -66,7 +77,12 @@ async fn spans_have_key_backend_token_and_outcome() {
     let log = Log::default();
     let _recording = log.record();
     let (client, _) = simulated();
-    let guard = client.mutex("item/42").with_ttl(secs(3)).lock().await.unwrap();
+    let guard = client
+        .mutex("item/42")
+        .with_ttl(secs(3))
+        .lock()
+        .await
+        .unwrap();
     let token = guard.fencing_token().unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     guard.release().await.unwrap();
@@ -91,10 +107,22 @@ async fn what_fails_is_traced_with_its_outcome() {
     let log = Log::default();
     let _recording = log.record();
     let (client, watched, _) = spied();
-    let guard = client.mutex("a").with_ttl(secs(3)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_ttl(secs(3))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     client.mutex("a").try_lock().await.unwrap_err();
-    client.mutex("a").lock_timeout(Duration::from_millis(10)).await.unwrap_err();
-    tokio::time::timeout(Duration::from_millis(10), client.mutex("a").lock()).await.unwrap_err();
+    client
+        .mutex("a")
+        .lock_timeout(Duration::from_millis(10))
+        .await
+        .unwrap_err();
+    tokio::time::timeout(Duration::from_millis(10), client.mutex("a").lock())
+        .await
+        .unwrap_err();
     watched.renewals_fail.store(true, SeqCst);
     guard.renew().await.unwrap_err();
     guard.lost().await;
@@ -102,10 +130,24 @@ async fn what_fails_is_traced_with_its_outcome() {
     settle().await;
     let ended = |span: &str| {
         let spans = log.spans();
-        let named = spans.iter().filter(|ended| ended.starts_with(&format!("{span}{{")));
-        named.map(|ended| ended.split_once(" outcome=").unwrap().1.trim_end_matches('}').to_owned()).collect::<Vec<_>>()
+        let named = spans
+            .iter()
+            .filter(|ended| ended.starts_with(&format!("{span}{{")));
+        named
+            .map(|ended| {
+                ended
+                    .split_once(" outcome=")
+                    .unwrap()
+                    .1
+                    .trim_end_matches('}')
+                    .to_owned()
+            })
+            .collect::<Vec<_>>()
     };
-    assert_eq!(ended("wait"), ["\"granted\"", "contended", "timed out", "cancelled"]);
+    assert_eq!(
+        ended("wait"),
+        ["\"granted\"", "contended", "timed out", "cancelled"]
+    );
     assert_eq!(ended("renew"), ["unavailable"]);
     assert_eq!(ended("hold"), ["its deadline came before a renewal did"]);
     // What is lost to us is given back, as the backend may not know it yet.
@@ -118,20 +160,29 @@ async fn release_of_an_unwanted_grant_is_traced() {
     let _recording = log.record();
     let (ours, theirs) = two_processes();
     let mutex = ours.mutex("a");
-    let releases = || log.spans().into_iter().filter(|span| span.starts_with("release{")).collect::<Vec<_>>();
+    let releases = || {
+        log.spans()
+            .into_iter()
+            .filter(|span| span.starts_with("release{"))
+            .collect::<Vec<_>>()
+    };
     for round in 1..=100 {
         let held = theirs.mutex("a").lock().await.unwrap();
         let mut waiting = Box::pin(mutex.lock());
         assert!((&mut waiting).now_or_never().is_none());
         held.release().await.unwrap();
-        // Granted, and not asked about since. The backend may see first that it is cancelled, and then gives it back by itself.
+        // Granted, and not asked about since. The backend may see first that it is cancelled, and
+        // then gives it back by itself.
         drop(waiting);
         settle().await;
         let released = releases();
         if released.len() > round {
             let given_back = released.last().unwrap();
             let of = "release{backend=\"memory\" key=a token=";
-            assert!(given_back.starts_with(of) && given_back.ends_with("outcome=\"freed\"}"), "{released:#?}");
+            assert!(
+                given_back.starts_with(of) && given_back.ends_with("outcome=\"freed\"}"),
+                "{released:#?}"
+            );
             return;
         }
     }
@@ -143,13 +194,22 @@ async fn a_loss_is_a_warning() {
     let log = Log::default();
     let _recording = log.record();
     let (client, _) = simulated();
-    let guard = client.mutex("a").with_ttl(secs(3)).with_renewal(Renewal::Manual).lock().await.unwrap();
+    let guard = client
+        .mutex("a")
+        .with_ttl(secs(3))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     guard.lost().await;
     settle().await;
     let text = log.text();
     let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
     assert_eq!(warnings.len(), 1, "{text}");
-    assert!(warnings[0].contains("lock lost") && warnings[0].contains("key=a"), "{text}");
+    assert!(
+        warnings[0].contains("lock lost") && warnings[0].contains("key=a"),
+        "{text}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,8 +227,14 @@ async fn late_renewals_are_warned_of_before_a_loss() {
         let text = log.text();
         let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
         assert_eq!(warnings.len(), 3, "{text}");
-        assert!(warnings[0].contains("renewals are late") && warnings[0].contains("told to fail"), "{text}");
-        assert!(warnings[1].contains("lock lost") && warnings[2].contains("lock lost"), "{text}");
+        assert!(
+            warnings[0].contains("renewals are late") && warnings[0].contains("told to fail"),
+            "{text}"
+        );
+        assert!(
+            warnings[1].contains("lock lost") && warnings[2].contains("lock lost"),
+            "{text}"
+        );
     }
 }
 
@@ -209,18 +275,43 @@ async fn a_reader_that_asks_to_write_is_told_so() {
     let log = Log::default();
     let _recording = log.record();
     let (client, _) = simulated();
-    let (lock, semaphore) = (client.rwlock("a").with_ttl(secs(5)), client.semaphore("a", 1).with_ttl(secs(5)));
+    let (lock, semaphore) = (
+        client.rwlock("a").with_ttl(secs(5)),
+        client.semaphore("a", 1).with_ttl(secs(5)),
+    );
     let limit = Duration::from_secs(12);
     let guard = lock.read().await.unwrap();
     assert!(lock.write_timeout(limit).await.is_err());
     let text = log.text();
-    assert_eq!(text.matches("cannot be turned into a write lock").count(), 1, "{text}");
+    assert_eq!(
+        text.matches("cannot be turned into a write lock").count(),
+        1,
+        "{text}"
+    );
     drop(guard);
     let _permit = semaphore.acquire().await.unwrap();
     assert!(semaphore.acquire_timeout(limit).await.is_err());
-    assert_eq!(log.text().matches("a task waits for a lock that it took itself").count(), 2, "{}", log.text());
+    assert_eq!(
+        log.text()
+            .matches("a task waits for a lock that it took itself")
+            .count(),
+        2,
+        "{}",
+        log.text()
+    );
     // Others' waits are no such thing.
     let another = semaphore.clone();
-    assert!(tokio::spawn(async move { another.acquire_timeout(limit).await.is_err() }).await.unwrap());
-    assert_eq!(log.text().matches("a task waits for a lock that it took itself").count(), 2, "{}", log.text());
+    assert!(
+        tokio::spawn(async move { another.acquire_timeout(limit).await.is_err() })
+            .await
+            .unwrap()
+    );
+    assert_eq!(
+        log.text()
+            .matches("a task waits for a lock that it took itself")
+            .count(),
+        2,
+        "{}",
+        log.text()
+    );
 }

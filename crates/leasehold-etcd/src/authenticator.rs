@@ -1,7 +1,7 @@
 //! [`Authenticator`]: how a connection gets its token, and another one when the server refuses it.
 //!
-//! A simple token expires, and no token outlives a change of the users and roles. The driver asks for another one only in
-//! the first case.
+//! A simple token expires, and no token outlives a change of the users and roles. The driver asks
+//! for another one only in the first case.
 
 use std::{
     fmt,
@@ -28,12 +28,18 @@ impl Failed {
     /// A request that changed nothing has failed so.
     pub(crate) fn of(error: Driver, operation: &'static str, address: &str) -> Self {
         let elsewhere = error::is_elsewhere_better(&error);
-        Self { error: error::of_driver(error, operation, Effect::None, address), elsewhere }
+        Self {
+            error: error::of_driver(error, operation, Effect::None, address),
+            elsewhere,
+        }
     }
 
     /// No other member would help.
     pub(crate) fn here(error: Error) -> Self {
-        Self { error, elsewhere: false }
+        Self {
+            error,
+            elsewhere: false,
+        }
     }
 }
 
@@ -55,19 +61,29 @@ pub(crate) struct Authenticator {
 
 impl Authenticator {
     /// Authenticates with what `provider` supplies, otherwise with what the URL says.
-    pub(crate) fn new(provider: Option<Arc<dyn CredentialsProvider>>, url: Option<Credentials>) -> Self {
+    pub(crate) fn new(
+        provider: Option<Arc<dyn CredentialsProvider>>,
+        url: Option<Credentials>,
+    ) -> Self {
         let source = match (provider, url) {
             (Some(provider), _) => Source::Provider(provider),
             (None, Some(credentials)) => Source::Url(credentials),
             (None, None) => Source::Nowhere,
         };
-        Self { source, accepted: AtomicBool::new(false) }
+        Self {
+            source,
+            accepted: AtomicBool::new(false),
+        }
     }
 
-    /// Authenticates with what `provider` supplies, otherwise with what the user's own client was made with.
+    /// Authenticates with what `provider` supplies, otherwise with what the user's own client was
+    /// made with.
     pub(crate) fn of_client(provider: Option<Arc<dyn CredentialsProvider>>) -> Self {
         let source = provider.map_or(Source::Client, Source::Provider);
-        Self { source, accepted: AtomicBool::new(false) }
+        Self {
+            source,
+            accepted: AtomicBool::new(false),
+        }
     }
 
     /// Returns whether there are credentials to authenticate with.
@@ -97,7 +113,11 @@ impl Authenticator {
             Some(credentials) => {
                 let Some(user) = credentials.username() else {
                     let message = "etcd has no default user; name one in the credentials";
-                    return Err(Failed::here(error::plain(ErrorKind::InvalidInput, operation, message)));
+                    return Err(Failed::here(error::plain(
+                        ErrorKind::InvalidInput,
+                        operation,
+                        message,
+                    )));
                 };
                 let user = (user.to_owned(), credentials.password().to_owned());
                 match client.update_user(Some(user)).await {
@@ -113,14 +133,18 @@ impl Authenticator {
             }
             Err(error) => {
                 let Failed { error, elsewhere } = Failed::of(error, operation, address);
-                Err(Failed { error: self.explained(error, operation), elsewhere })
+                Err(Failed {
+                    error: self.explained(error, operation),
+                    elsewhere,
+                })
             }
         }
     }
 
     /// A provider that supplied what was accepted may be late with the next password: that passes.
     fn explained(&self, error: Error, operation: &'static str) -> Error {
-        let passes = matches!(self.source, Source::Provider(_)) && self.accepted.load(Ordering::Relaxed);
+        let passes =
+            matches!(self.source, Source::Provider(_)) && self.accepted.load(Ordering::Relaxed);
         if error.kind() != ErrorKind::Denied || !passes {
             return error;
         }
@@ -132,6 +156,8 @@ impl Authenticator {
 
 impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authenticator").field("has_credentials", &self.has_credentials()).finish_non_exhaustive()
+        f.debug_struct("Authenticator")
+            .field("has_credentials", &self.has_credentials())
+            .finish_non_exhaustive()
     }
 }

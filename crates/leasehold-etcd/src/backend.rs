@@ -8,25 +8,25 @@ use std::{
 
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl, WaiterNotification, async_trait, check_runtime,
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
+    Inspection, Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl,
+    WaiterNotification, async_trait, check_runtime,
     session::{Claim, Sessions, attempt_with_session_retry, queue_with_session_retry},
     supervised,
 };
 
 use crate::{
-    revoke,
-    pending_lock::{PendingLock, lost_place},
     config::EtcdConfig,
     connection::Cluster,
     error::{self, BACKEND, named},
     inspect,
     keys::{Directory, EtcdKey, value_of},
-    url::ParsedUrl,
+    pending_lock::{PendingLock, lost_place},
     queue::{Place, Standing, Step},
-    releases,
+    releases, revoke,
     session::{EtcdSessions, Handle},
-    waiters::{WaiterRegistry, Registration},
+    url::ParsedUrl,
+    waiters::{Registration, WaiterRegistry},
 };
 
 /// The server raises shorter leases to this.
@@ -36,8 +36,8 @@ const SLOTS: u32 = 8;
 
 /// Locks on an etcd cluster.
 ///
-/// All locks of one TTL live in one etcd lease, and all waiters share one watch stream. See the [crate](crate) for what is
-/// guaranteed.
+/// All locks of one TTL live in one etcd lease, and all waiters share one watch stream. See the
+/// [crate](crate) for what is guaranteed.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_etcd::Error> {
@@ -60,7 +60,8 @@ impl EtcdBackend {
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
-    /// - [`ErrorKind::Unavailable`] if no member answers, [`ErrorKind::Denied`] if the user or the password is refused.
+    /// - [`ErrorKind::Unavailable`] if no member answers, [`ErrorKind::Denied`] if the user or the
+    ///   password is refused.
     /// - [`ErrorKind::Unsupported`] for TLS without the feature `tls`, and for etcd's gRPC proxy.
     ///
     /// # Cancel safety
@@ -70,8 +71,8 @@ impl EtcdBackend {
     }
 
     /// Connects to the cluster at `url` with the options of `config`, such as a
-    /// [`CredentialsProvider`](leasehold_core::CredentialsProvider). What the URL says too is as the URL says, except for the
-    /// user: a provider's credentials are used in its place.
+    /// [`CredentialsProvider`](leasehold_core::CredentialsProvider). What the URL says too is as
+    /// the URL says, except for the user: a provider's credentials are used in its place.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -84,9 +85,10 @@ impl EtcdBackend {
 
     /// Uses the connection of `client`.
     ///
-    /// Give it `with_timeout`, `with_connect_timeout`, and `with_keep_alive` with `with_keep_alive_while_idle`: a server that is
-    /// stopped otherwise hangs the connection for ever, and only this backend's own time-outs end its requests. The driver does
-    /// not fail over between the endpoints of one client; [`connect`](Self::connect) does.
+    /// Give it `with_timeout`, `with_connect_timeout`, and `with_keep_alive` with
+    /// `with_keep_alive_while_idle`: a server that is stopped otherwise hangs the connection for
+    /// ever, and only this backend's own time-outs end its requests. The driver does not fail over
+    /// between the endpoints of one client; [`connect`](Self::connect) does.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), except for the URL.
@@ -121,19 +123,32 @@ impl EtcdBackend {
             Ok(()) => {}
         }
         let watched = Arc::downgrade(&cluster);
-        drop(tokio::spawn(supervised(move || releases::watch(Weak::clone(&watched)))));
+        drop(tokio::spawn(supervised(move || {
+            releases::watch(Weak::clone(&watched))
+        })));
         let capabilities = capabilities(cluster.endpoint());
         let sessions = |for_waiters| {
             let cluster = Arc::clone(&cluster);
-            Sessions::new(Arc::new(EtcdSessions { cluster, for_waiters }))
+            Sessions::new(Arc::new(EtcdSessions {
+                cluster,
+                for_waiters,
+            }))
         };
         let (sessions, waiting) = (sessions(false), sessions(true));
         let watches = WaiterRegistry::new(&cluster);
-        Ok(Arc::new(Self { cluster, sessions, waiting, watches, capabilities }))
+        Ok(Arc::new(Self {
+            cluster,
+            sessions,
+            waiting,
+            watches,
+            capabilities,
+        }))
     }
 
     fn check(&self, request: &Request) -> Result<Directory> {
-        self.capabilities.check(request.mode(), request.ttl()).map_err(|error| error.with_operation("acquire"))?;
+        self.capabilities
+            .check(request.mode(), request.ttl())
+            .map_err(|error| error.with_operation("acquire"))?;
         if request.token_floor().is_some() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
@@ -141,24 +156,41 @@ impl EtcdBackend {
                 "tokens are revisions of the cluster and cannot be raised; leave etcd out of quorums that fence",
             ));
         }
-        self.cluster.names.directory(request.key(), request.mode().is_permit())
+        self.cluster
+            .names
+            .directory(request.key(), request.mode().is_permit())
     }
 
     /// Claims a place for the request, before anything is sent.
     async fn pending(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
         let mode = request.mode();
         let name = |handle: &Handle, number: u32| {
-            // Many at a time in one session are many readers or permits: they need not try all slots.
-            let slot =
-                if number < SLOTS { number } else { (request.owner().as_u128() as u32).rotate_left(number) | SLOTS };
+            // Many at a time in one session are many readers or permits: they need not try all
+            // slots.
+            let slot = if number < SLOTS {
+                number
+            } else {
+                (request.owner().as_u128() as u32).rotate_left(number) | SLOTS
+            };
             directory.key(mode, handle.lease, slot)
         };
         let claimed = self.sessions.claim(request, name).await;
         let claim = claimed.map_err(|error| named(error, "acquire"))?;
         let key = claim.name().clone();
         let names = self.cluster.names.clone();
-        let place = Arc::new(Place { directory: directory.clone(), key, mode, value: value_of(request), names });
-        Ok(PendingLock { claim, waiting: None, request: request.clone(), place })
+        let place = Arc::new(Place {
+            directory: directory.clone(),
+            key,
+            mode,
+            value: value_of(request),
+            names,
+        });
+        Ok(PendingLock {
+            claim,
+            waiting: None,
+            request: request.clone(),
+            place,
+        })
     }
 
     /// Claims the pending's key in the session of those who wait, too.
@@ -175,11 +207,22 @@ impl EtcdBackend {
         }
     }
 
-    async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
+    async fn try_once(
+        &self,
+        request: &Request,
+        directory: &Directory,
+    ) -> Result<Option<Arc<dyn Lease>>> {
         let pending = self.pending(request, directory).await?;
         let handle = pending.claim.session().handle();
-        let answer = pending.run(Step::Attempt { lease: handle.lease }).await?;
-        match answer.txn().and_then(|answer| pending.place.attempted(request.key(), answer)) {
+        let answer = pending
+            .run(Step::Attempt {
+                lease: handle.lease,
+            })
+            .await?;
+        match answer
+            .txn()
+            .and_then(|answer| pending.place.attempted(request.key(), answer))
+        {
             Ok(Standing::Holds(revision)) => pending.granted(revision).await.map(Some),
             Ok(Standing::Waits(_)) => {
                 pending.leave().await;
@@ -200,7 +243,10 @@ impl EtcdBackend {
             if !pending.place.mode.is_permit() {
                 let lease = pending.claim.session().handle().lease;
                 let answer = pending.run(Step::Attempt { lease }).await?;
-                match answer.txn().and_then(|answer| pending.place.attempted(request.key(), answer)) {
+                match answer
+                    .txn()
+                    .and_then(|answer| pending.place.attempted(request.key(), answer))
+                {
                     Ok(Standing::Holds(revision)) => return pending.granted(revision).await,
                     Ok(_) => {}
                     Err(error) => {
@@ -211,10 +257,19 @@ impl EtcdBackend {
             }
             pending.waiting = Some(self.claim_to_wait(&pending).await?);
         }
-        let answer = pending.run(Step::Enqueue { lease: pending.queueing_lease() }).await?;
-        let granted = match answer.txn().and_then(|answer| pending.place.enqueued(request.key(), answer)) {
+        let answer = pending
+            .run(Step::Enqueue {
+                lease: pending.queueing_lease(),
+            })
+            .await?;
+        let granted = match answer
+            .txn()
+            .and_then(|answer| pending.place.enqueued(request.key(), answer))
+        {
             Ok(Standing::Holds(revision)) => pending.hold(revision).await,
-            Ok(Standing::Waits(revision)) => pending.wait(&self.cluster, &self.watches, revision).await,
+            Ok(Standing::Waits(revision)) => {
+                pending.wait(&self.cluster, &self.watches, revision).await
+            }
             Ok(Standing::Absent) => Err(error::protocol("acquire")),
             Err(error) => Err(error),
         };
@@ -228,14 +283,25 @@ impl EtcdBackend {
     }
 
     /// Completes when trying again makes sense.
-    async fn woken(watching: Registration, cluster: Arc<Cluster>, patience: Duration, directory: Directory) {
+    async fn woken(
+        watching: Registration,
+        cluster: Arc<Cluster>,
+        patience: Duration,
+        directory: Directory,
+    ) {
         if watching.warm(patience).await.is_err() {
             return;
         }
         let before = watching.generation();
-        let options = GetOptions::new().with_range(directory.end()).with_limit(1).with_keys_only();
+        let options = GetOptions::new()
+            .with_range(directory.end())
+            .with_limit(1)
+            .with_keys_only();
         let first = EtcdKey::from(directory.start());
-        match cluster.get("acquire", patience, &first, Some(options)).await {
+        match cluster
+            .get("acquire", patience, &first, Some(options))
+            .await
+        {
             Ok(held) if !held.kvs().is_empty() => watching.changed(before).await,
             // Free already, or nobody knows.
             _ => {}
@@ -267,7 +333,11 @@ impl LockBackend for EtcdBackend {
                 let patience = cluster.patience(request.ttl());
                 let retry_after = Some(cluster.config.fallback_poll_interval);
                 let wake = Self::woken(watching, cluster, patience, directory);
-                Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) })
+                Attempt::Contended(Contention {
+                    retry_after,
+                    last_token: None,
+                    wake: Some(Box::pin(wake)),
+                })
             }
         })
     }
@@ -305,7 +375,15 @@ impl LockBackend for EtcdBackend {
 /// Reads a key that is never there.
 async fn probe(cluster: &Cluster, operation: &'static str) -> Result<()> {
     let options = GetOptions::new().with_keys_only().with_limit(1);
-    cluster.get(operation, cluster.config.timeout, &cluster.names.probe(), Some(options)).await.map(drop)
+    cluster
+        .get(
+            operation,
+            cluster.config.timeout,
+            &cluster.names.probe(),
+            Some(options),
+        )
+        .await
+        .map(drop)
 }
 
 fn capabilities(endpoint: String) -> Capabilities {
@@ -335,6 +413,8 @@ impl fmt::Display for EtcdBackend {
 
 impl fmt::Debug for EtcdBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdBackend").field("cluster", &self.cluster).finish_non_exhaustive()
+        f.debug_struct("EtcdBackend")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
     }
 }

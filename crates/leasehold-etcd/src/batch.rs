@@ -11,7 +11,8 @@ use crate::{
     queue::{Answer, Place, Step},
 };
 
-/// How many bytes of keys one request carries at most. The server takes 1.5 MiB (`--max-request-bytes`).
+/// How many bytes of keys one request carries at most. The server takes 1.5 MiB
+/// (`--max-request-bytes`).
 const KEY_BYTES: usize = 1 << 20;
 /// How often a transaction names its key, or its directory, at most.
 const NAMED: usize = 10;
@@ -42,8 +43,9 @@ impl session::BatchExecutor for BatchExecutor {
     /// And whether an earlier sending of it may still arrive.
     type Answer = Result<(Answer, bool)>;
 
-    /// The lock. The server evaluates the comparisons of all nested transactions before it applies any, and what is
-    /// created in one transaction has one revision: two jobs on one lock must not share one.
+    /// The lock. The server evaluates the comparisons of all nested transactions before it applies
+    /// any, and what is created in one transaction has one revision: two jobs on one lock must not
+    /// share one.
     fn lane(&self, job: &Job) -> u64 {
         job.place.directory.lane()
     }
@@ -69,29 +71,50 @@ impl BatchExecutor {
         }
         let txns = || jobs.iter().map(|job| TxnOp::txn(job.txn())).collect();
         let operations = jobs.iter().map(|job| job.operation);
-        let told = |error: Error| operations.clone().map(|name| Err(error.clone().with_operation(name))).collect();
-        Some(match self.cluster.txns_told("gathered", self.patience, txns).await {
-            Ok((Some(answer), twice)) => {
-                let mut answers = answer.op_responses().into_iter();
-                let mut next = |operation| match answers.next() {
-                    Some(TxnOpResponse::Txn(answer)) => Ok((Answer::Txn(answer), twice)),
-                    _ => Err(error::protocol(operation)),
-                };
-                operations.map(&mut next).collect()
-            }
-            Ok((None, false)) => return None,
-            // Another member, with a higher limit, may have done them.
-            Ok((None, true)) => told(error::plain(ErrorKind::Indeterminate, "gathered", "a member's answer was lost")),
-            Err(error) => told(error),
-        })
+        let told = |error: Error| {
+            operations
+                .clone()
+                .map(|name| Err(error.clone().with_operation(name)))
+                .collect()
+        };
+        Some(
+            match self
+                .cluster
+                .txns_told("gathered", self.patience, txns)
+                .await
+            {
+                Ok((Some(answer), twice)) => {
+                    let mut answers = answer.op_responses().into_iter();
+                    let mut next = |operation| match answers.next() {
+                        Some(TxnOpResponse::Txn(answer)) => Ok((Answer::Txn(answer), twice)),
+                        _ => Err(error::protocol(operation)),
+                    };
+                    operations.map(&mut next).collect()
+                }
+                Ok((None, false)) => return None,
+                // Another member, with a higher limit, may have done them.
+                Ok((None, true)) => told(error::plain(
+                    ErrorKind::Indeterminate,
+                    "gathered",
+                    "a member's answer was lost",
+                )),
+                Err(error) => told(error),
+            },
+        )
     }
 
     async fn execute_alone(&self, job: &Job) -> Result<(Answer, bool)> {
         if Place::is_delete(job.step) {
-            let deleted = self.cluster.delete_told(job.operation, self.patience, &job.place.key).await;
+            let deleted = self
+                .cluster
+                .delete_told(job.operation, self.patience, &job.place.key)
+                .await;
             return deleted.map(|(count, twice)| (Answer::Deleted(count), twice));
         }
-        let answered = self.cluster.txn_told(job.operation, Effect::Writes, self.patience, || job.txn()).await;
+        let answered = self
+            .cluster
+            .txn_told(job.operation, Effect::Writes, self.patience, || job.txn())
+            .await;
         answered.map(|(answer, twice)| (Answer::Txn(answer), twice))
     }
 }
@@ -117,12 +140,29 @@ mod tests {
 
     #[test]
     fn what_is_gathered_fits_into_requests() {
-        let names = Names { prefix: Arc::from(b"".as_slice()), exact: false };
+        let names = Names {
+            prefix: Arc::from(b"".as_slice()),
+            exact: false,
+        };
         let job = |bytes: usize| {
             let directory = names.directory(&LockKey::new("k").unwrap(), false).unwrap();
-            let (key, mode, value) = (EtcdKey::from(vec![b'k'; bytes]), Mode::Exclusive, Vec::new());
-            let place = Place { directory, key, mode, value, names: names.clone() };
-            Job { operation: "acquire", place: Arc::new(place), step: Step::Leave }
+            let (key, mode, value) = (
+                EtcdKey::from(vec![b'k'; bytes]),
+                Mode::Exclusive,
+                Vec::new(),
+            );
+            let place = Place {
+                directory,
+                key,
+                mode,
+                value,
+                names: names.clone(),
+            };
+            Job {
+                operation: "acquire",
+                place: Arc::new(place),
+                step: Step::Leave,
+            }
         };
         let many = |bytes: usize| (0..64).map(|_| job(bytes)).collect::<Vec<_>>();
         assert_eq!((fitting(&many(50), 64), fitting(&many(50), 16)), (64, 16));

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use leasehold_core::CredentialsProvider;
 use tonic::transport::Endpoint;
 
-/// The server answers pings that come at least 5 s apart (`--grpc-keepalive-min-time`), and cuts off who sends more.
+/// The server answers pings that come at least 5 s apart (`--grpc-keepalive-min-time`), and cuts
+/// off who sends more.
 const PING_EVERY: Duration = Duration::from_secs(6);
 const PING_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -15,17 +16,20 @@ const PING_PATIENCE: Duration = Duration::from_secs(2);
 pub struct EtcdConfig {
     /// Put before every key. Empty by default.
     pub prefix: Arc<[u8]>,
-    /// Names are written as they are, for locks that are shared with programs whose names contain `/` or `%`. Then a
-    /// lock `a` is not free while anybody has or waits for `a/b`. Off by default.
+    /// Names are written as they are, for locks that are shared with programs whose names contain
+    /// `/` or `%`. Then a lock `a` is not free while anybody has or waits for `a/b`. Off by
+    /// default.
     pub exact_names: bool,
-    /// How long one member of the cluster may take to answer; at most a quarter of the TTL where one is known. 2 s by default:
-    /// longer than an election.
+    /// How long one member of the cluster may take to answer; at most a quarter of the TTL where
+    /// one is known. 2 s by default: longer than an election.
     pub timeout: Duration,
     /// How long a connection may take to come about. 1 s by default.
     pub connect_timeout: Duration,
-    /// How often a waiter looks by itself, although it is woken: some servers lose events after a compaction. 5 s by default.
+    /// How often a waiter looks by itself, although it is woken: some servers lose events after a
+    /// compaction. 5 s by default.
     pub fallback_poll_interval: Duration,
-    /// Supplies the user and the password. Without it they are those of the URL, or of the given client.
+    /// Supplies the user and the password. Without it they are those of the URL, or of the given
+    /// client.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
@@ -71,18 +75,21 @@ impl EtcdConfig {
         self
     }
 
-    /// Looks this often while waiting; see [`fallback_poll_interval`](Self::fallback_poll_interval).
+    /// Looks this often while waiting; see
+    /// [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
         self.fallback_poll_interval = interval;
         self
     }
 
-    /// Sets where the user and the password come from: passwords that rotate then need no restart of the program.
+    /// Sets where the user and the password come from: passwords that rotate then need no restart
+    /// of the program.
     ///
-    /// The provider is asked for each connection, and again whenever the server refuses a token, because the token has
-    /// expired or because users or roles were changed. A user name is required. If the server refuses what it accepted
-    /// before, the error is [`Unavailable`](leasehold_core::ErrorKind::Unavailable): the provider may have the next
+    /// The provider is asked for each connection, and again whenever the server refuses a token,
+    /// because the token has expired or because users or roles were changed. A user name is
+    /// required. If the server refuses what it accepted before, the error is
+    /// [`Unavailable`](leasehold_core::ErrorKind::Unavailable): the provider may have the next
     /// password a little later.
     #[must_use]
     pub fn with_credentials(mut self, credentials: Arc<dyn CredentialsProvider>) -> Self {

@@ -1,7 +1,8 @@
 //! [`Cluster`]: requests to whichever member answers.
 //!
-//! The driver balances over all endpoints and gives up with the first that fails. So each member has a client of its own
-//! here, and a request that fails at one goes to the next; all requests of this crate may be sent twice.
+//! The driver balances over all endpoints and gives up with the first that fails. So each member
+//! has a client of its own here, and a request that fails at one goes to the next; all requests of
+//! this crate may be sent twice.
 
 use std::{
     fmt,
@@ -21,21 +22,23 @@ use crate::{
     config::EtcdConfig,
     error::{self, Effect},
     keys::{EtcdKey, Names},
-    url::{Connector, ParsedUrl},
     member::{Live, Member},
     probe::Probe,
     releases::Releases,
+    url::{Connector, ParsedUrl},
 };
 
-/// The TTL of those who wait: for how long the key of a waiter outlives it at most. Longer than an election; a waiter that is
-/// cut off for longer loses its place, not its lock. Who has a shorter TTL waits with that.
+/// The TTL of those who wait: for how long the key of a waiter outlives it at most. Longer than an
+/// election; a waiter that is cut off for longer loses its place, not its lock. Who has a shorter
+/// TTL waits with that.
 const WAITING_TTL: Duration = Duration::from_secs(5);
 /// Before the only member is asked again whose connection broke.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How many transactions are sent as one at most. The server's default limit is 128 operations: the other half is for the
-/// operations within each transaction.
+/// How many transactions are sent as one at most. The server's default limit is 128 operations: the
+/// other half is for the operations within each transaction.
 pub(crate) const TOGETHER: usize = 64;
-/// How often a request asks for another token. One cures it, unless users are changed again meanwhile.
+/// How often a request asks for another token. One cures it, unless users are changed again
+/// meanwhile.
 const AUTHENTICATIONS: usize = 3;
 
 /// The members, and the one that answered last.
@@ -51,15 +54,20 @@ pub(crate) struct Cluster {
     /// Told when another member is asked from now on: streams that hang on the old one should move.
     pub(crate) moved: Notify,
     pub(crate) releases: Releases,
-    /// How many transactions are sent as one. Lowered when a server refuses so many (`--max-txn-ops`,
-    /// `--max-request-bytes`).
+    /// How many transactions are sent as one. Lowered when a server refuses so many
+    /// (`--max-txn-ops`, `--max-request-bytes`).
     together: AtomicUsize,
     time_outs: Arc<Patience>,
 }
 
 impl Cluster {
     pub(crate) fn at(location: ParsedUrl) -> Arc<Self> {
-        let ParsedUrl { endpoints, connector, config, credentials } = location;
+        let ParsedUrl {
+            endpoints,
+            connector,
+            config,
+            credentials,
+        } = location;
         let members = endpoints.into_iter().map(Connector::connecting);
         let authenticator = Authenticator::new(config.credentials.clone(), credentials);
         Self::new(members.collect(), Some(connector), config, authenticator)
@@ -76,9 +84,16 @@ impl Cluster {
         config: EtcdConfig,
         authenticator: Authenticator,
     ) -> Arc<Self> {
-        let names = Names { prefix: Arc::clone(&config.prefix), exact: config.exact_names };
-        let (current, moved, time_outs, releases) =
-            (AtomicUsize::new(0), Notify::new(), Arc::default(), Releases::default());
+        let names = Names {
+            prefix: Arc::clone(&config.prefix),
+            exact: config.exact_names,
+        };
+        let (current, moved, time_outs, releases) = (
+            AtomicUsize::new(0),
+            Notify::new(),
+            Arc::default(),
+            Releases::default(),
+        );
         let (together, probe) = (AtomicUsize::new(TOGETHER), Probe::new(names.probe()));
         Arc::new(Self {
             members,
@@ -105,14 +120,19 @@ impl Cluster {
         self.connector.is_none()
     }
 
-    /// A member at an address that another one knows; `None` if only the user's own client knows how to connect.
+    /// A member at an address that another one knows; `None` if only the user's own client knows
+    /// how to connect.
     pub(crate) fn member_at(&self, url: &str) -> Option<Member> {
         self.connector.as_ref()?.member(url)
     }
 
     /// Where it lives, without secrets.
     pub(crate) fn endpoint(&self) -> String {
-        let addresses: Vec<_> = self.members.iter().map(|member| member.address.as_str()).collect();
+        let addresses: Vec<_> = self
+            .members
+            .iter()
+            .map(|member| member.address.as_str())
+            .collect();
         match addresses.as_slice() {
             [first, ..] if first.starts_with("etcds://") => {
                 format!("etcds://{}", addresses.join(",").replace("etcds://", ""))
@@ -121,13 +141,14 @@ impl Cluster {
         }
     }
 
-    /// How long one member may take to answer, so that there is time for another before a lease of this TTL is over.
+    /// How long one member may take to answer, so that there is time for another before a lease of
+    /// this TTL is over.
     pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
     }
 
-    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so that whoever is slow is
-    /// waited for no less than without it.
+    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so
+    /// that whoever is slow is waited for no less than without it.
     pub(crate) fn waiting_ttl(&self) -> Ttl {
         Ttl::new(WAITING_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
     }
@@ -153,7 +174,9 @@ impl Cluster {
     where
         F: Future<Output = Result<T, Driver>>,
     {
-        self.call_told(operation, effect, patience, call).await.map(|(answer, _)| answer)
+        self.call_told(operation, effect, patience, call)
+            .await
+            .map(|(answer, _)| answer)
     }
 
     /// As [`call`](Self::call), and whether an earlier sending of it may still arrive.
@@ -176,7 +199,10 @@ impl Cluster {
             if attempt > 0 && self.members.len() == 1 {
                 tokio::time::sleep(PAUSE).await;
             }
-            let Failed { error: failed, elsewhere } = match self.ask(member, operation, effect, patience, &call).await {
+            let Failed {
+                error: failed,
+                elsewhere,
+            } = match self.ask(member, operation, effect, patience, &call).await {
                 Ok(answer) => {
                     if index != first {
                         self.move_from(first, index);
@@ -194,7 +220,9 @@ impl Cluster {
             }
         }
         // What one member may have done is not undone by another's refusal.
-        Err(doubt.or(failure).unwrap_or_else(|| error::protocol(operation)))
+        Err(doubt
+            .or(failure)
+            .unwrap_or_else(|| error::protocol(operation)))
     }
 
     /// The answer of one member. If it refuses the token, it is asked again with another one.
@@ -217,20 +245,29 @@ impl Cluster {
         };
         let live = match member.known() {
             Some(live) => live,
-            None => timeout(patience, member.connect(&self.authenticator, operation, &self.probe))
-                .await
-                .unwrap_or_else(|_elapsed| Err(timed_out()))?,
+            None => timeout(
+                patience,
+                member.connect(&self.authenticator, operation, &self.probe),
+            )
+            .await
+            .unwrap_or_else(|_elapsed| Err(timed_out()))?,
         };
         for authentications in 0.. {
             let token = live.token();
-            // Boxed: the driver's futures are of several kilobytes, and would be moved with each that they are put into.
+            // Boxed: the driver's futures are of several kilobytes, and would be moved with each
+            // that they are put into.
             match self.time_outs.within(patience, Box::pin(call(&live))).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 // Refused, so nothing has happened: it may be sent again.
-                Ok(Err(error)) if self.may_authenticate(&error) && authentications < AUTHENTICATIONS => {
-                    timeout(patience, member.authenticate(&live, token, &self.authenticator, operation))
-                        .await
-                        .unwrap_or_else(|_elapsed| Err(timed_out()))?;
+                Ok(Err(error))
+                    if self.may_authenticate(&error) && authentications < AUTHENTICATIONS =>
+                {
+                    timeout(
+                        patience,
+                        member.authenticate(&live, token, &self.authenticator, operation),
+                    )
+                    .await
+                    .unwrap_or_else(|_elapsed| Err(timed_out()))?;
                 }
                 Ok(Err(error)) => {
                     let elsewhere = error::is_elsewhere_better(&error);
@@ -241,7 +278,10 @@ impl Cluster {
             }
         }
         member.forget(&live);
-        Err(Failed { error: error::timed_out(operation, effect, &member.address, patience), elsewhere })
+        Err(Failed {
+            error: error::timed_out(operation, effect, &member.address, patience),
+            elsewhere,
+        })
     }
 
     /// Whether another token may cure this error.
@@ -249,14 +289,23 @@ impl Cluster {
         self.authenticator.has_credentials() && error::is_token_refused(error)
     }
 
-    /// Gets another token for the member that is asked first, because a stream was refused with the present one.
+    /// Gets another token for the member that is asked first, because a stream was refused with the
+    /// present one.
     pub(crate) async fn authenticate(&self, operation: &'static str) -> Result<()> {
         let member = self.asked_first();
-        let Some(live) = member.known() else { return Ok(()) };
-        let authenticated = member.authenticate(&live, live.token(), &self.authenticator, operation);
+        let Some(live) = member.known() else {
+            return Ok(());
+        };
+        let authenticated =
+            member.authenticate(&live, live.token(), &self.authenticator, operation);
         match timeout(self.config.timeout, authenticated).await {
             Ok(authenticated) => authenticated.map_err(|failed| failed.error),
-            Err(_elapsed) => Err(error::timed_out(operation, Effect::None, &member.address, self.config.timeout)),
+            Err(_elapsed) => Err(error::timed_out(
+                operation,
+                Effect::None,
+                &member.address,
+                self.config.timeout,
+            )),
         }
     }
 
@@ -271,7 +320,11 @@ impl Cluster {
     }
 
     fn move_from(&self, from: usize, to: usize) {
-        if self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if self
+            .current
+            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+        {
             self.moved.notify_waiters();
         }
     }
@@ -283,10 +336,13 @@ impl Cluster {
         patience: Duration,
         txn: &Txn,
     ) -> Result<TxnResponse> {
-        self.txn_told(operation, effect, patience, || txn.clone()).await.map(|(answer, _)| answer)
+        self.txn_told(operation, effect, patience, || txn.clone())
+            .await
+            .map(|(answer, _)| answer)
     }
 
-    /// Sends what `txn` makes, once for each time that it is sent. And whether an earlier sending of it may still arrive.
+    /// Sends what `txn` makes, once for each time that it is sent. And whether an earlier sending
+    /// of it may still arrive.
     pub(crate) async fn txn_told(
         &self,
         operation: &'static str,
@@ -306,8 +362,9 @@ impl Cluster {
         self.together.load(Ordering::Relaxed)
     }
 
-    /// Sends transactions as one. Returns `None` if the server refuses so many: then nothing has happened, and
-    /// [`together`](Self::together) returns fewer. Also returns whether an earlier sending may still arrive.
+    /// Sends transactions as one. Returns `None` if the server refuses so many: then nothing has
+    /// happened, and [`together`](Self::together) returns fewer. Also returns whether an earlier
+    /// sending may still arrive.
     pub(crate) async fn txns_told(
         &self,
         operation: &'static str,

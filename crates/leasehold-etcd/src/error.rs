@@ -19,21 +19,36 @@ pub(crate) enum Effect {
 
 /// An error of this backend without a cause.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+    Error::new(kind, message.into())
+        .with_backend(BACKEND)
+        .with_operation(operation)
 }
 
 /// An answer that the server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(ErrorKind::Protocol, operation, "the answer does not fit the request; is it an etcd server?")
+    plain(
+        ErrorKind::Protocol,
+        operation,
+        "the answer does not fit the request; is it an etcd server?",
+    )
 }
 
 /// Names backend and operation in an error of core's.
 pub(crate) fn named(error: Error, operation: &'static str) -> Error {
-    if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
+    if error.backend().is_some() {
+        error
+    } else {
+        error.with_backend(BACKEND).with_operation(operation)
+    }
 }
 
 /// No answer came within `patience`.
-pub(crate) fn timed_out(operation: &'static str, effect: Effect, endpoint: &str, patience: Duration) -> Error {
+pub(crate) fn timed_out(
+    operation: &'static str,
+    effect: Effect,
+    endpoint: &str,
+    patience: Duration,
+) -> Error {
     let message = format!(
         "no answer from {endpoint} within {patience:?} (the option `timeout`, and at most a quarter of the TTL); is the \
          server overloaded, stopped or unreachable?{}",
@@ -57,9 +72,15 @@ fn hint(operation: &str, endpoint: &str) -> &'static str {
 pub(crate) fn is_elsewhere_better(error: &Driver) -> bool {
     match error {
         Driver::GRpcStatus(status) => {
-            matches!(i32::from(status.code()), CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE)
+            matches!(
+                i32::from(status.code()),
+                CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE
+            )
         }
-        Driver::TransportError(_) | Driver::IoError(_) | Driver::WatchError(_) | Driver::LeaseKeepAliveError(_) => true,
+        Driver::TransportError(_)
+        | Driver::IoError(_)
+        | Driver::WatchError(_)
+        | Driver::LeaseKeepAliveError(_) => true,
         _ => false,
     }
 }
@@ -69,24 +90,36 @@ pub(crate) fn is_lease_taken(error: &Driver) -> bool {
     matches!(error, Driver::GRpcStatus(status) if status.message().contains("lease already exists"))
 }
 
-/// Returns whether a request has more operations than the server's `--max-txn-ops`, or more bytes than its
-/// `--max-request-bytes`.
+/// Returns whether a request has more operations than the server's `--max-txn-ops`, or more bytes
+/// than its `--max-request-bytes`.
 pub(crate) fn is_too_large(error: &Driver) -> bool {
-    const SIGNS: [&str; 3] = ["too many operations in txn", "request is too large", "received message larger than max"];
+    const SIGNS: [&str; 3] = [
+        "too many operations in txn",
+        "request is too large",
+        "received message larger than max",
+    ];
     matches!(error, Driver::GRpcStatus(status) if SIGNS.iter().any(|sign| status.message().contains(sign)))
 }
 
 /// Whether the server refuses the token of a request, or misses one: a new token may cure that.
 pub(crate) fn is_token_refused(error: &Driver) -> bool {
-    let Driver::GRpcStatus(status) = error else { return false };
+    let Driver::GRpcStatus(status) = error else {
+        return false;
+    };
     i32::from(status.code()) == UNAUTHENTICATED || is_about_token(status.message())
 }
 
-/// Whether a message of the server's, or the reason for which it refuses a watch, is about the token.
+/// Whether a message of the server's, or the reason for which it refuses a watch, is about the
+/// token.
 pub(crate) fn is_about_token(message: &str) -> bool {
-    // Expired or forgotten; from before a change of users and roles, as 3.5 and as 3.4 says it; and none at all.
-    const SIGNS: [&str; 4] =
-        ["invalid auth token", "revision of auth store is old", "revision in header is old", "user name is empty"];
+    // Expired or forgotten; from before a change of users and roles, as 3.5 and as 3.4 says it; and
+    // none at all.
+    const SIGNS: [&str; 4] = [
+        "invalid auth token",
+        "revision of auth store is old",
+        "revision in header is old",
+        "user name is empty",
+    ];
     SIGNS.iter().any(|sign| message.contains(sign))
 }
 
@@ -117,7 +150,12 @@ const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
 /// Maps the driver's error of a request to `endpoint`.
-pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, endpoint: &str) -> Error {
+pub(crate) fn of_driver(
+    error: Driver,
+    operation: &'static str,
+    effect: Effect,
+    endpoint: &str,
+) -> Error {
     let why = why(&error);
     let (kind, message) = match &error {
         _ if is_lease_gone(&error) => {
@@ -163,9 +201,16 @@ fn of_status(
     effect: Effect,
     endpoint: &str,
 ) -> (ErrorKind, String) {
-    let denied = |what: &str| (ErrorKind::Denied, format!("{endpoint} refused {what} ({message})"));
+    let denied = |what: &str| {
+        (
+            ErrorKind::Denied,
+            format!("{endpoint} refused {what} ({message})"),
+        )
+    };
     match code {
-        PERMISSION_DENIED => denied("the access; the user needs read and write permission on the prefix"),
+        PERMISSION_DENIED => {
+            denied("the access; the user needs read and write permission on the prefix")
+        }
         UNAUTHENTICATED => denied("the user; check user and password"),
         _ if is_about_token(message) => denied("the user; connect with a user and a password"),
         INVALID_ARGUMENT if message.contains("auth") || message.contains("user name is empty") => {
@@ -174,23 +219,36 @@ fn of_status(
         // Refused before it was proposed.
         RESOURCE_EXHAUSTED if message.contains("database space") => (
             ErrorKind::Unavailable,
-            "the server has reached its space quota; compact, defragment and disarm the alarm".into(),
+            "the server has reached its space quota; compact, defragment and disarm the alarm"
+                .into(),
         ),
-        RESOURCE_EXHAUSTED => (ErrorKind::Unavailable, format!("the server refuses for now: {message}")),
-        UNAVAILABLE if message.contains("no leader") => {
-            (ErrorKind::Unavailable, "the cluster has no leader; are most of its members up and connected?".into())
+        RESOURCE_EXHAUSTED => (
+            ErrorKind::Unavailable,
+            format!("the server refuses for now: {message}"),
+        ),
+        UNAVAILABLE if message.contains("no leader") => (
+            ErrorKind::Unavailable,
+            "the cluster has no leader; are most of its members up and connected?".into(),
+        ),
+        UNAVAILABLE if message.contains("for learner") => (
+            ErrorKind::Unavailable,
+            format!("{endpoint} is a learner, which serves no locks; name voting members"),
+        ),
+        UNAVAILABLE if message.contains("etcdserver") => (
+            lost_answer(effect),
+            format!("the server gave up: {message}"),
+        ),
+        CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => {
+            broken(why, operation, effect, endpoint)
         }
-        UNAVAILABLE if message.contains("for learner") => {
-            (ErrorKind::Unavailable, format!("{endpoint} is a learner, which serves no locks; name voting members"))
-        }
-        UNAVAILABLE if message.contains("etcdserver") => {
-            (lost_answer(effect), format!("the server gave up: {message}"))
-        }
-        CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => broken(why, operation, effect, endpoint),
-        UNIMPLEMENTED => {
-            (ErrorKind::Unsupported, "the server does not know this request; etcd 3.4 or later does".into())
-        }
-        _ => (ErrorKind::Protocol, format!("the server answered with an error: {message}")),
+        UNIMPLEMENTED => (
+            ErrorKind::Unsupported,
+            "the server does not know this request; etcd 3.4 or later does".into(),
+        ),
+        _ => (
+            ErrorKind::Protocol,
+            format!("the server answered with an error: {message}"),
+        ),
     }
 }
 
@@ -200,7 +258,11 @@ const FROM_HTTP: &str = "mapped from HTTP status code ";
 fn of_web_server(status: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
     // Too many requests, and gateways whose server is down: temporary.
     let passes = ["429", "502", "503", "504"].contains(&status);
-    let kind = if passes { lost_answer(effect) } else { ErrorKind::Protocol };
+    let kind = if passes {
+        lost_answer(effect)
+    } else {
+        ErrorKind::Protocol
+    };
     let message = format!(
         "{endpoint} answered with HTTP status {status} and not as etcd does; is it an etcd server, or a proxy that does not \
          pass gRPC on?"
@@ -210,38 +272,58 @@ fn of_web_server(status: &str, effect: Effect, endpoint: &str) -> (ErrorKind, St
 
 fn broken(why: &str, operation: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
     // Where no connection came about, nothing was sent.
-    let connecting = ["tcp connect error", "Connection refused", "dns error", "failed to lookup"];
+    let connecting = [
+        "tcp connect error",
+        "Connection refused",
+        "dns error",
+        "failed to lookup",
+    ];
     if connecting.iter().any(|sign| why.contains(sign)) {
         let remedy = if why.contains("deadline has elapsed") {
             "nobody answered within the option `connect-timeout`, 1 s unless set; check the address, and firewalls"
         } else {
             "check the address, and that a server runs there"
         };
-        return (ErrorKind::Unavailable, format!("cannot connect to {endpoint} ({why}); {remedy}"));
+        return (
+            ErrorKind::Unavailable,
+            format!("cannot connect to {endpoint} ({why}); {remedy}"),
+        );
     }
     let hint = hint(operation, endpoint);
     if why == NOT_HTTP_2 {
-        return (lost_answer(effect), format!("what {endpoint} answered is {NOT_HTTP_2}, which etcd speaks.{hint}"));
+        return (
+            lost_answer(effect),
+            format!("what {endpoint} answered is {NOT_HTTP_2}, which etcd speaks.{hint}"),
+        );
     }
     let ended = if hint.is_empty() { "" } else { "." };
-    let message = format!("the connection to {endpoint} broke before the answer came ({why}){ended}{hint}");
+    let message =
+        format!("the connection to {endpoint} broke before the answer came ({why}){ended}{hint}");
     (lost_answer(effect), message)
 }
 
 fn certificate(endpoint: &str, why: &str) -> (ErrorKind, String) {
     if why.contains(ALERT) {
         let remedy = "name one that its authority signed with `?cert=/path/to/cert.pem&key=/path/to/key.pem`";
-        return (ErrorKind::Denied, format!("{endpoint} did not accept our certificate ({why}); {remedy}"));
+        return (
+            ErrorKind::Denied,
+            format!("{endpoint} did not accept our certificate ({why}); {remedy}"),
+        );
     }
     let remedy = "name the CA that signed it with `?ca=/path/to/ca.pem`, and connect by a host name that it contains";
-    (ErrorKind::Denied, format!("the certificate of {endpoint} was not accepted ({why}); {remedy}"))
+    (
+        ErrorKind::Denied,
+        format!("the certificate of {endpoint} was not accepted ({why}); {remedy}"),
+    )
 }
 
 /// What the other side says of us.
 const ALERT: &str = "received fatal alert";
 
 fn is_certificate(why: &str) -> bool {
-    ["certificate", "Certificate", "UnknownIssuer", "UnknownCA"].iter().any(|sign| why.contains(sign))
+    ["certificate", "Certificate", "UnknownIssuer", "UnknownCA"]
+        .iter()
+        .any(|sign| why.contains(sign))
 }
 
 fn lost_answer(effect: Effect) -> ErrorKind {
@@ -251,10 +333,14 @@ fn lost_answer(effect: Effect) -> ErrorKind {
     }
 }
 
-/// Returns the messages of an error and its causes. The driver's own message shows the causes with `Debug`.
+/// Returns the messages of an error and its causes. The driver's own message shows the causes with
+/// `Debug`.
 fn why(error: &Driver) -> String {
     let (says, mut next) = match error {
-        Driver::GRpcStatus(status) => (status.message().to_owned(), std::error::Error::source(status)),
+        Driver::GRpcStatus(status) => (
+            status.message().to_owned(),
+            std::error::Error::source(status),
+        ),
         Driver::TransportError(error) => (error.to_string(), std::error::Error::source(error)),
         Driver::IoError(error) => (error.to_string(), None),
         Driver::WatchError(says) | Driver::LeaseKeepAliveError(says) => (says.clone(), None),
@@ -274,7 +360,11 @@ fn why(error: &Driver) -> String {
     }
     let why = parts.join(": ");
     // Found by the driver in what came; which frame is wrong helps nobody.
-    if why.contains("http2 error") && why.contains("detected") { NOT_HTTP_2.to_owned() } else { why }
+    if why.contains("http2 error") && why.contains("detected") {
+        NOT_HTTP_2.to_owned()
+    } else {
+        why
+    }
 }
 
 /// The cause where another protocol is spoken.
@@ -304,7 +394,12 @@ mod tests {
     use super::*;
 
     fn mapped(code: Code, message: &str, effect: Effect) -> Error {
-        of_driver(Driver::GRpcStatus(Status::new(code, message)), "acquire", effect, "etcd://h:2379")
+        of_driver(
+            Driver::GRpcStatus(Status::new(code, message)),
+            "acquire",
+            effect,
+            "etcd://h:2379",
+        )
     }
 
     /// The messages are the server's: `api/v3rpc/rpctypes/error.go`.
@@ -312,24 +407,84 @@ mod tests {
     fn what_the_server_says_is_typed() {
         for (code, message, kind, says) in [
             // Refused before it was proposed: it certainly had no effect, and may be tried again.
-            (Code::ResourceExhausted, "etcdserver: too many requests", ErrorKind::Unavailable, "too many requests"),
-            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", ErrorKind::Unavailable, "disarm"),
-            (Code::Unavailable, "etcdserver: no leader", ErrorKind::Unavailable, "no leader"),
-            (Code::Unavailable, "etcdserver: rpc not supported for learner", ErrorKind::Unavailable, "voting members"),
-            (Code::InvalidArgument, "etcdserver: request is too large", ErrorKind::Unsupported, "--max-request-bytes"),
-            (Code::Unavailable, "etcdserver: request timed out", ErrorKind::Indeterminate, "gave up"),
-            (Code::Unavailable, "etcdserver: leader changed", ErrorKind::Indeterminate, "gave up"),
-            (Code::NotFound, "etcdserver: requested lease not found", ErrorKind::Lost, "expired"),
-            (Code::PermissionDenied, "etcdserver: permission denied", ErrorKind::Denied, "permission"),
-            (Code::Unauthenticated, "etcdserver: invalid auth token", ErrorKind::Denied, "password"),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: too many requests",
+                ErrorKind::Unavailable,
+                "too many requests",
+            ),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+                ErrorKind::Unavailable,
+                "disarm",
+            ),
+            (
+                Code::Unavailable,
+                "etcdserver: no leader",
+                ErrorKind::Unavailable,
+                "no leader",
+            ),
+            (
+                Code::Unavailable,
+                "etcdserver: rpc not supported for learner",
+                ErrorKind::Unavailable,
+                "voting members",
+            ),
+            (
+                Code::InvalidArgument,
+                "etcdserver: request is too large",
+                ErrorKind::Unsupported,
+                "--max-request-bytes",
+            ),
+            (
+                Code::Unavailable,
+                "etcdserver: request timed out",
+                ErrorKind::Indeterminate,
+                "gave up",
+            ),
+            (
+                Code::Unavailable,
+                "etcdserver: leader changed",
+                ErrorKind::Indeterminate,
+                "gave up",
+            ),
+            (
+                Code::NotFound,
+                "etcdserver: requested lease not found",
+                ErrorKind::Lost,
+                "expired",
+            ),
+            (
+                Code::PermissionDenied,
+                "etcdserver: permission denied",
+                ErrorKind::Denied,
+                "permission",
+            ),
+            (
+                Code::Unauthenticated,
+                "etcdserver: invalid auth token",
+                ErrorKind::Denied,
+                "password",
+            ),
             (
                 Code::InvalidArgument,
                 "etcdserver: authentication failed, invalid user ID or password",
                 ErrorKind::Denied,
                 "password",
             ),
-            (Code::Unimplemented, "unknown service", ErrorKind::Unsupported, "3.4"),
-            (Code::FailedPrecondition, "etcdserver: lease already exists", ErrorKind::Unavailable, "exist already"),
+            (
+                Code::Unimplemented,
+                "unknown service",
+                ErrorKind::Unsupported,
+                "3.4",
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: lease already exists",
+                ErrorKind::Unavailable,
+                "exist already",
+            ),
             (
                 Code::InvalidArgument,
                 "etcdserver: too many operations in txn request",
@@ -348,27 +503,50 @@ mod tests {
                 ErrorKind::Indeterminate,
                 "HTTP status 502",
             ),
-            (Code::Aborted, "something new", ErrorKind::Protocol, "something new"),
+            (
+                Code::Aborted,
+                "something new",
+                ErrorKind::Protocol,
+                "something new",
+            ),
         ] {
             let error = mapped(code, message, Effect::Writes);
             assert_eq!(error.kind(), kind, "{message}: {error}");
             assert!(error.to_string().contains(says), "{message}: {error}");
-            assert!(std::error::Error::source(&error).is_some(), "{message}: the driver's error is kept");
+            assert!(
+                std::error::Error::source(&error).is_some(),
+                "{message}: the driver's error is kept"
+            );
         }
     }
 
     /// A Redis, whose answer may come before it ends the connection.
     #[test]
     fn what_is_not_http_2_is_named() {
-        let says = "h2 protocol error: http2 error: connection error detected: frame with invalid size";
+        let says =
+            "h2 protocol error: http2 error: connection error detected: frame with invalid size";
         let error = mapped(Code::Internal, says, Effect::None);
-        assert_eq!(error.message(), "what etcd://h:2379 answered is not HTTP/2, which etcd speaks.");
+        assert_eq!(
+            error.message(),
+            "what etcd://h:2379 answered is not HTTP/2, which etcd speaks."
+        );
     }
 
     #[test]
     fn what_had_no_effect_may_be_tried_again() {
-        assert!(mapped(Code::ResourceExhausted, "etcdserver: too many requests", Effect::Writes).is_retryable());
-        let lost = mapped(Code::Unavailable, "etcdserver: request timed out", Effect::None);
+        assert!(
+            mapped(
+                Code::ResourceExhausted,
+                "etcdserver: too many requests",
+                Effect::Writes
+            )
+            .is_retryable()
+        );
+        let lost = mapped(
+            Code::Unavailable,
+            "etcdserver: request timed out",
+            Effect::None,
+        );
         assert_eq!(lost.kind(), ErrorKind::Unavailable);
     }
 }

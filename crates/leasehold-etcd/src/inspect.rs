@@ -6,10 +6,10 @@ use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget};
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
 
 use crate::{
-    revoke::id_of,
     connection::Cluster,
     error::Effect,
     keys::{Directory, EtcdKey, Member, label_of},
+    revoke::id_of,
 };
 
 pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspection> {
@@ -28,7 +28,11 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
                 _ => place == 0,
             };
             writer_ahead |= !member.shared;
-            let label = if member.ours { label_of(kv.value()) } else { String::new() };
+            let label = if member.ours {
+                label_of(kv.value())
+            } else {
+                String::new()
+            };
             if !holds {
                 inspection.waiters.push(WaiterRef::new(mode, label));
                 continue;
@@ -36,7 +40,8 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
             let mut holder = HolderRef::new(key.clone(), id_of(kv));
             holder.mode = mode;
             holder.label = label;
-            holder.token = (!permits).then(|| FencingToken::new(kv.create_revision().unsigned_abs()));
+            holder.token =
+                (!permits).then(|| FencingToken::new(kv.create_revision().unsigned_abs()));
             holder.expires_in = expires_in(cluster, kv.lease(), &mut leases).await;
             inspection.holders.push(holder);
         }
@@ -45,9 +50,13 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
 }
 
 async fn list(cluster: &Cluster, directory: &Directory) -> Result<Vec<KeyValue>> {
-    let options = GetOptions::new().with_range(directory.end()).with_sort(SortTarget::Create, SortOrder::Ascend);
+    let options = GetOptions::new()
+        .with_range(directory.end())
+        .with_sort(SortTarget::Create, SortOrder::Ascend);
     let start = EtcdKey::from(directory.start());
-    let mut listed = cluster.get("inspect", cluster.config.timeout, &start, Some(options)).await?;
+    let mut listed = cluster
+        .get("inspect", cluster.config.timeout, &start, Some(options))
+        .await?;
     Ok(listed.take_kvs())
 }
 
@@ -63,7 +72,11 @@ fn mode_of(member: &Member, permits: bool) -> Option<Mode> {
 }
 
 /// The rest of a session's life; asked once per session. `None` where the member does not know.
-async fn expires_in(cluster: &Cluster, id: i64, known: &mut HashMap<i64, Option<Duration>>) -> Option<Duration> {
+async fn expires_in(
+    cluster: &Cluster,
+    id: i64,
+    known: &mut HashMap<i64, Option<Duration>>,
+) -> Option<Duration> {
     if let Some(known) = known.get(&id) {
         return *known;
     }
@@ -71,7 +84,11 @@ async fn expires_in(cluster: &Cluster, id: i64, known: &mut HashMap<i64, Option<
         let mut lease = live.lease.clone();
         async move { lease.time_to_live(id, None).await }
     });
-    let left = asked.await.ok().and_then(|answer| u64::try_from(answer.ttl()).ok()).map(Duration::from_secs);
+    let left = asked
+        .await
+        .ok()
+        .and_then(|answer| u64::try_from(answer.ttl()).ok())
+        .map(Duration::from_secs);
     known.insert(id, left);
     left
 }

@@ -8,10 +8,12 @@
 //! | `<prefix>%session/<lease>` | a session |
 //! | `<prefix>%broken/<create revision>/<rest of a key>` | the mark of a lock that was broken gently |
 //!
-//! `<lease>` is the lease id in hexadecimal as Go's `concurrency` writes it; `<slot>` tells apart those of one session who
-//! have or want the lock at the same time. Slots are used again, because a deleted key costs every range over its folder
-//! until the next compaction: after 20 000 acquisitions with a key each, one took 3 ms. The value is
-//! `<owner in hex>:<label>`. In `<name>` the bytes `/` and `%` are written `%2F` and `%25`, so that `a` never sees `a/b`; the exact profile writes names as they are.
+//! `<lease>` is the lease id in hexadecimal as Go's `concurrency` writes it; `<slot>` tells apart
+//! those of one session who have or want the lock at the same time. Slots are used again, because a
+//! deleted key costs every range over its folder until the next compaction: after 20 000
+//! acquisitions with a key each, one took 3 ms. The value is `<owner in hex>:<label>`. In `<name>`
+//! the bytes `/` and `%` are written `%2F` and `%25`, so that `a` never sees `a/b`; the exact
+//! profile writes names as they are.
 
 use std::{fmt, sync::Arc};
 
@@ -96,12 +98,30 @@ impl Directory {
             Some(rest) => (true, rest),
             None => (false, rest),
         };
-        let foreign = Member { ours: false, shared: false, of: None };
-        let Ok(rest) = std::str::from_utf8(rest) else { return foreign };
-        let mut parts = rest.split('-').map(|part| part.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(part));
+        let foreign = Member {
+            ours: false,
+            shared: false,
+            of: None,
+        };
+        let Ok(rest) = std::str::from_utf8(rest) else {
+            return foreign;
+        };
+        let mut parts = rest.split('-').map(|part| {
+            part.bytes()
+                .all(|byte| byte.is_ascii_hexdigit())
+                .then_some(part)
+        });
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(Some(_)), Some(Some(_)), None, None) => Member { ours: true, shared, of: None },
-            (Some(Some(_)), Some(Some(_)), Some(Some(of)), None) => Member { ours: true, shared, of: of.parse().ok() },
+            (Some(Some(_)), Some(Some(_)), None, None) => Member {
+                ours: true,
+                shared,
+                of: None,
+            },
+            (Some(Some(_)), Some(Some(_)), Some(Some(of)), None) => Member {
+                ours: true,
+                shared,
+                of: of.parse().ok(),
+            },
             _ => foreign,
         }
     }
@@ -137,11 +157,16 @@ impl Names {
         let mut directory = Vec::with_capacity(self.prefix.len() + name.len() + 16);
         directory.extend_from_slice(&self.prefix);
         if self.exact {
-            if [PERMITS, SESSION, BROKEN].iter().any(|ours| contains(name, &ours[..ours.len() - 1])) {
+            if [PERMITS, SESSION, BROKEN]
+                .iter()
+                .any(|ours| contains(name, &ours[..ours.len() - 1]))
+            {
                 return Err(error::plain(
                     ErrorKind::InvalidInput,
                     "acquire",
-                    format!("`{key}` contains what this backend reserves for itself under exact names"),
+                    format!(
+                        "`{key}` contains what this backend reserves for itself under exact names"
+                    ),
                 ));
             }
             directory.extend_from_slice(name);
@@ -172,7 +197,15 @@ impl Names {
     /// The mark of a gently broken lock whose holder has this key of this create revision.
     pub(crate) fn mark(&self, key: &[u8], revision: i64) -> Option<EtcdKey> {
         let rest = key.strip_prefix(&*self.prefix)?;
-        Some(EtcdKey::from([&*self.prefix, BROKEN, format!("{revision}/").as_bytes(), rest].concat()))
+        Some(EtcdKey::from(
+            [
+                &*self.prefix,
+                BROKEN,
+                format!("{revision}/").as_bytes(),
+                rest,
+            ]
+            .concat(),
+        ))
     }
 
     /// The key that a mark is about, and its create revision.
@@ -180,13 +213,21 @@ impl Names {
         let rest = mark.strip_prefix(&*self.prefix)?.strip_prefix(BROKEN)?;
         let slash = rest.iter().position(|byte| *byte == b'/')?;
         let revision = std::str::from_utf8(&rest[..slash]).ok()?.parse().ok()?;
-        Some((EtcdKey::from([&*self.prefix, &rest[slash + 1..]].concat()), revision))
+        Some((
+            EtcdKey::from([&*self.prefix, &rest[slash + 1..]].concat()),
+            revision,
+        ))
     }
 }
 
 /// What is written into the key of one acquisition.
 pub(crate) fn value_of(request: &Request) -> Vec<u8> {
-    [&request.owner().to_hex(), b":".as_slice(), request.label().as_bytes()].concat()
+    [
+        &request.owner().to_hex(),
+        b":".as_slice(),
+        request.label().as_bytes(),
+    ]
+    .concat()
 }
 
 /// Who wrote this value, for people.
@@ -212,54 +253,96 @@ mod tests {
     use super::*;
 
     fn names(exact: bool) -> Names {
-        Names { prefix: b"shop:".as_slice().into(), exact }
+        Names {
+            prefix: b"shop:".as_slice().into(),
+            exact,
+        }
     }
 
     fn key_of(name: &str, mode: Mode, exact: bool) -> String {
-        let directory = names(exact).directory(&LockKey::new(name).unwrap(), mode.is_permit()).unwrap();
+        let directory = names(exact)
+            .directory(&LockKey::new(name).unwrap(), mode.is_permit())
+            .unwrap();
         let key = directory.key(mode, 0x694d_1234, 0x1f);
         let member = directory.read(key.as_bytes());
         let of = match mode {
             Mode::Permit { of } => Some(of.get()),
             _ => None,
         };
-        assert_eq!(member, Member { ours: true, shared: mode == Mode::Shared, of });
+        assert_eq!(
+            member,
+            Member {
+                ours: true,
+                shared: mode == Mode::Shared,
+                of
+            }
+        );
         String::from_utf8(key.to_vec()).unwrap()
     }
 
     #[test]
     fn golden_keys() {
-        assert_eq!(key_of("item", Mode::Exclusive, false), "shop:item/694d1234-1f");
-        assert_eq!(key_of("a/b%", Mode::Exclusive, false), "shop:a%2Fb%25/694d1234-1f");
+        assert_eq!(
+            key_of("item", Mode::Exclusive, false),
+            "shop:item/694d1234-1f"
+        );
+        assert_eq!(
+            key_of("a/b%", Mode::Exclusive, false),
+            "shop:a%2Fb%25/694d1234-1f"
+        );
         assert_eq!(key_of("a/b", Mode::Exclusive, true), "shop:a/b/694d1234-1f");
-        assert_eq!(key_of("item", Mode::Shared, false), "shop:item/r-694d1234-1f");
-        let permit = Mode::Permit { of: 14.try_into().unwrap() };
-        assert_eq!(key_of("item", permit, false), "shop:item%permits/694d1234-1f-14");
+        assert_eq!(
+            key_of("item", Mode::Shared, false),
+            "shop:item/r-694d1234-1f"
+        );
+        let permit = Mode::Permit {
+            of: 14.try_into().unwrap(),
+        };
+        assert_eq!(
+            key_of("item", permit, false),
+            "shop:item%permits/694d1234-1f-14"
+        );
         assert_eq!(names(false).session(0x1f).as_bytes(), b"shop:%session/1f");
-        let request = Request::new(LockKey::new("a").unwrap()).with_owner(0xab.into()).with_label("host");
+        let request = Request::new(LockKey::new("a").unwrap())
+            .with_owner(0xab.into())
+            .with_label("host");
         assert_eq!(value_of(&request), format!("{:032x}:host", 0xab).as_bytes());
         assert_eq!(label_of(&value_of(&request)), "host");
     }
 
     #[test]
     fn no_lock_sees_another() {
-        let starts: Vec<Vec<u8>> = ["a", "a/b", "a%2Fb", "a/", "%permits", "a%permits", "%session", "b"]
-            .iter()
-            .flat_map(|name| {
-                let key = LockKey::new(name).unwrap();
-                [false, true].map(|permits| names(false).directory(&key, permits).unwrap().start())
-            })
-            .collect();
+        let starts: Vec<Vec<u8>> = [
+            "a",
+            "a/b",
+            "a%2Fb",
+            "a/",
+            "%permits",
+            "a%permits",
+            "%session",
+            "b",
+        ]
+        .iter()
+        .flat_map(|name| {
+            let key = LockKey::new(name).unwrap();
+            [false, true].map(|permits| names(false).directory(&key, permits).unwrap().start())
+        })
+        .collect();
         for (at, one) in starts.iter().enumerate() {
             for (other_at, other) in starts.iter().enumerate() {
-                assert!(at == other_at || !other.starts_with(one), "{one:?} sees {other:?}");
+                assert!(
+                    at == other_at || !other.starts_with(one),
+                    "{one:?} sees {other:?}"
+                );
             }
         }
     }
 
     #[test]
     fn keys_of_other_programs_are_foreign() {
-        let directory = names(false).directory(&LockKey::new("a").unwrap(), false).unwrap();
+        let directory = names(false)
+            .directory(&LockKey::new("a").unwrap(), false)
+            .unwrap();
         for key in ["694d1234", "r-1", "", "x-y-z", "1-2-3-4", "1-x"] {
             assert!(!directory.read(format!("shop:a/{key}").as_bytes()).ours);
         }
@@ -269,12 +352,19 @@ mod tests {
     fn a_mark_names_its_key() {
         let mark = names(false).mark(b"shop:item/1-2", 77).unwrap();
         assert_eq!(mark.as_bytes(), b"shop:%broken/77/item/1-2");
-        assert_eq!(names(false).marked(mark.as_bytes()), Some((b"shop:item/1-2".as_slice().into(), 77)));
+        assert_eq!(
+            names(false).marked(mark.as_bytes()),
+            Some((b"shop:item/1-2".as_slice().into(), 77))
+        );
         assert_eq!(names(false).marked(b"shop:item/1-2"), None);
     }
 
     #[test]
     fn exact_names_that_look_like_ours_are_refused() {
-        assert!(names(true).directory(&LockKey::new("a%permits").unwrap(), false).is_err());
+        assert!(
+            names(true)
+                .directory(&LockKey::new("a%permits").unwrap(), false)
+                .is_err()
+        );
     }
 }

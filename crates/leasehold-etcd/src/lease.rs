@@ -3,8 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, ReleaseTracker, Released, Request, Result, KeepAlive, async_trait,
-    session::Claim,
+    Deadline, ErrorKind, FencingToken, KeepAlive, Lease, ReleaseTracker, Released, Request, Result,
+    async_trait, session::Claim,
 };
 
 use crate::{
@@ -23,9 +23,20 @@ pub(crate) struct EtcdLease {
 }
 
 impl EtcdLease {
-    pub(crate) fn new(claim: Claim<EtcdSessions>, request: Request, place: Arc<Place>, revision: i64) -> Self {
+    pub(crate) fn new(
+        claim: Claim<EtcdSessions>,
+        request: Request,
+        place: Arc<Place>,
+        revision: i64,
+    ) -> Self {
         claim.session().handle().hold(&place.key, revision);
-        Self { claim, request, place, revision, release: ReleaseTracker::new() }
+        Self {
+            claim,
+            request,
+            place,
+            revision,
+            release: ReleaseTracker::new(),
+        }
     }
 }
 
@@ -48,7 +59,11 @@ impl Lease for EtcdLease {
         if self.release.has_begun() {
             return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
         }
-        self.claim.session().renew().await.map_err(|error| named(error, "renew"))?;
+        self.claim
+            .session()
+            .renew()
+            .await
+            .map_err(|error| named(error, "renew"))?;
         if self.claim.is_broken() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
@@ -64,14 +79,22 @@ impl Lease for EtcdLease {
         if let Some(told) = self.release.begin() {
             return Ok(told);
         }
-        let step = Step::Release { revision: self.revision, again };
-        let freed = run(&[&self.claim], "release", &self.place, step).await.map(|(answer, twice)| {
-            if twice {
-                self.release.sent_again();
-            }
-            answer.freed()
-        });
-        let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
+        let step = Step::Release {
+            revision: self.revision,
+            again,
+        };
+        let freed =
+            run(&[&self.claim], "release", &self.place, step)
+                .await
+                .map(|(answer, twice)| {
+                    if twice {
+                        self.release.sent_again();
+                    }
+                    answer.freed()
+                });
+        let released = self.release.settle(freed, || {
+            !self.claim.valid_until().is_past(self.request.now())
+        })?;
         self.claim.session().handle().forget(&self.place.key);
         self.claim.release();
         Ok(released)
@@ -81,7 +104,8 @@ impl Lease for EtcdLease {
 impl Drop for EtcdLease {
     fn drop(&mut self) {
         if self.release.told().is_none() {
-            // Nobody released it: its key is there until the session's end or the next renewal, and not to be used again.
+            // Nobody released it: its key is there until the session's end or the next renewal, and
+            // not to be used again.
             self.claim.session().handle().forget(&self.place.key);
             self.claim.retire();
         }

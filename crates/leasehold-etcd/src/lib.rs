@@ -3,21 +3,21 @@
 
 mod authenticator;
 mod backend;
-mod revoke;
-mod pending_lock;
+mod batch;
 mod config;
 mod connection;
 mod error;
-mod batch;
 mod inspect;
 mod keys;
 mod lease;
-mod url;
 mod member;
+mod pending_lock;
 mod probe;
 mod queue;
 mod releases;
+mod revoke;
 mod session;
+mod url;
 mod waiters;
 
 /// The driver.

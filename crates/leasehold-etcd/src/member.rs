@@ -14,7 +14,8 @@ use crate::{
     probe::Probe,
 };
 
-/// The longest answer that is read. The driver's default of 4 MiB is less than the queue of one lock can be.
+/// The longest answer that is read. The driver's default of 4 MiB is less than the queue of one
+/// lock can be.
 const LONGEST_ANSWER: usize = 16 << 20;
 
 /// One member, and the connection to it if there is one.
@@ -49,7 +50,9 @@ impl Live {
             client: client.clone(),
             kv: client.kv_client().max_decoding_message_size(LONGEST_ANSWER),
             lease: client.lease_client(),
-            watch: client.watch_client().max_decoding_message_size(LONGEST_ANSWER),
+            watch: client
+                .watch_client()
+                .max_decoding_message_size(LONGEST_ANSWER),
             tokens: AtomicU64::new(0),
             authenticating: tokio::sync::Mutex::default(),
         })
@@ -64,13 +67,25 @@ impl Live {
 impl Member {
     pub(crate) fn at(endpoint: Endpoint, options: ConnectOptions) -> Self {
         // As the user's URL has it: the driver's has the scheme `http` or `https`.
-        let address = endpoint.uri().to_string().trim_end_matches('/').replacen("http", "etcd", 1);
-        Self { address, source: Source::Url(Box::new((endpoint, options))), live: Mutex::default() }
+        let address = endpoint
+            .uri()
+            .to_string()
+            .trim_end_matches('/')
+            .replacen("http", "etcd", 1);
+        Self {
+            address,
+            source: Source::Url(Box::new((endpoint, options))),
+            live: Mutex::default(),
+        }
     }
 
     /// Whatever the user's own client is connected to.
     pub(crate) fn of(client: Client) -> Self {
-        Self { address: "the given client".into(), source: Source::Client(Box::new(client)), live: Mutex::default() }
+        Self {
+            address: "the given client".into(),
+            source: Source::Client(Box::new(client)),
+            live: Mutex::default(),
+        }
     }
 
     /// Connects, unless another task has done so meanwhile.
@@ -90,7 +105,9 @@ impl Member {
                 let channel = Channel::Tonic(endpoint.connect_lazy());
                 let client = Client::from_channel(channel, Some(options.clone())).await;
                 let client = client.map_err(|error| Failed::of(error, operation, &self.address))?;
-                authenticator.authenticate(&client, operation, &self.address).await?;
+                authenticator
+                    .authenticate(&client, operation, &self.address)
+                    .await?;
                 Live::of(&client)
             }
             Source::Client(client) => Live::of(client),
@@ -99,7 +116,8 @@ impl Member {
         Ok(Arc::clone(self.lock().get_or_insert(live)))
     }
 
-    /// Gets another token, unless there is another than `refused` already. Those who ask at the same time share one answer.
+    /// Gets another token, unless there is another than `refused` already. Those who ask at the
+    /// same time share one answer.
     pub(crate) async fn authenticate(
         &self,
         live: &Live,
@@ -118,7 +136,9 @@ impl Member {
             return Err(failed.clone());
         }
         let begun = Instant::now();
-        let outcome = authenticator.authenticate(&live.client, operation, &self.address).await;
+        let outcome = authenticator
+            .authenticate(&live.client, operation, &self.address)
+            .await;
         match &outcome {
             Ok(()) => {
                 live.tokens.fetch_add(1, Ordering::AcqRel);
@@ -136,7 +156,9 @@ impl Member {
     /// The next request connects anew: a connection to a member that was stopped may hang for long.
     pub(crate) fn forget(&self, live: &Arc<Live>) {
         let mut known = self.lock();
-        if matches!(self.source, Source::Url(_)) && known.as_ref().is_some_and(|known| Arc::ptr_eq(known, live)) {
+        if matches!(self.source, Source::Url(_))
+            && known.as_ref().is_some_and(|known| Arc::ptr_eq(known, live))
+        {
             *known = None;
         }
     }

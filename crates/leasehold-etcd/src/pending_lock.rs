@@ -16,14 +16,15 @@ use crate::{
     waiters::WaiterRegistry,
 };
 
-/// How long a waiter waits for its watch before it looks at its place, and again after it has looked without one.
+/// How long a waiter waits for its watch before it looks at its place, and again after it has
+/// looked without one.
 const UNWATCHED: Duration = Duration::from_millis(50);
 
 /// An acquisition that has a place in a session, or is about to.
 pub(crate) struct PendingLock {
     pub(crate) claim: Claim<EtcdSessions>,
-    /// While it waits, its key is of another lease, with a short TTL: the key of a waiter that has died blocks those behind
-    /// it for seconds, whatever its TTL.
+    /// While it waits, its key is of another lease, with a short TTL: the key of a waiter that has
+    /// died blocks those behind it for seconds, whatever its TTL.
     pub(crate) waiting: Option<Claim<EtcdSessions>>,
     pub(crate) request: Request,
     pub(crate) place: Arc<Place>,
@@ -33,16 +34,25 @@ impl PendingLock {
     pub(crate) async fn run(&self, step: Step) -> Result<Answer> {
         let of_waiters = matches!(step, Step::Enqueue { .. } | Step::Leave);
         let claims: Vec<_> = match &self.waiting {
-            Some(waiting) if of_waiters && waiting.session().is_live() => vec![waiting, &self.claim],
+            Some(waiting) if of_waiters && waiting.session().is_live() => {
+                vec![waiting, &self.claim]
+            }
             Some(waiting) => vec![&self.claim, waiting],
             None => vec![&self.claim],
         };
-        session::run(&claims, "acquire", &self.place, step).await.map(|(answer, _)| answer)
+        session::run(&claims, "acquire", &self.place, step)
+            .await
+            .map(|(answer, _)| answer)
     }
 
     /// The lease that its key is of when it queues.
     pub(crate) fn queueing_lease(&self) -> i64 {
-        self.waiting.as_ref().unwrap_or(&self.claim).session().handle().lease
+        self.waiting
+            .as_ref()
+            .unwrap_or(&self.claim)
+            .session()
+            .handle()
+            .lease
     }
 
     /// Completes when a session has ended that it needs.
@@ -75,7 +85,12 @@ impl PendingLock {
             self.leave().await;
             return Err(lost_place());
         }
-        let Self { claim, waiting: _, request, place } = self;
+        let Self {
+            claim,
+            waiting: _,
+            request,
+            place,
+        } = self;
         Ok(Arc::new(EtcdLease::new(claim, request, place, revision)))
     }
 
@@ -95,10 +110,20 @@ impl PendingLock {
         }
     }
 
-    /// Waits in the queue until it holds. Reads its own key after every wait: whatever woke it, only what the cluster says
-    /// then counts.
-    pub(crate) async fn wait(&self, cluster: &Arc<Cluster>, watches: &Arc<WaiterRegistry>, revision: i64) -> Result<i64> {
-        let Self { claim, request, place, .. } = self;
+    /// Waits in the queue until it holds. Reads its own key after every wait: whatever woke it,
+    /// only what the cluster says then counts.
+    pub(crate) async fn wait(
+        &self,
+        cluster: &Arc<Cluster>,
+        watches: &Arc<WaiterRegistry>,
+        revision: i64,
+    ) -> Result<i64> {
+        let Self {
+            claim,
+            request,
+            place,
+            ..
+        } = self;
         let patience = cluster.patience(request.ttl());
         let watching = watches.on(&place.directory);
         let look = place.look(revision);
@@ -110,7 +135,8 @@ impl PendingLock {
             // A watch that cannot be had leaves the fallback poll interval.
             let warm = watching.warm(UNWATCHED).await;
             let before = watching.generation();
-            // Who is told that the key ahead is gone most likely holds now: one transaction instead of two.
+            // Who is told that the key ahead is gone most likely holds now: one transaction instead
+            // of two.
             let answer = if was_told && self.waiting.is_some() && place.mode == Mode::Exclusive {
                 match self.run(Step::HoldIfFirst { lease, revision }).await {
                     Ok(Answer::Txn(answer)) if answer.succeeded() => return Ok(revision),
@@ -118,27 +144,34 @@ impl PendingLock {
                     Err(error) => Err(error),
                 }
             } else {
-                cluster.txn("acquire", error::Effect::None, patience, &look).await
+                cluster
+                    .txn("acquire", error::Effect::None, patience, &look)
+                    .await
             };
-            let looked = match answer.and_then(|answer| place.looked(request.key(), revision, &answer)) {
-                Ok((Standing::Holds(revision), _)) => match self.hold(revision).await {
+            let looked =
+                match answer.and_then(|answer| place.looked(request.key(), revision, &answer)) {
+                    Ok((Standing::Holds(revision), _)) => match self.hold(revision).await {
+                        Err(error) => Err(error),
+                        granted => return granted,
+                    },
+                    Ok((Standing::Absent, _)) => {
+                        // Taken away, or expired with the session: never granted from here.
+                        return Err(lost_place());
+                    }
+                    Ok((Standing::Waits(_), ahead)) => {
+                        request.set_contended();
+                        Ok(ahead)
+                    }
                     Err(error) => Err(error),
-                    granted => return granted,
-                },
-                Ok((Standing::Absent, _)) => {
-                    // Taken away, or expired with the session: never granted from here.
-                    return Err(lost_place());
-                }
-                Ok((Standing::Waits(_), ahead)) => {
-                    request.set_contended();
-                    Ok(ahead)
-                }
-                Err(error) => Err(error),
-            };
+                };
             let net = match looked {
                 Ok(ahead) => {
                     trouble = RetryBudget::none();
-                    let net = if warm.is_ok() { cluster.config.fallback_poll_interval } else { UNWATCHED };
+                    let net = if warm.is_ok() {
+                        cluster.config.fallback_poll_interval
+                    } else {
+                        UNWATCHED
+                    };
                     Some((watching.gone(ahead, before), net))
                 }
                 Err(error) => {

@@ -1,8 +1,9 @@
 //! [`Probe`]: what each new connection is asked before it is used.
 //!
-//! **etcd's gRPC proxy** sends keep-alives of its own, every third of a TTL, and answers those of its clients with the
-//! answers to its own. The client counts its deadline from the moment it asked, but the lease was renewed earlier. The proxy
-//! also numbers watches by itself, which is how it is detected.
+//! **etcd's gRPC proxy** sends keep-alives of its own, every third of a TTL, and answers those of
+//! its clients with the answers to its own. The client counts its deadline from the moment it
+//! asked, but the lease was renewed earlier. The proxy also numbers watches by itself, which is how
+//! it is detected.
 //!
 //! **Another cluster** behind one of the addresses would grant what is held in the first.
 
@@ -26,7 +27,10 @@ pub(crate) struct Probe {
 
 impl Probe {
     pub(crate) fn new(key: EtcdKey) -> Self {
-        Self { key, cluster: OnceLock::new() }
+        Self {
+            key,
+            cluster: OnceLock::new(),
+        }
     }
 
     /// Checks that a member of the cluster answers.
@@ -34,21 +38,42 @@ impl Probe {
     /// # Errors
     /// - [`ErrorKind::Unsupported`] for a gRPC proxy.
     /// - [`ErrorKind::InvalidInput`] for a member of another cluster.
-    pub(crate) async fn check(&self, live: &Live, operation: &'static str, address: &str) -> Result<(), Failed> {
-        let (watch, cluster) = self.ask(live).await.map_err(|error| Failed::of(error, operation, address))?;
+    pub(crate) async fn check(
+        &self,
+        live: &Live,
+        operation: &'static str,
+        address: &str,
+    ) -> Result<(), Failed> {
+        let (watch, cluster) = self
+            .ask(live)
+            .await
+            .map_err(|error| Failed::of(error, operation, address))?;
         if watch.is_some_and(|id| id != ID) {
             return Err(Failed::here(proxy(operation, address)));
         }
-        let Some(cluster) = cluster else { return Ok(()) };
+        let Some(cluster) = cluster else {
+            return Ok(());
+        };
         let (first, known_at) = self.cluster.get_or_init(|| (cluster, address.to_owned()));
-        if cluster == *first { Ok(()) } else { Err(Failed::here(another_cluster(operation, address, known_at))) }
+        if cluster == *first {
+            Ok(())
+        } else {
+            Err(Failed::here(another_cluster(operation, address, known_at)))
+        }
     }
 
     /// Returns the id that a watch was given, unless it was refused, and the id of the cluster.
     async fn ask(&self, live: &Live) -> Result<(Option<i64>, Option<u64>), Driver> {
         let mut watches = live.watch.clone();
-        let mut stream = watches.watch(self.key.to_vec(), Some(WatchOptions::new().with_watch_id(ID))).await?;
-        let Some(answer) = stream.message().await? else { return Ok((None, None)) };
+        let mut stream = watches
+            .watch(
+                self.key.to_vec(),
+                Some(WatchOptions::new().with_watch_id(ID)),
+            )
+            .await?;
+        let Some(answer) = stream.message().await? else {
+            return Ok((None, None));
+        };
         // A watch that is refused has no id. The next request reports why it is refused.
         let watch = (!answer.canceled()).then(|| answer.watch_id());
         Ok((watch, answer.header().map(ResponseHeader::cluster_id)))

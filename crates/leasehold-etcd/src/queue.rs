@@ -1,11 +1,11 @@
 //! The transactions of the lock recipe: that of Go's `concurrency.Mutex`, with readers and permits.
 //!
-//! Who has the lowest create revision under the lock's directory holds it. A reader looks only at those who are not
-//! readers; of permits the lowest `of` hold.
+//! Who has the lowest create revision under the lock's directory holds it. A reader looks only at
+//! those who are not readers; of permits the lowest `of` hold.
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp, TxnOpResponse, TxnResponse,
 };
 use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
@@ -94,18 +94,29 @@ impl Place {
 
     /// Queues, if it is not queued already, and says who is first.
     fn enqueue(&self, lease: i64) -> Txn {
-        let put = TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)));
+        let put = TxnOp::put(
+            self.key.to_vec(),
+            self.value.clone(),
+            Some(PutOptions::new().with_lease(lease)),
+        );
         let mine = TxnOp::get(self.key.to_vec(), None);
         Txn::new()
-            .when([Compare::create_revision(self.key.to_vec(), CompareOp::Equal, 0)])
+            .when([Compare::create_revision(
+                self.key.to_vec(),
+                CompareOp::Equal,
+                0,
+            )])
             .and_then([vec![put], self.heads()].concat())
             .or_else([vec![mine], self.heads()].concat())
     }
 
-    /// Takes the lock if it is free, in one transaction that compares the whole range; else leaves nothing. Of permits there is no
-    /// comparison that counts: those queue, and leave if they were too late.
+    /// Takes the lock if it is free, in one transaction that compares the whole range; else leaves
+    /// nothing. Of permits there is no comparison that counts: those queue, and leave if they were
+    /// too late.
     fn attempt(&self, lease: i64) -> Txn {
-        let free = |start: Vec<u8>, end: Vec<u8>| Compare::create_revision(start, CompareOp::Equal, 0).with_range(end);
+        let free = |start: Vec<u8>, end: Vec<u8>| {
+            Compare::create_revision(start, CompareOp::Equal, 0).with_range(end)
+        };
         let (start, end) = (self.directory.start(), self.directory.end());
         let compares = match self.mode {
             Mode::Permit { .. } => return self.enqueue(lease),
@@ -115,36 +126,54 @@ impl Place {
             }
             _ => vec![free(start, end)],
         };
-        let put = TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)));
-        // Sent again after a lost answer, it finds its own key, which is there only if the lock was free.
+        let put = TxnOp::put(
+            self.key.to_vec(),
+            self.value.clone(),
+            Some(PutOptions::new().with_lease(lease)),
+        );
+        // Sent again after a lost answer, it finds its own key, which is there only if the lock was
+        // free.
         let mine = TxnOp::get(self.key.to_vec(), None);
         Txn::new().when(compares).and_then([put]).or_else([mine])
     }
 
-    /// Moves a key that holds to the lease of its session: a waiter's is of another lease. Its create revision stays.
+    /// Moves a key that holds to the lease of its session: a waiter's is of another lease. Its
+    /// create revision stays.
     fn hold(&self, lease: i64, revision: i64) -> Txn {
-        Txn::new().when(self.may_hold(revision)).and_then([self.moved(lease)])
+        Txn::new()
+            .when(self.may_hold(revision))
+            .and_then([self.moved(lease)])
     }
 
-    /// As [`hold`](Self::hold), if no key is ahead; otherwise asks where it stands. For exclusive locks.
+    /// As [`hold`](Self::hold), if no key is ahead; otherwise asks where it stands. For exclusive
+    /// locks.
     fn hold_if_first(&self, lease: i64, revision: i64) -> Txn {
         let (start, end) = (self.directory.start(), self.directory.end());
-        let first = Compare::create_revision(start, CompareOp::Greater, revision - 1).with_range(end);
+        let first =
+            Compare::create_revision(start, CompareOp::Greater, revision - 1).with_range(end);
         let compares = [self.may_hold(revision), vec![first]].concat();
-        Txn::new().when(compares).and_then([self.moved(lease)]).or_else(self.looks(revision))
+        Txn::new()
+            .when(compares)
+            .and_then([self.moved(lease)])
+            .or_else(self.looks(revision))
     }
 
-    /// Its key is still there, and no operator has broken the lock that it is about to hold: the mark would be of the lease
-    /// that the key leaves.
+    /// Its key is still there, and no operator has broken the lock that it is about to hold: the
+    /// mark would be of the lease that the key leaves.
     fn may_hold(&self, revision: i64) -> Vec<Compare> {
         let mark = self.names.mark(self.key.as_bytes(), revision);
-        let unmarked = mark.map(|mark| Compare::create_revision(mark.to_vec(), CompareOp::Equal, 0));
+        let unmarked =
+            mark.map(|mark| Compare::create_revision(mark.to_vec(), CompareOp::Equal, 0));
         let still = Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision);
         std::iter::once(still).chain(unmarked).collect()
     }
 
     fn moved(&self, lease: i64) -> TxnOp {
-        TxnOp::put(self.key.to_vec(), self.value.clone(), Some(PutOptions::new().with_lease(lease)))
+        TxnOp::put(
+            self.key.to_vec(),
+            self.value.clone(),
+            Some(PutOptions::new().with_lease(lease)),
+        )
     }
 
     /// Asks where it stands; `revision` is its own.
@@ -163,16 +192,20 @@ impl Place {
                 .with_keys_only();
             TxnOp::get(start, Some(options))
         };
-        let ranges = self.ranges().into_iter().map(|range| ahead(range, self.holders()));
+        let ranges = self
+            .ranges()
+            .into_iter()
+            .map(|range| ahead(range, self.holders()));
         std::iter::once(mine).chain(ranges).collect()
     }
 
-    /// Whether a step that travels alone is a plain delete of the key, which costs the server a tenth less of a pair than a
-    /// transaction that compares first (measured).
+    /// Whether a step that travels alone is a plain delete of the key, which costs the server a
+    /// tenth less of a pair than a transaction that compares first (measured).
     ///
-    /// The name of the key is what is compared: it has the lease and a slot of this acquisition in it, and nobody else uses it
-    /// before the answer to this delete is in, nor ever if an answer is missing ([`Claim::retire`]). So there is nothing that a
-    /// comparison could save, unless an earlier release may have been done.
+    /// The name of the key is what is compared: it has the lease and a slot of this acquisition in
+    /// it, and nobody else uses it before the answer to this delete is in, nor ever if an answer is
+    /// missing ([`Claim::retire`]). So there is nothing that a comparison could save, unless an
+    /// earlier release may have been done.
     ///
     /// [`Claim::retire`]: leasehold_core::session::Claim::retire
     pub(crate) fn is_delete(step: Step) -> bool {
@@ -187,7 +220,11 @@ impl Place {
     /// Gives up what was created at this revision, and nothing else.
     fn release(&self, revision: i64) -> Txn {
         Txn::new()
-            .when([Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision)])
+            .when([Compare::create_revision(
+                self.key.to_vec(),
+                CompareOp::Equal,
+                revision,
+            )])
             .and_then([TxnOp::delete(self.key.to_vec(), None)])
     }
 
@@ -195,20 +232,34 @@ impl Place {
     pub(crate) fn enqueued(&self, name: &LockKey, answer: &TxnResponse) -> Result<Standing> {
         let mut parts = answer.op_responses().into_iter();
         let revision = match parts.next() {
-            Some(TxnOpResponse::Put(put)) => put.header().map(etcd_client::ResponseHeader::revision),
+            Some(TxnOpResponse::Put(put)) => {
+                put.header().map(etcd_client::ResponseHeader::revision)
+            }
             Some(TxnOpResponse::Get(mine)) => self.mine(&mine)?,
             _ => None,
         };
-        let revision = revision.filter(|revision| *revision > 0).ok_or_else(|| error::protocol("acquire"))?;
+        let revision = revision
+            .filter(|revision| *revision > 0)
+            .ok_or_else(|| error::protocol("acquire"))?;
         let heads = parts.map(ranged).collect::<Result<Vec<_>>>()?;
         let holds = match self.mode {
             Mode::Permit { of } => {
                 self.check_permits(name, of.get(), &heads)?;
-                heads.iter().flat_map(GetResponse::kvs).any(|kv| kv.key() == self.key.as_bytes())
+                heads
+                    .iter()
+                    .flat_map(GetResponse::kvs)
+                    .any(|kv| kv.key() == self.key.as_bytes())
             }
-            _ => heads.iter().flat_map(GetResponse::kvs).all(|kv| kv.create_revision() >= revision),
+            _ => heads
+                .iter()
+                .flat_map(GetResponse::kvs)
+                .all(|kv| kv.create_revision() >= revision),
         };
-        Ok(if holds { Standing::Holds(revision) } else { Standing::Waits(revision) })
+        Ok(if holds {
+            Standing::Holds(revision)
+        } else {
+            Standing::Waits(revision)
+        })
     }
 
     /// Reads the answer to [`attempt`](Self::attempt).
@@ -218,10 +269,17 @@ impl Place {
         }
         match answer.op_responses().into_iter().next() {
             Some(TxnOpResponse::Put(put)) => {
-                let revision = put.header().map(etcd_client::ResponseHeader::revision).filter(|revision| *revision > 0);
-                revision.map(Standing::Holds).ok_or_else(|| error::protocol("acquire"))
+                let revision = put
+                    .header()
+                    .map(etcd_client::ResponseHeader::revision)
+                    .filter(|revision| *revision > 0);
+                revision
+                    .map(Standing::Holds)
+                    .ok_or_else(|| error::protocol("acquire"))
             }
-            Some(TxnOpResponse::Get(mine)) => Ok(self.mine(&mine)?.map_or(Standing::Absent, Standing::Holds)),
+            Some(TxnOpResponse::Get(mine)) => {
+                Ok(self.mine(&mine)?.map_or(Standing::Absent, Standing::Holds))
+            }
             _ => Err(error::protocol("acquire")),
         }
     }
@@ -235,11 +293,19 @@ impl Place {
     ) -> Result<(Standing, Vec<EtcdKey>)> {
         let mut parts = answer.op_responses().into_iter().map(ranged);
         let mine = parts.next().ok_or_else(|| error::protocol("acquire"))??;
-        if mine.kvs().first().is_none_or(|kv| kv.create_revision() != revision) {
+        if mine
+            .kvs()
+            .first()
+            .is_none_or(|kv| kv.create_revision() != revision)
+        {
             return Ok((Standing::Absent, Vec::new()));
         }
         let ahead = parts.collect::<Result<Vec<_>>>()?;
-        let keys: Vec<_> = ahead.iter().flat_map(GetResponse::kvs).map(|kv| EtcdKey::from(kv.key())).collect();
+        let keys: Vec<_> = ahead
+            .iter()
+            .flat_map(GetResponse::kvs)
+            .map(|kv| EtcdKey::from(kv.key()))
+            .collect();
         let holds = match self.mode {
             Mode::Permit { of } => {
                 self.check_permits(name, of.get(), &ahead)?;
@@ -247,7 +313,14 @@ impl Place {
             }
             _ => keys.is_empty(),
         };
-        Ok((if holds { Standing::Holds(revision) } else { Standing::Waits(revision) }, keys))
+        Ok((
+            if holds {
+                Standing::Holds(revision)
+            } else {
+                Standing::Waits(revision)
+            },
+            keys,
+        ))
     }
 
     /// The create revision of its key, if it is there.
@@ -296,7 +369,10 @@ impl Place {
     }
 
     fn check_permits(&self, name: &LockKey, ours: u32, seen: &[GetResponse]) -> Result<()> {
-        let counts = seen.iter().flat_map(GetResponse::kvs).map(|kv| self.directory.read(kv.key()).of);
+        let counts = seen
+            .iter()
+            .flat_map(GetResponse::kvs)
+            .map(|kv| self.directory.read(kv.key()).of);
         match counts.flatten().find(|of| *of != ours) {
             None => Ok(()),
             Some(theirs) => Err(error::plain(

@@ -1,8 +1,9 @@
 //! [`Releases`]: which releases of etcd the members run, and what that means for the locks.
 //!
-//! Before 3.5.13, and before 3.4.31, a leader that was paused and deposed revokes live leases when it goes on, because it
-//! does not ask whether it still leads (etcd issue 15247). A client cannot prevent that: it can only say so. Later releases
-//! ask first; what remains is a leader that is paused between that question and its next step.
+//! Before 3.5.13, and before 3.4.31, a leader that was paused and deposed revokes live leases when
+//! it goes on, because it does not ask whether it still leads (etcd issue 15247). A client cannot
+//! prevent that: it can only say so. Later releases ask first; what remains is a leader that is
+//! paused between that question and its next step.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +24,8 @@ use crate::{
     member::Member,
 };
 
-/// How soon a member that joins, or that comes back as another release, is noticed. One small request to each member.
+/// How soon a member that joins, or that comes back as another release, is noticed. One small
+/// request to each member.
 const CHECK_EVERY: Duration = Duration::from_secs(15);
 
 /// What is known of the members' releases.
@@ -83,12 +85,15 @@ impl Releases {
 pub(crate) async fn watch(cluster: Weak<Cluster>) {
     loop {
         tokio::time::sleep(CHECK_EVERY).await;
-        let Some(cluster) = cluster.upgrade() else { return };
+        let Some(cluster) = cluster.upgrade() else {
+            return;
+        };
         if cluster.releases.stopped.load(Ordering::Relaxed) {
             return;
         }
         if let Err(error) = check(&cluster).await {
-            // What was known last still counts; renewals and waiters say more loudly that nobody answers.
+            // What was known last still counts; renewals and waiters say more loudly that nobody
+            // answers.
             tracing::debug!(target: "leasehold", %error, "the members' releases were not checked");
         }
     }
@@ -106,7 +111,14 @@ pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
     let listed = listed.await?;
     let members = listed.members();
     let mut versions: HashMap<u64, String> = HashMap::new();
-    for status in join_all(cluster.members().iter().map(|member| status(cluster, member))).await {
+    for status in join_all(
+        cluster
+            .members()
+            .iter()
+            .map(|member| status(cluster, member)),
+    )
+    .await
+    {
         match status {
             Ok(status) => versions.extend(status),
             Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
@@ -125,9 +137,14 @@ pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
     let missing = |member: &&Listed| !versions.contains_key(&member.id());
     let elsewhere = members.iter().filter(missing).flat_map(Listed::client_urls);
     let elsewhere: Vec<_> = elsewhere.filter_map(|url| other(cluster, url)).collect();
-    // An address that the cluster gives may be another machine's here: only one that the URL names must fit.
+    // An address that the cluster gives may be another machine's here: only one that the URL names
+    // must fit.
     let elsewhere = join_all(elsewhere.iter().map(|member| status(cluster, member))).await;
-    versions.extend(elsewhere.into_iter().filter_map(|status| status.ok().flatten()));
+    versions.extend(
+        elsewhere
+            .into_iter()
+            .filter_map(|status| status.ok().flatten()),
+    );
     cluster.releases.note(members, &versions);
     Ok(())
 }
@@ -140,7 +157,9 @@ async fn status(cluster: &Cluster, member: &Member) -> Result<Option<(u64, Strin
         async move { maintenance.status().await }
     });
     let answer = asked.await.map_err(|failed| failed.error)?;
-    Ok(answer.header().map(|header| (header.member_id(), answer.version().to_owned())))
+    Ok(answer
+        .header()
+        .map(|header| (header.member_id(), answer.version().to_owned())))
 }
 
 /// The member that advertises this address.
@@ -154,9 +173,12 @@ fn other(cluster: &Cluster, url: &str) -> Option<Arc<Member>> {
     Some(member)
 }
 
-/// Returns whether a leader of this version that was deposed while it was paused revokes live leases.
+/// Returns whether a leader of this version that was deposed while it was paused revokes live
+/// leases.
 fn revokes_live_leases(version: &str) -> bool {
-    let mut numbers = version.split(['.', '-', '+']).map_while(|number| number.parse::<u32>().ok());
+    let mut numbers = version
+        .split(['.', '-', '+'])
+        .map_while(|number| number.parse::<u32>().ok());
     match (numbers.next(), numbers.next(), numbers.next()) {
         (Some(3), Some(4), Some(patch)) => patch < 31,
         (Some(3), Some(5), Some(patch)) => patch < 13,
@@ -176,10 +198,28 @@ mod tests {
 
     #[test]
     fn releases_with_the_fault_are_known() {
-        for version in ["3.3.27", "3.4.0", "3.4.23", "3.4.30", "3.5.0-rc.1", "3.5.12", "2.3.8", "", "unknown"] {
+        for version in [
+            "3.3.27",
+            "3.4.0",
+            "3.4.23",
+            "3.4.30",
+            "3.5.0-rc.1",
+            "3.5.12",
+            "2.3.8",
+            "",
+            "unknown",
+        ] {
             assert!(revokes_live_leases(version), "{version}");
         }
-        for version in ["3.4.31", "3.4.42", "3.5.13", "3.5.16+dfsg", "3.6.0", "3.7.2", "4.0.0"] {
+        for version in [
+            "3.4.31",
+            "3.4.42",
+            "3.5.13",
+            "3.5.16+dfsg",
+            "3.6.0",
+            "3.7.2",
+            "4.0.0",
+        ] {
             assert!(!revokes_live_leases(version), "{version}");
         }
     }

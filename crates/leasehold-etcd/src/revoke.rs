@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+};
 use leasehold_core::{Broken, ErrorKind, HolderRef, Mode, Result};
 
 use crate::{
@@ -22,11 +24,16 @@ fn read_id(id: &[u8]) -> Option<(i64, EtcdKey)> {
     Some((revision, EtcdKey::from(&id[colon + 1..])))
 }
 
-/// At once: compares the create revision and deletes. Gently: leaves a mark in the holder's session, which the holder
-/// reads with its next renewal; from then on its deadline stands.
+/// At once: compares the create revision and deletes. Gently: leaves a mark in the holder's
+/// session, which the holder reads with its next renewal; from then on its deadline stands.
 pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool) -> Result<Broken> {
-    let invalid =
-        || error::plain(ErrorKind::InvalidInput, "break", "this holder was not shown by an inspection of etcd");
+    let invalid = || {
+        error::plain(
+            ErrorKind::InvalidInput,
+            "break",
+            "this holder was not shown by an inspection of etcd",
+        )
+    };
     let (revision, key) = read_id(&holder.id).ok_or_else(invalid)?;
     let permit = matches!(holder.mode, Some(Mode::Permit { .. }));
     let directory = cluster.names.directory(&holder.key, permit)?;
@@ -36,9 +43,15 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
     let patience = cluster.config.timeout;
     let still_it = Compare::create_revision(key.to_vec(), CompareOp::Equal, revision);
     if now {
-        let txn = Txn::new().when([still_it]).and_then([TxnOp::delete(key.to_vec(), None)]);
+        let txn = Txn::new()
+            .when([still_it])
+            .and_then([TxnOp::delete(key.to_vec(), None)]);
         let answer = cluster.txn("break", Effect::Writes, patience, &txn).await?;
-        return Ok(if answer.succeeded() { Broken::Freed } else { Broken::AlreadyGone });
+        return Ok(if answer.succeeded() {
+            Broken::Freed
+        } else {
+            Broken::AlreadyGone
+        });
     }
     if !directory.read(key.as_bytes()).ours {
         return Err(error::plain(
@@ -47,9 +60,10 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
             "another program holds it, which would not notice; it can only be broken at once",
         ));
     }
-    let txn = Txn::new()
-        .when([still_it.clone()])
-        .and_then([TxnOp::get(key.to_vec(), Some(GetOptions::new().with_keys_only()))]);
+    let txn = Txn::new().when([still_it.clone()]).and_then([TxnOp::get(
+        key.to_vec(),
+        Some(GetOptions::new().with_keys_only()),
+    )]);
     let answer = cluster.txn("break", Effect::None, patience, &txn).await?;
     let lease = match answer.op_responses().into_iter().next() {
         Some(TxnOpResponse::Get(range)) => range.kvs().first().map(KeyValue::lease),
@@ -59,7 +73,14 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         return Ok(Broken::AlreadyGone);
     };
     let put = TxnOp::put(mark.to_vec(), "", Some(PutOptions::new().with_lease(lease)));
-    let answer = cluster.txn("break", Effect::Writes, patience, &Txn::new().when([still_it]).and_then([put])).await;
+    let answer = cluster
+        .txn(
+            "break",
+            Effect::Writes,
+            patience,
+            &Txn::new().when([still_it]).and_then([put]),
+        )
+        .await;
     match answer {
         Ok(answer) if answer.succeeded() => {}
         Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
@@ -70,6 +91,11 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         async move { leases.time_to_live(lease, None).await }
     });
     // It reads the mark after a third of its TTL at the latest, and has a TTL from then on.
-    let granted = ttl.await.ok().and_then(|answer| u64::try_from(answer.granted_ttl()).ok());
-    Ok(Broken::FreeWithin(granted.map(|secs| Duration::from_secs(secs) * 4 / 3)))
+    let granted = ttl
+        .await
+        .ok()
+        .and_then(|answer| u64::try_from(answer.granted_ttl()).ok());
+    Ok(Broken::FreeWithin(
+        granted.map(|secs| Duration::from_secs(secs) * 4 / 3),
+    ))
 }

@@ -4,8 +4,8 @@
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use leasehold_local::{
-    Attempt, ClockDrift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockClient, LockKey, Mode,
-    Released, Request, TestClock, Ttl,
+    Attempt, ClockDrift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend,
+    LockClient, LockKey, Mode, Released, Request, TestClock, Ttl,
 };
 
 type Backend = Arc<FileBackend>;
@@ -36,7 +36,9 @@ fn token(lease: &Arc<dyn Lease>) -> u64 {
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), future).await.expect("woken long before")
+    tokio::time::timeout(Duration::from_secs(30), future)
+        .await
+        .expect("woken long before")
 }
 
 #[tokio::test]
@@ -45,11 +47,22 @@ async fn exclusive_excludes_all_and_readers_share() {
     let (backend, other) = (open(dir.path()), open(dir.path()));
     let writer = attempt(&backend, request("k")).await.unwrap();
     assert!(attempt(&other, request("k")).await.is_none());
-    assert!(attempt(&backend, request("k").with_mode(Mode::Shared)).await.is_none());
+    assert!(
+        attempt(&backend, request("k").with_mode(Mode::Shared))
+            .await
+            .is_none()
+    );
     assert!(attempt(&other, request("K")).await.is_some());
-    assert_eq!(Arc::clone(&writer).release().await.unwrap(), Released::Freed);
-    let first = attempt(&backend, request("k").with_mode(Mode::Shared)).await.unwrap();
-    let second = attempt(&other, request("k").with_mode(Mode::Shared)).await.unwrap();
+    assert_eq!(
+        Arc::clone(&writer).release().await.unwrap(),
+        Released::Freed
+    );
+    let first = attempt(&backend, request("k").with_mode(Mode::Shared))
+        .await
+        .unwrap();
+    let second = attempt(&other, request("k").with_mode(Mode::Shared))
+        .await
+        .unwrap();
     assert_eq!(writer.release().await.unwrap(), Released::AlreadyLost);
     assert!(attempt(&other, request("k")).await.is_none());
     first.release().await.unwrap();
@@ -67,9 +80,15 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
     let second = attempt(&backend, permit("k", 2)).await.unwrap();
     assert_eq!(first.fencing_token(), None);
     assert!(attempt(&backend, permit("k", 2)).await.is_none());
-    let error = Arc::clone(&backend).try_acquire(permit("k", 3)).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(permit("k", 3))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Mismatch);
-    assert!(error.message().contains("of 2 permits, and 3 were"), "{error}");
+    assert!(
+        error.message().contains("of 2 permits, and 3 were"),
+        "{error}"
+    );
     first.release().await.unwrap();
     assert!(attempt(&backend, permit("k", 2)).await.is_some());
     second.release().await.unwrap();
@@ -77,7 +96,10 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
         std::mem::forget(attempt(&backend, permit("k", 3)).await.unwrap());
     }
     assert!(attempt(&backend, permit("k", 3)).await.is_none());
-    let error = Arc::clone(&backend).try_acquire(permit("k", 100_000)).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(permit("k", 100_000))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
 
@@ -93,7 +115,9 @@ async fn tokens_grow_over_backends_and_readers_stay_between_writers() {
         last_writer = token(&writer);
         writer.release().await.unwrap();
         for _ in 0..2 {
-            let reader = attempt(&backend, request("k").with_mode(Mode::Shared)).await.unwrap();
+            let reader = attempt(&backend, request("k").with_mode(Mode::Shared))
+                .await
+                .unwrap();
             assert!(token(&reader) > last_writer);
             last_reader = token(&reader);
             reader.release().await.unwrap();
@@ -102,13 +126,20 @@ async fn tokens_grow_over_backends_and_readers_stay_between_writers() {
     // Far above the clock: now only the file keeps them growing.
     let backend = open(dir.path());
     let floor = 1 << 62;
-    let high = attempt(&backend, request("k").with_token_floor(FencingToken::new(floor))).await.unwrap();
+    let high = attempt(
+        &backend,
+        request("k").with_token_floor(FencingToken::new(floor)),
+    )
+    .await
+    .unwrap();
     assert!(token(&high) > floor);
     high.release().await.unwrap();
     let next = attempt(&open(dir.path()), request("k")).await.unwrap();
     assert!(token(&next) > floor + 1);
     next.release().await.unwrap();
-    let reader = request("k").with_mode(Mode::Shared).with_token_floor(FencingToken::new(floor + 100));
+    let reader = request("k")
+        .with_mode(Mode::Shared)
+        .with_token_floor(FencingToken::new(floor + 100));
     assert!(token(&attempt(&backend, reader).await.unwrap()) > floor + 100);
     let error = Arc::clone(&backend)
         .try_acquire(request("other").with_token_floor(FencingToken::new(u64::MAX)))
@@ -123,7 +154,12 @@ async fn a_torn_token_file_never_lowers_the_token() {
     let backend = open(dir.path());
     let path = dir.path().join("k.token");
     let mut last = 0;
-    for garbage in [&b""[..], b"\0\0\0\0", b"leasehold1 0000", b"leasehold1 00000000000000000001 0000000000000000\n"] {
+    for garbage in [
+        &b""[..],
+        b"\0\0\0\0",
+        b"leasehold1 0000",
+        b"leasehold1 00000000000000000001 0000000000000000\n",
+    ] {
         std::fs::write(&path, garbage).unwrap();
         let lease = attempt(&backend, request("k")).await.unwrap();
         assert!(token(&lease) > last);
@@ -137,10 +173,16 @@ async fn what_a_lock_file_says_is_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let path = dir.path().join("yarn.lock");
-    for text in ["# yarn lockfile v1\n", "leasehold1 00000000000000000001 0000000000000000\n", ""] {
+    for text in [
+        "# yarn lockfile v1\n",
+        "leasehold1 00000000000000000001 0000000000000000\n",
+        "",
+    ] {
         std::fs::write(&path, text).unwrap();
         for mode in [Mode::Exclusive, Mode::Shared] {
-            let lease = attempt(&backend, request("yarn").with_mode(mode)).await.unwrap();
+            let lease = attempt(&backend, request("yarn").with_mode(mode))
+                .await
+                .unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
             lease.release().await.unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
@@ -156,23 +198,37 @@ async fn the_file_of_another_program_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     for (file, requests) in [
-        ("k.token", vec![request("k"), request("k").with_mode(Mode::Shared)]),
+        (
+            "k.token",
+            vec![request("k"), request("k").with_mode(Mode::Shared)],
+        ),
         ("k.permits", vec![permit("k", 1), permit("k", 2)]),
     ] {
         let path = dir.path().join(file);
         for text in FOREIGN {
             std::fs::write(&path, text).unwrap();
             for request in &requests {
-                let error = Arc::clone(&backend).try_acquire(request.clone()).await.unwrap_err();
+                let error = Arc::clone(&backend)
+                    .try_acquire(request.clone())
+                    .await
+                    .unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
-                assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+                assert!(
+                    error.to_string().contains(path.to_str().unwrap()),
+                    "{error}"
+                );
                 assert_eq!(std::fs::read(&path).unwrap(), text);
             }
         }
         std::fs::remove_file(&path).unwrap();
         // Nothing stays locked after a refusal.
         for request in requests {
-            attempt(&backend, request).await.expect("free").release().await.unwrap();
+            attempt(&backend, request)
+                .await
+                .expect("free")
+                .release()
+                .await
+                .unwrap();
         }
         std::fs::remove_file(&path).unwrap();
     }
@@ -186,13 +242,25 @@ async fn what_is_no_plain_file_is_refused_whatever_its_suffix() {
     std::fs::write(&target, "precious").unwrap();
     type Plant<'a> = (&'a str, &'a dyn Fn(&Path));
     let plant: [Plant<'_>; 5] = [
-        ("link", &|path| std::os::unix::fs::symlink(&target, path).unwrap()),
-        ("dangling link", &|path| std::os::unix::fs::symlink("nowhere", path).unwrap()),
+        ("link", &|path| {
+            std::os::unix::fs::symlink(&target, path).unwrap()
+        }),
+        ("dangling link", &|path| {
+            std::os::unix::fs::symlink("nowhere", path).unwrap()
+        }),
         ("directory", &|path| std::fs::create_dir(path).unwrap()),
         ("pipe", &|path| {
-            assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+            assert!(
+                std::process::Command::new("mkfifo")
+                    .arg(path)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }),
-        ("socket", &|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
+        ("socket", &|path| {
+            drop(std::os::unix::net::UnixListener::bind(path).unwrap())
+        }),
     ];
     for (suffix, request) in [
         ("lock", request("k")),
@@ -205,9 +273,14 @@ async fn what_is_no_plain_file_is_refused_whatever_its_suffix() {
         for (what, plant) in plant {
             drop(std::fs::remove_file(&path));
             plant(&path);
-            let error = soon(Arc::clone(&backend).try_acquire(request.clone())).await.unwrap_err();
+            let error = soon(Arc::clone(&backend).try_acquire(request.clone()))
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{what} {error}");
-            assert!(error.to_string().contains(path.to_str().unwrap()), "{what} {error}");
+            assert!(
+                error.to_string().contains(path.to_str().unwrap()),
+                "{what} {error}"
+            );
             let seen = soon(backend.inspect(request.key())).await.unwrap();
             assert!(seen.holders.is_empty() && seen.waiters.is_empty(), "{what}");
             if path.is_dir() && !path.is_symlink() {
@@ -240,7 +313,10 @@ async fn the_other_name_of_a_hard_link_is_left_as_it_is() {
     }
     std::fs::write(&other, "").unwrap();
     std::fs::hard_link(&other, dir.path().join("k.permits")).unwrap();
-    let error = Arc::clone(&backend).try_acquire(permit("k", 1)).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(permit("k", 1))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(std::fs::read(&other).unwrap().is_empty());
 }
@@ -252,7 +328,11 @@ async fn a_planted_directory_link_is_not_followed() {
     let long = || request("x".repeat(500));
     let path = backend.path_of(long().key());
     std::os::unix::fs::symlink(elsewhere.path(), path.parent().unwrap().parent().unwrap()).unwrap();
-    for request in [long(), long().with_mode(Mode::Shared), long().with_permit_of(NonZeroU32::MIN)] {
+    for request in [
+        long(),
+        long().with_mode(Mode::Shared),
+        long().with_permit_of(NonZeroU32::MIN),
+    ] {
         let error = Arc::clone(&backend).try_acquire(request).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     }
@@ -273,13 +353,24 @@ async fn directory_writable_by_others_needs_the_shared_option() {
             assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
             assert!(error.to_string().contains("with_shared"), "{error}");
             let shared = FileBackend::open_with(path, FileConfig::new().with_shared(true)).unwrap();
-            attempt(&Arc::new(shared), request("k")).await.unwrap().release().await.unwrap();
+            attempt(&Arc::new(shared), request("k"))
+                .await
+                .unwrap()
+                .release()
+                .await
+                .unwrap();
         }
     }
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     FileBackend::open(&link).unwrap();
     FileBackend::open(parent.path().join("new/er")).unwrap();
-    let mode = |path: &str| std::fs::metadata(parent.path().join(path)).unwrap().permissions().mode() & 0o7777;
+    let mode = |path: &str| {
+        std::fs::metadata(parent.path().join(path))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o7777
+    };
     assert_eq!((mode("new"), mode("new/er")), (0o700, 0o700));
 }
 
@@ -291,10 +382,27 @@ async fn who_may_not_write_the_directory_cannot_hold_its_locks() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let backend = open(dir.path());
     let long = request("x".repeat(500));
-    for request in [request("k"), request("k").with_mode(Mode::Shared), permit("k", 1), long.clone()] {
-        attempt(&backend, request).await.unwrap().release().await.unwrap();
+    for request in [
+        request("k"),
+        request("k").with_mode(Mode::Shared),
+        permit("k", 1),
+        long.clone(),
+    ] {
+        attempt(&backend, request)
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
-    assert_ne!(std::fs::metadata(backend.path_of(long.key())).unwrap().permissions().mode() & 0o777, 0);
+    assert_ne!(
+        std::fs::metadata(backend.path_of(long.key()))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0
+    );
     for entry in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
         let mode = entry.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{} {mode:o}", entry.path().display());
@@ -328,7 +436,11 @@ async fn a_directory_that_vanishes_again_and_again_fails_no_waiter() {
     let inside = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = (0..4)
         .map(|_| {
-            let (backend, inside, granted) = (Arc::clone(&backend), Arc::clone(&inside), Arc::clone(&granted));
+            let (backend, inside, granted) = (
+                Arc::clone(&backend),
+                Arc::clone(&inside),
+                Arc::clone(&granted),
+            );
             tokio::spawn(async move {
                 for _ in 0..1_500 {
                     let lease = Arc::clone(&backend).acquire(request("k")).await.unwrap();
@@ -354,19 +466,45 @@ async fn every_name_is_a_lock_of_its_own_inside_the_directory() {
     let parent = tempfile::tempdir().unwrap();
     let backend = open(&parent.path().join("locks"));
     let long = |byte: u8| vec![byte; LockKey::MAX_LEN];
-    let names: Vec<Vec<u8>> =
-        [".", "..", "/", "../x", "\0", "a\nb", "🔒", "{}", "a}b", "%2e", "a", "A", "con", "a.lock", "a.permits"]
-            .iter()
-            .map(|name| name.as_bytes().to_vec())
-            .chain([long(b'x'), long(b'/'), long(0xff), long(b'.')])
-            .collect();
+    let names: Vec<Vec<u8>> = [
+        ".",
+        "..",
+        "/",
+        "../x",
+        "\0",
+        "a\nb",
+        "🔒",
+        "{}",
+        "a}b",
+        "%2e",
+        "a",
+        "A",
+        "con",
+        "a.lock",
+        "a.permits",
+    ]
+    .iter()
+    .map(|name| name.as_bytes().to_vec())
+    .chain([long(b'x'), long(b'/'), long(0xff), long(b'.')])
+    .collect();
     let mut held = Vec::new();
     for name in &names {
-        held.push(attempt(&backend, request(name)).await.expect("no other has this name"));
-        held.push(attempt(&backend, request(name).with_permit_of(NonZeroU32::MIN)).await.unwrap());
+        held.push(
+            attempt(&backend, request(name))
+                .await
+                .expect("no other has this name"),
+        );
+        held.push(
+            attempt(&backend, request(name).with_permit_of(NonZeroU32::MIN))
+                .await
+                .unwrap(),
+        );
         assert!(attempt(&backend, request(name)).await.is_none());
     }
-    let outside: Vec<_> = std::fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let outside: Vec<_> = std::fs::read_dir(parent.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(outside, ["locks"]);
     for lease in held {
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
@@ -400,21 +538,43 @@ async fn sixty_four_waiters_are_all_served_one_at_a_time() {
 async fn a_cancelled_waiter_leaves_nothing_and_lets_readers_in() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
-    let _reader = attempt(&backend, request("k").with_mode(Mode::Shared)).await.unwrap();
+    let _reader = attempt(&backend, request("k").with_mode(Mode::Shared))
+        .await
+        .unwrap();
     let writer = request("k");
     let waiting = tokio::spawn(Arc::clone(&backend).acquire(writer.clone()));
-    while backend.inspect(writer.key()).await.unwrap().waiters.is_empty() {
+    while backend
+        .inspect(writer.key())
+        .await
+        .unwrap()
+        .waiters
+        .is_empty()
+    {
         tokio::task::yield_now().await;
     }
-    assert!(attempt(&backend, request("k").with_mode(Mode::Shared)).await.is_none());
+    assert!(
+        attempt(&backend, request("k").with_mode(Mode::Shared))
+            .await
+            .is_none()
+    );
     let behind = tokio::spawn(Arc::clone(&backend).acquire(request("k").with_mode(Mode::Shared)));
     while backend.inspect(writer.key()).await.unwrap().waiters.len() < 2 {
         tokio::task::yield_now().await;
     }
     writer.cancel();
-    assert_eq!(soon(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(
+        soon(waiting).await.unwrap().unwrap_err().kind(),
+        ErrorKind::Cancelled
+    );
     soon(behind).await.unwrap().unwrap();
-    assert!(backend.inspect(writer.key()).await.unwrap().waiters.is_empty());
+    assert!(
+        backend
+            .inspect(writer.key())
+            .await
+            .unwrap()
+            .waiters
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -422,17 +582,27 @@ async fn waiting_by_attempts_is_woken_too() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let lease = attempt(&backend, request("k")).await.unwrap();
-    // Whichever is granted first gives it back, or the others would wait for it: nothing says in which order they are.
+    // Whichever is granted first gives it back, or the others would wait for it: nothing says in
+    // which order they are.
     let by_attempts = || {
         let backend = Arc::clone(&backend);
         tokio::spawn(async move {
             let attempt = move |request| Arc::clone(&backend).try_acquire(request);
-            let lease = leasehold_local::acquire_with_retry(request("k"), attempt).await.unwrap();
+            let lease = leasehold_local::acquire_with_retry(request("k"), attempt)
+                .await
+                .unwrap();
             assert_eq!(lease.release().await.unwrap(), Released::Freed);
         })
     };
     let waiters = [by_attempts(), by_attempts(), by_attempts()];
-    while backend.inspect(&LockKey::new("k").unwrap()).await.unwrap().waiters.len() < 3 {
+    while backend
+        .inspect(&LockKey::new("k").unwrap())
+        .await
+        .unwrap()
+        .waiters
+        .len()
+        < 3
+    {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     lease.release().await.unwrap();
@@ -446,35 +616,54 @@ async fn renewals_move_the_deadline_until_it_has_passed() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let clock = Arc::new(TestClock::new());
-    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(Arc::clone(&clock) as _, ClockDrift::NONE);
+    let timed = request("k")
+        .with_ttl(Ttl::from_secs(10).unwrap())
+        .with_clock(Arc::clone(&clock) as _, ClockDrift::NONE);
     let lease = attempt(&backend, timed.clone()).await.unwrap();
     tokio::time::advance(Duration::from_secs(9)).await;
     Arc::clone(&lease).renew().await.unwrap();
-    assert_eq!(lease.valid_until().remaining(timed.now()), Duration::from_secs(10));
+    assert_eq!(
+        lease.valid_until().remaining(timed.now()),
+        Duration::from_secs(10)
+    );
     tokio::time::advance(Duration::from_secs(10)).await;
-    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        Arc::clone(&lease).renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     // The kernel has no deadline: the lock is held until it is released.
     assert!(attempt(&backend, request("k")).await.is_none());
     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
 }
 
-/// The client gives a lost lease back at once, when its holder may not have looked at the guard yet.
+/// The client gives a lost lease back at once, when its holder may not have looked at the guard
+/// yet.
 #[tokio::test(start_paused = true)]
 async fn a_lock_whose_file_was_removed_is_free_at_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let clock = Arc::new(TestClock::new());
-    let timed = request("k").with_ttl(Ttl::from_secs(10).unwrap()).with_clock(clock, ClockDrift::NONE);
+    let timed = request("k")
+        .with_ttl(Ttl::from_secs(10).unwrap())
+        .with_clock(clock, ClockDrift::NONE);
     let lease = attempt(&backend, timed).await.unwrap();
     Arc::clone(&lease).renew().await.unwrap();
     std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
     assert!(attempt(&backend, request("k")).await.is_none());
-    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
-    assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::AlreadyLost);
+    assert_eq!(
+        Arc::clone(&lease).renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
+    assert_eq!(
+        Arc::clone(&lease).release().await.unwrap(),
+        Released::AlreadyLost
+    );
     tokio::time::advance(Duration::from_secs(9)).await;
     assert!(attempt(&backend, request("k")).await.is_none());
-    let next = soon(Arc::clone(&backend).acquire(request("k"))).await.unwrap();
+    let next = soon(Arc::clone(&backend).acquire(request("k")))
+        .await
+        .unwrap();
     assert!(token(&next) > token(&lease));
 }
 
@@ -492,17 +681,24 @@ async fn a_removed_file_of_a_released_lock_is_free_at_once() {
 #[tokio::test]
 async fn an_acquisition_that_is_dropped_leaves_nothing_to_children() {
     let dir = tempfile::tempdir().unwrap();
-    let config = FileConfig::new().with_inherited_by_children(true).with_sync(true);
+    let config = FileConfig::new()
+        .with_inherited_by_children(true)
+        .with_sync(true);
     let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
     loop {
         let mut acquired = Arc::clone(&backend).acquire(request("k"));
-        let polled = std::future::poll_fn(|context| std::task::Poll::Ready(acquired.as_mut().poll(context))).await;
+        let polled =
+            std::future::poll_fn(|context| std::task::Poll::Ready(acquired.as_mut().poll(context)))
+                .await;
         if let std::task::Poll::Ready(lease) = polled {
             // Flushed already: once more.
             lease.unwrap().release().await.unwrap();
             continue;
         }
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         drop(acquired);
         let next = attempt(&backend, request("k")).await;
         child.kill().unwrap();
@@ -521,7 +717,13 @@ async fn a_pipe_in_the_place_of_a_held_lock_holds_up_no_release() {
     let lease = attempt(&backend, request("k")).await.unwrap();
     let path = backend.path_of(&LockKey::new("k").unwrap());
     std::fs::remove_file(&path).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&path)
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_eq!(soon(lease.release()).await.unwrap(), Released::AlreadyLost);
 }
 
@@ -529,16 +731,28 @@ async fn a_pipe_in_the_place_of_a_held_lock_holds_up_no_release() {
 #[test]
 fn a_guard_whose_lock_file_was_removed_may_outlive_its_runtime() {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let first = runtime();
     let backend = open(dir.path());
     let client = LockClient::new(Arc::clone(&backend) as Arc<dyn LockBackend>);
     let guard = first.block_on(client.mutex("k").lock()).unwrap();
     std::fs::remove_file(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
-    assert_eq!(first.block_on(guard.renew()).unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        first.block_on(guard.renew()).unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     drop(first);
     drop(guard);
-    assert!(runtime().block_on(attempt(&backend, request("k"))).is_some());
+    assert!(
+        runtime()
+            .block_on(attempt(&backend, request("k")))
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -546,13 +760,19 @@ async fn a_dropped_guard_leaves_no_descriptor_behind() {
     let dir = tempfile::tempdir().unwrap();
     let client = LockClient::new(open(dir.path()));
     let descriptors = || {
-        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+        let open = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(Result::ok);
         let paths = open.filter_map(|fd| std::fs::read_link(fd.path()).ok());
         paths.filter(|path| path.starts_with(dir.path())).count()
     };
     for key in 0..300 {
         let guards = (
-            client.mutex(format!("key/{}", key % 7)).lock().await.unwrap(),
+            client
+                .mutex(format!("key/{}", key % 7))
+                .lock()
+                .await
+                .unwrap(),
             client.rwlock("read").read().await.unwrap(),
             client.semaphore("permits", 2).acquire().await.unwrap(),
         );
@@ -565,7 +785,8 @@ async fn a_dropped_guard_leaves_no_descriptor_behind() {
 #[tokio::test]
 async fn flushing_works() {
     let dir = tempfile::tempdir().unwrap();
-    let backend = Arc::new(FileBackend::open_with(dir.path(), FileConfig::new().with_sync(true)).unwrap());
+    let backend =
+        Arc::new(FileBackend::open_with(dir.path(), FileConfig::new().with_sync(true)).unwrap());
     let lease = attempt(&backend, request("k")).await.unwrap();
     assert!(attempt(&backend, request("k")).await.is_none());
     lease.release().await.unwrap();
@@ -577,9 +798,16 @@ fn directories_that_cannot_serve_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    for path in [file.clone(), file.join("below"), Path::new("/proc/leasehold").to_path_buf()] {
+    for path in [
+        file.clone(),
+        file.join("below"),
+        Path::new("/proc/leasehold").to_path_buf(),
+    ] {
         let error = FileBackend::open(&path).unwrap_err();
-        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
         assert_ne!(error.kind(), ErrorKind::Protocol);
     }
     let dangling = dir.path().join("dangling");
@@ -587,27 +815,45 @@ fn directories_that_cannot_serve_are_refused_by_name() {
     for path in [file, dangling] {
         let error = FileBackend::open(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("a symbolic link that leads to none"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("a symbolic link that leads to none"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 #[ignore = "the next test starts it as a process of its own"]
 fn prints_the_default_directory() {
-    println!("default: {:?}", FileBackend::default_dir().map_err(|error| error.to_string()));
+    println!(
+        "default: {:?}",
+        FileBackend::default_dir().map_err(|error| error.to_string())
+    );
 }
 
 #[test]
 fn the_default_directory_does_not_depend_on_the_environment() {
     let printed = |environment: &[(&str, &str)]| {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["prints_the_default_directory", "--exact", "--ignored", "--nocapture"])
+            .args([
+                "prints_the_default_directory",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
             .env_clear()
             .envs(environment.iter().copied())
             .output()
             .unwrap();
         let output = String::from_utf8(output.stdout).unwrap();
-        String::from(output.lines().find(|line| line.contains("default: ")).expect("it prints it"))
+        String::from(
+            output
+                .lines()
+                .find(|line| line.contains("default: "))
+                .expect("it prints it"),
+        )
     };
     let cron = printed(&[]);
     let shell = [
@@ -628,7 +874,8 @@ async fn what_is_missing_is_not_blamed_on_the_number_of_open_files() {
     let error = FileBackend::open("/proc/no-directory-here").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(
-        error.to_string().contains("/proc/no-directory-here") && error.to_string().contains("choose another"),
+        error.to_string().contains("/proc/no-directory-here")
+            && error.to_string().contains("choose another"),
         "{error}"
     );
     assert!(!error.to_string().contains("ulimit"), "{error}");
@@ -642,6 +889,10 @@ async fn a_ping_tells_whether_the_directory_can_be_used() {
     assert_eq!(std::fs::read_dir(backend.dir()).unwrap().count(), 0);
     std::fs::remove_dir(backend.dir()).unwrap();
     let error = backend.ping().await.unwrap_err();
-    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, Some("ping")), "{error}");
+    assert_eq!(
+        (error.kind(), error.operation()),
+        (ErrorKind::Unavailable, Some("ping")),
+        "{error}"
+    );
     assert!(!error.to_string().contains("ulimit"), "{error}");
 }

@@ -1,7 +1,9 @@
-//! The file backend against a model of it: random steps, and after each one who can lock is as the model says.
+//! The file backend against a model of it: random steps, and after each one who can lock is as the
+//! model says.
 //!
-//! The steps are what happens to lock files in the wild: they and their directory are removed while they are held, holders leave
-//! children behind that have inherited everything, other programs use `flock(2)` on the same file.
+//! The steps are what happens to lock files in the wild: they and their directory are removed while
+//! they are held, holders leave children behind that have inherited everything, other programs use
+//! `flock(2)` on the same file.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -14,7 +16,8 @@ use std::{
 };
 
 use leasehold_local::{
-    Attempt, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released, Request,
+    Attempt, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released,
+    Request,
 };
 use proptest::{
     prelude::*,
@@ -45,7 +48,11 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let want = prop_oneof![Just(Want::Exclusive), Just(Want::Shared), Just(Want::Permit)];
+    let want = prop_oneof![
+        Just(Want::Exclusive),
+        Just(Want::Shared),
+        Just(Want::Permit)
+    ];
     let step = prop_oneof![
         8 => (0..3_usize, want).prop_map(|(backend, want)| Step::Try(backend, want)),
         6 => (0..8_usize).prop_map(Step::Release),
@@ -96,8 +103,12 @@ impl Drop for Children {
 fn remove_files(dir: &Path) {
     for file in fs::read_dir(dir).unwrap() {
         let path = file.unwrap().path();
-        // The tokens of a removed directory go on from the clock; here they are to go on from the file, too.
-        if path.extension().is_none_or(|extension| extension != "token") {
+        // The tokens of a removed directory go on from the clock; here they are to go on from the
+        // file, too.
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "token")
+        {
             fs::remove_file(path).unwrap();
         }
     }
@@ -106,7 +117,9 @@ fn remove_files(dir: &Path) {
 async fn run(steps: Vec<Step>) {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("locks");
-    let config = FileConfig::new().with_safety_poll(Duration::from_secs(3600)).with_inherited_by_children(true);
+    let config = FileConfig::new()
+        .with_safety_poll(Duration::from_secs(3600))
+        .with_inherited_by_children(true);
     let open = || Arc::new(FileBackend::open_with(&dir, config.clone()).unwrap());
     let backends = [open(), open(), open()];
     let (mut held, mut children) = (Vec::<Held>::new(), Children(Vec::new()));
@@ -114,22 +127,38 @@ async fn run(steps: Vec<Step>) {
     for (at, step) in steps.iter().enumerate() {
         match *step {
             Step::Try(backend, want) => {
-                let attempt = Arc::clone(&backends[backend]).try_acquire(request(want)).await.unwrap();
+                let attempt = Arc::clone(&backends[backend])
+                    .try_acquire(request(want))
+                    .await
+                    .unwrap();
                 match attempt {
                     Attempt::Granted(lease) => {
-                        assert!(admits(&held, want), "{at}: a second holder after {:?}", &steps[..=at]);
+                        assert!(
+                            admits(&held, want),
+                            "{at}: a second holder after {:?}",
+                            &steps[..=at]
+                        );
                         if let Some(token) = lease.fencing_token().map(FencingToken::get) {
-                            assert!(token > last_writer, "{at}: a token fell after {:?}", &steps[..=at]);
+                            assert!(
+                                token > last_writer,
+                                "{at}: a token fell after {:?}",
+                                &steps[..=at]
+                            );
                             if want == Want::Exclusive {
                                 last_writer = token;
                             }
                         }
-                        held.push(Held { want, removed: false, lease });
+                        held.push(Held {
+                            want,
+                            removed: false,
+                            lease,
+                        });
                     }
                     Attempt::Contended(_) => {
-                        // Permits: who has a removed `.permits` file counts, but its number cannot be set anew meanwhile.
-                        let displaced =
-                            want == Want::Permit && held.iter().any(|held| held.want == want && held.removed);
+                        // Permits: who has a removed `.permits` file counts, but its number cannot
+                        // be set anew meanwhile.
+                        let displaced = want == Want::Permit
+                            && held.iter().any(|held| held.want == want && held.removed);
                         assert!(
                             !admits(&held, want) || displaced,
                             "{at}: refused, though free, after {:?}",
@@ -141,11 +170,18 @@ async fn run(steps: Vec<Step>) {
             Step::Release(lease) if !held.is_empty() => {
                 let held = held.swap_remove(lease % held.len());
                 let released = held.lease.release().await.unwrap();
-                assert_eq!(released == Released::AlreadyLost, held.removed, "{at}: {:?}", &steps[..=at]);
+                assert_eq!(
+                    released == Released::AlreadyLost,
+                    held.removed,
+                    "{at}: {:?}",
+                    &steps[..=at]
+                );
             }
             Step::Release(_) => {}
             Step::LeaveChild if children.0.len() < 2 => {
-                children.0.push(Command::new("sleep").arg("60").spawn().unwrap());
+                children
+                    .0
+                    .push(Command::new("sleep").arg("60").spawn().unwrap());
             }
             Step::LeaveChild => {}
             Step::RemoveFiles | Step::RemoveDirectory => {
@@ -165,7 +201,12 @@ async fn run(steps: Vec<Step>) {
                     let free = file.try_lock().is_ok();
                     // It knows nothing of holders whose file was removed.
                     let in_place = |held: &&Held| !held.removed && held.want != Want::Permit;
-                    assert_eq!(free, held.iter().filter(in_place).count() == 0, "{at}: {:?}", &steps[..=at]);
+                    assert_eq!(
+                        free,
+                        held.iter().filter(in_place).count() == 0,
+                        "{at}: {:?}",
+                        &steps[..=at]
+                    );
                 }
             }
         }
@@ -175,15 +216,28 @@ async fn run(steps: Vec<Step>) {
         held.lease.release().await.unwrap();
     }
     for want in [Want::Exclusive, Want::Permit] {
-        let attempt = Arc::clone(&backends[0]).try_acquire(request(want)).await.unwrap();
-        assert!(matches!(attempt, Attempt::Granted(_)), "at the end nobody holds it: {steps:?}");
+        let attempt = Arc::clone(&backends[0])
+            .try_acquire(request(want))
+            .await
+            .unwrap();
+        assert!(
+            matches!(attempt, Attempt::Granted(_)),
+            "at the end nobody holds it: {steps:?}"
+        );
     }
 }
 
 #[test]
 fn locks_are_as_the_model_says_whatever_happens_to_the_files() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut runner = TestRunner::new(Config { cases: 150, failure_persistence: None, ..Config::default() });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut runner = TestRunner::new(Config {
+        cases: 150,
+        failure_persistence: None,
+        ..Config::default()
+    });
     runner
         .run(&steps(), |steps| {
             runtime.block_on(run(steps));

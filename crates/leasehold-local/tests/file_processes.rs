@@ -1,4 +1,5 @@
-//! What the file backend promises between processes. The other process is `flock(1)`, or this test binary once more.
+//! What the file backend promises between processes. The other process is `flock(1)`, or this test
+//! binary once more.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -11,7 +12,8 @@ use std::{
 };
 
 use leasehold_local::{
-    Attempt, Error, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released, Request,
+    Attempt, Error, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode,
+    Released, Request,
 };
 
 /// So that only wake-ups can make these tests pass.
@@ -39,11 +41,19 @@ fn request(mode: &str) -> Request {
 }
 
 async fn is_free(backend: &Arc<FileBackend>, mode: &str) -> bool {
-    matches!(Arc::clone(backend).try_acquire(request(mode)).await.unwrap(), Attempt::Granted(_))
+    matches!(
+        Arc::clone(backend)
+            .try_acquire(request(mode))
+            .await
+            .unwrap(),
+        Attempt::Granted(_)
+    )
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), future).await.expect("woken long before")
+    tokio::time::timeout(Duration::from_secs(30), future)
+        .await
+        .expect("woken long before")
 }
 
 /// Starts a waiter, and returns once the kernel knows it.
@@ -80,14 +90,18 @@ impl Holder {
     /// As another user, if we may, with whom the directory is shared.
     fn start_as(dir: &Path, mode: &str, key: &str, user: (u32, u32), umask: &str) -> Self {
         let mut command = Self::command_as(user, umask);
-        command.env("LEASEHOLD_TEST_SHARED", "").env("LEASEHOLD_TEST_KEY", key);
+        command
+            .env("LEASEHOLD_TEST_SHARED", "")
+            .env("LEASEHOLD_TEST_KEY", key);
         Self::spawn(command, dir, mode)
     }
 
     fn command_as((user, group): (u32, u32), umask: &str) -> Command {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new("sh");
-        command.args(["-c", "umask \"$1\"; shift; exec \"$@\"", "sh", umask]).arg(std::env::current_exe().unwrap());
+        command
+            .args(["-c", "umask \"$1\"; shift; exec \"$@\"", "sh", umask])
+            .arg(std::env::current_exe().unwrap());
         command.uid(user).gid(group);
         command
     }
@@ -103,7 +117,11 @@ impl Holder {
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take();
-        Self { child, stdin, lines }
+        Self {
+            child,
+            stdin,
+            lines,
+        }
     }
 
     /// What follows `word` on the line that starts with it.
@@ -111,7 +129,10 @@ impl Holder {
         self.lines
             .by_ref()
             .map(Result::unwrap)
-            .find_map(|line| line.split_once(word).map(|(_, rest)| String::from(rest.trim())))
+            .find_map(|line| {
+                line.split_once(word)
+                    .map(|(_, rest)| String::from(rest.trim()))
+            })
             .unwrap()
     }
 
@@ -140,16 +161,33 @@ async fn the_other_process() {
     let dir = std::env::var("LEASEHOLD_TEST_DIR").expect("started by another test");
     let mode = std::env::var("LEASEHOLD_TEST_MODE").unwrap();
     let shared = std::env::var_os("LEASEHOLD_TEST_SHARED").is_some();
-    let config = hour().with_inherited_by_children(mode == "inherited").with_shared(shared);
+    let config = hour()
+        .with_inherited_by_children(mode == "inherited")
+        .with_shared(shared);
     let backend = Arc::new(FileBackend::open_with(dir, config).unwrap());
-    let mode = if mode == "inherited" { "exclusive" } else { mode.as_str() };
+    let mode = if mode == "inherited" {
+        "exclusive"
+    } else {
+        mode.as_str()
+    };
     println!("asks:");
-    let lease = backend.acquire(request(mode).with_label("the other")).await.unwrap();
+    let lease = backend
+        .acquire(request(mode).with_label("the other"))
+        .await
+        .unwrap();
     if std::env::var("LEASEHOLD_TEST_MODE").unwrap() == "inherited" {
-        let child = Command::new("sleep").arg("60").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let child = Command::new("sleep")
+            .arg("60")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         println!("child: {}", child.id());
     }
-    println!("held: {}", lease.fencing_token().map_or(0, FencingToken::get));
+    println!(
+        "held: {}",
+        lease.fencing_token().map_or(0, FencingToken::get)
+    );
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
@@ -193,9 +231,21 @@ async fn a_stopped_holder_holds_on() {
     let backend = open(dir.path());
     let (other, _) = Holder::held(dir.path(), "exclusive");
     let pid = other.child.id().to_string();
-    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-STOP", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(!is_free(&backend, "exclusive").await);
-    assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-CONT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[tokio::test]
@@ -209,7 +259,13 @@ async fn a_child_that_inherits_keeps_the_lock_of_a_killed_parent() {
     other.child.wait().unwrap();
     assert!(!is_free(&backend, "exclusive").await);
     let waiter = queued(&backend, request("exclusive")).await;
-    assert!(Command::new("kill").args(["-KILL", &grandchild]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-KILL", &grandchild])
+            .status()
+            .unwrap()
+            .success()
+    );
     soon(waiter).await.unwrap().unwrap();
 }
 
@@ -218,7 +274,10 @@ async fn a_release_frees_what_children_inherited_and_wakes_the_waiter() {
     let dir = tempfile::tempdir().unwrap();
     let config = hour().with_inherited_by_children(true);
     let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
-    let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+    let lease = Arc::clone(&backend)
+        .acquire(request("exclusive"))
+        .await
+        .unwrap();
     let mut child = Command::new("sleep").arg("60").spawn().unwrap();
     let waiter = queued(&backend, request("exclusive")).await;
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
@@ -248,8 +307,11 @@ async fn a_directory_removed_and_made_anew_admits_no_second_holder() {
 
 #[tokio::test]
 async fn a_removed_lock_file_admits_no_second_holder() {
-    for (mode, suffixes) in [("exclusive", &["lock"][..]), ("shared", &["lock"]), ("permit", &["permit-0", "permits"])]
-    {
+    for (mode, suffixes) in [
+        ("exclusive", &["lock"][..]),
+        ("shared", &["lock"]),
+        ("permit", &["permit-0", "permits"]),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let (mut other, _) = Holder::held(dir.path(), mode);
         let backend = open(dir.path());
@@ -257,19 +319,24 @@ async fn a_removed_lock_file_admits_no_second_holder() {
         for suffix in suffixes {
             std::fs::remove_file(dir.path().join(format!("k%2f1.{suffix}"))).unwrap();
             assert!(!is_free(&backend, ours).await, "{mode} {suffix}");
-            // `inspect` names the one who is in the way. Without their number it knows of no permits.
+            // `inspect` names the one who is in the way. Without their number it knows of no
+            // permits.
             if *suffix == "permits" {
                 continue;
             }
             let seen = backend.inspect(&key()).await.unwrap();
             let pid = format!("{}:", other.child.id());
             assert!(
-                seen.holders.iter().any(|holder| holder.id.starts_with(pid.as_bytes())),
+                seen.holders
+                    .iter()
+                    .any(|holder| holder.id.starts_with(pid.as_bytes())),
                 "{mode} {suffix}: {seen:?}"
             );
         }
         other.child.kill().unwrap();
-        soon(Arc::clone(&backend).acquire(request(ours))).await.unwrap();
+        soon(Arc::clone(&backend).acquire(request(ours)))
+            .await
+            .unwrap();
     }
 }
 
@@ -300,18 +367,33 @@ async fn a_daemon_that_a_holder_left_behind_refuses_no_lock() {
 fn two_users() -> [(u32, u32); 2] {
     use std::os::unix::fs::MetadataExt;
     let ours = std::fs::metadata("/proc/self").unwrap();
-    if ours.uid() == 0 { [(65_533, 65_531), (65_534, 65_532)] } else { [(ours.uid(), ours.gid()); 2] }
+    if ours.uid() == 0 {
+        [(65_533, 65_531), (65_534, 65_532)]
+    } else {
+        [(ours.uid(), ours.gid()); 2]
+    }
 }
 
 #[tokio::test]
 async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
     use std::os::unix::fs::PermissionsExt;
     let [first, second] = two_users();
-    for (directory, umask) in [(0o777, "022"), (0o777, "077"), (0o1777, "022"), (0o1777, "077")] {
+    for (directory, umask) in [
+        (0o777, "022"),
+        (0o777, "077"),
+        (0o1777, "022"),
+        (0o1777, "077"),
+    ] {
         let long = "x".repeat(500);
-        for (mode, key) in [("exclusive", "k"), ("shared", "k"), ("permit", "k"), ("exclusive", &long)] {
+        for (mode, key) in [
+            ("exclusive", "k"),
+            ("shared", "k"),
+            ("permit", "k"),
+            ("exclusive", &long),
+        ] {
             let dir = tempfile::tempdir().unwrap();
-            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(directory)).unwrap();
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(directory))
+                .unwrap();
             let mut last = 0;
             for user in [first, second, first] {
                 let mut holder = Holder::start_as(dir.path(), mode, key, user, umask);
@@ -324,7 +406,10 @@ async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
                 holder.release();
                 holder.expect("released:");
                 let next: u64 = waiting.expect("held:").parse().unwrap();
-                assert!(mode == "permit" || last < token && token < next, "{directory:o} {umask} {mode}");
+                assert!(
+                    mode == "permit" || last < token && token < next,
+                    "{directory:o} {umask} {mode}"
+                );
                 last = next;
             }
         }
@@ -340,7 +425,8 @@ async fn process_outside_the_group_of_a_shared_directory_is_refused() {
     if chown(dir.path(), Some(owner.0), Some(member.1)).is_err() {
         return;
     }
-    let set_mode = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    let set_mode =
+        |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
     set_mode(0o770);
     let refused = Holder::command_as(owner, "022")
         .args(["the_other_process", "--exact", "--ignored", "--nocapture"])
@@ -350,7 +436,10 @@ async fn process_outside_the_group_of_a_shared_directory_is_refused() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("chmod g+s"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("chmod g+s"),
+        "{refused:?}"
+    );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     // Who is in the group can, and everybody where the bit is set.
     for (mode, users) in [(0o770, [member, member]), (0o2770, [owner, member])] {
@@ -382,7 +471,15 @@ async fn what_a_stranger_leaves_in_shared_memory_refuses_no_lock() {
     let plants: [(&str, &dyn Fn()); 5] = [
         ("directory", &|| std::fs::create_dir(&place).unwrap()),
         ("file", &|| std::fs::write(&place, "x").unwrap()),
-        ("pipe", &|| assert!(Command::new("mkfifo").arg(&place).status().unwrap().success())),
+        ("pipe", &|| {
+            assert!(
+                Command::new("mkfifo")
+                    .arg(&place)
+                    .status()
+                    .unwrap()
+                    .success()
+            )
+        }),
         ("link", &|| symlink(theirs.path(), &place).unwrap()),
         ("dangling link", &|| symlink("nowhere", &place).unwrap()),
     ];
@@ -390,7 +487,11 @@ async fn what_a_stranger_leaves_in_shared_memory_refuses_no_lock() {
         drop(std::fs::remove_file(&place));
         plant();
         lchown(&place, Some(stranger), None).unwrap();
-        let mut holder = Holder::spawn(Holder::command_as((user, group), "022"), dir.path(), "exclusive");
+        let mut holder = Holder::spawn(
+            Holder::command_as((user, group), "022"),
+            dir.path(),
+            "exclusive",
+        );
         assert_ne!(holder.expect("held:"), "", "{what}");
         holder.release();
         holder.expect("released:");
@@ -411,7 +512,11 @@ async fn counts_what_it_reads() {
     let backend = open(dir.path());
     let read = || -> u64 {
         let io = std::fs::read_to_string("/proc/self/io").unwrap();
-        io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+        io.lines()
+            .find_map(|line| line.strip_prefix("rchar: "))
+            .unwrap()
+            .parse()
+            .unwrap()
     };
     let mut held = Vec::new();
     for _ in 0..8 {
@@ -427,11 +532,19 @@ async fn counts_what_it_reads() {
 #[test]
 fn a_fresh_name_costs_the_same_however_many_are_held() {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["counts_what_it_reads", "--exact", "--ignored", "--nocapture"])
+        .args([
+            "counts_what_it_reads",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+        ])
         .output()
         .unwrap();
     let output = String::from_utf8(output.stdout).unwrap();
-    let read: Vec<u64> = output.lines().filter_map(|line| line.split_once("read: ")?.1.trim().parse().ok()).collect();
+    let read: Vec<u64> = output
+        .lines()
+        .filter_map(|line| line.split_once("read: ")?.1.trim().parse().ok())
+        .collect();
     assert_eq!(read.len(), 8, "{output}");
     // The first ones also read what is read once. What is read for one name has less than a page.
     assert!(read[7] <= read[1] + 50, "{read:?}");
@@ -441,23 +554,51 @@ fn a_fresh_name_costs_the_same_however_many_are_held() {
 /// The recipe in the README, beside processes that use the locks.
 #[tokio::test]
 async fn the_files_of_free_locks_are_removed_by_the_recipe() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let recipe = readme.split("```sh\n").nth(1).expect("the recipe").split("```").next().unwrap();
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let recipe = readme
+        .split("```sh\n")
+        .nth(1)
+        .expect("the recipe")
+        .split("```")
+        .next()
+        .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let clean = || {
-        let output = Command::new("sh").args(["-c", recipe]).env("DIR", dir.path()).output().unwrap();
-        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("sh")
+            .args(["-c", recipe])
+            .env("DIR", dir.path())
+            .output()
+            .unwrap();
+        assert!(
+            output.stderr.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     };
     let names = |dir: &Path| -> std::collections::BTreeSet<String> {
         let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
-        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+        entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect()
     };
     let backend = open(dir.path());
-    let acquire = |name: &str| Arc::clone(&backend).acquire(Request::new(LockKey::new(name).unwrap()));
+    let acquire =
+        |name: &str| Arc::clone(&backend).acquire(Request::new(LockKey::new(name).unwrap()));
     let held = acquire("held").await.unwrap();
     let waiter = tokio::spawn(acquire("held"));
-    until(async || backend.inspect(&LockKey::new("held").unwrap()).await.unwrap().waiters.len() == 1).await;
-    let permit = Request::new(LockKey::new("gpu").unwrap()).with_permit_of(NonZeroU32::new(2).unwrap());
+    until(async || {
+        backend
+            .inspect(&LockKey::new("held").unwrap())
+            .await
+            .unwrap()
+            .waiters
+            .len()
+            == 1
+    })
+    .await;
+    let permit =
+        Request::new(LockKey::new("gpu").unwrap()).with_permit_of(NonZeroU32::new(2).unwrap());
     let permit = Arc::clone(&backend).acquire(permit).await.unwrap();
     let mut last = None;
     for name in ["free", "a b", &"x".repeat(500)] {
@@ -468,12 +609,30 @@ async fn the_files_of_free_locks_are_removed_by_the_recipe() {
     std::fs::write(dir.path().join("yarn.lock"), "# yarn").unwrap();
     clean();
     let left = names(dir.path());
-    for kept in ["held.lock", "held.token", "held.writers", "gpu.permits", "gpu.permit-0", "yarn.lock"] {
+    for kept in [
+        "held.lock",
+        "held.token",
+        "held.writers",
+        "gpu.permits",
+        "gpu.permit-0",
+        "yarn.lock",
+    ] {
         assert!(left.contains(kept), "{kept}: {left:?}");
     }
-    assert!(!left.iter().any(|name| name.starts_with("free") || name.starts_with("a%20b")), "{left:?}");
+    assert!(
+        !left
+            .iter()
+            .any(|name| name.starts_with("free") || name.starts_with("a%20b")),
+        "{left:?}"
+    );
     held.release().await.unwrap();
-    soon(waiter).await.unwrap().unwrap().release().await.unwrap();
+    soon(waiter)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     permit.release().await.unwrap();
     for name in ["free", &"x".repeat(500)] {
         let lease = acquire(name).await.unwrap();
@@ -481,23 +640,40 @@ async fn the_files_of_free_locks_are_removed_by_the_recipe() {
         lease.release().await.unwrap();
     }
     clean();
-    assert!(!names(dir.path()).iter().any(|name| name.ends_with(".lock") && name != "yarn.lock"));
+    assert!(
+        !names(dir.path())
+            .iter()
+            .any(|name| name.ends_with(".lock") && name != "yarn.lock")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_recipe_beside_users_of_the_locks_admits_no_second_holder() {
     use std::sync::atomic::{AtomicU64, Ordering};
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let recipe = String::from(readme.split("```sh\n").nth(1).unwrap().split("```").next().unwrap());
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let recipe = String::from(
+        readme
+            .split("```sh\n")
+            .nth(1)
+            .unwrap()
+            .split("```")
+            .next()
+            .unwrap(),
+    );
     let dir = tempfile::tempdir().unwrap();
     let inside = Arc::new(AtomicU64::new(0));
     let last = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = (0..4)
         .map(|_| {
-            let (backend, inside, last) = (open(dir.path()), Arc::clone(&inside), Arc::clone(&last));
+            let (backend, inside, last) =
+                (open(dir.path()), Arc::clone(&inside), Arc::clone(&last));
             tokio::spawn(async move {
                 for _ in 0..500 {
-                    let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+                    let lease = Arc::clone(&backend)
+                        .acquire(request("exclusive"))
+                        .await
+                        .unwrap();
                     assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                     let token = lease.fencing_token().unwrap().get();
                     assert!(last.swap(token, Ordering::SeqCst) < token);
@@ -510,7 +686,14 @@ async fn the_recipe_beside_users_of_the_locks_admits_no_second_holder() {
         .collect();
     while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
         let (recipe, dir) = (recipe.clone(), dir.path().to_path_buf());
-        let clean = move || Command::new("sh").args(["-c", &recipe]).env("DIR", dir).status().unwrap().success();
+        let clean = move || {
+            Command::new("sh")
+                .args(["-c", &recipe])
+                .env("DIR", dir)
+                .status()
+                .unwrap()
+                .success()
+        };
         assert!(tokio::task::spawn_blocking(clean).await.unwrap());
     }
     for task in tasks {
@@ -527,12 +710,17 @@ async fn files_that_may_only_be_read_can_be_locked() {
     let backend = Arc::new(FileBackend::open_with(dir.path(), hour().with_shared(true)).unwrap());
     let mut last = 0;
     for mode in ["exclusive", "shared"] {
-        let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+        let lease = Arc::clone(&backend)
+            .acquire(request("exclusive"))
+            .await
+            .unwrap();
         last = lease.fencing_token().unwrap().get().max(last);
         lease.release().await.unwrap();
-        // As `flock(1)` creates them, and an access list alone lets another user write the directory.
+        // As `flock(1)` creates them, and an access list alone lets another user write the
+        // directory.
         for file in std::fs::read_dir(dir.path()).unwrap() {
-            std::fs::set_permissions(file.unwrap().path(), std::fs::Permissions::from_mode(0o444)).unwrap();
+            std::fs::set_permissions(file.unwrap().path(), std::fs::Permissions::from_mode(0o444))
+                .unwrap();
         }
         for mode in [mode, "exclusive"] {
             let mut holder = Holder::start_as(dir.path(), mode, "k/1", other, "022");
@@ -550,7 +738,10 @@ async fn we_wait_for_flock_and_are_woken_by_it() {
     let backend = open(dir.path());
     let path = backend.path_of(&key());
     // `flock(1)` and the shell's `9>file` open the file in different ways.
-    for script in ["exec flock \"$1\" sh -c 'echo held; read line'", "exec 9>>\"$1\"; flock 9; echo held; read line"] {
+    for script in [
+        "exec flock \"$1\" sh -c 'echo held; read line'",
+        "exec 9>>\"$1\"; flock 9; echo held; read line",
+    ] {
         let mut other = Command::new("sh")
             .args(["-c", script, "sh", path.to_str().unwrap()])
             .stdin(Stdio::piped())
@@ -558,14 +749,22 @@ async fn we_wait_for_flock_and_are_woken_by_it() {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(other.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(other.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert_eq!(line, "held\n");
         assert!(!is_free(&backend, "exclusive").await);
         let seen = backend.inspect(&key()).await.unwrap();
         assert_eq!((seen.holders.len(), seen.holders[0].token), (1, None));
         let waiter = queued(&backend, request("exclusive")).await;
         drop(other.stdin.take());
-        soon(waiter).await.unwrap().unwrap().release().await.unwrap();
+        soon(waiter)
+            .await
+            .unwrap()
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
         assert!(other.wait().is_ok());
     }
 }
@@ -576,14 +775,26 @@ async fn flock_waits_for_us() {
     let backend = open(dir.path());
     let flock = |arguments: &[&str]| {
         let path = backend.path_of(&key());
-        Command::new("flock").args(arguments).arg(path).arg("true").status().unwrap().success()
+        Command::new("flock")
+            .args(arguments)
+            .arg(path)
+            .arg("true")
+            .status()
+            .unwrap()
+            .success()
     };
-    let writer = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+    let writer = Arc::clone(&backend)
+        .acquire(request("exclusive"))
+        .await
+        .unwrap();
     assert!(!flock(&["-n"]));
     assert!(!flock(&["-n", "-s"]));
     writer.release().await.unwrap();
     assert!(flock(&["-n"]));
-    let reader = Arc::clone(&backend).acquire(request("shared")).await.unwrap();
+    let reader = Arc::clone(&backend)
+        .acquire(request("shared"))
+        .await
+        .unwrap();
     assert!(!flock(&["-n"]));
     assert!(flock(&["-n", "-s"]));
     reader.release().await.unwrap();
@@ -594,7 +805,10 @@ async fn flock_waits_for_us() {
 async fn no_reader_overtakes_a_writer_that_waits_in_another_process() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
-    let reader = Arc::clone(&backend).acquire(request("shared")).await.unwrap();
+    let reader = Arc::clone(&backend)
+        .acquire(request("shared"))
+        .await
+        .unwrap();
     let mut writer = Holder::start(dir.path(), "exclusive");
     until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
     assert!(!is_free(&backend, "shared").await);
@@ -610,7 +824,10 @@ async fn no_reader_overtakes_a_writer_that_waits_in_another_process() {
 async fn a_killed_waiting_writer_no_longer_keeps_readers_out() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
-    let _reader = Arc::clone(&backend).acquire(request("shared")).await.unwrap();
+    let _reader = Arc::clone(&backend)
+        .acquire(request("shared"))
+        .await
+        .unwrap();
     let mut writer = Holder::start(dir.path(), "exclusive");
     until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
     let late = queued(&backend, request("shared")).await;
@@ -622,11 +839,17 @@ async fn a_killed_waiting_writer_no_longer_keeps_readers_out() {
 async fn yielding_request_lets_another_processes_waiter_go_first() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
-    let lease = Arc::clone(&backend).acquire(request("exclusive")).await.unwrap();
+    let lease = Arc::clone(&backend)
+        .acquire(request("exclusive"))
+        .await
+        .unwrap();
     let mut other = Holder::start(dir.path(), "exclusive");
     until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
     let yielding = request("exclusive").with_yield_to_waiters(true);
-    assert!(matches!(Arc::clone(&backend).try_acquire(yielding).await.unwrap(), Attempt::Contended(_)));
+    assert!(matches!(
+        Arc::clone(&backend).try_acquire(yielding).await.unwrap(),
+        Attempt::Contended(_)
+    ));
     lease.release().await.unwrap();
     other.expect("held:");
 }
@@ -641,7 +864,10 @@ async fn inspection_names_the_holder_in_another_process() {
     assert_eq!(seen.holders[0].label, "the other");
     assert_eq!(seen.holders[0].mode, Some(Mode::Exclusive));
     assert_eq!(seen.holders[0].token.map(FencingToken::get), Some(token));
-    let error = backend.break_lock(&seen.holders[0], true).await.unwrap_err();
+    let error = backend
+        .break_lock(&seen.holders[0], true)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), leasehold_local::ErrorKind::Unsupported);
 }
 
@@ -654,7 +880,10 @@ async fn waits_for_descriptors() {
     while let Ok(file) = std::fs::File::open("/dev/null") {
         taken.push(file);
     }
-    let error = Arc::clone(&backend).try_acquire(request("exclusive")).await.expect_err("there is a descriptor left");
+    let error = Arc::clone(&backend)
+        .try_acquire(request("exclusive"))
+        .await
+        .expect_err("there is a descriptor left");
     assert!(error.is_retryable(), "{error}");
     let waiter = tokio::spawn(Arc::clone(&backend).acquire(request("exclusive")));
     for _ in 0..100 {
@@ -671,9 +900,15 @@ fn a_wait_outlasts_a_fault() {
     let output = Command::new("sh")
         .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
-        .args(["waits_for_descriptors", "--exact", "--ignored", "--nocapture"])
+        .args([
+            "waits_for_descriptors",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+        ])
         .output()
         .unwrap();
-    let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let output = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
     assert!(output.contains("granted"), "{output}");
 }

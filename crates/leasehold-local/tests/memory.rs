@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
 use leasehold_local::{
-    Attempt, Broken, Contention, ClockDrift, Error, ErrorKind, FencingToken, Lease, LockBackend, LockKey, MemoryBackend,
-    Mode, Released, Request, TestClock, TokenVote, Ttl,
+    Attempt, Broken, ClockDrift, Contention, Error, ErrorKind, FencingToken, Lease, LockBackend,
+    LockKey, MemoryBackend, Mode, Released, Request, TestClock, TokenVote, Ttl,
 };
 
 type Backend = Arc<MemoryBackend>;
@@ -88,10 +88,23 @@ async fn permits_are_counted_apart_from_the_mutex_of_the_name() {
 async fn two_permit_counts_for_one_held_name_are_an_error() {
     let backend = Arc::new(MemoryBackend::new());
     let lease = granted(&backend, permit("k", 2)).await;
-    let error = Arc::clone(&backend).try_acquire(permit("k", 3)).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(permit("k", 3))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Mismatch);
-    assert!(error.to_string().contains('2') && error.to_string().contains('3'), "{error}");
-    assert_eq!(Arc::clone(&backend).acquire(permit("k", 3)).await.unwrap_err().kind(), ErrorKind::Mismatch);
+    assert!(
+        error.to_string().contains('2') && error.to_string().contains('3'),
+        "{error}"
+    );
+    assert_eq!(
+        Arc::clone(&backend)
+            .acquire(permit("k", 3))
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Mismatch
+    );
     lease.release().await.unwrap();
     granted(&backend, permit("k", 3)).await;
 }
@@ -118,7 +131,10 @@ async fn tokens_order_writers_and_put_readers_between_them() {
     assert!(raised.fencing_token().unwrap() > floor);
     raised.release().await.unwrap();
     let none_left = request("k").with_token_floor(FencingToken::new(u64::MAX));
-    let error = Arc::clone(&backend).try_acquire(none_left).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(none_left)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(token(&granted(&backend, request("k")).await) > 1 << 40);
 }
@@ -128,12 +144,24 @@ async fn raising_a_token_is_a_strict_compare_and_set_by_the_holder() {
     let backend = Arc::new(MemoryBackend::new());
     let lease = granted(&backend, request("k")).await;
     let raised = FencingToken::new(100);
-    assert_eq!(Arc::clone(&lease).raise_token(raised).await.unwrap(), TokenVote::Accepted);
-    assert_eq!(Arc::clone(&lease).raise_token(raised).await.unwrap(), TokenVote::Accepted);
+    assert_eq!(
+        Arc::clone(&lease).raise_token(raised).await.unwrap(),
+        TokenVote::Accepted
+    );
+    assert_eq!(
+        Arc::clone(&lease).raise_token(raised).await.unwrap(),
+        TokenVote::Accepted
+    );
     let lower = FencingToken::new(99);
-    assert_eq!(Arc::clone(&lease).raise_token(lower).await.unwrap(), TokenVote::Refused(Some(raised)));
+    assert_eq!(
+        Arc::clone(&lease).raise_token(lower).await.unwrap(),
+        TokenVote::Refused(Some(raised))
+    );
     Arc::clone(&lease).release().await.unwrap();
-    assert_eq!(lease.raise_token(FencingToken::new(200)).await.unwrap(), TokenVote::Refused(None));
+    assert_eq!(
+        lease.raise_token(FencingToken::new(200)).await.unwrap(),
+        TokenVote::Refused(None)
+    );
     assert_eq!(token(&granted(&backend, request("k")).await), 101);
 }
 
@@ -177,7 +205,11 @@ async fn retrying_writer_is_not_overtaken_and_is_notified() {
     let reader = granted(&backend, request("k").with_mode(Mode::Shared)).await;
     let refused = contended(&backend, request("k").with_waiting(true)).await;
     contended(&backend, request("k").with_mode(Mode::Shared)).await;
-    let late = contended(&backend, request("k").with_mode(Mode::Shared).with_waiting(true)).await;
+    let late = contended(
+        &backend,
+        request("k").with_mode(Mode::Shared).with_waiting(true),
+    )
+    .await;
     reader.release().await.unwrap();
     refused.wake.unwrap().await;
     // The writer gave up, and so the reader is called.
@@ -193,14 +225,27 @@ async fn cancelled_waiter_leaves_nothing_and_unblocks_successors() {
     let waiting = queued(&backend, writer.clone()).await;
     let behind = queued(&backend, request("k").with_mode(Mode::Shared)).await;
     writer.cancel();
-    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(
+        waiting.await.unwrap().unwrap_err().kind(),
+        ErrorKind::Cancelled
+    );
     let behind = behind.await.unwrap().unwrap();
     let seen = backend.inspect(writer.key()).await.unwrap();
     assert_eq!((seen.holders.len(), seen.waiters.len()), (2, 0));
-    assert_eq!(Arc::clone(&backend).acquire(writer.clone()).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(
+        Arc::clone(&backend)
+            .acquire(writer.clone())
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Cancelled
+    );
     behind.release().await.unwrap();
     reader.release().await.unwrap();
-    assert_eq!(backend.inspect(writer.key()).await.unwrap().holders.len(), 0);
+    assert_eq!(
+        backend.inspect(writer.key()).await.unwrap().holders.len(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -220,12 +265,17 @@ async fn dropped_waiter_releases_a_grant_it_did_not_take() {
 
 fn on_test_clock() -> (Backend, Arc<TestClock>) {
     let clock = Arc::new(TestClock::new());
-    (Arc::new(MemoryBackend::with_clock(Arc::clone(&clock) as _)), clock)
+    (
+        Arc::new(MemoryBackend::with_clock(Arc::clone(&clock) as _)),
+        clock,
+    )
 }
 
 fn timed(key: &str, clock: &Arc<TestClock>, secs: u64) -> Request {
     let clock = Arc::clone(clock);
-    request(key).with_ttl(Ttl::from_secs(secs).unwrap()).with_clock(clock, ClockDrift::NONE)
+    request(key)
+        .with_ttl(Ttl::from_secs(secs).unwrap())
+        .with_clock(clock, ClockDrift::NONE)
 }
 
 #[tokio::test(start_paused = true)]
@@ -241,9 +291,20 @@ async fn a_silent_holder_expires_and_the_waiter_is_woken() {
     // The new holder's TTL is shorter than what the next one was waiting for.
     third.await.unwrap().unwrap();
     assert_eq!(start.elapsed().as_secs(), 11);
-    assert_eq!(silent.clone().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        silent.clone().renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(silent.release().await.unwrap(), Released::AlreadyLost);
-    assert_eq!(backend.inspect(&LockKey::new("k").unwrap()).await.unwrap().holders.len(), 1);
+    assert_eq!(
+        backend
+            .inspect(&LockKey::new("k").unwrap())
+            .await
+            .unwrap()
+            .holders
+            .len(),
+        1
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -279,7 +340,10 @@ async fn release_is_idempotent_and_never_frees_a_successor() {
     let old = granted(&backend, request("k")).await;
     assert_eq!(Arc::clone(&old).release().await.unwrap(), Released::Freed);
     let new = granted(&backend, request("k")).await;
-    assert_eq!(Arc::clone(&old).release().await.unwrap(), Released::AlreadyLost);
+    assert_eq!(
+        Arc::clone(&old).release().await.unwrap(),
+        Released::AlreadyLost
+    );
     assert_eq!(old.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     contended(&backend, request("k")).await;
     assert_eq!(new.release().await.unwrap(), Released::Freed);
@@ -290,12 +354,27 @@ async fn inspection_shows_holders_and_waiters() {
     let backend = Arc::new(MemoryBackend::new());
     let lease = granted(&backend, request("k").with_label("anna")).await;
     let _permit = granted(&backend, permit("k", 4).with_label("paul")).await;
-    let _waiter = queued(&backend, request("k").with_mode(Mode::Shared).with_label("berta")).await;
+    let _waiter = queued(
+        &backend,
+        request("k").with_mode(Mode::Shared).with_label("berta"),
+    )
+    .await;
     let seen = backend.inspect(&LockKey::new("k").unwrap()).await.unwrap();
-    let holders: Vec<_> = seen.holders.iter().map(|holder| (holder.label.as_str(), holder.token)).collect();
+    let holders: Vec<_> = seen
+        .holders
+        .iter()
+        .map(|holder| (holder.label.as_str(), holder.token))
+        .collect();
     assert_eq!(holders, [("anna", lease.fencing_token()), ("paul", None)]);
-    assert!(seen.holders.iter().all(|holder| holder.expires_in.unwrap() > Duration::from_secs(1)));
-    assert_eq!((seen.waiters[0].label.as_str(), seen.waiters[0].mode), ("berta", Some(Mode::Shared)));
+    assert!(
+        seen.holders
+            .iter()
+            .all(|holder| holder.expires_in.unwrap() > Duration::from_secs(1))
+    );
+    assert_eq!(
+        (seen.waiters[0].label.as_str(), seen.waiters[0].mode),
+        ("berta", Some(Mode::Shared))
+    );
 }
 
 #[tokio::test]
@@ -303,10 +382,21 @@ async fn immediate_revocation_notifies_holder_and_spares_newer_ones() {
     let backend = Arc::new(MemoryBackend::new());
     let old = granted(&backend, request("k")).await;
     let waiter = queued(&backend, request("k")).await;
-    let holder = backend.inspect(&LockKey::new("k").unwrap()).await.unwrap().holders.remove(0);
-    assert_eq!(backend.break_lock(&holder, true).await.unwrap(), Broken::Freed);
+    let holder = backend
+        .inspect(&LockKey::new("k").unwrap())
+        .await
+        .unwrap()
+        .holders
+        .remove(0);
+    assert_eq!(
+        backend.break_lock(&holder, true).await.unwrap(),
+        Broken::Freed
+    );
     let new = waiter.await.unwrap().unwrap();
-    assert_eq!(backend.break_lock(&holder, true).await.unwrap(), Broken::AlreadyGone);
+    assert_eq!(
+        backend.break_lock(&holder, true).await.unwrap(),
+        Broken::AlreadyGone
+    );
     assert_eq!(old.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     new.renew().await.unwrap();
 }
@@ -316,12 +406,20 @@ async fn breaking_gently_only_ends_the_renewals() {
     let (backend, clock) = on_test_clock();
     let start = tokio::time::Instant::now();
     let lease = granted(&backend, timed("k", &clock, 10)).await;
-    let holder = backend.inspect(&LockKey::new("k").unwrap()).await.unwrap().holders.remove(0);
+    let holder = backend
+        .inspect(&LockKey::new("k").unwrap())
+        .await
+        .unwrap()
+        .holders
+        .remove(0);
     let broken = backend.break_lock(&holder, false).await.unwrap();
     assert_eq!(broken, Broken::FreeWithin(Some(Duration::from_secs(10))));
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     contended(&backend, timed("k", &clock, 10)).await;
-    Arc::clone(&backend).acquire(timed("k", &clock, 10)).await.unwrap();
+    Arc::clone(&backend)
+        .acquire(timed("k", &clock, 10))
+        .await
+        .unwrap();
     assert_eq!(start.elapsed().as_secs(), 10);
 }
 

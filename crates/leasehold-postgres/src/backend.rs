@@ -3,23 +3,24 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result, Ttl, WaiterNotification, async_trait, check_runtime,
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
+    Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
+    Ttl, WaiterNotification, async_trait, check_runtime,
     session::{Sessions, attempt_with_session_retry, queue_with_session_retry},
 };
 use sqlx::{PgPool, postgres::PgConnectOptions};
 
 use crate::{
-    revoke,
+    batch::Want,
     config::PostgresConfig,
     connection::Link,
     error::{self, BACKEND, named},
-    batch::Want,
     inspect,
-    url::ParsedUrl,
     queue::{PendingLock, Tried},
+    revoke,
     server::Server,
     session::PostgresSessions,
+    url::ParsedUrl,
     waiters::WaiterRegistry,
 };
 
@@ -30,8 +31,8 @@ const MAX_TTL: u64 = i32::MAX as u64;
 
 /// Advisory locks of a PostgreSQL database, as leases.
 ///
-/// All locks of one TTL live in one connection, up to about 1 000, and all waiters share one more. See the [crate](crate) for what
-/// is guaranteed.
+/// All locks of one TTL live in one connection, up to about 1 000, and all waiters share one more.
+/// See the [crate](crate) for what is guaranteed.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_postgres::Error> {
@@ -52,15 +53,17 @@ impl PostgresBackend {
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
-    /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left, [`ErrorKind::Denied`] if it
-    ///   refuses the user or the password, or its certificate is refused.
-    /// - [`ErrorKind::Unsupported`] for a server before version 12, a standby, a pooler in transaction or statement mode
-    ///   (see [Poolers](crate#poolers)),
-    ///   a database whose encoding is not UTF8 or that hashes text in its own way, a sequence whose values may fall or be
-    ///   0 or less, and for TLS without the feature `tls` or that the server does not offer.
+    /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left,
+    ///   [`ErrorKind::Denied`] if it refuses the user or the password, or its certificate is
+    ///   refused.
+    /// - [`ErrorKind::Unsupported`] for a server before version 12, a standby, a pooler in
+    ///   transaction or statement mode (see [Poolers](crate#poolers)), a database whose encoding is
+    ///   not UTF8 or that hashes text in its own way, a sequence whose values may fall or be 0 or
+    ///   less, and for TLS without the feature `tls` or that the server does not offer.
     ///
-    /// The sequence of the fencing tokens may be missing: the first acquisition creates it. If the role may not, that
-    /// acquisition fails with [`ErrorKind::Denied`], and the error says what to run.
+    /// The sequence of the fencing tokens may be missing: the first acquisition creates it. If the
+    /// role may not, that acquisition fails with [`ErrorKind::Denied`], and the error says what to
+    /// run.
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
@@ -76,17 +79,28 @@ impl PostgresBackend {
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
-    pub async fn from_options(options: &PgConnectOptions, config: PostgresConfig) -> Result<Arc<Self>> {
+    pub async fn from_options(
+        options: &PgConnectOptions,
+        config: PostgresConfig,
+    ) -> Result<Arc<Self>> {
         check_runtime()?;
         let (link, server) = Link::connected(options, config).await?;
         let capabilities = capabilities(&link, server);
         let waiters = WaiterRegistry::new(&link);
-        let sessions = Sessions::new(Arc::new(PostgresSessions { link: Arc::clone(&link), waiters: Arc::clone(&waiters) }));
-        Ok(Arc::new(Self { link, sessions, waiters, capabilities }))
+        let sessions = Sessions::new(Arc::new(PostgresSessions {
+            link: Arc::clone(&link),
+            waiters: Arc::clone(&waiters),
+        }));
+        Ok(Arc::new(Self {
+            link,
+            sessions,
+            waiters,
+            capabilities,
+        }))
     }
 
-    /// Connects to where `pool` connects. None of the pool's connections is used: what holds locks must not go back into a
-    /// pool. Hooks of the pool do not run.
+    /// Connects to where `pool` connects. None of the pool's connections is used: what holds locks
+    /// must not go back into a pool. Hooks of the pool do not run.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -108,7 +122,9 @@ impl PostgresBackend {
     }
 
     fn check(&self, request: &Request) -> Result<Want> {
-        self.capabilities.check(request.mode(), request.ttl()).map_err(|error| error.with_operation("acquire"))?;
+        self.capabilities
+            .check(request.mode(), request.ttl())
+            .map_err(|error| error.with_operation("acquire"))?;
         if request.token_floor().is_some() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
@@ -132,27 +148,47 @@ impl PostgresBackend {
     }
 
     async fn try_once(&self, request: &Request, want: &Want) -> Result<Attempt> {
-        let pending = match PendingLock::new(&self.sessions, &self.waiters, request, want).await?.attempt().await? {
+        let pending = match PendingLock::new(&self.sessions, &self.waiters, request, want)
+            .await?
+            .attempt()
+            .await?
+        {
             Tried::Granted(lease) => return Ok(Attempt::Granted(lease)),
             Tried::Refused(pending) => pending,
         };
-        let retry_after = Some(self.link.config.fallback_poll_interval.min(request.ttl().as_duration() / 8));
+        let retry_after = Some(
+            self.link
+                .config
+                .fallback_poll_interval
+                .min(request.ttl().as_duration() / 8),
+        );
         if !request.is_waiting() {
-            return Ok(Attempt::Contended(Contention { retry_after, ..Contention::default() }));
+            return Ok(Attempt::Contended(Contention {
+                retry_after,
+                ..Contention::default()
+            }));
         }
         match pending.attempt_to_wait(&self.link).await? {
             Tried::Granted(lease) => Ok(Attempt::Granted(lease)),
             Tried::Refused(waiter) => {
                 let retry_after = Some(waiter.net);
                 let wake = async move { drop(waiter.woken().await) };
-                Ok(Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) }))
+                Ok(Attempt::Contended(Contention {
+                    retry_after,
+                    last_token: None,
+                    wake: Some(Box::pin(wake)),
+                }))
             }
         }
     }
 
     /// Waits until granted.
     async fn wait(&self, request: &Request, want: &Want) -> Result<Arc<dyn Lease>> {
-        let mut pending = match PendingLock::new(&self.sessions, &self.waiters, request, want).await?.attempt().await? {
+        let mut pending = match PendingLock::new(&self.sessions, &self.waiters, request, want)
+            .await?
+            .attempt()
+            .await?
+        {
             Tried::Granted(lease) => return Ok(lease),
             Tried::Refused(pending) => pending,
         };
@@ -199,22 +235,37 @@ impl LockBackend for PostgresBackend {
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
         let key = key.clone();
-        self.link.on_driver_thread("inspect", |link| async move { inspect::inspect(&link, &key).await }).await
+        self.link
+            .on_driver_thread("inspect", |link| async move {
+                inspect::inspect(&link, &key).await
+            })
+            .await
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         let holder = holder.clone();
-        self.link.on_driver_thread("break", |link| async move { revoke::break_lock(&link, &holder, now).await }).await
+        self.link
+            .on_driver_thread("break", |link| async move {
+                revoke::break_lock(&link, &holder, now).await
+            })
+            .await
     }
 
-    /// Asks on a connection of its own, so that it also tells when the server has no connection left.
+    /// Asks on a connection of its own, so that it also tells when the server has no connection
+    /// left.
     async fn ping(&self) -> Result<Pong> {
-        self.link.on_driver_thread("ping", |link| async move { link.ping().await }).await.map(|()| Pong::new())
+        self.link
+            .on_driver_thread("ping", |link| async move { link.ping().await })
+            .await
+            .map(|()| Pong::new())
     }
 
     async fn close(&self) -> Result<()> {
         self.waiters.close();
-        self.sessions.close().await.map_err(|error| named(error, "close"))
+        self.sessions
+            .close()
+            .await
+            .map_err(|error| named(error, "close"))
     }
 }
 
@@ -241,9 +292,14 @@ fn capabilities(link: &Link, server: Server) -> Capabilities {
     capabilities
 }
 
-/// Older servers do not cut off a session that has fallen silent: only its connection's end frees what it holds.
+/// Older servers do not cut off a session that has fallen silent: only its connection's end frees
+/// what it holds.
 fn expiry(server: Server) -> Expiry {
-    if server.cuts_off_silent_sessions() { Expiry::Session } else { Expiry::ProcessDeath }
+    if server.cuts_off_silent_sessions() {
+        Expiry::Session
+    } else {
+        Expiry::ProcessDeath
+    }
 }
 
 impl fmt::Display for PostgresBackend {
@@ -254,7 +310,9 @@ impl fmt::Display for PostgresBackend {
 
 impl fmt::Debug for PostgresBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresBackend").field("link", &self.link).finish_non_exhaustive()
+        f.debug_struct("PostgresBackend")
+            .field("link", &self.link)
+            .finish_non_exhaustive()
     }
 }
 
@@ -271,7 +329,12 @@ mod tests {
             (170_002, Expiry::Session),
         ] {
             assert_eq!(
-                expiry(Server { version, asynchronous_standbys: false, syncs: true, flushes: true }),
+                expiry(Server {
+                    version,
+                    asynchronous_standbys: false,
+                    syncs: true,
+                    flushes: true
+                }),
                 expected,
                 "{version}"
             );

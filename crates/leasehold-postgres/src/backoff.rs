@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-/// Doubled with each pause, and shortened by up to a half by chance: not all who lost one server come back at one instant.
+/// Doubled with each pause, and shortened by up to a half by chance: not all who lost one server
+/// come back at one instant.
 pub(crate) struct Backoff(Duration);
 
 impl Backoff {
@@ -42,7 +43,10 @@ mod tests {
         for pauses in [one, other] {
             let mut longest = Backoff::FIRST;
             for pause in pauses {
-                assert!((longest / 2..=longest).contains(&pause), "{pause:?} of {longest:?}");
+                assert!(
+                    (longest / 2..=longest).contains(&pause),
+                    "{pause:?} of {longest:?}"
+                );
                 longest = (longest * 2).min(Backoff::LONGEST);
             }
             assert_eq!(longest, Backoff::LONGEST);

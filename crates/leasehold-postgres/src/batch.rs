@@ -33,7 +33,10 @@ pub(crate) struct Name {
 impl Name {
     /// Of the mark that this key is broken gently.
     pub(crate) fn of_mark(key: AdvisoryKey) -> Self {
-        Self { key, number: u64::MAX }
+        Self {
+            key,
+            number: u64::MAX,
+        }
     }
 }
 
@@ -123,14 +126,29 @@ pub(crate) struct BatchExecutor {
 }
 
 impl BatchExecutor {
-    pub(crate) fn new(link: &Arc<Link>, conn: SessionConn, patience: Duration, limit: Duration) -> Arc<Self> {
+    pub(crate) fn new(
+        link: &Arc<Link>,
+        conn: SessionConn,
+        patience: Duration,
+        limit: Duration,
+    ) -> Arc<Self> {
         let (owner, conn) = (conn.owner(), Arc::new(Mutex::new(conn)));
-        Arc::new(Self { link: Arc::clone(link), conn, patience, limit, owner, leaving: SyncMutex::default() })
+        Arc::new(Self {
+            link: Arc::clone(link),
+            conn,
+            patience,
+            limit,
+            owner,
+            leaving: SyncMutex::default(),
+        })
     }
 
     /// These markers are needed no longer by this waiter.
     pub(crate) fn leave(&self, name: Name, markers: WaiterMarkers) {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push((name, markers));
+        self.leaving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((name, markers));
     }
 
     fn left(&self) -> Vec<(Name, WaiterMarkers)> {
@@ -138,13 +156,16 @@ impl BatchExecutor {
     }
 }
 
-/// All may travel together: rows are done in their order. So each has a lane of its own, but for attempts at permits: each is a
-/// statement more, and all that travel together share one time-out.
+/// All may travel together: rows are done in their order. So each has a lane of its own, but for
+/// attempts at permits: each is a statement more, and all that travel together share one time-out.
 fn lane(job: &Job) -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
     match job {
-        Job::Take(Take { want: Want::Permit(_), .. }) => u64::MAX - next % PERMITS,
+        Job::Take(Take {
+            want: Want::Permit(_),
+            ..
+        }) => u64::MAX - next % PERMITS,
         _ => next,
     }
 }
@@ -160,20 +181,28 @@ impl session::BatchExecutor for BatchExecutor {
     fn execute(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Answer>> {
         Box::pin(async move {
             let (jobs, sent) = (Arc::new(jobs), Arc::new(AtomicBool::new(false)));
-            let mut carrying = Box::pin(Arc::clone(&self).send(Arc::clone(&jobs), Arc::clone(&sent)));
-            if let Ok(answers) = self.link.time_outs.within(self.patience, &mut carrying).await {
+            let mut carrying =
+                Box::pin(Arc::clone(&self).send(Arc::clone(&jobs), Arc::clone(&sent)));
+            if let Ok(answers) = self
+                .link
+                .time_outs
+                .within(self.patience, &mut carrying)
+                .await
+            {
                 return answers;
             }
             let (link, patience) = (Arc::clone(&self.link), self.patience);
             let kind = if sent.load(Ordering::Acquire) {
-                // Nothing can be asked on this connection before the answer has come. So it is waited for, and what it
-                // grants is given back; those who ask are told now.
+                // Nothing can be asked on this connection before the answer has come. So it is
+                // waited for, and what it grants is given back; those who ask are told now.
                 drop(tokio::spawn(undo(self, carrying, Arc::clone(&jobs))));
                 ErrorKind::Indeterminate
             } else {
                 ErrorKind::Unavailable
             };
-            jobs.iter().map(|job| Err(link.timed_out(kind, job.operation(), patience))).collect()
+            jobs.iter()
+                .map(|job| Err(link.timed_out(kind, job.operation(), patience)))
+                .collect()
         })
     }
 }
@@ -188,11 +217,19 @@ impl BatchExecutor {
 }
 
 /// Gives back what was granted when nobody waited for it any more.
-async fn undo(carrier: Arc<BatchExecutor>, carrying: impl Future<Output = Vec<Answer>>, jobs: Arc<Vec<Job>>) {
+async fn undo(
+    carrier: Arc<BatchExecutor>,
+    carrying: impl Future<Output = Vec<Answer>>,
+    jobs: Arc<Vec<Job>>,
+) {
     let answers = match carrier.link.time_outs.within(carrier.limit, carrying).await {
         Ok(answers) => answers,
         Err(Elapsed) => {
-            carrier.conn.lock().await.give_up(&carrier.link, "acquire", carrier.limit);
+            carrier
+                .conn
+                .lock()
+                .await
+                .give_up(&carrier.link, "acquire", carrier.limit);
             return;
         }
     };
@@ -202,9 +239,16 @@ async fn undo(carrier: Arc<BatchExecutor>, carrying: impl Future<Output = Vec<An
         match answer {
             Ok(Done::Granted { key, .. }) => {
                 let semaphore = take.want.semaphore();
-                undone.push(Job::GiveBack { name: take.name, key, semaphore });
+                undone.push(Job::GiveBack {
+                    name: take.name,
+                    key,
+                    semaphore,
+                });
             }
-            _ => take.markers.into_iter().for_each(|markers| carrier.leave(take.name, markers)),
+            _ => take
+                .markers
+                .into_iter()
+                .for_each(|markers| carrier.leave(take.name, markers)),
         }
     }
     undone.push(Job::Tidy);
@@ -227,7 +271,11 @@ impl Want {
     /// The markers of who waits for it.
     pub(crate) fn markers(&self) -> WaiterMarkers {
         let key = self.key();
-        WaiterMarkers { key, waits: key.waits(), writer: matches!(self, Self::Exclusive(_)).then(|| key.writer_waits()) }
+        WaiterMarkers {
+            key,
+            waits: key.waits(),
+            writer: matches!(self, Self::Exclusive(_)).then(|| key.writer_waits()),
+        }
     }
 }
 
@@ -243,7 +291,9 @@ impl Job {
 
 impl fmt::Debug for BatchExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BatchExecutor").field("patience", &self.patience).finish_non_exhaustive()
+        f.debug_struct("BatchExecutor")
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
     }
 }
 
@@ -257,12 +307,28 @@ mod tests {
     #[test]
     fn locks_all_travel_together_and_of_permits_only_some() {
         let take = |want: Want| {
-            let name = Name { key: want.key(), number: 0 };
-            Job::Take(Take { name, want, markers: None, yielding: false })
+            let name = Name {
+                key: want.key(),
+                number: 0,
+            };
+            Job::Take(Take {
+                name,
+                want,
+                markers: None,
+                yielding: false,
+            })
         };
-        let lanes = |want: &Want| (0..100).map(|_| lane(&take(want.clone()))).collect::<HashSet<_>>().len();
+        let lanes = |want: &Want| {
+            (0..100)
+                .map(|_| lane(&take(want.clone())))
+                .collect::<HashSet<_>>()
+                .len()
+        };
         assert_eq!(lanes(&Want::Exclusive(AdvisoryKey::Int64(1))), 100);
-        let names = Names { scheme: KeyScheme::default(), prefix: Arc::default() };
+        let names = Names {
+            scheme: KeyScheme::default(),
+            prefix: Arc::default(),
+        };
         let family = names.semaphore(&"gpu".try_into().unwrap(), 4).unwrap();
         assert_eq!(lanes(&Want::Permit(family)), PERMITS as usize);
     }

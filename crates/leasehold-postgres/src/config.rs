@@ -17,20 +17,21 @@ pub struct PostgresConfig {
     pub keys: KeyScheme,
     /// Whether grants execute fencing tokens, which need a sequence. On by default.
     pub fencing: bool,
-    /// The sequence that the tokens are drawn from, as `schema.name`; created if it is missing and the role may. All who share
-    /// locks must name the same. `public.leasehold_tokens` by default.
+    /// The sequence that the tokens are drawn from, as `schema.name`; created if it is missing and
+    /// the role may. All who share locks must name the same. `public.leasehold_tokens` by default.
     pub sequence: Arc<str>,
-    /// How long the server may take to answer; at most a quarter of the TTL where one is known. 2 s by default.
+    /// How long the server may take to answer; at most a quarter of the TTL where one is known. 2 s
+    /// by default.
     pub timeout: Duration,
     /// How long a connection may take to come about. 2 s by default.
     pub connect_timeout: Duration,
-    /// How often a waiter looks by itself, at most an eighth of the TTL: nobody tells it when a holder dies, or when a holder
-    /// that is another program releases. 1 s by default.
+    /// How often a waiter looks by itself, at most an eighth of the TTL: nobody tells it when a
+    /// holder dies, or when a holder that is another program releases. 1 s by default.
     pub fallback_poll_interval: Duration,
     /// The most connections that hold locks; each carries up to about 1 000 claims. 16 by default.
     pub max_sessions: usize,
-    /// Supplies the user and the password of each new connection. `None` by default, which uses those
-    /// of the URL or of the options.
+    /// Supplies the user and the password of each new connection. `None` by default, which uses
+    /// those of the URL or of the options.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
@@ -93,7 +94,8 @@ impl PostgresConfig {
         self
     }
 
-    /// Looks this often while waiting; see [`fallback_poll_interval`](Self::fallback_poll_interval).
+    /// Looks this often while waiting; see
+    /// [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
         self.fallback_poll_interval = interval;
@@ -109,11 +111,11 @@ impl PostgresConfig {
 
     /// Sets the provider of the credentials of new connections.
     ///
-    /// The backend asks `provider` before each new connection, and once more if the server refuses the
-    /// credentials. Open connections survive a change of the password. While the server refuses what the
-    /// provider supplies, an acquisition that needs a new connection fails with the retryable kind
-    /// [`ErrorKind::Unavailable`], and a waiter retries for up to one TTL. The first connection fails
-    /// with [`ErrorKind::Denied`].
+    /// The backend asks `provider` before each new connection, and once more if the server refuses
+    /// the credentials. Open connections survive a change of the password. While the server refuses
+    /// what the provider supplies, an acquisition that needs a new connection fails with the
+    /// retryable kind [`ErrorKind::Unavailable`], and a waiter retries for up to one TTL. The first
+    /// connection fails with [`ErrorKind::Denied`].
     ///
     /// ```
     /// use std::sync::Arc;
@@ -134,7 +136,9 @@ impl PostgresConfig {
     /// The sequence's schema and name.
     pub(crate) fn sequence_parts(&self) -> Result<(&str, &str)> {
         let plain = |part: &str| {
-            !part.is_empty() && part.len() < 64 && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            !part.is_empty()
+                && part.len() < 64
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
         self.sequence
             .split_once('.')
@@ -147,15 +151,20 @@ impl PostgresConfig {
 pub(crate) fn check_tls(options: &PgConnectOptions) -> Result<()> {
     #[cfg(feature = "tls")]
     choose_crypto_provider();
-    let wanted = !matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
+    let wanted = !matches!(
+        options.get_ssl_mode(),
+        PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer
+    );
     if wanted && !cfg!(feature = "tls") {
-        let message = "`sslmode` needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
+        let message =
+            "`sslmode` needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
         return Err(error::plain(ErrorKind::Unsupported, "connect", message));
     }
     Ok(())
 }
 
-/// The driver takes the process's crypto provider for `verify-ca`, and panics if there is none and several to choose from.
+/// The driver takes the process's crypto provider for `verify-ca`, and panics if there is none and
+/// several to choose from.
 #[cfg(feature = "tls")]
 fn choose_crypto_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {

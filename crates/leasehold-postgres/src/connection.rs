@@ -12,7 +12,8 @@ use std::{
 
 use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl, on_driver_thread, text::Escaped};
 use sqlx::{
-    AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor, Postgres, Row, Type,
+    AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor,
+    Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow, PgSslMode},
 };
 use tokio::time::timeout;
@@ -24,10 +25,10 @@ use crate::{
     hash::hash_text_extended,
     identity::{Answerer, Identity},
     keys::Names,
-    url,
     server::{Server, any_asynchronous, why_unfit},
     settings::{Settings, needed, wanted},
     statement::{CHANNEL, Dialect, Statements},
+    url,
 };
 
 /// How many questions are drawn by lot; see [`Link::refuse_shared_backends`]. At most 64.
@@ -59,14 +60,17 @@ pub(crate) struct Holding {
     pub(crate) pid: i32,
     /// Whether commits wait for a standby.
     pub(crate) synchronous: bool,
-    /// The database's oid. Read once: whoever reads the catalogue of databases needs an entry of the lock table for it, and
-    /// gives back nothing where that is full.
+    /// The database's oid. Read once: whoever reads the catalogue of databases needs an entry of
+    /// the lock table for it, and gives back nothing where that is full.
     pub(crate) database: i64,
 }
 
 impl Link {
     /// Connects for the first time: refuses what would break locks.
-    pub(crate) async fn connected(options: &PgConnectOptions, config: PostgresConfig) -> Result<(Arc<Self>, Server)> {
+    pub(crate) async fn connected(
+        options: &PgConnectOptions,
+        config: PostgresConfig,
+    ) -> Result<(Arc<Self>, Server)> {
         let mut link = Self::new(options, config)?;
         warn_of_strangers(options);
         let (patience, endpoint) = (link.config.timeout, link.endpoint());
@@ -75,11 +79,14 @@ impl Link {
             link.server = Some(server);
             Ok((Arc::new(link), server))
         });
-        probed.await.map_err(|error| error::in_flood(error, "connect", &endpoint))
+        probed
+            .await
+            .map_err(|error| error::in_flood(error, "connect", &endpoint))
     }
 
-    /// Does what opens a connection of its own on a thread of its own: the driver never yields while the server sends
-    /// faster than it reads, be it notices, rows, settings or one long message.
+    /// Does what opens a connection of its own on a thread of its own: the driver never yields
+    /// while the server sends faster than it reads, be it notices, rows, settings or one long
+    /// message.
     pub(crate) async fn on_driver_thread<T, F>(
         self: &Arc<Self>,
         operation: &'static str,
@@ -96,32 +103,59 @@ impl Link {
     pub(crate) fn new(options: &PgConnectOptions, config: PostgresConfig) -> Result<Self> {
         config::check_tls(options)?;
         // Poolers refuse it, and nothing here is a float.
-        let options = options.clone().extra_float_digits(None).disable_statement_logging();
+        let options = options
+            .clone()
+            .extra_float_digits(None)
+            .disable_statement_logging();
         let sequence = fencing::quoted(&config)?;
-        let names = Names { scheme: config.keys, prefix: Arc::clone(&config.prefix) };
+        let names = Names {
+            scheme: config.keys,
+            prefix: Arc::clone(&config.prefix),
+        };
         let (time_outs, holding) = (Arc::default(), AtomicUsize::new(0));
         let sequence_ready = AtomicBool::new(sequence.is_none());
-        Ok(Self { options, config, names, sequence, server: None, sequence_ready, time_outs, holding })
+        Ok(Self {
+            options,
+            config,
+            names,
+            sequence,
+            server: None,
+            sequence_ready,
+            time_outs,
+            holding,
+        })
     }
 
     /// Where it lives, without secrets.
     pub(crate) fn endpoint(&self) -> String {
         let options = &self.options;
-        let database = options.get_database().unwrap_or_else(|| options.get_username());
+        let database = options
+            .get_database()
+            .unwrap_or_else(|| options.get_username());
         match (options.get_socket(), options.get_host(), options.get_port()) {
             (Some(socket), ..) => format!("postgres:///{database}?host={}", socket.display()),
-            (None, folder, _) if folder.starts_with('/') => format!("postgres:///{database}?host={folder}"),
-            (None, address, port) if address.contains(':') => format!("postgres://[{address}]:{port}/{database}"),
+            (None, folder, _) if folder.starts_with('/') => {
+                format!("postgres:///{database}?host={folder}")
+            }
+            (None, address, port) if address.contains(':') => {
+                format!("postgres://[{address}]:{port}/{database}")
+            }
             (None, host, port) => format!("postgres://{host}:{port}/{database}"),
         }
     }
 
-    /// Returns the options of a new connection: its name, see [`shown`], and the current credentials.
+    /// Returns the options of a new connection: its name, see [`shown`], and the current
+    /// credentials.
     pub(crate) async fn options_of(&self, label: &str) -> Result<PgConnectOptions> {
         let options = self.options.clone().application_name(label);
-        let Some(provider) = &self.config.credentials else { return Ok(options) };
+        let Some(provider) = &self.config.credentials else {
+            return Ok(options);
+        };
         let credentials = provider.credentials().await?;
-        let values = [credentials.username().unwrap_or_default(), credentials.password()];
+        let values = [
+            credentials.username().unwrap_or_default(),
+            credentials.password(),
+        ];
         if values.iter().any(|value| value.contains('\0')) {
             let message = "the user or the password that the credentials provider supplied has a NUL character";
             return Err(error::plain(ErrorKind::InvalidInput, "connect", message));
@@ -146,7 +180,9 @@ impl Link {
     pub(crate) async fn within<T>(&self, answer: impl Future<Output = T>) -> Result<T> {
         timeout(self.config.timeout, answer)
             .await
-            .map_err(|_elapsed| self.timed_out(ErrorKind::Unavailable, "connect", self.config.timeout))
+            .map_err(|_elapsed| {
+                self.timed_out(ErrorKind::Unavailable, "connect", self.config.timeout)
+            })
     }
 
     pub(crate) fn read<'r, T, I>(&self, row: &'r PgRow, index: I) -> Result<T>
@@ -154,10 +190,15 @@ impl Link {
         T: Decode<'r, Postgres> + Type<Postgres>,
         I: ColumnIndex<PgRow>,
     {
-        row.try_get(index).map_err(|error| self.failed(error, "connect"))
+        row.try_get(index)
+            .map_err(|error| self.failed(error, "connect"))
     }
 
-    pub(crate) async fn connect(&self, label: &str, operation: &'static str) -> Result<PgConnection> {
+    pub(crate) async fn connect(
+        &self,
+        label: &str,
+        operation: &'static str,
+    ) -> Result<PgConnection> {
         match timeout(self.config.connect_timeout, self.log_in(label, operation)).await {
             Ok(connected) => connected.map_err(|error| error::named(error, operation)),
             Err(_elapsed) => Err(self.not_connected(operation)),
@@ -170,9 +211,19 @@ impl Link {
         error::timed_out(ErrorKind::Unavailable, operation, &self.endpoint(), limit)
     }
 
-    /// No answer came within `patience`, which is [that of a TTL](Self::patience) or the option `timeout`.
-    pub(crate) fn timed_out(&self, kind: ErrorKind, operation: &'static str, patience: Duration) -> Error {
-        let limit = if patience < self.config.timeout { Limit::Quarter(patience) } else { Limit::Timeout(patience) };
+    /// No answer came within `patience`, which is [that of a TTL](Self::patience) or the option
+    /// `timeout`.
+    pub(crate) fn timed_out(
+        &self,
+        kind: ErrorKind,
+        operation: &'static str,
+        patience: Duration,
+    ) -> Error {
+        let limit = if patience < self.config.timeout {
+            Limit::Quarter(patience)
+        } else {
+            Limit::Timeout(patience)
+        };
         error::timed_out(kind, operation, &self.endpoint(), limit)
     }
 
@@ -188,7 +239,10 @@ impl Link {
                 return self.failed(error, operation);
             }
             // Earlier ones were accepted, so later ones may be.
-            let message = format!("{} refuses the credentials that the provider supplies now", self.endpoint());
+            let message = format!(
+                "{} refuses the credentials that the provider supplies now",
+                self.endpoint()
+            );
             error::plain(ErrorKind::Unavailable, operation, message).with_source(error)
         })
     }
@@ -200,7 +254,9 @@ impl Link {
         match timeout(self.config.timeout, asked).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(self.failed(error, "ping")),
-            Err(_elapsed) => return Err(self.timed_out(ErrorKind::Unavailable, "ping", self.config.timeout)),
+            Err(_elapsed) => {
+                return Err(self.timed_out(ErrorKind::Unavailable, "ping", self.config.timeout));
+            }
         }
         drop(self.within(connection.close()).await);
         Ok(())
@@ -229,21 +285,31 @@ impl Link {
             "SELECT current_setting('server_version_num')::int4, current_setting('server_encoding'), \
              pg_is_in_recovery(), ARRAY(SELECT sync_state FROM pg_stat_replication), current_setting('fsync') = 'on'",
         );
-        let row = self.within(looked.fetch_one(connection)).await?.map_err(|error| self.failed(error, "connect"))?;
+        let row = self
+            .within(looked.fetch_one(connection))
+            .await?
+            .map_err(|error| self.failed(error, "connect"))?;
         let version = u32::try_from(self.read::<i32, _>(&row, 0)?).unwrap_or(0);
         if let Some(why) = why_unfit(version, self.read(&row, 1)?) {
             return Err(self.refused(&why));
         }
         if self.read(&row, 2)? {
-            return Err(self.refused("it is a standby, which shares no locks with its primary; connect to the primary"));
+            return Err(self.refused(
+                "it is a standby, which shares no locks with its primary; connect to the primary",
+            ));
         }
         let standbys: Vec<Option<String>> = self.read(&row, 3)?;
         let asynchronous_standbys = any_asynchronous(&standbys);
-        Ok(Server { version, asynchronous_standbys, syncs: self.read(&row, 4)?, flushes: true })
+        Ok(Server {
+            version,
+            asynchronous_standbys,
+            syncs: self.read(&row, 4)?,
+            flushes: true,
+        })
     }
 
-    /// Returns whether the role may read how far the log is flushed, and may write to it. A durable token
-    /// needs both. Some managed services refuse both (SQLSTATE 55000).
+    /// Returns whether the role may read how far the log is flushed, and may write to it. A durable
+    /// token needs both. Some managed services refuse both (SQLSTATE 55000).
     async fn can_flush(&self, connection: &mut PgConnection) -> Result<bool> {
         let flush = format!(
             "SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn(), pg_logical_emit_message(true, '{CHANNEL}', '')"
@@ -262,7 +328,8 @@ impl Link {
         Ok(false)
     }
 
-    /// Runs `sql` in a transaction that may write, whatever the role's default is. Changes no setting.
+    /// Runs `sql` in a transaction that may write, whatever the role's default is. Changes no
+    /// setting.
     pub(crate) async fn write(
         &self,
         connection: &mut PgConnection,
@@ -270,17 +337,24 @@ impl Link {
         end: &str,
     ) -> Result<Result<(), sqlx::Error>> {
         let transaction = AssertSqlSafe(format!("BEGIN READ WRITE; {sql}; {end}"));
-        let written = self.within(sqlx::raw_sql(transaction).execute(&mut *connection)).await?;
+        let written = self
+            .within(sqlx::raw_sql(transaction).execute(&mut *connection))
+            .await?;
         if written.as_ref().is_err_and(|error| !error::is_over(error)) {
             let rolled_back = sqlx::raw_sql("ROLLBACK").execute(connection);
-            self.within(rolled_back).await?.map_err(|error| self.failed(error, "connect"))?;
+            self.within(rolled_back)
+                .await?
+                .map_err(|error| self.failed(error, "connect"))?;
         }
         Ok(written.map(drop))
     }
 
     async fn refuse_another_hash(&self, connection: &mut PgConnection) -> Result<()> {
         let hashed = sqlx::query("SELECT hashtextextended($1, 0)").bind(SAMPLE);
-        let row = self.within(hashed.fetch_one(connection)).await?.map_err(|error| self.failed(error, "connect"))?;
+        let row = self
+            .within(hashed.fetch_one(connection))
+            .await?
+            .map_err(|error| self.failed(error, "connect"))?;
         if self.read::<i64, _>(&row, 0)? == hash_text_extended(SAMPLE.as_bytes(), 0) {
             return Ok(());
         }
@@ -292,17 +366,21 @@ impl Link {
 
     /// Fails if a pooler lends backends for a transaction or a statement.
     ///
-    /// It writes nothing, because the backend may be somebody else's. It sends simple queries, which all
-    /// such poolers support.
+    /// It writes nothing, because the backend may be somebody else's. It sends simple queries,
+    /// which all such poolers support.
     ///
-    /// Each of two connections has one backend, and the two differ. The connection that asks next is
-    /// drawn by lot. A pooler that lends its backends in an order of its own knows nothing of the lots. The
-    /// backend that it lends next is the right one for at most one of the two connections, so each
-    /// question finds the pooler with probability 1/2 at least. All of them miss it with probability
-    /// 2^-16 at most, for every order and every number of backends. A pooler that lends each client
-    /// the same backend for as long as it can passes. Its locks exclude each other all the same; see
-    /// [`identity`](crate::identity).
-    async fn refuse_shared_backends(&self, one: &mut PgConnection, other: &mut PgConnection) -> Result<()> {
+    /// Each of two connections has one backend, and the two differ. The connection that asks next
+    /// is drawn by lot. A pooler that lends its backends in an order of its own knows nothing of
+    /// the lots. The backend that it lends next is the right one for at most one of the two
+    /// connections, so each question finds the pooler with probability 1/2 at least. All of them
+    /// miss it with probability 2^-16 at most, for every order and every number of backends. A
+    /// pooler that lends each client the same backend for as long as it can passes. Its locks
+    /// exclude each other all the same; see [`identity`](crate::identity).
+    async fn refuse_shared_backends(
+        &self,
+        one: &mut PgConnection,
+        other: &mut PgConnection,
+    ) -> Result<()> {
         let (first, second) = (self.pid(one).await?, self.pid(other).await?);
         let mut shared = first == second;
         // Each state is another one, and its hash of anything a random number.
@@ -311,15 +389,25 @@ impl Link {
             if shared {
                 return Err(self.refused_pooler("connect"));
             }
-            shared =
-                if lots >> ask & 1 == 0 { self.pid(one).await? != first } else { self.pid(other).await? != second };
+            shared = if lots >> ask & 1 == 0 {
+                self.pid(one).await? != first
+            } else {
+                self.pid(other).await? != second
+            };
         }
-        if shared { Err(self.refused_pooler("connect")) } else { Ok(()) }
+        if shared {
+            Err(self.refused_pooler("connect"))
+        } else {
+            Ok(())
+        }
     }
 
     async fn pid(&self, connection: &mut PgConnection) -> Result<i32> {
         let asked = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection);
-        let row = self.within(asked).await?.map_err(|error| self.failed(error, "connect"))?;
+        let row = self
+            .within(asked)
+            .await?
+            .map_err(|error| self.failed(error, "connect"))?;
         self.read(&row, 0)
     }
 
@@ -334,7 +422,11 @@ impl Link {
     }
 
     fn refused(&self, why: &str) -> Error {
-        error::plain(ErrorKind::Unsupported, "connect", format!("{} cannot keep locks: {why}", self.endpoint()))
+        error::plain(
+            ErrorKind::Unsupported,
+            "connect",
+            format!("{} cannot keep locks: {why}", self.endpoint()),
+        )
     }
 
     /// Opens a connection that may hold locks for as long as the server hears of it once per TTL.
@@ -346,10 +438,16 @@ impl Link {
             self.sequence_ready.store(true, Ordering::Release);
         }
         let identity = Identity::random();
-        let set_up = timeout(self.config.timeout, self.set_up(&mut connection, &identity, ttl)).await;
+        let set_up = timeout(
+            self.config.timeout,
+            self.set_up(&mut connection, &identity, ttl),
+        )
+        .await;
         let (pid, synchronous, database) = match set_up {
             Ok(set_up) => set_up?,
-            Err(_elapsed) => return Err(self.timed_out(ErrorKind::Unavailable, "acquire", self.config.timeout)),
+            Err(_elapsed) => {
+                return Err(self.timed_out(ErrorKind::Unavailable, "acquire", self.config.timeout));
+            }
         };
         let dialect = Dialect {
             sequence: self.sequence.as_deref(),
@@ -357,7 +455,13 @@ impl Link {
             pairs: self.config.keys.has_pairs(),
         };
         let statements = Statements::new(dialect, &identity);
-        Ok(Holding { connection, statements, pid, synchronous, database })
+        Ok(Holding {
+            connection,
+            statements,
+            pid,
+            synchronous,
+            database,
+        })
     }
 
     /// Claims the backend that serves the connection, before anything else is set. Returns its pid.
@@ -368,7 +472,11 @@ impl Link {
         operation: &'static str,
     ) -> Result<i32> {
         let claimed = sqlx::raw_sql(identity.claim()).fetch_one(connection).await;
-        self.answerer(&claimed.map_err(|error| self.failed(error, operation))?, 0, operation)
+        self.answerer(
+            &claimed.map_err(|error| self.failed(error, operation))?,
+            0,
+            operation,
+        )
     }
 
     /// Returns the pid of our backend, or why it was not the one that answered.
@@ -378,13 +486,21 @@ impl Link {
             Answerer::Another => Err(self.refused_pooler(operation)),
             // It was the primary when the program connected. The address may soon lead to another.
             Answerer::Standby => {
-                let message = format!("{} has become a standby; where is the primary?", self.endpoint());
+                let message = format!(
+                    "{} has become a standby; where is the primary?",
+                    self.endpoint()
+                );
                 Err(error::plain(ErrorKind::Unavailable, operation, message))
             }
         }
     }
 
-    async fn set_up(&self, connection: &mut PgConnection, identity: &Identity, ttl: Ttl) -> Result<(i32, bool, i64)> {
+    async fn set_up(
+        &self,
+        connection: &mut PgConnection,
+        identity: &Identity,
+        ttl: Ttl,
+    ) -> Result<(i32, bool, i64)> {
         let pid = self.claim(&mut *connection, identity, "acquire").await?;
         // In another statement, which finds a pooler that resets after each.
         let asked = AssertSqlSafe(format!(
@@ -401,13 +517,19 @@ impl Link {
         let needed = needed(version, ttl, patience);
         if !self.set(connection, identity, &needed).await? {
             let names: Vec<&str> = needed.iter().map(|(name, _)| *name).collect();
-            let message = format!("{} does not keep the settings {}", self.endpoint(), names.join(", "));
+            let message = format!(
+                "{} does not keep the settings {}",
+                self.endpoint(),
+                names.join(", ")
+            );
             return Err(error::plain(ErrorKind::Unsupported, "acquire", message));
         }
         match self.set(connection, identity, &wanted(version, ttl)).await {
             Ok(true) => {}
             // Where the server's system has none of them, the idle time-out is left.
-            Ok(false) => tracing::debug!(target: "leasehold", "the server cannot watch the connection more closely"),
+            Ok(false) => {
+                tracing::debug!(target: "leasehold", "the server cannot watch the connection more closely")
+            }
             Err(error) if error.kind() == ErrorKind::Protocol => {
                 tracing::debug!(target: "leasehold", %error, "the server cannot watch the connection more closely");
             }
@@ -416,13 +538,32 @@ impl Link {
         Ok((pid, synchronous, database))
     }
 
-    /// Changes the settings and reads them back in another statement. Returns whether they are kept.
-    async fn set(&self, connection: &mut PgConnection, identity: &Identity, settings: &Settings) -> Result<bool> {
-        let values: Vec<String> = settings.iter().map(|(name, value)| format!("('{name}', '{value}')")).collect();
-        let from = format!("FROM (VALUES {}) AS s(n, v) WHERE {}", values.join(", "), identity.is_here());
+    /// Changes the settings and reads them back in another statement. Returns whether they are
+    /// kept.
+    async fn set(
+        &self,
+        connection: &mut PgConnection,
+        identity: &Identity,
+        settings: &Settings,
+    ) -> Result<bool> {
+        let values: Vec<String> = settings
+            .iter()
+            .map(|(name, value)| format!("('{name}', '{value}')"))
+            .collect();
+        let from = format!(
+            "FROM (VALUES {}) AS s(n, v) WHERE {}",
+            values.join(", "),
+            identity.is_here()
+        );
         let mut told: [Option<String>; 2] = [None, None];
-        for (told, value) in told.iter_mut().zip(["set_config(n, v, false)", "current_setting(n)"]) {
-            let sql = AssertSqlSafe(format!("SELECT {}, string_agg({value}, ' ') {from}", identity.answer()));
+        for (told, value) in told
+            .iter_mut()
+            .zip(["set_config(n, v, false)", "current_setting(n)"])
+        {
+            let sql = AssertSqlSafe(format!(
+                "SELECT {}, string_agg({value}, ' ') {from}",
+                identity.answer()
+            ));
             let asked = sqlx::raw_sql(sql).fetch_one(&mut *connection).await;
             let row = asked.map_err(|error| self.failed(error, "acquire"))?;
             self.answerer(&row, 0, "acquire")?;
@@ -432,7 +573,8 @@ impl Link {
     }
 }
 
-/// Logs a warning if nothing proves that it is the server who answers: anybody else who does gets the password.
+/// Logs a warning if nothing proves that it is the server who answers: anybody else who does gets
+/// the password.
 fn warn_of_strangers(options: &PgConnectOptions) {
     let mode = match options.get_ssl_mode() {
         PgSslMode::Prefer => "prefer",
@@ -452,13 +594,17 @@ fn warn_of_strangers(options: &PgConnectOptions) {
 
 const SHOWN: &str = "leasehold ";
 
-/// How much of a session's name the server keeps, in bytes. It refuses a connection with a name of some KiB.
+/// How much of a session's name the server keeps, in bytes. It refuses a connection with a name of
+/// some KiB.
 const KEPT: usize = 63;
 
-/// How a session is named on the server: its TTL for those who inspect, and who it is. A NUL character would end the name
-/// and begin another parameter of the connection, such as its user.
+/// How a session is named on the server: its TTL for those who inspect, and who it is. A NUL
+/// character would end the name and begin another parameter of the connection, such as its user.
 fn shown(ttl: Ttl, label: &str) -> String {
-    let label = label.chars().take(KEPT).map(|c| if c.is_control() { '?' } else { c });
+    let label = label
+        .chars()
+        .take(KEPT)
+        .map(|c| if c.is_control() { '?' } else { c });
     format!("{SHOWN}{}ms {}", ttl.as_millis(), label.collect::<String>())
 }
 
@@ -470,7 +616,10 @@ pub(crate) fn read_shown(name: &str) -> Option<(Duration, &str)> {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("endpoint", &self.endpoint()).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("endpoint", &self.endpoint())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -497,28 +646,44 @@ mod tests {
         ] {
             let options = ParsedUrl::parse(url).unwrap().options;
             let (subscriber, _) = PanickingSubscriber::new(None);
-            let warn = || tracing::subscriber::with_default(subscriber, || warn_of_strangers(&options));
-            assert_eq!(catch_unwind(AssertUnwindSafe(warn)).is_err(), warned, "{url}");
+            let warn =
+                || tracing::subscriber::with_default(subscriber, || warn_of_strangers(&options));
+            assert_eq!(
+                catch_unwind(AssertUnwindSafe(warn)).is_err(),
+                warned,
+                "{url}"
+            );
         }
     }
 
     /// The driver would begin another parameter of the connection behind it.
     #[tokio::test]
     async fn supplied_credentials_with_a_nul_character_are_refused() {
-        for (user, password, is_refused) in [("u", "p", false), ("u\0database\0d", "p", true), ("u", "p\0", true)] {
+        for (user, password, is_refused) in [
+            ("u", "p", false),
+            ("u\0database\0d", "p", true),
+            ("u", "p\0", true),
+        ] {
             let supplied = Arc::new(Credentials::new(password).with_username(user));
             let config = PostgresConfig::default().with_credentials(supplied);
             let link = Link::new(&PgConnectOptions::new_without_pgpass(), config).unwrap();
             let options = link.options_of("leasehold").await;
             let refused = options.err().map(|error| error.kind());
-            assert_eq!(refused, is_refused.then_some(ErrorKind::InvalidInput), "{user:?}");
+            assert_eq!(
+                refused,
+                is_refused.then_some(ErrorKind::InvalidInput),
+                "{user:?}"
+            );
         }
     }
 
     #[test]
     fn a_session_of_ours_is_known_by_its_name() {
         let name = shown(Ttl::from_secs(30).unwrap(), "web-3/4711/shop ms d");
-        assert_eq!(read_shown(&name), Some((Duration::from_secs(30), "web-3/4711/shop ms d")));
+        assert_eq!(
+            read_shown(&name),
+            Some((Duration::from_secs(30), "web-3/4711/shop ms d"))
+        );
         assert_eq!(read_shown("psql"), None);
         let name = shown(Ttl::from_secs(30).unwrap(), "a\0user\0postgres\u{1b}");
         assert_eq!(name, "leasehold 30000ms a?user?postgres?");

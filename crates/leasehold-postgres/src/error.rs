@@ -13,17 +13,27 @@ pub(crate) const BACKEND: &str = "postgres";
 
 /// An error of this backend without a cause.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+    Error::new(kind, message.into())
+        .with_backend(BACKEND)
+        .with_operation(operation)
 }
 
 /// An answer that the server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(ErrorKind::Protocol, operation, "the answer does not fit the request; is it a PostgreSQL server?")
+    plain(
+        ErrorKind::Protocol,
+        operation,
+        "the answer does not fit the request; is it a PostgreSQL server?",
+    )
 }
 
 /// Names backend and operation in an error of core's.
 pub(crate) fn named(error: Error, operation: &'static str) -> Error {
-    if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
+    if error.backend().is_some() {
+        error
+    } else {
+        error.with_backend(BACKEND).with_operation(operation)
+    }
 }
 
 /// Names the server, where the driver was given up.
@@ -31,21 +41,35 @@ pub(crate) fn in_flood(error: Error, operation: &'static str, endpoint: &str) ->
     if error.backend().is_some() {
         return error;
     }
-    plain(error.kind(), operation, format!("{endpoint}: {}", error.message())).with_source(error)
+    plain(
+        error.kind(),
+        operation,
+        format!("{endpoint}: {}", error.message()),
+    )
+    .with_source(error)
 }
 
 /// The session's connection is gone, and with it all that it held.
 pub(crate) fn over(operation: &'static str) -> Error {
-    plain(ErrorKind::Lost, operation, "the connection that holds the locks is gone")
+    plain(
+        ErrorKind::Lost,
+        operation,
+        "the connection that holds the locks is gone",
+    )
 }
 
 /// Whether the connection cannot be used any more.
 pub(crate) fn is_over(error: &Driver) -> bool {
     match error {
         Driver::Io(_) | Driver::Tls(_) | Driver::Protocol(_) | Driver::WorkerCrashed => true,
-        Driver::Database(error) => error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| {
-            matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic) || error.code() == NO_SUCH_STATEMENT
-        }),
+        Driver::Database(error) => {
+            error
+                .try_downcast_ref::<PgDatabaseError>()
+                .is_some_and(|error| {
+                    matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)
+                        || error.code() == NO_SUCH_STATEMENT
+                })
+        }
         _ => false,
     }
 }
@@ -71,29 +95,47 @@ const NO_SUCH_RELATION: &str = "42P01";
 /// Of a prepared statement: this is not the backend that prepared it.
 const NO_SUCH_STATEMENT: &str = "26000";
 
-/// Maps the driver's error of a request to `endpoint`. What was asked did not happen, or was undone.
+/// Maps the driver's error of a request to `endpoint`. What was asked did not happen, or was
+/// undone.
 pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) -> Error {
     let (kind, message) = match &error {
-        Driver::Database(database) => of_server(database.code().as_deref().unwrap_or(""), database.message(), endpoint),
+        Driver::Database(database) => of_server(
+            database.code().as_deref().unwrap_or(""),
+            database.message(),
+            endpoint,
+        ),
         // The driver's TLS tells of certificates so.
-        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => of_tls(&cause.to_string(), endpoint),
-        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::TimedOut => {
-            (ErrorKind::Unavailable, format!("no answer from {endpoint} in time ({cause})"))
+        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {
+            of_tls(&cause.to_string(), endpoint)
         }
+        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::TimedOut => (
+            ErrorKind::Unavailable,
+            format!("no answer from {endpoint} in time ({cause})"),
+        ),
         Driver::Io(cause) => (
             ErrorKind::Unavailable,
-            format!("cannot reach {endpoint} ({cause}); check the address, and that a server runs there"),
+            format!(
+                "cannot reach {endpoint} ({cause}); check the address, and that a server runs there"
+            ),
         ),
         // So the driver reads the end of a connection from which it expects a word on TLS.
-        Driver::Protocol(cause) if cause.contains("SSLRequest: 0x00") => {
-            (ErrorKind::Unavailable, format!("{endpoint} closed the connection at once; does a server run behind it?"))
-        }
+        Driver::Protocol(cause) if cause.contains("SSLRequest: 0x00") => (
+            ErrorKind::Unavailable,
+            format!("{endpoint} closed the connection at once; does a server run behind it?"),
+        ),
         Driver::Tls(cause) => of_tls(&cause.to_string(), endpoint),
-        Driver::Configuration(cause) => {
-            (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {cause}"))
-        }
-        Driver::PoolTimedOut => (ErrorKind::Unavailable, format!("no connection to {endpoint} in time")),
-        _ => (ErrorKind::Protocol, format!("the driver failed at {endpoint}: {error}")),
+        Driver::Configuration(cause) => (
+            ErrorKind::InvalidInput,
+            format!("the driver refuses its settings for {endpoint}: {cause}"),
+        ),
+        Driver::PoolTimedOut => (
+            ErrorKind::Unavailable,
+            format!("no connection to {endpoint} in time"),
+        ),
+        _ => (
+            ErrorKind::Protocol,
+            format!("the driver failed at {endpoint}: {error}"),
+        ),
     };
     plain(kind, operation, message).with_source(error)
 }
@@ -104,20 +146,30 @@ fn of_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
         return (ErrorKind::Unsupported, message.into());
     }
     if cause.contains("server does not support TLS") {
-        let remedy =
-            "switch it on there (`ssl = on`), or write sslmode=disable if nobody can listen or answer in its place";
-        return (ErrorKind::Unsupported, format!("{endpoint} offers no TLS; {remedy}"));
+        let remedy = "switch it on there (`ssl = on`), or write sslmode=disable if nobody can listen or answer in its place";
+        return (
+            ErrorKind::Unsupported,
+            format!("{endpoint} offers no TLS; {remedy}"),
+        );
     }
     let remedy = if cause.contains("received fatal alert") {
         "the server refuses the connection; does it ask for a client certificate (`sslcert`, `sslkey`)?"
     } else {
         "name the CA that signed its certificate with `sslrootcert`, and connect by a host name that it contains"
     };
-    (ErrorKind::Denied, format!("TLS with {endpoint} failed ({cause}); {remedy}"))
+    (
+        ErrorKind::Denied,
+        format!("TLS with {endpoint} failed ({cause}); {remedy}"),
+    )
 }
 
 fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
-    let unavailable = |remedy: &str| (ErrorKind::Unavailable, format!("{endpoint}: {message}; {remedy}"));
+    let unavailable = |remedy: &str| {
+        (
+            ErrorKind::Unavailable,
+            format!("{endpoint}: {message}; {remedy}"),
+        )
+    };
     match code {
         "53200" => unavailable(
             "its lock table is full: raise max_locks_per_transaction or max_connections, or hold fewer locks",
@@ -127,7 +179,9 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
         "40P01" => unavailable(
             "roll the transaction back and run it again; who take their locks in the same order have no deadlocks",
         ),
-        "57014" => unavailable("the statement was cancelled; is the server overloaded, or the TTL very short?"),
+        "57014" => unavailable(
+            "the statement was cancelled; is the server overloaded, or the TTL very short?",
+        ),
         NO_SUCH_RELATION => (
             ErrorKind::Unsupported,
             format!(
@@ -135,10 +189,14 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
                  above the last token"
             ),
         ),
-        LOCK_NOT_AVAILABLE => unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL"),
+        LOCK_NOT_AVAILABLE => {
+            unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL")
+        }
         NO_SUCH_STATEMENT => (
             ErrorKind::Unsupported,
-            format!("{endpoint}: {message}; another backend answered: is there a pooler in transaction mode?"),
+            format!(
+                "{endpoint}: {message}; another backend answered: is there a pooler in transaction mode?"
+            ),
         ),
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
             unavailable("the server ended the connection, or is starting")
@@ -147,15 +205,22 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
             ErrorKind::Unsupported,
             format!("{endpoint}: {message}; connect to the primary, with a role that may write"),
         ),
-        "28P01" | "28000" => {
-            (ErrorKind::Denied, format!("{endpoint}: {message}; check user, password and pg_hba.conf"))
-        }
+        "28P01" | "28000" => (
+            ErrorKind::Denied,
+            format!("{endpoint}: {message}; check user, password and pg_hba.conf"),
+        ),
         INSUFFICIENT_PRIVILEGE => (ErrorKind::Denied, format!("{endpoint}: {message}")),
-        "3D000" => (ErrorKind::InvalidInput, format!("{endpoint}: {message}; name another database")),
+        "3D000" => (
+            ErrorKind::InvalidInput,
+            format!("{endpoint}: {message}; name another database"),
+        ),
         code if code.starts_with("08") || code.starts_with("53") || code.starts_with("57") => {
             unavailable("try again later")
         }
-        _ => (ErrorKind::Protocol, format!("{endpoint} answered with an error: {message} (SQLSTATE {code})")),
+        _ => (
+            ErrorKind::Protocol,
+            format!("{endpoint} answered with an error: {message} (SQLSTATE {code})"),
+        ),
     }
 }
 
@@ -184,9 +249,15 @@ impl fmt::Display for Limit {
 }
 
 /// No answer came in time, and what was asked is undone as soon as it comes, or with the session.
-pub(crate) fn timed_out(kind: ErrorKind, operation: &'static str, endpoint: &str, limit: Limit) -> Error {
-    let message =
-        format!("no answer from {endpoint} within {limit}; is the server overloaded, stopped or unreachable?");
+pub(crate) fn timed_out(
+    kind: ErrorKind,
+    operation: &'static str,
+    endpoint: &str,
+    limit: Limit,
+) -> Error {
+    let message = format!(
+        "no answer from {endpoint} within {limit}; is the server overloaded, stopped or unreachable?"
+    );
     plain(kind, operation, message)
 }
 
@@ -211,7 +282,10 @@ mod tests {
                 drop(client.read(&mut [0; 1024]).await);
                 let fields = "SFATAL\0VFATAL\0C28000\0Mgo \u{1b}[2Jaway\u{202e}\0\0".as_bytes();
                 let len = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
-                client.write_all(&[b"E", &len[..], fields].concat()).await.unwrap();
+                client
+                    .write_all(&[b"E", &len[..], fields].concat())
+                    .await
+                    .unwrap();
             }
         };
         let url = format!("postgres://u@{addr}/d?sslmode=disable&connect-timeout=60s");
@@ -231,7 +305,10 @@ mod tests {
         for code in ["40001", "40P01"] {
             let (kind, message) = of_server(code, "it failed", "the server");
             assert_eq!(kind, ErrorKind::Unavailable, "{code}");
-            assert!(message.contains("it failed") && message.contains("again"), "{message}");
+            assert!(
+                message.contains("it failed") && message.contains("again"),
+                "{message}"
+            );
         }
     }
 }

@@ -49,16 +49,22 @@ pub(crate) fn quoted(config: &PostgresConfig) -> Result<Option<String>> {
 
 /// Returns whether it is there and open to the role, and changes nothing. Fails if it is unfit.
 pub(crate) async fn is_ready(link: &Link, connection: &mut PgConnection) -> Result<bool> {
-    let Some(quoted) = quoted(&link.config)? else { return Ok(true) };
+    let Some(quoted) = quoted(&link.config)? else {
+        return Ok(true);
+    };
     let found = look(link, connection).await?;
-    let Some(sequence) = found.sequence else { return Ok(false) };
+    let Some(sequence) = found.sequence else {
+        return Ok(false);
+    };
     sequence.check(&quoted)?;
     Ok(found.schema_usable && sequence.usable)
 }
 
 /// Makes sure that it is there, fit, and open to the role, before the first acquisition.
 pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result<()> {
-    let Some(quoted) = quoted(&link.config)? else { return Ok(()) };
+    let Some(quoted) = quoted(&link.config)? else {
+        return Ok(());
+    };
     let found = look(link, connection).await?;
     if found.sequence.is_some() {
         return check(link, connection, found, &quoted).await;
@@ -67,8 +73,12 @@ pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result
         Ok(()) => {}
         // Somebody else made it at the same time.
         Err(error) if DUPLICATE_OBJECT.iter().any(|code| has_code(&error, code)) => {}
-        Err(error) if has_code(&error, INSUFFICIENT_PRIVILEGE) || has_code(&error, NO_SUCH_SCHEMA) => {
-            return Err(denied(link, connection, found, &quoted).await?.with_source(error));
+        Err(error)
+            if has_code(&error, INSUFFICIENT_PRIVILEGE) || has_code(&error, NO_SUCH_SCHEMA) =>
+        {
+            return Err(denied(link, connection, found, &quoted)
+                .await?
+                .with_source(error));
         }
         Err(error) => return Err(link.failed(error, "acquire")),
     }
@@ -78,21 +88,40 @@ pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result
 
 async fn look(link: &Link, connection: &mut PgConnection) -> Result<Found> {
     let (schema, name) = link.config.sequence_parts()?;
-    let looked = sqlx::query(LOOK).bind(schema).bind(name).fetch_optional(connection);
-    let Some(row) = link.within(looked).await?.map_err(|error| link.failed(error, "connect"))? else {
+    let looked = sqlx::query(LOOK)
+        .bind(schema)
+        .bind(name)
+        .fetch_optional(connection);
+    let Some(row) = link
+        .within(looked)
+        .await?
+        .map_err(|error| link.failed(error, "connect"))?
+    else {
         return Ok(Found::default());
     };
     let says = |column: usize| link.read::<Option<bool>, _>(&row, column);
     let sequence = match (says(1)?, says(2)?, says(3)?, says(4)?) {
-        (Some(logged), Some(counts_up), Some(positive), Some(usable)) => {
-            Some(Sequence { logged, counts_up, positive, usable })
-        }
+        (Some(logged), Some(counts_up), Some(positive), Some(usable)) => Some(Sequence {
+            logged,
+            counts_up,
+            positive,
+            usable,
+        }),
         _ => None,
     };
-    Ok(Found { schema: true, schema_usable: link.read(&row, 0)?, sequence })
+    Ok(Found {
+        schema: true,
+        schema_usable: link.read(&row, 0)?,
+        sequence,
+    })
 }
 
-async fn check(link: &Link, connection: &mut PgConnection, found: Found, quoted: &str) -> Result<()> {
+async fn check(
+    link: &Link,
+    connection: &mut PgConnection,
+    found: Found,
+    quoted: &str,
+) -> Result<()> {
     let sequence = found.sequence.ok_or_else(|| error::protocol("acquire"))?;
     sequence.check(quoted)?;
     if found.schema_usable && sequence.usable {
@@ -104,7 +133,9 @@ async fn check(link: &Link, connection: &mut PgConnection, found: Found, quoted:
 impl Sequence {
     /// Fails unless it is fit.
     fn check(self, quoted: &str) -> Result<()> {
-        let Some(run) = self.repair(quoted) else { return Ok(()) };
+        let Some(run) = self.repair(quoted) else {
+            return Ok(());
+        };
         Err(error::plain(
             ErrorKind::Unsupported,
             "connect",
@@ -115,15 +146,16 @@ impl Sequence {
         ))
     }
 
-    /// The SQL that makes it fit, unless it is. It goes on counting from where it is, if that is above 0.
+    /// The SQL that makes it fit, unless it is. It goes on counting from where it is, if that is
+    /// above 0.
     fn repair(self, quoted: &str) -> Option<String> {
         let mut run = Vec::new();
         if !self.logged {
             run.push(format!("ALTER SEQUENCE {quoted} SET LOGGED"));
         }
         if !self.positive {
-            // For now the least that there is: `MINVALUE 1` is refused while the sequence stands below, and a new type
-            // brings a minimum of its own.
+            // For now the least that there is: `MINVALUE 1` is refused while the sequence stands
+            // below, and a new type brings a minimum of its own.
             let min = i64::MIN;
             run.extend([
                 format!("ALTER SEQUENCE {quoted} AS bigint INCREMENT 1 MINVALUE {min} NO MAXVALUE NO CYCLE CACHE 1"),
@@ -133,7 +165,9 @@ impl Sequence {
                 format!("ALTER SEQUENCE {quoted} MINVALUE 1 START 1"),
             ]);
         } else if !self.counts_up {
-            run.push(format!("ALTER SEQUENCE {quoted} AS bigint INCREMENT 1 NO MAXVALUE NO CYCLE CACHE 1"));
+            run.push(format!(
+                "ALTER SEQUENCE {quoted} AS bigint INCREMENT 1 NO MAXVALUE NO CYCLE CACHE 1"
+            ));
         }
         (!run.is_empty()).then(|| run.join("; "))
     }
@@ -144,7 +178,12 @@ fn create(quoted: &str) -> String {
 }
 
 /// Names what is missing to what was found.
-async fn denied(link: &Link, connection: &mut PgConnection, found: Found, quoted: &str) -> Result<Error> {
+async fn denied(
+    link: &Link,
+    connection: &mut PgConnection,
+    found: Found,
+    quoted: &str,
+) -> Result<Error> {
     let failed = |error| link.failed(error, "acquire");
     // Credentials that are supplied may be of another role than the options name.
     let asked = sqlx::query("SELECT session_user::text").fetch_one(connection);
@@ -181,7 +220,12 @@ fn missing(found: Found, schema: &str, quoted: &str, role: &str) -> String {
 mod tests {
     use super::*;
 
-    const FIT: Sequence = Sequence { logged: true, counts_up: true, positive: true, usable: true };
+    const FIT: Sequence = Sequence {
+        logged: true,
+        counts_up: true,
+        positive: true,
+        usable: true,
+    };
 
     fn missing_to(found: Found) -> String {
         missing(found, "s", "\"s\".\"t\"", "a\"b")
@@ -193,20 +237,44 @@ mod tests {
         let sql = "CREATE SCHEMA IF NOT EXISTS \"s\"; CREATE SEQUENCE IF NOT EXISTS \"s\".\"t\"; \
                    GRANT USAGE ON SCHEMA \"s\" TO \"a\"\"b\"; GRANT USAGE ON SEQUENCE \"s\".\"t\" TO \"a\"\"b\"";
         assert_eq!(missing_to(nothing), sql);
-        let schema = Found { schema: true, schema_usable: true, sequence: None };
+        let schema = Found {
+            schema: true,
+            schema_usable: true,
+            sequence: None,
+        };
         let sql = "CREATE SEQUENCE IF NOT EXISTS \"s\".\"t\"; GRANT USAGE ON SEQUENCE \"s\".\"t\" TO \"a\"\"b\"";
         assert_eq!(missing_to(schema), sql);
-        let shut = Found { schema: true, schema_usable: false, sequence: Some(FIT) };
-        assert_eq!(missing_to(shut), "GRANT USAGE ON SCHEMA \"s\" TO \"a\"\"b\"");
+        let shut = Found {
+            schema: true,
+            schema_usable: false,
+            sequence: Some(FIT),
+        };
+        assert_eq!(
+            missing_to(shut),
+            "GRANT USAGE ON SCHEMA \"s\" TO \"a\"\"b\""
+        );
     }
 
     #[test]
     fn what_is_fit_needs_no_repair() {
         assert_eq!(FIT.repair("q"), None);
-        let unlogged = Sequence { logged: false, ..FIT };
-        assert_eq!(unlogged.repair("q").as_deref(), Some("ALTER SEQUENCE q SET LOGGED"));
+        let unlogged = Sequence {
+            logged: false,
+            ..FIT
+        };
+        assert_eq!(
+            unlogged.repair("q").as_deref(),
+            Some("ALTER SEQUENCE q SET LOGGED")
+        );
         // Where it stands must not change.
-        let cycles = Sequence { counts_up: false, ..FIT };
-        assert!(cycles.repair("q").is_some_and(|sql| !sql.contains("setval") && !sql.contains("START")));
+        let cycles = Sequence {
+            counts_up: false,
+            ..FIT
+        };
+        assert!(
+            cycles
+                .repair("q")
+                .is_some_and(|sql| !sql.contains("setval") && !sql.contains("START"))
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! The server's `hashtextextended`, computed here: the 64-bit form of Bob Jenkins' *lookup3* (2006), as PostgreSQL 11 and
-//! later have it on little-endian machines. At connect it is compared with the server's own.
+//! The server's `hashtextextended`, computed here: the 64-bit form of Bob Jenkins' *lookup3*
+//! (2006), as PostgreSQL 11 and later have it on little-endian machines. At connect it is compared
+//! with the server's own.
 
 const GOLDEN: u32 = 0x9e37_79b9_u32.wrapping_add(3_923_095);
 
@@ -32,11 +33,21 @@ pub(crate) fn hash_text_extended(text: &[u8], seed: u64) -> i64 {
 
 /// Up to four bytes.
 fn little_endian(bytes: &[u8]) -> u32 {
-    bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, byte| word << 8 | u32::from(*byte))
 }
 
 fn mix([a, b, c]: &mut [u32; 3]) {
-    for (x, y, z, by) in [(0, 2, 1, 4), (1, 0, 2, 6), (2, 1, 0, 8), (0, 2, 1, 16), (1, 0, 2, 19), (2, 1, 0, 4)] {
+    for (x, y, z, by) in [
+        (0, 2, 1, 4),
+        (1, 0, 2, 6),
+        (2, 1, 0, 8),
+        (0, 2, 1, 16),
+        (1, 0, 2, 19),
+        (2, 1, 0, 4),
+    ] {
         let mut words = [*a, *b, *c];
         words[x] = words[x].wrapping_sub(words[y]) ^ words[y].rotate_left(by);
         words[y] = words[y].wrapping_add(words[z]);
@@ -45,7 +56,15 @@ fn mix([a, b, c]: &mut [u32; 3]) {
 }
 
 fn finish(words: &mut [u32; 3]) {
-    for (x, y, by) in [(2, 1, 14), (0, 2, 11), (1, 0, 25), (2, 1, 16), (0, 2, 4), (1, 0, 14), (2, 1, 24)] {
+    for (x, y, by) in [
+        (2, 1, 14),
+        (0, 2, 11),
+        (1, 0, 25),
+        (2, 1, 16),
+        (0, 2, 4),
+        (1, 0, 14),
+        (2, 1, 24),
+    ] {
         words[x] = (words[x] ^ words[y]).wrapping_sub(words[y].rotate_left(by));
     }
 }
@@ -54,8 +73,8 @@ fn finish(words: &mut [u32; 3]) {
 mod tests {
     use super::*;
 
-    /// As `SELECT hashtextextended(text, seed)` says on PostgreSQL 15. They must never change: programs that are running
-    /// compute the same.
+    /// As `SELECT hashtextextended(text, seed)` says on PostgreSQL 15. They must never change:
+    /// programs that are running compute the same.
     #[test]
     fn it_is_the_servers() {
         for (text, seed, hash) in [
@@ -65,7 +84,11 @@ mod tests {
             ("🔒 the quick brown fox jumps", 7, 4_289_352_829_431_138_670),
             ("abcdefghijkl", 0, -7_556_637_188_122_330_412),
         ] {
-            assert_eq!(hash_text_extended(text.as_bytes(), seed), hash, "{text:?}, {seed}");
+            assert_eq!(
+                hash_text_extended(text.as_bytes(), seed),
+                hash,
+                "{text:?}, {seed}"
+            );
         }
     }
 }

@@ -1,24 +1,25 @@
 //! [`Identity`]: the proof, in every statement, that a backend of the server is ours.
 //!
-//! A lock in session scope belongs to the backend that took it. A pooler in transaction mode lends any
-//! of its backends to each transaction. So a statement may reach a backend that is not ours, and ours
-//! may be lent to somebody else. A check at one moment proves nothing about the next statement.
-//! Therefore nothing rests on an earlier check:
+//! A lock in session scope belongs to the backend that took it. A pooler in transaction mode lends
+//! any of its backends to each transaction. So a statement may reach a backend that is not ours,
+//! and ours may be lent to somebody else. A check at one moment proves nothing about the next
+//! statement. Therefore nothing rests on an earlier check:
 //!
-//! 1. A connection *claims* its backend first. One statement writes a random number into the setting
-//!    `leasehold.session`, unless the backend has such a number or any advisory lock.
-//! 2. Every later statement of the connection has an effect only on a backend with this very number.
-//!    Elsewhere it only reports that, and the first such report ends the session.
+//! 1. A connection *claims* its backend first. One statement writes a random number into the
+//!    setting `leasehold.session`, unless the backend has such a number or any advisory lock.
+//! 2. Every later statement of the connection has an effect only on a backend with this very
+//!    number. Elsewhere it only reports that, and the first such report ends the session.
 //!
 //! A backend runs one statement at a time. So the following holds for every order in which a pooler
-//! lends its backends. A session takes locks only on backends that it claimed. No second session claims
-//! a backend while a lock of the first is on it. Two sessions that hold conflicting locks would hold them
-//! on two backends, which the server's lock table prevents. A pooler that resets a backend removes locks
-//! and number together, and the next statement or renewal of the session reports it.
+//! lends its backends. A session takes locks only on backends that it claimed. No second session
+//! claims a backend while a lock of the first is on it. Two sessions that hold conflicting locks
+//! would hold them on two backends, which the server's lock table prevents. A pooler that resets a
+//! backend removes locks and number together, and the next statement or renewal of the session
+//! reports it.
 //!
 //! The number is in a setting because a statement reads a setting within a microsecond. No other
-//! program reads this one, so it changes nothing for a later user of the backend. All other settings are
-//! written only where the number is.
+//! program reads this one, so it changes nothing for a later user of the backend. All other
+//! settings are written only where the number is.
 
 use std::fmt;
 
@@ -83,7 +84,8 @@ impl Identity {
         )
     }
 
-    /// Returns the SQL of the [answer](Answerer), the column that proves the other columns of a row.
+    /// Returns the SQL of the [answer](Answerer), the column that proves the other columns of a
+    /// row.
     pub(crate) fn answer(&self) -> String {
         format!(
             "CASE WHEN {} THEN pg_backend_pid() WHEN pg_is_in_recovery() THEN {IN_RECOVERY} ELSE {NOT_OURS} END",

@@ -9,8 +9,9 @@
 //! | a waiting writer's sign, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
 //! | the mark of a gentle break, held shared by who breaks and then by the holder | `hashtextextended('leasehold breaks ' || pid || ' ' || key, 0)` |
 //!
-//! `name` is the configured prefix and the lock's name. In the markers `key` is the key in decimal, `42` or `4,2`; that of a
-//! semaphore is `hashtextextended(name, -1)`. `pid` is the holder's, as `pg_locks` shows it.
+//! `name` is the configured prefix and the lock's name. In the markers `key` is the key in decimal,
+//! `42` or `4,2`; that of a semaphore is `hashtextextended(name, -1)`. `pid` is the holder's, as
+//! `pg_locks` shows it.
 
 use std::{
     fmt,
@@ -28,7 +29,8 @@ const SEMAPHORE: u64 = u64::MAX;
 /// The most permits of one semaphore: trying a permit walks over those that are taken.
 const MAX_PERMITS: u32 = 10_000;
 
-/// The key of an advisory lock, in one of the two spaces that the server has. The spaces never touch.
+/// The key of an advisory lock, in one of the two spaces that the server has. The spaces never
+/// touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AdvisoryKey {
     /// `pg_advisory_lock(bigint)`
@@ -42,12 +44,18 @@ impl AdvisoryKey {
     pub(crate) fn bits(self) -> i64 {
         match self {
             Self::Int64(key) => key,
-            Self::Int32Pair(first, second) => i64::from(first) << 32 | i64::from(second.cast_unsigned()),
+            Self::Int32Pair(first, second) => {
+                i64::from(first) << 32 | i64::from(second.cast_unsigned())
+            }
         }
     }
 
     fn of_bits(bits: i64, pair: bool) -> Self {
-        if pair { Self::Int32Pair((bits >> 32) as i32, bits as i32) } else { Self::Int64(bits) }
+        if pair {
+            Self::Int32Pair((bits >> 32) as i32, bits as i32)
+        } else {
+            Self::Int64(bits)
+        }
     }
 
     /// As `pg_locks` shows it in `classid`, `objid` and `objsubid`.
@@ -69,7 +77,8 @@ impl AdvisoryKey {
         matches!(self, Self::Int32Pair(..))
     }
 
-    /// What somebody holds who breaks it gently while the session `pid` has it, and then that session as well.
+    /// What somebody holds who breaks it gently while the session `pid` has it, and then that
+    /// session as well.
     pub(crate) fn breaks(self, pid: i32) -> i64 {
         hash_of(format_args!("leasehold breaks {pid} {self}"))
     }
@@ -91,7 +100,8 @@ impl AdvisoryKey {
     }
 }
 
-/// The hash of a short text with two numbers at most, without an allocation: every release asks for one.
+/// The hash of a short text with two numbers at most, without an allocation: every release asks for
+/// one.
 fn hash_of(text: fmt::Arguments<'_>) -> i64 {
     let mut buffer = [0; 96];
     let mut cursor = Cursor::new(&mut buffer[..]);
@@ -111,12 +121,14 @@ impl fmt::Display for AdvisoryKey {
     }
 }
 
-/// How a lock's name becomes the key of an advisory lock. All programs that share locks must agree on it.
+/// How a lock's name becomes the key of an advisory lock. All programs that share locks must agree
+/// on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyScheme {
-    /// `hashtextextended(name, 0)`, so that any SQL client can take the same lock by its name. The default. Any bytes are a
-    /// name; a name that is not UTF-8, or has a NUL byte, is hashed as it is, and SQL cannot say it.
+    /// `hashtextextended(name, 0)`, so that any SQL client can take the same lock by its name. The
+    /// default. Any bytes are a name; a name that is not UTF-8, or has a NUL byte, is hashed as it
+    /// is, and SQL cannot say it.
     #[default]
     Hash,
     /// The name is the key: a whole number of 64 bits in decimal, such as `42`.
@@ -125,10 +137,12 @@ pub enum KeyScheme {
     Int32Pair,
     /// As `sqlx::postgres::PgAdvisoryLock::new(name)`: HKDF with SHA-256. The name must be UTF-8.
     Sqlx,
-    /// As the Ruby gem *with_advisory_lock*: the pair of the name's CRC-32 without its top bit, and 0.
+    /// As the Ruby gem *with_advisory_lock*: the pair of the name's CRC-32 without its top bit, and
+    /// 0.
     Rails,
-    /// As .NET's *DistributedLock* with `allowHashing`: up to 9 ASCII characters as a pair, 16 hexadecimal digits as one
-    /// number and `8,8` as a pair, and otherwise the first 8 bytes of SHA-1. The name must be UTF-8.
+    /// As .NET's *DistributedLock* with `allowHashing`: up to 9 ASCII characters as a pair, 16
+    /// hexadecimal digits as one number and `8,8` as a pair, and otherwise the first 8 bytes of
+    /// SHA-1. The name must be UTF-8.
     DotNet,
 }
 
@@ -149,14 +163,23 @@ impl KeyScheme {
     pub fn key_of(self, name: &[u8]) -> Result<AdvisoryKey> {
         match self {
             Self::Hash => Ok(AdvisoryKey::Int64(hash_text_extended(name, 0))),
-            Self::Int64 => number(name).map(AdvisoryKey::Int64).ok_or_else(|| unfit(name, "a number such as 42")),
-            Self::Int32Pair => pair(name).ok_or_else(|| unfit(name, "a pair of numbers such as 4,2")),
+            Self::Int64 => number(name)
+                .map(AdvisoryKey::Int64)
+                .ok_or_else(|| unfit(name, "a number such as 42")),
+            Self::Int32Pair => {
+                pair(name).ok_or_else(|| unfit(name, "a pair of numbers such as 4,2"))
+            }
             Self::Sqlx => match PgAdvisoryLock::new(text(name)?).key() {
                 PgAdvisoryLockKey::BigInt(key) => Ok(AdvisoryKey::Int64(*key)),
-                PgAdvisoryLockKey::IntPair(first, second) => Ok(AdvisoryKey::Int32Pair(*first, *second)),
+                PgAdvisoryLockKey::IntPair(first, second) => {
+                    Ok(AdvisoryKey::Int32Pair(*first, *second))
+                }
                 _ => Err(unfit(name, "a name that the driver makes a known key of")),
             },
-            Self::Rails => Ok(AdvisoryKey::Int32Pair((crc32fast::hash(name) & 0x7fff_ffff) as i32, 0)),
+            Self::Rails => Ok(AdvisoryKey::Int32Pair(
+                (crc32fast::hash(name) & 0x7fff_ffff) as i32,
+                0,
+            )),
             Self::DotNet => Ok(dot_net(text(name)?)),
         }
     }
@@ -174,45 +197,71 @@ fn text(name: &[u8]) -> Result<&str> {
 /// In the one spelling that decimal numbers have, so that no two names are one key.
 fn number<N: std::str::FromStr + ToString>(name: &[u8]) -> Option<N> {
     let text = std::str::from_utf8(name).ok()?;
-    text.parse().ok().filter(|number: &N| number.to_string() == text)
+    text.parse()
+        .ok()
+        .filter(|number: &N| number.to_string() == text)
 }
 
 fn pair(name: &[u8]) -> Option<AdvisoryKey> {
     let comma = name.iter().position(|byte| *byte == b',')?;
-    Some(AdvisoryKey::Int32Pair(number(&name[..comma])?, number(&name[comma + 1..])?))
+    Some(AdvisoryKey::Int32Pair(
+        number(&name[..comma])?,
+        number(&name[comma + 1..])?,
+    ))
 }
 
 fn dot_net(name: &str) -> AdvisoryKey {
-    let hex = |part: &str| (part.len() == 8).then(|| u32::from_str_radix(part, 16).ok()).flatten();
-    let digits = name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b',');
+    let hex = |part: &str| {
+        (part.len() == 8)
+            .then(|| u32::from_str_radix(part, 16).ok())
+            .flatten()
+    };
+    let digits = name
+        .bytes()
+        .all(|byte| byte.is_ascii_hexdigit() || byte == b',');
     if name.len() <= 9 && name.is_ascii() {
         // Seven bits each, then a zero, then ones.
-        let packed = name.bytes().fold(0_u64, |packed, byte| packed << 7 | u64::from(byte)) << 1;
+        let packed = name
+            .bytes()
+            .fold(0_u64, |packed, byte| packed << 7 | u64::from(byte))
+            << 1;
         let key = (name.len()..9).fold(packed, |packed, _| packed << 7 | 0x7f);
         return AdvisoryKey::of_bits(key.cast_signed(), true);
     }
     match (name.len(), digits) {
         (16, true) => {
             if let (Some(first), Some(second)) = (hex(&name[..8]), hex(&name[8..])) {
-                return AdvisoryKey::Int64((u64::from(first) << 32 | u64::from(second)).cast_signed());
+                return AdvisoryKey::Int64(
+                    (u64::from(first) << 32 | u64::from(second)).cast_signed(),
+                );
             }
         }
         (17, true) => {
-            if let (Some(first), b',', Some(second)) = (hex(&name[..8]), name.as_bytes()[8], hex(&name[9..])) {
+            if let (Some(first), b',', Some(second)) =
+                (hex(&name[..8]), name.as_bytes()[8], hex(&name[9..]))
+            {
                 return AdvisoryKey::Int32Pair(first.cast_signed(), second.cast_signed());
             }
         }
         _ => {}
     }
     let digest = sha1_smol::Sha1::from(name).digest().bytes();
-    AdvisoryKey::Int64(digest[..8].iter().rev().fold(0, |key, byte| key << 8 | i64::from(*byte)))
+    AdvisoryKey::Int64(
+        digest[..8]
+            .iter()
+            .rev()
+            .fold(0, |key, byte| key << 8 | i64::from(*byte)),
+    )
 }
 
 fn unfit(name: &[u8], wanted: &str) -> leasehold_core::Error {
     error::plain(
         ErrorKind::InvalidInput,
         "acquire",
-        format!("the key scheme needs {wanted}, and the lock is named `{}`", name.escape_ascii()),
+        format!(
+            "the key scheme needs {wanted}, and the lock is named `{}`",
+            name.escape_ascii()
+        ),
     )
 }
 
@@ -226,7 +275,11 @@ pub(crate) struct Names {
 impl Names {
     /// The key of an exclusive or shared lock.
     pub(crate) fn lock(&self, key: &LockKey) -> Result<AdvisoryKey> {
-        if self.prefix.is_empty() { self.scheme.key_of(key.as_bytes()) } else { self.scheme.key_of(&self.name(key)) }
+        if self.prefix.is_empty() {
+            self.scheme.key_of(key.as_bytes())
+        } else {
+            self.scheme.key_of(&self.name(key))
+        }
     }
 
     /// The semaphore of this name.
@@ -235,10 +288,15 @@ impl Names {
             return Err(error::plain(
                 ErrorKind::InvalidInput,
                 "acquire",
-                format!("a semaphore has at most {MAX_PERMITS} permits here, and `{key}` should have {of}"),
+                format!(
+                    "a semaphore has at most {MAX_PERMITS} permits here, and `{key}` should have {of}"
+                ),
             ));
         }
-        Ok(Family { name: self.name(key).into(), of })
+        Ok(Family {
+            name: self.name(key).into(),
+            of,
+        })
     }
 
     fn name(&self, key: &LockKey) -> Vec<u8> {
@@ -291,16 +349,28 @@ mod tests {
     fn keys_are_those_of_the_others() {
         use AdvisoryKey::{Int32Pair, Int64};
         for (scheme, name, golden) in [
-            (KeyScheme::Hash, "item/42", Int64(-8_097_702_976_211_214_439)),
+            (
+                KeyScheme::Hash,
+                "item/42",
+                Int64(-8_097_702_976_211_214_439),
+            ),
             (KeyScheme::Int64, "-42", Int64(-42)),
             (KeyScheme::Int64, "9223372036854775807", Int64(i64::MAX)),
             (KeyScheme::Int32Pair, "4,-2", Int32Pair(4, -2)),
             // From the documentation of the driver.
-            (KeyScheme::Sqlx, "my first Postgres advisory lock!", Int64(-5_560_419_505_042_474_287)),
+            (
+                KeyScheme::Sqlx,
+                "my first Postgres advisory lock!",
+                Int64(-5_560_419_505_042_474_287),
+            ),
             // `Zlib.crc32("123456789")` is 0xcbf43926, as every CRC-32 of it.
             (KeyScheme::Rails, "123456789", Int32Pair(0x4bf4_3926, 0)),
             // 7 bits each of "a", a zero, 56 ones.
-            (KeyScheme::DotNet, "a", Int32Pair(((0x61_u64 << 57 | ((1 << 56) - 1)) >> 32) as u32 as i32, -1)),
+            (
+                KeyScheme::DotNet,
+                "a",
+                Int32Pair(((0x61_u64 << 57 | ((1 << 56) - 1)) >> 32) as u32 as i32, -1),
+            ),
             (KeyScheme::DotNet, "", Int32Pair(i32::MAX, -1)),
             (KeyScheme::DotNet, "00000000000000ff", Int64(255)),
             (KeyScheme::DotNet, "00000001,ffffffff", Int32Pair(1, -1)),
@@ -308,7 +378,9 @@ mod tests {
             (
                 KeyScheme::DotNet,
                 "The quick brown fox jumps over the lazy dog",
-                Int64(i64::from_le_bytes([0x2f, 0xd4, 0xe1, 0xc6, 0x7a, 0x2d, 0x28, 0xfc])),
+                Int64(i64::from_le_bytes([
+                    0x2f, 0xd4, 0xe1, 0xc6, 0x7a, 0x2d, 0x28, 0xfc,
+                ])),
             ),
         ] {
             assert_eq!(key(scheme, name), golden, "{scheme:?}, {name:?}");
@@ -328,7 +400,11 @@ mod tests {
             (KeyScheme::Sqlx, b"\xff"),
             (KeyScheme::DotNet, b"\xff"),
         ] {
-            assert_eq!(scheme.key_of(name).unwrap_err().kind(), ErrorKind::InvalidInput, "{scheme:?}, {name:?}");
+            assert_eq!(
+                scheme.key_of(name).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{scheme:?}, {name:?}"
+            );
         }
     }
 
@@ -341,12 +417,18 @@ mod tests {
             AdvisoryKey::Int32Pair(3, -2),
         ] {
             let (class, object) = (key.bits() >> 32 & 0xffff_ffff, key.bits() & 0xffff_ffff);
-            assert_eq!(AdvisoryKey::of_pg_locks(class, object, if key.is_pair() { 2 } else { 1 }), key);
+            assert_eq!(
+                AdvisoryKey::of_pg_locks(class, object, if key.is_pair() { 2 } else { 1 }),
+                key
+            );
             assert_eq!(AdvisoryKey::of_payload(&key.payload()), Some(key));
         }
         // As the statements write them.
         assert_eq!(
-            (AdvisoryKey::Int64(-5).payload(), AdvisoryKey::Int32Pair(0, 7).payload()),
+            (
+                AdvisoryKey::Int64(-5).payload(),
+                AdvisoryKey::Int32Pair(0, 7).payload()
+            ),
             ("b-5".into(), "p7".into())
         );
         assert_eq!(AdvisoryKey::of_payload("🔒1"), None);
@@ -355,11 +437,21 @@ mod tests {
 
     #[test]
     fn counts_of_one_semaphore_differ_in_their_lower_bits_alone() {
-        let names = Names { scheme: KeyScheme::Hash, prefix: Arc::from(b"".as_slice()) };
+        let names = Names {
+            scheme: KeyScheme::Hash,
+            prefix: Arc::from(b"".as_slice()),
+        };
         let of = |of| names.semaphore(&LockKey::new("gpu").unwrap(), of).unwrap();
         assert_eq!(of(2).any_count(), of(3).any_count());
-        assert_eq!((of(2).count() & Family::COUNT, of(3).count() & Family::COUNT), (2, 3));
+        assert_eq!(
+            (of(2).count() & Family::COUNT, of(3).count() & Family::COUNT),
+            (2, 3)
+        );
         assert_eq!(of(2).permit(1), of(3).permit(1));
-        assert!(names.semaphore(&LockKey::new("gpu").unwrap(), MAX_PERMITS + 1).is_err());
+        assert!(
+            names
+                .semaphore(&LockKey::new("gpu").unwrap(), MAX_PERMITS + 1)
+                .is_err()
+        );
     }
 }

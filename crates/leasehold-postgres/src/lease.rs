@@ -3,13 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, ReleaseTracker, Released, Request, Result, KeepAlive, async_trait,
-    session::Claim,
+    Deadline, ErrorKind, FencingToken, KeepAlive, Lease, ReleaseTracker, Released, Request, Result,
+    async_trait, session::Claim,
 };
 
 use crate::{
-    error::{self, named},
     batch::{Done, GivenBack, Job},
+    error::{self, named},
     keys::AdvisoryKey,
     session::{PostgresSessions, run},
 };
@@ -31,7 +31,14 @@ impl PostgresLease {
         (key, semaphore): (AdvisoryKey, Option<AdvisoryKey>),
         token: Option<FencingToken>,
     ) -> Self {
-        Self { claim, request, key, semaphore, token, release: ReleaseTracker::new() }
+        Self {
+            claim,
+            request,
+            key,
+            semaphore,
+            token,
+            release: ReleaseTracker::new(),
+        }
     }
 }
 
@@ -53,7 +60,11 @@ impl Lease for PostgresLease {
         if self.release.has_begun() {
             return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
         }
-        self.claim.session().renew().await.map_err(|error| named(error, "renew"))?;
+        self.claim
+            .session()
+            .renew()
+            .await
+            .map_err(|error| named(error, "renew"))?;
         if self.claim.is_broken() {
             let message = "an operator has broken this lock: it ends at its deadline";
             return Err(error::plain(ErrorKind::Unsupported, "renew", message));
@@ -65,7 +76,11 @@ impl Lease for PostgresLease {
         if let Some(told) = self.release.begin() {
             return Ok(told);
         }
-        let job = Job::GiveBack { name: *self.claim.name(), key: self.key, semaphore: self.semaphore };
+        let job = Job::GiveBack {
+            name: *self.claim.name(),
+            key: self.key,
+            semaphore: self.semaphore,
+        };
         let freed = match run(&self.claim, "release", job).await {
             Ok(Done::GivenBack(given_back)) => {
                 // It costs nothing to say so, but the client something to hear it.
@@ -77,7 +92,9 @@ impl Lease for PostgresLease {
             Ok(_) => Err(error::protocol("release")),
             Err(error) => Err(error),
         };
-        let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
+        let released = self.release.settle(freed, || {
+            !self.claim.valid_until().is_past(self.request.now())
+        })?;
         self.claim.release();
         Ok(released)
     }

@@ -3,26 +3,26 @@
 
 mod backend;
 mod backoff;
-mod revoke;
+mod batch;
 mod config;
 mod connection;
 mod error;
 mod fencing;
-mod batch;
 mod hash;
 mod identity;
 mod inspect;
 mod keys;
 mod lease;
-mod url;
 mod queue;
+mod revoke;
 mod server;
 mod session;
+mod session_conn;
 mod settings;
 mod statement;
 pub mod transaction;
+mod url;
 mod waiters;
-mod session_conn;
 
 pub use leasehold_core::{Error, ErrorKind, Result};
 /// The driver.

@@ -1,7 +1,8 @@
 //! [`PendingLock`]: an acquisition that has a place in a session, and how it waits there.
 //!
-//! A waiter holds no backend of the server. It shows itself by a sign, a shared advisory lock beside the lock, held by its
-//! session, so that it dies with the process. Who releases looks for the sign, and only then notifies.
+//! A waiter holds no backend of the server. It shows itself by a sign, a shared advisory lock
+//! beside the lock, held by its session, so that it dies with the process. Who releases looks for
+//! the sign, and only then notifies.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,16 +13,17 @@ use leasehold_core::{
 use tokio::time::timeout;
 
 use crate::{
+    batch::{Done, Job, Take, WaiterMarkers, Want},
     connection::Link,
     error::{self, named},
-    batch::{Done, Job, WaiterMarkers, Take, Want},
     keys::AdvisoryKey,
     lease::PostgresLease,
-    session::{PostgresSessions, MarkerGuard, run},
+    session::{MarkerGuard, PostgresSessions, run},
     waiters::{Registration, WaiterRegistry},
 };
 
-/// Before the next attempt where somebody was looking for markers at the same moment, or nobody would wake.
+/// Before the next attempt where somebody was looking for markers at the same moment, or nobody
+/// would wake.
 const SOON: Duration = Duration::from_millis(2);
 const UNWOKEN: Duration = Duration::from_millis(100);
 
@@ -60,7 +62,13 @@ impl PendingLock {
         let key = want.key();
         let claimed = sessions.claim(request, |handle, _| handle.name(key)).await;
         let claim = claimed.map_err(|error| named(error, "acquire"))?;
-        Ok(Self { claim, request: request.clone(), want: want.clone(), waiters: Arc::clone(waiters), signs_up: None })
+        Ok(Self {
+            claim,
+            request: request.clone(),
+            want: want.clone(),
+            waiters: Arc::clone(waiters),
+            signs_up: None,
+        })
     }
 
     /// One attempt that leaves nothing if it is refused.
@@ -82,7 +90,10 @@ impl PendingLock {
         let markers = self.want.markers();
         let take = self.take(Some(markers), false);
         // However it ends, who puts them up sees to them.
-        let signs_up = self.signs_up.take().unwrap_or_else(|| MarkerGuard::new(&self.claim, &self.waiters, markers));
+        let signs_up = self
+            .signs_up
+            .take()
+            .unwrap_or_else(|| MarkerGuard::new(&self.claim, &self.waiters, markers));
         let signed = match run(&self.claim, "acquire", Job::Take(take)).await {
             Ok(Done::Granted { key, token }) => {
                 // The statement has taken the markers down.
@@ -101,42 +112,77 @@ impl PendingLock {
         };
         // One of two may be up: then they go, and are put up again together.
         self.signs_up = Some(signs_up).filter(|_| signed);
-        let longest = link.config.fallback_poll_interval.min(self.request.ttl().as_duration() / 8);
+        let longest = link
+            .config
+            .fallback_poll_interval
+            .min(self.request.ttl().as_duration() / 8);
         let net = match (signed, warm) {
             (false, _) => SOON,
             // Nobody waiters it.
             (true, Err(_)) => UNWOKEN.min(longest),
             (true, Ok(())) => longest,
         };
-        Ok(Tried::Refused(Waiter { pending: self, waiting, generation, net }))
+        Ok(Tried::Refused(Waiter {
+            pending: self,
+            waiting,
+            generation,
+            net,
+        }))
     }
 
     fn take(&self, markers: Option<WaiterMarkers>, yielding: bool) -> Take {
-        Take { name: *self.claim.name(), want: self.want.clone(), markers, yielding }
+        Take {
+            name: *self.claim.name(),
+            want: self.want.clone(),
+            markers,
+            yielding,
+        }
     }
 
-    /// Makes a lease of it, if its session still stands; otherwise, in the background, gives it back.
+    /// Makes a lease of it, if its session still stands; otherwise, in the background, gives it
+    /// back.
     fn granted(self, key: AdvisoryKey, token: Option<i64>) -> Result<Arc<dyn Lease>> {
-        let Self { claim, request, want, .. } = self;
+        let Self {
+            claim,
+            request,
+            want,
+            ..
+        } = self;
         let semaphore = want.semaphore();
         if claim.valid_until().is_past(request.now()) || !claim.hold(request.loss_notifier()) {
             drop(tokio::spawn(async move {
-                let job = Job::GiveBack { name: *claim.name(), key, semaphore };
+                let job = Job::GiveBack {
+                    name: *claim.name(),
+                    key,
+                    semaphore,
+                };
                 if let Err(error) = run(&claim, "release", job).await {
                     tracing::debug!(target: "leasehold", %error, "not given back; it ends with its session");
                 }
             }));
             return Err(error::over("acquire"));
         }
-        let token = token.and_then(|token| u64::try_from(token).ok()).map(FencingToken::new);
-        Ok(Arc::new(PostgresLease::new(claim, request, (key, semaphore), token)))
+        let token = token
+            .and_then(|token| u64::try_from(token).ok())
+            .map(FencingToken::new);
+        Ok(Arc::new(PostgresLease::new(
+            claim,
+            request,
+            (key, semaphore),
+            token,
+        )))
     }
 }
 
 impl Waiter {
     /// Completes when the next attempt makes sense.
     pub(crate) async fn woken(self) -> Result<PendingLock> {
-        let Self { pending, waiting, generation, net } = self;
+        let Self {
+            pending,
+            waiting,
+            generation,
+            net,
+        } = self;
         tokio::select! {
             _ = timeout(net, waiting.told_since(generation)) => Ok(pending),
             () = pending.claim.session().ended() => Err(error::over("acquire")),

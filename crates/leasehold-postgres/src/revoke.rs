@@ -47,10 +47,15 @@ impl FromStr for HolderId {
     }
 }
 
-/// Whether the session `$1` that began at `$2` has the key `$3`, a pair if `$4`; how many others it has besides `$5`, and
-/// those whose upper 44 bits are those of `$6`; its role; whether the role that asks may end it; and that role.
+/// Whether the session `$1` that began at `$2` has the key `$3`, a pair if `$4`; how many others it
+/// has besides `$5`, and those whose upper 44 bits are those of `$6`; its role; whether the role
+/// that asks may end it; and that role.
 fn held() -> String {
-    let may_end = may_end("us.usesysid", "a.usesysid", "(SELECT rolsuper FROM pg_roles WHERE oid = a.usesysid)");
+    let may_end = may_end(
+        "us.usesysid",
+        "a.usesysid",
+        "(SELECT rolsuper FROM pg_roles WHERE oid = a.usesysid)",
+    );
     format!(
         "SELECT coalesce(bool_or(s.k = $3 AND s.p = $4), false), \
          count(*) FILTER (WHERE NOT (s.k = $3 AND s.p = $4) AND (s.p OR s.k <> ALL ($5) AND s.k & ~1048575::int8 <> $6)), \
@@ -63,8 +68,8 @@ fn held() -> String {
     )
 }
 
-/// How the session `$1` that began at `$2` is named, if it is still there and has the key `$3`, a pair if `$4`; and whether it has
-/// the mark `$5`.
+/// How the session `$1` that began at `$2` is named, if it is still there and has the key `$3`, a
+/// pair if `$4`; and whether it has the mark `$5`.
 const NOTED: &str = "SELECT a.application_name, bool_or(l.objsubid = 1 AND ((l.classid::int8 << 32) | l.objid::int8) = $5) \
      FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
      AND l.pid = $1 AND coalesce((extract(generation FROM a.backend_start) * 1000000)::int8, 0) = $2 \
@@ -74,20 +79,36 @@ const NOTED: &str = "SELECT a.application_name, bool_or(l.objsubid = 1 AND ((l.c
 /// How often it is looked whether the holder has taken note.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Holds a mark until the holder has taken note of it, which it does with a renewal. From then on its deadline stands.
+/// Holds a mark until the holder has taken note of it, which it does with a renewal. From then on
+/// its deadline stands.
 async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Result<Broken> {
     let failed = |error| link.failed(error, "break");
     let mark = id.key.breaks(id.pid);
     let identity = Identity::random();
-    link.within(link.claim(&mut *connection, &identity, "break")).await??;
-    let take = AssertSqlSafe(format!("SELECT pg_try_advisory_lock_shared({mark}) WHERE {}", identity.is_here()));
-    link.within(sqlx::raw_sql(take).execute(&mut *connection)).await?.map_err(failed)?;
+    link.within(link.claim(&mut *connection, &identity, "break"))
+        .await??;
+    let take = AssertSqlSafe(format!(
+        "SELECT pg_try_advisory_lock_shared({mark}) WHERE {}",
+        identity.is_here()
+    ));
+    link.within(sqlx::raw_sql(take).execute(&mut *connection))
+        .await?
+        .map_err(failed)?;
     let begun = Instant::now();
     loop {
-        let query =
-            sqlx::query(NOTED).bind(id.pid).bind(id.started).bind(id.key.bits()).bind(id.key.is_pair()).bind(mark);
-        let row = link.within(query.fetch_optional(&mut *connection)).await?.map_err(failed)?;
-        let Some(row) = row else { return Ok(Broken::AlreadyGone) };
+        let query = sqlx::query(NOTED)
+            .bind(id.pid)
+            .bind(id.started)
+            .bind(id.key.bits())
+            .bind(id.key.is_pair())
+            .bind(mark);
+        let row = link
+            .within(query.fetch_optional(&mut *connection))
+            .await?
+            .map_err(failed)?;
+        let Some(row) = row else {
+            return Ok(Broken::AlreadyGone);
+        };
         let (name, noted): (String, bool) = (link.read(&row, 0)?, link.read(&row, 1)?);
         let Some((ttl, _)) = read_shown(&name) else {
             return Err(error::plain(
@@ -112,14 +133,26 @@ async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Res
 }
 
 pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Result<Broken> {
-    let id: HolderId = std::str::from_utf8(&holder.id).ok().and_then(|id| id.parse().ok()).ok_or_else(|| {
-        error::plain(ErrorKind::InvalidInput, "break", "this holder was not shown by an inspection of Postgres")
-    })?;
+    let id: HolderId = std::str::from_utf8(&holder.id)
+        .ok()
+        .and_then(|id| id.parse().ok())
+        .ok_or_else(|| {
+            error::plain(
+                ErrorKind::InvalidInput,
+                "break",
+                "this holder was not shown by an inspection of Postgres",
+            )
+        })?;
     let failed = |error| link.failed(error, "break");
     let mut connection = link.connect("leasehold breaks", "break").await?;
-    // What goes with the lock: markers of those who wait for it in the same session, and the count of a semaphore.
+    // What goes with the lock: markers of those who wait for it in the same session, and the count
+    // of a semaphore.
     let semaphore = link.names.semaphore(&holder.key, 1)?;
-    let markers = vec![id.key.waits(), id.key.writer_waits(), semaphore.key().waits()];
+    let markers = vec![
+        id.key.waits(),
+        id.key.writer_waits(),
+        semaphore.key().waits(),
+    ];
     let query = sqlx::query(AssertSqlSafe(held()))
         .bind(id.pid)
         .bind(id.started)
@@ -127,7 +160,10 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         .bind(id.key.is_pair())
         .bind(markers)
         .bind(semaphore.any_count());
-    let row = link.within(query.fetch_one(&mut connection)).await?.map_err(failed)?;
+    let row = link
+        .within(query.fetch_one(&mut connection))
+        .await?
+        .map_err(failed)?;
     let (held, others): (bool, i64) = (link.read(&row, 0)?, link.read(&row, 1)?);
     if !held {
         return Ok(Broken::AlreadyGone);
@@ -160,7 +196,9 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         ));
     }
     let query = sqlx::query("SELECT pg_terminate_backend($1)").bind(id.pid);
-    link.within(query.execute(&mut connection)).await?.map_err(failed)?;
+    link.within(query.execute(&mut connection))
+        .await?
+        .map_err(failed)?;
     drop(connection.close().await);
     Ok(Broken::Freed)
 }

@@ -1,6 +1,7 @@
 //! [`Server`]: what servers can do, and which will not do.
 
-/// The server cuts off silent sessions, and looks whether a client is still there, from this version on.
+/// The server cuts off silent sessions, and looks whether a client is still there, from this
+/// version on.
 pub(crate) const IDLE_SESSION_TIMEOUT: u32 = 140_000;
 /// `plan_cache_mode`, which the holding sessions need, is there from this version on.
 pub(crate) const OLDEST: u32 = 120_000;
@@ -19,8 +20,12 @@ pub(crate) struct Server {
 
 impl Server {
     /// The least of what is supported.
-    pub(crate) const WEAKEST: Self =
-        Self { version: OLDEST, asynchronous_standbys: true, syncs: false, flushes: false };
+    pub(crate) const WEAKEST: Self = Self {
+        version: OLDEST,
+        asynchronous_standbys: true,
+        syncs: false,
+        flushes: false,
+    };
 
     /// Whether a token that it has told is never told again, whatever it suffers.
     pub(crate) fn makes_tokens_durable(self) -> bool {
@@ -49,10 +54,12 @@ pub(crate) fn why_unfit(version: u32, encoding: &str) -> Option<String> {
     })
 }
 
-/// Whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role that may not see it
-/// is shown NULL.
+/// Whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role
+/// that may not see it is shown NULL.
 pub(crate) fn any_asynchronous(standbys: &[Option<String>]) -> bool {
-    !standbys.iter().all(|state| matches!(state.as_deref(), Some("sync" | "quorum")))
+    !standbys
+        .iter()
+        .all(|state| matches!(state.as_deref(), Some("sync" | "quorum")))
 }
 
 #[cfg(test)]
@@ -61,19 +68,30 @@ mod tests {
 
     #[test]
     fn unfit_versions_and_encodings_are_refused() {
-        assert!(why_unfit(110_022, "UTF8").is_some_and(|why| why.contains("110022") && why.contains("12 and 13")));
+        assert!(
+            why_unfit(110_022, "UTF8")
+                .is_some_and(|why| why.contains("110022") && why.contains("12 and 13"))
+        );
         for version in [120_000, 130_014, 140_000, 170_002] {
             assert_eq!(why_unfit(version, "UTF8"), None);
         }
         for encoding in ["LATIN1", "SQL_ASCII", "EUC_JP"] {
-            assert!(why_unfit(150_000, encoding).is_some_and(|why| why.contains(encoding) && why.contains("'UTF8'")));
+            assert!(
+                why_unfit(150_000, encoding)
+                    .is_some_and(|why| why.contains(encoding) && why.contains("'UTF8'"))
+            );
         }
     }
 
     #[test]
     fn standby_without_commit_wait_or_hidden_is_asynchronous() {
         let any = |states: &[Option<&str>]| {
-            any_asynchronous(&states.iter().map(|state| state.map(str::to_owned)).collect::<Vec<_>>())
+            any_asynchronous(
+                &states
+                    .iter()
+                    .map(|state| state.map(str::to_owned))
+                    .collect::<Vec<_>>(),
+            )
         };
         assert!(!any(&[]));
         assert!(!any(&[Some("sync"), Some("sync")]) && !any(&[Some("quorum")]));

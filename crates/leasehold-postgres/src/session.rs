@@ -11,24 +11,30 @@ use std::{
 
 use leasehold_core::{
     BoxFuture, Deadline, Elapsed, ErrorKind, LossReason, Result, async_trait, contained,
-    session::{Claim, Batcher, BatchLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
     supervised,
 };
 
 use crate::{
+    batch::{BatchExecutor, Done, Job, Name, WaiterMarkers},
     connection::Link,
     error::{self, named},
-    batch::{BatchExecutor, Done, Job, Name, WaiterMarkers},
     keys::AdvisoryKey,
+    session_conn::SessionConn,
     statement::SILENT_AFTER,
     waiters::WaiterRegistry,
-    session_conn::SessionConn,
 };
 
 /// Claims per session: every statement costs the server a walk over what its session has.
 const CAPACITY: usize = 1_000;
-/// One statement is under way at a time on a connection, so whatever is asked meanwhile goes together in the next.
-const LIMITS: BatchLimits = BatchLimits { alone: 1, one_at_a_time: true, calls: 1, batch: 256 };
+/// One statement is under way at a time on a connection, so whatever is asked meanwhile goes
+/// together in the next.
+const LIMITS: BatchLimits = BatchLimits {
+    alone: 1,
+    one_at_a_time: true,
+    calls: 1,
+    batch: 256,
+};
 
 /// Opens, renews and closes holding connections.
 #[derive(Debug)]
@@ -47,8 +53,8 @@ pub(crate) struct Handle {
     beating: AtomicBool,
 }
 
-/// The interval of the markers of life of a session in which a writer waits. Readers yield to the writer
-/// for [`SILENT_AFTER`] after the last one.
+/// The interval of the markers of life of a session in which a writer waits. Readers yield to the
+/// writer for [`SILENT_AFTER`] after the last one.
 const BEAT: Duration = Duration::from_secs(2);
 
 /// Counts a writer that begins to wait, and starts the [`beat`] task if it does not run.
@@ -59,7 +65,9 @@ fn writer_waits(session: &Arc<Session<PostgresSessions>>) {
     if session.ttl().as_duration() > SILENT_AFTER && !handle.beating.swap(true, Ordering::AcqRel) {
         // Ends with the session, or soon after the last of them.
         let session = Arc::downgrade(session);
-        drop(tokio::spawn(supervised(move || beat(Weak::clone(&session)))));
+        drop(tokio::spawn(supervised(move || {
+            beat(Weak::clone(&session))
+        })));
     }
 }
 
@@ -67,24 +75,31 @@ fn writer_waits(session: &Arc<Session<PostgresSessions>>) {
 async fn beat(session: Weak<Session<PostgresSessions>>) {
     loop {
         tokio::time::sleep(BEAT).await;
-        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
+        let Some(session) = session.upgrade().filter(|session| session.is_live()) else {
+            return;
+        };
         let handle = session.handle();
         if handle.waiting_writers.load(Ordering::Acquire) == 0 {
             handle.beating.store(false, Ordering::Release);
             // One may have come at this moment.
-            if handle.waiting_writers.load(Ordering::Acquire) == 0 || handle.beating.swap(true, Ordering::AcqRel) {
+            if handle.waiting_writers.load(Ordering::Acquire) == 0
+                || handle.beating.swap(true, Ordering::AcqRel)
+            {
                 return;
             }
         }
         // Not a renewal of the session, which would read the server's locks, too.
-        if let Err(error) = handle.driven("renew", |conn, link| Box::pin(conn.renew(link))).await {
+        if let Err(error) = handle
+            .driven("renew", |conn, link| Box::pin(conn.renew(link)))
+            .await
+        {
             tracing::debug!(target: "leasehold", %error, "readers may overtake the writers that wait here");
         }
     }
 }
 
-/// Whose connection it is, to be told before the connection is given up: with that the server frees all that is held. That is the
-/// one place that ends a session, besides its renewal.
+/// Whose connection it is, to be told before the connection is given up: with that the server frees
+/// all that is held. That is the one place that ends a session, besides its renewal.
 #[derive(Clone, Default)]
 pub(crate) struct SessionRef(Arc<OnceLock<Weak<Session<PostgresSessions>>>>);
 
@@ -109,7 +124,9 @@ impl Counted {
     fn one_more(link: &Arc<Link>) -> Option<Self> {
         let max = link.config.max_sessions;
         let more = |holding| (holding < max).then_some(holding + 1);
-        link.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        link.holding
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .ok()?;
         Some(Self(Arc::clone(link)))
     }
 }
@@ -123,15 +140,20 @@ impl Drop for Counted {
 impl Handle {
     /// A name that no other acquisition has.
     pub(crate) fn name(&self, key: AdvisoryKey) -> Name {
-        Name { key, number: self.next.fetch_add(1, Ordering::Relaxed) }
+        Name {
+            key,
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+        }
     }
 
-    /// Does something with the connection in a task of its own: whoever waits for it may be kept from asking for more, and
-    /// would keep all others from the connection.
+    /// Does something with the connection in a task of its own: whoever waits for it may be kept
+    /// from asking for more, and would keep all others from the connection.
     async fn driven<T, F>(&self, operation: &'static str, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: for<'a> FnOnce(&'a mut SessionConn, &'a Link) -> BoxFuture<'a, Result<T>> + Send + 'static,
+        F: for<'a> FnOnce(&'a mut SessionConn, &'a Link) -> BoxFuture<'a, Result<T>>
+            + Send
+            + 'static,
     {
         let (way, carrier) = (self.gather.disable_inline(), Arc::clone(&self.carrier));
         // A panic is told to whoever waits for it.
@@ -139,21 +161,39 @@ impl Handle {
             let _way = way;
             let link = &carrier.link;
             let mut conn = carrier.conn.lock().await;
-            match link.time_outs.within(carrier.limit, work(&mut conn, link)).await {
+            match link
+                .time_outs
+                .within(carrier.limit, work(&mut conn, link))
+                .await
+            {
                 Ok(done) => done,
                 Err(Elapsed) => Err(conn.give_up(link, operation, carrier.limit)),
             }
         }));
-        task.await.map_err(|_| error::plain(ErrorKind::Indeterminate, operation, "the runtime shuts down"))?
+        task.await.map_err(|_| {
+            error::plain(
+                ErrorKind::Indeterminate,
+                operation,
+                "the runtime shuts down",
+            )
+        })?
     }
 }
 
 /// Has a job of one claim done, alone or with others of its session.
-pub(crate) async fn run(claim: &Claim<PostgresSessions>, operation: &'static str, job: Job) -> Result<Done> {
+pub(crate) async fn run(
+    claim: &Claim<PostgresSessions>,
+    operation: &'static str,
+    job: Job,
+) -> Result<Done> {
     run_in(claim.session(), operation, job).await
 }
 
-async fn run_in(session: &Session<PostgresSessions>, operation: &'static str, job: Job) -> Result<Done> {
+async fn run_in(
+    session: &Session<PostgresSessions>,
+    operation: &'static str,
+    job: Job,
+) -> Result<Done> {
     let handle = session.handle();
     let ran = handle.gather.run(&handle.carrier, job).await;
     let done = ran.map_err(|error| named(error, operation)).flatten();
@@ -171,13 +211,23 @@ pub(crate) struct MarkerGuard {
 }
 
 impl MarkerGuard {
-    pub(crate) fn new(claim: &Claim<PostgresSessions>, waiters: &Arc<WaiterRegistry>, markers: WaiterMarkers) -> Self {
+    pub(crate) fn new(
+        claim: &Claim<PostgresSessions>,
+        waiters: &Arc<WaiterRegistry>,
+        markers: WaiterMarkers,
+    ) -> Self {
         let session = Arc::clone(claim.session());
         let of_writer = markers.writer.is_some();
         if of_writer {
             writer_waits(&session);
         }
-        Self { session, waiters: Arc::clone(waiters), name: *claim.name(), markers: Some(markers), of_writer }
+        Self {
+            session,
+            waiters: Arc::clone(waiters),
+            name: *claim.name(),
+            markers: Some(markers),
+            of_writer,
+        }
     }
 
     /// Somebody else has taken them down, or will.
@@ -189,9 +239,14 @@ impl MarkerGuard {
 impl Drop for MarkerGuard {
     fn drop(&mut self) {
         if self.of_writer {
-            self.session.handle().waiting_writers.fetch_sub(1, Ordering::AcqRel);
+            self.session
+                .handle()
+                .waiting_writers
+                .fetch_sub(1, Ordering::AcqRel);
         }
-        let Some(markers) = self.markers.take() else { return };
+        let Some(markers) = self.markers.take() else {
+            return;
+        };
         self.session.handle().carrier.leave(self.name, markers);
         // Without a runtime they go with whatever is asked next, or with the session.
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
@@ -237,16 +292,29 @@ impl SessionDriver for PostgresSessions {
         })?;
         let sent = time.now();
         let (ttl, label) = (time.ttl(), time.label().to_owned());
-        let holding = link.on_driver_thread("acquire", |link| async move { link.open(ttl, &label).await }).await?;
+        let holding = link
+            .on_driver_thread(
+                "acquire",
+                |link| async move { link.open(ttl, &label).await },
+            )
+            .await?;
         let conn = SessionConn::new(holding, counted, &self.waiters);
         let handle = Handle {
-            carrier: BatchExecutor::new(link, conn, link.patience(time.ttl()), time.ttl().as_duration()),
+            carrier: BatchExecutor::new(
+                link,
+                conn,
+                link.patience(time.ttl()),
+                time.ttl().as_duration(),
+            ),
             gather: Arc::new(Batcher::new(LIMITS)),
             next: AtomicU64::new(0),
             waiting_writers: AtomicUsize::new(0),
             beating: AtomicBool::new(false),
         };
-        Ok(Opened { handle, deadline: time.deadline_from(sent) })
+        Ok(Opened {
+            handle,
+            deadline: time.deadline_from(sent),
+        })
     }
 
     fn started(&self, session: &Arc<Session<Self>>) {
@@ -255,27 +323,37 @@ impl SessionDriver for PostgresSessions {
 
     async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
         let sent = time.now();
-        handle.driven("renew", |conn, link| Box::pin(conn.renew(link))).await?;
+        handle
+            .driven("renew", |conn, link| Box::pin(conn.renew(link)))
+            .await?;
         Ok(time.deadline_from(sent))
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Name>> {
-        handle.driven("reconcile", |conn, link| Box::pin(conn.reconcile(link))).await
+        handle
+            .driven("reconcile", |conn, link| Box::pin(conn.reconcile(link)))
+            .await
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
         handle
-            .driven("reconcile", move |conn, link| Box::pin(async move { conn.give_back(link, &orphans).await }))
+            .driven("reconcile", move |conn, link| {
+                Box::pin(async move { conn.give_back(link, &orphans).await })
+            })
             .await
     }
 
     async fn close(&self, handle: &Handle) -> Result<()> {
-        handle.driven("close", |conn, link| Box::pin(conn.close(link))).await
+        handle
+            .driven("close", |conn, link| Box::pin(conn.close(link)))
+            .await
     }
 }
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("carrier", &self.carrier).finish_non_exhaustive()
+        f.debug_struct("Handle")
+            .field("carrier", &self.carrier)
+            .finish_non_exhaustive()
     }
 }

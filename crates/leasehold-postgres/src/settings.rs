@@ -15,8 +15,8 @@ pub(crate) type Settings = Vec<(&'static str, String)>;
 /// The number of unanswered probes after which a silent connection ends.
 const PROBES: u64 = 3;
 
-/// What a session that holds locks must be set to: what the role has set must not end our statements, nor leave our
-/// commits to chance.
+/// What a session that holds locks must be set to: what the role has set must not end our
+/// statements, nor leave our commits to chance.
 pub(crate) fn needed(version: u32, ttl: Ttl, patience: Duration) -> Settings {
     let mut needed = vec![
         ("statement_timeout", ttl.as_millis().to_string()),
@@ -51,7 +51,10 @@ pub(crate) fn wanted(version: u32, ttl: Ttl) -> Settings {
         ("tcp_user_timeout", millis.to_string()),
     ];
     if version >= IDLE_SESSION_TIMEOUT {
-        wanted.push(("client_connection_check_interval", (millis / 3).clamp(1, 10_000).to_string()));
+        wanted.push((
+            "client_connection_check_interval",
+            (millis / 3).clamp(1, 10_000).to_string(),
+        ));
     }
     wanted
 }
@@ -64,11 +67,34 @@ mod tests {
     /// A holder that is cut off is valid for up to a TTL.
     #[test]
     fn unanswered_probes_end_no_connection_before_the_ttl() {
-        for millis in [100, 999, 1_000, 3_999, 4_000, 5_900, 30_000, 179_999, 3_600_000, i32::MAX as u64] {
+        for millis in [
+            100,
+            999,
+            1_000,
+            3_999,
+            4_000,
+            5_900,
+            30_000,
+            179_999,
+            3_600_000,
+            i32::MAX as u64,
+        ] {
             let settings = wanted(150_000, Ttl::from_millis(millis).unwrap());
-            let of = |name: &str| settings.iter().find(|(set, _)| *set == name).unwrap().1.parse::<u64>().unwrap();
-            let longest = of("tcp_keepalives_idle") + of("tcp_keepalives_interval") * of("tcp_keepalives_count");
-            assert!(longest * 1_000 >= millis, "{millis} ms: given up after {longest} s");
+            let of = |name: &str| {
+                settings
+                    .iter()
+                    .find(|(set, _)| *set == name)
+                    .unwrap()
+                    .1
+                    .parse::<u64>()
+                    .unwrap()
+            };
+            let longest = of("tcp_keepalives_idle")
+                + of("tcp_keepalives_interval") * of("tcp_keepalives_count");
+            assert!(
+                longest * 1_000 >= millis,
+                "{millis} ms: given up after {longest} s"
+            );
             assert!(of("tcp_user_timeout") >= millis);
         }
     }
@@ -77,8 +103,15 @@ mod tests {
     fn sessions_are_set_to_what_their_version_knows() {
         let ttl = Ttl::from_secs(30).unwrap();
         let of = |version, name: &str| {
-            let settings = [needed(version, ttl, Duration::from_secs(2)), wanted(version, ttl)].concat();
-            settings.into_iter().find(|(set, _)| *set == name).map(|(_, value)| value)
+            let settings = [
+                needed(version, ttl, Duration::from_secs(2)),
+                wanted(version, ttl),
+            ]
+            .concat();
+            settings
+                .into_iter()
+                .find(|(set, _)| *set == name)
+                .map(|(_, value)| value)
         };
         for (name, since, value) in [
             ("plan_cache_mode", OLDEST, "force_generic_plan"),
@@ -89,7 +122,11 @@ mod tests {
             ("transaction_timeout", 170_000, "0"),
         ] {
             for version in [OLDEST, 139_999, 140_000, 169_999, 170_000] {
-                assert_eq!(of(version, name).as_deref(), (version >= since).then_some(value), "{name} of {version}");
+                assert_eq!(
+                    of(version, name).as_deref(),
+                    (version >= since).then_some(value),
+                    "{name} of {version}"
+                );
             }
         }
     }

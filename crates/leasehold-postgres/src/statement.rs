@@ -1,18 +1,23 @@
 //! The SQL of the holding sessions.
 //!
-//! A gathered statement has one row per operation, in order: `CASE` evaluates only the branch that is asked for, and a row is
-//! done before the next begins. So a token is drawn after its lock was granted, and only then.
+//! A gathered statement has one row per operation, in order: `CASE` evaluates only the branch that
+//! is asked for, and a row is done before the next begins. So a token is drawn after its lock was
+//! granted, and only then.
 //!
-//! Who takes or gives back one key alone, the usual case, or takes the one it waited for, has statements of their own: to unpack
-//! arrays and to gather results costs the server as much as the lock itself (measured: 1.3 to 1.7 times as many pairs without).
+//! Who takes or gives back one key alone, the usual case, or takes the one it waited for, has
+//! statements of their own: to unpack arrays and to gather results costs the server as much as the
+//! lock itself (measured: 1.3 to 1.7 times as many pairs without).
 //!
-//! The tokens are durable before the server answers. `nextval` itself makes its transaction wait for the disk only when it logs,
-//! which is once in 32 values; in between it relies on a record that another transaction may not have flushed yet. So
-//! after the last token was drawn the log's end is compared with what is flushed, and if anything is missing an empty message goes
-//! into the log within the transaction: its commit then flushes everything before it. Some managed services refuse these functions;
-//! there the tokens are not flushed, and the capabilities say *best effort*.
+//! The tokens are durable before the server answers. `nextval` itself makes its transaction wait
+//! for the disk only when it logs, which is once in 32 values; in between it relies on a record
+//! that another transaction may not have flushed yet. So after the last token was drawn the log's
+//! end is compared with what is flushed, and if anything is missing an empty message goes into the
+//! log within the transaction: its commit then flushes everything before it. Some managed services
+//! refuse these functions; there the tokens are not flushed, and the capabilities say *best
+//! effort*.
 //!
-//! Every statement has an effect only on the backend of its session, and its column of the pid says so; see [`Identity`].
+//! Every statement has an effect only on the backend of its session, and its column of the pid says
+//! so; see [`Identity`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -57,17 +62,21 @@ pub(crate) enum Op {
 impl Op {
     /// Whether it is for readers, who heed writers that wait.
     pub(crate) fn reads(self) -> bool {
-        matches!(self, Self::Shared | Self::SharedOfWaiter | Self::SharedCourteous | Self::Join)
+        matches!(
+            self,
+            Self::Shared | Self::SharedOfWaiter | Self::SharedCourteous | Self::Join
+        )
     }
 
     /// Whether a token may be drawn.
     pub(crate) fn takes(self) -> bool {
         use Op::{
-            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous, SharedOfWaiter, Sign,
-            Unlock, UnlockPermit, UnlockShared, Unsign, UnsignWriter,
+            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous,
+            SharedOfWaiter, Sign, Unlock, UnlockPermit, UnlockShared, Unsign, UnsignWriter,
         };
         match self {
-            Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous | SharedCourteous => true,
+            Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous
+            | SharedCourteous => true,
             Unlock | UnlockShared | UnlockPermit | Join | Sign | Unsign | UnsignWriter => false,
         }
     }
@@ -93,39 +102,46 @@ impl Row {
     }
 }
 
-/// The texts of one session. What they return as the pid is the session's [answer](crate::identity::Answerer).
+/// The texts of one session. What they return as the pid is the session's
+/// [answer](crate::identity::Answerer).
 #[derive(Clone, Debug)]
 pub(crate) struct Statements {
-    /// A key of 64 bits alone, as [`Op::Exclusive`]: `$1` the key, `$2` whether the token must reach a standby. The result, the pid, and
-    /// whether it was flushed.
+    /// A key of 64 bits alone, as [`Op::Exclusive`]: `$1` the key, `$2` whether the token must
+    /// reach a standby. The result, the pid, and whether it was flushed.
     pub(crate) take: SqlStr,
     /// The same as [`Op::ExclusiveCourteous`]: `$3` the waiters' sign.
     pub(crate) take_courteously: SqlStr,
     /// The same as [`Op::ExclusiveOfWaiter`]: `$3` the waiters' sign, `$4` the waiting writers'.
     pub(crate) take_waited_for: SqlStr,
-    /// A key of 64 bits alone, as [`Op::Unlock`]: `$1` the key, `$2` the waiters' sign. The result, and the pid.
+    /// A key of 64 bits alone, as [`Op::Unlock`]: `$1` the key, `$2` the waiters' sign. The result,
+    /// and the pid.
     pub(crate) give_back: SqlStr,
-    /// What a release says to waiters, of what is free already: `$1` the waiters' markers, `$2` what they are told. The number, and the pid.
+    /// What a release says to waiters, of what is free already: `$1` the waiters' markers, `$2`
+    /// what they are told. The number, and the pid.
     pub(crate) tell: SqlStr,
-    /// `$1` operations, `$2` keys, `$3` waiters' markers, `$4` keys beside, `$5` whether the tokens must reach a standby,
-    /// `$6` how a commit that notifies waits: one row of results, pid, and whether it was flushed. For rows without readers.
+    /// `$1` operations, `$2` keys, `$3` waiters' markers, `$4` keys beside, `$5` whether the tokens
+    /// must reach a standby, `$6` how a commit that notifies waits: one row of results, pid, and
+    /// whether it was flushed. For rows without readers.
     pub(crate) batch: SqlStr,
-    /// The same for all rows; `$7` the database. The look for writers that wait costs the server as much as all the rest, because
-    /// it is set up at each execution, taken or not.
+    /// The same for all rows; `$7` the database. The look for writers that wait costs the server as
+    /// much as all the rest, because it is set up at each execution, taken or not.
     pub(crate) batch_with_readers: SqlStr,
     /// The same if a row is of a reader that waits. It also checks whether the waiting writers are
     /// silent, which costs the server a fifth more (measured).
     pub(crate) batch_with_waiting_readers: SqlStr,
-    /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common, `$4` whether the count's key is
-    /// still to be taken, `$5` the database: which of `$1` was granted, from 1; 0 if none; -1 if the count's key could not be taken; or
-    /// `-2 - n` if somebody has permits with a count of n. And the pid.
+    /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common,
+    /// `$4` whether the count's key is still to be taken, `$5` the database: which of `$1` was
+    /// granted, from 1; 0 if none; -1 if the count's key could not be taken; or `-2 - n` if
+    /// somebody has permits with a count of n. And the pid.
     pub(crate) permit: SqlStr,
     /// Nothing, which the server takes for a sign of life. And the pid.
     pub(crate) renew: SqlStr,
-    /// What this session has, and which of `$1` others have, in the database `$2`: `classid`, `objid`, `objsubid`, whether exclusively, and
-    /// whether it is this session. And the pid, in at least one row.
+    /// What this session has, and which of `$1` others have, in the database `$2`: `classid`,
+    /// `objid`, `objsubid`, whether exclusively, and whether it is this session. And the pid, in at
+    /// least one row.
     pub(crate) owned: SqlStr,
-    /// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive. Whether all were held, and the pid.
+    /// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive. Whether
+    /// all were held, and the pid.
     pub(crate) unlock: SqlStr,
 }
 
@@ -142,11 +158,13 @@ pub(crate) struct Dialect<'a> {
 
 /// What `bool` says of the sign in column `sign`: held by nobody but this session.
 fn nobody(sign: &str) -> String {
-    format!("(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) ELSE false END)")
+    format!(
+        "(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) ELSE false END)"
+    )
 }
 
-/// Registration readers no longer yield to a waiting writer whose session was silent for this long. It is
-/// stopped or cut off, and the server ends its session only after the TTL.
+/// Registration readers no longer yield to a waiting writer whose session was silent for this long.
+/// It is stopped or cut off, and the server ends its session only after the TTL.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// Returns the condition that the session of `l.pid` is not known to be silent. A role sees its own
@@ -181,7 +199,8 @@ fn granted(granted: &str, token: &str) -> String {
     format!("CASE WHEN {granted} THEN {token} ELSE 0 END")
 }
 
-/// Gives back, and tells the waiters if there are any; `commit` is how a commit that notifies waits.
+/// Gives back, and tells the waiters if there are any; `commit` is how a commit that notifies
+/// waits.
 fn unlock(unlocked: &str, told: &str, commit: &str) -> String {
     format!(
         "CASE WHEN {unlocked} THEN CASE WHEN {} THEN -1 \
@@ -191,7 +210,8 @@ fn unlock(unlocked: &str, told: &str, commit: &str) -> String {
     )
 }
 
-/// Whether what was drawn for `drawn` had to be flushed, and was; `standby` says that it must reach a standby.
+/// Whether what was drawn for `drawn` had to be flushed, and was; `standby` says that it must reach
+/// a standby.
 fn flushed(drawn: &str, standby: &str) -> String {
     format!(
         "CASE WHEN {drawn} AND ({standby} OR pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()) \
@@ -223,7 +243,8 @@ struct Operations {
     reading: Vec<String>,
 }
 
-/// Adds what each operation does to keys of one space; those of readers, once it is known that no writer waits.
+/// Adds what each operation does to keys of one space; those of readers, once it is known that no
+/// writer waits.
 fn branches(operations: &mut Operations, from: i16, key: &str, space: char, token: &str) {
     let unlock = |unlocked: &str, told: &str| unlock(unlocked, told, "$6");
     let exclusive = format!("pg_try_advisory_lock({key})");
@@ -231,31 +252,54 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
     let told = format!("'{space}' || k");
     let mut branch = |op: Op, then: String| {
         let code = op as i16 + from;
-        let branches = if op.reads() { &mut operations.readers } else { &mut operations.others };
+        let branches = if op.reads() {
+            &mut operations.readers
+        } else {
+            &mut operations.others
+        };
         branches.push_str(&format!(" WHEN {code} THEN {then}"));
         if op.reads() {
             operations.reading.push(code.to_string());
         }
     };
     branch(Op::Exclusive, granted(&exclusive, token));
-    branch(Op::Unlock, unlock(&format!("pg_advisory_unlock({key})"), &told));
+    branch(
+        Op::Unlock,
+        unlock(&format!("pg_advisory_unlock({key})"), &told),
+    );
     branch(Op::Shared, granted(&shared, token));
-    branch(Op::UnlockShared, unlock(&format!("pg_advisory_unlock_shared({key})"), &told));
-    branch(Op::UnsignWriter, unlock("pg_advisory_unlock_shared(x)", &told));
-    branch(Op::ExclusiveOfWaiter, granted(&exclusive, &without_signs(token)));
+    branch(
+        Op::UnlockShared,
+        unlock(&format!("pg_advisory_unlock_shared({key})"), &told),
+    );
+    branch(
+        Op::UnsignWriter,
+        unlock("pg_advisory_unlock_shared(x)", &told),
+    );
+    branch(
+        Op::ExclusiveOfWaiter,
+        granted(&exclusive, &without_signs(token)),
+    );
     branch(Op::SharedOfWaiter, granted(&shared, &without_sign(token)));
-    branch(Op::ExclusiveCourteous, granted(&yielding(&exclusive), token));
+    branch(
+        Op::ExclusiveCourteous,
+        granted(&yielding(&exclusive), token),
+    );
     branch(Op::SharedCourteous, granted(&yielding(&shared), token));
     branch(Op::Join, "-1".into());
     if space == 'b' {
         branch(Op::Sign, granted("pg_try_advisory_lock_shared(k)", "-1"));
         branch(Op::Unsign, granted("pg_advisory_unlock_shared(k)", "-1"));
-        branch(Op::UnlockPermit, unlock("pg_advisory_unlock(k)", "'b' || x"));
+        branch(
+            Op::UnlockPermit,
+            unlock("pg_advisory_unlock(k)", "'b' || x"),
+        );
     }
 }
 
-/// The count's key first, then the look for other counts: of two that come with different counts at the same time, at
-/// least one sees the other. The permits are tried one after the other until one is granted.
+/// The count's key first, then the look for other counts: of two that come with different counts at
+/// the same time, at least one sees the other. The permits are tried one after the other until one
+/// is granted.
 fn permit(here: &str, answer: &str) -> String {
     format!(
         "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
@@ -273,8 +317,8 @@ fn permit(here: &str, answer: &str) -> String {
     )
 }
 
-/// A mark counts only if who set it may end this session. Nothing here reads the catalogue before there is a mark: where
-/// the lock table is full, that fails.
+/// A mark counts only if who set it may end this session. Nothing here reads the catalogue before
+/// there is a mark: where the lock table is full, that fails.
 fn owned(answer: &str) -> String {
     format!(
         "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', l.pid = pg_backend_pid(), {answer} \
@@ -283,14 +327,21 @@ fn owned(answer: &str) -> String {
          WHEN objsubid = 1 AND (classid::int8 << 32 | objid::int8) = ANY ($1::int8[]) THEN \
          (SELECT {} FROM pg_stat_get_activity(l.pid) AS a, pg_stat_get_activity(pg_backend_pid()) AS us) \
          ELSE false END",
-        may_end("a.usesysid", "us.usesysid", "current_setting('is_superuser')::bool")
+        may_end(
+            "a.usesysid",
+            "us.usesysid",
+            "current_setting('is_superuser')::bool"
+        )
     )
 }
 
-/// Returns the SQL condition that a session of the role `by` may end one of the role `whose`, by the rule of
-/// `pg_terminate_backend`. `is_super` says whether the latter is a superuser's. NULL counts as no.
+/// Returns the SQL condition that a session of the role `by` may end one of the role `whose`, by
+/// the rule of `pg_terminate_backend`. `is_super` says whether the latter is a superuser's. NULL
+/// counts as no.
 pub(crate) fn may_end(by: &str, whose: &str, is_super: &str) -> String {
-    format!("pg_has_role({by}, {whose}, 'USAGE') OR NOT {is_super} AND pg_has_role({by}, 'pg_signal_backend', 'USAGE')")
+    format!(
+        "pg_has_role({by}, {whose}, 'USAGE') OR NOT {is_super} AND pg_has_role({by}, 'pg_signal_backend', 'USAGE')"
+    )
 }
 
 fn unlock_all(here: &str, answer: &str) -> String {
@@ -305,7 +356,11 @@ fn unlock_all(here: &str, answer: &str) -> String {
 
 impl Statements {
     pub(crate) fn new(dialect: Dialect<'_>, identity: &Identity) -> Self {
-        let Dialect { sequence, flushes, pairs } = dialect;
+        let Dialect {
+            sequence,
+            flushes,
+            pairs,
+        } = dialect;
         let (here, answer) = (identity.is_here(), identity.answer());
         let token = match sequence {
             // As a literal of type `regclass`: looked up once, when the statement is prepared.
@@ -315,9 +370,19 @@ impl Statements {
         let mut operations = Operations::default();
         branches(&mut operations, 0, "k", 'b', &token);
         if pairs {
-            branches(&mut operations, PAIRS, "(k >> 32)::int4, ((k << 32) >> 32)::int4", 'p', &token);
+            branches(
+                &mut operations,
+                PAIRS,
+                "(k >> 32)::int4, ((k << 32) >> 32)::int4",
+                'p',
+                &token,
+            );
         }
-        let Operations { others, readers, reading } = operations;
+        let Operations {
+            others,
+            readers,
+            reading,
+        } = operations;
         let others = format!("CASE o{others} END");
         let all = |whom: &str| {
             format!(
@@ -331,8 +396,8 @@ impl Statements {
             _ => String::from(standby),
         };
         let of_batch = flushed("bool_or(r > 0)", "$5");
-        // The rows are not pulled up into the aggregates, because their functions are volatile; and what stands beside the
-        // aggregates is evaluated when the last row is done.
+        // The rows are not pulled up into the aggregates, because their functions are volatile; and
+        // what stands beside the aggregates is evaluated when the last row is done.
         let batch = |operations: &str| {
             format!(
                 "SELECT array_agg(r), {answer}, {of_batch} FROM (SELECT ({operations})::int8 AS r \
@@ -350,7 +415,11 @@ impl Statements {
         let exclusive = "pg_try_advisory_lock(k)";
         let give_back = format!(
             "SELECT ({})::int8, {answer} FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j",
-            unlock(&format!("{here} AND pg_advisory_unlock(k)"), "'b' || k", "'off'")
+            unlock(
+                &format!("{here} AND pg_advisory_unlock(k)"),
+                "'b' || k",
+                "'off'"
+            )
         );
         let tell = format!(
             "SELECT count(r), {answer} FROM (SELECT ({})::int8 AS r \
@@ -360,7 +429,11 @@ impl Statements {
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
         Self {
             take: text(take("$1::int8 AS k", exclusive, &token)),
-            take_courteously: text(take("$1::int8 AS k, $3::int8 AS w", &yielding(exclusive), &token)),
+            take_courteously: text(take(
+                "$1::int8 AS k, $3::int8 AS w",
+                &yielding(exclusive),
+                &token,
+            )),
             take_waited_for: text(take(
                 "$1::int8 AS k, $3::int8 AS w, $4::int8 AS x",
                 exclusive,

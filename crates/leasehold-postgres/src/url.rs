@@ -21,15 +21,25 @@ pub(crate) struct ParsedUrl {
 impl fmt::Debug for ParsedUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The options have a password.
-        f.debug_struct("ParsedUrl").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("ParsedUrl")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
-/// Options of libpq that the driver lacks, with the values that ask for nothing that it lacks, and the reason why it
-/// refuses others.
+/// Options of libpq that the driver lacks, with the values that ask for nothing that it lacks, and
+/// the reason why it refuses others.
 const LACKING: [(&str, &[&str], &str); 34] = [
-    ("channel_binding", &["disable", "prefer"], "the driver has no channel binding; use sslmode=verify-full"),
-    ("client_encoding", &["UTF8", "utf8", "auto"], "the driver speaks UTF-8"),
+    (
+        "channel_binding",
+        &["disable", "prefer"],
+        "the driver has no channel binding; use sslmode=verify-full",
+    ),
+    (
+        "client_encoding",
+        &["UTF8", "utf8", "auto"],
+        "the driver speaks UTF-8",
+    ),
     ("gssdelegation", &["0"], NO_GSSAPI),
     ("gssencmode", &["disable", "prefer"], NO_GSSAPI),
     ("gsslib", &[], NO_GSSAPI),
@@ -39,28 +49,68 @@ const LACKING: [(&str, &[&str], &str); 34] = [
     ("keepalives_interval", &[], SILENCE),
     ("krbsrvname", &[], NO_GSSAPI),
     ("load_balance_hosts", &["disable"], ONE_HOST),
-    ("max_protocol_version", &["3.0", "latest"], "the driver speaks version 3.0"),
-    ("min_protocol_version", &["3.0"], "the driver speaks version 3.0"),
-    ("passfile", &[], "the driver reads the file that PGPASSFILE names"),
-    ("replication", &["false", "no", "off", "0"], "locks need an ordinary connection"),
+    (
+        "max_protocol_version",
+        &["3.0", "latest"],
+        "the driver speaks version 3.0",
+    ),
+    (
+        "min_protocol_version",
+        &["3.0"],
+        "the driver speaks version 3.0",
+    ),
+    (
+        "passfile",
+        &[],
+        "the driver reads the file that PGPASSFILE names",
+    ),
+    (
+        "replication",
+        &["false", "no", "off", "0"],
+        "locks need an ordinary connection",
+    ),
     ("require_auth", &[], NOT_THE_DRIVERS),
     ("requirepeer", &[], NOT_THE_DRIVERS),
     ("requiressl", &["0"], "write sslmode"),
     ("scram_client_key", &[], NOT_THE_DRIVERS),
     ("scram_server_key", &[], NOT_THE_DRIVERS),
-    ("service", &[], "the driver reads no service file; write its settings into the URL"),
-    ("servicefile", &[], "the driver reads no service file; write its settings into the URL"),
+    (
+        "service",
+        &[],
+        "the driver reads no service file; write its settings into the URL",
+    ),
+    (
+        "servicefile",
+        &[],
+        "the driver reads no service file; write its settings into the URL",
+    ),
     ("ssl_max_protocol_version", &[], NOT_THE_DRIVERS),
-    ("ssl_min_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2"], "the driver's least version is TLSv1.2"),
-    ("sslcertmode", &["allow"], "the driver sends the certificate that `sslcert` names, if the server asks for one"),
+    (
+        "ssl_min_protocol_version",
+        &["TLSv1", "TLSv1.1", "TLSv1.2"],
+        "the driver's least version is TLSv1.2",
+    ),
+    (
+        "sslcertmode",
+        &["allow"],
+        "the driver sends the certificate that `sslcert` names, if the server asks for one",
+    ),
     ("sslcompression", &["0"], NOT_THE_DRIVERS),
     ("sslcrl", &[], NOT_THE_DRIVERS),
     ("sslcrldir", &[], NOT_THE_DRIVERS),
     ("sslkeylogfile", &[], NOT_THE_DRIVERS),
     ("sslnegotiation", &["postgres"], NOT_THE_DRIVERS),
-    ("sslpassword", &[], "the driver reads keys without a passphrase alone"),
+    (
+        "sslpassword",
+        &[],
+        "the driver reads keys without a passphrase alone",
+    ),
     ("sslsni", &["1"], NOT_THE_DRIVERS),
-    ("target_session_attrs", &["any", "primary", "read-write"], "locks live on the primary"),
+    (
+        "target_session_attrs",
+        &["any", "primary", "read-write"],
+        "locks live on the primary",
+    ),
     ("tcp_user_timeout", &[], SILENCE),
 ];
 const NO_GSSAPI: &str = "the driver has no GSSAPI";
@@ -74,7 +124,9 @@ impl ParsedUrl {
         refuse_folder_as_host(url)?;
         let mut url = BackendUrl::parse(&with_plain_pluses(url)).map_err(ours)?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
-            return Err(invalid("the URL's scheme is neither `postgres` nor `postgresql`"));
+            return Err(invalid(
+                "the URL's scheme is neither `postgres` nor `postgresql`",
+            ));
         }
         let config = config(&mut url)?;
         let options = options(&mut url)?;
@@ -86,9 +138,17 @@ impl ParsedUrl {
 
 /// libpq reads `postgres://%2Frun%2Fx/db` as the folder of a socket.
 fn refuse_folder_as_host(url: &str) -> Result<()> {
-    let authority = url.split_once("://").map_or("", |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
+    let authority = url
+        .split_once("://")
+        .map_or("", |(_, rest)| rest)
+        .split(['/', '?'])
+        .next()
+        .unwrap_or_default();
     let host = authority.rsplit('@').next().unwrap_or_default();
-    if host.get(..3).is_some_and(|begin| begin.eq_ignore_ascii_case("%2f")) {
+    if host
+        .get(..3)
+        .is_some_and(|begin| begin.eq_ignore_ascii_case("%2f"))
+    {
         return Err(invalid(
             "the URL has the folder of a socket in place of the host; write postgres://user@/database?host=/run/postgresql",
         ));
@@ -130,7 +190,9 @@ fn config(url: &mut BackendUrl) -> Result<PostgresConfig> {
             )
         })?;
         if take(url, "connect-timeout")?.is_some() {
-            return Err(invalid("`connect_timeout` and `connect-timeout` are one option; give it once"));
+            return Err(invalid(
+                "`connect_timeout` and `connect-timeout` are one option; give it once",
+            ));
         }
     }
     for (option, target) in [
@@ -142,33 +204,49 @@ fn config(url: &mut BackendUrl) -> Result<PostgresConfig> {
     }
     if let Some(max) = take(url, "max-sessions")? {
         let max = max.parse().ok().filter(|max| *max > 0);
-        config.max_sessions = max.ok_or_else(|| invalid("the option `max-sessions` is no number above 0"))?;
+        config.max_sessions =
+            max.ok_or_else(|| invalid("the option `max-sessions` is no number above 0"))?;
     }
     Ok(config)
 }
 
-/// What the driver reads. It gets all of it as options, since it does not read every address that may stand in a URL.
+/// What the driver reads. It gets all of it as options, since it does not read every address that
+/// may stand in a URL.
 fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
     let (host, port) = match url.hosts() {
         [] => (None, None),
-        [host] => (Some(host.name().to_owned()), host.port().map(|port| port.to_string())),
+        [host] => (
+            Some(host.name().to_owned()),
+            host.port().map(|port| port.to_string()),
+        ),
         _ => return Err(several_hosts()),
     };
     let database = url.path().strip_prefix('/').map(str::to_owned);
-    let (user, password) = (url.user().map(str::to_owned), url.password().map(str::to_owned));
+    let (user, password) = (
+        url.user().map(str::to_owned),
+        url.password().map(str::to_owned),
+    );
     let address = take(url, "hostaddr")?;
     let host = once(url, "host", host)?;
     if host.as_ref().is_some_and(|host| host.contains(',')) {
         return Err(several_hosts());
     }
-    if address.as_ref().is_some_and(|address| address.parse::<IpAddr>().is_err()) {
+    if address
+        .as_ref()
+        .is_some_and(|address| address.parse::<IpAddr>().is_err())
+    {
         return Err(invalid("the option `hostaddr` is not one IP address"));
     }
     if host.is_some() && address.is_some() {
-        return Err(invalid("the driver cannot check the name `host` at the address `hostaddr`; give one of them"));
+        return Err(invalid(
+            "the driver cannot check the name `host` at the address `hostaddr`; give one of them",
+        ));
     }
     let port = once(url, "port", port)?;
-    if port.as_ref().is_some_and(|port| port.parse::<u16>().ok().is_none_or(|port| port == 0)) {
+    if port
+        .as_ref()
+        .is_some_and(|port| port.parse::<u16>().ok().is_none_or(|port| port == 0))
+    {
         return Err(invalid("the option `port` is not a number from 1 to 65535"));
     }
     let tls = Tls::take(url)?;
@@ -183,7 +261,9 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
     ] {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
             if value.contains('\0') {
-                return Err(invalid(format!("the option `{option}` has a NUL character (`%00`)")));
+                return Err(invalid(format!(
+                    "the option `{option}` has a NUL character (`%00`)"
+                )));
             }
             read.append_pair(option, &value);
         }
@@ -210,7 +290,9 @@ impl Tls {
             Some(_) => return Err(invalid("the option `ssl` is `true`; or write `sslmode`")),
         };
         let mode = match take(url, "sslmode")? {
-            Some(_) if old.is_some() => return Err(invalid("`ssl` and `sslmode` are one option; give it once")),
+            Some(_) if old.is_some() => {
+                return Err(invalid("`ssl` and `sslmode` are one option; give it once"));
+            }
             Some(mode) => Some(ssl_mode("the option `sslmode`", &mode)?),
             None => old,
         };
@@ -220,16 +302,32 @@ impl Tls {
             (mode, _) => mode,
         };
         // As in libpq, an empty one is none.
-        let root = take(url, "sslrootcert")?.or_else(|| env::var("PGSSLROOTCERT").ok()).filter(|root| !root.is_empty());
-        Ok(Self { mode, root, cert: take(url, "sslcert")?, key: take(url, "sslkey")? })
+        let root = take(url, "sslrootcert")?
+            .or_else(|| env::var("PGSSLROOTCERT").ok())
+            .filter(|root| !root.is_empty());
+        Ok(Self {
+            mode,
+            root,
+            cert: take(url, "sslcert")?,
+            key: take(url, "sslkey")?,
+        })
     }
 
-    /// Verifies as libpq does: `require` with a root certificate is `verify-ca`, and `sslrootcert=system` goes with
-    /// `verify-full` alone. Sockets have no TLS.
+    /// Verifies as libpq does: `require` with a root certificate is `verify-ca`, and
+    /// `sslrootcert=system` goes with `verify-full` alone. Sockets have no TLS.
     fn apply_to(self, mut options: PgConnectOptions) -> Result<PgConnectOptions> {
-        let Self { mode, root, cert, key } = self;
+        let Self {
+            mode,
+            root,
+            cert,
+            key,
+        } = self;
         let system = root.as_deref() == Some("system");
-        let mode = match mode.unwrap_or(if system { PgSslMode::VerifyFull } else { PgSslMode::Prefer }) {
+        let mode = match mode.unwrap_or(if system {
+            PgSslMode::VerifyFull
+        } else {
+            PgSslMode::Prefer
+        }) {
             _ if is_socket(&options) => PgSslMode::Disable,
             PgSslMode::VerifyFull => PgSslMode::VerifyFull,
             _ if system => return Err(invalid("sslrootcert=system needs sslmode=verify-full")),
@@ -265,7 +363,9 @@ fn verifies(mode: PgSslMode) -> bool {
 fn readable(option: &str, path: String) -> Result<String> {
     match std::fs::File::open(&path) {
         Ok(_) => Ok(path),
-        Err(error) => Err(invalid(format!("cannot read the file of `{option}`, {path}: {error}"))),
+        Err(error) => Err(invalid(format!(
+            "cannot read the file of `{option}`, {path}: {error}"
+        ))),
     }
 }
 
@@ -277,12 +377,19 @@ pub(crate) fn is_socket(options: &PgConnectOptions) -> bool {
 /// Returns whether the address belongs to this host.
 pub(crate) fn is_local(options: &PgConnectOptions) -> bool {
     let host = options.get_host();
-    is_socket(options) || host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    is_socket(options)
+        || host == "localhost"
+        || host
+            .parse()
+            .is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 fn ssl_mode(of: &str, mode: &str) -> Result<PgSslMode> {
-    mode.parse()
-        .map_err(|_| invalid(format!("{of} is none of disable, allow, prefer, require, verify-ca, verify-full")))
+    mode.parse().map_err(|_| {
+        invalid(format!(
+            "{of} is none of disable, allow, prefer, require, verify-ca, verify-full"
+        ))
+    })
 }
 
 /// Takes what the driver lacks out of the URL, if it asks for nothing.
@@ -292,7 +399,8 @@ fn accept_what_asks_for_nothing(url: &mut BackendUrl) -> Result<()> {
         take(url, option)?;
     }
     for (option, nothing, why) in LACKING {
-        // Asked of a copy: the error of an unknown option lists what was asked for, and that list is long enough.
+        // Asked of a copy: the error of an unknown option lists what was asked for, and that list
+        // is long enough.
         if take(&mut url.clone(), option)?.is_none() {
             continue;
         }
@@ -301,19 +409,25 @@ fn accept_what_asks_for_nothing(url: &mut BackendUrl) -> Result<()> {
                 [] => String::new(),
                 values => format!(" (only {})", values.join(", ")),
             };
-            return Err(invalid(format!("the option `{option}` of libpq is not supported{only}: {why}")));
+            return Err(invalid(format!(
+                "the option `{option}` of libpq is not supported{only}: {why}"
+            )));
         }
     }
     Ok(())
 }
 
 /// What the URL says before the `?`, or an option says.
-fn once(url: &mut BackendUrl, option: &'static str, before: Option<String>) -> Result<Option<String>> {
+fn once(
+    url: &mut BackendUrl,
+    option: &'static str,
+    before: Option<String>,
+) -> Result<Option<String>> {
     let before = before.filter(|value| !value.is_empty());
     match (take(url, option)?, before) {
-        (Some(_), Some(_)) => {
-            Err(invalid(format!("the option `{option}` says what the URL says before the `?`; give it once")))
-        }
+        (Some(_), Some(_)) => Err(invalid(format!(
+            "the option `{option}` says what the URL says before the `?`; give it once"
+        ))),
         (value, before) => Ok(value.or(before)),
     }
 }
@@ -334,7 +448,11 @@ fn scheme(name: &str) -> Result<KeyScheme> {
         "sqlx" => KeyScheme::Sqlx,
         "rails" => KeyScheme::Rails,
         "dotnet" => KeyScheme::DotNet,
-        _ => return Err(invalid("the option `keys` is hash, int64, int32-pair, sqlx, rails or dotnet")),
+        _ => {
+            return Err(invalid(
+                "the option `keys` is hash, int64, int32-pair, sqlx, rails or dotnet",
+            ));
+        }
     })
 }
 
@@ -355,43 +473,90 @@ mod tests {
         let url = "postgres://al%40ice:p%23ss@h:7000/shop?prefix=shop%3A&keys=rails&fencing=off&timeout=300ms&sslmode=disable\
                    &fallback-poll-interval=3s&sequence=locks.tokens&max-sessions=3&connect-timeout=1s";
         let ParsedUrl { options, config } = ParsedUrl::parse(url).unwrap();
-        assert_eq!((options.get_username(), options.get_host(), options.get_port()), ("al@ice", "h", 7000));
+        assert_eq!(
+            (
+                options.get_username(),
+                options.get_host(),
+                options.get_port()
+            ),
+            ("al@ice", "h", 7000)
+        );
         assert_eq!(options.get_database(), Some("shop"));
-        assert_eq!((&*config.prefix, config.keys, config.fencing), (b"shop:".as_slice(), KeyScheme::Rails, false));
-        assert_eq!((config.timeout.as_millis(), config.fallback_poll_interval.as_secs(), config.max_sessions), (300, 3, 3));
+        assert_eq!(
+            (&*config.prefix, config.keys, config.fencing),
+            (b"shop:".as_slice(), KeyScheme::Rails, false)
+        );
+        assert_eq!(
+            (
+                config.timeout.as_millis(),
+                config.fallback_poll_interval.as_secs(),
+                config.max_sessions
+            ),
+            (300, 3, 3)
+        );
         assert_eq!(config.sequence_parts().unwrap(), ("locks", "tokens"));
         let socket = ParsedUrl::parse("postgresql:///?host=/run/x&user=u&dbname=d").unwrap();
         assert_eq!(socket.options.get_socket(), Some(&"/run/x".into()));
         let plain = ParsedUrl::parse("postgres://h/?dbname=a+b&prefix=c+d").unwrap();
-        assert_eq!((plain.options.get_database(), &*plain.config.prefix), (Some("a+b"), b"c+d".as_slice()));
-        for (url, database) in [("postgres://h//d", "/d"), ("postgres://h/%2Fd", "/d"), ("postgres://h/d/", "d/")] {
-            assert_eq!(ParsedUrl::parse(url).unwrap().options.get_database(), Some(database), "{url}");
+        assert_eq!(
+            (plain.options.get_database(), &*plain.config.prefix),
+            (Some("a+b"), b"c+d".as_slice())
+        );
+        for (url, database) in [
+            ("postgres://h//d", "/d"),
+            ("postgres://h/%2Fd", "/d"),
+            ("postgres://h/d/", "d/"),
+        ] {
+            assert_eq!(
+                ParsedUrl::parse(url).unwrap().options.get_database(),
+                Some(database),
+                "{url}"
+            );
         }
-        let address = ParsedUrl::parse("Postgres://u@[::1]:5433/d").unwrap().options;
+        let address = ParsedUrl::parse("Postgres://u@[::1]:5433/d")
+            .unwrap()
+            .options;
         assert_eq!((address.get_host(), address.get_port()), ("::1", 5433));
     }
 
     #[test]
     fn options_of_libpq_are_read_or_refused_with_the_reason() {
         for (accepted, seconds) in [
-            ("channel_binding=prefer&target_session_attrs=read-write&application_name=shop&connect_timeout=7", 7),
-            ("user=u&password=p&dbname=d&port=7000&options=-c%20geqo%3Doff&client_encoding=UTF8&gssencmode=prefer", 2),
-            ("hostaddr=10.0.0.1&sslsni=1&connect-timeout=3s&fallback_application_name=shop", 3),
+            (
+                "channel_binding=prefer&target_session_attrs=read-write&application_name=shop&connect_timeout=7",
+                7,
+            ),
+            (
+                "user=u&password=p&dbname=d&port=7000&options=-c%20geqo%3Doff&client_encoding=UTF8&gssencmode=prefer",
+                2,
+            ),
+            (
+                "hostaddr=10.0.0.1&sslsni=1&connect-timeout=3s&fallback_application_name=shop",
+                3,
+            ),
         ] {
-            let config = ParsedUrl::parse(&format!("postgres:///?{accepted}")).unwrap().config;
+            let config = ParsedUrl::parse(&format!("postgres:///?{accepted}"))
+                .unwrap()
+                .config;
             assert_eq!(config.connect_timeout.as_secs(), seconds, "{accepted}");
         }
         for (refused, named) in [
             ("channel_binding=require", "channel binding"),
             ("target_session_attrs=standby", "primary"),
-            ("target_session_attrs=any&target_session_attrs=any", "more than once"),
+            (
+                "target_session_attrs=any&target_session_attrs=any",
+                "more than once",
+            ),
             ("host=h1,h2", "several hosts"),
             ("host=h&hostaddr=10.0.0.1", "`hostaddr`"),
             ("hostaddr=h", "`hostaddr`"),
             ("connect_timeout=0", "`connect_timeout`"),
             ("connect_timeout=7&connect-timeout=7s", "once"),
             ("sslcrl=/x", "`sslcrl`"),
-            ("host=h&sslmode=require&sslrootcert=/nowhere.pem", "/nowhere.pem"),
+            (
+                "host=h&sslmode=require&sslrootcert=/nowhere.pem",
+                "/nowhere.pem",
+            ),
             ("host=h&sslrootcert=system&sslmode=require", "verify-full"),
             ("ssl=true&sslmode=require", "once"),
             ("port=0", "`port`"),
@@ -400,8 +565,18 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{refused}");
             assert!(error.to_string().contains(named), "{refused}: {error}");
         }
-        assert!(ParsedUrl::parse("postgres://h1,h2/").unwrap_err().to_string().contains("several hosts"));
-        assert!(ParsedUrl::parse("postgres://%2Frun%2Fx/d").unwrap_err().to_string().contains("?host=/run"));
+        assert!(
+            ParsedUrl::parse("postgres://h1,h2/")
+                .unwrap_err()
+                .to_string()
+                .contains("several hosts")
+        );
+        assert!(
+            ParsedUrl::parse("postgres://%2Frun%2Fx/d")
+                .unwrap_err()
+                .to_string()
+                .contains("?host=/run")
+        );
     }
 
     #[test]
@@ -411,12 +586,30 @@ mod tests {
         for (url, mode) in [
             (String::from("postgres://h/?sslmode=require"), "Require"),
             (String::from("postgres://h/?ssl=true"), "Require"),
-            (String::from("postgres://h/?sslmode=require&sslrootcert="), "Require"),
-            (format!("postgres://h/?sslmode=require&sslrootcert={root}"), "VerifyCa"),
-            (format!("postgres://h/?sslmode=verify-full&sslrootcert={root}"), "VerifyFull"),
-            (format!("postgres://h/?sslmode=disable&sslrootcert={root}"), "Disable"),
-            (String::from("postgres://h/?sslrootcert=system"), "VerifyFull"),
-            (String::from("postgres:///?host=/run/x&sslmode=verify-full"), "Disable"),
+            (
+                String::from("postgres://h/?sslmode=require&sslrootcert="),
+                "Require",
+            ),
+            (
+                format!("postgres://h/?sslmode=require&sslrootcert={root}"),
+                "VerifyCa",
+            ),
+            (
+                format!("postgres://h/?sslmode=verify-full&sslrootcert={root}"),
+                "VerifyFull",
+            ),
+            (
+                format!("postgres://h/?sslmode=disable&sslrootcert={root}"),
+                "Disable",
+            ),
+            (
+                String::from("postgres://h/?sslrootcert=system"),
+                "VerifyFull",
+            ),
+            (
+                String::from("postgres:///?host=/run/x&sslmode=verify-full"),
+                "Disable",
+            ),
         ] {
             let options = ParsedUrl::parse(&url).unwrap().options;
             assert_eq!(format!("{:?}", options.get_ssl_mode()), mode, "{url}");
@@ -435,7 +628,10 @@ mod tests {
             ("postgres://u:secret@h/?sequence=tokens", "sequence"),
             ("postgres://u:secret@h/?sequence=a.b;drop", "sequence"),
             ("postgres://u:secret@h/?timeout=5", "timeout"),
-            ("postgres://u:secret@h/?fallback-poll-interval=0s", "fallback-poll-interval"),
+            (
+                "postgres://u:secret@h/?fallback-poll-interval=0s",
+                "fallback-poll-interval",
+            ),
             ("postgres://u:secret@h/?max-sessions=0", "max-sessions"),
             ("postgres://u:secret@h/?sslmode=odd", "sslmode"),
             ("postgres://u:secret@h/?prefix=%ff", "UTF-8"),
@@ -453,7 +649,10 @@ mod tests {
             let error = ParsedUrl::parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
-            assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
+            assert!(
+                !format!("{error} {error:?}").contains("secret"),
+                "{url}: {error:?}"
+            );
         }
     }
 }

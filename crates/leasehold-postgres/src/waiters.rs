@@ -31,8 +31,8 @@ use crate::{
 
 /// How long the connection is kept after its last waiter: the next one then need not wait for it.
 const KEEP_WARM: Duration = Duration::from_secs(30);
-/// A connection on which nothing was heard for so long is asked whether it still hears: of one that was cut silently nothing
-/// else would tell.
+/// A connection on which nothing was heard for so long is asked whether it still hears: of one that
+/// was cut silently nothing else would tell.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// All who wait in one backend.
@@ -59,7 +59,8 @@ struct State {
 /// What some wait for.
 struct Waited {
     users: AtomicUsize,
-    /// How often it was told: who reads before and after an attempt knows whether it missed something.
+    /// How often it was told: who reads before and after an attempt knows whether it missed
+    /// something.
     generation: AtomicU64,
     told: Notify,
 }
@@ -74,20 +75,34 @@ pub(crate) struct Registration {
 impl WaiterRegistry {
     pub(crate) fn new(link: &Arc<Link>) -> Arc<Self> {
         let (state, keys) = (Mutex::default(), AtomicUsize::new(0));
-        Arc::new(Self { link: Arc::clone(link), state, keys, warmed: Notify::new(), look: Arc::default() })
+        Arc::new(Self {
+            link: Arc::clone(link),
+            state,
+            keys,
+            warmed: Notify::new(),
+            look: Arc::default(),
+        })
     }
 
     /// Waits for this key from now on.
     pub(crate) fn on(self: &Arc<Self>, key: AdvisoryKey) -> Registration {
         let mut state = self.lock();
         let waited = state.by_key.entry(key).or_insert_with(|| {
-            Arc::new(Waited { users: AtomicUsize::new(0), generation: AtomicU64::new(0), told: Notify::new() })
+            Arc::new(Waited {
+                users: AtomicUsize::new(0),
+                generation: AtomicU64::new(0),
+                told: Notify::new(),
+            })
         });
         waited.users.fetch_add(1, Ordering::AcqRel);
         let waited = Arc::clone(waited);
         self.keys.store(state.by_key.len(), Ordering::SeqCst);
         drop(state);
-        Registration { waiters: Arc::clone(self), key, waited }
+        Registration {
+            waiters: Arc::clone(self),
+            key,
+            waited,
+        }
     }
 
     /// WaiterRegistry those who wait for it here.
@@ -117,13 +132,19 @@ impl WaiterRegistry {
                         return Ok(());
                     }
                     if state.closed {
-                        return Err(error::plain(ErrorKind::Closed, "acquire", "the backend was closed"));
+                        return Err(error::plain(
+                            ErrorKind::Closed,
+                            "acquire",
+                            "the backend was closed",
+                        ));
                     }
                     if !std::mem::replace(&mut state.running, true) {
                         state.failure = None;
                         // Ends when nobody waits any more, or with the backend.
                         let waiters = Arc::downgrade(self);
-                        drop(tokio::spawn(supervised(move || listen(Weak::clone(&waiters)))));
+                        drop(tokio::spawn(supervised(move || {
+                            listen(Weak::clone(&waiters))
+                        })));
                     } else if let Some(failure) = &state.failure {
                         return Err(failure.clone());
                     }
@@ -133,7 +154,9 @@ impl WaiterRegistry {
         };
         match timeout(patience, warmed).await {
             Ok(warmed) => warmed,
-            Err(_elapsed) => Err(self.link.timed_out(ErrorKind::Unavailable, "acquire", patience)),
+            Err(_elapsed) => Err(self
+                .link
+                .timed_out(ErrorKind::Unavailable, "acquire", patience)),
         }
     }
 
@@ -207,7 +230,9 @@ impl Drop for Registration {
         let mut state = self.waiters.lock();
         if self.waited.users.fetch_sub(1, Ordering::AcqRel) == 1 {
             state.by_key.remove(&self.key);
-            self.waiters.keys.store(state.by_key.len(), Ordering::SeqCst);
+            self.waiters
+                .keys
+                .store(state.by_key.len(), Ordering::SeqCst);
         }
     }
 }
@@ -220,7 +245,9 @@ impl Drop for WaiterRegistry {
 
 impl fmt::Debug for WaiterRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WaiterRegistry").field("keys", &self.lock().by_key.len()).finish_non_exhaustive()
+        f.debug_struct("WaiterRegistry")
+            .field("keys", &self.lock().by_key.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -228,11 +255,17 @@ impl fmt::Debug for WaiterRegistry {
 async fn listen(waiters: Weak<WaiterRegistry>) {
     let (mut backoff, mut warned) = (Backoff::new(), false);
     loop {
-        let Some(waiters) = waiters.upgrade() else { return };
+        let Some(waiters) = waiters.upgrade() else {
+            return;
+        };
         if !waiters.is_needed(false) {
             return;
         }
-        match waiters.link.on_driver_thread("acquire", |link| async move { connect(&link).await }).await {
+        match waiters
+            .link
+            .on_driver_thread("acquire", |link| async move { connect(&link).await })
+            .await
+        {
             Ok((listener, identity)) => {
                 warned = false;
                 waiters.became(None);
@@ -241,13 +274,18 @@ async fn listen(waiters: Weak<WaiterRegistry>) {
                 let (weak, begun) = (Arc::downgrade(&waiters), Instant::now());
                 drop(waiters);
                 // A panic is one of the ways in which the connection breaks.
-                if matches!(contained(async { Ok(hear(&weak, listener, &identity).await) }).await, Ok(false)) {
+                if matches!(
+                    contained(async { Ok(hear(&weak, listener, &identity).await) }).await,
+                    Ok(false)
+                ) {
                     return;
                 }
                 if begun.elapsed() >= Backoff::LONGEST {
                     backoff = Backoff::new();
                 }
-                let Some(waiters) = weak.upgrade() else { return };
+                let Some(waiters) = weak.upgrade() else {
+                    return;
+                };
                 waiters.lock().warm = false;
                 waiters.wake_all();
             }
@@ -296,9 +334,17 @@ async fn connect(link: &Link) -> Result<(PgListener, Identity), Error> {
     }
 }
 
-/// Passes on what the server tells. `false` if nobody waits any more; `true` if the connection broke.
-async fn hear(waiters: &Weak<WaiterRegistry>, mut listener: PgListener, identity: &Identity) -> bool {
-    let Some((look, link)) = waiters.upgrade().map(|waiters| (Arc::clone(&waiters.look), Arc::clone(&waiters.link))) else {
+/// Passes on what the server tells. `false` if nobody waits any more; `true` if the connection
+/// broke.
+async fn hear(
+    waiters: &Weak<WaiterRegistry>,
+    mut listener: PgListener,
+    identity: &Identity,
+) -> bool {
+    let Some((look, link)) = waiters
+        .upgrade()
+        .map(|waiters| (Arc::clone(&waiters.look), Arc::clone(&waiters.link)))
+    else {
         return false;
     };
     let mut ticks = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
@@ -310,7 +356,9 @@ async fn hear(waiters: &Weak<WaiterRegistry>, mut listener: PgListener, identity
             () = look.notified() => Event::Look,
             _ = ticks.tick() => Event::Tick,
         };
-        let Some(waiters) = waiters.upgrade() else { return false };
+        let Some(waiters) = waiters.upgrade() else {
+            return false;
+        };
         match event {
             Event::Heard(Ok(Some(told))) => {
                 silent = false;
@@ -337,7 +385,8 @@ async fn hear(waiters: &Weak<WaiterRegistry>, mut listener: PgListener, identity
                 }
                 // Nobody is kept from dropping it meanwhile.
                 drop(waiters);
-                if std::mem::replace(&mut silent, true) && !answers(&mut listener, identity, link.config.timeout).await
+                if std::mem::replace(&mut silent, true)
+                    && !answers(&mut listener, identity, link.config.timeout).await
                 {
                     tracing::debug!(target: "leasehold", "the connection for wake-ups is deaf");
                     return true;
@@ -353,11 +402,15 @@ enum Event {
     Tick,
 }
 
-/// Whether the backend that listens answers on this connection, whatever it says. What it tells meanwhile is heard afterwards.
+/// Whether the backend that listens answers on this connection, whatever it says. What it tells
+/// meanwhile is heard afterwards.
 async fn answers(listener: &mut PgListener, identity: &Identity, patience: Duration) -> bool {
-    let asked = sqlx::raw_sql(AssertSqlSafe(format!("SELECT {}", identity.answer()))).fetch_one(listener);
+    let asked =
+        sqlx::raw_sql(AssertSqlSafe(format!("SELECT {}", identity.answer()))).fetch_one(listener);
     match timeout(patience, asked).await {
-        Ok(Ok(row)) => row.try_get(0).is_ok_and(|answer| matches!(Answerer::of(answer), Answerer::Ours(_))),
+        Ok(Ok(row)) => row
+            .try_get(0)
+            .is_ok_and(|answer| matches!(Answerer::of(answer), Answerer::Ours(_))),
         Ok(Err(error)) => !error::is_over(&error),
         Err(_elapsed) => false,
     }
@@ -378,14 +431,20 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), come).await.expect("the task has ended");
+        tokio::time::timeout(Duration::from_secs(60), come)
+            .await
+            .expect("the task has ended");
     }
 
     #[tokio::test]
     async fn listening_goes_on_after_a_panic() {
         // Nothing listens there.
-        let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
-        let waiters = WaiterRegistry::new(&Arc::new(Link::new(&options, PostgresConfig::default()).unwrap()));
+        let options = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(1);
+        let waiters = WaiterRegistry::new(&Arc::new(
+            Link::new(&options, PostgresConfig::default()).unwrap(),
+        ));
         let (panics, events) = PanickingSubscriber::new(None);
         let _subscribed = tracing::subscriber::set_default(panics);
         let _waiting = waiters.on(AdvisoryKey::Int64(1));

@@ -7,26 +7,25 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, BoxFuture, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result, Ttl, WaiterNotification, acquire_with_retry,
-    async_trait, check_runtime, quorum::QuorumNode,
+    Attempt, BoxFuture, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef,
+    Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
+    Ttl, WaiterNotification, acquire_with_retry, async_trait, check_runtime, quorum::QuorumNode,
 };
 use redis::{Client, Cmd, Value};
 
 use crate::{
-    reply::{Answer, ServerInfo, Refusal},
-    revoke,
-    config::{RedisConfig, NotificationMode},
+    cleanup::{self, CleanupQueue},
+    commands::{self, Operation, TOKEN_LIMIT},
+    config::{NotificationMode, RedisConfig},
     connection::Link,
     error::{self, BACKEND, Effect},
-    commands::{self, Operation, TOKEN_LIMIT},
-    value::Holder,
-    inspect,
+    handshake, inspect,
     keys::{Keys, Kind},
     lease::RedisLease,
+    reply::{Answer, Refusal, ServerInfo},
+    revoke, scripts,
     url::ParsedUrl,
-    handshake, scripts,
-    cleanup::{self, CleanupQueue},
+    value::Holder,
     vote,
     waiters::Generation,
 };
@@ -35,19 +34,20 @@ use crate::{
 const MIN_TTL: u64 = 10;
 /// How long to wait at most for a holder that has no end (another program's), unless it is woken.
 const NET: Duration = Duration::from_secs(30);
-/// How long closing waits at most for the server to be reached, where something may have been left there.
+/// How long closing waits at most for the server to be reached, where something may have been left
+/// there.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often waiters ask where nothing can wake them.
 const POLL: Duration = Duration::from_millis(50);
-/// How often a waiter asks at least, and so renews its registration. That is well within the 5 s that a registration
-/// lives (LIFE in waiters.lua), so that a request that is lost or late costs no waiter its place. A process that waits for
-/// 1 000 locks sends 500 requests a second.
+/// How often a waiter asks at least, and so renews its registration. That is well within the 5 s
+/// that a registration lives (LIFE in waiters.lua), so that a request that is lost or late costs no
+/// waiter its place. A process that waits for 1 000 locks sends 500 requests a second.
 const REFRESH: Duration = Duration::from_secs(2);
 
 /// Locks on one Redis or Valkey server.
 ///
-/// All operations share one multiplexed connection, which is replaced when it fails. See the [crate](crate) for what is
-/// guaranteed.
+/// All operations share one multiplexed connection, which is replaced when it fails. See the
+/// [crate](crate) for what is guaranteed.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_redis::Error> {
@@ -67,9 +67,10 @@ impl RedisBackend {
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
-    /// - [`ErrorKind::Unavailable`] if the server cannot be reached, [`ErrorKind::Denied`] if it refuses the user or the
-    ///   password, or shows a wrong certificate.
-    /// - [`ErrorKind::Unsupported`] for a server before 6.2, a read-only replica, or TLS without the feature `tls`.
+    /// - [`ErrorKind::Unavailable`] if the server cannot be reached, [`ErrorKind::Denied`] if it
+    ///   refuses the user or the password, or shows a wrong certificate.
+    /// - [`ErrorKind::Unsupported`] for a server before 6.2, a read-only replica, or TLS without
+    ///   the feature `tls`.
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
@@ -78,9 +79,11 @@ impl RedisBackend {
         Self::from_client(&client, config).await
     }
 
-    /// Connects as `client` does. Its RESP version does not matter: RESP3 is used where the server has it.
+    /// Connects as `client` does. Its RESP version does not matter: RESP3 is used where the server
+    /// has it.
     ///
-    /// The connection is a new one: a connection that others use could be closed or blocked by them.
+    /// The connection is a new one: a connection that others use could be closed or blocked by
+    /// them.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), except for the URL.
@@ -111,16 +114,27 @@ impl RedisBackend {
     pub(crate) fn weakest(client: &Client, config: RedisConfig) -> Result<Self> {
         let backend = Self::unconnected(client, config)?;
         let capabilities = capabilities(backend.link.endpoint.clone(), false, Restart::FreesAtOnce);
-        Ok(Self { capabilities, ..backend })
+        Ok(Self {
+            capabilities,
+            ..backend
+        })
     }
 
-    /// As [`from_client`](Self::from_client), but a server that cannot be used now, for whatever reason, may be cured later.
-    pub(crate) async fn from_client_if_usable(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
+    /// As [`from_client`](Self::from_client), but a server that cannot be used now, for whatever
+    /// reason, may be cured later.
+    pub(crate) async fn from_client_if_usable(
+        client: &Client,
+        config: RedisConfig,
+    ) -> Result<Arc<Self>> {
         check_runtime()?;
         let backend = Self::unconnected(client, config)?;
         match backend.link.live().await {
             Ok(live) => Ok(Arc::new(Self {
-                capabilities: capabilities(backend.link.endpoint.clone(), live.pushes, live.restart),
+                capabilities: capabilities(
+                    backend.link.endpoint.clone(),
+                    live.pushes,
+                    live.restart,
+                ),
                 ..backend
             })),
             Err(error) if error.kind() == ErrorKind::InvalidInput => Err(error),
@@ -136,20 +150,34 @@ impl RedisBackend {
         let pushes = config.notifications == NotificationMode::Pushed;
         let link = Link::new(client, config, endpoint);
         let capabilities = capabilities(link.endpoint.clone(), pushes, Restart::AsPersisted);
-        Ok(Self { link, orphans: Arc::default(), capabilities })
+        Ok(Self {
+            link,
+            orphans: Arc::default(),
+            capabilities,
+        })
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
     }
 
-    /// One attempt. `registered`: an earlier attempt of this acquisition has registered it as a waiter.
+    /// One attempt. `registered`: an earlier attempt of this acquisition has registered it as a
+    /// waiter.
     async fn attempt(&self, request: Request, registered: bool) -> Result<Attempt> {
         let prefix = &self.link.config.prefix;
         Keys::check(prefix, request.key()).map_err(in_acquire)?;
-        self.capabilities.check(request.mode(), request.ttl()).map_err(in_acquire)?;
-        if request.token_floor().is_some_and(|floor| floor.get() >= TOKEN_LIMIT - 2) {
-            return Err(error::plain(ErrorKind::InvalidInput, "acquire", "a token floor must stay below 2^53"));
+        self.capabilities
+            .check(request.mode(), request.ttl())
+            .map_err(in_acquire)?;
+        if request
+            .token_floor()
+            .is_some_and(|floor| floor.get() >= TOKEN_LIMIT - 2)
+        {
+            return Err(error::plain(
+                ErrorKind::InvalidInput,
+                "acquire",
+                "a token floor must stay below 2^53",
+            ));
         }
         let keys = Keys::new(prefix, request.key());
         let mut before = self.generation(request.mode(), &keys);
@@ -157,16 +185,18 @@ impl RedisBackend {
         let mut answer = self.ask(&request, &keys, registered, false).await;
         let mut again = false;
         // An idle connection without pushes is found closed only when it is used.
-        if answer.as_ref().is_err_and(error::broke) && Box::pin(cleanup::undone(&self.link, &request)).await {
+        if answer.as_ref().is_err_and(error::broke)
+            && Box::pin(cleanup::undone(&self.link, &request)).await
+        {
             (before, sent, again) = (self.generation(request.mode(), &keys), request.now(), true);
             answer = Box::pin(self.ask(&request, &keys, registered, again)).await;
         }
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
         match answer {
             Ok(Answer::RefusedBriefly) => Ok(Attempt::Contended(Contention::default())),
-            Ok(Answer::Granted(token)) => {
-                Ok(Attempt::Granted(Arc::new(RedisLease::new(&self.link, request, token, sent))))
-            }
+            Ok(Answer::Granted(token)) => Ok(Attempt::Granted(Arc::new(RedisLease::new(
+                &self.link, request, token, sent,
+            )))),
             Ok(Answer::Refused(refusal, left, found)) => {
                 let mut contention = self.contention(&request, &keys, before, refusal, left);
                 if request.is_waiting() {
@@ -193,27 +223,52 @@ impl RedisBackend {
     }
 
     /// `again`: the first asking may have registered it as a waiter.
-    async fn ask(&self, request: &Request, keys: &Keys<'_>, registered: bool, again: bool) -> Result<Value> {
+    async fn ask(
+        &self,
+        request: &Request,
+        keys: &Keys<'_>,
+        registered: bool,
+        again: bool,
+    ) -> Result<Value> {
         let registered = registered || again && request.is_waiting();
         match (request.terms(), request.mode()) {
             (Some(terms), Mode::Exclusive | Mode::Shared) => {
                 Box::pin(vote::acquire(&self.link, request, &terms, keys, again)).await
             }
             (_, Mode::Exclusive) => self.exclusive(request, keys, registered).await,
-            // Boxed, here and elsewhere, is what would make the usual way's future larger than malloc has at hand.
+            // Boxed, here and elsewhere, is what would make the usual way's future larger than
+            // malloc has at hand.
             (_, Mode::Shared) => Box::pin(self.shared(request, keys, registered)).await,
-            (_, Mode::Permit { of }) => Box::pin(self.permit(request, keys, registered, of.get())).await,
+            (_, Mode::Permit { of }) => {
+                Box::pin(self.permit(request, keys, registered, of.get())).await
+            }
             // A mode that this version does not know was refused by the capabilities.
             _ => Err(error::protocol("acquire")),
         }
     }
 
     /// Nil: refused, and nobody asked about when to try again.
-    async fn exclusive(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
-        match self.link.gather.run(&self.link, Operation::Acquire { registered }, request).await? {
-            // Refused by a way that neither arms the wake-up, registers, nor says why: who waits asks once more.
+    async fn exclusive(
+        &self,
+        request: &Request,
+        keys: &Keys<'_>,
+        registered: bool,
+    ) -> Result<Value> {
+        match self
+            .link
+            .gather
+            .run(&self.link, Operation::Acquire { registered }, request)
+            .await?
+        {
+            // Refused by a way that neither arms the wake-up, registers, nor says why: who waits
+            // asks once more.
             Value::Nil if request.is_waiting() || request.yields_to_waiters() => {
-                Box::pin(self.acquire_by_script(request, keys, commands::flags(request, registered))).await
+                Box::pin(self.acquire_by_script(
+                    request,
+                    keys,
+                    commands::flags(request, registered),
+                ))
+                .await
             }
             // Granted, but the counter is gone.
             Value::Okay => Box::pin(self.draw_token(request, keys)).await,
@@ -221,10 +276,24 @@ impl RedisBackend {
         }
     }
 
-    async fn acquire_by_script(&self, request: &Request, keys: &Keys<'_>, flags: &str) -> Result<Value> {
+    async fn acquire_by_script(
+        &self,
+        request: &Request,
+        keys: &Keys<'_>,
+        flags: &str,
+    ) -> Result<Value> {
         let live = self.link.live_in_order("acquire").await?;
         let arguments = |cmd: &mut Cmd| commands::acquire_arguments(cmd, keys, request, flags);
-        let answer = self.link.run_on(&live, &scripts::ACQUIRE, "acquire", Effect::Writes, arguments).await?;
+        let answer = self
+            .link
+            .run_on(
+                &live,
+                &scripts::ACQUIRE,
+                "acquire",
+                Effect::Writes,
+                arguments,
+            )
+            .await?;
         if let Value::BulkString(_) = answer {
             live.warm(keys.slot());
         }
@@ -233,16 +302,18 @@ impl RedisBackend {
 
     /// The lock is ours, and has no token yet.
     async fn draw_token(&self, request: &Request, keys: &Keys<'_>) -> Result<Value> {
-        self.acquire_by_script(request, keys, "t").await.map_err(|error| match error.kind() {
-            // The script gives the lock back.
-            ErrorKind::Protocol => error,
-            _ => error::plain(
-                ErrorKind::Indeterminate,
-                "acquire",
-                "the lock was taken, but its token could not be drawn",
-            )
-            .with_source(error),
-        })
+        self.acquire_by_script(request, keys, "t")
+            .await
+            .map_err(|error| match error.kind() {
+                // The script gives the lock back.
+                ErrorKind::Protocol => error,
+                _ => error::plain(
+                    ErrorKind::Indeterminate,
+                    "acquire",
+                    "the lock was taken, but its token could not be drawn",
+                )
+                .with_source(error),
+            })
     }
 
     async fn shared(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
@@ -250,29 +321,65 @@ impl RedisBackend {
         let live = self.link.live_in_order("acquire").await?;
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
-            cmd.arg(holder.parts()).arg(request.ttl().as_millis()).arg(keys.token());
-            cmd.arg(commands::flags(request, registered)).arg(keys.base()).arg(live.run_id());
+            cmd.arg(holder.parts())
+                .arg(request.ttl().as_millis())
+                .arg(keys.token());
+            cmd.arg(commands::flags(request, registered))
+                .arg(keys.base())
+                .arg(live.run_id());
             if let Some(floor) = request.token_floor() {
                 cmd.arg(floor.get());
             }
         };
-        self.link.run_on(&live, &scripts::ACQUIRE_SHARED, "acquire", Effect::Writes, arguments).await
+        self.link
+            .run_on(
+                &live,
+                &scripts::ACQUIRE_SHARED,
+                "acquire",
+                Effect::Writes,
+                arguments,
+            )
+            .await
     }
 
-    async fn permit(&self, request: &Request, keys: &Keys<'_>, registered: bool, of: u32) -> Result<Value> {
+    async fn permit(
+        &self,
+        request: &Request,
+        keys: &Keys<'_>,
+        registered: bool,
+        of: u32,
+    ) -> Result<Value> {
         let holder = Holder::of(request);
         let arguments = |cmd: &mut Cmd| {
-            cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(request.ttl().as_millis());
-            cmd.arg(keys.derived(Kind::Queue)).arg(commands::flags(request, registered)).arg(of);
+            cmd.arg(1)
+                .arg(keys.derived(Kind::Permits))
+                .arg(holder.parts())
+                .arg(request.ttl().as_millis());
+            cmd.arg(keys.derived(Kind::Queue))
+                .arg(commands::flags(request, registered))
+                .arg(of);
         };
         let live = self.link.live_in_order("acquire").await?;
-        self.link.run_on(&live, &scripts::ACQUIRE_PERMIT, "acquire", Effect::Writes, arguments).await
+        self.link
+            .run_on(
+                &live,
+                &scripts::ACQUIRE_PERMIT,
+                "acquire",
+                Effect::Writes,
+                arguments,
+            )
+            .await
     }
 
     /// Waits, after a first attempt that ended so.
-    async fn wait(&self, request: Request, first: Option<Result<Attempt>>) -> Result<Arc<dyn Lease>> {
-        // The request that is registered as a waiter; its owner changes after an attempt of unknown outcome.
-        // The first attempt may have registered it, also if it is cancelled by now and never tried again.
+    async fn wait(
+        &self,
+        request: Request,
+        first: Option<Result<Attempt>>,
+    ) -> Result<Arc<dyn Lease>> {
+        // The request that is registered as a waiter; its owner changes after an attempt of unknown
+        // outcome. The first attempt may have registered it, also if it is cancelled by now and
+        // never tried again.
         let registered = matches!(first, Some(Ok(Attempt::Contended(_)))).then(|| request.clone());
         let (first, waiter) = (Mutex::new(first), Mutex::new(registered));
         let (first, waiter) = (&first, &waiter);
@@ -282,9 +389,13 @@ impl RedisBackend {
             let attempt = match first {
                 Some(attempt) => attempt,
                 None => {
-                    let registered = waiting().as_ref().is_some_and(|waiter| waiter.owner() == request.owner());
-                    // Also if it was not woken: the server passes over whoever does not take a free lock in time.
-                    self.attempt(request.clone().with_order(registered), registered).await
+                    let registered = waiting()
+                        .as_ref()
+                        .is_some_and(|waiter| waiter.owner() == request.owner());
+                    // Also if it was not woken: the server passes over whoever does not take a free
+                    // lock in time.
+                    self.attempt(request.clone().with_order(registered), registered)
+                        .await
                 }
             };
             if let Ok(Attempt::Contended(_)) = attempt {
@@ -305,7 +416,9 @@ impl RedisBackend {
     /// Strikes a waiter off: now, or as soon as the server can be reached.
     async fn withdraw_waiter(&self, request: &Request) {
         let withdrawn = match self.link.live_now() {
-            Some(live) => cleanup::stop_waiting(&self.link, &live, request, Holder::of(request)).await.is_ok(),
+            Some(live) => cleanup::stop_waiting(&self.link, &live, request, Holder::of(request))
+                .await
+                .is_ok(),
             None => false,
         };
         if !withdrawn {
@@ -322,17 +435,26 @@ impl RedisBackend {
         }
     }
 
-    fn contention(&self, request: &Request, keys: &Keys<'_>, before: Generation, refusal: Refusal, left: i64) -> Contention {
-        // Without a connection there is one that just broke, and the generation has moved: the wake-up comes at once.
-        let pushes =
-            self.link.config.notifications == NotificationMode::Pushed && self.link.live_now().is_none_or(|live| live.pushes);
+    fn contention(
+        &self,
+        request: &Request,
+        keys: &Keys<'_>,
+        before: Generation,
+        refusal: Refusal,
+        left: i64,
+    ) -> Contention {
+        // Without a connection there is one that just broke, and the generation has moved: the
+        // wake-up comes at once.
+        let pushes = self.link.config.notifications == NotificationMode::Pushed
+            && self.link.live_now().is_none_or(|live| live.pushes);
         let registry = &self.link.registry;
         let wake = pushes.then(|| match request.mode() {
             Mode::Shared => registry.arm([keys.lock(), keys.derived(Kind::Writers)], before),
             Mode::Permit { .. } => registry.arm([keys.derived(Kind::Permits)], before),
             _ => registry.arm([keys.lock()], before),
         });
-        // Whoever asks again to stay registered does so as one that was woken: it keeps its place in a quorum, too.
+        // Whoever asks again to stay registered does so as one that was woken: it keeps its place
+        // in a quorum, too.
         let refresh = self.link.config.fallback_poll_interval.unwrap_or(REFRESH);
         let wake = wake.map(|wake| {
             let (link, waiter) = (Arc::clone(&self.link), request.waiter());
@@ -355,12 +477,19 @@ impl RedisBackend {
         if !pushes {
             retry_after = retry_after.min(POLL / 2 + spread * 8);
         }
-        Contention { retry_after: Some(retry_after), last_token: None, wake }
+        Contention {
+            retry_after: Some(retry_after),
+            last_token: None,
+            wake,
+        }
     }
 
     /// Lets a wake-up wait if those before it were needless.
     fn put_off(&self, contention: &mut Contention, request: &Request, found: ServerInfo) {
-        let pause = self.link.notification_backoff.refused(request.waiter(), found);
+        let pause = self
+            .link
+            .notification_backoff
+            .refused(request.waiter(), found);
         if pause.is_zero() {
             return;
         }
@@ -411,7 +540,11 @@ impl LockBackend for RedisBackend {
         match live.send(&redis::cmd("PING")).await {
             Ok(_) => Ok(Pong::new()),
             // It has answered. A user whom nobody allowed PING may still lock.
-            Err(error) if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoPerm) => Ok(Pong::new()),
+            Err(error)
+                if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoPerm) =>
+            {
+                Ok(Pong::new())
+            }
             Err(error) => Err(self.link.failed(&live, error, "ping", Effect::None)),
         }
     }
@@ -440,8 +573,16 @@ fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilitie
     capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
     capabilities.fencing = Fencing::Clocked;
     // Who is not woken cannot tell whether those who came earlier had their chance.
-    capabilities.fairness = if pushes { Fairness::BestEffort } else { Fairness::None };
-    capabilities.waiter_notification = if pushes { WaiterNotification::Pushed } else { WaiterNotification::Polled(POLL) };
+    capabilities.fairness = if pushes {
+        Fairness::BestEffort
+    } else {
+        Fairness::None
+    };
+    capabilities.waiter_notification = if pushes {
+        WaiterNotification::Pushed
+    } else {
+        WaiterNotification::Polled(POLL)
+    };
     capabilities.loss_detection = LossDetection::Renewal;
     capabilities.restart = restart;
     capabilities.pipelined_release = true;
@@ -456,14 +597,22 @@ fn endpoint_of(client: &Client) -> String {
     let db = info.redis_settings().db();
     match info.addr() {
         redis::ConnectionAddr::Unix(path) => format!("redis+unix://{}?db={db}", path.display()),
-        redis::ConnectionAddr::TcpTls { host, port, .. } => format!("rediss://{}:{port}/{db}", bracketed(host)),
-        redis::ConnectionAddr::Tcp(host, port) => format!("redis://{}:{port}/{db}", bracketed(host)),
+        redis::ConnectionAddr::TcpTls { host, port, .. } => {
+            format!("rediss://{}:{port}/{db}", bracketed(host))
+        }
+        redis::ConnectionAddr::Tcp(host, port) => {
+            format!("redis://{}:{port}/{db}", bracketed(host))
+        }
         other => format!("redis://{other}/{db}"),
     }
 }
 
 fn bracketed(host: &str) -> String {
-    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+    if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
 }
 
 impl fmt::Display for RedisBackend {

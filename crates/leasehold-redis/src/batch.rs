@@ -10,14 +10,14 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::sync::oneshot;
 
 use crate::{
+    commands::{Operation, Way},
+    conn::{Conn, Sent, by_hash, is_no_script},
     connection::Link,
     error::Effect,
-    commands::{Operation, Way},
-    value::Holder,
     keys::Keys,
     lease::{self, FREED, FREED_AND_NOBODY_WAITS},
-    conn::{Conn, Sent, by_hash, is_no_script},
     scripts,
+    value::Holder,
 };
 
 /// An operation that waits for its turn, and who waits for its answer.
@@ -29,9 +29,11 @@ pub(crate) struct Entry {
 
 /// A pipeline that is in the connection's queue.
 pub(crate) struct Batch {
-    /// Given back by one script. It comes first: whoever asks for one of these locks in the same pipeline finds it free.
+    /// Given back by one script. It comes first: whoever asks for one of these locks in the same
+    /// pipeline finds it free.
     releases: Vec<Entry>,
-    /// Each by commands of its own: the server may serve others between them, and one that fails leaves the others alone.
+    /// Each by commands of its own: the server may serve others between them, and one that fails
+    /// leaves the others alone.
     entries: Vec<(Entry, Way)>,
     sent: Sent,
     /// The answers, if they were there at once.
@@ -59,7 +61,13 @@ impl Batch {
             let arguments = |cmd: &mut Cmd| release_arguments(cmd, prefix, &releases);
             pipeline.add_command(by_hash(&scripts::RELEASE_MANY, &arguments));
         }
-        for (Entry { operation, request, .. }, way) in &others {
+        for (
+            Entry {
+                operation, request, ..
+            },
+            way,
+        ) in &others
+        {
             way.write(&mut pipeline, *operation, prefix, request);
         }
         let mut sent = live.send_owned(pipeline);
@@ -68,12 +76,22 @@ impl Batch {
             Poll::Ready(answers) => Some(answers),
             Poll::Pending => None,
         };
-        Self { releases, entries: others, sent, ready }
+        Self {
+            releases,
+            entries: others,
+            sent,
+            ready,
+        }
     }
 
     /// Waits for the answers and hands them on.
     pub(crate) async fn finish(self, link: &Link, live: &Conn) {
-        let Self { releases, entries, sent, ready } = self;
+        let Self {
+            releases,
+            entries,
+            sent,
+            ready,
+        } = self;
         let answers = match ready {
             Some(answers) => answers,
             None => sent.await,
@@ -81,7 +99,10 @@ impl Batch {
         let mut answers = match answers {
             Ok(answers) => answers.into_iter(),
             Err(error) => {
-                for entry in releases.into_iter().chain(entries.into_iter().map(|(entry, _)| entry)) {
+                for entry in releases
+                    .into_iter()
+                    .chain(entries.into_iter().map(|(entry, _)| entry))
+                {
                     let name = entry.operation.name();
                     entry.answer(Err(link.failed(live, error.clone(), name, Effect::Writes)));
                 }
@@ -99,21 +120,41 @@ impl Batch {
             }
         }
         for entry in again {
-            let Entry { operation, request, .. } = &entry;
+            let Entry {
+                operation, request, ..
+            } = &entry;
             let arguments = |cmd: &mut Cmd| operation.arguments(cmd, &link.config.prefix, request);
-            let answer = link.run_on(live, operation.script(), operation.name(), Effect::Writes, arguments).await;
+            let answer = link
+                .run_on(
+                    live,
+                    operation.script(),
+                    operation.name(),
+                    Effect::Writes,
+                    arguments,
+                )
+                .await;
             entry.answer(answer);
         }
     }
 }
 
-/// Hands on what the script for many releases says. Those that it did not run for, to be sent alone.
-async fn released(link: &Link, live: &Conn, releases: Vec<Entry>, answer: Option<Value>) -> Vec<Entry> {
+/// Hands on what the script for many releases says. Those that it did not run for, to be sent
+/// alone.
+async fn released(
+    link: &Link,
+    live: &Conn,
+    releases: Vec<Entry>,
+    answer: Option<Value>,
+) -> Vec<Entry> {
     match answer {
         Some(Value::Int(_)) => {
             for entry in releases {
                 let asked = entry.request.is_last_turn();
-                entry.answer(Ok(Value::Int(if asked { FREED_AND_NOBODY_WAITS } else { FREED })));
+                entry.answer(Ok(Value::Int(if asked {
+                    FREED_AND_NOBODY_WAITS
+                } else {
+                    FREED
+                })));
             }
             Vec::new()
         }

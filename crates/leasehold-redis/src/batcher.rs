@@ -1,7 +1,7 @@
 //! Gathering: under load, many exclusive operations share one write and one wait.
 //!
-//! As long as few operations are under way, each goes out alone and at once. Above that they queue up, and a few pipelines
-//! at a time execute their share of what has queued up meanwhile.
+//! As long as few operations are under way, each goes out alone and at once. Above that they queue
+//! up, and a few pipelines at a time execute their share of what has queued up meanwhile.
 
 use std::{
     collections::VecDeque,
@@ -21,19 +21,20 @@ use tokio::{
 
 use crate::{
     batch::{Batch, Entry},
-    connection::Link,
-    error::{self, Effect},
     commands::{Operation, Way},
     conn::Conn,
+    connection::Link,
+    error::{self, Effect},
 };
 
-/// Up to this many operations under way, each goes alone. Measured against the bare driver's same commands at 16, 64 and 256
-/// tasks: 0.96, 1.5 and 1.24; with 16 it is 0.90 at 16 tasks.
+/// Up to this many operations under way, each goes alone. Measured against the bare driver's same
+/// commands at 16, 64 and 256 tasks: 0.96, 1.5 and 1.24; with 16 it is 0.90 at 16 tasks.
 const ALONE: usize = 4;
-/// The same on a runtime with several workers, where whoever waits for a pipeline leaves workers idle: 0.90, 1.23 and 1.66; with
-/// 4 it is 0.86, 1.23 and 1.58.
+/// The same on a runtime with several workers, where whoever waits for a pipeline leaves workers
+/// idle: 0.90, 1.23 and 1.66; with 4 it is 0.86, 1.23 and 1.58.
 const ALONE_AMONG_WORKERS: usize = 16;
-/// Pipelines under way. One would leave the server idle while its answers are read here, and us while it works.
+/// Pipelines under way. One would leave the server idle while its answers are read here, and us
+/// while it works.
 const CALLS: usize = 2;
 /// Operations in one pipeline.
 const BATCH: usize = 128;
@@ -79,21 +80,42 @@ impl Batcher {
         self.alone.store(alone, Ordering::Relaxed);
     }
 
-    /// Runs one operation, alone or with others. The first poll queues it, and whatever starts later comes after it.
+    /// Runs one operation, alone or with others. The first poll queues it, and whatever starts
+    /// later comes after it.
     ///
     /// For the answer see [`Way::read`].
-    pub(crate) async fn run(&self, link: &Link, operation: Operation, request: &Request) -> Result<Value> {
+    pub(crate) async fn run(
+        &self,
+        link: &Link,
+        operation: Operation,
+        request: &Request,
+    ) -> Result<Value> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
-        if under_way < self.alone.load(Ordering::Relaxed) && self.queued.load(Ordering::Acquire) == 0 {
-            // Boxed: the driver's futures are large, and under load they would be moved about for nothing.
+        if under_way < self.alone.load(Ordering::Relaxed)
+            && self.queued.load(Ordering::Acquire) == 0
+        {
+            // Boxed: the driver's futures are large, and under load they would be moved about for
+            // nothing.
             return Box::pin(alone(link, operation, request)).await;
         }
         let (answer, answered) = oneshot::channel();
-        self.push(link, Entry { operation, request: request.clone(), answer });
-        // The sender is dropped without an answer only when its batch panics, or the runtime shuts down.
+        self.push(
+            link,
+            Entry {
+                operation,
+                request: request.clone(),
+                answer,
+            },
+        );
+        // The sender is dropped without an answer only when its batch panics, or the runtime shuts
+        // down.
         answered.await.unwrap_or_else(|_| {
-            Err(error::plain(ErrorKind::Indeterminate, operation.name(), "its pipeline ended without an answer"))
+            Err(error::plain(
+                ErrorKind::Indeterminate,
+                operation.name(),
+                "its pipeline ended without an answer",
+            ))
         })
     }
 
@@ -114,13 +136,18 @@ impl Batcher {
     pub(crate) fn send_all(&self, link: &Link, live: &Arc<Conn>) {
         while self.queued.load(Ordering::Acquire) > 0 {
             let Some(link) = link.upgrade() else { return };
-            let Some(batch) = self.send_next(&link, live, BATCH) else { return };
+            let Some(batch) = self.send_next(&link, live, BATCH) else {
+                return;
+            };
             let live = Arc::clone(live);
-            drop(tokio::spawn(async move { batch.finish(&link, &live).await }));
+            drop(tokio::spawn(
+                async move { batch.finish(&link, &live).await },
+            ));
         }
     }
 
-    /// Takes the next operations and queues their pipeline on the connection, as one step: two never overtake.
+    /// Takes the next operations and queues their pipeline on the connection, as one step: two
+    /// never overtake.
     fn send_next(&self, link: &Link, live: &Arc<Conn>, most: usize) -> Option<Batch> {
         // Nothing panics while it is held.
         let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,10 +171,13 @@ impl Batcher {
         self.sent.load(Ordering::Acquire)
     }
 
-    /// How many operations the next pipeline carries at most: its part of what is under way, so that the pipelines stay
-    /// alike.
+    /// How many operations the next pipeline carries at most: its part of what is under way, so
+    /// that the pipelines stay alike.
     fn share(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed).div_ceil(CALLS).clamp(1, BATCH)
+        self.under_way
+            .load(Ordering::Relaxed)
+            .div_ceil(CALLS)
+            .clamp(1, BATCH)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -165,31 +195,45 @@ async fn alone(link: &Link, operation: Operation, request: &Request) -> Result<V
         Way::Plain(_) => {
             let mut pipeline = Pipeline::with_capacity(2);
             way.write(&mut pipeline, operation, prefix, request);
-            live.send_all(&pipeline).await.map_err(|error| link.failed(&live, error, name, Effect::Writes))?
+            live.send_all(&pipeline)
+                .await
+                .map_err(|error| link.failed(&live, error, name, Effect::Writes))?
         }
         Way::Courteous(_) | Way::Script(_) => {
             let arguments = |cmd: &mut redis::Cmd| way.arguments(cmd, operation, prefix, request);
-            let answer = link.run_on(&live, way.script(operation), name, Effect::Writes, arguments).await?;
+            let answer = link
+                .run_on(
+                    &live,
+                    way.script(operation),
+                    name,
+                    Effect::Writes,
+                    arguments,
+                )
+                .await?;
             vec![answer]
         }
     };
     // What the server answers with an error it has not done.
-    way.read(&live, &mut answers.into_iter()).map_err(|error| link.failed(&live, error, name, Effect::None))
+    way.read(&live, &mut answers.into_iter())
+        .map_err(|error| link.failed(&live, error, name, Effect::None))
 }
 
-/// Sends pipeline after pipeline until the queue is empty, there is no connection, or something panics. `sent`: how many
-/// were sent when it was known that there is something to send.
+/// Sends pipeline after pipeline until the queue is empty, there is no connection, or something
+/// panics. `sent`: how many were sent when it was known that there is something to send.
 async fn work(link: Arc<Link>, mut sent: usize) {
     let gather = &link.gather;
     loop {
         if gather.sent() != sent {
-            // Another pipeline is about to be written. The connection's task writes it now, alone, so that the server works
-            // on it while we write ours; together they would go back and forth as one.
+            // Another pipeline is about to be written. The connection's task writes it now, alone,
+            // so that the server works on it while we write ours; together they would go back and
+            // forth as one.
             yield_now().await;
         }
         let carried = contained(async {
             let live = link.live().await?;
-            let Some(batch) = gather.send_next(&link, &live, gather.share()) else { return Ok(false) };
+            let Some(batch) = gather.send_next(&link, &live, gather.share()) else {
+                return Ok(false);
+            };
             batch.finish(&link, &live).await;
             Ok(true)
         });
@@ -214,7 +258,8 @@ async fn work(link: Arc<Link>, mut sent: usize) {
                     let name = entry.operation.name();
                     entry.answer(Err(error.clone().with_operation(name)));
                 }
-                // Whoever comes next starts another: without a connection, going on would be an endless loop.
+                // Whoever comes next starts another: without a connection, going on would be an
+                // endless loop.
                 return;
             }
         }

@@ -13,19 +13,19 @@ use redis::Pipeline;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    conn::Conn,
     connection::Link,
     error::Effect,
-    value::Holder,
     keys::{Keys, Kind},
     lease,
-    conn::Conn,
+    value::Holder,
 };
 
 /// Between tries while the server cannot be reached, doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long beyond two TTLs to go on trying. A server that was stopped answers what it had received before when it goes
-/// on, and only then does a grant's TTL begin.
+/// How long beyond two TTLs to go on trying. A server that was stopped answers what it had received
+/// before when it goes on, and only then does a grant's TTL begin.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Attempts whose outcome is unknown, and waiters that could not be struck off.
@@ -54,10 +54,15 @@ impl CleanupQueue {
     pub(crate) fn add(self: &Arc<Self>, link: &Arc<Link>, request: &Request) {
         let give_up_at = Instant::now() + request.ttl().as_duration() * 2 + PATIENCE;
         let mut list = self.lock();
-        list.queue.push_back(Orphan { request: request.clone(), give_up_at });
+        list.queue.push_back(Orphan {
+            request: request.clone(),
+            give_up_at,
+        });
         if !std::mem::replace(&mut list.working, true) {
             let (orphans, link) = (Arc::clone(self), Arc::clone(link));
-            drop(tokio::spawn(supervised(move || work(Arc::clone(&orphans), Arc::clone(&link)))));
+            drop(tokio::spawn(supervised(move || {
+                work(Arc::clone(&orphans), Arc::clone(&link))
+            })));
         }
     }
 
@@ -134,8 +139,8 @@ async fn work(orphans: Arc<CleanupQueue>, link: Arc<Link>) {
     }
 }
 
-/// Releases what an attempt may have taken whose connection broke, so that the attempt can be repeated. Returns `false` if
-/// the release failed, too.
+/// Releases what an attempt may have taken whose connection broke, so that the attempt can be
+/// repeated. Returns `false` if the release failed, too.
 pub(crate) async fn undone(link: &Link, request: &Request) -> bool {
     match link.live().await {
         Ok(live) => lease::release(link, &live, request).await.is_ok(),
@@ -149,15 +154,26 @@ async fn undo(link: &Link, live: &Conn, request: &Request) -> Result<()> {
 }
 
 /// Removes the registration of a waiter.
-pub(crate) async fn stop_waiting(link: &Link, live: &Conn, request: &Request, holder: Holder<'_>) -> Result<()> {
+pub(crate) async fn stop_waiting(
+    link: &Link,
+    live: &Conn,
+    request: &Request,
+    holder: Holder<'_>,
+) -> Result<()> {
     let keys = Keys::new(&link.config.prefix, request.key());
     let mut pipeline = Pipeline::with_capacity(2);
     for kind in Kind::registrations(request.mode()) {
-        pipeline.cmd("ZREM").arg(keys.derived(*kind)).arg(holder.parts());
+        pipeline
+            .cmd("ZREM")
+            .arg(keys.derived(*kind))
+            .arg(holder.parts());
     }
     let answers = live.send_all(&pipeline).await;
-    let answers =
-        answers.and_then(|answers| answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop)));
+    let answers = answers.and_then(|answers| {
+        answers
+            .into_iter()
+            .try_for_each(|answer| answer.extract_error().map(drop))
+    });
     answers.map_err(|error| link.failed(live, error, "stop waiting", Effect::Writes))
 }
 
@@ -177,18 +193,34 @@ mod tests {
 
     /// Nothing listens there: a connection is refused at once.
     fn nowhere() -> Arc<Link> {
-        Link::new(Client::open("redis+unix:///nowhere").unwrap(), RedisConfig::new(), String::from("nowhere"))
+        Link::new(
+            Client::open("redis+unix:///nowhere").unwrap(),
+            RedisConfig::new(),
+            String::from("nowhere"),
+        )
     }
 
     fn keys(orphans: &CleanupQueue) -> Vec<String> {
-        orphans.lock().queue.iter().map(|orphan| orphan.request.key().to_string()).collect()
+        orphans
+            .lock()
+            .queue
+            .iter()
+            .map(|orphan| orphan.request.key().to_string())
+            .collect()
     }
 
     /// The driver panics when it connects, for want of a runtime with input and output.
     fn panicking() -> (tokio::runtime::Runtime, Arc<Link>) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
         let client = Client::open("redis://127.0.0.1:1").unwrap();
-        (runtime, Link::new(client, RedisConfig::new(), String::from("nowhere")))
+        (
+            runtime,
+            Link::new(client, RedisConfig::new(), String::from("nowhere")),
+        )
     }
 
     #[test]
@@ -225,7 +257,8 @@ mod tests {
     async fn each_cleanup_is_retried_for_two_ttls_and_a_minute() {
         let (orphans, link) = (Arc::new(CleanupQueue::default()), nowhere());
         let add = |name: &str, secs| {
-            let request = Request::new(LockKey::new(name).unwrap()).with_ttl(Ttl::from_secs(secs).unwrap());
+            let request =
+                Request::new(LockKey::new(name).unwrap()).with_ttl(Ttl::from_secs(secs).unwrap());
             orphans.add(&link, &request);
         };
         let started = Instant::now();
@@ -237,9 +270,17 @@ mod tests {
         until(50).await;
         add("late", 10);
         until(78).await;
-        assert!(waits("early") && waits("late") && waits("long"), "{:?}", keys(&orphans));
+        assert!(
+            waits("early") && waits("late") && waits("long"),
+            "{:?}",
+            keys(&orphans)
+        );
         until(83).await;
-        assert!(!waits("early") && waits("late") && waits("long"), "{:?}", keys(&orphans));
+        assert!(
+            !waits("early") && waits("late") && waits("long"),
+            "{:?}",
+            keys(&orphans)
+        );
         until(128).await;
         assert!(waits("late") && waits("long"), "{:?}", keys(&orphans));
         until(133).await;

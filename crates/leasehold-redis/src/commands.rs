@@ -1,23 +1,25 @@
 //! The operations on an exclusive lock, as commands.
 //!
-//! An acquisition has two ways. The script does everything in one step, and raises the token counter above the server's
-//! clock. Two plain commands in one write, `SET NX PX` and `INCRBY`, cost the server less than half of that, and are as
-//! good while the counter is known to stand above the clock: after a script on *this* connection, since a server that came
-//! back with older data has broken it.
+//! An acquisition has two ways. The script does everything in one step, and raises the token
+//! counter above the server's clock. Two plain commands in one write, `SET NX PX` and `INCRBY`,
+//! cost the server less than half of that, and are as good while the counter is known to stand
+//! above the clock: after a script on *this* connection, since a server that came back with older
+//! data has broken it.
 
 use redis::{Cmd, Pipeline, RedisError, Value};
 
 use leasehold_core::Request;
 
 use crate::{
-    value::Holder,
+    conn::{Conn, by_hash},
     keys::{Keys, Slot},
     lease,
-    conn::{Conn, by_hash},
     scripts::{self, Script},
+    value::Holder,
 };
 
-/// Tokens begin as microseconds since 1970: less than this is a counter that was lost since it was raised.
+/// Tokens begin as microseconds since 1970: less than this is a counter that was lost since it was
+/// raised.
 const LEAST_TOKEN: i64 = 1_000_000_000_000_000;
 /// The first value that a script cannot tell from its neighbours.
 pub(crate) const TOKEN_LIMIT: u64 = 1 << 53;
@@ -54,7 +56,12 @@ impl Operation {
     pub(crate) fn arguments(self, cmd: &mut Cmd, prefix: &[u8], request: &Request) {
         match self {
             Self::Acquire { registered } => {
-                acquire_arguments(cmd, &Keys::new(prefix, request.key()), request, flags(request, registered));
+                acquire_arguments(
+                    cmd,
+                    &Keys::new(prefix, request.key()),
+                    request,
+                    flags(request, registered),
+                );
             }
             Self::Release => lease::release_arguments(cmd, prefix, request),
             Self::Renew => lease::renew_arguments(cmd, prefix, request),
@@ -64,7 +71,12 @@ impl Operation {
 
 /// What the scripts call flags.
 pub(crate) fn flags(request: &Request, registered: bool) -> &'static str {
-    match (request.is_waiting(), request.yields_to_waiters(), registered, registered && request.is_in_order()) {
+    match (
+        request.is_waiting(),
+        request.yields_to_waiters(),
+        registered,
+        registered && request.is_in_order(),
+    ) {
         (false, false, false, _) => "",
         (true, false, false, _) => "w",
         (false, true, false, _) => "c",
@@ -83,7 +95,11 @@ pub(crate) fn flags(request: &Request, registered: bool) -> &'static str {
 /// What acquire.lua is told.
 pub(crate) fn acquire_arguments(cmd: &mut Cmd, keys: &Keys<'_>, request: &Request, flags: &str) {
     let floor = request.token_floor();
-    cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(request.ttl().as_millis()).arg(keys.token());
+    cmd.arg(1)
+        .arg(keys.lock())
+        .arg(Holder::of(request).parts())
+        .arg(request.ttl().as_millis())
+        .arg(keys.token());
     if !flags.is_empty() || floor.is_some() {
         cmd.arg(flags).arg(keys.base());
     }
@@ -106,7 +122,9 @@ pub(crate) enum Way {
 impl Way {
     /// The best one on this connection.
     pub(crate) fn of(operation: Operation, live: &Conn, prefix: &[u8], request: &Request) -> Self {
-        let Operation::Acquire { registered } = operation else { return Self::Script(None) };
+        let Operation::Acquire { registered } = operation else {
+            return Self::Script(None);
+        };
         let slot = Keys::new(prefix, request.key()).slot();
         // Only the script can strike us off the list of waiters, or heed a floor.
         if registered || request.token_floor().is_some() || !live.is_warm(slot) {
@@ -120,14 +138,27 @@ impl Way {
 
     /// The script, where it is one.
     pub(crate) fn script(self, operation: Operation) -> &'static Script {
-        if let Self::Courteous(_) = self { &scripts::ACQUIRE_COURTEOUS } else { operation.script() }
+        if let Self::Courteous(_) = self {
+            &scripts::ACQUIRE_COURTEOUS
+        } else {
+            operation.script()
+        }
     }
 
     /// Adds the script's arguments.
-    pub(crate) fn arguments(self, cmd: &mut Cmd, operation: Operation, prefix: &[u8], request: &Request) {
+    pub(crate) fn arguments(
+        self,
+        cmd: &mut Cmd,
+        operation: Operation,
+        prefix: &[u8],
+        request: &Request,
+    ) {
         if let Self::Courteous(slot) = self {
             let keys = Keys::new(prefix, request.key());
-            cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(request.ttl().as_millis());
+            cmd.arg(1)
+                .arg(keys.lock())
+                .arg(Holder::of(request).parts())
+                .arg(request.ttl().as_millis());
             cmd.arg(keys.token_in(slot));
             lease::ask_who_waits(cmd, &keys);
         } else {
@@ -136,12 +167,20 @@ impl Way {
     }
 
     /// Adds the commands.
-    pub(crate) fn write(self, pipeline: &mut Pipeline, operation: Operation, prefix: &[u8], request: &Request) {
+    pub(crate) fn write(
+        self,
+        pipeline: &mut Pipeline,
+        operation: Operation,
+        prefix: &[u8],
+        request: &Request,
+    ) {
         match self {
             Self::Plain(slot) => {
                 let keys = Keys::new(prefix, request.key());
                 let mut set = Cmd::with_capacity(6, 160);
-                set.arg("SET").arg(keys.lock()).arg(Holder::of(request).parts());
+                set.arg("SET")
+                    .arg(keys.lock())
+                    .arg(Holder::of(request).parts());
                 set.arg("NX").arg("PX").arg(request.ttl().as_millis());
                 let mut draw = Cmd::with_capacity(3, 64);
                 draw.arg("INCRBY").arg(keys.token_in(slot)).arg(2);
@@ -155,7 +194,11 @@ impl Way {
     }
 
     /// Takes this operation's part of the answers: what the script says, or as [`plain`].
-    pub(crate) fn read(self, live: &Conn, answers: &mut impl Iterator<Item = Value>) -> Result<Value, RedisError> {
+    pub(crate) fn read(
+        self,
+        live: &Conn,
+        answers: &mut impl Iterator<Item = Value>,
+    ) -> Result<Value, RedisError> {
         // There is one for each command, or the whole pipeline has failed.
         let mut next = || answers.next().unwrap_or(Value::Nil);
         match self {
@@ -179,11 +222,14 @@ impl Way {
     }
 }
 
-/// What the plain commands say: the token as a number; nil if it was refused; `Okay` if it was granted and has no token,
-/// because the counter was lost or ruined since this connection raised it.
+/// What the plain commands say: the token as a number; nil if it was refused; `Okay` if it was
+/// granted and has no token, because the counter was lost or ruined since this connection raised
+/// it.
 fn plain(live: &Conn, slot: Slot, set: Value, drawn: &Value) -> Result<Value, RedisError> {
     let token = match drawn {
-        &Value::Int(token) if token >= LEAST_TOKEN && token.unsigned_abs() < TOKEN_LIMIT => Some(token),
+        &Value::Int(token) if token >= LEAST_TOKEN && token.unsigned_abs() < TOKEN_LIMIT => {
+            Some(token)
+        }
         _ => {
             live.cool(slot);
             None

@@ -45,7 +45,8 @@ impl RedisConfig {
     pub fn new() -> Self {
         Self {
             prefix: Box::default(),
-            // Well below a third of the default TTL, so that a renewal can fail and still be tried again.
+            // Well below a third of the default TTL, so that a renewal can fail and still be tried
+            // again.
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
             nodelay: true,
@@ -70,8 +71,8 @@ impl RedisConfig {
         self
     }
 
-    /// How long to wait for an answer before the connection is given up, which may take 20 ms more. Keep it well below a
-    /// third of the TTL.
+    /// How long to wait for an answer before the connection is given up, which may take 20 ms more.
+    /// Keep it well below a third of the TTL.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -92,20 +93,22 @@ impl RedisConfig {
         self
     }
 
-    /// Replaces the time after which a waiter asks again unless it is woken: 2 s, or when the holder's grant ends. A
-    /// waiter that asks less often than every 5 s loses its place. For tests that want to see that pushes alone suffice.
+    /// Replaces the time after which a waiter asks again unless it is woken: 2 s, or when the
+    /// holder's grant ends. A waiter that asks less often than every 5 s loses its place. For tests
+    /// that want to see that pushes alone suffice.
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, net: Duration) -> Self {
         self.fallback_poll_interval = Some(net);
         self
     }
 
-    /// Names the connections, as `CLIENT LIST` and `SLOWLOG` show them. By default a name is `leasehold:` and the default
-    /// label: host, process id and program. An empty name names none. A server that refuses `CLIENT SETNAME` is used
-    /// without a name.
+    /// Names the connections, as `CLIENT LIST` and `SLOWLOG` show them. By default a name is
+    /// `leasehold:` and the default label: host, process id and program. An empty name names none.
+    /// A server that refuses `CLIENT SETNAME` is used without a name.
     ///
-    /// The name has only printable ASCII characters and no spaces, because Redis allows no others. Another name is an
-    /// error of kind [`InvalidInput`](leasehold_core::ErrorKind::InvalidInput) when the backend connects.
+    /// The name has only printable ASCII characters and no spaces, because Redis allows no others.
+    /// Another name is an error of kind [`InvalidInput`](leasehold_core::ErrorKind::InvalidInput)
+    /// when the backend connects.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<Box<str>>) -> Self {
         self.name = Some(name.into());
@@ -118,7 +121,10 @@ impl RedisConfig {
         match &self.name {
             None => {
                 let label = leasehold_core::default_label();
-                Ok(format!("leasehold:{}", label.replace(|c| !is_allowed(c), "_")))
+                Ok(format!(
+                    "leasehold:{}",
+                    label.replace(|c| !is_allowed(c), "_")
+                ))
             }
             Some(name) if name.chars().all(is_allowed) => Ok(String::from(&**name)),
             Some(_) => Err(error::plain(
@@ -130,11 +136,12 @@ impl RedisConfig {
         }
     }
 
-    /// Sets where the user and the password of each connection come from, instead of the URL or the client.
+    /// Sets where the user and the password of each connection come from, instead of the URL or the
+    /// client.
     ///
-    /// The provider is asked before each connection is opened, and once more if the server refuses what it gave. A
-    /// connection that the server asks to authenticate again is replaced. Locks and waiters outlast that: after the
-    /// first connection, refused credentials are an error of kind
+    /// The provider is asked before each connection is opened, and once more if the server refuses
+    /// what it gave. A connection that the server asks to authenticate again is replaced. Locks and
+    /// waiters outlast that: after the first connection, refused credentials are an error of kind
     /// [`Unavailable`](leasehold_core::ErrorKind::Unavailable), which renewals and waiters retry.
     ///
     /// ```
@@ -155,18 +162,29 @@ impl RedisConfig {
     pub(crate) fn apply_to(&self, client: &Client) -> Result<Client> {
         #[cfg(feature = "tls")]
         choose_crypto_provider();
-        let info = client.get_connection_info().clone().set_tcp_settings(self.tcp_settings());
+        let info = client
+            .get_connection_info()
+            .clone()
+            .set_tcp_settings(self.tcp_settings());
         Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None))
     }
 
-    /// A black hole is noticed by probes when idle, and by unacknowledged data when not: both within seconds.
+    /// A black hole is noticed by probes when idle, and by unacknowledged data when not: both
+    /// within seconds.
     fn tcp_settings(&self) -> TcpSettings {
         use redis::io::tcp::socket2::TcpKeepalive;
         let second = Duration::from_secs(1);
         let keepalive = TcpKeepalive::new().with_time(second).with_interval(second);
-        #[cfg(not(any(windows, target_os = "openbsd", target_os = "redox", target_os = "solaris")))]
+        #[cfg(not(any(
+            windows,
+            target_os = "openbsd",
+            target_os = "redox",
+            target_os = "solaris"
+        )))]
         let keepalive = keepalive.with_retries(3);
-        let settings = TcpSettings::default().set_nodelay(self.nodelay).set_keepalive(keepalive);
+        let settings = TcpSettings::default()
+            .set_nodelay(self.nodelay)
+            .set_keepalive(keepalive);
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
         let settings = settings.set_user_timeout(2 * second);
         settings
@@ -194,7 +212,8 @@ impl fmt::Debug for RedisConfig {
     }
 }
 
-/// The driver takes the process's crypto provider, and panics if there is none and several to choose from.
+/// The driver takes the process's crypto provider, and panics if there is none and several to
+/// choose from.
 #[cfg(feature = "tls")]
 fn choose_crypto_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {

@@ -17,10 +17,10 @@ use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::task::unconstrained;
 
 use crate::{
-    keys::{self, Slot},
     handshake::ServerInfo,
-    scripts::Script,
+    keys::{self, Slot},
     node_state::NodeState,
+    scripts::Script,
     stream::{Meter, Task},
 };
 
@@ -30,7 +30,8 @@ pub(crate) struct Conn {
     /// Ends with it, unless the driver sees to that itself.
     task: Option<Task>,
     meter: Arc<Meter>,
-    /// For how long an answer is awaited, and what does it: the driver's own time-outs are timers of the runtime.
+    /// For how long an answer is awaited, and what does it: the driver's own time-outs are timers
+    /// of the runtime.
     timeout: Duration,
     time_outs: Arc<Patience>,
     /// Counts the connections of a link.
@@ -48,7 +49,8 @@ pub(crate) struct Conn {
     one_at_a_time: AtomicBool,
 }
 
-/// Whose token counters this connection has raised above the server's clock: for each slot the hour in which it did, or 0.
+/// Whose token counters this connection has raised above the server's clock: for each slot the hour
+/// in which it did, or 0.
 struct SeededSlots {
     opened: Instant,
     hours: Box<[AtomicU8]>,
@@ -65,7 +67,12 @@ impl Conn {
         found: ServerInfo,
         timeout: Duration,
     ) -> Self {
-        let ServerInfo { id, run, pushes, restart } = found;
+        let ServerInfo {
+            id,
+            run,
+            pushes,
+            restart,
+        } = found;
         Self {
             connection,
             task,
@@ -89,9 +96,15 @@ impl Conn {
     }
 
     /// Runs a script. The first poll queues it.
-    pub(crate) async fn run(&self, script: &Script, arguments: impl Fn(&mut Cmd)) -> Result<Value, RedisError> {
+    pub(crate) async fn run(
+        &self,
+        script: &Script,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Value, RedisError> {
         match self.send(&by_hash(script, &arguments)).await {
-            Err(error) if is_no_script(&error) => Box::pin(self.send(&in_full(script, &arguments))).await,
+            Err(error) if is_no_script(&error) => {
+                Box::pin(self.send(&in_full(script, &arguments))).await
+            }
             answer => answer,
         }
     }
@@ -99,13 +112,17 @@ impl Conn {
     /// Queues the command at the first poll, then waits for the answer.
     pub(crate) async fn send(&self, cmd: &Cmd) -> Result<Value, RedisError> {
         let mut connection = self.connection.clone();
-        self.answered(connection.send_packed_command(cmd)).await?.extract_error()
+        self.answered(connection.send_packed_command(cmd))
+            .await?
+            .extract_error()
     }
 
-    /// Queues the commands at the first poll, then waits for the answers; errors among them are left where they are.
+    /// Queues the commands at the first poll, then waits for the answers; errors among them are
+    /// left where they are.
     pub(crate) async fn send_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
         let mut connection = self.connection.clone();
-        self.answered(connection.send_packed_commands(pipeline, 0, pipeline.len())).await
+        self.answered(connection.send_packed_commands(pipeline, 0, pipeline.len()))
+            .await
     }
 
     /// As [`send_all`](Self::send_all).
@@ -114,12 +131,14 @@ impl Conn {
         Box::pin(async move { live.send_all(&pipeline).await })
     }
 
-    /// The answer, if it comes in time. Not an async function: that would keep the driver's future, of a kilobyte, twice.
+    /// The answer, if it comes in time. Not an async function: that would keep the driver's future,
+    /// of a kilobyte, twice.
     fn answered<T>(
         &self,
         answer: impl Future<Output = Result<T, RedisError>>,
     ) -> impl Future<Output = Result<T, RedisError>> {
-        // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before the command is queued.
+        // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before
+        // the command is queued.
         let within = self.time_outs.within(self.timeout, unconstrained(answer));
         within.map(|answer| {
             if answer.is_ok() {
@@ -135,16 +154,23 @@ impl Conn {
     }
 
     pub(crate) fn node_state(&self) -> Option<Arc<NodeState>> {
-        self.node_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.node_state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn set_node_state(&self, node_state: Option<Arc<NodeState>>) {
-        *self.node_state.lock().unwrap_or_else(PoisonError::into_inner) = node_state;
+        *self
+            .node_state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = node_state;
     }
 
     /// Whether the token counter of this slot stands above the server's clock.
     pub(crate) fn is_warm(&self, slot: Slot) -> bool {
-        // Without pushes there may be a proxy, behind which the server can change without the connection breaking.
+        // Without pushes there may be a proxy, behind which the server can change without the
+        // connection breaking.
         self.pushes && self.warmth.is_warm(slot)
     }
 
@@ -177,7 +203,10 @@ impl Conn {
 
 impl SeededSlots {
     fn new() -> Self {
-        Self { opened: Instant::now(), hours: (0..keys::SLOTS).map(|_| AtomicU8::new(0)).collect() }
+        Self {
+            opened: Instant::now(),
+            hours: (0..keys::SLOTS).map(|_| AtomicU8::new(0)).collect(),
+        }
     }
 
     fn is_warm(&self, slot: Slot) -> bool {

@@ -11,23 +11,25 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::Shared};
-use leasehold_core::{BoxFuture, Credentials, CredentialsProvider, Error, ErrorKind, Result, contained};
+use leasehold_core::{
+    BoxFuture, Credentials, CredentialsProvider, Error, ErrorKind, Result, contained,
+};
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
-    config::{RedisConfig, NotificationMode},
-    error::{self, Effect},
     batcher::Batcher,
+    config::{NotificationMode, RedisConfig},
     conn::Conn,
-    notification_backoff::NotificationBackoff,
+    error::{self, Effect},
     handshake,
+    notification_backoff::NotificationBackoff,
     scripts::Script,
     stream::{self, Meter},
     waiters::WaiterRegistry,
 };
 
-/// The driver's queue of commands that are not yet written. Never full, so that a command is queued, in order, by the
-/// first poll of its future: releases are ordered by that.
+/// The driver's queue of commands that are not yet written. Never full, so that a command is
+/// queued, in order, by the first poll of its future: releases are ordered by that.
 const QUEUE: usize = 1 << 20;
 
 /// The way to the server.
@@ -45,8 +47,8 @@ pub(crate) struct Link {
     runs: AtomicU64,
     /// Why the last attempt to connect failed, if it did.
     trouble: Mutex<Option<Error>>,
-    /// Connections that are lost to us, but perhaps not to the server: a command that is still on its way on one must not
-    /// take effect after it was undone.
+    /// Connections that are lost to us, but perhaps not to the server: a command that is still on
+    /// its way on one must not take effect after it was undone.
     doomed: Mutex<Vec<Doomed>>,
     this: Weak<Self>,
 }
@@ -84,8 +86,9 @@ impl Link {
         })
     }
 
-    /// Runs a script that does no harm when it is run twice. The first poll puts it into the connection's queue, if there is a
-    /// connection. If the connection breaks before the answer comes, the script is run once more on a new one.
+    /// Runs a script that does no harm when it is run twice. The first poll puts it into the
+    /// connection's queue, if there is a connection. If the connection breaks before the answer
+    /// comes, the script is run once more on a new one.
     pub(crate) async fn run(
         &self,
         script: &Script,
@@ -94,11 +97,17 @@ impl Link {
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value> {
         let live = self.live_in_order(operation).await?;
-        match self.run_on(&live, script, operation, effect, &arguments).await {
+        match self
+            .run_on(&live, script, operation, effect, &arguments)
+            .await
+        {
             Err(broken) if error::broke(&broken) => {
                 // What the second failed with says nothing about the first.
-                let Ok(live) = Box::pin(self.live()).await else { return Err(broken) };
-                self.run_on(&live, script, operation, effect, arguments).await
+                let Ok(live) = Box::pin(self.live()).await else {
+                    return Err(broken);
+                };
+                self.run_on(&live, script, operation, effect, arguments)
+                    .await
             }
             answer => answer,
         }
@@ -113,14 +122,27 @@ impl Link {
         effect: Effect,
         arguments: impl Fn(&mut Cmd),
     ) -> Result<Value> {
-        live.run(script, arguments).await.map_err(|error| self.failed(live, error, operation, effect))
+        live.run(script, arguments)
+            .await
+            .map_err(|error| self.failed(live, error, operation, effect))
     }
 
-    /// Maps the error, and gives the connection up if it must be: one that broke or does not answer, that must authenticate
-    /// again, or whose server is a replica by now. After a fail-over the same address leads to the new primary, and the old connection never does.
-    pub(crate) fn failed(&self, live: &Conn, error: RedisError, operation: &'static str, effect: Effect) -> Error {
+    /// Maps the error, and gives the connection up if it must be: one that broke or does not
+    /// answer, that must authenticate again, or whose server is a replica by now. After a fail-over
+    /// the same address leads to the new primary, and the old connection never does.
+    pub(crate) fn failed(
+        &self,
+        live: &Conn,
+        error: RedisError,
+        operation: &'static str,
+        effect: Effect,
+    ) -> Error {
         let unauthenticated = error::asks_for_credentials(&error);
-        if error.is_io_error() || error.is_unrecoverable_error() || error::is_of_replica(&error) || unauthenticated {
+        if error.is_io_error()
+            || error.is_unrecoverable_error()
+            || error::is_of_replica(&error)
+            || unauthenticated
+        {
             self.lose(live.generation);
         }
         let error = match error.is_timeout() {
@@ -138,13 +160,16 @@ impl Link {
     pub(crate) async fn live_in_order(&self, operation: &'static str) -> Result<Arc<Conn>> {
         let live = match self.live_now() {
             Some(live) => live,
-            None => Box::pin(self.live()).await.map_err(|error| error.with_operation(operation))?,
+            None => Box::pin(self.live())
+                .await
+                .map_err(|error| error.with_operation(operation))?,
         };
         self.gather.send_all(self, &live);
         Ok(live)
     }
 
-    /// The connection, if there is one. One that was closed meanwhile is none: what would be sent on it never arrives.
+    /// The connection, if there is one. One that was closed meanwhile is none: what would be sent
+    /// on it never arrives.
     pub(crate) fn live_now(&self) -> Option<Arc<Conn>> {
         let live = match &*self.state() {
             State::Conn(live) => Arc::clone(live),
@@ -157,15 +182,24 @@ impl Link {
         Some(live)
     }
 
-    /// How many runs of the server, or servers, there were. As long as it stays the same the server has forgotten nothing.
+    /// How many runs of the server, or servers, there were. As long as it stays the same the server
+    /// has forgotten nothing.
     pub(crate) fn runs(&self) -> u64 {
         self.runs.load(Ordering::Acquire)
     }
 
-    /// The error of an operation that is not worth a new connection. It says why there is none, as far as that is known.
+    /// The error of an operation that is not worth a new connection. It says why there is none, as
+    /// far as that is known.
     pub(crate) fn no_connection(&self, operation: &'static str) -> Error {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let why = trouble.as_ref().map_or("there is no connection", Error::message).to_owned();
+        let trouble = self
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let why = trouble
+            .as_ref()
+            .map_or("there is no connection", Error::message)
+            .to_owned();
         error::plain(ErrorKind::Unavailable, operation, why)
     }
 
@@ -179,15 +213,25 @@ impl Link {
             match &*state {
                 State::Conn(live) => return Ok(Arc::clone(live)),
                 State::Closed => {
-                    return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));
+                    return Err(error::plain(
+                        ErrorKind::Closed,
+                        "connect",
+                        "the backend was closed",
+                    ));
                 }
                 State::Connecting(connecting) => connecting.clone(),
                 State::Down => {
                     let Some(this) = self.this.upgrade() else {
-                        return Err(error::plain(ErrorKind::Closed, "connect", "the backend was dropped"));
+                        return Err(error::plain(
+                            ErrorKind::Closed,
+                            "connect",
+                            "the backend was dropped",
+                        ));
                     };
                     // A panic is told to all who ask, too.
-                    let connecting = contained(async move { this.connect().await }).boxed().shared();
+                    let connecting = contained(async move { this.connect().await })
+                        .boxed()
+                        .shared();
                     // Spawned, so that it ends also if nobody goes on asking.
                     drop(tokio::spawn(connecting.clone()));
                     *state = State::Connecting(connecting.clone());
@@ -205,10 +249,15 @@ impl Link {
             Ok(live)
         });
         let opened = opened.await;
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = opened.as_ref().err().cloned();
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) =
+            opened.as_ref().err().cloned();
         let mut state = self.state();
         if matches!(*state, State::Closed) {
-            return Err(error::plain(ErrorKind::Closed, "connect", "the backend was closed"));
+            return Err(error::plain(
+                ErrorKind::Closed,
+                "connect",
+                "the backend was closed",
+            ));
         }
         match opened {
             Ok(live) => {
@@ -234,14 +283,20 @@ impl Link {
     async fn open(self: &Arc<Self>) -> Result<Arc<Conn>> {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let Some(provider) = &self.config.credentials else {
-            return self.open_as(&self.client, generation, self.config.connect_timeout).await;
+            return self
+                .open_as(&self.client, generation, self.config.connect_timeout)
+                .await;
         };
         let mut refused: Option<(Credentials, Error)> = None;
         loop {
             let begun = Instant::now();
             let credentials = self.ask(&**provider).await?;
             if let Some((_, error)) = refused.take_if(|(before, _)| *before == credentials) {
-                return Err(if generation == 0 { error } else { error::outdated(error, "connect") });
+                return Err(if generation == 0 {
+                    error
+                } else {
+                    error::outdated(error, "connect")
+                });
             }
             let client = handshake::with_credentials(&self.client, &credentials)?;
             let patience = self.config.connect_timeout.saturating_sub(begun.elapsed());
@@ -258,22 +313,27 @@ impl Link {
         }
     }
 
-    /// Asks for credentials. A provider that panics or does not answer is one that cannot be reached.
+    /// Asks for credentials. A provider that panics or does not answer is one that cannot be
+    /// reached.
     async fn ask(&self, provider: &dyn CredentialsProvider) -> Result<Credentials> {
         let unavailable = |why: &str| error::plain(ErrorKind::Unavailable, "connect", why);
         let asked = AssertUnwindSafe(provider.credentials()).catch_unwind();
         match tokio::time::timeout(self.config.connect_timeout, asked).await {
-            Ok(Ok(credentials)) => {
-                credentials.map_err(|error| error.with_backend(error::BACKEND).with_operation("connect"))
-            }
+            Ok(Ok(credentials)) => credentials
+                .map_err(|error| error.with_backend(error::BACKEND).with_operation("connect")),
             Ok(Err(_panic)) => Err(unavailable("the provider of the credentials panicked")),
-            Err(_elapsed) => {
-                Err(unavailable("the provider of the credentials did not answer within the connect time-out"))
-            }
+            Err(_elapsed) => Err(unavailable(
+                "the provider of the credentials did not answer within the connect time-out",
+            )),
         }
     }
 
-    async fn open_as(self: &Arc<Self>, client: &Client, generation: u64, patience: Duration) -> Result<Arc<Conn>> {
+    async fn open_as(
+        self: &Arc<Self>,
+        client: &Client,
+        generation: u64,
+        patience: Duration,
+    ) -> Result<Arc<Conn>> {
         let meter = Arc::<Meter>::default();
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(patience))
@@ -281,7 +341,9 @@ impl Link {
             .set_pipeline_buffer_size(QUEUE);
         let pushing = match self.config.notifications {
             NotificationMode::Pushed => {
-                let settings = settings.clone().set_push_sender(self.push_sender(generation, &meter));
+                let settings = settings
+                    .clone()
+                    .set_push_sender(self.push_sender(generation, &meter));
                 match stream::connect(client, settings, &meter, patience).await {
                     Ok(connection) => Some(connection),
                     Err(error) if handshake::lacks_resp3(&error) => {
@@ -308,13 +370,27 @@ impl Link {
         probed.set_response_timeout(self.config.timeout);
         let found = handshake::check(probed, can_push, generation == 0, self).await?;
         self.gather.suit_runtime();
-        Ok(Arc::new(Conn::new(connection, meter, generation, found, self.config.timeout)))
+        Ok(Arc::new(Conn::new(
+            connection,
+            meter,
+            generation,
+            found,
+            self.config.timeout,
+        )))
     }
 
     async fn cannot_connect(&self, client: &Client, error: RedisError) -> Error {
         let closed = error.is_connection_dropped() && !error.is_connection_refusal();
-        let told = if closed { handshake::farewell(client).await } else { None };
-        error::of_connect(told.unwrap_or(error), &self.endpoint, ("connect-timeout", self.config.connect_timeout))
+        let told = if closed {
+            handshake::farewell(client).await
+        } else {
+            None
+        };
+        error::of_connect(
+            told.unwrap_or(error),
+            &self.endpoint,
+            ("connect-timeout", self.config.connect_timeout),
+        )
     }
 
     fn push_sender(
@@ -336,7 +412,8 @@ impl Link {
                             }
                         }
                     }
-                    // A null key: the whole database was flushed, or replaced by that of another server.
+                    // A null key: the whole database was flushed, or replaced by that of another
+                    // server.
                     _ => {
                         if let Some(live) = link.upgrade().and_then(|link| link.live_now()) {
                             live.cool_all();
@@ -369,7 +446,10 @@ impl Link {
             }
         };
         if let Some(id) = lost.id.filter(|_| !lost.run_id().is_empty()) {
-            let doomed = Doomed { id, run: lost.run_id().to_owned() };
+            let doomed = Doomed {
+                id,
+                run: lost.run_id().to_owned(),
+            };
             self.lost_before().push(doomed);
         }
         // Nothing can wake on it any more.
@@ -384,7 +464,9 @@ impl Link {
         while let Some(doomed) = all.pop() {
             let mut kill = redis::cmd("CLIENT");
             kill.arg("KILL").arg("ID").arg(doomed.id);
-            let Err(error) = live.send(&kill).await else { continue };
+            let Err(error) = live.send(&kill).await else {
+                continue;
+            };
             // Usually there is nothing left to end.
             tracing::trace!(endpoint = %self.endpoint, id = doomed.id, %error, "could not end the lost connection");
             if error.is_io_error() {
@@ -419,6 +501,8 @@ impl Link {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
     }
 }

@@ -22,12 +22,18 @@ const BROKE: &str = "the connection broke";
 
 /// An error of this backend without a cause.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+    Error::new(kind, message.into())
+        .with_backend(BACKEND)
+        .with_operation(operation)
 }
 
 /// An answer that the script never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(ErrorKind::Protocol, operation, "the server gave an answer that the script never gives")
+    plain(
+        ErrorKind::Protocol,
+        operation,
+        "the server gave an answer that the script never gives",
+    )
 }
 
 /// Maps an error of a command that was handed to the connection.
@@ -46,7 +52,12 @@ pub(crate) fn of_command(error: RedisError, operation: &'static str, effect: Eff
 }
 
 /// The error of an answer that did not come within this time.
-pub(crate) fn silent(error: RedisError, operation: &'static str, effect: Effect, time_out: Duration) -> Error {
+pub(crate) fn silent(
+    error: RedisError,
+    operation: &'static str,
+    effect: Effect,
+    time_out: Duration,
+) -> Error {
     let kind = match effect {
         Effect::Writes => ErrorKind::Indeterminate,
         Effect::None => ErrorKind::Unavailable,
@@ -58,12 +69,14 @@ pub(crate) fn silent(error: RedisError, operation: &'static str, effect: Effect,
     plain(kind, operation, message).with_source(error)
 }
 
-/// Whether the connection broke while an answer was awaited, so that it is worth another try on a new one.
+/// Whether the connection broke while an answer was awaited, so that it is worth another try on a
+/// new one.
 pub(crate) fn broke(error: &Error) -> bool {
     error.message().starts_with(BROKE)
 }
 
-/// Maps an error of a connection attempt to `endpoint`. `time_out`: the option that says how long to wait, and its value.
+/// Maps an error of a connection attempt to `endpoint`. `time_out`: the option that says how long
+/// to wait, and its value.
 pub(crate) fn of_connect(error: RedisError, endpoint: &str, time_out: (&str, Duration)) -> Error {
     let (kind, message) = match error.kind() {
         _ if is_certificate(&error) => (
@@ -99,11 +112,15 @@ pub(crate) fn of_connect(error: RedisError, endpoint: &str, time_out: (&str, Dur
         ),
         Driver::Io => (
             ErrorKind::Unavailable,
-            format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
+            format!(
+                "cannot connect to {endpoint} ({error}); check the address, and that a server runs there"
+            ),
         ),
         _ if asks_for_credentials(&error) => denied(endpoint),
         // The driver says so of every refusal of SELECT.
-        _ if error.to_string().contains("refused to switch database") => refused_database(&error, endpoint),
+        _ if error.to_string().contains("refused to switch database") => {
+            refused_database(&error, endpoint)
+        }
         _ => {
             let (kind, message) = of_answer(&error);
             (kind, format!("cannot use {endpoint}: {message}"))
@@ -119,25 +136,37 @@ pub(crate) fn asks_for_credentials(error: &RedisError) -> bool {
         Driver::Extension => matches!(error.code(), Some("NOAUTH" | "WRONGPASS")),
         Driver::Io | Driver::Parse => false,
         // The driver wraps what a proxy or an older server answers to its greeting.
-        _ => error.code().is_none() && ["WRONGPASS", "NOAUTH"].iter().any(|code| error.to_string().contains(code)),
+        _ => {
+            error.code().is_none()
+                && ["WRONGPASS", "NOAUTH"]
+                    .iter()
+                    .any(|code| error.to_string().contains(code))
+        }
     }
 }
 
 /// Whether a connection attempt ended so that other credentials may cure it.
 pub(crate) fn is_unauthenticated(error: &Error) -> bool {
-    error.source().and_then(|source| source.downcast_ref()).is_some_and(asks_for_credentials)
+    error
+        .source()
+        .and_then(|source| source.downcast_ref())
+        .is_some_and(asks_for_credentials)
 }
 
 /// Of credentials that were right before, and may be again when their provider is asked.
 pub(crate) fn outdated(error: Error, operation: &'static str) -> Error {
-    let message = "the server refuses credentials that it accepted before; their provider is asked again";
+    let message =
+        "the server refuses credentials that it accepted before; their provider is asked again";
     plain(ErrorKind::Unavailable, operation, message).with_source(error)
 }
 
 fn refused_database(error: &RedisError, endpoint: &str) -> (ErrorKind, String) {
     let answer = error.detail().unwrap_or("no reason");
     if answer.contains("permission") {
-        return (ErrorKind::Denied, format!("{endpoint} does not let this user choose a database: {answer}"));
+        return (
+            ErrorKind::Denied,
+            format!("{endpoint} does not let this user choose a database: {answer}"),
+        );
     }
     (
         ErrorKind::InvalidInput,
@@ -159,22 +188,32 @@ fn denied(endpoint: &str) -> (ErrorKind, String) {
 
 /// Why a server takes no writes for now: nothing was taken.
 const REFUSALS: [(&str, &str); 3] = [
-    ("OOM", "the server has reached maxmemory; give it memory or delete keys"),
-    ("MISCONF", "the server refuses writes because its persistence fails; see its log"),
-    ("NOREPLICAS", "the server refuses writes because too few replicas are online"),
+    (
+        "OOM",
+        "the server has reached maxmemory; give it memory or delete keys",
+    ),
+    (
+        "MISCONF",
+        "the server refuses writes because its persistence fails; see its log",
+    ),
+    (
+        "NOREPLICAS",
+        "the server refuses writes because too few replicas are online",
+    ),
 ];
 
 /// Whether an answer has this code, also as Redis 6.2 words it when a script finds out.
 fn is_coded(error: &RedisError, code: &str) -> bool {
     match error.kind() {
-        Driver::Server(Server::ResponseError) => {
-            error.detail().is_some_and(|detail| detail.contains(&format!("-{code} ")))
-        }
+        Driver::Server(Server::ResponseError) => error
+            .detail()
+            .is_some_and(|detail| detail.contains(&format!("-{code} "))),
         _ => error.code() == Some(code),
     }
 }
 
-/// The server answered, and the answer is an error: a script that fails half-way has been undone by itself.
+/// The server answered, and the answer is an error: a script that fails half-way has been undone by
+/// itself.
 fn of_answer(error: &RedisError) -> (ErrorKind, String) {
     let retry = |why: &str| (ErrorKind::Unavailable, why.to_owned());
     if let Some((_, why)) = REFUSALS.iter().find(|(code, _)| is_coded(error, code)) {
@@ -238,28 +277,43 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
 }
 
 fn of_read_only() -> (ErrorKind, String) {
-    (ErrorKind::Unavailable, "the server is a read-only replica; connect to the primary".to_owned())
+    (
+        ErrorKind::Unavailable,
+        "the server is a read-only replica; connect to the primary".to_owned(),
+    )
 }
 
 /// Whether a server answered so that is no primary, and so none any more.
 pub(crate) fn is_of_replica(error: &RedisError) -> bool {
-    matches!(error.kind(), Driver::Server(Server::ReadOnly | Server::MasterDown)) || is_coded(error, "READONLY")
+    matches!(
+        error.kind(),
+        Driver::Server(Server::ReadOnly | Server::MasterDown)
+    ) || is_coded(error, "READONLY")
 }
 
 /// Whether an acquisition that ended so may have taken something.
 pub(crate) fn may_have_taken(error: &Error) -> bool {
     let driver = error.source().and_then(|source| source.downcast_ref());
-    matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol) || driver.is_some_and(is_within_script)
+    matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol)
+        || driver.is_some_and(is_within_script)
 }
 
-/// Whether a right was found missing in the middle of a script: what it did before stays. Redis 7.2 words it anew.
+/// Whether a right was found missing in the middle of a script: what it did before stays. Redis 7.2
+/// words it anew.
 fn is_within_script(error: &RedisError) -> bool {
     let detail = detail(error);
-    detail.contains("The user executing the script can't") || detail.contains("ACL failure in script")
+    detail.contains("The user executing the script can't")
+        || detail.contains("ACL failure in script")
 }
 
 fn lacks_right(error: &RedisError) -> (ErrorKind, String) {
-    (ErrorKind::Denied, format!("the user lacks a permission ({}); see the ACL in this crate's README", detail(error)))
+    (
+        ErrorKind::Denied,
+        format!(
+            "the user lacks a permission ({}); see the ACL in this crate's README",
+            detail(error)
+        ),
+    )
 }
 
 fn first_sentence(text: &str) -> &str {
@@ -274,17 +328,22 @@ fn detail(error: &RedisError) -> String {
     }
 }
 
-/// Whether TLS refused the server's certificate. The driver does not say so in a type: its source is an I/O error whose
-/// text is that of rustls.
+/// Whether TLS refused the server's certificate. The driver does not say so in a type: its source
+/// is an I/O error whose text is that of rustls.
 fn is_certificate(error: &RedisError) -> bool {
-    error.is_io_error() && error.to_string().contains("certificate") && !is_of_our_certificate(error)
+    error.is_io_error()
+        && error.to_string().contains("certificate")
+        && !is_of_our_certificate(error)
 }
 
-/// Whether the server refused the client's certificate, or demands one: it answers with one of these alerts of TLS.
+/// Whether the server refused the client's certificate, or demands one: it answers with one of
+/// these alerts of TLS.
 fn is_of_our_certificate(error: &RedisError) -> bool {
     const ALERTS: [&str; 4] = ["ertificate", "UnknownCA", "DecryptError", "AccessDenied"];
     let text = error.to_string();
-    error.is_io_error() && text.contains("fatal alert") && ALERTS.iter().any(|alert| text.contains(alert))
+    error.is_io_error()
+        && text.contains("fatal alert")
+        && ALERTS.iter().any(|alert| text.contains(alert))
 }
 
 #[cfg(test)]
@@ -293,7 +352,11 @@ mod tests {
 
     #[test]
     fn a_replica_is_known_by_its_answers_and_retryable() {
-        let of = |line: &str| redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap().extract_error();
+        let of = |line: &str| {
+            redis::parse_redis_value(format!("-{line}\r\n").as_bytes())
+                .unwrap()
+                .extract_error()
+        };
         for line in [
             "READONLY You can't write against a read only replica.",
             "READONLY You can't write against a read only replica. script: 0, on @user_script:1.",
@@ -307,9 +370,11 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
             assert!(error.is_retryable() && !may_have_taken(&error));
         }
-        for line in
-            ["OOM command not allowed when used memory > 'maxmemory'.", "ERR READONLY", "LOADING Redis is loading"]
-        {
+        for line in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "ERR READONLY",
+            "LOADING Redis is loading",
+        ] {
             assert!(!is_of_replica(&of(line).unwrap_err()), "{line}");
         }
     }
@@ -320,12 +385,22 @@ mod tests {
             for line in [
                 format!("{code} so it is."),
                 format!("{code} so it is. script: 0, on @user_script:1."),
-                format!("ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -{code} so it is."),
+                format!(
+                    "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -{code} so it is."
+                ),
             ] {
                 let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
-                let error = of_command(value.extract_error().unwrap_err(), "acquire", Effect::Writes);
+                let error = of_command(
+                    value.extract_error().unwrap_err(),
+                    "acquire",
+                    Effect::Writes,
+                );
                 assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-                assert!(error.is_retryable() && !may_have_taken(&error) && !error.to_string().contains("so it is"));
+                assert!(
+                    error.is_retryable()
+                        && !may_have_taken(&error)
+                        && !error.to_string().contains("so it is")
+                );
             }
         }
     }
@@ -334,20 +409,36 @@ mod tests {
     fn missing_right_is_denied_and_in_a_script_indeterminate() {
         let answered = |line: &str| {
             let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
-            of_command(value.extract_error().unwrap_err(), "acquire", Effect::Writes)
+            of_command(
+                value.extract_error().unwrap_err(),
+                "acquire",
+                Effect::Writes,
+            )
         };
         for (line, taken) in [
-            ("NOPERM this user has no permissions to run the 'evalsha' command", false),
+            (
+                "NOPERM this user has no permissions to run the 'evalsha' command",
+                false,
+            ),
             (
                 "ERR The user executing the script can't run this command or subcommand script: 0, on @user_script:1.",
                 true,
             ),
-            ("ERR ACL failure in script: User shop has no permissions to run the 'time' command script: 0", true),
+            (
+                "ERR ACL failure in script: User shop has no permissions to run the 'time' command script: 0",
+                true,
+            ),
         ] {
             let error = answered(line);
-            assert_eq!((error.kind(), may_have_taken(&error)), (ErrorKind::Denied, taken), "{error}");
+            assert_eq!(
+                (error.kind(), may_have_taken(&error)),
+                (ErrorKind::Denied, taken),
+                "{error}"
+            );
         }
-        assert!(!may_have_taken(&answered("OOM command not allowed when used memory > 'maxmemory'.")));
+        assert!(!may_have_taken(&answered(
+            "OOM command not allowed when used memory > 'maxmemory'."
+        )));
         assert!(may_have_taken(&answered("ERR something else script: 0")));
     }
 }

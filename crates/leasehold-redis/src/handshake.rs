@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use leasehold_core::{Credentials, ErrorKind, Restart, Result};
 use redis::{
-    Client, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, Value,
-    aio::MultiplexedConnection,
+    Client, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo,
+    RedisError, Value, aio::MultiplexedConnection,
 };
 
 use tokio::{io::AsyncReadExt, net::TcpStream};
@@ -22,7 +22,8 @@ const OLDEST: (u32, u32) = (6, 2);
 pub(crate) struct ServerInfo {
     /// The connection's id; `None` if the user may not ask.
     pub(crate) id: Option<i64>,
-    /// Names this run of the server: after a restart, ids are given again. Empty if the user may not ask.
+    /// Names this run of the server: after a restart, ids are given again. Empty if the user may
+    /// not ask.
     pub(crate) run: String,
     /// Whether invalidations are pushed.
     pub(crate) pushes: bool,
@@ -30,8 +31,8 @@ pub(crate) struct ServerInfo {
     pub(crate) restart: Restart,
 }
 
-/// Checks the server, names the connection, loads the scripts and switches tracking on, in one round trip. `first`: it is
-/// the first connection.
+/// Checks the server, names the connection, loads the scripts and switches tracking on, in one
+/// round trip. `first`: it is the first connection.
 pub(crate) async fn check(
     mut connection: MultiplexedConnection,
     can_push: bool,
@@ -56,7 +57,10 @@ pub(crate) async fn check(
     if can_push {
         pipeline.cmd("CLIENT").arg("TRACKING").arg("ON");
     }
-    let answers = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await.map_err(of_connect)?;
+    let answers = connection
+        .send_packed_commands(&pipeline, 0, pipeline.len())
+        .await
+        .map_err(of_connect)?;
     let mut answers = answers.into_iter().map(Value::extract_error);
     let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
 
@@ -71,7 +75,9 @@ pub(crate) async fn check(
             Ok(Err(_)) | Err(_) => {}
         }
     }
-    let save = next().ok().and_then(|save| redis::from_redis_value::<(String, String)>(save).ok());
+    let save = next()
+        .ok()
+        .and_then(|save| redis::from_redis_value::<(String, String)>(save).ok());
     judge(&info, first, endpoint)?;
     let run = field(&info, "run_id").to_owned();
 
@@ -93,29 +99,47 @@ pub(crate) async fn check(
             }
         };
     let restart = restart(&info, save.as_ref().map(|(_, save)| save.as_str()));
-    Ok(ServerInfo { id, run, pushes, restart })
+    Ok(ServerInfo {
+        id,
+        run,
+        pushes,
+        restart,
+    })
 }
 
-/// What becomes of held locks, by the server's settings. `save`: when it takes snapshots, if it says so.
+/// What becomes of held locks, by the server's settings. `save`: when it takes snapshots, if it
+/// says so.
 fn restart(info: &str, save: Option<&str>) -> Restart {
     let forgets = field(info, "aof_enabled") == "0" && save == Some("");
-    if forgets || evicts(info) { Restart::FreesAtOnce } else { Restart::AsPersisted }
+    if forgets || evicts(info) {
+        Restart::FreesAtOnce
+    } else {
+        Restart::AsPersisted
+    }
 }
 
 /// Whether a full memory may cost held locks.
 fn evicts(info: &str) -> bool {
-    !matches!(field(info, "maxmemory"), "" | "0") && !matches!(field(info, "maxmemory_policy"), "" | "noeviction")
+    !matches!(field(info, "maxmemory"), "" | "0")
+        && !matches!(field(info, "maxmemory_policy"), "" | "noeviction")
 }
 
 fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     let field = |name| field(info, name);
-    // At first it is a mistake in the address. Later a fail-over or an upgrade is under way, and the address may be right soon.
-    let kind = if first { ErrorKind::Unsupported } else { ErrorKind::Unavailable };
+    // At first it is a mistake in the address. Later a fail-over or an upgrade is under way, and
+    // the address may be right soon.
+    let kind = if first {
+        ErrorKind::Unsupported
+    } else {
+        ErrorKind::Unavailable
+    };
     if field("redis_mode") == "sentinel" {
         return Err(error::plain(
             kind,
             "connect",
-            format!("{endpoint} is a Redis Sentinel, which keeps no locks; connect to the primary that it watches"),
+            format!(
+                "{endpoint} is a Redis Sentinel, which keeps no locks; connect to the primary that it watches"
+            ),
         ));
     }
     let version = field("redis_version");
@@ -126,7 +150,10 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
         return Err(error::plain(
             kind,
             "connect",
-            format!("{endpoint} is Redis {version}; use version {}.{} or later", OLDEST.0, OLDEST.1),
+            format!(
+                "{endpoint} is Redis {version}; use version {}.{} or later",
+                OLDEST.0, OLDEST.1
+            ),
         ));
     }
     if field("role") == "slave" && field("slave_read_only") == "1" {
@@ -148,11 +175,14 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
 
 /// A field of INFO; empty if it is not there.
 pub(crate) fn field<'a>(info: &'a str, name: &str) -> &'a str {
-    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
+    info.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
+        .unwrap_or_default()
 }
 
-/// Returns the error that the server sends to a new connection before it closes it: there are too many clients, or it is in
-/// protected mode. The driver drops that error.
+/// Returns the error that the server sends to a new connection before it closes it: there are too
+/// many clients, or it is in protected mode. The driver drops that error.
 pub(crate) async fn farewell(client: &Client) -> Option<RedisError> {
     let told = async {
         let (mut told, mut buffer) = (Vec::new(), [0; 512]);
@@ -171,8 +201,14 @@ pub(crate) async fn farewell(client: &Client) -> Option<RedisError> {
         Some(told)
     };
     let told = tokio::time::timeout(FAREWELL, told).await.ok()??;
-    let line = told.split(|byte| *byte == b'\r').next().filter(|line| line.starts_with(b"-"))?;
-    redis::parse_redis_value(&[line, b"\r\n"].concat()).ok()?.extract_error().err()
+    let line = told
+        .split(|byte| *byte == b'\r')
+        .next()
+        .filter(|line| line.starts_with(b"-"))?;
+    redis::parse_redis_value(&[line, b"\r\n"].concat())
+        .ok()?
+        .extract_error()
+        .err()
 }
 
 /// Whether the server, or a proxy or the user's rights, refused `HELLO 3` itself.
@@ -198,16 +234,24 @@ pub(crate) fn with_resp3(client: &Client) -> Result<Client> {
 
 /// The same client as another user, or with another password.
 pub(crate) fn with_credentials(client: &Client, credentials: &Credentials) -> Result<Client> {
-    // The name of the default user, so that a user of the URL is not kept beside another's password.
+    // The name of the default user, so that a user of the URL is not kept beside another's
+    // password.
     let username = credentials.username().unwrap_or("default");
-    with_settings(client, |settings| settings.set_username(username).set_password(credentials.password()))
+    with_settings(client, |settings| {
+        settings
+            .set_username(username)
+            .set_password(credentials.password())
+    })
 }
 
 fn with_protocol(client: &Client, protocol: ProtocolVersion) -> Result<Client> {
     with_settings(client, |settings| settings.set_protocol(protocol))
 }
 
-fn with_settings(client: &Client, change: impl FnOnce(RedisConnectionInfo) -> RedisConnectionInfo) -> Result<Client> {
+fn with_settings(
+    client: &Client,
+    change: impl FnOnce(RedisConnectionInfo) -> RedisConnectionInfo,
+) -> Result<Client> {
     let info = client.get_connection_info().clone();
     let settings = change(info.redis_settings().clone());
     info.set_redis_settings(settings)
@@ -222,30 +266,61 @@ mod tests {
 
     #[test]
     fn a_server_that_forgets_or_evicts_promises_less() {
-        let memory = |max, policy| format!("aof_enabled:0\r\nmaxmemory:{max}\r\nmaxmemory_policy:{policy}\r\n");
+        let memory = |max, policy| {
+            format!("aof_enabled:0\r\nmaxmemory:{max}\r\nmaxmemory_policy:{policy}\r\n")
+        };
         let plain = memory(0, "allkeys-lru");
         assert_eq!(restart(&plain, Some("")), Restart::FreesAtOnce);
         assert_eq!(restart(&plain, Some("3600 1")), Restart::AsPersisted);
         assert_eq!(restart("aof_enabled:1\r\n", Some("")), Restart::AsPersisted);
-        assert_eq!(restart(&memory(1 << 20, "noeviction"), Some("3600 1")), Restart::AsPersisted);
-        assert_eq!(restart(&memory(1 << 20, "volatile-lru"), Some("3600 1")), Restart::FreesAtOnce);
+        assert_eq!(
+            restart(&memory(1 << 20, "noeviction"), Some("3600 1")),
+            Restart::AsPersisted
+        );
+        assert_eq!(
+            restart(&memory(1 << 20, "volatile-lru"), Some("3600 1")),
+            Restart::FreesAtOnce
+        );
         // Neither says that it forgets.
-        assert!(restart(&plain, None) == Restart::AsPersisted && restart("", Some("")) == Restart::AsPersisted);
+        assert!(
+            restart(&plain, None) == Restart::AsPersisted
+                && restart("", Some("")) == Restart::AsPersisted
+        );
     }
 
     #[test]
     fn old_servers_and_replicas_are_refused_by_name() {
         let old = judge("redis_version:6.0.16\r\nrole:master\r\n", true, "h:1").unwrap_err();
         assert_eq!(old.kind(), ErrorKind::Unsupported);
-        assert!(old.to_string().contains("6.0.16") && old.to_string().contains("6.2"), "{old}");
-        for (first, kind) in [(true, ErrorKind::Unsupported), (false, ErrorKind::Unavailable)] {
-            let replica =
-                judge("redis_version:7.2.4\r\nrole:slave\r\nslave_read_only:1\r\n", first, "h:1").unwrap_err();
+        assert!(
+            old.to_string().contains("6.0.16") && old.to_string().contains("6.2"),
+            "{old}"
+        );
+        for (first, kind) in [
+            (true, ErrorKind::Unsupported),
+            (false, ErrorKind::Unavailable),
+        ] {
+            let replica = judge(
+                "redis_version:7.2.4\r\nrole:slave\r\nslave_read_only:1\r\n",
+                first,
+                "h:1",
+            )
+            .unwrap_err();
             assert_eq!(replica.kind(), kind);
         }
-        let sentinel = judge("redis_version:7.0.15\r\nredis_mode:sentinel\r\n", true, "h:1").unwrap_err();
-        assert!(sentinel.kind() == ErrorKind::Unsupported && sentinel.to_string().contains("Sentinel"), "{sentinel}");
+        let sentinel = judge(
+            "redis_version:7.0.15\r\nredis_mode:sentinel\r\n",
+            true,
+            "h:1",
+        )
+        .unwrap_err();
+        assert!(
+            sentinel.kind() == ErrorKind::Unsupported && sentinel.to_string().contains("Sentinel"),
+            "{sentinel}"
+        );
         assert!(judge("redis_version:7.0.15\r\nrole:master\r\n", true, "h:1").is_ok());
-        assert!(judge("redis_version:10.0\r\n", true, "h:1").is_ok() && judge("", true, "h:1").is_ok());
+        assert!(
+            judge("redis_version:10.0\r\n", true, "h:1").is_ok() && judge("", true, "h:1").is_ok()
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Who holds a key and who waits for it. Their tokens are not told: a counter serves many locks, and the lock does not
-//! hold its own, as the value is written before the token is drawn.
+//! Who holds a key and who waits for it. Their tokens are not told: a counter serves many locks,
+//! and the lock does not hold its own, as the value is written before the token is drawn.
 
 use std::time::Duration;
 
@@ -9,20 +9,32 @@ use redis::{Cmd, Value};
 use crate::{
     connection::Link,
     error::{self, Effect},
-    value,
     keys::{Keys, Kind},
-    scripts,
+    scripts, value,
 };
 
 /// A member of a sorted set and its expiry in ms.
 type Members = Vec<(Vec<u8>, f64)>;
 /// What the script answers: now, value, PTTL, readers, writers, waiters, permits, queue.
-type Answer = (f64, Option<Vec<u8>>, i64, Members, Members, Members, Members, Members);
+type Answer = (
+    f64,
+    Option<Vec<u8>>,
+    i64,
+    Members,
+    Members,
+    Members,
+    Members,
+    Members,
+);
 
 pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     Keys::check(&link.config.prefix, key).map_err(|error| error.with_operation("inspect"))?;
     let keys = Keys::new(&link.config.prefix, key);
-    let answer = link.run(&scripts::INSPECT, "inspect", Effect::None, |cmd| arguments(cmd, &keys)).await?;
+    let answer = link
+        .run(&scripts::INSPECT, "inspect", Effect::None, |cmd| {
+            arguments(cmd, &keys)
+        })
+        .await?;
     let answer = parse(answer).ok_or_else(|| error::protocol("inspect"))?;
     let (now, value, left, readers, writers, waiters, permits, queue) = answer;
 
@@ -49,25 +61,37 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
         holders.push(permit);
     }
 
-    // The sooner a registration expires, the earlier it was last renewed; the order of arrival is not kept.
-    let waiters = [(writers, Some(Mode::Exclusive)), (waiters, Some(Mode::Shared)), (queue, None)]
-        .into_iter()
-        .flat_map(|(members, mode)| members.into_iter().map(move |(member, _)| (member, mode)))
-        .map(|(member, mode)| {
-            let seen = value::read(&member);
-            WaiterRef::new(mode.or_else(|| permit_mode(seen.of)), seen.label)
-        })
-        .collect();
+    // The sooner a registration expires, the earlier it was last renewed; the order of arrival is
+    // not kept.
+    let waiters = [
+        (writers, Some(Mode::Exclusive)),
+        (waiters, Some(Mode::Shared)),
+        (queue, None),
+    ]
+    .into_iter()
+    .flat_map(|(members, mode)| members.into_iter().map(move |(member, _)| (member, mode)))
+    .map(|(member, mode)| {
+        let seen = value::read(&member);
+        WaiterRef::new(mode.or_else(|| permit_mode(seen.of)), seen.label)
+    })
+    .collect();
     Ok(Inspection::new(holders, waiters))
 }
 
 fn permit_mode(of: Option<u32>) -> Option<Mode> {
-    of.and_then(|of| of.try_into().ok()).map(|of| Mode::Permit { of })
+    of.and_then(|of| of.try_into().ok())
+        .map(|of| Mode::Permit { of })
 }
 
 fn arguments(cmd: &mut Cmd, keys: &Keys<'_>) {
     cmd.arg(6).arg(keys.lock());
-    for kind in [Kind::Readers, Kind::Writers, Kind::Waiters, Kind::Permits, Kind::Queue] {
+    for kind in [
+        Kind::Readers,
+        Kind::Writers,
+        Kind::Waiters,
+        Kind::Permits,
+        Kind::Queue,
+    ] {
         cmd.arg(keys.derived(kind));
     }
 }

@@ -1,7 +1,8 @@
 //! Names: which Redis keys a lock uses.
 //!
-//! The lock itself is the prefix and the raw name, as other programs expect it. What else belongs to it must live in the
-//! same cluster slot and must never be another lock's key, whatever bytes the name has:
+//! The lock itself is the prefix and the raw name, as other programs expect it. What else belongs
+//! to it must live in the same cluster slot and must never be another lock's key, whatever bytes
+//! the name has:
 //!
 //! | the name | derived key | why it hashes as the name does |
 //! |---|---|---|
@@ -9,11 +10,12 @@
 //! | has no `}` | `{NAME}:lh2:KIND` | the name is the tag |
 //! | else (`{}`, `a}b`) | `{N}NAME:lh3:KIND` | `N` is a number of the same slot |
 //!
-//! The token counter does not belong to one lock but to all whose keys are in one slot: `{N}PREFIX:lh4:token`. Tokens of
-//! one lock then have gaps, and a connection can remember for which of the 16 384 counters it has seen to it that they
-//! stand above the clock.
+//! The token counter does not belong to one lock but to all whose keys are in one slot:
+//! `{N}PREFIX:lh4:token`. Tokens of one lock then have gaps, and a connection can remember for
+//! which of the 16 384 counters it has seen to it that they stand above the clock.
 //!
-//! A server that is a node of a quorum keeps three keys of its own, which hash as they may: `PREFIX:lh4:mark`, `…:since`, `…:top`.
+//! A server that is a node of a quorum keeps three keys of its own, which hash as they may:
+//! `PREFIX:lh4:mark`, `…:since`, `…:top`.
 //!
 //! A name that ends as one of these keys does is refused, so that the mapping is injective.
 
@@ -24,8 +26,15 @@ use redis::{RedisWrite, ToRedisArgs};
 
 /// How many slots there are.
 pub(crate) const SLOTS: usize = 16_384;
-const KINDS: [Kind; 7] =
-    [Kind::Readers, Kind::Writers, Kind::Order, Kind::Waiters, Kind::Permits, Kind::Queue, Kind::Fence];
+const KINDS: [Kind; 7] = [
+    Kind::Readers,
+    Kind::Writers,
+    Kind::Order,
+    Kind::Waiters,
+    Kind::Permits,
+    Kind::Queue,
+    Kind::Fence,
+];
 const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
 const TOKEN: &str = ":lh4:token";
 /// After the prefix, what the keys of the server itself begin with, as a node of a quorum.
@@ -131,13 +140,16 @@ impl<'a> Keys<'a> {
                 || OF_NODE.iter().any(|key| tail.ends_with(key.as_bytes()))
                 || MARKS.iter().any(|mark| {
                     KINDS.iter().any(|kind| {
-                        tail.strip_suffix(kind.name().as_bytes()).is_some_and(|rest| rest.ends_with(mark.as_bytes()))
+                        tail.strip_suffix(kind.name().as_bytes())
+                            .is_some_and(|rest| rest.ends_with(mark.as_bytes()))
                     })
                 }));
         if reserved {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                format!("the name `{key}` ends as a key of another lock's bookkeeping does; choose another ending"),
+                format!(
+                    "the name `{key}` ends as a key of another lock's bookkeeping does; choose another ending"
+                ),
             ));
         }
         Ok(())
@@ -160,11 +172,35 @@ impl<'a> Keys<'a> {
 
     fn derived_by<'b>(&'b self, kind: &'b [u8]) -> Parts<'b> {
         match self.form {
-            Form::Tagged => Parts([self.prefix, self.name, MARKS[0].as_bytes(), kind, b"", b"", b""]),
-            Form::Plain => Parts([b"{", self.prefix, self.name, b"}", MARKS[1].as_bytes(), kind, b""]),
+            Form::Tagged => Parts([
+                self.prefix,
+                self.name,
+                MARKS[0].as_bytes(),
+                kind,
+                b"",
+                b"",
+                b"",
+            ]),
+            Form::Plain => Parts([
+                b"{",
+                self.prefix,
+                self.name,
+                b"}",
+                MARKS[1].as_bytes(),
+                kind,
+                b"",
+            ]),
             Form::Odd => {
                 let number = self.slot().number();
-                Parts([b"{", number, b"}", self.prefix, self.name, MARKS[2].as_bytes(), kind])
+                Parts([
+                    b"{",
+                    number,
+                    b"}",
+                    self.prefix,
+                    self.name,
+                    MARKS[2].as_bytes(),
+                    kind,
+                ])
             }
         }
     }
@@ -190,7 +226,15 @@ impl<'a> Keys<'a> {
 
     /// The same, where the slot is known.
     pub(crate) fn token_in(&self, slot: Slot) -> Parts<'_> {
-        Parts([b"{", slot.number(), b"}", self.prefix, TOKEN.as_bytes(), b"", b""])
+        Parts([
+            b"{",
+            slot.number(),
+            b"}",
+            self.prefix,
+            TOKEN.as_bytes(),
+            b"",
+            b"",
+        ])
     }
 }
 
@@ -250,12 +294,16 @@ impl ToRedisArgs for Parts<'_> {
 fn slot_of(key: &[u8]) -> Slot {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
-        rest.iter().position(|byte| *byte == b'}').filter(|close| *close > 0).map(|close| &rest[..close])
+        rest.iter()
+            .position(|byte| *byte == b'}')
+            .filter(|close| *close > 0)
+            .map(|close| &rest[..close])
     });
     Slot(crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) % SLOTS as u16)
 }
 
-/// Of each slot the smallest number that hashes to it. Made at the first use, in about a millisecond.
+/// Of each slot the smallest number that hashes to it. Made at the first use, in about a
+/// millisecond.
 static NUMBERS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
     use crc16::{CrcType, XMODEM};
     let mut numbers: Vec<Box<[u8]>> = vec![Box::default(); SLOTS];
@@ -263,7 +311,11 @@ static NUMBERS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
     // A number's checksum goes on from that of the number without its last digit.
     let mut sums: Vec<u16> = Vec::new();
     while missing > 0 {
-        let before = if number < 10 { XMODEM::init() } else { sums[number / 10] };
+        let before = if number < 10 {
+            XMODEM::init()
+        } else {
+            sums[number / 10]
+        };
         let sum = XMODEM::update(before, &[b"0123456789"[number % 10]]);
         sums.push(sum);
         let place = &mut numbers[usize::from(XMODEM::get(sum)) % SLOTS];
@@ -284,12 +336,20 @@ mod tests {
 
     fn derived(prefix: &str, name: &[u8], kind: Kind) -> String {
         let key = LockKey::new(name).unwrap();
-        Keys::new(prefix.as_bytes(), &key).derived(kind).to_vec().escape_ascii().to_string()
+        Keys::new(prefix.as_bytes(), &key)
+            .derived(kind)
+            .to_vec()
+            .escape_ascii()
+            .to_string()
     }
 
     fn token(prefix: &str, name: &[u8]) -> String {
         let key = LockKey::new(name).unwrap();
-        Keys::new(prefix.as_bytes(), &key).token().to_vec().escape_ascii().to_string()
+        Keys::new(prefix.as_bytes(), &key)
+            .token()
+            .to_vec()
+            .escape_ascii()
+            .to_string()
     }
 
     #[test]
@@ -299,9 +359,18 @@ mod tests {
         assert_eq!(token("", b"a}b"), "{20658}:lh4:token");
         assert_eq!(token("{shop}", b"a"), "{512}{shop}:lh4:token");
         assert_eq!(derived("", b"item/42", Kind::Queue), "{item/42}:lh2:queue");
-        assert_eq!(derived("shop:", b"item/42", Kind::Readers), "{shop:item/42}:lh2:readers");
-        assert_eq!(derived("", b"{user}:a", Kind::Writers), "{user}:a:lh1:writers");
-        assert_eq!(derived("{shop}", b"a", Kind::Waiters), "{shop}a:lh1:waiters");
+        assert_eq!(
+            derived("shop:", b"item/42", Kind::Readers),
+            "{shop:item/42}:lh2:readers"
+        );
+        assert_eq!(
+            derived("", b"{user}:a", Kind::Writers),
+            "{user}:a:lh1:writers"
+        );
+        assert_eq!(
+            derived("{shop}", b"a", Kind::Waiters),
+            "{shop}a:lh1:waiters"
+        );
         assert_eq!(derived("", b"{}", Kind::Permits), "{42430}{}:lh3:permits");
         assert_eq!(derived("", b"a}b", Kind::Queue), "{20658}a}b:lh3:queue");
         assert_eq!(derived("", b"a{b", Kind::Queue), "{a{b}:lh2:queue");
@@ -322,11 +391,21 @@ mod tests {
         let mut names: Vec<Vec<u8>> = vec![vec![]];
         let mut all = names.clone();
         for _ in 0..6 {
-            names =
-                names.iter().flat_map(|name| b"{}a0".iter().map(|byte| [name.as_slice(), &[*byte]].concat())).collect();
+            names = names
+                .iter()
+                .flat_map(|name| {
+                    b"{}a0"
+                        .iter()
+                        .map(|byte| [name.as_slice(), &[*byte]].concat())
+                })
+                .collect();
             all.extend(names.iter().cloned());
         }
-        all.extend([b"{42}:lh4:token".to_vec(), b"a:lh4:token".to_vec(), b"lh4:token".to_vec()]);
+        all.extend([
+            b"{42}:lh4:token".to_vec(),
+            b"a:lh4:token".to_vec(),
+            b"lh4:token".to_vec(),
+        ]);
         for mark in MARKS {
             for kind in KINDS {
                 for name in ["a", "{", "}", "{}", "{a}", "a}b", ""] {
@@ -348,14 +427,30 @@ mod tests {
                 let slot = slot_of(&lock);
                 assert_eq!(keys.slot(), slot);
                 let token = keys.token().to_vec();
-                assert_eq!(slot_of(&token), slot, "{} of {}", token.escape_ascii(), name.escape_ascii());
+                assert_eq!(
+                    slot_of(&token),
+                    slot,
+                    "{} of {}",
+                    token.escape_ascii(),
+                    name.escape_ascii()
+                );
                 assert!(!owners.contains_key(&token));
                 tokens.insert(token);
                 let derived = KINDS.map(|kind| keys.derived(kind).to_vec());
                 for used in derived.into_iter().chain([lock]) {
-                    assert_eq!(slot_of(&used), slot, "{} of {}", used.escape_ascii(), name.escape_ascii());
+                    assert_eq!(
+                        slot_of(&used),
+                        slot,
+                        "{} of {}",
+                        used.escape_ascii(),
+                        name.escape_ascii()
+                    );
                     let other = owners.insert(used.clone(), name.clone());
-                    assert!(other.is_none_or(|other| other == *name), "{} is shared", used.escape_ascii());
+                    assert!(
+                        other.is_none_or(|other| other == *name),
+                        "{} is shared",
+                        used.escape_ascii()
+                    );
                     assert!(!tokens.contains(&used));
                 }
             }
@@ -364,7 +459,11 @@ mod tests {
 
     #[test]
     fn a_name_that_ends_as_a_derived_key_is_refused() {
-        for (prefix, name) in [("", "{42}:lh4:token"), ("", "x:lh1:queue"), ("p:lh", "3:readers")] {
+        for (prefix, name) in [
+            ("", "{42}:lh4:token"),
+            ("", "x:lh1:queue"),
+            ("p:lh", "3:readers"),
+        ] {
             let error = Keys::check(prefix.as_bytes(), &LockKey::new(name).unwrap()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
         }

@@ -6,19 +6,19 @@ use std::{
 };
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, AtomicDeadline, LossReason, Mode, Timestamp, ReleaseTracker, Released, Request,
-    Result, TokenVote, KeepAlive, async_trait,
+    AtomicDeadline, Deadline, ErrorKind, FencingToken, KeepAlive, Lease, LossReason, Mode,
+    ReleaseTracker, Released, Request, Result, Timestamp, TokenVote, async_trait,
 };
 use redis::{Cmd, Value};
 
 use crate::{
+    commands::Operation,
+    conn::Conn,
     connection::Link,
     error::{self, Effect},
-    commands::Operation,
-    value::Holder,
     keys::{Keys, Kind},
-    conn::Conn,
     scripts::{self, Script},
+    value::Holder,
     vote,
 };
 
@@ -38,7 +38,12 @@ pub(crate) struct RedisLease {
 }
 
 impl RedisLease {
-    pub(crate) fn new(link: &Arc<Link>, request: Request, token: Option<FencingToken>, sent: Timestamp) -> Self {
+    pub(crate) fn new(
+        link: &Arc<Link>,
+        request: Request,
+        token: Option<FencingToken>,
+        sent: Timestamp,
+    ) -> Self {
         Self {
             link: Arc::clone(link),
             deadline: AtomicDeadline::new(request.deadline_from(sent)),
@@ -50,24 +55,47 @@ impl RedisLease {
     }
 
     async fn send_release(&self) -> Result<Value> {
-        let arguments = |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
+        let arguments =
+            |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
         match self.request.mode() {
-            Mode::Exclusive => self.link.gather.run(&self.link, Operation::Release, &self.request).await,
+            Mode::Exclusive => {
+                self.link
+                    .gather
+                    .run(&self.link, Operation::Release, &self.request)
+                    .await
+            }
             mode => {
                 let live = self.link.live_in_order("release").await?;
                 let script = release_script(mode);
-                Box::pin(self.link.run_on(&live, script, "release", Effect::Writes, arguments)).await
+                Box::pin(
+                    self.link
+                        .run_on(&live, script, "release", Effect::Writes, arguments),
+                )
+                .await
             }
         }
     }
 
     async fn send_renewal(&self) -> Result<Value> {
-        let arguments = |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
+        let arguments =
+            |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
         match self.request.mode() {
-            Mode::Exclusive => self.link.gather.run(&self.link, Operation::Renew, &self.request).await,
+            Mode::Exclusive => {
+                self.link
+                    .gather
+                    .run(&self.link, Operation::Renew, &self.request)
+                    .await
+            }
             mode => {
                 let live = self.link.live_in_order("renew").await?;
-                Box::pin(self.link.run_on(&live, renew_script(mode), "renew", Effect::Writes, arguments)).await
+                Box::pin(self.link.run_on(
+                    &live,
+                    renew_script(mode),
+                    "renew",
+                    Effect::Writes,
+                    arguments,
+                ))
+                .await
             }
         }
     }
@@ -98,12 +126,17 @@ impl Lease for RedisLease {
         let sent = self.request.now();
         let answer = match self.send_renewal().await {
             // Once more: a renewal may be repeated.
-            Err(error) if error::broke(&error) => Box::pin(self.send_renewal()).await.map_err(|_| error)?,
+            Err(error) if error::broke(&error) => {
+                Box::pin(self.send_renewal()).await.map_err(|_| error)?
+            }
             answer => answer?,
         };
         match answer {
             Value::Int(1) => {
-                if self.deadline.advance(self.request.deadline_from(sent), self.request.now()) {
+                if self
+                    .deadline
+                    .advance(self.request.deadline_from(sent), self.request.now())
+                {
                     Ok(())
                 } else {
                     Err(self.lost("the renewal's answer came after the deadline"))
@@ -120,7 +153,11 @@ impl Lease for RedisLease {
 
     async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
         if self.request.terms().is_none() {
-            return Err(error::plain(ErrorKind::Unsupported, "raise", "only a quorum's lease has a token to raise"));
+            return Err(error::plain(
+                ErrorKind::Unsupported,
+                "raise",
+                "only a quorum's lease has a token to raise",
+            ));
         }
         vote::raise(&self.link, &self.request, token).await
     }
@@ -130,13 +167,16 @@ impl Lease for RedisLease {
             return Ok(told);
         }
         let run = *self.released_in.get_or_init(|| self.link.runs());
-        // Another run of the server, or another server, may have forgotten the lock before the release came.
-        let still_valid = || self.link.runs() == run && !self.deadline.get().is_past(self.request.now());
+        // Another run of the server, or another server, may have forgotten the lock before the
+        // release came.
+        let still_valid =
+            || self.link.runs() == run && !self.deadline.get().is_past(self.request.now());
         let mut answer = self.send_release().await;
         if let Err(error) = &answer
             && error::broke(error)
         {
-            // Once more. What comes now is judged as the answer to a release that may have worked already.
+            // Once more. What comes now is judged as the answer to a release that may have worked
+            // already.
             let again = Box::pin(self.send_release());
             drop(self.release.settle(Err(error.clone()), still_valid));
             if let Ok(again) = again.await {
@@ -171,8 +211,10 @@ impl fmt::Debug for RedisLease {
 /// Gives back what this request may hold. Whether it did is not told.
 pub(crate) async fn release(link: &Link, live: &Conn, request: &Request) -> Result<()> {
     let script = release_script(request.mode());
-    link.run_on(live, script, "undo", Effect::Writes, |cmd| release_arguments(cmd, &link.config.prefix, request))
-        .await?;
+    link.run_on(live, script, "undo", Effect::Writes, |cmd| {
+        release_arguments(cmd, &link.config.prefix, request)
+    })
+    .await?;
     Ok(())
 }
 
@@ -188,8 +230,15 @@ pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request)
     let keys = Keys::new(prefix, request.key());
     let holder = Holder::of(request);
     match request.mode() {
-        Mode::Permit { .. } => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()),
-        Mode::Shared => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(keys.derived(Kind::Readers)),
+        Mode::Permit { .. } => cmd
+            .arg(1)
+            .arg(keys.derived(Kind::Permits))
+            .arg(holder.parts()),
+        Mode::Shared => cmd
+            .arg(1)
+            .arg(keys.lock())
+            .arg(holder.parts())
+            .arg(keys.derived(Kind::Readers)),
         _ => {
             cmd.arg(1).arg(keys.lock()).arg(holder.parts());
             if request.is_last_turn() {
@@ -217,8 +266,17 @@ pub(crate) fn renew_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
     let keys = Keys::new(prefix, request.key());
     let (holder, ttl) = (Holder::of(request), request.ttl().as_millis());
     match request.mode() {
-        Mode::Permit { .. } => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(holder.parts()).arg(ttl),
-        Mode::Shared => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(ttl).arg(keys.derived(Kind::Readers)),
+        Mode::Permit { .. } => cmd
+            .arg(1)
+            .arg(keys.derived(Kind::Permits))
+            .arg(holder.parts())
+            .arg(ttl),
+        Mode::Shared => cmd
+            .arg(1)
+            .arg(keys.lock())
+            .arg(holder.parts())
+            .arg(ttl)
+            .arg(keys.derived(Kind::Readers)),
         _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(ttl),
     };
 }

@@ -1,30 +1,30 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod reply;
 mod backend;
 mod batch;
-mod revoke;
+mod batcher;
+mod cleanup;
+mod commands;
 mod config;
+mod conn;
 mod connection;
 mod error;
-mod commands;
-mod batcher;
-mod value;
+mod handshake;
 mod inspect;
 mod keys;
 mod lease;
-mod conn;
-mod url;
 mod marker;
 mod node;
-mod notification_backoff;
-mod handshake;
-mod redlock;
-mod scripts;
 mod node_state;
+mod notification_backoff;
+mod redlock;
+mod reply;
+mod revoke;
+mod scripts;
 mod stream;
-mod cleanup;
+mod url;
+mod value;
 mod vote;
 mod waiters;
 
@@ -34,6 +34,6 @@ pub use redis;
 
 pub use crate::{
     backend::RedisBackend,
-    config::{RedisConfig, NotificationMode},
+    config::{NotificationMode, RedisConfig},
     redlock::{redlock, redlock_provisional_capabilities},
 };

@@ -6,8 +6,9 @@ use leasehold_core::{FencingToken, Ttl, quorum::Attestation};
 
 /// `R:<run>:<largest TTL in ms>:<above>`, or with `D` for a node that loses no token in a restart.
 ///
-/// It is kept beside the locks. A server that was wiped has none; one that came back with older data has one of an earlier
-/// run, and one that has another server's data has one of a run of that. Every grant compares it with the run.
+/// It is kept beside the locks. A server that was wiped has none; one that came back with older
+/// data has one of an earlier run, and one that has another server's data has one of a run of that.
+/// Every grant compares it with the run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeMarker {
     text: String,
@@ -21,16 +22,35 @@ impl NodeMarker {
     pub(crate) fn new(attestation: &Attestation) -> Self {
         let kind = if attestation.durable { 'D' } else { 'R' };
         let ttl = attestation.largest_ttl.as_millis();
-        Self::parse(format!("{kind}:{}:{ttl}:{}", attestation.run, attestation.above.get()))
+        Self::parse(format!(
+            "{kind}:{}:{ttl}:{}",
+            attestation.run,
+            attestation.above.get()
+        ))
     }
 
     /// Reads one back. What cannot be read is a mark of no run.
     pub(crate) fn parse(text: String) -> Self {
         let mut parts = text.split(':');
-        let (kind, run) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default().to_owned());
-        let ttl = parts.next().and_then(|ttl| ttl.parse().ok()).and_then(|ttl| Ttl::from_millis(ttl).ok());
-        let above = parts.next().and_then(|above| above.parse().ok()).unwrap_or_default();
-        Self { durable: kind == "D", run, largest_ttl: ttl, above, text }
+        let (kind, run) = (
+            parts.next().unwrap_or_default(),
+            parts.next().unwrap_or_default().to_owned(),
+        );
+        let ttl = parts
+            .next()
+            .and_then(|ttl| ttl.parse().ok())
+            .and_then(|ttl| Ttl::from_millis(ttl).ok());
+        let above = parts
+            .next()
+            .and_then(|above| above.parse().ok())
+            .unwrap_or_default();
+        Self {
+            durable: kind == "D",
+            run,
+            largest_ttl: ttl,
+            above,
+            text,
+        }
     }
 
     /// No attestation at all.
@@ -82,7 +102,12 @@ mod tests {
         };
         let mark = NodeMarker::new(&attestation);
         assert_eq!(mark.as_str(), format!("R:{}:30000:7", "5f".repeat(20)));
-        assert!(mark.is_of_run(&attestation.run) && !mark.is_of_run("") && !mark.is_durable() && !mark.is_blank());
+        assert!(
+            mark.is_of_run(&attestation.run)
+                && !mark.is_of_run("")
+                && !mark.is_durable()
+                && !mark.is_blank()
+        );
         attestation.durable = true;
         assert!(NodeMarker::new(&attestation).is_durable());
         assert_eq!(NodeMarker::parse(mark.as_str().to_owned()), mark);

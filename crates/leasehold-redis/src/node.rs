@@ -10,15 +10,15 @@ use redis::{Cmd, Value};
 
 use crate::{
     backend::RedisBackend,
-    error::{self, Effect},
+    cleanup,
     commands::Operation,
-    value::Holder,
+    error::{self, Effect},
     keys::NODE_KEYS,
     lease,
     marker::NodeMarker,
-    scripts,
     node_state::NodeState,
-    cleanup,
+    scripts,
+    value::Holder,
 };
 
 #[async_trait]
@@ -32,11 +32,23 @@ impl QuorumNode for RedisBackend {
         let answer = match request.mode() {
             Mode::Exclusive => link.gather.run(link, Operation::Release, &request).await?,
             mode => {
-                let arguments = |cmd: &mut Cmd| lease::release_arguments(cmd, &link.config.prefix, &request);
-                link.run_on(&live, lease::release_script(mode), "withdraw", Effect::Writes, arguments).await?
+                let arguments =
+                    |cmd: &mut Cmd| lease::release_arguments(cmd, &link.config.prefix, &request);
+                link.run_on(
+                    &live,
+                    lease::release_script(mode),
+                    "withdraw",
+                    Effect::Writes,
+                    arguments,
+                )
+                .await?
             }
         };
-        Ok(if answer == Value::Int(1) { Released::Freed } else { Released::AlreadyLost })
+        Ok(if answer == Value::Int(1) {
+            Released::Freed
+        } else {
+            Released::AlreadyLost
+        })
     }
 
     async fn stop_waiting(self: Arc<Self>, request: Request) -> Result<()> {
@@ -86,10 +98,21 @@ impl QuorumNode for RedisBackend {
         }
         let mark = NodeMarker::new(&attestation);
         let arguments = |cmd: &mut Cmd| {
-            cmd.arg(0).arg([&*link.config.prefix, NODE_KEYS].concat()).arg(mark.as_str()).arg(attestation.above.get());
+            cmd.arg(0)
+                .arg([&*link.config.prefix, NODE_KEYS].concat())
+                .arg(mark.as_str())
+                .arg(attestation.above.get());
             cmd.arg(&attestation.version).arg(&attestation.run);
         };
-        let answer = link.run_on(&live, &scripts::QUORUM_ATTEST, "attest", Effect::Writes, arguments).await?;
+        let answer = link
+            .run_on(
+                &live,
+                &scripts::QUORUM_ATTEST,
+                "attest",
+                Effect::Writes,
+                arguments,
+            )
+            .await?;
         live.set_node_state(None);
         match answer {
             Value::Int(1) => Ok(()),

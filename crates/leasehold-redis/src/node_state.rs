@@ -7,26 +7,27 @@ use std::{
 };
 
 use leasehold_core::{
-    Error, ErrorKind, FencingToken, AcquisitionId, Result,
+    AcquisitionId, Error, ErrorKind, FencingToken, Result,
     quorum::{Membership, Memory, Terms, Watched},
 };
 use redis::{Pipeline, Value};
 
 use crate::{
+    conn::Conn,
     connection::Link,
     error::{self, Effect},
-    keys::NODE_KEYS,
-    conn::Conn,
-    marker::NodeMarker,
     handshake::field,
+    keys::NODE_KEYS,
+    marker::NodeMarker,
     scripts,
 };
 
 /// A node that may not vote is looked at anew this often, as somebody may have let it rejoin.
 const STALE: Duration = Duration::from_millis(500);
 
-/// What a connection knows about the memory of its server. It is read once, and again when a script finds that the mark or the run
-/// has changed: behind a proxy, one connection may be served by several runs of the server.
+/// What a connection knows about the memory of its server. It is read once, and again when a script
+/// finds that the mark or the run has changed: behind a proxy, one connection may be served by
+/// several runs of the server.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeState {
     /// Names the run of the server and the history of its data.
@@ -46,21 +47,33 @@ pub(crate) struct NodeState {
 impl NodeState {
     /// What is known, or after a look.
     pub(crate) async fn of(link: &Link, live: &Conn) -> Result<Arc<Self>> {
-        match live.node_state().filter(|node_state| node_state.votes() || node_state.seen.elapsed() < STALE) {
+        match live
+            .node_state()
+            .filter(|node_state| node_state.votes() || node_state.seen.elapsed() < STALE)
+        {
             Some(node_state) => Ok(node_state),
             None => Box::pin(Self::look(link, live, None)).await,
         }
     }
 
     /// Asks the server, and tells it for how long it was watched.
-    pub(crate) async fn look(link: &Link, live: &Conn, watched: Option<Watched>) -> Result<Arc<Self>> {
+    pub(crate) async fn look(
+        link: &Link,
+        live: &Conn,
+        watched: Option<Watched>,
+    ) -> Result<Arc<Self>> {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("INFO").arg("persistence");
         pipeline.cmd("CONFIG").arg("GET").arg("*appendfsync*");
         let answers = live.send_all(&pipeline).await;
         let answers = answers.map_err(|error| link.failed(live, error, "recall", Effect::None))?;
         let mut answers = answers.into_iter();
-        let mut next = || answers.next().and_then(|answer| answer.extract_error().ok()).unwrap_or(Value::Nil);
+        let mut next = || {
+            answers
+                .next()
+                .and_then(|answer| answer.extract_error().ok())
+                .unwrap_or(Value::Nil)
+        };
         let persistence: String = redis::from_redis_value(next()).unwrap_or_default();
         let settings: HashMap<String, String> = redis::from_redis_value(next()).unwrap_or_default();
         // With `yes` there, nothing is flushed for as long as the file is rewritten.
@@ -69,21 +82,42 @@ impl NodeState {
         let durable = field(&persistence, "aof_enabled") == "1" && every_write;
 
         let (version, before, duration) = match watched {
-            Some(Watched { version, before, duration }) => (version, before.as_millis(), duration.as_millis()),
+            Some(Watched {
+                version,
+                before,
+                duration,
+            }) => (version, before.as_millis(), duration.as_millis()),
             None => (String::new(), 0, 0),
         };
         let millis = |time| u64::try_from(time).unwrap_or(u64::MAX);
         let name = AcquisitionId::random().to_string();
         let arguments = |cmd: &mut redis::Cmd| {
-            cmd.arg(0).arg([&*link.config.prefix, NODE_KEYS].concat()).arg(&name);
+            cmd.arg(0)
+                .arg([&*link.config.prefix, NODE_KEYS].concat())
+                .arg(&name);
             cmd.arg(&version).arg(millis(before)).arg(millis(duration));
         };
-        let answer = link.run_on(live, &scripts::QUORUM_RECALL, "recall", Effect::None, arguments).await?;
+        let answer = link
+            .run_on(
+                live,
+                &scripts::QUORUM_RECALL,
+                "recall",
+                Effect::None,
+                arguments,
+            )
+            .await?;
         let (run, mark, highest, watched, version, now): (String, String, u64, u64, String, u64) =
             redis::from_redis_value(answer).map_err(|_| error::protocol("recall"))?;
         let mark = NodeMarker::parse(mark);
-        let memory = if mark.is_of_run(&run) { Memory::Attested } else { Memory::Unknown };
-        let membership = Membership { memory, watched_for: Duration::from_millis(watched) };
+        let memory = if mark.is_of_run(&run) {
+            Memory::Attested
+        } else {
+            Memory::Unknown
+        };
+        let membership = Membership {
+            memory,
+            watched_for: Duration::from_millis(watched),
+        };
         let node_state = Arc::new(Self {
             run,
             mark,

@@ -13,18 +13,21 @@ use crate::reply::ServerInfo;
 
 /// The pause after a needless attempt, doubled up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// A refusal that is older says nothing about what the next attempt follows from: waiters ask every two seconds anyway.
+/// A refusal that is older says nothing about what the next attempt follows from: waiters ask every
+/// two seconds anyway.
 const RECENT: Duration = Duration::from_secs(2);
-/// How much the end of a grant seems to move if nobody moves it: the server's clock and its time to live are rounded apart.
+/// How much the end of a grant seems to move if nobody moves it: the server's clock and its time to
+/// live are rounded apart.
 const ROUNDING: u64 = 5;
 /// Up to so many waiters are remembered before those that are gone are looked for.
 const FEW: usize = 64;
 
 /// Delays the wake-ups of waiters to which notifications bring nothing new.
 ///
-/// A server that has more waited-for keys than `tracking-table-max-keys` forgets some of them, and says of each that it has
-/// changed. The waiter then asks, is refused, and is tracked again, for which the server forgets another. Where two attempts
-/// in a row are refused for the same, with a notification in between, the next one is heeded only after a pause.
+/// A server that has more waited-for keys than `tracking-table-max-keys` forgets some of them, and
+/// says of each that it has changed. The waiter then asks, is refused, and is tracked again, for
+/// which the server forgets another. Where two attempts in a row are refused for the same, with a
+/// notification in between, the next one is heeded only after a pause.
 #[derive(Debug, Default)]
 pub(crate) struct NotificationBackoff {
     by_waiter: Mutex<Refusals>,
@@ -48,7 +51,8 @@ struct Refused {
 }
 
 impl NotificationBackoff {
-    /// Notes that a waiter was notified, and asks for that. One that asks for another reason learns nothing about notifications.
+    /// Notes that a waiter was notified, and asks for that. One that asks for another reason learns
+    /// nothing about notifications.
     pub(crate) fn notified(&self, waiter: AcquisitionId) {
         if let Some(refused) = self.lock().last.get_mut(&waiter) {
             refused.notified = true;
@@ -63,7 +67,10 @@ impl NotificationBackoff {
             refusals.last.retain(|_, refused| now - refused.at < RECENT);
             refusals.limit = FEW.max(2 * refusals.last.len());
         }
-        let before = refusals.last.get(&waiter).filter(|before| now - before.at < RECENT);
+        let before = refusals
+            .last
+            .get(&waiter)
+            .filter(|before| now - before.at < RECENT);
         let pause = match before {
             Some(before) if before.notified && before.found.is_like(&found) => {
                 (before.pause * 2).clamp(PAUSES.0, PAUSES.1)
@@ -76,13 +83,24 @@ impl NotificationBackoff {
                  keys are waited for than its `tracking-table-max-keys` allows, raise that"
             );
         }
-        refusals.last.insert(waiter, Refused { found, at: now, notified: false, pause });
+        refusals.last.insert(
+            waiter,
+            Refused {
+                found,
+                at: now,
+                notified: false,
+                pause,
+            },
+        );
         pause
     }
 
     fn lock(&self) -> MutexGuard<'_, Refusals> {
-        // Nothing panics while it is held, but perhaps a subscriber; and then it is as good as before.
-        self.by_waiter.lock().unwrap_or_else(PoisonError::into_inner)
+        // Nothing panics while it is held, but perhaps a subscriber; and then it is as good as
+        // before.
+        self.by_waiter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,11 +115,18 @@ mod tests {
     use super::*;
 
     fn found(holder: &str, ends: i64) -> ServerInfo {
-        ServerInfo { holder: holder.into(), ends }
+        ServerInfo {
+            holder: holder.into(),
+            ends,
+        }
     }
 
     /// It is refused, and notified.
-    fn refused(backoff: &NotificationBackoff, waiter: AcquisitionId, found: ServerInfo) -> Duration {
+    fn refused(
+        backoff: &NotificationBackoff,
+        waiter: AcquisitionId,
+        found: ServerInfo,
+    ) -> Duration {
         let pause = backoff.refused(waiter, found);
         backoff.notified(waiter);
         pause
@@ -122,14 +147,20 @@ mod tests {
     async fn a_waiter_that_is_refused_for_the_same_again_pauses_longer() {
         let (backoff, waiter) = (NotificationBackoff::default(), AcquisitionId::random());
         let pause = |ends| refused(&backoff, waiter, found("a", ends)).as_millis();
-        assert_eq!((pause(1_000), pause(1_001), pause(999), pause(1_000)), (0, 10, 20, 40));
+        assert_eq!(
+            (pause(1_000), pause(1_001), pause(999), pause(1_000)),
+            (0, 10, 20, 40)
+        );
         for _ in 0..10 {
             pause(1_000);
         }
         assert_eq!(pause(1_000), 1_000);
         // It was renewed.
         assert_eq!((pause(2_000), pause(2_000)), (0, 10));
-        assert_eq!(backoff.refused(AcquisitionId::random(), found("a", 2_000)), Duration::ZERO);
+        assert_eq!(
+            backoff.refused(AcquisitionId::random(), found("a", 2_000)),
+            Duration::ZERO
+        );
         assert_eq!(refused(&backoff, waiter, found("b", 2_000)), Duration::ZERO);
         assert_eq!(refused(&backoff, waiter, found("b", 2_000)), PAUSES.0);
         tokio::time::advance(RECENT).await;

@@ -19,18 +19,18 @@ const NAME: &str = "redlock";
 
 /// A quorum of independent servers: Redlock with fencing tokens.
 ///
-/// The URL is `redlock://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…[/DB][?OPTIONS]`, with an odd number of hosts, in the same
-/// order everywhere; `redlocks://` is the same over TLS. The options are those of [`RedisBackend::connect`], for every
-/// server, and
+/// The URL is `redlock://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…[/DB][?OPTIONS]`, with an odd
+/// number of hosts, in the same order everywhere; `redlocks://` is the same over TLS. The options
+/// are those of [`RedisBackend::connect`], for every server, and
 ///
 /// | option | |
 /// |---|---|
 /// | `node-timeout=200ms` | how long a server may take to answer; by default a twentieth of the TTL, from 50 ms to 1 s |
 /// | `largest-ttl=60s` | the longest TTL of any lock; what the servers were provisioned with goes before it |
 ///
-/// Servers that cannot be reached or used, because they refuse the password or are replicas, are no error as long as a majority
-/// can: each is named in an error of the log and by [`QuorumBackend::nodes`], with the reason, and takes part as soon as that
-/// is cured.
+/// Servers that cannot be reached or used, because they refuse the password or are replicas, are no
+/// error as long as a majority can: each is named in an error of the log and by
+/// [`QuorumBackend::nodes`], with the reason, and takes part as soon as that is cured.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_redis::Error> {
@@ -39,9 +39,10 @@ const NAME: &str = "redlock";
 /// ```
 ///
 /// # Errors
-/// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it; for an even number of servers, or one named twice.
-/// - [`ErrorKind::Unavailable`] if no majority can be used, [`ErrorKind::Denied`] if that is because they refuse the user or
-///   the password.
+/// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it; for an even number of
+///   servers, or one named twice.
+/// - [`ErrorKind::Unavailable`] if no majority can be used, [`ErrorKind::Denied`] if that is
+///   because they refuse the user or the password.
 ///
 /// # Cancel safety
 /// Safe: nothing is left behind.
@@ -49,21 +50,31 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
     let Servers { locations, config } = Servers::parse(url)?;
     let opening = locations
         .into_iter()
-        .map(|ParsedUrl { client, config }| async move { RedisBackend::from_client_if_usable(&client, config).await });
-    let servers = join_all(opening).await.into_iter().map(|server| server.map(|server| server as Arc<dyn LockBackend>));
+        .map(|ParsedUrl { client, config }| async move {
+            RedisBackend::from_client_if_usable(&client, config).await
+        });
+    let servers = join_all(opening)
+        .await
+        .into_iter()
+        .map(|server| server.map(|server| server as Arc<dyn LockBackend>));
     QuorumBackend::open(servers.collect::<Result<_>>()?, config).await
 }
 
-/// Returns what any quorum at `url` does, without connecting to it. For a [`LazyBackend`](leasehold_core::LazyBackend).
+/// Returns what any quorum at `url` does, without connecting to it. For a
+/// [`LazyBackend`](leasehold_core::LazyBackend).
 ///
 /// # Errors
 /// As [`redlock`] for the URL.
 pub fn redlock_provisional_capabilities(url: &str) -> Result<Capabilities> {
     let Servers { locations, config } = Servers::parse(url)?;
     let servers = locations.into_iter().map(|ParsedUrl { client, config }| {
-        RedisBackend::weakest(&client, config).map(|server| Arc::new(server) as Arc<dyn LockBackend>)
+        RedisBackend::weakest(&client, config)
+            .map(|server| Arc::new(server) as Arc<dyn LockBackend>)
     });
-    Ok(QuorumBackend::provisional_capabilities(servers.collect::<Result<_>>()?, &config))
+    Ok(QuorumBackend::provisional_capabilities(
+        servers.collect::<Result<_>>()?,
+        &config,
+    ))
 }
 
 /// What the URL says of each server, and of them all.
@@ -86,17 +97,28 @@ impl Servers {
             config = config.with_node_timeout(timeout);
         }
         if let Some(largest) = url.take_duration("largest-ttl").map_err(ours)? {
-            let ttl =
-                Ttl::new(largest).map_err(|error| invalid(format!("the option `largest-ttl`: {}", error.message())))?;
+            let ttl = Ttl::new(largest).map_err(|error| {
+                invalid(format!("the option `largest-ttl`: {}", error.message()))
+            })?;
             config = config.with_largest_ttl(ttl);
         }
         let hosts = url.hosts().to_vec();
         if hosts.is_empty() {
-            return Err(invalid("the URL has no host; write redlock://HOST,HOST,HOST"));
+            return Err(invalid(
+                "the URL has no host; write redlock://HOST,HOST,HOST",
+            ));
         }
-        let address = |host: &Host| (host.name().to_ascii_lowercase(), host.port().unwrap_or(DEFAULT_PORT));
+        let address = |host: &Host| {
+            (
+                host.name().to_ascii_lowercase(),
+                host.port().unwrap_or(DEFAULT_PORT),
+            )
+        };
         for (at, host) in hosts.iter().enumerate() {
-            if let Some(before) = hosts[..at].iter().position(|before| address(before) == address(host)) {
+            if let Some(before) = hosts[..at]
+                .iter()
+                .position(|before| address(before) == address(host))
+            {
                 let (before, at) = (before + 1, at + 1);
                 return Err(invalid(format!(
                     "the hosts {before} and {at} of the URL are the same; a quorum needs independent servers"
@@ -104,10 +126,18 @@ impl Servers {
             }
         }
         if hosts.len().is_multiple_of(2) {
-            return Err(invalid(format!("{} servers: give an odd number, such as 3 or 5", hosts.len())));
+            return Err(invalid(format!(
+                "{} servers: give an odd number, such as 3 or 5",
+                hosts.len()
+            )));
         }
-        let locations = hosts.iter().map(|host| ParsedUrl::of_server(url.clone(), host, tls).map_err(ours));
-        Ok(Self { locations: locations.collect::<Result<_>>()?, config })
+        let locations = hosts
+            .iter()
+            .map(|host| ParsedUrl::of_server(url.clone(), host, tls).map_err(ours));
+        Ok(Self {
+            locations: locations.collect::<Result<_>>()?,
+            config,
+        })
     }
 }
 
@@ -126,16 +156,24 @@ mod tests {
 
     #[test]
     fn every_server_gets_the_user_the_database_and_the_options() {
-        let servers =
-            Servers::parse("redlock://ann:s%40@h1,h2:7000,[::1]/3?prefix=a&node-timeout=20ms&notifications=poll").unwrap();
+        let servers = Servers::parse(
+            "redlock://ann:s%40@h1,h2:7000,[::1]/3?prefix=a&node-timeout=20ms&notifications=poll",
+        )
+        .unwrap();
         let addresses: Vec<_> = servers
             .locations
             .iter()
             .map(|ParsedUrl { client, config }| {
                 let info = client.get_connection_info();
                 let settings = info.redis_settings();
-                assert_eq!((settings.username(), settings.password(), settings.db()), (Some("ann"), Some("s@"), 3));
-                assert_eq!((&*config.prefix, config.notifications), (b"a".as_slice(), NotificationMode::Polled));
+                assert_eq!(
+                    (settings.username(), settings.password(), settings.db()),
+                    (Some("ann"), Some("s@"), 3)
+                );
+                assert_eq!(
+                    (&*config.prefix, config.notifications),
+                    (b"a".as_slice(), NotificationMode::Polled)
+                );
                 info.addr().to_string()
             })
             .collect();
@@ -160,7 +198,10 @@ mod tests {
             ("redlock://u:secret@h/?secret", "prefix"),
             ("redis://u:secret@h", "scheme"),
             ("redlock://u:secret@h?node-timeout=5", "node-timeout"),
-            ("redlock://u:secret@h?node-timeout=5s&node-timeout=5s", "more than once"),
+            (
+                "redlock://u:secret@h?node-timeout=5s&node-timeout=5s",
+                "more than once",
+            ),
             ("redlock://u:secret@h?largest-ttl=400000000s", "largest-ttl"),
             ("redlock://u:x?secret@h", "%3F"),
             ("redlock://:secret", "port"),
@@ -169,10 +210,15 @@ mod tests {
             ("redlock://h?prefix=a&prefix=secret", "more than once"),
             ("redlock://h?db=1", "redis+unix"),
         ] {
-            let Err(error) = Servers::parse(url) else { panic!("{url} is accepted") };
+            let Err(error) = Servers::parse(url) else {
+                panic!("{url} is accepted")
+            };
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
-            assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
+            assert!(
+                !format!("{error} {error:?}").contains("secret"),
+                "{url}: {error:?}"
+            );
         }
     }
 }

@@ -21,7 +21,8 @@ pub(crate) enum Refusal {
 pub(crate) struct ServerInfo {
     /// The value of who holds it; of permits, of the one that ends last.
     pub(crate) holder: Vec<u8>,
-    /// The server's time in ms at which that ends; negative if it has no end. Of permits, the sum of those times.
+    /// The server's time in ms at which that ends; negative if it has no end. Of permits, the sum
+    /// of those times.
     pub(crate) ends: i64,
 }
 
@@ -41,8 +42,12 @@ impl Answer {
     pub(crate) fn read(answer: &Value, mode: Mode) -> Result<Self> {
         match answer {
             Value::BulkString(token) => {
-                let token = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
-                token.map(|token| Self::Granted(Some(token))).ok_or_else(|| error::protocol("acquire"))
+                let token = std::str::from_utf8(token)
+                    .ok()
+                    .and_then(|token| token.parse().ok());
+                token
+                    .map(|token| Self::Granted(Some(token)))
+                    .ok_or_else(|| error::protocol("acquire"))
             }
             Value::Nil if mode == Mode::Exclusive => Ok(Self::RefusedBriefly),
             // Of the plain commands.
@@ -51,14 +56,26 @@ impl Answer {
             }
             Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
             Value::Array(parts) => match parts.as_slice() {
-                [Value::Int(why), Value::Int(left), Value::BulkString(holder), Value::Int(ends)] => {
+                [
+                    Value::Int(why),
+                    Value::Int(left),
+                    Value::BulkString(holder),
+                    Value::Int(ends),
+                ] => {
                     let refusal = match why {
                         0 => Refusal::Held,
                         1 => Refusal::Offered,
                         2 => Refusal::Writers,
                         _ => return Err(error::protocol("acquire")),
                     };
-                    Ok(Self::Refused(refusal, *left, ServerInfo { holder: holder.clone(), ends: *ends }))
+                    Ok(Self::Refused(
+                        refusal,
+                        *left,
+                        ServerInfo {
+                            holder: holder.clone(),
+                            ends: *ends,
+                        },
+                    ))
                 }
                 [Value::Int(3), Value::Int(theirs)] => Ok(Self::Mismatch { theirs: *theirs }),
                 _ => Err(error::protocol("acquire")),

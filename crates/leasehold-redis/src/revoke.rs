@@ -29,7 +29,11 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
     };
     let arguments = |cmd: &mut Cmd, again: bool| {
         match holder.mode {
-            Some(Mode::Shared) if now => cmd.arg(1).arg(keys.lock()).arg(id).arg(keys.derived(Kind::Readers)),
+            Some(Mode::Shared) if now => cmd
+                .arg(1)
+                .arg(keys.lock())
+                .arg(id)
+                .arg(keys.derived(Kind::Readers)),
             Some(Mode::Shared) => cmd.arg(1).arg(keys.derived(Kind::Readers)).arg(id),
             Some(Mode::Permit { .. }) => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id),
             _ => cmd.arg(1).arg(keys.lock()).arg(id),
@@ -39,10 +43,20 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         }
     };
     let live = link.live_in_order("break").await?;
-    let answer = match link.run_on(&live, script, "break", Effect::Writes, |cmd| arguments(cmd, false)).await {
+    let answer = match link
+        .run_on(&live, script, "break", Effect::Writes, |cmd| {
+            arguments(cmd, false)
+        })
+        .await
+    {
         Err(broken) if error::broke(&broken) => {
-            let Ok(live) = link.live().await else { return Err(broken) };
-            link.run_on(&live, script, "break", Effect::Writes, |cmd| arguments(cmd, true)).await?
+            let Ok(live) = link.live().await else {
+                return Err(broken);
+            };
+            link.run_on(&live, script, "break", Effect::Writes, |cmd| {
+                arguments(cmd, true)
+            })
+            .await?
         }
         answer => answer?,
     };
@@ -50,7 +64,9 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         (Value::Int(1), true) => Ok(Broken::Freed),
         (Value::Int(0), true) | (Value::Int(GONE), false) => Ok(Broken::AlreadyGone),
         // A holder of another program may have no end.
-        (Value::Int(left), false) => Ok(Broken::FreeWithin(u64::try_from(left).ok().map(Duration::from_millis))),
+        (Value::Int(left), false) => Ok(Broken::FreeWithin(
+            u64::try_from(left).ok().map(Duration::from_millis),
+        )),
         _ => Err(error::protocol("break")),
     }
 }

@@ -10,7 +10,10 @@ pub(crate) struct Script {
 
 impl Script {
     const fn new(source: &'static str, hash: fn() -> String) -> Self {
-        Self { source, hash: LazyLock::new(hash) }
+        Self {
+            source,
+            hash: LazyLock::new(hash),
+        }
     }
 
     /// The SHA-1 of the source, as the server names the script.
@@ -58,12 +61,18 @@ mod tests {
 
     #[test]
     fn the_rights_in_the_readme_are_enough_for_every_script() {
-        let rights = include_str!("../README.md").lines().find(|line| line.starts_with("ACL SETUSER")).unwrap();
+        let rights = include_str!("../README.md")
+            .lines()
+            .find(|line| line.starts_with("ACL SETUSER"))
+            .unwrap();
         let rights: Vec<_> = rights.split(' ').collect();
         for script in ALL {
             for call in script.source.split("call('").skip(1) {
                 let command = call.split('\'').next().unwrap().to_lowercase();
-                assert!(rights.contains(&&*format!("+{command}")), "no right to {command}");
+                assert!(
+                    rights.contains(&&*format!("+{command}")),
+                    "no right to {command}"
+                );
             }
         }
     }

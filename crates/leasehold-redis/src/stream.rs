@@ -1,7 +1,7 @@
 //! [`Metered`]: a stream that ends if a server sends more than anybody asked for.
 //!
-//! The driver keeps an answer in memory until it is whole, however long it is. So what comes is counted, and each answer
-//! that somebody has taken sets the count back.
+//! The driver keeps an answer in memory until it is whole, however long it is. So what comes is
+//! counted, and each answer that somebody has taken sets the count back.
 
 use std::{
     io,
@@ -30,7 +30,8 @@ use tokio::{
 
 /// The largest answer, in bytes: some 12 000 waiters of one lock.
 const LARGEST: usize = 8 << 20;
-/// The bytes that each line counts beside its own: the driver needs so much memory for the smallest part of an answer.
+/// The bytes that each line counts beside its own: the driver needs so much memory for the smallest
+/// part of an answer.
 const LINE: usize = 64;
 
 /// A counter of the bytes that have come since an answer was last taken.
@@ -49,7 +50,10 @@ impl Meter {
         if self.0.fetch_add(more, Ordering::Relaxed) + more > LARGEST {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("the server sends more than {} MiB for one answer", LARGEST >> 20),
+                format!(
+                    "the server sends more than {} MiB for one answer",
+                    LARGEST >> 20
+                ),
             ));
         }
         Ok(())
@@ -73,7 +77,8 @@ impl Drop for Task {
     }
 }
 
-/// Connects over a stream that is metered. Over TLS the driver makes the stream, and there is no meter and no task.
+/// Connects over a stream that is metered. Over TLS the driver makes the stream, and there is no
+/// meter and no task.
 pub(crate) async fn connect(
     client: &Client,
     settings: AsyncConnectionConfig,
@@ -85,17 +90,40 @@ pub(crate) async fn connect(
         match info.addr() {
             ConnectionAddr::Tcp(host, port) => {
                 let stream = connect_tcp(host, *port, info.tcp_settings()).await?;
-                start(client, settings, Metered { stream, meter: Arc::clone(meter) }).await
+                start(
+                    client,
+                    settings,
+                    Metered {
+                        stream,
+                        meter: Arc::clone(meter),
+                    },
+                )
+                .await
             }
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await?;
-                start(client, settings, Metered { stream, meter: Arc::clone(meter) }).await
+                start(
+                    client,
+                    settings,
+                    Metered {
+                        stream,
+                        meter: Arc::clone(meter),
+                    },
+                )
+                .await
             }
-            _ => Ok((client.get_multiplexed_async_connection_with_config(&settings).await?, None)),
+            _ => Ok((
+                client
+                    .get_multiplexed_async_connection_with_config(&settings)
+                    .await?,
+                None,
+            )),
         }
     };
-    timeout(patience, connecting).await.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    timeout(patience, connecting)
+        .await
+        .unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }
 
 async fn connect_tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Result<TcpStream> {
@@ -110,11 +138,17 @@ async fn connect_tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Resul
     Ok(stream)
 }
 
-/// Connects to all addresses of a host at once, and uses the first that answers: one that is silent delays nothing.
+/// Connects to all addresses of a host at once, and uses the first that answers: one that is silent
+/// delays nothing.
 async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
-    let mut connecting = addresses.map(|address| Box::pin(TcpStream::connect(address))).peekable();
+    let mut connecting = addresses
+        .map(|address| Box::pin(TcpStream::connect(address)))
+        .peekable();
     if connecting.peek().is_none() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the host has no address",
+        ));
     }
     Ok(select_ok(connecting).await?.0)
 }
@@ -128,7 +162,8 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let settings_of_server = client.get_connection_info().redis_settings();
-    let (connection, driver) = MultiplexedConnection::new_with_config(settings_of_server, stream, settings).await?;
+    let (connection, driver) =
+        MultiplexedConnection::new_with_config(settings_of_server, stream, settings).await?;
     Ok((connection, Some(Task(tokio::spawn(driver).abort_handle()))))
 }
 
@@ -139,7 +174,11 @@ struct Metered<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         Poll::Ready(self.meter.add(&buffer.filled()[before..]))
@@ -147,7 +186,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -184,13 +227,26 @@ mod tests {
         let silent = silent.listen(1).unwrap();
         let address = silent.local_addr().unwrap();
         let mut queued = Vec::new();
-        while let Ok(stream) = timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        while let Ok(stream) =
+            timeout(Duration::from_millis(500), TcpStream::connect(address)).await
+        {
             queued.push(stream.unwrap());
         }
         let well = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let wanted = well.local_addr().unwrap();
-        let stream = timeout(Duration::from_secs(60), connect_to_any([address, wanted].into_iter())).await;
-        assert_eq!(stream.expect("it waits for the silent one").unwrap().peer_addr().unwrap(), wanted);
+        let stream = timeout(
+            Duration::from_secs(60),
+            connect_to_any([address, wanted].into_iter()),
+        )
+        .await;
+        assert_eq!(
+            stream
+                .expect("it waits for the silent one")
+                .unwrap()
+                .peer_addr()
+                .unwrap(),
+            wanted
+        );
         let none = connect_to_any(std::iter::empty()).await.unwrap_err();
         assert_eq!(none.kind(), io::ErrorKind::NotFound);
     }

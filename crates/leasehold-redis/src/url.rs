@@ -9,7 +9,7 @@ use leasehold_core::{
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use crate::{
-    config::{RedisConfig, NotificationMode},
+    config::{NotificationMode, RedisConfig},
     error::{self, BACKEND},
 };
 
@@ -29,10 +29,16 @@ impl ParsedUrl {
             "redis" | "valkey" => false,
             "rediss" | "valkeys" => true,
             "redis+unix" | "valkey+unix" => return Self::of_socket(url),
-            _ => return Err(invalid("that is not a scheme of this backend; use redis:, rediss: or redis+unix:")),
+            _ => {
+                return Err(invalid(
+                    "that is not a scheme of this backend; use redis:, rediss: or redis+unix:",
+                ));
+            }
         };
         let [host] = url.hosts() else {
-            return Err(invalid("the URL has not one host; write redis://127.0.0.1/"));
+            return Err(invalid(
+                "the URL has not one host; write redis://127.0.0.1/",
+            ));
         };
         let host = host.clone();
         Self::of_server(url, &host, tls)
@@ -47,13 +53,22 @@ impl ParsedUrl {
                 )));
             }
         }
-        let db = Some(url.path().trim_start_matches('/')).filter(|db| !db.is_empty()).map(str::to_owned);
-        let (user, pass) = (url.user().map(str::to_owned), url.password().map(str::to_owned));
+        let db = Some(url.path().trim_start_matches('/'))
+            .filter(|db| !db.is_empty())
+            .map(str::to_owned);
+        let (user, pass) = (
+            url.user().map(str::to_owned),
+            url.password().map(str::to_owned),
+        );
         Self::at(server(host, tls), url, db, user, pass)
     }
 
     fn of_socket(mut url: BackendUrl) -> Result<Self> {
-        let (db, user, pass) = (take(&mut url, "db")?, take(&mut url, "user")?, take(&mut url, "pass")?);
+        let (db, user, pass) = (
+            take(&mut url, "db")?,
+            take(&mut url, "user")?,
+            take(&mut url, "pass")?,
+        );
         Self::at(socket(&url)?, url, db, user, pass)
     }
 
@@ -67,10 +82,16 @@ impl ParsedUrl {
         let config = config(&mut url)?;
         let tls = matches!(address, ConnectionAddr::TcpTls { .. });
         let mut file = |option| match take(&mut url, option)? {
-            Some(_) if !tls => Err(invalid(format!("the option `{option}` needs TLS: write rediss:"))),
+            Some(_) if !tls => Err(invalid(format!(
+                "the option `{option}` needs TLS: write rediss:"
+            ))),
             path => Ok(path.map(PathBuf::from)),
         };
-        let files = TlsFiles { ca: file("ca")?, cert: file("cert")?, key: file("key")? };
+        let files = TlsFiles {
+            ca: file("ca")?,
+            cert: file("cert")?,
+            key: file("key")?,
+        };
         url.finish().map_err(in_connect)?;
         let db = db.map_or(Ok(0), |db| database(&db))?;
         let mut settings = RedisConnectionInfo::default().set_db(db);
@@ -112,7 +133,12 @@ fn config(url: &mut BackendUrl) -> Result<RedisConfig> {
 fn server(host: &Host, tls: bool) -> ConnectionAddr {
     let (host, port) = (host.name().to_owned(), host.port().unwrap_or(DEFAULT_PORT));
     if tls {
-        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure: false,
+            tls_params: None,
+        }
     } else {
         ConnectionAddr::Tcp(host, port)
     }
@@ -120,7 +146,9 @@ fn server(host: &Host, tls: bool) -> ConnectionAddr {
 
 fn socket(url: &BackendUrl) -> Result<ConnectionAddr> {
     if !url.hosts().is_empty() || matches!(url.path(), "" | "/") {
-        return Err(invalid("the URL has no absolute path to a socket; write redis+unix:///run/redis.sock"));
+        return Err(invalid(
+            "the URL has no absolute path to a socket; write redis+unix:///run/redis.sock",
+        ));
     }
     Ok(ConnectionAddr::Unix(PathBuf::from(url.path())))
 }
@@ -137,7 +165,9 @@ fn info_of(address: ConnectionAddr) -> Result<ConnectionInfo> {
         };
         return Err(error::plain(ErrorKind::Unsupported, "connect", remedy));
     }
-    address.into_connection_info().map_err(|error| error::of_command(error, "connect", error::Effect::None))
+    address
+        .into_connection_info()
+        .map_err(|error| error::of_command(error, "connect", error::Effect::None))
 }
 
 /// PEM files that the URL names.
@@ -151,24 +181,47 @@ struct TlsFiles {
 #[cfg(feature = "tls")]
 fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
     let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
+        std::fs::read(path)
+            .map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
     };
     let client_tls = match (&files.cert, &files.key) {
-        (Some(cert), Some(key)) => Some(redis::ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? }),
+        (Some(cert), Some(key)) => Some(redis::ClientTlsConfig {
+            client_cert: read(cert)?,
+            client_key: read(key)?,
+        }),
         (None, None) => None,
         _ => return Err(invalid("the options `cert` and `key` belong together")),
     };
     let root_cert = files.ca.as_ref().map(read).transpose()?;
     if client_tls.is_none() && root_cert.is_none() {
-        return Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None));
+        return Client::open(info)
+            .map_err(|error| error::of_command(error, "connect", error::Effect::None));
     }
-    Client::build_with_tls(info, redis::TlsCertificates { client_tls, root_cert }).map_err(|error| {
-        let named = [("ca", &files.ca), ("cert", &files.cert), ("key", &files.key)].into_iter();
+    Client::build_with_tls(
+        info,
+        redis::TlsCertificates {
+            client_tls,
+            root_cert,
+        },
+    )
+    .map_err(|error| {
+        let named = [
+            ("ca", &files.ca),
+            ("cert", &files.cert),
+            ("key", &files.key),
+        ]
+        .into_iter();
         let named: Vec<_> = named
-            .filter_map(|(option, path)| path.as_ref().map(|path| format!("`{option}` {}", path.display())))
+            .filter_map(|(option, path)| {
+                path.as_ref()
+                    .map(|path| format!("`{option}` {}", path.display()))
+            })
             .collect();
-        invalid(format!("the files are not what they should be, in PEM format ({error}): {}", named.join(", ")))
-            .with_source(error)
+        invalid(format!(
+            "the files are not what they should be, in PEM format ({error}): {}",
+            named.join(", ")
+        ))
+        .with_source(error)
     })
 }
 
@@ -193,14 +246,17 @@ fn database(text: &str) -> Result<i64> {
 }
 
 fn flag(name: &str, text: &str) -> Result<bool> {
-    text.parse().map_err(|_| invalid(format!("the option `{name}` is `true` or `false`")))
+    text.parse()
+        .map_err(|_| invalid(format!("the option `{name}` is `true` or `false`")))
 }
 
 fn wake_mode(text: &str) -> Result<NotificationMode> {
     match text {
         "push" => Ok(NotificationMode::Pushed),
         "poll" => Ok(NotificationMode::Polled),
-        _ => Err(invalid("the option `waiter_notification` is `push` or `poll`")),
+        _ => Err(invalid(
+            "the option `waiter_notification` is `push` or `poll`",
+        )),
     }
 }
 
@@ -224,21 +280,41 @@ mod tests {
         let info = location.client.get_connection_info();
         assert_eq!(info.addr(), &ConnectionAddr::Tcp("::1".into(), 7000));
         let settings = info.redis_settings();
-        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("al@ice"), Some("p#ss/"), 3));
+        assert_eq!(
+            (settings.username(), settings.password(), settings.db()),
+            (Some("al@ice"), Some("p#ss/"), 3)
+        );
         let config = location.config;
         assert_eq!(&*config.prefix, b"shop:");
-        assert_eq!((config.connect_timeout.as_millis(), config.timeout.as_millis()), (200, 3000));
-        assert_eq!((config.nodelay, config.notifications), (false, NotificationMode::Polled));
+        assert_eq!(
+            (
+                config.connect_timeout.as_millis(),
+                config.timeout.as_millis()
+            ),
+            (200, 3000)
+        );
+        assert_eq!(
+            (config.nodelay, config.notifications),
+            (false, NotificationMode::Polled)
+        );
     }
 
     #[cfg(unix)]
     #[test]
     fn a_socket_is_named_by_its_path() {
-        let location = ParsedUrl::parse("redis+unix:///run/my%20redis.sock?db=2&user=u&pass=p&prefix=x").unwrap();
+        let location =
+            ParsedUrl::parse("redis+unix:///run/my%20redis.sock?db=2&user=u&pass=p&prefix=x")
+                .unwrap();
         let info = location.client.get_connection_info();
-        assert_eq!(info.addr(), &ConnectionAddr::Unix("/run/my redis.sock".into()));
+        assert_eq!(
+            info.addr(),
+            &ConnectionAddr::Unix("/run/my redis.sock".into())
+        );
         let settings = info.redis_settings();
-        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("u"), Some("p"), 2));
+        assert_eq!(
+            (settings.username(), settings.password(), settings.db()),
+            (Some("u"), Some("p"), 2)
+        );
     }
 
     #[test]
@@ -269,7 +345,10 @@ mod tests {
             let error = refused(url);
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
-            assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
+            assert!(
+                !format!("{error} {error:?}").contains("secret"),
+                "{url}: {error:?}"
+            );
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use leasehold_core::{HolderRef, LockKey, Mode, AcquisitionId, Request};
+use leasehold_core::{AcquisitionId, HolderRef, LockKey, Mode, Request};
 
 use crate::keys::Parts;
 
@@ -22,12 +22,19 @@ impl<'a> Holder<'a> {
             Mode::Permit { of } => Some(of.to_string()),
             _ => None,
         };
-        Self { of, hex: request.owner().to_hex(), label: printable(request.label()) }
+        Self {
+            of,
+            hex: request.owner().to_hex(),
+            label: printable(request.label()),
+        }
     }
 
     /// As whom it waits.
     pub(crate) fn waiting(request: &'a Request) -> Self {
-        Self { hex: request.waiter().to_hex(), ..Self::of(request) }
+        Self {
+            hex: request.waiter().to_hex(),
+            ..Self::of(request)
+        }
     }
 
     pub(crate) fn parts(&self) -> Parts<'_> {
@@ -44,7 +51,13 @@ fn printable(label: &str) -> Cow<'_, str> {
     if label.len() <= MAX_LABEL && label.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return Cow::Borrowed(label);
     }
-    Cow::Owned(label.chars().take(MAX_LABEL).map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect())
+    Cow::Owned(
+        label
+            .chars()
+            .take(MAX_LABEL)
+            .map(|c| if (' '..='~').contains(&c) { c } else { '?' })
+            .collect(),
+    )
 }
 
 /// What a value that was read says.
@@ -60,8 +73,14 @@ pub(crate) struct Seen {
 
 /// Reads a value back.
 pub(crate) fn read(value: &[u8]) -> Seen {
-    let foreign = Seen { owner: None, label: String::new(), of: None };
-    let Ok(value) = std::str::from_utf8(value) else { return foreign };
+    let foreign = Seen {
+        owner: None,
+        label: String::new(),
+        of: None,
+    };
+    let Ok(value) = std::str::from_utf8(value) else {
+        return foreign;
+    };
     let value = value.strip_prefix("broken:").unwrap_or(value);
     let (of, value) = match value.split_once('|') {
         Some((of, rest)) if of.bytes().all(|byte| byte.is_ascii_digit()) => (of.parse().ok(), rest),
@@ -69,7 +88,11 @@ pub(crate) fn read(value: &[u8]) -> Seen {
     };
     match value.split_at_checked(32) {
         Some((hex, rest)) if rest.starts_with(':') => match hex.parse() {
-            Ok(owner) => Seen { owner: Some(owner), label: rest[1..].to_owned(), of },
+            Ok(owner) => Seen {
+                owner: Some(owner),
+                label: rest[1..].to_owned(),
+                of,
+            },
             Err(_) => foreign,
         },
         _ => foreign,
@@ -77,7 +100,11 @@ pub(crate) fn read(value: &[u8]) -> Seen {
 }
 
 /// A holder whose value was read.
-pub(crate) fn shown(key: &LockKey, value: Vec<u8>, mode: impl FnOnce(&Seen) -> Option<Mode>) -> HolderRef {
+pub(crate) fn shown(
+    key: &LockKey,
+    value: Vec<u8>,
+    mode: impl FnOnce(&Seen) -> Option<Mode>,
+) -> HolderRef {
     let seen = read(&value);
     let mut holder = HolderRef::new(key.clone(), value);
     holder.mode = mode(&seen);
@@ -94,25 +121,59 @@ mod tests {
 
     #[test]
     fn golden_value() {
-        let request = Request::new(LockKey::new("a").unwrap()).with_owner(0xab.into()).with_label("host/7 p\u{f6}");
+        let request = Request::new(LockKey::new("a").unwrap())
+            .with_owner(0xab.into())
+            .with_label("host/7 p\u{f6}");
         let value = Holder::of(&request).parts().to_vec();
-        assert_eq!(String::from_utf8(value.clone()).unwrap(), format!("{:032x}:host/7 p?", 0xab));
-        assert_eq!(read(&value), Seen { owner: Some(0xab.into()), label: "host/7 p?".into(), of: None });
+        assert_eq!(
+            String::from_utf8(value.clone()).unwrap(),
+            format!("{:032x}:host/7 p?", 0xab)
+        );
+        assert_eq!(
+            read(&value),
+            Seen {
+                owner: Some(0xab.into()),
+                label: "host/7 p?".into(),
+                of: None
+            }
+        );
 
         let request = request.with_permit_of(4.try_into().unwrap());
         let value = Holder::of(&request).parts().to_vec();
-        assert_eq!(String::from_utf8(value.clone()).unwrap(), format!("4|{:032x}:host/7 p?", 0xab));
-        assert_eq!(read(&value), Seen { owner: Some(0xab.into()), label: "host/7 p?".into(), of: Some(4) });
+        assert_eq!(
+            String::from_utf8(value.clone()).unwrap(),
+            format!("4|{:032x}:host/7 p?", 0xab)
+        );
+        assert_eq!(
+            read(&value),
+            Seen {
+                owner: Some(0xab.into()),
+                label: "host/7 p?".into(),
+                of: Some(4)
+            }
+        );
     }
 
     #[test]
     fn values_of_other_programs_are_foreign() {
-        for value in ["", "5a1f", "0123456789abcdef0123456789abcdef", "\u{1f512}", "x|y", "7|", "a b"] {
+        for value in [
+            "",
+            "5a1f",
+            "0123456789abcdef0123456789abcdef",
+            "\u{1f512}",
+            "x|y",
+            "7|",
+            "a b",
+        ] {
             assert!(read(value.as_bytes()).owner.is_none(), "{value}");
         }
         assert!(read(b"\xff\xfe").owner.is_none());
         // The broken mark is seen through.
-        assert!(read(format!("broken:{:032x}:", 1).as_bytes()).owner.is_some());
+        assert!(
+            read(format!("broken:{:032x}:", 1).as_bytes())
+                .owner
+                .is_some()
+        );
     }
 
     #[test]

@@ -4,19 +4,20 @@ use leasehold_core::{ErrorKind, FencingToken, Mode, Request, Result, TokenVote, 
 use redis::{Cmd, Value};
 
 use crate::{
+    commands,
     connection::Link,
     error::{self, Effect},
-    commands,
-    value::Holder,
     keys::{Keys, Kind, NODE_KEYS},
-    scripts::{self, Script},
     node_state::NodeState,
+    scripts::{self, Script},
+    value::Holder,
 };
 
 /// The code of a script that found another mark or another run than it was told.
 const MARKED_ANEW: &str = "LEASEMARK";
 
-/// One attempt to take the lock, on these terms. `again`: the same was sent before, and its answer was lost.
+/// One attempt to take the lock, on these terms. `again`: the same was sent before, and its answer
+/// was lost.
 pub(crate) async fn acquire(
     link: &Link,
     request: &Request,
@@ -25,7 +26,11 @@ pub(crate) async fn acquire(
     again: bool,
 ) -> Result<Value> {
     let shared = request.mode() == Mode::Shared;
-    let script = if shared { &scripts::QUORUM_ACQUIRE_SHARED } else { &scripts::QUORUM_ACQUIRE };
+    let script = if shared {
+        &scripts::QUORUM_ACQUIRE_SHARED
+    } else {
+        &scripts::QUORUM_ACQUIRE
+    };
     let node = [&*link.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
     let flags = commands::flags(request, again || request.owner() != request.waiter());
@@ -36,37 +41,70 @@ pub(crate) async fn acquire(
         } else {
             cmd.arg(1).arg(keys.lock());
         }
-        cmd.arg(Holder::of(request).parts()).arg(request.ttl().as_millis()).arg(Holder::waiting(request).parts());
-        cmd.arg(flags).arg(keys.base()).arg(&node).arg(node_state.mark.as_str()).arg(node_state.mark.above).arg(floor);
+        cmd.arg(Holder::of(request).parts())
+            .arg(request.ttl().as_millis())
+            .arg(Holder::waiting(request).parts());
+        cmd.arg(flags)
+            .arg(keys.base())
+            .arg(&node)
+            .arg(node_state.mark.as_str())
+            .arg(node_state.mark.above)
+            .arg(floor);
         cmd.arg(&node_state.run);
     })
     .await
 }
 
 /// The strict write-back of a token.
-pub(crate) async fn raise(link: &Link, request: &Request, token: FencingToken) -> Result<TokenVote> {
+pub(crate) async fn raise(
+    link: &Link,
+    request: &Request,
+    token: FencingToken,
+) -> Result<TokenVote> {
     let keys = Keys::new(&link.config.prefix, request.key());
     let node = [&*link.config.prefix, NODE_KEYS].concat();
-    let mode = if request.mode() == Mode::Shared { "s" } else { "x" };
+    let mode = if request.mode() == Mode::Shared {
+        "s"
+    } else {
+        "x"
+    };
     let terms = request.terms();
-    let answer = on_terms(link, "raise", &scripts::QUORUM_RAISE, terms.as_ref(), |cmd, node_state| {
-        cmd.arg(1).arg(keys.lock()).arg(Holder::of(request).parts()).arg(token.get());
-        cmd.arg(keys.base()).arg(&node).arg(node_state.mark.as_str()).arg(mode).arg(node_state.mark.above);
-        cmd.arg(&node_state.run);
-    })
+    let answer = on_terms(
+        link,
+        "raise",
+        &scripts::QUORUM_RAISE,
+        terms.as_ref(),
+        |cmd, node_state| {
+            cmd.arg(1)
+                .arg(keys.lock())
+                .arg(Holder::of(request).parts())
+                .arg(token.get());
+            cmd.arg(keys.base())
+                .arg(&node)
+                .arg(node_state.mark.as_str())
+                .arg(mode)
+                .arg(node_state.mark.above);
+            cmd.arg(&node_state.run);
+        },
+    )
     .await?;
     match answer {
         Value::Int(1) => Ok(TokenVote::Accepted),
         Value::Int(0) => Ok(TokenVote::Refused(None)),
         Value::BulkString(higher) => {
-            let higher = std::str::from_utf8(&higher).ok().and_then(|higher| higher.parse().ok());
-            higher.map(|higher| TokenVote::Refused(Some(higher))).ok_or_else(|| error::protocol("raise"))
+            let higher = std::str::from_utf8(&higher)
+                .ok()
+                .and_then(|higher| higher.parse().ok());
+            higher
+                .map(|higher| TokenVote::Refused(Some(higher)))
+                .ok_or_else(|| error::protocol("raise"))
         }
         _ => Err(error::protocol("raise")),
     }
 }
 
-/// Runs a script that compares the mark and the run, and once more if they have changed since they were read.
+/// Runs a script that compares the mark and the run, and once more if they have changed since they
+/// were read.
 async fn on_terms(
     link: &Link,
     operation: &'static str,
@@ -90,5 +128,9 @@ async fn on_terms(
             Err(error) => return Err(link.failed(&live, error, operation, Effect::Writes)),
         }
     }
-    Err(error::plain(ErrorKind::Unavailable, operation, "the node's mark changes again and again; try again"))
+    Err(error::plain(
+        ErrorKind::Unavailable,
+        operation,
+        "the node's mark changes again and again; try again",
+    ))
 }

@@ -13,14 +13,16 @@ use tokio::sync::Notify;
 
 use crate::keys::Parts;
 
-/// Keys are spread over this many generations, so that the invalidation of one seldom looks like that of another.
+/// Keys are spread over this many generations, so that the invalidation of one seldom looks like
+/// that of another.
 const GENERATIONS: usize = 256;
 
 /// The waiters of this process.
 ///
-/// A waiter must not miss an invalidation that arrives between its attempt and its registration, and an attempt that
-/// succeeds should not pay for a registration. So the attempt only reads an [`Generation`] before it is sent; who was refused
-/// registers, and is woken at once if the generation has moved by then.
+/// A waiter must not miss an invalidation that arrives between its attempt and its registration,
+/// and an attempt that succeeds should not pay for a registration. So the attempt only reads an
+/// [`Generation`] before it is sent; who was refused registers, and is woken at once if the
+/// generation has moved by then.
 #[derive(Debug)]
 pub(crate) struct WaiterRegistry {
     generations: Box<[AtomicU64]>,
@@ -39,23 +41,42 @@ pub(crate) struct Generation(u64);
 
 impl WaiterRegistry {
     pub(crate) fn new() -> Self {
-        Self { generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(), waiters: Mutex::default() }
+        Self {
+            generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
+            waiters: Mutex::default(),
+        }
     }
 
     /// To be called before an attempt is sent.
     pub(crate) fn generation<const N: usize>(&self, keys: [Parts<'_>; N]) -> Generation {
-        Generation(keys.iter().map(|key| self.generation_of(key.0.iter().copied()).load(Ordering::Acquire)).sum())
+        Generation(
+            keys.iter()
+                .map(|key| {
+                    self.generation_of(key.0.iter().copied())
+                        .load(Ordering::Acquire)
+                })
+                .sum(),
+        )
     }
 
-    /// Arms a wake-up on these keys for an attempt that was refused. `before` was read before it was sent.
-    pub(crate) fn arm<const N: usize>(self: &Arc<Self>, keys: [Parts<'_>; N], before: Generation) -> BoxFuture<'static, ()> {
+    /// Arms a wake-up on these keys for an attempt that was refused. `before` was read before it
+    /// was sent.
+    pub(crate) fn arm<const N: usize>(
+        self: &Arc<Self>,
+        keys: [Parts<'_>; N],
+        before: Generation,
+    ) -> BoxFuture<'static, ()> {
         let notify = Arc::new(Notify::new());
         let id = {
             let mut waiters = self.lock();
             waiters.next += 1;
             let id = waiters.next;
             for key in keys {
-                waiters.by_key.entry(key.to_vec()).or_default().push((id, Arc::clone(&notify)));
+                waiters
+                    .by_key
+                    .entry(key.to_vec())
+                    .or_default()
+                    .push((id, Arc::clone(&notify)));
             }
             id
         };
@@ -63,13 +84,19 @@ impl WaiterRegistry {
             notify.notify_one();
         }
         let keys = keys.iter().map(|key| key.to_vec()).collect();
-        let armed = Registration { registry: Arc::clone(self), keys, id, notify };
+        let armed = Registration {
+            registry: Arc::clone(self),
+            keys,
+            id,
+            notify,
+        };
         Box::pin(async move { armed.notify.notified().await })
     }
 
     /// The server says that this key has changed.
     pub(crate) fn wake(&self, key: &[u8]) {
-        self.generation_of([key].into_iter()).fetch_add(1, Ordering::AcqRel);
+        self.generation_of([key].into_iter())
+            .fetch_add(1, Ordering::AcqRel);
         let woken = self.lock().by_key.remove(key);
         for (_, notify) in woken.into_iter().flatten() {
             notify.notify_one();
@@ -88,8 +115,8 @@ impl WaiterRegistry {
     }
 
     fn generation_of<'a>(&self, parts: impl Iterator<Item = &'a [u8]>) -> &AtomicU64 {
-        // FNV-1a: a few nanoseconds for names of usual length, and keys here are not chosen by an adversary who gains
-        // more than a needless attempt.
+        // FNV-1a: a few nanoseconds for names of usual length, and keys here are not chosen by an
+        // adversary who gains more than a needless attempt.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for byte in parts.flatten() {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
@@ -146,7 +173,10 @@ mod tests {
     #[tokio::test]
     async fn only_the_key_that_changed_wakes_and_a_flush_wakes_all() {
         let registry = Arc::new(WaiterRegistry::new());
-        let mut a = registry.arm([key(b"a"), key(b"a2")], registry.generation([key(b"a"), key(b"a2")]));
+        let mut a = registry.arm(
+            [key(b"a"), key(b"a2")],
+            registry.generation([key(b"a"), key(b"a2")]),
+        );
         let mut b = registry.arm([key(b"b")], registry.generation([key(b"b")]));
         assert!((&mut a).now_or_never().is_none() && (&mut b).now_or_never().is_none());
         registry.wake(b"a2");

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Restart, Ttl};
+use leasehold_core::{
+    Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Restart, Ttl,
+};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, request, ttl};
 
@@ -19,23 +21,42 @@ async fn fails(url: &str) -> leasehold_core::Error {
 async fn a_password_is_asked_for_used_and_never_shown() {
     let server = Server::with(&["--requirepass", "s3cret#/"]);
     let at = server.address();
-    let backend = RedisBackend::connect(&format!("redis://:s3cret%23%2F@{at}/")).await.unwrap();
-    granted(&backend, request("k")).await.release().await.unwrap();
+    let backend = RedisBackend::connect(&format!("redis://:s3cret%23%2F@{at}/"))
+        .await
+        .unwrap();
+    granted(&backend, request("k"))
+        .await
+        .release()
+        .await
+        .unwrap();
     assert_eq!(backend.to_string(), format!("redis://{at}/0"));
     assert!(!format!("{backend:?} {backend} {:?}", backend.capabilities()).contains("s3cret"));
-    for url in [format!("redis://{at}/"), format!("redis://:wr0ng@{at}/"), format!("redis://eve:wr0ng@{at}/")] {
+    for url in [
+        format!("redis://{at}/"),
+        format!("redis://:wr0ng@{at}/"),
+        format!("redis://eve:wr0ng@{at}/"),
+    ] {
         let error = fails(&url).await;
         assert_eq!(error.kind(), ErrorKind::Denied, "{url}: {error}");
-        assert!(error.to_string().contains("password") && error.to_string().contains(&at.to_string()), "{error}");
+        assert!(
+            error.to_string().contains("password") && error.to_string().contains(&at.to_string()),
+            "{error}"
+        );
         assert!(!format!("{error} {error:?}").contains("wr0ng"), "{error:?}");
     }
 }
 
 /// Makes the README's user, with these changes.
 fn acl(changes: &[&str]) -> redis::Cmd {
-    let rules = include_str!("../README.md").lines().find_map(|line| line.strip_prefix("ACL SETUSER shop ")).unwrap();
+    let rules = include_str!("../README.md")
+        .lines()
+        .find_map(|line| line.strip_prefix("ACL SETUSER shop "))
+        .unwrap();
     let mut acl = redis::cmd("ACL");
-    acl.arg("SETUSER").arg("shop").arg(rules.split(' ').collect::<Vec<_>>()).arg(changes);
+    acl.arg("SETUSER")
+        .arg("shop")
+        .arg(rules.split(' ').collect::<Vec<_>>())
+        .arg(changes);
     acl
 }
 
@@ -44,11 +65,21 @@ async fn what_a_user_took_whom_a_right_is_missing_is_given_back() {
     let server = Server::start();
     let mut raw = server.raw().await;
     let () = acl(&["-time"]).query_async(&mut raw).await.unwrap();
-    let backend =
-        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
-    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    let backend = RedisBackend::connect(&format!(
+        "redis://shop:pass@{}/?prefix=shop:",
+        server.address()
+    ))
+    .await
+    .unwrap();
+    let error = Arc::clone(&backend)
+        .try_acquire(request("k"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-    support::until("given back", || async { server.leftovers().await.is_empty() }).await;
+    support::until("given back", || async {
+        server.leftovers().await.is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -56,20 +87,45 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
     let server = Server::start();
     let mut raw = server.raw().await;
     let () = acl(&[]).query_async(&mut raw).await.unwrap();
-    let backend =
-        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
-    assert_eq!(backend.capabilities().waiter_notification, leasehold_core::WaiterNotification::Pushed);
-    for mode in [Mode::Exclusive, Mode::Shared, Mode::Permit { of: 2.try_into().unwrap() }] {
+    let backend = RedisBackend::connect(&format!(
+        "redis://shop:pass@{}/?prefix=shop:",
+        server.address()
+    ))
+    .await
+    .unwrap();
+    assert_eq!(
+        backend.capabilities().waiter_notification,
+        leasehold_core::WaiterNotification::Pushed
+    );
+    for mode in [
+        Mode::Exclusive,
+        Mode::Shared,
+        Mode::Permit {
+            of: 2.try_into().unwrap(),
+        },
+    ] {
         let lease = granted(&backend, request("k").with_mode(mode)).await;
         Arc::clone(&lease).renew().await.unwrap();
-        let holder = backend.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+        let holder = backend
+            .inspect(&support::key("k"))
+            .await
+            .unwrap()
+            .holders
+            .remove(0);
         backend.break_lock(&holder, false).await.unwrap();
         let () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
     }
     // Another's keys are not theirs, and that is told.
-    let stranger =
-        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=bank:", server.address())).await.unwrap();
-    let error = Arc::clone(&stranger).try_acquire(request("k")).await.unwrap_err();
+    let stranger = RedisBackend::connect(&format!(
+        "redis://shop:pass@{}/?prefix=bank:",
+        server.address()
+    ))
+    .await
+    .unwrap();
+    let error = Arc::clone(&stranger)
+        .try_acquire(request("k"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
@@ -133,14 +189,29 @@ async fn a_user_with_the_rights_of_the_readme_can_do_nothing_else() {
         let mut words = line.split(' ');
         let mut command = redis::cmd(words.next().unwrap());
         command.arg(words.collect::<Vec<_>>());
-        let error = command.query_async::<redis::Value>(&mut shop).await.expect_err(line);
-        assert!(error.to_string().to_lowercase().contains("permission"), "{line}: {error}");
+        let error = command
+            .query_async::<redis::Value>(&mut shop)
+            .await
+            .expect_err(line);
+        assert!(
+            error.to_string().to_lowercase().contains("permission"),
+            "{line}: {error}"
+        );
     }
     // Within a script, too. Redis 7.0 words it as a script that fails.
-    for call in ["'FLUSHALL'", "'CONFIG','GET','*'", "'CLIENT','KILL','ID','1'", "'GET','bank:k'", "'KEYS','*'"] {
+    for call in [
+        "'FLUSHALL'",
+        "'CONFIG','GET','*'",
+        "'CLIENT','KILL','ID','1'",
+        "'GET','bank:k'",
+        "'KEYS','*'",
+    ] {
         let mut script = redis::cmd("EVAL");
         script.arg(format!("return redis.call({call})")).arg(0);
-        script.query_async::<redis::Value>(&mut shop).await.expect_err(call);
+        script
+            .query_async::<redis::Value>(&mut shop)
+            .await
+            .expect_err(call);
     }
     assert_eq!(server.leftovers().await, Vec::<String>::new());
     let () = redis::cmd("PING").query_async(&mut raw).await.unwrap();
@@ -151,10 +222,24 @@ async fn a_server_that_keeps_nothing_or_evicts_promises_less() {
     for (settings, restart) in [
         (&[][..], Restart::FreesAtOnce),
         (&["--appendonly", "yes"], Restart::AsPersisted),
-        (&["--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"], Restart::FreesAtOnce),
+        (
+            &[
+                "--appendonly",
+                "yes",
+                "--maxmemory",
+                "100mb",
+                "--maxmemory-policy",
+                "allkeys-lru",
+            ],
+            Restart::FreesAtOnce,
+        ),
     ] {
         let server = Server::with(settings);
-        assert_eq!(server.backend().await.capabilities().restart, restart, "{settings:?}");
+        assert_eq!(
+            server.backend().await.capabilities().restart,
+            restart,
+            "{settings:?}"
+        );
     }
 }
 
@@ -162,7 +247,9 @@ async fn a_server_that_keeps_nothing_or_evicts_promises_less() {
 async fn databases_are_apart() {
     let server = Server::start();
     let zero = server.backend().await;
-    let three = RedisBackend::connect(&format!("{}3", server.url())).await.unwrap();
+    let three = RedisBackend::connect(&format!("{}3", server.url()))
+        .await
+        .unwrap();
     granted(&zero, request("k")).await;
     granted(&three, request("k")).await;
 }
@@ -172,9 +259,15 @@ async fn databases_are_apart() {
 async fn a_unix_socket_works() {
     let server = Server::start();
     let socket = server.socket();
-    let backend = RedisBackend::connect(&format!("redis+unix://{}?db=1&prefix=x:", socket.display())).await.unwrap();
+    let backend =
+        RedisBackend::connect(&format!("redis+unix://{}?db=1&prefix=x:", socket.display()))
+            .await
+            .unwrap();
     granted(&backend, request("k")).await;
-    assert_eq!(backend.to_string(), format!("redis+unix://{}?db=1", socket.display()));
+    assert_eq!(
+        backend.to_string(),
+        format!("redis+unix://{}?db=1", socket.display())
+    );
     let error = fails("redis+unix:///nowhere/redis.sock").await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }
@@ -183,7 +276,9 @@ async fn a_unix_socket_works() {
 async fn a_client_of_one_s_own_works() {
     let server = Server::start();
     let client = redis::Client::open(server.url()).unwrap();
-    let backend = RedisBackend::from_client(&client, RedisConfig::new().with_prefix("x:")).await.unwrap();
+    let backend = RedisBackend::from_client(&client, RedisConfig::new().with_prefix("x:"))
+        .await
+        .unwrap();
     granted(&backend, request("k")).await;
     assert_eq!(server.leftovers().await, ["x:k"]);
 }
@@ -193,7 +288,10 @@ async fn nobody_there_names_the_address_and_the_remedy() {
     let port = leasehold_testkit::free_port().unwrap();
     let error = fails(&format!("redis://:hush@127.0.0.1:{port}/")).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
+    assert!(
+        error.to_string().contains(&format!("127.0.0.1:{port}")),
+        "{error}"
+    );
     assert!(error.to_string().contains("check"), "{error}");
     assert!(!format!("{error:?}").contains("hush"));
     let error = fails("redis://no-such-host.invalid/").await;
@@ -204,7 +302,11 @@ async fn nobody_there_names_the_address_and_the_remedy() {
 async fn a_server_that_is_silent_or_speaks_otherwise_is_told() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let started = Instant::now();
-    let error = fails(&format!("redis://{}/?connect-timeout=200ms", silent.local_addr().unwrap())).await;
+    let error = fails(&format!(
+        "redis://{}/?connect-timeout=200ms",
+        silent.local_addr().unwrap()
+    ))
+    .await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(started.elapsed() < Duration::from_secs(10));
 
@@ -224,12 +326,19 @@ async fn a_server_that_is_silent_or_speaks_otherwise_is_told() {
 async fn a_server_that_refuses_connections_tells_why() {
     let server = Server::start();
     let mut raw = server.raw().await;
-    let () = redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(1).query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("CONFIG")
+        .arg("SET")
+        .arg("maxclients")
+        .arg(1)
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     for _ in 0..5 {
         let error = fails(&server.url()).await;
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         assert!(
-            error.to_string().contains("max number of clients") && error.to_string().contains("maxclients"),
+            error.to_string().contains("max number of clients")
+                && error.to_string().contains("maxclients"),
             "{error}"
         );
     }
@@ -240,7 +349,11 @@ async fn a_server_that_refuses_connections_tells_why() {
             ErrorKind::Denied,
             "protected mode",
         ),
-        (b"", ErrorKind::Unavailable, "closed the connection without a reason"),
+        (
+            b"",
+            ErrorKind::Unavailable,
+            "closed the connection without a reason",
+        ),
     ] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -252,7 +365,10 @@ async fn a_server_that_refuses_connections_tells_why() {
         });
         let error = fails(&format!("redis://{address}/")).await;
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(error.to_string().contains(told) && !error.to_string().contains("Advice"), "{error}");
+        assert!(
+            error.to_string().contains(told) && !error.to_string().contains("Advice"),
+            "{error}"
+        );
     }
 }
 
@@ -265,40 +381,71 @@ async fn a_sentinel_is_told_from_a_server() {
     let port = leasehold_testkit::free_port().unwrap();
     let _sentinel = tokio::process::Command::new("redis-server")
         .arg(&file)
-        .args(["--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
+        .args([
+            "--sentinel",
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+        ])
         .arg(folder.path())
         .stdout(std::process::Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    support::until("it listens", || async { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() }).await;
+    support::until("it listens", || async {
+        tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .is_ok()
+    })
+    .await;
     let error = fails(&format!("redis://127.0.0.1:{port}/")).await;
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    assert!(error.to_string().contains("Sentinel") && error.to_string().contains("primary"), "{error}");
+    assert!(
+        error.to_string().contains("Sentinel") && error.to_string().contains("primary"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn missing_reply_error_names_the_timeout_and_its_option() {
     let server = Server::start();
-    let backend = RedisBackend::connect(&format!("{}?timeout=150ms", server.url())).await.unwrap();
+    let backend = RedisBackend::connect(&format!("{}?timeout=150ms", server.url()))
+        .await
+        .unwrap();
     server.signal("STOP");
-    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
-    assert!(error.to_string().contains("150ms") && error.to_string().contains("`timeout`"), "{error}");
+    let error = Arc::clone(&backend)
+        .try_acquire(request("k"))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("150ms") && error.to_string().contains("`timeout`"),
+        "{error}"
+    );
     let error = fails(&format!("{}?connect-timeout=150ms", server.url())).await;
-    assert!(error.to_string().contains("150ms") && error.to_string().contains("`connect-timeout`"), "{error}");
+    assert!(
+        error.to_string().contains("150ms") && error.to_string().contains("`connect-timeout`"),
+        "{error}"
+    );
     server.signal("CONT");
 }
 
 #[tokio::test]
 async fn an_outage_of_a_quorum_names_each_server_once() {
     let mut servers = [Server::start(), Server::start(), Server::start()];
-    let hosts = servers.each_ref().map(|server| server.address().to_string());
+    let hosts = servers
+        .each_ref()
+        .map(|server| server.address().to_string());
     let url = format!("redlock://{}/", hosts.join(","));
     let client = LockClient::new(leasehold_redis::redlock(&url).await.unwrap());
     for server in &mut servers {
         server.kill();
     }
-    for error in [client.mutex("k").try_lock().await.unwrap_err(), leasehold_redis::redlock(&url).await.unwrap_err()] {
+    for error in [
+        client.mutex("k").try_lock().await.unwrap_err(),
+        leasehold_redis::redlock(&url).await.unwrap_err(),
+    ] {
         let (mut told, mut cause) = (String::new(), Some(&error as &dyn std::error::Error));
         while let Some(error) = cause {
             told = format!("{told}: {error}");
@@ -313,16 +460,37 @@ async fn an_outage_of_a_quorum_names_each_server_once() {
 #[test]
 fn a_client_that_was_connected_on_another_runtime_says_so() {
     let server = Server::start();
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let first = runtime();
     let client = first.block_on(async { LockClient::new(server.backend().await) });
     let elsewhere = async {
         // Nobody drives its connection.
         let error = client.mutex("k").lock().await.unwrap_err();
-        (error.kind(), client.inspect("k").await.unwrap_err().kind(), client.close().await.unwrap_err().kind())
+        (
+            error.kind(),
+            client.inspect("k").await.unwrap_err().kind(),
+            client.close().await.unwrap_err().kind(),
+        )
     };
-    assert_eq!(runtime().block_on(elsewhere), (ErrorKind::Runtime, ErrorKind::Runtime, ErrorKind::Runtime));
-    first.block_on(async { client.mutex("k").lock().await.unwrap().release().await.unwrap() });
+    assert_eq!(
+        runtime().block_on(elsewhere),
+        (ErrorKind::Runtime, ErrorKind::Runtime, ErrorKind::Runtime)
+    );
+    first.block_on(async {
+        client
+            .mutex("k")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap()
+    });
     drop(first);
     let error = runtime().block_on(async { client.mutex("k").lock().await.unwrap_err() });
     assert_eq!(error.kind(), ErrorKind::Runtime);
@@ -335,17 +503,33 @@ async fn capabilities_tell_the_truth() {
     let capabilities: Capabilities = backend.capabilities();
     assert_eq!(capabilities.fencing, Fencing::Clocked);
     assert!(capabilities.shared && capabilities.permits && capabilities.pipelined_release);
-    let error = Arc::clone(&backend).try_acquire(request("k").with_ttl(ttl(9))).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(request("k").with_ttl(ttl(9)))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     granted(&backend, request("short").with_ttl(ttl(10))).await;
-    granted(&backend, request("long").with_ttl(Ttl::MAX)).await.renew().await.unwrap();
+    granted(&backend, request("long").with_ttl(Ttl::MAX))
+        .await
+        .renew()
+        .await
+        .unwrap();
 }
 
 async fn names(server: &Server) -> Vec<String> {
     let mut raw = server.raw().await;
-    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut raw).await.unwrap();
-    let names = list.split_whitespace().filter_map(|field| field.strip_prefix("name="));
-    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    let list: String = redis::cmd("CLIENT")
+        .arg("LIST")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let names = list
+        .split_whitespace()
+        .filter_map(|field| field.strip_prefix("name="));
+    names
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[tokio::test]
@@ -357,17 +541,24 @@ async fn connections_have_a_name_also_after_they_are_replaced() {
     let found = names(&server).await;
     assert!(is_ours(&found), "{found:?}");
     let mut raw = server.raw().await;
-    let () =
-        redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]).query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     support::until("connected again", || async { backend.ping().await.is_ok() }).await;
     let found = names(&server).await;
     assert!(is_ours(&found), "{found:?}");
 
     let server = Server::start();
-    let chosen = RedisBackend::connect(&format!("redis://{}/?name=shop-3", server.address())).await.unwrap();
+    let chosen = RedisBackend::connect(&format!("redis://{}/?name=shop-3", server.address()))
+        .await
+        .unwrap();
     assert_eq!(names(&server).await, ["shop-3"]);
     chosen.close().await.unwrap();
-    let _nameless = RedisBackend::connect(&format!("redis://{}/?name=", server.address())).await.unwrap();
+    let _nameless = RedisBackend::connect(&format!("redis://{}/?name=", server.address()))
+        .await
+        .unwrap();
     support::until("closed", || async { names(&server).await.is_empty() }).await;
     let error = fails(&format!("redis://{}/?name=two%20words", server.address())).await;
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -378,11 +569,22 @@ async fn connections_have_a_name_also_after_they_are_replaced() {
 async fn a_user_who_may_neither_name_nor_ping_locks_all_the_same() {
     let server = Server::start();
     let mut raw = server.raw().await;
-    let () = acl(&["-client|setname", "-ping"]).query_async(&mut raw).await.unwrap();
-    let backend =
-        RedisBackend::connect(&format!("redis://shop:pass@{}/?prefix=shop:", server.address())).await.unwrap();
+    let () = acl(&["-client|setname", "-ping"])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let backend = RedisBackend::connect(&format!(
+        "redis://shop:pass@{}/?prefix=shop:",
+        server.address()
+    ))
+    .await
+    .unwrap();
     backend.ping().await.unwrap();
-    granted(&backend, request("k")).await.release().await.unwrap();
+    granted(&backend, request("k"))
+        .await
+        .release()
+        .await
+        .unwrap();
     assert!(names(&server).await.is_empty());
 }
 
@@ -395,5 +597,8 @@ async fn a_database_that_the_server_does_not_have_is_bad_input() {
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     let error = fails(&format!("redis://{}/99", server.address())).await;
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
-    assert!(error.to_string().contains("99") && error.to_string().contains("databases"), "{error}");
+    assert!(
+        error.to_string().contains("99") && error.to_string().contains("databases"),
+        "{error}"
+    );
 }

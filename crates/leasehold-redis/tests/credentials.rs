@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Credentials, CredentialsProvider, ErrorKind, Lease, LockBackend, Released, Result, async_trait};
+use leasehold_core::{
+    Credentials, CredentialsProvider, ErrorKind, Lease, LockBackend, Released, Result, async_trait,
+};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, key, request, until};
 use tokio::{
@@ -37,14 +39,18 @@ impl Secrets {
 impl CredentialsProvider for Secrets {
     async fn credentials(&self) -> Result<Credentials> {
         self.asked.fetch_add(1, Relaxed);
-        assert!(!self.panics.load(Relaxed), "the provider panics, as this test wants");
+        assert!(
+            !self.panics.load(Relaxed),
+            "the provider panics, as this test wants"
+        );
         Ok(Credentials::new(self.password.lock().unwrap().clone()).with_username("shop"))
     }
 }
 
 async fn connect(at: SocketAddr, secrets: &Arc<Secrets>) -> Result<Arc<RedisBackend>> {
     let client = redis::Client::open(format!("redis://nobody:wrong@{at}/")).unwrap();
-    let config = RedisConfig::new().with_credentials(Arc::clone(secrets) as Arc<dyn CredentialsProvider>);
+    let config =
+        RedisConfig::new().with_credentials(Arc::clone(secrets) as Arc<dyn CredentialsProvider>);
     RedisBackend::from_client(&client, config).await
 }
 
@@ -52,9 +58,19 @@ async fn connect(at: SocketAddr, secrets: &Arc<Secrets>) -> Result<Arc<RedisBack
 async fn rotate(server: &Server, password: &str) {
     let mut raw = server.raw().await;
     let mut user = redis::cmd("ACL");
-    user.arg("SETUSER").arg("shop").arg(&["on", "resetpass", &format!(">{password}"), "~*", "+@all"]);
+    user.arg("SETUSER").arg("shop").arg(&[
+        "on",
+        "resetpass",
+        &format!(">{password}"),
+        "~*",
+        "+@all",
+    ]);
     () = user.query_async(&mut raw).await.unwrap();
-    let _: i64 = redis::cmd("CLIENT").arg(&["KILL", "USER", "shop"]).query_async(&mut raw).await.unwrap();
+    let _: i64 = redis::cmd("CLIENT")
+        .arg(&["KILL", "USER", "shop"])
+        .query_async(&mut raw)
+        .await
+        .unwrap();
 }
 
 /// Renews, and again while that fails in a way that may be over soon.
@@ -77,11 +93,16 @@ async fn a_changed_password_costs_neither_holder_nor_waiter_anything() {
     let secrets = Arc::new(Secrets::default());
     rotate(&server, "one").await;
     secrets.tell("one");
-    let (a, b) =
-        (connect(server.address(), &secrets).await.unwrap(), connect(server.address(), &secrets).await.unwrap());
+    let (a, b) = (
+        connect(server.address(), &secrets).await.unwrap(),
+        connect(server.address(), &secrets).await.unwrap(),
+    );
     let held = granted(&a, request("k")).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-    until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    until("registered", || async {
+        !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
+    })
+    .await;
     for password in ["two", "three"] {
         secrets.tell(password);
         rotate(&server, password).await;
@@ -112,7 +133,9 @@ async fn a_changed_password_costs_neither_holder_nor_waiter_anything() {
     secrets.panics.store(false, Relaxed);
     renewed(&held).await;
     assert_eq!(held.release().await.unwrap(), Released::Freed);
-    let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("never woken");
+    let waited = tokio::time::timeout(Duration::from_secs(20), waiting)
+        .await
+        .expect("never woken");
     waited.unwrap().unwrap().release().await.unwrap();
 }
 
@@ -124,19 +147,36 @@ async fn credentials_that_were_never_right_are_denied() {
     secrets.tell("wr0ng");
     let error = connect(server.address(), &secrets).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-    assert_eq!(secrets.asked.load(Relaxed), 2, "they may have changed between the question and their use");
+    assert_eq!(
+        secrets.asked.load(Relaxed),
+        2,
+        "they may have changed between the question and their use"
+    );
     assert!(!format!("{error} {error:?}").contains("wr0ng"));
     secrets.panics.store(true, Relaxed);
-    assert_eq!(connect(server.address(), &secrets).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(
+        connect(server.address(), &secrets)
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Unavailable
+    );
 }
 
-/// Stands before the server, and answers the next command as a service does whose token has expired.
+/// Stands before the server, and answers the next command as a service does whose token has
+/// expired.
 async fn expiring(server: SocketAddr) -> (SocketAddr, Arc<AtomicBool>) {
-    let (listener, expired) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Arc::new(AtomicBool::new(false)));
+    let (listener, expired) = (
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        Arc::new(AtomicBool::new(false)),
+    );
     let (at, expire) = (listener.local_addr().unwrap(), Arc::clone(&expired));
     drop(tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
-            let (mut server, expire) = (TcpStream::connect(server).await.unwrap(), Arc::clone(&expire));
+            let (mut server, expire) = (
+                TcpStream::connect(server).await.unwrap(),
+                Arc::clone(&expire),
+            );
             drop(tokio::spawn(async move {
                 let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
                 loop {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, FencingToken, LockBackend, Released, KeepAlive};
+use leasehold_core::{ErrorKind, FencingToken, KeepAlive, LockBackend, Released};
 use leasehold_redis::redis;
 use support::{Server, granted, refused, request, token, ttl};
 
@@ -26,7 +26,10 @@ async fn one_holds_and_the_next_has_a_larger_token() {
     assert_eq!(first.keep_alive(), KeepAlive::PerLease);
     let contention = refused(&b, request("k")).await;
     let left = contention.retry_after.unwrap();
-    assert!(left > Duration::from_secs(29) && left < Duration::from_secs(31), "{left:?}");
+    assert!(
+        left > Duration::from_secs(29) && left < Duration::from_secs(31),
+        "{left:?}"
+    );
     assert_eq!(Arc::clone(&first).release().await.unwrap(), Released::Freed);
     let second = granted(&b, request("k")).await;
     assert!(token(&second) > token(&first));
@@ -37,9 +40,16 @@ async fn one_holds_and_the_next_has_a_larger_token() {
 async fn hundreds_of_tasks_never_hold_one_key_together() {
     let server = Server::start();
     let backends = [server.backend().await, server.backend().await];
-    let (held, tokens) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (held, tokens) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let tasks = (0..300).map(|n: usize| {
-        let (backend, held, tokens) = (Arc::clone(&backends[n % 2]), Arc::clone(&held), Arc::clone(&tokens));
+        let (backend, held, tokens) = (
+            Arc::clone(&backends[n % 2]),
+            Arc::clone(&held),
+            Arc::clone(&tokens),
+        );
         tokio::spawn(async move {
             for _ in 0..3 {
                 let lease = Arc::clone(&backend).acquire(request("k")).await.unwrap();
@@ -61,17 +71,41 @@ async fn hundreds_of_tasks_never_hold_one_key_together() {
 async fn a_pair_is_two_plain_commands_and_a_script_and_no_push() {
     let server = Server::start();
     let backend = server.backend().await;
-    Arc::clone(&granted(&backend, request("k")).await).release().await.unwrap();
+    Arc::clone(&granted(&backend, request("k")).await)
+        .release()
+        .await
+        .unwrap();
     let mut raw = server.raw().await;
-    let () = redis::cmd("CONFIG").arg("RESETSTAT").query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("CONFIG")
+        .arg("RESETSTAT")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     for _ in 0..10 {
-        Arc::clone(&backend).acquire(request("k")).await.unwrap().release().await.unwrap();
+        Arc::clone(&backend)
+            .acquire(request("k"))
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
-    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut raw).await.unwrap();
+    let stats: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     for command in ["set", "incrby", "evalsha"] {
-        assert!(stats.contains(&format!("cmdstat_{command}:calls=10,")), "{stats}");
+        assert!(
+            stats.contains(&format!("cmdstat_{command}:calls=10,")),
+            "{stats}"
+        );
     }
-    let tracking: String = redis::cmd("INFO").arg("stats").query_async(&mut raw).await.unwrap();
+    let tracking: String = redis::cmd("INFO")
+        .arg("stats")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     assert!(tracking.contains("tracking_total_keys:0\r\n"), "{tracking}");
 }
 
@@ -82,9 +116,18 @@ async fn a_lock_expires_and_its_holder_learns_it() {
     let lost = granted(&a, request("k").with_ttl(ttl(100))).await;
     tokio::time::sleep(Duration::from_millis(120)).await;
     let next = granted(&b, request("k")).await;
-    assert_eq!(Arc::clone(&lost).renew().await.unwrap_err().kind(), ErrorKind::Lost);
-    assert_eq!(Arc::clone(&lost).release().await.unwrap(), Released::AlreadyLost);
-    assert_eq!(Arc::clone(&lost).release().await.unwrap(), Released::AlreadyLost);
+    assert_eq!(
+        Arc::clone(&lost).renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
+    assert_eq!(
+        Arc::clone(&lost).release().await.unwrap(),
+        Released::AlreadyLost
+    );
+    assert_eq!(
+        Arc::clone(&lost).release().await.unwrap(),
+        Released::AlreadyLost
+    );
     // The successor is untouched.
     Arc::clone(&next).renew().await.unwrap();
     assert_eq!(next.release().await.unwrap(), Released::Freed);
@@ -100,9 +143,16 @@ async fn a_renewal_moves_the_deadline_here_and_there() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     Arc::clone(&lease).renew().await.unwrap();
     assert!(lease.valid_until() > before);
-    let left: i64 = redis::cmd("PTTL").arg("k").query_async(&mut server.raw().await).await.unwrap();
+    let left: i64 = redis::cmd("PTTL")
+        .arg("k")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     let believed = lease.valid_until().remaining(request.now());
-    assert!(left > 1_900 && believed < Duration::from_millis(u64::try_from(left).unwrap()), "{left} {believed:?}");
+    assert!(
+        left > 1_900 && believed < Duration::from_millis(u64::try_from(left).unwrap()),
+        "{left} {believed:?}"
+    );
 }
 
 #[tokio::test]
@@ -124,10 +174,22 @@ async fn a_loss_is_told_at_the_renewal() {
     let server = Server::start();
     let backend = server.backend().await;
     let lease = granted(&backend, request("k")).await;
-    let () = redis::cmd("SET").arg("k").arg("somebody").query_async(&mut server.raw().await).await.unwrap();
-    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    let () = redis::cmd("SET")
+        .arg("k")
+        .arg("somebody")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    assert_eq!(
+        Arc::clone(&lease).renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost);
-    let value: String = redis::cmd("GET").arg("k").query_async(&mut server.raw().await).await.unwrap();
+    let value: String = redis::cmd("GET")
+        .arg("k")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     assert_eq!(value, "somebody");
 }
 
@@ -142,10 +204,16 @@ async fn tokens_grow_across_a_restart_without_persistence_and_a_flush() {
             2 => {
                 server.restart();
                 // The broken connection is noticed at once, so nothing is lost but time.
-                support::until("reconnected", || async { backend.inspect(&support::key("k")).await.is_ok() }).await;
+                support::until("reconnected", || async {
+                    backend.inspect(&support::key("k")).await.is_ok()
+                })
+                .await;
             }
             4 => {
-                let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
+                let () = redis::cmd("FLUSHALL")
+                    .query_async(&mut server.raw().await)
+                    .await
+                    .unwrap();
             }
             _ => {}
         }
@@ -163,14 +231,25 @@ async fn a_token_floor_is_exceeded_and_bounded() {
     let backend = server.backend().await;
     let now = token(&granted(&backend, request("other")).await);
     let floor = now + 1_000_000_000;
-    let lease = granted(&backend, request("k").with_token_floor(FencingToken::new(floor))).await;
+    let lease = granted(
+        &backend,
+        request("k").with_token_floor(FencingToken::new(floor)),
+    )
+    .await;
     assert!(token(&lease) > floor);
     Arc::clone(&lease).release().await.unwrap();
     let next = granted(&backend, request("k")).await;
     assert!(token(&next) > token(&lease));
     for floor in [1 << 53, u64::MAX] {
         let huge = request("z").with_token_floor(FencingToken::new(floor));
-        assert_eq!(Arc::clone(&backend).try_acquire(huge).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            Arc::clone(&backend)
+                .try_acquire(huge)
+                .await
+                .unwrap_err()
+                .kind(),
+            ErrorKind::InvalidInput
+        );
     }
 }
 
@@ -180,12 +259,24 @@ async fn corrupted_counter_is_a_typed_error_and_leaves_no_lock() {
     let backend = server.backend().await;
     let mut raw = server.raw().await;
     for ruined in ["9007199254740991", "9007199254740990", "many"] {
-        let () = redis::cmd("SET").arg(COUNTER).arg(ruined).query_async(&mut raw).await.unwrap();
-        let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+        let () = redis::cmd("SET")
+            .arg(COUNTER)
+            .arg(ruined)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
+        let error = Arc::clone(&backend)
+            .try_acquire(request("k"))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
         assert!(error.to_string().contains("2^53"), "{error}");
         assert_eq!(server.leftovers().await, Vec::<String>::new());
-        let kept: String = redis::cmd("GET").arg(COUNTER).query_async(&mut raw).await.unwrap();
+        let kept: String = redis::cmd("GET")
+            .arg(COUNTER)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         assert_eq!(kept, ruined);
     }
 }
@@ -194,11 +285,20 @@ async fn corrupted_counter_is_a_typed_error_and_leaves_no_lock() {
 async fn a_script_that_the_server_forgot_is_sent_again() {
     let server = Server::start();
     let backend = server.backend().await;
-    let () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut server.raw().await).await.unwrap();
-    granted(&backend, request("k")).await.release().await.unwrap();
+    let () = redis::cmd("SCRIPT")
+        .arg("FLUSH")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    granted(&backend, request("k"))
+        .await
+        .release()
+        .await
+        .unwrap();
 }
 
-/// The first poll of a release queues it, so that whatever starts later on this backend comes after it.
+/// The first poll of a release queues it, so that whatever starts later on this backend comes after
+/// it.
 #[tokio::test]
 async fn a_release_is_ordered_before_later_acquires() {
     use futures_util::FutureExt;
@@ -209,7 +309,12 @@ async fn a_release_is_ordered_before_later_acquires() {
         let crowd: Vec<_> = (0..if round % 3 == 0 { 200 } else { 0 })
             .map(|n| {
                 let backend = Arc::clone(&backend);
-                tokio::spawn(async move { granted(&backend, request(&format!("crowd{n}"))).await.release().await })
+                tokio::spawn(async move {
+                    granted(&backend, request(&format!("crowd{n}")))
+                        .await
+                        .release()
+                        .await
+                })
             })
             .collect();
         if round % 2 == 0 {
@@ -245,10 +350,21 @@ async fn a_dead_server_is_told_quickly_and_its_return_needs_no_help() {
     server.kill();
     tokio::time::sleep(Duration::from_millis(50)).await;
     let started = Instant::now();
-    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(request("k"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
     assert!(error.to_string().contains("127.0.0.1"), "{error}");
     server.restart();
-    granted(&backend, request("k")).await.release().await.unwrap();
+    granted(&backend, request("k"))
+        .await
+        .release()
+        .await
+        .unwrap();
 }

@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{Broken, ErrorKind, LockBackend, LockClient, Mode, Released, Request, quorum::Provision};
+use leasehold_core::{
+    Broken, ErrorKind, LockBackend, LockClient, Mode, Released, Request, quorum::Provision,
+};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, refused, request, ttl, until, until_within};
 use tokio::{
@@ -19,10 +21,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Longer than anything here takes on a busy machine, and shorter than the TTLs that must not end meanwhile.
+/// Longer than anything here takes on a busy machine, and shorter than the TTLs that must not end
+/// meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A proxy that swallows the server's answers while told to, and then cuts; and the one address of several servers.
+/// A proxy that swallows the server's answers while told to, and then cuts; and the one address of
+/// several servers.
 struct Proxy {
     address: SocketAddr,
     server: Arc<Mutex<SocketAddr>>,
@@ -36,8 +40,14 @@ struct Proxy {
 impl Proxy {
     async fn before(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (deaf, cut) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (server, refusing) = (Arc::new(Mutex::new(server.address())), Arc::new(AtomicBool::new(false)));
+        let (deaf, cut) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (server, refusing) = (
+            Arc::new(Mutex::new(server.address())),
+            Arc::new(AtomicBool::new(false)),
+        );
         let proxy = Self {
             address: listener.local_addr().unwrap(),
             server: Arc::clone(&server),
@@ -54,9 +64,13 @@ impl Proxy {
                 }
                 let (mut from_client, mut to_client) = client.into_split();
                 let server = *server.lock().unwrap();
-                let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
-                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
-                let (deaf, cut, freeing) = (Arc::clone(&deaf), Arc::clone(&cut), Arc::clone(&freeing));
+                let (mut from_server, mut to_server) =
+                    TcpStream::connect(server).await.unwrap().into_split();
+                tokio::spawn(
+                    async move { tokio::io::copy(&mut from_client, &mut to_server).await },
+                );
+                let (deaf, cut, freeing) =
+                    (Arc::clone(&deaf), Arc::clone(&cut), Arc::clone(&freeing));
                 tokio::spawn(async move {
                     let mut buffer = [0; 4096];
                     while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
@@ -67,7 +81,10 @@ impl Proxy {
                                 if freeing.swap(false, Ordering::SeqCst) {
                                     let mut raw = TcpStream::connect(server).await.unwrap();
                                     raw.write_all(b"DEL k\r\n").await.unwrap();
-                                    assert_eq!(raw.read(&mut buffer).await.unwrap(), b":1\r\n".len());
+                                    assert_eq!(
+                                        raw.read(&mut buffer).await.unwrap(),
+                                        b":1\r\n".len()
+                                    );
                                 }
                                 return;
                             }
@@ -98,7 +115,8 @@ impl Proxy {
         RedisBackend::from_client(&client, config).await.unwrap()
     }
 
-    /// From now on answers are lost. `cut`: the first takes the connection with it, and there is no new one.
+    /// From now on answers are lost. `cut`: the first takes the connection with it, and there is no
+    /// new one.
     fn lose_answers(&self, cut: bool) {
         self.refusing.store(cut, Ordering::SeqCst);
         self.cut_off_an_answer(cut);
@@ -117,7 +135,11 @@ impl Proxy {
 }
 
 fn modes() -> [Request; 3] {
-    [request("k"), request("k").with_mode(Mode::Shared), request("k").with_permit_of(1.try_into().unwrap())]
+    [
+        request("k"),
+        request("k").with_mode(Mode::Shared),
+        request("k").with_permit_of(1.try_into().unwrap()),
+    ]
 }
 
 #[tokio::test]
@@ -127,7 +149,11 @@ async fn a_lock_whose_answer_was_lost_is_undone() {
     let backend = proxy.backend().await;
     for cut in [false, true] {
         for wanted in modes() {
-            granted(&backend, request("warm")).await.release().await.unwrap();
+            granted(&backend, request("warm"))
+                .await
+                .release()
+                .await
+                .unwrap();
             proxy.lose_answers(cut);
             let error = Arc::clone(&backend).try_acquire(wanted).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
@@ -148,7 +174,11 @@ async fn truncated_reply_costs_nothing_while_the_server_runs() {
     let proxy = Proxy::before(&server).await;
     let backend = proxy.patient_backend(PATIENCE).await;
     for wanted in modes() {
-        granted(&backend, request("warm")).await.release().await.unwrap();
+        granted(&backend, request("warm"))
+            .await
+            .release()
+            .await
+            .unwrap();
         proxy.cut_off_an_answer(true);
         let lease = granted(&backend, wanted.clone()).await;
         let before = lease.valid_until();
@@ -156,7 +186,15 @@ async fn truncated_reply_costs_nothing_while_the_server_runs() {
         Arc::clone(&lease).renew().await.unwrap();
         assert!(lease.valid_until() > before);
         proxy.cut_off_an_answer(true);
-        assert_eq!(backend.inspect(&support::key("k")).await.unwrap().holders.len(), 1);
+        assert_eq!(
+            backend
+                .inspect(&support::key("k"))
+                .await
+                .unwrap()
+                .holders
+                .len(),
+            1
+        );
         proxy.cut_off_an_answer(true);
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
         assert_eq!(server.leftovers().await, Vec::<String>::new());
@@ -173,7 +211,12 @@ async fn a_waiter_that_is_granted_by_the_repetition_waits_no_longer() {
         let backend = proxy.patient_backend(PATIENCE).await;
         granted(&other, wanted.as_new_owner().with_ttl(ttl(120_000))).await;
         if wanted.mode() == Mode::Shared {
-            let () = redis::cmd("SET").arg("k").arg("writer").query_async(&mut server.raw().await).await.unwrap();
+            let () = redis::cmd("SET")
+                .arg("k")
+                .arg("writer")
+                .query_async(&mut server.raw().await)
+                .await
+                .unwrap();
         }
         if wanted.mode().is_permit() {
             continue;
@@ -184,7 +227,10 @@ async fn a_waiter_that_is_granted_by_the_repetition_waits_no_longer() {
         let waiters = other.inspect(&support::key("k")).await.unwrap().waiters;
         assert!(waiters.is_empty(), "{waiters:?}");
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
-        let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
+        let () = redis::cmd("FLUSHALL")
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
     }
 }
 
@@ -194,11 +240,20 @@ async fn release_over_a_closed_connection_reports_the_earlier_loss() {
     for backend in without_pushes(&server).await {
         for wanted in modes() {
             let lease = granted(&backend, wanted.as_new_owner()).await;
-            let holder = backend.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+            let holder = backend
+                .inspect(&support::key("k"))
+                .await
+                .unwrap()
+                .holders
+                .remove(0);
             backend.break_lock(&holder, true).await.unwrap();
             kill_clients(&server).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
-            assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "{wanted:?}");
+            assert_eq!(
+                lease.release().await.unwrap(),
+                Released::AlreadyLost,
+                "{wanted:?}"
+            );
         }
     }
 }
@@ -212,16 +267,25 @@ async fn release_answered_by_a_server_without_the_lock_is_a_loss() {
         let backend = proxy.patient_backend(PATIENCE).await;
         let lease = granted(&backend, wanted.as_new_owner().with_ttl(ttl(120_000))).await;
         proxy.lead_to(&next);
-        granted(&next.backend().await, wanted.as_new_owner().with_ttl(ttl(120_000))).await;
+        granted(
+            &next.backend().await,
+            wanted.as_new_owner().with_ttl(ttl(120_000)),
+        )
+        .await;
         server.signal("STOP");
         let releasing = tokio::spawn(lease.release());
         tokio::time::sleep(Duration::from_millis(100)).await;
         server.kill();
-        assert_eq!(releasing.await.unwrap().unwrap(), Released::AlreadyLost, "{wanted:?}");
+        assert_eq!(
+            releasing.await.unwrap().unwrap(),
+            Released::AlreadyLost,
+            "{wanted:?}"
+        );
     }
 }
 
-/// The first connection is closed at the next request, the second when it is to end the first one at the server.
+/// The first connection is closed at the next request, the second when it is to end the first one
+/// at the server.
 #[tokio::test]
 async fn lost_connection_is_killed_even_if_the_next_is_lost_too() {
     let server = Server::start();
@@ -232,14 +296,19 @@ async fn lost_connection_is_killed_even_if_the_next_is_lost_too() {
     tokio::spawn(async move {
         for connection in 0.. {
             let (mut from_client, mut to_client) = listener.accept().await.unwrap().0.into_split();
-            let (mut from_server, mut to_server) = TcpStream::connect(to).await.unwrap().into_split();
-            let answers = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            let (mut from_server, mut to_server) =
+                TcpStream::connect(to).await.unwrap().into_split();
+            let answers =
+                tokio::spawn(
+                    async move { tokio::io::copy(&mut from_server, &mut to_client).await },
+                );
             let closing = Arc::clone(&closing);
             tokio::spawn(async move {
                 let mut buffer = [0; 65536];
                 while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
                     let kills = buffer[..count].windows(4).any(|word| word == b"KILL");
-                    if connection == 0 && closing.load(Ordering::SeqCst) || connection == 1 && kills {
+                    if connection == 0 && closing.load(Ordering::SeqCst) || connection == 1 && kills
+                    {
                         break;
                     }
                     to_server.write_all(&buffer[..count]).await.unwrap();
@@ -248,12 +317,20 @@ async fn lost_connection_is_killed_even_if_the_next_is_lost_too() {
             });
         }
     });
-    let backend = RedisBackend::connect(&format!("redis://{proxy}/?timeout=30s")).await.unwrap();
+    let backend = RedisBackend::connect(&format!("redis://{proxy}/?timeout=30s"))
+        .await
+        .unwrap();
     armed.store(true, Ordering::SeqCst);
-    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    let error = Arc::clone(&backend)
+        .try_acquire(request("k"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
     until_within(PATIENCE, "both are ended", || async {
-        server.info("commandstats").await.contains("cmdstat_client|kill:calls=2,")
+        server
+            .info("commandstats")
+            .await
+            .contains("cmdstat_client|kill:calls=2,")
     })
     .await;
 }
@@ -265,17 +342,40 @@ async fn a_node_that_comes_later_and_is_another_has_no_vote() {
     let proxy = Proxy::before(&servers[0]).await;
     let third = Server::start();
     let hosts = |third: SocketAddr| {
-        format!("redlock://{},{},{third}/?node-timeout=10s", servers[0].address(), servers[1].address())
+        format!(
+            "redlock://{},{},{third}/?node-timeout=10s",
+            servers[0].address(),
+            servers[1].address()
+        )
     };
-    let usual = leasehold_redis::redlock(&hosts(third.address())).await.unwrap();
-    usual.provision(&Provision::new(ttl(60_000)).with_never_used(true)).await.unwrap();
+    let usual = leasehold_redis::redlock(&hosts(third.address()))
+        .await
+        .unwrap();
+    usual
+        .provision(&Provision::new(ttl(60_000)).with_never_used(true))
+        .await
+        .unwrap();
     proxy.refusing.store(true, Ordering::SeqCst);
-    let quorum = leasehold_redis::redlock(&hosts(proxy.address)).await.unwrap();
+    let quorum = leasehold_redis::redlock(&hosts(proxy.address))
+        .await
+        .unwrap();
     let client = LockClient::new(Arc::clone(&quorum));
-    client.mutex("k").try_lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .try_lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     servers[1].kill();
     proxy.refusing.store(false, Ordering::SeqCst);
-    let is_found = || quorum.nodes()[2].problem.as_ref().is_some_and(|problem| problem.contains("same server"));
+    let is_found = || {
+        quorum.nodes()[2]
+            .problem
+            .as_ref()
+            .is_some_and(|problem| problem.contains("same server"))
+    };
     until_within(PATIENCE, "found", || async {
         let attempt = client.mutex("k").try_lock().await;
         assert!(attempt.is_err(), "one server is a majority");
@@ -290,11 +390,18 @@ async fn gathered_locks_whose_answers_were_lost_are_undone() {
     let proxy = Proxy::before(&server).await;
     let backend = proxy.backend().await;
     proxy.lose_answers(false);
-    let tasks: Vec<_> =
-        (0..200).map(|n| tokio::spawn(Arc::clone(&backend).try_acquire(request(&format!("k{n}"))))).collect();
+    let tasks: Vec<_> = (0..200)
+        .map(|n| tokio::spawn(Arc::clone(&backend).try_acquire(request(&format!("k{n}")))))
+        .collect();
     for task in tasks {
         let error = task.await.unwrap().unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Unavailable), "{error}");
+        assert!(
+            matches!(
+                error.kind(),
+                ErrorKind::Indeterminate | ErrorKind::Unavailable
+            ),
+            "{error}"
+        );
     }
     proxy.heal();
     until("undone", || async { server.leftovers().await.is_empty() }).await;
@@ -323,7 +430,10 @@ async fn a_renewal_whose_answer_was_lost_leaves_the_deadline() {
     let lease = granted(&backend, request("k")).await;
     let before = lease.valid_until();
     proxy.lose_answers(true);
-    assert_eq!(Arc::clone(&lease).renew().await.unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(
+        Arc::clone(&lease).renew().await.unwrap_err().kind(),
+        ErrorKind::Indeterminate
+    );
     assert_eq!(lease.valid_until(), before);
     proxy.heal();
     Arc::clone(&lease).renew().await.unwrap();
@@ -333,18 +443,32 @@ async fn a_renewal_whose_answer_was_lost_leaves_the_deadline() {
 /// Ends all connections of clients.
 async fn kill_clients(server: &Server) {
     let mut raw = server.raw().await;
-    let () = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("normal")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
 }
 
-/// Clients that learn of a lost connection only when they use it: by a choice, and because the server has no RESP3.
+/// Clients that learn of a lost connection only when they use it: by a choice, and because the
+/// server has no RESP3.
 async fn without_pushes(server: &Server) -> [Arc<RedisBackend>; 2] {
     let mut raw = server.raw().await;
     let mut acl = redis::cmd("ACL");
-    acl.arg("SETUSER").arg("old").arg(&["on", ">pass", "~*", "+@all", "-hello"][..]);
+    acl.arg("SETUSER")
+        .arg("old")
+        .arg(&["on", ">pass", "~*", "+@all", "-hello"][..]);
     let () = acl.query_async(&mut raw).await.unwrap();
-    let (polling, old) =
-        (format!("{}?notifications=poll", server.url()), format!("redis://old:pass@{}/?prefix=old:", server.address()));
-    [RedisBackend::connect(&polling).await.unwrap(), RedisBackend::connect(&old).await.unwrap()]
+    let (polling, old) = (
+        format!("{}?notifications=poll", server.url()),
+        format!("redis://old:pass@{}/?prefix=old:", server.address()),
+    );
+    [
+        RedisBackend::connect(&polling).await.unwrap(),
+        RedisBackend::connect(&old).await.unwrap(),
+    ]
 }
 
 #[tokio::test]
@@ -364,12 +488,20 @@ async fn an_idle_connection_that_was_closed_costs_no_operation() {
                 assert_eq!(lease.release().await.unwrap(), Released::Freed);
             }
             let lease = granted(&backend, wanted.as_new_owner()).await;
-            let holder = backend.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+            let holder = backend
+                .inspect(&support::key("k"))
+                .await
+                .unwrap()
+                .holders
+                .remove(0);
             kill_clients(&server).await;
             let broken = backend.break_lock(&holder, false).await.unwrap();
             assert!(matches!(broken, Broken::FreeWithin(Some(_))), "{broken:?}");
             drop(lease);
-            let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
+            let () = redis::cmd("FLUSHALL")
+                .query_async(&mut server.raw().await)
+                .await
+                .unwrap();
         }
     }
 }
@@ -378,10 +510,19 @@ async fn an_idle_connection_that_was_closed_costs_no_operation() {
 #[tokio::test]
 async fn idle_connections_that_were_closed_cost_a_quorum_nothing() {
     let servers = [Server::start(), Server::start(), Server::start()];
-    let hosts: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
-    let url = format!("redlock://{}/?node-timeout=10s&notifications=poll", hosts.join(","));
+    let hosts: Vec<_> = servers
+        .iter()
+        .map(|server| server.address().to_string())
+        .collect();
+    let url = format!(
+        "redlock://{}/?node-timeout=10s&notifications=poll",
+        hosts.join(",")
+    );
     let quorum = leasehold_redis::redlock(&url).await.unwrap();
-    quorum.provision(&Provision::new(ttl(60_000)).with_never_used(true)).await.unwrap();
+    quorum
+        .provision(&Provision::new(ttl(60_000)).with_never_used(true))
+        .await
+        .unwrap();
     let client = LockClient::new(quorum);
     for _ in 0..3 {
         for server in &servers {
@@ -403,9 +544,16 @@ async fn stopped_server_is_reported_in_time_and_leaves_no_orphan() {
     server.signal("STOP");
     for kind in [ErrorKind::Indeterminate, ErrorKind::Unavailable] {
         let started = Instant::now();
-        let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+        let error = Arc::clone(&backend)
+            .try_acquire(request("k"))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            started.elapsed()
+        );
     }
     let started = Instant::now();
     assert!(Arc::clone(&held).renew().await.unwrap_err().is_retryable());
@@ -426,13 +574,28 @@ async fn a_waiter_rides_out_lost_answers() {
     let (a, b) = (server.backend().await, proxy.backend().await);
     let held = granted(&a, request("k")).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-    until("registered", || async { !a.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
-    // The grant's answer is lost: the waiter must not take it for a refusal by somebody else for ever.
+    until("registered", || async {
+        !a.inspect(&support::key("k"))
+            .await
+            .unwrap()
+            .waiters
+            .is_empty()
+    })
+    .await;
+    // The grant's answer is lost: the waiter must not take it for a refusal by somebody else for
+    // ever.
     proxy.cut_off_an_answer(true);
     held.release().await.unwrap();
-    let lease = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("hangs").unwrap().unwrap();
+    let lease = tokio::time::timeout(Duration::from_secs(5), waiting)
+        .await
+        .expect("hangs")
+        .unwrap()
+        .unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
-    until("nothing left", || async { server.leftovers().await.is_empty() }).await;
+    until("nothing left", || async {
+        server.leftovers().await.is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -442,12 +605,20 @@ async fn many_at_a_dead_server_share_one_attempt_to_connect() {
     server.kill();
     tokio::time::sleep(Duration::from_millis(50)).await;
     let started = Instant::now();
-    let tasks: Vec<_> =
-        (0..500).map(|n| tokio::spawn(Arc::clone(&backend).try_acquire(request(&format!("k{n}"))))).collect();
+    let tasks: Vec<_> = (0..500)
+        .map(|n| tokio::spawn(Arc::clone(&backend).try_acquire(request(&format!("k{n}")))))
+        .collect();
     for task in tasks {
-        assert_eq!(task.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(
+            task.await.unwrap().unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
     }
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -462,13 +633,28 @@ async fn a_server_that_may_not_write_is_a_typed_error() {
             cmd
         };
         let () = set(value).query_async(&mut raw).await.unwrap();
-        let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+        let error = Arc::clone(&backend)
+            .try_acquire(request("k"))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{setting}: {error}");
         let () = set(usual).query_async(&mut raw).await.unwrap();
-        granted(&backend, request("k")).await.release().await.unwrap();
+        granted(&backend, request("k"))
+            .await
+            .release()
+            .await
+            .unwrap();
     }
-    let () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg("1").query_async(&mut raw).await.unwrap();
-    let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    let () = redis::cmd("REPLICAOF")
+        .arg("127.0.0.1")
+        .arg("1")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    let error = Arc::clone(&backend)
+        .try_acquire(request("k"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("replica"), "{error}");
     let error = RedisBackend::connect(&server.url()).await.unwrap_err();
@@ -487,7 +673,11 @@ impl Pair {
         // Else a primary waits for more replicas before it sends them its data.
         let start = || Server::with(&["--repl-diskless-sync-delay", "0"]);
         let servers = [start(), start()];
-        let pair = Self { address: Proxy::before(&servers[0]).await, servers, primary: 0 };
+        let pair = Self {
+            address: Proxy::before(&servers[0]).await,
+            servers,
+            primary: 0,
+        };
         pair.follow().await;
         pair
     }
@@ -503,7 +693,12 @@ impl Pair {
     /// The replica takes over. The address leads to what is a replica now.
     async fn fail_over(&mut self) {
         let mut replica = self.replica().raw().await;
-        let () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut replica).await.unwrap();
+        let () = redis::cmd("REPLICAOF")
+            .arg("NO")
+            .arg("ONE")
+            .query_async(&mut replica)
+            .await
+            .unwrap();
         self.primary = 1 - self.primary;
         self.follow().await;
     }
@@ -516,9 +711,17 @@ impl Pair {
     async fn follow(&self) {
         let port = self.primary().address().port();
         let mut replica = self.replica().raw().await;
-        let () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port).query_async(&mut replica).await.unwrap();
+        let () = redis::cmd("REPLICAOF")
+            .arg("127.0.0.1")
+            .arg(port)
+            .query_async(&mut replica)
+            .await
+            .unwrap();
         until_within(PATIENCE, "synchronous", || async {
-            self.replica().info("replication").await.contains("master_link_status:up")
+            self.replica()
+                .info("replication")
+                .await
+                .contains("master_link_status:up")
         })
         .await;
     }
@@ -526,11 +729,22 @@ impl Pair {
     /// What the primary has written is at the replica, too.
     async fn settle(&self) {
         let offset = |info: String, field: &str| {
-            info.lines().find_map(|line| line.strip_prefix(field).map(|at| at.parse::<u64>().unwrap())).unwrap()
+            info.lines()
+                .find_map(|line| {
+                    line.strip_prefix(field)
+                        .map(|at| at.parse::<u64>().unwrap())
+                })
+                .unwrap()
         };
-        let written = offset(self.primary().info("replication").await, "master_repl_offset:");
+        let written = offset(
+            self.primary().info("replication").await,
+            "master_repl_offset:",
+        );
         until_within(PATIENCE, "replicated", || async {
-            offset(self.replica().info("replication").await, "slave_repl_offset:") >= written
+            offset(
+                self.replica().info("replication").await,
+                "slave_repl_offset:",
+            ) >= written
         })
         .await;
     }
@@ -540,16 +754,23 @@ impl Pair {
 #[tokio::test]
 async fn demoted_server_is_left_for_its_successor_at_the_address() {
     let mut pair = Pair::start().await;
-    // A busy machine answers late; an answer that does not come would lead to a new connection, too.
+    // A busy machine answers late; an answer that does not come would lead to a new connection,
+    // too.
     let backend = pair.address.patient_backend(PATIENCE).await;
-    let shared = request("shared").with_mode(Mode::Shared).with_ttl(ttl(120_000));
+    let shared = request("shared")
+        .with_mode(Mode::Shared)
+        .with_ttl(ttl(120_000));
     let alone = granted(&backend, request("alone").with_ttl(ttl(120_000))).await;
     let shared = granted(&backend, shared).await;
     let mut many = Vec::new();
     for n in 0..100 {
         many.push(granted(&backend, request(&format!("k{n}")).with_ttl(ttl(120_000))).await);
     }
-    for leases in [vec![Arc::clone(&alone)], vec![Arc::clone(&shared)], many.clone()] {
+    for leases in [
+        vec![Arc::clone(&alone)],
+        vec![Arc::clone(&shared)],
+        many.clone(),
+    ] {
         pair.settle().await;
         pair.fail_over().await;
         for message in ["replica", "connect"] {
@@ -567,14 +788,28 @@ async fn demoted_server_is_left_for_its_successor_at_the_address() {
     }
     // The second time by plain commands.
     for _ in 0..2 {
-        granted(&backend, request("new")).await.release().await.unwrap();
+        granted(&backend, request("new"))
+            .await
+            .release()
+            .await
+            .unwrap();
     }
     pair.settle().await;
     pair.fail_over().await;
-    let error = Arc::clone(&backend).try_acquire(request("new")).await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("replica"), "{error}");
+    let error = Arc::clone(&backend)
+        .try_acquire(request("new"))
+        .await
+        .unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Unavailable && error.to_string().contains("replica"),
+        "{error}"
+    );
     pair.heal();
-    granted(&backend, request("new")).await.release().await.unwrap();
+    granted(&backend, request("new"))
+        .await
+        .release()
+        .await
+        .unwrap();
     pair.settle().await;
     pair.fail_over().await;
     pair.heal();
@@ -594,15 +829,32 @@ async fn a_waiter_is_granted_by_the_primary_that_took_over() {
     let backend = pair.address.patient_backend(PATIENCE).await;
     let held = granted(&backend, request("k").with_ttl(ttl(120_000))).await;
     let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k").with_ttl(ttl(120_000))));
-    until("registered", || async { !backend.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
+    until("registered", || async {
+        !backend
+            .inspect(&support::key("k"))
+            .await
+            .unwrap()
+            .waiters
+            .is_empty()
+    })
+    .await;
     pair.settle().await;
     pair.fail_over().await;
     pair.heal();
     held.renew().await.unwrap_err();
     let other = pair.primary().backend().await;
-    let holder = other.inspect(&support::key("k")).await.unwrap().holders.remove(0);
+    let holder = other
+        .inspect(&support::key("k"))
+        .await
+        .unwrap()
+        .holders
+        .remove(0);
     other.break_lock(&holder, true).await.unwrap();
-    let lease = tokio::time::timeout(PATIENCE, waiting).await.expect("hangs").unwrap().unwrap();
+    let lease = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("hangs")
+        .unwrap()
+        .unwrap();
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
 }
 
@@ -612,7 +864,14 @@ async fn closing_removes_what_an_attempt_of_unknown_outcome_has_left() {
     for cut in [false, true] {
         let proxy = Proxy::before(&server).await;
         let client = LockClient::new(proxy.backend().await);
-        client.mutex("warm").lock().await.unwrap().release().await.unwrap();
+        client
+            .mutex("warm")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
         proxy.lose_answers(cut);
         let error = client.mutex("k").try_lock().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
@@ -630,15 +889,33 @@ async fn closing_strikes_off_a_waiter_that_lost_its_connection() {
     let held = granted(&other, request("k")).await;
     let wanted = request("k");
     let waiting = tokio::spawn(Arc::clone(&backend).acquire(wanted.clone()));
-    until("registered", || async { !other.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
+    until("registered", || async {
+        !other
+            .inspect(&support::key("k"))
+            .await
+            .unwrap()
+            .waiters
+            .is_empty()
+    })
+    .await;
     proxy.refusing.store(true, Ordering::SeqCst);
     proxy.lose_answers(true);
     backend.inspect(&support::key("k")).await.unwrap_err();
     wanted.cancel();
-    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(
+        waiting.await.unwrap().unwrap_err().kind(),
+        ErrorKind::Cancelled
+    );
     proxy.refusing.store(false, Ordering::SeqCst);
     backend.close().await.unwrap();
-    assert!(other.inspect(&support::key("k")).await.unwrap().waiters.is_empty());
+    assert!(
+        other
+            .inspect(&support::key("k"))
+            .await
+            .unwrap()
+            .waiters
+            .is_empty()
+    );
     held.release().await.unwrap();
 }
 
@@ -665,9 +942,15 @@ async fn closing_beside_a_dead_server_ends() {
     let mut server = Server::start();
     let backend = server.backend().await;
     server.signal("STOP");
-    Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+    Arc::clone(&backend)
+        .try_acquire(request("k"))
+        .await
+        .unwrap_err();
     server.kill();
-    tokio::time::timeout(PATIENCE, backend.close()).await.expect("hangs").unwrap();
+    tokio::time::timeout(PATIENCE, backend.close())
+        .await
+        .expect("hangs")
+        .unwrap();
 }
 
 #[tokio::test]
@@ -680,5 +963,12 @@ async fn a_closed_backend_says_so() {
     })
     .await;
     backend.close().await.unwrap();
-    assert_eq!(Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        Arc::clone(&backend)
+            .try_acquire(request("k"))
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Closed
+    );
 }

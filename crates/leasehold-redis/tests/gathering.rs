@@ -34,7 +34,11 @@ async fn gathered_operations_are_as_good_as_lone_ones() {
                     Arc::clone(&lease).renew().await.unwrap();
                     refused(&backend, request(&name)).await;
                     assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
-                    assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "told once");
+                    assert_eq!(
+                        lease.release().await.unwrap(),
+                        Released::AlreadyLost,
+                        "told once"
+                    );
                 }
             })
         })
@@ -46,7 +50,8 @@ async fn gathered_operations_are_as_good_as_lone_ones() {
 }
 
 async fn many_held(backend: &Arc<RedisBackend>) -> Vec<Arc<dyn Lease>> {
-    join_all((0..MANY).map(|n| async move { granted(backend, request(&format!("k{n}"))).await })).await
+    join_all((0..MANY).map(|n| async move { granted(backend, request(&format!("k{n}"))).await }))
+        .await
 }
 
 async fn release_all(leases: &[Arc<dyn Lease>]) -> Vec<Result<Released>> {
@@ -55,7 +60,10 @@ async fn release_all(leases: &[Arc<dyn Lease>]) -> Vec<Result<Released>> {
 
 async fn scripts_run(server: &Server) -> u64 {
     let stats = server.info("commandstats").await;
-    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap_or("0");
+    let calls = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="))
+        .unwrap_or("0");
     calls.split(',').next().unwrap().parse().unwrap()
 }
 
@@ -66,16 +74,42 @@ async fn many_releases_share_scripts_and_each_is_told_the_truth() {
     let mut raw = server.raw().await;
     let leases = many_held(&backend).await;
     // Gone, another's, and no lock at all.
-    () = redis::cmd("DEL").arg("k20").arg("k21").query_async(&mut raw).await.unwrap();
-    () = redis::cmd("SET").arg("k50").arg("another's").query_async(&mut raw).await.unwrap();
-    () = redis::cmd("DEL").arg("k99").query_async(&mut raw).await.unwrap();
-    () = redis::cmd("RPUSH").arg("k99").arg("x").query_async(&mut raw).await.unwrap();
+    () = redis::cmd("DEL")
+        .arg("k20")
+        .arg("k21")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    () = redis::cmd("SET")
+        .arg("k50")
+        .arg("another's")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    () = redis::cmd("DEL")
+        .arg("k99")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    () = redis::cmd("RPUSH")
+        .arg("k99")
+        .arg("x")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     let before = scripts_run(&server).await;
     for (n, released) in release_all(&leases).await.into_iter().enumerate() {
-        let expected = if matches!(n, 20 | 21 | 50 | 99) { Released::AlreadyLost } else { Released::Freed };
+        let expected = if matches!(n, 20 | 21 | 50 | 99) {
+            Released::AlreadyLost
+        } else {
+            Released::Freed
+        };
         assert_eq!(released.unwrap(), expected, "k{n}");
     }
-    assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the releases were not gathered");
+    assert!(
+        scripts_run(&server).await - before < MANY as u64 / 4,
+        "the releases were not gathered"
+    );
     let mut left = server.leftovers().await;
     left.sort();
     assert_eq!(left, ["k50", "k99"]);
@@ -95,19 +129,33 @@ async fn many_releases_tell_who_asks_whether_anybody_waits() {
         });
         if let Some(n) = waited_for {
             let key = support::key(&format!("k{n}"));
-            until("registered", || async { !backend.inspect(&key).await.unwrap().waiters.is_empty() }).await;
+            until("registered", || async {
+                !backend.inspect(&key).await.unwrap().waiters.is_empty()
+            })
+            .await;
         }
         if let Some(n) = gone {
-            () = redis::cmd("DEL").arg(format!("k{n}")).query_async(&mut server.raw().await).await.unwrap();
+            () = redis::cmd("DEL")
+                .arg(format!("k{n}"))
+                .query_async(&mut server.raw().await)
+                .await
+                .unwrap();
         }
         let before = scripts_run(&server).await;
         for (n, released) in release_all(&leases).await.into_iter().enumerate() {
-            let expected = if gone == Some(n) { Released::AlreadyLost } else { Released::Freed };
+            let expected = if gone == Some(n) {
+                Released::AlreadyLost
+            } else {
+                Released::Freed
+            };
             assert_eq!(released.unwrap(), expected, "k{n}");
             let told = turns[n].is_last_turn() && gone != Some(n) && waited_for != Some(n);
             assert_eq!(turns[n].no_waiters(), told, "k{n}");
         }
-        assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the releases were not gathered");
+        assert!(
+            scripts_run(&server).await - before < MANY as u64 / 4,
+            "the releases were not gathered"
+        );
         if let Some(waiting) = waiting {
             waiting.await.unwrap().unwrap().release().await.unwrap();
         }
@@ -144,13 +192,27 @@ async fn a_pipeline_that_panics_ends_no_later_one() {
     let backend = server.backend().await;
     for _ in 0..3 {
         let leases = many_held(&backend).await;
-        // The pipelines learn that the server does not know their script, and tell the subscriber of it.
-        () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut server.raw().await).await.unwrap();
+        // The pipelines learn that the server does not know their script, and tell the subscriber
+        // of it.
+        () = redis::cmd("SCRIPT")
+            .arg("FLUSH")
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         let panics = tracing::subscriber::set_default(PanicsAtEvents);
-        let failed: Vec<_> = release_all(&leases).await.into_iter().filter_map(Result::err).collect();
+        let failed: Vec<_> = release_all(&leases)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .collect();
         drop(panics);
         assert!(failed.len() > 2, "the pipelines did not panic: {failed:?}");
-        assert!(failed.iter().all(|error| error.kind() == ErrorKind::Indeterminate), "{failed:?}");
+        assert!(
+            failed
+                .iter()
+                .all(|error| error.kind() == ErrorKind::Indeterminate),
+            "{failed:?}"
+        );
         let released = tokio::time::timeout(Duration::from_secs(60), release_all(&leases)).await;
         for released in released.expect("a release hangs") {
             released.unwrap();
@@ -166,7 +228,11 @@ async fn many_releases_survive_that_the_server_forgets_its_scripts() {
     let mut raw = server.raw().await;
     for _ in 0..2 {
         let leases = many_held(&backend).await;
-        () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut raw).await.unwrap();
+        () = redis::cmd("SCRIPT")
+            .arg("FLUSH")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         for released in release_all(&leases).await {
             assert_eq!(released.unwrap(), Released::Freed);
         }
@@ -175,7 +241,10 @@ async fn many_releases_survive_that_the_server_forgets_its_scripts() {
     let leases = many_held(&backend).await;
     let before = scripts_run(&server).await;
     release_all(&leases).await;
-    assert!(scripts_run(&server).await - before < MANY as u64 / 4, "the script for many was not loaded again");
+    assert!(
+        scripts_run(&server).await - before < MANY as u64 / 4,
+        "the script for many was not loaded again"
+    );
 }
 
 #[tokio::test]
@@ -189,7 +258,11 @@ async fn many_releases_go_alone_on_a_node_of_a_cluster() {
     }
     () = slots.query_async(&mut raw).await.unwrap();
     until("the cluster works", || async {
-        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut server.raw().await).await.unwrap();
+        let info: String = redis::cmd("CLUSTER")
+            .arg("INFO")
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         info.contains("cluster_state:ok")
     })
     .await;
@@ -216,10 +289,17 @@ async fn read_only_server_does_not_report_a_loss() {
     };
     () = replicas(1).query_async(&mut raw).await.unwrap();
     // Alone, and among many.
-    for outcome in [Arc::clone(&leases[0]).renew().await, Arc::clone(&leases[0]).release().await.map(|_| ())]
-        .into_iter()
-        .chain(release_all(&leases).await.into_iter().map(|released| released.map(|_| ())))
-    {
+    for outcome in [
+        Arc::clone(&leases[0]).renew().await,
+        Arc::clone(&leases[0]).release().await.map(|_| ()),
+    ]
+    .into_iter()
+    .chain(
+        release_all(&leases)
+            .await
+            .into_iter()
+            .map(|released| released.map(|_| ())),
+    ) {
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unavailable);
     }
     () = replicas(0).query_async(&mut raw).await.unwrap();

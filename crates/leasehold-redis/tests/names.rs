@@ -34,14 +34,28 @@ async fn odd_names_work_in_every_mode() {
         let key = LockKey::new(name).unwrap();
         let lease = granted(&backend, Request::new(key.clone()).with_label("me")).await;
         refused(&backend, Request::new(key.clone()).with_waiting(true)).await;
-        let exists: bool = redis::cmd("EXISTS").arg(name).query_async(&mut server.raw().await).await.unwrap();
+        let exists: bool = redis::cmd("EXISTS")
+            .arg(name)
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         assert!(exists, "{key}: other programs must find it by its raw name");
         let seen = backend.inspect(&key).await.unwrap();
-        assert_eq!((seen.holders[0].label.as_str(), seen.waiters.len()), ("me", 1));
+        assert_eq!(
+            (seen.holders[0].label.as_str(), seen.waiters.len()),
+            ("me", 1)
+        );
         lease.release().await.unwrap();
-        granted(&backend, Request::new(key.clone()).with_permit_of(1.try_into().unwrap())).await;
+        granted(
+            &backend,
+            Request::new(key.clone()).with_permit_of(1.try_into().unwrap()),
+        )
+        .await;
         // The waiter of above is still registered, so readers must come by another name.
-        let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
+        let () = redis::cmd("FLUSHALL")
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         granted(&backend, Request::new(key.clone()).with_mode(Mode::Shared)).await;
     }
 }
@@ -51,10 +65,20 @@ async fn names_of_the_bookkeeping_are_refused() {
     let server = Server::start();
     let backend = server.backend().await;
     for name in ["{42}:lh4:token", "{x}:lh1:readers", "{1}{}:lh3:queue"] {
-        let error = Arc::clone(&backend).try_acquire(request(name)).await.unwrap_err();
+        let error = Arc::clone(&backend)
+            .try_acquire(request(name))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains(name), "{error}");
-        assert_eq!(backend.inspect(&support::key(name)).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            backend
+                .inspect(&support::key(name))
+                .await
+                .unwrap_err()
+                .kind(),
+            ErrorKind::InvalidInput
+        );
     }
     assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
@@ -67,18 +91,37 @@ async fn all_keys_of_a_lock_are_in_one_slot_of_a_real_server() {
     let mut add = redis::cmd("CLUSTER");
     add.arg("ADDSLOTSRANGE").arg(0).arg(16_383);
     let () = add.query_async(&mut raw).await.unwrap();
-    support::until("the cluster is up", || async { server.info("cluster").await.contains("cluster_enabled:1") }).await;
+    support::until("the cluster is up", || async {
+        server.info("cluster").await.contains("cluster_enabled:1")
+    })
+    .await;
     let backend = server.backend().await;
     for name in ["item/42", "{user}:a", "{}", "a}b", "a{b", "{}{x}"] {
         let wanted = || Request::new(LockKey::new(name).unwrap());
-        support::until("granted", || async { Arc::clone(&backend).try_acquire(wanted()).await.is_ok() }).await;
+        support::until("granted", || async {
+            Arc::clone(&backend).try_acquire(wanted()).await.is_ok()
+        })
+        .await;
         refused(&backend, wanted().with_waiting(true)).await;
-        refused(&backend, wanted().with_mode(Mode::Shared).with_waiting(true)).await;
+        refused(
+            &backend,
+            wanted().with_mode(Mode::Shared).with_waiting(true),
+        )
+        .await;
         granted(&backend, wanted().with_permit_of(2.try_into().unwrap())).await;
-        let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query_async(&mut raw).await.unwrap();
+        let keys: Vec<Vec<u8>> = redis::cmd("KEYS")
+            .arg("*")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         let mut slots = HashSet::new();
         for key in &keys {
-            let slot: u16 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query_async(&mut raw).await.unwrap();
+            let slot: u16 = redis::cmd("CLUSTER")
+                .arg("KEYSLOT")
+                .arg(key)
+                .query_async(&mut raw)
+                .await
+                .unwrap();
             slots.insert(slot);
         }
         assert!(keys.len() >= 4, "{keys:?}");
@@ -91,7 +134,9 @@ async fn all_keys_of_a_lock_are_in_one_slot_of_a_real_server() {
 async fn a_prefix_keeps_programs_apart() {
     let server = Server::start();
     let plain = server.backend().await;
-    let shop = RedisBackend::connect(&format!("{}?prefix=shop%3A", server.url())).await.unwrap();
+    let shop = RedisBackend::connect(&format!("{}?prefix=shop%3A", server.url()))
+        .await
+        .unwrap();
     granted(&plain, request("k")).await;
     granted(&shop, request("k")).await;
     refused(&plain, request("shop:k")).await;
@@ -107,7 +152,11 @@ async fn a_plain_client_and_we_exclude_each_other() {
     let mut raw = server.raw().await;
     let set = || {
         let mut cmd = redis::cmd("SET");
-        cmd.arg("k").arg("c3f5e2b0a1d94c6f8e7b0a1d94c6f8e7").arg("NX").arg("PX").arg(30_000);
+        cmd.arg("k")
+            .arg("c3f5e2b0a1d94c6f8e7b0a1d94c6f8e7")
+            .arg("NX")
+            .arg("PX")
+            .arg(30_000);
         cmd
     };
     for mode in [Mode::Exclusive, Mode::Shared] {
@@ -118,7 +167,11 @@ async fn a_plain_client_and_we_exclude_each_other() {
         let taken: Option<String> = set().query_async(&mut raw).await.unwrap();
         assert_eq!(taken.as_deref(), Some("OK"));
         refused(&backend, request("k").with_mode(mode)).await;
-        let () = redis::cmd("DEL").arg("k").query_async(&mut raw).await.unwrap();
+        let () = redis::cmd("DEL")
+            .arg("k")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
     }
 }
 
@@ -128,7 +181,11 @@ async fn the_value_is_the_owner_and_a_printable_label() {
     let backend = server.backend().await;
     let wanted = request("k").with_label("host/7\u{1f512}\n");
     granted(&backend, wanted.clone()).await;
-    let value: String = redis::cmd("GET").arg("k").query_async(&mut server.raw().await).await.unwrap();
+    let value: String = redis::cmd("GET")
+        .arg("k")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     assert_eq!(value, format!("{}:host/7??", wanted.owner()));
 }
 
@@ -137,7 +194,13 @@ async fn the_value_is_the_owner_and_a_printable_label() {
 async fn a_key_of_another_type_is_held_by_somebody_else() {
     let server = Server::start();
     let backend = server.backend().await;
-    let () = redis::cmd("HSET").arg("k").arg("f").arg(1).query_async(&mut server.raw().await).await.unwrap();
+    let () = redis::cmd("HSET")
+        .arg("k")
+        .arg("f")
+        .arg(1)
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     refused(&backend, request("k")).await;
     refused(&backend, request("k").with_mode(Mode::Shared)).await;
     let seen = backend.inspect(&support::key("k")).await.unwrap();

@@ -18,13 +18,19 @@ use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, key, refused, request, ttl, until};
 use tokio::task::JoinSet;
 
-/// The hand-offs that a waiter may have to see pass by. Each of three other processes takes four turns in a row and four
-/// when its own waiter is ahead. Twice that leaves room for a slow machine.
+/// The hand-offs that a waiter may have to see pass by. Each of three other processes takes four
+/// turns in a row and four when its own waiter is ahead. Twice that leaves room for a slow machine.
 const HAND_OFFS: u64 = 50;
 /// Far more than a waiter that does not starve needs: the end of a test in which one does.
 const STARVED: u64 = 2_000;
 const HOUR: u64 = 3_600_000;
-const MODES: [Mode; 3] = [Mode::Exclusive, Mode::Shared, Mode::Permit { of: std::num::NonZeroU32::MIN }];
+const MODES: [Mode; 3] = [
+    Mode::Exclusive,
+    Mode::Shared,
+    Mode::Permit {
+        of: std::num::NonZeroU32::MIN,
+    },
+];
 
 /// Processes, as the server sees them, whose tasks write and count.
 struct Writers {
@@ -35,7 +41,11 @@ struct Writers {
 
 impl Writers {
     async fn begin(clients: &[LockClient], tasks: usize) -> Self {
-        let mut writers = Self { granted: Arc::default(), over: Arc::default(), tasks: JoinSet::new() };
+        let mut writers = Self {
+            granted: Arc::default(),
+            over: Arc::default(),
+            tasks: JoinSet::new(),
+        };
         for client in clients {
             for _ in 0..tasks {
                 let (mutex, granted) = (client.rwlock("k"), Arc::clone(&writers.granted));
@@ -51,7 +61,10 @@ impl Writers {
             }
         }
         let granted = Arc::clone(&writers.granted);
-        until("the writers are at work", || async { granted.load(Relaxed) > 50 }).await;
+        until("the writers are at work", || async {
+            granted.load(Relaxed) > 50
+        })
+        .await;
         writers
     }
 
@@ -89,13 +102,19 @@ async fn clients(server: &Server, count: usize) -> Vec<LockClient> {
 }
 
 async fn quorum_clients(servers: &[Server], count: usize) -> Vec<LockClient> {
-    let hosts: Vec<_> = servers.iter().map(|server| server.address().to_string()).collect();
+    let hosts: Vec<_> = servers
+        .iter()
+        .map(|server| server.address().to_string())
+        .collect();
     let url = format!("redlock://{}/?node-timeout=10s", hosts.join(","));
     let mut clients = Vec::new();
     for at in 0..count {
         let quorum = leasehold_redis::redlock(&url).await.unwrap();
         if at == 0 {
-            quorum.provision(&Provision::new(ttl(HOUR)).with_never_used(true)).await.unwrap();
+            quorum
+                .provision(&Provision::new(ttl(HOUR)).with_never_used(true))
+                .await
+                .unwrap();
         }
         clients.push(LockClient::new(quorum));
     }
@@ -108,7 +127,9 @@ async fn reader_beside(others: &[LockClient], reader: &LockClient, tasks: usize)
     let lock = reader.rwlock("k");
     let mut seen = Vec::new();
     for _ in 0..20 {
-        let passed = writers.passed(async { lock.read().await.unwrap().release().await.unwrap() }).await;
+        let passed = writers
+            .passed(async { lock.read().await.unwrap().release().await.unwrap() })
+            .await;
         seen.push(passed.expect("the reader starves"));
     }
     writers.end().await;
@@ -119,7 +140,10 @@ async fn reader_beside(others: &[LockClient], reader: &LockClient, tasks: usize)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_beside_writers_of_three_processes_is_not_starved() {
     let server = Server::start();
-    let (others, reader) = (clients(&server, 3).await, clients(&server, 1).await.remove(0));
+    let (others, reader) = (
+        clients(&server, 3).await,
+        clients(&server, 1).await.remove(0),
+    );
     let seen = reader_beside(&others, &reader, 8).await;
     assert!(seen.iter().all(|passed| *passed <= HAND_OFFS), "{seen:?}");
 }
@@ -131,10 +155,14 @@ async fn a_reader_beside_writers_is_not_starved_on_a_quorum() {
     let (reader, others) = clients.split_first().unwrap();
     let seen = reader_beside(others, reader, 8).await;
     // A vote may be split again and again, and gives all places at a node away that granted.
-    assert!(seen.iter().all(|passed| *passed <= 4 * HAND_OFFS), "{seen:?}");
+    assert!(
+        seen.iter().all(|passed| *passed <= 4 * HAND_OFFS),
+        "{seen:?}"
+    );
 }
 
-/// Returns the hand-offs that a waiter sees pass by beside a task that only tries, again and again, for 10 acquisitions.
+/// Returns the hand-offs that a waiter sees pass by beside a task that only tries, again and again,
+/// for 10 acquisitions.
 async fn waiter_beside_tries(trying: &LockClient, waiting: &LockClient) -> Vec<u64> {
     let (granted, over): (Arc<AtomicU64>, Arc<AtomicBool>) = Default::default();
     let tries = {
@@ -152,11 +180,20 @@ async fn waiter_beside_tries(trying: &LockClient, waiting: &LockClient) -> Vec<u
             }
         })
     };
-    let writers = Writers { granted: Arc::clone(&granted), over, tasks: JoinSet::new() };
-    until("the tries are at work", || async { granted.load(Relaxed) > 10 }).await;
+    let writers = Writers {
+        granted: Arc::clone(&granted),
+        over,
+        tasks: JoinSet::new(),
+    };
+    until("the tries are at work", || async {
+        granted.load(Relaxed) > 10
+    })
+    .await;
     let (lock, mut seen) = (waiting.mutex("k"), Vec::new());
     for _ in 0..10 {
-        let passed = writers.passed(async { lock.lock().await.unwrap().release().await.unwrap() }).await;
+        let passed = writers
+            .passed(async { lock.lock().await.unwrap().release().await.unwrap() })
+            .await;
         seen.push(passed.expect("the waiter starves"));
     }
     writers.end().await;
@@ -180,7 +217,10 @@ async fn a_loop_of_tries_starves_no_waiter_of_a_quorum() {
     let servers = [Server::start(), Server::start(), Server::start()];
     let two = quorum_clients(&servers, 2).await;
     let seen = waiter_beside_tries(&two[0], &two[1]).await;
-    assert!(seen.iter().all(|passed| *passed <= 4 * HAND_OFFS), "{seen:?}");
+    assert!(
+        seen.iter().all(|passed| *passed <= 4 * HAND_OFFS),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test]
@@ -190,7 +230,12 @@ async fn behind_a_holder_without_an_end_the_earlier_waiter_is_first() {
     let mut raw = server.raw().await;
     let mut first = Vec::new();
     for _ in 0..6 {
-        () = redis::cmd("SET").arg("k").arg("5f0e").query_async(&mut raw).await.unwrap();
+        () = redis::cmd("SET")
+            .arg("k")
+            .arg("5f0e")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         let mut tasks = JoinSet::new();
         for (name, backend, waiters) in [("earlier", &b, 1), ("later", &c, 2)] {
             let waiting = Arc::clone(backend).acquire(request("k"));
@@ -198,9 +243,16 @@ async fn behind_a_holder_without_an_end_the_earlier_waiter_is_first() {
                 let lease = waiting.await.unwrap();
                 (name, lease)
             });
-            until("registered", || async { b.inspect(&key("k")).await.unwrap().waiters.len() == waiters }).await;
+            until("registered", || async {
+                b.inspect(&key("k")).await.unwrap().waiters.len() == waiters
+            })
+            .await;
         }
-        () = redis::cmd("DEL").arg("k").query_async(&mut raw).await.unwrap();
+        () = redis::cmd("DEL")
+            .arg("k")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         while let Some(ended) = tasks.join_next().await {
             let (name, lease) = ended.unwrap();
             first.push(name);
@@ -216,9 +268,20 @@ async fn the_lifetime_of_the_bookkeeping_does_not_grow_with_its_use() {
     let server = Server::start();
     let backend = server.backend().await;
     let mut raw = server.raw().await;
-    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
-    for mode in [Mode::Shared, Mode::Permit { of: 2.try_into().unwrap() }] {
-        for wanted in [request("k").with_mode(mode), request("k").with_mode(mode).for_node(terms)] {
+    let terms = Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+    };
+    for mode in [
+        Mode::Shared,
+        Mode::Permit {
+            of: 2.try_into().unwrap(),
+        },
+    ] {
+        for wanted in [
+            request("k").with_mode(mode),
+            request("k").with_mode(mode).for_node(terms),
+        ] {
             if mode.is_permit() && wanted.terms().is_some() {
                 continue;
             }
@@ -229,8 +292,17 @@ async fn the_lifetime_of_the_bookkeeping_does_not_grow_with_its_use() {
                 Arc::clone(&other).renew().await.unwrap();
                 other.release().await.unwrap();
             }
-            for name in server.leftovers().await.iter().filter(|name| name.contains(":lh2:")) {
-                let left: i64 = redis::cmd("PTTL").arg(name).query_async(&mut raw).await.unwrap();
+            for name in server
+                .leftovers()
+                .await
+                .iter()
+                .filter(|name| name.contains(":lh2:"))
+            {
+                let left: i64 = redis::cmd("PTTL")
+                    .arg(name)
+                    .query_async(&mut raw)
+                    .await
+                    .unwrap();
                 assert!(left <= 31_000, "{name} lives for {left} ms");
             }
             held.release().await.unwrap();
@@ -243,25 +315,33 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
 }
 
-/// Readers and writers in tasks of several processes, holds of random length, and waiters that are killed meanwhile.
+/// Readers and writers in tasks of several processes, holds of random length, and waiters that are
+/// killed meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
     const PROCESSES: u64 = 4;
     const TASKS: u64 = 6;
     const ROUNDS: u64 = 40;
-    // Of ten locks of each process. Where readers and writers are as many, there are moments without a writer that waits, and
-    // a reader that waits for such a moment is not seen to starve.
+    // Of ten locks of each process. Where readers and writers are as many, there are moments
+    // without a writer that waits, and a reader that waits for such a moment is not seen to starve.
     const READS: [u64; PROCESSES as usize] = [8, 1, 0, 0];
     let server = Server::start();
     let killed = server.backend().await;
     let granted: Arc<AtomicU64> = Arc::default();
     let mut tasks = JoinSet::new();
-    for (process, client) in clients(&server, PROCESSES as usize).await.into_iter().enumerate() {
+    for (process, client) in clients(&server, PROCESSES as usize)
+        .await
+        .into_iter()
+        .enumerate()
+    {
         for task in 0..TASKS {
             let (client, granted) = (client.clone(), Arc::clone(&granted));
             let mut random = Random(process as u64 * TASKS + task);
@@ -301,7 +381,8 @@ async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
     }
     println!("{deaths} killed waiters; at most {worst} hand-offs passed by");
     assert!(deaths > 5, "nobody was killed");
-    // A task may wait behind all other tasks of its process, and each of these behind two turns of all processes.
+    // A task may wait behind all other tasks of its process, and each of these behind two turns of
+    // all processes.
     assert!(worst <= TASKS * PROCESSES * 8, "{worst}");
 }
 
@@ -315,7 +396,11 @@ async fn refusals(backend: &Arc<RedisBackend>, request: Request) -> u32 {
     let mut refusals = 0;
     let mut wanted = request.with_waiting(true);
     loop {
-        match Arc::clone(backend).try_acquire(wanted.clone()).await.unwrap() {
+        match Arc::clone(backend)
+            .try_acquire(wanted.clone())
+            .await
+            .unwrap()
+        {
             Attempt::Granted(lease) => {
                 lease.release().await.unwrap();
                 return refusals;
@@ -342,7 +427,11 @@ async fn a_killed_waiter_slows_nobody_more_than_once() {
     for mode in MODES {
         // A reader never asks with yielding. A dead one stands before writers that do.
         let wanted = request("k").with_mode(mode).with_ttl(ttl(HOUR));
-        let holder = if mode == Mode::Shared { wanted.clone().with_mode(Mode::Exclusive) } else { wanted.clone() };
+        let holder = if mode == Mode::Shared {
+            wanted.clone().with_mode(Mode::Exclusive)
+        } else {
+            wanted.clone()
+        };
         let held = granted(&a, holder.clone()).await;
         for _ in 0..3 {
             dead_waiter(&b, mode).await;
@@ -382,7 +471,11 @@ async fn registrations(server: &Server) -> Vec<i64> {
             .query_async(&mut raw)
             .await
             .unwrap();
-        lives.extend(members.into_iter().map(|(_, until)| until as i64 - secs * 1000 - micros / 1000));
+        lives.extend(
+            members
+                .into_iter()
+                .map(|(_, until)| until as i64 - secs * 1000 - micros / 1000),
+        );
     }
     lives
 }
@@ -396,13 +489,36 @@ async fn a_registration_ends_within_seconds_whatever_the_ttl() {
     let (a, b) = (server.backend().await, server.backend().await);
     let mut raw = server.raw().await;
     for mode in MODES {
-        let held = granted(&a, request("k").with_ttl(ttl(HOUR)).with_mode(holder_against(mode))).await;
-        refused(&b, request("k").with_mode(mode).with_ttl(ttl(HOUR)).with_waiting(true)).await;
+        let held = granted(
+            &a,
+            request("k")
+                .with_ttl(ttl(HOUR))
+                .with_mode(holder_against(mode)),
+        )
+        .await;
+        refused(
+            &b,
+            request("k")
+                .with_mode(mode)
+                .with_ttl(ttl(HOUR))
+                .with_waiting(true),
+        )
+        .await;
         let lives = registrations(&server).await;
-        assert!(!lives.is_empty() && lives.iter().all(|lives| *lives <= LIFE), "{mode}: {lives:?}");
+        assert!(
+            !lives.is_empty() && lives.iter().all(|lives| *lives <= LIFE),
+            "{mode}: {lives:?}"
+        );
         for list in ["writers", "waiters", "queue", "order"] {
-            let left: i64 = redis::cmd("PTTL").arg(format!("{{k}}:lh2:{list}")).query_async(&mut raw).await.unwrap();
-            assert!((-2..=LIFE).contains(&left) && left != -1, "{mode}: {list} stays for {left} ms");
+            let left: i64 = redis::cmd("PTTL")
+                .arg(format!("{{k}}:lh2:{list}"))
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            assert!(
+                (-2..=LIFE).contains(&left) && left != -1,
+                "{mode}: {list} stays for {left} ms"
+            );
         }
         held.release().await.unwrap();
         () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
@@ -411,7 +527,11 @@ async fn a_registration_ends_within_seconds_whatever_the_ttl() {
 
 /// Against whom this one waits.
 fn holder_against(mode: Mode) -> Mode {
-    if mode == Mode::Shared { Mode::Exclusive } else { mode }
+    if mode == Mode::Shared {
+        Mode::Exclusive
+    } else {
+        mode
+    }
 }
 
 #[tokio::test]
@@ -420,29 +540,57 @@ async fn a_living_waiter_of_any_mode_stays_registered() {
     let (a, b) = (server.backend().await, server.backend().await);
     let mut raw = server.raw().await;
     for (name, mode) in ["w", "r", "p"].into_iter().zip(MODES) {
-        let held = granted(&a, request(name).with_mode(holder_against(mode)).with_ttl(ttl(HOUR))).await;
+        let held = granted(
+            &a,
+            request(name)
+                .with_mode(holder_against(mode))
+                .with_ttl(ttl(HOUR)),
+        )
+        .await;
         let waiting = request(name).with_mode(mode);
         drop(tokio::spawn(Arc::clone(&b).acquire(waiting)));
         std::mem::forget(held);
     }
     let lists = ["{w}:lh2:writers", "{r}:lh2:waiters", "{p}:lh2:queue"];
     for list in lists {
-        until("registered", || async { !a.inspect(&key(&list[1..2])).await.unwrap().waiters.is_empty() }).await;
+        until("registered", || async {
+            !a.inspect(&key(&list[1..2]))
+                .await
+                .unwrap()
+                .waiters
+                .is_empty()
+        })
+        .await;
     }
     // Each is renewed before it ends.
     let mut scores = [0.0; 3];
     let mut renewed = [0; 3];
     while renewed.iter().any(|renewed| *renewed < 3) {
         for (at, list) in lists.iter().enumerate() {
-            let members: Vec<(String, f64)> =
-                redis::cmd("ZRANGE").arg(list).arg(0).arg(-1).arg("WITHSCORES").query_async(&mut raw).await.unwrap();
-            let [(_, score)] = members.as_slice() else { panic!("{list}: {members:?} after {} renewals", renewed[at]) };
+            let members: Vec<(String, f64)> = redis::cmd("ZRANGE")
+                .arg(list)
+                .arg(0)
+                .arg(-1)
+                .arg("WITHSCORES")
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            let [(_, score)] = members.as_slice() else {
+                panic!("{list}: {members:?} after {} renewals", renewed[at])
+            };
             if *score > scores[at] {
                 (scores[at], renewed[at]) = (*score, renewed[at] + 1);
             }
             let (secs, _): (f64, f64) = redis::cmd("TIME").query_async(&mut raw).await.unwrap();
-            assert!(*score > secs * 1000.0, "{list}: over after {} renewals", renewed[at]);
-            assert!(*score < secs * 1000.0 + 60_000.0, "{list}: never to be renewed");
+            assert!(
+                *score > secs * 1000.0,
+                "{list}: over after {} renewals",
+                renewed[at]
+            );
+            assert!(
+                *score < secs * 1000.0 + 60_000.0,
+                "{list}: never to be renewed"
+            );
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

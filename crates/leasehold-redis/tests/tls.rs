@@ -16,14 +16,20 @@ fn certificates(folder: &Path, host: &str) {
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     // A certificate that has its issuer's name looks self-signed to the server.
-    ca.distinguished_name.push(DnType::CommonName, format!("CA of {}", folder.display()));
+    ca.distinguished_name
+        .push(DnType::CommonName, format!("CA of {}", folder.display()));
     let ca_certificate = ca.self_signed(&ca_key).unwrap();
     let key = KeyPair::generate().unwrap();
     let issuer = Issuer::new(ca, ca_key);
-    let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-    for (name, pem) in
-        [("ca.pem", ca_certificate.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())]
-    {
+    let certificate = CertificateParams::new(vec![host.to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    for (name, pem) in [
+        ("ca.pem", ca_certificate.pem()),
+        ("cert.pem", certificate.pem()),
+        ("key.pem", key.serialize_pem()),
+    ] {
         std::fs::write(folder.join(name), pem).unwrap();
     }
 }
@@ -56,8 +62,14 @@ async fn tls_works_without_own_provider_and_refuses_wrong_certificate() {
     let port = leasehold_testkit::free_port().unwrap();
     let _server = tls_server(folder.path(), port);
     let ca = folder.path().join("ca.pem");
-    let backend = RedisBackend::connect(&format!("rediss://localhost:{port}/?ca={}", ca.display())).await.unwrap();
-    granted(&backend, request("k")).await.release().await.unwrap();
+    let backend = RedisBackend::connect(&format!("rediss://localhost:{port}/?ca={}", ca.display()))
+        .await
+        .unwrap();
+    granted(&backend, request("k"))
+        .await
+        .release()
+        .await
+        .unwrap();
     assert_eq!(backend.to_string(), format!("rediss://localhost:{port}/0"));
 
     // Signed by nobody that the web knows; signed by another CA; for another name.
@@ -82,22 +94,36 @@ async fn client_certificate_is_sent_and_its_refusal_is_reported() {
     certificates(other.path(), "localhost");
     let port = leasehold_testkit::free_port().unwrap();
     let _server = tls_server_that_asks(folder.path(), port, "yes");
-    let ca = format!("rediss://localhost:{port}/?ca={}", folder.path().join("ca.pem").display());
+    let ca = format!(
+        "rediss://localhost:{port}/?ca={}",
+        folder.path().join("ca.pem").display()
+    );
     let with = |folder: &Path| {
         let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
         format!("{ca}&cert={}&key={}", cert.display(), key.display())
     };
     let backend = RedisBackend::connect(&with(folder.path())).await.unwrap();
-    granted(&backend, request("k")).await.release().await.unwrap();
-    let quorum = leasehold_redis::redlock(&with(folder.path()).replace("rediss:", "redlocks:")).await.unwrap();
+    granted(&backend, request("k"))
+        .await
+        .release()
+        .await
+        .unwrap();
+    let quorum = leasehold_redis::redlock(&with(folder.path()).replace("rediss:", "redlocks:"))
+        .await
+        .unwrap();
     assert!(quorum.nodes()[0].problem.is_none(), "{:?}", quorum.nodes());
     // None; and one of a CA that the server does not trust.
     for (url, reason) in [(ca.clone(), "ertificate"), (with(other.path()), "CA")] {
         let error = RedisBackend::connect(&url).await.expect_err(&url);
         assert_eq!(error.kind(), ErrorKind::Denied, "{url}: {error}");
-        assert!(error.to_string().contains("cert=") && error.to_string().contains(reason), "{error}");
+        assert!(
+            error.to_string().contains("cert=") && error.to_string().contains(reason),
+            "{error}"
+        );
     }
-    let error = RedisBackend::connect(&format!("{ca}&cert=/nowhere.pem")).await.unwrap_err();
+    let error = RedisBackend::connect(&format!("{ca}&cert=/nowhere.pem"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(error.to_string().contains("belong together"), "{error}");
 }
@@ -110,12 +136,26 @@ async fn a_refused_certificate_gives_its_reason() {
     certificates(other.path(), "localhost");
     let port = leasehold_testkit::free_port().unwrap();
     let _server = tls_server(folder.path(), port);
-    let url = |host: &str, folder: &Path| format!("rediss://{host}:{port}/?ca={}", folder.join("ca.pem").display());
+    let url = |host: &str, folder: &Path| {
+        format!(
+            "rediss://{host}:{port}/?ca={}",
+            folder.join("ca.pem").display()
+        )
+    };
     for (url, reasons) in [
-        (url("localhost", other.path()), ["UnknownIssuer", "BadSignature"]),
-        (url("127.0.0.1", folder.path()), ["not valid for name", "NotValidForName"]),
+        (
+            url("localhost", other.path()),
+            ["UnknownIssuer", "BadSignature"],
+        ),
+        (
+            url("127.0.0.1", folder.path()),
+            ["not valid for name", "NotValidForName"],
+        ),
     ] {
-        let text = RedisBackend::connect(&url).await.expect_err(&url).to_string();
+        let text = RedisBackend::connect(&url)
+            .await
+            .expect_err(&url)
+            .to_string();
         assert!(reasons.iter().any(|reason| text.contains(reason)), "{text}");
     }
 }
@@ -124,11 +164,19 @@ async fn a_refused_certificate_gives_its_reason() {
 async fn a_ca_file_that_is_none_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing.pem");
-    let error = RedisBackend::connect(&format!("rediss://localhost/?ca={}", missing.display())).await.unwrap_err();
+    let error = RedisBackend::connect(&format!("rediss://localhost/?ca={}", missing.display()))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(error.to_string().contains("missing.pem"), "{error}");
     let empty = folder.path().join("empty.pem");
-    std::fs::write(&empty, "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n").unwrap();
-    let error = RedisBackend::connect(&format!("rediss://localhost/?ca={}", empty.display())).await.unwrap_err();
+    std::fs::write(
+        &empty,
+        "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
+    let error = RedisBackend::connect(&format!("rediss://localhost/?ca={}", empty.display()))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
 }

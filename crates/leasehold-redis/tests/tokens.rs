@@ -20,7 +20,9 @@ async fn drawn(backend: &Arc<RedisBackend>) -> u64 {
 
 async fn calls(server: &Server, command: &str) -> usize {
     let stats = server.info("commandstats").await;
-    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    let line = stats
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }
 
@@ -32,20 +34,33 @@ async fn they_grow_when_the_server_comes_back_with_older_data() {
         for backend in &backends {
             drawn(backend).await;
         }
-        let () = redis::cmd("SAVE").query_async(&mut server.raw().await).await.unwrap();
+        let () = redis::cmd("SAVE")
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         let mut last = 0;
         for n in 0..200 {
             let next = drawn(&backends[n % 2]).await;
             assert!(next > last);
             last = next;
         }
-        assert!(calls(&server, "incrby").await >= 200, "the plain way was not taken");
+        assert!(
+            calls(&server, "incrby").await >= 200,
+            "the plain way was not taken"
+        );
         server.restart();
-        let kept: u64 = redis::cmd("GET").arg(COUNTER).query_async(&mut server.raw().await).await.unwrap();
+        let kept: u64 = redis::cmd("GET")
+            .arg(COUNTER)
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         assert!(kept < last, "the data is not older");
         for n in order {
             let backend = &backends[n];
-            until("reconnected", || async { backend.inspect(&support::key("k")).await.is_ok() }).await;
+            until("reconnected", || async {
+                backend.inspect(&support::key("k")).await.is_ok()
+            })
+            .await;
             for _ in 0..3 {
                 let next = drawn(backend).await;
                 assert!(next > last, "{next} after {last}");
@@ -63,22 +78,47 @@ async fn a_readers_token_grows_when_older_data_comes_back() {
         let mut server = Server::start();
         let backend = server.backend().await;
         drawn(&backend).await;
-        let before = if held { Some(granted(&backend, shared()).await) } else { None };
-        let () = redis::cmd("SAVE").query_async(&mut server.raw().await).await.unwrap();
+        let before = if held {
+            Some(granted(&backend, shared()).await)
+        } else {
+            None
+        };
+        let () = redis::cmd("SAVE")
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         if let Some(before) = before {
             before.release().await.unwrap();
         }
         let last = drawn(&backend).await;
         server.restart();
-        until("reconnected", || async { backend.inspect(&support::key("k")).await.is_ok() }).await;
+        until("reconnected", || async {
+            backend.inspect(&support::key("k")).await.is_ok()
+        })
+        .await;
         assert_eq!(server.leftovers().await.is_empty(), !held);
-        let readers = [granted(&backend, shared()).await, granted(&server.backend().await, shared()).await];
+        let readers = [
+            granted(&backend, shared()).await,
+            granted(&server.backend().await, shared()).await,
+        ];
         for reader in &readers {
-            assert!(token(reader) > last, "{} after {last}, held: {held}", token(reader));
+            assert!(
+                token(reader) > last,
+                "{} after {last}, held: {held}",
+                token(reader)
+            );
         }
-        assert_eq!(token(&readers[0]), token(&readers[1]), "readers fence each other off");
+        assert_eq!(
+            token(&readers[0]),
+            token(&readers[1]),
+            "readers fence each other off"
+        );
         let last = token(&readers[0]);
-        () = redis::cmd("DEL").arg("k").query_async(&mut server.raw().await).await.unwrap();
+        () = redis::cmd("DEL")
+            .arg("k")
+            .query_async(&mut server.raw().await)
+            .await
+            .unwrap();
         assert!(drawn(&backend).await > last);
     }
 }
@@ -103,7 +143,12 @@ async fn they_grow_when_the_counter_is_lost_in_mid_run() {
     let backend = server.backend().await;
     let mut raw = server.raw().await;
     let mut last = drawn(&backend).await;
-    for loss in [vec!["DEL", COUNTER], vec!["FLUSHALL"], vec!["SET", COUNTER, "7"], vec!["UNLINK", COUNTER]] {
+    for loss in [
+        vec!["DEL", COUNTER],
+        vec!["FLUSHALL"],
+        vec!["SET", COUNTER, "7"],
+        vec!["UNLINK", COUNTER],
+    ] {
         let mut cmd = redis::Cmd::new();
         for word in &loss {
             cmd.arg(word);
@@ -114,7 +159,11 @@ async fn they_grow_when_the_counter_is_lost_in_mid_run() {
             assert!(next > last, "{next} after {last}, {loss:?}");
             last = next;
         }
-        let left: i64 = redis::cmd("TTL").arg(COUNTER).query_async(&mut raw).await.unwrap();
+        let left: i64 = redis::cmd("TTL")
+            .arg(COUNTER)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         assert!(left > 80_000, "{left}");
     }
 }
@@ -125,14 +174,29 @@ async fn counter_corrupted_while_running_is_a_typed_error() {
     let backend = server.backend().await;
     let mut raw = server.raw().await;
     for ruined in ["9007199254740991", "9223372036854775807", "many"] {
-        let () = redis::cmd("DEL").arg(COUNTER).query_async(&mut raw).await.unwrap();
+        let () = redis::cmd("DEL")
+            .arg(COUNTER)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         drawn(&backend).await;
-        let () = redis::cmd("SET").arg(COUNTER).arg(ruined).query_async(&mut raw).await.unwrap();
+        let () = redis::cmd("SET")
+            .arg(COUNTER)
+            .arg(ruined)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         for _ in 0..2 {
-            let error = Arc::clone(&backend).try_acquire(request("k")).await.unwrap_err();
+            let error = Arc::clone(&backend)
+                .try_acquire(request("k"))
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
             assert!(error.to_string().contains("2^53"), "{error}");
-            until("given back", || async { server.leftovers().await.is_empty() }).await;
+            until("given back", || async {
+                server.leftovers().await.is_empty()
+            })
+            .await;
         }
     }
 }
@@ -156,7 +220,11 @@ async fn readers_are_between_the_writers_of_one_slot() {
             reader.release().await.unwrap();
         }
     }
-    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut server.raw().await).await.unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     assert_eq!(keys, [COUNTER]);
 }
 
@@ -170,17 +238,31 @@ async fn who_is_refused_by_the_plain_way_and_waits_is_woken() {
     refused(&b, request("k")).await;
     let before = token(&held);
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-    until("registered", || async { !a.inspect(&support::key("k")).await.unwrap().waiters.is_empty() }).await;
+    until("registered", || async {
+        !a.inspect(&support::key("k"))
+            .await
+            .unwrap()
+            .waiters
+            .is_empty()
+    })
+    .await;
     held.release().await.unwrap();
-    let next = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("not woken").unwrap().unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(5), waiting)
+        .await
+        .expect("not woken")
+        .unwrap()
+        .unwrap();
     assert!(token(&next) > before);
 }
 
-/// Behind a proxy a server can change without the connection breaking, and then there are no pushes either.
+/// Behind a proxy a server can change without the connection breaking, and then there are no pushes
+/// either.
 #[tokio::test]
 async fn without_pushes_the_script_draws_every_token() {
     let server = Server::start();
-    let backend = RedisBackend::connect(&format!("{}?notifications=poll", server.url())).await.unwrap();
+    let backend = RedisBackend::connect(&format!("{}?notifications=poll", server.url()))
+        .await
+        .unwrap();
     for _ in 0..5 {
         drawn(&backend).await;
     }
@@ -202,14 +284,29 @@ async fn yielding_is_short_without_waiters_and_works_with_them() {
     refused(&b, absent.clone()).await;
     held.release().await.unwrap();
     let contention = refused(&a, polite()).await;
-    assert!(contention.retry_after.unwrap() < Duration::from_secs(1), "{contention:?}");
+    assert!(
+        contention.retry_after.unwrap() < Duration::from_secs(1),
+        "{contention:?}"
+    );
     let next = granted(&b, absent).await;
     next.release().await.unwrap();
     // With a counter that is lost, too.
-    let () = redis::cmd("SET").arg(COUNTER).arg("x").query_async(&mut server.raw().await).await.unwrap();
+    let () = redis::cmd("SET")
+        .arg(COUNTER)
+        .arg("x")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     let error = Arc::clone(&a).try_acquire(polite()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
-    let () = redis::cmd("DEL").arg(COUNTER).query_async(&mut server.raw().await).await.unwrap();
+    let () = redis::cmd("DEL")
+        .arg(COUNTER)
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     granted(&a, polite()).await.release().await.unwrap();
-    until("given back", || async { server.leftovers().await.is_empty() }).await;
+    until("given back", || async {
+        server.leftovers().await.is_empty()
+    })
+    .await;
 }

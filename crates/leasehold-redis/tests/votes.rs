@@ -13,47 +13,85 @@ use support::{Server, granted, key, request, ttl};
 
 const TTL: u64 = 10_000;
 
-/// The model of the quorum has a request that arrives again, behind the renewal, never make the lock end earlier.
+/// The model of the quorum has a request that arrives again, behind the renewal, never make the
+/// lock end earlier.
 #[tokio::test]
 async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
     let server = Server::start();
     let backend = server.backend().await;
     // As of a node without a mark that may vote at once.
-    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    let terms = Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+    };
     for mode in [Mode::Exclusive, Mode::Shared] {
         let name = format!("{mode:?}");
-        let left = async || backend.inspect(&key(&name)).await.unwrap().holders[0].expires_in.unwrap();
-        let asked = request(&name).with_mode(mode).with_ttl(ttl(TTL)).for_node(terms);
+        let left = async || {
+            backend.inspect(&key(&name)).await.unwrap().holders[0]
+                .expires_in
+                .unwrap()
+        };
+        let asked = request(&name)
+            .with_mode(mode)
+            .with_ttl(ttl(TTL))
+            .for_node(terms);
         let lease = granted(&backend, asked.clone()).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(left().await < Duration::from_millis(TTL - 250));
         Arc::clone(&lease).renew().await.unwrap();
         let renewed = left().await;
-        assert!(renewed > Duration::from_millis(TTL - 250), "{mode:?}: {renewed:?} left after the renewal");
+        assert!(
+            renewed > Duration::from_millis(TTL - 250),
+            "{mode:?}: {renewed:?} left after the renewal"
+        );
         tokio::time::sleep(Duration::from_millis(300)).await;
         granted(&backend, asked).await;
         let again = left().await;
-        assert!(again > Duration::from_millis(TTL - 250), "{mode:?}: {again:?} left after the request came again");
+        assert!(
+            again > Duration::from_millis(TTL - 250),
+            "{mode:?}: {again:?} left after the request came again"
+        );
         // The other grant is of the same owner.
         lease.release().await.unwrap();
-        assert!(backend.inspect(&key(&name)).await.unwrap().holders.is_empty());
+        assert!(
+            backend
+                .inspect(&key(&name))
+                .await
+                .unwrap()
+                .holders
+                .is_empty()
+        );
     }
 }
 
-/// Who stops waiting may hold the server by now; and what is given back under one name of an acquisition is not held under another.
+/// Who stops waiting may hold the server by now; and what is given back under one name of an
+/// acquisition is not held under another.
 #[tokio::test]
 async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
     let server = Server::start();
     let backend = server.backend().await;
-    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    let terms = Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+    };
     for mode in [Mode::Exclusive, Mode::Shared] {
         let name = format!("late {mode:?}");
-        let first = request(&name).with_mode(mode).with_ttl(ttl(TTL)).with_waiting(true).for_node(terms);
+        let first = request(&name)
+            .with_mode(mode)
+            .with_ttl(ttl(TTL))
+            .with_waiting(true)
+            .for_node(terms);
         let healing = first.clone().with_owner(first.owner().again(1));
         let lease = granted(&backend, healing.clone()).await;
-        Arc::clone(&backend).stop_waiting(first.clone()).await.unwrap();
+        Arc::clone(&backend)
+            .stop_waiting(first.clone())
+            .await
+            .unwrap();
         Arc::clone(&backend).stop_waiting(healing).await.unwrap();
-        assert_eq!(Arc::clone(&backend).withdraw(first).await.unwrap(), Released::AlreadyLost);
+        assert_eq!(
+            Arc::clone(&backend).withdraw(first).await.unwrap(),
+            Released::AlreadyLost
+        );
         assert_eq!(lease.release().await.unwrap(), Released::Freed, "{mode:?}");
     }
 }
@@ -63,19 +101,28 @@ async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
 async fn the_scripts_decide_on_tokens_as_the_model_does() {
     let server = Server::start();
     let backend = server.backend().await;
-    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+    let terms = Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+    };
     let (mut stored, mut stale) = (None::<Fence>, None);
     for ahead in [0, 1_000, -1_000] {
-        let floor = stored.map_or(1_000_000, |fence| fence.token.get()).saturating_add_signed(ahead);
-        let asked = request("k").with_ttl(ttl(TTL)).for_node(terms).with_token_floor(FencingToken::new(floor));
+        let floor = stored
+            .map_or(1_000_000, |fence| fence.token.get())
+            .saturating_add_signed(ahead);
+        let asked = request("k")
+            .with_ttl(ttl(TTL))
+            .for_node(terms)
+            .with_token_floor(FencingToken::new(floor));
         let lease = granted(&backend, asked.clone()).await;
         let drawn = Fence::granted(stored, FencingToken::new(floor), asked.owner());
         assert_eq!(lease.fencing_token(), Some(drawn.token));
         stored = Some(drawn);
         for delta in [0, -1, 0, 1, 1, -3, 0, 7] {
             let token = FencingToken::new(stored.unwrap().token.get().saturating_add_signed(delta));
-            for (owner, lease) in
-                [(asked.owner(), &lease)].into_iter().chain(stale.as_ref().map(|(owner, lease)| (*owner, lease)))
+            for (owner, lease) in [(asked.owner(), &lease)]
+                .into_iter()
+                .chain(stale.as_ref().map(|(owner, lease)| (*owner, lease)))
             {
                 let fence = Fence { token, owner };
                 let vote = Fence::accepts(stored, Some(asked.owner()), fence);
@@ -91,7 +138,10 @@ async fn the_scripts_decide_on_tokens_as_the_model_does() {
         }
         assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
         let token = FencingToken::new(stored.unwrap().token.get() + 1);
-        assert_eq!(Arc::clone(&lease).raise_token(token).await.unwrap(), TokenVote::Refused(None));
+        assert_eq!(
+            Arc::clone(&lease).raise_token(token).await.unwrap(),
+            TokenVote::Refused(None)
+        );
         stale = Some((asked.owner(), lease));
     }
 }
@@ -106,22 +156,44 @@ fn attestation(recalled: &Recollection, largest_ttl: u64, above: u64) -> Attesta
     }
 }
 
-/// One of two that attest a server recalled it earlier, and knows of smaller tokens and of a shorter largest TTL.
+/// One of two that attest a server recalled it earlier, and knows of smaller tokens and of a
+/// shorter largest TTL.
 #[tokio::test]
 async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
     let server = Server::start();
     let (one, other) = (server.backend().await, server.backend().await);
-    let (early, late) = (Arc::clone(&one).recall(None).await.unwrap(), Arc::clone(&other).recall(None).await.unwrap());
-    Arc::clone(&one).attest(attestation(&early, 60_000, 1_000)).await.unwrap();
+    let (early, late) = (
+        Arc::clone(&one).recall(None).await.unwrap(),
+        Arc::clone(&other).recall(None).await.unwrap(),
+    );
+    Arc::clone(&one)
+        .attest(attestation(&early, 60_000, 1_000))
+        .await
+        .unwrap();
     // The same once more is no harm: an answer may have been lost.
-    Arc::clone(&one).attest(attestation(&early, 60_000, 1_000)).await.unwrap();
-    let error = Arc::clone(&other).attest(attestation(&late, 10_000, 10)).await.unwrap_err();
+    Arc::clone(&one)
+        .attest(attestation(&early, 60_000, 1_000))
+        .await
+        .unwrap();
+    let error = Arc::clone(&other)
+        .attest(attestation(&late, 10_000, 10))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let now = Arc::clone(&other).recall(None).await.unwrap();
-    assert_eq!((now.largest_ttl, now.highest_token), (Some(ttl(60_000)), FencingToken::new(1_000)));
+    assert_eq!(
+        (now.largest_ttl, now.highest_token),
+        (Some(ttl(60_000)), FencingToken::new(1_000))
+    );
     // Who has seen that may.
-    Arc::clone(&other).attest(attestation(&now, 10_000, 1_001)).await.unwrap();
-    assert_eq!(Arc::clone(&one).recall(None).await.unwrap().largest_ttl, Some(ttl(10_000)));
+    Arc::clone(&other)
+        .attest(attestation(&now, 10_000, 1_001))
+        .await
+        .unwrap();
+    assert_eq!(
+        Arc::clone(&one).recall(None).await.unwrap().largest_ttl,
+        Some(ttl(10_000))
+    );
 }
 
 /// The run is the same, and what was recalled of it is not what it remembers.
@@ -129,9 +201,15 @@ async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
 async fn server_wiped_after_the_look_is_not_marked() {
     let server = Server::start();
     let backend = server.backend().await;
-    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut connection = redis::Client::open(server.url())
+        .unwrap()
+        .get_connection()
+        .unwrap();
     let unmarked = Arc::clone(&backend).recall(None).await.unwrap();
-    Arc::clone(&backend).attest(attestation(&unmarked, TTL, 1_000)).await.unwrap();
+    Arc::clone(&backend)
+        .attest(attestation(&unmarked, TTL, 1_000))
+        .await
+        .unwrap();
     let marked = Arc::clone(&backend).recall(None).await.unwrap();
     for recalled_since in [false, true] {
         let () = redis::cmd("FLUSHALL").query(&mut connection).unwrap();
@@ -139,9 +217,20 @@ async fn server_wiped_after_the_look_is_not_marked() {
             Arc::clone(&backend).recall(None).await.unwrap();
         }
         for recalled in [&unmarked, &marked] {
-            let error = Arc::clone(&backend).attest(attestation(recalled, TTL, 2_000)).await.unwrap_err();
+            let error = Arc::clone(&backend)
+                .attest(attestation(recalled, TTL, 2_000))
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable);
         }
     }
-    assert_eq!(Arc::clone(&backend).recall(None).await.unwrap().membership.memory, Memory::Unknown);
+    assert_eq!(
+        Arc::clone(&backend)
+            .recall(None)
+            .await
+            .unwrap()
+            .membership
+            .memory,
+        Memory::Unknown
+    );
 }

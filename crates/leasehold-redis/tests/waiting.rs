@@ -11,8 +11,10 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{Attempt, ErrorKind, LockBackend, Mode, Released, Request, WaiterNotification, quorum::Terms};
-use leasehold_redis::{RedisBackend, RedisConfig, NotificationMode, redis};
+use leasehold_core::{
+    Attempt, ErrorKind, LockBackend, Mode, Released, Request, WaiterNotification, quorum::Terms,
+};
+use leasehold_redis::{NotificationMode, RedisBackend, RedisConfig, redis};
 use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::{task::JoinSet, time::timeout};
 
@@ -22,13 +24,23 @@ const SOON: Duration = Duration::from_secs(20);
 async fn a_release_wakes_a_waiter_with_the_net_an_hour_away() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
-    assert_eq!(b.capabilities().waiter_notification, WaiterNotification::Pushed);
+    assert_eq!(
+        b.capabilities().waiter_notification,
+        WaiterNotification::Pushed
+    );
     for _ in 0..50 {
         let held = granted(&a, request("k")).await;
         let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-        until("registered", || async { !b.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+        until("registered", || async {
+            !b.inspect(&key("k")).await.unwrap().waiters.is_empty()
+        })
+        .await;
         held.release().await.unwrap();
-        let next = timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+        let next = timeout(SOON, waiting)
+            .await
+            .expect("never woken")
+            .unwrap()
+            .unwrap();
         next.release().await.unwrap();
     }
     assert_eq!(server.leftovers().await, Vec::<String>::new());
@@ -39,12 +51,25 @@ async fn expiry_and_flush_notify_a_waiter_without_polling() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
     let dead = granted(&a, request("k").with_ttl(ttl(300))).await;
-    let next = timeout(SOON, Arc::clone(&b).acquire(request("k"))).await.expect("the expiry did not wake").unwrap();
+    let next = timeout(SOON, Arc::clone(&b).acquire(request("k")))
+        .await
+        .expect("the expiry did not wake")
+        .unwrap();
     assert!(token(&next) > token(&dead));
     let waiting = tokio::spawn(Arc::clone(&a).acquire(request("k")));
-    until("registered", || async { !b.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
-    let () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
-    let last = timeout(SOON, waiting).await.expect("the flush did not wake").unwrap().unwrap();
+    until("registered", || async {
+        !b.inspect(&key("k")).await.unwrap().waiters.is_empty()
+    })
+    .await;
+    let () = redis::cmd("FLUSHALL")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
+    let last = timeout(SOON, waiting)
+        .await
+        .expect("the flush did not wake")
+        .unwrap()
+        .unwrap();
     assert!(token(&last) > token(&next));
 }
 
@@ -53,11 +78,28 @@ async fn a_foreign_release_wakes_a_waiter() {
     let server = Server::start();
     let backend = server.pushed().await;
     let mut raw = server.raw().await;
-    let () = redis::cmd("SET").arg("k").arg("5f0e").arg("NX").query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("SET")
+        .arg("k")
+        .arg("5f0e")
+        .arg("NX")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k")));
-    until("registered", || async { !backend.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
-    let () = redis::cmd("DEL").arg("k").query_async(&mut raw).await.unwrap();
-    timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+    until("registered", || async {
+        !backend.inspect(&key("k")).await.unwrap().waiters.is_empty()
+    })
+    .await;
+    let () = redis::cmd("DEL")
+        .arg("k")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
+    timeout(SOON, waiting)
+        .await
+        .expect("never woken")
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
@@ -66,28 +108,54 @@ async fn a_lost_connection_and_a_restart_do_not_lose_a_waiter() {
     let (a, b) = (server.backend().await, server.pushed().await);
     let held = granted(&a, request("k")).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-    until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    until("registered", || async {
+        !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
+    })
+    .await;
     // Cut all but our own: the waiter connects again and switches tracking on again.
     let mut raw = server.raw().await;
-    let () = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("normal")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     until("connected again", || {
         let mut raw = raw.clone();
         async move {
-            let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut raw).await.unwrap();
-            clients.lines().any(|client| client.contains("flags=t") && client.contains("cmd=evalsha"))
+            let clients: String = redis::cmd("CLIENT")
+                .arg("LIST")
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            clients
+                .lines()
+                .any(|client| client.contains("flags=t") && client.contains("cmd=evalsha"))
         }
     })
     .await;
     held.release().await.unwrap();
-    let mut next = timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+    let mut next = timeout(SOON, waiting)
+        .await
+        .expect("never woken")
+        .unwrap()
+        .unwrap();
 
     for _ in 0..2 {
         let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-        until("registered", || async { !b.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+        until("registered", || async {
+            !b.inspect(&key("k")).await.unwrap().waiters.is_empty()
+        })
+        .await;
         server.kill();
         tokio::time::sleep(Duration::from_millis(300)).await;
         server.restart();
-        let after = timeout(SOON, waiting).await.expect("lost in the restart").unwrap().unwrap();
+        let after = timeout(SOON, waiting)
+            .await
+            .expect("lost in the restart")
+            .unwrap()
+            .unwrap();
         assert!(token(&after) > token(&next));
         next = after;
     }
@@ -99,16 +167,25 @@ async fn a_cancelled_waiter_leaves_no_lock_and_no_registration() {
     let (a, b) = (server.backend().await, server.backend().await);
     for shared in [false, true] {
         let held = granted(&a, request("k")).await;
-        let mode = if shared { leasehold_core::Mode::Shared } else { leasehold_core::Mode::Exclusive };
+        let mode = if shared {
+            leasehold_core::Mode::Shared
+        } else {
+            leasehold_core::Mode::Exclusive
+        };
         let wanted = request("k").with_mode(mode).with_label("patient");
         let waiting = tokio::spawn(Arc::clone(&b).acquire(wanted.clone()));
         until("registered", || async {
             let waiters = a.inspect(&key("k")).await.unwrap().waiters;
-            waiters.iter().any(|waiter| waiter.label == "patient" && waiter.mode == Some(mode))
+            waiters
+                .iter()
+                .any(|waiter| waiter.label == "patient" && waiter.mode == Some(mode))
         })
         .await;
         wanted.cancel();
-        assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!(
+            waiting.await.unwrap().unwrap_err().kind(),
+            ErrorKind::Cancelled
+        );
         assert_eq!(server.leftovers().await, ["k"]);
         held.release().await.unwrap();
         assert_eq!(server.leftovers().await, Vec::<String>::new());
@@ -122,14 +199,21 @@ async fn a_courteous_request_lets_a_foreign_waiter_pass() {
     // Nobody waits: yielding costs nothing.
     let held = granted(&a, request("k").with_yield_to_waiters(true)).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-    until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    until("registered", || async {
+        !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
+    })
+    .await;
     let release = held.release();
     let again = Arc::clone(&a).acquire(request("k").with_yield_to_waiters(true));
     // In one task, so that only yielding lets the other in between.
     let (released, again) = tokio::join!(release, async {
         let mut again = again;
         assert!((&mut again).now_or_never().is_none());
-        let next = timeout(SOON, waiting).await.expect("barged in").unwrap().unwrap();
+        let next = timeout(SOON, waiting)
+            .await
+            .expect("barged in")
+            .unwrap()
+            .unwrap();
         next.release().await.unwrap();
         again.await
     });
@@ -145,13 +229,20 @@ async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
     for turn in [request("k"), request("k").with_last_turn(true)] {
         let held = granted(&a, turn.clone()).await;
         held.release().await.unwrap();
-        assert_eq!(turn.no_waiters(), turn.is_last_turn(), "only who asks is told");
+        assert_eq!(
+            turn.no_waiters(),
+            turn.is_last_turn(),
+            "only who asks is told"
+        );
     }
     for mode in [Mode::Exclusive, Mode::Shared] {
         let turn = request("k").with_last_turn(true);
         let held = granted(&a, turn.clone()).await;
         let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k").with_mode(mode)));
-        until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+        until("registered", || async {
+            !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
+        })
+        .await;
         assert_eq!(held.release().await.unwrap(), Released::Freed);
         assert!(!turn.no_waiters(), "{mode} waits");
         waiting.await.unwrap().unwrap().release().await.unwrap();
@@ -159,7 +250,11 @@ async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
     // What is no longer ours says nothing about others.
     let turn = request("k").with_last_turn(true);
     let held = granted(&a, turn.clone()).await;
-    () = redis::cmd("DEL").arg("k").query_async(&mut server.raw().await).await.unwrap();
+    () = redis::cmd("DEL")
+        .arg("k")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     assert_eq!(held.release().await.unwrap(), Released::AlreadyLost);
     assert!(!turn.no_waiters());
     assert_eq!(server.leftovers().await, Vec::<String>::new());
@@ -173,23 +268,38 @@ async fn a_courteous_request_is_not_held_up_by_a_waiter_that_died() {
     refused(&b, request("k").with_waiting(true)).await;
     held.release().await.unwrap();
     let contention = refused(&a, request("k").with_yield_to_waiters(true)).await;
-    assert!(contention.retry_after.unwrap() < Duration::from_secs(1), "a short time, not a TTL");
+    assert!(
+        contention.retry_after.unwrap() < Duration::from_secs(1),
+        "a short time, not a TTL"
+    );
     let acquired = Arc::clone(&a).acquire(request("k").with_yield_to_waiters(true));
-    tokio::time::timeout(Duration::from_secs(3), acquired).await.expect("well within the TTL").unwrap();
+    tokio::time::timeout(Duration::from_secs(3), acquired)
+        .await
+        .expect("well within the TTL")
+        .unwrap();
 }
 
 #[tokio::test]
 async fn without_pushes_waiters_poll_and_the_capabilities_say_so() {
     let server = Server::with(&["--rename-command", "CLIENT", "NOBODY"]);
-    let by_choice = RedisBackend::connect(&format!("{}?notifications=poll", server.url())).await.unwrap();
+    let by_choice = RedisBackend::connect(&format!("{}?notifications=poll", server.url()))
+        .await
+        .unwrap();
     let by_need = server.backend().await;
     for backend in [by_choice, by_need] {
-        assert!(matches!(backend.capabilities().waiter_notification, WaiterNotification::Polled(_)));
+        assert!(matches!(
+            backend.capabilities().waiter_notification,
+            WaiterNotification::Polled(_)
+        ));
         let held = granted(&backend, request("k")).await;
         let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k")));
         tokio::time::sleep(Duration::from_millis(100)).await;
         held.release().await.unwrap();
-        let next = timeout(Duration::from_millis(500), waiting).await.expect("polls too seldom").unwrap().unwrap();
+        let next = timeout(Duration::from_millis(500), waiting)
+            .await
+            .expect("polls too seldom")
+            .unwrap()
+            .unwrap();
         next.release().await.unwrap();
     }
 }
@@ -201,13 +311,28 @@ async fn a_thousand_waiters_on_other_keys_are_not_disturbed() {
     let held = granted(&a, request("k")).await;
     granted(&a, request("busy")).await.release().await.unwrap();
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
-    until("registered", || async { !a.inspect(&key("k")).await.unwrap().waiters.is_empty() }).await;
+    until("registered", || async {
+        !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
+    })
+    .await;
     let mut raw = server.raw().await;
-    let () = redis::cmd("CONFIG").arg("RESETSTAT").query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("CONFIG")
+        .arg("RESETSTAT")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     for n in 0..1000 {
-        granted(&a, request(&format!("busy{n}"))).await.release().await.unwrap();
+        granted(&a, request(&format!("busy{n}")))
+            .await
+            .release()
+            .await
+            .unwrap();
     }
-    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut raw).await.unwrap();
+    let stats: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     assert!(stats.contains("cmdstat_evalsha:calls=2000,"), "{stats}");
     held.release().await.unwrap();
     timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
@@ -217,13 +342,16 @@ async fn a_thousand_waiters_on_other_keys_are_not_disturbed() {
 async fn a_config_that_polls_needs_no_resp3() {
     let server = Server::start();
     let client = redis::Client::open(server.url()).unwrap();
-    let config = RedisConfig::new().with_notifications(NotificationMode::Polled).with_prefix("p:");
+    let config = RedisConfig::new()
+        .with_notifications(NotificationMode::Polled)
+        .with_prefix("p:");
     let backend = RedisBackend::from_client(&client, config).await.unwrap();
     granted(&backend, request("k")).await;
     assert_eq!(server.leftovers().await, ["p:k"]);
 }
 
-/// Every waiting process asks once per hand-over, and once more if it is woken by what it does not want.
+/// Every waiting process asks once per hand-over, and once more if it is woken by what it does not
+/// want.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hand_off_costs_each_waiting_process_bounded_commands() {
     const PROCESSES: usize = 8;
@@ -234,7 +362,11 @@ async fn hand_off_costs_each_waiting_process_bounded_commands() {
         backends.push(server.pushed().await);
     }
     let mut raw = server.raw().await;
-    let () = redis::cmd("CONFIG").arg("RESETSTAT").query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("CONFIG")
+        .arg("RESETSTAT")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     let tasks: Vec<_> = backends
         .into_iter()
         .map(|backend| {
@@ -248,15 +380,31 @@ async fn hand_off_costs_each_waiting_process_bounded_commands() {
         })
         .collect();
     for task in tasks {
-        timeout(Duration::from_secs(30), task).await.expect("never woken").unwrap();
+        timeout(Duration::from_secs(30), task)
+            .await
+            .expect("never woken")
+            .unwrap();
     }
-    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut raw).await.unwrap();
+    let stats: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut raw)
+        .await
+        .unwrap();
     let calls: usize = stats
         .lines()
-        .find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix("cmdstat_evalsha:calls=")?
+                .split(',')
+                .next()?
+                .parse()
+                .ok()
+        })
         .unwrap();
     let per_hand_over = calls as f64 / (PROCESSES * ROUNDS) as f64;
-    assert!(per_hand_over <= 2.0 * PROCESSES as f64, "{per_hand_over} commands per hand-over");
+    assert!(
+        per_hand_over <= 2.0 * PROCESSES as f64,
+        "{per_hand_over} commands per hand-over"
+    );
     println!("{per_hand_over} commands per hand-over among {PROCESSES}");
     assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
@@ -264,17 +412,34 @@ async fn hand_off_costs_each_waiting_process_bounded_commands() {
 /// How many scripts the server has run by their hash.
 async fn scripts_run(server: &Server) -> u64 {
     let stats = server.info("commandstats").await;
-    let calls =
-        stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse().ok());
+    let calls = stats.lines().find_map(|line| {
+        line.strip_prefix("cmdstat_evalsha:calls=")?
+            .split(',')
+            .next()?
+            .parse()
+            .ok()
+    });
     calls.unwrap_or(0)
 }
 
 /// Waits for ever on this many keys that are held.
-async fn wait_for(backend: &Arc<RedisBackend>, holder: &Arc<RedisBackend>, keys: usize, node: bool) -> JoinSet<()> {
-    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
+async fn wait_for(
+    backend: &Arc<RedisBackend>,
+    holder: &Arc<RedisBackend>,
+    keys: usize,
+    node: bool,
+) -> JoinSet<()> {
+    let terms = Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+    };
     let request = |at: usize| {
         let request = request(&format!("k{at}")).with_ttl(ttl(3_600_000));
-        if node { request.for_node(terms) } else { request }
+        if node {
+            request.for_node(terms)
+        } else {
+            request
+        }
     };
     let mut tasks = JoinSet::new();
     for at in 0..keys {
@@ -285,7 +450,8 @@ async fn wait_for(backend: &Arc<RedisBackend>, holder: &Arc<RedisBackend>, keys:
     tasks
 }
 
-/// A server that forgets who waits for what says that everything changed. Only so many requests may follow from it.
+/// A server that forgets who waits for what says that everything changed. Only so many requests may
+/// follow from it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_waited_for_keys_than_the_server_tracks_cause_no_storm() {
     const KEYS: usize = 60;
@@ -293,14 +459,21 @@ async fn more_waited_for_keys_than_the_server_tracks_cause_no_storm() {
         let server = Server::with(&["--tracking-table-max-keys", "10"]);
         let (a, b) = (server.backend().await, server.backend().await);
         let tasks = wait_for(&b, &a, KEYS, node).await;
-        until("all wait", || async { b.inspect(&key("k59")).await.unwrap().waiters.len() == 1 }).await;
+        until("all wait", || async {
+            b.inspect(&key("k59")).await.unwrap().waiters.len() == 1
+        })
+        .await;
         let (before, began) = (scripts_run(&server).await, std::time::Instant::now());
         tokio::time::sleep(Duration::from_secs(3)).await;
         let (run, took) = (scripts_run(&server).await - before, began.elapsed());
-        // Each waiter may ask a few times at first, then once a second, and every two seconds to stay registered.
+        // Each waiter may ask a few times at first, then once a second, and every two seconds to
+        // stay registered.
         let most = (KEYS as f64 * (10.0 + 2.0 * took.as_secs_f64())) as u64;
         println!("{run} scripts in {took:?}");
-        assert!(run <= most, "{run} scripts in {took:?} for {KEYS} idle waiters, of at most {most}");
+        assert!(
+            run <= most,
+            "{run} scripts in {took:?} for {KEYS} idle waiters, of at most {most}"
+        );
         drop(tasks);
     }
 }
@@ -338,7 +511,11 @@ async fn permits_of_other_ttls_that_come_and_go_slow_no_waiter_down() {
     let _subscribed = tracing::subscriber::set_default(warnings.clone());
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
-    let permit = |millis| request("k").with_permit_of(2.try_into().unwrap()).with_ttl(ttl(millis));
+    let permit = |millis| {
+        request("k")
+            .with_permit_of(2.try_into().unwrap())
+            .with_ttl(ttl(millis))
+    };
     let _long = granted(&a, permit(600_000)).await;
     let mut short = granted(&a, permit(60_000)).await;
     let waiter = permit(60_000).with_waiting(true);
@@ -359,24 +536,43 @@ async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
     let server = Server::start();
     let a = server.backend().await;
     let config = RedisConfig::new().with_fallback_poll_interval(Duration::from_millis(10));
-    let b = RedisBackend::from_client(&redis::Client::open(server.url()).unwrap(), config).await.unwrap();
+    let b = RedisBackend::from_client(&redis::Client::open(server.url()).unwrap(), config)
+        .await
+        .unwrap();
     let held = granted(&a, request("k").with_ttl(ttl(600_000))).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
     tokio::time::sleep(Duration::from_secs(2)).await;
     held.release().await.unwrap();
-    timeout(SOON, waiting).await.expect("never woken").unwrap().unwrap();
+    timeout(SOON, waiting)
+        .await
+        .expect("never woken")
+        .unwrap()
+        .unwrap();
     assert_eq!(warnings.0.load(Ordering::Relaxed), 0, "it is notified late");
 }
 
 /// Requests of waiters: of a lock on this server alone, and of one of a quorum.
 fn waiters(node: bool) -> impl Fn() -> Request {
-    let terms = Terms { attested: false, largest_ttl: Duration::ZERO };
-    move || if node { request("k").for_node(terms).with_waiting(true) } else { request("k").with_waiting(true) }
+    let terms = Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+    };
+    move || {
+        if node {
+            request("k").for_node(terms).with_waiting(true)
+        } else {
+            request("k").with_waiting(true)
+        }
+    }
 }
 
 /// As a waiter asks when it was woken. A quorum asks as another owner each time.
 fn again(waiter: &Request, node: bool) -> Request {
-    if node { waiter.as_new_owner() } else { waiter.clone() }
+    if node {
+        waiter.as_new_owner()
+    } else {
+        waiter.clone()
+    }
 }
 
 /// `a` has the lock, `b` and `c` begin to wait, in this order, and `a` releases it.
@@ -393,42 +589,80 @@ async fn two_wait([a, b, c]: [&Arc<RedisBackend>; 3], node: bool) -> [Request; 2
 #[tokio::test]
 async fn who_came_earlier_goes_first() {
     let server = Server::start();
-    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    let (a, b, c) = (
+        server.backend().await,
+        server.backend().await,
+        server.backend().await,
+    );
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
         let contention = refused(&c, again(&second, node).with_order(true)).await;
         let soon = contention.retry_after.unwrap();
-        assert!(soon < Duration::from_secs(1), "the other may be dead: {soon:?}");
-        granted(&b, again(&first, node).with_order(true)).await.release().await.unwrap();
-        granted(&c, again(&second, node).with_order(true)).await.release().await.unwrap();
+        assert!(
+            soon < Duration::from_secs(1),
+            "the other may be dead: {soon:?}"
+        );
+        granted(&b, again(&first, node).with_order(true))
+            .await
+            .release()
+            .await
+            .unwrap();
+        granted(&c, again(&second, node).with_order(true))
+            .await
+            .release()
+            .await
+            .unwrap();
     }
 }
 
 #[tokio::test]
 async fn waiter_that_does_not_take_its_turn_loses_its_position() {
     let server = Server::start();
-    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    let (a, b, c) = (
+        server.backend().await,
+        server.backend().await,
+        server.backend().await,
+    );
     for node in [false, true] {
         let [slow, second] = two_wait([&a, &b, &c], node).await;
         // It may have asked just now, and has its time only then.
         let held = loop {
-            match Arc::clone(&c).try_acquire(again(&second, node).with_order(true)).await.unwrap() {
+            match Arc::clone(&c)
+                .try_acquire(again(&second, node).with_order(true))
+                .await
+                .unwrap()
+            {
                 Attempt::Granted(held) => break held,
-                Attempt::Contended(contention) => tokio::time::sleep(contention.retry_after.unwrap()).await,
+                Attempt::Contended(contention) => {
+                    tokio::time::sleep(contention.retry_after.unwrap()).await
+                }
             }
         };
         let third = waiters(node)();
         refused(&a, third.clone()).await;
         held.release().await.unwrap();
         refused(&b, again(&slow, node).with_order(true)).await;
-        granted(&a, again(&third, node).with_order(true)).await.release().await.unwrap();
-        granted(&b, again(&slow, node).with_order(true)).await.release().await.unwrap();
+        granted(&a, again(&third, node).with_order(true))
+            .await
+            .release()
+            .await
+            .unwrap();
+        granted(&b, again(&slow, node).with_order(true))
+            .await
+            .release()
+            .await
+            .unwrap();
     }
 }
 
 /// The lists of waiters that there are.
 async fn lists(server: &Server) -> Vec<String> {
-    server.leftovers().await.into_iter().filter(|key| key.ends_with("order") || key.ends_with("writers")).collect()
+    server
+        .leftovers()
+        .await
+        .into_iter()
+        .filter(|key| key.ends_with("order") || key.ends_with("writers"))
+        .collect()
 }
 
 /// One that never waited.
@@ -439,15 +673,27 @@ fn passer_by(node: bool) -> Request {
 #[tokio::test]
 async fn who_is_first_and_finds_it_taken_keeps_its_place() {
     let server = Server::start();
-    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    let (a, b, c) = (
+        server.backend().await,
+        server.backend().await,
+        server.backend().await,
+    );
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
         let held = granted(&a, passer_by(node)).await;
         refused(&b, again(&first, node).with_order(true)).await;
         held.release().await.unwrap();
         refused(&c, again(&second, node).with_order(true)).await;
-        granted(&b, again(&first, node).with_order(true)).await.release().await.unwrap();
-        granted(&c, again(&second, node).with_order(true)).await.release().await.unwrap();
+        granted(&b, again(&first, node).with_order(true))
+            .await
+            .release()
+            .await
+            .unwrap();
+        granted(&c, again(&second, node).with_order(true))
+            .await
+            .release()
+            .await
+            .unwrap();
     }
     assert_eq!(lists(&server).await, Vec::<String>::new());
 }
@@ -455,7 +701,11 @@ async fn who_is_first_and_finds_it_taken_keeps_its_place() {
 #[tokio::test]
 async fn request_behind_a_lone_waiter_keeps_its_position() {
     let server = Server::start();
-    let (a, b, c) = (server.backend().await, server.backend().await, server.backend().await);
+    let (a, b, c) = (
+        server.backend().await,
+        server.backend().await,
+        server.backend().await,
+    );
     let mut raw = server.raw().await;
     let waiter = waiters(true);
     let held = granted(&a, waiter()).await;
@@ -464,9 +714,17 @@ async fn request_behind_a_lone_waiter_keeps_its_position() {
     held.release().await.unwrap();
     refused(&c, again(&passer_by(true), true).with_order(true)).await;
     for list in lists(&server).await {
-        let left: i64 = redis::cmd("PTTL").arg(&list).query_async(&mut raw).await.unwrap();
+        let left: i64 = redis::cmd("PTTL")
+            .arg(&list)
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         assert!(left > 0, "{list} would stay for ever: {left}");
     }
-    granted(&b, again(&first, true).with_order(true)).await.release().await.unwrap();
+    granted(&b, again(&first, true).with_order(true))
+        .await
+        .release()
+        .await
+        .unwrap();
     assert_eq!(lists(&server).await, Vec::<String>::new());
 }

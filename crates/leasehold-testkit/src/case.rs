@@ -46,12 +46,18 @@ pub(crate) fn permits(c: &Capabilities) -> Result<(), &'static str> {
 }
 
 pub(crate) fn a_mode_is_missing(c: &Capabilities) -> Result<(), &'static str> {
-    when(!(c.exclusive && c.shared && c.permits), "every mode is supported")
+    when(
+        !(c.exclusive && c.shared && c.permits),
+        "every mode is supported",
+    )
 }
 
 pub(crate) fn expiry(c: &Capabilities) -> Result<(), &'static str> {
     exclusive(c)?;
-    when(c.expiry != Expiry::ProcessDeath, "grants end with the process, not by a TTL")
+    when(
+        c.expiry != Expiry::ProcessDeath,
+        "grants end with the process, not by a TTL",
+    )
 }
 
 pub(crate) fn tokens(c: &Capabilities) -> Result<(), &'static str> {
@@ -71,7 +77,10 @@ pub(crate) fn shared_tokens(c: &Capabilities) -> Result<(), &'static str> {
 
 pub(crate) fn pushed_wakeup(c: &Capabilities) -> Result<(), &'static str> {
     exclusive(c)?;
-    when(c.waiter_notification == WaiterNotification::Pushed, "waiters poll")
+    when(
+        c.waiter_notification == WaiterNotification::Pushed,
+        "waiters poll",
+    )
 }
 
 pub(crate) fn inspection(c: &Capabilities) -> Result<(), &'static str> {
@@ -86,11 +95,17 @@ pub(crate) fn breaking(c: &Capabilities) -> Result<(), &'static str> {
 
 pub(crate) fn breaking_is_told(c: &Capabilities) -> Result<(), &'static str> {
     breaking(c)?;
-    when(c.loss_detection != LossDetection::Deadline, "a holder learns of a loss at its deadline only")
+    when(
+        c.loss_detection != LossDetection::Deadline,
+        "a holder learns of a loss at its deadline only",
+    )
 }
 
 pub(crate) fn bounded_ttl(c: &Capabilities) -> Result<(), &'static str> {
     use leasehold_core::Ttl;
     exclusive(c)?;
-    when(c.min_ttl > Ttl::MIN || c.max_ttl < Ttl::MAX, "every TTL is supported")
+    when(
+        c.min_ttl > Ttl::MIN || c.max_ttl < Ttl::MAX,
+        "every TTL is supported",
+    )
 }

@@ -2,13 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Attempt, Clock, Inspection, Lease, LockBackend, LockClient, LockKey, Request, Result};
+use leasehold_core::{
+    Attempt, Clock, Inspection, Lease, LockBackend, LockClient, LockKey, Request, Result,
+};
 
 use crate::subject::Subject;
 
 pub(crate) type Backend = Arc<dyn LockBackend>;
 
-/// Time for what happens soon but not at once: a background release, a cancellation, a waiter that queues up.
+/// Time for what happens soon but not at once: a background release, a cancellation, a waiter that
+/// queues up.
 pub(crate) const SOON: Duration = Duration::from_millis(100);
 
 /// How long is waited for what should happen soon, where it can be seen to have happened.
@@ -24,7 +27,10 @@ pub(crate) fn must<T>(result: Result<T>, claim: &str) -> T {
 }
 
 pub(crate) fn key(subject: &dyn Subject, hint: &str) -> LockKey {
-    must(LockKey::new(subject.name(hint)), "the subject's name is a lock name")
+    must(
+        LockKey::new(subject.name(hint)),
+        "the subject's name is a lock name",
+    )
 }
 
 /// A client with a handle of its own, as another process would have.
@@ -33,13 +39,19 @@ pub(crate) async fn client(subject: &dyn Subject) -> LockClient {
 }
 
 pub(crate) async fn client_with(subject: &dyn Subject, clock: Arc<dyn Clock>) -> LockClient {
-    LockClient::builder(subject.open().await).with_ttl(subject.ttl()).with_clock(clock).build()
+    LockClient::builder(subject.open().await)
+        .with_ttl(subject.ttl())
+        .with_clock(clock)
+        .build()
 }
 
 /// A fresh acquisition for the contract itself.
 pub(crate) fn request(subject: &dyn Subject, backend: &Backend, key: &LockKey) -> Request {
     let drift = backend.capabilities().drift;
-    Request::new(key.clone()).with_ttl(subject.ttl()).with_label("testkit").with_clock(subject.clock(), drift)
+    Request::new(key.clone())
+        .with_ttl(subject.ttl())
+        .with_label("testkit")
+        .with_clock(subject.clock(), drift)
 }
 
 /// Inspects until what is seen is as expected, or it has had time enough. What was seen last.
@@ -69,7 +81,10 @@ pub(crate) async fn queued(client: &LockClient, key: &LockKey) {
 }
 
 #[track_caller]
-pub(crate) fn attempt(backend: &Backend, request: Request) -> impl Future<Output = Option<Arc<dyn Lease>>> + Send {
+pub(crate) fn attempt(
+    backend: &Backend,
+    request: Request,
+) -> impl Future<Output = Option<Arc<dyn Lease>>> + Send {
     let attempt = Arc::clone(backend).try_acquire(request);
     async move {
         match must(attempt.await, "an attempt is answered") {
@@ -80,12 +95,17 @@ pub(crate) fn attempt(backend: &Backend, request: Request) -> impl Future<Output
 }
 
 pub(crate) async fn granted(backend: &Backend, request: Request, claim: &str) -> Arc<dyn Lease> {
-    let Some(lease) = attempt(backend, request).await else { panic!("{claim}: it was refused") };
+    let Some(lease) = attempt(backend, request).await else {
+        panic!("{claim}: it was refused")
+    };
     lease
 }
 
 pub(crate) async fn refused(backend: &Backend, request: Request, claim: &str) {
-    assert!(attempt(backend, request).await.is_none(), "{claim}: it was granted");
+    assert!(
+        attempt(backend, request).await.is_none(),
+        "{claim}: it was granted"
+    );
 }
 
 pub(crate) async fn release(lease: &Arc<dyn Lease>) {
@@ -105,7 +125,10 @@ pub(crate) async fn granted_within(
         if let Some(lease) = attempt(backend, request(subject, backend, key)).await {
             return lease;
         }
-        assert!(subject.clock().now() < until, "{claim}: it is still held after {within:?}");
+        assert!(
+            subject.clock().now() < until,
+            "{claim}: it is still held after {within:?}"
+        );
         tokio::time::sleep(within / 100).await;
     }
 }
@@ -115,9 +138,14 @@ pub(crate) fn lifetime(subject: &dyn Subject) -> Duration {
     subject.ttl().as_duration() + subject.slack()
 }
 
-/// What is due after `exactly` so long may come that late where time is real: the machine may be busy.
+/// What is due after `exactly` so long may come that late where time is real: the machine may be
+/// busy.
 pub(crate) fn at_the_latest(subject: &dyn Subject, exactly: Duration) -> Duration {
-    if subject.is_time_paused() { exactly } else { exactly + subject.ttl().as_duration() * 5 }
+    if subject.is_time_paused() {
+        exactly
+    } else {
+        exactly + subject.ttl().as_duration() * 5
+    }
 }
 
 /// Lets a grant that nobody renews expire.
@@ -137,7 +165,10 @@ pub(crate) async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Ou
 }
 
 /// Polls a future `polls` times, each as soon as it asks for it; its output if it came to its end.
-pub(crate) async fn poll_times<F: Future + Unpin>(future: &mut F, polls: usize) -> Option<F::Output> {
+pub(crate) async fn poll_times<F: Future + Unpin>(
+    future: &mut F,
+    polls: usize,
+) -> Option<F::Output> {
     let mut left = polls;
     std::future::poll_fn(|cx| {
         if left == 0 {

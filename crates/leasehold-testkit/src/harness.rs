@@ -9,15 +9,18 @@ use std::{
 };
 
 use crate::{
-    wrapping::{Form, InForm},
     registry::cases,
     report::{Outcome, message, reason_not_to, run_case},
     subject::Subject,
+    wrapping::{Form, InForm},
 };
 
 /// Whether time is real or paused: `start_paused` of tokio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(non_camel_case_types, reason = "they are the words that the macro takes")]
+#[allow(
+    non_camel_case_types,
+    reason = "they are the words that the macro takes"
+)]
 pub enum Time {
     /// Real, on two workers.
     real,
@@ -28,8 +31,14 @@ pub enum Time {
 impl Time {
     fn block_on<T>(self, work: impl Future<Output = T>) -> T {
         let runtime = match self {
-            Self::real => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
-            Self::paused => tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build(),
+            Self::real => tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build(),
+            Self::paused => tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build(),
         };
         match runtime {
             Ok(runtime) => runtime.block_on(work),
@@ -39,21 +48,33 @@ impl Time {
 }
 
 /// Runs the case of this name; panics if it fails, with one message and no backtrace.
-pub fn test<Fut: Future<Output = Box<dyn Subject>>>(time: Time, subject: fn() -> Fut, form: Form, name: &str) {
+pub fn test<Fut: Future<Output = Box<dyn Subject>>>(
+    time: Time,
+    subject: fn() -> Fut,
+    form: Form,
+    name: &str,
+) {
     let (outcome, panics) = noting_panics(|| {
         time.block_on(async {
             let subject = subject().await;
             let Some(case) = cases().into_iter().find(|case| case.name == name) else {
                 return Outcome::Failed(String::from("there is no such case"));
             };
-            run_case(&InForm::new(&*subject, form).in_paused_time(time == Time::paused), &case).await
+            run_case(
+                &InForm::new(&*subject, form).in_paused_time(time == Time::paused),
+                &case,
+            )
+            .await
         })
     });
     match outcome {
         Ok(Outcome::Passed) => {}
         Ok(Outcome::NotRun(reason)) => println!("not run: {name}: {reason}"),
         Ok(Outcome::Failed(what)) => fail(&format!("{name}: {what}"), &panics),
-        Err(panic) => fail(&format!("{name}: no subject: {}", message(&*panic)), &panics),
+        Err(panic) => fail(
+            &format!("{name}: no subject: {}", message(&*panic)),
+            &panics,
+        ),
     }
 }
 
@@ -137,12 +158,16 @@ mod tests {
             others(info);
         }));
         let name = Bug::TokenPerClient.case();
-        let failed = panic::catch_unwind(|| test(Time::paused, broken, Form::Itself, name)).unwrap_err();
+        let failed =
+            panic::catch_unwind(|| test(Time::paused, broken, Form::Itself, name)).unwrap_err();
         assert_eq!(PRINTED.get(), 0);
         let told = message(&*failed);
         assert!(told.starts_with(&format!("{name}: ")), "{told}");
         let (_, panics) = noting_panics(|| panic!("a claim"));
-        assert!(panics[0].starts_with("a claim (") && panics[0].contains("harness.rs:"), "{panics:?}");
+        assert!(
+            panics[0].starts_with("a claim (") && panics[0].contains("harness.rs:"),
+            "{panics:?}"
+        );
         assert_eq!(PRINTED.get(), 0);
     }
 }

@@ -1,13 +1,13 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod mutants;
 pub mod cases;
 pub mod history;
+pub mod mutants;
 pub mod sim;
 
 mod case;
-mod wrapping;
+mod fixtures;
 mod model;
 mod panicking;
 #[cfg(target_os = "linux")]
@@ -16,8 +16,8 @@ mod process;
 mod registry;
 mod report;
 mod skewed_clock;
-mod fixtures;
 mod subject;
+mod wrapping;
 
 #[doc(hidden)]
 pub mod harness;
@@ -26,12 +26,12 @@ pub mod harness;
 pub use crate::port::free_port;
 pub use crate::{
     case::{Case, Needs},
-    wrapping::{Form, Forwarding, InForm},
     panicking::PanickingSubscriber,
     registry::cases,
     report::{CaseReport, Outcome, Report, run_all, run_case},
     skewed_clock::SkewedClock,
     subject::{Subject, SubjectOf},
+    wrapping::{Form, Forwarding, InForm},
 };
 
 /// The program on the page about adding a backend compiles.

@@ -1,4 +1,5 @@
-//! The model: the smallest store that keeps the whole contract, over which the broken backends are variations.
+//! The model: the smallest store that keeps the whole contract, over which the broken backends are
+//! variations.
 
 use std::{
     collections::HashMap,
@@ -12,15 +13,17 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Clock, Contention, Deadline, ClockDrift, Error, ErrorKind, Fairness, Fencing,
-    FencingToken, HolderRef, Inspection, Lease, AtomicDeadline, LockBackend, LockKey, LossReason, LossDetection, LossNotifier,
-    Mode, Timestamp, AcquisitionId, Released, Request, Result, KeepAlive, WaiterRef, WaiterNotification, acquire_with_retry,
+    AcquisitionId, AtomicDeadline, Attempt, Broken, Capabilities, Clock, ClockDrift, Contention,
+    Deadline, Error, ErrorKind, Fairness, Fencing, FencingToken, HolderRef, Inspection, KeepAlive,
+    Lease, LockBackend, LockKey, LossDetection, LossNotifier, LossReason, Mode, Released, Request,
+    Result, Timestamp, WaiterNotification, WaiterRef, acquire_with_retry,
 };
 use tokio::sync::watch;
 
 use crate::mutants::Bug;
 
-/// What a request does happens at its first poll, as if it had been sent; its answer takes this long.
+/// What a request does happens at its first poll, as if it had been sent; its answer takes this
+/// long.
 const ANSWER: Duration = Duration::from_millis(1);
 /// A wake-up takes longer than an answer: whoever releases and asks again at once is always first.
 const PUSH: Duration = Duration::from_millis(3);
@@ -75,12 +78,22 @@ struct Waiter {
 
 impl Store {
     pub(crate) fn new(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool) -> Arc<Self> {
-        Arc::new(Self { clock, bug, instant, next_handle: AtomicU64::new(0), keys: Mutex::default() })
+        Arc::new(Self {
+            clock,
+            bug,
+            instant,
+            next_handle: AtomicU64::new(0),
+            keys: Mutex::default(),
+        })
     }
 
     pub(crate) fn open(self: &Arc<Self>) -> Arc<Model> {
         let id = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Model { store: Arc::clone(self), id, owner: AcquisitionId::random() })
+        Arc::new(Model {
+            store: Arc::clone(self),
+            id,
+            owner: AcquisitionId::random(),
+        })
     }
 
     async fn answer(&self) {
@@ -98,10 +111,18 @@ impl Store {
     }
 
     /// Changes a key, after what has expired by `now` is gone.
-    fn change<T>(&self, key: &LockKey, permit: bool, now: Timestamp, change: impl FnOnce(&mut Key) -> T) -> T {
+    fn change<T>(
+        &self,
+        key: &LockKey,
+        permit: bool,
+        now: Timestamp,
+        change: impl FnOnce(&mut Key) -> T,
+    ) -> T {
         let mut name = key.as_bytes().to_vec();
         if self.has(Bug::NamesCollide) {
-            name.iter_mut().filter(|byte| !byte.is_ascii_alphanumeric()).for_each(|byte| *byte = b'_');
+            name.iter_mut()
+                .filter(|byte| !byte.is_ascii_alphanumeric())
+                .for_each(|byte| *byte = b'_');
         }
         let mut keys = self.lock();
         let key = keys.entry((name, permit)).or_insert_with(Key::new);
@@ -164,12 +185,20 @@ enum Answer {
 
 impl Model {
     fn owner_of(&self, request: &Request) -> AcquisitionId {
-        if self.store.has(Bug::OwnerPerObject) { self.owner } else { request.owner() }
+        if self.store.has(Bug::OwnerPerObject) {
+            self.owner
+        } else {
+            request.owner()
+        }
     }
 
     fn ask(&self, request: &Request, ttl: Duration) -> Result<Answer> {
         let store = &self.store;
-        let clock = if store.has(Bug::ClientTimestamp) { request.clock() } else { &store.clock };
+        let clock = if store.has(Bug::ClientTimestamp) {
+            request.clock()
+        } else {
+            &store.clock
+        };
         let now = clock.now();
         let (mode, owner) = (request.mode(), self.owner_of(request));
         store.change(request.key(), mode.is_permit(), now, |key| {
@@ -178,7 +207,10 @@ impl Model {
                 && of != others
                 && !store.has(Bug::PermitCountsMayDiffer)
             {
-                return Err(Error::new(ErrorKind::Mismatch, format!("others hold permits of {others}, not of {of}")));
+                return Err(Error::new(
+                    ErrorKind::Mismatch,
+                    format!("others hold permits of {others}, not of {of}"),
+                ));
             }
             let free = match mode {
                 Mode::Shared => key.holders.iter().all(|holder| holder.mode == Mode::Shared),
@@ -193,7 +225,10 @@ impl Model {
                 && key.holders.iter().any(|holder| holder.handle == self.id);
             let behind_writer = mode == Mode::Shared
                 && !store.has(Bug::ReaderOvertakesWriter)
-                && key.waiters.iter().any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
+                && key
+                    .waiters
+                    .iter()
+                    .any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
             let yielding = request.yields_to_waiters() && !store.has(Bug::GateNeverYields);
             let after_you = yielding && key.waiters.iter().any(|waiter| waiter.handle != self.id);
             if (free || again) && !behind_writer && !after_you {
@@ -211,7 +246,11 @@ impl Model {
                 });
                 return Ok(Answer::Granted(token));
             }
-            let left = key.holders.iter().map(|holder| holder.until.since(now)).min();
+            let left = key
+                .holders
+                .iter()
+                .map(|holder| holder.until.since(now))
+                .min();
             if request.is_waiting() && !key.waiters.iter().any(|waiter| waiter.owner == owner) {
                 key.waiters.push(Waiter {
                     handle: self.id,
@@ -221,7 +260,11 @@ impl Model {
                     until: now,
                 });
             }
-            for waiter in key.waiters.iter_mut().filter(|waiter| waiter.owner == owner) {
+            for waiter in key
+                .waiters
+                .iter_mut()
+                .filter(|waiter| waiter.owner == owner)
+            {
                 // One that has died is forgotten.
                 waiter.until = now + left.unwrap_or_default() + request.ttl().as_duration();
             }
@@ -245,11 +288,16 @@ impl Model {
 
     fn leave(&self, request: &Request) {
         let owner = self.owner_of(request);
-        self.store.change(request.key(), request.mode().is_permit(), self.store.clock.now(), |key| {
-            key.waiters.retain(|waiter| waiter.owner != owner);
-            // A reader may wait behind a writer that has gone.
-            key.freed();
-        });
+        self.store.change(
+            request.key(),
+            request.mode().is_permit(),
+            self.store.clock.now(),
+            |key| {
+                key.waiters.retain(|waiter| waiter.owner != owner);
+                // A reader may wait behind a writer that has gone.
+                key.freed();
+            },
+        );
     }
 }
 
@@ -290,7 +338,10 @@ impl LockBackend for Model {
         capabilities.permits = true;
         capabilities.min_ttl = leasehold_core::Ttl::from_millis(10).unwrap_or_default();
         capabilities.max_ttl = leasehold_core::Ttl::from_secs(24 * 3600).unwrap_or_default();
-        capabilities.drift = ClockDrift { rate_ppm: 1_000, constant: Duration::ZERO };
+        capabilities.drift = ClockDrift {
+            rate_ppm: 1_000,
+            constant: Duration::ZERO,
+        };
         capabilities.fencing = Fencing::UntilAmnesia;
         capabilities.fairness = Fairness::None;
         capabilities.waiter_notification = WaiterNotification::Pushed;
@@ -305,7 +356,11 @@ impl LockBackend for Model {
         self.capabilities().check(request.mode(), request.ttl())?;
         let mut sent = request.now();
         let two_steps = self.store.has(Bug::SetnxThenExpire);
-        let ttl = if two_steps { NEVER } else { request.ttl().as_duration() };
+        let ttl = if two_steps {
+            NEVER
+        } else {
+            request.ttl().as_duration()
+        };
         let answer = self.ask(&request, ttl)?;
         self.store.answer().await;
         let token = match answer {
@@ -335,7 +390,10 @@ impl LockBackend for Model {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let acquired = acquire_with_retry(request.clone(), |request| Arc::clone(&self).try_acquire(request)).await;
+        let acquired = acquire_with_retry(request.clone(), |request| {
+            Arc::clone(&self).try_acquire(request)
+        })
+        .await;
         if acquired.is_err() && !self.store.has(Bug::CancelledWaiterStays) {
             self.leave(&request);
         }
@@ -356,7 +414,12 @@ impl LockBackend for Model {
                     shown.expires_in = Some(holder.until.since(now));
                     holders.push(shown);
                 }
-                waiters.extend(state.waiters.iter().map(|waiter| WaiterRef::new(Some(waiter.mode), &waiter.label)));
+                waiters.extend(
+                    state
+                        .waiters
+                        .iter()
+                        .map(|waiter| WaiterRef::new(Some(waiter.mode), &waiter.label)),
+                );
             });
         }
         self.store.answer().await;
@@ -366,23 +429,34 @@ impl LockBackend for Model {
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         let permit = holder.mode.is_some_and(Mode::is_permit);
         let any = self.store.has(Bug::BreakHitsNewerHolder);
-        let broken = self.store.change(&holder.key, permit, self.store.clock.now(), |key| {
-            let found = key.holders.iter().find(|held| any || held.owner.to_hex()[..] == holder.id).cloned();
-            let Some(found) = found else { return Broken::AlreadyGone };
-            if !now {
-                if self.store.has(Bug::GracefulBreakFreesAtOnce) {
-                    key.remove(found.owner);
+        let broken = self
+            .store
+            .change(&holder.key, permit, self.store.clock.now(), |key| {
+                let found = key
+                    .holders
+                    .iter()
+                    .find(|held| any || held.owner.to_hex()[..] == holder.id)
+                    .cloned();
+                let Some(found) = found else {
+                    return Broken::AlreadyGone;
+                };
+                if !now {
+                    if self.store.has(Bug::GracefulBreakFreesAtOnce) {
+                        key.remove(found.owner);
+                    }
+                    let ours = key
+                        .holders
+                        .iter_mut()
+                        .find(|held| held.owner == found.owner);
+                    ours.into_iter().for_each(|held| held.renewable = false);
+                    return Broken::FreeWithin(holder.expires_in);
                 }
-                let ours = key.holders.iter_mut().find(|held| held.owner == found.owner);
-                ours.into_iter().for_each(|held| held.renewable = false);
-                return Broken::FreeWithin(holder.expires_in);
-            }
-            key.remove(found.owner);
-            if !self.store.has(Bug::LossUntold) {
-                found.losses.lost(LossReason::Replaced);
-            }
-            Broken::Freed
-        });
+                key.remove(found.owner);
+                if !self.store.has(Bug::LossUntold) {
+                    found.losses.lost(LossReason::Replaced);
+                }
+                Broken::Freed
+            });
         self.store.answer().await;
         Ok(broken)
     }
@@ -406,14 +480,22 @@ struct ModelLease {
 
 impl ModelLease {
     fn change<T>(&self, now: Timestamp, change: impl FnOnce(&mut Key) -> T) -> T {
-        self.store.change(self.request.key(), self.request.mode().is_permit(), now, change)
+        self.store.change(
+            self.request.key(),
+            self.request.mode().is_permit(),
+            now,
+            change,
+        )
     }
 
     /// Sets the expiry of what is ours, if it is.
     fn extend(&self, now: Timestamp) -> bool {
         let until = now + self.request.ttl().as_duration();
         self.change(now, |key| {
-            let ours = key.holders.iter_mut().find(|holder| holder.owner == self.owner && holder.renewable);
+            let ours = key
+                .holders
+                .iter_mut()
+                .find(|holder| holder.owner == self.owner && holder.renewable);
             ours.map(|holder| holder.until = until).is_some()
         })
     }
@@ -462,10 +544,17 @@ impl Lease for ModelLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        let clock = if self.store.has(Bug::ClientTimestamp) { self.request.clock() } else { &self.store.clock };
+        let clock = if self.store.has(Bug::ClientTimestamp) {
+            self.request.clock()
+        } else {
+            &self.store.clock
+        };
         let mut sent = self.request.now();
         let renewed = self.renewed(clock.now());
-        if self.store.has(Bug::RenewalOutlivesGuard) && renewed && !self.kept.swap(true, Ordering::AcqRel) {
+        if self.store.has(Bug::RenewalOutlivesGuard)
+            && renewed
+            && !self.kept.swap(true, Ordering::AcqRel)
+        {
             let kept = Arc::clone(&self);
             drop(tokio::spawn(async move {
                 loop {
@@ -482,7 +571,9 @@ impl Lease for ModelLease {
             sent = self.request.now();
         }
         if renewed
-            && (self.until.advance(self.request.deadline_from(sent), self.request.now())
+            && (self
+                .until
+                .advance(self.request.deadline_from(sent), self.request.now())
                 || self.store.has(Bug::LateRenewalRevives))
         {
             Ok(())
@@ -502,10 +593,15 @@ impl Lease for ModelLease {
             }
             freed
         });
-        // Without the pause in which the gate waits for the answer, nothing but yielding lets others in.
+        // Without the pause in which the gate waits for the answer, nothing but yielding lets
+        // others in.
         if !store.has(Bug::GateNeverYields) {
             self.store.answer().await;
         }
-        Ok(if freed || store.has(Bug::ReleaseNeverTells) { Released::Freed } else { Released::AlreadyLost })
+        Ok(if freed || store.has(Bug::ReleaseNeverTells) {
+            Released::Freed
+        } else {
+            Released::AlreadyLost
+        })
     }
 }

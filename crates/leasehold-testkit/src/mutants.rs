@@ -1,7 +1,8 @@
-//! Backends that are broken on purpose. Each has one classic bug and must fail exactly one case: that tests the tests.
+//! Backends that are broken on purpose. Each has one classic bug and must fail exactly one case:
+//! that tests the tests.
 //!
-//! All are one small store in memory (the *model*), which without a bug keeps the whole contract. Run them in tokio's
-//! paused time: `start_paused`, on a current-thread runtime.
+//! All are one small store in memory (the *model*), which without a bug keeps the whole contract.
+//! Run them in tokio's paused time: `start_paused`, on a current-thread runtime.
 
 use std::sync::Arc;
 
@@ -41,15 +42,20 @@ macro_rules! bugs {
 bugs! {
     /// `SETNX`, then `EXPIRE` in a second step: a crash between them locks for ever.
     SetnxThenExpire => crash_at_any_point_frees_after_ttl,
-    /// The expiry is a client's timestamp in the value, compared with the next client's clock: a skewed clock steals.
+    /// The expiry is a client's timestamp in the value, compared with the next client's clock: a
+    /// skewed clock steals.
     ClientTimestamp => skewed_clock_steals_nothing,
-    /// `SET NX PX` without an owner in the value, and a plain `DEL`: a late release frees the successor.
+    /// `SET NX PX` without an owner in the value, and a plain `DEL`: a late release frees the
+    /// successor.
     NoOwnerValue => stale_release_does_not_free_successor,
-    /// One owner per lock object instead of per acquisition: an old grant's release frees a newer one of the same object.
+    /// One owner per lock object instead of per acquisition: an old grant's release frees a newer
+    /// one of the same object.
     OwnerPerObject => stale_release_does_not_free_successor,
-    /// Whoever uses the same connection is taken for the same holder: two tasks of a process both hold.
+    /// Whoever uses the same connection is taken for the same holder: two tasks of a process both
+    /// hold.
     ReentrantByAccident => two_acquisitions_of_one_client_exclude_each_other,
-    /// The deadline is counted from when the reply came: the holder believes longer than the server grants.
+    /// The deadline is counted from when the reply came: the holder believes longer than the server
+    /// grants.
     DeadlineFromReply => deadline_is_counted_from_before_the_request,
     /// No wake-up: waiters learn of a release only when the holder's TTL would have ended.
     NoWakeUp => waiter_is_woken_without_polling,
@@ -65,7 +71,8 @@ bugs! {
     RenewalOutlivesGuard => nothing_renews_after_release,
     /// A renewal reads that it holds, then writes: a release in between is undone.
     RenewalUndoesRelease => renewal_racing_release_never_leaves_it_held,
-    /// A renewal that comes after the deadline sets the lock again, over the gap in which another may have held it.
+    /// A renewal that comes after the deadline sets the lock again, over the gap in which another
+    /// may have held it.
     LateRenewalRevives => late_renewal_does_not_revive,
     /// Every release says that it freed the lock.
     ReleaseNeverTells => release_is_idempotent_and_truthful,

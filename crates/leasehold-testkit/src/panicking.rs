@@ -13,8 +13,9 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, BoxFuture, Broken, Capabilities, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Pong, Released, Request, Result, TokenVote, KeepAlive, quorum::QuorumNode,
+    Attempt, BoxFuture, Broken, Capabilities, Deadline, FencingToken, HolderRef, Inspection,
+    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, TokenVote,
+    quorum::QuorumNode,
 };
 use tracing::{
     Event, Metadata, Subscriber,
@@ -81,12 +82,18 @@ impl Plan {
     }
 
     fn is_armed(&self, call: Call, stage: Stage) -> bool {
-        self.left() > 0 && *self.armed.lock().unwrap_or_else(PoisonError::into_inner) == Some((call, stage))
+        self.left() > 0
+            && *self.armed.lock().unwrap_or_else(PoisonError::into_inner) == Some((call, stage))
     }
 
     /// Panics if it is time to.
     fn reached(&self, call: Call, stage: Stage) {
-        if self.is_armed(call, stage) && self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+        if self.is_armed(call, stage)
+            && self
+                .left
+                .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+                .is_ok()
+        {
             // Without a message in the test's output for each.
             resume_unwind(Box::new("told to panic"));
         }
@@ -94,7 +101,12 @@ impl Plan {
 
     fn call<'a, T: 'a>(self: &Arc<Self>, call: Call, work: BoxFuture<'a, T>) -> BoxFuture<'a, T> {
         self.reached(call, Stage::Called);
-        Box::pin(Polled { plan: Arc::clone(self), call, work, polling: false })
+        Box::pin(Polled {
+            plan: Arc::clone(self),
+            call,
+            work,
+            polling: false,
+        })
     }
 }
 
@@ -135,14 +147,20 @@ pub(crate) struct Panicking {
 
 impl Panicking {
     pub(crate) fn new(inner: Arc<dyn LockBackend>, plan: &Arc<Plan>) -> Self {
-        Self { inner, plan: Arc::clone(plan) }
+        Self {
+            inner,
+            plan: Arc::clone(plan),
+        }
     }
 
     async fn granted(&self, call: Call, lease: Arc<dyn Lease>) -> Arc<dyn Lease> {
         if self.plan.is_armed(call, Stage::Done) {
             drop(Arc::clone(&lease).release().await);
         }
-        Arc::new(PanickingLease { inner: lease, plan: Arc::clone(&self.plan) })
+        Arc::new(PanickingLease {
+            inner: lease,
+            plan: Arc::clone(&self.plan),
+        })
     }
 }
 
@@ -166,7 +184,9 @@ impl LockBackend for Panicking {
         let this = Arc::clone(&self);
         let attempt = async move {
             Ok(match Arc::clone(&this.inner).try_acquire(request).await? {
-                Attempt::Granted(lease) => Attempt::Granted(this.granted(Call::TryAcquire, lease).await),
+                Attempt::Granted(lease) => {
+                    Attempt::Granted(this.granted(Call::TryAcquire, lease).await)
+                }
                 contended => contended,
             })
         };
@@ -190,7 +210,9 @@ impl LockBackend for Panicking {
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        self.plan.call(Call::Break, self.inner.break_lock(holder, now)).await
+        self.plan
+            .call(Call::Break, self.inner.break_lock(holder, now))
+            .await
     }
 
     async fn ping(&self) -> Result<Pong> {
@@ -245,12 +267,13 @@ impl Lease for PanickingLease {
     where
         Self: 'a,
     {
-        self.plan.call(Call::Release, Arc::clone(&self.inner).release())
+        self.plan
+            .call(Call::Release, Arc::clone(&self.inner).release())
     }
 }
 
-/// A tracing subscriber that panics at one of its calls, counted from 0, or at every call. It records
-/// the targets of all crates of Leasehold.
+/// A tracing subscriber that panics at one of its calls, counted from 0, or at every call. It
+/// records the targets of all crates of Leasehold.
 ///
 /// The panics run no panic hook, so that the output of a test stays short.
 ///
@@ -275,7 +298,14 @@ impl PanickingSubscriber {
     #[must_use]
     pub fn new(at: Option<usize>) -> (Self, Arc<AtomicUsize>) {
         let calls = Arc::new(AtomicUsize::new(0));
-        (Self { at, calls: Arc::clone(&calls), spans: AtomicU64::new(0) }, calls)
+        (
+            Self {
+                at,
+                calls: Arc::clone(&calls),
+                spans: AtomicU64::new(0),
+            },
+            calls,
+        )
     }
 
     fn called(&self) {

@@ -6,11 +6,12 @@ use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 
 use crate::subject::Subject;
 
-/// Lets `life` run as another process, up to its end; then nothing in that process goes on. What it spawned and what it
-/// is connected by stays as it stands, open and silent: a process that was stopped for ever, which is harder on others than one
-/// that was killed.
+/// Lets `life` run as another process, up to its end; then nothing in that process goes on. What it
+/// spawned and what it is connected by stays as it stands, open and silent: a process that was
+/// stopped for ever, which is harder on others than one that was killed.
 ///
-/// What `life` owns it must forget itself: dropped, it could say goodbye. In paused time it runs on the runtime of the case.
+/// What `life` owns it must forget itself: dropped, it could say goodbye. In paused time it runs on
+/// the runtime of the case.
 pub(crate) async fn die_after<Fut: Future<Output = ()> + Send>(
     subject: &dyn Subject,
     life: impl FnOnce() -> Fut + Send,

@@ -1,9 +1,10 @@
-//! The list of the cases, and what is made of it: [`cases()`] and [`conformance!`](crate::conformance).
+//! The list of the cases, and what is made of it: [`cases()`] and
+//! [`conformance!`](crate::conformance).
 
 use crate::case::Case;
 
-/// Calls `$callback! { $args  concept { case: needs, … } … }` with every case. The one list; a case that is not in it fails
-/// the test `every_case_is_listed`.
+/// Calls `$callback! { $args concept { case: needs, … } … }` with every case. The one list; a case
+/// that is not in it fails the test `every_case_is_listed`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __with_cases {
@@ -112,12 +113,12 @@ pub fn cases() -> Vec<Case> {
     crate::__with_cases!([list], [])
 }
 
-/// Makes a module of tests: every case in every [`Form`](crate::Form), and one test that prints the cases that this
-/// backend does not run.
+/// Makes a module of tests: every case in every [`Form`](crate::Form), and one test that prints the
+/// cases that this backend does not run.
 ///
-/// `conformance!(module, subject)`, or `conformance!(module, paused, subject)` for a backend without a server whose time is
-/// tokio's. The expression may `.await`, is evaluated on the runtime of each test anew, and sees what is in scope where the
-/// macro is used.
+/// `conformance!(module, subject)`, or `conformance!(module, paused, subject)` for a backend
+/// without a server whose time is tokio's. The expression may `.await`, is evaluated on the runtime
+/// of each test anew, and sees what is in scope where the macro is used.
 #[macro_export]
 macro_rules! conformance {
     ($module:ident, paused, $subject:expr $(,)?) => {

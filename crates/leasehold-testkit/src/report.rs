@@ -37,7 +37,10 @@ impl Report {
     /// The names of the cases that failed.
     #[must_use]
     pub fn failed(&self) -> Vec<&'static str> {
-        let failed = self.cases.iter().filter(|report| matches!(report.outcome, Outcome::Failed(_)));
+        let failed = self
+            .cases
+            .iter()
+            .filter(|report| matches!(report.outcome, Outcome::Failed(_)));
         failed.map(|report| report.case).collect()
     }
 }
@@ -55,21 +58,24 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the cases that `filter` chooses, one after the other. A panic is a failure, and so is taking longer than
-/// [`Subject::limit`].
+/// Runs the cases that `filter` chooses, one after the other. A panic is a failure, and so is
+/// taking longer than [`Subject::limit`].
 ///
 /// # Cancel safety
 /// Dropping it stops at once; locks of the running case expire.
 pub async fn run_all(subject: &dyn Subject, filter: impl Fn(&Case) -> bool) -> Report {
     let mut report = Report::default();
     for case in cases().into_iter().filter(filter) {
-        report.cases.push(CaseReport { case: case.name, outcome: run_case(subject, &case).await });
+        report.cases.push(CaseReport {
+            case: case.name,
+            outcome: run_case(subject, &case).await,
+        });
     }
     report
 }
 
-/// Runs one case, if the subject can be asked for it. A panic is a failure, and so is taking longer than
-/// [`Subject::limit`].
+/// Runs one case, if the subject can be asked for it. A panic is a failure, and so is taking longer
+/// than [`Subject::limit`].
 ///
 /// # Cancel safety
 /// As [`run_all`].
@@ -90,7 +96,9 @@ pub(crate) async fn reason_not_to(subject: &dyn Subject, case: &Case) -> Option<
     if let Some(excuse) = subject.excuse(case.name) {
         return Some(excuse);
     }
-    (case.needs)(&subject.open().await.capabilities()).err().map(String::from)
+    (case.needs)(&subject.open().await.capabilities())
+        .err()
+        .map(String::from)
 }
 
 pub(crate) fn message(panic: &(dyn Any + Send)) -> String {

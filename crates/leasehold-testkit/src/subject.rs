@@ -3,18 +3,19 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use leasehold_core::{BoxFuture, Clock, LockBackend, AcquisitionId, SystemClock, Ttl};
+use leasehold_core::{AcquisitionId, BoxFuture, Clock, LockBackend, SystemClock, Ttl};
 
 /// A store, and how to reach it as several processes would.
 ///
 /// Only [`open`](Self::open) has no default. [`SubjectOf`] makes a subject of a closure.
 #[async_trait]
 pub trait Subject: Send + Sync {
-    /// A new handle on the *same* store, which shares nothing with the earlier ones in this process: its own connection,
-    /// its own session. What it panics with fails the case.
+    /// A new handle on the *same* store, which shares nothing with the earlier ones in this
+    /// process: its own connection, its own session. What it panics with fails the case.
     async fn open(&self) -> Arc<dyn LockBackend>;
 
-    /// The TTL that the cases use: short, because cases wait for it to pass, but long beside a round trip.
+    /// The TTL that the cases use: short, because cases wait for it to pass, but long beside a
+    /// round trip.
     fn ttl(&self) -> Ttl {
         Ttl::from_secs(1).unwrap_or_default()
     }
@@ -39,13 +40,14 @@ pub trait Subject: Send + Sync {
         format!("testkit/{hint}/{}", AcquisitionId::random())
     }
 
-    /// Whether time is tokio's paused time. Only in real time can a case act another process by a runtime of its own.
-    /// [`conformance!`](crate::conformance) knows by itself.
+    /// Whether time is tokio's paused time. Only in real time can a case act another process by a
+    /// runtime of its own. [`conformance!`](crate::conformance) knows by itself.
     fn is_time_paused(&self) -> bool {
         false
     }
 
-    /// Why this case is not run although the capabilities say that it could be. It is printed, as every reason is.
+    /// Why this case is not run although the capabilities say that it could be. It is printed, as
+    /// every reason is.
     fn excuse(&self, case: &str) -> Option<String> {
         let _ = case;
         None
@@ -127,7 +129,10 @@ impl SubjectOf {
 
 impl std::fmt::Debug for SubjectOf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SubjectOf").field("ttl", &self.ttl).field("clock", &self.clock).finish_non_exhaustive()
+        f.debug_struct("SubjectOf")
+            .field("ttl", &self.ttl)
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
     }
 }
 
@@ -142,7 +147,8 @@ impl Subject for SubjectOf {
     }
 
     fn slack(&self) -> Duration {
-        self.slack.unwrap_or_else(|| self.ttl.as_duration() / 4 + Duration::from_millis(100))
+        self.slack
+            .unwrap_or_else(|| self.ttl.as_duration() / 4 + Duration::from_millis(100))
     }
 
     fn clock(&self) -> Arc<dyn Clock> {
@@ -154,6 +160,9 @@ impl Subject for SubjectOf {
     }
 
     fn excuse(&self, case: &str) -> Option<String> {
-        self.excuses.iter().find(|(name, _)| name == case).map(|(_, reason)| reason.clone())
+        self.excuses
+            .iter()
+            .find(|(name, _)| name == case)
+            .map(|(_, reason)| reason.clone())
     }
 }

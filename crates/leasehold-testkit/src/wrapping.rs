@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Pong, Request, Result,
-    Ttl, quorum::QuorumNode,
+    Attempt, Broken, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Pong,
+    Request, Result, Ttl, quorum::QuorumNode,
 };
 
 use crate::subject::Subject;
@@ -26,7 +26,8 @@ impl Form {
     pub const ALL: [Self; 3] = [Self::Itself, Self::AsArcDyn, Self::Forwarded];
 }
 
-/// The smallest wrapper: forwards every method. What a wrapper of yours looks like before it does anything.
+/// The smallest wrapper: forwards every method. What a wrapper of yours looks like before it does
+/// anything.
 #[derive(Debug)]
 pub struct Forwarding<B: ?Sized>(Arc<B>);
 
@@ -91,7 +92,11 @@ impl<'a> InForm<'a> {
     /// Opens what `subject` opens, in this form.
     #[must_use]
     pub fn new(subject: &'a dyn Subject, form: Form) -> Self {
-        Self { subject, form, paused: subject.is_time_paused() }
+        Self {
+            subject,
+            form,
+            paused: subject.is_time_paused(),
+        }
     }
 
     /// See [`Subject::is_time_paused`].
@@ -104,7 +109,9 @@ impl<'a> InForm<'a> {
 
 impl fmt::Debug for InForm<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InForm").field("form", &self.form).finish_non_exhaustive()
+        f.debug_struct("InForm")
+            .field("form", &self.form)
+            .finish_non_exhaustive()
     }
 }
 

@@ -15,7 +15,10 @@ async fn the_healthy_model_fails_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_two_steps_is_seen_in_real_time_too() {
     let bug = Bug::SetnxThenExpire;
-    let report = run_all(&ModelSubject::with_in_real_time(bug), |case| case.name == bug.case()).await;
+    let report = run_all(&ModelSubject::with_in_real_time(bug), |case| {
+        case.name == bug.case()
+    })
+    .await;
     assert_eq!(report.failed(), [bug.case()], "\n{report}");
 }
 

@@ -1,12 +1,14 @@
-//! The quorum over simulated nodes that fall silent, fail or lose a lock at one moment of an acquisition.
+//! The quorum over simulated nodes that fall silent, fail or lose a lock at one moment of an
+//! acquisition.
 
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Clock, ClockDrift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request, Result, Ttl,
+    Attempt, Clock, ClockDrift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request,
+    Result, Ttl,
     quorum::{Provision, QuorumBackend, QuorumConfig},
 };
-use leasehold_testkit::sim::{DataLoss, Network, SimBackend, SimClock, SimNode, NetworkConditions};
+use leasehold_testkit::sim::{DataLoss, Network, NetworkConditions, SimBackend, SimClock, SimNode};
 
 /// How long every message takes.
 const DELAY: Duration = Duration::from_millis(1);
@@ -27,31 +29,58 @@ impl Stage {
     async fn new() -> Self {
         let clock = SimClock::new();
         let network = Network::new(0);
-        network.set_weather(NetworkConditions { delay: DELAY..DELAY, ..NetworkConditions::FAIR });
+        network.set_weather(NetworkConditions {
+            delay: DELAY..DELAY,
+            ..NetworkConditions::FAIR
+        });
         let nodes: Vec<_> = (0..3).map(|_| SimNode::new(SimClock::new())).collect();
-        let connect = || nodes.iter().map(|node| network.connect(node)).collect::<Vec<_>>();
-        let links = connect().into_iter().map(|link| link as Arc<dyn LockBackend>).collect();
+        let connect = || {
+            nodes
+                .iter()
+                .map(|node| network.connect(node))
+                .collect::<Vec<_>>()
+        };
+        let links = connect()
+            .into_iter()
+            .map(|link| link as Arc<dyn LockBackend>)
+            .collect();
         let config = QuorumConfig::new().with_node_timeout(NODE_TIMEOUT);
-        let quorum = QuorumBackend::open(links, config.with_token_floor(|| FencingToken::new(0))).await.unwrap();
-        quorum.provision(&Provision::new(Ttl::new(TTL).unwrap()).with_never_used(true)).await.unwrap();
-        Self { clock, others: connect(), quorum, nodes }
+        let quorum = QuorumBackend::open(links, config.with_token_floor(|| FencingToken::new(0)))
+            .await
+            .unwrap();
+        quorum
+            .provision(&Provision::new(Ttl::new(TTL).unwrap()).with_never_used(true))
+            .await
+            .unwrap();
+        Self {
+            clock,
+            others: connect(),
+            quorum,
+            nodes,
+        }
     }
 
     fn request(&self, ttl: Duration) -> Request {
         let clock = Arc::clone(&self.clock);
-        Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::new(ttl).unwrap()).with_clock(clock, ClockDrift::DEFAULT)
+        Request::new(LockKey::new("k").unwrap())
+            .with_ttl(Ttl::new(ttl).unwrap())
+            .with_clock(clock, ClockDrift::DEFAULT)
     }
 
     async fn occupy(&self, node: usize, floor: u64) -> Arc<dyn Lease> {
         let request = self.request(TTL).with_token_floor(FencingToken::new(floor));
-        match Arc::clone(&self.others[node]).try_acquire(request).await.unwrap() {
+        match Arc::clone(&self.others[node])
+            .try_acquire(request)
+            .await
+            .unwrap()
+        {
             Attempt::Granted(lease) => lease,
             Attempt::Contended(_) => panic!("node {node} is free"),
         }
     }
 
-    /// An attempt whose token has to be written back to the last two nodes, at the moment when all have granted and none is asked for
-    /// that yet.
+    /// An attempt whose token has to be written back to the last two nodes, at the moment when all
+    /// have granted and none is asked for that yet.
     async fn before_the_write_back(&self) -> tokio::task::JoinHandle<Result<Attempt>> {
         for (node, floor) in [30, 20, 10].into_iter().enumerate() {
             self.occupy(node, floor).await.release().await.unwrap();
@@ -81,8 +110,15 @@ async fn majority_silent_in_write_back_is_unavailable() {
     stage.nodes[1..].iter().for_each(|node| node.pause(true));
     let error = attempt.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains("2 of 3 unavailable: "), "{error}");
-    assert_eq!(error.to_string().matches("no answer within 150ms").count(), 2, "{error}");
+    assert!(
+        error.to_string().contains("2 of 3 unavailable: "),
+        "{error}"
+    );
+    assert_eq!(
+        error.to_string().matches("no answer within 150ms").count(),
+        2,
+        "{error}"
+    );
     stage.nodes[1..].iter().for_each(|node| node.pause(false));
     stage.nothing_left().await;
 }
@@ -93,11 +129,20 @@ async fn majority_failing_in_write_back_is_unavailable() {
     let attempt = stage.before_the_write_back().await;
     // The answers are on their way, and come.
     tokio::time::sleep(DELAY).await;
-    stage.nodes[1..].iter().for_each(|node| node.crash(DataLoss::None));
+    stage.nodes[1..]
+        .iter()
+        .for_each(|node| node.crash(DataLoss::None));
     let error = attempt.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains("2 of 3 unavailable: "), "{error}");
-    assert_eq!(error.to_string().matches("connection reset").count(), 2, "{error}");
+    assert!(
+        error.to_string().contains("2 of 3 unavailable: "),
+        "{error}"
+    );
+    assert_eq!(
+        error.to_string().matches("connection reset").count(),
+        2,
+        "{error}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +150,9 @@ async fn a_majority_that_others_took_in_the_write_back_is_contention() {
     let stage = Stage::new().await;
     let attempt = stage.before_the_write_back().await;
     // By these nodes' clocks it has expired.
-    stage.nodes[1..].iter().for_each(|node| node.clock().suspend(TTL));
+    stage.nodes[1..]
+        .iter()
+        .for_each(|node| node.clock().suspend(TTL));
     let rivals = [stage.occupy(1, 0).await, stage.occupy(2, 0).await];
     assert!(matches!(attempt.await.unwrap(), Ok(Attempt::Contended(_))));
     for rival in rivals {
@@ -120,15 +167,26 @@ async fn majority_slower_than_ttl_is_an_error_and_is_released() {
     const SHORT: Duration = Duration::from_millis(100);
     for slow in [0..3, 1..3] {
         let stage = Stage::new().await;
-        stage.nodes[slow.clone()].iter().for_each(|node| node.pause(true));
+        stage.nodes[slow.clone()]
+            .iter()
+            .for_each(|node| node.pause(true));
         let attempt = tokio::spawn(Arc::clone(&stage.quorum).try_acquire(stage.request(SHORT)));
         tokio::time::sleep(SHORT * 6 / 5).await;
-        stage.nodes[slow.clone()].iter().for_each(|node| node.pause(false));
+        stage.nodes[slow.clone()]
+            .iter()
+            .for_each(|node| node.pause(false));
         tokio::time::sleep(DELAY / 2).await;
-        assert_eq!(stage.held(), slow.len(), "they have granted, and nobody knows yet");
+        assert_eq!(
+            stage.held(),
+            slow.len(),
+            "they have granted, and nobody knows yet"
+        );
         let error = attempt.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(error.to_string().contains("not within the TTL of 100ms"), "{error}");
+        assert!(
+            error.to_string().contains("not within the TTL of 100ms"),
+            "{error}"
+        );
         stage.nothing_left().await;
     }
 }
@@ -145,7 +203,10 @@ async fn nodes_are_provisioned_above_granted_tokens_after_grace() {
     let lease = stage.occupy(0, 1_000).await;
     provisioning.await.unwrap().unwrap();
     let next = stage.occupy(2, 0).await;
-    assert!(next.fencing_token() > lease.fencing_token(), "{next:?} after {lease:?}");
+    assert!(
+        next.fencing_token() > lease.fencing_token(),
+        "{next:?} after {lease:?}"
+    );
 }
 
 /// Two names may come to lead to one server when the quorum is open already.
@@ -156,15 +217,31 @@ async fn second_name_of_a_server_gets_no_vote() {
     let links = [&one, &one, &other].map(|node| network.connect(node));
     // It cannot be seen then.
     links[1].link().cut(true);
-    let members = links.iter().map(|link| Arc::clone(link) as Arc<dyn LockBackend>).collect();
-    let quorum = QuorumBackend::open(members, QuorumConfig::new()).await.unwrap();
+    let members = links
+        .iter()
+        .map(|link| Arc::clone(link) as Arc<dyn LockBackend>)
+        .collect();
+    let quorum = QuorumBackend::open(members, QuorumConfig::new())
+        .await
+        .unwrap();
     links[1].link().cut(false);
     tokio::time::sleep(Duration::from_secs(120)).await;
-    let problems: Vec<_> = quorum.nodes().into_iter().filter_map(|node| node.problem).collect();
-    assert_eq!(problems, ["it is the same server as another node of the quorum"]);
+    let problems: Vec<_> = quorum
+        .nodes()
+        .into_iter()
+        .filter_map(|node| node.problem)
+        .collect();
+    assert_eq!(
+        problems,
+        ["it is the same server as another node of the quorum"]
+    );
     other.crash(DataLoss::None);
     let clock: Arc<dyn Clock> = SimClock::new();
     let request = Request::new(LockKey::new("k").unwrap()).with_clock(clock, ClockDrift::DEFAULT);
     let refused = quorum.try_acquire(request).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unavailable, "one server is no majority of three");
+    assert_eq!(
+        refused.kind(),
+        ErrorKind::Unavailable,
+        "one server is no majority of three"
+    );
 }

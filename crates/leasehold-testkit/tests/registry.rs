@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use leasehold_testkit::{Outcome, SubjectOf, mutants::ModelSubject, cases, run_all};
+use leasehold_testkit::{Outcome, SubjectOf, cases, mutants::ModelSubject, run_all};
 
 #[test]
 fn every_case_is_listed() {
@@ -17,15 +17,23 @@ fn every_case_is_listed() {
             }
         }
     }
-    let listed: BTreeSet<_> = cases().into_iter().map(|case| (case.concept.to_owned(), case.name.to_owned())).collect();
+    let listed: BTreeSet<_> = cases()
+        .into_iter()
+        .map(|case| (case.concept.to_owned(), case.name.to_owned()))
+        .collect();
     assert_eq!(written, listed);
 }
 
 #[test]
 fn every_case_is_in_the_readme() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     for case in cases() {
-        assert!(readme.contains(&format!("`{}`", case.name)), "the README does not list {}", case.name);
+        assert!(
+            readme.contains(&format!("`{}`", case.name)),
+            "the README does not list {}",
+            case.name
+        );
     }
 }
 
@@ -39,7 +47,10 @@ async fn an_excused_case_is_told_with_its_reason() {
     })
     .without("readers_share", "on purpose");
     let report = run_all(&subject, |case| case.name == "readers_share").await;
-    assert_eq!(report.cases[0].outcome, Outcome::NotRun("on purpose".into()));
+    assert_eq!(
+        report.cases[0].outcome,
+        Outcome::NotRun("on purpose".into())
+    );
     assert_eq!(report.to_string(), "not run: readers_share: on purpose\n");
 }
 
@@ -55,6 +66,9 @@ async fn a_case_that_hangs_fails() {
             std::time::Duration::from_micros(1)
         }
     }
-    let report = run_all(&Hangs(ModelSubject::healthy()), |case| case.name == "renewal_extends").await;
+    let report = run_all(&Hangs(ModelSubject::healthy()), |case| {
+        case.name == "renewal_extends"
+    })
+    .await;
     assert_eq!(report.failed(), ["renewal_extends"]);
 }

@@ -1,11 +1,13 @@
 //! [`Alone`]: who was alone the last time may know that it is alone again, without looking.
 //!
-//! The server numbers the children of a directory one after the other. So if a node with number M had nobody before it, is gone, and ours is
-//! M + 1, then nobody came in between, and ours is the only one: the listing that the recipe asks for would show nothing else.
+//! The server numbers the children of a directory one after the other. So if a node with number M
+//! had nobody before it, is gone, and ours is M + 1, then nobody came in between, and ours is the
+//! only one: the listing that the recipe asks for would show nothing else.
 //!
-//! Unless the directory was removed meanwhile and made again, and its new numbers have reached M + 1 by the work of others. That takes a
-//! transaction for each number, because nobody creates two nodes of one lock in one transaction, and some more for the directory. Every
-//! transaction has the next czxid: if too few lie between the two nodes, it did not happen.
+//! Unless the directory was removed meanwhile and made again, and its new numbers have reached M +
+//! 1 by the work of others. That takes a transaction for each number, because nobody creates two
+//! nodes of one lock in one transaction, and some more for the directory. Every transaction has the
+//! next czxid: if too few lie between the two nodes, it did not happen.
 
 use std::{
     collections::HashMap,
@@ -19,14 +21,16 @@ use crate::keys::{Directory, Sequence};
 
 /// How many locks are remembered.
 const MOST: usize = 10_000;
-/// The removal of ours, and one that removes a directory, makes it again, and creates its number 0. The others up to M come on top.
+/// The removal of ours, and one that removes a directory, makes it again, and creates its number 0.
+/// The others up to M come on top.
 const REMADE: i64 = 2;
 
 /// What is known of locks that were last held without anybody before.
 #[derive(Debug, Default)]
 pub(crate) struct Alone {
     locks: Mutex<HashMap<Directory, Last>>,
-    /// How many transactions lay between two nodes of one lock the last time: as many as will the next time, most likely.
+    /// How many transactions lay between two nodes of one lock the last time: as many as will the
+    /// next time, most likely.
     usual: AtomicI64,
 }
 
@@ -42,7 +46,9 @@ impl Alone {
     /// Whether the next node may be known to be alone.
     pub(crate) fn may_tell(&self, directory: &Directory) -> bool {
         let usual = self.usual.load(Ordering::Relaxed);
-        self.lock().get(directory).is_some_and(|last| last.gone && usual < needed(*last))
+        self.lock()
+            .get(directory)
+            .is_some_and(|last| last.gone && usual < needed(*last))
     }
 
     /// Whether a node of this number, created by this transaction, is certainly alone.
@@ -64,7 +70,14 @@ impl Alone {
         if locks.len() >= MOST && !locks.contains_key(directory) {
             locks.clear();
         }
-        let last = locks.insert(directory.clone(), Last { sequence, czxid, gone: false });
+        let last = locks.insert(
+            directory.clone(),
+            Last {
+                sequence,
+                czxid,
+                gone: false,
+            },
+        );
         if let Some(last) = last.filter(|last| last.sequence != sequence) {
             self.usual.store(between(last, czxid), Ordering::Relaxed);
         }
@@ -72,12 +85,17 @@ impl Alone {
 
     /// That node is gone.
     pub(crate) fn gone(&self, directory: &Directory, sequence: Sequence) {
-        if let Some(last) = self.lock().get_mut(directory).filter(|last| last.sequence == sequence) {
+        if let Some(last) = self
+            .lock()
+            .get_mut(directory)
+            .filter(|last| last.sequence == sequence)
+        {
             last.gone = true;
         }
     }
 
-    /// The node that is first now had to wait, and took further numbers when it moved: the next one tells nothing.
+    /// The node that is first now had to wait, and took further numbers when it moved: the next one
+    /// tells nothing.
     pub(crate) fn forget(&self, directory: &Directory) {
         self.lock().remove(directory);
     }
@@ -93,14 +111,17 @@ fn between(last: Last, czxid: i64) -> i64 {
     czxid.saturating_sub(last.czxid).saturating_sub(1)
 }
 
-/// How many there are at least if the directory was made again and others have created the numbers 0 to M.
+/// How many there are at least if the directory was made again and others have created the numbers
+/// 0 to M.
 fn needed(last: Last) -> i64 {
     i64::from(last.sequence.0) + REMADE
 }
 
 fn follows(last: Last, sequence: Sequence, czxid: i64) -> bool {
     let number = i64::from(last.sequence.0);
-    sequence.is_ordered() && i64::from(sequence.0) == number + 1 && (1..needed(last)).contains(&between(last, czxid))
+    sequence.is_ordered()
+        && i64::from(sequence.0) == number + 1
+        && (1..needed(last)).contains(&between(last, czxid))
 }
 
 #[cfg(test)]
@@ -111,7 +132,11 @@ mod tests {
     use crate::{config::ExclusiveNodes, keys::Names};
 
     fn directory() -> Directory {
-        Names { root: "".into(), exclusive: ExclusiveNodes::Mutex }.directory(&LockKey::new("k").unwrap(), false)
+        Names {
+            root: "".into(),
+            exclusive: ExclusiveNodes::Mutex,
+        }
+        .directory(&LockKey::new("k").unwrap(), false)
     }
 
     fn tells(last: i32, next: i32, czxids: i64) -> bool {
@@ -129,12 +154,16 @@ mod tests {
         for next in [7, 9, 0, -1] {
             assert!(!tells(7, next, 2), "{next}");
         }
-        assert!(!tells(i32::MAX - 1, i32::MAX, 2) && !tells(-3, -2, 2), "the end of the numbers is looked at");
+        assert!(
+            !tells(i32::MAX - 1, i32::MAX, 2) && !tells(-3, -2, 2),
+            "the end of the numbers is looked at"
+        );
     }
 
     #[test]
     fn a_directory_that_may_have_been_made_again_tells_nothing() {
-        // Ours goes, the directory goes and comes back with another's node: two in between, and then ours is 1.
+        // Ours goes, the directory goes and comes back with another's node: two in between, and
+        // then ours is 1.
         assert!(tells(0, 1, 2) && !tells(0, 1, 3));
         assert!(tells(100, 101, 102) && !tells(100, 101, 103));
         assert!(!tells(100, 101, 1 << 32), "another leader");

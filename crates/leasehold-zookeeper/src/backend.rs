@@ -3,24 +3,24 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl, WaiterNotification, async_trait, check_runtime,
-    contained,
+    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
+    Inspection, Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl,
+    WaiterNotification, async_trait, check_runtime, contained,
     session::{Sessions, attempt_with_session_retry, cancelled, queue_with_session_retry},
 };
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
 
 use crate::{
-    revoke,
-    pending_lock::{PendingLock, lost_place},
     config::{ParsedUrl, ZookeeperConfig},
     connection::Cluster,
     crowd::Crowd,
     error::{self, BACKEND, named},
     inspect,
     keys::Directory,
+    pending_lock::{PendingLock, lost_place},
     queue::{self, Standing},
+    revoke,
     session::ZookeeperSessions,
     wake,
 };
@@ -34,8 +34,8 @@ const LINGER: Duration = Duration::from_millis(20);
 
 /// Locks on a ZooKeeper ensemble.
 ///
-/// All locks of one TTL live in one ZooKeeper session (a thousand at most; then in another one). See the [crate](crate) for what is
-/// guaranteed.
+/// All locks of one TTL live in one ZooKeeper session (a thousand at most; then in another one).
+/// See the [crate](crate) for what is guaranteed.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_zookeeper::Error> {
@@ -58,7 +58,8 @@ impl ZookeeperBackend {
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
-    /// - [`ErrorKind::Unavailable`] if no server answers, [`ErrorKind::Denied`] if the user or the password is refused.
+    /// - [`ErrorKind::Unavailable`] if no server answers, [`ErrorKind::Denied`] if the user or the
+    ///   password is refused.
     /// - [`ErrorKind::Unsupported`] for TLS without the feature `tls`.
     ///
     /// # Cancel safety
@@ -67,23 +68,28 @@ impl ZookeeperBackend {
         Self::start(Cluster::of_location(ParsedUrl::parse(url)?)).await
     }
 
-    /// Uses sessions that `connector` opens at `hosts` (`h1:2181,h2:2181`), with whatever authentication and TLS it was given.
+    /// Uses sessions that `connector` opens at `hosts` (`h1:2181,h2:2181`), with whatever
+    /// authentication and TLS it was given.
     ///
     /// # Errors
     /// As [`connect`](Self::connect); [`ErrorKind::InvalidInput`] for the configuration.
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
-    pub async fn from_connector(connector: Connector, hosts: &str, config: ZookeeperConfig) -> Result<Arc<Self>> {
+    pub async fn from_connector(
+        connector: Connector,
+        hosts: &str,
+        config: ZookeeperConfig,
+    ) -> Result<Arc<Self>> {
         config.check()?;
         Self::start(Cluster::of_connector(connector, hosts, config)).await
     }
 
     /// Uses the session of `client`, beside whatever else the program does in it.
     ///
-    /// It is one session: the only TTL is its negotiated time-out, and when it is over the backend is. With a
-    /// [connector](Self::from_connector) sessions are opened as they are needed. Closing the backend removes what is ours and leaves
-    /// the session open.
+    /// It is one session: the only TTL is its negotiated time-out, and when it is over the backend
+    /// is. With a [connector](Self::from_connector) sessions are opened as they are needed. Closing
+    /// the backend removes what is ours and leaves the session open.
     ///
     /// # Errors
     /// As [`from_connector`](Self::from_connector); [`ErrorKind::Closed`] if the session is over.
@@ -113,19 +119,32 @@ impl ZookeeperBackend {
         let limits = contained(cluster.limits(MIN_TTL)).await;
         let (shortest, longest) = limits.map_err(|error| named(error, "connect"))?;
         let mut capabilities = capabilities(cluster.endpoint());
-        let ttl = |limit: Duration| Ttl::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let ttl = |limit: Duration| {
+            Ttl::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+        };
         capabilities.min_ttl = ttl(shortest).map_err(|error| named(error, "connect"))?;
         capabilities.max_ttl = ttl(longest).map_err(|error| named(error, "connect"))?;
         let sessions = |for_waiters| {
             let cluster = Arc::clone(&cluster);
-            Sessions::new(Arc::new(ZookeeperSessions { cluster, for_waiters }))
+            Sessions::new(Arc::new(ZookeeperSessions {
+                cluster,
+                for_waiters,
+            }))
         };
         let (sessions, waiting) = (sessions(false), sessions(true));
-        Ok(Arc::new(Self { cluster, sessions, waiting, crowd: Crowd::default(), capabilities }))
+        Ok(Arc::new(Self {
+            cluster,
+            sessions,
+            waiting,
+            crowd: Crowd::default(),
+            capabilities,
+        }))
     }
 
     fn check(&self, request: &Request) -> Result<Directory> {
-        self.capabilities.check(request.mode(), request.ttl()).map_err(|error| error.with_operation("acquire"))?;
+        self.capabilities
+            .check(request.mode(), request.ttl())
+            .map_err(|error| error.with_operation("acquire"))?;
         if request.token_floor().is_some() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
@@ -133,7 +152,10 @@ impl ZookeeperBackend {
                 "tokens are transaction numbers of the ensemble and cannot be raised; leave ZooKeeper out of quorums that fence",
             ));
         }
-        Ok(self.cluster.names.directory(request.key(), request.mode().is_permit()))
+        Ok(self
+            .cluster
+            .names
+            .directory(request.key(), request.mode().is_permit()))
     }
 
     async fn pending(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
@@ -153,27 +175,45 @@ impl ZookeeperBackend {
 
     /// The same, for one that queues in a session of those who wait.
     async fn waiter(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
-        self.pending(request, directory).await?.wait_in(&self.waiting, self.cluster.waiting_ttl()).await
+        self.pending(request, directory)
+            .await?
+            .wait_in(&self.waiting, self.cluster.waiting_ttl())
+            .await
     }
 
-    /// Whether it waits in another session than the one that it will hold in. A given client has only one.
+    /// Whether it waits in another session than the one that it will hold in. A given client has
+    /// only one.
     fn waits_apart(&self, request: &Request) -> bool {
         self.cluster.given().is_none() && request.ttl() > self.cluster.waiting_ttl()
     }
 
-    async fn try_once(&self, request: &Request, directory: &Directory) -> Result<Option<Arc<dyn Lease>>> {
+    async fn try_once(
+        &self,
+        request: &Request,
+        directory: &Directory,
+    ) -> Result<Option<Arc<dyn Lease>>> {
         let taken = self.crowd.is_taken(directory.lane());
         if request.is_waiting() {
             // Who tries again and again would otherwise never be in the queue when its turn comes.
             return match self.waits_apart(request) {
-                false => self.attempt(self.pending(request, directory).await?, Some(LINGER)).await,
-                true if taken => self.attempt(self.waiter(request, directory).await?, Some(LINGER)).await,
-                true => self.attempt(self.pending(request, directory).await?, None).await,
+                false => {
+                    self.attempt(self.pending(request, directory).await?, Some(LINGER))
+                        .await
+                }
+                true if taken => {
+                    self.attempt(self.waiter(request, directory).await?, Some(LINGER))
+                        .await
+                }
+                true => {
+                    self.attempt(self.pending(request, directory).await?, None)
+                        .await
+                }
             };
         }
         let pending = self.pending(request, directory).await?;
         if taken {
-            // It was taken the last time: a look costs the servers much less than a node that is created in vain.
+            // It was taken the last time: a look costs the servers much less than a node that is
+            // created in vain.
             let children = pending.list().await?;
             if queue::refusal(request.key(), request.mode(), &children)?.is_some() {
                 return Ok(None);
@@ -184,15 +224,21 @@ impl ZookeeperBackend {
     }
 
     /// Queues, and leaves the queue if it is not its turn at once, or not after `linger`.
-    async fn attempt(&self, pending: PendingLock, linger: Option<Duration>) -> Result<Option<Arc<dyn Lease>>> {
+    async fn attempt(
+        &self,
+        pending: PendingLock,
+        linger: Option<Duration>,
+    ) -> Result<Option<Arc<dyn Lease>>> {
         let lane = pending.lane;
-        let Some(mut queued) = pending.enqueue().await? else { return Ok(None) };
+        let Some(mut queued) = pending.enqueue().await? else {
+            return Ok(None);
+        };
         let granted = match pending.first_look(&queued).await {
             Ok(Standing::Holds) => Ok(Some(None)),
             Ok(Standing::Waits(_)) => match linger {
-                Some(linger) => {
-                    timeout(linger, pending.wait(&mut queued)).await.map_or(Ok(None), |waited| waited.map(Some))
-                }
+                Some(linger) => timeout(linger, pending.wait(&mut queued))
+                    .await
+                    .map_or(Ok(None), |waited| waited.map(Some)),
                 None => Ok(None),
             },
             Ok(Standing::Absent) => Err(lost_place()),
@@ -216,7 +262,10 @@ impl ZookeeperBackend {
             self.waiter(request, directory).await?
         } else {
             // In one round trip if the lock is free.
-            if let Some(lease) = self.attempt(self.pending(request, directory).await?, None).await? {
+            if let Some(lease) = self
+                .attempt(self.pending(request, directory).await?, None)
+                .await?
+            {
                 return Ok(lease);
             }
             request.set_contended();
@@ -236,7 +285,10 @@ impl ZookeeperBackend {
         };
         match pending.wait(&mut queued).await {
             Ok(watch) => {
-                let others = queued.children.as_deref().is_some_and(|children| pending.is_crowded(children));
+                let others = queued
+                    .children
+                    .as_deref()
+                    .is_some_and(|children| pending.is_crowded(children));
                 self.crowd.note(pending.lane, others);
                 pending.hold(queued, watch).await
             }
@@ -265,12 +317,20 @@ impl LockBackend for ZookeeperBackend {
             Some(lease) => Attempt::Granted(lease),
             None => {
                 if self.cluster.used_up.since(directory.lane()).is_some() {
-                    let contention = Contention { retry_after: Some(USED_UP), last_token: None, wake: None };
+                    let contention = Contention {
+                        retry_after: Some(USED_UP),
+                        last_token: None,
+                        wake: None,
+                    };
                     return Ok(Attempt::Contended(contention));
                 }
                 let retry_after = Some(self.cluster.config.fallback_poll_interval);
                 let wake = wake::woken(Arc::clone(&self.cluster), request, directory);
-                Attempt::Contended(Contention { retry_after, last_token: None, wake: Some(Box::pin(wake)) })
+                Attempt::Contended(Contention {
+                    retry_after,
+                    last_token: None,
+                    wake: Some(Box::pin(wake)),
+                })
             }
         })
     }
@@ -303,7 +363,10 @@ impl LockBackend for ZookeeperBackend {
     /// The leader's answer, in a session that no lock belongs to.
     async fn ping(&self) -> Result<Pong> {
         let link = self.cluster.shared("ping").await?;
-        self.cluster.ask_leader("ping", &link, self.cluster.config.timeout, "/").await.map(|()| Pong::new())
+        self.cluster
+            .ask_leader("ping", &link, self.cluster.config.timeout, "/")
+            .await
+            .map(|()| Pong::new())
     }
 
     async fn close(&self) -> Result<()> {
@@ -324,7 +387,8 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.waiter_notification = WaiterNotification::Pushed;
     capabilities.loss_detection = LossDetection::Pushed;
     capabilities.restart = Restart::Keeps;
-    // One session's requests keep their order, but locks of different TTLs are in different sessions.
+    // One session's requests keep their order, but locks of different TTLs are in different
+    // sessions.
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.break_lock = true;
@@ -339,6 +403,8 @@ impl fmt::Display for ZookeeperBackend {
 
 impl fmt::Debug for ZookeeperBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ZookeeperBackend").field("cluster", &self.cluster).finish_non_exhaustive()
+        f.debug_struct("ZookeeperBackend")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
     }
 }

@@ -9,7 +9,8 @@ use std::{
 use futures_util::future::{OptionFuture, join, join_all};
 use leasehold_core::{BoxFuture, Error, Result, session};
 use zookeeper_client::{
-    CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult, MultiWriter,
+    CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult,
+    MultiWriter,
 };
 
 use crate::{
@@ -27,7 +28,8 @@ const KNOWN: usize = 100_000;
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) operation: &'static str,
-    /// The lock. What is created in one transaction has one czxid: two jobs on one lock must not share one.
+    /// The lock. What is created in one transaction has one czxid: two jobs on one lock must not
+    /// share one.
     pub(crate) lane: u64,
     pub(crate) work: Work,
 }
@@ -35,11 +37,20 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) enum Work {
     /// Creates a node, and lists its directory if that is asked for.
-    Create { directory: Directory, node: Node, data: Vec<u8>, list: bool },
+    Create {
+        directory: Directory,
+        node: Node,
+        data: Vec<u8>,
+        list: bool,
+    },
     /// Deletes a node.
     Delete { path: Arc<str> },
     /// Deletes a node of another session and creates one of this session, in one transaction.
-    Move { from: Arc<str>, to: Arc<str>, data: Vec<u8> },
+    Move {
+        from: Arc<str>,
+        to: Arc<str>,
+        data: Vec<u8>,
+    },
 }
 
 #[derive(Debug)]
@@ -121,14 +132,22 @@ impl session::BatchExecutor for BatchExecutor {
 }
 
 impl BatchExecutor {
-    /// One job, in a request of its own; a creation and the listing that follows it in one round trip, because the server answers one
-    /// session's requests in their order.
+    /// One job, in a request of its own; a creation and the listing that follows it in one round
+    /// trip, because the server answers one session's requests in their order.
     async fn alone(&self, job: Job) -> Result<Done> {
         let link = self.line.link(job.operation)?;
         match job.work {
-            Work::Create { directory, node, data, list } => {
+            Work::Create {
+                directory,
+                node,
+                data,
+                list,
+            } => {
                 let created = self.create(&link, &directory, &node, &data, list);
-                let created = self.cluster.ask(job.operation, Effect::Writes, self.patience, created).await?;
+                let created = self
+                    .cluster
+                    .ask(job.operation, Effect::Writes, self.patience, created)
+                    .await?;
                 self.remember(job.lane);
                 Ok(Done::Created(created))
             }
@@ -141,7 +160,10 @@ impl BatchExecutor {
                         Err(error) => Err(error),
                     }
                 };
-                self.cluster.ask(job.operation, Effect::Writes, self.patience, deleted).await.map(Done::Deleted)
+                self.cluster
+                    .ask(job.operation, Effect::Writes, self.patience, deleted)
+                    .await
+                    .map(Done::Deleted)
             }
             Work::Move { from, to, data } => {
                 let moved = async {
@@ -149,11 +171,17 @@ impl BatchExecutor {
                     self.add_move(&mut writer, &from, &to, &data)?;
                     match writer.commit().await {
                         Ok(_) => Ok(true),
-                        Err(MultiWriteError::OperationFailed { index: 0, source: Driver::NoNode }) => Ok(false),
+                        Err(MultiWriteError::OperationFailed {
+                            index: 0,
+                            source: Driver::NoNode,
+                        }) => Ok(false),
                         Err(error) => Err(Driver::from(error)),
                     }
                 };
-                self.cluster.ask(job.operation, Effect::Writes, self.patience, moved).await.map(Done::Moved)
+                self.cluster
+                    .ask(job.operation, Effect::Writes, self.patience, moved)
+                    .await
+                    .map(Done::Moved)
             }
         }
     }
@@ -174,10 +202,16 @@ impl BatchExecutor {
             let listing = list.then(|| link.client.list_children(directory.path()));
             let (created, listed) = join(creation, OptionFuture::from(listing)).await;
             match created {
-                Ok((stat, _)) if stat.ephemeral_owner != self.session => return Err(Driver::SessionMoved),
+                Ok((stat, _)) if stat.ephemeral_owner != self.session => {
+                    return Err(Driver::SessionMoved);
+                }
                 Ok((stat, sequence)) => {
                     let path = format!("{}{sequence}", node.path).into();
-                    return Ok(Created { path, czxid: stat.czxid, children: listed.and_then(Result::ok) });
+                    return Ok(Created {
+                        path,
+                        czxid: stat.czxid,
+                        children: listed.and_then(Result::ok),
+                    });
                 }
                 Err(Driver::NoNode) if tries < TRIES => self.cluster.make(link, directory).await?,
                 Err(error) => return Err(error),
@@ -189,16 +223,28 @@ impl BatchExecutor {
         CreateMode::EphemeralSequential.with_acls(self.cluster.config.access.acls())
     }
 
-    fn add_move(&self, writer: &mut MultiWriter<'_>, from: &str, to: &str, data: &[u8]) -> Result<(), Driver> {
+    fn add_move(
+        &self,
+        writer: &mut MultiWriter<'_>,
+        from: &str,
+        to: &str,
+        data: &[u8],
+    ) -> Result<(), Driver> {
         writer.add_delete(from, None)?;
-        writer.add_create(to, data, &CreateMode::Ephemeral.with_acls(self.cluster.config.access.acls()))
+        writer.add_create(
+            to,
+            data,
+            &CreateMode::Ephemeral.with_acls(self.cluster.config.access.acls()),
+        )
     }
 
     /// Those whose directories are there in one transaction, the others one by one.
     async fn together(&self, jobs: Vec<Job>) -> Vec<Result<Done>> {
         let mut answers: Vec<Option<Result<Done>>> = jobs.iter().map(|_| None).collect();
-        let (mut many, mut single): (Vec<_>, Vec<_>) =
-            jobs.into_iter().enumerate().partition(|(_, job)| self.is_known(job));
+        let (mut many, mut single): (Vec<_>, Vec<_>) = jobs
+            .into_iter()
+            .enumerate()
+            .partition(|(_, job)| self.is_known(job));
         if let Some(done) = self.transaction(&many).await {
             for ((at, _), done) in many.drain(..).zip(done) {
                 answers[at] = Some(done);
@@ -211,7 +257,10 @@ impl BatchExecutor {
         for (at, done) in places.into_iter().zip(done) {
             answers[at] = Some(done);
         }
-        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error::protocol("gathered")))).collect()
+        answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(|| Err(error::protocol("gathered"))))
+            .collect()
     }
 
     /// `None` if one of the jobs failed, and with it all.
@@ -229,28 +278,45 @@ impl BatchExecutor {
         };
         let committed = self.commit(&link, jobs);
         let outcome = async { Ok(committed.await) };
-        match self.cluster.ask("gathered", Effect::Writes, self.patience, outcome).await {
+        match self
+            .cluster
+            .ask("gathered", Effect::Writes, self.patience, outcome)
+            .await
+        {
             Ok(Ok(done)) => Some(done),
-            Ok(Err(MultiWriteError::OperationFailed { index: 0, source: Driver::NoNode })) => {
-                all(error::over("gathered"))
-            }
+            Ok(Err(MultiWriteError::OperationFailed {
+                index: 0,
+                source: Driver::NoNode,
+            })) => all(error::over("gathered")),
             Ok(Err(MultiWriteError::OperationFailed { .. })) => None,
-            Ok(Err(MultiWriteError::RequestFailed { source })) => {
-                all(error::of_driver(source, "gathered", Effect::Writes, &self.cluster.endpoint()))
-            }
+            Ok(Err(MultiWriteError::RequestFailed { source })) => all(error::of_driver(
+                source,
+                "gathered",
+                Effect::Writes,
+                &self.cluster.endpoint(),
+            )),
             Err(error) => all(error),
         }
     }
 
-    async fn commit(&self, link: &Link, jobs: &[(usize, Job)]) -> Result<Vec<Result<Done>>, MultiWriteError> {
+    async fn commit(
+        &self,
+        link: &Link,
+        jobs: &[(usize, Job)],
+    ) -> Result<Vec<Result<Done>>, MultiWriteError> {
         let mut writer = link.client.new_multi_writer();
         let mut reader = link.client.new_multi_reader();
-        // Writing to our own node tells the number of the transaction: servers before 3.8.2 do not tell it for a node that a
-        // transaction creates.
+        // Writing to our own node tells the number of the transaction: servers before 3.8.2 do not
+        // tell it for a node that a transaction creates.
         writer.add_set_data(&self.node, &self.label, None)?;
         for (_, job) in jobs {
             match &job.work {
-                Work::Create { directory, node, data, list } => {
+                Work::Create {
+                    directory,
+                    node,
+                    data,
+                    list,
+                } => {
                     writer.add_create(&node.path, data, &self.ephemeral())?;
                     if *list {
                         reader.add_get_children(directory.path())?;
@@ -267,26 +333,33 @@ impl BatchExecutor {
             return Err(Driver::UnexpectedError("the transaction has another shape".into()).into());
         };
         let mut listed = listed.unwrap_or_default().into_iter();
-        let done = jobs.iter().map(|(_, job)| match (&job.work, written.next()) {
-            (Work::Create { list, .. }, Some(MultiWriteResult::Create { path, .. })) => {
-                let children = match list.then(|| listed.next()).flatten() {
-                    Some(MultiReadResult::Children { children }) => Some(children),
-                    _ => None,
-                };
-                Ok(Done::Created(Created { path: path.into(), czxid: stat.mzxid, children }))
-            }
-            (Work::Delete { .. }, Some(MultiWriteResult::Delete)) => Ok(Done::Deleted(true)),
-            (Work::Move { .. }, Some(MultiWriteResult::Delete)) => match written.next() {
-                Some(MultiWriteResult::Create { .. }) => Ok(Done::Moved(true)),
+        let done = jobs
+            .iter()
+            .map(|(_, job)| match (&job.work, written.next()) {
+                (Work::Create { list, .. }, Some(MultiWriteResult::Create { path, .. })) => {
+                    let children = match list.then(|| listed.next()).flatten() {
+                        Some(MultiReadResult::Children { children }) => Some(children),
+                        _ => None,
+                    };
+                    Ok(Done::Created(Created {
+                        path: path.into(),
+                        czxid: stat.mzxid,
+                        children,
+                    }))
+                }
+                (Work::Delete { .. }, Some(MultiWriteResult::Delete)) => Ok(Done::Deleted(true)),
+                (Work::Move { .. }, Some(MultiWriteResult::Delete)) => match written.next() {
+                    Some(MultiWriteResult::Create { .. }) => Ok(Done::Moved(true)),
+                    _ => Err(error::protocol(job.operation)),
+                },
                 _ => Err(error::protocol(job.operation)),
-            },
-            _ => Err(error::protocol(job.operation)),
-        });
+            });
         Ok(done.collect())
     }
 
     fn is_known(&self, job: &Job) -> bool {
-        matches!(job.work, Work::Delete { .. } | Work::Move { .. }) || self.known().contains(&job.lane)
+        matches!(job.work, Work::Delete { .. } | Work::Move { .. })
+            || self.known().contains(&job.lane)
     }
 
     fn remember(&self, lane: u64) {

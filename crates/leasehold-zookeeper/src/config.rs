@@ -11,28 +11,30 @@ use zookeeper_client::{Acl, Acls, Client, Connector};
 use crate::{diagnosis::Speech, error};
 
 const DEFAULT_PORT: u16 = 2181;
-/// The longest root, in bytes: 64 paths below it go in one request, with the longest names and labels, and a server closes
-/// the connection on a request of more than 1 MiB (`jute.maxbuffer`).
+/// The longest root, in bytes: 64 paths below it go in one request, with the longest names and
+/// labels, and a server closes the connection on a request of more than 1 MiB (`jute.maxbuffer`).
 pub(crate) const MAX_ROOT: usize = 2048;
 
 /// Options of the backend.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ZookeeperConfig {
-    /// Put before every path: `/shop/locks`. Created where it is missing. The server's root by default.
+    /// Put before every path: `/shop/locks`. Created where it is missing. The server's root by
+    /// default.
     pub root: Arc<str>,
     /// The name that exclusive locks have on the server. [`ExclusiveNodes::Mutex`] by default.
     pub exclusive: ExclusiveNodes,
     /// Who may do what with our nodes. [`Access::Open`] by default, as in Curator.
     pub access: Access,
-    /// Where the user and the password come from, for the scheme `digest`. None by default: then the connector, or the URL,
-    /// authenticates once and for all.
+    /// Where the user and the password come from, for the scheme `digest`. None by default: then
+    /// the connector, or the URL, authenticates once and for all.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
-    /// The servers' `tickTime`. Half of the TTL where it is not known, which is the most it can be by default. The closer it is
-    /// known, the longer a holder may believe without a renewal: half of it is taken from every deadline.
+    /// The servers' `tickTime`. Half of the TTL where it is not known, which is the most it can be
+    /// by default. The closer it is known, the longer a holder may believe without a renewal: half
+    /// of it is taken from every deadline.
     pub tick: Option<Duration>,
-    /// How long the server may take to answer; at most a quarter of the TTL where one is known. 2 s by default: longer than an
-    /// election.
+    /// How long the server may take to answer; at most a quarter of the TTL where one is known. 2 s
+    /// by default: longer than an election.
     pub timeout: Duration,
     /// How long a connection may take to come about. 2 s by default.
     pub connect_timeout: Duration,
@@ -40,16 +42,19 @@ pub struct ZookeeperConfig {
     pub fallback_poll_interval: Duration,
 }
 
-/// The name that exclusive locks have on the server: two of Curator's classes, which do not see each other.
+/// The name that exclusive locks have on the server: two of Curator's classes, which do not see
+/// each other.
 ///
 /// Whatever is chosen, we respect what either of them has written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExclusiveNodes {
-    /// `lock-`, as `InterProcessMutex` and `LeaderSelector` write it. Readers of Curator's read-write lock do not see it.
+    /// `lock-`, as `InterProcessMutex` and `LeaderSelector` write it. Readers of Curator's
+    /// read-write lock do not see it.
     #[default]
     Mutex,
-    /// `__WRIT__`, as the write lock of `InterProcessReadWriteLock` writes it. Curator's `InterProcessMutex` does not see it.
+    /// `__WRIT__`, as the write lock of `InterProcessReadWriteLock` writes it. Curator's
+    /// `InterProcessMutex` does not see it.
     ReadWrite,
 }
 
@@ -115,9 +120,9 @@ impl ZookeeperConfig {
 
     /// Authenticates with the user and the password that `provider` supplies.
     ///
-    /// It is asked for each new session, and again when a server denies an access. A session that has authenticated with
-    /// other credentials before keeps those as well. Nodes made with [`Access::Creator`] stay with the password that they
-    /// were made with.
+    /// It is asked for each new session, and again when a server denies an access. A session that
+    /// has authenticated with other credentials before keeps those as well. Nodes made with
+    /// [`Access::Creator`] stay with the password that they were made with.
     #[must_use]
     pub fn with_credentials(mut self, provider: Arc<dyn CredentialsProvider>) -> Self {
         self.credentials = Some(provider);
@@ -145,7 +150,8 @@ impl ZookeeperConfig {
         self
     }
 
-    /// Looks this often while waiting; see [`fallback_poll_interval`](Self::fallback_poll_interval).
+    /// Looks this often while waiting; see
+    /// [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
         self.fallback_poll_interval = interval;
@@ -157,15 +163,23 @@ impl ZookeeperConfig {
         let segments = self.root.strip_prefix('/').map(|rest| rest.split('/'));
         let sound = match segments {
             None => self.root.is_empty(),
-            Some(mut segments) => segments.all(|segment| !segment.is_empty() && segment != "." && segment != ".."),
+            Some(mut segments) => {
+                segments.all(|segment| !segment.is_empty() && segment != "." && segment != "..")
+            }
         };
         if self.root.len() > MAX_ROOT {
-            return Err(invalid(format!("the root has {} bytes; {MAX_ROOT} are possible", self.root.len())));
+            return Err(invalid(format!(
+                "the root has {} bytes; {MAX_ROOT} are possible",
+                self.root.len()
+            )));
         }
         if sound {
             return Ok(());
         }
-        Err(invalid(format!("the root `{}` is no path such as /shop/locks", self.root.escape_debug())))
+        Err(invalid(format!(
+            "the root `{}` is no path such as /shop/locks",
+            self.root.escape_debug()
+        )))
     }
 }
 
@@ -182,7 +196,10 @@ pub(crate) struct ParsedUrl {
 impl fmt::Debug for ParsedUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The connector has a password.
-        f.debug_struct("ParsedUrl").field("hosts", &self.hosts).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("ParsedUrl")
+            .field("hosts", &self.hosts)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -192,15 +209,25 @@ impl ParsedUrl {
         let tls = match url.scheme() {
             "zookeeper" | "zk" => false,
             "zookeepers" | "zks" => true,
-            _ => return Err(invalid("the URL's scheme is none of `zookeeper`, `zk`, `zookeepers`, `zks`")),
+            _ => {
+                return Err(invalid(
+                    "the URL's scheme is none of `zookeeper`, `zk`, `zookeepers`, `zks`",
+                ));
+            }
         };
         if url.hosts().is_empty() {
-            return Err(invalid("the URL has no host; write zookeeper://127.0.0.1:2181/"));
+            return Err(invalid(
+                "the URL has no host; write zookeeper://127.0.0.1:2181/",
+            ));
         }
         let identity = match (url.user(), url.password()) {
             (Some(user), Some(password)) => Some(format!("{user}:{password}")),
             (None, None) => None,
-            _ => return Err(invalid("a user needs a password; write zookeeper://user:password@host/")),
+            _ => {
+                return Err(invalid(
+                    "a user needs a password; write zookeeper://user:password@host/",
+                ));
+            }
         };
         let mut config = ZookeeperConfig::default();
         if !matches!(url.path(), "" | "/") {
@@ -224,16 +251,29 @@ impl ParsedUrl {
             Some(_) if !tls => Err(invalid(format!("the option `{option}` needs zookeepers:"))),
             path => Ok(path.map(PathBuf::from)),
         };
-        let files = TlsFiles { ca: path("ca")?, cert: path("cert")?, key: path("key")? };
+        let files = TlsFiles {
+            ca: path("ca")?,
+            cert: path("cert")?,
+            key: path("key")?,
+        };
         config.check()?;
-        let port = |host: &Host| host.port().map_or_else(|| format!("{host}:{DEFAULT_PORT}"), |_| host.to_string());
+        let port = |host: &Host| {
+            host.port()
+                .map_or_else(|| format!("{host}:{DEFAULT_PORT}"), |_| host.to_string())
+        };
         let hosts = url.hosts().iter().map(port).collect::<Vec<_>>().join(",");
         ours(url.finish())?;
         let (mut connector, speech) = files.apply_to(tls, Client::connector())?;
         if let Some(identity) = identity {
             connector = connector.with_auth("digest", identity.as_bytes());
         }
-        Ok(Self { hosts, connector, tls, speech, config })
+        Ok(Self {
+            hosts,
+            connector,
+            tls,
+            speech,
+            config,
+        })
     }
 }
 
@@ -249,7 +289,9 @@ fn access(text: &str, has_user: bool) -> Result<Access> {
     match text {
         "open" => Ok(Access::Open),
         "creator" if has_user => Ok(Access::Creator),
-        "creator" => Err(invalid("`acl=creator` needs a user; write zookeeper://user:password@host/")),
+        "creator" => Err(invalid(
+            "`acl=creator` needs a user; write zookeeper://user:password@host/",
+        )),
         _ => Err(invalid("the option `acl` is `open` or `creator`")),
     }
 }
@@ -280,7 +322,8 @@ impl TlsFiles {
         }
         choose_crypto_provider();
         let read = |path: &PathBuf| {
-            std::fs::read_to_string(path).map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
+            std::fs::read_to_string(path)
+                .map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
         };
         let refuse = |what: &str, error: zookeeper_client::Error| {
             invalid(format!("the {what} cannot be used: {error}")).with_source(error)
@@ -291,41 +334,56 @@ impl TlsFiles {
             ));
         };
         let ca = read(ca)?;
-        let mut options = TlsOptions::default().with_pem_ca(&ca).map_err(|error| refuse("option `ca`", error))?;
+        let mut options = TlsOptions::default()
+            .with_pem_ca(&ca)
+            .map_err(|error| refuse("option `ca`", error))?;
         let identity = match (&self.cert, &self.key) {
             (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
             (None, None) => None,
             _ => return Err(invalid("the options `cert` and `key` belong together")),
         };
         if let Some((cert, key)) = &identity {
-            options =
-                options.with_pem_identity(cert, key).map_err(|error| refuse("pair of `cert` and `key`", error))?;
+            options = options
+                .with_pem_identity(cert, key)
+                .map_err(|error| refuse("pair of `cert` and `key`", error))?;
         }
         // The driver has taken the files: what it takes and this does not is not looked at.
-        let speech = Speech { tls: client_config(&ca, identity.as_ref()) };
+        let speech = Speech {
+            tls: client_config(&ca, identity.as_ref()),
+        };
         Ok((connector.with_tls(options), speech))
     }
 }
 
 /// The TLS that the driver speaks.
 #[cfg(feature = "tls")]
-fn client_config(ca: &str, identity: Option<&(String, String)>) -> Option<Arc<rustls::ClientConfig>> {
+fn client_config(
+    ca: &str,
+    identity: Option<&(String, String)>,
+) -> Option<Arc<rustls::ClientConfig>> {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-    let certificates = |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().ok();
+    let certificates = |pem: &str| {
+        CertificateDer::pem_slice_iter(pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .ok()
+    };
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(certificates(ca)?);
     let config = rustls::ClientConfig::builder().with_root_certificates(roots);
     let config = match identity {
         Some((cert, key)) => {
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).ok()?;
-            config.with_client_auth_cert(certificates(cert)?, key).ok()?
+            config
+                .with_client_auth_cert(certificates(cert)?, key)
+                .ok()?
         }
         None => config.with_no_client_auth(),
     };
     Some(Arc::new(config))
 }
 
-/// The driver takes the process's crypto provider, and panics if there is none and several to choose from.
+/// The driver takes the process's crypto provider, and panics if there is none and several to
+/// choose from.
 #[cfg(feature = "tls")]
 fn choose_crypto_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
@@ -355,7 +413,13 @@ mod tests {
         assert_eq!(&*location.config.root, "/shop/my locks");
         assert_eq!(location.config.exclusive, ExclusiveNodes::ReadWrite);
         assert_eq!(location.config.access, Access::Creator);
-        assert_eq!((location.config.timeout.as_millis(), location.config.tick.unwrap().as_secs()), (300, 2));
+        assert_eq!(
+            (
+                location.config.timeout.as_millis(),
+                location.config.tick.unwrap().as_secs()
+            ),
+            (300, 2)
+        );
         for url in ["zk://h", "zk://h/", "ZK://h"] {
             let location = ParsedUrl::parse(url).unwrap();
             assert_eq!((&*location.hosts, &*location.config.root), ("h:2181", ""));
@@ -366,7 +430,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_and_the_password_is_not() {
         for (url, named) in [
-            ("zookeeper://u:secret@h/?timeot=1s", "did you mean `timeout`"),
+            (
+                "zookeeper://u:secret@h/?timeot=1s",
+                "did you mean `timeout`",
+            ),
             ("zookeeper://u:secret@h/?odd=a", "exclusive, acl"),
             ("zookeeper://u:top?secret@h/", "%3F"),
             ("zookeeper://u:secret@h/a//b", "root"),
@@ -388,7 +455,10 @@ mod tests {
             let error = ParsedUrl::parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
             assert!(error.to_string().contains(named), "{url}: {error}");
-            assert!(!format!("{error} {error:?}").contains("secret"), "{url}: {error:?}");
+            assert!(
+                !format!("{error} {error:?}").contains("secret"),
+                "{url}: {error:?}"
+            );
         }
     }
 
@@ -412,7 +482,10 @@ mod tests {
     #[cfg(feature = "tls")]
     #[test]
     fn tls_needs_a_ca_and_says_what_it_cannot_read() {
-        for (url, named) in [("zookeepers://h/", "`ca`"), ("zookeepers://h/?ca=/nowhere.pem", "/nowhere.pem")] {
+        for (url, named) in [
+            ("zookeepers://h/", "`ca`"),
+            ("zookeepers://h/?ca=/nowhere.pem", "/nowhere.pem"),
+        ] {
             let error = ParsedUrl::parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert!(error.to_string().contains(named), "{error}");

@@ -15,7 +15,7 @@ use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
 use crate::{
     alone::Alone,
-    config::{ParsedUrl, MAX_ROOT, ZookeeperConfig},
+    config::{MAX_ROOT, ParsedUrl, ZookeeperConfig},
     diagnosis::{self, Speech},
     error::{self, Effect},
     keys::{Directory, Names},
@@ -23,12 +23,13 @@ use crate::{
     used_up::UsedUp,
 };
 
-/// The TTL of those who wait: for how long the node of a waiter outlives it, and a tick; or the servers' shortest session
-/// time-out if that is longer. Longer than an election; a waiter that is cut off for longer loses its place, not its lock.
-/// Who has a shorter TTL waits with that.
+/// The TTL of those who wait: for how long the node of a waiter outlives it, and a tick; or the
+/// servers' shortest session time-out if that is longer. Longer than an election; a waiter that is
+/// cut off for longer loses its place, not its lock. Who has a shorter TTL waits with that.
 const WAITING_TTL: Duration = Duration::from_secs(5);
-/// After a reconnection the driver sends the paths of all watches in requests of 128 KiB that share one number, and takes the answer
-/// to a second one for a fault of the server: it would reconnect until the session is over. So there are never more.
+/// After a reconnection the driver sends the paths of all watches in requests of 128 KiB that share
+/// one number, and takes the answer to a second one for a fault of the server: it would reconnect
+/// until the session is over. So there are never more.
 const WATCHED_BYTES: usize = 112 * 1024;
 /// Before it is tried once more to connect.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -39,7 +40,11 @@ const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 const DIGEST: &str = "digest";
 
 fn identity(credentials: &Credentials) -> String {
-    format!("{}:{}", credentials.username().unwrap_or_default(), credentials.password())
+    format!(
+        "{}:{}",
+        credentials.username().unwrap_or_default(),
+        credentials.password()
+    )
 }
 
 /// Where the servers are, and how they are spoken to.
@@ -76,22 +81,36 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn new(client: Client, thread: Option<DriverThread>, credentials: Option<Credentials>) -> Arc<Self> {
+    fn new(
+        client: Client,
+        thread: Option<DriverThread>,
+        credentials: Option<Credentials>,
+    ) -> Arc<Self> {
         let (watched, credentials) = (AtomicUsize::new(0), Mutex::new(credentials));
-        Arc::new(Self { client, _thread: thread, watched, credentials })
+        Arc::new(Self {
+            client,
+            _thread: thread,
+            watched,
+            credentials,
+        })
     }
 
     fn credentials(&self) -> std::sync::MutexGuard<'_, Option<Credentials>> {
         // Nothing panics while it is held.
-        self.credentials.lock().unwrap_or_else(PoisonError::into_inner)
+        self.credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for a watch on this path, until what it returns is dropped. `None` if so much is watched that one more could cost the
-    /// session.
+    /// Room for a watch on this path, until what it returns is dropped. `None` if so much is
+    /// watched that one more could cost the session.
     pub(crate) fn room(self: &Arc<Self>, path: &str) -> Option<Room> {
         let bytes = self.client.path().len() + path.len();
         let before = self.watched.fetch_add(bytes, Ordering::Relaxed);
-        let room = Room { link: Arc::downgrade(self), bytes };
+        let room = Room {
+            link: Arc::downgrade(self),
+            bytes,
+        };
         (before + bytes <= WATCHED_BYTES).then_some(room)
     }
 }
@@ -112,13 +131,39 @@ impl Drop for Room {
 
 impl Cluster {
     pub(crate) fn of_location(location: ParsedUrl) -> Arc<Self> {
-        let ParsedUrl { hosts, connector, tls, speech, config } = location;
-        Self::new(Source::Url { connector: Box::new(connector), hosts, tls, speech }, config)
+        let ParsedUrl {
+            hosts,
+            connector,
+            tls,
+            speech,
+            config,
+        } = location;
+        Self::new(
+            Source::Url {
+                connector: Box::new(connector),
+                hosts,
+                tls,
+                speech,
+            },
+            config,
+        )
     }
 
-    pub(crate) fn of_connector(connector: Connector, hosts: &str, config: ZookeeperConfig) -> Arc<Self> {
+    pub(crate) fn of_connector(
+        connector: Connector,
+        hosts: &str,
+        config: ZookeeperConfig,
+    ) -> Arc<Self> {
         let (connector, hosts, speech) = (Box::new(connector), hosts.to_owned(), Speech::default());
-        Self::new(Source::Url { connector, hosts, tls: false, speech }, config)
+        Self::new(
+            Source::Url {
+                connector,
+                hosts,
+                tls: false,
+                speech,
+            },
+            config,
+        )
     }
 
     pub(crate) fn of_client(client: Client, config: ZookeeperConfig) -> Arc<Self> {
@@ -126,9 +171,19 @@ impl Cluster {
     }
 
     fn new(source: Source, config: ZookeeperConfig) -> Arc<Self> {
-        let names = Names { root: Arc::clone(&config.root), exclusive: config.exclusive };
+        let names = Names {
+            root: Arc::clone(&config.root),
+            exclusive: config.exclusive,
+        };
         let (alone, used_up) = (Alone::default(), UsedUp::default());
-        Arc::new(Self { source, config, names, alone, used_up, shared: tokio::sync::Mutex::default() })
+        Arc::new(Self {
+            source,
+            config,
+            names,
+            alone,
+            used_up,
+            shared: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Where it lives, without secrets.
@@ -140,18 +195,23 @@ impl Cluster {
             }
             Source::Client(link) => {
                 let path = link.client.path().trim_end_matches('/');
-                format!("the given client{}{}", Escaped(path), Escaped(&self.names.root))
+                format!(
+                    "the given client{}{}",
+                    Escaped(path),
+                    Escaped(&self.names.root)
+                )
             }
         }
     }
 
-    /// How long an answer may take, so that there is time for another before a session of this TTL is over.
+    /// How long an answer may take, so that there is time for another before a session of this TTL
+    /// is over.
     pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
     }
 
-    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so that whoever is slow is
-    /// waited for no less than without it.
+    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so
+    /// that whoever is slow is waited for no less than without it.
     pub(crate) fn waiting_ttl(&self) -> Ttl {
         Ttl::new(WAITING_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
     }
@@ -169,10 +229,20 @@ impl Cluster {
         }
     }
 
-    /// A session of its own with a time-out as near to this one as the servers allow; or the user's own.
-    pub(crate) async fn connect(&self, operation: &'static str, session: Duration) -> Result<Arc<Link>> {
+    /// A session of its own with a time-out as near to this one as the servers allow; or the user's
+    /// own.
+    pub(crate) async fn connect(
+        &self,
+        operation: &'static str,
+        session: Duration,
+    ) -> Result<Arc<Link>> {
         let (connector, hosts, tls, speech) = match &self.source {
-            Source::Url { connector, hosts, tls, speech } => (connector, hosts, *tls, speech),
+            Source::Url {
+                connector,
+                hosts,
+                tls,
+                speech,
+            } => (connector, hosts, *tls, speech),
             Source::Client(link) if link.client.state().is_terminated() => {
                 let message = "the session of the given client is over; give another client";
                 return Err(error::plain(ErrorKind::Closed, operation, message));
@@ -191,11 +261,18 @@ impl Cluster {
         }
         let hosts_tried = u32::try_from(hosts.split(',').count()).unwrap_or(u32::MAX);
         let patience = self.config.connect_timeout.saturating_mul(hosts_tried);
-        let mut connected = self.connect_once(operation, patience, session, &connector, hosts, tls).await;
-        if connected.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+        let mut connected = self
+            .connect_once(operation, patience, session, &connector, hosts, tls)
+            .await;
+        if connected
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::Unavailable)
+        {
             // A server that has just been started takes long for its first connections.
             tokio::time::sleep(PAUSE).await;
-            connected = self.connect_once(operation, patience, session, &connector, hosts, tls).await;
+            connected = self
+                .connect_once(operation, patience, session, &connector, hosts, tls)
+                .await;
         }
         match connected {
             Ok((client, thread)) => Ok(Link::new(client, Some(thread), credentials)),
@@ -232,7 +309,12 @@ impl Cluster {
         let connected = async { connected.await.unwrap_or(Err(Driver::ClientClosed)) };
         match timeout(patience, connected).await {
             Ok(Ok(client)) => Ok((client, thread)),
-            Ok(Err(error)) => Err(error::of_driver(error, operation, Effect::None, &self.endpoint())),
+            Ok(Err(error)) => Err(error::of_driver(
+                error,
+                operation,
+                Effect::None,
+                &self.endpoint(),
+            )),
             Err(_elapsed) => {
                 let message = format!(
                     "cannot connect to {} within {patience:?} (the option `connect-timeout`, for each of {count} servers)",
@@ -245,7 +327,9 @@ impl Cluster {
 
     /// The credentials of now, if a provider supplies them.
     async fn credentials(&self, operation: &'static str) -> Result<Option<Credentials>> {
-        let Some(provider) = &self.config.credentials else { return Ok(None) };
+        let Some(provider) = &self.config.credentials else {
+            return Ok(None);
+        };
         let supplied = timeout(self.config.connect_timeout, provider.credentials()).await;
         let slow = || {
             let message = format!(
@@ -254,7 +338,9 @@ impl Cluster {
             );
             error::plain(ErrorKind::Unavailable, operation, message)
         };
-        let credentials = supplied.map_err(|_elapsed| slow())?.map_err(|error| error::named(error, operation))?;
+        let credentials = supplied
+            .map_err(|_elapsed| slow())?
+            .map_err(|error| error::named(error, operation))?;
         if credentials.username().is_none() {
             let message = "ZooKeeper's scheme `digest` needs a user name; the credentials provider supplied none";
             return Err(error::plain(ErrorKind::InvalidInput, operation, message));
@@ -262,10 +348,20 @@ impl Cluster {
         Ok(Some(credentials))
     }
 
-    /// After a request that was denied: whether the credentials have changed since, and the connection has authenticated
-    /// with those of now as well. Then it makes sense to ask once more.
-    pub(crate) async fn is_cured<T>(&self, operation: &'static str, link: &Link, outcome: &Result<T>) -> bool {
-        if outcome.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Denied) {
+    /// After a request that was denied: whether the credentials have changed since, and the
+    /// connection has authenticated with those of now as well. Then it makes sense to ask once
+    /// more.
+    pub(crate) async fn is_cured<T>(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        outcome: &Result<T>,
+    ) -> bool {
+        if outcome
+            .as_ref()
+            .err()
+            .is_none_or(|error| error.kind() != ErrorKind::Denied)
+        {
             return false;
         }
         match self.authenticate(operation, link).await {
@@ -278,14 +374,17 @@ impl Cluster {
     }
 
     async fn authenticate(&self, operation: &'static str, link: &Link) -> Result<bool> {
-        let Some(credentials) = self.credentials(operation).await? else { return Ok(false) };
+        let Some(credentials) = self.credentials(operation).await? else {
+            return Ok(false);
+        };
         if link.credentials().as_ref() == Some(&credentials) {
             return Ok(false);
         }
         let identity = identity(&credentials);
         // The driver repeats it with every connection of this session.
         let authenticated = link.client.auth(DIGEST, identity.as_bytes());
-        self.ask(operation, Effect::None, self.config.timeout, authenticated).await?;
+        self.ask(operation, Effect::None, self.config.timeout, authenticated)
+            .await?;
         *link.credentials() = Some(credentials);
         Ok(true)
     }
@@ -303,25 +402,37 @@ impl Cluster {
         Ok(link)
     }
 
-    /// The shortest and the longest session time-out that the servers grant, as far as can be told, and that they answer at all.
+    /// The shortest and the longest session time-out that the servers grant, as far as can be told,
+    /// and that they answer at all.
     pub(crate) async fn limits(&self, shortest: Duration) -> Result<(Duration, Duration)> {
         if let Some(link) = self.given() {
             self.check_root(link)?;
             let read = link.client.check_stat("/");
-            if self.ask("connect", Effect::None, self.config.timeout, read).await?.is_none() {
-                let message = format!("the given client's own root, {}, does not exist; create it", link.client.path());
+            if self
+                .ask("connect", Effect::None, self.config.timeout, read)
+                .await?
+                .is_none()
+            {
+                let message = format!(
+                    "the given client's own root, {}, does not exist; create it",
+                    link.client.path()
+                );
                 return Err(error::plain(ErrorKind::InvalidInput, "connect", message));
             }
             self.probe(link).await?;
             let session = link.client.session_timeout();
             return Ok((session, session));
         }
-        let (short, long) = futures_util::join!(self.connect("connect", shortest), self.connect("connect", LONGEST));
+        let (short, long) = futures_util::join!(
+            self.connect("connect", shortest),
+            self.connect("connect", LONGEST)
+        );
         let long = long?;
         self.check_root(&long)?;
         self.probe(&long).await?;
         let longest = long.client.session_timeout();
-        // On a slow machine a short session may be over before it has begun: then its first use tells.
+        // On a slow machine a short session may be over before it has begun: then its first use
+        // tells.
         let shortest = short.map_or(shortest, |link| link.client.session_timeout());
         Ok((shortest.min(longest), longest))
     }
@@ -331,14 +442,18 @@ impl Cluster {
         if length <= MAX_ROOT {
             return Ok(());
         }
-        let message = format!("the root has {length} bytes, with the client's own; {MAX_ROOT} are possible");
+        let message =
+            format!("the root has {length} bytes, with the client's own; {MAX_ROOT} are possible");
         Err(error::plain(ErrorKind::InvalidInput, "connect", message))
     }
 
-    /// Asks for what a loss is told by. A server before 3.6 does not know it, and would let nobody know of a loss.
+    /// Asks for what a loss is told by. A server before 3.6 does not know it, and would let nobody
+    /// know of a loss.
     async fn probe(&self, link: &Link) -> Result<()> {
         let listed = link.client.list_ephemerals(self.names.ephemerals());
-        self.ask("connect", Effect::None, self.config.timeout, listed).await.map(drop)
+        self.ask("connect", Effect::None, self.config.timeout, listed)
+            .await
+            .map(drop)
     }
 
     /// Closes what is shared.
@@ -357,7 +472,13 @@ impl Cluster {
         match timeout(patience, request).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(error::of_driver(error, operation, effect, &self.endpoint())),
-            Err(_elapsed) => Err(error::timed_out(operation, effect, &self.endpoint(), patience, self.config.timeout)),
+            Err(_elapsed) => Err(error::timed_out(
+                operation,
+                effect,
+                &self.endpoint(),
+                patience,
+                self.config.timeout,
+            )),
         }
     }
 
@@ -369,7 +490,8 @@ impl Cluster {
         patience: Duration,
         path: &str,
     ) -> Result<()> {
-        self.ask(operation, Effect::None, patience, link.client.sync(path)).await
+        self.ask(operation, Effect::None, patience, link.client.sync(path))
+            .await
     }
 
     /// The children of a lock's directory; none if there is no such directory.
@@ -389,8 +511,8 @@ impl Cluster {
         self.ask(operation, Effect::None, patience, listing).await
     }
 
-    /// Removes a lock's directory whose numbers were used up by the transaction `since`, so that the next one begins anew.
-    /// Whether it is gone; not while anybody is in it.
+    /// Removes a lock's directory whose numbers were used up by the transaction `since`, so that
+    /// the next one begins anew. Whether it is gone; not while anybody is in it.
     pub(crate) async fn renumber(
         &self,
         link: &Link,
@@ -418,14 +540,17 @@ impl Cluster {
         })
     }
 
-    /// Makes the directory: a container, which the servers remove when it has been empty for a while; and what is above it.
+    /// Makes the directory: a container, which the servers remove when it has been empty for a
+    /// while; and what is above it.
     pub(crate) async fn make(&self, link: &Link, directory: &Directory) -> Result<(), Driver> {
         let client = &link.client;
         let acls = self.config.access.acls();
         let container = CreateMode::Container.with_acls(acls);
         let made = match client.create(directory.path(), b"", &container).await {
             Err(Driver::NoNode) if !self.names.root.is_empty() => {
-                client.mkdir(&self.names.root, &CreateMode::Persistent.with_acls(acls)).await?;
+                client
+                    .mkdir(&self.names.root, &CreateMode::Persistent.with_acls(acls))
+                    .await?;
                 client.create(directory.path(), b"", &container).await
             }
             made => made,

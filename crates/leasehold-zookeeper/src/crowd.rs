@@ -8,7 +8,8 @@ use std::{
 /// How many are remembered.
 const MOST: usize = 10_000;
 
-/// Locks that the last try found taken, by their lanes. A hint: that it is wrong costs a round trip.
+/// Locks that the last try found taken, by their lanes. A hint: that it is wrong costs a round
+/// trip.
 #[derive(Debug, Default)]
 pub(crate) struct Crowd(Mutex<HashSet<u64>>);
 

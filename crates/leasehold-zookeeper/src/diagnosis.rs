@@ -10,9 +10,11 @@ use tokio::{
     time::timeout,
 };
 
-/// A word that ZooKeeper answers by default. Redis and HTTP servers answer an empty line with an error.
+/// A word that ZooKeeper answers by default. Redis and HTTP servers answer an empty line with an
+/// error.
 const WORD: &[u8] = b"srvr\r\n\r\n";
-/// The beginnings of a ZooKeeper server's answers to the word: it runs, it does not serve, it does not allow the word.
+/// The beginnings of a ZooKeeper server's answers to the word: it runs, it does not serve, it does
+/// not allow the word.
 const SERVES: &str = "Zookeeper version";
 const NOT_SERVING: &str = "This ZooKeeper instance is not currently serving requests";
 const NOT_ALLOWED: &str = "srvr is not executed";
@@ -29,7 +31,8 @@ pub(crate) struct Speech {
     pub(crate) tls: Option<std::sync::Arc<rustls::ClientConfig>>,
 }
 
-/// Returns the fault of each of these servers (`h1:2181,h2:2181`), as far as it shows within `patience`. Empty if nothing does.
+/// Returns the fault of each of these servers (`h1:2181,h2:2181`), as far as it shows within
+/// `patience`. Empty if nothing does.
 pub(crate) async fn of(hosts: &str, speech: &Speech, patience: Duration) -> String {
     let hosts = hosts.split('/').next().unwrap_or_default();
     let looks = hosts.split(',').map(|host| async move {
@@ -37,7 +40,12 @@ pub(crate) async fn of(hosts: &str, speech: &Speech, patience: Duration) -> Stri
         let what = seen.unwrap_or_else(|_elapsed| Some("no answer".to_owned()));
         what.map(|what| format!("{}: {what}", Escaped(host)))
     });
-    join_all(looks).await.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    join_all(looks)
+        .await
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 async fn look(host: &str, speech: &Speech, patience: Duration) -> Option<String> {
@@ -76,9 +84,17 @@ fn read(answer: &[u8]) -> Option<String> {
         return None;
     }
     if text.starts_with(NOT_SERVING) {
-        return Some("it does not serve now; are most servers of its ensemble up and connected?".into());
+        return Some(
+            "it does not serve now; are most servers of its ensemble up and connected?".into(),
+        );
     }
-    let shown: String = text.lines().next().unwrap_or_default().chars().take(SHOWN).collect();
+    let shown: String = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(SHOWN)
+        .collect();
     let shown = Escaped(&shown);
     Some(match answer {
         [] => "it closed the connection; is it a ZooKeeper server, and does it speak TLS (`zookeepers:`)?".into(),
@@ -99,7 +115,11 @@ async fn ask_secretly(
     patience: Duration,
 ) -> io::Result<Vec<u8>> {
     use std::io::{Read, Write};
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']).to_owned();
+    let name = host
+        .rsplit_once(':')
+        .map_or(host, |(name, _)| name)
+        .trim_matches(['[', ']'])
+        .to_owned();
     let name = rustls::pki_types::ServerName::try_from(name).map_err(io::Error::other)?;
     let mut stream = stream.into_std()?;
     let asking = move || {
@@ -114,7 +134,9 @@ async fn ask_secretly(
         answer.truncate(length);
         Ok(answer)
     };
-    tokio::task::spawn_blocking(asking).await.map_err(io::Error::other)?
+    tokio::task::spawn_blocking(asking)
+        .await
+        .map_err(io::Error::other)?
 }
 
 #[cfg(test)]
@@ -125,17 +147,26 @@ mod tests {
     fn what_answers_instead_of_zookeeper_is_named() {
         for (answer, named) in [
             (&b"-ERR unknown command 'srvr'\r\n"[..], "a Redis server"),
-            (b"-DENIED Redis is running in protected mode", "protected mode"),
+            (
+                b"-DENIED Redis is running in protected mode",
+                "protected mode",
+            ),
             (b"HTTP/1.1 400 Bad Request\r\n", "an HTTP server"),
             (b"\x15\x03\x03\x00\x02\x02\x46", "it speaks TLS"),
             (b"", "closed the connection"),
-            (b"This ZooKeeper instance is not currently serving requests\n", "does not serve now"),
+            (
+                b"This ZooKeeper instance is not currently serving requests\n",
+                "does not serve now",
+            ),
             (b"\x1b[2Jhello", r"\u{1b}[2Jhello"),
         ] {
             let said = read(answer).unwrap();
             assert!(said.contains(named), "{said}");
         }
-        for answer in ["Zookeeper version: 3.8.0-", "srvr is not executed because it is not in the whitelist.\n"] {
+        for answer in [
+            "Zookeeper version: 3.8.0-",
+            "srvr is not executed because it is not in the whitelist.\n",
+        ] {
             assert_eq!(read(answer.as_bytes()), None);
         }
     }

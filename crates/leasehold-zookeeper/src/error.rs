@@ -19,17 +19,27 @@ pub(crate) enum Effect {
 
 /// An error of this backend without a cause.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into()).with_backend(BACKEND).with_operation(operation)
+    Error::new(kind, message.into())
+        .with_backend(BACKEND)
+        .with_operation(operation)
 }
 
 /// An answer that the server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(ErrorKind::Protocol, operation, "the answer does not fit the request; is it a ZooKeeper server?")
+    plain(
+        ErrorKind::Protocol,
+        operation,
+        "the answer does not fit the request; is it a ZooKeeper server?",
+    )
 }
 
 /// Names backend and operation in an error of core's.
 pub(crate) fn named(error: Error, operation: &'static str) -> Error {
-    if error.backend().is_some() { error } else { error.with_backend(BACKEND).with_operation(operation) }
+    if error.backend().is_some() {
+        error
+    } else {
+        error.with_backend(BACKEND).with_operation(operation)
+    }
 }
 
 /// No answer came within `patience`, which is the option `timeout` or a part of the TTL.
@@ -51,11 +61,21 @@ pub(crate) fn timed_out(
 }
 
 /// No server of `endpoint` could be connected to; `why` is what a look at each of them has shown.
-pub(crate) fn unreachable(operation: &'static str, endpoint: &str, why: &str, error: Error) -> Error {
+pub(crate) fn unreachable(
+    operation: &'static str,
+    endpoint: &str,
+    why: &str,
+    error: Error,
+) -> Error {
     if why.is_empty() {
         return error;
     }
-    plain(ErrorKind::Unavailable, operation, format!("cannot connect to {endpoint}: {why}")).with_source(error)
+    plain(
+        ErrorKind::Unavailable,
+        operation,
+        format!("cannot connect to {endpoint}: {why}"),
+    )
+    .with_source(error)
 }
 
 /// The session that this was asked in is over.
@@ -72,7 +92,12 @@ pub(crate) fn used_up(path: &str, denied: Error) -> Error {
 }
 
 /// Maps the driver's error of a request to `endpoint`.
-pub(crate) fn of_driver(error: Driver, operation: &'static str, effect: Effect, endpoint: &str) -> Error {
+pub(crate) fn of_driver(
+    error: Driver,
+    operation: &'static str,
+    effect: Effect,
+    endpoint: &str,
+) -> Error {
     let (kind, message) = match &error {
         // The driver says `Custom` where the connection broke in another way than by its end.
         Driver::ConnectionLoss | Driver::Custom(_) => {
@@ -133,10 +158,20 @@ mod tests {
 
     #[test]
     fn lost_reply_to_write_is_indeterminate_with_driver_error() {
-        let error = of_driver(Driver::ConnectionLoss, "acquire", Effect::Writes, "zookeeper://h:2181");
+        let error = of_driver(
+            Driver::ConnectionLoss,
+            "acquire",
+            Effect::Writes,
+            "zookeeper://h:2181",
+        );
         assert_eq!(error.kind(), ErrorKind::Indeterminate);
-        assert_eq!(error.to_string().split(": ").take(2).collect::<Vec<_>>(), ["zookeeper", "acquire"]);
-        let source = std::error::Error::source(&error).unwrap().downcast_ref::<Driver>();
+        assert_eq!(
+            error.to_string().split(": ").take(2).collect::<Vec<_>>(),
+            ["zookeeper", "acquire"]
+        );
+        let source = std::error::Error::source(&error)
+            .unwrap()
+            .downcast_ref::<Driver>();
         assert_eq!(source, Some(&Driver::ConnectionLoss));
         for (driver, kind) in [
             (Driver::ConnectionLoss, ErrorKind::Unavailable),

@@ -5,15 +5,15 @@ use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result,
 use zookeeper_client::{Error as Driver, MultiReadResult, Stat};
 
 use crate::{
-    revoke::id_of,
     connection::{Cluster, Link},
     error::Effect,
     keys::{Data, Directory, Member, Part, Says},
     queue::in_order,
+    revoke::id_of,
 };
 
-/// Nodes that are read in one request, and the bytes of their paths. A server closes the connection on
-/// a request of more than 1 MiB (`jute.maxbuffer`).
+/// Nodes that are read in one request, and the bytes of their paths. A server closes the connection
+/// on a request of more than 1 MiB (`jute.maxbuffer`).
 const READS: usize = 500;
 const READ_BYTES: usize = 256 * 1024;
 
@@ -23,11 +23,16 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
     for permits in [false, true] {
         let directory = cluster.names.directory(key, permits);
         let children = list(cluster, &link, &directory).await?;
-        let members: Vec<_> =
-            in_order(&children).into_iter().filter(|(_, member)| (member.part == Part::Permit) == permits).collect();
+        let members: Vec<_> = in_order(&children)
+            .into_iter()
+            .filter(|(_, member)| (member.part == Part::Permit) == permits)
+            .collect();
         let read = read(cluster, &link, &directory, &members).await?;
         let mut writer_ahead = false;
-        let there = members.iter().zip(read).filter_map(|(member, read)| Some((member, read?)));
+        let there = members
+            .iter()
+            .zip(read)
+            .filter_map(|(member, read)| Some((member, read?)));
         for (place, ((name, member), (data, stat))) in there.enumerate() {
             let mode = mode_of(member);
             let said = Data::read(&data).filter(|_| member.is_ours());
@@ -38,7 +43,10 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
             };
             writer_ahead |= member.part == Part::Writer;
             let since = match &said {
-                Some(Data { says: Says::Holds { since }, .. }) => *since,
+                Some(Data {
+                    says: Says::Holds { since },
+                    ..
+                }) => *since,
                 _ => None,
             };
             // Between its turn and its grant a waiter holds nothing yet.
@@ -51,7 +59,8 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
             let mut holder = HolderRef::new(key.clone(), id_of(&stat, name));
             holder.mode = Some(mode);
             holder.label = label;
-            holder.token = (!permits).then(|| FencingToken::new(since.unwrap_or(stat.czxid).unsigned_abs()));
+            holder.token =
+                (!permits).then(|| FencingToken::new(since.unwrap_or(stat.czxid).unsigned_abs()));
             inspection.holders.push(holder);
         }
     }
@@ -61,13 +70,18 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
 async fn list(cluster: &Cluster, link: &Link, directory: &Directory) -> Result<Vec<String>> {
     let listed = async {
         // Behind all that was committed before we asked.
-        let (sync, list) = (link.client.sync(directory.path()), link.client.list_children(directory.path()));
+        let (sync, list) = (
+            link.client.sync(directory.path()),
+            link.client.list_children(directory.path()),
+        );
         match join(sync, list).await.1 {
             Err(Driver::NoNode) => Ok(Vec::new()),
             listed => listed,
         }
     };
-    cluster.ask("inspect", Effect::None, cluster.config.timeout, listed).await
+    cluster
+        .ask("inspect", Effect::None, cluster.config.timeout, listed)
+        .await
 }
 
 /// What the nodes say; `None` for those that are gone by now.
@@ -80,7 +94,11 @@ async fn read(
     let mut read = Vec::with_capacity(members.len());
     // A name has some 60 bytes, and its parent up to 3 KiB.
     let above = link.client.path().len() + directory.path().len() + 1;
-    let longest = members.iter().map(|(name, _)| above + name.len()).max().unwrap_or(1);
+    let longest = members
+        .iter()
+        .map(|(name, _)| above + name.len())
+        .max()
+        .unwrap_or(1);
     for members in members.chunks(READS.min(READ_BYTES / longest.max(1)).max(1)) {
         let answer = async {
             let mut reader = link.client.new_multi_reader();
@@ -89,7 +107,9 @@ async fn read(
             }
             reader.commit().await
         };
-        let answer = cluster.ask("inspect", Effect::None, cluster.config.timeout, answer).await?;
+        let answer = cluster
+            .ask("inspect", Effect::None, cluster.config.timeout, answer)
+            .await?;
         read.extend(answer.into_iter().map(|result| match result {
             MultiReadResult::Data { data, stat } => Some((data, stat)),
             _ => None,

@@ -8,10 +8,11 @@
 //! | `<root>/<name>%permits/_c_<uuid>-<of>-lease-N` | one of a semaphore |
 //! | `<root>/%sessions/<id>` | a session |
 //!
-//! `N` is the sequence that the server appends, ten digits. A waiter that becomes a holder may have two nodes one after the other,
-//! with one `N` and two uuids. Names are readable as they are, so that
-//! Curator's path `<root>/<name>` is shared; what a path segment cannot have is written as `%` and two hexadecimal digits for each
-//! byte. `%permits` and `%sessions` are no such encoding, so no name meets them.
+//! `N` is the sequence that the server appends, ten digits. A waiter that becomes a holder may have
+//! two nodes one after the other, with one `N` and two uuids. Names are readable as they are, so
+//! that Curator's path `<root>/<name>` is shared; what a path segment cannot have is written as `%`
+//! and two hexadecimal digits for each byte. `%permits` and `%sessions` are no such encoding, so no
+//! name meets them.
 
 use std::{
     fmt,
@@ -19,7 +20,7 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::{LockKey, Mode, AcquisitionId, Request};
+use leasehold_core::{AcquisitionId, LockKey, Mode, Request};
 
 use crate::config::ExclusiveNodes;
 
@@ -33,7 +34,8 @@ const WAITS: &str = "waits";
 /// In bytes.
 const MAX_LABEL: usize = 1024;
 
-/// What stands before the sequence, and how whoever wrote it takes part. The longest that fits counts.
+/// What stands before the sequence, and how whoever wrote it takes part. The longest that fits
+/// counts.
 const MARKS: [(&str, Part); 6] = [
     ("-lease-", Part::Permit),
     ("__rlock__", Part::Reader),
@@ -79,8 +81,9 @@ impl fmt::Debug for Node {
     }
 }
 
-/// Names one acquisition for protected creation: 32 bits of its session, the rest of its owner. Version 8 of RFC 9562, which other
-/// programs do not draw: a session shared with a program's own client is told from it.
+/// Names one acquisition for protected creation: 32 bits of its session, the rest of its owner.
+/// Version 8 of RFC 9562, which other programs do not draw: a session shared with a program's own
+/// client is told from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Uuid(u128);
 
@@ -120,7 +123,15 @@ impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex = AcquisitionId::from(self.0).to_hex();
         let hex = std::str::from_utf8(&hex).unwrap_or_default();
-        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+        write!(
+            f,
+            "{}-{}-{}-{}-{}",
+            &hex[..8],
+            &hex[8..12],
+            &hex[12..16],
+            &hex[16..20],
+            &hex[20..]
+        )
     }
 }
 
@@ -147,7 +158,10 @@ impl Directory {
             (_, ExclusiveNodes::Mutex) => start + "lock-",
             (_, ExclusiveNodes::ReadWrite) => start + "__WRIT__",
         };
-        Node { uuid, path: path.into() }
+        Node {
+            uuid,
+            path: path.into(),
+        }
     }
 
     /// So that jobs on one lock can be told from those on others.
@@ -172,14 +186,21 @@ impl Member {
     /// `None` for a node that takes no part.
     pub(crate) fn read(name: &str) -> Option<Self> {
         // What stands last counts, as in Curator.
-        let marked = MARKS.iter().filter_map(|(mark, part)| Some((name.rfind(mark)?, *mark, *part)));
+        let marked = MARKS
+            .iter()
+            .filter_map(|(mark, part)| Some((name.rfind(mark)?, *mark, *part)));
         let (at, mark, part) = marked.max_by_key(|(at, mark, _)| (at + mark.len(), mark.len()))?;
         let sequence = Sequence::of(name[at + mark.len()..].parse().ok()?);
         let of = match part {
             Part::Permit => Some(name[..at].rsplit('-').next()?.parse().ok()?),
             _ => None,
         };
-        Some(Self { part, sequence, uuid: Uuid::of_name(name), of })
+        Some(Self {
+            part,
+            sequence,
+            uuid: Uuid::of_name(name),
+            of,
+        })
     }
 
     /// Whether Leasehold wrote it.
@@ -191,9 +212,10 @@ impl Member {
 /// The number that the server appends: how many children the parent has had.
 ///
 /// The server counts to 2147483647 and stays there, or continues with negative numbers for a while.
-/// Nodes that are created later have the same number as others, or a number that Curator sorts first.
-/// Numbers near the end therefore order nothing. A client that gets such a number takes no part: it
-/// waits until the directory is empty, and removes it. The server starts at 0 in the next directory.
+/// Nodes that are created later have the same number as others, or a number that Curator sorts
+/// first. Numbers near the end therefore order nothing. A client that gets such a number takes no
+/// part: it waits until the directory is empty, and removes it. The server starts at 0 in the next
+/// directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Sequence(pub(crate) u32);
 
@@ -242,7 +264,11 @@ impl Names {
 
     /// Below which all nodes are.
     pub(crate) fn ephemerals(&self) -> &str {
-        if self.root.is_empty() { "/" } else { &self.root }
+        if self.root.is_empty() {
+            "/"
+        } else {
+            &self.root
+        }
     }
 
     /// The node of one session.
@@ -251,8 +277,8 @@ impl Names {
     }
 }
 
-/// Injective: what the server refuses in a segment, `/` and `%` are written byte by byte, and so is the first character of what as a
-/// whole means something else.
+/// Injective: what the server refuses in a segment, `/` and `%` are written byte by byte, and so is
+/// the first character of what as a whole means something else.
 fn encode(name: &[u8], reserved: bool, into: &mut String) {
     let mut first = reserved || name == b"." || name == b"..";
     for chunk in name.utf8_chunks() {
@@ -270,14 +296,20 @@ fn encode(name: &[u8], reserved: bool, into: &mut String) {
 }
 
 fn hex(bytes: &[u8], into: &mut String) {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
+    ];
     for byte in bytes {
-        into.extend(['%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        into.extend([
+            '%',
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 15)],
+        ]);
     }
 }
 
-/// What the server and the driver refuse (`PathUtils.validatePath`; of UTF-16 it refuses both halves of a pair), and what means
-/// something here.
+/// What the server and the driver refuse (`PathUtils.validatePath`; of UTF-16 it refuses both
+/// halves of a pair), and what means something here.
 fn is_refused(c: char) -> bool {
     matches!(c, '/' | '%' | '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{d7ff}'..='\u{f8ff}' | '\u{fff0}'..)
 }
@@ -290,15 +322,17 @@ pub(crate) const REVOKE: &[u8] = b"__REVOKE__";
 pub(crate) enum Says {
     /// It holds when it is its turn.
     Holds {
-        /// The transaction that created the node with which it waited before, if that was another one.
+        /// The transaction that created the node with which it waited before, if that was another
+        /// one.
         since: Option<i64>,
     },
     /// It waits only. When it is its turn, another node takes its place.
     Waits,
 }
 
-/// What is written into the node of one acquisition: `<owner>:<TTL in ms>:<label>` or `<owner>:<TTL in ms>@<czxid>:<label>`
-/// for one that may hold, `<owner>:waits:<label>` for one that waits only.
+/// What is written into the node of one acquisition: `<owner>:<TTL in ms>:<label>` or
+/// `<owner>:<TTL in ms>@<czxid>:<label>` for one that may hold, `<owner>:waits:<label>` for one
+/// that waits only.
 pub(crate) fn data_of(request: &Request, says: Says) -> Vec<u8> {
     let ttl = request.ttl().as_millis();
     let said = match says {
@@ -306,13 +340,20 @@ pub(crate) fn data_of(request: &Request, says: Says) -> Vec<u8> {
         Says::Holds { since: Some(czxid) } => format!(":{ttl}@{czxid}:"),
         Says::Waits => format!(":{WAITS}:"),
     };
-    [&request.owner().to_hex(), said.as_bytes(), shown(request.label()).as_bytes()].concat()
+    [
+        &request.owner().to_hex(),
+        said.as_bytes(),
+        shown(request.label()).as_bytes(),
+    ]
+    .concat()
 }
 
-/// As much of a label as a node says. Many nodes are created in one request, and a server closes the connection on one of
-/// more than 1 MiB (`jute.maxbuffer`).
+/// As much of a label as a node says. Many nodes are created in one request, and a server closes
+/// the connection on one of more than 1 MiB (`jute.maxbuffer`).
 pub(crate) fn shown(label: &str) -> &str {
-    let end = (0..=MAX_LABEL.min(label.len())).rev().find(|at| label.is_char_boundary(*at));
+    let end = (0..=MAX_LABEL.min(label.len()))
+        .rev()
+        .find(|at| label.is_char_boundary(*at));
     &label[..end.unwrap_or_default()]
 }
 
@@ -334,13 +375,21 @@ impl Data {
         let label = String::from_utf8_lossy(&rest[colon + 1..]).into_owned();
         let said = std::str::from_utf8(&rest[..colon]).ok()?;
         if said == WAITS {
-            return Some(Self { says: Says::Waits, ttl: None, label });
+            return Some(Self {
+                says: Says::Waits,
+                ttl: None,
+                label,
+            });
         }
         let (ttl, since) = match said.split_once('@') {
             Some((ttl, czxid)) => (ttl, Some(czxid.parse().ok()?)),
             None => (said, None),
         };
-        Some(Self { says: Says::Holds { since }, ttl: Some(ttl.parse().ok()?), label })
+        Some(Self {
+            says: Says::Holds { since },
+            ttl: Some(ttl.parse().ok()?),
+            label,
+        })
     }
 }
 
@@ -349,11 +398,17 @@ mod tests {
     use super::*;
 
     fn names(root: &str) -> Names {
-        Names { root: root.into(), exclusive: ExclusiveNodes::Mutex }
+        Names {
+            root: root.into(),
+            exclusive: ExclusiveNodes::Mutex,
+        }
     }
 
     fn path_of(root: &str, name: impl AsRef<[u8]>) -> String {
-        names(root).directory(&LockKey::new(name).unwrap(), false).path().to_owned()
+        names(root)
+            .directory(&LockKey::new(name).unwrap(), false)
+            .path()
+            .to_owned()
     }
 
     #[test]
@@ -376,7 +431,10 @@ mod tests {
         assert_eq!(path_of("", "zookeeper"), "/%7Aookeeper");
         assert_eq!(path_of("/shop", "zookeeper"), "/shop/zookeeper");
         let key = LockKey::new("item").unwrap();
-        assert_eq!(names("/shop").directory(&key, true).path(), "/shop/item%permits");
+        assert_eq!(
+            names("/shop").directory(&key, true).path(),
+            "/shop/item%permits"
+        );
         assert_eq!(names("").session(0x1f, 0xab), "/%sessions/1f-000000ab");
     }
 
@@ -384,7 +442,9 @@ mod tests {
     fn golden_nodes() {
         let directory = names("").directory(&LockKey::new("item").unwrap(), false);
         let uuid = Uuid::new(0x0102_0304, AcquisitionId::from(0xabcd));
-        let permit = Mode::Permit { of: 14.try_into().unwrap() };
+        let permit = Mode::Permit {
+            of: 14.try_into().unwrap(),
+        };
         for (mode, exclusive, end) in [
             (Mode::Exclusive, ExclusiveNodes::Mutex, "lock-"),
             (Mode::Exclusive, ExclusiveNodes::ReadWrite, "__WRIT__"),
@@ -392,9 +452,21 @@ mod tests {
             (permit, ExclusiveNodes::Mutex, "14-lease-"),
         ] {
             let node = directory.node(mode, exclusive, uuid);
-            assert_eq!(&*node.path, format!("/item/_c_01020304-0000-8000-8000-00000000abcd-{end}"));
-            let member = Member::read(format!("{}0000000007", node.path).rsplit('/').next().unwrap()).unwrap();
-            assert_eq!((member.uuid, member.sequence, member.is_ours()), (Some(uuid), Sequence::of(7), true));
+            assert_eq!(
+                &*node.path,
+                format!("/item/_c_01020304-0000-8000-8000-00000000abcd-{end}")
+            );
+            let member = Member::read(
+                format!("{}0000000007", node.path)
+                    .rsplit('/')
+                    .next()
+                    .unwrap(),
+            )
+            .unwrap();
+            assert_eq!(
+                (member.uuid, member.sequence, member.is_ours()),
+                (Some(uuid), Sequence::of(7), true)
+            );
             assert_eq!(member.of, mode.is_permit().then_some(14));
         }
     }
@@ -403,10 +475,19 @@ mod tests {
     fn a_uuid_tells_its_session_and_that_of_another_program_none() {
         let uuid = Uuid::new(u32::MAX, AcquisitionId::from(u128::MAX));
         assert_eq!(uuid.session(), Some(u32::MAX));
-        assert_eq!(Uuid::of_name(&format!("_c_{uuid}-lock-0000000001")), Some(uuid));
-        let curators = Uuid::of_name("_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000001").unwrap();
+        assert_eq!(
+            Uuid::of_name(&format!("_c_{uuid}-lock-0000000001")),
+            Some(uuid)
+        );
+        let curators =
+            Uuid::of_name("_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000001").unwrap();
         assert_eq!(curators.session(), None);
-        for name in ["_c_", "_c_0f8fad5b", "lock-0000000001", "_c_0f8fad5bxd9cb-469f-a165-70867728950e-"] {
+        for name in [
+            "_c_",
+            "_c_0f8fad5b",
+            "lock-0000000001",
+            "_c_0f8fad5bxd9cb-469f-a165-70867728950e-",
+        ] {
             assert_eq!(Uuid::of_name(name), None);
         }
     }
@@ -414,15 +495,39 @@ mod tests {
     #[test]
     fn nodes_of_other_programs_take_part() {
         for (name, part, sequence) in [
-            ("_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000012", Part::Writer, 12),
-            ("_c_0f8fad5b-d9cb-469f-a165-70867728950e-__WRIT__0000000003", Part::Writer, 3),
-            ("_c_0f8fad5b-d9cb-469f-a165-70867728950e-__READ__0000000004", Part::Reader, 4),
-            ("6a204bd89f3c8348afd5c77c717a097a__lock__0000000005", Part::Writer, 5),
-            ("6a204bd89f3c8348afd5c77c717a097a__rlock__0000000006", Part::Reader, 6),
+            (
+                "_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000012",
+                Part::Writer,
+                12,
+            ),
+            (
+                "_c_0f8fad5b-d9cb-469f-a165-70867728950e-__WRIT__0000000003",
+                Part::Writer,
+                3,
+            ),
+            (
+                "_c_0f8fad5b-d9cb-469f-a165-70867728950e-__READ__0000000004",
+                Part::Reader,
+                4,
+            ),
+            (
+                "6a204bd89f3c8348afd5c77c717a097a__lock__0000000005",
+                Part::Writer,
+                5,
+            ),
+            (
+                "6a204bd89f3c8348afd5c77c717a097a__rlock__0000000006",
+                Part::Reader,
+                6,
+            ),
             ("lock--2147483648", Part::Writer, i32::MIN),
         ] {
             let member = Member::read(name).unwrap();
-            assert_eq!((member.part, member.sequence), (part, Sequence::of(sequence)), "{name}");
+            assert_eq!(
+                (member.part, member.sequence),
+                (part, Sequence::of(sequence)),
+                "{name}"
+            );
             assert!(!member.is_ours(), "{name}");
         }
         for name in ["", "lock", "lock-x", "other", "%sessions", "__READ__"] {
@@ -447,10 +552,22 @@ mod tests {
         let label = String::from("host:1");
         for (says, ttl) in [
             (Says::Holds { since: None }, Some(30_000)),
-            (Says::Holds { since: Some(0x1_0000_0007) }, Some(30_000)),
+            (
+                Says::Holds {
+                    since: Some(0x1_0000_0007),
+                },
+                Some(30_000),
+            ),
             (Says::Waits, None),
         ] {
-            let (data, read) = (data_of(&request, says), Some(Data { says, ttl, label: label.clone() }));
+            let (data, read) = (
+                data_of(&request, says),
+                Some(Data {
+                    says,
+                    ttl,
+                    label: label.clone(),
+                }),
+            );
             assert_eq!(Data::read(&data), read);
             assert_eq!(Data::read(&[REVOKE, &data].concat()), read);
         }

@@ -3,13 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, ReleaseTracker, Released, Request, Result, KeepAlive, async_trait,
-    session::Claim,
+    Deadline, ErrorKind, FencingToken, KeepAlive, Lease, ReleaseTracker, Released, Request, Result,
+    async_trait, session::Claim,
 };
 
 use crate::{
-    error::{self, named},
     batch::{Done, Job, Work},
+    error::{self, named},
     keys::{Directory, Sequence},
     loss_watch::Held,
     session::{ZookeeperSessions, run},
@@ -33,8 +33,19 @@ pub(crate) struct Place {
 }
 
 impl ZookeeperLease {
-    pub(crate) fn new(claim: Claim<ZookeeperSessions>, request: Request, held: Arc<Held>, place: Place) -> Self {
-        Self { claim, request, held, place, release: ReleaseTracker::new() }
+    pub(crate) fn new(
+        claim: Claim<ZookeeperSessions>,
+        request: Request,
+        held: Arc<Held>,
+        place: Place,
+    ) -> Self {
+        Self {
+            claim,
+            request,
+            held,
+            place,
+            release: ReleaseTracker::new(),
+        }
     }
 }
 
@@ -57,7 +68,11 @@ impl Lease for ZookeeperLease {
         if self.release.has_begun() {
             return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
         }
-        self.claim.session().renew().await.map_err(|error| named(error, "renew"))?;
+        self.claim
+            .session()
+            .renew()
+            .await
+            .map_err(|error| named(error, "renew"))?;
         if self.claim.is_broken() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
@@ -73,13 +88,30 @@ impl Lease for ZookeeperLease {
             return Ok(told);
         }
         self.held.release();
-        let work = Work::Delete { path: Arc::clone(&self.held.path) };
-        let answer = run(&self.claim, Job { operation: "release", lane: self.place.lane, work }).await;
+        let work = Work::Delete {
+            path: Arc::clone(&self.held.path),
+        };
+        let answer = run(
+            &self.claim,
+            Job {
+                operation: "release",
+                lane: self.place.lane,
+                work,
+            },
+        )
+        .await;
         let freed = answer.map(|done| matches!(done, Done::Deleted(true)));
         if let (Ok(true), Some(sequence)) = (&freed, self.place.sequence) {
-            self.claim.session().handle().cluster.alone.gone(&self.place.directory, sequence);
+            self.claim
+                .session()
+                .handle()
+                .cluster
+                .alone
+                .gone(&self.place.directory, sequence);
         }
-        let released = self.release.settle(freed, || !self.claim.valid_until().is_past(self.request.now()))?;
+        let released = self.release.settle(freed, || {
+            !self.claim.valid_until().is_past(self.request.now())
+        })?;
         self.claim.session().handle().forget(self.held.uuid);
         self.claim.release();
         Ok(released)

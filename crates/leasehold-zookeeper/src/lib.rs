@@ -2,26 +2,26 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod alone;
-mod session_tasks;
 mod backend;
-mod revoke;
-mod pending_lock;
+mod batch;
 mod config;
 mod connection;
 mod crowd;
 mod diagnosis;
 mod error;
-mod batch;
 mod inspect;
 mod keys;
 mod lease;
-mod loss_watch;
 mod liveness;
+mod loss_watch;
+mod pending_lock;
+mod predecessor;
 mod queue;
+mod revoke;
 mod session;
+mod session_tasks;
 mod thread;
 mod used_up;
-mod predecessor;
 mod wake;
 
 pub use leasehold_core::{Error, ErrorKind, Result};

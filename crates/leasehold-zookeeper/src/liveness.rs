@@ -1,12 +1,13 @@
 //! [`Liveness`]: the deadline of a session.
 //!
-//! The leader ends a session that it has not heard of for the session's time-out. A follower reports
-//! its sessions to the leader only in its replies to the leader's pings, one every half tick. So
-//! neither the reply of a follower nor a transaction shows when the leader last heard of a session:
-//! a leader that stood still sent no pings meanwhile, and still executes what was sent to it.
+//! The leader ends a session that it has not heard of for the session's time-out. A follower
+//! reports its sessions to the leader only in its replies to the leader's pings, one every half
+//! tick. So neither the reply of a follower nor a transaction shows when the leader last heard of a
+//! session: a leader that stood still sent no pings meanwhile, and still executes what was sent to
+//! it.
 //!
-//! A chain of *beats* shows it. A beat is a request that the leader itself answers. The client sends
-//! one after the other.
+//! A chain of *beats* shows it. A beat is a request that the leader itself answers. The client
+//! sends one after the other.
 //!
 //! ```text
 //! the leader:        heard          ping        first  second   transaction
@@ -20,11 +21,11 @@
 //!   than the distance of two beats.
 //! - The answer to the second beat came behind the ping on one connection, so the follower had
 //!   replied to the ping.
-//! - The transaction followed that reply to the leader on one connection. The ensemble committed it,
-//!   so the leader had read the reply, and was still the leader.
-//! - The reply reported the session if the follower had received a beat before it. The last beat that
-//!   was answered before the ping therefore counts: the leader keeps the session for its time-out
-//!   from the moment that this beat was sent, or longer.
+//! - The transaction followed that reply to the leader on one connection. The ensemble committed
+//!   it, so the leader had read the reply, and was still the leader.
+//! - The reply reported the session if the follower had received a beat before it. The last beat
+//!   that was answered before the ping therefore counts: the leader keeps the session for its
+//!   time-out from the moment that this beat was sent, or longer.
 //!
 //! A connection to another server or leader begins with a message to the leader that renews the
 //! session. That is later than everything that was answered on the connection before. A leader
@@ -53,7 +54,8 @@ pub(crate) struct Liveness {
 struct State {
     /// The leader heard of this session at this moment or later.
     heard: Timestamp,
-    /// The beats since then, oldest first. Each was sent an interval after the answer to the last one.
+    /// The beats since then, oldest first. Each was sent an interval after the answer to the last
+    /// one.
     beats: VecDeque<Beat>,
 }
 
@@ -67,7 +69,13 @@ struct Beat {
 impl Liveness {
     /// Creates the liveness of a session that the leader heard of at `heard` or later.
     pub(crate) fn new(tick: Duration, heard: Timestamp) -> Self {
-        Self { pings: tick / 2, state: Mutex::new(State { heard, beats: VecDeque::new() }) }
+        Self {
+            pings: tick / 2,
+            state: Mutex::new(State {
+                heard,
+                beats: VecDeque::new(),
+            }),
+        }
     }
 
     /// Creates the liveness of a session that another client opened, and that was never silent for
@@ -88,10 +96,21 @@ impl Liveness {
     /// sent at `sent` and committed.
     pub(crate) fn heard(&self, sent: Timestamp) -> Timestamp {
         let mut state = self.lock();
-        let known = state.beats.iter().take_while(|beat| beat.answered <= sent).count();
-        if let Some(first) = known.checked_sub(2).and_then(|first| state.beats.get(first)) {
+        let known = state
+            .beats
+            .iter()
+            .take_while(|beat| beat.answered <= sent)
+            .count();
+        if let Some(first) = known
+            .checked_sub(2)
+            .and_then(|first| state.beats.get(first))
+        {
             let ping = before(first.sent, self.pings);
-            let told = state.beats.iter().take_while(|beat| beat.answered <= ping).count();
+            let told = state
+                .beats
+                .iter()
+                .take_while(|beat| beat.answered <= ping)
+                .count();
             let last = state.beats.drain(..told).next_back();
             if let Some(last) = last {
                 state.heard = state.heard.max(last.sent);
@@ -156,7 +175,10 @@ mod tests {
             liveness.beat(at(beat), at(beat + 10));
         }
         // The leader stood still from here on.
-        assert_eq!((heard(&liveness, 1_500), heard(&liveness, 5_000)), (1_100, 1_100));
+        assert_eq!(
+            (heard(&liveness, 1_500), heard(&liveness, 5_000)),
+            (1_100, 1_100)
+        );
     }
 
     #[test]

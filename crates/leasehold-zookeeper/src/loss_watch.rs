@@ -1,4 +1,5 @@
-//! A data watch on the node of each holder: it tells of its own loss, and of an operator who asks for it.
+//! A data watch on the node of each holder: it tells of its own loss, and of an operator who asks
+//! for it.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use leasehold_core::{BoxFuture, LossReason, LossNotifier, Result, contained};
+use leasehold_core::{BoxFuture, LossNotifier, LossReason, Result, contained};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -41,7 +42,12 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn new(path: Arc<str>, uuid: Uuid, sink: LossNotifier) -> Arc<Self> {
-        Arc::new(Self { path, uuid, sink, released: AtomicBool::new(false) })
+        Arc::new(Self {
+            path,
+            uuid,
+            sink,
+            released: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn release(&self) {
@@ -66,7 +72,12 @@ pub(crate) struct LossWatcher {
 impl LossWatcher {
     /// Watches over what was granted: with the watch that its waiter had, or soon.
     pub(crate) fn add(&self, held: &Arc<Held>, watch: Option<Event>) {
-        let due = Instant::now() + if watch.is_some() { Duration::ZERO } else { GRACE };
+        let due = Instant::now()
+            + if watch.is_some() {
+                Duration::ZERO
+            } else {
+                GRACE
+            };
         self.put(due, Arc::downgrade(held), watch);
     }
 
@@ -97,7 +108,11 @@ impl LossWatcher {
         while queue.front().is_some_and(|(due, ..)| *due <= now)
             && let Some((_, held, watch)) = queue.pop_front()
         {
-            taken.extend(held.upgrade().filter(|held| !held.is_released()).map(|held| (held, watch)));
+            taken.extend(
+                held.upgrade()
+                    .filter(|held| !held.is_released())
+                    .map(|held| (held, watch)),
+            );
         }
         taken
     }
@@ -138,18 +153,28 @@ type Watching = FuturesUnordered<BoxFuture<'static, (Weak<Held>, Seen)>>;
 /// Watches over the holders of a session as long as it lives.
 pub(crate) async fn watch(session: Weak<ZookeeperSession>, losses: Arc<LossWatcher>) {
     let mut watching = Watching::new();
-    // A watch that panics is gone, and the others stay. The next reconciliation tells of a loss that it would have told of.
-    while contained(step(&session, &losses, &mut watching)).await.unwrap_or(true) {}
+    // A watch that panics is gone, and the others stay. The next reconciliation tells of a loss
+    // that it would have told of.
+    while contained(step(&session, &losses, &mut watching))
+        .await
+        .unwrap_or(true)
+    {}
 }
 
 /// `false` once the session is over.
-async fn step(session: &Weak<ZookeeperSession>, losses: &LossWatcher, watching: &mut Watching) -> Result<bool> {
+async fn step(
+    session: &Weak<ZookeeperSession>,
+    losses: &LossWatcher,
+    watching: &mut Watching,
+) -> Result<bool> {
     tokio::select! {
         () = losses.wait() => {}
         Some((held, seen)) = watching.next() => learned(session, losses, watching, held, seen),
         () = tokio::time::sleep(RETRY) => {}
     }
-    let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return Ok(false) };
+    let Some(session) = session.upgrade().filter(|session| session.is_live()) else {
+        return Ok(false);
+    };
     for (held, watch) in losses.take() {
         match watch {
             Some(watch) => watching.push(wait(Arc::downgrade(&held), watch)),
@@ -162,8 +187,16 @@ async fn step(session: &Weak<ZookeeperSession>, losses: &LossWatcher, watching: 
     Ok(true)
 }
 
-fn learned(session: &Weak<ZookeeperSession>, losses: &LossWatcher, watching: &Watching, weak: Weak<Held>, seen: Seen) {
-    let Some(held) = weak.upgrade().filter(|held| !held.is_released()) else { return };
+fn learned(
+    session: &Weak<ZookeeperSession>,
+    losses: &LossWatcher,
+    watching: &Watching,
+    weak: Weak<Held>,
+    seen: Seen,
+) {
+    let Some(held) = weak.upgrade().filter(|held| !held.is_released()) else {
+        return;
+    };
     match seen {
         Seen::There(watch, data) => {
             watching.push(wait(weak, watch));
@@ -182,7 +215,11 @@ fn learned(session: &Weak<ZookeeperSession>, losses: &LossWatcher, watching: &Wa
 }
 
 /// Sets a watch on it.
-fn set(held: Arc<Held>, link: Arc<Link>, patience: Duration) -> BoxFuture<'static, (Weak<Held>, Seen)> {
+fn set(
+    held: Arc<Held>,
+    link: Arc<Link>,
+    patience: Duration,
+) -> BoxFuture<'static, (Weak<Held>, Seen)> {
     Box::pin(async move {
         // Without room the next reconciliation tells of a loss.
         let seen = match timeout(patience, node(&link, &held.path)).await {

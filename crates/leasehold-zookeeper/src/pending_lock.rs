@@ -10,8 +10,8 @@ use leasehold_core::{
 use zookeeper_client::Error as Driver;
 
 use crate::{
-    error::{self, Effect, named},
     batch::{Created, Done, Job, Work},
+    error::{self, Effect, named},
     keys::{Directory, Member, Says, Uuid, data_of},
     lease::{Place, ZookeeperLease},
     loss_watch::Held,
@@ -26,8 +26,8 @@ const CREATIONS: usize = 3;
 /// Claimed before anything is sent.
 pub(crate) struct PendingLock {
     pub(crate) claim: Claim<ZookeeperSessions>,
-    /// While it waits, its node is in another session, with a short time-out: the node of a waiter that has died blocks
-    /// those behind it for seconds, whatever its TTL.
+    /// While it waits, its node is in another session, with a short time-out: the node of a waiter
+    /// that has died blocks those behind it for seconds, whatever its TTL.
     waiting: Option<Claim<ZookeeperSessions>>,
     pub(crate) request: Request,
     pub(crate) directory: Directory,
@@ -42,11 +42,22 @@ impl PendingLock {
     ) -> Result<Self> {
         let claim = claim_in(sessions, request, directory).await?;
         let (request, directory, lane) = (request.clone(), directory.clone(), directory.lane());
-        Ok(Self { claim, waiting: None, request, directory, lane })
+        Ok(Self {
+            claim,
+            waiting: None,
+            request,
+            directory,
+            lane,
+        })
     }
 
-    /// Queues in a session of `sessions`, which have this TTL, until it holds. To be called before anything is sent.
-    pub(crate) async fn wait_in(mut self, sessions: &Sessions<ZookeeperSessions>, ttl: Ttl) -> Result<Self> {
+    /// Queues in a session of `sessions`, which have this TTL, until it holds. To be called before
+    /// anything is sent.
+    pub(crate) async fn wait_in(
+        mut self,
+        sessions: &Sessions<ZookeeperSessions>,
+        ttl: Ttl,
+    ) -> Result<Self> {
         let request = self.request.clone().with_ttl(ttl);
         self.waiting = Some(claim_in(sessions, &request, &self.directory).await?);
         Ok(self)
@@ -76,7 +87,10 @@ impl PendingLock {
         loop {
             if let Some(since) = used_up.since(self.lane) {
                 let link = handle.link("acquire")?;
-                let gone = handle.cluster.renumber(&link, handle.patience, &self.directory, since).await;
+                let gone = handle
+                    .cluster
+                    .renumber(&link, handle.patience, &self.directory, since)
+                    .await;
                 if !gone.inspect_err(|error| note(self.place(), error))? {
                     return Ok(None);
                 }
@@ -102,10 +116,23 @@ impl PendingLock {
         let alone = &place.session().handle().cluster.alone;
         // Who may know that it is alone looks only if it is not.
         let list = !alone.may_tell(&self.directory);
-        let says = if self.waiting.is_some() { Says::Waits } else { Says::Holds { since: None } };
+        let says = if self.waiting.is_some() {
+            Says::Waits
+        } else {
+            Says::Holds { since: None }
+        };
         let work = || {
-            let (directory, node, data) = (self.directory.clone(), place.name().clone(), data_of(&self.request, says));
-            Work::Create { directory, node, data, list }
+            let (directory, node, data) = (
+                self.directory.clone(),
+                place.name().clone(),
+                data_of(&self.request, says),
+            );
+            Work::Create {
+                directory,
+                node,
+                data,
+                list,
+            }
         };
         let Done::Created(mut created) = self.settle(place, work).await? else {
             return Err(error::protocol("acquire"));
@@ -132,27 +159,53 @@ impl PendingLock {
     /// Whether others among these children would refuse the next one that asks for the same.
     pub(crate) fn is_crowded(&self, children: &[String]) -> bool {
         let own = self.place().name().uuid;
-        let others: Vec<_> = children.iter().filter(|name| Uuid::of_name(name) != Some(own)).cloned().collect();
-        !matches!(refusal(self.request.key(), self.request.mode(), &others), Ok(None))
+        let others: Vec<_> = children
+            .iter()
+            .filter(|name| Uuid::of_name(name) != Some(own))
+            .cloned()
+            .collect();
+        !matches!(
+            refusal(self.request.key(), self.request.mode(), &others),
+            Ok(None)
+        )
     }
 
-    /// Moves its node from the session of those who wait to its own, if it is in the former: it keeps its number, and so
-    /// its place, for us and for other programs.
+    /// Moves its node from the session of those who wait to its own, if it is in the former: it
+    /// keeps its number, and so its place, for us and for other programs.
     async fn move_in(&self, queued: &Created) -> Result<Option<Created>> {
-        let Some(waiting) = &self.waiting else { return Ok(None) };
+        let Some(waiting) = &self.waiting else {
+            return Ok(None);
+        };
         let node = &self.claim.name().path;
-        let number = queued.path.strip_prefix(&*waiting.name().path).ok_or_else(|| error::protocol("acquire"))?;
+        let number = queued
+            .path
+            .strip_prefix(&*waiting.name().path)
+            .ok_or_else(|| error::protocol("acquire"))?;
         let to: Arc<str> = format!("{node}{number}").into();
         let work = || Work::Move {
             from: Arc::clone(&queued.path),
             to: Arc::clone(&to),
-            data: data_of(&self.request, Says::Holds { since: Some(queued.czxid) }),
+            data: data_of(
+                &self.request,
+                Says::Holds {
+                    since: Some(queued.czxid),
+                },
+            ),
         };
         let settled = self.settle(&self.claim, work).await;
-        let moved = Created { path: to, czxid: queued.czxid, children: None };
+        let moved = Created {
+            path: to,
+            czxid: queued.czxid,
+            children: None,
+        };
         match settled {
             Ok(Done::Moved(true) | Done::Created(_)) => {
-                self.claim.session().handle().cluster.alone.forget(&self.directory);
+                self.claim
+                    .session()
+                    .handle()
+                    .cluster
+                    .alone
+                    .forget(&self.directory);
                 Ok(Some(moved))
             }
             // It has gone from the queue meanwhile, with its session or by an operator.
@@ -167,13 +220,26 @@ impl PendingLock {
         }
     }
 
-    /// Has this done in the session of `claim`, which creates the node of that claim. If the answer is lost, finds out
-    /// whether it was.
-    async fn settle(&self, claim: &Claim<ZookeeperSessions>, work: impl Fn() -> Work) -> Result<Done> {
+    /// Has this done in the session of `claim`, which creates the node of that claim. If the answer
+    /// is lost, finds out whether it was.
+    async fn settle(
+        &self,
+        claim: &Claim<ZookeeperSessions>,
+        work: impl Fn() -> Work,
+    ) -> Result<Done> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let error = match run(claim, Job { operation: "acquire", lane: self.lane, work: work() }).await {
+            let error = match run(
+                claim,
+                Job {
+                    operation: "acquire",
+                    lane: self.lane,
+                    work: work(),
+                },
+            )
+            .await
+            {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -192,7 +258,10 @@ impl PendingLock {
                 // It was certainly not created, and will not be.
                 Some(None) if tries < CREATIONS && !self.request.is_cancelled() => {}
                 Some(None) => {
-                    return Err(error::plain(ErrorKind::Unavailable, "acquire", error.message()).with_source(error));
+                    return Err(
+                        error::plain(ErrorKind::Unavailable, "acquire", error.message())
+                            .with_source(error),
+                    );
                 }
                 // The next renewal removes whatever there is.
                 None => return Err(error),
@@ -200,7 +269,8 @@ impl PendingLock {
         }
     }
 
-    /// After a lost answer: the node of this claim, `Some(None)` if there is none, `None` if that cannot be told.
+    /// After a lost answer: the node of this claim, `Some(None)` if there is none, `None` if that
+    /// cannot be told.
     async fn recover(&self, claim: &Claim<ZookeeperSessions>) -> Option<Option<Created>> {
         let (session, started) = (claim.session(), self.request.now());
         let handle = session.handle();
@@ -229,32 +299,46 @@ impl PendingLock {
         let handle = claim.session().handle();
         let (cluster, link) = (&handle.cluster, handle.link("acquire")?);
         let looked = async {
-            // A creation that is still on its way goes before this on the same connection, and on an older one it is refused from
-            // now on: the session has moved. So what is not there now never will be.
-            let (sync, list) =
-                (link.client.sync(self.directory.path()), link.client.list_children(self.directory.path()));
+            // A creation that is still on its way goes before this on the same connection, and on
+            // an older one it is refused from now on: the session has moved. So what is not there
+            // now never will be.
+            let (sync, list) = (
+                link.client.sync(self.directory.path()),
+                link.client.list_children(self.directory.path()),
+            );
             let (synced, listed) = futures_util::future::join(sync, list).await;
             match (synced, listed) {
                 (Err(Driver::NoNode), _) | (_, Err(Driver::NoNode)) => Ok(None),
                 (Err(error), _) | (_, Err(error)) => Err(error),
                 (Ok(()), Ok(children)) => {
-                    let Some((name, _)) = find(&children, claim.name().uuid) else { return Ok(None) };
+                    let Some((name, _)) = find(&children, claim.name().uuid) else {
+                        return Ok(None);
+                    };
                     let path = self.directory.child(name);
                     let stat = link.client.check_stat(&path).await?;
                     // Nobody else's, whatever it is called.
                     let ours = stat.filter(|stat| stat.ephemeral_owner == handle.session);
-                    Ok(ours.map(|stat| Created { path: path.into(), czxid: stat.czxid, children: Some(children) }))
+                    Ok(ours.map(|stat| Created {
+                        path: path.into(),
+                        czxid: stat.czxid,
+                        children: Some(children),
+                    }))
                 }
             }
         };
-        cluster.ask("acquire", Effect::None, handle.patience, looked).await
+        cluster
+            .ask("acquire", Effect::None, handle.patience, looked)
+            .await
     }
 
     /// Who is there.
     pub(crate) async fn list(&self) -> Result<Vec<String>> {
         let handle = self.place().session().handle();
         let link = handle.link("acquire")?;
-        let listed = handle.cluster.list("acquire", &link, handle.patience, &self.directory).await;
+        let listed = handle
+            .cluster
+            .list("acquire", &link, handle.patience, &self.directory)
+            .await;
         listed.inspect_err(|error| note(self.place(), error))
     }
 
@@ -267,7 +351,12 @@ impl PendingLock {
     }
 
     pub(crate) fn standing(&self, children: &[String]) -> Result<Standing> {
-        standing(self.request.key(), self.request.mode(), self.place().name().uuid, children)
+        standing(
+            self.request.key(),
+            self.request.mode(),
+            self.place().name().uuid,
+            children,
+        )
     }
 
     /// Makes a lease of it, if its session still stands.
@@ -277,17 +366,34 @@ impl PendingLock {
             self.leave(&queued).await;
             return Err(lost_place());
         }
-        let Self { claim, waiting: _, request, directory, lane } = self;
+        let Self {
+            claim,
+            waiting: _,
+            request,
+            directory,
+            lane,
+        } = self;
         let handle = claim.session().handle();
         let sequence = member(&queued).map(|(_, own)| own.sequence);
         if let Some((_, own)) = member(&queued)
-            && queued.children.as_deref().is_some_and(|children| is_first(own, children))
+            && queued
+                .children
+                .as_deref()
+                .is_some_and(|children| is_first(own, children))
         {
-            handle.cluster.alone.first(&directory, own.sequence, queued.czxid);
+            handle
+                .cluster
+                .alone
+                .first(&directory, own.sequence, queued.czxid);
         }
         let held = Held::new(queued.path, claim.name().uuid, request.loss_notifier());
         handle.losses.add(&held, own);
-        let place = Place { directory, lane, sequence, czxid: queued.czxid };
+        let place = Place {
+            directory,
+            lane,
+            sequence,
+            czxid: queued.czxid,
+        };
         Ok(Arc::new(ZookeeperLease::new(claim, request, held, place)))
     }
 
@@ -298,8 +404,19 @@ impl PendingLock {
             // Their end on the server takes the node with it.
             return;
         };
-        let work = Work::Delete { path: Arc::clone(&queued.path) };
-        if let Err(error) = run(live, Job { operation: "acquire", lane: self.lane, work }).await {
+        let work = Work::Delete {
+            path: Arc::clone(&queued.path),
+        };
+        if let Err(error) = run(
+            live,
+            Job {
+                operation: "acquire",
+                lane: self.lane,
+                work,
+            },
+        )
+        .await
+        {
             tracing::debug!(target: "leasehold", path = %Escaped(&queued.path), %error, "not taken away; the next renewal does");
             claims().for_each(Claim::doubt);
         }
@@ -312,8 +429,17 @@ async fn claim_in(
     directory: &Directory,
 ) -> Result<Claim<ZookeeperSessions>> {
     let exclusive = sessions.driver().cluster.names.exclusive;
-    let name = |handle: &Handle, _| directory.node(request.mode(), exclusive, Uuid::new(handle.tag, request.owner()));
-    let claim = sessions.claim(request, name).await.map_err(|error| named(error, "acquire"))?;
+    let name = |handle: &Handle, _| {
+        directory.node(
+            request.mode(),
+            exclusive,
+            Uuid::new(handle.tag, request.owner()),
+        )
+    };
+    let claim = sessions
+        .claim(request, name)
+        .await
+        .map_err(|error| named(error, "acquire"))?;
     claim.session().handle().attend(claim.session());
     Ok(claim)
 }

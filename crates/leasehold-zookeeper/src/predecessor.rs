@@ -6,11 +6,11 @@ use leasehold_core::{Error, Result, RetryBudget, session::cancelled};
 use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
 
 use crate::{
-    pending_lock::{PendingLock, lost_place},
+    batch::Created,
     connection::{Link, Room},
     error::{self, Effect},
-    batch::Created,
     keys::REVOKE,
+    pending_lock::{PendingLock, lost_place},
     queue::{Standing, Wait},
     session::note,
     wake::{self, Event, Set},
@@ -60,7 +60,10 @@ impl PendingLock {
             Some(children) => (children, None),
             None if self.request.mode().is_permit() => {
                 let listed = wake::children(&link, &self.directory);
-                let (children, watch) = handle.cluster.ask("acquire", Effect::None, handle.patience, listed).await?;
+                let (children, watch) = handle
+                    .cluster
+                    .ask("acquire", Effect::None, handle.patience, listed)
+                    .await?;
                 (children, Some(watch))
             }
             None => (self.list().await?, None),
@@ -84,7 +87,11 @@ impl PendingLock {
         };
         let watching = self.watch(&link, &queued.path, own, ahead);
         let watching = async { Ok(watching.await) };
-        let (event, net) = match handle.cluster.ask("acquire", Effect::None, handle.patience, watching).await?? {
+        let (event, net) = match handle
+            .cluster
+            .ask("acquire", Effect::None, handle.patience, watching)
+            .await??
+        {
             Set::Watching(event) => (event, handle.cluster.config.fallback_poll_interval),
             Set::NoRoom => (Box::pin(std::future::pending()) as Event, UNWATCHED),
             Set::Gone => return Ok(false),
@@ -107,9 +114,16 @@ impl PendingLock {
     }
 
     /// Watches what is ahead, and its own node, in one round trip.
-    async fn watch(&self, link: &Arc<Link>, path: &str, own: &mut Option<Event>, ahead: Predecessor) -> Result<Set<Event>> {
+    async fn watch(
+        &self,
+        link: &Arc<Link>,
+        path: &str,
+        own: &mut Option<Event>,
+        ahead: Predecessor,
+    ) -> Result<Set<Event>> {
         let handle = self.place().session().handle();
-        let failed = |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
+        let failed =
+            |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
         let mine = async {
             if own.is_none() {
                 match wake::node(link, path).await.map_err(failed)? {
@@ -129,7 +143,9 @@ impl PendingLock {
                     Set::Gone => Set::Gone,
                     Set::NoRoom => Set::NoRoom,
                 },
-                Predecessor::Anybody(Some((watcher, room))) => Set::Watching(wake::told(watcher, room)),
+                Predecessor::Anybody(Some((watcher, room))) => {
+                    Set::Watching(wake::told(watcher, room))
+                }
                 Predecessor::Anybody(None) => Set::NoRoom,
             })
         };

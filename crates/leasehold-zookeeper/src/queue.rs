@@ -1,8 +1,9 @@
 //! The lock recipe: who stands where among the children of a lock's directory.
 //!
-//! The server numbers them in the order of their creation, as long as its [numbers](Sequence) last. A writer waits for
-//! whoever came before it, a reader for the writers before it, and of permits the first `of` hold. Each waits for one node
-//! only, so a release wakes one waiter; a waiter for a permit waits for any of the holders.
+//! The server numbers them in the order of their creation, as long as its [numbers](Sequence) last.
+//! A writer waits for whoever came before it, a reader for the writers before it, and of permits
+//! the first `of` hold. Each waits for one node only, so a release wakes one waiter; a waiter for a
+//! permit waits for any of the holders.
 
 use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
@@ -41,15 +42,25 @@ pub(crate) fn find(children: &[String], uuid: Uuid) -> Option<(&str, Member)> {
 
 /// Whether nobody is before this one, in whatever mode.
 pub(crate) fn is_first(own: Member, children: &[String]) -> bool {
-    children.iter().filter_map(|name| Member::read(name)).all(|member| member.sequence >= own.sequence)
+    children
+        .iter()
+        .filter_map(|name| Member::read(name))
+        .all(|member| member.sequence >= own.sequence)
 }
 
 /// Where the acquisition of this uuid stands among these children.
-pub(crate) fn standing(name: &LockKey, mode: Mode, uuid: Uuid, children: &[String]) -> Result<Standing> {
+pub(crate) fn standing(
+    name: &LockKey,
+    mode: Mode,
+    uuid: Uuid,
+    children: &[String],
+) -> Result<Standing> {
     if let Mode::Permit { of } = mode {
         return permits(name, of.get(), uuid, children);
     }
-    let Some((_, own)) = find(children, uuid) else { return Ok(Standing::Absent) };
+    let Some((_, own)) = find(children, uuid) else {
+        return Ok(Standing::Absent);
+    };
     Ok(match in_the_way(mode, Some(own.sequence), children) {
         None => Standing::Holds,
         Some(child) => Standing::Waits(Wait::For(child.to_owned())),
@@ -72,23 +83,44 @@ fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> Option<
         Part::Reader => mode != Mode::Shared,
         Part::Permit => false,
     };
-    let members = children.iter().filter_map(|name| Some((name.as_str(), Member::read(name)?)));
-    let ahead = members.filter(|(_, member)| excludes(member.part) && own.is_none_or(|own| member.sequence < own));
-    ahead.max_by_key(|(_, member)| member.sequence).map(|(name, _)| name)
+    let members = children
+        .iter()
+        .filter_map(|name| Some((name.as_str(), Member::read(name)?)));
+    let ahead = members
+        .filter(|(_, member)| excludes(member.part) && own.is_none_or(|own| member.sequence < own));
+    ahead
+        .max_by_key(|(_, member)| member.sequence)
+        .map(|(name, _)| name)
 }
 
 fn permits(name: &LockKey, of: u32, uuid: Uuid, children: &[String]) -> Result<Standing> {
     let members = counted(name, of, children)?;
-    let Some(own) = members.iter().find(|member| member.uuid == Some(uuid)) else { return Ok(Standing::Absent) };
-    let ahead = members.iter().filter(|member| member.sequence < own.sequence).count();
-    Ok(if ahead < of as usize { Standing::Holds } else { Standing::Waits(Wait::Any) })
+    let Some(own) = members.iter().find(|member| member.uuid == Some(uuid)) else {
+        return Ok(Standing::Absent);
+    };
+    let ahead = members
+        .iter()
+        .filter(|member| member.sequence < own.sequence)
+        .count();
+    Ok(if ahead < of as usize {
+        Standing::Holds
+    } else {
+        Standing::Waits(Wait::Any)
+    })
 }
 
 /// The members of a semaphore, all of which must mean the same number of permits.
 fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>> {
-    let members: Vec<_> =
-        children.iter().filter_map(|name| Member::read(name)).filter(|member| member.part == Part::Permit).collect();
-    match members.iter().filter_map(|member| member.of).find(|of| *of != ours) {
+    let members: Vec<_> = children
+        .iter()
+        .filter_map(|name| Member::read(name))
+        .filter(|member| member.part == Part::Permit)
+        .collect();
+    match members
+        .iter()
+        .filter_map(|member| member.of)
+        .find(|of| *of != ours)
+    {
         None => Ok(members),
         Some(theirs) => Err(error::plain(
             ErrorKind::Mismatch,
@@ -102,7 +134,10 @@ fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>
 
 /// In the order of their creation, with their names; those that take no part are left out.
 pub(crate) fn in_order(children: &[String]) -> Vec<(&str, Member)> {
-    let mut members: Vec<_> = children.iter().filter_map(|name| Some((name.as_str(), Member::read(name)?))).collect();
+    let mut members: Vec<_> = children
+        .iter()
+        .filter_map(|name| Some((name.as_str(), Member::read(name)?)))
+        .collect();
     members.sort_by_key(|(_, member)| member.sequence);
     members
 }
@@ -113,7 +148,9 @@ mod tests {
 
     use super::*;
 
-    const PERMIT: Mode = Mode::Permit { of: std::num::NonZeroU32::new(2).unwrap() };
+    const PERMIT: Mode = Mode::Permit {
+        of: std::num::NonZeroU32::new(2).unwrap(),
+    };
 
     fn uuid(number: u128) -> Uuid {
         Uuid::new(1, AcquisitionId::from(number))
@@ -134,7 +171,12 @@ mod tests {
     #[test]
     fn a_writer_waits_for_whoever_came_last_before_it() {
         let (reader, writer) = (child(1, "__READ__", 8), child(2, "lock-", 9));
-        let children = [child(3, "lock-", 10), writer.clone(), reader.clone(), "other".into()];
+        let children = [
+            child(3, "lock-", 10),
+            writer.clone(),
+            reader.clone(),
+            "other".into(),
+        ];
         assert_eq!(stand(Mode::Exclusive, 3, &children), waits(&writer));
         assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&reader));
         assert_eq!(stand(Mode::Exclusive, 4, &children), Standing::Absent);
@@ -146,7 +188,12 @@ mod tests {
     #[test]
     fn reader_waits_for_the_last_writer_before_it_only() {
         let writer = child(1, "__WRIT__", 7);
-        let children = [child(2, "__READ__", 6), child(3, "__READ__", 8), writer.clone(), child(4, "lock-", 9)];
+        let children = [
+            child(2, "__READ__", 6),
+            child(3, "__READ__", 8),
+            writer.clone(),
+            child(4, "lock-", 9),
+        ];
         assert_eq!(stand(Mode::Shared, 2, &children), Standing::Holds);
         assert_eq!(stand(Mode::Shared, 3, &children), waits(&writer));
         assert_eq!(stand(Mode::Exclusive, 1, &children), waits(&children[0]));
@@ -154,15 +201,21 @@ mod tests {
 
     #[test]
     fn a_number_that_is_negative_comes_after_all_others() {
-        let (last, first) = (child(1, "lock-", i32::MAX), format!("_c_{}-lock--2147483648", uuid(2)));
+        let (last, first) = (
+            child(1, "lock-", i32::MAX),
+            format!("_c_{}-lock--2147483648", uuid(2)),
+        );
         let children = [first.clone(), last.clone()];
         assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&last));
-        let names: Vec<_> = in_order(&children).into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = in_order(&children)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, [&last, &first]);
     }
 
-    /// The server numbers the children of a directory up to the end, stays there, and gives negative numbers while several
-    /// creations are under way. Whoever has no number takes no part.
+    /// The server numbers the children of a directory up to the end, stays there, and gives
+    /// negative numbers while several creations are under way. Whoever has no number takes no part.
     #[test]
     fn the_end_of_the_numbers_never_lets_two_hold() {
         for seed in 1..50_u64 {
@@ -178,7 +231,11 @@ mod tests {
             for _ in 0..60 {
                 if roll(2) == 0 || children.is_empty() {
                     number += 1;
-                    let sequence = if next == i32::MAX && roll(3) == 0 { i32::MIN } else { next };
+                    let sequence = if next == i32::MAX && roll(3) == 0 {
+                        i32::MIN
+                    } else {
+                        next
+                    };
                     next = next.saturating_add(1);
                     let name = format!("_c_{}-lock-{sequence:010}", uuid(number));
                     if Member::read(&name).unwrap().sequence.is_ordered() {
@@ -190,10 +247,18 @@ mod tests {
                     children.swap_remove(usize::try_from(roll(children.len() as u64)).unwrap());
                 }
                 let stands = |child: &String| {
-                    standing(&LockKey::new("k").unwrap(), Mode::Exclusive, Uuid::of_name(child).unwrap(), &children)
+                    standing(
+                        &LockKey::new("k").unwrap(),
+                        Mode::Exclusive,
+                        Uuid::of_name(child).unwrap(),
+                        &children,
+                    )
                 };
                 let holds = |child: &&String| stands(child).unwrap() == Standing::Holds;
-                assert!(children.iter().filter(holds).count() <= 1, "seed {seed}: {children:?}");
+                assert!(
+                    children.iter().filter(holds).count() <= 1,
+                    "seed {seed}: {children:?}"
+                );
             }
         }
     }
@@ -208,8 +273,9 @@ mod tests {
         token: i32,
     }
 
-    /// Waiters whose nodes are in another session until they hold. That session may end at any time, also between what a
-    /// waiter reads and its move. Whether nobody ever held beside another, and tokens grew.
+    /// Waiters whose nodes are in another session until they hold. That session may end at any
+    /// time, also between what a waiter reads and its move. Whether nobody ever held beside
+    /// another, and tokens grew.
     fn moves_keep_order(seed: u64, checked: bool) -> bool {
         let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut roll = |sides: usize| {
@@ -218,21 +284,30 @@ mod tests {
             dice ^= dice << 17;
             usize::try_from(dice % sides as u64).unwrap()
         };
-        let (mut children, mut waiters, mut next, mut arrived) = (Vec::<String>::new(), Vec::<Waiter>::new(), 0, 0);
+        let (mut children, mut waiters, mut next, mut arrived) =
+            (Vec::<String>::new(), Vec::<Waiter>::new(), 0, 0);
         let mut last = -1;
         for _ in 0..200 {
             if waiters.is_empty() || roll(4) == 0 {
                 arrived += 2;
                 children.push(child(arrived, "lock-", next));
-                waiters.push(Waiter { number: arrived, may_move: false, holds: false, token: next });
+                waiters.push(Waiter {
+                    number: arrived,
+                    may_move: false,
+                    holds: false,
+                    token: next,
+                });
                 next += 1;
             }
             let at = roll(waiters.len());
             let waiter = &mut waiters[at];
-            let node = children.iter().position(|name| Uuid::of_name(name) == Some(uuid(waiter.number)));
+            let node = children
+                .iter()
+                .position(|name| Uuid::of_name(name) == Some(uuid(waiter.number)));
             match (roll(4), node) {
                 (0, Some(_)) if !waiter.holds => {
-                    waiter.may_move = stand(Mode::Exclusive, waiter.number, &children) == Standing::Holds;
+                    waiter.may_move =
+                        stand(Mode::Exclusive, waiter.number, &children) == Standing::Holds;
                 }
                 // Its session ends, and it has not heard of that.
                 (1, Some(node)) if !waiter.holds => drop(children.swap_remove(node)),
@@ -270,19 +345,31 @@ mod tests {
         for seed in 1..=1_000 {
             assert!(moves_keep_order(seed, true), "seed {seed}");
         }
-        let found = (1..=1_000).filter(|seed| !moves_keep_order(*seed, false)).count();
-        assert!(found > 100, "a move that does not look after its own node is found in {found} runs of 1000");
+        let found = (1..=1_000)
+            .filter(|seed| !moves_keep_order(*seed, false))
+            .count();
+        assert!(
+            found > 100,
+            "a move that does not look after its own node is found in {found} runs of 1000"
+        );
     }
 
     #[test]
     fn of_permits_the_first_hold_and_the_count_is_one() {
-        let children = [child(3, "2-lease-", 9), child(1, "2-lease-", 7), child(2, "2-lease-", 8)];
+        let children = [
+            child(3, "2-lease-", 9),
+            child(1, "2-lease-", 7),
+            child(2, "2-lease-", 8),
+        ];
         assert_eq!(stand(PERMIT, 1, &children), Standing::Holds);
         assert_eq!(stand(PERMIT, 2, &children), Standing::Holds);
         assert_eq!(stand(PERMIT, 3, &children), Standing::Waits(Wait::Any));
         let key = LockKey::new("k").unwrap();
         assert_eq!(refusal(&key, PERMIT, &children[..1]).unwrap(), None);
-        assert_eq!(refusal(&key, PERMIT, &children[..2]).unwrap(), Some(Wait::Any));
+        assert_eq!(
+            refusal(&key, PERMIT, &children[..2]).unwrap(),
+            Some(Wait::Any)
+        );
         let error = standing(&key, PERMIT, uuid(1), &[child(1, "3-lease-", 1)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Mismatch);
     }
@@ -293,6 +380,9 @@ mod tests {
         let children = [child(1, "__READ__", 7), child(2, "__READ__", 8)];
         assert_eq!(refusal(&key, Mode::Shared, &children).unwrap(), None);
         let wait = Wait::For(children[1].clone());
-        assert_eq!(refusal(&key, Mode::Exclusive, &children).unwrap(), Some(wait));
+        assert_eq!(
+            refusal(&key, Mode::Exclusive, &children).unwrap(),
+            Some(wait)
+        );
     }
 }

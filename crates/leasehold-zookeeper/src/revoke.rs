@@ -21,13 +21,20 @@ fn read_id(id: &[u8]) -> Option<(i64, &str)> {
     Some((czxid.parse().ok()?, name))
 }
 
-/// At once: deletes the node, if it is still that one. Gently: writes Curator's request to revoke into it, which our holder reads at
-/// once; from then on its deadline stands.
+/// At once: deletes the node, if it is still that one. Gently: writes Curator's request to revoke
+/// into it, which our holder reads at once; from then on its deadline stands.
 pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool) -> Result<Broken> {
-    let invalid =
-        || error::plain(ErrorKind::InvalidInput, "break", "this holder was not shown by an inspection of ZooKeeper");
+    let invalid = || {
+        error::plain(
+            ErrorKind::InvalidInput,
+            "break",
+            "this holder was not shown by an inspection of ZooKeeper",
+        )
+    };
     let (czxid, name) = read_id(&holder.id).ok_or_else(invalid)?;
-    let member = Member::read(name).filter(|_| !name.contains('/')).ok_or_else(invalid)?;
+    let member = Member::read(name)
+        .filter(|_| !name.contains('/'))
+        .ok_or_else(invalid)?;
     let permit = matches!(holder.mode, Some(Mode::Permit { .. }));
     let path = cluster.names.directory(&holder.key, permit).child(name);
     if !now && !member.is_ours() {
@@ -44,28 +51,46 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         found(read)
     };
     let read = cluster.ask("break", Effect::None, patience, read).await?;
-    let Some((data, stat)) = read.filter(|(_, stat)| stat.czxid == czxid) else { return Ok(Broken::AlreadyGone) };
+    let Some((data, stat)) = read.filter(|(_, stat)| stat.czxid == czxid) else {
+        return Ok(Broken::AlreadyGone);
+    };
     if now {
         // Names are used once, so this is the one that was read.
         let deleted = async { found(link.client.delete(&path, None).await) };
-        let deleted = cluster.ask("break", Effect::Writes, patience, deleted).await?;
-        return Ok(if deleted.is_some() { Broken::Freed } else { Broken::AlreadyGone });
+        let deleted = cluster
+            .ask("break", Effect::Writes, patience, deleted)
+            .await?;
+        return Ok(if deleted.is_some() {
+            Broken::Freed
+        } else {
+            Broken::AlreadyGone
+        });
     }
     if !data.starts_with(REVOKE) {
         let revoked = [REVOKE, &data].concat();
         let written = async {
-            match link.client.set_data(&path, &revoked, Some(stat.version)).await {
+            match link
+                .client
+                .set_data(&path, &revoked, Some(stat.version))
+                .await
+            {
                 // Another operator was faster.
                 Err(Driver::BadVersion) => Ok(Some(stat)),
                 written => found(written),
             }
         };
-        if cluster.ask("break", Effect::Writes, patience, written).await?.is_none() {
+        if cluster
+            .ask("break", Effect::Writes, patience, written)
+            .await?
+            .is_none()
+        {
             return Ok(Broken::AlreadyGone);
         }
     }
     // Its watch tells it, or at the latest its next renewal.
-    let ttl = Data::read(&data).and_then(|data| data.ttl).map(Duration::from_millis);
+    let ttl = Data::read(&data)
+        .and_then(|data| data.ttl)
+        .map(Duration::from_millis);
     Ok(Broken::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)))
 }
 

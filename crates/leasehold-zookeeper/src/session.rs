@@ -9,37 +9,42 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    Deadline, Error, ErrorKind, LossReason, Timestamp, AcquisitionId, Result, Ttl, async_trait,
-    session::{Claim, Batcher, BatchLimits, Opened, Owned, Session, SessionDriver, SessionTime},
+    AcquisitionId, Deadline, Error, ErrorKind, LossReason, Result, Timestamp, Ttl, async_trait,
+    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
     supervised,
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 
 use crate::{
-    session_tasks,
+    batch::{BatchExecutor, Done, Job, Line},
     connection::{Cluster, Link},
     error::{self, Effect},
-    batch::{BatchExecutor, Done, Job, Line},
     keys::{Node, Uuid, shown},
-    loss_watch::{self, LossWatcher},
     liveness::{HEARTBEAT_PART, Liveness},
+    loss_watch::{self, LossWatcher},
+    session_tasks,
 };
 
 /// Claims in one session: as many as leave room for a watch each.
 const CLAIMS: usize = 1_000;
-/// How many bytes of paths one session has at most. When it ends, the leader sends all of them to its followers in one
-/// message, of which they read 1 MiB (`jute.maxbuffer`): a longer one stops the ensemble (ZOOKEEPER-4306). The other half
-/// is for what lost answers left behind.
+/// How many bytes of paths one session has at most. When it ends, the leader sends all of them to
+/// its followers in one message, of which they read 1 MiB (`jute.maxbuffer`): a longer one stops
+/// the ensemble (ZOOKEEPER-4306). The other half is for what lost answers left behind.
 const PATH_BYTES: usize = 512 * 1024;
 /// The number that the server appends, and the length that the message has before each path.
 const AROUND_PATH: usize = 14;
 /// Deletes that are under way at a time.
 const DELETES: usize = 100;
-/// What the driver leaves between two sends at most while it is connected: it pings after 3/20 of the time-out, and looks each
-/// 1/20.
+/// What the driver leaves between two sends at most while it is connected: it pings after 3/20 of
+/// the time-out, and looks each 1/20.
 const DRIVERS_SILENCE: u32 = 4;
 /// Measured on two cores with 1 to 256 tasks.
-const LIMITS: BatchLimits = BatchLimits { alone: 1, one_at_a_time: false, calls: 1, batch: 64 };
+const LIMITS: BatchLimits = BatchLimits {
+    alone: 1,
+    one_at_a_time: false,
+    calls: 1,
+    batch: 64,
+};
 
 pub(crate) type ZookeeperSession = Session<ZookeeperSessions>;
 
@@ -65,7 +70,8 @@ pub(crate) struct Handle {
     state: Mutex<StateWatcher>,
     carrier: Arc<BatchExecutor>,
     gather: Arc<Batcher<BatchExecutor>>,
-    /// `None` for a session of waiters: nothing is held in it, so nothing is believed for as long as it lives.
+    /// `None` for a session of waiters: nothing is held in it, so nothing is believed for as long
+    /// as it lives.
     liveness: Option<Liveness>,
     pub(crate) losses: Arc<LossWatcher>,
     /// What an operator has asked to be given up.
@@ -79,19 +85,27 @@ impl Handle {
         self.line.link(operation)
     }
 
-    /// From now on the connection, and where it has holders their nodes and the liveness, are attended to, for as long as the session
-    /// lives.
+    /// From now on the connection, and where it has holders their nodes and the liveness, are
+    /// attended to, for as long as the session lives.
     pub(crate) fn attend(&self, session: &Arc<ZookeeperSession>) {
         self.attended.get_or_init(|| {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let state = self
+                .state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
             // They end with the session, or when nobody has it any more.
             let (session, losses) = (Arc::downgrade(session), Arc::clone(&self.losses));
             let (followed, beaten) = (Weak::clone(&session), Weak::clone(&session));
-            drop(tokio::spawn(supervised(move || session_tasks::follow(Weak::clone(&followed), state.clone()))));
+            drop(tokio::spawn(supervised(move || {
+                session_tasks::follow(Weak::clone(&followed), state.clone())
+            })));
             if self.liveness.is_none() {
                 return;
             }
-            drop(tokio::spawn(supervised(move || session_tasks::beat(Weak::clone(&beaten)))));
+            drop(tokio::spawn(supervised(move || {
+                session_tasks::beat(Weak::clone(&beaten))
+            })));
             drop(tokio::spawn(loss_watch::watch(session, losses)));
         });
     }
@@ -113,9 +127,15 @@ impl Handle {
 
     /// Asks the leader, so that it hears of this session, and notes that it answers.
     pub(crate) async fn beat(&self, session: &ZookeeperSession) {
-        let (Ok(link), Some(liveness)) = (self.link("renew"), &self.liveness) else { return };
+        let (Ok(link), Some(liveness)) = (self.link("renew"), &self.liveness) else {
+            return;
+        };
         let sent = session.now();
-        match self.cluster.ask_leader("renew", &link, self.patience, &self.node).await {
+        match self
+            .cluster
+            .ask_leader("renew", &link, self.patience, &self.node)
+            .await
+        {
             Ok(()) => liveness.beat(sent, session.now()),
             Err(error) => tracing::trace!(target: "leasehold", %error, "not heard"),
         }
@@ -126,7 +146,9 @@ impl Handle {
 pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Done> {
     let (operation, handle) = (job.operation, claim.session().handle());
     let ran = handle.gather.run(&handle.carrier, job).await;
-    let done = ran.map_err(|error| error::named(error, operation)).flatten();
+    let done = ran
+        .map_err(|error| error::named(error, operation))
+        .flatten();
     if let Err(error) = &done {
         note(claim, error);
     }
@@ -137,7 +159,9 @@ pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Do
 pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
     match error.kind() {
         // Only the driver knows that a session is over. A place may have been taken away.
-        ErrorKind::Lost if std::error::Error::source(error).is_some() => claim.session().end(LossReason::SessionEnded),
+        ErrorKind::Lost if std::error::Error::source(error).is_some() => {
+            claim.session().end(LossReason::SessionEnded)
+        }
         ErrorKind::Indeterminate | ErrorKind::Protocol => claim.doubt(),
         _ => {}
     }
@@ -145,7 +169,11 @@ pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
 
 impl ZookeeperSessions {
     fn patience(&self, ttl: Ttl) -> Duration {
-        if self.for_waiters { self.cluster.patience_to_wait(ttl) } else { self.cluster.patience(ttl) }
+        if self.for_waiters {
+            self.cluster.patience_to_wait(ttl)
+        } else {
+            self.cluster.patience(ttl)
+        }
     }
 
     /// Creates the session's node.
@@ -157,18 +185,28 @@ impl ZookeeperSessions {
         let created = async {
             match create().await {
                 Err(Driver::NoNode) => {
-                    self.cluster.make(link, &self.cluster.names.sessions()).await?;
+                    self.cluster
+                        .make(link, &self.cluster.names.sessions())
+                        .await?;
                     create().await
                 }
                 created => created,
             }
         };
         // Whatever became of it, it holds no lock.
-        self.cluster.ask("acquire", Effect::None, patience, created).await
+        self.cluster
+            .ask("acquire", Effect::None, patience, created)
+            .await
     }
 
     /// Since when the leader counts.
-    async fn liveness(&self, link: &Link, time: &SessionTime, connecting: Timestamp, node: &str) -> Result<Liveness> {
+    async fn liveness(
+        &self,
+        link: &Link,
+        time: &SessionTime,
+        connecting: Timestamp,
+        node: &str,
+    ) -> Result<Liveness> {
         let (cluster, ttl) = (&self.cluster, time.ttl().as_duration());
         let tick = cluster.config.tick.unwrap_or(ttl / 2);
         if cluster.given().is_none() {
@@ -224,7 +262,10 @@ impl SessionDriver for ZookeeperSessions {
         let patience = self.patience(time.ttl());
         let tag = AcquisitionId::random().as_u128() as u32;
         let session = link.client.session_id().0;
-        let (node, label) = (cluster.names.session(session, tag), shown(time.label()).as_bytes().to_vec());
+        let (node, label) = (
+            cluster.names.session(session, tag),
+            shown(time.label()).as_bytes().to_vec(),
+        );
         let liveness = match self.for_waiters {
             true => None,
             false => Some(self.liveness(&link, time, connecting, &node).await?),
@@ -282,22 +323,34 @@ impl SessionDriver for ZookeeperSessions {
                 checked => checked,
             }
         };
-        self.cluster.ask("renew", Effect::None, handle.patience, checked).await?;
+        self.cluster
+            .ask("renew", Effect::None, handle.patience, checked)
+            .await?;
         Ok(time.deadline_from(heard(handle.liveness.as_ref(), sent)))
     }
 
     async fn owned(&self, handle: &Handle) -> Result<Owned<Node>> {
         let link = handle.link("reconcile")?;
         let listing = link.client.list_ephemerals(self.cluster.names.ephemerals());
-        let paths = self.cluster.ask("reconcile", Effect::None, handle.patience, listing).await?;
+        let paths = self
+            .cluster
+            .ask("reconcile", Effect::None, handle.patience, listing)
+            .await?;
         let node = |path: String| {
             let uuid = Uuid::of_name(path.rsplit('/').next()?)?;
             // Others may share the session, if it is the user's own.
-            (uuid.session() == Some(handle.tag)).then(|| Node { uuid, path: path.into() })
+            (uuid.session() == Some(handle.tag)).then(|| Node {
+                uuid,
+                path: path.into(),
+            })
         };
         let claims: Vec<_> = paths.into_iter().filter_map(node).collect();
         let revoked = handle.revoked();
-        let broken = claims.iter().filter(|node| revoked.contains(&node.uuid)).cloned().collect();
+        let broken = claims
+            .iter()
+            .filter(|node| revoked.contains(&node.uuid))
+            .cloned()
+            .collect();
         drop(revoked);
         Ok(Owned { claims, broken })
     }
@@ -307,7 +360,9 @@ impl SessionDriver for ZookeeperSessions {
         for orphans in orphans.chunks(DELETES) {
             let deleted = join_all(orphans.iter().map(|node| delete(&link.client, &node.path)));
             let deleted = async { deleted.await.into_iter().collect::<Result<(), Driver>>() };
-            self.cluster.ask("reconcile", Effect::Writes, handle.patience, deleted).await?;
+            self.cluster
+                .ask("reconcile", Effect::Writes, handle.patience, deleted)
+                .await?;
         }
         Ok(())
     }
@@ -320,9 +375,14 @@ impl SessionDriver for ZookeeperSessions {
             let link = handle.link("close")?;
             handle.line.cut();
             let deleted = delete(&link.client, &handle.node);
-            return self.cluster.ask("close", Effect::Writes, handle.patience, deleted).await;
+            return self
+                .cluster
+                .ask("close", Effect::Writes, handle.patience, deleted)
+                .await;
         }
-        let Some(link) = handle.line.cut() else { return Ok(()) };
+        let Some(link) = handle.line.cut() else {
+            return Ok(());
+        };
         let mut state = link.client.state_watcher();
         // The driver closes a session when its last client goes.
         drop(link);
@@ -330,11 +390,14 @@ impl SessionDriver for ZookeeperSessions {
             while !state.changed().await.is_terminated() {}
             Ok(())
         };
-        self.cluster.ask("close", Effect::None, handle.patience, closed).await
+        self.cluster
+            .ask("close", Effect::None, handle.patience, closed)
+            .await
     }
 }
 
-/// When the leader heard of a session at the earliest, given a transaction that was sent at `sent` and committed.
+/// When the leader heard of a session at the earliest, given a transaction that was sent at `sent`
+/// and committed.
 fn heard(liveness: Option<&Liveness>, sent: Timestamp) -> Timestamp {
     liveness.map_or(sent, |liveness| liveness.heard(sent))
 }

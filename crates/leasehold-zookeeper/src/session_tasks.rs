@@ -1,4 +1,5 @@
-//! What goes on beside a session as long as it lives: its connection is followed, and the leader is asked often.
+//! What goes on beside a session as long as it lives: its connection is followed, and the leader is
+//! asked often.
 
 use std::{sync::Weak, time::Duration};
 
@@ -8,15 +9,19 @@ use zookeeper_client::{SessionState, StateWatcher};
 
 use crate::{liveness::HEARTBEAT_PART, session::ZookeeperSession};
 
-/// Renewals after a reconnection, and their distance as a part of the TTL: the silence before it counts against the first ones.
+/// Renewals after a reconnection, and their distance as a part of the TTL: the silence before it
+/// counts against the first ones.
 const RECOVERY: u32 = 6;
 const RECOVERY_PART: u32 = 12;
 
-/// Follows the connection: after a reconnection the session is renewed at once, and when it is over everybody is told.
+/// Follows the connection: after a reconnection the session is renewed at once, and when it is over
+/// everybody is told.
 pub(crate) async fn follow(session: Weak<ZookeeperSession>, mut state: StateWatcher) {
     loop {
         let changed = timeout(Duration::from_secs(1), state.changed()).await;
-        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
+        let Some(session) = session.upgrade().filter(|session| session.is_live()) else {
+            return;
+        };
         match changed {
             Err(_elapsed) => {}
             Ok(SessionState::Expired | SessionState::Closed | SessionState::AuthFailed) => {
@@ -42,9 +47,16 @@ pub(crate) async fn follow(session: Weak<ZookeeperSession>, mut state: StateWatc
 /// Asks the leader often: see [`liveness`](crate::liveness).
 pub(crate) async fn beat(session: Weak<ZookeeperSession>) {
     loop {
-        let Some(pause) = session.upgrade().map(|session| session.ttl().as_duration() / HEARTBEAT_PART) else { return };
+        let Some(pause) = session
+            .upgrade()
+            .map(|session| session.ttl().as_duration() / HEARTBEAT_PART)
+        else {
+            return;
+        };
         tokio::time::sleep(pause).await;
-        let Some(session) = session.upgrade().filter(|session| session.is_live()) else { return };
+        let Some(session) = session.upgrade().filter(|session| session.is_live()) else {
+            return;
+        };
         session.handle().beat(&session).await;
     }
 }

@@ -1,9 +1,10 @@
 //! The thread of a connection.
 //!
-//! The driver reads its socket in a loop that does not yield while bytes come. A server that sends events without a
-//! pause would keep the runtime's thread for itself, and no time-out of anybody would fire. So each connection has a
-//! thread of its own, where the driver waits for its socket as well. That costs no more than the driver's own task on
-//! the runtime: there a thread of the driver waits for the socket and wakes the task.
+//! The driver reads its socket in a loop that does not yield while bytes come. A server that sends
+//! events without a pause would keep the runtime's thread for itself, and no time-out of anybody
+//! would fire. So each connection has a thread of its own, where the driver waits for its socket as
+//! well. That costs no more than the driver's own task on the runtime: there a thread of the driver
+//! waits for the socket and wakes the task.
 
 use std::{pin::pin, time::Duration};
 
@@ -23,11 +24,11 @@ impl Spawn for Tasks {
     }
 }
 
-/// Starts to connect, on a thread on which the session then stays. Both end when what is returned is dropped, and with
-/// the runtime.
+/// Starts to connect, on a thread on which the session then stays. Both end when what is returned
+/// is dropped, and with the runtime.
 ///
-/// The session stands still while the runtime has run nothing for two thirds of `session`: then no lock is renewed, and
-/// the server is to free them as if the process had stopped.
+/// The session stands still while the runtime has run nothing for two thirds of `session`: then no
+/// lock is renewed, and the server is to free them as if the process had stopped.
 pub(crate) fn connect(
     session: Duration,
     connecting: impl Future<Output = Result<Client, Driver>> + Send + 'static,
@@ -38,7 +39,11 @@ pub(crate) fn connect(
         let (tasks, started) = mpsc::unbounded_channel();
         let tasks = Tasks(tasks);
         let _spawner = spawns_core::enter(&tasks);
-        async_io::block_on(while_heard(drive(connecting, answer, started), beats, session * 2 / 3));
+        async_io::block_on(while_heard(
+            drive(connecting, answer, started),
+            beats,
+            session * 2 / 3,
+        ));
     })?;
     drop(tokio::spawn(beat_on(beat, session / 6)));
     Ok((thread, answered))
@@ -56,10 +61,15 @@ async fn beat_on(beat: mpsc::Sender<()>, pause: Duration) {
     }
 }
 
-/// Drives `work` to its end, or to that of the runtime. Stands still while no beat of the runtime came for `limit`.
+/// Drives `work` to its end, or to that of the runtime. Stands still while no beat of the runtime
+/// came for `limit`.
 ///
 /// It is not dropped then: the driver panics where its session ends before its client.
-async fn while_heard(work: impl Future<Output = ()>, mut beats: mpsc::Receiver<()>, limit: Duration) {
+async fn while_heard(
+    work: impl Future<Output = ()>,
+    mut beats: mpsc::Receiver<()>,
+    limit: Duration,
+) {
     let mut work = pin!(work);
     loop {
         let beat = tokio::select! {

@@ -8,8 +8,8 @@ use std::{
 /// How many are remembered.
 const MOST: usize = 10_000;
 
-/// Locks by their lanes, each with the transaction that created a node with too high a number. A lock
-/// that is forgotten costs one more such node.
+/// Locks by their lanes, each with the transaction that created a node with too high a number. A
+/// lock that is forgotten costs one more such node.
 #[derive(Debug, Default)]
 pub(crate) struct UsedUp(Mutex<HashMap<u64, i64>>);
 

@@ -24,8 +24,13 @@ pub(crate) enum Set<T> {
 }
 
 /// Watches a node, and reads what it says.
-pub(crate) async fn node(link: &Arc<Link>, path: &str) -> Result<Set<(OneshotWatcher, Room, Vec<u8>)>, Driver> {
-    let Some(room) = link.room(path) else { return Ok(Set::NoRoom) };
+pub(crate) async fn node(
+    link: &Arc<Link>,
+    path: &str,
+) -> Result<Set<(OneshotWatcher, Room, Vec<u8>)>, Driver> {
+    let Some(room) = link.room(path) else {
+        return Ok(Set::NoRoom);
+    };
     match link.client.get_and_watch_data(path).await {
         Ok((data, _, watcher)) => Ok(Set::Watching((watcher, room, data))),
         Err(Driver::NoNode) => Ok(Set::Gone),
@@ -39,9 +44,16 @@ pub(crate) async fn children(
     directory: &Directory,
 ) -> Result<(Vec<String>, Option<(OneshotWatcher, Room)>), Driver> {
     let Some(room) = link.room(directory.path()) else {
-        return link.client.list_children(directory.path()).await.map(|children| (children, None));
+        return link
+            .client
+            .list_children(directory.path())
+            .await
+            .map(|children| (children, None));
     };
-    let (children, watcher) = link.client.list_and_watch_children(directory.path()).await?;
+    let (children, watcher) = link
+        .client
+        .list_and_watch_children(directory.path())
+        .await?;
     Ok((children, Some((watcher, room))))
 }
 
@@ -56,14 +68,22 @@ pub(crate) fn told(watcher: OneshotWatcher, room: Room) -> Event {
 
 /// Completes when trying again makes sense.
 pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Directory) {
-    let Ok(link) = cluster.shared("acquire").await else { return };
+    let Ok(link) = cluster.shared("acquire").await else {
+        return;
+    };
     let watched = async {
         // That one server may be behind the one that was asked.
-        let (sync, list) = (link.client.sync(directory.path()), children(&link, &directory));
+        let (sync, list) = (
+            link.client.sync(directory.path()),
+            children(&link, &directory),
+        );
         let (_synced, listed) = futures_util::future::join(sync, list).await;
         listed
     };
-    let Ok(Ok((children, any))) = tokio::time::timeout(cluster.config.timeout, watched).await else { return };
+    let Ok(Ok((children, any))) = tokio::time::timeout(cluster.config.timeout, watched).await
+    else {
+        return;
+    };
     match queue::refusal(request.key(), request.mode(), &children) {
         // Free already, or nobody can tell.
         Ok(None) | Err(_) => {}
@@ -76,7 +96,9 @@ pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Di
             let path = directory.child(&child);
             match tokio::time::timeout(cluster.config.timeout, node(&link, &path)).await {
                 Ok(Ok(Set::Watching((watcher, room, _)))) => drop(told(watcher, room).await),
-                Ok(Ok(Set::NoRoom)) => tokio::time::sleep(cluster.config.fallback_poll_interval).await,
+                Ok(Ok(Set::NoRoom)) => {
+                    tokio::time::sleep(cluster.config.fallback_poll_interval).await
+                }
                 _ => {}
             }
         }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{Capabilities, LazyBackend, LockBackend, LockClient, LockClientBuilder, Result, contained};
+use leasehold_core::{
+    Capabilities, LazyBackend, LockBackend, LockClient, LockClientBuilder, Result, contained,
+};
 
 use crate::scheme::Scheme;
 
@@ -36,10 +38,12 @@ use crate::scheme::Scheme;
 /// ```
 ///
 /// # Errors
-/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named, without its password.
-/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is named), or whose backend
-///   this version does not have.
-/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the backend says.
+/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named,
+///   without its password.
+/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is
+///   named), or whose backend this version does not have.
+/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the
+///   backend says.
 ///
 /// # Cancel safety
 /// Safe: nothing is left behind.
@@ -69,14 +73,15 @@ pub async fn builder(url: &str) -> Result<LockClientBuilder> {
     Ok(LockClient::builder(backend(url).await?))
 }
 
-/// As [`connect`], but a server is connected to when the client is first used: the program starts while the server is
-/// down. The URL is checked at once.
+/// As [`connect`], but a server is connected to when the client is first used: the program starts
+/// while the server is down. The URL is checked at once.
 ///
-/// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable) and the cause, except that
-/// a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock) documents. Each operation tries to connect again,
-/// with one attempt under way at a time, and [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
-/// [provisional](Capabilities::provisional) until then. See [`LazyBackend`] for all that is guaranteed. `memory:` and `file:`
-/// have no server: they are opened at once.
+/// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable)
+/// and the cause, except that a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock)
+/// documents. Each operation tries to connect again, with one attempt under way at a time, and
+/// [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
+/// [provisional](Capabilities::provisional) until then. See [`LazyBackend`] for all that is
+/// guaranteed. `memory:` and `file:` have no server: they are opened at once.
 ///
 /// It needs no runtime.
 ///
@@ -92,7 +97,8 @@ pub async fn builder(url: &str) -> Result<LockClientBuilder> {
 /// ```
 ///
 /// # Errors
-/// As [`connect`] for what is wrong without asking a server: [`InvalidInput`](crate::ErrorKind::InvalidInput) and
+/// As [`connect`] for what is wrong without asking a server:
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) and
 /// [`Unsupported`](crate::ErrorKind::Unsupported).
 pub fn connect_lazily(url: &str) -> Result<LockClient> {
     Ok(builder_lazily(url)?.build())
@@ -117,7 +123,8 @@ pub fn builder_lazily(url: &str) -> Result<LockClientBuilder> {
         Scheme::Memory => memory(scheme, rest)?,
         Scheme::File => file(scheme, url)?,
         _ => {
-            let capabilities = provisional_capabilities(scheme, url).map_err(|error| naming_the_url(error, url))?;
+            let capabilities = provisional_capabilities(scheme, url)
+                .map_err(|error| naming_the_url(error, url))?;
             let url = url.to_owned();
             Arc::new(LazyBackend::new(capabilities, move || {
                 let url = url.clone();
@@ -149,7 +156,9 @@ fn provisional_capabilities(scheme: Scheme, url: &str) -> Result<Capabilities> {
         #[cfg(feature = "zookeeper")]
         Scheme::Zookeeper => leasehold_zookeeper::ZookeeperBackend::provisional_capabilities(url),
         #[cfg(feature = "zookeeper-tls")]
-        Scheme::ZookeeperTls => leasehold_zookeeper::ZookeeperBackend::provisional_capabilities(url),
+        Scheme::ZookeeperTls => {
+            leasehold_zookeeper::ZookeeperBackend::provisional_capabilities(url)
+        }
         scheme => Err(scheme.not_compiled_in()),
     }
 }
@@ -177,7 +186,9 @@ async fn open(scheme: Scheme, url: &str, rest: &str) -> Result<Arc<dyn LockBacke
         Scheme::EtcdTls if cfg!(feature = "etcd-tls") => etcd(scheme, url).await,
         Scheme::Postgres if cfg!(feature = "postgres") => postgres(scheme, url).await,
         Scheme::Redlock if cfg!(feature = "redlock") => quorum(scheme, url).await,
-        Scheme::RedlockTls if cfg!(all(feature = "redlock", feature = "redis-tls")) => quorum(scheme, url).await,
+        Scheme::RedlockTls if cfg!(all(feature = "redlock", feature = "redis-tls")) => {
+            quorum(scheme, url).await
+        }
         Scheme::Zookeeper if cfg!(feature = "zookeeper") => zookeeper(scheme, url).await,
         Scheme::ZookeeperTls if cfg!(feature = "zookeeper-tls") => zookeeper(scheme, url).await,
         Scheme::Redis
@@ -204,8 +215,12 @@ fn memory(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 
 #[cfg(feature = "local")]
 fn file(scheme: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
-    let Some((dir, config)) = crate::scheme::file_options(url)? else { return Err(scheme.not_compiled_in()) };
-    Ok(Arc::new(leasehold_local::FileBackend::open_with(dir, config)?))
+    let Some((dir, config)) = crate::scheme::file_options(url)? else {
+        return Err(scheme.not_compiled_in());
+    };
+    Ok(Arc::new(leasehold_local::FileBackend::open_with(
+        dir, config,
+    )?))
 }
 
 #[cfg(not(feature = "local"))]
@@ -216,7 +231,9 @@ fn file(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 #[cfg(feature = "redis")]
 async fn redis(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_redis::RedisBackend::connect(url).await;
-    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+    connected
+        .map(|backend| backend as _)
+        .map_err(|error| naming_the_url(error, url))
 }
 
 #[cfg(not(feature = "redis"))]
@@ -234,7 +251,8 @@ async fn quorum(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
-/// The quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is what [`backend`] returns.
+/// The quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is what
+/// [`backend`] returns.
 ///
 /// # Errors
 /// As [`connect`].
@@ -244,13 +262,17 @@ async fn quorum(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 #[cfg(feature = "redlock")]
 pub async fn redlock(url: &str) -> Result<Arc<leasehold_core::quorum::QuorumBackend>> {
     Scheme::of(url)?;
-    leasehold_redis::redlock(url).await.map_err(|error| naming_the_url(error, url))
+    leasehold_redis::redlock(url)
+        .await
+        .map_err(|error| naming_the_url(error, url))
 }
 
 #[cfg(feature = "etcd")]
 async fn etcd(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_etcd::EtcdBackend::connect(url).await;
-    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+    connected
+        .map(|backend| backend as _)
+        .map_err(|error| naming_the_url(error, url))
 }
 
 #[cfg(not(feature = "etcd"))]
@@ -261,7 +283,9 @@ async fn etcd(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 #[cfg(feature = "postgres")]
 async fn postgres(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_postgres::PostgresBackend::connect(url).await;
-    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+    connected
+        .map(|backend| backend as _)
+        .map_err(|error| naming_the_url(error, url))
 }
 
 #[cfg(not(feature = "postgres"))]
@@ -272,7 +296,9 @@ async fn postgres(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 #[cfg(feature = "zookeeper")]
 async fn zookeeper(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_zookeeper::ZookeeperBackend::connect(url).await;
-    connected.map(|backend| backend as _).map_err(|error| naming_the_url(error, url))
+    connected
+        .map(|backend| backend as _)
+        .map_err(|error| naming_the_url(error, url))
 }
 
 #[cfg(not(feature = "zookeeper"))]
@@ -289,7 +315,11 @@ fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Er
     }
     let named = Error::new(
         ErrorKind::InvalidInput,
-        format!("`{}` cannot be used: {}", crate::redact::RedactedUrl(url), error.message()),
+        format!(
+            "`{}` cannot be used: {}",
+            crate::redact::RedactedUrl(url),
+            error.message()
+        ),
     )
     .with_operation("connect");
     match error.backend() {

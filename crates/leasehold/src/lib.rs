@@ -1,7 +1,8 @@
 //! One distributed lock, every backend.
 //!
-//! Pick a backend that you already run, or none, and get the same lock with the same guarantees, spelled the same way.
-//! This page is where the manual starts; [`LockClient`], [`Mutex`] and [`LockGuard`] go on from here.
+//! Pick a backend that you already run, or none, and get the same lock with the same guarantees,
+//! spelled the same way. This page is where the manual starts; [`LockClient`], [`Mutex`] and
+//! [`LockGuard`] go on from here.
 //!
 //! # A first program
 //!
@@ -27,24 +28,26 @@
 //!
 //! # The words
 //!
-//! - A **lease** is what every lock here is: granted for a [`Ttl`] (30 s unless you say otherwise), renewed in the
-//!   background for as long as its guard lives, and over at its [`Deadline`] if renewals stop getting through. So a
-//!   crashed holder blocks nobody for longer than that.
-//! - The **deadline** is counted from before the request was sent, on a clock that goes on while the machine sleeps.
-//!   A failed renewal is not a loss; the deadline is, and it is final.
+//! - A **lease** is what every lock here is: granted for a [`Ttl`] (30 s unless you say otherwise),
+//!   renewed in the background for as long as its guard lives, and over at its [`Deadline`] if
+//!   renewals stop getting through. So a crashed holder blocks nobody for longer than that.
+//! - The **deadline** is counted from before the request was sent, on a clock that goes on while
+//!   the machine sleeps. A failed renewal is not a loss; the deadline is, and it is final.
 //! - A **fencing token** is a number that grows from grant to grant of a name.
-//! - A **backend** is what keeps the locks. What backends differ in is data: [`Capabilities`], which
-//!   [`LockClient::capabilities`] returns and the command `leasehold caps` prints.
-//! - **Wait** is how long you queue ([`Wait`]), **TTL** how long you own ([`Ttl`]). They have nothing to do with each other.
+//! - A **backend** is what keeps the locks. What backends differ in is data: [`Capabilities`],
+//!   which [`LockClient::capabilities`] returns and the command `leasehold caps` prints.
+//! - **Wait** is how long you queue ([`Wait`]), **TTL** how long you own ([`Ttl`]). They have
+//!   nothing to do with each other.
 //!
 //! # Loss and cancellation
 //!
-//! A holder can lose its lock: it was paused for too long, or the backend could not be reached until the deadline.
-//! [`LockGuard`] tells at once (`is_held()`, `lost()`, a `cancellation_token()`), and [`Mutex::run`] drops the work
-//! *before* the lock could be another's. Code that blocks without an `.await` cannot be cancelled by anyone.
+//! A holder can lose its lock: it was paused for too long, or the backend could not be reached
+//! until the deadline. [`LockGuard`] tells at once (`is_held()`, `lost()`, a
+//! `cancellation_token()`), and [`Mutex::run`] drops the work *before* the lock could be another's.
+//! Code that blocks without an `.await` cannot be cancelled by anyone.
 //!
-//! Futures of this crate may be dropped at any point, by a time-out or `select!`: what they asked for is driven to its end in
-//! the background, and what was granted is given back.
+//! Futures of this crate may be dropped at any point, by a time-out or `select!`: what they asked
+//! for is driven to its end in the background, and what was granted is given back.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -69,8 +72,9 @@
 //!
 //! # Tokens at the resource
 //!
-//! What no lock can promise: that a write which *starts* while the lock is held *arrives* while it is held. So hand the
-//! token to the resource, and let the resource refuse what is older than what it has seen:
+//! What no lock can promise: that a write which *starts* while the lock is held *arrives* while it
+//! is held. So hand the token to the resource, and let the resource refuse what is older than what
+//! it has seen:
 //!
 //! ```
 //! use leasehold::FencingToken;
@@ -108,8 +112,8 @@
 //! | `zookeeper-tls` | `zookeeper` | `zookeepers://` | the same over TLS |
 //! | `metrics` | | | no backend: counts and times for the recorder of the crate `metrics`; see [Metrics](#metrics) |
 //!
-//! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself and gives it to
-//! [`LockClient::new`]; each module re-exports its crate, and the driver with it.
+//! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself
+//! and gives it to [`LockClient::new`]; each module re-exports its crate, and the driver with it.
 //!
 //! # A first program for each backend
 //!
@@ -138,8 +142,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **Redlock**, an odd number of independent Redis servers. Provision them once (`leasehold provision`), so that they vote on
-//! tokens:
+//! **Redlock**, an odd number of independent Redis servers. Provision them once
+//! (`leasehold provision`), so that they vote on tokens:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -163,8 +167,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **ZooKeeper.** Curator's `InterProcessMutex` on `/shop/locks/item-42` is the same lock. Say the servers' `tickTime`, and
-//! holders may believe for longer:
+//! **ZooKeeper.** Curator's `InterProcessMutex` on `/shop/locks/item-42` is the same lock. Say the
+//! servers' `tickTime`, and holders may believe for longer:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -190,27 +194,33 @@
 //!
 //! # Operations
 //!
-//! - **One client per process**, cloned where it is needed. It keeps one connection, or one session per TTL, whatever the number of
-//!   locks; it belongs to the runtime that it was made on. [`LockClient::close`] at the end releases everything at once.
-//! - **The TTL** is how long the others wait when a holder dies, and how long a holder may be cut off before it loses: tens of
-//!   seconds for most. Renewals come at a third of it. A TTL of a few round trips loses locks at the first hiccup.
-//! - **Labels** say who holds: host, process and program by default, [`LockClientBuilder::with_label`] for another. `leasehold who --on
-//!   URL NAME` shows holders and waiters; `leasehold break` ends a lock whose holder is gone for good.
-//! - **What to watch**: events of the `tracing` target `leasehold`. Losses and late renewals are warnings. Spans for wait, hold,
-//!   renewal and release are at debug, with key, backend, token and outcome. And the [metrics](#metrics).
-//! - **Start and stop**: [`connect_lazily`] starts while the server is down. [`LockClient::ping`] is for health checks.
-//!   [`LockClient::drain`] lets holders finish before [`LockClient::close`].
-//! - **Errors**: [`ErrorKind`] tells contended from unavailable from lost from indeterminate, and [`Error::is_retryable`] whether the same
-//!   call may succeed later. Nothing that failed is left locked for longer than a TTL.
-//! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch, token) at the resource, and raise
-//!   the epoch then.
+//! - **One client per process**, cloned where it is needed. It keeps one connection, or one session
+//!   per TTL, whatever the number of locks; it belongs to the runtime that it was made on.
+//!   [`LockClient::close`] at the end releases everything at once.
+//! - **The TTL** is how long the others wait when a holder dies, and how long a holder may be cut
+//!   off before it loses: tens of seconds for most. Renewals come at a third of it. A TTL of a few
+//!   round trips loses locks at the first hiccup.
+//! - **Labels** say who holds: host, process and program by default,
+//!   [`LockClientBuilder::with_label`] for another. `leasehold who --on URL NAME` shows holders and
+//!   waiters; `leasehold break` ends a lock whose holder is gone for good.
+//! - **What to watch**: events of the `tracing` target `leasehold`. Losses and late renewals are
+//!   warnings. Spans for wait, hold, renewal and release are at debug, with key, backend, token and
+//!   outcome. And the [metrics](#metrics).
+//! - **Start and stop**: [`connect_lazily`] starts while the server is down. [`LockClient::ping`]
+//!   is for health checks. [`LockClient::drain`] lets holders finish before [`LockClient::close`].
+//! - **Errors**: [`ErrorKind`] tells contended from unavailable from lost from indeterminate, and
+//!   [`Error::is_retryable`] whether the same call may succeed later. Nothing that failed is left
+//!   locked for longer than a TTL.
+//! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch,
+//!   token) at the resource, and raise the epoch then.
 //!
 //! # Metrics
 //!
 //! With the feature `metrics`, for whatever recorder the program has installed by way of the crate
-//! [`metrics`](https://docs.rs/metrics) 0.24 (Prometheus, StatsD, OpenTelemetry, …). Install it before the first client is made, which
-//! describes the metrics to it; without a recorder they go nowhere, and without the feature they cost nothing. With it a pair of lock and
-//! release takes about a microsecond more, and two or three with a Prometheus recorder.
+//! [`metrics`](https://docs.rs/metrics) 0.24 (Prometheus, StatsD, OpenTelemetry, …). Install it
+//! before the first client is made, which describes the metrics to it; without a recorder they go
+//! nowhere, and without the feature they cost nothing. With it a pair of lock and release takes
+//! about a microsecond more, and two or three with a Prometheus recorder.
 //!
 //! | name | kind | labels | unit | meaning |
 //! |---|---|---|---|---|
@@ -226,13 +236,16 @@
 //! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | requests to the node that failed, by the kind of the error: `unavailable`, `indeterminate`, `timed_out`, `denied`; and `silent`, once, when a node that had answered does not |
 //! | `leasehold_quorum_write_backs_total` | counter | `backend` | acquisitions | of a quorum, whose token took a second round trip to settle |
 //!
-//! `backend` is [`Capabilities::backend`], such as `redis` or `redlock`; `node` is where a node lives, without user and password, as
-//! errors show it. Every counter is there from the start, at 0 and with each label that it can have, so that its first count is an
-//! increase. No label has a key in it. What a quorum does at its nodes is not counted as locks of the nodes: one lock counts once.
+//! `backend` is [`Capabilities::backend`], such as `redis` or `redlock`; `node` is where a node
+//! lives, without user and password, as errors show it. Every counter is there from the start, at 0
+//! and with each label that it can have, so that its first count is an increase. No label has a key
+//! in it. What a quorum does at its nodes is not counted as locks of the nodes: one lock counts
+//! once.
 //!
-//! Alerts that pay: any increase of `leasehold_losses_total` but `client_closed`; `leasehold_quorum_node_up` at 0 for minutes, as the next failure may
-//! be one too many; a `leasehold_waiting` that only grows; `already_lost` among the releases, which means work that was done without the
-//! lock.
+//! Alerts that pay: any increase of `leasehold_losses_total` but `client_closed`;
+//! `leasehold_quorum_node_up` at 0 for minutes, as the next failure may be one too many; a
+//! `leasehold_waiting` that only grows; `already_lost` among the releases, which means work that
+//! was done without the lock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;

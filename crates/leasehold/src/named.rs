@@ -7,7 +7,8 @@ use std::{
 
 use leasehold_local::MemoryBackend;
 
-/// They live as long as the process, so that their tokens go on growing when the last client has gone.
+/// They live as long as the process, so that their tokens go on growing when the last client has
+/// gone.
 static NAMED: LazyLock<Mutex<HashMap<String, Arc<MemoryBackend>>>> = LazyLock::new(Mutex::default);
 
 /// The backend of this name; without a name, a new one.

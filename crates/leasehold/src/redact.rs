@@ -9,23 +9,39 @@ const LIMIT: usize = 80;
 
 /// A URL whose `Display` shows nothing that may be secret, on one line.
 ///
-/// Only the scheme is shown of a URL that names a user, and of one that cannot be taken apart: each of its other parts may
-/// belong to a password, as the host does where the one after a password with an `@` is missing. Options become `***`.
+/// Only the scheme is shown of a URL that names a user, and of one that cannot be taken apart: each
+/// of its other parts may belong to a password, as the host does where the one after a password
+/// with an `@` is missing. Options become `***`.
 pub(crate) struct RedactedUrl<'a>(pub(crate) &'a str);
 
 impl fmt::Display for RedactedUrl<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_scheme = |scheme: &str| scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        let is_scheme = |scheme: &str| {
+            scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+        };
         match self.0.split_once(':') {
-            Some((scheme, rest)) if ["file", "memory"].contains(&scheme.to_ascii_lowercase().as_str()) => {
-                // Where others have a host. Files have none, and so no password either, but people may write one.
-                let authority = rest.strip_prefix("//").filter(|rest| !rest.starts_with('/'));
-                if authority.is_some() { write!(f, "{}://***", Escaped(scheme)) } else { shorten(self.0, f) }
+            Some((scheme, rest))
+                if ["file", "memory"].contains(&scheme.to_ascii_lowercase().as_str()) =>
+            {
+                // Where others have a host. Files have none, and so no password either, but people
+                // may write one.
+                let authority = rest
+                    .strip_prefix("//")
+                    .filter(|rest| !rest.starts_with('/'));
+                if authority.is_some() {
+                    write!(f, "{}://***", Escaped(scheme))
+                } else {
+                    shorten(self.0, f)
+                }
             }
-            Some((scheme, rest)) if rest.starts_with("//") && is_scheme(scheme) => match BackendUrl::parse(self.0) {
-                Ok(url) if !rest.contains('@') => show(&url, rest.contains('?'), f),
-                Ok(_) | Err(_) => write!(f, "{}://***", Escaped(scheme)),
-            },
+            Some((scheme, rest)) if rest.starts_with("//") && is_scheme(scheme) => {
+                match BackendUrl::parse(self.0) {
+                    Ok(url) if !rest.contains('@') => show(&url, rest.contains('?'), f),
+                    Ok(_) | Err(_) => write!(f, "{}://***", Escaped(scheme)),
+                }
+            }
             Some((_, port)) if port.is_empty() || port.parse::<u16>().is_ok() => shorten(self.0, f),
             None if !self.0.contains('@') => shorten(self.0, f),
             Some(_) | None => f.write_str("***"),
@@ -36,13 +52,21 @@ impl fmt::Display for RedactedUrl<'_> {
 fn show(url: &BackendUrl, has_options: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let hosts: Vec<_> = url.hosts().iter().map(ToString::to_string).collect();
     let options = if has_options { "?***" } else { "" };
-    let shown = format!("{}://{}{}{options}", url.scheme(), hosts.join(","), url.path());
+    let shown = format!(
+        "{}://{}{}{options}",
+        url.scheme(),
+        hosts.join(","),
+        url.path()
+    );
     shorten(&shown, f)
 }
 
 /// Shows at most [`LIMIT`] characters on one line.
 fn shorten(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let end = text.char_indices().nth(LIMIT).map_or(text.len(), |(at, _)| at);
+    let end = text
+        .char_indices()
+        .nth(LIMIT)
+        .map_or(text.len(), |(at, _)| at);
     let more = if end < text.len() { "…" } else { "" };
     write!(f, "{}{more}", Escaped(&text[..end]))
 }
@@ -61,7 +85,10 @@ mod tests {
             ("redis://host/?pass=a@secret", "redis://***"),
             ("etcd://ann:top?secret@host/", "etcd://***"),
             ("etcd://h1,h2:7000/?prefix=secret", "etcd://h1,h2:7000/?***"),
-            ("redis+unix:///run/r.sock?pass=secret", "redis+unix:///run/r.sock?***"),
+            (
+                "redis+unix:///run/r.sock?pass=secret",
+                "redis+unix:///run/r.sock?***",
+            ),
             ("ann:secret@host", "***"),
             ("ann:secret", "***"),
             ("secret@host", "***"),

@@ -52,7 +52,10 @@ const SCHEMES: [(&str, Scheme); 17] = [
 ];
 
 /// What people may look for and this version does not have.
-const PLANNED: [(&str, &str); 2] = [("redis-cluster", "Redis Cluster"), ("redis-sentinel", "Redis Sentinel")];
+const PLANNED: [(&str, &str); 2] = [
+    ("redis-cluster", "Redis Cluster"),
+    ("redis-sentinel", "Redis Sentinel"),
+];
 
 const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss://HOST, redis+unix://PATH, redlock://HOST,HOST,HOST, \
      etcd://HOST,HOST, etcds://HOST, postgres://HOST/DB, zookeeper://HOST,HOST/PATH, zookeepers://HOST";
@@ -61,7 +64,10 @@ impl Scheme {
     /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
     pub(crate) fn of(url: &str) -> Result<(Self, &str)> {
         let Some((scheme, rest)) = url.split_once(':') else {
-            return Err(invalid(format!("`{}` is not a URL: it has no scheme; known are {KNOWN}", RedactedUrl(url))));
+            return Err(invalid(format!(
+                "`{}` is not a URL: it has no scheme; known are {KNOWN}",
+                RedactedUrl(url)
+            )));
         };
         let name = scheme.to_ascii_lowercase();
         if let Some((_, scheme)) = SCHEMES.into_iter().find(|(known, _)| *known == name) {
@@ -70,10 +76,15 @@ impl Scheme {
         if let Some((name, backend)) = PLANNED.into_iter().find(|(planned, _)| *planned == name) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("`{name}:` needs a backend for {backend}, which this version does not have; known are {KNOWN}"),
+                format!(
+                    "`{name}:` needs a backend for {backend}, which this version does not have; known are {KNOWN}"
+                ),
             ));
         }
-        Err(invalid(format!("`{}` has a scheme that is not known; known are {KNOWN}", RedactedUrl(url))))
+        Err(invalid(format!(
+            "`{}` has a scheme that is not known; known are {KNOWN}",
+            RedactedUrl(url)
+        )))
     }
 
     /// The error for a scheme whose feature is off.
@@ -102,8 +113,9 @@ impl Scheme {
     }
 }
 
-/// Parses a `file:` URL into the directory and its options; `None` for another scheme. For programs that open the
-/// backend with more options of their own ([`FileConfig`](leasehold_local::FileConfig)).
+/// Parses a `file:` URL into the directory and its options; `None` for another scheme. For programs
+/// that open the backend with more options of their own
+/// ([`FileConfig`](leasehold_local::FileConfig)).
 ///
 /// ```
 /// use std::path::PathBuf;
@@ -121,7 +133,9 @@ impl Scheme {
 /// # Errors
 /// As [`connect`](crate::connect) for a URL that it cannot read.
 #[cfg(feature = "local")]
-pub fn file_options(url: &str) -> Result<Option<(std::path::PathBuf, leasehold_local::FileConfig)>> {
+pub fn file_options(
+    url: &str,
+) -> Result<Option<(std::path::PathBuf, leasehold_local::FileConfig)>> {
     match Scheme::of(url)? {
         (Scheme::File, rest) => {
             let (path, options) = rest.split_once('?').unwrap_or((rest, ""));
@@ -135,7 +149,10 @@ pub fn file_options(url: &str) -> Result<Option<(std::path::PathBuf, leasehold_l
 #[cfg(feature = "local")]
 fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
     if rest.contains('\0') {
-        return Err(invalid(format!("`{}` has a NUL byte in its path; name another directory", RedactedUrl(url))));
+        return Err(invalid(format!(
+            "`{}` has a NUL byte in its path; name another directory",
+            RedactedUrl(url)
+        )));
     }
     let path = match rest.strip_prefix("//") {
         None => rest,
@@ -154,8 +171,8 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
     }
     let path = std::path::PathBuf::from(path);
     if !path.has_root() {
-        // Two programs in two working directories would each have a lock of their own. A shell expands a `~` at the start
-        // of a word alone, so that `--on file:~/locks` comes here too.
+        // Two programs in two working directories would each have a lock of their own. A shell
+        // expands a `~` at the start of a word alone, so that `--on file:~/locks` comes here too.
         return Err(invalid(
             "the path of a `file:` URL depends on the working directory, and a `~` is not expanded here; begin it with `/`, as \
              in file:$HOME/DIR or file:$PWD/DIR",
@@ -168,7 +185,11 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
 #[cfg(feature = "local")]
 fn config(options: &str) -> Result<leasehold_local::FileConfig> {
     let mut config = leasehold_local::FileConfig::new();
-    for (at, option) in options.split('&').filter(|option| !option.is_empty()).enumerate() {
+    for (at, option) in options
+        .split('&')
+        .filter(|option| !option.is_empty())
+        .enumerate()
+    {
         config = match option {
             "shared=true" if at == 0 => config.with_shared(true),
             "shared=false" if at == 0 => config,
@@ -195,7 +216,10 @@ mod tests {
     fn every_known_scheme_is_read_whatever_its_case() {
         for (name, scheme) in SCHEMES {
             assert_eq!(Scheme::of(&format!("{name}:x")).unwrap(), (scheme, "x"));
-            assert_eq!(Scheme::of(&format!("{}:x", name.to_uppercase())).unwrap(), (scheme, "x"));
+            assert_eq!(
+                Scheme::of(&format!("{}:x", name.to_uppercase())).unwrap(),
+                (scheme, "x")
+            );
         }
     }
 
@@ -205,7 +229,10 @@ mod tests {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             let text = error.to_string();
-            assert!(text.contains("this version does not have") && text.contains("redis://HOST"), "{text}");
+            assert!(
+                text.contains("this version does not have") && text.contains("redis://HOST"),
+                "{text}"
+            );
             assert!(!text.contains("secret"), "{text}");
         }
     }
@@ -216,12 +243,25 @@ mod tests {
             let error = Scheme::of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             let text = error.to_string();
-            assert!(text.contains(&format!("`{url}`")) && text.contains("file:DIR"), "{text}");
+            assert!(
+                text.contains(&format!("`{url}`")) && text.contains("file:DIR"),
+                "{text}"
+            );
         }
         for url in ["re dis://h", "\u{1f512}:x"] {
-            assert!(Scheme::of(url).unwrap_err().to_string().contains("file:DIR"));
+            assert!(
+                Scheme::of(url)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("file:DIR")
+            );
         }
-        assert!(!Scheme::of("ann:secret@host").unwrap_err().to_string().contains("secret"));
+        assert!(
+            !Scheme::of("ann:secret@host")
+                .unwrap_err()
+                .to_string()
+                .contains("secret")
+        );
     }
 
     #[test]
@@ -240,7 +280,10 @@ mod tests {
         ] {
             let error = scheme.not_compiled_in();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
-            assert!(error.to_string().contains(&format!("feature `{feature}`")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("feature `{feature}`")),
+                "{error}"
+            );
         }
     }
 
@@ -252,7 +295,15 @@ mod tests {
     #[cfg(feature = "local")]
     #[test]
     fn a_directory_that_depends_on_the_working_directory_is_refused() {
-        for url in ["file:~", "file:~/locks", "file:~ann/locks", "file:locks", "file:./locks", "file:../x", "file:."] {
+        for url in [
+            "file:~",
+            "file:~/locks",
+            "file:~ann/locks",
+            "file:locks",
+            "file:./locks",
+            "file:../x",
+            "file:.",
+        ] {
             let error = dir_of(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert!(error.to_string().contains("$HOME"), "{error}");
@@ -275,7 +326,11 @@ mod tests {
             assert_eq!(dir_of(url).unwrap(), std::path::Path::new(dir));
         }
         for url in ["file://host/x", "file://x", "file://", "file:/a\0b"] {
-            assert_eq!(dir_of(url).unwrap_err().kind(), ErrorKind::InvalidInput, "{url:?}");
+            assert_eq!(
+                dir_of(url).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{url:?}"
+            );
         }
     }
 
@@ -293,8 +348,13 @@ mod tests {
             let expected = leasehold_local::FileConfig::new().with_shared(shared);
             assert_eq!(format!("{config:?}"), format!("{expected:?}"), "{url}");
         }
-        for url in ["file:/x?shared", "file:/x?shared=1", "file:/x?y", "file:/x?shared=true&shared=false", "file:/x??"]
-        {
+        for url in [
+            "file:/x?shared",
+            "file:/x?shared=1",
+            "file:/x?y",
+            "file:/x?shared=true&shared=false",
+            "file:/x??",
+        ] {
             let error = file_options(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url:?}");
             assert!(error.to_string().contains("shared=true"), "{error}");

@@ -8,17 +8,32 @@ mod local {
 
     #[tokio::test]
     async fn two_memory_clients_know_nothing_of_each_other() {
-        let (a, b) = (connect("memory:").await.unwrap(), connect("memory:").await.unwrap());
+        let (a, b) = (
+            connect("memory:").await.unwrap(),
+            connect("memory:").await.unwrap(),
+        );
         let _a = a.mutex("k").try_lock().await.unwrap();
         let _b = b.mutex("k").try_lock().await.unwrap();
     }
 
     #[tokio::test]
     async fn memory_clients_share_locks_by_name_only() {
-        let (a, b) = (connect("memory:one").await.unwrap(), connect("memory:one").await.unwrap());
+        let (a, b) = (
+            connect("memory:one").await.unwrap(),
+            connect("memory:one").await.unwrap(),
+        );
         let held = a.mutex("k").try_lock().await.unwrap();
-        assert_eq!(b.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-        let _other = connect("memory:two").await.unwrap().mutex("k").try_lock().await.unwrap();
+        assert_eq!(
+            b.mutex("k").try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
+        let _other = connect("memory:two")
+            .await
+            .unwrap()
+            .mutex("k")
+            .try_lock()
+            .await
+            .unwrap();
         let first = held.fencing_token();
         held.release().await.unwrap();
         a.close().await.unwrap();
@@ -32,16 +47,24 @@ mod local {
         let url = format!("file:{}", dir.path().join("new").display());
         let (a, b) = (connect(&url).await.unwrap(), connect(&url).await.unwrap());
         let _held = a.mutex("k").try_lock().await.unwrap();
-        assert_eq!(b.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(
+            b.mutex("k").try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
         assert!(dir.path().join("new").is_dir());
     }
 
     #[tokio::test]
     async fn a_file_is_no_directory() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = connect(&format!("file:{}", file.path().display())).await.unwrap_err();
+        let error = connect(&format!("file:{}", file.path().display()))
+            .await
+            .unwrap_err();
         assert!(!error.is_retryable(), "{error}");
-        assert!(error.to_string().contains(&*file.path().to_string_lossy()), "{error}");
+        assert!(
+            error.to_string().contains(&*file.path().to_string_lossy()),
+            "{error}"
+        );
     }
 }
 
@@ -58,7 +81,10 @@ async fn local_schemes_name_their_feature() {
 #[cfg(not(feature = "redis"))]
 #[tokio::test]
 async fn redis_schemes_name_their_feature_and_no_password() {
-    for url in ["redis://:secret@127.0.0.1", "redis+unix:///run/redis.sock?pass=secret"] {
+    for url in [
+        "redis://:secret@127.0.0.1",
+        "redis+unix:///run/redis.sock?pass=secret",
+    ] {
         let error = connect(url).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("feature `redis`"), "{error}");
@@ -91,7 +117,10 @@ mod redis {
             let error = connect(url).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}: {error}");
             let text = format!("{error} {error:?}");
-            assert!(text.contains("`redis") && !text.contains("secret"), "{text}");
+            assert!(
+                text.contains("`redis") && !text.contains("secret"),
+                "{text}"
+            );
         }
     }
 
@@ -106,6 +135,12 @@ mod redis {
 
 #[tokio::test]
 async fn planned_and_unknown_schemes_are_told_apart() {
-    assert_eq!(connect("redis-sentinel://h1,h2").await.unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(connect("http://h").await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(
+        connect("redis-sentinel://h1,h2").await.unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
+    assert_eq!(
+        connect("http://h").await.unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
 }

@@ -1,8 +1,14 @@
 //! TLS of every feature, beside that of all others that are compiled in.
 //!
-//! Two drivers may bring two crypto providers of rustls, and a driver that takes that of the process then panics unless
-//! one was chosen. The first to connect chooses for all, so each URL has a process of its own.
-#![cfg(any(feature = "redis-tls", feature = "etcd-tls", feature = "postgres-tls", feature = "zookeeper-tls"))]
+//! Two drivers may bring two crypto providers of rustls, and a driver that takes that of the
+//! process then panics unless one was chosen. The first to connect chooses for all, so each URL has
+//! a process of its own.
+#![cfg(any(
+    feature = "redis-tls",
+    feature = "etcd-tls",
+    feature = "postgres-tls",
+    feature = "zookeeper-tls"
+))]
 
 use std::{env, fs, process::Command};
 
@@ -30,15 +36,23 @@ nsB7iqlsL3HcbwIhAJIsEjDuEcqdMGZY07RRGfPGcqxZaWBn5d0zNn+rW6um
 fn urls(ca: &str) -> Vec<String> {
     let mut urls = Vec::new();
     if cfg!(feature = "redis-tls") {
-        urls.extend([String::from("rediss://HOST/"), format!("rediss://HOST/?ca={ca}")]);
+        urls.extend([
+            String::from("rediss://HOST/"),
+            format!("rediss://HOST/?ca={ca}"),
+        ]);
     }
     if cfg!(feature = "etcd-tls") {
-        urls.extend([String::from("etcds://HOST/"), format!("etcds://HOST/?ca={ca}")]);
+        urls.extend([
+            String::from("etcds://HOST/"),
+            format!("etcds://HOST/?ca={ca}"),
+        ]);
     }
     if cfg!(feature = "postgres-tls") {
         let modes = ["prefer", "require", "verify-ca", "verify-full"];
         urls.extend(modes.map(|mode| format!("postgres://u@HOST/d?sslmode={mode}")));
-        urls.extend(modes.map(|mode| format!("postgres://u@HOST/d?sslmode={mode}&sslrootcert={ca}")));
+        urls.extend(
+            modes.map(|mode| format!("postgres://u@HOST/d?sslmode={mode}&sslrootcert={ca}")),
+        );
     }
     if cfg!(feature = "zookeeper-tls") {
         urls.push(format!("zookeepers://HOST/?ca={ca}"));
@@ -46,11 +60,15 @@ fn urls(ca: &str) -> Vec<String> {
     urls
 }
 
-/// The driver comes as far as the handshake, and fails there because nobody answers it: an error, and no panic.
+/// The driver comes as far as the handshake, and fails there because nobody answers it: an error,
+/// and no panic.
 #[test]
 fn no_combination_of_tls_features_panics() {
     if let Ok(url) = env::var(URL) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         return runtime.block_on(fails_to_connect(&url));
     }
     let folder = tempfile::tempdir().unwrap();
@@ -58,10 +76,20 @@ fn no_combination_of_tls_features_panics() {
     fs::write(&ca, CA).unwrap();
     for url in urls(&ca.display().to_string()) {
         let mut itself = Command::new(env::current_exe().unwrap());
-        itself.args(["no_combination_of_tls_features_panics", "--exact", "--nocapture"]).env(URL, &url);
+        itself
+            .args([
+                "no_combination_of_tls_features_panics",
+                "--exact",
+                "--nocapture",
+            ])
+            .env(URL, &url);
         let output = itself.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && !text.contains("panicked"), "{url}: {text}");
+        let text =
+            String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && !text.contains("panicked"),
+            "{url}: {text}"
+        );
     }
 }
 

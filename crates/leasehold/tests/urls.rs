@@ -129,7 +129,9 @@ fn shown(error: &Error) -> String {
 
 /// Whether four characters of the password in a row are shown.
 fn shows_a_part(text: &str) -> bool {
-    HALVES.iter().any(|half| (0..=half.len() - 4).any(|at| text.contains(&half[at..at + 4].to_lowercase())))
+    HALVES
+        .iter()
+        .any(|half| (0..=half.len() - 4).any(|at| text.contains(&half[at..at + 4].to_lowercase())))
 }
 
 fn urls() -> impl Iterator<Item = (&'static str, String)> {
@@ -152,17 +154,30 @@ fn refused(schemes: impl Fn(&str) -> bool) -> usize {
     let (mut refused, mut leaks) = (0, BTreeMap::<&str, Vec<String>>::new());
     for (scheme, url) in urls().filter(|(scheme, _)| schemes(scheme)) {
         // A URL that can be read is not connected to here.
-        let Err(error) = connect_lazily(&url) else { continue };
+        let Err(error) = connect_lazily(&url) else {
+            continue;
+        };
         refused += 1;
         let text = shown(&error);
         if shows_a_part(&text) {
-            leaks.entry(scheme).or_default().push(format!("{url:?}: {error}"));
+            leaks
+                .entry(scheme)
+                .or_default()
+                .push(format!("{url:?}: {error}"));
         }
     }
     let few = |(scheme, leaks): (_, &Vec<String>)| {
-        format!("{scheme}: {} leaks\n  {}", leaks.len(), leaks[..leaks.len().min(5)].join("\n  "))
+        format!(
+            "{scheme}: {} leaks\n  {}",
+            leaks.len(),
+            leaks[..leaks.len().min(5)].join("\n  ")
+        )
     };
-    assert!(leaks.is_empty(), "{}", leaks.iter().map(few).collect::<Vec<_>>().join("\n"));
+    assert!(
+        leaks.is_empty(),
+        "{}",
+        leaks.iter().map(few).collect::<Vec<_>>().join("\n")
+    );
     refused
 }
 
@@ -176,20 +191,32 @@ fn no_error_shows_a_part_of_a_password() {
 async fn unreachable(schemes: impl Fn(&str) -> bool) -> usize {
     let mut tried = 0;
     for (scheme, url) in urls().filter(|(scheme, _)| schemes(scheme)) {
-        let sound = ["//ann:Z", "//:Z"].iter().any(|form| url.contains(form)) && url.ends_with("@127.0.0.1:1/");
+        let sound = ["//ann:Z", "//:Z"].iter().any(|form| url.contains(form))
+            && url.ends_with("@127.0.0.1:1/");
         if !sound || connect_lazily(&url).is_err() {
             continue;
         }
         tried += 1;
         let error = connect(&url).await.expect_err("nobody listens there");
-        assert!(!shows_a_part(&shown(&error)), "{scheme}: {url:?}: {}", shown(&error));
+        assert!(
+            !shows_a_part(&shown(&error)),
+            "{scheme}: {url:?}: {}",
+            shown(&error)
+        );
     }
     tried
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_error_of_a_connection_shows_a_part_of_a_password() {
-    let schemes = ["redis", "redis+unix", "rediss", "redlock", "etcd", "zookeeper"];
+    let schemes = [
+        "redis",
+        "redis+unix",
+        "rediss",
+        "redlock",
+        "etcd",
+        "zookeeper",
+    ];
     let tried = unreachable(|scheme| schemes.contains(&scheme)).await;
     assert!(tried >= 100, "{tried} URLs were connected to");
 }

@@ -6,13 +6,16 @@ use leasehold::{LockBackend, Ttl};
 use leasehold_sqlite_example::SqliteBackend;
 use leasehold_testkit::{SubjectOf, conformance};
 
-/// A file for each case, opened anew for each "process" of it. Writers to one file wait for each other's disk.
+/// A file for each case, opened anew for each "process" of it. Writers to one file wait for each
+/// other's disk.
 fn a_file() -> SubjectOf {
     let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
     let open = move || {
         let folder = Arc::clone(&folder);
         async move {
-            let backend = SqliteBackend::open(folder.path().join("locks.db")).await.expect("a file of ours");
+            let backend = SqliteBackend::open(folder.path().join("locks.db"))
+                .await
+                .expect("a file of ours");
             backend as Arc<dyn LockBackend>
         }
     };

@@ -38,7 +38,8 @@ Examples:
   bench --on redis --on file --json figures.json   an array of objects, one for each row of the table
   bench plot figures.json figures.svg              draws them";
 
-/// Measures Leasehold beside the bare drivers and other lock libraries, on servers that it starts itself.
+/// Measures Leasehold beside the bare drivers and other lock libraries, on servers that it starts
+/// itself.
 #[derive(Debug, Parser)]
 #[command(name = "bench", args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
@@ -128,8 +129,9 @@ pub(super) struct WorkerArguments {
 impl WorkerArguments {
     /// As a command line that parses to this.
     pub(super) fn to_command_line(&self) -> Vec<String> {
-        let name =
-            |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |v| v.get_name().to_owned());
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or_else(String::new, |v| v.get_name().to_owned())
+        };
         use clap::ValueEnum;
         [
             "worker",

@@ -1,12 +1,14 @@
 //! The benchmark: every subject beside the floor of the same run.
 //!
-//! Absolute figures move with the machine and with whatever else runs on it. So all subjects of a measurement take turns,
-//! round by round, against the same server, each on a fresh runtime of the same kind, and what is reported beside the
-//! figures is the median of the rounds' *ratios* to the floor: the bare driver that does the same round trips.
+//! Absolute figures move with the machine and with whatever else runs on it. So all subjects of a
+//! measurement take turns, round by round, against the same server, each on a fresh runtime of the
+//! same kind, and what is reported beside the figures is the median of the rounds' *ratios* to the
+//! floor: the bare driver that does the same round trips.
 //!
-//! The peer `distributed-lock` is measured in `pair` alone: on one Redis server its 0.2.0 does not wait. Its
-//! `acquire(None)` answers `Timeout` at the first refusal, since `redlock/acquire.rs` returns `Ok(None)` where `SET NX` was
-//! refused; a loop around it would measure the loop's own sleep.
+//! The peer `distributed-lock` is measured in `pair` alone: on one Redis server its 0.2.0 does not
+//! wait. Its `acquire(None)` answers `Timeout` at the first refusal, since `redlock/acquire.rs`
+//! returns `Ok(None)` where `SET NX` was refused; a loop around it would measure the loop's own
+//! sleep.
 //!
 //! A backend is one file in `backend`; what it is compared with is a `Source` each. A scenario
 //! is one file in `scenario` and knows no backend. Nothing here asserts a time: it only prints.
@@ -37,7 +39,8 @@ use crate::Result;
 /// What `bench` does: parses the command line, measures, prints.
 ///
 /// # Errors
-/// A server or a worker process cannot be started, a subject fails, or an update was lost under a lock.
+/// A server or a worker process cannot be started, a subject fails, or an update was lost under a
+/// lock.
 pub fn main() -> Result<()> {
     let arguments = Arguments::parse();
     process::raise_open_files();
@@ -48,7 +51,11 @@ pub fn main() -> Result<()> {
     }
     let plan = Plan::new(&arguments);
     let progress = Progress::new();
-    let backends = plan.backends.iter().map(|name| name.start()).collect::<Result<Vec<_>>>()?;
+    let backends = plan
+        .backends
+        .iter()
+        .map(|name| name.start())
+        .collect::<Result<Vec<_>>>()?;
     let mut rows = Vec::new();
     for scenario in &plan.scenarios {
         rows.extend(scenario.run(&plan, &backends, &progress)?);

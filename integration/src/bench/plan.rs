@@ -20,8 +20,9 @@ pub(super) struct Plan {
     /// Nothing for all.
     only: Vec<String>,
     pub(super) runtimes: &'static [RuntimeKind],
-    /// Rounds of `pair`, `handoff` and `counter`. Many short ones rather than few long ones: what disturbs the machine
-    /// then disturbs all subjects of a round alike. Odd, so that a median is one of them.
+    /// Rounds of `pair`, `handoff` and `counter`. Many short ones rather than few long ones: what
+    /// disturbs the machine then disturbs all subjects of a round alike. Odd, so that a median is
+    /// one of them.
     pub(super) rounds: usize,
     /// How long one round of `pair` warms up, and how long it is measured.
     pub(super) pair: (Duration, Duration),
@@ -44,7 +45,15 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(arguments: &Arguments) -> Self {
-        let Arguments { backends, scenarios, quick, runtime, tasks, subjects, .. } = arguments;
+        let Arguments {
+            backends,
+            scenarios,
+            quick,
+            runtime,
+            tasks,
+            subjects,
+            ..
+        } = arguments;
         let millis = Duration::from_millis;
         let all = Self {
             backends: or_all(backends),
@@ -53,7 +62,11 @@ impl Plan {
             runtimes: runtime.kinds(),
             rounds: 21,
             pair: (millis(40), millis(120)),
-            tasks: if tasks.is_empty() { vec![1, 16, 64, 256] } else { tasks.clone() },
+            tasks: if tasks.is_empty() {
+                vec![1, 16, 64, 256]
+            } else {
+                tasks.clone()
+            },
             handoffs: (60, 5),
             held: (10_000, 20),
             crowd_handoffs: 5_000,
@@ -82,25 +95,42 @@ impl Plan {
 
 impl Plan {
     /// What is measured of a backend.
-    pub(super) fn subjects(&self, backend: &dyn Backend, scenario: Scenario) -> Vec<Box<dyn Subject>> {
+    pub(super) fn subjects(
+        &self,
+        backend: &dyn Backend,
+        scenario: Scenario,
+    ) -> Vec<Box<dyn Subject>> {
         let mut subjects = self.wanted(backend);
         subjects.retain(|subject| subject.takes_part(scenario));
         subjects
     }
 
     /// What takes no part in this scenario although one might expect it to, and why.
-    pub(super) fn excuses(&self, backend: &dyn Backend, scenario: Scenario) -> Vec<(&'static str, &'static str)> {
+    pub(super) fn excuses(
+        &self,
+        backend: &dyn Backend,
+        scenario: Scenario,
+    ) -> Vec<(&'static str, &'static str)> {
         let subjects = self.wanted(backend);
-        subjects.iter().filter_map(|subject| Some((subject.name(), subject.excuse(scenario)?))).collect()
+        subjects
+            .iter()
+            .filter_map(|subject| Some((subject.name(), subject.excuse(scenario)?)))
+            .collect()
     }
 
     fn wanted(&self, backend: &dyn Backend) -> Vec<Box<dyn Subject>> {
         let mut subjects = backend.subjects();
-        subjects.retain(|subject| self.only.is_empty() || self.only.iter().any(|only| only == subject.name()));
+        subjects.retain(|subject| {
+            self.only.is_empty() || self.only.iter().any(|only| only == subject.name())
+        });
         subjects
     }
 }
 
 fn or_all<T: ValueEnum + Copy>(given: &[T]) -> Vec<T> {
-    if given.is_empty() { T::value_variants().to_vec() } else { given.to_vec() }
+    if given.is_empty() {
+        T::value_variants().to_vec()
+    } else {
+        given.to_vec()
+    }
 }

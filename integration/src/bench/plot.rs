@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 use plotters::{
     coord::Shift,
     prelude::{
-        BLACK, ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoLogRange, IntoSegmentedCoord, LineSeries,
-        Palette, Palette99, PathElement, Rectangle, SVGBackend, SegmentValue, SeriesLabelPosition, WHITE,
+        BLACK, ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoLogRange,
+        IntoSegmentedCoord, LineSeries, Palette, Palette99, PathElement, Rectangle, SVGBackend,
+        SegmentValue, SeriesLabelPosition, WHITE,
     },
 };
 use serde_json::Value;
@@ -21,10 +22,15 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Draws what `bench --json` has written.
 pub(super) fn draw(figures: &Path, to: &Path) -> Result<()> {
-    let text = fs::read_to_string(figures)
-        .map_err(|error| HarnessError::caused_by(format!("cannot read {}", figures.display()), error))?;
-    let rows: Vec<Value> = serde_json::from_str(&text)
-        .map_err(|error| HarnessError::caused_by(format!("{} is not what --json writes", figures.display()), error))?;
+    let text = fs::read_to_string(figures).map_err(|error| {
+        HarnessError::caused_by(format!("cannot read {}", figures.display()), error)
+    })?;
+    let rows: Vec<Value> = serde_json::from_str(&text).map_err(|error| {
+        HarnessError::caused_by(
+            format!("{} is not what --json writes", figures.display()),
+            error,
+        )
+    })?;
     let (throughput, handoff) = (throughput(&rows), handoff(&rows));
     if throughput.is_empty() || handoff.is_empty() {
         return Err(HarnessError::new(format!(
@@ -33,8 +39,10 @@ pub(super) fn draw(figures: &Path, to: &Path) -> Result<()> {
         )));
     }
     let root = SVGBackend::new(to, SIZE).into_drawing_area();
-    let failed = |error: String| HarnessError::new(format!("cannot draw {}: {error}", to.display()));
-    root.fill(&WHITE).map_err(|error| failed(error.to_string()))?;
+    let failed =
+        |error: String| HarnessError::new(format!("cannot draw {}: {error}", to.display()));
+    root.fill(&WHITE)
+        .map_err(|error| failed(error.to_string()))?;
     let (left, right) = root.split_horizontally(SIZE.0 / 2);
     draw_throughput(&left, &throughput).map_err(failed)?;
     draw_handoff(&right, &handoff, &throughput).map_err(failed)?;
@@ -58,7 +66,9 @@ fn throughput(rows: &[Value]) -> Throughput {
 fn handoff(rows: &[Value]) -> BTreeMap<String, (f64, f64)> {
     let of = |subject: &str| -> BTreeMap<String, f64> {
         let chosen = rows.iter().filter(|row| is(row, "handoff", subject));
-        chosen.filter_map(|row| Some((name(row), row["p50_us"].as_f64()?))).collect()
+        chosen
+            .filter_map(|row| Some((name(row), row["p50_us"].as_f64()?)))
+            .collect()
     };
     let floors = of(FLOOR);
     of(LEASEHOLD)
@@ -81,7 +91,10 @@ fn name(row: &Value) -> String {
 
 fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
     let rates = || lines.values().flatten().map(|(_, rate)| *rate);
-    let (low, high) = (rates().fold(f64::MAX, f64::min) / 2.0, rates().fold(0.0, f64::max) * 2.0);
+    let (low, high) = (
+        rates().fold(f64::MAX, f64::min) / 2.0,
+        rates().fold(0.0, f64::max) * 2.0,
+    );
     let mut chart = ChartBuilder::on(area)
         .caption("acquire + release, pairs per second", (FONT, 16))
         .margin(12)
@@ -100,12 +113,19 @@ fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
     for (index, (backend, points)) in lines.iter().enumerate() {
         let colour = Palette99::pick(index).to_rgba();
         chart
-            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))
+            .draw_series(LineSeries::new(
+                points.iter().copied(),
+                colour.stroke_width(2),
+            ))
             .map_err(|error| error.to_string())?
             .label(backend)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
         chart
-            .draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))
+            .draw_series(
+                points
+                    .iter()
+                    .map(|point| Circle::new(*point, 3, colour.filled())),
+            )
             .map_err(|error| error.to_string())?;
     }
     chart
@@ -118,11 +138,22 @@ fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
 }
 
 /// In the colours that the backends have in `lines`.
-fn draw_handoff(area: &Area<'_>, bars: &BTreeMap<String, (f64, f64)>, lines: &Throughput) -> Result<(), String> {
+fn draw_handoff(
+    area: &Area<'_>,
+    bars: &BTreeMap<String, (f64, f64)>,
+    lines: &Throughput,
+) -> Result<(), String> {
     let names: Vec<String> = bars.keys().cloned().collect();
-    let high = bars.values().map(|(ours, floor)| ours.max(*floor)).fold(0.0, f64::max) * 1.1;
+    let high = bars
+        .values()
+        .map(|(ours, floor)| ours.max(*floor))
+        .fold(0.0, f64::max)
+        * 1.1;
     let mut chart = ChartBuilder::on(area)
-        .caption("hand-off to another process, p50 in µs (line: the bare driver)", (FONT, 16))
+        .caption(
+            "hand-off to another process, p50 in µs (line: the bare driver)",
+            (FONT, 16),
+        )
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(64)
@@ -139,15 +170,32 @@ fn draw_handoff(area: &Area<'_>, bars: &BTreeMap<String, (f64, f64)>, lines: &Th
         .draw()
         .map_err(|error| error.to_string())?;
     for (index, (backend, (ours, floor))) in bars.iter().enumerate() {
-        let colour = Palette99::pick(lines.keys().position(|line| line == backend).unwrap_or(index)).to_rgba();
-        let after = names.get(index + 1).map_or(SegmentValue::Last, SegmentValue::Exact);
-        let mut bar =
-            Rectangle::new([(SegmentValue::Exact(backend), 0.0), (after.clone(), *ours)], colour.mix(0.7).filled());
+        let colour = Palette99::pick(
+            lines
+                .keys()
+                .position(|line| line == backend)
+                .unwrap_or(index),
+        )
+        .to_rgba();
+        let after = names
+            .get(index + 1)
+            .map_or(SegmentValue::Last, SegmentValue::Exact);
+        let mut bar = Rectangle::new(
+            [(SegmentValue::Exact(backend), 0.0), (after.clone(), *ours)],
+            colour.mix(0.7).filled(),
+        );
         bar.set_margin(0, 0, 12, 12);
-        let line = PathElement::new([(SegmentValue::Exact(backend), *floor), (after, *floor)], BLACK.stroke_width(2));
-        chart.draw_series([bar]).map_err(|error| error.to_string())?;
+        let line = PathElement::new(
+            [(SegmentValue::Exact(backend), *floor), (after, *floor)],
+            BLACK.stroke_width(2),
+        );
+        chart
+            .draw_series([bar])
+            .map_err(|error| error.to_string())?;
         // Not every backend has a floor here.
-        chart.draw_series((*floor > 0.0).then_some(line)).map_err(|error| error.to_string())?;
+        chart
+            .draw_series((*floor > 0.0).then_some(line))
+            .map_err(|error| error.to_string())?;
     }
     Ok(())
 }

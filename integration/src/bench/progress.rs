@@ -7,7 +7,8 @@ use std::{
     time::Instant,
 };
 
-/// One line on the terminal that says what is being measured; a line each where there is no terminal.
+/// One line on the terminal that says what is being measured; a line each where there is no
+/// terminal.
 #[derive(Debug)]
 pub(super) struct Progress {
     started: Instant,
@@ -17,7 +18,11 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { started: Instant::now(), terminal: stderr().is_terminal(), skipped: RefCell::default() }
+        Self {
+            started: Instant::now(),
+            terminal: stderr().is_terminal(),
+            skipped: RefCell::default(),
+        }
     }
 
     pub(super) fn step(&self, what: impl Display) {

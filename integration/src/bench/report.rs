@@ -16,10 +16,13 @@ pub(super) fn relate(rows: &mut [Row]) {
                 (other.backend, other.scenario, other.tasks, other.runtime)
                     == (row.backend, row.scenario, row.tasks, row.runtime)
             };
-            all.iter().filter(same).find(|other| other.subject == subject)
+            all.iter()
+                .filter(same)
+                .find(|other| other.subject == subject)
         };
         let to_floor = beside(subject::FLOOR).and_then(|floor| row.figure.over(&floor.figure));
-        let leasehold_to_it = beside(subject::LEASEHOLD).and_then(|leasehold| leasehold.figure.over(&row.figure));
+        let leasehold_to_it =
+            beside(subject::LEASEHOLD).and_then(|leasehold| leasehold.figure.over(&row.figure));
         (row.to_floor, row.leasehold_to_it) = (to_floor, leasehold_to_it);
     }
 }
@@ -78,8 +81,12 @@ pub(super) fn table(rows: &[Row]) -> String {
 
 /// The rows, for programs.
 pub(super) fn write_json(rows: &[Row], file: &Path) -> Result<()> {
-    let failed = |error: std::io::Error| HarnessError::caused_by(format!("cannot write {}", file.display()), error);
-    let json = serde_json::to_string_pretty(rows).map_err(std::io::Error::from).map_err(failed)?;
+    let failed = |error: std::io::Error| {
+        HarnessError::caused_by(format!("cannot write {}", file.display()), error)
+    };
+    let json = serde_json::to_string_pretty(rows)
+        .map_err(std::io::Error::from)
+        .map_err(failed)?;
     fs::write(file, json + "\n").map_err(failed)
 }
 

@@ -51,11 +51,13 @@ pub(super) enum Figure {
 impl Figure {
     /// The median of the ratios of rounds that were run beside each other.
     pub(super) fn over(&self, other: &Self) -> Option<f64> {
-        let ((Self::Rates(ours), Self::Rates(theirs)) | (Self::Costs(ours), Self::Costs(theirs))) = (self, other)
+        let ((Self::Rates(ours), Self::Rates(theirs)) | (Self::Costs(ours), Self::Costs(theirs))) =
+            (self, other)
         else {
             return None;
         };
-        median(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs)).filter(|ratio| ratio.is_finite())
+        median(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs))
+            .filter(|ratio| ratio.is_finite())
     }
 }
 

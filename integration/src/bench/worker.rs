@@ -12,16 +12,28 @@ use crate::{
 
 /// Starts one.
 pub(super) fn spawn(arguments: &WorkerArguments) -> Result<Peer> {
-    let program =
-        env::current_exe().map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
+    let program = env::current_exe()
+        .map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
     Peer::spawn(program, arguments.to_command_line())
 }
 
 /// What it does.
 pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
-    let WorkerArguments { role, on, at, subject, runtime, count, seconds } = arguments.clone();
-    let found = on.subjects_at(&at).into_iter().find(|candidate| candidate.name() == subject);
-    let subject = found.ok_or_else(|| HarnessError::new(format!("{} has no subject {subject:?}", on.name())))?;
+    let WorkerArguments {
+        role,
+        on,
+        at,
+        subject,
+        runtime,
+        count,
+        seconds,
+    } = arguments.clone();
+    let found = on
+        .subjects_at(&at)
+        .into_iter()
+        .find(|candidate| candidate.name() == subject);
+    let subject = found
+        .ok_or_else(|| HarnessError::new(format!("{} has no subject {subject:?}", on.name())))?;
     let (give, orders) = mpsc::unbounded_channel();
     // Ends with the process: it sits in a read.
     thread::spawn(move || {
@@ -37,10 +49,17 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
         match role {
             Scenario::Handoff | Scenario::HandoffBusy => subject.take_turns(orders).await,
             Scenario::Crowd => subject.crowd(count, orders).await,
-            Scenario::Contenders => subject.contend(count, Duration::from_secs(seconds), orders).await,
+            Scenario::Contenders => {
+                subject
+                    .contend(count, Duration::from_secs(seconds), orders)
+                    .await
+            }
             Scenario::Held => {
                 let holding = subject.hold(count, Duration::from_secs(seconds)).await?;
-                tell(format_args!("{} {}", holding.cpu_percent, holding.bytes_per_lease));
+                tell(format_args!(
+                    "{} {}",
+                    holding.cpu_percent, holding.bytes_per_lease
+                ));
                 Ok(())
             }
             Scenario::Pair | Scenario::Counter | Scenario::Stopped => {
@@ -48,5 +67,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
             }
         }
     });
-    runtime.block_on(work).map_err(|error| HarnessError::caused_by("a worker failed", error))?
+    runtime
+        .block_on(work)
+        .map_err(|error| HarnessError::caused_by("a worker failed", error))?
 }

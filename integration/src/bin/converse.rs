@@ -1,7 +1,8 @@
 //! Makes every call of the library once to each server that is named, on one thread.
 //!
-//! `converse URL...` prints a line for each call that has ended, `panic` for each panic, and last how much memory all of
-//! it took. `converse --impatient URL` gives connecting less time than the library does, and prints what came of it.
+//! `converse URL...` prints a line for each call that has ended, `panic` for each panic, and last
+//! how much memory all of it took. `converse --impatient URL` gives connecting less time than the
+//! library does, and prints what came of it.
 
 use std::{
     env,
@@ -30,18 +31,34 @@ fn say(line: &str) {
 /// Kibibytes, of a line of proc(5)'s `status`.
 fn memory(line: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let value = status.lines().find_map(|found| found.strip_prefix(line)).unwrap();
-    value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+    let value = status
+        .lines()
+        .find_map(|found| found.strip_prefix(line))
+        .unwrap();
+    value
+        .trim_start_matches(':')
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
 }
 
-async fn ended<T>(talk: usize, call: &str, work: impl Future<Output = leasehold::Result<T>>) -> Option<T> {
+async fn ended<T>(
+    talk: usize,
+    call: &str,
+    work: impl Future<Output = leasehold::Result<T>>,
+) -> Option<T> {
     match timeout(PATIENCE, work).await {
         Ok(Ok(done)) => {
             say(&format!("{talk} {call}: ok"));
             Some(done)
         }
         Ok(Err(error)) => {
-            say(&format!("{talk} {call}: {:?}: {}", error.kind(), error.to_string().escape_debug()));
+            say(&format!(
+                "{talk} {call}: {:?}: {}",
+                error.kind(),
+                error.to_string().escape_debug()
+            ));
             None
         }
         Err(_elapsed) => {
@@ -54,18 +71,34 @@ async fn ended<T>(talk: usize, call: &str, work: impl Future<Output = leasehold:
 async fn converse(talk: usize, url: String) {
     let ttl = Ttl::from_secs(4).unwrap();
     let connecting = async { Ok(leasehold::builder(&url).await?.with_ttl(ttl).build()) };
-    let Some(client) = ended(talk, "connect", connecting).await else { return };
+    let Some(client) = ended(talk, "connect", connecting).await else {
+        return;
+    };
     let mutex = client.mutex(format!("hostile {talk}"));
     let guard = ended(talk, "try_lock", mutex.try_lock()).await;
     if let Some(guard) = &guard {
         ended(talk, "renew", guard.renew()).await;
     }
     ended(talk, "inspect", client.inspect(format!("hostile {talk}"))).await;
-    drop(ended(talk, "lock_timeout", mutex.lock_timeout(Duration::from_millis(300))).await);
+    drop(
+        ended(
+            talk,
+            "lock_timeout",
+            mutex.lock_timeout(Duration::from_millis(300)),
+        )
+        .await,
+    );
     if let Some(guard) = guard {
         ended(talk, "release", guard.release()).await;
     }
-    drop(ended(talk, "lock_timeout", mutex.lock_timeout(Duration::from_millis(300))).await);
+    drop(
+        ended(
+            talk,
+            "lock_timeout",
+            mutex.lock_timeout(Duration::from_millis(300)),
+        )
+        .await,
+    );
     ended(talk, "close", client.close()).await;
 }
 
@@ -83,7 +116,14 @@ async fn main() {
     if impatient {
         let url = urls.pop().expect("usage: converse --impatient URL");
         let connected = timeout(IMPATIENCE, leasehold::connect(&url)).await;
-        say(&format!("impatient: {}", if connected.is_ok() { "ended" } else { "gave up" }));
+        say(&format!(
+            "impatient: {}",
+            if connected.is_ok() {
+                "ended"
+            } else {
+                "gave up"
+            }
+        ));
     } else {
         let mut talks = JoinSet::new();
         for (talk, url) in urls.into_iter().enumerate() {
@@ -95,7 +135,10 @@ async fn main() {
             }
         }
     }
-    say(&format!("memory: {} KiB", memory("VmHWM").saturating_sub(before)));
+    say(&format!(
+        "memory: {} KiB",
+        memory("VmHWM").saturating_sub(before)
+    ));
     // Nothing is waited for that a server still keeps busy.
     process::exit(0);
 }

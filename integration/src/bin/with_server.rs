@@ -1,5 +1,5 @@
-//! `with_server etcd COMMAND…`: starts a server, runs the command with `{url}` replaced by where the server is, and ends as
-//! the command does. So what is not a test runs on a real server too.
+//! `with_server etcd COMMAND…`: starts a server, runs the command with `{url}` replaced by where
+//! the server is, and ends as the command does. So what is not a test runs on a real server too.
 
 use std::process::{Command, ExitCode};
 
@@ -41,16 +41,23 @@ fn run(server: &str, command: &[String]) -> Result<ExitCode> {
             let server = ZookeeperServer::start()?;
             run_at(&server.url(), command)
         }
-        _ => Err(HarnessError::new(format!("{server:?} is none of etcd, postgres, redis, zookeeper"))),
+        _ => Err(HarnessError::new(format!(
+            "{server:?} is none of etcd, postgres, redis, zookeeper"
+        ))),
     }
 }
 
 fn run_at(url: &str, command: &[String]) -> Result<ExitCode> {
     let mut words = command.iter().map(|word| word.replace("{url}", url));
-    let program = words.next().ok_or_else(|| HarnessError::new("there is no command"))?;
+    let program = words
+        .next()
+        .ok_or_else(|| HarnessError::new("there is no command"))?;
     let status = Command::new(&program)
         .args(words)
         .status()
         .map_err(|error| HarnessError::caused_by(format!("cannot run {program}"), error))?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
 }

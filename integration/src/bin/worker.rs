@@ -10,7 +10,10 @@ async fn main() -> Result<()> {
         default(info);
         std::process::abort();
     }));
-    let argument = std::env::args().nth(1).ok_or_else(|| HarnessError::new("the tests start this, with a setup"))?;
-    let setup = serde_json::from_str(&argument).map_err(|error| HarnessError::caused_by("not a setup", error))?;
+    let argument = std::env::args()
+        .nth(1)
+        .ok_or_else(|| HarnessError::new("the tests start this, with a setup"))?;
+    let setup = serde_json::from_str(&argument)
+        .map_err(|error| HarnessError::caused_by("not a setup", error))?;
     worker::serve(setup).await
 }

@@ -20,7 +20,8 @@ use super::tripwire::{Tripwire, Verdict};
 
 const CHUNK: usize = 64 * 1024;
 
-/// Chunks on their way in one direction of one connection, before the reading waits: enough for any delay of a test.
+/// Chunks on their way in one direction of one connection, before the reading waits: enough for any
+/// delay of a test.
 const IN_FLIGHT: usize = 1024;
 
 /// What the handle asks of the proxy's thread. `done` is told when it is in effect.
@@ -60,7 +61,10 @@ impl Shared {
 
     fn change(&self, direction: Direction, change: impl Fn(&mut Lines, Way)) {
         self.lines.send_modify(|lines| {
-            Way::ALL.into_iter().filter(|&way| direction.covers(way)).for_each(|way| change(lines, way));
+            Way::ALL
+                .into_iter()
+                .filter(|&way| direction.covers(way))
+                .for_each(|way| change(lines, way));
         });
     }
 
@@ -71,7 +75,9 @@ impl Shared {
     /// Asks the trip-wire about a chunk, and takes it down if that was its last.
     fn judge(&self, way: Way, chunk: usize) -> Verdict {
         let mut tripwire = lock(&self.tripwire);
-        let verdict = tripwire.as_mut().map_or(Verdict::Pass, |tripwire| tripwire.judge(way, chunk));
+        let verdict = tripwire
+            .as_mut()
+            .map_or(Verdict::Pass, |tripwire| tripwire.judge(way, chunk));
         if verdict != Verdict::Pass {
             *tripwire = None;
         }
@@ -89,7 +95,9 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) async fn run(mut self, listener: TcpListener) {
-        let addr = listener.local_addr().expect("a bound listener has an address");
+        let addr = listener
+            .local_addr()
+            .expect("a bound listener has an address");
         let mut listener = Some(listener);
         let mut links = JoinSet::new();
         let shared = Arc::clone(&self.shared);
@@ -119,7 +127,8 @@ impl Relay {
                         }
                         Some(Order::End) | None => return,
                     };
-                    // Not awaited any more only if the handle's patience has ended, and then it has said so.
+                    // Not awaited any more only if the handle's patience has ended, and then it has
+                    // said so.
                     done.send(()).ok();
                 }
                 () = shared.tripped.notified() => links.shutdown().await,
@@ -154,13 +163,22 @@ impl Link {
             counters.connections += 1;
             counters.open += 1;
         });
-        Self { shared: Arc::clone(shared), lossy: AtomicBool::new(false) }
+        Self {
+            shared: Arc::clone(shared),
+            lossy: AtomicBool::new(false),
+        }
     }
 
     async fn run(self, client: TcpStream, target: SocketAddr) {
-        let Ok(server) = TcpStream::connect(target).await else { return };
+        let Ok(server) = TcpStream::connect(target).await else {
+            return;
+        };
         // Small pieces go on as they came.
-        if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
+        if client
+            .set_nodelay(true)
+            .and_then(|()| server.set_nodelay(true))
+            .is_err()
+        {
             return;
         }
         let (client_says, to_client) = client.into_split();
@@ -175,13 +193,22 @@ impl Link {
     }
 
     /// Passes on what comes, as the lines and the trip-wire allow.
-    async fn pump(&self, way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> Result<Ends, Broken> {
+    async fn pump(
+        &self,
+        way: Way,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+    ) -> Result<Ends, Broken> {
         let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
         let reading = async move {
             let mut buffer = vec![0; CHUNK];
             // A connection that was reset has said all that it will, as one that was closed.
             while let Ok(read @ 1..) = from.read(&mut buffer).await {
-                if sender.send((Instant::now(), buffer[..read].to_vec())).await.is_err() {
+                if sender
+                    .send((Instant::now(), buffer[..read].to_vec()))
+                    .await
+                    .is_err()
+                {
                     break;
                 }
             }
@@ -191,7 +218,8 @@ impl Link {
         let writing = async {
             while let Some((came, chunk)) = on_the_way.recv().await {
                 if !self.let_through(way, came).await {
-                    self.shared.count(|counters| counters.traffic(way).swallowed += chunk.len() as u64);
+                    self.shared
+                        .count(|counters| counters.traffic(way).swallowed += chunk.len() as u64);
                     continue;
                 }
                 let verdict = self.shared.judge(way, chunk.len());
@@ -214,7 +242,8 @@ impl Link {
                     return Err(Broken);
                 }
                 if written.is_err() {
-                    // The other end has gone; this end hears of it only if what that one says gets through.
+                    // The other end has gone; this end hears of it only if what that one says gets
+                    // through.
                     if !self.let_through(way.back(), Instant::now()).await {
                         std::future::pending::<()>().await;
                     }
@@ -222,7 +251,11 @@ impl Link {
                 }
             }
             // The end of the stream is told as any byte is: late, or not at all.
-            if self.let_through(way, Instant::now()).await { to.shutdown().await.map_err(|_| Broken) } else { Ok(()) }
+            if self.let_through(way, Instant::now()).await {
+                to.shutdown().await.map_err(|_| Broken)
+            } else {
+                Ok(())
+            }
         };
         let (from, outcome) = tokio::join!(reading, writing);
         outcome.map(|()| (from, to))
@@ -256,7 +289,9 @@ impl Link {
         loop {
             let swallowing = {
                 let lines = lines.borrow_and_update();
-                Way::ALL.into_iter().any(|way| lines[way].flow == Flow::Swallow)
+                Way::ALL
+                    .into_iter()
+                    .any(|way| lines[way].flow == Flow::Swallow)
             };
             if !swallowing && self.lossy.load(Ordering::Relaxed) {
                 return;

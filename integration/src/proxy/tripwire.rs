@@ -25,7 +25,11 @@ pub(crate) enum Verdict {
 
 impl Tripwire {
     pub(crate) fn new(direction: Direction, unit: Unit, left: u64) -> Self {
-        Self { direction, unit, left }
+        Self {
+            direction,
+            unit,
+            left,
+        }
     }
 
     pub(crate) fn judge(&mut self, way: Way, chunk: usize) -> Verdict {

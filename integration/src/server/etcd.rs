@@ -24,7 +24,8 @@ const MEMORY_ROOM: u64 = 1 << 30;
 /// A picked port can be taken by another test before the server has it.
 const PORTS_TRIED: usize = 5;
 
-/// A real etcd cluster of one or more members on free loopback ports, in temporary folders. Dropping it kills them.
+/// A real etcd cluster of one or more members on free loopback ports, in temporary folders.
+/// Dropping it kills them.
 #[derive(Debug)]
 #[must_use = "dropping it kills the servers"]
 pub struct EtcdCluster {
@@ -51,7 +52,8 @@ impl EtcdBuilder {
         self
     }
 
-    /// With its data in memory, if the machine has such a folder with room in it: then it waits for no disk.
+    /// With its data in memory, if the machine has such a folder with room in it: then it waits for
+    /// no disk.
     pub fn in_memory(mut self) -> Self {
         self.in_memory = true;
         self
@@ -63,7 +65,8 @@ impl EtcdBuilder {
         self
     }
 
-    /// Of the later release that `integration/setup.sh` installs beside the machine's own: see [`later_etcd`].
+    /// Of the later release that `integration/setup.sh` installs beside the machine's own: see
+    /// [`later_etcd`].
     pub fn later_release(mut self) -> Self {
         self.later_release = true;
         self
@@ -90,7 +93,9 @@ impl EtcdBuilder {
         loop {
             tries += 1;
             match EtcdCluster::try_start(self) {
-                Err(error) if tries < PORTS_TRIED && error.to_string().contains("address already in use") => {}
+                Err(error)
+                    if tries < PORTS_TRIED
+                        && error.to_string().contains("address already in use") => {}
                 started => return started,
             }
         }
@@ -119,7 +124,8 @@ impl EtcdCluster {
     /// Starts one member. A TTL of 2 s is its shortest.
     ///
     /// # Errors
-    /// `etcd` is not installed (`integration/setup.sh` installs it), or does not start; the error shows its log.
+    /// `etcd` is not installed (`integration/setup.sh` installs it), or does not start; the error
+    /// shows its log.
     pub fn start() -> Result<Self> {
         Self::start_members(1)
     }
@@ -145,8 +151,16 @@ impl EtcdCluster {
     }
 
     fn try_start(builder: &EtcdBuilder) -> Result<Self> {
-        let parent = if builder.in_memory { memory_folder() } else { env::temp_dir() };
-        let program = if builder.later_release { later_etcd()? } else { PathBuf::from("etcd") };
+        let parent = if builder.in_memory {
+            memory_folder()
+        } else {
+            env::temp_dir()
+        };
+        let program = if builder.later_release {
+            later_etcd()?
+        } else {
+            PathBuf::from("etcd")
+        };
         let mut members = Vec::with_capacity(builder.members);
         for _ in 0..builder.members {
             members.push(EtcdMember {
@@ -158,12 +172,20 @@ impl EtcdCluster {
             });
         }
         let peer_ports: Vec<_> = members.iter().map(|member| member.peer_port).collect();
-        let links = if builder.linked { Some(PeerLinks::start(&peer_ports)?) } else { None };
+        let links = if builder.linked {
+            Some(PeerLinks::start(&peer_ports)?)
+        } else {
+            None
+        };
         let known = |at: usize| {
-            let port = links.as_ref().map_or(peer_ports[at], |links| links.port(at));
+            let port = links
+                .as_ref()
+                .map_or(peer_ports[at], |links| links.port(at));
             format!("http://127.0.0.1:{port}")
         };
-        let peers: Vec<_> = (0..builder.members).map(|at| format!("m{at}={}", known(at))).collect();
+        let peers: Vec<_> = (0..builder.members)
+            .map(|at| format!("m{at}={}", known(at)))
+            .collect();
         let peers = peers.join(",");
         for (at, member) in members.iter_mut().enumerate() {
             let arguments = member.arguments(&format!("m{at}"), &known(at), &peers, builder);
@@ -176,23 +198,33 @@ impl EtcdCluster {
             member.wait_until_healthy()?;
         }
         if let Some(links) = &cluster.links {
-            let ids = cluster.members.iter().map(|member| Ok(format!("{:x}", member.status()?.member)));
+            let ids = cluster
+                .members
+                .iter()
+                .map(|member| Ok(format!("{:x}", member.status()?.member)));
             links.know(ids.collect::<Result<_>>()?);
         }
         Ok(cluster)
     }
 
-    /// What its members speak to each other through, if it was built [`linked`](EtcdBuilder::linked).
+    /// What its members speak to each other through, if it was built
+    /// [`linked`](EtcdBuilder::linked).
     ///
     /// # Errors
     /// It was not.
     pub fn links(&self) -> Result<&PeerLinks> {
-        self.links.as_ref().ok_or_else(|| HarnessError::new("the cluster was not built with links"))
+        self.links
+            .as_ref()
+            .ok_or_else(|| HarnessError::new("the cluster was not built with links"))
     }
 
     /// `etcd://` with all members.
     pub fn url(&self) -> String {
-        let addresses: Vec<_> = self.members.iter().map(|member| member.addr().to_string()).collect();
+        let addresses: Vec<_> = self
+            .members
+            .iter()
+            .map(|member| member.addr().to_string())
+            .collect();
         format!("etcd://{}/", addresses.join(","))
     }
 
@@ -216,7 +248,11 @@ impl EtcdCluster {
     /// # Errors
     /// No member that answers knows.
     pub fn leader(&mut self) -> Result<usize> {
-        let leads = |member: &mut EtcdMember| member.status().is_ok_and(|status| status.leader == status.member);
+        let leads = |member: &mut EtcdMember| {
+            member
+                .status()
+                .is_ok_and(|status| status.leader == status.member)
+        };
         let running = |member: &mut EtcdMember| member.process.pid().is_some();
         self.members
             .iter_mut()
@@ -226,19 +262,40 @@ impl EtcdCluster {
 }
 
 impl EtcdMember {
-    fn arguments(&self, name: &str, known_as: &str, peers: &str, builder: &EtcdBuilder) -> Vec<OsString> {
-        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+    fn arguments(
+        &self,
+        name: &str,
+        known_as: &str,
+        peers: &str,
+        builder: &EtcdBuilder,
+    ) -> Vec<OsString> {
+        let scheme = if self.certificates.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let client = format!("{scheme}://127.0.0.1:{}", self.port);
-        // Several members elect more slowly: they share the processors, and a busy machine must not depose their leader.
-        let (heartbeat, election) = if builder.members == 1 { ("10", "50") } else { ("30", "250") };
+        // Several members elect more slowly: they share the processors, and a busy machine must not
+        // depose their leader.
+        let (heartbeat, election) = if builder.members == 1 {
+            ("10", "50")
+        } else {
+            ("30", "250")
+        };
         let mut options: Vec<(&str, OsString)> = vec![
             ("--name", name.into()),
             ("--data-dir", "data".into()),
             ("--listen-client-urls", client.clone().into()),
             ("--advertise-client-urls", client.into()),
-            ("--listen-peer-urls", format!("http://127.0.0.1:{}", self.peer_port).into()),
+            (
+                "--listen-peer-urls",
+                format!("http://127.0.0.1:{}", self.peer_port).into(),
+            ),
             ("--initial-advertise-peer-urls", known_as.into()),
-            ("--listen-metrics-urls", format!("http://127.0.0.1:{}", self.asked_port).into()),
+            (
+                "--listen-metrics-urls",
+                format!("http://127.0.0.1:{}", self.asked_port).into(),
+            ),
             ("--initial-cluster", peers.into()),
             ("--heartbeat-interval", heartbeat.into()),
             ("--election-timeout", election.into()),
@@ -252,12 +309,19 @@ impl EtcdMember {
                 ("--trusted-ca-file", certificates.ca().into()),
             ]);
         }
-        let mut arguments: Vec<OsString> =
-            options.into_iter().flat_map(|(option, value)| [option.into(), value]).collect();
+        let mut arguments: Vec<OsString> = options
+            .into_iter()
+            .flat_map(|(option, value)| [option.into(), value])
+            .collect();
         if self.certificates.is_some() {
             arguments.push("--client-cert-auth".into());
         }
-        arguments.extend(builder.options.iter().flat_map(|(option, value)| [option.into(), value.into()]));
+        arguments.extend(
+            builder
+                .options
+                .iter()
+                .flat_map(|(option, value)| [option.into(), value.into()]),
+        );
         arguments
     }
 
@@ -265,7 +329,10 @@ impl EtcdMember {
         let output = self.ctl(&["endpoint", "status", "--write-out=json"])?;
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let status = &status[0]["Status"];
-        match (status["header"]["member_id"].as_u64(), status["leader"].as_u64()) {
+        match (
+            status["header"]["member_id"].as_u64(),
+            status["leader"].as_u64(),
+        ) {
             (Some(member), Some(leader)) => Ok(Status { member, leader }),
             _ => Err(HarnessError::new(format!("etcdctl says {status}"))),
         }
@@ -333,12 +400,17 @@ impl EtcdMember {
         self.wait_until_healthy()
     }
 
-    /// Stops it and starts it again, with its data, as the later release ([`later_etcd`]) or as the machine's own.
+    /// Stops it and starts it again, with its data, as the later release ([`later_etcd`]) or as the
+    /// machine's own.
     ///
     /// # Errors
     /// The later release is not installed; the member does not stop or does not start.
     pub fn restart_as(&mut self, later_release: bool) -> Result<()> {
-        self.process.set_program(if later_release { later_etcd()? } else { PathBuf::from("etcd") });
+        self.process.set_program(if later_release {
+            later_etcd()?
+        } else {
+            PathBuf::from("etcd")
+        });
         self.restart()
     }
 
@@ -347,24 +419,34 @@ impl EtcdMember {
     /// # Errors
     /// It cannot be started, or fails; the error shows what it said.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Output> {
-        let output = self
-            .ctl_command(arguments)
-            .output()
-            .map_err(|error| HarnessError::caused_by("cannot run etcdctl (integration/setup.sh installs it)", error))?;
+        let output = self.ctl_command(arguments).output().map_err(|error| {
+            HarnessError::caused_by(
+                "cannot run etcdctl (integration/setup.sh installs it)",
+                error,
+            )
+        })?;
         if output.status.success() {
             return Ok(output);
         }
-        Err(HarnessError::new(format!("etcdctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr))))
+        Err(HarnessError::new(format!(
+            "etcdctl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )))
     }
 
     /// `etcdctl` against this member, not started.
     pub fn ctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.addr()));
+        command
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.addr()));
         if let Some(certificates) = &self.certificates {
             let option = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
             command.arg(option("cacert", certificates.ca()));
-            command.args([option("cert", certificates.certificate()), option("key", certificates.key())]);
+            command.args([
+                option("cert", certificates.certificate()),
+                option("key", certificates.key()),
+            ]);
         }
         command.arg("--command-timeout=5s").args(arguments);
         command
@@ -377,7 +459,11 @@ impl EtcdMember {
     pub fn keys(&self, prefix: &str) -> Result<Vec<String>> {
         let output = self.ctl(&["get", "--prefix", "--keys-only", prefix])?;
         let keys = String::from_utf8_lossy(&output.stdout);
-        Ok(keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+        Ok(keys
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect())
     }
 
     fn wait_until_healthy(&self) -> Result<()> {
@@ -387,7 +473,9 @@ impl EtcdMember {
                 Ok(()) => return Ok(()),
                 Err(why) if std::time::Instant::now() >= end => {
                     let tail = self.process.log_tail();
-                    return Err(HarnessError::new(format!("etcd is not healthy: {why}; its log ends:\n{tail}")));
+                    return Err(HarnessError::new(format!(
+                        "etcd is not healthy: {why}; its log ends:\n{tail}"
+                    )));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
@@ -399,11 +487,15 @@ impl EtcdMember {
     /// # Errors
     /// It does not answer.
     pub fn metrics(&self) -> Result<String> {
-        self.http("/metrics").map_err(|error| HarnessError::caused_by("etcd does not show its metrics", error))
+        self.http("/metrics")
+            .map_err(|error| HarnessError::caused_by("etcd does not show its metrics", error))
     }
 
     fn http(&self, path: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.asked_port).into(), ASK_PATIENCE)?;
+        let mut stream = TcpStream::connect_timeout(
+            &(Ipv4Addr::LOCALHOST, self.asked_port).into(),
+            ASK_PATIENCE,
+        )?;
         stream.set_read_timeout(Some(ASK_PATIENCE))?;
         stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
@@ -420,7 +512,8 @@ impl EtcdMember {
     }
 }
 
-/// An etcd without the fault that a deposed leader revokes live leases (etcd issue 15247): 3.5.13 or later.
+/// An etcd without the fault that a deposed leader revokes live leases (etcd issue 15247): 3.5.13
+/// or later.
 ///
 /// # Errors
 /// `integration/setup.sh` has not installed it.
@@ -429,12 +522,19 @@ pub fn later_etcd() -> Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    Err(HarnessError::new(format!("{} is not there: run integration/setup.sh, which installs it", program.display())))
+    Err(HarnessError::new(format!(
+        "{} is not there: run integration/setup.sh, which installs it",
+        program.display()
+    )))
 }
 
 /// Linux's folder in memory, or the usual one for temporary files.
 fn memory_folder() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     let room = rustix::fs::statvfs(&memory).map(|system| system.f_bavail * system.f_frsize);
-    if room.is_ok_and(|room| room >= MEMORY_ROOM) { memory } else { env::temp_dir() }
+    if room.is_ok_and(|room| room >= MEMORY_ROOM) {
+        memory
+    } else {
+        env::temp_dir()
+    }
 }

@@ -8,11 +8,13 @@ use std::thread;
 use super::PostgresServer;
 use crate::{HarnessError, Result};
 
-/// A pooler in transaction mode whose every loan a test decides, and that carries prepared statements along, as `PgBouncer` does
-/// since 1.24: clients notice nothing of which backend they are lent. It is no real pooler; it shows what any of them may do.
+/// A pooler in transaction mode whose every loan a test decides, and that carries prepared
+/// statements along, as `PgBouncer` does since 1.24: clients notice nothing of which backend they
+/// are lent. It is no real pooler; it shows what any of them may do.
 ///
-/// Backends are numbered from 0 and connected when they are first lent. A transaction, or a statement outside of one, waits for its
-/// backend until that is free. Dropping the pooler ends it; what clients have left in the backends stays until then.
+/// Backends are numbered from 0 and connected when they are first lent. A transaction, or a
+/// statement outside of one, waits for its backend until that is free. Dropping the pooler ends it;
+/// what clients have left in the backends stays until then.
 #[derive(Debug)]
 #[must_use = "dropping it closes all connections"]
 pub struct LendingPooler {
@@ -20,7 +22,8 @@ pub struct LendingPooler {
     shared: Arc<Shared>,
 }
 
-/// Who asks for a backend: clients are numbered from 0 in the order in which they come, and so is what each of them asks for.
+/// Who asks for a backend: clients are numbered from 0 in the order in which they come, and so is
+/// what each of them asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loan {
     /// The client.
@@ -40,7 +43,8 @@ struct Shared {
 }
 
 impl LendingPooler {
-    /// Starts one before `server`. Each client has a backend of its own at first, as in session mode.
+    /// Starts one before `server`. Each client has a backend of its own at first, as in session
+    /// mode.
     ///
     /// # Errors
     /// It cannot listen.
@@ -84,7 +88,9 @@ impl LendingPooler {
     pub fn reset(&self, backend: usize) -> Result<()> {
         let backend = self.shared.backend(backend);
         let mut lent = lock(&backend);
-        lent.as_mut().map_or(Ok(()), Backend::reset).map_err(|error| HarnessError::caused_by("cannot reset", error))
+        lent.as_mut()
+            .map_or(Ok(()), Backend::reset)
+            .map_err(|error| HarnessError::caused_by("cannot reset", error))
     }
 
     /// How many clients have come until now: the number of the next one.
@@ -104,7 +110,11 @@ impl Drop for LendingPooler {
         // Wakes the one who listens.
         drop(TcpStream::connect(self.addr));
         for backend in lock(&self.shared.backends).drain(..) {
-            if let Some(backend) = backend.try_lock().ok().and_then(|mut backend| backend.take()) {
+            if let Some(backend) = backend
+                .try_lock()
+                .ok()
+                .and_then(|mut backend| backend.take())
+            {
                 backend.stream.shutdown(Shutdown::Both).unwrap_or_default();
             }
         }
@@ -127,7 +137,10 @@ impl Shared {
         client.set_nodelay(true)?;
         loop {
             let startup = read_body(&mut client)?;
-            match startup.first_chunk::<4>().map(|code| u32::from_be_bytes(*code)) {
+            match startup
+                .first_chunk::<4>()
+                .map(|code| u32::from_be_bytes(*code))
+            {
                 // Neither TLS nor GSS.
                 Some(80_877_103 | 80_877_104) => client.write_all(b"N")?,
                 Some(196_608) => break,
@@ -143,7 +156,10 @@ impl Shared {
         let mut statements = HashMap::new();
         for earlier in 0.. {
             let mut turn = read_turn(&mut client)?;
-            let backend = (lock(&self.lend))(Loan { client: number, earlier });
+            let backend = (lock(&self.lend))(Loan {
+                client: number,
+                earlier,
+            });
             let backend = self.backend(backend);
             let mut lent = lock(&backend);
             let mut backend = match lent.take() {
@@ -181,7 +197,13 @@ impl Backend {
         loop {
             match read_message(&mut stream)? {
                 (b'S', parameter) => greeting.extend(message(b'S', &parameter)),
-                (b'Z', _) => return Ok(Self { stream, greeting, prepared: HashSet::new() }),
+                (b'Z', _) => {
+                    return Ok(Self {
+                        stream,
+                        greeting,
+                        prepared: HashSet::new(),
+                    });
+                }
                 (b'E', _) => return Err(io::ErrorKind::ConnectionRefused.into()),
                 _ => {}
             }
@@ -195,7 +217,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Sends what the client has asked and passes the answers on. The state of the transaction afterwards.
+    /// Sends what the client has asked and passes the answers on. The state of the transaction
+    /// afterwards.
     fn run(
         &mut self,
         client: usize,
@@ -220,7 +243,11 @@ impl Backend {
                 b'P' => preparing.push_back((Vec::new(), true)),
                 // The portal comes before the statement.
                 b'B' | b'D' | b'C' if kind == b'B' || body[0] == b'S' => {
-                    let before = if kind == b'B' { split(&body).0.len() + 1 } else { 1 };
+                    let before = if kind == b'B' {
+                        split(&body).0.len() + 1
+                    } else {
+                        1
+                    };
                     let (name, rest) = split(&body[before..]);
                     if !name.is_empty() {
                         let renamed = renamed(name);
@@ -246,7 +273,8 @@ impl Backend {
             answer.extend(message(kind, &body));
             if kind == b'Z' {
                 // After an error the rest was skipped.
-                self.prepared.retain(|name| preparing.iter().all(|(skipped, _)| skipped != name));
+                self.prepared
+                    .retain(|name| preparing.iter().all(|(skipped, _)| skipped != name));
                 to.write_all(&answer)?;
                 return Ok(body[0]);
             }
@@ -291,7 +319,10 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 
 /// What stands before the first zero, and what follows it.
 fn split(text: &[u8]) -> (&[u8], &[u8]) {
-    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    let end = text
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(text.len());
     (&text[..end], text.get(end + 1..).unwrap_or_default())
 }
 
@@ -301,6 +332,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("server", &self.server).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
     }
 }

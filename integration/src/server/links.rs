@@ -21,8 +21,8 @@ const FROM: &[u8] = b"x-server-from: ";
 /// Longer than any head of a request.
 const HEAD: usize = 16 * 1024;
 
-/// One relay in front of each member's peer port, which knows who dials: so one member can be cut off from the others in both
-/// directions, while clients reach all of them.
+/// One relay in front of each member's peer port, which knows who dials: so one member can be cut
+/// off from the others in both directions, while clients reach all of them.
 #[derive(Debug)]
 pub struct PeerLinks {
     shared: Arc<Shared>,
@@ -78,7 +78,8 @@ impl PeerLinks {
         self.shared.lock().ids = ids;
     }
 
-    /// Nothing passes between this member and the others from now on; connections stay open and silent.
+    /// Nothing passes between this member and the others from now on; connections stay open and
+    /// silent.
     pub fn cut_off(&self, member: usize) {
         self.shared.lock().off.insert(member);
     }
@@ -105,19 +106,34 @@ impl Shared {
 
     fn is_cut(&self, from: &str, to: usize) -> bool {
         let cut = self.lock();
-        cut.off.contains(&to) || cut.ids.iter().position(|id| id == from).is_some_and(|from| cut.off.contains(&from))
+        cut.off.contains(&to)
+            || cut
+                .ids
+                .iter()
+                .position(|id| id == from)
+                .is_some_and(|from| cut.off.contains(&from))
     }
 }
 
 /// Everything of one connection, in both directions.
 fn relay(shared: &Arc<Shared>, mut dialled: TcpStream, to: usize, port: u16) {
-    let Some((head, from)) = head(&mut dialled) else { return };
-    let Ok(mut member) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return };
-    let link = Arc::new(Link { shared: Arc::clone(shared), from, to });
+    let Some((head, from)) = head(&mut dialled) else {
+        return;
+    };
+    let Ok(mut member) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+        return;
+    };
+    let link = Arc::new(Link {
+        shared: Arc::clone(shared),
+        from,
+        to,
+    });
     if !link.waits_until_open() || member.write_all(&head).is_err() {
         return;
     }
-    let (Ok(back_from), Ok(back_to)) = (member.try_clone(), dialled.try_clone()) else { return };
+    let (Ok(back_from), Ok(back_to)) = (member.try_clone(), dialled.try_clone()) else {
+        return;
+    };
     let back = Arc::clone(&link);
     let backwards = thread::spawn(move || back.pass(back_from, back_to));
     link.pass(dialled, member);
@@ -141,7 +157,12 @@ impl Link {
             let read = match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                    ) =>
+                {
                     if self.shared.ended.load(Ordering::Acquire) {
                         break;
                     }
@@ -181,10 +202,13 @@ fn head(dialled: &mut TcpStream) -> Option<(Vec<u8>, String)> {
         }
     }
     let lines = head.split(|byte| *byte == b'\n');
-    let from = lines.filter(|line| line.len() > FROM.len()).find_map(|line| {
-        let (name, value) = line.split_at(FROM.len());
-        name.eq_ignore_ascii_case(FROM).then(|| String::from_utf8_lossy(value).trim().to_owned())
-    });
+    let from = lines
+        .filter(|line| line.len() > FROM.len())
+        .find_map(|line| {
+            let (name, value) = line.split_at(FROM.len());
+            name.eq_ignore_ascii_case(FROM)
+                .then(|| String::from_utf8_lossy(value).trim().to_owned())
+        });
     // A question about versions names nobody.
     Some((head, from.unwrap_or_default()))
 }

@@ -1,7 +1,7 @@
 //! Real servers, each with a temporary folder and a free loopback port of its own.
 //!
-//! A kind of server is a module here that describes its files, arguments and address, and leaves starting, waiting,
-//! signals and restarting to [`Process`].
+//! A kind of server is a module here that describes its files, arguments and address, and leaves
+//! starting, waiting, signals and restarting to [`Process`].
 
 mod etcd;
 mod lender;
@@ -29,5 +29,6 @@ use crate::{HarnessError, Result};
 
 /// A port for a server, which is this process's alone.
 fn free_port() -> Result<u16> {
-    leasehold_testkit::free_port().map_err(|error| HarnessError::caused_by("a server has no port", error))
+    leasehold_testkit::free_port()
+        .map_err(|error| HarnessError::caused_by("a server has no port", error))
 }

@@ -27,7 +27,8 @@ pub enum PoolMode {
     Statement,
 }
 
-/// A real PgBouncer in front of a [`PostgresServer`], on a free loopback port. Dropping it kills it.
+/// A real PgBouncer in front of a [`PostgresServer`], on a free loopback port. Dropping it kills
+/// it.
 #[derive(Debug)]
 #[must_use = "dropping it kills the pooler"]
 pub struct PgBouncer {
@@ -37,10 +38,12 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts it with its own defaults besides the mode: up to 20 connections to the server. Everybody is `postgres`.
+    /// Starts it with its own defaults besides the mode: up to 20 connections to the server.
+    /// Everybody is `postgres`.
     ///
     /// # Errors
-    /// PgBouncer is not installed (`integration/setup.sh` installs it), or does not start; the error shows its log.
+    /// PgBouncer is not installed (`integration/setup.sh` installs it), or does not start; the
+    /// error shows its log.
     pub fn start(server: &PostgresServer, mode: PoolMode) -> Result<Self> {
         Self::start_with(server, mode, &[])
     }
@@ -49,7 +52,11 @@ impl PgBouncer {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_with(server: &PostgresServer, mode: PoolMode, settings: &[(&str, &str)]) -> Result<Self> {
+    pub fn start_with(
+        server: &PostgresServer,
+        mode: PoolMode,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut process = Process::new("pgbouncer", program()?)?;
         process.run_as(unprivileged());
         process.set_arguments(["pgbouncer.ini"]);
@@ -61,10 +68,21 @@ impl PgBouncer {
                 .map_err(|error| HarnessError::caused_by("cannot write pgbouncer.ini", error))?;
             give_to_owner(process.folder())?;
             tries += 1;
-            let answers = || TcpStream::connect(loopback(port)).map(drop).map_err(|error| error.to_string());
+            let answers = || {
+                TcpStream::connect(loopback(port))
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            };
             match process.start(START_PATIENCE, answers) {
-                Ok(()) => return Ok(Self { _process: process, port }),
-                Err(_) if tries < PORTS_TRIED && process.log_tail().contains("Address already in use") => {}
+                Ok(()) => {
+                    return Ok(Self {
+                        _process: process,
+                        port,
+                    });
+                }
+                Err(_)
+                    if tries < PORTS_TRIED
+                        && process.log_tail().contains("Address already in use") => {}
                 Err(error) => return Err(error),
             }
         }
@@ -80,14 +98,19 @@ impl PgBouncer {
         format!("postgres://postgres@{}/postgres", self.addr())
     }
 
-    /// Keeps connections for this long from now on, also those that clients have: each is taken away when what is under way on
-    /// it ends.
+    /// Keeps connections for this long from now on, also those that clients have: each is taken
+    /// away when what is under way on it ends.
     ///
     /// # Errors
     /// It does not take the order.
     pub fn set_mode(&self, mode: PoolMode) -> Result<()> {
         let mut console = Psql::connect(&format!("postgres://postgres@{}/pgbouncer", self.addr()))?;
-        console.ask(&format!("SET pool_mode = '{}'", mode.name()), START_PATIENCE).map(drop)
+        console
+            .ask(
+                &format!("SET pool_mode = '{}'", mode.name()),
+                START_PATIENCE,
+            )
+            .map(drop)
     }
 }
 
@@ -101,7 +124,12 @@ impl PoolMode {
     }
 }
 
-fn configuration(server: &PostgresServer, port: u16, mode: PoolMode, settings: &[(&str, &str)]) -> String {
+fn configuration(
+    server: &PostgresServer,
+    port: u16,
+    mode: PoolMode,
+    settings: &[(&str, &str)],
+) -> String {
     let mode = mode.name();
     let mut config = format!(
         "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
@@ -116,7 +144,8 @@ fn configuration(server: &PostgresServer, port: u16, mode: PoolMode, settings: &
 
 /// Debian has it where only root's `PATH` goes.
 fn program() -> Result<PathBuf> {
-    find_program("pgbouncer").or_else(|missing| find_program("/usr/sbin/pgbouncer").map_err(|_| missing))
+    find_program("pgbouncer")
+        .or_else(|missing| find_program("/usr/sbin/pgbouncer").map_err(|_| missing))
 }
 
 fn loopback(port: u16) -> SocketAddr {

@@ -20,12 +20,14 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// How much of the log a failed start shows.
 const TAIL_LINES: usize = 30;
 
-/// What every server has: a program with its arguments, a temporary folder that it runs in and keeps its data in, a log
-/// there, and a process that comes and goes. The folder goes with the value.
+/// What every server has: a program with its arguments, a temporary folder that it runs in and
+/// keeps its data in, a log there, and a process that comes and goes. The folder goes with the
+/// value.
 #[derive(Debug)]
 #[must_use = "dropping it kills the server"]
 pub struct Process {
-    // Before the folder: fields are dropped in order, and the server ends before its folder is removed.
+    // Before the folder: fields are dropped in order, and the server ends before its folder is
+    // removed.
     child: Option<OwnedChild>,
     folder: TempDir,
     program: PathBuf,
@@ -51,7 +53,13 @@ impl Process {
             .prefix(&format!("leasehold-{name}-"))
             .tempdir_in(parent)
             .map_err(|error| HarnessError::caused_by("cannot make a temporary folder", error))?;
-        Ok(Self { child: None, folder, program: program.into(), arguments: Vec::new(), user: None })
+        Ok(Self {
+            child: None,
+            folder,
+            program: program.into(),
+            arguments: Vec::new(),
+            user: None,
+        })
     }
 
     /// Another program, from the next start on.
@@ -69,23 +77,34 @@ impl Process {
         self.arguments = arguments.into_iter().map(Into::into).collect();
     }
 
-    /// Runs it as another user from the next start on, which only root can. The folder stays this one's.
+    /// Runs it as another user from the next start on, which only root can. The folder stays this
+    /// one's.
     pub fn run_as(&mut self, user: Option<&'static str>) {
         self.user = user;
     }
 
-    /// Starts it, and returns once `ready` says so. `ready` is asked again and again, and says why not.
+    /// Starts it, and returns once `ready` says so. `ready` is asked again and again, and says why
+    /// not.
     ///
     /// # Errors
-    /// It is already running, cannot be started, ends by itself, or is not ready within `patience`; the error shows the
-    /// end of its log, and it is not left running.
-    pub fn start(&mut self, patience: Duration, mut ready: impl FnMut() -> Result<(), String>) -> Result<()> {
+    /// It is already running, cannot be started, ends by itself, or is not ready within `patience`;
+    /// the error shows the end of its log, and it is not left running.
+    pub fn start(
+        &mut self,
+        patience: Duration,
+        mut ready: impl FnMut() -> Result<(), String>,
+    ) -> Result<()> {
         if let Some(pid) = self.pid() {
-            return Err(HarnessError::new(format!("{} is already running as {pid}", self.program.display())));
+            return Err(HarnessError::new(format!(
+                "{} is already running as {pid}",
+                self.program.display()
+            )));
         }
         let (output, errors) = self.open_log()?;
         let mut child = OwnedChild::spawn_as(self.user, &self.program, |command| {
-            command.args(&self.arguments).current_dir(self.folder.path());
+            command
+                .args(&self.arguments)
+                .current_dir(self.folder.path());
             command.stdin(Stdio::null()).stdout(output).stderr(errors);
         })?;
         let end = Instant::now() + patience;
@@ -98,17 +117,23 @@ impl Process {
                     self.child = Some(child);
                     return Ok(());
                 }
-                Err(why) if Instant::now() >= end => break format!("is not ready after {patience:?}: {why}"),
+                Err(why) if Instant::now() >= end => {
+                    break format!("is not ready after {patience:?}: {why}");
+                }
                 Err(_) => thread::sleep(ASK_EVERY),
             }
         };
         let (program, tail) = (self.program.display(), self.log_tail());
-        Err(HarnessError::new(format!("{program} {complaint}; its log ends:\n{tail}")))
+        Err(HarnessError::new(format!(
+            "{program} {complaint}; its log ends:\n{tail}"
+        )))
     }
 
     /// Its process id while it runs, paused or not.
     pub fn pid(&mut self) -> Option<u32> {
-        self.child.as_mut().and_then(|child| child.is_running().then(|| child.pid()))
+        self.child
+            .as_mut()
+            .and_then(|child| child.is_running().then(|| child.pid()))
     }
 
     /// SIGSTOP: alive, but silent. In effect when this returns.
@@ -142,7 +167,9 @@ impl Process {
 
     /// The same by another signal that it is known to end by.
     pub(crate) fn stop_by(&mut self, signal: Signal) -> Result<()> {
-        self.child.take().map_or(Ok(()), |mut child| child.end_by(signal, STOP_PATIENCE).map(drop))
+        self.child.take().map_or(Ok(()), |mut child| {
+            child.end_by(signal, STOP_PATIENCE).map(drop)
+        })
     }
 
     /// The end of its log, over all its starts.
@@ -155,7 +182,9 @@ impl Process {
 
     fn running(&mut self) -> Result<&mut OwnedChild> {
         let program = self.program.display();
-        self.child.as_mut().ok_or_else(|| HarnessError::new(format!("{program} does not run")))
+        self.child
+            .as_mut()
+            .ok_or_else(|| HarnessError::new(format!("{program} does not run")))
     }
 
     fn log_path(&self) -> PathBuf {
@@ -164,9 +193,14 @@ impl Process {
 
     fn open_log(&self) -> Result<(File, File)> {
         let open = || {
-            let log = File::options().create(true).append(true).open(self.log_path())?;
+            let log = File::options()
+                .create(true)
+                .append(true)
+                .open(self.log_path())?;
             Ok((log.try_clone()?, log))
         };
-        open().map_err(|error: std::io::Error| HarnessError::caused_by("cannot write the server's log", error))
+        open().map_err(|error: std::io::Error| {
+            HarnessError::caused_by("cannot write the server's log", error)
+        })
     }
 }

@@ -61,7 +61,8 @@ impl RedisBuilder {
 
     /// One more user, with the given access rules, such as `~shop:* &* +@all`.
     pub fn user(mut self, name: &str, password: &str, rules: &str) -> Self {
-        self.users.push((name.to_owned(), password.to_owned(), rules.to_owned()));
+        self.users
+            .push((name.to_owned(), password.to_owned(), rules.to_owned()));
         self
     }
 
@@ -89,7 +90,11 @@ impl RedisBuilder {
     /// The program is not installed, or it does not start; the error shows its log.
     pub fn start(self) -> Result<RedisServer> {
         let mut process = Process::new("redis", &self.program)?;
-        let certificates = if self.tls { Some(Certificates::generate(process.folder())?) } else { None };
+        let certificates = if self.tls {
+            Some(Certificates::generate(process.folder())?)
+        } else {
+            None
+        };
         let socket = process.folder().join("redis.sock");
         let mut tries = 0;
         let port = loop {
@@ -97,16 +102,28 @@ impl RedisBuilder {
             let config = self.config(port, &socket, certificates.as_ref());
             fs::write(process.folder().join("redis.conf"), config)
                 .map_err(|error| HarnessError::caused_by("cannot write redis.conf", error))?;
-            let arguments = [OsString::from("redis.conf")].into_iter().chain(self.arguments.iter().cloned());
+            let arguments = [OsString::from("redis.conf")]
+                .into_iter()
+                .chain(self.arguments.iter().cloned());
             process.set_arguments(arguments);
             tries += 1;
-            match process.start(START_PATIENCE, || answers(&socket, self.password.as_deref())) {
+            match process.start(START_PATIENCE, || {
+                answers(&socket, self.password.as_deref())
+            }) {
                 Ok(()) => break port,
-                Err(_) if tries < PORTS_TRIED && process.log_tail().contains("Address already in use") => {}
+                Err(_)
+                    if tries < PORTS_TRIED
+                        && process.log_tail().contains("Address already in use") => {}
                 Err(error) => return Err(error),
             }
         };
-        Ok(RedisServer { process, port, socket, password: self.password, certificates })
+        Ok(RedisServer {
+            process,
+            port,
+            socket,
+            password: self.password,
+            certificates,
+        })
     }
 
     fn config(&self, port: u16, socket: &Path, certificates: Option<&Certificates>) -> String {
@@ -145,14 +162,18 @@ impl RedisBuilder {
         }
         for (name, password, rules) in &self.users {
             let password = format!(">{password}");
-            let words: Vec<_> = ["user", name, "on", &password].into_iter().chain(rules.split_whitespace()).collect();
+            let words: Vec<_> = ["user", name, "on", &password]
+                .into_iter()
+                .chain(rules.split_whitespace())
+                .collect();
             line(&words);
         }
         config
     }
 }
 
-/// A real `redis-server` on a free loopback port, in a temporary folder. Dropping it kills it and removes the folder.
+/// A real `redis-server` on a free loopback port, in a temporary folder. Dropping it kills it and
+/// removes the folder.
 #[derive(Debug)]
 #[must_use = "dropping it kills the server"]
 pub struct RedisServer {
@@ -191,13 +212,22 @@ impl RedisServer {
 
     /// The same through another address, such as a proxy's.
     pub fn url_at(&self, addr: SocketAddr) -> String {
-        let password = self.password.as_ref().map_or_else(String::new, |password| format!(":{}@", encoded(password)));
+        let password = self
+            .password
+            .as_ref()
+            .map_or_else(String::new, |password| format!(":{}@", encoded(password)));
         format!("{}://{password}{addr}/", self.scheme())
     }
 
     /// The same as another user.
     pub fn url_as(&self, user: &str, password: &str) -> String {
-        format!("{}://{}:{}@{}/", self.scheme(), encoded(user), encoded(password), self.addr())
+        format!(
+            "{}://{}:{}@{}/",
+            self.scheme(),
+            encoded(user),
+            encoded(password),
+            self.addr()
+        )
     }
 
     /// `redis+unix://`, with the default user's password if there is one.
@@ -240,7 +270,8 @@ impl RedisServer {
         self.process.pid()
     }
 
-    /// A connection of the harness's own as the default user, over the unix socket: not through any proxy.
+    /// A connection of the harness's own as the default user, over the unix socket: not through any
+    /// proxy.
     ///
     /// # Errors
     /// It does not run, or does not answer.
@@ -252,11 +283,13 @@ impl RedisServer {
             connection.set_write_timeout(Some(COMMAND_PATIENCE))?;
             Ok(connection)
         };
-        connect().map_err(|error: redis::RedisError| HarnessError::caused_by("cannot connect to Redis", error))
+        connect().map_err(|error: redis::RedisError| {
+            HarnessError::caused_by("cannot connect to Redis", error)
+        })
     }
 
-    /// SIGSTOP: connections stay open, and new ones are taken by the kernel, but nothing is answered. In effect when
-    /// this returns.
+    /// SIGSTOP: connections stay open, and new ones are taken by the kernel, but nothing is
+    /// answered. In effect when this returns.
     ///
     /// # Errors
     /// It does not run.
@@ -264,7 +297,8 @@ impl RedisServer {
         self.process.pause()
     }
 
-    /// SIGCONT. What was sent in between is now carried out, and keys expire before that by the time that has passed.
+    /// SIGCONT. What was sent in between is now carried out, and keys expire before that by the
+    /// time that has passed.
     ///
     /// # Errors
     /// It does not run.
@@ -277,7 +311,8 @@ impl RedisServer {
         self.process.kill();
     }
 
-    /// SIGTERM, and waits for its end: saves where [`Persistence::Snapshot`] says so. Does nothing if it does not run.
+    /// SIGTERM, and waits for its end: saves where [`Persistence::Snapshot`] says so. Does nothing
+    /// if it does not run.
     ///
     /// # Errors
     /// It does not end; then it is killed.
@@ -285,17 +320,20 @@ impl RedisServer {
         self.process.stop()
     }
 
-    /// Starts it again on the same port and folder, with whatever data it kept; stops it first if it runs.
+    /// Starts it again on the same port and folder, with whatever data it kept; stops it first if
+    /// it runs.
     ///
     /// # Errors
     /// It does not stop or does not start; the error shows its log.
     pub fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
         let (socket, password) = (&self.socket, self.password.as_deref());
-        self.process.start(START_PATIENCE, || answers(socket, password))
+        self.process
+            .start(START_PATIENCE, || answers(socket, password))
     }
 
-    /// Kills it and removes all that it has saved. [`restart`](Self::restart) then brings it back empty.
+    /// Kills it and removes all that it has saved. [`restart`](Self::restart) then brings it back
+    /// empty.
     ///
     /// # Errors
     /// Its data cannot be removed.
@@ -303,17 +341,17 @@ impl RedisServer {
         self.process.kill();
         let folder = self.process.folder();
         let gone = |outcome: std::io::Result<()>| match outcome {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(HarnessError::caused_by("cannot remove the data of Redis", error))
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(
+                HarnessError::caused_by("cannot remove the data of Redis", error),
+            ),
             _ => Ok(()),
         };
         gone(fs::remove_file(folder.join("dump.rdb")))?;
         gone(fs::remove_dir_all(folder.join("appendonlydir")))
     }
 
-    /// Kills it and cuts `bytes` off the end of what [`Persistence::EveryWrite`] has written, as a loss of power does
-    /// on a disk that had confirmed more than it had.
+    /// Kills it and cuts `bytes` off the end of what [`Persistence::EveryWrite`] has written, as a
+    /// loss of power does on a disk that had confirmed more than it had.
     ///
     /// # Errors
     /// It has written no such file, or less than that.
@@ -322,18 +360,27 @@ impl RedisServer {
         let cut = || {
             let file = newest_increment(&self.process.folder().join("appendonlydir"))?;
             let file = fs::File::options().write(true).open(file)?;
-            let kept = file.metadata()?.len().checked_sub(bytes).ok_or_else(|| std::io::Error::other("too short"))?;
+            let kept = file
+                .metadata()?
+                .len()
+                .checked_sub(bytes)
+                .ok_or_else(|| std::io::Error::other("too short"))?;
             file.set_len(kept)
         };
         cut().map_err(|error| HarnessError::caused_by("cannot cut the append-only file", error))
     }
 
     fn scheme(&self) -> &'static str {
-        if self.certificates.is_some() { "rediss" } else { "redis" }
+        if self.certificates.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        }
     }
 }
 
-/// Whether it takes commands: it listens before it has loaded its data, and answers with an error until then.
+/// Whether it takes commands: it listens before it has loaded its data, and answers with an error
+/// until then.
 fn answers(socket: &Path, password: Option<&str>) -> Result<(), String> {
     let ask = || {
         let client = redis::Client::open(socket_url(socket, password))?;
@@ -345,7 +392,9 @@ fn answers(socket: &Path, password: Option<&str>) -> Result<(), String> {
 }
 
 fn socket_url(socket: &Path, password: Option<&str>) -> String {
-    let password = password.map_or_else(String::new, |password| format!("?pass={}", encoded(password)));
+    let password = password.map_or_else(String::new, |password| {
+        format!("?pass={}", encoded(password))
+    });
     format!("redis+unix://{}{password}", socket.display())
 }
 
@@ -358,7 +407,8 @@ fn quoted(word: &str) -> String {
     format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// The file that is being appended to: increments are numbered, and the folder holds one except during a rewrite.
+/// The file that is being appended to: increments are numbered, and the folder holds one except
+/// during a rewrite.
 fn newest_increment(folder: &Path) -> std::io::Result<PathBuf> {
     fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))

@@ -22,12 +22,18 @@ impl RedlockServers {
     /// One cannot be started.
     pub fn start(count: usize, persistence: Persistence) -> Result<Self> {
         let servers = (0..count).map(|_| RedisServer::builder().persistence(persistence).start());
-        Ok(Self { servers: servers.collect::<Result<_>>()? })
+        Ok(Self {
+            servers: servers.collect::<Result<_>>()?,
+        })
     }
 
     /// `redlock://` with all of them.
     pub fn url(&self) -> String {
-        let hosts: Vec<_> = self.servers.iter().map(|server| server.addr().to_string()).collect();
+        let hosts: Vec<_> = self
+            .servers
+            .iter()
+            .map(|server| server.addr().to_string())
+            .collect();
         format!("redlock://{}/", hosts.join(","))
     }
 
@@ -37,7 +43,9 @@ impl RedlockServers {
     /// One does not answer.
     pub async fn provision(&self, largest_ttl: Ttl) -> Result<Arc<QuorumBackend>> {
         let failed = |error| HarnessError::caused_by("cannot provision the quorum", error);
-        let quorum = leasehold_redis::redlock(&self.url()).await.map_err(failed)?;
+        let quorum = leasehold_redis::redlock(&self.url())
+            .await
+            .map_err(failed)?;
         let provision = Provision::new(largest_ttl).with_never_used(true);
         quorum.provision(&provision).await.map_err(failed)?;
         Ok(quorum)

@@ -9,7 +9,8 @@ const URL: &str = "LEASEHOLD_REDIS_URL";
 
 static RUNNING: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
 
-/// A Redis that several tests use at a time: each takes names of its own, and none stops it or counts its commands.
+/// A Redis that several tests use at a time: each takes names of its own, and none stops it or
+/// counts its commands.
 #[derive(Debug, Clone)]
 #[must_use = "the last one that is dropped kills the server"]
 pub struct SharedRedis {
@@ -25,8 +26,8 @@ impl SharedRedis {
     }
 }
 
-/// The Redis of `LEASEHOLD_REDIS_URL`; without it one that the tests of this process share, started by the first and
-/// gone with the last.
+/// The Redis of `LEASEHOLD_REDIS_URL`; without it one that the tests of this process share, started
+/// by the first and gone with the last.
 ///
 /// # Errors
 /// It cannot be started.
@@ -40,5 +41,8 @@ pub fn shared_redis() -> Result<SharedRedis> {
         None => Arc::new(RedisServer::start()?),
     };
     *running = Arc::downgrade(&server);
-    Ok(SharedRedis { url: server.url(), _server: Some(server) })
+    Ok(SharedRedis {
+        url: server.url(),
+        _server: Some(server),
+    })
 }

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{HarnessError, Result, peer::Peer};
 
-/// What any command may take on a machine that builds something else beside, where the test expects nothing sharper.
+/// What any command may take on a machine that builds something else beside, where the test expects
+/// nothing sharper.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A command whose answer is still to come.
@@ -31,17 +32,27 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `program` (in tests `env!("CARGO_BIN_EXE_worker")`), and returns once it is connected.
+    /// Starts `program` (in tests `env!("CARGO_BIN_EXE_worker")`), and returns once it is
+    /// connected.
     ///
     /// # Errors
     /// It cannot be started, or cannot connect.
     pub fn spawn(program: impl AsRef<Path>, setup: Setup) -> Result<Self> {
-        let argument = serde_json::to_string(&setup).map_err(|error| HarnessError::caused_by("a bad setup", error))?;
+        let argument = serde_json::to_string(&setup)
+            .map_err(|error| HarnessError::caused_by("a bad setup", error))?;
         let peer = Peer::spawn(program.as_ref(), [argument])?;
-        let mut worker = Self { peer, setup, next: 1, early: HashMap::new() };
+        let mut worker = Self {
+            peer,
+            setup,
+            next: 1,
+            early: HashMap::new(),
+        };
         match worker.answer(Ticket(0), PATIENCE)? {
             Answer::Ready => Ok(worker),
-            other => Err(HarnessError::new(format!("worker {} did not connect: {other:?}", worker.setup.proc))),
+            other => Err(HarnessError::new(format!(
+                "worker {} did not connect: {other:?}",
+                worker.setup.proc
+            ))),
         }
     }
 
@@ -74,9 +85,12 @@ impl Worker {
             if let Some(answer) = self.early.remove(&ticket.0) {
                 return Ok(answer);
             }
-            let line = self.peer.hear(end.saturating_duration_since(Instant::now()))?;
-            let answer = serde_json::from_str::<Numbered<Answer>>(&line)
-                .map_err(|error| HarnessError::caused_by(format!("not an answer: {line}"), error))?;
+            let line = self
+                .peer
+                .hear(end.saturating_duration_since(Instant::now()))?;
+            let answer = serde_json::from_str::<Numbered<Answer>>(&line).map_err(|error| {
+                HarnessError::caused_by(format!("not an answer: {line}"), error)
+            })?;
             self.early.insert(answer.id, answer.body);
         }
     }
@@ -95,7 +109,11 @@ impl Worker {
     /// # Errors
     /// As [`ask`](Self::ask).
     pub fn lock(&mut self, slot: u32, key: &str, patience: Patience) -> Result<Answer> {
-        self.ask(Command::Lock { slot, key: key.to_owned(), patience })
+        self.ask(Command::Lock {
+            slot,
+            key: key.to_owned(),
+            patience,
+        })
     }
 
     /// SIGSTOP. In effect when this returns.

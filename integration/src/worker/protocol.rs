@@ -59,12 +59,14 @@ pub enum Command {
         /// The guard.
         slot: u32,
     },
-    /// Look at the guard in `slot` without a pause, on a thread that no runtime delays, until it is not held.
+    /// Look at the guard in `slot` without a pause, on a thread that no runtime delays, until it is
+    /// not held.
     Watch {
         /// The guard.
         slot: u32,
     },
-    /// Write `value` to the register with the token of the guard in `slot`, without asking the guard first.
+    /// Write `value` to the register with the token of the guard in `slot`, without asking the
+    /// guard first.
     Write {
         /// The guard.
         slot: u32,

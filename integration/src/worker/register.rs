@@ -9,11 +9,11 @@ pub(super) use leasehold_testkit::history::{RegisterLine, Write};
 /// No line is longer.
 const TAIL: u64 = 1024;
 
-/// The resource that a lock protects: a number in a file. Where it is *fenced* it refuses reads and writes that show a
-/// smaller token than it has seen.
+/// The resource that a lock protects: a number in a file. Where it is *fenced* it refuses reads and
+/// writes that show a smaller token than it has seen.
 ///
-/// Each access is atomic by itself (a lock of the operating system on the file, one appended line), as any store's is. A
-/// read and a later write are not: that is what the distributed lock is for.
+/// Each access is atomic by itself (a lock of the operating system on the file, one appended line),
+/// as any store's is. A read and a later write are not: that is what the distributed lock is for.
 #[derive(Debug, Clone)]
 pub struct Register(PathBuf);
 
@@ -34,7 +34,14 @@ impl Register {
             return Ok(None);
         }
         if token > last.token {
-            append(&file, &RegisterLine { token, value: last.value, write: None })?;
+            append(
+                &file,
+                &RegisterLine {
+                    token,
+                    value: last.value,
+                    write: None,
+                },
+            )?;
         }
         Ok(Some(last.value))
     }
@@ -48,7 +55,14 @@ impl Register {
         if token < last.token {
             return Ok(false);
         }
-        append(&file, &RegisterLine { token, value, write: Some(write) })?;
+        append(
+            &file,
+            &RegisterLine {
+                token,
+                value,
+                write: Some(write),
+            },
+        )?;
         Ok(true)
     }
 
@@ -58,7 +72,14 @@ impl Register {
     /// The file cannot be used.
     pub fn write_unfenced(&self, value: u64, write: Write) -> std::io::Result<()> {
         let (file, last) = self.open()?;
-        append(&file, &RegisterLine { token: last.token, value, write: Some(write) })
+        append(
+            &file,
+            &RegisterLine {
+                token: last.token,
+                value,
+                write: Some(write),
+            },
+        )
     }
 
     /// The value, whatever the token.
@@ -78,18 +99,28 @@ impl Register {
         file.rewind()?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
-        text.lines().map(|line| serde_json::from_str(line).map_err(std::io::Error::other)).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).map_err(std::io::Error::other))
+            .collect()
     }
 
     fn open(&self) -> std::io::Result<(File, RegisterLine)> {
-        let mut file = File::options().create(true).read(true).append(true).open(&self.0)?;
+        let mut file = File::options()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&self.0)?;
         file.lock()?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
         let mut tail = String::new();
         file.read_to_string(&mut tail)?;
         let last = match tail.lines().next_back() {
-            None => RegisterLine { token: 0, value: 0, write: None },
+            None => RegisterLine {
+                token: 0,
+                value: 0,
+                write: None,
+            },
             Some(line) => serde_json::from_str(line).map_err(std::io::Error::other)?,
         };
         Ok((file, last))

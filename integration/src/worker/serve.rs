@@ -18,7 +18,8 @@ use super::{
 };
 use crate::peer;
 
-/// The whole life of a worker process: connects, then does what it is told until the test that drives it is gone.
+/// The whole life of a worker process: connects, then does what it is told until the test that
+/// drives it is gone.
 ///
 /// # Errors
 /// The event log cannot be opened.
@@ -36,26 +37,52 @@ pub async fn serve(setup: Setup) -> crate::Result<()> {
         }
     };
     let register = Register::at(&setup.register);
-    let hand = Arc::new(Hand { client, log, register, proc: setup.proc, guards: Mutex::default() });
+    let hand = Arc::new(Hand {
+        client,
+        log,
+        register,
+        proc: setup.proc,
+        guards: Mutex::default(),
+    });
     tell(0, Answer::Ready);
     let (heard, mut lines) = mpsc::unbounded_channel();
-    std::thread::spawn(move || while peer::listen().is_some_and(|line| heard.send(line).is_ok()) {});
+    std::thread::spawn(
+        move || while peer::listen().is_some_and(|line| heard.send(line).is_ok()) {},
+    );
     let mut storm = None;
     while let Some(line) = lines.recv().await {
         let Ok(Numbered { id, body }) = serde_json::from_str::<Numbered<Command>>(&line) else {
-            tell(0, Answer::Failed { kind: "Protocol".into(), message: line });
+            tell(
+                0,
+                Answer::Failed {
+                    kind: "Protocol".into(),
+                    message: line,
+                },
+            );
             continue;
         };
         match body {
             Command::Storm(plan) => {
-                storm = Some(Running::begin(&hand.client, &hand.log, &hand.register, &hand.proc, &plan));
+                storm = Some(Running::begin(
+                    &hand.client,
+                    &hand.log,
+                    &hand.register,
+                    &hand.proc,
+                    &plan,
+                ));
                 tell(id, Answer::Storming);
             }
             Command::Calm => match storm.take() {
                 Some(running) => {
                     tokio::spawn(async move { tell(id, running.end().await) });
                 }
-                None => tell(id, Answer::Failed { kind: "Calm".into(), message: "there is no storm".into() }),
+                None => tell(
+                    id,
+                    Answer::Failed {
+                        kind: "Calm".into(),
+                        message: "there is no storm".into(),
+                    },
+                ),
             },
             Command::Count => tell(id, storm.as_ref().map_or(Answer::Storming, Running::count)),
             other => {
@@ -80,12 +107,24 @@ struct Hand {
 impl Hand {
     async fn obey(&self, command: Command) -> Answer {
         let answer = match command {
-            Command::Lock { slot, key, patience } => self.lock(slot, &key, false, patience).await,
-            Command::Read { slot, key, patience } => self.lock(slot, &key, true, patience).await,
+            Command::Lock {
+                slot,
+                key,
+                patience,
+            } => self.lock(slot, &key, false, patience).await,
+            Command::Read {
+                slot,
+                key,
+                patience,
+            } => self.lock(slot, &key, true, patience).await,
             Command::Release { slot } => return self.release(slot).await,
             Command::Check { slot } => return self.check(slot),
             Command::Watch { slot } => return self.watch(slot).await,
-            Command::Write { slot, value, fenced } => return self.write(slot, value, fenced),
+            Command::Write {
+                slot,
+                value,
+                fenced,
+            } => return self.write(slot, value, fenced),
             Command::Storm(_) | Command::Calm | Command::Count => return no_guard(0),
         };
         answer.unwrap_or_else(|error| failed(&error))
@@ -93,7 +132,8 @@ impl Hand {
 
     async fn lock(&self, slot: u32, key: &str, shared: bool, patience: Patience) -> Result<Answer> {
         let attempt = self.log.next_attempt();
-        self.log.write(attempt, key, (Op::Acquire, Phase::Invoke), None, None);
+        self.log
+            .write(attempt, key, (Op::Acquire, Phase::Invoke), None, None);
         let lock = self.client.rwlock(key);
         let locked = match (shared, patience) {
             (false, Patience::Try) => lock.try_write().await,
@@ -103,36 +143,76 @@ impl Hand {
             (true, Patience::Within(ms)) => lock.read_timeout(Duration::from_millis(ms)).await,
             (true, Patience::Forever) => lock.read().await,
         };
-        let guard = locked.inspect_err(|_| self.log.write(attempt, key, (Op::Acquire, Phase::Fail), None, None))?;
+        let guard = locked.inspect_err(|_| {
+            self.log
+                .write(attempt, key, (Op::Acquire, Phase::Fail), None, None)
+        })?;
         let (token, deadline_ns) = terms(&guard);
-        self.log.write(attempt, key, (Op::Acquire, Phase::Ok), token, Some(deadline_ns));
+        self.log.write(
+            attempt,
+            key,
+            (Op::Acquire, Phase::Ok),
+            token,
+            Some(deadline_ns),
+        );
         self.slots().insert(slot, (attempt, Arc::new(guard)));
         Ok(Answer::Granted { token, deadline_ns })
     }
 
     async fn release(&self, slot: u32) -> Answer {
-        let Some((attempt, guard)) = self.slots().remove(&slot) else { return no_guard(slot) };
+        let Some((attempt, guard)) = self.slots().remove(&slot) else {
+            return no_guard(slot);
+        };
         let key = guard.key().to_string();
         let (token, deadline_ns) = terms(&guard);
-        self.log.write(attempt, &key, (Op::Release, Phase::Invoke), token, Some(deadline_ns));
-        let Some(guard) = Arc::into_inner(guard) else { return no_guard(slot) };
+        self.log.write(
+            attempt,
+            &key,
+            (Op::Release, Phase::Invoke),
+            token,
+            Some(deadline_ns),
+        );
+        let Some(guard) = Arc::into_inner(guard) else {
+            return no_guard(slot);
+        };
         let released = guard.release().await;
-        let phase = if released.is_ok() { Phase::Ok } else { Phase::Info };
-        self.log.write(attempt, &key, (Op::Release, phase), token, None);
-        released.map_or_else(|error| failed(&error), |released| Answer::Released(format!("{released:?}")))
+        let phase = if released.is_ok() {
+            Phase::Ok
+        } else {
+            Phase::Info
+        };
+        self.log
+            .write(attempt, &key, (Op::Release, phase), token, None);
+        released.map_or_else(
+            |error| failed(&error),
+            |released| Answer::Released(format!("{released:?}")),
+        )
     }
 
     fn check(&self, slot: u32) -> Answer {
-        let Some((attempt, guard)) = self.guard(slot) else { return no_guard(slot) };
+        let Some((attempt, guard)) = self.guard(slot) else {
+            return no_guard(slot);
+        };
         let (held, remaining) = (guard.is_held(), guard.remaining());
         let (token, deadline_ns) = terms(&guard);
         let phase = if held { Phase::Ok } else { Phase::Fail };
-        self.log.write(attempt, &guard.key().to_string(), (Op::Check, phase), token, Some(deadline_ns));
-        Answer::Checked { held, remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) }
+        self.log.write(
+            attempt,
+            &guard.key().to_string(),
+            (Op::Check, phase),
+            token,
+            Some(deadline_ns),
+        );
+        Answer::Checked {
+            held,
+            remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     async fn watch(&self, slot: u32) -> Answer {
-        let Some((_, guard)) = self.guard(slot) else { return no_guard(slot) };
+        let Some((_, guard)) = self.guard(slot) else {
+            return no_guard(slot);
+        };
         let watching = tokio::task::spawn_blocking(move || {
             let (mut held, mut too_late) = (0, 0);
             loop {
@@ -149,9 +229,16 @@ impl Hand {
     }
 
     fn write(&self, slot: u32, value: u64, fenced: bool) -> Answer {
-        let Some((_, guard)) = self.guard(slot) else { return no_guard(slot) };
-        let token = guard.fencing_token().map_or(0, leasehold_core::FencingToken::get);
-        let write = Write { proc: self.proc.clone(), read: 0 };
+        let Some((_, guard)) = self.guard(slot) else {
+            return no_guard(slot);
+        };
+        let token = guard
+            .fencing_token()
+            .map_or(0, leasehold_core::FencingToken::get);
+        let write = Write {
+            proc: self.proc.clone(),
+            read: 0,
+        };
         let accepted = if fenced {
             self.register.write(token, value, write)
         } else {
@@ -159,7 +246,10 @@ impl Hand {
         };
         match accepted {
             Ok(accepted) => Answer::Wrote { accepted },
-            Err(error) => Answer::Failed { kind: "Register".into(), message: error.to_string() },
+            Err(error) => Answer::Failed {
+                kind: "Register".into(),
+                message: error.to_string(),
+            },
         }
     }
 
@@ -174,15 +264,24 @@ impl Hand {
 
 /// Token and deadline, as events have them.
 pub(super) fn terms(guard: &LockGuard) -> (Option<u64>, u64) {
-    (guard.fencing_token().map(leasehold_core::FencingToken::get), guard.deadline().moment().as_nanos())
+    (
+        guard.fencing_token().map(leasehold_core::FencingToken::get),
+        guard.deadline().moment().as_nanos(),
+    )
 }
 
 fn failed(error: &Error) -> Answer {
-    Answer::Failed { kind: format!("{:?}", error.kind()), message: error.to_string() }
+    Answer::Failed {
+        kind: format!("{:?}", error.kind()),
+        message: error.to_string(),
+    }
 }
 
 fn no_guard(slot: u32) -> Answer {
-    Answer::Failed { kind: "Slot".into(), message: format!("there is no guard in slot {slot}") }
+    Answer::Failed {
+        kind: "Slot".into(),
+        message: format!("there is no guard in slot {slot}"),
+    }
 }
 
 fn tell(id: u64, body: Answer) {

@@ -69,15 +69,34 @@ impl Running {
             timed_out: AtomicU64::new(0),
             errors: Mutex::default(),
         });
-        let tasks = (0..plan.tasks).map(|task| Arc::clone(&shared).rounds(task < plan.readers)).collect();
+        let tasks = (0..plan.tasks)
+            .map(|task| Arc::clone(&shared).rounds(task < plan.readers))
+            .collect();
         Self { shared, tasks }
     }
 
     pub(super) fn count(&self) -> Answer {
-        let Shared { granted, timed_out, errors, .. } = &*self.shared;
-        let errors = errors.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
-        let (granted, timed_out) = (granted.load(Ordering::Relaxed), timed_out.load(Ordering::Relaxed));
-        Answer::Storm { granted, timed_out, errors }
+        let Shared {
+            granted,
+            timed_out,
+            errors,
+            ..
+        } = &*self.shared;
+        let errors = errors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .into_iter()
+            .collect();
+        let (granted, timed_out) = (
+            granted.load(Ordering::Relaxed),
+            timed_out.load(Ordering::Relaxed),
+        );
+        Answer::Storm {
+            granted,
+            timed_out,
+            errors,
+        }
     }
 
     pub(super) async fn end(mut self) -> Answer {
@@ -103,8 +122,13 @@ impl Shared {
         self.write(shared, attempt, (Op::Acquire, Phase::Invoke), None, None);
         let within = Duration::from_millis(self.plan.within_ms);
         let lock = self.client.rwlock(key.as_str());
-        let acquisition =
-            async { if shared { lock.read_timeout(within).await } else { lock.write_timeout(within).await } };
+        let acquisition = async {
+            if shared {
+                lock.read_timeout(within).await
+            } else {
+                lock.write_timeout(within).await
+            }
+        };
         let acquired = if one_in(self.plan.drop_in) {
             let dropped_after = Duration::from_micros(rand::rng().random_range(0..20_000));
             tokio::time::timeout(dropped_after, acquisition).await.ok()
@@ -131,7 +155,13 @@ impl Shared {
 
     async fn granted(&self, shared: bool, attempt: u64, guard: LockGuard) {
         let (token, deadline) = terms(&guard);
-        self.write(shared, attempt, (Op::Acquire, Phase::Ok), token, Some(deadline));
+        self.write(
+            shared,
+            attempt,
+            (Op::Acquire, Phase::Ok),
+            token,
+            Some(deadline),
+        );
         self.granted.fetch_add(1, Ordering::Relaxed);
         if one_in(self.plan.long_in) {
             self.hold_long(shared, attempt, &guard).await;
@@ -141,13 +171,24 @@ impl Shared {
             tokio::time::sleep(Duration::from_micros(self.plan.hold_us)).await;
         }
         let (token, deadline) = terms(&guard);
-        self.write(shared, attempt, (Op::Release, Phase::Invoke), token, Some(deadline));
+        self.write(
+            shared,
+            attempt,
+            (Op::Release, Phase::Invoke),
+            token,
+            Some(deadline),
+        );
         let released = guard.release().await;
-        let phase = if released.is_ok() { Phase::Ok } else { Phase::Info };
+        let phase = if released.is_ok() {
+            Phase::Ok
+        } else {
+            Phase::Info
+        };
         self.write(shared, attempt, (Op::Release, phase), token, None);
     }
 
-    /// Holds until the lock is lost, or for one and a half TTLs, and writes down again and again until when it believes.
+    /// Holds until the lock is lost, or for one and a half TTLs, and writes down again and again
+    /// until when it believes.
     async fn hold_long(&self, shared: bool, attempt: u64, guard: &LockGuard) {
         let (ttl, mut held) = (guard.ttl().as_duration(), Duration::ZERO);
         while held < ttl * 3 / 2 && !self.over.load(Ordering::Relaxed) {
@@ -159,12 +200,26 @@ impl Shared {
                 self.write(shared, attempt, (Op::Check, Phase::Fail), token, None);
                 return;
             }
-            self.write(shared, attempt, (Op::Check, Phase::Ok), token, Some(deadline));
+            self.write(
+                shared,
+                attempt,
+                (Op::Check, Phase::Ok),
+                token,
+                Some(deadline),
+            );
         }
     }
 
-    fn write(&self, shared: bool, attempt: u64, step: (Op, Phase), token: Option<u64>, deadline: Option<u64>) {
-        self.log.write_as(shared, attempt, &self.plan.key, step, token, deadline);
+    fn write(
+        &self,
+        shared: bool,
+        attempt: u64,
+        step: (Op, Phase),
+        token: Option<u64>,
+        deadline: Option<u64>,
+    ) {
+        self.log
+            .write_as(shared, attempt, &self.plan.key, step, token, deadline);
     }
 
     /// Reads the register, and writes one more, as a program that trusts its lock does.
@@ -172,20 +227,42 @@ impl Shared {
         let (token, _) = terms(guard);
         let shown = token.unwrap_or(0);
         let Some(read) = self.blocking(move |register| register.read(shown)).await else {
-            self.log.write(attempt, &self.plan.key, (Op::Write, Phase::Fail), token, None);
+            self.log.write(
+                attempt,
+                &self.plan.key,
+                (Op::Write, Phase::Fail),
+                token,
+                None,
+            );
             return;
         };
         tokio::time::sleep(Duration::from_micros(self.plan.hold_us)).await;
         let (held, (_, deadline)) = (guard.is_held(), terms(guard));
         let phase = if held { Phase::Ok } else { Phase::Fail };
-        self.log.write(attempt, &self.plan.key, (Op::Check, phase), token, Some(deadline));
+        self.log.write(
+            attempt,
+            &self.plan.key,
+            (Op::Check, phase),
+            token,
+            Some(deadline),
+        );
         if !held {
             return;
         }
-        let write = Write { proc: self.proc.clone(), read };
-        let accepted = self.blocking(move |register| Ok(register.write(shown, read + 1, write)?.then_some(()))).await;
-        let phase = if accepted.is_some() { Phase::Ok } else { Phase::Fail };
-        self.log.write(attempt, &self.plan.key, (Op::Write, phase), token, None);
+        let write = Write {
+            proc: self.proc.clone(),
+            read,
+        };
+        let accepted = self
+            .blocking(move |register| Ok(register.write(shown, read + 1, write)?.then_some(())))
+            .await;
+        let phase = if accepted.is_some() {
+            Phase::Ok
+        } else {
+            Phase::Fail
+        };
+        self.log
+            .write(attempt, &self.plan.key, (Op::Write, phase), token, None);
     }
 
     /// A paused process may hold the register's own lock: that must not stop this one's renewals.
@@ -204,6 +281,11 @@ impl Shared {
     }
 
     fn fault(&self, kind: &str) {
-        *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(kind.to_owned()).or_default() += 1;
+        *self
+            .errors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(kind.to_owned())
+            .or_default() += 1;
     }
 }

@@ -25,13 +25,41 @@ pub(crate) struct Backend {
 
 /// Every backend.
 pub(crate) static ALL: [Backend; 7] = [
-    Backend { name: "memory", time: Time::Paused, subject: || Box::pin(async { memory() }) },
-    Backend { name: "file", time: Time::Real, subject: || Box::pin(async { file() }) },
-    Backend { name: "redis", time: Time::Real, subject: || Box::pin(async { redis() }) },
-    Backend { name: "redlock", time: Time::Real, subject: || Box::pin(redlock()) },
-    Backend { name: "etcd", time: Time::Real, subject: || Box::pin(async { etcd() }) },
-    Backend { name: "zookeeper", time: Time::Real, subject: || Box::pin(async { zookeeper() }) },
-    Backend { name: "postgres", time: Time::Real, subject: || Box::pin(async { postgres() }) },
+    Backend {
+        name: "memory",
+        time: Time::Paused,
+        subject: || Box::pin(async { memory() }),
+    },
+    Backend {
+        name: "file",
+        time: Time::Real,
+        subject: || Box::pin(async { file() }),
+    },
+    Backend {
+        name: "redis",
+        time: Time::Real,
+        subject: || Box::pin(async { redis() }),
+    },
+    Backend {
+        name: "redlock",
+        time: Time::Real,
+        subject: || Box::pin(redlock()),
+    },
+    Backend {
+        name: "etcd",
+        time: Time::Real,
+        subject: || Box::pin(async { etcd() }),
+    },
+    Backend {
+        name: "zookeeper",
+        time: Time::Real,
+        subject: || Box::pin(async { zookeeper() }),
+    },
+    Backend {
+        name: "postgres",
+        time: Time::Real,
+        subject: || Box::pin(async { postgres() }),
+    },
 ];
 
 /// A memory of its own for each case, in simulated time.
@@ -46,17 +74,21 @@ fn memory() -> Box<dyn Subject> {
 }
 
 fn file() -> Box<dyn Subject> {
-    static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
+    static DIR: LazyLock<tempfile::TempDir> =
+        LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
     Box::new(at(format!("file:{}", DIR.path().display())))
 }
 
 fn redis() -> Box<dyn Subject> {
-    static SERVER: LazyLock<RedisServer> = LazyLock::new(|| RedisServer::start().expect("a Redis server"));
-    Box::new(at(given("LEASEHOLD_REDIS_URL").unwrap_or_else(|| SERVER.url())))
+    static SERVER: LazyLock<RedisServer> =
+        LazyLock::new(|| RedisServer::start().expect("a Redis server"));
+    Box::new(at(
+        given("LEASEHOLD_REDIS_URL").unwrap_or_else(|| SERVER.url())
+    ))
 }
 
-/// Five servers, attested, so that they vote on tokens. Each has longer for its answer than the TTL would give it, and with it
-/// twice the usual TTL: a busy machine is no fault of theirs.
+/// Five servers, attested, so that they vote on tokens. Each has longer for its answer than the TTL
+/// would give it, and with it twice the usual TTL: a busy machine is no fault of theirs.
 async fn redlock() -> Box<dyn Subject> {
     static SERVERS: LazyLock<RedlockServers> =
         LazyLock::new(|| RedlockServers::start(5, Persistence::None).expect("Redis servers"));
@@ -64,30 +96,54 @@ async fn redlock() -> Box<dyn Subject> {
     if let Some(url) = given("LEASEHOLD_REDLOCK_URL") {
         return Box::new(at(url));
     }
-    let provision = || async { drop(SERVERS.provision(Ttl::DEFAULT).await.expect("an attested quorum")) };
+    let provision = || async {
+        drop(
+            SERVERS
+                .provision(Ttl::DEFAULT)
+                .await
+                .expect("an attested quorum"),
+        )
+    };
     PROVISIONED.get_or_init(provision).await;
-    Box::new(at(format!("{}?node-timeout=400ms", SERVERS.url())).with_ttl(Ttl::from_secs(2).expect("a TTL")))
+    Box::new(
+        at(format!("{}?node-timeout=400ms", SERVERS.url()))
+            .with_ttl(Ttl::from_secs(2).expect("a TTL")),
+    )
 }
 
 /// Its shortest TTL is 2 s, and a lease may live a second longer than its TTL.
 fn etcd() -> Box<dyn Subject> {
-    static SERVER: LazyLock<EtcdCluster> = LazyLock::new(|| EtcdCluster::start().expect("an etcd server"));
+    static SERVER: LazyLock<EtcdCluster> =
+        LazyLock::new(|| EtcdCluster::start().expect("an etcd server"));
     let subject = at(given("LEASEHOLD_ETCD_URL").unwrap_or_else(|| SERVER.url()));
-    Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")).with_slack(Duration::from_millis(2_500)))
+    Box::new(
+        subject
+            .with_ttl(Ttl::from_secs(2).expect("a TTL"))
+            .with_slack(Duration::from_millis(2_500)),
+    )
 }
 
 /// Its sessions live for 2 s at least, and end by the server's tick.
 fn zookeeper() -> Box<dyn Subject> {
-    static SERVER: LazyLock<ZookeeperServer> = LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
+    static SERVER: LazyLock<ZookeeperServer> =
+        LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
     let started = || format!("{}/conformance?tick=500ms", SERVER.url());
     let subject = at(given("LEASEHOLD_ZOOKEEPER_URL").unwrap_or_else(started));
-    Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")).with_slack(Duration::from_millis(2_500)))
+    Box::new(
+        subject
+            .with_ttl(Ttl::from_secs(2).expect("a TTL"))
+            .with_slack(Duration::from_millis(2_500)),
+    )
 }
 
-/// Twice the usual TTL: each handle opens connections of its own, and each costs the server a process.
+/// Twice the usual TTL: each handle opens connections of its own, and each costs the server a
+/// process.
 fn postgres() -> Box<dyn Subject> {
     static SERVER: LazyLock<PostgresServer> = LazyLock::new(|| {
-        PostgresServer::builder().setting("max_connections", "500").start().expect("a PostgreSQL server")
+        PostgresServer::builder()
+            .setting("max_connections", "500")
+            .start()
+            .expect("a PostgreSQL server")
     });
     let subject = at(given("LEASEHOLD_POSTGRES_URL").unwrap_or_else(|| SERVER.url()));
     Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")))
@@ -119,8 +175,14 @@ impl Time {
     /// Runs a case on a runtime of its own.
     pub(crate) fn run<T>(self, case: impl Future<Output = T>) -> T {
         let runtime = match self {
-            Self::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
-            Self::Paused => tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build(),
+            Self::Real => tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build(),
+            Self::Paused => tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build(),
         };
         runtime.expect("a runtime").block_on(case)
     }

@@ -1,8 +1,8 @@
-//! Every backend keeps the whole contract: the suite of `leasehold-testkit`, on real servers, in one run that ends with one
-//! table of backends and properties.
+//! Every backend keeps the whole contract: the suite of `leasehold-testkit`, on real servers, in
+//! one run that ends with one table of backends and properties.
 //!
-//! `LEASEHOLD_BACKENDS=redis,etcd` narrows it to these. A backend's server is started here, unless its URL is in the
-//! environment: `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
+//! `LEASEHOLD_BACKENDS=redis,etcd` narrows it to these. A backend's server is started here, unless
+//! its URL is in the environment: `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
 
 mod backend;
 mod chosen;
@@ -42,13 +42,20 @@ fn main() -> ExitCode {
                         let subject = (backend.subject)().await;
                         run_case(&InForm::new(&*subject, form), &case).await
                     });
-                    table.lock().unwrap_or_else(PoisonError::into_inner).add(backend.name, case.name, &outcome);
+                    table.lock().unwrap_or_else(PoisonError::into_inner).add(
+                        backend.name,
+                        case.name,
+                        &outcome,
+                    );
                     match outcome {
                         Outcome::Failed(what) => Err(Failed::from(what)),
                         _ => Ok(()),
                     }
                 };
-                trials.push(Trial::test(format!("{}::{}::{}", backend.name, name_of(form), case.name), run));
+                trials.push(Trial::test(
+                    format!("{}::{}::{}", backend.name, name_of(form), case.name),
+                    run,
+                ));
             }
         }
     }

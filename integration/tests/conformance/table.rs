@@ -41,7 +41,11 @@ impl fmt::Display for Table {
         let mut drawn = Drawn::new();
         let mut reasons: Vec<&str> = Vec::new();
         drawn.load_preset(presets::UTF8_BORDERS_ONLY);
-        drawn.set_header(["property"].into_iter().chain(self.backends.iter().copied()));
+        drawn.set_header(
+            ["property"]
+                .into_iter()
+                .chain(self.backends.iter().copied()),
+        );
         for case in cases() {
             let mut row = vec![case.name.to_owned()];
             for backend in &self.backends {
@@ -50,10 +54,13 @@ impl fmt::Display for Table {
                     Some(Cell::Passed) => "passed".to_owned(),
                     Some(Cell::Failed) => "FAILED".to_owned(),
                     Some(Cell::Unsupported(reason)) => {
-                        let known = reasons.iter().position(|known| known == reason).unwrap_or_else(|| {
-                            reasons.push(reason);
-                            reasons.len() - 1
-                        });
+                        let known = reasons
+                            .iter()
+                            .position(|known| known == reason)
+                            .unwrap_or_else(|| {
+                                reasons.push(reason);
+                                reasons.len() - 1
+                            });
                         format!("– ({})", known + 1)
                     }
                 });

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Credentials, CredentialsProvider, ErrorKind, LockClient, Released, Result, async_trait};
+use leasehold_core::{
+    Credentials, CredentialsProvider, ErrorKind, LockClient, Released, Result, async_trait,
+};
 use leasehold_etcd::{
     EtcdBackend, EtcdConfig,
     etcd_client::{Client, ConnectOptions},
@@ -38,11 +40,20 @@ fn cluster_with(tokens: Tokens) -> (EtcdCluster, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
     fs::write(&key, "a key that signs tokens in tests alone").unwrap();
-    let valid = if matches!(tokens, Tokens::SignedBriefly) { "2s" } else { "10m" };
-    let signed = format!("jwt,sign-method=HS256,priv-key={},ttl={valid}", key.display());
+    let valid = if matches!(tokens, Tokens::SignedBriefly) {
+        "2s"
+    } else {
+        "10m"
+    };
+    let signed = format!(
+        "jwt,sign-method=HS256,priv-key={},ttl={valid}",
+        key.display()
+    );
     let builder = match tokens {
         Tokens::Simple => EtcdCluster::builder().option("--auth-token-ttl", "1"),
-        Tokens::Signed | Tokens::SignedBriefly => EtcdCluster::builder().option("--auth-token", &signed),
+        Tokens::Signed | Tokens::SignedBriefly => {
+            EtcdCluster::builder().option("--auth-token", &signed)
+        }
     };
     let cluster = builder.option("--bcrypt-cost", "4").start().unwrap();
     with_users(&cluster);
@@ -57,7 +68,9 @@ fn administer(cluster: &EtcdCluster, arguments: &[&str]) {
 /// How many watches the server has.
 fn watches(cluster: &EtcdCluster) -> f64 {
     let metrics = cluster.at(0).metrics().unwrap();
-    let value = metrics.lines().find_map(|line| line.strip_prefix("etcd_debugging_mvcc_watcher_total "));
+    let value = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("etcd_debugging_mvcc_watcher_total "));
     value.unwrap().trim().parse().unwrap()
 }
 
@@ -78,7 +91,10 @@ struct Rotating {
 
 impl Rotating {
     fn new(password: &str) -> Arc<Self> {
-        Arc::new(Self { password: Mutex::new(password.to_owned()), asked: AtomicU64::new(0) })
+        Arc::new(Self {
+            password: Mutex::new(password.to_owned()),
+            asked: AtomicU64::new(0),
+        })
     }
 
     fn rotate(&self, password: &str) {
@@ -101,13 +117,32 @@ fn with_users(cluster: &EtcdCluster) {
     member.ctl(&["user", "grant-role", "root", "root"]).unwrap();
     member.ctl(&["user", "add", "shop:s3cr:t"]).unwrap();
     member.ctl(&["role", "add", "locks"]).unwrap();
-    member.ctl(&["role", "grant-permission", "locks", "--prefix=true", "readwrite", "shop/"]).unwrap();
-    member.ctl(&["user", "grant-role", "shop", "locks"]).unwrap();
+    member
+        .ctl(&[
+            "role",
+            "grant-permission",
+            "locks",
+            "--prefix=true",
+            "readwrite",
+            "shop/",
+        ])
+        .unwrap();
+    member
+        .ctl(&["user", "grant-role", "shop", "locks"])
+        .unwrap();
     member.ctl(&["auth", "enable"]).unwrap();
 }
 
-async fn connect(cluster: &EtcdCluster, user: &str, prefix: &str) -> leasehold_core::Result<LockClient> {
-    let backend = EtcdBackend::connect(&format!("etcd://{user}{}/?prefix={prefix}", cluster.at(0).addr())).await;
+async fn connect(
+    cluster: &EtcdCluster,
+    user: &str,
+    prefix: &str,
+) -> leasehold_core::Result<LockClient> {
+    let backend = EtcdBackend::connect(&format!(
+        "etcd://{user}{}/?prefix={prefix}",
+        cluster.at(0).addr()
+    ))
+    .await;
     backend.map(LockClient::new)
 }
 
@@ -129,14 +164,19 @@ async fn a_user_needs_the_right_password_and_the_access() {
     free(guard).await;
 }
 
-/// The server forgets tokens that were not used for a while, and all of them when it restarts: requests, renewals and waiters
-/// go on.
+/// The server forgets tokens that were not used for a while, and all of them when it restarts:
+/// requests, renewals and waiters go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_has_expired_is_asked_for_anew() {
-    let mut cluster = EtcdCluster::builder().option("--auth-token-ttl", "1").start().unwrap();
+    let mut cluster = EtcdCluster::builder()
+        .option("--auth-token-ttl", "1")
+        .start()
+        .unwrap();
     with_users(&cluster);
-    let (one, other) =
-        (connect(&cluster, SHOP, "shop/").await.unwrap(), connect(&cluster, SHOP, "shop/").await.unwrap());
+    let (one, other) = (
+        connect(&cluster, SHOP, "shop/").await.unwrap(),
+        connect(&cluster, SHOP, "shop/").await.unwrap(),
+    );
     // Renewed every 5 s: each time its token has expired.
     let guard = one.mutex("k").with_ttl(ttl(15)).lock().await.unwrap();
     let waiter = tokio::spawn({
@@ -145,7 +185,11 @@ async fn a_token_that_has_expired_is_asked_for_anew() {
     });
     sleep(Duration::from_secs(6)).await;
     assert!(guard.is_held() && !waiter.is_finished());
-    assert!(guard.remaining() > Duration::from_secs(10), "{:?}: it was not renewed", guard.remaining());
+    assert!(
+        guard.remaining() > Duration::from_secs(10),
+        "{:?}: it was not renewed",
+        guard.remaining()
+    );
     // Now its token has expired again.
     sleep(Duration::from_secs(3)).await;
     let beside = one.mutex("beside").with_ttl(ttl(15)).lock().await.unwrap();
@@ -158,18 +202,29 @@ async fn a_token_that_has_expired_is_asked_for_anew() {
     free(next).await;
 }
 
-/// The token of the stream with the watches has expired: a lock that is waited for later is watched too.
+/// The token of the stream with the watches has expired: a lock that is waited for later is watched
+/// too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_is_watched_after_the_token_has_expired() {
     for tokens in [Tokens::Simple, Tokens::SignedBriefly] {
         let (cluster, _folder) = cluster_with(tokens);
-        let (one, other) =
-            (connect(&cluster, SHOP, "shop/").await.unwrap(), connect(&cluster, SHOP, "shop/").await.unwrap());
+        let (one, other) = (
+            connect(&cluster, SHOP, "shop/").await.unwrap(),
+            connect(&cluster, SHOP, "shop/").await.unwrap(),
+        );
         let mut waiters = Vec::new();
         for n in 0..2 {
-            let held = one.mutex(format!("k{n}")).with_ttl(ttl(15)).lock().await.unwrap();
+            let held = one
+                .mutex(format!("k{n}"))
+                .with_ttl(ttl(15))
+                .lock()
+                .await
+                .unwrap();
             let waiting = other.mutex(format!("k{n}")).with_ttl(ttl(15));
-            waiters.push((held, tokio::spawn(async move { waiting.lock().await.unwrap() })));
+            waiters.push((
+                held,
+                tokio::spawn(async move { waiting.lock().await.unwrap() }),
+            ));
             until_watches(&cluster, f64::from(n + 1)).await;
             sleep(Duration::from_millis(2_500)).await;
         }
@@ -180,14 +235,16 @@ async fn a_lock_is_watched_after_the_token_has_expired() {
     }
 }
 
-/// A change of users makes all signed tokens useless: what is held stays held, who waits waits on, and new watches are
-/// opened on the stream of the old ones.
+/// A change of users makes all signed tokens useless: what is held stays held, who waits waits on,
+/// and new watches are opened on the stream of the old ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_users_interrupts_nobody() {
     for tokens in [Tokens::Signed, Tokens::Simple] {
         let (cluster, _folder) = cluster_with(tokens);
-        let (one, other) =
-            (connect(&cluster, SHOP, "shop/").await.unwrap(), connect(&cluster, SHOP, "shop/").await.unwrap());
+        let (one, other) = (
+            connect(&cluster, SHOP, "shop/").await.unwrap(),
+            connect(&cluster, SHOP, "shop/").await.unwrap(),
+        );
         let wait = |key: &'static str| {
             let other = other.clone();
             tokio::spawn(async move { other.mutex(key).with_ttl(ttl(4)).lock().await.unwrap() })
@@ -220,10 +277,15 @@ async fn a_password_that_rotates_costs_no_lock() {
         let provider = Rotating::new("s3cr:t");
         let url = format!("etcd://{}/?prefix=shop/", cluster.at(0).addr());
         let config = || EtcdConfig::default().with_credentials(provider.clone());
-        let client = async || LockClient::new(EtcdBackend::connect_with(&url, config()).await.unwrap());
+        let client =
+            async || LockClient::new(EtcdBackend::connect_with(&url, config()).await.unwrap());
         let (one, other) = (client().await, client().await);
-        let as_root = ConnectOptions::new().with_user("root", "root secret").with_auto_token_refresh(true);
-        let mut root = Client::connect([cluster.at(0).addr().to_string()], Some(as_root)).await.unwrap();
+        let as_root = ConnectOptions::new()
+            .with_user("root", "root secret")
+            .with_auto_token_refresh(true);
+        let mut root = Client::connect([cluster.at(0).addr().to_string()], Some(as_root))
+            .await
+            .unwrap();
         let held = one.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
         let waiter = tokio::spawn({
             let other = other.clone();
@@ -248,28 +310,41 @@ async fn a_password_that_rotates_costs_no_lock() {
     }
 }
 
-/// An administrator changes users, roles and passwords at random, and the server restarts: nobody who still has access loses
-/// a lock or is refused one, and no two hold at once.
+/// An administrator changes users, roles and passwords at random, and the server restarts: nobody
+/// who still has access loses a lock or is refused one, and no two hold at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_done_to_users_locks_go_on() {
     for (tokens, seed) in [(Tokens::Signed, 1_u64), (Tokens::Simple, 2)] {
         let mut state = seed;
         let mut below = |bound: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % bound
         };
         let (mut cluster, _folder) = cluster_with(tokens);
         let provider = Rotating::new("s3cr:t");
         let url = format!("etcd://{}/?prefix=shop/", cluster.at(0).addr());
         let config = || EtcdConfig::default().with_credentials(provider.clone());
-        let client = async || LockClient::new(EtcdBackend::connect_with(&url, config()).await.unwrap());
-        let held = client().await.mutex("held").with_ttl(ttl(10)).lock().await.unwrap();
-        let (inside, rounds, over) =
-            (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let client =
+            async || LockClient::new(EtcdBackend::connect_with(&url, config()).await.unwrap());
+        let held = client()
+            .await
+            .mutex("held")
+            .with_ttl(ttl(10))
+            .lock()
+            .await
+            .unwrap();
+        let (inside, rounds, over) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let mut workers = Vec::new();
         for _ in 0..3 {
             let client = client().await;
-            let (inside, rounds, over) = (Arc::clone(&inside), Arc::clone(&rounds), Arc::clone(&over));
+            let (inside, rounds, over) =
+                (Arc::clone(&inside), Arc::clone(&rounds), Arc::clone(&over));
             workers.push(tokio::spawn(async move {
                 while !over.load(Ordering::Relaxed) {
                     // While the server restarts, and while the provider is late.
@@ -292,12 +367,26 @@ async fn whatever_is_done_to_users_locks_go_on() {
             match below(8) {
                 0 | 1 => administer(&cluster, &["user", "add", &format!("u{step}:x")]),
                 2 => administer(&cluster, &["role", "add", &format!("r{step}")]),
-                3 => administer(&cluster, &["role", "grant-permission", "locks", "read", &format!("k{step}")]),
+                3 => administer(
+                    &cluster,
+                    &[
+                        "role",
+                        "grant-permission",
+                        "locks",
+                        "read",
+                        &format!("k{step}"),
+                    ],
+                ),
                 4 | 5 => {
                     let as_root = ConnectOptions::new().with_user("root", "root secret");
-                    let mut root = Client::connect([cluster.at(0).addr().to_string()], Some(as_root)).await.unwrap();
+                    let mut root =
+                        Client::connect([cluster.at(0).addr().to_string()], Some(as_root))
+                            .await
+                            .unwrap();
                     let password = format!("p{step}");
-                    root.user_change_password("shop", password.as_str()).await.unwrap();
+                    root.user_change_password("shop", password.as_str())
+                        .await
+                        .unwrap();
                     sleep(Duration::from_millis(below(300))).await;
                     provider.rotate(&password);
                 }
@@ -328,9 +417,14 @@ async fn a_holder_that_loses_its_access_blocks_nobody() {
     let (cluster, _folder) = cluster_with(Tokens::Simple);
     let one = connect(&cluster, SHOP, "shop/").await.unwrap();
     let held = one.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();
-    let rival = connect(&cluster, "root:root%20secret@", "shop/").await.unwrap();
+    let rival = connect(&cluster, "root:root%20secret@", "shop/")
+        .await
+        .unwrap();
     administer(&cluster, &["user", "revoke-role", "shop", "locks"]);
-    let next = timeout(SOON, rival.mutex("k").with_ttl(ttl(3)).lock()).await.unwrap().unwrap();
+    let next = timeout(SOON, rival.mutex("k").with_ttl(ttl(3)).lock())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(!held.is_held(), "two hold");
     // It goes on trying.
     sleep(Duration::from_secs(4)).await;

@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, client, ttl};
 
-/// A client, as soon as the members have a leader: who connects while they elect one is told so at once.
+/// A client, as soon as the members have a leader: who connects while they elect one is told so at
+/// once.
 async fn client_once_led(url: &str) -> LockClient {
     let begun = Instant::now();
     loop {
@@ -74,7 +75,10 @@ async fn members_of_two_clusters_are_refused() {
     let url = format!("etcd://{},{}/", first.at(0).addr(), second.at(0).addr());
     let error = EtcdBackend::connect(&url).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
-    assert!(error.to_string().contains(&second.at(0).addr().to_string()), "{error}");
+    assert!(
+        error.to_string().contains(&second.at(0).addr().to_string()),
+        "{error}"
+    );
 
     // The other one does not run until the first fails.
     second.member(0).kill();

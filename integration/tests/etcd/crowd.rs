@@ -12,14 +12,21 @@ use crate::support::{client, locks, until_locks};
 
 const KEYS: usize = 100;
 const WAITERS: usize = 10_000;
-/// For each waiter: its task, its place in the local queue, its request. About 3 KB in a build without optimisation.
+/// For each waiter: its task, its place in the local queue, its request. About 3 KB in a build
+/// without optimisation.
 const BYTES: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What is resident of this process, in bytes.
 fn resident() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * rustix::param::page_size()
+    statm
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<usize>()
+        .unwrap()
+        * rustix::param::page_size()
 }
 
 /// They wait in a process of their own, so that nothing else uses its memory.
@@ -33,7 +40,13 @@ async fn wait_in_crowds(url: &str) {
         waiters.spawn(async move { drop(mutex.lock().await.unwrap()) });
     }
     tell("waiting");
-    assert_eq!(tokio::task::spawn_blocking(listen).await.unwrap().as_deref(), Some("all queue"));
+    assert_eq!(
+        tokio::task::spawn_blocking(listen)
+            .await
+            .unwrap()
+            .as_deref(),
+        Some("all queue")
+    );
     tell(resident().saturating_sub(before));
     let mut served = 0;
     while let Some(done) = waiters.join_next().await {
@@ -59,20 +72,44 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     let mut crowd = Peer::this_test(test, &cluster.url()).unwrap();
     assert_eq!(crowd.hear(PATIENCE).unwrap(), "waiting");
     // One of them for each key contends.
-    until_locks(&cluster, "holders and first waiters", |keys| keys.len() == 2 * KEYS).await;
+    until_locks(&cluster, "holders and first waiters", |keys| {
+        keys.len() == 2 * KEYS
+    })
+    .await;
     let metrics = cluster.at(0).metrics().unwrap();
     let value = |name: &str| {
-        metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap_or(f64::NAN)
+        metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+            .unwrap_or(f64::NAN)
     };
-    let (streams, watchers) =
-        (value("etcd_debugging_mvcc_watch_stream_total "), value("etcd_debugging_mvcc_watcher_total "));
-    assert!(streams <= 3.0 && watchers <= KEYS as f64 + 10.0, "{streams} streams with {watchers} watches");
+    let (streams, watchers) = (
+        value("etcd_debugging_mvcc_watch_stream_total "),
+        value("etcd_debugging_mvcc_watcher_total "),
+    );
+    assert!(
+        streams <= 3.0 && watchers <= KEYS as f64 + 10.0,
+        "{streams} streams with {watchers} watches"
+    );
     crowd.say("all queue").unwrap();
     let bytes: usize = crowd.hear(PATIENCE).unwrap().parse().unwrap();
-    eprintln!("{WAITERS} waiters: {} bytes each, {streams} streams, {watchers} watches", bytes / WAITERS);
-    assert!(bytes < WAITERS * BYTES, "{} bytes for each waiter", bytes / WAITERS);
+    eprintln!(
+        "{WAITERS} waiters: {} bytes each, {streams} streams, {watchers} watches",
+        bytes / WAITERS
+    );
+    assert!(
+        bytes < WAITERS * BYTES,
+        "{} bytes for each waiter",
+        bytes / WAITERS
+    );
     drop(held);
-    let served = timeout(PATIENCE, tokio::task::spawn_blocking(move || crowd.hear(PATIENCE))).await.unwrap().unwrap();
+    let served = timeout(
+        PATIENCE,
+        tokio::task::spawn_blocking(move || crowd.hear(PATIENCE)),
+    )
+    .await
+    .unwrap()
+    .unwrap();
     assert_eq!(served.unwrap(), WAITERS.to_string());
     until_locks(&cluster, "nobody", <[String]>::is_empty).await;
     assert_eq!(locks(&cluster), [""; 0]);

@@ -21,7 +21,11 @@ const POINTS: u64 = 6;
 async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
     let cluster = EtcdCluster::start().unwrap();
     let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
-    let through = client(&format!("etcd://{}/?timeout=300ms&connect-timeout=300ms", proxy.addr())).await;
+    let through = client(&format!(
+        "etcd://{}/?timeout=300ms&connect-timeout=300ms",
+        proxy.addr()
+    ))
+    .await;
     let direct = client(&cluster.url()).await;
     // Keeps the session alive all the time.
     let kept = through.mutex("kept").with_ttl(ttl(2)).lock().await.unwrap();
@@ -29,7 +33,11 @@ async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
     for direction in [Direction::ClientToServer, Direction::ServerToClient] {
         for chunks in 0..POINTS {
             for contended in [false, true] {
-                let holder = if contended { Some(direct.mutex("cut").try_lock().await.unwrap()) } else { None };
+                let holder = if contended {
+                    Some(direct.mutex("cut").try_lock().await.unwrap())
+                } else {
+                    None
+                };
                 let before = proxy.counters().connections;
                 proxy.cut_after_chunks(direction, chunks);
                 let attempt = tokio::spawn({
@@ -47,12 +55,18 @@ async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
                 // Takes the wire down if the acquisition needed fewer pieces.
                 proxy.heal();
                 // It is in our own way until a renewal has removed it.
-                let next = timeout(SOON, direct.mutex("cut").with_ttl(ttl(2)).lock()).await.unwrap().unwrap();
+                let next = timeout(SOON, direct.mutex("cut").with_ttl(ttl(2)).lock())
+                    .await
+                    .unwrap()
+                    .unwrap();
                 free(next).await;
             }
         }
     }
-    assert!(cuts >= POINTS, "connections were made anew only {cuts} times: nothing was cut");
+    assert!(
+        cuts >= POINTS,
+        "connections were made anew only {cuts} times: nothing was cut"
+    );
     sleep(ttl(4).as_duration()).await;
     assert!(kept.is_held());
     let left = locks(&cluster);

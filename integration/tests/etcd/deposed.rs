@@ -3,7 +3,8 @@
 use std::{env, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Clock, ClockDrift, ErrorKind, Lease, LockBackend, LockGuard, LossReason, Timestamp, Request, SystemClock,
+    Clock, ClockDrift, ErrorKind, Lease, LockBackend, LockGuard, LossReason, Request, SystemClock,
+    Timestamp,
 };
 use leasehold_etcd::{
     EtcdBackend,
@@ -14,8 +15,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, backend, client, ttl};
 
-/// How many rounds there are at most, and for how long: a machine with time to spare may set it to 50 or more, and then all
-/// of them are run.
+/// How many rounds there are at most, and for how long: a machine with time to spare may set it to
+/// 50 or more, and then all of them are run.
 const ROUNDS: &str = "LEASEHOLD_ROUNDS";
 const FEW: u64 = 10;
 const BRIEFLY: Duration = Duration::from_secs(40);
@@ -33,8 +34,8 @@ async fn renew_once(lease: Arc<dyn Lease>) -> Result<(), leasehold_core::Error> 
     }
 }
 
-/// A lease that was renewed: its stream stands, so that one keep-alive is one message. A member that has just gone on, or a
-/// machine that is busy, may let it fail first.
+/// A lease that was renewed: its stream stands, so that one keep-alive is one message. A member
+/// that has just gone on, or a machine that is busy, may let it fail first.
 async fn acquired(holder: &Arc<EtcdBackend>, key: &str) -> Arc<dyn Lease> {
     let begun = Instant::now();
     loop {
@@ -54,35 +55,58 @@ async fn acquired(holder: &Arc<EtcdBackend>, key: &str) -> Arc<dyn Lease> {
 /// When these keys were seen to be gone on this member: they were gone before.
 async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Timestamp {
     let begun = Instant::now();
-    while !cluster.at(member).keys(prefix).is_ok_and(|keys| keys.is_empty()) {
+    while !cluster
+        .at(member)
+        .keys(prefix)
+        .is_ok_and(|keys| keys.is_empty())
+    {
         assert!(begun.elapsed() < SOON, "{prefix} is never freed");
         sleep(Duration::from_millis(5)).await;
     }
     SystemClock.now()
 }
 
-/// Many hold while the leader stands still for longer than their TTL; then it goes on, deposed. How many have lost their locks.
+/// Many hold while the leader stands still for longer than their TTL; then it goes on, deposed. How
+/// many have lost their locks.
 async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
     const TTL_S: u64 = 4;
     let leader = cluster.leader().unwrap();
-    let members: Vec<_> = (0..3).filter(|at| *at != leader).map(|at| cluster.at(at).addr().to_string()).collect();
+    let members: Vec<_> = (0..3)
+        .filter(|at| *at != leader)
+        .map(|at| cluster.at(at).addr().to_string())
+        .collect();
     let url = format!("etcd://{}/", members.join(","));
     let mut holders = Vec::new();
     for n in 0..20 {
         let client = client(&url).await;
-        let guard = client.mutex(format!("k{n}")).with_ttl(ttl(TTL_S)).lock().await.unwrap();
+        let guard = client
+            .mutex(format!("k{n}"))
+            .with_ttl(ttl(TTL_S))
+            .lock()
+            .await
+            .unwrap();
         holders.push((client, guard));
     }
     cluster.member(leader).pause().unwrap();
     sleep(Duration::from_secs(TTL_S + 4)).await;
     // A busy machine may renew too late. That is an expiry, and not what is counted here.
-    let is_revoked = |guard: &LockGuard| guard.loss().is_some_and(|reason| reason != LossReason::Expired);
-    let lost_before = holders.iter().filter(|(_, guard)| is_revoked(guard)).count();
+    let is_revoked = |guard: &LockGuard| {
+        guard
+            .loss()
+            .is_some_and(|reason| reason != LossReason::Expired)
+    };
+    let lost_before = holders
+        .iter()
+        .filter(|(_, guard)| is_revoked(guard))
+        .count();
     assert_eq!(lost_before, 0, "the others go on without their leader");
     cluster.member(leader).resume().unwrap();
     // It revokes at once; each holder renews after a third of its TTL.
     sleep(Duration::from_secs(TTL_S)).await;
-    let lost = holders.iter().filter(|(_, guard)| is_revoked(guard)).count();
+    let lost = holders
+        .iter()
+        .filter(|(_, guard)| is_revoked(guard))
+        .count();
     for (client, _guard) in holders {
         client.close().await.unwrap();
     }
@@ -92,14 +116,18 @@ async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
 /// The machine's own etcd may revoke them: `members_that_revoke_live_leases_are_told_of`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_release_revokes_no_live_lease_when_deposed() {
-    let mut cluster = EtcdCluster::builder().members(3).later_release().start().unwrap();
+    let mut cluster = EtcdCluster::builder()
+        .members(3)
+        .later_release()
+        .start()
+        .unwrap();
     for _ in 0..2 {
         assert_eq!(lost_to_a_deposed_leader(&mut cluster).await, 0);
     }
 }
 
-/// The leader is stopped, keep-alives are queued in its socket, another leader is elected, the old leader goes on and answers.
-/// What is believed after that must end before the key does.
+/// The leader is stopped, keep-alives are queued in its socket, another leader is elected, the old
+/// leader goes on and answers. What is believed after that must end before the key does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deposed_leader_that_goes_on_extends_nothing() {
     let rounds: Option<u64> = env::var(ROUNDS).ok().map(|rounds| rounds.parse().unwrap());
@@ -145,8 +173,9 @@ async fn a_deposed_leader_that_goes_on_extends_nothing() {
     }
 }
 
-/// The control: under the same attack, with the old leader kept from hearing of the new one, who takes a keep-alive's answer
-/// for a proof believes in its lock for seconds after the key is gone. We do not.
+/// The control: under the same attack, with the old leader kept from hearing of the new one, who
+/// takes a keep-alive's answer for a proof believes in its lock for seconds after the key is gone.
+/// We do not.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_believes_a_keep_alive_alone_outlives_the_key() {
     const TTL_S: i64 = 6;
@@ -158,7 +187,11 @@ async fn who_believes_a_keep_alive_alone_outlives_the_key() {
         let addr = cluster.at(leader).addr().to_string();
         let naive = Client::connect([addr], None).await.unwrap();
         let lease = naive.lease_client().grant(TTL_S, None).await.unwrap().id();
-        naive.kv_client().put("naive/k", "", Some(PutOptions::new().with_lease(lease))).await.unwrap();
+        naive
+            .kv_client()
+            .put("naive/k", "", Some(PutOptions::new().with_lease(lease)))
+            .await
+            .unwrap();
         let (mut keeper, mut answers) = naive.lease_client().keep_alive(lease).await.unwrap();
         keeper.keep_alive().await.unwrap();
         answers.message().await.unwrap();
@@ -180,13 +213,23 @@ async fn who_believes_a_keep_alive_alone_outlives_the_key() {
         let ours_freed = gone(&cluster, rival_side, "ours/").await;
         let outcome = timeout(SOON, renewal).await.unwrap().unwrap();
         let until = held.valid_until().moment();
-        assert!(until <= ours_freed, "believed {:?} too long, after {outcome:?}", until.since(ours_freed));
+        assert!(
+            until <= ours_freed,
+            "believed {:?} too long, after {outcome:?}",
+            until.since(ours_freed)
+        );
         if matches!(&answered, Ok(Ok(Some(answer))) if answer.ttl() > 0) {
             // The others may have elected a leader late: then it kept the key for long.
-            if ClockDrift::DEFAULT.deadline(sent, ttl(TTL_S as u64)).moment() > freed {
+            if ClockDrift::DEFAULT
+                .deadline(sent, ttl(TTL_S as u64))
+                .moment()
+                > freed
+            {
                 return;
             }
         }
     }
-    panic!("in five rounds no acknowledgement by a deposed leader outlived the key: this controls nothing");
+    panic!(
+        "in five rounds no acknowledgement by a deposed leader outlived the key: this controls nothing"
+    );
 }

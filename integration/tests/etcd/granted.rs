@@ -21,11 +21,18 @@ async fn a_lease_that_a_stranger_granted_is_not_used() {
         let rival = client(&cluster.url()).await;
         // Not renewed before the stranger's lease is over.
         let held = victim.mutex("k").with_ttl(ttl(30)).lock().await.unwrap();
-        assert!(relay.is_done(), "{fate:?}: nothing was asked for that the relay knows");
+        assert!(
+            relay.is_done(),
+            "{fate:?}: nothing was asked for that the relay knows"
+        );
         sleep(Duration::from_secs(STRANGERS_TTL_S as u64 + 2)).await;
         assert!(held.is_held(), "{fate:?}");
         let refused = rival.mutex("k").try_lock().await;
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Contended, "{fate:?}: two hold");
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            ErrorKind::Contended,
+            "{fate:?}: two hold"
+        );
         free(held).await;
     }
 }

@@ -11,8 +11,12 @@ use crate::support::{SOON, backend, ttl};
 #[tokio::test(flavor = "multi_thread")]
 async fn inspection_lists_all_and_revocation_hits_one_holder() {
     let cluster = EtcdCluster::start().unwrap();
-    let one = LockClient::builder(backend(&cluster.url()).await).with_label("one").build();
-    let other = LockClient::builder(backend(&cluster.url()).await).with_label("other").build();
+    let one = LockClient::builder(backend(&cluster.url()).await)
+        .with_label("one")
+        .build();
+    let other = LockClient::builder(backend(&cluster.url()).await)
+        .with_label("other")
+        .build();
     let looking = backend(&cluster.url()).await;
     let inspect = || async { looking.inspect(&"k".try_into().unwrap()).await.unwrap() };
     let guard = one.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();
@@ -21,29 +25,56 @@ async fn inspection_lists_all_and_revocation_hits_one_holder() {
         async move { other.mutex("k").with_ttl(ttl(3)).lock().await.unwrap() }
     });
     sleep(Duration::from_millis(200)).await;
-    let Inspection { holders, waiters, .. } = inspect().await;
+    let Inspection {
+        holders, waiters, ..
+    } = inspect().await;
     assert_eq!((holders.len(), waiters.len()), (1, 1));
-    assert_eq!((holders[0].label.as_str(), waiters[0].label.as_str()), ("one", "other"));
-    assert_eq!((holders[0].mode, holders[0].token), (Some(Mode::Exclusive), guard.fencing_token()));
-    assert!(holders[0].expires_in.is_some_and(|left| left <= Duration::from_secs(3)));
+    assert_eq!(
+        (holders[0].label.as_str(), waiters[0].label.as_str()),
+        ("one", "other")
+    );
+    assert_eq!(
+        (holders[0].mode, holders[0].token),
+        (Some(Mode::Exclusive), guard.fencing_token())
+    );
+    assert!(
+        holders[0]
+            .expires_in
+            .is_some_and(|left| left <= Duration::from_secs(3))
+    );
 
     // Gently: it lives to its deadline, and is told.
     let begun = Instant::now();
-    assert!(matches!(looking.break_lock(&holders[0], false).await.unwrap(), Broken::FreeWithin(Some(_))));
+    assert!(matches!(
+        looking.break_lock(&holders[0], false).await.unwrap(),
+        Broken::FreeWithin(Some(_))
+    ));
     assert!(guard.is_held());
-    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
+    assert_eq!(
+        timeout(SOON, guard.lost()).await.unwrap(),
+        LossReason::Expired
+    );
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     assert!(
         begun.elapsed() > Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(5),
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(looking.break_lock(&holders[0], true).await.unwrap(), Broken::AlreadyGone);
+    assert_eq!(
+        looking.break_lock(&holders[0], true).await.unwrap(),
+        Broken::AlreadyGone
+    );
     assert!(next.is_held());
 
     // At once.
     let holders = inspect().await.holders;
-    assert_eq!(looking.break_lock(&holders[0], true).await.unwrap(), Broken::Freed);
+    assert_eq!(
+        looking.break_lock(&holders[0], true).await.unwrap(),
+        Broken::Freed
+    );
     assert_eq!(inspect().await.holders, []);
-    assert_eq!(timeout(SOON, next.lost()).await.unwrap(), LossReason::Replaced);
+    assert_eq!(
+        timeout(SOON, next.lost()).await.unwrap(),
+        LossReason::Replaced
+    );
 }

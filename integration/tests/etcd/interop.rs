@@ -13,7 +13,8 @@ use tokio::time::{sleep, timeout};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// `etcdctl lock NAME`: says its key once it holds, and holds until it is interrupted. Killed on drop.
+/// `etcdctl lock NAME`: says its key once it holds, and holds until it is interrupted. Killed on
+/// drop.
 struct Ctl {
     child: Child,
     lines: std::sync::mpsc::Receiver<String>,
@@ -21,7 +22,12 @@ struct Ctl {
 
 impl Ctl {
     fn lock(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let (sender, lines) = std::sync::mpsc::channel();
         let output = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -77,8 +83,14 @@ async fn etcdctl_and_leasehold_exclude_each_other() {
     // It holds: we are refused, and we wait.
     let ctl = ctl_lock(&mut cluster, "item");
     assert!(ctl.comes_to_hold().await);
-    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-    assert_eq!(client.rwlock("item").try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        mutex.try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
+    assert_eq!(
+        client.rwlock("item").try_read().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let waiter = tokio::spawn({
         let mutex = mutex.clone();
         async move { mutex.lock().await.unwrap() }
@@ -119,12 +131,24 @@ async fn etcdctl_and_leasehold_exclude_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slashes_are_shared_with_exact_names_only() {
     let mut cluster = EtcdCluster::start().unwrap();
-    let exact = EtcdBackend::connect(&format!("{}?names=exact", cluster.url())).await.unwrap();
-    let (exact, encoded) =
-        (LockClient::new(exact), LockClient::new(EtcdBackend::connect(&cluster.url()).await.unwrap()));
+    let exact = EtcdBackend::connect(&format!("{}?names=exact", cluster.url()))
+        .await
+        .unwrap();
+    let (exact, encoded) = (
+        LockClient::new(exact),
+        LockClient::new(EtcdBackend::connect(&cluster.url()).await.unwrap()),
+    );
     let ctl = ctl_lock(&mut cluster, "/locks/item");
     assert!(ctl.comes_to_hold().await);
-    assert_eq!(exact.mutex("/locks/item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        exact
+            .mutex("/locks/item")
+            .try_lock()
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Contended
+    );
     drop(encoded.mutex("/locks/item").try_lock().await.unwrap());
 }
 
@@ -135,8 +159,22 @@ async fn etcdctl_is_listed_and_can_only_be_revoked_immediately() {
     let backend = EtcdBackend::connect(&cluster.url()).await.unwrap();
     let ctl = ctl_lock(&mut cluster, "item");
     assert!(ctl.comes_to_hold().await);
-    let holders = backend.inspect(&"item".try_into().unwrap()).await.unwrap().holders;
+    let holders = backend
+        .inspect(&"item".try_into().unwrap())
+        .await
+        .unwrap()
+        .holders;
     assert_eq!((holders.len(), holders[0].mode), (1, None));
-    assert_eq!(backend.break_lock(&holders[0], false).await.unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(backend.break_lock(&holders[0], true).await.unwrap(), Broken::Freed);
+    assert_eq!(
+        backend
+            .break_lock(&holders[0], false)
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Unsupported
+    );
+    assert_eq!(
+        backend.break_lock(&holders[0], true).await.unwrap(),
+        Broken::Freed
+    );
 }

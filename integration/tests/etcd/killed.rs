@@ -20,7 +20,12 @@ async fn lock(client: &LockClient, mode: &str) -> LockGuard {
     match mode {
         "writer" => client.mutex("k").with_ttl(hour).lock().await.unwrap(),
         "reader" => client.rwlock("k").with_ttl(hour).read().await.unwrap(),
-        _ => client.semaphore("k", 1).with_ttl(hour).acquire().await.unwrap(),
+        _ => client
+            .semaphore("k", 1)
+            .with_ttl(hour)
+            .acquire()
+            .await
+            .unwrap(),
     }
 }
 
@@ -51,18 +56,24 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
         let mut doomed = Peer::this_test(test, &format!("{mode} {}", cluster.url())).unwrap();
         assert_eq!(doomed.hear(SOON).unwrap(), "asked");
         until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
-        let next = tokio::spawn(async move { lock(&other, if mode == "permit" { mode } else { "writer" }).await });
+        let next = tokio::spawn(async move {
+            lock(&other, if mode == "permit" { mode } else { "writer" }).await
+        });
         until_locks(&cluster, "holder and two waiters", |keys| keys.len() == 3).await;
         doomed.process().kill();
         free(held).await;
         // Against its TTL of an hour.
-        let next = timeout(SOON, next).await.unwrap_or_else(|_| panic!("a dead {mode} blocks")).unwrap();
+        let next = timeout(SOON, next)
+            .await
+            .unwrap_or_else(|_| panic!("a dead {mode} blocks"))
+            .unwrap();
         free(next).await;
         until_locks(&cluster, "nobody", <[String]>::is_empty).await;
     }
 }
 
-/// What is granted to a waiter is of the session with its own TTL: the session of the waiters ends a little later.
+/// What is granted to a waiter is of the session with its own TTL: the session of the waiters ends
+/// a little later.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_waiter_is_granted_outlives_its_waiting() {
     let cluster = EtcdCluster::start().unwrap();
@@ -78,11 +89,18 @@ async fn what_a_waiter_is_granted_outlives_its_waiting() {
         free(held).await;
         let granted = timeout(SOON, waiter).await.unwrap().unwrap();
         assert!(granted.fencing_token() > token || mode == "permit");
-        assert!(granted.remaining() > Duration::from_secs(HOUR / 2), "{mode}: {:?}", granted.remaining());
+        assert!(
+            granted.remaining() > Duration::from_secs(HOUR / 2),
+            "{mode}: {:?}",
+            granted.remaining()
+        );
         // Until the session of the waiters is closed, or has expired.
         until_sessions(&cluster, 2).await;
         assert!(granted.is_held());
-        let contended = timeout(Duration::from_secs(1), lock(&one, if mode == "permit" { mode } else { "writer" }));
+        let contended = timeout(
+            Duration::from_secs(1),
+            lock(&one, if mode == "permit" { mode } else { "writer" }),
+        );
         assert!(contended.await.is_err(), "{mode}: granted twice");
         free(granted).await;
         one.close().await.unwrap();

@@ -36,11 +36,20 @@ async fn a_loss_among_ten_thousand_long_names_is_told() {
     let holder = client(&format!("{}?timeout=60s", cluster.url())).await;
     let guards = all_held(&holder).await;
     for n in [0, LOCKS / 2, LOCKS - 1] {
-        cluster.at(0).ctl(&["del", "--prefix", &format!("{}/", name(n))]).unwrap();
+        cluster
+            .at(0)
+            .ctl(&["del", "--prefix", &format!("{}/", name(n))])
+            .unwrap();
         let told = timeout(PATIENCE, guards[n].lost()).await;
-        assert_eq!(told.expect("nobody tells of the loss"), LossReason::Replaced);
+        assert_eq!(
+            told.expect("nobody tells of the loss"),
+            LossReason::Replaced
+        );
     }
-    assert_eq!(guards.iter().filter(|guard| guard.is_held()).count(), LOCKS - 3);
+    assert_eq!(
+        guards.iter().filter(|guard| guard.is_held()).count(),
+        LOCKS - 3
+    );
     holder.close().await.unwrap();
 }
 
@@ -57,7 +66,10 @@ async fn a_queue_of_more_than_4_mib_can_be_inspected() {
     }
     let guards = granted.join_all().await;
     let inspection = readers.inspect(name.as_str()).await.unwrap();
-    assert_eq!((inspection.holders.len(), inspection.waiters.len()), (READERS, 0));
+    assert_eq!(
+        (inspection.holders.len(), inspection.waiters.len()),
+        (READERS, 0)
+    );
     for guard in guards {
         free(guard).await;
     }

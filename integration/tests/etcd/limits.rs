@@ -14,7 +14,10 @@ const TASKS: usize = 64;
 #[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_lock_at_once_where_transactions_are_short() {
     for operations in ["3", "16"] {
-        let cluster = EtcdCluster::builder().option("--max-txn-ops", operations).start().unwrap();
+        let cluster = EtcdCluster::builder()
+            .option("--max-txn-ops", operations)
+            .start()
+            .unwrap();
         let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
         let mut tasks = JoinSet::new();
         for n in 0..TASKS {
@@ -31,7 +34,10 @@ async fn many_tasks_lock_at_once_where_transactions_are_short() {
             });
         }
         for outcome in timeout(SOON * 3, tasks.join_all()).await.unwrap() {
-            assert_eq!(outcome.unwrap_or_else(|error| panic!("{operations}: {error}")), Released::Freed);
+            assert_eq!(
+                outcome.unwrap_or_else(|error| panic!("{operations}: {error}")),
+                Released::Freed
+            );
         }
         assert_eq!(locks(&cluster), [""; 0]);
     }
@@ -41,7 +47,10 @@ async fn many_tasks_lock_at_once_where_transactions_are_short() {
 async fn many_tasks_lock_at_once_where_requests_are_small() {
     // The server reads half a MiB more, so that both its refusals come.
     for bytes in ["20000", "1"] {
-        let cluster = EtcdCluster::builder().option("--max-request-bytes", bytes).start().unwrap();
+        let cluster = EtcdCluster::builder()
+            .option("--max-request-bytes", bytes)
+            .start()
+            .unwrap();
         let one = client(&cluster.url()).await;
         let mut tasks = JoinSet::new();
         for n in 0..TASKS {
@@ -53,7 +62,10 @@ async fn many_tasks_lock_at_once_where_requests_are_small() {
                 Ok(guard) if bytes != "1" => free(guard).await,
                 outcome => {
                     let error = outcome.unwrap_err();
-                    assert!(error.to_string().contains("--max-request-bytes"), "{error:?}");
+                    assert!(
+                        error.to_string().contains("--max-request-bytes"),
+                        "{error:?}"
+                    );
                 }
             }
         }
@@ -62,14 +74,25 @@ async fn many_tasks_lock_at_once_where_requests_are_small() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_orphans_are_removed_where_transactions_are_short() {
-    let cluster = EtcdCluster::builder().option("--max-txn-ops", "8").start().unwrap();
+    let cluster = EtcdCluster::builder()
+        .option("--max-txn-ops", "8")
+        .start()
+        .unwrap();
     let backend = backend(&cluster.url()).await;
     let request = Request::new("k".try_into().unwrap()).with_ttl(ttl(120));
     let lease = Arc::clone(&backend).acquire(request).await.unwrap();
     let key = locks(&cluster).remove(0);
     let id = lease_of(&key, "k");
     for n in 0..20 {
-        cluster.at(0).ctl(&["put", &format!("--lease={id}"), &format!("orphan/{id}-{n}"), "x"]).unwrap();
+        cluster
+            .at(0)
+            .ctl(&[
+                "put",
+                &format!("--lease={id}"),
+                &format!("orphan/{id}-{n}"),
+                "x",
+            ])
+            .unwrap();
     }
     Arc::clone(&lease).renew().await.unwrap();
     assert_eq!(locks(&cluster), [key]);
@@ -79,11 +102,19 @@ async fn many_orphans_are_removed_where_transactions_are_short() {
 /// One lock needs three.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_that_no_lock_fits_into_is_named() {
-    let cluster = EtcdCluster::builder().option("--max-txn-ops", "1").start().unwrap();
+    let cluster = EtcdCluster::builder()
+        .option("--max-txn-ops", "1")
+        .start()
+        .unwrap();
     let one = client(&cluster.url()).await;
     let held = one.rwlock("k").write().await.unwrap();
-    let error =
-        timeout(Duration::from_secs(60), client(&cluster.url()).await.rwlock("k").read()).await.unwrap().unwrap_err();
+    let error = timeout(
+        Duration::from_secs(60),
+        client(&cluster.url()).await.rwlock("k").read(),
+    )
+    .await
+    .unwrap()
+    .unwrap_err();
     assert!(error.to_string().contains("--max-txn-ops"), "{error:?}");
     free(held).await;
 }

@@ -20,8 +20,15 @@ async fn an_exclusive_lock_excludes_and_its_tokens_grow() {
         assert!(token > last);
         last = token;
         assert!(guard.is_held());
-        assert!(guard.remaining() > Duration::from_secs(25), "{:?}", guard.remaining());
-        assert_eq!(other.mutex("item/42").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert!(
+            guard.remaining() > Duration::from_secs(25),
+            "{:?}",
+            guard.remaining()
+        );
+        assert_eq!(
+            other.mutex("item/42").try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
         // Another name is another lock, also where one looks like the other's folder.
         drop(other.mutex("item").try_lock().await.unwrap());
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
@@ -32,22 +39,37 @@ async fn an_exclusive_lock_excludes_and_its_tokens_grow() {
     one.close().await.unwrap();
     other.close().await.unwrap();
     assert_eq!(locks(&cluster), [""; 0]);
-    assert_eq!(cluster.at(0).keys("").unwrap(), [""; 0], "close revokes the sessions");
+    assert_eq!(
+        cluster.at(0).keys("").unwrap(),
+        [""; 0],
+        "close revokes the sessions"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_share_and_no_reader_overtakes_a_waiting_writer() {
     let cluster = EtcdCluster::start().unwrap();
-    let (a, b, c) = (client(&cluster.url()).await, client(&cluster.url()).await, client(&cluster.url()).await);
+    let (a, b, c) = (
+        client(&cluster.url()).await,
+        client(&cluster.url()).await,
+        client(&cluster.url()).await,
+    );
     let first = a.rwlock("k").read().await.unwrap();
     let second = b.rwlock("k").try_read().await.unwrap();
-    assert_eq!(c.rwlock("k").try_write().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        c.rwlock("k").try_write().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let writer = tokio::spawn({
         let c = c.clone();
         async move { c.rwlock("k").write().await.unwrap() }
     });
     sleep(Duration::from_millis(100)).await;
-    assert_eq!(b.rwlock("k").try_read().await.unwrap_err().kind(), ErrorKind::Contended, "a writer waits");
+    assert_eq!(
+        b.rwlock("k").try_read().await.unwrap_err().kind(),
+        ErrorKind::Contended,
+        "a writer waits"
+    );
     let reader = tokio::spawn({
         let b = b.clone();
         async move { b.rwlock("k").read().await.unwrap() }
@@ -69,9 +91,22 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
     let first = a.semaphore("gpu", 2).acquire().await.unwrap();
     let second = b.semaphore("gpu", 2).try_acquire().await.unwrap();
     assert_eq!(first.fencing_token(), None);
-    assert_eq!(b.semaphore("gpu", 2).try_acquire().await.unwrap_err().kind(), ErrorKind::Contended);
     assert_eq!(
-        client(&cluster.url()).await.semaphore("gpu", 3).try_acquire().await.unwrap_err().kind(),
+        b.semaphore("gpu", 2)
+            .try_acquire()
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Contended
+    );
+    assert_eq!(
+        client(&cluster.url())
+            .await
+            .semaphore("gpu", 3)
+            .try_acquire()
+            .await
+            .unwrap_err()
+            .kind(),
         ErrorKind::Mismatch
     );
     let mutex = a.mutex("gpu").try_lock().await.unwrap();
@@ -94,33 +129,74 @@ async fn what_etcd_cannot_do_is_a_typed_error() {
     let cluster = EtcdCluster::start().unwrap();
     let one = client(&cluster.url()).await;
     for millis in [1, 999, 1_999] {
-        let error = one.mutex("k").with_ttl(Ttl::from_millis(millis).unwrap()).lock().await.unwrap_err();
+        let error = one
+            .mutex("k")
+            .with_ttl(Ttl::from_millis(millis).unwrap())
+            .lock()
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
     let mut guards = Vec::new();
     for secs in 2..=5 {
-        guards.push(one.mutex(format!("k{secs}")).with_ttl(ttl(secs)).lock().await.unwrap());
+        guards.push(
+            one.mutex(format!("k{secs}"))
+                .with_ttl(ttl(secs))
+                .lock()
+                .await
+                .unwrap(),
+        );
     }
     let error = one.mutex("k6").with_ttl(ttl(6)).lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let floor = Request::new("k".try_into().unwrap()).with_token_floor(leasehold_core::FencingToken::new(1));
-    assert_eq!(backend(&cluster.url()).await.try_acquire(floor).await.unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(EtcdBackend::connect("etcd://127.0.0.1:1/").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let floor = Request::new("k".try_into().unwrap())
+        .with_token_floor(leasehold_core::FencingToken::new(1));
+    assert_eq!(
+        backend(&cluster.url())
+            .await
+            .try_acquire(floor)
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Unsupported
+    );
+    assert_eq!(
+        EtcdBackend::connect("etcd://127.0.0.1:1/")
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Unavailable
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn awkward_names_are_locks_of_their_own() {
     let cluster = EtcdCluster::start().unwrap();
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
-    let names: [&[u8]; 12] =
-        [b"a", b"a/b", b"a/", b"/", b"..", b"{}", b"a}b", b"%", b"a%2Fb", b"\0", b"a\nb\xff", "🔒".as_bytes()];
+    let names: [&[u8]; 12] = [
+        b"a",
+        b"a/b",
+        b"a/",
+        b"/",
+        b"..",
+        b"{}",
+        b"a}b",
+        b"%",
+        b"a%2Fb",
+        b"\0",
+        b"a\nb\xff",
+        "🔒".as_bytes(),
+    ];
     let mut guards = Vec::new();
     for name in names {
         guards.push(one.mutex(name).try_lock().await.unwrap());
         guards.push(one.semaphore(name, 1).try_acquire().await.unwrap());
     }
     for name in names {
-        assert_eq!(other.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(
+            other.mutex(name).try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
     }
     for guard in guards {
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
@@ -151,8 +227,12 @@ async fn thousands_of_tasks_get_thousands_of_locks() {
 async fn a_client_of_the_users_own_will_do() {
     use leasehold_etcd::{EtcdConfig, etcd_client::Client};
     let cluster = EtcdCluster::start().unwrap();
-    let own = Client::connect([cluster.at(0).addr().to_string()], None).await.unwrap();
-    let backend = EtcdBackend::from_client(own, EtcdConfig::default().with_prefix("p/")).await.unwrap();
+    let own = Client::connect([cluster.at(0).addr().to_string()], None)
+        .await
+        .unwrap();
+    let backend = EtcdBackend::from_client(own, EtcdConfig::default().with_prefix("p/"))
+        .await
+        .unwrap();
     let client = LockClient::new(backend);
     let guard = client.mutex("k").lock().await.unwrap();
     assert!(cluster.at(0).keys("p/k/").unwrap().len() == 1);

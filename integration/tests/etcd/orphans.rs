@@ -19,7 +19,10 @@ async fn an_acquire_that_is_dropped_at_any_point_leaves_nothing() {
             drop(timeout(wait, client.mutex(key).lock()).await);
         }
     }
-    until_locks(&cluster, "the holder alone", |left| left.len() == 1 && left[0].starts_with("held/")).await;
+    until_locks(&cluster, "the holder alone", |left| {
+        left.len() == 1 && left[0].starts_with("held/")
+    })
+    .await;
     assert_eq!(holder.release().await.unwrap(), Released::Freed);
 }
 
@@ -33,7 +36,10 @@ async fn an_orphan_of_our_session_is_removed_by_a_renewal() {
     let id = lease_of(&key, "k");
     // What a lost reply leaves behind.
     let orphan = format!("orphan/{id}-7");
-    cluster.at(0).ctl(&["put", &format!("--lease={id}"), &orphan, "x"]).unwrap();
+    cluster
+        .at(0)
+        .ctl(&["put", &format!("--lease={id}"), &orphan, "x"])
+        .unwrap();
     Arc::clone(&lease).renew().await.unwrap();
     assert_eq!(locks(&cluster), [key]);
     assert_eq!(lease.release().await.unwrap(), Released::Freed);

@@ -8,13 +8,18 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, client, free, ttl};
 
-/// Whether it leads or follows, the member on the minority's side goes on running and answers its clients.
+/// Whether it leads or follows, the member on the minority's side goes on running and answers its
+/// clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn holder_in_minority_gives_up_before_rival_is_granted() {
     for with_the_leader in [true, false] {
         let mut cluster = EtcdCluster::builder().members(3).linked().start().unwrap();
         let leader = cluster.leader().unwrap();
-        let minority = if with_the_leader { leader } else { (leader + 1) % 3 };
+        let minority = if with_the_leader {
+            leader
+        } else {
+            (leader + 1) % 3
+        };
         let majority = (minority + 1) % 3;
         let holder_side = cluster.at(minority).url();
         let one = client(&holder_side).await;
@@ -28,13 +33,25 @@ async fn holder_in_minority_gives_up_before_rival_is_granted() {
         assert!(!rival.is_finished());
 
         cluster.links().unwrap().cut_off(minority);
-        assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
+        assert_eq!(
+            timeout(SOON, guard.lost()).await.unwrap(),
+            LossReason::Expired
+        );
         let lost = Instant::now();
         let (granted, next) = timeout(SOON, rival).await.unwrap().unwrap();
-        assert!(granted >= lost, "the rival was granted {:?} before the loss", lost - granted);
+        assert!(
+            granted >= lost,
+            "the rival was granted {:?} before the loss",
+            lost - granted
+        );
         assert!(next.fencing_token() > guard.fencing_token());
         // No new lock on that side either, and the error is a retryable one that says so.
-        let error = one.mutex("other").with_ttl(ttl(2)).try_lock().await.unwrap_err();
+        let error = one
+            .mutex("other")
+            .with_ttl(ttl(2))
+            .try_lock()
+            .await
+            .unwrap_err();
         assert!(error.is_retryable(), "{error:?}");
 
         cluster.links().unwrap().heal();

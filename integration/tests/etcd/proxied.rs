@@ -26,7 +26,13 @@ fn proxy_before(cluster: &EtcdCluster, program: PathBuf, advertised: &str) -> (P
         "proxy",
     ];
     proxy.set_arguments(options);
-    proxy.start(PATIENCE, || TcpStream::connect(&addr).map(drop).map_err(|error| error.to_string())).unwrap();
+    proxy
+        .start(PATIENCE, || {
+            TcpStream::connect(&addr)
+                .map(drop)
+                .map_err(|error| error.to_string())
+        })
+        .unwrap();
     (proxy, addr)
 }
 
@@ -37,7 +43,9 @@ async fn behind_the_grpc_proxy_nothing_is_promised() {
         // It answers itself who the members are, or lets the server answer.
         for advertised in ["127.0.0.1:23790", ""] {
             let (_proxy, addr) = proxy_before(&cluster, program.clone(), advertised);
-            let error = EtcdBackend::connect(&format!("etcd://{addr}/")).await.unwrap_err();
+            let error = EtcdBackend::connect(&format!("etcd://{addr}/"))
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
             assert!(error.to_string().contains("gRPC proxy"), "{error}");
         }

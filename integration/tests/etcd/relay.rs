@@ -48,7 +48,12 @@ impl Relay {
     /// Starts it: where it listens.
     pub(crate) async fn start(server: SocketAddr, fate: Fate) -> (Self, SocketAddr) {
         let stranger = Client::connect([server.to_string()], None).await.unwrap();
-        let relay = Self { server, stranger, fate, done: Arc::default() };
+        let relay = Self {
+            server,
+            stranger,
+            fate,
+            done: Arc::default(),
+        };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let accepting = relay.clone();
@@ -56,7 +61,9 @@ impl Relay {
             loop {
                 let (from_client, _) = listener.accept().await.unwrap();
                 let relay = accepting.clone();
-                drop(tokio::spawn(async move { relay.pass_on(from_client).await }));
+                drop(tokio::spawn(
+                    async move { relay.pass_on(from_client).await },
+                ));
             }
         }));
         (relay, addr)
@@ -77,8 +84,14 @@ impl Relay {
         }
     }
 
-    /// Passes on the frames of HTTP/2. Ends when the answer is to be lost; before that, it sets `mute`.
-    async fn frames(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mute: &AtomicBool) -> io::Result<()> {
+    /// Passes on the frames of HTTP/2. Ends when the answer is to be lost; before that, it sets
+    /// `mute`.
+    async fn frames(
+        &self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        mute: &AtomicBool,
+    ) -> io::Result<()> {
         let mut preface = [0; 24];
         from.read_exact(&mut preface).await?;
         to.write_all(&preface).await?;
@@ -92,13 +105,25 @@ impl Relay {
             match (self.fate, asked_id(&payload), only_field(&payload)) {
                 (Fate::Taken, Some(id), _) if is_data => {
                     let taken = LeaseGrantOptions::new().with_id(id);
-                    self.stranger.lease_client().grant(STRANGERS_TTL_S, Some(taken)).await.unwrap();
+                    self.stranger
+                        .lease_client()
+                        .grant(STRANGERS_TTL_S, Some(taken))
+                        .await
+                        .unwrap();
                     self.done.store(true, Ordering::Relaxed);
                 }
                 (Fate::AnswerLost, Some(id), _) if is_data => {
                     mute.store(true, Ordering::Relaxed);
                     to.write_all(&frame).await?;
-                    while self.stranger.lease_client().time_to_live(id, None).await.unwrap().ttl() < 0 {
+                    while self
+                        .stranger
+                        .lease_client()
+                        .time_to_live(id, None)
+                        .await
+                        .unwrap()
+                        .ttl()
+                        < 0
+                    {
                         sleep(Duration::from_millis(5)).await;
                     }
                     self.done.store(true, Ordering::Relaxed);
@@ -108,15 +133,26 @@ impl Relay {
                 (Fate::DeleteLost, _, Some(key)) if is_data && key.starts_with(b"k/") => {
                     mute.store(true, Ordering::Relaxed);
                     to.write_all(&frame).await?;
-                    while !self.stranger.kv_client().get(key, None).await.unwrap().kvs().is_empty() {
+                    while !self
+                        .stranger
+                        .kv_client()
+                        .get(key, None)
+                        .await
+                        .unwrap()
+                        .kvs()
+                        .is_empty()
+                    {
                         sleep(Duration::from_millis(5)).await;
                     }
                     self.done.store(true, Ordering::Relaxed);
                     return Ok(());
                 }
-                // It begins with a key. The one by which the backend looks for a proxy has a large id.
+                // It begins with a key. The one by which the backend looks for a proxy has a large
+                // id.
                 (Fate::Unwatched, _, Some(watch))
-                    if head[3] == 0 && watch.starts_with(&[0x0a]) && !watch.windows(8).any(|id| id == [0xff; 8]) =>
+                    if head[3] == 0
+                        && watch.starts_with(&[0x0a])
+                        && !watch.windows(8).any(|id| id == [0xff; 8]) =>
                 {
                     self.done.store(true, Ordering::Relaxed);
                     continue;
@@ -129,7 +165,11 @@ impl Relay {
 }
 
 /// Passes on what the server says, until `mute` is set.
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mute: &AtomicBool) -> io::Result<()> {
+async fn answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mute: &AtomicBool,
+) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = from.read(&mut buffer).await?;
@@ -143,7 +183,8 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mute: &AtomicB
     }
 }
 
-/// The id in a request for a lease: a TTL and a number that is larger than anything else that is sent as a second field.
+/// The id in a request for a lease: a TTL and a number that is larger than anything else that is
+/// sent as a second field.
 fn asked_id(frame: &[u8]) -> Option<i64> {
     let (_ttl, rest) = number(frame.get(5..)?.strip_prefix(&[0x08])?)?;
     let (id, rest) = number(rest.strip_prefix(&[0x10])?)?;
@@ -159,6 +200,9 @@ fn only_field(frame: &[u8]) -> Option<&[u8]> {
 /// A number as protobuf writes it, and what follows.
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let last = bytes.iter().position(|byte| byte & 0x80 == 0)?;
-    let value = bytes[..=last].iter().rev().fold(0_u64, |value, byte| value << 7 | u64::from(byte & 0x7f));
+    let value = bytes[..=last]
+        .iter()
+        .rev()
+        .fold(0_u64, |value, byte| value << 7 | u64::from(byte & 0x7f));
     Some((value, &bytes[last + 1..]))
 }

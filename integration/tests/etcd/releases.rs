@@ -1,4 +1,5 @@
-//! Releases whose deposed leader revokes live leases (etcd issue 15247) are known and told of; and those without the fault.
+//! Releases whose deposed leader revokes live leases (etcd issue 15247) are known and told of; and
+//! those without the fault.
 
 use std::{
     io::{self, Write},
@@ -27,7 +28,10 @@ impl Log {
     /// How many warnings there are of this member, of which each says this.
     fn warnings(&self, member: &str, says: &str) -> usize {
         let of = format!("member=\"{member}\"");
-        self.read().lines().filter(|line| line.contains("WARN") && line.contains(&of) && line.contains(says)).count()
+        self.read()
+            .lines()
+            .filter(|line| line.contains("WARN") && line.contains(&of) && line.contains(says))
+            .count()
     }
 }
 
@@ -52,11 +56,15 @@ impl<'a> MakeWriter<'a> for Log {
 
 fn logging() -> (Log, impl Sized) {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
     (log, subscriber.set_default())
 }
 
-/// Also of the members that the URL does not name. The machine's own etcd has the fault where it is Debian 12's.
+/// Also of the members that the URL does not name. The machine's own etcd has the fault where it is
+/// Debian 12's.
 #[tokio::test]
 async fn members_that_revoke_live_leases_are_told_of() {
     let (log, _logging) = logging();
@@ -64,10 +72,19 @@ async fn members_that_revoke_live_leases_are_told_of() {
     let version = cluster.at(0).version().unwrap();
     let faulty = version.starts_with("3.4.");
     let backend = backend(&cluster.at(1).url()).await;
-    let expected = if faulty { Restart::FailOverMayFree } else { Restart::Keeps };
+    let expected = if faulty {
+        Restart::FailOverMayFree
+    } else {
+        Restart::Keeps
+    };
     assert_eq!(backend.capabilities().restart, expected, "{version}");
     for member in ["m0", "m1", "m2"] {
-        assert_eq!(log.warnings(member, &version), usize::from(faulty), "{}", log.read());
+        assert_eq!(
+            log.warnings(member, &version),
+            usize::from(faulty),
+            "{}",
+            log.read()
+        );
     }
     backend.close().await.unwrap();
 }
@@ -75,7 +92,11 @@ async fn members_that_revoke_live_leases_are_told_of() {
 #[tokio::test]
 async fn a_later_release_keeps_locks_over_a_fail_over() {
     let (log, _logging) = logging();
-    let cluster = EtcdCluster::builder().members(3).later_release().start().unwrap();
+    let cluster = EtcdCluster::builder()
+        .members(3)
+        .later_release()
+        .start()
+        .unwrap();
     let backend = backend(&cluster.url()).await;
     assert_eq!(backend.capabilities().restart, Restart::Keeps);
     assert_eq!(log.read(), "");
@@ -93,7 +114,8 @@ async fn a_member_that_is_alone_is_no_matter_of_warnings() {
     backend.close().await.unwrap();
 }
 
-/// A cluster on its way to a later release: the last member is down, comes back as what it was, and then as the later one.
+/// A cluster on its way to a later release: the last member is down, comes back as what it was, and
+/// then as the later one.
 #[tokio::test]
 async fn a_member_that_joins_later_is_told_of() {
     let (log, _logging) = logging();
@@ -104,9 +126,18 @@ async fn a_member_that_joins_later_is_told_of() {
     }
     cluster.member(2).kill();
     let backend = backend(&cluster.at(0).url()).await;
-    assert_eq!(backend.capabilities().restart, Restart::FailOverMayFree, "nobody knows");
+    assert_eq!(
+        backend.capabilities().restart,
+        Restart::FailOverMayFree,
+        "nobody knows"
+    );
     assert_eq!(log.warnings("m2", "cannot learn"), 1, "{}", log.read());
-    assert_eq!((log.warnings("m0", ""), log.warnings("m1", "")), (0, 0), "{}", log.read());
+    assert_eq!(
+        (log.warnings("m0", ""), log.warnings("m1", "")),
+        (0, 0),
+        "{}",
+        log.read()
+    );
 
     cluster.member(2).restart_as(false).unwrap();
     let begun = Instant::now();

@@ -17,13 +17,27 @@ async fn stopped_server_fails_in_time_and_holder_loses_by_deadline() {
     cluster.member(0).pause().unwrap();
     let latest = SystemClock.now() + Duration::from_secs(3);
     let begun = Instant::now();
-    let error = client.mutex("other").with_ttl(ttl(3)).try_lock().await.unwrap_err();
+    let error = client
+        .mutex("other")
+        .with_ttl(ttl(3))
+        .try_lock()
+        .await
+        .unwrap_err();
     assert!(error.is_retryable(), "{error:?}");
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
-    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
-    assert!(guard.deadline().moment() <= latest, "the deadline has moved though nobody answered");
+    assert_eq!(
+        timeout(SOON, guard.lost()).await.unwrap(),
+        LossReason::Expired
+    );
+    assert!(
+        guard.deadline().moment() <= latest,
+        "the deadline has moved though nobody answered"
+    );
     cluster.member(0).resume().unwrap();
-    let next = timeout(SOON, client.mutex("k").with_ttl(ttl(3)).lock()).await.unwrap().unwrap();
+    let next = timeout(SOON, client.mutex("k").with_ttl(ttl(3)).lock())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(next.fencing_token() > guard.fencing_token());
 }
 
@@ -68,23 +82,42 @@ async fn refused(url: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_say_what_to_do() {
     let told = refused("etcd://127.0.0.1:1/").await;
-    assert!(told.contains("etcd://127.0.0.1:1 (") && told.contains("onnection refused"), "{told}");
+    assert!(
+        told.contains("etcd://127.0.0.1:1 (") && told.contains("onnection refused"),
+        "{told}"
+    );
     assert_eq!(told.matches("efused").count(), 1, "{told}");
     let told = refused("etcd://nowhere.invalid:1/").await;
-    assert!(told.contains("nowhere.invalid:1") && told.contains("check the address"), "{told}");
+    assert!(
+        told.contains("nowhere.invalid:1") && told.contains("check the address"),
+        "{told}"
+    );
     // A port that answers nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let told = refused(&format!("etcd://{}/?timeout=200ms", silent.local_addr().unwrap())).await;
-    assert!(told.contains("200ms") && told.contains("`timeout`"), "{told}");
+    let told = refused(&format!(
+        "etcd://{}/?timeout=200ms",
+        silent.local_addr().unwrap()
+    ))
+    .await;
+    assert!(
+        told.contains("200ms") && told.contains("`timeout`"),
+        "{told}"
+    );
 }
 
 /// Each says something of its own, or nothing, to what it does not understand.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_no_etcd_is_told() {
-    let (redis, postgres) = (RedisServer::start().unwrap(), PostgresServer::start().unwrap());
+    let (redis, postgres) = (
+        RedisServer::start().unwrap(),
+        PostgresServer::start().unwrap(),
+    );
     let zookeeper = ZookeeperServer::start().unwrap();
     for addr in [redis.addr(), postgres.addr(), zookeeper.addr()] {
         let told = refused(&format!("etcd://{addr}/")).await;
-        assert!(told.contains("Is it an etcd server") && told.contains(&addr.to_string()), "{told}");
+        assert!(
+            told.contains("Is it an etcd server") && told.contains(&addr.to_string()),
+            "{told}"
+        );
     }
 }

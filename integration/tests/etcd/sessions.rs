@@ -14,12 +14,26 @@ async fn a_session_keeps_many_locks_alive_with_few_requests() {
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let mut guards = Vec::new();
     for n in 0..50 {
-        guards.push(one.mutex(format!("k{n}")).with_ttl(ttl(2)).lock().await.unwrap());
+        guards.push(
+            one.mutex(format!("k{n}"))
+                .with_ttl(ttl(2))
+                .lock()
+                .await
+                .unwrap(),
+        );
     }
     sleep(Duration::from_secs(5)).await;
     for (n, guard) in guards.into_iter().enumerate() {
         assert!(guard.is_held());
-        assert_eq!(other.mutex(format!("k{n}")).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(
+            other
+                .mutex(format!("k{n}"))
+                .try_lock()
+                .await
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Contended
+        );
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }
 }
@@ -29,8 +43,17 @@ async fn unrenewed_lock_is_released_and_its_neighbours_are_kept() {
     let cluster = EtcdCluster::start().unwrap();
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let kept = one.mutex("kept").with_ttl(ttl(2)).lock().await.unwrap();
-    let manual = one.mutex("manual").with_ttl(ttl(2)).with_renewal(Renewal::Manual).lock().await.unwrap();
-    let next = timeout(SOON, other.mutex("manual").lock()).await.unwrap().unwrap();
+    let manual = one
+        .mutex("manual")
+        .with_ttl(ttl(2))
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
+    let next = timeout(SOON, other.mutex("manual").lock())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(!manual.is_held());
     assert_eq!(manual.lost().await, LossReason::Expired);
     assert!(kept.is_held());
@@ -49,7 +72,10 @@ async fn revoked_session_notifies_holder_and_grants_no_waiter() {
     });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
     let revoke = |cluster: &EtcdCluster, which: &str| {
-        cluster.at(0).ctl(&["lease", "revoke", &lease_of(which, "k")]).unwrap();
+        cluster
+            .at(0)
+            .ctl(&["lease", "revoke", &lease_of(which, "k")])
+            .unwrap();
     };
     // The waiter's session first: it queues again in a new one.
     let keys = locks(&cluster);
@@ -57,13 +83,19 @@ async fn revoked_session_notifies_holder_and_grants_no_waiter() {
     let holder = holder_key(&cluster, token);
     let waiting = keys.iter().find(|key| **key != holder).unwrap().clone();
     revoke(&cluster, &waiting);
-    until_locks(&cluster, "the waiter in a new session", |keys| keys.len() == 2 && !keys.contains(&waiting)).await;
+    until_locks(&cluster, "the waiter in a new session", |keys| {
+        keys.len() == 2 && !keys.contains(&waiting)
+    })
+    .await;
     assert!(guard.is_held() && !waiter.is_finished());
     // Then the holder's.
     revoke(&cluster, &holder);
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     assert!(next.fencing_token() > guard.fencing_token());
-    assert_eq!(timeout(Duration::from_secs(2), guard.lost()).await.unwrap(), LossReason::SessionEnded);
+    assert_eq!(
+        timeout(Duration::from_secs(2), guard.lost()).await.unwrap(),
+        LossReason::SessionEnded
+    );
     assert!(next.is_held());
 }
 
@@ -71,7 +103,10 @@ fn holder_key(cluster: &EtcdCluster, token: u64) -> String {
     locks(cluster)
         .into_iter()
         .find(|key| {
-            let output = cluster.at(0).ctl(&["get", key, "--write-out=json"]).unwrap();
+            let output = cluster
+                .at(0)
+                .ctl(&["get", key, "--write-out=json"])
+                .unwrap();
             let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
             json["kvs"][0]["create_revision"].as_u64() == Some(token)
         })

@@ -34,7 +34,11 @@ pub(crate) fn locks(cluster: &EtcdCluster) -> Vec<String> {
 }
 
 /// Waits until the keys of those who hold or wait are as they should be.
-pub(crate) async fn until_locks(cluster: &EtcdCluster, what: &str, are: impl Fn(&[String]) -> bool) {
+pub(crate) async fn until_locks(
+    cluster: &EtcdCluster,
+    what: &str,
+    are: impl Fn(&[String]) -> bool,
+) {
     let begun = Instant::now();
     loop {
         let keys = locks(cluster);
@@ -48,5 +52,10 @@ pub(crate) async fn until_locks(cluster: &EtcdCluster, what: &str, are: impl Fn(
 
 /// The lease in a key of `name`.
 pub(crate) fn lease_of(key: &str, name: &str) -> String {
-    key.strip_prefix(&format!("{name}/")).unwrap().split('-').next().unwrap().to_owned()
+    key.strip_prefix(&format!("{name}/"))
+        .unwrap()
+        .split('-')
+        .next()
+        .unwrap()
+        .to_owned()
 }

@@ -16,7 +16,11 @@ async fn only_the_right_certificates_on_both_sides_connect() {
     let port = cluster.at(0).addr().port();
     let url = |host: &str, ca: &Certificates, own: Option<&Certificates>| {
         let own = own.map_or_else(String::new, |own| {
-            format!("&cert={}&key={}", own.certificate().display(), own.key().display())
+            format!(
+                "&cert={}&key={}",
+                own.certificate().display(),
+                own.key().display()
+            )
         });
         format!("etcds://{host}:{port}/?ca={}{own}", ca.ca().display())
     };
@@ -30,13 +34,15 @@ async fn only_the_right_certificates_on_both_sides_connect() {
         client.close().await.unwrap();
     }
 
-    // An authority that did not sign the server's; none of our own; one that the server's authority did not sign.
+    // An authority that did not sign the server's; none of our own; one that the server's authority
+    // did not sign.
     for (url, says) in [
         (url("127.0.0.1", &other, Some(&right)), "?ca="),
         (url("127.0.0.1", &right, None), "?cert="),
         (url("127.0.0.1", &right, Some(&other)), "?cert="),
     ] {
-        // What the server says of ours may be overtaken by the end of the connection, but not for ever.
+        // What the server says of ours may be overtaken by the end of the connection, but not for
+        // ever.
         let mut told = None;
         for _ in 0..50 {
             let error = EtcdBackend::connect(&url).await.unwrap_err();
@@ -46,17 +52,32 @@ async fn only_the_right_certificates_on_both_sides_connect() {
             }
             assert!(error.is_retryable(), "{url}: {error:?}");
         }
-        assert!(told.as_ref().is_some_and(|told| told.contains(says)), "{url}: {told:?}");
+        assert!(
+            told.as_ref().is_some_and(|told| told.contains(says)),
+            "{url}: {told:?}"
+        );
     }
     // In order, but for another host.
     let elsewhere = Certificates::generate_for(folders[2].path(), &["elsewhere.example"]).unwrap();
     let stranger = EtcdCluster::builder().tls(&elsewhere).start().unwrap();
     let (ca, own) = (elsewhere.ca(), (elsewhere.certificate(), elsewhere.key()));
-    let options = format!("ca={}&cert={}&key={}", ca.display(), own.0.display(), own.1.display());
-    let error = EtcdBackend::connect(&format!("etcds://{}/?{options}", stranger.at(0).addr())).await.unwrap_err();
+    let options = format!(
+        "ca={}&cert={}&key={}",
+        ca.display(),
+        own.0.display(),
+        own.1.display()
+    );
+    let error = EtcdBackend::connect(&format!("etcds://{}/?{options}", stranger.at(0).addr()))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
 
     // Without TLS nothing is understood, and it does not hang.
-    let plain = EtcdBackend::connect(&format!("etcd://127.0.0.1:{port}/")).await.unwrap_err();
-    assert!(plain.is_retryable() || plain.kind() == ErrorKind::Protocol, "{plain:?}");
+    let plain = EtcdBackend::connect(&format!("etcd://127.0.0.1:{port}/"))
+        .await
+        .unwrap_err();
+    assert!(
+        plain.is_retryable() || plain.kind() == ErrorKind::Protocol,
+        "{plain:?}"
+    );
 }

@@ -41,10 +41,14 @@ async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
     for direction in [Direction::ServerToClient, Direction::ClientToServer] {
         proxy.delay(direction, Duration::from_millis(700));
     }
-    let waiter = tokio::spawn(async move { far.mutex("k").with_ttl(ttl(120)).lock().await.unwrap() });
+    let waiter =
+        tokio::spawn(async move { far.mutex("k").with_ttl(ttl(120)).lock().await.unwrap() });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
     free(held).await;
-    let granted = timeout(4 * SOON, waiter).await.expect("it hears no answer").unwrap();
+    let granted = timeout(4 * SOON, waiter)
+        .await
+        .expect("it hears no answer")
+        .unwrap();
     assert!(granted.is_held());
 }
 
@@ -53,16 +57,27 @@ async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
 async fn a_waiter_without_a_watch_looks_often() {
     let cluster = EtcdCluster::start().unwrap();
     let (relay, addr) = Relay::start(cluster.at(0).addr(), Fate::Unwatched).await;
-    let (one, other) = (client(&cluster.url()).await, client(&format!("etcd://{addr}/?fallback-poll-interval=3600s")).await);
+    let (one, other) = (
+        client(&cluster.url()).await,
+        client(&format!("etcd://{addr}/?fallback-poll-interval=3600s")).await,
+    );
     let guard = one.mutex("k").lock().await.unwrap();
     let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
     let looks = || {
         let metrics = cluster.at(0).metrics().unwrap();
         let transactions = metrics.lines().find(|line| {
-            line.starts_with("grpc_server_handled_total") && line.contains(r#"OK""#) && line.contains(r#""Txn""#)
+            line.starts_with("grpc_server_handled_total")
+                && line.contains(r#"OK""#)
+                && line.contains(r#""Txn""#)
         });
-        transactions.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+        transactions
+            .unwrap()
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
     };
     let (before, begun) = (looks(), Instant::now());
     while looks() < before + 30.0 {
@@ -80,9 +95,16 @@ async fn cancelled_waiters_leave_nothing() {
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let guard = one.mutex("k").lock().await.unwrap();
     for wait in [1, 3, 10, 30, 100] {
-        let error = other.mutex("k").lock_timeout(Duration::from_millis(wait)).await.unwrap_err();
+        let error = other
+            .mutex("k")
+            .lock_timeout(Duration::from_millis(wait))
+            .await
+            .unwrap_err();
         // So soon the cluster may not have answered.
-        assert!(matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unavailable), "{error:?}");
+        assert!(
+            matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unavailable),
+            "{error:?}"
+        );
     }
     until_locks(&cluster, "the holder alone", |keys| keys.len() == 1).await;
     free(guard).await;
@@ -98,14 +120,20 @@ async fn a_refused_attempt_is_woken_by_the_release() {
         let Attempt::Granted(lease) = Arc::clone(&one).try_acquire(request()).await.unwrap() else {
             panic!("contended")
         };
-        let Attempt::Contended(contention) = Arc::clone(&other).try_acquire(request()).await.unwrap() else {
+        let Attempt::Contended(contention) =
+            Arc::clone(&other).try_acquire(request()).await.unwrap()
+        else {
             panic!("granted twice")
         };
         let wake = tokio::spawn(contention.wake.unwrap());
         sleep(Duration::from_millis(100)).await;
         assert!(!wake.is_finished());
         assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
-        assert_eq!(lease.release().await.unwrap(), Released::AlreadyLost, "told once");
+        assert_eq!(
+            lease.release().await.unwrap(),
+            Released::AlreadyLost,
+            "told once"
+        );
         timeout(SOON, wake).await.unwrap().unwrap();
     }
 }
@@ -118,12 +146,21 @@ async fn a_compaction_during_a_wait_does_not_hang_it() {
     let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
     sleep(Duration::from_millis(200)).await;
     for n in 0..20 {
-        cluster.at(0).ctl(&["put", "unrelated", &n.to_string()]).unwrap();
+        cluster
+            .at(0)
+            .ctl(&["put", "unrelated", &n.to_string()])
+            .unwrap();
     }
-    let output = cluster.at(0).ctl(&["get", "unrelated", "--write-out=json"]).unwrap();
+    let output = cluster
+        .at(0)
+        .ctl(&["get", "unrelated", "--write-out=json"])
+        .unwrap();
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let revision = json["header"]["revision"].to_string();
-    cluster.at(0).ctl(&["compact", "--physical", &revision]).unwrap();
+    cluster
+        .at(0)
+        .ctl(&["compact", "--physical", &revision])
+        .unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     drop(timeout(SOON, waiter).await.unwrap().unwrap());
 }
@@ -133,7 +170,11 @@ async fn who_waits_while_its_lease_expires_is_not_granted() {
     let cluster = EtcdCluster::start().unwrap();
     let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
     let one = client(&cluster.url()).await;
-    let through = client(&format!("etcd://{}/?timeout=300ms&connect-timeout=300ms", proxy.addr())).await;
+    let through = client(&format!(
+        "etcd://{}/?timeout=300ms&connect-timeout=300ms",
+        proxy.addr()
+    ))
+    .await;
     let guard = one.mutex("k").lock().await.unwrap();
     let waiter = tokio::spawn(async move { through.mutex("k").with_ttl(ttl(2)).lock().await });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
@@ -168,10 +209,20 @@ async fn a_write_to_the_holders_key_grants_no_waiter() {
     let key = locks(&cluster).remove(0);
     let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
-    cluster.at(0).ctl(&["put", "--ignore-lease", &key, "written by an administrator"]).unwrap();
+    cluster
+        .at(0)
+        .ctl(&["put", "--ignore-lease", &key, "written by an administrator"])
+        .unwrap();
     let looking = backend(&cluster.url()).await;
-    let holders = looking.inspect(&"k".try_into().unwrap()).await.unwrap().holders;
-    assert!(matches!(looking.break_lock(&holders[0], false).await.unwrap(), Broken::FreeWithin(Some(_))));
+    let holders = looking
+        .inspect(&"k".try_into().unwrap())
+        .await
+        .unwrap()
+        .holders;
+    assert!(matches!(
+        looking.break_lock(&holders[0], false).await.unwrap(),
+        Broken::FreeWithin(Some(_))
+    ));
     // Somebody ahead of the waiter comes and goes, too: not the holder.
     let ahead = format!("{key}0");
     cluster.at(0).ctl(&["put", &ahead, "x"]).unwrap();
@@ -191,13 +242,25 @@ async fn a_waiter_broken_before_its_grant_queues_again() {
     let holder = locks(&cluster).remove(0);
     let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
-    let waiting = locks(&cluster).into_iter().find(|key| *key != holder).unwrap();
-    let output = cluster.at(0).ctl(&["get", &waiting, "--write-out=json"]).unwrap();
+    let waiting = locks(&cluster)
+        .into_iter()
+        .find(|key| *key != holder)
+        .unwrap();
+    let output = cluster
+        .at(0)
+        .ctl(&["get", &waiting, "--write-out=json"])
+        .unwrap();
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let revision = json["kvs"][0]["create_revision"].as_u64().unwrap();
-    cluster.at(0).ctl(&["put", &format!("%broken/{revision}/{waiting}"), ""]).unwrap();
+    cluster
+        .at(0)
+        .ctl(&["put", &format!("%broken/{revision}/{waiting}"), ""])
+        .unwrap();
     free(guard).await;
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
-    assert!(next.fencing_token().unwrap().get() > revision, "granted although it was broken");
+    assert!(
+        next.fencing_token().unwrap().get() > revision,
+        "granted although it was broken"
+    );
     free(next).await;
 }

@@ -10,23 +10,41 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client at this address, as a user would run it.
 fn psql(url: &str, sql: &str) -> Result<String, String> {
-    let output = Command::new("psql").args(["-X", "-q", "-A", "-t", url, "-c", sql]).output().unwrap();
-    let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if output.status.success() { Ok(said.trim_end().to_owned()) } else { Err(complaint.into_owned()) }
+    let output = Command::new("psql")
+        .args(["-X", "-q", "-A", "-t", url, "-c", sql])
+        .output()
+        .unwrap();
+    let (said, complaint) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    if output.status.success() {
+        Ok(said.trim_end().to_owned())
+    } else {
+        Err(complaint.into_owned())
+    }
 }
 
 fn backend_of(session: &mut Psql) -> u32 {
-    session.ask("SELECT pg_backend_pid()", PATIENCE).unwrap().parse().unwrap()
+    session
+        .ask("SELECT pg_backend_pid()", PATIENCE)
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
-/// Whether it runs or is stopped. Dead, it may still wait for a first process of the machine that is slow to reap.
+/// Whether it runs or is stopped. Dead, it may still wait for a first process of the machine that
+/// is slow to reap.
 fn exists(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 fn table(server: &PostgresServer) {
-    server.psql("CREATE TABLE t (n int); INSERT INTO t VALUES (7)").unwrap();
+    server
+        .psql("CREATE TABLE t (n int); INSERT INTO t VALUES (7)")
+        .unwrap();
 }
 
 #[test]
@@ -57,9 +75,15 @@ fn a_dropped_server_gives_its_shared_memory_back() {
     // Whoever made a segment is in the fifth column; see proc(5).
     let segments = || {
         let all = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
-        all.lines().filter(|line| line.split_whitespace().nth(4) == Some(&*pid)).count()
+        all.lines()
+            .filter(|line| line.split_whitespace().nth(4) == Some(&*pid))
+            .count()
     };
-    assert!(segments() == 1 && !files.is_empty(), "{} segments and {files:?}", segments());
+    assert!(
+        segments() == 1 && !files.is_empty(),
+        "{} segments and {files:?}",
+        segments()
+    );
     drop(server);
     assert_eq!(segments(), 0);
     for file in files {
@@ -69,7 +93,10 @@ fn a_dropped_server_gives_its_shared_memory_back() {
 
 #[test]
 fn two_servers_share_nothing() {
-    let (first, second) = (PostgresServer::start().unwrap(), PostgresServer::start().unwrap());
+    let (first, second) = (
+        PostgresServer::start().unwrap(),
+        PostgresServer::start().unwrap(),
+    );
     table(&first);
     assert_eq!(first.psql("SELECT n FROM t").unwrap(), "7");
     assert!(second.psql("SELECT n FROM t").is_err());
@@ -77,12 +104,18 @@ fn two_servers_share_nothing() {
 
 #[test]
 fn settings_are_taken_and_a_wrong_one_shows_the_log() {
-    let server = PostgresServer::builder().setting("max_connections", "17").start().unwrap();
+    let server = PostgresServer::builder()
+        .setting("max_connections", "17")
+        .start()
+        .unwrap();
     assert_eq!(server.psql("SHOW max_connections").unwrap(), "17");
     assert_eq!(server.psql("SHOW fsync").unwrap(), "off");
     let durable = PostgresServer::builder().durable().start().unwrap();
     assert_eq!(durable.psql("SHOW fsync").unwrap(), "on");
-    let error = PostgresServer::builder().setting("no_such_setting", "1").start().unwrap_err();
+    let error = PostgresServer::builder()
+        .setting("no_such_setting", "1")
+        .start()
+        .unwrap_err();
     assert!(error.to_string().contains("no_such_setting"), "{error}");
 }
 
@@ -135,14 +168,23 @@ fn stopped_server_process_is_silent_and_others_continue() {
 #[test]
 fn killed_server_process_restarts_the_whole_server() {
     let mut server = PostgresServer::start().unwrap();
-    let (mut first, mut second) = (server.psql_session().unwrap(), server.psql_session().unwrap());
+    let (mut first, mut second) = (
+        server.psql_session().unwrap(),
+        server.psql_session().unwrap(),
+    );
     let (backend, other) = (backend_of(&mut first), backend_of(&mut second));
-    let (pid, started) = (server.pid(), server.psql("SELECT pg_postmaster_start_time()").unwrap());
+    let (pid, started) = (
+        server.pid(),
+        server.psql("SELECT pg_postmaster_start_time()").unwrap(),
+    );
     server.kill_backend(backend).unwrap();
     server.wait_until_it_answers().unwrap();
     assert!(!exists(other));
     assert_eq!(server.pid(), pid);
-    assert_eq!(server.psql("SELECT pg_postmaster_start_time()").unwrap(), started);
+    assert_eq!(
+        server.psql("SELECT pg_postmaster_start_time()").unwrap(),
+        started
+    );
 }
 
 #[test]
@@ -165,9 +207,17 @@ fn a_standby_follows_and_takes_over_when_it_is_promoted() {
 
 #[test]
 fn access_is_as_the_lines_say() {
-    let server = PostgresServer::builder().access("host all shop 127.0.0.1/32 scram-sha-256").start().unwrap();
-    server.psql("CREATE ROLE shop LOGIN PASSWORD 's3cret'").unwrap();
-    assert_eq!(psql(&server.url_as("shop:s3cret"), "SELECT current_user").unwrap(), "shop");
+    let server = PostgresServer::builder()
+        .access("host all shop 127.0.0.1/32 scram-sha-256")
+        .start()
+        .unwrap();
+    server
+        .psql("CREATE ROLE shop LOGIN PASSWORD 's3cret'")
+        .unwrap();
+    assert_eq!(
+        psql(&server.url_as("shop:s3cret"), "SELECT current_user").unwrap(),
+        "shop"
+    );
     assert!(psql(&server.url_as("shop:wrong"), "SELECT 1").is_err());
 }
 
@@ -179,7 +229,16 @@ fn tls_needs_a_client_that_trusts_the_ca() {
     let elsewhere = tempfile::tempdir().unwrap();
     let other = Certificates::generate(elsewhere.path()).unwrap();
     let plain = format!("postgres://postgres@{}/postgres", server.addr());
-    assert!(psql(&format!("{plain}?sslmode=verify-full&sslrootcert={}", other.ca().display()), sql).is_err());
+    assert!(
+        psql(
+            &format!(
+                "{plain}?sslmode=verify-full&sslrootcert={}",
+                other.ca().display()
+            ),
+            sql
+        )
+        .is_err()
+    );
     assert!(psql(&format!("{plain}?sslmode=disable"), sql).is_err());
 }
 
@@ -189,13 +248,23 @@ fn pooler_lends_a_connection_as_its_mode_says() {
     let one = [("default_pool_size", "1")];
     for mode in [PoolMode::Transaction, PoolMode::Statement] {
         let pooler = PgBouncer::start_with(&server, mode, &one).unwrap();
-        let (mut first, mut second) = (Psql::connect(&pooler.url()).unwrap(), Psql::connect(&pooler.url()).unwrap());
+        let (mut first, mut second) = (
+            Psql::connect(&pooler.url()).unwrap(),
+            Psql::connect(&pooler.url()).unwrap(),
+        );
         assert_eq!(backend_of(&mut first), backend_of(&mut second), "{mode:?}");
         let begun = first.ask("BEGIN; SELECT 'begun'", PATIENCE);
-        assert_eq!(begun.is_ok_and(|rows| rows == "begun"), mode == PoolMode::Transaction, "{mode:?}");
+        assert_eq!(
+            begun.is_ok_and(|rows| rows == "begun"),
+            mode == PoolMode::Transaction,
+            "{mode:?}"
+        );
     }
     let pooler = PgBouncer::start_with(&server, PoolMode::Session, &one).unwrap();
-    let (mut first, mut second) = (Psql::connect(&pooler.url()).unwrap(), Psql::connect(&pooler.url()).unwrap());
+    let (mut first, mut second) = (
+        Psql::connect(&pooler.url()).unwrap(),
+        Psql::connect(&pooler.url()).unwrap(),
+    );
     backend_of(&mut first);
     second.send("SELECT 'mine now'").unwrap();
     assert!(second.answer(Duration::from_millis(300)).is_err());

@@ -15,7 +15,11 @@ fn a_peer_hears_and_is_heard_and_ends_when_it_wants() {
         }
         return;
     }
-    let mut peer = Peer::this_test("process::a_peer_hears_and_is_heard_and_ends_when_it_wants", "echo").unwrap();
+    let mut peer = Peer::this_test(
+        "process::a_peer_hears_and_is_heard_and_ends_when_it_wants",
+        "echo",
+    )
+    .unwrap();
     for line in ["one", "two"] {
         peer.say(line).unwrap();
         assert_eq!(peer.hear(PATIENCE).unwrap(), format!("heard {line}"));
@@ -34,29 +38,40 @@ fn a_server_dies_with_a_test_process_that_is_killed() {
         peer::listen();
         return;
     }
-    let mut peer = Peer::this_test("process::a_server_dies_with_a_test_process_that_is_killed", "starter").unwrap();
+    let mut peer = Peer::this_test(
+        "process::a_server_dies_with_a_test_process_that_is_killed",
+        "starter",
+    )
+    .unwrap();
     let (pid, folder) = (peer.hear(PATIENCE).unwrap(), peer.hear(PATIENCE).unwrap());
     let server = Path::new("/proc").join(pid);
     assert!(server.exists());
     peer.process().kill();
     let end = Instant::now() + PATIENCE;
     while alive(&server) {
-        assert!(Instant::now() < end, "the server has outlived the test process that started it");
+        assert!(
+            Instant::now() < end,
+            "the server has outlived the test process that started it"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     // The one thing that a killed process leaves behind.
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Not dead. In a container without a proper first process nobody reaps an orphan, which then stays as a zombie.
+/// Not dead. In a container without a proper first process nobody reaps an orphan, which then stays
+/// as a zombie.
 fn alive(process: &Path) -> bool {
     let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 #[test]
 fn a_server_outlives_the_thread_that_started_it() {
-    let mut server = std::thread::spawn(|| RedisServer::start().unwrap()).join().unwrap();
+    let mut server = std::thread::spawn(|| RedisServer::start().unwrap())
+        .join()
+        .unwrap();
     std::thread::sleep(Duration::from_millis(100));
     assert!(server.pid().is_some());
 }
@@ -76,7 +91,10 @@ fn a_child_tells_how_it_ended_and_takes_no_signal_afterwards() {
 fn program_that_never_gets_ready_is_killed_and_its_log_shown() {
     let mut process = Process::new("mute", "sh").unwrap();
     process.set_arguments(["-c", "echo up at $$ >&2; exec sleep 600"]);
-    let error = process.start(Duration::from_millis(300), || Err("no answer".to_owned())).unwrap_err().to_string();
+    let error = process
+        .start(Duration::from_millis(300), || Err("no answer".to_owned()))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no answer"), "{error}");
     let pid = error.rsplit_once("up at ").expect("the log is shown").1;
     assert!(!alive(&Path::new("/proc").join(pid.trim())));
@@ -87,7 +105,10 @@ fn a_program_that_ends_at_once_is_not_waited_for() {
     let mut process = Process::new("brief", "sh").unwrap();
     process.set_arguments(["-c", "echo cannot >&2; exit 3"]);
     let begun = Instant::now();
-    let error = process.start(PATIENCE, || Err("no answer".to_owned())).unwrap_err().to_string();
+    let error = process
+        .start(PATIENCE, || Err("no answer".to_owned()))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("cannot"), "{error}");
     assert!(begun.elapsed() < PATIENCE / 2);
 }

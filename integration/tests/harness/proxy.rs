@@ -61,8 +61,13 @@ fn expect(stream: &mut TcpStream, bytes: &[u8]) {
 #[track_caller]
 fn is_silent(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(QUIET)).unwrap();
-    let error = stream.read(&mut [0]).expect_err("nothing, not even an end, was to arrive");
-    assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+    let error = stream
+        .read(&mut [0])
+        .expect_err("nothing, not even an end, was to arrive");
+    assert!(
+        matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        "{error}"
+    );
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
 }
 
@@ -98,9 +103,24 @@ fn without_a_fault_everything_passes_and_is_counted() {
     ask(&mut client, b"hello");
     ask(&mut client, b"again");
     let counters = proxy.counters();
-    assert_eq!((counters.connections, counters.open, counters.trips), (1, 1, 0));
-    assert_eq!((counters.client_to_server.bytes, counters.client_to_server.chunks), (10, 2));
-    assert_eq!((counters.server_to_client.bytes, counters.server_to_client.chunks), (10, 2));
+    assert_eq!(
+        (counters.connections, counters.open, counters.trips),
+        (1, 1, 0)
+    );
+    assert_eq!(
+        (
+            counters.client_to_server.bytes,
+            counters.client_to_server.chunks
+        ),
+        (10, 2)
+    );
+    assert_eq!(
+        (
+            counters.server_to_client.bytes,
+            counters.server_to_client.chunks
+        ),
+        (10, 2)
+    );
     sees(&seen, b"hello");
     sees(&seen, b"again");
     client.shutdown(Shutdown::Write).unwrap();
@@ -131,7 +151,10 @@ fn cut_closes_and_refuses_until_healed_at_the_same_address() {
     proxy.cut();
     is_closed(&mut client);
     sees_end(&seen);
-    assert_eq!(TcpStream::connect(proxy.addr()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(
+        TcpStream::connect(proxy.addr()).unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
     assert_eq!(proxy.counters().open, 0);
     proxy.heal();
     ask(&mut connect(&proxy), b"y");

@@ -7,11 +7,18 @@ use zookeeper_client::{Acls, Client, CreateMode, SessionState};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn connect(addr: SocketAddr, session: Duration) -> Client {
-    Client::connector().with_session_timeout(session).connect(&addr.to_string()).await.unwrap()
+    Client::connector()
+        .with_session_timeout(session)
+        .connect(&addr.to_string())
+        .await
+        .unwrap()
 }
 
 async fn put(client: &Client, path: &str, mode: CreateMode) {
-    client.create(path, b"v", &mode.with_acls(Acls::anyone_all())).await.unwrap();
+    client
+        .create(path, b"v", &mode.with_acls(Acls::anyone_all()))
+        .await
+        .unwrap();
 }
 
 /// Asks until the answer is yes.
@@ -49,20 +56,38 @@ async fn a_paused_server_says_nothing_until_it_is_resumed() {
 #[tokio::test]
 async fn a_killed_server_comes_back_at_its_address_with_its_nodes() {
     let mut server = ZookeeperServer::start().unwrap();
-    put(&connect(server.addr(), PATIENCE).await, "/k", CreateMode::Persistent).await;
+    put(
+        &connect(server.addr(), PATIENCE).await,
+        "/k",
+        CreateMode::Persistent,
+    )
+    .await;
     let (addr, pid) = (server.addr(), server.pid());
     server.kill();
     assert_eq!(server.pid(), None);
     server.restart().unwrap();
     assert_eq!(server.addr(), addr);
     assert_ne!(server.pid(), pid);
-    assert!(connect(addr, PATIENCE).await.check_stat("/k").await.unwrap().is_some());
+    assert!(
+        connect(addr, PATIENCE)
+            .await
+            .check_stat("/k")
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[test]
 fn a_start_that_fails_shows_the_log() {
-    let error = ZookeeperServer::builder().setting("tickTime", "often").start().unwrap_err();
-    assert!(error.to_string().contains("NumberFormatException"), "{error}");
+    let error = ZookeeperServer::builder()
+        .setting("tickTime", "often")
+        .start()
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("NumberFormatException"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -71,16 +96,23 @@ async fn three_servers_elect_another_leader_after_its_death() {
     let leader = ensemble.leader().unwrap();
     assert_eq!(ensemble.followers().len(), 2);
     ensemble.member(leader).kill();
-    until("another leader", async || ensemble.leader().is_ok_and(|now| now != leader)).await;
+    until("another leader", async || {
+        ensemble.leader().is_ok_and(|now| now != leader)
+    })
+    .await;
     ensemble.member(leader).restart().unwrap();
     assert_eq!(ensemble.followers().len(), 2);
 }
 
-/// The fault that the locks are tested with: the member that is cut off goes on as if nothing was, and its clients' sessions
-/// end without their knowing.
+/// The fault that the locks are tested with: the member that is cut off goes on as if nothing was,
+/// and its clients' sessions end without their knowing.
 #[tokio::test]
 async fn clients_of_a_cut_off_member_lose_their_sessions() {
-    let mut ensemble = ZookeeperServer::builder().sync_limit(40).links().start_members(3).unwrap();
+    let mut ensemble = ZookeeperServer::builder()
+        .sync_limit(40)
+        .links()
+        .start_members(3)
+        .unwrap();
     let (leader, follower) = (ensemble.leader().unwrap(), ensemble.followers()[0]);
     let addr = ensemble.member(follower).addr();
     let inside = connect(addr, Duration::from_secs(2)).await;
@@ -89,8 +121,14 @@ async fn clients_of_a_cut_off_member_lose_their_sessions() {
     assert!(outside.check_stat("/k").await.unwrap().is_some());
 
     ensemble.isolate(follower).unwrap();
-    until("the session's end", async || outside.check_stat("/k").await.unwrap().is_none()).await;
-    assert!(inside.check_stat("/k").await.unwrap().is_some(), "reads are still answered");
+    until("the session's end", async || {
+        outside.check_stat("/k").await.unwrap().is_none()
+    })
+    .await;
+    assert!(
+        inside.check_stat("/k").await.unwrap().is_some(),
+        "reads are still answered"
+    );
     assert_eq!(inside.state(), SessionState::SyncConnected);
     assert_eq!(ensemble.member(follower).mode().unwrap(), "follower");
 

@@ -25,22 +25,69 @@ const PROST_GROWS: &str = "an empty part of a message is two bytes on the wire a
 
 /// Protocol, scenario, what it may do, and why it cannot be corrected here.
 const KNOWN: &[(&str, &str, &[Allowed], &str)] = &[
-    ("postgres", "endless settings", &[Allowed::Memory], SQLX_KEEPS),
-    ("postgres", "settings once connected", &[Allowed::Memory], SQLX_KEEPS),
+    (
+        "postgres",
+        "endless settings",
+        &[Allowed::Memory],
+        SQLX_KEEPS,
+    ),
+    (
+        "postgres",
+        "settings once connected",
+        &[Allowed::Memory],
+        SQLX_KEEPS,
+    ),
     ("postgres", "huge notice", &[Allowed::Memory], SQLX_KEEPS),
     ("postgres", "huge row", &[Allowed::Memory], SQLX_KEEPS),
-    ("postgres", "notices on an open connection", &[Allowed::Hang, Allowed::Memory], SQLX_READS),
-    ("zookeeper", "endless events", &[Allowed::Memory], ZOOKEEPER_KEEPS),
-    ("zookeeper", "huge frame", &[Allowed::Memory], ZOOKEEPER_KEEPS),
-    ("zookeeper", "huge frame in the session", &[Allowed::Memory], ZOOKEEPER_KEEPS),
-    ("zookeeper", "list of 2147483647", &[Allowed::Abort], ZOOKEEPER_ALLOCATES),
-    ("zookeeper", "each byte of the server changed", &[Allowed::Abort, Allowed::Memory], ZOOKEEPER_ALLOCATES),
-    ("etcd", "message of many parts", &[Allowed::Memory], PROST_GROWS),
+    (
+        "postgres",
+        "notices on an open connection",
+        &[Allowed::Hang, Allowed::Memory],
+        SQLX_READS,
+    ),
+    (
+        "zookeeper",
+        "endless events",
+        &[Allowed::Memory],
+        ZOOKEEPER_KEEPS,
+    ),
+    (
+        "zookeeper",
+        "huge frame",
+        &[Allowed::Memory],
+        ZOOKEEPER_KEEPS,
+    ),
+    (
+        "zookeeper",
+        "huge frame in the session",
+        &[Allowed::Memory],
+        ZOOKEEPER_KEEPS,
+    ),
+    (
+        "zookeeper",
+        "list of 2147483647",
+        &[Allowed::Abort],
+        ZOOKEEPER_ALLOCATES,
+    ),
+    (
+        "zookeeper",
+        "each byte of the server changed",
+        &[Allowed::Abort, Allowed::Memory],
+        ZOOKEEPER_ALLOCATES,
+    ),
+    (
+        "etcd",
+        "message of many parts",
+        &[Allowed::Memory],
+        PROST_GROWS,
+    ),
 ];
 
 /// Returns the faults that this scenario may show.
 pub(crate) fn allowed(protocol: &str, name: &str) -> &'static [Allowed] {
-    let known = KNOWN.iter().find(|known| (known.0, known.1) == (protocol, name));
+    let known = KNOWN
+        .iter()
+        .find(|known| (known.0, known.1) == (protocol, name));
     if let Some((_, _, allowed, why)) = known {
         eprintln!("{protocol}, {name}: {allowed:?}, because {why}");
     }

@@ -32,12 +32,21 @@ fn notice() -> Vec<u8> {
 
 /// A setting of the server's, each time another one.
 fn settings() -> Blocks {
-    Arc::new(|n| (0..1000).flat_map(|m| message(b'S', format!("{n}.{m}\0{}\0", "v".repeat(100)).as_bytes())).collect())
+    Arc::new(|n| {
+        (0..1000)
+            .flat_map(|m| message(b'S', format!("{n}.{m}\0{}\0", "v".repeat(100)).as_bytes()))
+            .collect()
+    })
 }
 
 /// Once connected.
 fn welcome() -> Vec<u8> {
-    [message(b'R', &[0; 4]), message(b'K', &[0; 8]), message(b'Z', b"I")].concat()
+    [
+        message(b'R', &[0; 4]),
+        message(b'K', &[0; 8]),
+        message(b'Z', b"I"),
+    ]
+    .concat()
 }
 
 fn answers() -> Vec<(&'static str, Vec<u8>, Blocks)> {
@@ -48,12 +57,24 @@ fn answers() -> Vec<(&'static str, Vec<u8>, Blocks)> {
         ("endless settings", vec![], settings()),
         ("endless rows", vec![], endless(&row)),
         ("endless welcomes", vec![], endless(&message(b'R', &[0; 4]))),
-        ("endless questions for the password", vec![], endless(&password)),
+        (
+            "endless questions for the password",
+            vec![],
+            endless(&password),
+        ),
         ("notices once connected", welcome(), endless(&notice())),
         ("settings once connected", welcome(), settings()),
         ("rows once connected", welcome(), endless(&row)),
-        ("huge notice", announced(b'N', 0x7fff_ffff), endless(&[b'x'; 4096])),
-        ("huge row", [welcome(), announced(b'D', 0x7fff_ffff)].concat(), endless(&[b'x'; 4096])),
+        (
+            "huge notice",
+            announced(b'N', 0x7fff_ffff),
+            endless(&[b'x'; 4096]),
+        ),
+        (
+            "huge row",
+            [welcome(), announced(b'D', 0x7fff_ffff)].concat(),
+            endless(&[b'x'; 4096]),
+        ),
     ]
 }
 
@@ -95,7 +116,12 @@ fn hashes_for_ever(client: &mut TcpStream) -> std::io::Result<()> {
 
 #[test]
 fn postgres_that_asks_for_endless_hashing_hangs_no_call() {
-    survives("postgres", "endless hashing", url, Conduct::Play(Arc::new(hashes_for_ever)));
+    survives(
+        "postgres",
+        "endless hashing",
+        url,
+        Conduct::Play(Arc::new(hashes_for_ever)),
+    );
     all_survived();
 }
 
@@ -103,11 +129,18 @@ fn postgres_that_asks_for_endless_hashing_hangs_no_call() {
 fn postgres_that_floods_later_hangs_no_call() {
     let server = PostgresServer::start().unwrap();
     let row = message(b'D', &[0, 1, 0, 0, 0, 1, b'1']);
-    for (name, blocks) in
-        [("endless notices", endless(&notice())), ("endless rows", endless(&row)), ("noise", endless(&noise()))]
-    {
+    for (name, blocks) in [
+        ("endless notices", endless(&notice())),
+        ("endless rows", endless(&row)),
+        ("noise", endless(&noise())),
+    ] {
         for after in [2, 8, 12] {
-            survives("postgres", name, url, Conduct::Relay(server.addr(), Fault::Flood(after, Arc::clone(&blocks))));
+            survives(
+                "postgres",
+                name,
+                url,
+                Conduct::Relay(server.addr(), Fault::Flood(after, Arc::clone(&blocks))),
+            );
         }
     }
     all_survived();
@@ -118,7 +151,12 @@ fn postgres_that_floods_an_open_connection_panics_nobody() {
     let server = PostgresServer::start().unwrap();
     for after in [16, 20, 24, 28] {
         let fault = Fault::Flood(after, endless(&notice()));
-        survives("postgres", "notices on an open connection", url, Conduct::Relay(server.addr(), fault));
+        survives(
+            "postgres",
+            "notices on an open connection",
+            url,
+            Conduct::Relay(server.addr(), fault),
+        );
     }
     all_survived();
 }
@@ -128,14 +166,22 @@ fn postgres_that_is_slow_hangs_no_call() {
     let server = PostgresServer::start().unwrap();
     for pause in [1, 100] {
         let fault = Fault::Drip(Duration::from_millis(pause));
-        survives("postgres", "a byte at a time", url, Conduct::Relay(server.addr(), fault));
+        survives(
+            "postgres",
+            "a byte at a time",
+            url,
+            Conduct::Relay(server.addr(), fault),
+        );
     }
     all_survived();
 }
 
 #[test]
 fn postgres_closed_at_every_byte_hangs_no_call() {
-    let server = PostgresServer::builder().setting("max_connections", "300").start().unwrap();
+    let server = PostgresServer::builder()
+        .setting("max_connections", "300")
+        .start()
+        .unwrap();
     for sweep in [Sweep::CutDown, Sweep::CutUp] {
         survives_at_every_byte("postgres", server.addr(), url, sweep);
     }
@@ -143,6 +189,9 @@ fn postgres_closed_at_every_byte_hangs_no_call() {
 
 #[test]
 fn postgres_changed_at_every_byte_hangs_no_call() {
-    let server = PostgresServer::builder().setting("max_connections", "300").start().unwrap();
+    let server = PostgresServer::builder()
+        .setting("max_connections", "300")
+        .start()
+        .unwrap();
     survives_at_every_byte("postgres", server.addr(), url, Sweep::Flip);
 }

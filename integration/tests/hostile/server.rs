@@ -86,7 +86,9 @@ impl Hostile {
                         // That the client closes is how most connections end.
                         links.push(thread::spawn(move || drop(shared.serve(client, &conduct))));
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(2)),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        thread::sleep(Duration::from_millis(2))
+                    }
                     Err(error) => panic!("cannot accept: {error}"),
                 }
             }
@@ -94,7 +96,11 @@ impl Hostile {
                 drop(link.join());
             }
         });
-        Self { addr, shared, accepting: Some(accepting) }
+        Self {
+            addr,
+            shared,
+            accepting: Some(accepting),
+        }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -103,7 +109,10 @@ impl Hostile {
 
     /// The longest that a client and the server said on one connection.
     pub(crate) fn said(&self) -> (u64, u64) {
-        (self.shared.up.load(Ordering::Relaxed), self.shared.down.load(Ordering::Relaxed))
+        (
+            self.shared.up.load(Ordering::Relaxed),
+            self.shared.down.load(Ordering::Relaxed),
+        )
     }
 }
 
@@ -116,7 +125,9 @@ impl Drop for Hostile {
 
 impl fmt::Debug for Hostile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hostile").field("addr", &self.addr).finish_non_exhaustive()
+        f.debug_struct("Hostile")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
     }
 }
 
@@ -170,12 +181,21 @@ impl Shared {
         passed
     }
 
-    fn pass_up(&self, from: &mut TcpStream, to: &mut TcpStream, fault: &Fault) -> std::io::Result<()> {
+    fn pass_up(
+        &self,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        fault: &Fault,
+    ) -> std::io::Result<()> {
         let (mut piece, mut said) = (vec![0; PIECE], 0);
         loop {
             let read = self.read(from, &mut piece)?;
             let piece = &piece[..read];
-            let cut = if let Fault::CutUp(bytes) = fault { bytes.saturating_sub(said) } else { u64::MAX };
+            let cut = if let Fault::CutUp(bytes) = fault {
+                bytes.saturating_sub(said)
+            } else {
+                u64::MAX
+            };
             let passing = usize::try_from(cut).unwrap_or(usize::MAX).min(read);
             self.write(to, &piece[..passing])?;
             said += read as u64;
@@ -194,7 +214,12 @@ impl Shared {
         passed
     }
 
-    fn pass_down(&self, from: &mut TcpStream, to: &mut TcpStream, fault: &Fault) -> std::io::Result<()> {
+    fn pass_down(
+        &self,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        fault: &Fault,
+    ) -> std::io::Result<()> {
         let (mut piece, mut said, mut pieces) = (vec![0; PIECE], 0, 0);
         loop {
             if let Fault::Flood(after, blocks) = fault
@@ -281,5 +306,8 @@ impl Shared {
 }
 
 fn is_time_out(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
 }

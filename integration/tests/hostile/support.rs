@@ -39,16 +39,29 @@ fn child(arguments: &[&str], allowed: &[Allowed]) -> Told {
         command.stderr(fs::File::create(&err).unwrap());
     })
     .unwrap();
-    let exit = child.wait(if allowed.contains(&Allowed::Hang) { KNOWN_HANG } else { HANG }).ok();
+    let exit = child
+        .wait(if allowed.contains(&Allowed::Hang) {
+            KNOWN_HANG
+        } else {
+            HANG
+        })
+        .ok();
     child.kill();
     let err = fs::read_to_string(err).unwrap_or_default();
-    let all = format!("{}{}\n{exit:?}", fs::read_to_string(out).unwrap(), err.chars().take(2000).collect::<String>());
+    let all = format!(
+        "{}{}\n{exit:?}",
+        fs::read_to_string(out).unwrap(),
+        err.chars().take(2000).collect::<String>()
+    );
     Told { all, exit }
 }
 
 impl Told {
     fn memory(&self) -> Option<u64> {
-        let line = self.all.lines().find_map(|line| line.strip_prefix("memory: "))?;
+        let line = self
+            .all
+            .lines()
+            .find_map(|line| line.strip_prefix("memory: "))?;
         line.trim_end_matches(" KiB").parse().ok()
     }
 
@@ -58,14 +71,17 @@ impl Told {
         let allows = |what| allowed.contains(&what);
         match self.exit {
             None if !allows(Allowed::Hang) => faults.push("it hangs".to_owned()),
-            Some(exit) if !exit.success() && !allows(Allowed::Abort) => faults.push(format!("it died: {exit}")),
+            Some(exit) if !exit.success() && !allows(Allowed::Abort) => {
+                faults.push(format!("it died: {exit}"))
+            }
             _ => {}
         }
         if self.all.lines().any(|line| line.ends_with(": did not end")) {
             faults.push("a call did not end".to_owned());
         }
         // A panic of a driver is an error of the call.
-        let panicked = |line: &str| line.starts_with("panic: ") && OURS.iter().any(|ours| line.contains(ours));
+        let panicked =
+            |line: &str| line.starts_with("panic: ") && OURS.iter().any(|ours| line.contains(ours));
         if self.all.lines().any(panicked) {
             faults.push("it panicked".to_owned());
         }
@@ -76,9 +92,14 @@ impl Told {
     }
 }
 
-/// Makes every call to a server of this conduct, and connects to it with less patience than the library has. Returns what
-/// was said of the calls.
-pub(crate) fn survives(protocol: &str, name: &str, url: impl Fn(SocketAddr) -> String, conduct: Conduct) -> String {
+/// Makes every call to a server of this conduct, and connects to it with less patience than the
+/// library has. Returns what was said of the calls.
+pub(crate) fn survives(
+    protocol: &str,
+    name: &str,
+    url: impl Fn(SocketAddr) -> String,
+    conduct: Conduct,
+) -> String {
     let relays = matches!(conduct, Conduct::Relay(..));
     let hostile = Hostile::start(conduct);
     let url = url(hostile.addr());
@@ -87,7 +108,12 @@ pub(crate) fn survives(protocol: &str, name: &str, url: impl Fn(SocketAddr) -> S
     note(protocol, name, &told, allowed);
     // Of one that is hostile from the start only.
     if !relays {
-        note(protocol, name, &child(&["--impatient", &url], allowed), allowed);
+        note(
+            protocol,
+            name,
+            &child(&["--impatient", &url], allowed),
+            allowed,
+        );
     }
     told.all
 }
@@ -102,14 +128,26 @@ fn note(protocol: &str, name: &str, told: &Told, allowed: &[Allowed]) {
 }
 
 /// Makes every call to servers of these conducts, all at once.
-pub(crate) fn all_survive(protocol: &str, name: &str, url: impl Fn(SocketAddr) -> String, conducts: &[Conduct]) {
+pub(crate) fn all_survive(
+    protocol: &str,
+    name: &str,
+    url: impl Fn(SocketAddr) -> String,
+    conducts: &[Conduct],
+) {
     let allowed = known::allowed(protocol, name);
     for conducts in conducts.chunks(AT_ONCE) {
         let servers: Vec<Hostile> = conducts.iter().cloned().map(Hostile::start).collect();
         let urls: Vec<String> = servers.iter().map(|server| url(server.addr())).collect();
-        let told = child(&urls.iter().map(String::as_str).collect::<Vec<_>>(), allowed);
+        let told = child(
+            &urls.iter().map(String::as_str).collect::<Vec<_>>(),
+            allowed,
+        );
         let faults = told.faults(allowed);
-        assert!(faults.is_empty(), "{protocol}, {name}: {faults:?}\n{}", told.all);
+        assert!(
+            faults.is_empty(),
+            "{protocol}, {name}: {faults:?}\n{}",
+            told.all
+        );
     }
 }
 
@@ -121,10 +159,16 @@ thread_local! {
 #[track_caller]
 pub(crate) fn all_survived() {
     let failed = FAILED.take();
-    assert!(failed.is_empty(), "{} faults:\n{}", failed.len(), failed.join("\n----\n"));
+    assert!(
+        failed.is_empty(),
+        "{} faults:\n{}",
+        failed.len(),
+        failed.join("\n----\n")
+    );
 }
 
-/// Places of a conversation: all of a short one; of a long one those that differ by one step, from a random one on.
+/// Places of a conversation: all of a short one; of a long one those that differ by one step, from
+/// a random one on.
 fn places(length: u64) -> impl Iterator<Item = u64> {
     let step = length.div_ceil(PLACES).max(1);
     let first = rand::random_range(0..step);
@@ -132,8 +176,8 @@ fn places(length: u64) -> impl Iterator<Item = u64> {
     (first..=length).step_by(usize::try_from(step).unwrap_or(usize::MAX))
 }
 
-/// Makes every call while the connections to a real server are closed at each byte, or each byte that it sends is
-/// changed.
+/// Makes every call while the connections to a real server are closed at each byte, or each byte
+/// that it sends is changed.
 pub(crate) fn survives_at_every_byte(
     protocol: &str,
     target: SocketAddr,
@@ -148,16 +192,28 @@ pub(crate) fn survives_at_every_byte(
     let faults: Vec<Fault> = match sweep {
         Sweep::CutDown => places(down).map(Fault::CutDown).collect(),
         Sweep::CutUp => places(up).map(Fault::CutUp).collect(),
-        Sweep::Flip => places(down).map(|at| Fault::Flip(at, [0xff, 0x01, 0x80, 0x10][at as usize % 4])).collect(),
+        Sweep::Flip => places(down)
+            .map(|at| Fault::Flip(at, [0xff, 0x01, 0x80, 0x10][at as usize % 4]))
+            .collect(),
     };
     let allowed = known::allowed(protocol, sweep.name());
     for faults in faults.chunks(AT_ONCE) {
-        let servers: Vec<Hostile> =
-            faults.iter().map(|fault| Hostile::start(Conduct::Relay(target, fault.clone()))).collect();
+        let servers: Vec<Hostile> = faults
+            .iter()
+            .map(|fault| Hostile::start(Conduct::Relay(target, fault.clone())))
+            .collect();
         let urls: Vec<String> = servers.iter().map(|server| url(server.addr())).collect();
-        let told = child(&urls.iter().map(String::as_str).collect::<Vec<_>>(), allowed);
+        let told = child(
+            &urls.iter().map(String::as_str).collect::<Vec<_>>(),
+            allowed,
+        );
         let found = told.faults(allowed);
-        assert!(found.is_empty(), "{protocol}, {}: {found:?}\n{}", sweep.name(), told.all);
+        assert!(
+            found.is_empty(),
+            "{protocol}, {}: {found:?}\n{}",
+            sweep.name(),
+            told.all
+        );
     }
 }
 
@@ -180,5 +236,7 @@ impl Sweep {
 
 /// Bytes that are no protocol at all.
 pub(crate) fn noise() -> Vec<u8> {
-    (0..65_536_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..65_536_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
 }

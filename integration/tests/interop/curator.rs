@@ -17,7 +17,14 @@ const A_WHILE: Duration = Duration::from_millis(300);
 
 /// So many hold and wait.
 async fn queued(server: &ZookeeperServer, count: usize) {
-    let there = || server.ephemerals().unwrap().iter().filter(|node| node.starts_with("/shop/item/")).count();
+    let there = || {
+        server
+            .ephemerals()
+            .unwrap()
+            .iter()
+            .filter(|node| node.starts_with("/shop/item/"))
+            .count()
+    };
     let all = async {
         while tokio::task::block_in_place(there) != count {
             sleep(Duration::from_millis(10)).await;
@@ -27,14 +34,20 @@ async fn queued(server: &ZookeeperServer, count: usize) {
 }
 
 async fn client(server: &ZookeeperServer, options: &str) -> LockClient {
-    LockClient::new(ZookeeperBackend::connect(&format!("{}/shop{options}", server.url())).await.unwrap())
+    LockClient::new(
+        ZookeeperBackend::connect(&format!("{}/shop{options}", server.url()))
+            .await
+            .unwrap(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn curators_mutex_and_we_exclude_each_other() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server, "").await;
-    let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item").await.unwrap();
+    let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item")
+        .await
+        .unwrap();
     rounds::exclude_each_other(&client, "item", &mut foreign).await;
 }
 
@@ -44,7 +57,9 @@ async fn curators_read_write_locks_and_ours_exclude_each_other() {
     let client = client(&server, "?exclusive=readwrite").await;
     for kind in ["write", "read"] {
         let name = format!("item {kind}");
-        let mut foreign = Foreign::curator(server.addr(), kind, &format!("/shop/{name}")).await.unwrap();
+        let mut foreign = Foreign::curator(server.addr(), kind, &format!("/shop/{name}"))
+            .await
+            .unwrap();
         rounds::exclude_each_other(&client, &name, &mut foreign).await;
     }
 }
@@ -54,12 +69,19 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server, "?exclusive=readwrite").await;
     let lock = client.rwlock("item");
-    let mut reader = Foreign::curator(server.addr(), "read", "/shop/item").await.unwrap();
-    let mut writer = Foreign::curator(server.addr(), "write", "/shop/item").await.unwrap();
+    let mut reader = Foreign::curator(server.addr(), "read", "/shop/item")
+        .await
+        .unwrap();
+    let mut writer = Foreign::curator(server.addr(), "write", "/shop/item")
+        .await
+        .unwrap();
 
     reader.lock().await.unwrap();
     let ours = lock.try_read().await.unwrap();
-    assert_eq!(lock.try_write().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        lock.try_write().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     assert!(!writer.try_lock().await.unwrap());
     assert!(reader.release().await.unwrap());
     // Ours alone keeps its writer out, and lets its reader in.
@@ -71,7 +93,10 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
     writer.begin_lock().unwrap();
     queued(&server, 2).await;
     assert!(timeout(A_WHILE, writer.holds()).await.is_err());
-    assert_eq!(lock.try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        lock.try_read().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     assert_eq!(ours.release().await.unwrap(), Released::Freed);
     writer.holds().await.unwrap();
 
@@ -94,7 +119,9 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
 async fn curator_and_we_are_served_in_the_order_in_which_we_came() {
     let server = ZookeeperServer::start().unwrap();
     let (client, other) = (client(&server, "").await, client(&server, "").await);
-    let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item").await.unwrap();
+    let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item")
+        .await
+        .unwrap();
     let guard = client.mutex("item").lock().await.unwrap();
     foreign.begin_lock().unwrap();
     queued(&server, 2).await;

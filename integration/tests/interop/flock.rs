@@ -13,7 +13,14 @@ async fn flock_and_we_exclude_each_other() {
     let file = backend.path_of(&LockKey::new("item").unwrap());
     let client = LockClient::new(backend);
     // The file is there once the name was locked.
-    client.mutex("item").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("item")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     let mut foreign = Foreign::flock(&file).await.unwrap();
     rounds::exclude_each_other(&client, "item", &mut foreign).await;
 }

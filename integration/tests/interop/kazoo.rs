@@ -13,14 +13,20 @@ use crate::rounds;
 const A_WHILE: Duration = Duration::from_millis(300);
 
 async fn client(server: &ZookeeperServer) -> LockClient {
-    LockClient::new(ZookeeperBackend::connect(&format!("{}/shop", server.url())).await.unwrap())
+    LockClient::new(
+        ZookeeperBackend::connect(&format!("{}/shop", server.url()))
+            .await
+            .unwrap(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kazoo_with_our_pattern_and_we_exclude_each_other() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server).await;
-    let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &["lock-"]).await.unwrap();
+    let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &["lock-"])
+        .await
+        .unwrap();
     rounds::exclude_each_other(&client, "item", &mut foreign).await;
 }
 
@@ -28,7 +34,9 @@ async fn kazoo_with_our_pattern_and_we_exclude_each_other() {
 async fn kazoo_with_our_readers_pattern_waits_for_them_too() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server).await;
-    let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &["lock-", "__READ__"]).await.unwrap();
+    let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &["lock-", "__READ__"])
+        .await
+        .unwrap();
     let reader = client.rwlock("item").read().await.unwrap();
     assert!(!foreign.try_lock().await.unwrap());
     foreign.begin_lock().unwrap();
@@ -42,7 +50,9 @@ async fn kazoo_with_our_readers_pattern_waits_for_them_too() {
 async fn kazoo_without_the_pattern_does_not_see_us() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server).await;
-    let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &[]).await.unwrap();
+    let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &[])
+        .await
+        .unwrap();
     let guard = client.mutex("item").lock().await.unwrap();
     foreign.lock().await.unwrap();
     assert!(guard.is_held());

@@ -11,13 +11,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a waiter is watched while it must not be granted.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// One lock, seen by us and by another client: each refuses and keeps waiting while the other holds, and each is served
-/// when the other releases.
+/// One lock, seen by us and by another client: each refuses and keeps waiting while the other
+/// holds, and each is served when the other releases.
 pub(crate) async fn exclude_each_other(client: &LockClient, name: &str, foreign: &mut Foreign) {
     let mutex = client.mutex(name);
 
     foreign.lock().await.unwrap();
-    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        mutex.try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let guard = taken_after(&mutex, async {
         assert!(foreign.release().await.unwrap(), "it was its own");
     })
@@ -32,7 +35,10 @@ pub(crate) async fn exclude_each_other(client: &LockClient, name: &str, foreign:
 }
 
 /// We wait while another holds, and are granted when it has done `release`.
-async fn taken_after(mutex: &Mutex, release: impl Future<Output = ()>) -> leasehold_core::LockGuard {
+async fn taken_after(
+    mutex: &Mutex,
+    release: impl Future<Output = ()>,
+) -> leasehold_core::LockGuard {
     let waiting = tokio::spawn({
         let mutex = mutex.clone();
         async move { mutex.lock().await }
@@ -40,5 +46,9 @@ async fn taken_after(mutex: &Mutex, release: impl Future<Output = ()>) -> leaseh
     tokio::time::sleep(A_WHILE).await;
     assert!(!waiting.is_finished(), "it is held by another");
     release.await;
-    tokio::time::timeout(PATIENCE, waiting).await.expect("free, and granted").unwrap().unwrap()
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("free, and granted")
+        .unwrap()
+        .unwrap()
 }

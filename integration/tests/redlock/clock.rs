@@ -11,7 +11,8 @@ use tokio::task::block_in_place;
 
 use crate::support::{PATIENT, TTL, client, client_at, millis, ttl, url_through, ways};
 
-/// What the wall clock shows of a program that is started with this library, ahead by the seconds that a file says.
+/// What the wall clock shows of a program that is started with this library, ahead by the seconds
+/// that a file says.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -52,14 +53,30 @@ time_t time(time_t *place) {
 
 /// A server whose wall clock follows `folder`/ahead.
 fn with_clock_of(folder: &Path) -> RedisServer {
-    let (source, library, program) = (folder.join("shim.c"), folder.join("shim.so"), folder.join("redis-server"));
+    let (source, library, program) = (
+        folder.join("shim.c"),
+        folder.join("shim.so"),
+        folder.join("redis-server"),
+    );
     fs::write(&source, SHIM).unwrap();
     let ahead = format!("-DAHEAD=\"{}\"", folder.join("ahead").display());
-    let built =
-        Command::new("cc").args(["-shared", "-fPIC", &ahead, "-o"]).arg(&library).arg(&source).arg("-ldl").status();
-    assert!(built.expect("a C compiler, as the linker of Rust is").success());
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", &ahead, "-o"])
+        .arg(&library)
+        .arg(&source)
+        .arg("-ldl")
+        .status();
+    assert!(
+        built
+            .expect("a C compiler, as the linker of Rust is")
+            .success()
+    );
     let library = library.display();
-    fs::write(&program, format!("#!/bin/sh\nLD_PRELOAD={library} exec redis-server \"$@\"\n")).unwrap();
+    fs::write(
+        &program,
+        format!("#!/bin/sh\nLD_PRELOAD={library} exec redis-server \"$@\"\n"),
+    )
+    .unwrap();
     let mut executable = fs::metadata(&program).unwrap().permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut executable, 0o755);
     fs::set_permissions(&program, executable).unwrap();
@@ -72,11 +89,13 @@ fn set_ahead(folder: &Path, seconds: u64) {
     fs::rename(folder.join("next"), folder.join("ahead")).unwrap();
 }
 
-/// A holds at 1, 2 and 3. Server 3 forgets, and its clock is set ahead by an hour: while it starts, or soon after.
+/// A holds at 1, 2 and 3. Server 3 forgets, and its clock is set ahead by an hour: while it starts,
+/// or soon after.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clock_that_is_set_shortens_no_grace() {
     let folder = tempfile::tempdir().unwrap();
-    let mut servers = RedlockServers::start(4, leasehold_integration::server::Persistence::None).unwrap();
+    let mut servers =
+        RedlockServers::start(4, leasehold_integration::server::Persistence::None).unwrap();
     servers.servers.insert(2, with_clock_of(folder.path()));
     servers.provision(ttl(TTL)).await.unwrap();
     let ways = ways(&servers);
@@ -90,7 +109,13 @@ async fn clock_that_is_set_shortens_no_grace() {
         // Looks are taken every second.
         for _ in 0..12 {
             let refused = other.mutex("k").try_lock().await.unwrap_err();
-            assert!(matches!(refused.kind(), ErrorKind::Contended | ErrorKind::Unavailable), "{refused}");
+            assert!(
+                matches!(
+                    refused.kind(),
+                    ErrorKind::Contended | ErrorKind::Unavailable
+                ),
+                "{refused}"
+            );
             assert!(held.is_held());
             tokio::time::sleep(millis(250)).await;
         }
@@ -98,6 +123,8 @@ async fn clock_that_is_set_shortens_no_grace() {
     // The clock was what it was to be.
     let mut connection = servers.servers[2].connection().unwrap();
     let (shown, _): (u64, u64) = redis::cmd("TIME").query(&mut connection).unwrap();
-    let (right, _): (u64, u64) = redis::cmd("TIME").query(&mut servers.servers[0].connection().unwrap()).unwrap();
+    let (right, _): (u64, u64) = redis::cmd("TIME")
+        .query(&mut servers.servers[0].connection().unwrap())
+        .unwrap();
     assert!(shown > right + 7_000, "{shown} where {right} is right");
 }

@@ -15,10 +15,12 @@ use leasehold_integration::{
 };
 use tokio::task::block_in_place;
 
-use crate::support::{client, client_at, eventually, five, nothing_left, token, until, value, ways};
+use crate::support::{
+    client, client_at, eventually, five, nothing_left, token, until, value, ways,
+};
 
-/// Stands before a server, and keeps each client's connection for as long as the client does. What the client sends goes to whatever
-/// server listens by then.
+/// Stands before a server, and keeps each client's connection for as long as the client does. What
+/// the client sends goes to whatever server listens by then.
 struct Keeping(SocketAddr);
 
 impl Keeping {
@@ -46,8 +48,13 @@ fn keep(mut client: TcpStream, server: SocketAddr) {
         };
         let mut sent = false;
         while !sent {
-            let connected = upstream.lock().unwrap().as_ref().and_then(|stream| stream.try_clone().ok());
-            let Some(mut connected) = connected.or_else(|| connect(server, &client, &upstream)) else {
+            let connected = upstream
+                .lock()
+                .unwrap()
+                .as_ref()
+                .and_then(|stream| stream.try_clone().ok());
+            let Some(mut connected) = connected.or_else(|| connect(server, &client, &upstream))
+            else {
                 thread::sleep(Duration::from_millis(5));
                 continue;
             };
@@ -60,7 +67,11 @@ fn keep(mut client: TcpStream, server: SocketAddr) {
 }
 
 /// Connects to the server that is there now. A thread carries its answers back, until it ends.
-fn connect(server: SocketAddr, client: &TcpStream, upstream: &Arc<Mutex<Option<TcpStream>>>) -> Option<TcpStream> {
+fn connect(
+    server: SocketAddr,
+    client: &TcpStream,
+    upstream: &Arc<Mutex<Option<TcpStream>>>,
+) -> Option<TcpStream> {
     let stream = TcpStream::connect(server).ok()?;
     let (mut from, mut to) = (stream.try_clone().unwrap(), client.try_clone().unwrap());
     *upstream.lock().unwrap() = Some(stream.try_clone().unwrap());
@@ -75,7 +86,8 @@ fn connect(server: SocketAddr, client: &TcpStream, upstream: &Arc<Mutex<Option<T
 /// For a server to close its connections: the proxy sees them end before a server listens again.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// Without pushes (RESP2) nothing tells the client, and the mark that it compares is what the server has.
+/// Without pushes (RESP2) nothing tells the client, and the mark that it compares is what the
+/// server has.
 const OPTIONS: &str = "?notifications=poll&node-timeout=10s&timeout=10s&connect-timeout=10s";
 
 /// A holds at 1, 2 and 3. B, connected through proxies, would have 3, 4 and 5 if 3 voted.
@@ -83,14 +95,27 @@ async fn restart_is_noticed(persistence: Persistence, restart: impl FnOnce(&mut 
     let mut servers = five(persistence).await;
     if persistence == Persistence::Snapshot {
         // The mark comes back with it, as it was.
-        let () = redis::cmd("SAVE").query(&mut servers.servers[2].connection().unwrap()).unwrap();
+        let () = redis::cmd("SAVE")
+            .query(&mut servers.servers[2].connection().unwrap())
+            .unwrap();
     }
-    let proxies: Vec<_> = servers.servers.iter().map(|server| Keeping::start(server.addr())).collect();
+    let proxies: Vec<_> = servers
+        .servers
+        .iter()
+        .map(|server| Keeping::start(server.addr()))
+        .collect();
     let hosts: Vec<_> = proxies.iter().map(|proxy| proxy.0.to_string()).collect();
     let other = client_at(&format!("redlock://{}/{OPTIONS}", hosts.join(","))).await;
     // On each connection a vote was given.
     let guard = other.mutex("other").lock().await.unwrap();
-    block_in_place(|| until("all hold", || servers.servers.iter().all(|server| value(server, "other").is_some())));
+    block_in_place(|| {
+        until("all hold", || {
+            servers
+                .servers
+                .iter()
+                .all(|server| value(server, "other").is_some())
+        })
+    });
     guard.release().await.unwrap();
     let ways = ways(&servers);
     ways[3..].iter().for_each(Proxy::cut);
@@ -102,7 +127,13 @@ async fn restart_is_noticed(persistence: Persistence, restart: impl FnOnce(&mut 
     });
     for _ in 0..5 {
         let refused = other.mutex("k").try_lock().await.unwrap_err();
-        assert!(matches!(refused.kind(), ErrorKind::Contended | ErrorKind::Unavailable), "{refused}");
+        assert!(
+            matches!(
+                refused.kind(),
+                ErrorKind::Contended | ErrorKind::Unavailable
+            ),
+            "{refused}"
+        );
         assert!(held.is_held());
     }
     let before = token(&held);
@@ -126,7 +157,8 @@ async fn restart_behind_a_kept_connection_costs_the_vote() {
 /// Before any `provision` there is no mark to compare, only the run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restart_behind_a_proxy_costs_an_unmarked_vote() {
-    let mut servers = leasehold_integration::server::RedlockServers::start(1, Persistence::None).unwrap();
+    let mut servers =
+        leasehold_integration::server::RedlockServers::start(1, Persistence::None).unwrap();
     let proxy = Keeping::start(servers.servers[0].addr());
     let url = format!("redlock://{}/{OPTIONS}&largest-ttl=2s", proxy.0);
     let client = leasehold_core::LockClient::builder(leasehold::backend(&url).await.unwrap())
@@ -148,11 +180,20 @@ async fn restart_behind_a_proxy_costs_an_unmarked_vote() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kept_connections_alone_cost_nothing() {
     let servers = five(Persistence::None).await;
-    let proxies: Vec<_> = servers.servers.iter().map(|server| Keeping::start(server.addr())).collect();
+    let proxies: Vec<_> = servers
+        .servers
+        .iter()
+        .map(|server| Keeping::start(server.addr()))
+        .collect();
     let hosts: Vec<_> = proxies.iter().map(|proxy| proxy.0.to_string()).collect();
-    let (one, other) =
-        (client_at(&format!("redlock://{}/{OPTIONS}", hosts.join(","))).await, client(&servers, OPTIONS).await);
+    let (one, other) = (
+        client_at(&format!("redlock://{}/{OPTIONS}", hosts.join(","))).await,
+        client(&servers, OPTIONS).await,
+    );
     let held = one.mutex("k").lock().await.unwrap();
-    assert_eq!(other.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        other.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     held.release().await.unwrap();
 }

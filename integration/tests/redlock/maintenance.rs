@@ -4,15 +4,24 @@ use leasehold_core::{LockClient, Renewal};
 use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENT, client, eventually, five, millis, nothing_left, token, ttl, until, value};
+use crate::support::{
+    PATIENT, client, eventually, five, millis, nothing_left, token, ttl, until, value,
+};
 
 /// Somebody else's, who gives them back a little later.
 fn occupy(server: &RedisServer) {
-    let () = redis::cmd("SET").arg("k").arg("another").query(&mut server.connection().unwrap()).unwrap();
+    let () = redis::cmd("SET")
+        .arg("k")
+        .arg("another")
+        .query(&mut server.connection().unwrap())
+        .unwrap();
 }
 
 fn free(server: &RedisServer) {
-    let () = redis::cmd("DEL").arg("k").query(&mut server.connection().unwrap()).unwrap();
+    let () = redis::cmd("DEL")
+        .arg("k")
+        .query(&mut server.connection().unwrap())
+        .unwrap();
 }
 
 /// Granted by three of five while the others were another's, the lock outlives any of the three.
@@ -22,12 +31,19 @@ async fn bare_majority_outlives_the_loss_of_one_server() {
     let client = client(&servers, PATIENT).await;
     block_in_place(|| servers.servers[3..].iter().for_each(occupy));
     // Nothing but the grant can ask them.
-    let held = client.mutex("k").with_renewal(Renewal::Manual).lock().await.unwrap();
+    let held = client
+        .mutex("k")
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     block_in_place(|| {
         std::thread::sleep(millis(200));
         servers.servers[3..].iter().for_each(free);
         let holds = |server: &RedisServer| value(server, "k").is_some();
-        until("the missing servers hold, too", || servers.servers.iter().all(holds));
+        until("the missing servers hold, too", || {
+            servers.servers.iter().all(holds)
+        });
         // It comes back at once, and has forgotten the lock.
         servers.servers[1].restart().unwrap();
     });
@@ -42,7 +58,9 @@ fn restart_in_turn(servers: &mut RedlockServers, keys: &[&str]) {
     for at in 0..2 {
         servers.servers[at].restart().unwrap();
         for key in keys {
-            until(&format!("server {at} has {key}"), || value(&servers.servers[at], key).is_some());
+            until(&format!("server {at} has {key}"), || {
+                value(&servers.servers[at], key).is_some()
+            });
         }
     }
 }
@@ -50,8 +68,12 @@ fn restart_in_turn(servers: &mut RedlockServers, keys: &[&str]) {
 async fn three(grace: u64) -> (RedlockServers, LockClient) {
     let servers = RedlockServers::start(3, Persistence::None).unwrap();
     drop(servers.provision(ttl(millis(grace))).await.unwrap());
-    let backend = leasehold::backend(&format!("{}{PATIENT}", servers.url())).await.unwrap();
-    let client = LockClient::builder(backend).with_ttl(ttl(millis(grace))).build();
+    let backend = leasehold::backend(&format!("{}{PATIENT}", servers.url()))
+        .await
+        .unwrap();
+    let client = LockClient::builder(backend)
+        .with_ttl(ttl(millis(grace)))
+        .build();
     (servers, client)
 }
 

@@ -7,7 +7,8 @@ use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
 use tokio::task::block_in_place;
 
 use crate::support::{
-    PATIENCE, PATIENT, client, client_at, eventually, five, millis, nothing_left, token, ttl, url_through, value, ways,
+    PATIENCE, PATIENT, client, client_at, eventually, five, millis, nothing_left, token, ttl,
+    url_through, value, ways,
 };
 
 fn mark(server: &RedisServer) -> Option<String> {
@@ -15,10 +16,15 @@ fn mark(server: &RedisServer) -> Option<String> {
 }
 
 /// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 forgets. B would have 3, 4 and 5.
-async fn a_server_that_forgot_does_not_vote(persistence: Persistence, forget: impl FnOnce(&mut RedisServer)) {
+async fn a_server_that_forgot_does_not_vote(
+    persistence: Persistence,
+    forget: impl FnOnce(&mut RedisServer),
+) {
     let mut servers = five(persistence).await;
     if persistence == Persistence::Snapshot {
-        let () = redis::cmd("SAVE").query(&mut servers.servers[2].connection().unwrap()).unwrap();
+        let () = redis::cmd("SAVE")
+            .query(&mut servers.servers[2].connection().unwrap())
+            .unwrap();
     }
     let ways = ways(&servers);
     for way in &ways[3..] {
@@ -31,7 +37,13 @@ async fn a_server_that_forgot_does_not_vote(persistence: Persistence, forget: im
     block_in_place(|| forget(&mut servers.servers[2]));
     for _ in 0..20 {
         let refused = other.mutex("k").try_lock().await.unwrap_err();
-        assert!(matches!(refused.kind(), ErrorKind::Contended | ErrorKind::Unavailable), "{refused}");
+        assert!(
+            matches!(
+                refused.kind(),
+                ErrorKind::Contended | ErrorKind::Unavailable
+            ),
+            "{refused}"
+        );
         assert!(held.is_held());
     }
     drop(held);
@@ -61,7 +73,9 @@ async fn server_with_an_old_snapshot_and_its_marker_does_not_vote() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_flushed_is_not_counted() {
     a_server_that_forgot_does_not_vote(Persistence::None, |server| {
-        let () = redis::cmd("FLUSHALL").query(&mut server.connection().unwrap()).unwrap();
+        let () = redis::cmd("FLUSHALL")
+            .query(&mut server.connection().unwrap())
+            .unwrap();
     })
     .await;
 }
@@ -72,7 +86,9 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     const GRACE: Duration = Duration::from_secs(3);
     let mut servers = RedlockServers::start(5, Persistence::None).unwrap();
     servers.provision(ttl(GRACE)).await.unwrap();
-    let backend = leasehold::backend(&format!("{}{PATIENT}", servers.url())).await.unwrap();
+    let backend = leasehold::backend(&format!("{}{PATIENT}", servers.url()))
+        .await
+        .unwrap();
     assert_eq!(backend.capabilities().max_ttl, ttl(GRACE));
     let client = LockClient::builder(backend).with_ttl(ttl(GRACE)).build();
     let first = client.mutex("k").lock().await.unwrap();
@@ -83,12 +99,28 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     // Who uses the quorum lets it rejoin, nobody has to do anything by hand.
     while mark(&servers.servers[0]).is_none() {
         assert!(restarted.elapsed() < PATIENCE, "it has not rejoined");
-        client.mutex("other").lock().await.unwrap().release().await.unwrap();
+        client
+            .mutex("other")
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
         tokio::time::sleep(millis(50)).await;
     }
     assert!(restarted.elapsed() >= GRACE, "it rejoined within the grace");
-    let above: u64 = mark(&servers.servers[0]).unwrap().rsplit(':').next().unwrap().parse().unwrap();
-    assert!(above >= before, "it has copied {above}, and {before} was granted");
+    let above: u64 = mark(&servers.servers[0])
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        above >= before,
+        "it has copied {above}, and {before} was granted"
+    );
     // Now it is needed.
     for server in &mut servers.servers[3..] {
         server.kill();
@@ -99,15 +131,21 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     block_in_place(|| nothing_left(&servers.servers[..3]));
 }
 
-/// A lock outlives the restart of all servers that write everything down, and they rejoin by themselves.
+/// A lock outlives the restart of all servers that write everything down, and they rejoin by
+/// themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_servers_that_lose_nothing_can_restart() {
     const GRACE: Duration = Duration::from_secs(8);
     let mut servers = RedlockServers::start(5, Persistence::EveryWrite).unwrap();
     let quorum = leasehold::redlock(&servers.url()).await.unwrap();
-    let provision = Provision::new(ttl(GRACE)).with_never_used(true).with_durable(true);
+    let provision = Provision::new(ttl(GRACE))
+        .with_never_used(true)
+        .with_durable(true);
     quorum.provision(&provision).await.unwrap();
-    let (one, other) = (client(&servers, PATIENT).await, client(&servers, PATIENT).await);
+    let (one, other) = (
+        client(&servers, PATIENT).await,
+        client(&servers, PATIENT).await,
+    );
     assert_eq!(one.capabilities().fencing, Fencing::Durable);
     let held = one.mutex("k").with_ttl(ttl(GRACE)).lock().await.unwrap();
     block_in_place(|| {
@@ -118,7 +156,13 @@ async fn all_servers_that_lose_nothing_can_restart() {
     });
     let rejoined = std::time::Instant::now() + PATIENCE;
     let refused = loop {
-        match other.mutex("k").with_ttl(ttl(GRACE)).try_lock().await.unwrap_err() {
+        match other
+            .mutex("k")
+            .with_ttl(ttl(GRACE))
+            .try_lock()
+            .await
+            .unwrap_err()
+        {
             error if error.kind() == ErrorKind::Contended => break error,
             error => assert!(std::time::Instant::now() < rejoined, "{error}"),
         }
@@ -131,7 +175,8 @@ async fn all_servers_that_lose_nothing_can_restart() {
     assert!(token(&next) > before);
 }
 
-/// Nobody knows any more what was granted: the grants end, and nobody is granted anything until an operator says so.
+/// Nobody knows any more what was granted: the grants end, and nobody is granted anything until an
+/// operator says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_without_data_grant_nothing_until_provisioned() {
     let mut servers = five(Persistence::None).await;
@@ -139,15 +184,26 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
     assert_eq!(client.capabilities().fencing, Fencing::Clocked);
     let held = client.mutex("k").lock().await.unwrap();
     let before = token(&held);
-    block_in_place(|| servers.servers.iter_mut().for_each(|server| server.restart().unwrap()));
+    block_in_place(|| {
+        servers
+            .servers
+            .iter_mut()
+            .for_each(|server| server.restart().unwrap())
+    });
     let refused = client.mutex("other").try_lock().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
-    // Who comes anew is told that tokens are best effort, and is not granted anything in the grace either.
-    let quorum = leasehold::redlock(&format!("{}{PATIENT}", servers.url())).await.unwrap();
+    // Who comes anew is told that tokens are best effort, and is not granted anything in the grace
+    // either.
+    let quorum = leasehold::redlock(&format!("{}{PATIENT}", servers.url()))
+        .await
+        .unwrap();
     assert_eq!(quorum.capabilities().fencing, Fencing::BestEffort);
     let newcomer = LockClient::new(quorum.clone());
     let refused = newcomer.mutex("k").try_lock().await.unwrap_err();
-    assert!(refused.to_string().contains("provision --never-used"), "{refused}");
+    assert!(
+        refused.to_string().contains("provision --never-used"),
+        "{refused}"
+    );
     // For as long as what they forgot may be held.
     let unsaid = Provision::new(ttl(crate::support::TTL));
     let provisioning = tokio::time::timeout(millis(1_500), quorum.provision(&unsaid)).await;
@@ -162,10 +218,15 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
 async fn provisioning_as_durable_asks_the_servers() {
     let servers = RedlockServers::start(3, Persistence::Snapshot).unwrap();
     let quorum = leasehold::redlock(&servers.url()).await.unwrap();
-    let provision = Provision::new(ttl(crate::support::TTL)).with_never_used(true).with_durable(true);
+    let provision = Provision::new(ttl(crate::support::TTL))
+        .with_never_used(true)
+        .with_durable(true);
     let refused = quorum.provision(&provision).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
-    assert!(refused.to_string().contains("appendfsync always"), "{refused}");
+    assert!(
+        refused.to_string().contains("appendfsync always"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -195,7 +256,9 @@ async fn largest_ttl_is_not_lowered_while_a_node_may_have_forgotten() {
 async fn running_program_refuses_ttls_above_the_provisioned_one() {
     let servers = RedlockServers::start(3, Persistence::None).unwrap();
     let url = format!("{}{PATIENT}&largest-ttl=2s", servers.url());
-    let client = LockClient::builder(leasehold::backend(&url).await.unwrap()).with_ttl(ttl(millis(2_000))).build();
+    let client = LockClient::builder(leasehold::backend(&url).await.unwrap())
+        .with_ttl(ttl(millis(2_000)))
+        .build();
     // Servers that were just started vote when they have been up for that long.
     eventually(&client, "k").await.release().await.unwrap();
     servers.provision(ttl(millis(1_000))).await.unwrap();
@@ -210,5 +273,13 @@ async fn running_program_refuses_ttls_above_the_provisioned_one() {
         tokio::time::sleep(millis(50)).await;
     };
     assert!(error.to_string().contains("provision"), "{error}");
-    client.mutex("k").with_ttl(ttl(millis(1_000))).lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .with_ttl(ttl(millis(1_000)))
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
 }

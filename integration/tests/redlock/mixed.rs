@@ -32,14 +32,20 @@ impl Servers {
         vec![
             RedisBackend::connect(&self.redis.url()).await.unwrap(),
             EtcdBackend::connect(&self.etcd.url()).await.unwrap(),
-            PostgresBackend::connect(&self.postgres.url()).await.unwrap(),
+            PostgresBackend::connect(&self.postgres.url())
+                .await
+                .unwrap(),
         ]
     }
 
     async fn quorum(&self) -> Arc<QuorumBackend> {
         // The Redis was just started, and has forgotten nothing that anybody holds.
-        let config = QuorumConfig::new().with_largest_ttl(ttl(TTL)).with_node_timeout(PATIENCE);
-        QuorumBackend::open(self.members().await, config).await.unwrap()
+        let config = QuorumConfig::new()
+            .with_largest_ttl(ttl(TTL))
+            .with_node_timeout(PATIENCE);
+        QuorumBackend::open(self.members().await, config)
+            .await
+            .unwrap()
     }
 }
 
@@ -50,7 +56,10 @@ const TTL: Duration = Duration::from_secs(3);
 const LABEL: &str = "kassa-zürich-7/4711/a program with a long name, and then some more";
 
 fn client(quorum: Arc<QuorumBackend>) -> LockClient {
-    LockClient::builder(quorum).with_ttl(ttl(TTL)).with_label(LABEL).build()
+    LockClient::builder(quorum)
+        .with_ttl(ttl(TTL))
+        .with_label(LABEL)
+        .build()
 }
 
 /// One lock over three kinds of backends, one of which dies.
@@ -67,7 +76,10 @@ async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
     // A Redis that was just started waits for the largest TTL; the two others make a majority.
     let held = one.mutex("k").lock().await.unwrap();
     assert_eq!(held.fencing_token(), None);
-    assert_eq!(other.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        other.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     assert!(held.is_held());
     let waiting = tokio::spawn({
         let mutex = other.mutex("k");
@@ -76,7 +88,11 @@ async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
     tokio::time::sleep(millis(3_500)).await;
     assert!(held.is_held() && !waiting.is_finished(), "it is renewed");
     assert_eq!(held.release().await.unwrap(), Released::Freed);
-    let taken = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+    let taken = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     held_everywhere(&taken, &watching).await;
     servers.redis.kill();
     taken.renew().await.unwrap();
@@ -107,26 +123,45 @@ async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
             tokio::time::sleep(millis(5)).await;
         }
     };
-    tokio::time::timeout(millis(2_000), free_everywhere).await.expect("it waits for the TTL at some member");
+    tokio::time::timeout(millis(2_000), free_everywhere)
+        .await
+        .expect("it waits for the TTL at some member");
 }
 
-/// A server that forgets its locks when it restarts, as Postgres does, is a minority: it holds again after the next renewal.
+/// A server that forgets its locks when it restarts, as Postgres does, is a minority: it holds
+/// again after the next renewal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_restarts_costs_a_mixed_quorum_nothing() {
     let mut servers = Servers::start();
     let watching = servers.members().await;
-    let (one, other) = (client(servers.quorum().await), client(servers.quorum().await));
+    let (one, other) = (
+        client(servers.quorum().await),
+        client(servers.quorum().await),
+    );
     let held = one.mutex("k").lock().await.unwrap();
     held_everywhere(&held, &watching).await;
     servers.postgres.kill();
     held.renew().await.unwrap();
-    assert_eq!(other.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        other.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let seen = other.inspect("k").await.unwrap();
     assert_eq!(seen.holders.len(), 1, "{seen:?}");
-    let problems: Vec<_> = seen.nodes.iter().filter(|node| node.problem.is_some()).collect();
-    assert!(matches!(problems[..], [node] if node.endpoint.starts_with("postgres://")), "{seen:?}");
+    let problems: Vec<_> = seen
+        .nodes
+        .iter()
+        .filter(|node| node.problem.is_some())
+        .collect();
+    assert!(
+        matches!(problems[..], [node] if node.endpoint.starts_with("postgres://")),
+        "{seen:?}"
+    );
     servers.postgres.restart().unwrap();
-    assert_eq!(other.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        other.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     held_everywhere(&held, &servers.members().await).await;
     assert_eq!(held.release().await.unwrap(), Released::Freed);
     let guard = other.mutex("k").lock().await.unwrap();

@@ -10,11 +10,16 @@ use leasehold_integration::{
 use tokio::task::block_in_place;
 
 use crate::support::{
-    PATIENT, TTL, client, client_at, eventually, five, nothing_left, token, ttl, until, url_through, value, ways,
+    PATIENT, TTL, client, client_at, eventually, five, nothing_left, token, ttl, until,
+    url_through, value, ways,
 };
 
-/// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 gets older data. B would have 3, 4 and 5.
-async fn older_data_does_not_vote(mut servers: RedlockServers, replace: impl FnOnce(&mut RedisServer)) {
+/// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 gets older data. B would have 3, 4
+/// and 5.
+async fn older_data_does_not_vote(
+    mut servers: RedlockServers,
+    replace: impl FnOnce(&mut RedisServer),
+) {
     let ways = ways(&servers);
     ways[3..].iter().for_each(Proxy::cut);
     let one = client_at(&url_through(&ways, PATIENT)).await;
@@ -22,12 +27,24 @@ async fn older_data_does_not_vote(mut servers: RedlockServers, replace: impl FnO
     let other = client(&servers, PATIENT).await;
     block_in_place(|| {
         replace(&mut servers.servers[2]);
-        assert!(value(&servers.servers[2], ":lh4:mark").is_some(), "the mark came with the data");
-        assert!(value(&servers.servers[2], "k").is_none(), "the lock did not");
+        assert!(
+            value(&servers.servers[2], ":lh4:mark").is_some(),
+            "the mark came with the data"
+        );
+        assert!(
+            value(&servers.servers[2], "k").is_none(),
+            "the lock did not"
+        );
     });
     for _ in 0..20 {
         let refused = other.mutex("k").try_lock().await.unwrap_err();
-        assert!(matches!(refused.kind(), ErrorKind::Contended | ErrorKind::Unavailable), "{refused}");
+        assert!(
+            matches!(
+                refused.kind(),
+                ErrorKind::Contended | ErrorKind::Unavailable
+            ),
+            "{refused}"
+        );
         assert!(held.is_held());
     }
     let before = token(&held);
@@ -40,8 +57,15 @@ async fn older_data_does_not_vote(mut servers: RedlockServers, replace: impl FnO
 
 async fn durable() -> RedlockServers {
     let servers = RedlockServers::start(5, Persistence::EveryWrite).unwrap();
-    let provision = Provision::new(ttl(TTL)).with_never_used(true).with_durable(true);
-    leasehold::redlock(&servers.url()).await.unwrap().provision(&provision).await.unwrap();
+    let provision = Provision::new(ttl(TTL))
+        .with_never_used(true)
+        .with_durable(true);
+    leasehold::redlock(&servers.url())
+        .await
+        .unwrap()
+        .provision(&provision)
+        .await
+        .unwrap();
     servers
 }
 
@@ -73,12 +97,23 @@ async fn durable_server_with_a_restored_backup_does_not_vote() {
 fn follow(server: &RedisServer, primary: &RedisServer) {
     let mut connection = server.connection().unwrap();
     let port = primary.port();
-    let () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port).query(&mut connection).unwrap();
+    let () = redis::cmd("REPLICAOF")
+        .arg("127.0.0.1")
+        .arg(port)
+        .query(&mut connection)
+        .unwrap();
     until("the replica is in step", || {
-        let info: String = redis::cmd("INFO").arg("replication").query(&mut connection).unwrap();
+        let info: String = redis::cmd("INFO")
+            .arg("replication")
+            .query(&mut connection)
+            .unwrap();
         info.contains("master_link_status:up")
     });
-    let () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query(&mut connection).unwrap();
+    let () = redis::cmd("REPLICAOF")
+        .arg("NO")
+        .arg("ONE")
+        .query(&mut connection)
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

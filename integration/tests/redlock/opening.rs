@@ -8,30 +8,51 @@ use crate::support::{PATIENCE, PATIENT, TTL, millis, ttl, value};
 
 fn config(server: &RedisServer, name: &str, value: &str) {
     let mut connection = server.connection().unwrap();
-    let () = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query(&mut connection).unwrap();
+    let () = redis::cmd("CONFIG")
+        .arg("SET")
+        .arg(name)
+        .arg(value)
+        .query(&mut connection)
+        .unwrap();
 }
 
 fn replica_of(server: &RedisServer, host: &str, port: &str) {
     let mut connection = server.connection().unwrap();
-    let () = redis::cmd("REPLICAOF").arg(host).arg(port).query(&mut connection).unwrap();
+    let () = redis::cmd("REPLICAOF")
+        .arg(host)
+        .arg(port)
+        .query(&mut connection)
+        .unwrap();
 }
 
 /// Opens the quorum anew, as a program that starts does.
 async fn begin(servers: &RedlockServers) -> (Arc<QuorumBackend>, LockClient) {
-    let quorum = leasehold::redlock(&format!("{}{PATIENT}", servers.url())).await.unwrap();
+    let quorum = leasehold::redlock(&format!("{}{PATIENT}", servers.url()))
+        .await
+        .unwrap();
     let backend: Arc<dyn LockBackend> = quorum.clone();
-    (quorum, LockClient::builder(backend).with_ttl(ttl(TTL)).build())
+    (
+        quorum,
+        LockClient::builder(backend).with_ttl(ttl(TTL)).build(),
+    )
 }
 
 /// What is wrong with the last server, as the quorum sees it.
 fn problem(quorum: &QuorumBackend) -> Option<String> {
     let nodes = quorum.nodes();
-    assert!(nodes[..2].iter().all(|node| node.problem.is_none()), "{nodes:?}");
+    assert!(
+        nodes[..2].iter().all(|node| node.problem.is_none()),
+        "{nodes:?}"
+    );
     nodes[2].problem.clone()
 }
 
 /// Locks until the last server holds, too.
-async fn until_the_last_takes_part(quorum: &QuorumBackend, client: &LockClient, last: &RedisServer) {
+async fn until_the_last_takes_part(
+    quorum: &QuorumBackend,
+    client: &LockClient,
+    last: &RedisServer,
+) {
     let end = std::time::Instant::now() + PATIENCE;
     loop {
         let guard = client.mutex("k").lock().await.unwrap();
@@ -41,7 +62,11 @@ async fn until_the_last_takes_part(quorum: &QuorumBackend, client: &LockClient, 
         if held && problem(quorum).is_none() {
             return;
         }
-        assert!(std::time::Instant::now() < end, "it does not take part: {:?}", problem(quorum));
+        assert!(
+            std::time::Instant::now() < end,
+            "it does not take part: {:?}",
+            problem(quorum)
+        );
         tokio::time::sleep(millis(50)).await;
     }
 }
@@ -54,10 +79,25 @@ async fn a_program_begins_although_one_server_has_another_password() {
     let mut admin = last.connection().unwrap();
     config(last, "requirepass", "another");
     let (quorum, client) = begin(&servers).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     let told = problem(&quorum).expect("it is told");
-    assert!(told.contains("password") && told.contains(&last.addr().to_string()), "{told}");
-    let () = redis::cmd("CONFIG").arg("SET").arg("requirepass").arg("").query(&mut admin).unwrap();
+    assert!(
+        told.contains("password") && told.contains(&last.addr().to_string()),
+        "{told}"
+    );
+    let () = redis::cmd("CONFIG")
+        .arg("SET")
+        .arg("requirepass")
+        .arg("")
+        .query(&mut admin)
+        .unwrap();
     until_the_last_takes_part(&quorum, &client, last).await;
 }
 
@@ -68,10 +108,21 @@ async fn a_program_begins_although_one_server_is_a_replica() {
     let (last, other) = (&servers.servers[2], RedisServer::start().unwrap());
     replica_of(last, "127.0.0.1", &other.port().to_string());
     let (quorum, client) = begin(&servers).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     let told = problem(&quorum).expect("it is told");
-    assert!(told.contains("replica") && told.contains(&last.addr().to_string()), "{told}");
-    // It may have the data of another server now, and votes when the grace is over. It is asked again before.
+    assert!(
+        told.contains("replica") && told.contains(&last.addr().to_string()),
+        "{told}"
+    );
+    // It may have the data of another server now, and votes when the grace is over. It is asked
+    // again before.
     replica_of(last, "NO", "ONE");
     let end = std::time::Instant::now() + PATIENCE;
     while problem(&quorum).is_some_and(|problem| problem.contains("replica")) {

@@ -6,7 +6,9 @@ use std::sync::{
 use leasehold_integration::{proxy::Direction, server::Persistence};
 use tokio::task::{JoinSet, block_in_place};
 
-use crate::support::{PATIENT, client_at, five, nothing_left, token, until, url_through, value, ways};
+use crate::support::{
+    PATIENT, client_at, five, nothing_left, token, until, url_through, value, ways,
+};
 
 /// Which servers each contender reaches first.
 const SHARES: [&[usize]; 3] = [&[0, 1], &[2, 3], &[4]];
@@ -25,30 +27,45 @@ async fn split_vote_2_2_1_grants_at_most_one_and_converges() {
         }
         contenders.push((ways, client));
     }
-    let (inside, tokens) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let (inside, tokens) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(Mutex::new(Vec::new())),
+    );
     let mut tasks = JoinSet::new();
     for (_, client) in &contenders {
         let (mutex, inside, tokens) = (client.mutex("k"), Arc::clone(&inside), Arc::clone(&tokens));
         tasks.spawn(async move {
             let guard = mutex.lock().await.unwrap();
             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold");
-            // While it holds: whoever comes next may be done before it has heard that its release was.
+            // While it holds: whoever comes next may be done before it has heard that its release
+            // was.
             tokens.lock().unwrap().push(token(&guard));
             tokio::task::yield_now().await;
             inside.fetch_sub(1, Ordering::SeqCst);
             guard.release().await.unwrap();
         });
     }
-    block_in_place(|| until("the vote is split", || servers.servers.iter().all(|server| value(server, "k").is_some())));
+    block_in_place(|| {
+        until("the vote is split", || {
+            servers
+                .servers
+                .iter()
+                .all(|server| value(server, "k").is_some())
+        })
+    });
     for (ways, _) in &contenders {
-        ways.iter().for_each(leasehold_integration::proxy::Proxy::heal);
+        ways.iter()
+            .for_each(leasehold_integration::proxy::Proxy::heal);
     }
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
     let tokens = tokens.lock().unwrap().clone();
     assert_eq!(tokens.len(), SHARES.len());
-    assert!(tokens.is_sorted_by(|a, b| a < b), "in the order of the grants: {tokens:?}");
+    assert!(
+        tokens.is_sorted_by(|a, b| a < b),
+        "in the order of the grants: {tokens:?}"
+    );
     block_in_place(|| nothing_left(&servers.servers));
 }
 

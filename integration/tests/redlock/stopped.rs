@@ -4,7 +4,9 @@ use leasehold_core::{ErrorKind, LockClient, Released};
 use leasehold_integration::{proxy::Direction, server::Persistence};
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENT, client, client_at, five, millis, nothing_left, token, ttl, url_through, ways};
+use crate::support::{
+    PATIENT, client, client_at, five, millis, nothing_left, token, ttl, url_through, ways,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
@@ -23,7 +25,10 @@ async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
         guard.renew().await.unwrap();
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }
-    assert!(began.elapsed() < Duration::from_secs(50), "somebody waited for a stopped server");
+    assert!(
+        began.elapsed() < Duration::from_secs(50),
+        "somebody waited for a stopped server"
+    );
     for server in &mut servers.servers[3..] {
         server.resume().unwrap();
     }
@@ -34,13 +39,23 @@ async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
 async fn three_stopped_servers_fail_in_time_and_are_released() {
     let mut servers = five(Persistence::None).await;
     let client = client(&servers, "?node-timeout=500ms&timeout=1s").await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     for server in &mut servers.servers[..3] {
         server.pause().unwrap();
     }
     let error = client.mutex("k").try_lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains("3 of 5 unavailable: "), "{error}");
+    assert!(
+        error.to_string().contains("3 of 5 unavailable: "),
+        "{error}"
+    );
     block_in_place(|| nothing_left(&servers.servers[3..]));
     for server in &mut servers.servers[..3] {
         server.resume().unwrap();
@@ -56,9 +71,18 @@ async fn two_slow_servers_neither_shorten_nor_prolong_the_lease() {
     const TTL: Duration = Duration::from_secs(4);
     let servers = five(Persistence::None).await;
     let ways = ways(&servers);
-    let backend = leasehold::backend(&url_through(&ways, "?node-timeout=30s&timeout=30s")).await.unwrap();
+    let backend = leasehold::backend(&url_through(&ways, "?node-timeout=30s&timeout=30s"))
+        .await
+        .unwrap();
     let client = LockClient::builder(backend).with_ttl(ttl(TTL)).build();
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     for way in &ways[3..] {
         way.delay(Direction::ClientToServer, TTL + millis(1_000));
     }
@@ -75,7 +99,14 @@ async fn a_late_grant_is_adopted_while_the_lock_is_held() {
     let servers = five(Persistence::None).await;
     let ways = ways(&servers);
     let client = client_at(&url_through(&ways, PATIENT)).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     for way in &ways[..2] {
         way.hold(Direction::ClientToServer);
     }
@@ -83,7 +114,13 @@ async fn a_late_grant_is_adopted_while_the_lock_is_held() {
     for way in &ways[..2] {
         way.heal();
     }
-    let held = || servers.servers.iter().filter(|server| crate::support::value(server, "k").is_some()).count();
+    let held = || {
+        servers
+            .servers
+            .iter()
+            .filter(|server| crate::support::value(server, "k").is_some())
+            .count()
+    };
     block_in_place(|| crate::support::until("all five hold", || held() == 5));
     // So two others may be lost.
     for way in &ways[3..] {
@@ -94,7 +131,9 @@ async fn a_late_grant_is_adopted_while_the_lock_is_held() {
             tokio::time::sleep(millis(20)).await;
         }
     };
-    tokio::time::timeout(crate::support::PATIENCE, renewed).await.unwrap();
+    tokio::time::timeout(crate::support::PATIENCE, renewed)
+        .await
+        .unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     block_in_place(|| nothing_left(&servers.servers[..3]));
 }

@@ -39,12 +39,18 @@ pub(crate) async fn client(servers: &RedlockServers, options: &str) -> LockClien
 }
 
 pub(crate) async fn client_at(url: &str) -> LockClient {
-    LockClient::builder(leasehold::backend(url).await.unwrap()).with_ttl(ttl(TTL)).build()
+    LockClient::builder(leasehold::backend(url).await.unwrap())
+        .with_ttl(ttl(TTL))
+        .build()
 }
 
 /// A way of one client to each server.
 pub(crate) fn ways(servers: &RedlockServers) -> Vec<Proxy> {
-    servers.servers.iter().map(|server| Proxy::start(server.addr()).unwrap()).collect()
+    servers
+        .servers
+        .iter()
+        .map(|server| Proxy::start(server.addr()).unwrap())
+        .collect()
 }
 
 pub(crate) fn url_through(ways: &[Proxy], options: &str) -> String {
@@ -53,12 +59,18 @@ pub(crate) fn url_through(ways: &[Proxy], options: &str) -> String {
 }
 
 pub(crate) fn token(guard: &LockGuard) -> u64 {
-    guard.fencing_token().expect("a quorum of Redis has tokens").get()
+    guard
+        .fencing_token()
+        .expect("a quorum of Redis has tokens")
+        .get()
 }
 
 /// The value of a key, past any proxy.
 pub(crate) fn value(server: &RedisServer, key: &str) -> Option<String> {
-    redis::cmd("GET").arg(key).query(&mut server.connection().unwrap()).unwrap()
+    redis::cmd("GET")
+        .arg(key)
+        .query(&mut server.connection().unwrap())
+        .unwrap()
 }
 
 /// Waits until `reached`.

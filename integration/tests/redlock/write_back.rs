@@ -9,7 +9,9 @@ use leasehold_integration::{
 };
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENT, eventually, nothing_left, token, ttl, until, url_through, value, ways};
+use crate::support::{
+    PATIENT, eventually, nothing_left, token, ttl, until, url_through, value, ways,
+};
 
 /// What comes in one piece: acquire, write-back, renewal or release; and one more.
 const STEPS: u64 = 4;
@@ -20,10 +22,19 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Tokens are unique and grow, whichever servers end at whichever step; gaps are allowed.
 async fn kills_at_each_step(victims: &'static [usize]) {
     let mut servers = RedlockServers::start(5, Persistence::EveryWrite).unwrap();
-    let provision = Provision::new(ttl(GRACE)).with_never_used(true).with_durable(true);
-    leasehold::redlock(&servers.url()).await.unwrap().provision(&provision).await.unwrap();
+    let provision = Provision::new(ttl(GRACE))
+        .with_never_used(true)
+        .with_durable(true);
+    leasehold::redlock(&servers.url())
+        .await
+        .unwrap()
+        .provision(&provision)
+        .await
+        .unwrap();
     let ways = ways(&servers);
-    let backend = leasehold::backend(&url_through(&ways, PATIENT)).await.unwrap();
+    let backend = leasehold::backend(&url_through(&ways, PATIENT))
+        .await
+        .unwrap();
     let client = LockClient::builder(backend).with_ttl(ttl(GRACE)).build();
     let mut last = token(&eventually(&client, "k").await);
     let (mut granted, mut failed) = (0, 0);
@@ -62,27 +73,43 @@ async fn kills_at_each_step(victims: &'static [usize]) {
             drop(guard.release().await);
         }
     }
-    // An attempt whose connections end is repeated on new ones, so that even three need not make it fail.
-    let trips: u64 = victims.iter().map(|victim| ways[*victim].counters().trips).sum();
+    // An attempt whose connections end is repeated on new ones, so that even three need not make it
+    // fail.
+    let trips: u64 = victims
+        .iter()
+        .map(|victim| ways[*victim].counters().trips)
+        .sum();
     println!("{granted} granted, {failed} failed, {trips} connections cut");
-    assert!(granted > 0 && trips >= STEPS, "{trips} cut: the steps do not reach what they are for");
+    assert!(
+        granted > 0 && trips >= STEPS,
+        "{trips} cut: the steps do not reach what they are for"
+    );
     block_in_place(|| nothing_left(&servers.servers));
 }
 
 /// Whether the server is in the run that its mark names.
 fn votes(server: &RedisServer) -> bool {
-    let info: String = redis::cmd("INFO").arg("server").query(&mut server.connection().unwrap()).unwrap();
-    let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("a run").trim();
+    let info: String = redis::cmd("INFO")
+        .arg("server")
+        .query(&mut server.connection().unwrap())
+        .unwrap();
+    let run = info
+        .lines()
+        .find_map(|line| line.strip_prefix("run_id:"))
+        .expect("a run")
+        .trim();
     value(server, ":lh4:mark").is_some_and(|mark| mark.contains(run))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_at_each_step_of_the_write_back_repeats_no_token() {
     let victims: [&'static [usize]; 4] = [&[0], &[4], &[1, 2], &[0, 3, 4]];
-    futures_util::future::join_all(victims.map(|victims| tokio::spawn(kills_at_each_step(victims))))
-        .await
-        .into_iter()
-        .for_each(Result::unwrap);
+    futures_util::future::join_all(
+        victims.map(|victims| tokio::spawn(kills_at_each_step(victims))),
+    )
+    .await
+    .into_iter()
+    .for_each(Result::unwrap);
 }
 
 /// Gives each server another token for the lock, so that the next grant has to be written back.
@@ -90,7 +117,11 @@ fn disagree(servers: &RedlockServers, above: u64) {
     for (at, server) in servers.servers.iter().enumerate() {
         let owner = "0".repeat(32);
         let fence = format!("{}:{owner}", above + at as u64 * 7);
-        let () = redis::cmd("SET").arg("{k}:lh2:fence").arg(fence).query(&mut server.connection().unwrap()).unwrap();
+        let () = redis::cmd("SET")
+            .arg("{k}:lh2:fence")
+            .arg(fence)
+            .query(&mut server.connection().unwrap())
+            .unwrap();
     }
 }
 
@@ -106,9 +137,15 @@ async fn a_majority_stands_at_the_token_that_was_granted() {
         let guard = client.mutex("k").lock().await.unwrap();
         assert!(token(&guard) > last);
         last = token(&guard);
-        let stands =
-            |server| value(server, "{k}:lh2:fence").is_some_and(|fence| fence.starts_with(&format!("{last}:")));
-        let standing = servers.servers.iter().filter(|server| stands(*server)).count();
+        let stands = |server| {
+            value(server, "{k}:lh2:fence")
+                .is_some_and(|fence| fence.starts_with(&format!("{last}:")))
+        };
+        let standing = servers
+            .servers
+            .iter()
+            .filter(|server| stands(*server))
+            .count();
         assert!(standing >= 3, "{standing} stand at {last}");
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }

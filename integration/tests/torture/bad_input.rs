@@ -63,7 +63,14 @@ fn odd_names() -> Vec<Vec<u8>> {
         "a.lock",
     ];
     let mut names: Vec<Vec<u8>> = text.iter().map(|name| name.as_bytes().to_vec()).collect();
-    names.extend([vec![0xff], vec![0xff, 0xfe], vec![b'x'; 1024], vec![b'/'; 1024], vec![0; 1024], vec![0xff; 1024]]);
+    names.extend([
+        vec![0xff],
+        vec![0xff, 0xfe],
+        vec![b'x'; 1024],
+        vec![b'/'; 1024],
+        vec![0; 1024],
+        vec![0xff; 1024],
+    ]);
     names
 }
 
@@ -74,8 +81,16 @@ async fn each_is_a_lock_of_its_own(client: &LockClient) {
         let guard = client.mutex(name.as_slice()).try_lock().await;
         let shown = name.escape_ascii();
         guards.push(guard.unwrap_or_else(|error| panic!("`{shown}` on {client}: {error:?}")));
-        let again = client.mutex(name.as_slice()).try_lock().await.expect_err("held twice");
-        assert_eq!(again.kind(), ErrorKind::Contended, "`{shown}` on {client}: {again:?}");
+        let again = client
+            .mutex(name.as_slice())
+            .try_lock()
+            .await
+            .expect_err("held twice");
+        assert_eq!(
+            again.kind(),
+            ErrorKind::Contended,
+            "`{shown}` on {client}: {again:?}"
+        );
     }
     assert!(guards.iter().all(|guard| guard.is_held()));
     for guard in guards {
@@ -85,13 +100,28 @@ async fn each_is_a_lock_of_its_own(client: &LockClient) {
 
 async fn refuses_what_is_no_name(client: &LockClient) {
     for name in [Vec::new(), vec![b'x'; 1025], vec![b'x'; 64 * 1024]] {
-        let error = client.mutex(name.as_slice()).lock().await.expect_err("not a name");
+        let error = client
+            .mutex(name.as_slice())
+            .lock()
+            .await
+            .expect_err("not a name");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
-        let error = client.rwlock(name.as_slice()).try_read().await.expect_err("not a name");
+        let error = client
+            .rwlock(name.as_slice())
+            .try_read()
+            .await
+            .expect_err("not a name");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
-        let error = client.inspect(name.as_slice()).await.expect_err("not a name");
+        let error = client
+            .inspect(name.as_slice())
+            .await
+            .expect_err("not a name");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
-        assert!(error.to_string().len() < 500, "the error repeats a name of {} bytes", name.len());
+        assert!(
+            error.to_string().len() < 500,
+            "the error repeats a name of {} bytes",
+            name.len()
+        );
     }
 }
 
@@ -117,7 +147,10 @@ async fn no_name_leads_out_of_the_directory_of_the_lock_files() {
     let client = client_of(&format!("file:{}", inner.display()), 30_000).await;
     each_is_a_lock_of_its_own(&client).await;
     let entries = |folder: &std::path::Path| -> BTreeSet<_> {
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     };
     assert_eq!(entries(&stage.locks()), ["a".to_owned()].into());
     assert_eq!(entries(&stage.locks().join("a")), ["b".to_owned()].into());
@@ -136,7 +169,11 @@ fn ttls_that_cannot_be_are_refused_and_nothing_is_rounded() {
         Duration::MAX,
     ];
     for ttl in bad {
-        assert_eq!(Ttl::new(ttl).unwrap_err().kind(), ErrorKind::InvalidInput, "{ttl:?}");
+        assert_eq!(
+            Ttl::new(ttl).unwrap_err().kind(),
+            ErrorKind::InvalidInput,
+            "{ttl:?}"
+        );
     }
     assert!(Ttl::from_secs(u64::MAX).is_err() && Ttl::from_millis(u64::MAX).is_err());
 }
@@ -147,7 +184,12 @@ async fn extreme_ttls_are_granted_or_refused_and_never_rounded() {
     let stage = Stage::on_files(30_000);
     for url in ["memory:", stage.url(), &server.url()] {
         let client = client_of(url, 30_000).await;
-        for ttl in [Ttl::MIN, Ttl::from_millis(2).unwrap(), Ttl::from_millis(999).unwrap(), Ttl::MAX] {
+        for ttl in [
+            Ttl::MIN,
+            Ttl::from_millis(2).unwrap(),
+            Ttl::from_millis(999).unwrap(),
+            Ttl::MAX,
+        ] {
             match client.mutex("k").with_ttl(ttl).lock().await {
                 Ok(guard) => {
                     assert_eq!(guard.ttl(), ttl);
@@ -160,7 +202,11 @@ async fn extreme_ttls_are_granted_or_refused_and_never_rounded() {
                         "{url} {ttl}: {error:?}"
                     );
                 }
-                Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url} {ttl}: {error:?}"),
+                Err(error) => assert_eq!(
+                    error.kind(),
+                    ErrorKind::InvalidInput,
+                    "{url} {ttl}: {error:?}"
+                ),
             }
         }
     }
@@ -225,7 +271,11 @@ async fn malformed_urls_are_refused_without_their_passwords() {
             Ok(Err(error)) => error,
         };
         let kinds = [ErrorKind::InvalidInput, ErrorKind::Unsupported];
-        assert!(kinds.contains(&error.kind()), "`{}`: {error:?}", url.escape_debug());
+        assert!(
+            kinds.contains(&error.kind()),
+            "`{}`: {error:?}",
+            url.escape_debug()
+        );
         keeps(SECRET, &error);
     }
     nothing_panicked();
@@ -233,20 +283,36 @@ async fn malformed_urls_are_refused_without_their_passwords() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_password_is_denied_and_server_down_is_unavailable() {
-    let server = RedisServer::builder().password("s3cret-of-the-server").start().unwrap();
-    for url in [format!("redis://{}/", server.addr()), format!("redis://:hunter2@{}/", server.addr())] {
-        let error = leasehold::connect(&url).await.expect_err("let in without the password");
+    let server = RedisServer::builder()
+        .password("s3cret-of-the-server")
+        .start()
+        .unwrap();
+    for url in [
+        format!("redis://{}/", server.addr()),
+        format!("redis://:hunter2@{}/", server.addr()),
+    ] {
+        let error = leasehold::connect(&url)
+            .await
+            .expect_err("let in without the password");
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(!error.is_retryable());
         keeps("hunter2", &error);
     }
     let nobody = format!("redis://:hunter2@127.0.0.1:{}/", free_port().unwrap());
     let begun = Instant::now();
-    let error = leasehold::connect(&nobody).await.expect_err("nobody is there");
+    let error = leasehold::connect(&nobody)
+        .await
+        .expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    assert!(error.is_retryable() && begun.elapsed() < millis(20_000), "{:?}", begun.elapsed());
+    assert!(
+        error.is_retryable() && begun.elapsed() < millis(20_000),
+        "{:?}",
+        begun.elapsed()
+    );
     keeps("hunter2", &error);
-    let error = leasehold::connect("redis+unix:///nonexistent/redis.sock").await.expect_err("nobody is there");
+    let error = leasehold::connect("redis+unix:///nonexistent/redis.sock")
+        .await
+        .expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     nothing_panicked();
 }
@@ -257,12 +323,20 @@ async fn a_server_that_is_no_redis_is_told_in_time() {
     let addr = server.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in server.incoming().map_while(Result::ok) {
-            drop(std::io::Write::write_all(&mut &stream, b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+            drop(std::io::Write::write_all(
+                &mut &stream,
+                b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            ));
         }
     });
     let begun = Instant::now();
-    let error = leasehold::connect(&format!("redis://{addr}/")).await.expect_err("not a Redis");
+    let error = leasehold::connect(&format!("redis://{addr}/"))
+        .await
+        .expect_err("not a Redis");
     let kinds = [ErrorKind::Protocol, ErrorKind::Unavailable];
-    assert!(kinds.contains(&error.kind()) && begun.elapsed() < millis(20_000), "{error:?}");
+    assert!(
+        kinds.contains(&error.kind()) && begun.elapsed() < millis(20_000),
+        "{error:?}"
+    );
     nothing_panicked();
 }

@@ -22,7 +22,9 @@ const TASKS: u32 = 16;
 const CALM: Duration = Duration::from_secs(30);
 
 pub(crate) fn seed() -> u64 {
-    let seed = env::var("LEASEHOLD_SEED").ok().map(|seed| seed.parse().expect("LEASEHOLD_SEED is a number"));
+    let seed = env::var("LEASEHOLD_SEED")
+        .ok()
+        .map(|seed| seed.parse().expect("LEASEHOLD_SEED is a number"));
     let seed = seed.unwrap_or_else(rand::random);
     println!("LEASEHOLD_SEED={seed}");
     seed
@@ -49,7 +51,11 @@ pub(crate) struct Crew<'a> {
 
 impl<'a> Crew<'a> {
     pub(crate) fn new(stage: &'a Stage) -> Self {
-        let mut crew = Self { stage, workers: Vec::new(), names: Vec::new() };
+        let mut crew = Self {
+            stage,
+            workers: Vec::new(),
+            names: Vec::new(),
+        };
         for _ in 0..PROCESSES {
             let worker = crew.hire();
             crew.workers.push(worker);
@@ -72,11 +78,17 @@ impl<'a> Crew<'a> {
 
     /// Ends the storm; the grants, and the errors by kind.
     pub(crate) fn calm(&mut self) -> (u64, BTreeMap<String, u64>) {
-        let tickets: Vec<Ticket> = self.workers.iter_mut().map(|worker| worker.send(Command::Calm).unwrap()).collect();
+        let tickets: Vec<Ticket> = self
+            .workers
+            .iter_mut()
+            .map(|worker| worker.send(Command::Calm).unwrap())
+            .collect();
         let (mut total, mut by_kind) = (0, BTreeMap::new());
         for (worker, ticket) in self.workers.iter_mut().zip(tickets) {
             match worker.answer(ticket, CALM).expect("a storm hangs") {
-                Answer::Storm { granted, errors, .. } => {
+                Answer::Storm {
+                    granted, errors, ..
+                } => {
                     total += granted;
                     for (kind, count) in errors {
                         *by_kind.entry(kind).or_default() += count;
@@ -97,22 +109,44 @@ impl<'a> Crew<'a> {
 #[track_caller]
 pub(crate) fn none(violations: &[Violation], what: &str) {
     let shown: Vec<_> = violations.iter().take(5).map(ToString::to_string).collect();
-    assert!(violations.is_empty(), "{what}: {} violations, such as {shown:#?}", violations.len());
+    assert!(
+        violations.is_empty(),
+        "{what}: {} violations, such as {shown:#?}",
+        violations.len()
+    );
 }
 
 /// Only faults that a program can act on.
 #[track_caller]
 pub(crate) fn only_faults(errors: &BTreeMap<String, u64>) {
     let known = ["Unavailable", "Indeterminate", "Lost"];
-    assert!(errors.keys().all(|kind| known.contains(&kind.as_str())), "{errors:?}");
+    assert!(
+        errors.keys().all(|kind| known.contains(&kind.as_str())),
+        "{errors:?}"
+    );
 }
 
-/// After all faults are over, the lock is to be had within a TTL and a bit, and a larger token comes with it.
+/// After all faults are over, the lock is to be had within a TTL and a bit, and a larger token
+/// comes with it.
 pub(crate) fn heals(stage: &Stage, crew: &Crew<'_>, within_ms: u64) {
     let begun = Instant::now();
-    let (token, _) = granted(stage.worker("after").lock(0, "k", Patience::Within(within_ms)).unwrap());
-    let largest = crew.events().iter().filter_map(|event| event.token).max().unwrap();
-    assert!(token > largest, "{token} after {largest}, {:?}", begun.elapsed());
+    let (token, _) = granted(
+        stage
+            .worker("after")
+            .lock(0, "k", Patience::Within(within_ms))
+            .unwrap(),
+    );
+    let largest = crew
+        .events()
+        .iter()
+        .filter_map(|event| event.token)
+        .max()
+        .unwrap();
+    assert!(
+        token > largest,
+        "{token} after {largest}, {:?}",
+        begun.elapsed()
+    );
 }
 
 /// Breaks the server and the workers for `span`, as chance will have it.
@@ -133,11 +167,16 @@ fn strike(rng: &mut StdRng, server: &mut RedisServer, crew: &mut Crew<'_>, span:
                 server.restart().unwrap();
             }
             2 | 3 => {
-                // All but one: the holder is likely to be among them, and its lock goes to the one that is left.
+                // All but one: the holder is likely to be among them, and its lock goes to the one
+                // that is left.
                 let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
-                stopped.iter().for_each(|worker| crew.workers[*worker].pause().unwrap());
+                stopped
+                    .iter()
+                    .for_each(|worker| crew.workers[*worker].pause().unwrap());
                 thread::sleep(millis(rng.random_range(TTL / 10..2 * TTL)));
-                stopped.iter().for_each(|worker| crew.workers[*worker].resume().unwrap());
+                stopped
+                    .iter()
+                    .for_each(|worker| crew.workers[*worker].resume().unwrap());
             }
             _ => crew.replace(at),
         }
@@ -147,7 +186,10 @@ fn strike(rng: &mut StdRng, server: &mut RedisServer, crew: &mut Crew<'_>, span:
 #[test]
 fn redis_keeps_its_promises_with_64_tasks_of_4_processes() {
     let mut rng = StdRng::seed_from_u64(seed());
-    let mut server = RedisServer::builder().persistence(Persistence::EveryWrite).start().unwrap();
+    let mut server = RedisServer::builder()
+        .persistence(Persistence::EveryWrite)
+        .start()
+        .unwrap();
     let stage = Stage::on(&server.url(), TTL);
     let mut crew = Crew::new(&stage);
     strike(&mut rng, &mut server, &mut crew, Duration::from_secs(15));
@@ -159,7 +201,10 @@ fn redis_keeps_its_promises_with_64_tasks_of_4_processes() {
     let events = crew.events();
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
-    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    none(
+        &checker::register(&stage.register().history().unwrap()),
+        "C3",
+    );
     heals(&stage, &crew, TTL + 2000);
     drop(crew);
     nothing_left(&server, millis(2 * TTL + 4000));
@@ -177,9 +222,13 @@ fn tokens_protect_the_register_when_the_server_forgets() {
     assert!(grants >= 100, "only {grants} grants: nothing was tested");
     only_faults(&errors);
 
-    // It frees at once what it forgets, so two may believe (C1); the tokens (C2) still keep the register right (C3).
+    // It frees at once what it forgets, so two may believe (C1); the tokens (C2) still keep the
+    // register right (C3).
     none(&checker::tokens(&crew.events(), Order::RealTime), "C2");
-    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    none(
+        &checker::register(&stage.register().history().unwrap()),
+        "C3",
+    );
     heals(&stage, &crew, TTL + 2000);
 }
 
@@ -207,7 +256,10 @@ fn files_keep_their_promises_with_64_tasks_of_4_processes() {
     let events = crew.events();
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
-    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    none(
+        &checker::register(&stage.register().history().unwrap()),
+        "C3",
+    );
     heals(&stage, &crew, TTL + 2000);
 }
 
@@ -216,7 +268,10 @@ fn files_keep_their_promises_with_64_tasks_of_4_processes() {
 fn without_a_common_lock_the_checker_finds_what_goes_wrong() {
     let stage = Stage::on_files(TTL);
     let elsewhere = Stage::on_files(TTL);
-    let (mut one, mut other) = (stage.worker("one"), stage.worker_at("other", elsewhere.url()));
+    let (mut one, mut other) = (
+        stage.worker("one"),
+        stage.worker_at("other", elsewhere.url()),
+    );
     for worker in [&mut one, &mut other] {
         assert!(matches!(worker.ask(storm()).unwrap(), Answer::Storming));
     }

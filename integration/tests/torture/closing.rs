@@ -38,7 +38,8 @@ async fn nothing_runs_on_after_a_client_of_a_dead_server_is_dropped() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     server.kill();
-    // The loss of the connection is known now: nothing is sent, of which something would have to be undone.
+    // The loss of the connection is known now: nothing is sent, of which something would have to be
+    // undone.
     client.inspect("k").await.expect_err("answered by nobody");
     let mutexes: Vec<_> = (0..100).map(|n| client.mutex(format!("k{n}"))).collect();
     for outcome in join_all(mutexes.iter().map(Mutex::try_lock)).await {
@@ -64,14 +65,35 @@ async fn grant_during_close_is_released_before_close_returns() {
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
     let rival = client_of(&server.url(), TTL).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     proxy.delay(Direction::ServerToClient, millis(300));
     let mutex = client.mutex("k");
     let locking = tokio::spawn(async move { mutex.lock().await });
     sleep(millis(100)).await;
     client.close().await.unwrap();
-    assert_eq!(locking.await.unwrap().expect_err("granted by a closed client").kind(), ErrorKind::Closed);
-    rival.mutex("k").try_lock().await.expect("it was left locked").release().await.unwrap();
+    assert_eq!(
+        locking
+            .await
+            .unwrap()
+            .expect_err("granted by a closed client")
+            .kind(),
+        ErrorKind::Closed
+    );
+    rival
+        .mutex("k")
+        .try_lock()
+        .await
+        .expect("it was left locked")
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
@@ -80,11 +102,17 @@ async fn grant_during_close_is_released_before_close_returns() {
 async fn client_closes_while_server_is_dead_and_releases_fail() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
-    let (dropped, kept) = (client.mutex("dropped").lock().await.unwrap(), client.mutex("kept").lock().await.unwrap());
+    let (dropped, kept) = (
+        client.mutex("dropped").lock().await.unwrap(),
+        client.mutex("kept").lock().await.unwrap(),
+    );
     server.kill();
     drop(dropped);
     sleep(Duration::from_millis(500)).await;
-    timeout(PATIENCE, client.close()).await.expect("hangs").unwrap();
+    timeout(PATIENCE, client.close())
+        .await
+        .expect("hangs")
+        .unwrap();
     assert!(!kept.is_held());
     nothing_panicked();
 }

@@ -14,23 +14,34 @@ const TTL: u64 = 30_000;
 
 /// What a waiter beside a crowd has to see pass by, in half of its waits at least.
 const HAND_OFFS: usize = 50;
-/// What it has to see pass by in any wait. A process that is not scheduled sees more pass by than fairness allows; one
-/// that is starved sees thousands.
+/// What it has to see pass by in any wait. A process that is not scheduled sees more pass by than
+/// fairness allows; one that is starved sees thousands.
 const MOST_HAND_OFFS: usize = 1000;
 
-/// A process in which a thousand tasks queue again and again, beside one that wants the lock now and then.
+/// A process in which a thousand tasks queue again and again, beside one that wants the lock now
+/// and then.
 fn beside_a_crowd(stage: &Stage) {
     let (mut crowd, mut single) = (stage.worker("crowd"), stage.worker("single"));
-    let storm =
-        Storm { tasks: CROWD, key: "k".into(), within_ms: 60_000, hold_us: 0, write: false, ..Storm::default() };
-    assert!(matches!(crowd.ask(Command::Storm(storm)).unwrap(), Answer::Storming));
+    let storm = Storm {
+        tasks: CROWD,
+        key: "k".into(),
+        within_ms: 60_000,
+        hold_us: 0,
+        write: false,
+        ..Storm::default()
+    };
+    assert!(matches!(
+        crowd.ask(Command::Storm(storm)).unwrap(),
+        Answer::Storming
+    ));
     let mut count = || match crowd.ask(Command::Count).unwrap() {
         Answer::Storm { granted, .. } => granted,
         other => panic!("{other:?}"),
     };
     until("the crowd is at work", millis(20_000), || count() >= 200);
     for _ in 0..20 {
-        // So that each is a wait of its own, and not one of the turns that its process may take in a row.
+        // So that each is a wait of its own, and not one of the turns that its process may take in
+        // a row.
         std::thread::sleep(millis(60));
         granted(single.lock(0, "k", Patience::Within(20_000)).unwrap());
         single.ask(Command::Release { slot: 0 }).unwrap();
@@ -38,20 +49,33 @@ fn beside_a_crowd(stage: &Stage) {
     let total = count();
     let events = EventLog::merge(&[stage.log("crowd"), stage.log("single")]).unwrap();
     let times = |phase| {
-        let events = events.iter().filter(move |event| event.proc == "single" && event.op == Op::Acquire);
-        events.filter(move |event| event.phase == phase).map(|event| event.t_ns)
+        let events = events
+            .iter()
+            .filter(move |event| event.proc == "single" && event.op == Op::Acquire);
+        events
+            .filter(move |event| event.phase == phase)
+            .map(|event| event.t_ns)
     };
     let passed: Vec<_> = times(Phase::Invoke)
         .zip(times(Phase::Ok))
         .map(|(asked, told)| grants_between(&events, |proc| proc == "crowd", asked, told))
         .collect();
-    println!("{}: {total} grants in the crowd; hand-offs that the single waiter saw pass by: {passed:?}", stage.url());
+    println!(
+        "{}: {total} grants in the crowd; hand-offs that the single waiter saw pass by: {passed:?}",
+        stage.url()
+    );
     assert_eq!(passed.len(), 20);
     let mut sorted = passed.clone();
     sorted.sort_unstable();
-    assert!(sorted[sorted.len() / 2] <= HAND_OFFS && sorted[sorted.len() - 1] <= MOST_HAND_OFFS, "{passed:?}");
+    assert!(
+        sorted[sorted.len() / 2] <= HAND_OFFS && sorted[sorted.len() - 1] <= MOST_HAND_OFFS,
+        "{passed:?}"
+    );
     // And the crowd was not stopped by it.
-    assert!(passed.iter().sum::<usize>() > 0, "there was no crowd to compete with");
+    assert!(
+        passed.iter().sum::<usize>() > 0,
+        "there was no crowd to compete with"
+    );
 }
 
 #[test]
@@ -67,18 +91,26 @@ fn lone_waiter_beside_a_thousand_is_served_soon_on_files() {
 
 /// Calls by command, but for the harness's own.
 fn calls(server: &RedisServer) -> BTreeMap<String, u64> {
-    let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.connection().unwrap()).unwrap();
+    let stats: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query(&mut server.connection().unwrap())
+        .unwrap();
     let stats = stats.lines().filter_map(|line| {
         let (command, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
         Some((command.to_owned(), rest.split_once(',')?.0.parse().ok()?))
     });
-    stats.filter(|(command, _)| !command.starts_with("info") && !command.starts_with("client")).collect()
+    stats
+        .filter(|(command, _)| !command.starts_with("info") && !command.starts_with("client"))
+        .collect()
 }
 
 /// What `waiters` of one process cost: commands per hand-off, and commands while they only wait.
 async fn cost(waiters: usize) -> (f64, u64) {
     let server = RedisServer::start().unwrap();
-    let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let (client, rival) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let guard = rival.mutex("k").lock().await.unwrap();
     let mut crowd = JoinSet::new();
     for _ in 0..waiters {
@@ -106,6 +138,9 @@ async fn hand_off_cost_does_not_depend_on_number_of_waiters() {
     println!("commands per hand-off: {few:.2} with 10 waiters, {many:.2} with 1 000");
     assert!(many <= few + 1.0, "{few} with 10, {many} with 1 000");
     // A waiter does not ask: it is woken. Renewals of the holder come once in 6 s at most.
-    assert!(few_waiting <= 6 && many_waiting <= 6, "{few_waiting} and {many_waiting} commands in 1 s of waiting");
+    assert!(
+        few_waiting <= 6 && many_waiting <= 6,
+        "{few_waiting} and {many_waiting} commands in 1 s of waiting"
+    );
     nothing_panicked();
 }

@@ -6,14 +6,18 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use leasehold_core::{ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl, Wait};
+use leasehold_core::{
+    ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl, Wait,
+};
 use leasehold_integration::{
     leftovers,
     proxy::{Direction, Proxy},
     server::RedisServer,
 };
 
-use crate::support::{PATIENCE, Stage, client_of, is_a_fault, millis, nothing_left, nothing_panicked, token};
+use crate::support::{
+    PATIENCE, Stage, client_of, is_a_fault, millis, nothing_left, nothing_panicked, token,
+};
 
 /// What is left over would stay this long: no expiry helps in a test that waits for less.
 pub(crate) const LONG_TTL: u64 = 60_000;
@@ -29,7 +33,10 @@ struct GiveUp<F> {
 
 impl<F: Future> GiveUp<F> {
     fn after(polls: u32, inner: F) -> Self {
-        Self { inner: Some(Box::pin(inner)), polls }
+        Self {
+            inner: Some(Box::pin(inner)),
+            polls,
+        }
     }
 }
 
@@ -42,7 +49,9 @@ impl<F: Future> Future for GiveUp<F> {
             return Poll::Ready(None);
         }
         self.polls -= 1;
-        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(None);
+        };
         if let Poll::Ready(done) = inner.as_mut().poll(cx) {
             return Poll::Ready(Some(done));
         }
@@ -64,7 +73,12 @@ enum What {
 }
 
 impl What {
-    async fn lock(self, client: &LockClient, key: &str, limit: Option<Duration>) -> Result<LockGuard> {
+    async fn lock(
+        self,
+        client: &LockClient,
+        key: &str,
+        limit: Option<Duration>,
+    ) -> Result<LockGuard> {
         let wait = limit.map_or(Wait::Forever, Wait::AtMost);
         match self {
             Self::Mutex => client.mutex(key).with_wait(wait).lock().await,
@@ -78,18 +92,31 @@ impl What {
 
     /// What is in the way of it.
     fn rival(self) -> Self {
-        if self == Self::Read { Self::Mutex } else { self }
+        if self == Self::Read {
+            Self::Mutex
+        } else {
+            self
+        }
     }
 }
 
-/// Drops acquisitions at every poll point, uncontended and contended. How many were given up, and how many granted: both
-/// must occur.
+/// Drops acquisitions at every poll point, uncontended and contended. How many were given up, and
+/// how many granted: both must occur.
 async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) -> (u32, u32) {
     let (mut given_up, mut granted) = (0, 0);
     for polls in 0..=POLLS {
-        for (contended, limit) in [(false, None), (false, Some(PATIENCE)), (true, None), (true, Some(PATIENCE))] {
+        for (contended, limit) in [
+            (false, None),
+            (false, Some(PATIENCE)),
+            (true, None),
+            (true, Some(PATIENCE)),
+        ] {
             let key = format!("{what:?}{polls}{contended}{limit:?}");
-            let other = if contended { Some(what.rival().lock(rival, &key, None).await.unwrap()) } else { None };
+            let other = if contended {
+                Some(what.rival().lock(rival, &key, None).await.unwrap())
+            } else {
+                None
+            };
             // A handful of polls later than the first refusal: the release races with the drop.
             let releasing = async {
                 if let Some(other) = other {
@@ -97,7 +124,12 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
                     other.release().await.unwrap();
                 }
             };
-            match tokio::join!(GiveUp::after(polls, what.lock(client, &key, limit)), releasing).0 {
+            match tokio::join!(
+                GiveUp::after(polls, what.lock(client, &key, limit)),
+                releasing
+            )
+            .0
+            {
                 None => given_up += 1,
                 Some(guard) => {
                     granted += 1;
@@ -114,24 +146,39 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
 
 /// Mutexes, read locks and permits.
 pub(crate) async fn drop_all_everywhere(url: &str) {
-    let (client, rival) = (client_of(url, LONG_TTL).await, client_of(url, LONG_TTL).await);
+    let (client, rival) = (
+        client_of(url, LONG_TTL).await,
+        client_of(url, LONG_TTL).await,
+    );
     for what in [What::Mutex, What::Read, What::Permit] {
         let (given_up, granted) = drop_everywhere(&client, &rival, what).await;
         println!("{url}, {what:?}: {given_up} given up, {granted} granted");
         // Four are never polled.
-        assert!(given_up > 4 && granted >= 8, "{given_up} {granted}: this swept over nothing");
+        assert!(
+            given_up > 4 && granted >= 8,
+            "{given_up} {granted}: this swept over nothing"
+        );
     }
 }
 
 /// The same through the contract, where who goes away cancels and drives on.
-pub(crate) async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &LockClient) -> (u32, u32) {
+pub(crate) async fn cancel_everywhere(
+    backend: Arc<dyn LockBackend>,
+    rival: &LockClient,
+) -> (u32, u32) {
     let (mut cancelled, mut granted) = (0, 0);
     for polls in 0..=POLLS {
         for contended in [false, true] {
             let key = format!("c{polls}{contended}");
-            let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
+            let other = if contended {
+                Some(rival.mutex(key.as_str()).lock().await.unwrap())
+            } else {
+                None
+            };
             let ttl = Ttl::from_millis(LONG_TTL).unwrap();
-            let request = Request::new(LockKey::new(&key).unwrap()).with_ttl(ttl).with_waiting(true);
+            let request = Request::new(LockKey::new(&key).unwrap())
+                .with_ttl(ttl)
+                .with_waiting(true);
             let mut operation = Arc::clone(&backend).acquire(request.clone());
             let releasing = async {
                 if let Some(other) = other {
@@ -144,7 +191,9 @@ pub(crate) async fn cancel_everywhere(backend: Arc<dyn LockBackend>, rival: &Loc
                     Some(done) => done,
                     None => {
                         request.cancel();
-                        tokio::time::timeout(millis(5000), operation).await.expect("a cancelled acquisition hangs")
+                        tokio::time::timeout(millis(5000), operation)
+                            .await
+                            .expect("a cancelled acquisition hangs")
                     }
                 }
             };
@@ -178,7 +227,9 @@ async fn acquisition_dropped_at_any_poll_leaves_nothing_on_redis() {
 async fn one_thread_acquisition_dropped_leaves_nothing_on_redis() {
     let server = RedisServer::start().unwrap();
     drop_all_everywhere(&server.url()).await;
-    tokio::task::spawn_blocking(move || nothing_left(&server, millis(3000))).await.unwrap();
+    tokio::task::spawn_blocking(move || nothing_left(&server, millis(3000)))
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
@@ -195,9 +246,15 @@ async fn acquisition_cancelled_at_any_poll_leaves_nothing() {
     let server = RedisServer::start().unwrap();
     let stage = Stage::on_files(LONG_TTL);
     for url in [server.url(), stage.url().to_owned()] {
-        let (client, rival) = (client_of(&url, LONG_TTL).await, client_of(&url, LONG_TTL).await);
+        let (client, rival) = (
+            client_of(&url, LONG_TTL).await,
+            client_of(&url, LONG_TTL).await,
+        );
         let (cancelled, granted) = cancel_everywhere(Arc::clone(client.backend()), &rival).await;
-        assert!(cancelled >= 2 && granted >= 8, "{url}: {cancelled} {granted}: this swept over nothing");
+        assert!(
+            cancelled >= 2 && granted >= 8,
+            "{url}: {cancelled} {granted}: this swept over nothing"
+        );
     }
     nothing_left(&server, millis(3000));
     leftovers::nothing_left(millis(3000), || leftovers::files(&stage.locks())).unwrap();
@@ -242,9 +299,20 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
     let proxy = Proxy::start(server.addr()).unwrap();
     let key = format!("{cut:?}{contended}");
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
-    client.mutex("warm").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("warm")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     let rival = client_of(&server.url(), TTL).await;
-    let other = if contended { Some(rival.mutex(key.as_str()).lock().await.unwrap()) } else { None };
+    let other = if contended {
+        Some(rival.mutex(key.as_str()).lock().await.unwrap())
+    } else {
+        None
+    };
     let mut at_poll = u32::MAX;
     match cut {
         Cut::Poll(polls) => at_poll = polls,
@@ -260,18 +328,33 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
     };
     let locking = tokio::time::timeout(
         millis(8000),
-        AtPoll { inner: Box::pin(mutex.lock_timeout(millis(3000))), polls: at_poll, act: Some(|| proxy.disconnect()) },
+        AtPoll {
+            inner: Box::pin(mutex.lock_timeout(millis(3000))),
+            polls: at_poll,
+            act: Some(|| proxy.disconnect()),
+        },
     );
     let (outcome, ()) = tokio::join!(locking, releasing);
     match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
         Ok(guard) => {
             assert!(guard.is_held() && token(&guard) > 0);
             let released = guard.release().await;
-            assert!(released.as_ref().map_or_else(|error| is_a_fault(error.kind()), |_| true), "{released:?}");
+            assert!(
+                released
+                    .as_ref()
+                    .map_or_else(|error| is_a_fault(error.kind()), |_| true),
+                "{released:?}"
+            );
         }
-        Err(error) => assert!(is_a_fault(error.kind()), "{cut:?}, contended {contended}: {error:?}"),
+        Err(error) => assert!(
+            is_a_fault(error.kind()),
+            "{cut:?}, contended {contended}: {error:?}"
+        ),
     }
-    let next = rival.mutex(key.as_str()).lock_timeout(millis(2 * TTL)).await;
+    let next = rival
+        .mutex(key.as_str())
+        .lock_timeout(millis(2 * TTL))
+        .await;
     next.unwrap_or_else(|error| panic!("{cut:?}, contended {contended}: left locked: {error:?}"))
         .release()
         .await
@@ -283,20 +366,37 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
 async fn cut_anywhere_in_acquisition_leaves_no_lock_and_no_waiter() {
     let server = RedisServer::start().unwrap();
     let both = [Direction::ClientToServer, Direction::ServerToClient];
-    let chunks = both.into_iter().flat_map(|direction| (0..8).map(move |chunks| Cut::Chunks(direction, chunks)));
-    let bytes =
-        both.into_iter().flat_map(|direction| (1..400).step_by(20).map(move |bytes| Cut::Bytes(direction, bytes)));
+    let chunks = both
+        .into_iter()
+        .flat_map(|direction| (0..8).map(move |chunks| Cut::Chunks(direction, chunks)));
+    let bytes = both.into_iter().flat_map(|direction| {
+        (1..400)
+            .step_by(20)
+            .map(move |bytes| Cut::Bytes(direction, bytes))
+    });
     let polls = (0..8).map(Cut::Poll);
-    let cases: Vec<_> = polls.chain(chunks).chain(bytes).flat_map(|cut| [(cut, false), (cut, true)]).collect();
+    let cases: Vec<_> = polls
+        .chain(chunks)
+        .chain(bytes)
+        .flat_map(|cut| [(cut, false), (cut, true)])
+        .collect();
     let mut cuts = 0;
     for some in cases.chunks(16) {
         let mut running = Vec::new();
         for (cut, contended) in some {
             running.push(cut_within(&server, *cut, *contended));
         }
-        cuts += join_all(running).await.into_iter().filter(|cut| *cut).count();
+        cuts += join_all(running)
+            .await
+            .into_iter()
+            .filter(|cut| *cut)
+            .count();
     }
-    assert!(cuts >= 24, "only {cuts} of {} connections were cut", cases.len());
+    assert!(
+        cuts >= 24,
+        "only {cuts} of {} connections were cut",
+        cases.len()
+    );
     nothing_left(&server, millis(2 * TTL + 3000));
     nothing_panicked();
 }

@@ -18,29 +18,55 @@ fn directory_recreated_while_held_admits_no_second_holder() {
     let (mut holder, mut before) = (stage.worker("holder"), stage.worker("before"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Try).unwrap());
     fs::remove_dir_all(stage.locks()).unwrap();
-    assert_eq!(failed(before.lock(0, "k", Patience::Try).unwrap()), "Contended");
+    assert_eq!(
+        failed(before.lock(0, "k", Patience::Try).unwrap()),
+        "Contended"
+    );
     if !stage.locks().exists() {
         fs::create_dir(stage.locks()).unwrap();
     }
     let mut after = stage.worker("after");
     for rival in [&mut before, &mut after] {
-        assert_eq!(failed(rival.lock(0, "k", Patience::Try).unwrap()), "Contended");
-        assert_eq!(failed(rival.lock(0, "k", Patience::Within(300)).unwrap()), "TimedOut");
+        assert_eq!(
+            failed(rival.lock(0, "k", Patience::Try).unwrap()),
+            "Contended"
+        );
+        assert_eq!(
+            failed(rival.lock(0, "k", Patience::Within(300)).unwrap()),
+            "TimedOut"
+        );
     }
     // Another lock in the new directory is nobody's.
     granted(after.lock(1, "free", Patience::Try).unwrap());
-    let waiting = after.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
-    assert!(after.answer(waiting, millis(300)).is_err(), "granted while it is held");
+    let waiting = after
+        .send(Command::Lock {
+            slot: 0,
+            key: "k".into(),
+            patience: Patience::Forever,
+        })
+        .unwrap();
+    assert!(
+        after.answer(waiting, millis(300)).is_err(),
+        "granted while it is held"
+    );
     holder.ask(Command::Release { slot: 0 }).unwrap();
     let (new, _) = granted(after.answer(waiting, PATIENCE).unwrap());
-    assert!(new > old, "the counter went with the directory: {new} after {old}");
+    assert!(
+        new > old,
+        "the counter went with the directory: {new} after {old}"
+    );
     assert!(is_held(after.ask(Command::Check { slot: 0 }).unwrap()));
-    assert_eq!(failed(before.lock(0, "k", Patience::Try).unwrap()), "Contended");
+    assert_eq!(
+        failed(before.lock(0, "k", Patience::Try).unwrap()),
+        "Contended"
+    );
 }
 
 /// Where the lock `k` of this stage lives, for `flock(1)`.
 fn path_of(stage: &Stage) -> PathBuf {
-    FileBackend::open(stage.locks()).unwrap().path_of(&LockKey::new("k").unwrap())
+    FileBackend::open(stage.locks())
+        .unwrap()
+        .path_of(&LockKey::new("k").unwrap())
 }
 
 /// `flock(1)` while it holds the file; it ends when it is told a line.
@@ -60,10 +86,25 @@ fn what_flock_holds_we_do_not_get_and_wait_for() {
     // Also a file that it made itself, before we did.
     for _ in 0..2 {
         let mut flock = flock(&stage);
-        assert_eq!(failed(worker.lock(0, "k", Patience::Try).unwrap()), "Contended");
-        assert_eq!(failed(worker.lock(0, "k", Patience::Within(200)).unwrap()), "TimedOut");
-        let waiting = worker.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
-        assert!(worker.answer(waiting, millis(200)).is_err(), "granted while flock(1) holds it");
+        assert_eq!(
+            failed(worker.lock(0, "k", Patience::Try).unwrap()),
+            "Contended"
+        );
+        assert_eq!(
+            failed(worker.lock(0, "k", Patience::Within(200)).unwrap()),
+            "TimedOut"
+        );
+        let waiting = worker
+            .send(Command::Lock {
+                slot: 0,
+                key: "k".into(),
+                patience: Patience::Forever,
+            })
+            .unwrap();
+        assert!(
+            worker.answer(waiting, millis(200)).is_err(),
+            "granted while flock(1) holds it"
+        );
         flock.say("go").unwrap();
         let begun = Instant::now();
         granted(worker.answer(waiting, PATIENCE).unwrap());
@@ -84,13 +125,23 @@ fn what_we_hold_flock_does_not_get_and_waits_for() {
     tried.arg("-n").arg(path_of(&stage)).arg("true");
     assert_eq!(tried.status().unwrap().code(), Some(1));
 
-    let mut waiting = Program::new(&program).arg(path_of(&stage)).arg("true").spawn().unwrap();
+    let mut waiting = Program::new(&program)
+        .arg(path_of(&stage))
+        .arg("true")
+        .spawn()
+        .unwrap();
     std::thread::sleep(millis(200));
-    assert!(waiting.try_wait().unwrap().is_none(), "flock(1) has what we hold");
+    assert!(
+        waiting.try_wait().unwrap().is_none(),
+        "flock(1) has what we hold"
+    );
     worker.ask(Command::Release { slot: 0 }).unwrap();
     let end = Instant::now() + PATIENCE;
     while waiting.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < end, "flock(1) still waits for what we have released");
+        assert!(
+            Instant::now() < end,
+            "flock(1) still waits for what we have released"
+        );
         std::thread::sleep(millis(5));
     }
     assert!(waiting.wait().unwrap().success());

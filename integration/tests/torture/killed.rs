@@ -13,7 +13,10 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// One of a few takes no longer: a busy machine may delay any of them.
 fn in_time(limit_ms: u64, mut once: impl FnMut() -> Duration) {
-    let late: Vec<Duration> = (0..5).map(|_| once()).take_while(|took| *took > millis(limit_ms)).collect();
+    let late: Vec<Duration> = (0..5)
+        .map(|_| once())
+        .take_while(|took| *took > millis(limit_ms))
+        .collect();
     assert!(late.len() < 5, "{late:?}");
 }
 
@@ -25,13 +28,23 @@ fn redis_frees_a_killed_holders_lock_after_its_ttl() {
     in_time(TTL + 1000, || {
         let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
         let (old, deadline) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
-        let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+        let waiting = next
+            .send(Command::Lock {
+                slot: 0,
+                key: "k".into(),
+                patience: Patience::Forever,
+            })
+            .unwrap();
         // It may be renewed until it is killed, and a renewal counts from when it is sent.
         holder.kill().unwrap();
         let killed = Instant::now();
         let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
         let (took, now) = (killed.elapsed(), now_ns());
-        assert!(now >= deadline, "granted {} ms before the old holder's deadline", (deadline - now) / 1_000_000);
+        assert!(
+            now >= deadline,
+            "granted {} ms before the old holder's deadline",
+            (deadline - now) / 1_000_000
+        );
         assert!(new > old, "{old} {new}");
         next.ask(Command::Release { slot: 0 }).unwrap();
         took
@@ -64,20 +77,45 @@ fn zookeeper_frees_a_killed_holders_lock_after_its_ttl() {
     let stage = Stage::on(&format!("{}?tick=500ms", server.url()), TTL);
     let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
-    let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
+    let waiting = next
+        .send(Command::Lock {
+            slot: 0,
+            key: "k".into(),
+            patience: Patience::Forever,
+        })
+        .unwrap();
     // It is renewed until it is killed.
     until("it waits", PATIENCE, || {
-        server.ephemerals().unwrap().iter().filter(|node| node.starts_with("/k/")).count() == 2
+        server
+            .ephemerals()
+            .unwrap()
+            .iter()
+            .filter(|node| node.starts_with("/k/"))
+            .count()
+            == 2
     });
     let (held, deadline) = (holder.ask(Command::Check { slot: 0 }).unwrap(), now_ns());
-    let Answer::Checked { held: true, remaining_ms } = held else { panic!("{held:?}") };
+    let Answer::Checked {
+        held: true,
+        remaining_ms,
+    } = held
+    else {
+        panic!("{held:?}")
+    };
     let deadline = deadline + (remaining_ms - 1) * 1_000_000;
     holder.kill().unwrap();
     let killed = Instant::now();
     let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
     let (took, now) = (killed.elapsed(), now_ns());
-    assert!(now >= deadline, "granted {} ms before the old holder's deadline", (deadline - now) / 1_000_000);
-    assert!(took >= millis(TTL) * 8 / 10 && took <= millis(TTL + 10_000), "{took:?}");
+    assert!(
+        now >= deadline,
+        "granted {} ms before the old holder's deadline",
+        (deadline - now) / 1_000_000
+    );
+    assert!(
+        took >= millis(TTL) * 8 / 10 && took <= millis(TTL + 10_000),
+        "{took:?}"
+    );
     assert!(new > old, "{old} {new}");
 }
 
@@ -86,9 +124,21 @@ fn files_free_the_lock_of_a_killed_holder_at_once() {
     let stage = Stage::on_files(30_000);
     let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
-    assert_eq!(failed(next.lock(0, "k", Patience::Try).unwrap()), "Contended");
-    let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
-    assert!(next.answer(waiting, millis(200)).is_err(), "granted while it is held");
+    assert_eq!(
+        failed(next.lock(0, "k", Patience::Try).unwrap()),
+        "Contended"
+    );
+    let waiting = next
+        .send(Command::Lock {
+            slot: 0,
+            key: "k".into(),
+            patience: Patience::Forever,
+        })
+        .unwrap();
+    assert!(
+        next.answer(waiting, millis(200)).is_err(),
+        "granted while it is held"
+    );
     holder.kill().unwrap();
     let killed = Instant::now();
     let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
@@ -102,10 +152,23 @@ fn a_killed_waiter_is_not_granted_the_lock_and_leaves_nothing() {
     const TTL: u64 = 3_600_000;
     let server = RedisServer::start().unwrap();
     for stage in [Stage::on(&server.url(), TTL), Stage::on_files(TTL)] {
-        let (mut holder, mut waiter, mut next) = (stage.worker("holder"), stage.worker("waiter"), stage.worker("next"));
+        let (mut holder, mut waiter, mut next) = (
+            stage.worker("holder"),
+            stage.worker("waiter"),
+            stage.worker("next"),
+        );
         granted(holder.lock(0, "k", Patience::Forever).unwrap());
-        let waiting = waiter.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
-        assert!(waiter.answer(waiting, millis(200)).is_err(), "granted while it is held");
+        let waiting = waiter
+            .send(Command::Lock {
+                slot: 0,
+                key: "k".into(),
+                patience: Patience::Forever,
+            })
+            .unwrap();
+        assert!(
+            waiter.answer(waiting, millis(200)).is_err(),
+            "granted while it is held"
+        );
         waiter.kill().unwrap();
         holder.ask(Command::Release { slot: 0 }).unwrap();
         let begun = Instant::now();
@@ -127,8 +190,17 @@ fn a_killed_process_leaves_no_locked_file() {
     let stage = Stage::on_files(30_000);
     let (mut holder, mut waiter) = (stage.worker("holder"), stage.worker("waiter"));
     granted(holder.lock(0, "k", Patience::Forever).unwrap());
-    let waiting = waiter.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
-    assert!(waiter.answer(waiting, millis(200)).is_err(), "granted while it is held");
+    let waiting = waiter
+        .send(Command::Lock {
+            slot: 0,
+            key: "k".into(),
+            patience: Patience::Forever,
+        })
+        .unwrap();
+    assert!(
+        waiter.answer(waiting, millis(200)).is_err(),
+        "granted while it is held"
+    );
     // The control: the leftovers sees what is there.
     assert!(!leftovers::files(&stage.locks()).unwrap().is_empty());
     holder.kill().unwrap();

@@ -24,9 +24,15 @@ async fn ten_thousand_leases_are_renewed_and_none_is_lost() {
         let lost = guards.iter().filter(|guard| !guard.is_held()).count();
         assert_eq!(lost, 0, "lost of {LEASES}");
     }
-    let releasing = stream::iter(guards).map(LockGuard::release).buffer_unordered(256);
+    let releasing = stream::iter(guards)
+        .map(LockGuard::release)
+        .buffer_unordered(256);
     let truths: Vec<_> = releasing.collect().await;
-    assert!(truths.iter().all(|truth| matches!(truth, Ok(Released::Freed))));
+    assert!(
+        truths
+            .iter()
+            .all(|truth| matches!(truth, Ok(Released::Freed)))
+    );
     nothing_left(&server, millis(2000));
     nothing_panicked();
 }

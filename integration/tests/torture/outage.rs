@@ -10,14 +10,24 @@ use crate::support::{client_of, millis};
 const TTL: u64 = 20_000;
 
 fn is_an_outage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Indeterminate)
+    matches!(
+        error.kind(),
+        ErrorKind::Unavailable | ErrorKind::Indeterminate
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn waits_for_a_stopped_server_fail_and_name_the_cause() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     server.pause().unwrap();
     // Shorter than the response time-out, and longer.
     for limit in [millis(300), millis(3_000)] {
@@ -41,7 +51,14 @@ async fn waits_for_a_stopped_server_fail_and_name_the_cause() {
 async fn first_attempt_on_a_stopped_server_is_retried_like_others() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     server.pause().unwrap();
     let mutex = client.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(60)).await });

@@ -12,8 +12,9 @@ const TTL: u64 = 2000;
 /// A loss is told within 50 ms on an idle runtime; this one has other tests beside it.
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
 
-/// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a rival gets the lock
-/// after at most two TTLs (renewals may arrive whose answers do not), and after healing all is as before.
+/// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a
+/// rival gets the lock after at most two TTLs (renewals may arrive whose answers do not), and after
+/// healing all is as before.
 async fn cut_off(how: impl FnOnce(&Proxy) + Send + 'static) {
     // A task of its own: the leftovers blocks.
     tokio::spawn(cut_off_alone(how)).await.unwrap();
@@ -36,17 +37,31 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
     let left = guard.remaining();
     assert!(left <= millis(TTL));
     let lost = tokio::time::timeout(left + TOLD_WITHIN, guard.lost()).await;
-    assert!(lost.is_ok(), "not lost {:?} after its deadline", cut.elapsed().saturating_sub(left));
+    assert!(
+        lost.is_ok(),
+        "not lost {:?} after its deadline",
+        cut.elapsed().saturating_sub(left)
+    );
     assert!(!guard.is_held());
     assert!(guard.renew().await.is_err(), "renewed after its loss");
     let begun = Instant::now();
-    let error = client.mutex("other").try_lock().await.expect_err("granted through a cut");
+    let error = client
+        .mutex("other")
+        .try_lock()
+        .await
+        .expect_err("granted through a cut");
     assert!(is_a_fault(error.kind()), "{error:?}");
     assert!(begun.elapsed() < millis(10_000), "{:?}", begun.elapsed());
-    let error = client.mutex("k").lock_timeout(millis(300)).await.expect_err("granted through a cut");
+    let error = client
+        .mutex("k")
+        .lock_timeout(millis(300))
+        .await
+        .expect_err("granted through a cut");
     assert!(is_a_fault(error.kind()), "{error:?}");
 
-    let seized = tokio::time::timeout(millis(2 * TTL + 1000), seizing).await.expect("the rival waits on");
+    let seized = tokio::time::timeout(millis(2 * TTL + 1000), seizing)
+        .await
+        .expect("the rival waits on");
     let seized = seized.unwrap().unwrap();
     assert!(token(&seized) > token(&guard));
     proxy.heal();
@@ -54,7 +69,11 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
     assert!(seized.is_held() && !guard.is_held());
     let begun = Instant::now();
     seized.release().await.unwrap();
-    let again = client.mutex("k").lock_timeout(millis(TTL + 1000)).await.unwrap();
+    let again = client
+        .mutex("k")
+        .lock_timeout(millis(TTL + 1000))
+        .await
+        .unwrap();
     assert!(again.is_held(), "{:?}", begun.elapsed());
     again.release().await.unwrap();
     drop(guard);
@@ -76,7 +95,10 @@ async fn cut_off_holder_is_lost_by_its_deadline_and_recovers() {
 async fn a_waiter_behind_a_cut_is_woken_after_it_heals() {
     let server = RedisServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let (near, far) = (client_of(&server.url(), 10_000).await, client_of(&server.url_at(proxy.addr()), 10_000).await);
+    let (near, far) = (
+        client_of(&server.url(), 10_000).await,
+        client_of(&server.url_at(proxy.addr()), 10_000).await,
+    );
     let guard = near.mutex("k").lock().await.unwrap();
     let mutex = far.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
@@ -86,7 +108,13 @@ async fn a_waiter_behind_a_cut_is_woken_after_it_heals() {
     guard.release().await.unwrap();
     let granted = tokio::time::timeout(millis(3000), waiting).await;
     // Well before its net, the end of the grant that it saw.
-    granted.expect("the waiter sleeps through").unwrap().unwrap().release().await.unwrap();
+    granted
+        .expect("the waiter sleeps through")
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_left(&server, millis(1000));
     nothing_panicked();
 }
@@ -102,7 +130,8 @@ async fn a_short_cut_costs_the_holder_nothing() {
         proxy.disconnect();
         assert!(guard.is_held());
     }
-    // The last cut may not be known yet: then the release's answer is lost, and it is tried again in the background.
+    // The last cut may not be known yet: then the release's answer is lost, and it is tried again
+    // in the background.
     match guard.release().await {
         Ok(released) => assert_eq!(released, leasehold_core::Released::Freed),
         Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
@@ -116,12 +145,30 @@ async fn late_request_leaves_no_lock_beyond_a_ttl() {
     let server = RedisServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     proxy.hold(Direction::ClientToServer);
-    let error = client.mutex("k").try_lock().await.expect_err("granted although the request was held up");
+    let error = client
+        .mutex("k")
+        .try_lock()
+        .await
+        .expect_err("granted although the request was held up");
     assert!(is_a_fault(error.kind()), "{error:?}");
     proxy.heal();
     nothing_left(&server, millis(TTL + 500));
-    client.mutex("k").try_lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .try_lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use leasehold_core::{Attempt, ErrorKind, Lease, LockBackend, LockKey, Released, Renewal, Request, Ttl};
+use leasehold_core::{
+    Attempt, ErrorKind, Lease, LockBackend, LockKey, Released, Renewal, Request, Ttl,
+};
 use leasehold_integration::server::RedisServer;
 
 use crate::support::{Stage, client_of, millis, nothing_left, nothing_panicked, token};
@@ -16,8 +18,8 @@ async fn lease(backend: &Arc<dyn LockBackend>, key: &LockKey) -> Arc<dyn Lease> 
     }
 }
 
-/// Releases and renews at a time, on two threads, in either order; then a rival takes the lock, and stale renewals and
-/// releases must leave it alone.
+/// Releases and renews at a time, on two threads, in either order; then a rival takes the lock, and
+/// stale renewals and releases must leave it alone.
 async fn race(url: &str, rounds: usize) {
     let client = client_of(url, TTL).await;
     let backend = Arc::clone(client.backend());
@@ -40,10 +42,25 @@ async fn race(url: &str, rounds: usize) {
         // Free, whatever came last.
         let rival = lease(&backend, &key).await;
         assert!(rival.fencing_token() > ours.fencing_token());
-        assert_eq!(Arc::clone(&ours).renew().await.unwrap_err().kind(), ErrorKind::Lost, "round {round}");
-        assert_ne!(Arc::clone(&ours).release().await.unwrap(), Released::StillHeld, "round {round}");
-        assert!(Arc::clone(&rival).renew().await.is_ok(), "round {round}: the rival's lock was freed by another");
-        assert_eq!(rival.release().await.unwrap(), Released::Freed, "round {round}");
+        assert_eq!(
+            Arc::clone(&ours).renew().await.unwrap_err().kind(),
+            ErrorKind::Lost,
+            "round {round}"
+        );
+        assert_ne!(
+            Arc::clone(&ours).release().await.unwrap(),
+            Released::StillHeld,
+            "round {round}"
+        );
+        assert!(
+            Arc::clone(&rival).renew().await.is_ok(),
+            "round {round}: the rival's lock was freed by another"
+        );
+        assert_eq!(
+            rival.release().await.unwrap(),
+            Released::Freed,
+            "round {round}"
+        );
     }
     println!("{url}: {revived} of {rounds} renewals came before the release");
 }
@@ -63,11 +80,15 @@ async fn a_release_that_races_a_renewal_wins_in_files() {
     nothing_panicked();
 }
 
-/// The same with guards: a renewal that has been sent is still under way when the guard is released.
+/// The same with guards: a renewal that has been sent is still under way when the guard is
+/// released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guard_can_be_released_during_its_renewal() {
     let server = RedisServer::start().unwrap();
-    let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let (client, rival) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let mut under_way = 0;
     for round in 0..1500 {
         let guard = client.mutex("k").lock().await.unwrap();
@@ -76,11 +97,19 @@ async fn guard_can_be_released_during_its_renewal() {
             let mut renewing = std::pin::pin!(guard.renew());
             under_way += usize::from(futures_util::poll!(&mut renewing).is_pending());
         }
-        assert_eq!(guard.release().await.unwrap(), Released::Freed, "round {round}");
+        assert_eq!(
+            guard.release().await.unwrap(),
+            Released::Freed,
+            "round {round}"
+        );
         let taken = rival.mutex("k").try_lock().await;
         let taken = taken.unwrap_or_else(|error| panic!("round {round}: still locked: {error:?}"));
         assert!(token(&taken) > old);
-        assert_eq!(taken.release().await.unwrap(), Released::Freed, "round {round}");
+        assert_eq!(
+            taken.release().await.unwrap(),
+            Released::Freed,
+            "round {round}"
+        );
     }
     assert!(under_way >= 500, "only {under_way} renewals were under way");
     nothing_left(&server, millis(1000));
@@ -91,13 +120,28 @@ async fn guard_can_be_released_during_its_renewal() {
 async fn second_release_reports_loss_and_spares_the_rival() {
     const SHORT: u64 = 300;
     let server = RedisServer::start().unwrap();
-    let (client, rival) = (client_of(&server.url(), SHORT).await, client_of(&server.url(), TTL).await);
-    let guard = client.mutex("k").with_renewal(Renewal::Manual).lock().await.unwrap();
+    let (client, rival) = (
+        client_of(&server.url(), SHORT).await,
+        client_of(&server.url(), TTL).await,
+    );
+    let guard = client
+        .mutex("k")
+        .with_renewal(Renewal::Manual)
+        .lock()
+        .await
+        .unwrap();
     let old = token(&guard);
-    let taken = rival.mutex("k").lock_timeout(millis(SHORT + 1000)).await.unwrap();
+    let taken = rival
+        .mutex("k")
+        .lock_timeout(millis(SHORT + 1000))
+        .await
+        .unwrap();
     assert!(token(&taken) > old);
     assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
-    assert_eq!(client.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     assert!(taken.renew().await.is_ok());
     assert_eq!(taken.release().await.unwrap(), Released::Freed);
     nothing_left(&server, millis(1000));

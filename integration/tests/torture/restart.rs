@@ -12,7 +12,8 @@ use crate::support::{client_of, is_a_fault, millis, nothing_left, nothing_panick
 
 const TTL: u64 = 2000;
 
-/// A fault that comes while a waiter waits is ridden out for a TTL; the last attempt in it takes its time-outs.
+/// A fault that comes while a waiter waits is ridden out for a TTL; the last attempt in it takes
+/// its time-outs.
 const FAULT_LIMIT: Duration = Duration::from_millis(TTL + 10_000);
 
 /// A registration lives for 5 s, and a lock for its TTL.
@@ -21,20 +22,34 @@ const REGISTRATION: Duration = Duration::from_millis(TTL + 10_000);
 /// Waits until somebody is registered as waiting.
 fn somebody_waits(server: &RedisServer) {
     until("a waiter is registered", millis(5000), || {
-        leftovers::redis(server).unwrap().iter().any(|entry| entry.contains(":writers "))
+        leftovers::redis(server)
+            .unwrap()
+            .iter()
+            .any(|entry| entry.contains(":writers "))
     });
 }
 
-/// Strikes while a lock is held and waited for. Every outcome is a typed fault or a correct grant, in time; tokens grow;
-/// later all is well, and nothing is left. Returns whether the holder still held when the waiter was granted it.
-async fn strike(persistence: Persistence, how: impl FnOnce(&mut RedisServer) + Send + 'static) -> bool {
-    // A task of its own: what is done to a server blocks, and must not hold up what is done to another.
+/// Strikes while a lock is held and waited for. Every outcome is a typed fault or a correct grant,
+/// in time; tokens grow; later all is well, and nothing is left. Returns whether the holder still
+/// held when the waiter was granted it.
+async fn strike(
+    persistence: Persistence,
+    how: impl FnOnce(&mut RedisServer) + Send + 'static,
+) -> bool {
+    // A task of its own: what is done to a server blocks, and must not hold up what is done to
+    // another.
     tokio::spawn(struck(persistence, how)).await.unwrap()
 }
 
 async fn struck(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) -> bool {
-    let mut server = RedisServer::builder().persistence(persistence).start().unwrap();
-    let (holder, waiter) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let mut server = RedisServer::builder()
+        .persistence(persistence)
+        .start()
+        .unwrap();
+    let (holder, waiter) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let guard = holder.mutex("k").lock().await.unwrap();
     let old = token(&guard);
     let mutex = waiter.mutex("k");
@@ -44,26 +59,47 @@ async fn struck(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) ->
     let struck = Instant::now();
     block_in_place(|| how(&mut server));
     let ended = tokio::time::timeout(millis(3 * TTL) + FAULT_LIMIT, waiting).await;
-    let outcome = ended.expect("the waiter hangs").expect("the waiter panicked");
+    let outcome = ended
+        .expect("the waiter hangs")
+        .expect("the waiter panicked");
     let mut two_holders = false;
     let mut largest = old;
     match outcome {
         Ok(granted) => {
             two_holders = guard.is_held();
             largest = token(&granted);
-            assert!(largest > old, "{persistence:?}: token {largest} after {old}");
+            assert!(
+                largest > old,
+                "{persistence:?}: token {largest} after {old}"
+            );
             granted.release().await.unwrap();
         }
-        Err(error) => assert!(is_a_fault(error.kind()), "{persistence:?}: after {:?}: {error:?}", struck.elapsed()),
+        Err(error) => assert!(
+            is_a_fault(error.kind()),
+            "{persistence:?}: after {:?}: {error:?}",
+            struck.elapsed()
+        ),
     }
     // Whatever became of it: giving it back is answered or refused, in time.
-    let released = tokio::time::timeout(FAULT_LIMIT, guard.release()).await.expect("the release hangs");
-    assert!(released.as_ref().map_or_else(|error| is_a_fault(error.kind()), |_| true), "{released:?}");
+    let released = tokio::time::timeout(FAULT_LIMIT, guard.release())
+        .await
+        .expect("the release hangs");
+    assert!(
+        released
+            .as_ref()
+            .map_or_else(|error| is_a_fault(error.kind()), |_| true),
+        "{released:?}"
+    );
 
     for client in [&holder, &waiter] {
         let again = client.mutex("k").lock_timeout(millis(TTL + 1000)).await;
-        let again: LockGuard = again.unwrap_or_else(|error| panic!("{persistence:?}: no recovery: {error:?}"));
-        assert!(token(&again) > largest, "{persistence:?}: token {} after {largest}", token(&again));
+        let again: LockGuard =
+            again.unwrap_or_else(|error| panic!("{persistence:?}: no recovery: {error:?}"));
+        assert!(
+            token(&again) > largest,
+            "{persistence:?}: token {} after {largest}",
+            token(&again)
+        );
         largest = token(&again);
         again.release().await.unwrap();
     }
@@ -95,7 +131,8 @@ fn paused_for(server: &mut RedisServer, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_without_persistence_is_survived() {
-    // The capabilities say so: what is forgotten is free at once. That may be two holders, and tokens tell them apart.
+    // The capabilities say so: what is forgotten is free at once. That may be two holders, and
+    // tokens tell them apart.
     let (_, _, _) = tokio::join!(
         strike(Persistence::None, kill_and_restart),
         strike(Persistence::None, stop_and_restart),
@@ -106,7 +143,9 @@ async fn a_restart_without_persistence_is_survived() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_with_snapshots_is_survived() {
     let saved_then_killed = |server: &mut RedisServer| {
-        redis::cmd("SAVE").exec(&mut server.connection().unwrap()).unwrap();
+        redis::cmd("SAVE")
+            .exec(&mut server.connection().unwrap())
+            .unwrap();
         kill_and_restart(server);
     };
     let (_, stopped, saved) = tokio::join!(
@@ -114,7 +153,10 @@ async fn a_restart_with_snapshots_is_survived() {
         strike(Persistence::Snapshot, stop_and_restart),
         strike(Persistence::Snapshot, saved_then_killed),
     );
-    assert!(!stopped, "a lock that was saved at the stop had two holders");
+    assert!(
+        !stopped,
+        "a lock that was saved at the stop had two holders"
+    );
     assert!(!saved, "a lock that was saved had two holders");
 }
 
@@ -125,14 +167,24 @@ async fn a_restart_that_keeps_every_write_admits_no_second_holder() {
         strike(Persistence::EveryWrite, stop_and_restart),
         strike(Persistence::EveryWrite, down_for_a_ttl),
     );
-    assert_eq!((killed, stopped, down), (false, false, false), "two holders");
+    assert_eq!(
+        (killed, stopped, down),
+        (false, false, false),
+        "two holders"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_stopped_for_a_while_admits_no_second_holder() {
     let (short, long) = tokio::join!(
-        strike(Persistence::None, |server| paused_for(server, millis(TTL / 2))),
-        strike(Persistence::None, |server| paused_for(server, millis(TTL * 3 / 2))),
+        strike(Persistence::None, |server| paused_for(
+            server,
+            millis(TTL / 2)
+        )),
+        strike(Persistence::None, |server| paused_for(
+            server,
+            millis(TTL * 3 / 2)
+        )),
     );
     assert_eq!((short, long), (false, false), "two holders");
 }
@@ -152,26 +204,46 @@ async fn silent_server_fails_calls_in_time_and_holder_by_deadline() {
         let deadline = guard.remaining();
         let (tried, limited, endless, lost) = tokio::join!(
             async { (client.mutex("a").try_lock().await, struck.elapsed()) },
-            async { (client.mutex("b").lock_timeout(millis(500)).await, struck.elapsed()) },
+            async {
+                (
+                    client.mutex("b").lock_timeout(millis(500)).await,
+                    struck.elapsed(),
+                )
+            },
             async { (client.mutex("c").lock().await, struck.elapsed()) },
-            async { (tokio::time::timeout(deadline + millis(3000), guard.lost()).await, struck.elapsed()) },
+            async {
+                (
+                    tokio::time::timeout(deadline + millis(3000), guard.lost()).await,
+                    struck.elapsed(),
+                )
+            },
         );
-        for (what, (outcome, took), limit) in
-            [("try_lock", tried, FAULT_LIMIT), ("lock_timeout", limited, millis(5000)), ("lock", endless, FAULT_LIMIT)]
-        {
+        for (what, (outcome, took), limit) in [
+            ("try_lock", tried, FAULT_LIMIT),
+            ("lock_timeout", limited, millis(5000)),
+            ("lock", endless, FAULT_LIMIT),
+        ] {
             let error = outcome.expect_err("granted by a server that says nothing");
             assert!(is_a_fault(error.kind()), "{what}: {error:?}");
             assert!(took <= limit, "{what} took {took:?}");
         }
         let (lost, took) = lost;
-        assert!(lost.is_ok(), "not lost {:?} after its deadline", took.saturating_sub(deadline));
+        assert!(
+            lost.is_ok(),
+            "not lost {:?} after its deadline",
+            took.saturating_sub(deadline)
+        );
         assert!(!guard.is_held());
         if silent {
             server.resume().unwrap();
         } else {
             server.restart().unwrap();
         }
-        let again = client.mutex("held").lock_timeout(millis(TTL + 1000)).await.unwrap();
+        let again = client
+            .mutex("held")
+            .lock_timeout(millis(TTL + 1000))
+            .await
+            .unwrap();
         assert!(token(&again) > token(&guard));
         again.release().await.unwrap();
         drop(guard);
@@ -181,7 +253,9 @@ async fn silent_server_fails_calls_in_time_and_holder_by_deadline() {
 }
 
 fn flush(server: &mut RedisServer) {
-    redis::cmd("FLUSHALL").exec(&mut server.connection().unwrap()).unwrap();
+    redis::cmd("FLUSHALL")
+        .exec(&mut server.connection().unwrap())
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,30 +265,47 @@ async fn emptied_server_grants_and_old_holder_learns_at_renewal() {
     let client = client_of(&server.url(), TTL).await;
     let guard = client.mutex("k").lock().await.unwrap();
     flush(&mut server);
-    let reason = tokio::time::timeout(millis(TTL / 2), guard.lost()).await.expect("goes on as if nothing had happened");
+    let reason = tokio::time::timeout(millis(TTL / 2), guard.lost())
+        .await
+        .expect("goes on as if nothing had happened");
     assert_eq!(reason, LossReason::Replaced);
     assert!(!guard.is_held());
     assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
 }
 
 /// Ten grants, then something that loses them, again and again: every token is above all before it.
-async fn tokens_grow(persistence: Persistence, lose: impl Fn(&mut RedisServer) + Send + Sync + 'static) {
+async fn tokens_grow(
+    persistence: Persistence,
+    lose: impl Fn(&mut RedisServer) + Send + Sync + 'static,
+) {
     tokio::spawn(grown(persistence, lose)).await.unwrap();
 }
 
 async fn grown(persistence: Persistence, lose: impl Fn(&mut RedisServer)) {
-    let mut server = RedisServer::builder().persistence(persistence).start().unwrap();
+    let mut server = RedisServer::builder()
+        .persistence(persistence)
+        .start()
+        .unwrap();
     let client = client_of(&server.url(), TTL).await;
     let mut last = 0;
     for round in 0..3 {
         for grant in 0..10 {
-            let guard = client.mutex("k").lock_timeout(millis(TTL + 3000)).await.unwrap();
-            assert!(token(&guard) > last, "round {round}, grant {grant}: {} after {last}", token(&guard));
+            let guard = client
+                .mutex("k")
+                .lock_timeout(millis(TTL + 3000))
+                .await
+                .unwrap();
+            assert!(
+                token(&guard) > last,
+                "round {round}, grant {grant}: {} after {last}",
+                token(&guard)
+            );
             last = token(&guard);
             guard.release().await.unwrap();
             if grant == 4 {
                 // What comes later is what is lost.
-                let _saved: redis::RedisResult<()> = redis::cmd("SAVE").query(&mut server.connection().unwrap());
+                let _saved: redis::RedisResult<()> =
+                    redis::cmd("SAVE").query(&mut server.connection().unwrap());
             }
         }
         block_in_place(|| lose(&mut server));

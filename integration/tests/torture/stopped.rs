@@ -9,7 +9,14 @@ pub(crate) const TTL: u64 = 1000;
 
 #[track_caller]
 pub(crate) fn write(worker: &mut Worker, value: u64, fenced: bool) -> bool {
-    match worker.ask(Command::Write { slot: 0, value, fenced }).unwrap() {
+    match worker
+        .ask(Command::Write {
+            slot: 0,
+            value,
+            fenced,
+        })
+        .unwrap()
+    {
         Answer::Wrote { accepted } => accepted,
         other => panic!("{other:?}"),
     }
@@ -32,7 +39,10 @@ pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
     // Asked before it wakes, and all the time: no answer after the deadline says that it is held.
     let check = holder.send(Command::Check { slot: 0 }).unwrap();
     holder.resume().unwrap();
-    assert!(!is_held(holder.answer(check, PATIENCE).unwrap()), "a holder that slept for 3 TTL believes in its lock");
+    assert!(
+        !is_held(holder.answer(check, PATIENCE).unwrap()),
+        "a holder that slept for 3 TTL believes in its lock"
+    );
     match holder.answer(watch, PATIENCE).unwrap() {
         Answer::Watched { held, too_late } => {
             assert!(held > 0, "it was not watched");
@@ -40,7 +50,10 @@ pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
         }
         other => panic!("{other:?}"),
     }
-    assert!(is_held(rival.ask(Command::Check { slot: 0 }).unwrap()), "the rival lost its lock to one that woke up");
+    assert!(
+        is_held(rival.ask(Command::Check { slot: 0 }).unwrap()),
+        "the rival lost its lock to one that woke up"
+    );
     holder
 }
 
@@ -52,7 +65,10 @@ fn stopped_holder_knows_its_loss_and_stale_write_is_refused() {
 
 #[test]
 fn stopped_zookeeper_holder_knows_and_stale_write_is_refused() {
-    let server = ZookeeperServer::builder().tick(millis(200)).start().unwrap();
+    let server = ZookeeperServer::builder()
+        .tick(millis(200))
+        .start()
+        .unwrap();
     the_stale_write_is_refused(&Stage::on(&format!("{}?tick=200ms", server.url()), TTL));
 }
 
@@ -65,10 +81,14 @@ fn the_stale_write_is_refused(stage: &Stage) {
         Answer::Released(outcome) if outcome == "AlreadyLost"
     ));
     // And it leaves the rival's lock alone.
-    assert_eq!(failed(holder.lock(1, "k", Patience::Try).unwrap()), "Contended");
+    assert_eq!(
+        failed(holder.lock(1, "k", Patience::Try).unwrap()),
+        "Contended"
+    );
 }
 
-/// The control: without a fence the same history corrupts, so it is the fence that saves the test above.
+/// The control: without a fence the same history corrupts, so it is the fence that saves the test
+/// above.
 #[test]
 fn without_a_fence_the_stale_write_corrupts() {
     let server = RedisServer::start().unwrap();
@@ -84,12 +104,18 @@ fn a_stopped_holder_of_a_file_keeps_it_and_goes_on() {
     let (mut holder, mut rival) = (stage.worker("holder"), stage.worker("rival"));
     granted(holder.lock(0, "k", Patience::Forever).unwrap());
     holder.pause().unwrap();
-    assert_eq!(failed(rival.lock(0, "k", Patience::Within(2 * TTL)).unwrap()), "TimedOut");
+    assert_eq!(
+        failed(rival.lock(0, "k", Patience::Within(2 * TTL)).unwrap()),
+        "TimedOut"
+    );
     holder.resume().unwrap();
     let held = is_held(holder.ask(Command::Check { slot: 0 }).unwrap());
     let tried = rival.lock(0, "k", Patience::Try).unwrap();
     // Whatever it believes after such a sleep: while it believes, nobody else has it.
-    assert!(!held || matches!(tried, Answer::Failed { .. }), "two holders: {tried:?}");
+    assert!(
+        !held || matches!(tried, Answer::Failed { .. }),
+        "two holders: {tried:?}"
+    );
     holder.kill().unwrap();
     granted(rival.lock(1, "k2", Patience::Try).unwrap());
 }

@@ -31,7 +31,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn on(url: &str, ttl_ms: u64) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), url: url.to_owned(), ttl_ms }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            url: url.to_owned(),
+            ttl_ms,
+        }
     }
 
     /// On files, in a folder of its own.
@@ -66,7 +70,11 @@ impl Stage {
     }
 
     /// The same; a worker that cannot connect is an error.
-    pub(crate) fn try_worker_at(&self, proc: &str, url: &str) -> leasehold_integration::Result<Worker> {
+    pub(crate) fn try_worker_at(
+        &self,
+        proc: &str,
+        url: &str,
+    ) -> leasehold_integration::Result<Worker> {
         let setup = Setup {
             proc: proc.to_owned(),
             url: url.to_owned(),
@@ -93,13 +101,22 @@ pub(crate) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
         std::panic::set_hook(Box::new(move |info| {
             // The question whether a runtime has a timer is asked by a panic that is caught.
             let asks_for_timer = info.to_string().contains("timers are disabled");
-            if !asks_for_timer && info.location().is_some_and(|place| place.file().contains("crates/leasehold")) {
-                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(info.to_string());
+            if !asks_for_timer
+                && info
+                    .location()
+                    .is_some_and(|place| place.file().contains("crates/leasehold"))
+            {
+                PANICS
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(info.to_string());
             }
             default(info);
         }));
     });
-    client(url, Ttl::from_millis(ttl_ms).unwrap(), "test").await.unwrap()
+    client(url, Ttl::from_millis(ttl_ms).unwrap(), "test")
+        .await
+        .unwrap()
 }
 
 /// Nothing has panicked, in no task and no thread of the crates under test.
@@ -112,14 +129,20 @@ pub(crate) fn nothing_panicked() {
 /// The token of a guard.
 #[track_caller]
 pub(crate) fn token(guard: &LockGuard) -> u64 {
-    guard.fencing_token().expect("an exclusive guard has a token").get()
+    guard
+        .fencing_token()
+        .expect("an exclusive guard has a token")
+        .get()
 }
 
 /// Token and deadline of a grant.
 #[track_caller]
 pub(crate) fn granted(answer: Answer) -> (u64, u64) {
     match answer {
-        Answer::Granted { token: Some(token), deadline_ns } => (token, deadline_ns),
+        Answer::Granted {
+            token: Some(token),
+            deadline_ns,
+        } => (token, deadline_ns),
         other => panic!("not granted with a token: {other:?}"),
     }
 }
@@ -142,7 +165,10 @@ pub(crate) fn is_held(answer: Answer) -> bool {
 
 /// What may come of a fault: the same call may succeed later, or the lease is over.
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost)
+    matches!(
+        kind,
+        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost
+    )
 }
 
 /// Waits until `reached`.

@@ -17,16 +17,31 @@ use crate::support::{PATIENCE, is_a_fault, millis, nothing_panicked};
 const TTL: u64 = 40_000;
 
 fn is_unavailable<T>(outcome: Result<T>) {
-    let Err(error) = outcome else { panic!("a server that is down has answered") };
+    let Err(error) = outcome else {
+        panic!("a server that is down has answered")
+    };
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     // A quorum has several causes, which its message lists.
-    assert!(error.source().is_some() || error.to_string().contains("3 of 3 unavailable:"), "without a cause: {error}");
+    assert!(
+        error.source().is_some() || error.to_string().contains("3 of 3 unavailable:"),
+        "without a cause: {error}"
+    );
 }
 
 /// A client of a server that is down. `start` starts the server, and `kill` ends it.
-async fn serves_once_it_is_up<S>(url: &str, ttl: u64, server: &mut S, start: impl Fn(&mut S), kill: impl Fn(&mut S)) {
+async fn serves_once_it_is_up<S>(
+    url: &str,
+    ttl: u64,
+    server: &mut S,
+    start: impl Fn(&mut S),
+    kill: impl Fn(&mut S),
+) {
     let ttl = Ttl::from_millis(ttl).unwrap();
-    let client = leasehold::builder_lazily(url).unwrap().with_ttl(ttl).with_label("test").build();
+    let client = leasehold::builder_lazily(url)
+        .unwrap()
+        .with_ttl(ttl)
+        .with_label("test")
+        .build();
     assert!(client.capabilities().provisional);
     is_unavailable(client.mutex("k").try_lock().await);
     is_unavailable(client.inspect("k").await);
@@ -41,18 +56,27 @@ async fn serves_once_it_is_up<S>(url: &str, ttl: u64, server: &mut S, start: imp
     sleep(millis(300)).await;
     assert!(!waiting.is_finished(), "a waiter gives up before its TTL");
     block_in_place(|| start(server));
-    let guard = timeout(PATIENCE * 2, waiting).await.expect("the waiter is not granted").unwrap();
+    let guard = timeout(PATIENCE * 2, waiting)
+        .await
+        .expect("the waiter is not granted")
+        .unwrap();
     assert_eq!(client.inspect("k").await.unwrap().holders.len(), 1);
     client.ping().await.unwrap();
     let eager = leasehold::builder(url).await.unwrap().with_ttl(ttl).build();
     eager.ping().await.unwrap();
-    assert_eq!(format!("{:?}", client.capabilities()), format!("{:?}", eager.capabilities()));
+    assert_eq!(
+        format!("{:?}", client.capabilities()),
+        format!("{:?}", eager.capabilities())
+    );
     assert_eq!(client.to_string(), eager.to_string());
 
     drains_while_a_lock_is_held(&client, &eager, guard).await;
     client.close().await.unwrap();
     block_in_place(|| kill(server));
-    let error = timeout(PATIENCE, eager.ping()).await.expect("a ping hangs").expect_err("a dead server has answered");
+    let error = timeout(PATIENCE, eager.ping())
+        .await
+        .expect("a ping hangs")
+        .expect_err("a dead server has answered");
     assert!(is_a_fault(error.kind()), "{error}");
     nothing_panicked();
 }
@@ -76,14 +100,28 @@ async fn drains_while_a_lock_is_held(client: &LockClient, rival: &LockClient, gu
     sleep(millis(100)).await;
     let mut draining = tokio::spawn(async move { clone.drain().await });
     for sent_away in [behind, waiter] {
-        let error = timeout(PATIENCE, sent_away).await.expect("a waiter is not sent away").unwrap().unwrap_err();
+        let error = timeout(PATIENCE, sent_away)
+            .await
+            .expect("a waiter is not sent away")
+            .unwrap()
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
     }
     assert!(timeout(millis(100), &mut draining).await.is_err());
     assert!(guard.is_held());
     guard.release().await.unwrap();
-    timeout(PATIENCE, draining).await.expect("a drain does not end").unwrap();
-    rival.mutex("k").try_lock().await.expect("it is left locked").release().await.unwrap();
+    timeout(PATIENCE, draining)
+        .await
+        .expect("a drain does not end")
+        .unwrap();
+    rival
+        .mutex("k")
+        .try_lock()
+        .await
+        .expect("it is left locked")
+        .release()
+        .await
+        .unwrap();
     theirs.release().await.unwrap();
 }
 
@@ -92,16 +130,29 @@ async fn a_client_made_before_redis_serves_once_it_is_up() {
     let mut server = RedisServer::start().unwrap();
     server.kill();
     let url = server.url();
-    serves_once_it_is_up(&url, TTL, &mut server, |server| server.restart().unwrap(), RedisServer::kill).await;
+    serves_once_it_is_up(
+        &url,
+        TTL,
+        &mut server,
+        |server| server.restart().unwrap(),
+        RedisServer::kill,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_made_before_a_quorum_serves_once_it_is_up() {
     let mut servers = RedlockServers::start(3, Persistence::None).unwrap();
-    let kill = |servers: &mut RedlockServers| servers.servers.iter_mut().for_each(RedisServer::kill);
+    let kill =
+        |servers: &mut RedlockServers| servers.servers.iter_mut().for_each(RedisServer::kill);
     kill(&mut servers);
     let url = format!("{}?largest-ttl=2s", servers.url());
-    let start = |servers: &mut RedlockServers| servers.servers.iter_mut().for_each(|server| server.restart().unwrap());
+    let start = |servers: &mut RedlockServers| {
+        servers
+            .servers
+            .iter_mut()
+            .for_each(|server| server.restart().unwrap())
+    };
     serves_once_it_is_up(&url, 2_000, &mut servers, start, kill).await;
 }
 
@@ -111,7 +162,10 @@ async fn a_client_made_before_etcd_serves_once_it_is_up() {
     cluster.member(0).kill();
     let url = cluster.url();
     let start = |cluster: &mut EtcdCluster| cluster.member(0).restart().unwrap();
-    serves_once_it_is_up(&url, TTL, &mut cluster, start, |cluster| cluster.member(0).kill()).await;
+    serves_once_it_is_up(&url, TTL, &mut cluster, start, |cluster| {
+        cluster.member(0).kill()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,7 +173,14 @@ async fn a_client_made_before_zookeeper_serves_once_it_is_up() {
     let mut server = ZookeeperServer::start().unwrap();
     server.kill();
     let url = server.url();
-    serves_once_it_is_up(&url, TTL, &mut server, |server| server.restart().unwrap(), ZookeeperServer::kill).await;
+    serves_once_it_is_up(
+        &url,
+        TTL,
+        &mut server,
+        |server| server.restart().unwrap(),
+        ZookeeperServer::kill,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,17 +188,32 @@ async fn a_client_made_before_postgres_serves_once_it_is_up() {
     let mut server = PostgresServer::start().unwrap();
     server.kill();
     let url = server.url();
-    serves_once_it_is_up(&url, TTL, &mut server, |server| server.restart().unwrap(), PostgresServer::kill).await;
+    serves_once_it_is_up(
+        &url,
+        TTL,
+        &mut server,
+        |server| server.restart().unwrap(),
+        PostgresServer::kill,
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_ping_of_a_quorum_names_the_servers_that_do_not_answer() {
     let mut servers = RedlockServers::start(3, Persistence::None).unwrap();
     let client = leasehold::connect(&servers.url()).await.unwrap();
-    let silent =
-        |pong: &leasehold::Pong| -> Vec<bool> { pong.nodes.iter().map(|node| node.problem.is_some()).collect() };
+    let silent = |pong: &leasehold::Pong| -> Vec<bool> {
+        pong.nodes
+            .iter()
+            .map(|node| node.problem.is_some())
+            .collect()
+    };
     assert_eq!(silent(&client.ping().await.unwrap()), [false, false, false]);
-    let addresses: Vec<_> = servers.servers.iter().map(|server| server.addr().to_string()).collect();
+    let addresses: Vec<_> = servers
+        .servers
+        .iter()
+        .map(|server| server.addr().to_string())
+        .collect();
     servers.servers[0].kill();
     let pong = client.ping().await.unwrap();
     assert_eq!(silent(&pong), [true, false, false]);
@@ -146,13 +222,20 @@ async fn a_ping_of_a_quorum_names_the_servers_that_do_not_answer() {
     let error = client.ping().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let text = error.to_string();
-    assert!(text.contains(&addresses[0]) && text.contains(&addresses[1]) && !text.contains(&addresses[2]), "{text}");
+    assert!(
+        text.contains(&addresses[0])
+            && text.contains(&addresses[1])
+            && !text.contains(&addresses[2]),
+        "{text}"
+    );
 }
 
 /// Typed, and not a panic of a driver.
 #[test]
 fn a_runtime_without_a_timer_is_refused_by_every_backend() {
-    let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let without = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     for url in [
         "redis://127.0.0.1:1/",
         "redlock://127.0.0.1:1,127.0.0.1:2,127.0.0.1:3/",

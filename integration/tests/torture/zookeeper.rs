@@ -5,8 +5,8 @@ use std::{
 
 use leasehold_core::LockClient;
 use leasehold_integration::{
-    leftovers,
     checker::{self, Order},
+    leftovers,
     server::{ZookeeperEnsemble, ZookeeperServer},
     worker::{Command, Patience},
 };
@@ -35,11 +35,17 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
         thread::sleep(millis(rng.random_range(300..1500)));
         let (at, member) = (rng.random_range(0..PROCESSES), rng.random_range(0..3));
         match rng.random_range(0..9) {
-            6 => administer(&url_of(ensemble, member), millis(rng.random_range(100..1000))),
+            6 => administer(
+                &url_of(ensemble, member),
+                millis(rng.random_range(100..1000)),
+            ),
             7 => revoke(&url_of(ensemble, member)),
             8 => {
-                // What was sent to a leader that stood still is done, and then a follower is heard no more.
-                let Ok(leader) = ensemble.leader() else { continue };
+                // What was sent to a leader that stood still is done, and then a follower is heard
+                // no more.
+                let Ok(leader) = ensemble.leader() else {
+                    continue;
+                };
                 let follower = (leader + rng.random_range(1..3)) % 3;
                 ensemble.member(leader).pause().unwrap();
                 thread::sleep(millis(rng.random_range(0..TTL)));
@@ -64,11 +70,16 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
                 ensemble.rejoin(member).unwrap();
             }
             3 | 4 => {
-                // All but one: the holder is likely to be among them, and its lock goes to the one that is left.
+                // All but one: the holder is likely to be among them, and its lock goes to the one
+                // that is left.
                 let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
-                stopped.iter().for_each(|worker| crew.workers[*worker].pause().unwrap());
+                stopped
+                    .iter()
+                    .for_each(|worker| crew.workers[*worker].pause().unwrap());
                 thread::sleep(millis(rng.random_range(TTL / 10..2 * TTL)));
-                stopped.iter().for_each(|worker| crew.workers[*worker].resume().unwrap());
+                stopped
+                    .iter()
+                    .for_each(|worker| crew.workers[*worker].resume().unwrap());
             }
             _ => {
                 // A process that starts while there is no leader is refused, and says so.
@@ -85,18 +96,24 @@ fn url_of(ensemble: &mut ZookeeperEnsemble, member: usize) -> String {
 
 /// Lets an administrator do this, who gives up when the servers do not answer.
 fn as_administrator(work: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async { drop(tokio::time::timeout(millis(3000), work).await) });
 }
 
-/// Waits until the servers commit. For some seconds after a fault they may serve, and then elect another leader.
+/// Waits until the servers commit. For some seconds after a fault they may serve, and then elect
+/// another leader.
 fn wait_until_committing(ensemble: &ZookeeperEnsemble) {
     let hosts = ensemble.url().trim_start_matches("zookeeper://").to_owned();
     let node = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
     until("the servers commit", COMMITS, || {
         let mut committed = false;
         as_administrator(async {
-            let Ok(client) = Client::connect(&hosts).await else { return };
+            let Ok(client) = Client::connect(&hosts).await else {
+                return;
+            };
             committed = client.create("/committed-", b"", &node).await.is_ok();
         });
         committed
@@ -107,14 +124,20 @@ fn wait_until_committing(ensemble: &ZookeeperEnsemble) {
 fn administer(url: &str, span: Duration) {
     let addr = url.trim_start_matches("zookeeper://");
     as_administrator(async {
-        let Ok(client) = Client::connect(addr).await else { return };
+        let Ok(client) = Client::connect(addr).await else {
+            return;
+        };
         let end = Instant::now() + span;
         while Instant::now() < end {
             let mut children = client.list_children("/k").await.unwrap_or_default();
             children.sort_unstable_by_key(|name| name.rsplit('-').next().map(str::to_owned));
             for first in children.iter().take(1) {
                 // It may be gone by now.
-                drop(client.set_data(&format!("/k/{first}"), b"of an administrator", None).await);
+                drop(
+                    client
+                        .set_data(&format!("/k/{first}"), b"of an administrator", None)
+                        .await,
+                );
             }
         }
     });
@@ -123,7 +146,9 @@ fn administer(url: &str, span: Duration) {
 /// Revokes the lock of whoever holds it, gracefully.
 fn revoke(url: &str) {
     as_administrator(async {
-        let Ok(backend) = ZookeeperBackend::connect(url).await else { return };
+        let Ok(backend) = ZookeeperBackend::connect(url).await else {
+            return;
+        };
         let client = LockClient::new(backend);
         if let Ok(inspection) = client.inspect("k").await {
             for holder in &inspection.holders {
@@ -137,11 +162,15 @@ fn revoke(url: &str) {
 const LONG_TTL: u64 = 600_000;
 const WAITERS: usize = 6;
 
-/// Any of those who wait may die, in whatever mode and order: the others are granted long before its TTL has passed.
+/// Any of those who wait may die, in whatever mode and order: the others are granted long before
+/// its TTL has passed.
 #[test]
 fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
     let mut rng = StdRng::seed_from_u64(seed());
-    let server = ZookeeperServer::builder().setting("maxSessionTimeout", LONG_TTL).start().unwrap();
+    let server = ZookeeperServer::builder()
+        .setting("maxSessionTimeout", LONG_TTL)
+        .start()
+        .unwrap();
     let stage = Stage::on(&server.url(), LONG_TTL);
     let mut holder = stage.worker("holder");
     for round in 0..3 {
@@ -151,8 +180,16 @@ fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
             let mut worker = stage.worker(&format!("w{round}-{waiter}"));
             let (slot, key, patience) = (0, "k".into(), Patience::Forever);
             let command = match rng.random_range(0..2) {
-                0 => Command::Lock { slot, key, patience },
-                _ => Command::Read { slot, key, patience },
+                0 => Command::Lock {
+                    slot,
+                    key,
+                    patience,
+                },
+                _ => Command::Read {
+                    slot,
+                    key,
+                    patience,
+                },
             };
             let asked = worker.send(command).unwrap();
             waiters.push((worker, asked));
@@ -167,7 +204,11 @@ fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
         thread::scope(|scope| {
             for (mut worker, asked) in waiters {
                 scope.spawn(move || {
-                    granted(worker.answer(asked, 3 * PATIENCE).expect("a dead waiter blocks"));
+                    granted(
+                        worker
+                            .answer(asked, 3 * PATIENCE)
+                            .expect("a dead waiter blocks"),
+                    );
                     worker.ask(Command::Release { slot: 0 }).unwrap();
                 });
             }
@@ -179,9 +220,15 @@ fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
 fn waiting(url: &str) -> usize {
     let mut waiting = 0;
     as_administrator(async {
-        let Ok(client) = Client::connect(url.trim_start_matches("zookeeper://")).await else { return };
+        let Ok(client) = Client::connect(url.trim_start_matches("zookeeper://")).await else {
+            return;
+        };
         for name in client.list_children("/k").await.unwrap_or_default() {
-            let data = client.get_data(&format!("/k/{name}")).await.map(|(data, _)| data).unwrap_or_default();
+            let data = client
+                .get_data(&format!("/k/{name}"))
+                .await
+                .map(|(data, _)| data)
+                .unwrap_or_default();
             waiting += usize::from(String::from_utf8_lossy(&data).contains(":waits:"));
         }
     });
@@ -191,8 +238,15 @@ fn waiting(url: &str) -> usize {
 #[test]
 fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
     let mut rng = StdRng::seed_from_u64(seed());
-    let mut ensemble = ZookeeperServer::builder().sync_limit(8).links().start_members(3).unwrap();
-    let stage = Stage::on(&format!("{}?tick=500ms&connect-timeout=5s", ensemble.url()), TTL);
+    let mut ensemble = ZookeeperServer::builder()
+        .sync_limit(8)
+        .links()
+        .start_members(3)
+        .unwrap();
+    let stage = Stage::on(
+        &format!("{}?tick=500ms&connect-timeout=5s", ensemble.url()),
+        TTL,
+    );
     let mut crew = Crew::new(&stage);
     strike(&mut rng, &mut ensemble, &mut crew, Duration::from_secs(25));
     ensemble.wait_until_serving().unwrap();
@@ -205,7 +259,10 @@ fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
     let events = crew.events();
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
-    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    none(
+        &checker::register(&stage.register().history().unwrap()),
+        "C3",
+    );
     wait_until_committing(&ensemble);
     heals(&stage, &crew, TTL + 8000);
     drop(crew);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    Credentials, CredentialsProvider, ErrorKind, LockClient, LockKey, LossReason, Result, Ttl, async_trait,
+    Credentials, CredentialsProvider, ErrorKind, LockClient, LockKey, LossReason, Result, Ttl,
+    async_trait,
 };
 use leasehold_integration::{
     certificates::Certificates,
@@ -30,9 +31,18 @@ async fn what_one_user_made_another_cannot_touch() {
     let guard = owner.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     free(guard).await;
     for stranger in ["", "alice:wrong@", "bob:s3cr%3At@"] {
-        let denied = client(&url(stranger)).await.mutex("k").with_ttl(ttl(10)).lock().await.unwrap_err();
+        let denied = client(&url(stranger))
+            .await
+            .mutex("k")
+            .with_ttl(ttl(10))
+            .lock()
+            .await
+            .unwrap_err();
         assert_eq!(denied.kind(), ErrorKind::Denied, "{stranger}: {denied}");
-        assert!(!format!("{denied} {denied:?}").contains("s3cr"), "{denied:?}");
+        assert!(
+            !format!("{denied} {denied:?}").contains("s3cr"),
+            "{denied:?}"
+        );
     }
     // The same user in another process is at home.
     let again = client(&(url("alice:s3cr%3At@") + "?acl=creator")).await;
@@ -43,9 +53,21 @@ async fn what_one_user_made_another_cannot_touch() {
 async fn a_root_that_others_own_is_denied_and_says_so() {
     let server = ZookeeperServer::start().unwrap();
     let operator = Client::connect(&server.addr().to_string()).await.unwrap();
-    operator.create("/readonly", b"", &CreateMode::Persistent.with_acls(Acls::anyone_read())).await.unwrap();
+    operator
+        .create(
+            "/readonly",
+            b"",
+            &CreateMode::Persistent.with_acls(Acls::anyone_read()),
+        )
+        .await
+        .unwrap();
     let client = client(&format!("{}/readonly", server.url())).await;
-    let denied = client.mutex("k").with_ttl(ttl(10)).lock().await.unwrap_err();
+    let denied = client
+        .mutex("k")
+        .with_ttl(ttl(10))
+        .lock()
+        .await
+        .unwrap_err();
     assert_eq!(denied.kind(), ErrorKind::Denied, "{denied}");
 }
 
@@ -57,49 +79,107 @@ async fn tls_needs_a_client_that_trusts_the_ca() {
     let secure = client(&(server.secure_url(server.certificates().unwrap()) + patient)).await;
     let plain = client(&server.url()).await;
     let guard = secure.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
-    assert_eq!(plain.mutex("k").with_ttl(ttl(10)).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        plain
+            .mutex("k")
+            .with_ttl(ttl(10))
+            .try_lock()
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Contended
+    );
     free(guard).await;
 
     let elsewhere = tempfile::tempdir().unwrap();
     let others = Certificates::generate(elsewhere.path()).unwrap();
     let begun = Instant::now();
-    let refused = ZookeeperBackend::connect(&server.secure_url(&others)).await.unwrap_err();
+    let refused = ZookeeperBackend::connect(&server.secure_url(&others))
+        .await
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
-    assert!(refused.to_string().contains("invalid peer certificate"), "{refused}");
+    assert!(
+        refused.to_string().contains("invalid peer certificate"),
+        "{refused}"
+    );
     assert!(begun.elapsed() < SOON);
     // Not for this server.
-    let wrong = format!("zookeepers://{}?ca={}", server.addr(), server.certificates().unwrap().ca().display());
-    let refused = ZookeeperBackend::connect(&wrong).await.unwrap_err().to_string();
-    assert!(refused.contains("TLS:"), "the port speaks no TLS: {refused}");
-    let wrong = format!("zookeeper://{}?connect-timeout=2s", server.secure_addr().unwrap());
-    let refused = ZookeeperBackend::connect(&wrong).await.unwrap_err().to_string();
-    assert!(refused.contains("zookeepers:"), "the port speaks TLS only: {refused}");
+    let wrong = format!(
+        "zookeepers://{}?ca={}",
+        server.addr(),
+        server.certificates().unwrap().ca().display()
+    );
+    let refused = ZookeeperBackend::connect(&wrong)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("TLS:"),
+        "the port speaks no TLS: {refused}"
+    );
+    let wrong = format!(
+        "zookeeper://{}?connect-timeout=2s",
+        server.secure_addr().unwrap()
+    );
+    let refused = ZookeeperBackend::connect(&wrong)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("zookeepers:"),
+        "the port speaks TLS only: {refused}"
+    );
 }
 
 /// It says so after the handshake.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_wants_a_certificate_says_so() {
-    let server = ZookeeperServer::builder().tls().setting("ssl.clientAuth", "need").start().unwrap();
+    let server = ZookeeperServer::builder()
+        .tls()
+        .setting("ssl.clientAuth", "need")
+        .start()
+        .unwrap();
     let url = server.secure_url(server.certificates().unwrap()) + "&connect-timeout=15s";
     let refused = ZookeeperBackend::connect(&url).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
     let text = refused.to_string().to_lowercase();
-    assert!(text.contains("tls:") && text.contains("certificate"), "{refused}");
+    assert!(
+        text.contains("tls:") && text.contains("certificate"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_of_the_users_own_will_do() {
     let server = ZookeeperServer::start().unwrap();
-    let own =
-        Client::connector().with_session_timeout(millis(6_000)).connect(&server.addr().to_string()).await.unwrap();
-    let backend = ZookeeperBackend::from_client(own.clone(), ZookeeperConfig::default().with_root("/p")).await.unwrap();
+    let own = Client::connector()
+        .with_session_timeout(millis(6_000))
+        .connect(&server.addr().to_string())
+        .await
+        .unwrap();
+    let backend =
+        ZookeeperBackend::from_client(own.clone(), ZookeeperConfig::default().with_root("/p"))
+            .await
+            .unwrap();
     let locks = leasehold_core::LockClient::new(backend);
     let guard = locks.mutex("k").with_ttl(ttl(6)).lock().await.unwrap();
-    assert!(members(&server).iter().any(|node| node.starts_with("/p/k/_c_")), "{:?}", members(&server));
+    assert!(
+        members(&server)
+            .iter()
+            .any(|node| node.starts_with("/p/k/_c_")),
+        "{:?}",
+        members(&server)
+    );
     free(guard).await;
     locks.close().await.unwrap();
     // It is theirs, and lives on.
-    own.create("/theirs", b"", &CreateMode::Ephemeral.with_acls(Acls::anyone_all())).await.unwrap();
+    own.create(
+        "/theirs",
+        b"",
+        &CreateMode::Ephemeral.with_acls(Acls::anyone_all()),
+    )
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,17 +187,38 @@ async fn what_zookeeper_cannot_do_is_a_typed_error() {
     let server = ZookeeperServer::start().unwrap();
     let one = client(&server.url()).await;
     for millis in [1, 999, 3_600_000] {
-        let locked = one.mutex("k").with_ttl(Ttl::from_millis(millis).unwrap()).lock().await;
-        assert_eq!(locked.unwrap_err().kind(), ErrorKind::InvalidInput, "{millis} ms");
+        let locked = one
+            .mutex("k")
+            .with_ttl(Ttl::from_millis(millis).unwrap())
+            .lock()
+            .await;
+        assert_eq!(
+            locked.unwrap_err().kind(),
+            ErrorKind::InvalidInput,
+            "{millis} ms"
+        );
     }
     let begun = Instant::now();
-    let nobody = ZookeeperBackend::connect("zookeeper://127.0.0.1:1").await.unwrap_err();
+    let nobody = ZookeeperBackend::connect("zookeeper://127.0.0.1:1")
+        .await
+        .unwrap_err();
     assert_eq!(nobody.kind(), ErrorKind::Unavailable);
-    assert!(nobody.to_string().contains("127.0.0.1:1: Connection refused"), "{nobody}");
+    assert!(
+        nobody
+            .to_string()
+            .contains("127.0.0.1:1: Connection refused"),
+        "{nobody}"
+    );
     // A port that answers nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("zookeeper://{}?connect-timeout=300ms", silent.local_addr().unwrap());
-    assert_eq!(ZookeeperBackend::connect(&url).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let url = format!(
+        "zookeeper://{}?connect-timeout=300ms",
+        silent.local_addr().unwrap()
+    );
+    assert_eq!(
+        ZookeeperBackend::connect(&url).await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
     assert!(begun.elapsed() < SOON / 2, "{:?}", begun.elapsed());
 }
 
@@ -143,10 +244,21 @@ async fn awkward_names_are_locks_of_their_own() {
     let mut guards = Vec::new();
     for name in names {
         guards.push(one.mutex(name).with_ttl(ttl(10)).try_lock().await.unwrap());
-        guards.push(one.semaphore(name, 1).with_ttl(ttl(10)).try_acquire().await.unwrap());
+        guards.push(
+            one.semaphore(name, 1)
+                .with_ttl(ttl(10))
+                .try_acquire()
+                .await
+                .unwrap(),
+        );
     }
     for name in names {
-        let refused = other.mutex(name).with_ttl(ttl(10)).try_lock().await.unwrap_err();
+        let refused = other
+            .mutex(name)
+            .with_ttl(ttl(10))
+            .try_lock()
+            .await
+            .unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Contended, "{name:?}");
     }
     for guard in guards {
@@ -177,23 +289,54 @@ async fn a_password_that_changes_costs_no_lock() {
     let addr = &server.addr().to_string();
     let operator = async |password: &str| {
         let identity = format!("alice:{password}");
-        Client::connector().with_auth("digest", identity.as_bytes()).connect(addr).await.unwrap()
+        Client::connector()
+            .with_auth("digest", identity.as_bytes())
+            .connect(addr)
+            .await
+            .unwrap()
     };
-    let acls =
-        [Acl::new(Permission::ALL, AuthId::authed()), Acl::new(Permission::ADMIN | Permission::READ, AuthId::anyone())];
-    operator("one").await.create("/shop", b"", &CreateMode::Persistent.with_acls(Acls::new(&acls))).await.unwrap();
+    let acls = [
+        Acl::new(Permission::ALL, AuthId::authed()),
+        Acl::new(Permission::ADMIN | Permission::READ, AuthId::anyone()),
+    ];
+    operator("one")
+        .await
+        .create(
+            "/shop",
+            b"",
+            &CreateMode::Persistent.with_acls(Acls::new(&acls)),
+        )
+        .await
+        .unwrap();
 
     let passwords = Arc::new(Rotating(std::sync::Mutex::new("one")));
-    let config = ZookeeperConfig::default().with_root("/shop").with_credentials(Arc::clone(&passwords) as _);
+    let config = ZookeeperConfig::default()
+        .with_root("/shop")
+        .with_credentials(Arc::clone(&passwords) as _);
     let backend =
-        ZookeeperBackend::from_connector(Client::connector(), &server.addr().to_string(), config).await.unwrap();
+        ZookeeperBackend::from_connector(Client::connector(), &server.addr().to_string(), config)
+            .await
+            .unwrap();
     let locks = LockClient::new(backend);
     let held = locks.mutex("held").with_ttl(ttl(10)).lock().await.unwrap();
     assert_eq!(locks.inspect("held").await.unwrap().holders.len(), 1);
 
-    operator("two").await.set_acl("/shop", &acls, None).await.unwrap();
-    let denied = locks.mutex("early").with_ttl(ttl(10)).lock().await.unwrap_err();
-    assert_eq!(denied.kind(), ErrorKind::Denied, "the provider has no other password yet: {denied}");
+    operator("two")
+        .await
+        .set_acl("/shop", &acls, None)
+        .await
+        .unwrap();
+    let denied = locks
+        .mutex("early")
+        .with_ttl(ttl(10))
+        .lock()
+        .await
+        .unwrap_err();
+    assert_eq!(
+        denied.kind(),
+        ErrorKind::Denied,
+        "the provider has no other password yet: {denied}"
+    );
     passwords.set("two");
     // In the session that there is, and in a new one.
     free(locks.mutex("new").with_ttl(ttl(10)).lock().await.unwrap()).await;
@@ -206,24 +349,39 @@ async fn a_password_that_changes_costs_no_lock() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_server_behind_the_port_is_named() {
     let redis = RedisServer::start().unwrap();
-    let refused = ZookeeperBackend::connect(&format!("zookeeper://{}?connect-timeout=1s", redis.addr())).await;
+    let refused =
+        ZookeeperBackend::connect(&format!("zookeeper://{}?connect-timeout=1s", redis.addr()))
+            .await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
-    assert!(refused.to_string().contains("a Redis server answers there"), "{refused}");
+    assert!(
+        refused.to_string().contains("a Redis server answers there"),
+        "{refused}"
+    );
 
     let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("zookeeper://{}?connect-timeout=1s", web.local_addr().unwrap());
+    let url = format!(
+        "zookeeper://{}?connect-timeout=1s",
+        web.local_addr().unwrap()
+    );
     let answering = tokio::spawn(async move {
         loop {
             let (mut stream, _) = web.accept().await.unwrap();
             // What is hostile in it is shown and not printed.
-            drop(stream.write_all("HTTP/1.1 400 Bad\u{9b}31m\r\n\r\n".as_bytes()).await);
+            drop(
+                stream
+                    .write_all("HTTP/1.1 400 Bad\u{9b}31m\r\n\r\n".as_bytes())
+                    .await,
+            );
         }
     });
     let refused = ZookeeperBackend::connect(&url).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
     let text = refused.to_string();
-    assert!(text.contains("an HTTP server answers there") && !text.contains('\u{9b}'), "{text:?}");
+    assert!(
+        text.contains("an HTTP server answers there") && !text.contains('\u{9b}'),
+        "{text:?}"
+    );
     answering.abort();
 }
 
@@ -235,7 +393,10 @@ async fn a_missing_answer_names_its_limit_and_the_option() {
     one.inspect("k").await.unwrap();
     server.pause().unwrap();
     let late = one.inspect("k").await.unwrap_err().to_string();
-    assert!(late.contains("within 700ms (the option `timeout`)"), "{late}");
+    assert!(
+        late.contains("within 700ms (the option `timeout`)"),
+        "{late}"
+    );
     server.resume().unwrap();
 }
 
@@ -268,7 +429,10 @@ async fn ensemble_survives_holders_with_the_longest_names() {
     let mut holder = Peer::this_test(NAME, &format!("{READERS} {}", ensemble.url())).unwrap();
     assert_eq!(holder.heard(SOON).await.unwrap(), "held");
     let one = client(&ensemble.url()).await;
-    assert_eq!(one.inspect(longest_name()).await.unwrap().holders.len(), READERS);
+    assert_eq!(
+        one.inspect(longest_name()).await.unwrap().holders.len(),
+        READERS
+    );
     holder.process().kill();
     let lock = one.mutex(longest_name()).with_ttl(ttl(12));
     let freed = async {
@@ -290,10 +454,19 @@ async fn hundreds_of_holders_with_the_longest_names_are_seen() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server.url()).await;
     let name = longest_name();
-    let permits = client.semaphore(name.clone(), HOLDERS).with_ttl(ttl(20)).with_label("x".repeat(100_000));
-    let mut held: Vec<_> =
-        join_all((0..HOLDERS).map(|_| permits.acquire())).await.into_iter().map(Result::unwrap).collect();
-    assert_eq!(client.inspect(name).await.unwrap().holders.len(), HOLDERS as usize);
+    let permits = client
+        .semaphore(name.clone(), HOLDERS)
+        .with_ttl(ttl(20))
+        .with_label("x".repeat(100_000));
+    let mut held: Vec<_> = join_all((0..HOLDERS).map(|_| permits.acquire()))
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        client.inspect(name).await.unwrap().holders.len(),
+        HOLDERS as usize
+    );
     // Most are not watched: there is no room. The next renewal tells.
     let operator = Client::connect(&server.addr().to_string()).await.unwrap();
     for path in members(&server) {
@@ -301,5 +474,8 @@ async fn hundreds_of_holders_with_the_longest_names_are_seen() {
     }
     let last = held.pop().unwrap();
     drop(last.renew().await);
-    assert_eq!(timeout(SOON, last.lost()).await.unwrap(), LossReason::Replaced);
+    assert_eq!(
+        timeout(SOON, last.lost()).await.unwrap(),
+        LossReason::Replaced
+    );
 }

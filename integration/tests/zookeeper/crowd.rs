@@ -27,15 +27,28 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     // All are asleep until everybody has come.
     let mut held = Vec::new();
     for key in 0..KEYS {
-        held.push(client.mutex(format!("k{key}")).with_ttl(ttl(10)).lock().await.unwrap());
+        held.push(
+            client
+                .mutex(format!("k{key}"))
+                .with_ttl(ttl(10))
+                .lock()
+                .await
+                .unwrap(),
+        );
     }
     let taken: Arc<Vec<AtomicBool>> = Arc::new((0..KEYS).map(|_| AtomicBool::new(false)).collect());
     let waiters: Vec<_> = (0..WAITERS)
         .map(|n| {
-            let (mutex, taken) = (client.mutex(format!("k{}", n % KEYS)).with_ttl(ttl(10)), Arc::clone(&taken));
+            let (mutex, taken) = (
+                client.mutex(format!("k{}", n % KEYS)).with_ttl(ttl(10)),
+                Arc::clone(&taken),
+            );
             tokio::spawn(async move {
                 let guard = mutex.lock().await.unwrap();
-                assert!(!taken[n % KEYS].swap(true, Ordering::SeqCst), "two at a time");
+                assert!(
+                    !taken[n % KEYS].swap(true, Ordering::SeqCst),
+                    "two at a time"
+                );
                 let token = token(&guard);
                 tokio::task::yield_now().await;
                 taken[n % KEYS].store(false, Ordering::SeqCst);
@@ -50,13 +63,20 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     }
     let mut tokens: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
     for waiter in waiters {
-        let (key, token) = timeout(PATIENCE, waiter).await.expect("a waiter was forgotten").unwrap();
+        let (key, token) = timeout(PATIENCE, waiter)
+            .await
+            .expect("a waiter was forgotten")
+            .unwrap();
         tokens.entry(key).or_default().push(token);
     }
     for (key, mut tokens) in tokens {
         tokens.sort_unstable();
         tokens.dedup();
-        assert_eq!(tokens.len(), WAITERS / KEYS, "key {key}: every grant has a token of its own");
+        assert_eq!(
+            tokens.len(),
+            WAITERS / KEYS,
+            "key {key}: every grant has a token of its own"
+        );
     }
     nothing_left(&server, PATIENCE);
 }

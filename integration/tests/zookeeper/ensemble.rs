@@ -12,7 +12,8 @@ async fn the_lock_and_its_token_outlive_the_leader() {
     let (one, other) = (client(&url).await, client(&url).await);
     let guard = one.mutex("k").with_ttl(ttl(8)).lock().await.unwrap();
     let held = token(&guard);
-    let waiter = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(8)).lock().await.unwrap() });
+    let waiter =
+        tokio::spawn(async move { other.mutex("k").with_ttl(ttl(8)).lock().await.unwrap() });
     sleep(millis(300)).await;
     let leader = ensemble.leader().unwrap();
     ensemble.member(leader).kill();

@@ -1,8 +1,9 @@
 //! The holder's server loses its leader, and does not know it.
 //!
-//! It goes on answering pings and reads, and the sessions of its clients end at the others without a word to them. So every
-//! holder must have given up by its own clock before the rival, who is elsewhere, is granted. Two processes, whose stamps
-//! are of the clock that all processes of a host share.
+//! It goes on answering pings and reads, and the sessions of its clients end at the others without
+//! a word to them. So every holder must have given up by its own clock before the rival, who is
+//! elsewhere, is granted. Two processes, whose stamps are of the clock that all processes of a host
+//! share.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -45,8 +46,7 @@ async fn holders_of_a_stopped_server_give_up_before_a_rival() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn holders_of_a_cut_off_server_give_up_before_a_rival() {
-    const NAME: &str =
-        "follower::holders_of_a_cut_off_server_give_up_before_a_rival";
+    const NAME: &str = "follower::holders_of_a_cut_off_server_give_up_before_a_rival";
     if let Some(role) = role() {
         return play(&role).await;
     }
@@ -59,8 +59,8 @@ async fn holders_of_a_cut_off_server_give_up_before_a_rival() {
     .await;
 }
 
-/// What the holders asked for meanwhile is in the leader's hands, and done when it goes on. What their server has heard
-/// of them since the leader stood still is not.
+/// What the holders asked for meanwhile is in the leader's hands, and done when it goes on. What
+/// their server has heard of them since the leader stood still is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn holders_whose_leader_stood_still_give_up_before_a_rival() {
     const NAME: &str = "follower::holders_whose_leader_stood_still_give_up_before_a_rival";
@@ -90,7 +90,11 @@ async fn overtaken(
 ) {
     let rounds = std::env::var("LEASEHOLD_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
     // A follower that is patient with its leader is the worst server to hold at.
-    let mut ensemble = ZookeeperServer::builder().sync_limit(60).links().start_members(3).unwrap();
+    let mut ensemble = ZookeeperServer::builder()
+        .sync_limit(60)
+        .links()
+        .start_members(3)
+        .unwrap();
     let mut margins = Vec::new();
     for round in 0..rounds {
         let (leader, follower) = (ensemble.leader().unwrap(), ensemble.followers()[0]);
@@ -100,7 +104,10 @@ async fn overtaken(
         heard(&mut holder, "held").await;
         let held = members(ensemble.member(leader));
         let mut rival = Peer::this_test(test, &format!("wait {far} {round} {secs}")).unwrap();
-        until("all rivals wait", || members(ensemble.member(leader)).difference(&held).count() == SESSIONS).await;
+        until("all rivals wait", || {
+            members(ensemble.member(leader)).difference(&held).count() == SESSIONS
+        })
+        .await;
         // At any phase of the leader's pings; the sessions have phases of their own.
         tokio::time::sleep(millis(rand::random_range(0..1000))).await;
         tokio::task::block_in_place(|| fault(&mut ensemble, follower));
@@ -129,7 +136,9 @@ async fn overtaken(
 
 async fn heard(peer: &mut Peer, expected: &str) -> String {
     let line = tokio::task::block_in_place(|| peer.hear(PATIENCE)).unwrap();
-    line.strip_prefix(expected).unwrap_or_else(|| panic!("{line:?} and not {expected:?}")).to_owned()
+    line.strip_prefix(expected)
+        .unwrap_or_else(|| panic!("{line:?} and not {expected:?}"))
+        .to_owned()
 }
 
 async fn stamps(peer: &mut Peer) -> BTreeMap<usize, u64> {
@@ -138,16 +147,24 @@ async fn stamps(peer: &mut Peer) -> BTreeMap<usize, u64> {
 
 /// A peer.
 async fn play(role: &str) {
-    let [part, url, round, secs] = *role.split(' ').collect::<Vec<_>>() else { panic!("no such role: {role}") };
+    let [part, url, round, secs] = *role.split(' ').collect::<Vec<_>>() else {
+        panic!("no such role: {role}")
+    };
     let stamps = match part {
         "hold" => {
-            let held = join_all((0..SESSIONS).map(|n| hold(url, round, secs.parse().unwrap(), n))).await;
+            let held =
+                join_all((0..SESSIONS).map(|n| hold(url, round, secs.parse().unwrap(), n))).await;
             tell("held");
-            tokio::task::spawn_blocking(move || watch(&held)).await.unwrap()
+            tokio::task::spawn_blocking(move || watch(&held))
+                .await
+                .unwrap()
         }
         _ => wait(url, round).await,
     };
-    tell(format_args!("stamps {}", serde_json::to_string(&stamps).unwrap()));
+    tell(format_args!(
+        "stamps {}",
+        serde_json::to_string(&stamps).unwrap()
+    ));
     // What it has it keeps until it is killed.
     tokio::task::block_in_place(|| while listen().is_some() {});
 }
@@ -189,5 +206,9 @@ async fn wait(url: &str, round: &str) -> BTreeMap<usize, u64> {
             (n, granted)
         }
     });
-    join_all(granted.map(tokio::spawn)).await.into_iter().map(|granted| granted.unwrap()).collect()
+    join_all(granted.map(tokio::spawn))
+        .await
+        .into_iter()
+        .map(|granted| granted.unwrap())
+        .collect()
 }

@@ -12,7 +12,8 @@ use crate::support::{SOON, client, free, members, nothing_left, token, ttl, unti
 /// How often the holder's node is written.
 const WRITES: usize = 5;
 
-/// A write wakes the waiter within this on an idle machine. A waiter that is slower is not tested, and passes.
+/// A write wakes the waiter within this on an idle machine. A waiter that is slower is not tested,
+/// and passes.
 const PAUSE: Duration = Duration::from_millis(200);
 
 async fn operator(server: &ZookeeperServer) -> Client {
@@ -31,13 +32,18 @@ async fn a_write_to_the_holders_node_grants_nobody() {
     let operator = operator(&server).await;
     let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     let path = members(&server).pop_first().unwrap();
-    let writer = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
+    let writer =
+        tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
     until_waiting(&server, 1).await;
-    let reader = tokio::spawn(async move { third.rwlock("k").with_ttl(ttl(10)).read().await.unwrap() });
+    let reader =
+        tokio::spawn(async move { third.rwlock("k").with_ttl(ttl(10)).read().await.unwrap() });
     until_waiting(&server, 2).await;
     for _ in 0..WRITES {
         sleep(PAUSE).await;
-        operator.set_data(&path, b"of an administrator", None).await.unwrap();
+        operator
+            .set_data(&path, b"of an administrator", None)
+            .await
+            .unwrap();
     }
     sleep(PAUSE).await;
     assert!(guard.is_held(), "a write is no loss");
@@ -51,21 +57,33 @@ async fn a_write_to_the_holders_node_grants_nobody() {
     nothing_left(&server, SOON);
 }
 
-/// As Curator's `Revoker` asks a holder of another program, which may take its time or not listen at all.
+/// As Curator's `Revoker` asks a holder of another program, which may take its time or not listen
+/// at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn asking_a_foreign_holder_to_revoke_grants_nobody() {
     let server = ZookeeperServer::start().unwrap();
     let (ours, operator) = (client(&server.url()).await, operator(&server).await);
     let mode = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
-    operator.create("/k", b"", &CreateMode::Persistent.with_acls(Acls::anyone_all())).await.unwrap();
+    operator
+        .create(
+            "/k",
+            b"",
+            &CreateMode::Persistent.with_acls(Acls::anyone_all()),
+        )
+        .await
+        .unwrap();
     let start = "/k/_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-";
     let (_, sequence) = operator.create(start, b"10.0.0.1", &mode).await.unwrap();
     let foreign = format!("{start}{sequence}");
-    let waiter = tokio::spawn(async move { ours.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
+    let waiter =
+        tokio::spawn(async move { ours.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
     until_waiting(&server, 1).await;
     for _ in 0..WRITES {
         sleep(PAUSE).await;
-        operator.set_data(&foreign, b"__REVOKE__", None).await.unwrap();
+        operator
+            .set_data(&foreign, b"__REVOKE__", None)
+            .await
+            .unwrap();
     }
     sleep(PAUSE).await;
     assert!(!waiter.is_finished(), "two hold");

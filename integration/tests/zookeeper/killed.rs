@@ -11,14 +11,19 @@ use leasehold_integration::{
 use tokio::time::timeout;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{SOON, client, free, millis, nothing_left, sessions, token, ttl, until, until_waiting};
+use crate::support::{
+    SOON, client, free, millis, nothing_left, sessions, token, ttl, until, until_waiting,
+};
 
 const HOUR: u64 = 3_600;
 const MODES: [&str; 3] = ["writer", "reader", "permit"];
 
 /// A server that keeps sessions for an hour.
 fn server() -> ZookeeperServer {
-    ZookeeperServer::builder().setting("maxSessionTimeout", HOUR * 1_000).start().unwrap()
+    ZookeeperServer::builder()
+        .setting("maxSessionTimeout", HOUR * 1_000)
+        .start()
+        .unwrap()
 }
 
 /// Locks in this mode.
@@ -27,7 +32,12 @@ async fn lock(client: &LockClient, mode: &str) -> LockGuard {
     match mode {
         "writer" => client.mutex("k").with_ttl(hour).lock().await.unwrap(),
         "reader" => client.rwlock("k").with_ttl(hour).read().await.unwrap(),
-        _ => client.semaphore("k", 1).with_ttl(hour).acquire().await.unwrap(),
+        _ => client
+            .semaphore("k", 1)
+            .with_ttl(hour)
+            .acquire()
+            .await
+            .unwrap(),
     }
 }
 
@@ -40,7 +50,12 @@ fn against(mode: &str) -> &str {
 async fn play(role: &str) {
     let (mode, url) = role.split_once(' ').unwrap();
     let guard = lock(&client(url).await, mode).await;
-    tell(format!("granted {}", guard.fencing_token().map_or(0, leasehold_core::FencingToken::get)));
+    tell(format!(
+        "granted {}",
+        guard
+            .fencing_token()
+            .map_or(0, leasehold_core::FencingToken::get)
+    ));
     let _told = tokio::task::spawn_blocking(listen).await;
     drop(guard.release().await);
 }
@@ -62,7 +77,10 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
         doomed.process().kill();
         free(held).await;
         // Against its TTL of an hour.
-        let next = timeout(SOON, next).await.unwrap_or_else(|_| panic!("a dead {mode} blocks")).unwrap();
+        let next = timeout(SOON, next)
+            .await
+            .unwrap_or_else(|_| panic!("a dead {mode} blocks"))
+            .unwrap();
         free(next).await;
         nothing_left(&server, SOON);
     }
@@ -81,17 +99,36 @@ async fn what_a_waiter_is_granted_outlives_its_waiting() {
         });
         until_waiting(&server, 1).await;
         let inspected = one.inspect("k").await.unwrap();
-        assert_eq!((inspected.holders.len(), inspected.waiters.len()), (1, 1), "{mode}");
+        assert_eq!(
+            (inspected.holders.len(), inspected.waiters.len()),
+            (1, 1),
+            "{mode}"
+        );
         let before = held.fencing_token();
         free(held).await;
         let granted = timeout(SOON, waiter).await.unwrap().unwrap();
         assert!(granted.fencing_token() > before || mode == "permit");
-        assert!(granted.remaining() > Duration::from_secs(HOUR / 4), "{mode}: {:?}", granted.remaining());
+        assert!(
+            granted.remaining() > Duration::from_secs(HOUR / 4),
+            "{mode}: {:?}",
+            granted.remaining()
+        );
         let inspected = one.inspect("k").await.unwrap();
-        assert_eq!((inspected.holders.len(), inspected.waiters.len()), (1, 0), "{mode}");
-        assert_eq!(inspected.holders[0].token, granted.fencing_token(), "{mode}");
+        assert_eq!(
+            (inspected.holders.len(), inspected.waiters.len()),
+            (1, 0),
+            "{mode}"
+        );
+        assert_eq!(
+            inspected.holders[0].token,
+            granted.fencing_token(),
+            "{mode}"
+        );
         // Those of the two clients are left when the waiters' has been closed, or has expired.
-        until("the session of the waiters ends", || sessions(&server).len() == 2).await;
+        until("the session of the waiters ends", || {
+            sessions(&server).len() == 2
+        })
+        .await;
         assert!(granted.is_held());
         let contended = timeout(millis(1_000), lock(&one, against(mode)));
         assert!(contended.await.is_err(), "{mode}: granted twice");
@@ -118,7 +155,10 @@ async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
     until_waiting(&server, 2).await;
     stopped.process().pause().unwrap();
     free(held).await;
-    let next = timeout(SOON, next).await.expect("a stopped process blocks").unwrap();
+    let next = timeout(SOON, next)
+        .await
+        .expect("a stopped process blocks")
+        .unwrap();
     stopped.process().resume().unwrap();
     until_waiting(&server, 1).await;
     assert!(next.is_held());
@@ -136,7 +176,10 @@ async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
 async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
     let server = server();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let url = format!("{}?timeout=20s&connect-timeout=20s", server.url_at(proxy.addr()));
+    let url = format!(
+        "{}?timeout=20s&connect-timeout=20s",
+        server.url_at(proxy.addr())
+    );
     let (near, far) = (client(&server.url()).await, client(&url).await);
     let held = lock(&near, "writer").await;
     for direction in [Direction::ServerToClient, Direction::ClientToServer] {
@@ -145,7 +188,10 @@ async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
     let waiter = tokio::spawn(async move { lock(&far, "writer").await });
     until_waiting(&server, 1).await;
     free(held).await;
-    let granted = timeout(2 * SOON, waiter).await.expect("it hears no answer").unwrap();
+    let granted = timeout(2 * SOON, waiter)
+        .await
+        .expect("it hears no answer")
+        .unwrap();
     assert!(granted.is_held());
 }
 
@@ -180,5 +226,8 @@ async fn free_lock_costs_two_transactions_before_and_after_waiting() {
     timeout(SOON, waiter).await.unwrap().unwrap();
     let after = pairs().await;
     // Sessions are opened, renewed and closed meanwhile.
-    assert!(before < PAIRS * 5 / 2 && after < PAIRS * 5 / 2, "{before} and {after} for {PAIRS} pairs");
+    assert!(
+        before < PAIRS * 5 / 2 && after < PAIRS * 5 / 2,
+        "{before} and {after} for {PAIRS} pairs"
+    );
 }

@@ -10,19 +10,27 @@ use leasehold_integration::{
 };
 use tokio::time::timeout;
 
-use crate::support::{SOON, client, free, is_a_fault, members, millis, nothing_left, sessions, ttl, until};
+use crate::support::{
+    SOON, client, free, is_a_fault, members, millis, nothing_left, sessions, ttl, until,
+};
 
 /// A session's: it outlives the whole test, so nothing goes by itself.
 const TTL_SECS: u64 = 40;
 const LOST: usize = 100;
 
-/// The server creates the node and its answer is lost, a hundred times in one session: whoever asked goes on, or gives up.
-/// Either way nothing that nobody owns blocks the queue.
+/// The server creates the node and its answer is lost, a hundred times in one session: whoever
+/// asked goes on, or gives up. Either way nothing that nobody owns blocks the queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
-    let server = ZookeeperServer::builder().setting("maxSessionTimeout", 60_000).start().unwrap();
+    let server = ZookeeperServer::builder()
+        .setting("maxSessionTimeout", 60_000)
+        .start()
+        .unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let (far, near) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
+    let (far, near) = (
+        client(&server.url_at(proxy.addr())).await,
+        client(&server.url()).await,
+    );
     let mutex = far.mutex("k").with_ttl(ttl(TTL_SECS));
     free(mutex.lock().await.unwrap()).await;
     let session = sessions(&server);
@@ -57,8 +65,19 @@ async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
         until("it is removed", || members(&server).is_empty()).await;
     }
     assert!(created.len() >= LOST);
-    assert_eq!(sessions(&server), session, "it is the same session all the time");
-    free(near.mutex("k").with_ttl(ttl(TTL_SECS)).lock_timeout(millis(1_000)).await.unwrap()).await;
+    assert_eq!(
+        sessions(&server),
+        session,
+        "it is the same session all the time"
+    );
+    free(
+        near.mutex("k")
+            .with_ttl(ttl(TTL_SECS))
+            .lock_timeout(millis(1_000))
+            .await
+            .unwrap(),
+    )
+    .await;
 }
 
 /// Which way, and after how many pieces.
@@ -74,12 +93,25 @@ const CUTS: [(Direction, u64); 16] = {
 };
 
 /// One client behind a proxy of its own, which cuts its connection once in an acquisition.
-async fn cut_once(server: &ZookeeperServer, name: &str, direction: Direction, chunks: u64) -> (LockClient, Proxy) {
+async fn cut_once(
+    server: &ZookeeperServer,
+    name: &str,
+    direction: Direction,
+    chunks: u64,
+) -> (LockClient, Proxy) {
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client(&server.url_at(proxy.addr())).await;
     let mutex = client.mutex(name).with_ttl(ttl(4));
     // The session is there, and has been used.
-    free(client.mutex(format!("{name} before")).with_ttl(ttl(4)).lock().await.unwrap()).await;
+    free(
+        client
+            .mutex(format!("{name} before"))
+            .with_ttl(ttl(4))
+            .lock()
+            .await
+            .unwrap(),
+    )
+    .await;
     proxy.cut_after_chunks(direction, chunks);
     match timeout(SOON, mutex.lock()).await.expect("it hangs") {
         Ok(guard) => {
@@ -97,8 +129,8 @@ async fn cut_in_acquisition_leaves_nothing_in_a_live_session() {
     let server = ZookeeperServer::start().unwrap();
     let server = &server;
     let near = &client(&server.url()).await;
-    let cuts =
-        CUTS.iter().flat_map(|cut| [(cut, false), (cut, true)]).map(|((direction, chunks), contended)| async move {
+    let cuts = CUTS.iter().flat_map(|cut| [(cut, false), (cut, true)]).map(
+        |((direction, chunks), contended)| async move {
             let name = format!("{direction:?} {chunks} {contended}");
             if !contended {
                 return cut_once(server, &name, *direction, *chunks).await;
@@ -109,7 +141,8 @@ async fn cut_in_acquisition_leaves_nothing_in_a_live_session() {
                 free(guard).await;
             });
             cut
-        });
+        },
+    );
     // Kept, so that their sessions are.
     let _clients = join_all(cuts).await;
     nothing_left(server, millis(2 * 4_000));

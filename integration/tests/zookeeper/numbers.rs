@@ -14,7 +14,9 @@ use leasehold_integration::server::ZookeeperServer;
 use tokio::time::{sleep, timeout};
 use zookeeper_client::Client;
 
-use crate::support::{SOON, client, free, members, millis, nothing_left, token, ttl, until_waiting};
+use crate::support::{
+    SOON, client, free, members, millis, nothing_left, token, ttl, until_waiting,
+};
 
 /// From this number on nobody takes part.
 const LIMIT: i32 = i32::MAX - 1_000_000;
@@ -22,10 +24,22 @@ const LIMIT: i32 = i32::MAX - 1_000_000;
 /// A server whose next node below `/k` gets this number.
 async fn server_at(number: i32) -> ZookeeperServer {
     let mut server = ZookeeperServer::start().unwrap();
-    free(client(&server.url()).await.mutex("k").with_ttl(ttl(10)).lock().await.unwrap()).await;
+    free(
+        client(&server.url())
+            .await
+            .mutex("k")
+            .with_ttl(ttl(10))
+            .lock()
+            .await
+            .unwrap(),
+    )
+    .await;
     server.spend_numbers("/k", number).unwrap();
     let operator = Client::connect(&server.addr().to_string()).await.unwrap();
-    operator.delete(&format!("/k/{}", ZookeeperServer::SPENT), None).await.unwrap();
+    operator
+        .delete(&format!("/k/{}", ZookeeperServer::SPENT), None)
+        .await
+        .unwrap();
     server
 }
 
@@ -47,7 +61,10 @@ async fn sequence_numbers_that_are_used_up_admit_one_at_a_time() {
             tokio::spawn(async move {
                 let mut tokens = Vec::new();
                 for _ in 0..4 {
-                    let guard = timeout(SOON, client.mutex("k").with_ttl(ttl(10)).lock()).await.unwrap().unwrap();
+                    let guard = timeout(SOON, client.mutex("k").with_ttl(ttl(10)).lock())
+                        .await
+                        .unwrap()
+                        .unwrap();
                     assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0, "two hold");
                     tokens.push(token(&guard));
                     sleep(millis(20)).await;
@@ -87,8 +104,18 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
     let late = [wait(&all[2]), wait(&all[3])];
     // They come and go again, and nobody is let in.
     sleep(Duration::from_millis(600)).await;
-    assert!(!second.is_finished() && late.iter().all(|task| !task.is_finished()), "two hold");
-    assert!(all[2].mutex("k").with_ttl(ttl(10)).try_lock().await.is_err());
+    assert!(
+        !second.is_finished() && late.iter().all(|task| !task.is_finished()),
+        "two hold"
+    );
+    assert!(
+        all[2]
+            .mutex("k")
+            .with_ttl(ttl(10))
+            .try_lock()
+            .await
+            .is_err()
+    );
     let mut last = token(&first);
     free(first).await;
     let second = timeout(SOON, second).await.unwrap().unwrap();
@@ -104,7 +131,10 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
     };
     let guard = guard.unwrap();
     assert!(token(&guard) > last);
-    assert!(members(&server).iter().all(|node| number(node) < 1_000), "the numbers begin anew");
+    assert!(
+        members(&server).iter().all(|node| number(node) < 1_000),
+        "the numbers begin anew"
+    );
     last = token(&guard);
     // Though somebody is always there: it does not wait for another end.
     until_waiting(&server, 1).await;
@@ -121,7 +151,14 @@ async fn readers_also_begin_anew() {
     let all = clients::<2>(&server).await;
     let reader = all[0].rwlock("k").with_ttl(ttl(10)).read().await.unwrap();
     let beside = all[1].rwlock("k").with_ttl(ttl(10)).read().await.unwrap();
-    assert!(all[0].mutex("k").with_ttl(ttl(10)).try_lock().await.is_err());
+    assert!(
+        all[0]
+            .mutex("k")
+            .with_ttl(ttl(10))
+            .try_lock()
+            .await
+            .is_err()
+    );
     drop((reader, beside));
     nothing_left(&server, SOON);
     free(all[0].mutex("k").with_ttl(ttl(10)).lock().await.unwrap()).await;

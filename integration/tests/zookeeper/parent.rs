@@ -14,7 +14,9 @@ async fn until_gone(operator: &Client, path: &str) {
             tokio::time::sleep(millis(20)).await;
         }
     };
-    timeout(SOON, gone).await.expect("it is a container, which the server removes");
+    timeout(SOON, gone)
+        .await
+        .expect("it is a container, which the server removes");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +30,11 @@ async fn recreated_parent_does_not_lower_tokens() {
         // Several, so that the sequence in the names is ahead of what it starts with again.
         for client in [&one, &other, &one] {
             let guard = client.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
-            assert!(token(&guard) > last, "round {round}: {} after {last}", token(&guard));
+            assert!(
+                token(&guard) > last,
+                "round {round}: {} after {last}",
+                token(&guard)
+            );
             last = token(&guard);
             free(guard).await;
         }
@@ -59,7 +65,10 @@ async fn a_parent_that_is_removed_again_and_again_costs_no_lock() {
         tokio::spawn(async move {
             let mut tokens = Vec::new();
             for _ in 0..100 {
-                let guard = timeout(SOON, client.mutex("k").with_ttl(ttl(10)).lock()).await.unwrap().unwrap();
+                let guard = timeout(SOON, client.mutex("k").with_ttl(ttl(10)).lock())
+                    .await
+                    .unwrap()
+                    .unwrap();
                 tokens.push(token(&guard));
                 free(guard).await;
             }

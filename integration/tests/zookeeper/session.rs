@@ -8,24 +8,37 @@ use leasehold_integration::{
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{
-    SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl, until, until_waiting,
+    SOON, client, free, is_a_fault, lock, members, millis, nothing_left, sessions, token, ttl,
+    until, until_waiting,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn holder_learns_its_session_ended_and_locks_again() {
     let server = ZookeeperServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let (one, other) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
+    let (one, other) = (
+        client(&server.url_at(proxy.addr())).await,
+        client(&server.url()).await,
+    );
     let guard = one.mutex("k").with_ttl(ttl(2)).lock().await.unwrap();
     let first = sessions(&server);
     proxy.blackhole(Direction::Both);
-    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
-    let rival = timeout(SOON, other.mutex("k").with_ttl(ttl(2)).lock()).await.unwrap().unwrap();
+    assert_eq!(
+        timeout(SOON, guard.lost()).await.unwrap(),
+        LossReason::Expired
+    );
+    let rival = timeout(SOON, other.mutex("k").with_ttl(ttl(2)).lock())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(token(&rival) > token(&guard));
     proxy.heal();
     // Other locks get a new session without the user's help.
     let again = lock(&one.mutex("other").with_ttl(ttl(2))).await;
-    assert!(!guard.is_held() && guard.renew().await.is_err(), "the old one is over for ever");
+    assert!(
+        !guard.is_held() && guard.renew().await.is_err(),
+        "the old one is over for ever"
+    );
     assert!(rival.is_held() && again.is_held());
     assert!(sessions(&server).is_disjoint(&first), "another session");
     drop(guard);
@@ -40,7 +53,10 @@ async fn holder_learns_its_session_ended_and_locks_again() {
 async fn waiter_requeues_in_a_new_session_when_its_session_ends() {
     let server = ZookeeperServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let (far, near) = (client(&server.url_at(proxy.addr())).await, client(&server.url()).await);
+    let (far, near) = (
+        client(&server.url_at(proxy.addr())).await,
+        client(&server.url()).await,
+    );
     let guard = near.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     let waiter = tokio::spawn(async move { lock(&far.mutex("k").with_ttl(ttl(2))).await });
     until("it waits", || members(&server).len() == 2).await;
@@ -49,7 +65,11 @@ async fn waiter_requeues_in_a_new_session_when_its_session_ends() {
     until("its session ends", || members(&server).len() == 1).await;
     proxy.heal();
     until("it waits again", || members(&server).len() == 2).await;
-    assert_eq!(members(&server).intersection(&first).count(), 1, "in another place");
+    assert_eq!(
+        members(&server).intersection(&first).count(),
+        1,
+        "in another place"
+    );
     assert!(!waiter.is_finished() && guard.is_held());
     let held = token(&guard);
     free(guard).await;
@@ -68,11 +88,25 @@ async fn stopped_server_fails_in_time_and_holder_loses_by_deadline() {
     server.pause().unwrap();
     let latest = SystemClock.now() + millis(4_000);
     let begun = Instant::now();
-    let error = client.mutex("other").with_ttl(ttl(4)).try_lock().await.unwrap_err();
-    assert!(is_a_fault(error.kind()) && error.is_retryable(), "{error:?}");
+    let error = client
+        .mutex("other")
+        .with_ttl(ttl(4))
+        .try_lock()
+        .await
+        .unwrap_err();
+    assert!(
+        is_a_fault(error.kind()) && error.is_retryable(),
+        "{error:?}"
+    );
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
-    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), LossReason::Expired);
-    assert!(guard.deadline().moment() <= latest, "the deadline has moved though nobody answered");
+    assert_eq!(
+        timeout(SOON, guard.lost()).await.unwrap(),
+        LossReason::Expired
+    );
+    assert!(
+        guard.deadline().moment() <= latest,
+        "the deadline has moved though nobody answered"
+    );
     server.resume().unwrap();
     assert!(token(&lock(&client.mutex("k").with_ttl(ttl(4))).await) > held);
 }
@@ -102,7 +136,8 @@ async fn a_killed_and_restarted_server_keeps_the_lock_and_its_waiter() {
     let (one, other) = (client(&url).await, client(&url).await);
     let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
     let held = token(&guard);
-    let waiter = tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
+    let waiter =
+        tokio::spawn(async move { other.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() });
     until_waiting(&server, 1).await;
     server.kill();
     server.restart().unwrap();
@@ -121,12 +156,25 @@ async fn a_node_that_somebody_deletes_is_a_loss_that_is_told_at_once() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server.url()).await;
     let guard = client.mutex("k").with_ttl(ttl(30)).lock().await.unwrap();
-    let neighbour = client.mutex("neighbour").with_ttl(ttl(30)).lock().await.unwrap();
-    let path = members(&server).into_iter().find(|path| path.starts_with("/k/")).unwrap();
-    let operator = zookeeper_client::Client::connect(&server.addr().to_string()).await.unwrap();
+    let neighbour = client
+        .mutex("neighbour")
+        .with_ttl(ttl(30))
+        .lock()
+        .await
+        .unwrap();
+    let path = members(&server)
+        .into_iter()
+        .find(|path| path.starts_with("/k/"))
+        .unwrap();
+    let operator = zookeeper_client::Client::connect(&server.addr().to_string())
+        .await
+        .unwrap();
     operator.delete(&path, None).await.unwrap();
     // Well before the session or its next renewal would tell.
-    assert_eq!(timeout(millis(4_000), guard.lost()).await.unwrap(), LossReason::Replaced);
+    assert_eq!(
+        timeout(millis(4_000), guard.lost()).await.unwrap(),
+        LossReason::Replaced
+    );
     assert!(neighbour.is_held());
     free(neighbour).await;
 }
@@ -136,13 +184,20 @@ async fn a_waiter_that_is_sent_away_costs_no_lock_of_its_process() {
     let server = ZookeeperServer::start().unwrap();
     let (one, other) = (client(&server.url()).await, client(&server.url()).await);
     let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
-    let neighbour = other.mutex("neighbour").with_ttl(ttl(10)).lock().await.unwrap();
+    let neighbour = other
+        .mutex("neighbour")
+        .with_ttl(ttl(10))
+        .lock()
+        .await
+        .unwrap();
     let waiter = tokio::spawn({
         let mutex = other.mutex("k").with_ttl(ttl(10));
         async move { mutex.lock().await.unwrap() }
     });
     let place = until_waiting(&server, 1).await.pop_first().unwrap();
-    let operator = zookeeper_client::Client::connect(&server.addr().to_string()).await.unwrap();
+    let operator = zookeeper_client::Client::connect(&server.addr().to_string())
+        .await
+        .unwrap();
     operator.delete(&place, None).await.unwrap();
     until_waiting(&server, 1).await;
     assert!(guard.is_held() && !waiter.is_finished());

@@ -31,7 +31,10 @@ pub(crate) fn millis(millis: u64) -> Duration {
 }
 
 pub(crate) fn token(guard: &LockGuard) -> u64 {
-    guard.fencing_token().expect("an exclusive guard has a token").get()
+    guard
+        .fencing_token()
+        .expect("an exclusive guard has a token")
+        .get()
 }
 
 pub(crate) async fn free(guard: LockGuard) {
@@ -40,7 +43,10 @@ pub(crate) async fn free(guard: LockGuard) {
 
 /// Returns whether a fault may lead to this: the same call may succeed later, or the lease is over.
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost)
+    matches!(
+        kind,
+        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost
+    )
 }
 
 /// Locks, and starts again after each fault.
@@ -54,7 +60,9 @@ pub(crate) async fn lock(mutex: &Mutex) -> LockGuard {
             tokio::time::sleep(millis(20)).await;
         }
     };
-    tokio::time::timeout(2 * SOON, locked).await.expect("never granted")
+    tokio::time::timeout(2 * SOON, locked)
+        .await
+        .expect("never granted")
 }
 
 /// Returns the nodes of all holders and waiters.
@@ -82,7 +90,8 @@ pub(crate) fn sessions(server: &ZookeeperServer) -> BTreeSet<String> {
     nodes
 }
 
-/// Waits until so many nodes say that they only wait: those of waiters with a TTL of more than 5 s. Returns them.
+/// Waits until so many nodes say that they only wait: those of waiters with a TTL of more than 5 s.
+/// Returns them.
 pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTreeSet<String> {
     let client = Client::connect(&server.addr().to_string()).await.unwrap();
     let end = Instant::now() + SOON;
@@ -99,7 +108,10 @@ pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTr
         if waiting.len() == count {
             return waiting;
         }
-        assert!(Instant::now() < end, "not within {SOON:?}: {count} wait, {waiting:?}");
+        assert!(
+            Instant::now() < end,
+            "not within {SOON:?}: {count} wait, {waiting:?}"
+        );
         tokio::time::sleep(millis(5)).await;
     }
 }

@@ -32,7 +32,12 @@ impl Process {
         let threads: i32 = fields.nth(13)?.parse().ok()?;
         // A process whose first thread has ended is shown as a zombie, and lives.
         let ended = matches!(state, "Z" | "X") && threads <= 1;
-        Some(Self { id: Pid::from_raw(id.parse().ok()?)?, parent, session, ended })
+        Some(Self {
+            id: Pid::from_raw(id.parse().ok()?)?,
+            parent,
+            session,
+            ended,
+        })
     }
 }
 
@@ -53,7 +58,9 @@ impl Snapshot {
         let mut processes = Vec::new();
         for entry in fs::read_dir("/proc").ok()? {
             let path = entry.ok()?.path();
-            let is_process = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit());
+            let is_process = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit());
             if is_process && let Ok(stat) = fs::read(path.join("stat")) {
                 processes.extend(Process::parse(&String::from_utf8_lossy(&stat)));
             }
@@ -68,14 +75,24 @@ impl Snapshot {
 
     /// Returns the living among the chosen children of this process and all their descendants.
     pub(super) fn trees(&self, chosen: impl Fn(&Process) -> bool) -> Vec<Pid> {
-        let children_of = |id: Pid| self.processes.iter().filter(move |process| process.parent == id.as_raw_pid());
-        let mut found: Vec<_> = children_of(self.own.id).filter(|child| chosen(child)).collect();
+        let children_of = |id: Pid| {
+            self.processes
+                .iter()
+                .filter(move |process| process.parent == id.as_raw_pid())
+        };
+        let mut found: Vec<_> = children_of(self.own.id)
+            .filter(|child| chosen(child))
+            .collect();
         let mut seen = 0;
         while let Some(process) = found.get(seen) {
             found.extend(children_of(process.id));
             seen += 1;
         }
-        found.into_iter().filter(|process| !process.ended).map(|process| process.id).collect()
+        found
+            .into_iter()
+            .filter(|process| !process.ended)
+            .map(|process| process.id)
+            .collect()
     }
 }
 
@@ -87,13 +104,17 @@ mod tests {
     fn a_name_with_spaces_and_brackets_is_read_over() {
         let stat = "42 (a) (b) c) S 7 41 40 0 -1 4194304 89 0 0 0 0 0 0 0 20 0 3 0 11 0 0";
         let process = Process::parse(stat).unwrap();
-        assert_eq!((process.id.as_raw_pid(), process.parent, process.session), (42, 7, 40));
+        assert_eq!(
+            (process.id.as_raw_pid(), process.parent, process.session),
+            (42, 7, 40)
+        );
         assert!(!process.ended);
     }
 
     #[test]
     fn a_zombie_has_ended_unless_threads_of_it_live() {
-        let zombie = |threads| format!("42 (x) Z 7 41 40 0 -1 4 89 0 0 0 0 0 0 0 20 0 {threads} 0 11 0 0");
+        let zombie =
+            |threads| format!("42 (x) Z 7 41 40 0 -1 4 89 0 0 0 0 0 0 0 20 0 {threads} 0 11 0 0");
         assert!(Process::parse(&zombie(1)).unwrap().ended);
         assert!(!Process::parse(&zombie(2)).unwrap().ended);
     }

@@ -38,7 +38,11 @@ pub(crate) struct Surroundings<'a> {
 
 /// Returns the command that starts the program.
 fn command(line: &[OsString], lease: &LeaseInfo, surroundings: &Surroundings<'_>) -> Command {
-    let mut command = if surroundings.dies_with_us { through_exec(line) } else { plain(line) };
+    let mut command = if surroundings.dies_with_us {
+        through_exec(line)
+    } else {
+        plain(line)
+    };
     command.env("LEASEHOLD_KEY", surroundings.name);
     if !surroundings.keep_url {
         command.env_remove("LEASEHOLD_URL");
@@ -65,7 +69,12 @@ fn through_exec(line: &[OsString]) -> Command {
 
     // Also if the file of this program was replaced meanwhile.
     let mut through = Command::new("/proc/self/exe");
-    through.arg0("leasehold").arg("__exec").arg(std::process::id().to_string()).arg("--").args(line);
+    through
+        .arg0("leasehold")
+        .arg("__exec")
+        .arg(std::process::id().to_string())
+        .arg("--")
+        .args(line);
     through
 }
 
@@ -76,12 +85,19 @@ fn through_exec(line: &[OsString]) -> Command {
 
 /// The codes that shells use.
 pub(crate) fn code_of_failed_start(program: &OsStr, error: &io::Error) -> Failure {
-    let code = if error.kind() == io::ErrorKind::NotFound { exit::NOT_FOUND } else { exit::NOT_EXECUTABLE };
+    let code = if error.kind() == io::ErrorKind::NotFound {
+        exit::NOT_FOUND
+    } else {
+        exit::NOT_EXECUTABLE
+    };
     Failure::new(code, format!("cannot run `{}`: {error}", program.display()))
 }
 
 fn cannot_wait(error: &dyn Display) -> Failure {
-    Failure::new(exit::SOFTWARE, format!("cannot wait for the program: {error}"))
+    Failure::new(
+        exit::SOFTWARE,
+        format!("cannot wait for the program: {error}"),
+    )
 }
 
 /// The code with which a program ended, as shells report it.
@@ -91,5 +107,8 @@ pub(crate) fn code_of(status: ExitStatus) -> u8 {
         return 128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX));
     }
     // On unix it is a byte.
-    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)
+    status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX)
 }

@@ -20,7 +20,9 @@ impl Child {
         surroundings: &Surroundings<'_>,
     ) -> Result<Self, Failure> {
         let started = Command::from(command(line, lease, surroundings)).spawn();
-        started.map(Self).map_err(|error| code_of_failed_start(program_of(line).0, &error))
+        started
+            .map(Self)
+            .map_err(|error| code_of_failed_start(program_of(line).0, &error))
     }
 
     /// Waits for its end. May be dropped and called again.

@@ -19,8 +19,8 @@ use crate::{
     signals::{self, Signal},
 };
 
-/// The bounds of the pauses between two looks at what still runs. The end of a process ends the pause;
-/// a process that becomes a daemon does not.
+/// The bounds of the pauses between two looks at what still runs. The end of a process ends the
+/// pause; a process that becomes a daemon does not.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 /// How long the command waits for what the program left behind before it says so.
 const QUIET: Duration = Duration::from_secs(1);
@@ -120,11 +120,12 @@ impl Child {
 
     /// Passes a signal on to the program or, once it has ended, to the rest of the work.
     ///
-    /// After TERM the rest is asked to end as well, as soon as the program has ended: not before, so
-    /// that a program may end what it started in its own order.
+    /// After TERM the rest is asked to end as well, as soon as the program has ended: not before,
+    /// so that a program may end what it started in its own order.
     pub(crate) fn pass_on(&mut self, signal: Signal) {
         let over = self.status.is_some();
-        let ends = signal == Signal::TERM || (over && (signal == Signal::INT || signal == Signal::QUIT));
+        let ends =
+            signal == Signal::TERM || (over && (signal == Signal::INT || signal == Signal::QUIT));
         if ends {
             self.asked_to_end = true;
             self.asked.clear();
@@ -153,7 +154,10 @@ impl Child {
 
     /// Takes the status of every child that has ended.
     fn reap(&mut self) -> Result<Reaped, Failure> {
-        let mut reaped = Reaped { count: 0, childless: false };
+        let mut reaped = Reaped {
+            count: 0,
+            childless: false,
+        };
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((child, status))) => {
@@ -166,7 +170,12 @@ impl Child {
                 }
                 Ok(None) => return Ok(reaped),
                 Err(Errno::INTR) => {}
-                Err(Errno::CHILD) if self.status.is_some() => return Ok(Reaped { childless: true, ..reaped }),
+                Err(Errno::CHILD) if self.status.is_some() => {
+                    return Ok(Reaped {
+                        childless: true,
+                        ..reaped
+                    });
+                }
                 Err(error) => return Err(cannot_wait(&error)),
             }
         }
@@ -178,7 +187,9 @@ impl Child {
             if self.reap()?.childless {
                 return Ok(true);
             }
-            let Some(work) = self.work() else { return Ok(false) };
+            let Some(work) = self.work() else {
+                return Ok(false);
+            };
             if !work.is_empty() {
                 return Ok(false);
             }
@@ -196,7 +207,8 @@ impl Child {
         let snapshot = super::descendants::Snapshot::take()?;
         let sessions = [snapshot.session(), self.program.as_raw_pid()];
         Some(snapshot.trees(|child| {
-            child.id == self.program || (sessions.contains(&child.session) && !self.earlier.contains(&child.id))
+            child.id == self.program
+                || (sessions.contains(&child.session) && !self.earlier.contains(&child.id))
         }))
     }
 
@@ -207,7 +219,13 @@ impl Child {
 
     /// Returns the processes at work, as far as they are known.
     fn living(&self) -> Vec<Pid> {
-        let program = || self.status.is_none().then_some(self.program).into_iter().collect();
+        let program = || {
+            self.status
+                .is_none()
+                .then_some(self.program)
+                .into_iter()
+                .collect()
+        };
         self.work().unwrap_or_else(program)
     }
 
@@ -245,7 +263,10 @@ impl Child {
         if !self.said && Instant::now() >= at {
             self.said = true;
             let left = self.living();
-            let left: Vec<_> = left.iter().map(|process| process.as_raw_pid().to_string()).collect();
+            let left: Vec<_> = left
+                .iter()
+                .map(|process| process.as_raw_pid().to_string())
+                .collect();
             say(&format!(
                 "the program has ended, but what it started still runs and keeps the lock: process {}",
                 left.join(", ")
@@ -268,7 +289,9 @@ fn children() -> Vec<Pid> {
     // Usually there are none, and all of /proc need not be read.
     match wait(WaitOptions::NOHANG) {
         Err(Errno::CHILD) => Vec::new(),
-        _ => super::descendants::Snapshot::take().map(|snapshot| snapshot.trees(|_| true)).unwrap_or_default(),
+        _ => super::descendants::Snapshot::take()
+            .map(|snapshot| snapshot.trees(|_| true))
+            .unwrap_or_default(),
     }
 }
 

@@ -26,7 +26,11 @@ pub fn leasehold() -> Command {
 /// `leasehold run` on this URL.
 pub fn run_on(url: &str, options: &[&str], program: &[&str]) -> Command {
     let mut command = leasehold();
-    command.args(["run", "--on", url]).args(options).arg("--").args(program);
+    command
+        .args(["run", "--on", url])
+        .args(options)
+        .arg("--")
+        .args(program);
     command
 }
 
@@ -51,7 +55,8 @@ pub fn stdout(output: &Output) -> String {
 /// What `leasehold who --json` shows.
 pub fn who(url: &str, name: &str) -> serde_json::Value {
     let seen = ended(leasehold().args(["who", "--json", "--on", url, name]));
-    serde_json::from_slice(&seen.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(&seen)))
+    serde_json::from_slice(&seen.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", stderr(&seen)))
 }
 
 /// Started, and its program has said its first line, which is returned.
@@ -64,22 +69,37 @@ pub fn said_first(command: &mut Command) -> (Child, String) {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     // One byte more than the line would be lost otherwise.
-    BufReader::with_capacity(1, child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    BufReader::with_capacity(1, child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     if line.is_empty() {
         let output = child.wait_with_output().unwrap();
-        panic!("the program said nothing, and the command: {} ({})", stderr(&output), output.status);
+        panic!(
+            "the program said nothing, and the command: {} ({})",
+            stderr(&output),
+            output.status
+        );
     }
     (child, line.trim().to_owned())
 }
 
 pub fn signal(process: u32, signal: &str) {
-    assert!(Command::new("kill").args(["-s", signal, &process.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-s", signal, &process.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 /// Whether the process lives; a zombie does not.
 pub fn lives(process: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
+    std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+    })
 }
 
 pub fn until(what: &str, done: impl FnMut() -> bool) {
@@ -110,16 +130,30 @@ impl Redis {
         let dir = tempfile::tempdir().unwrap();
         let port = leasehold_testkit::free_port().unwrap();
         let process = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+            ])
             .arg(dir.path())
             .args(options)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is not installed; run integration/setup.sh");
-        until("redis-server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        until("redis-server listens", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
         // A server is stopped by some tests, and merely slow on a busy machine.
         let url = format!("redis://127.0.0.1:{port}/?timeout=2s&connect-timeout=20s");
-        Self { process, url, _dir: dir }
+        Self {
+            process,
+            url,
+            _dir: dir,
+        }
     }
 }
 

@@ -25,20 +25,39 @@ pub struct Terminal {
 
 impl Terminal {
     pub fn run(script: &str) -> Self {
-        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let keyboard =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&keyboard).unwrap();
         unlockpt(&keyboard).unwrap();
-        fcntl_setfl(&keyboard, fcntl_getfl(&keyboard).unwrap() | OFlags::NONBLOCK).unwrap();
+        fcntl_setfl(
+            &keyboard,
+            fcntl_getfl(&keyboard).unwrap() | OFlags::NONBLOCK,
+        )
+        .unwrap();
         let name = ptsname(&keyboard, Vec::new()).unwrap();
         let open = || {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed());
+            options
+                .read(true)
+                .write(true)
+                .custom_flags(OFlags::NOCTTY.bits().cast_signed());
             options.open(OsStr::from_bytes(name.to_bytes())).unwrap()
         };
         let mut command = Command::new("setsid");
-        command.args(["--ctty", "bash", "--norc", "-c", script]).env_remove("LEASEHOLD_URL");
-        let script = command.stdin(open()).stdout(open()).stderr(open()).spawn().unwrap();
-        Self { keyboard: File::from(keyboard), screen: RefCell::default(), script }
+        command
+            .args(["--ctty", "bash", "--norc", "-c", script])
+            .env_remove("LEASEHOLD_URL");
+        let script = command
+            .stdin(open())
+            .stdout(open())
+            .stderr(open())
+            .spawn()
+            .unwrap();
+        Self {
+            keyboard: File::from(keyboard),
+            screen: RefCell::default(),
+            script,
+        }
     }
 
     /// Starts an interactive shell, and types this line.
@@ -105,7 +124,9 @@ impl Terminal {
 
     /// Takes the terminal away, as a window that is closed or a connection that is cut.
     pub fn hang_up(self) -> Child {
-        let Self { keyboard, script, .. } = self;
+        let Self {
+            keyboard, script, ..
+        } = self;
         drop(keyboard);
         script
     }

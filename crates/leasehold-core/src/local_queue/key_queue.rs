@@ -13,12 +13,14 @@ use crate::{
     signal::Signal,
 };
 
-/// Turns within the process before others are let in: few enough that a waiter waits for fewer than 50 hand-offs also beside
-/// three other processes and where one overtakes it now and then, many enough that yielding costs little.
+/// Turns within the process before others are let in: few enough that a waiter waits for fewer than
+/// 50 hand-offs also beside three other processes and where one overtakes it now and then, many
+/// enough that yielding costs little.
 pub(super) const TURNS: u32 = 4;
 /// And not for longer than this.
 pub(super) const TURN_TIME: Duration = Duration::from_millis(50);
-/// Where nobody waits, a row is twice as long as the one before, at most this often: to look costs a little, too.
+/// Where nobody waits, a row is twice as long as the one before, at most this often: to look costs
+/// a little, too.
 const DOUBLED: u32 = 2;
 
 #[derive(Debug, Default)]
@@ -49,7 +51,10 @@ pub(super) struct Admitted {
 
 impl Admitted {
     pub(super) fn of(request: &Request) -> Self {
-        Self { asker: Asker::current(), signal: Arc::clone(request.signal()) }
+        Self {
+            asker: Asker::current(),
+            signal: Arc::clone(request.signal()),
+        }
     }
 }
 
@@ -115,7 +120,10 @@ impl Turns {
 
     /// Nobody else waits: another row, and a longer one.
     pub(super) fn begin_alone(&mut self) {
-        *self = Self { doubled: DOUBLED.min(self.doubled + 1), ..Self::default() };
+        *self = Self {
+            doubled: DOUBLED.min(self.doubled + 1),
+            ..Self::default()
+        };
     }
 
     /// The first turn of a row begins only now.
@@ -125,7 +133,11 @@ impl Turns {
 
     /// The next turn is to be yielding.
     pub(super) fn end(&mut self, now: Timestamp) {
-        *self = Self { count: self.row(), since: now, ..*self };
+        *self = Self {
+            count: self.row(),
+            since: now,
+            ..*self
+        };
     }
 
     /// Takes a turn. One that is yielding begins a new row.
@@ -138,13 +150,19 @@ impl Turns {
             self.since = now;
         }
         self.count += 1;
-        Turn { yielding, last: self.count >= self.row() }
+        Turn {
+            yielding,
+            last: self.count >= self.row(),
+        }
     }
 }
 
 impl KeyQueue {
     pub(super) fn is_idle(&self) -> bool {
-        self.ahead == Ahead::Nothing && self.queue.is_empty() && self.releasing == 0 && self.tries.is_empty()
+        self.ahead == Ahead::Nothing
+            && self.queue.is_empty()
+            && self.releasing == 0
+            && self.tries.is_empty()
     }
 
     pub(super) fn admits(&self, mode: Mode) -> bool {
@@ -163,13 +181,23 @@ impl KeyQueue {
             _ => Ahead::One,
         };
         // A reader needs no yielding: the backend lets none overtake a waiting writer.
-        if mode == Mode::Shared { Turn::default() } else { self.turns.take(now) }
+        if mode == Mode::Shared {
+            Turn::default()
+        } else {
+            self.turns.take(now)
+        }
     }
 
     /// Admits those at the front of the queue who may go now.
     pub(super) fn advance(&mut self, now: Timestamp) {
-        while self.queue.front().is_some_and(|front| self.admits(front.mode)) {
-            let Some(ticket) = self.queue.pop_front() else { return };
+        while self
+            .queue
+            .front()
+            .is_some_and(|front| self.admits(front.mode))
+        {
+            let Some(ticket) = self.queue.pop_front() else {
+                return;
+            };
             let before = (self.ahead, self.turns, self.last.clone());
             self.tell(&ticket, now);
             let turn = self.admit(ticket.mode, ticket.who, now);
@@ -180,7 +208,8 @@ impl KeyQueue {
         }
     }
 
-    /// Tells one that waited here what it has waited for: for a lock that was held, or for a backend that fails.
+    /// Tells one that waited here what it has waited for: for a lock that was held, or for a
+    /// backend that fails.
     pub(super) fn tell(&self, ticket: &Ticket, now: Timestamp) {
         let ahead = self.last.as_ref().map(|last| &last.signal);
         let held = self.held_until.is_some_and(|until| until > ticket.since)
@@ -192,8 +221,9 @@ impl KeyQueue {
         }
     }
 
-    /// The backend has not answered the one ahead for too long. This is also told to those who have waited here for as long as
-    /// they would have waited for the backend: otherwise each of them would, one after the other.
+    /// The backend has not answered the one ahead for too long. This is also told to those who have
+    /// waited here for as long as they would have waited for the backend: otherwise each of them
+    /// would, one after the other.
     pub(super) fn fail(&mut self, error: &Error, now: Timestamp) {
         let (failed, waiting) = std::mem::take(&mut self.queue)
             .into_iter()
@@ -243,7 +273,11 @@ impl KeyQueue {
             return None;
         }
         let (tell, sent) = oneshot::channel();
-        self.tries.push(Try { last: self.begun, left: self.releasing, _tell: tell });
+        self.tries.push(Try {
+            last: self.begun,
+            left: self.releasing,
+            _tell: tell,
+        });
         Some(sent)
     }
 }

@@ -1,12 +1,14 @@
 //! The gate: however many tasks of this process want a key, one of them contends for it remotely.
 //!
-//! Each key has a lane: a first-come-first-served queue and what is ahead of it. The task at the head contends; the rest
-//! wait here, at no cost to the backend. An exclusive holder stays ahead until it releases. Readers and permit holders
-//! leave the lane once they are granted, and readers that queue behind a granted one go together.
+//! Each key has a lane: a first-come-first-served queue and what is ahead of it. The task at the
+//! head contends; the rest wait here, at no cost to the backend. An exclusive holder stays ahead
+//! until it releases. Readers and permit holders leave the lane once they are granted, and readers
+//! that queue behind a granted one go together.
 //!
-//! The next task may start as soon as the release ahead of it has been *sent* (if the backend orders releases). That is
-//! fast and would starve other processes, so after [`key_queue::TURNS`] turns in a row or [`key_queue::TURN_TIME`] the next one starts only
-//! when the release has been answered, and asks *yielding*: to be refused if another process waits. Not so if that release
+//! The next task may start as soon as the release ahead of it has been *sent* (if the backend
+//! orders releases). That is fast and would starve other processes, so after [`key_queue::TURNS`]
+//! turns in a row or [`key_queue::TURN_TIME`] the next one starts only when the release has been
+//! answered, and asks *yielding*: to be refused if another process waits. Not so if that release
 //! has looked, and found that none does.
 
 mod key_queue;
@@ -35,8 +37,8 @@ use crate::{
     signal::Signal,
 };
 
-/// Whoever locks again within this time after its own release goes on with its turns. Longer than a wake-up and a round
-/// trip take, so that others had their chance in a longer pause.
+/// Whoever locks again within this time after its own release goes on with its turns. Longer than a
+/// wake-up and a round trip take, so that others had their chance in a longer pause.
 const SAME_STREAK: Duration = Duration::from_millis(5);
 /// So that keys seldom share a mutex.
 const SHARDS: usize = 16;
@@ -76,18 +78,28 @@ struct QueueKey {
 
 impl LocalQueues {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { shards: Default::default(), hasher: RandomState::new(), clock }
+        Self {
+            shards: Default::default(),
+            hasher: RandomState::new(),
+            clock,
+        }
     }
 
-    /// Waits for a place at the head of the key's lane. `waits_for_itself` is called if it still waits after a TTL for a place
-    /// that the very task that waits was given. If it leaves without a place, its signal says why it waited.
+    /// Waits for a place at the head of the key's lane. `waits_for_itself` is called if it still
+    /// waits after a TTL for a place that the very task that waits was given. If it leaves without
+    /// a place, its signal says why it waited.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`]; that of one that was ahead if the backend did not answer it for as long as this one has waited.
+    /// [`ErrorKind::Closed`]; that of one that was ahead if the backend did not answer it for as
+    /// long as this one has waited.
     ///
     /// # Cancel safety
     /// Safe: a place that was given meanwhile is handed on.
-    pub(crate) async fn enter(self: &Arc<Self>, request: &Request, waits_for_itself: impl FnOnce()) -> Result<Place> {
+    pub(crate) async fn enter(
+        self: &Arc<Self>,
+        request: &Request,
+        waits_for_itself: impl FnOnce(),
+    ) -> Result<Place> {
         let (mode, who) = (request.mode(), Admitted::of(request));
         let (lane, patience) = (self.lane(request.key(), mode), request.ttl().as_duration());
         let now = self.clock.now();
@@ -102,15 +114,32 @@ impl LocalQueues {
                 drop(shard);
                 return Ok(Place::new(self, lane, turn, request.signal()));
             }
-            let own = state.ahead == Ahead::One && state.last.as_ref().is_some_and(|last| last.asker == who.asker);
+            let own = state.ahead == Ahead::One
+                && state
+                    .last
+                    .as_ref()
+                    .is_some_and(|last| last.asker == who.asker);
             let (admit, admitted) = oneshot::channel();
             let id = shard.next_ticket;
             shard.next_ticket += 1;
-            let ticket = Ticket { id, mode, who, since: now, patience, admit };
+            let ticket = Ticket {
+                id,
+                mode,
+                who,
+                since: now,
+                patience,
+                admit,
+            };
             shard.open(&lane, now).queue.push_back(ticket);
             (id, admitted, own)
         };
-        let mut queued = Queued { queues: self, lane: Some(lane), id, admitted, answer: None };
+        let mut queued = Queued {
+            queues: self,
+            lane: Some(lane),
+            id,
+            admitted,
+            answer: None,
+        };
         if own && tokio::time::timeout(patience, queued.turn()).await.is_err() {
             waits_for_itself();
         }
@@ -121,12 +150,12 @@ impl LocalQueues {
         }
     }
 
-    /// A place if nobody is ahead. It takes turns as any other does, so that a loop of tries starves no waiter of another
-    /// process. `None` leaves the caller to make its attempt outside of the lane: one that should be yielding, as a task of
-    /// this process may be waiting.
+    /// A place if nobody is ahead. It takes turns as any other does, so that a loop of tries
+    /// starves no waiter of another process. `None` leaves the caller to make its attempt outside
+    /// of the lane: one that should be yielding, as a task of this process may be waiting.
     ///
-    /// Waits only for releases of this process that began before and are not yet sent, and only if one of them is certain to be
-    /// in the way.
+    /// Waits only for releases of this process that began before and are not yet sent, and only if
+    /// one of them is certain to be in the way.
     pub(crate) async fn try_enter(self: &Arc<Self>, request: &Request) -> Result<Option<Place>> {
         let mode = request.mode();
         let lane = self.lane(request.key(), mode);
@@ -153,14 +182,17 @@ impl LocalQueues {
         Ok(None)
     }
 
-    /// Completes when all releases of this key are sent that have begun by now. `None` if there are none.
+    /// Completes when all releases of this key are sent that have begun by now. `None` if there are
+    /// none.
     pub(crate) fn releases(&self, key: &LockKey, mode: Mode) -> Option<oneshot::Receiver<()>> {
         self.look(&self.lane(key, mode), KeyQueue::releases)
     }
 
     /// Who was let go ahead last, and may be ahead now.
     pub(crate) fn last(&self, key: &LockKey, mode: Mode) -> Option<Arc<Signal>> {
-        self.look(&self.lane(key, mode), |lane| lane.last.as_ref().map(|last| Arc::clone(&last.signal)))
+        self.look(&self.lane(key, mode), |lane| {
+            lane.last.as_ref().map(|last| Arc::clone(&last.signal))
+        })
     }
 
     /// Sends all who wait away with [`ErrorKind::Closed`], and all who come later.
@@ -175,8 +207,15 @@ impl LocalQueues {
     }
 
     fn lane(&self, key: &LockKey, mode: Mode) -> Hashed {
-        let lane = QueueKey { key: key.clone(), permit: mode.is_permit() };
-        Hashed { hash: self.hasher.hash_one(&lane), lane, mode }
+        let lane = QueueKey {
+            key: key.clone(),
+            permit: mode.is_permit(),
+        };
+        Hashed {
+            hash: self.hasher.hash_one(&lane),
+            lane,
+            mode,
+        }
     }
 
     fn shard(&self, lane: &Hashed) -> MutexGuard<'_, Shard> {
@@ -197,7 +236,11 @@ impl LocalQueues {
         if state.is_idle() {
             let turns = state.turns;
             shard.lanes.remove(lane);
-            *shard.streak(lane) = Streak { hash: lane.hash, turns, last: now };
+            *shard.streak(lane) = Streak {
+                hash: lane.hash,
+                turns,
+                last: now,
+            };
         }
         changed
     }
@@ -255,16 +298,27 @@ impl Shard {
         let streak = *self.streak(lane);
         self.lanes.entry(lane.clone()).or_insert_with(|| {
             let goes_on = streak.hash == lane.hash && now.since(streak.last) < SAME_STREAK;
-            KeyQueue { turns: if goes_on { streak.turns } else { Turns::default() }, ..KeyQueue::default() }
+            KeyQueue {
+                turns: if goes_on {
+                    streak.turns
+                } else {
+                    Turns::default()
+                },
+                ..KeyQueue::default()
+            }
         })
     }
 }
 
-/// A panic under a shard's mutex would be a bug of this file; its state is consistent between statements.
+/// A panic under a shard's mutex would be a bug of this file; its state is consistent between
+/// statements.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the client is closed or drains; make a new one")
+    Error::new(
+        ErrorKind::Closed,
+        "the client is closed or drains; make a new one",
+    )
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::{
-    LocalQueues, Hashed, closed,
+    Hashed, LocalQueues, closed,
     key_queue::{KeyQueue, Turn},
 };
 use crate::{
@@ -15,7 +15,8 @@ use crate::{
     signal::Signal,
 };
 
-/// A task that waits in a lane's queue. Dropped, it leaves the queue, or hands on the place that it was given.
+/// A task that waits in a lane's queue. Dropped, it leaves the queue, or hands on the place that it
+/// was given.
 pub(super) struct Queued<'a> {
     pub(super) queues: &'a LocalQueues,
     pub(super) lane: Option<Hashed>,
@@ -42,7 +43,11 @@ impl Queued<'_> {
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         let Some(lane) = self.lane.take() else { return };
-        let (id, admitted, received) = (self.id, &mut self.admitted, matches!(self.answer, Some(Ok(_))));
+        let (id, admitted, received) = (
+            self.id,
+            &mut self.admitted,
+            matches!(self.answer, Some(Ok(_))),
+        );
         self.queues.change(&lane, |state, now| {
             // Numbers in a queue grow, and admissions are sent under the same mutex.
             if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {
@@ -82,9 +87,21 @@ enum Stage {
 
 impl Place {
     /// A place whose task contends.
-    pub(super) fn new(queues: &Arc<LocalQueues>, lane: Hashed, turn: Turn, signal: &Arc<Signal>) -> Self {
+    pub(super) fn new(
+        queues: &Arc<LocalQueues>,
+        lane: Hashed,
+        turn: Turn,
+        signal: &Arc<Signal>,
+    ) -> Self {
         let signal = Arc::clone(signal);
-        Self { queues: Arc::clone(queues), lane, turn, signal, stage: Stage::Contending, released: None }
+        Self {
+            queues: Arc::clone(queues),
+            lane,
+            turn,
+            signal,
+            stage: Stage::Contending,
+            released: None,
+        }
     }
 
     /// Whether this attempt should let other processes go first.
@@ -99,7 +116,8 @@ impl Place {
 
     /// Its release has found that there is nobody to be let go first.
     pub(crate) fn no_waiters(&self) {
-        self.queues.change(&self.lane, |lane, _| lane.turns.begin_alone());
+        self.queues
+            .change(&self.lane, |lane, _| lane.turns.begin_alone());
     }
 
     /// The lock was granted.
@@ -108,23 +126,30 @@ impl Place {
         self.signal.set_held();
         if self.turn.yielding {
             // It let others go first, which may have taken longer than all its turns may.
-            self.queues.change(&self.lane, |lane, now| lane.turns.begin(now));
+            self.queues
+                .change(&self.lane, |lane, now| lane.turns.begin(now));
         }
         if self.lane.mode != Mode::Exclusive {
             let mode = self.lane.mode;
-            self.queues.change(&self.lane, |lane, now| lane.stop_contending(mode, true, now));
+            self.queues.change(&self.lane, |lane, now| {
+                lane.stop_contending(mode, true, now)
+            });
         }
     }
 
     /// The acquisition failed: the backend does not answer.
     pub(crate) fn failed(self, error: &Error) {
-        self.queues.change(&self.lane, |lane, now| lane.fail(error, now));
+        self.queues
+            .change(&self.lane, |lane, now| lane.fail(error, now));
     }
 
     /// A release will be sent soon: `try_lock` waits for that.
     pub(crate) fn begin_release(&mut self) {
         let mode = self.lane.mode;
-        self.stage = Stage::Releasing(self.queues.change(&self.lane, |lane, _| lane.begin_release(mode)));
+        self.stage = Stage::Releasing(
+            self.queues
+                .change(&self.lane, |lane, _| lane.begin_release(mode)),
+        );
     }
 
     /// The lock is not held any more, and its release is about to be sent.
@@ -176,7 +201,8 @@ impl Drop for Place {
             if ahead {
                 self.note_held(lane, now);
                 if stage == Stage::Contending && self.turn.yielding {
-                    // It was refused, perhaps for another process, which has not had its chance yet.
+                    // It was refused, perhaps for another process, which has not had its chance
+                    // yet.
                     lane.turns.end(now);
                 }
                 lane.stop_contending(mode, false, now);

@@ -1,4 +1,5 @@
-//! One attempt: all nodes are asked at once, the majority decides, the rest is finished in the background.
+//! One attempt: all nodes are asked at once, the majority decides, the rest is finished in the
+//! background.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -8,13 +9,13 @@ use crate::{
     error::{Error, ErrorKind, Result},
     quorum::{
         backend::QuorumBackend,
-        fan_out::FanOut,
         contention::{self, Tries},
+        deadline::validity,
+        fan_out::FanOut,
         lease::QuorumLease,
+        rollback::Undo,
         tally::{Standing, Tally, Vote},
         token,
-        rollback::Undo,
-        deadline::validity,
     },
     request::Request,
 };
@@ -57,9 +58,13 @@ pub(super) struct Asking {
     over: bool,
 }
 
-/// Asks once, as this owner: another one than that of any earlier attempt, so that what is given back late is never a later
-/// attempt's. `tries` is what this acquisition has learnt before.
-pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, tries: &Tries) -> Result<Attempt> {
+/// Asks once, as this owner: another one than that of any earlier attempt, so that what is given
+/// back late is never a later attempt's. `tries` is what this acquisition has learnt before.
+pub(super) async fn attempt(
+    quorum: &Arc<QuorumBackend>,
+    request: &Request,
+    tries: &Tries,
+) -> Result<Attempt> {
     let began = request.now();
     let mut asking = Asking::begin(quorum, request);
     let standing = asking.majority().await;
@@ -79,11 +84,26 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, trie
     } else {
         None
     };
-    let deadlines = asking.replies.iter().filter_map(Reply::lease).map(|lease| lease.valid_until());
+    let deadlines = asking
+        .replies
+        .iter()
+        .filter_map(Reply::lease)
+        .map(|lease| lease.valid_until());
     match validity(deadlines, quorum.majority).filter(|validity| !validity.is_past(request.now())) {
         Some(validity) => {
-            let Asking { quorum, request, replies, calls, timeout, .. } = asking;
-            if request.is_waiting() && replies.iter().any(|reply| matches!(reply, Reply::Refused(_))) {
+            let Asking {
+                quorum,
+                request,
+                replies,
+                calls,
+                timeout,
+                ..
+            } = asking;
+            if request.is_waiting()
+                && replies
+                    .iter()
+                    .any(|reply| matches!(reply, Reply::Refused(_)))
+            {
                 quorum.forget_at(&request, |node| matches!(replies[node], Reply::Refused(_)));
             }
             let lease = QuorumLease::new(&quorum, request.clone(), token, validity, replies);
@@ -97,7 +117,10 @@ pub(super) async fn attempt(quorum: &Arc<QuorumBackend>, request: &Request, trie
             asking.undo();
             Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("a majority granted, but not within the TTL of {}; give a longer TTL", request.ttl()),
+                format!(
+                    "a majority granted, but not within the TTL of {}; give a longer TTL",
+                    request.ttl()
+                ),
             ))
         }
     }
@@ -113,7 +136,11 @@ impl Asking {
         let (mut replies, mut calls) = (Vec::with_capacity(nodes), FanOut::with_capacity(nodes));
         let now = request.now();
         // Without a majority of nodes that are well, all are asked: something may have changed.
-        let well = quorum.members.iter().filter(|member| !member.health.is_suspect()).count();
+        let well = quorum
+            .members
+            .iter()
+            .filter(|member| !member.health.is_suspect())
+            .count();
         let all = well < quorum.majority.needed();
         for (node, member) in quorum.members.iter().enumerate() {
             replies.push(if member.may_ask(now) || all && member.counts() {
@@ -124,15 +151,31 @@ impl Asking {
             });
         }
         let timeout = quorum.config.node_timeout(request.ttl());
-        Self { quorum: Arc::clone(quorum), request: asked, replies, calls, timeout, over: false }
+        Self {
+            quorum: Arc::clone(quorum),
+            request: asked,
+            replies,
+            calls,
+            timeout,
+            over: false,
+        }
     }
 
     /// Waits until the attempt is decided, or the nodes' time is over.
     async fn majority(&mut self) -> Standing {
         let mut timer = pin!(tokio::time::sleep(self.timeout));
         poll_fn(|cx| {
-            let Self { quorum, request, replies, calls, over, .. } = self;
-            calls.poll(cx, |node, answer| replies[node] = quorum.reply(node, answer, request));
+            let Self {
+                quorum,
+                request,
+                replies,
+                calls,
+                over,
+                ..
+            } = self;
+            calls.poll(cx, |node, answer| {
+                replies[node] = quorum.reply(node, answer, request)
+            });
             let standing = Tally::of(quorum.majority, replies.iter().map(Reply::vote)).standing();
             if standing != Standing::Open {
                 return Poll::Ready(standing);
@@ -157,11 +200,18 @@ impl Asking {
     fn fail(mut self, standing: Standing, began: Timestamp, tries: &Tries) -> Result<Attempt> {
         let outcome = if standing == Standing::OutOfReach {
             // Those that have not answered are not to blame while their time is not over.
-            let problems = self.quorum.problems(&self.replies, self.over.then_some(self.timeout));
+            let problems = self
+                .quorum
+                .problems(&self.replies, self.over.then_some(self.timeout));
             Err(self.quorum.unavailable(&problems))
         } else {
             let took = self.request.now().since(began);
-            Ok(Attempt::Contended(contention::of(self.quorum.majority, &mut self.replies, took, tries)))
+            Ok(Attempt::Contended(contention::of(
+                self.quorum.majority,
+                &mut self.replies,
+                took,
+                tries,
+            )))
         };
         self.undo();
         outcome

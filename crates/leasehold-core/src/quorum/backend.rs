@@ -14,31 +14,29 @@ use tokio::{task::AbortHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    retry::acquire_with_retry,
     backend::{Attempt, Lease, LockBackend, Released},
     capability::{Capabilities, Fairness},
-    panics::contained,
     error::{Error, ErrorKind, Result},
     inspection::{Broken, HolderRef, Inspection, NodeStatus, Pong},
     key::LockKey,
+    panics::contained,
     quorum::{
         attempt::{self, Reply},
-        revoke,
-        fan_out::FanOut,
         capabilities,
         config::QuorumConfig,
         contention::Tries,
-        min_token::Floor,
-        inspect,
-        member::Member,
-        node::Terms,
         discovery::{self, Found},
-        ping,
-        tally::Majority,
-        maintenance,
+        fan_out::FanOut,
+        inspect, maintenance,
+        member::Member,
+        min_token::Floor,
+        node::Terms,
+        ping, revoke,
         rollback::release_until_over,
+        tally::Majority,
     },
     request::Request,
+    retry::acquire_with_retry,
     telemetry,
     ttl::Ttl,
 };
@@ -51,13 +49,16 @@ pub(super) type Problems = Vec<(usize, Error)>;
 
 /// What is wrong with a node that has been silent for so long.
 pub(super) fn no_answer(silent_for: Duration) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("no answer within {silent_for:?}"))
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("no answer within {silent_for:?}"),
+    )
 }
 
 /// One lock over an odd number of backends, by majority: Redlock.
 ///
-/// It survives the loss of any minority of its nodes. See the [module](super) for the algorithm and for what is guaranteed; the
-/// nodes may be of any kind, also of several.
+/// It survives the loss of any minority of its nodes. See the [module](super) for the algorithm and
+/// for what is guaranteed; the nodes may be of any kind, also of several.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -93,18 +94,23 @@ pub struct QuorumBackend {
 }
 
 impl QuorumBackend {
-    /// A quorum of these backends. It asks them what they remember, and needs a majority of them to answer.
+    /// A quorum of these backends. It asks them what they remember, and needs a majority of them to
+    /// answer.
     ///
-    /// If they vote on tokens, a task of the runtime looks after the nodes from now on, so that one that restarted rejoins
-    /// also while nobody asks for a lock. The task ends when the backend is closed or dropped.
+    /// If they vote on tokens, a task of the runtime looks after the nodes from now on, so that one
+    /// that restarted rejoins also while nobody asks for a lock. The task ends when the backend is
+    /// closed or dropped.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] unless their number is odd; [`ErrorKind::Unavailable`] if no majority answers, naming each
-    /// that does not.
+    /// [`ErrorKind::InvalidInput`] unless their number is odd; [`ErrorKind::Unavailable`] if no
+    /// majority answers, naming each that does not.
     ///
     /// # Cancel safety
     /// Safe: nothing is changed.
-    pub async fn open(members: Vec<Arc<dyn LockBackend>>, config: QuorumConfig) -> Result<Arc<Self>> {
+    pub async fn open(
+        members: Vec<Arc<dyn LockBackend>>,
+        config: QuorumConfig,
+    ) -> Result<Arc<Self>> {
         if members.len().is_multiple_of(2) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -116,7 +122,10 @@ impl QuorumBackend {
             .with_backend(config.scheme));
         }
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
-        telemetry::begin_counting_nodes(config.scheme, members.iter().map(|member| &member.endpoint));
+        telemetry::begin_counting_nodes(
+            config.scheme,
+            members.iter().map(|member| &member.endpoint),
+        );
         let found = discovery::ask(&members, &config).await?;
         let has_tokens = members.iter().all(|member| member.voter.is_some());
         let quorum = Arc::new(Self {
@@ -140,27 +149,43 @@ impl QuorumBackend {
         Ok(quorum)
     }
 
-    /// Returns what a quorum of these backends promises at least, whatever its nodes are provisioned with. For a
-    /// [`LazyBackend`](crate::LazyBackend).
+    /// Returns what a quorum of these backends promises at least, whatever its nodes are
+    /// provisioned with. For a [`LazyBackend`](crate::LazyBackend).
     #[must_use]
-    pub fn provisional_capabilities(members: Vec<Arc<dyn LockBackend>>, config: &QuorumConfig) -> Capabilities {
+    pub fn provisional_capabilities(
+        members: Vec<Arc<dyn LockBackend>>,
+        config: &QuorumConfig,
+    ) -> Capabilities {
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
-        let found = Found { marked: false, durable: false, all_vote: false, largest_ttl: Ttl::MAX };
-        Capabilities { fairness: Fairness::None, ..capabilities::of(&members, config, &found) }
+        let found = Found {
+            marked: false,
+            durable: false,
+            all_vote: false,
+            largest_ttl: Ttl::MAX,
+        };
+        Capabilities {
+            fairness: Fairness::None,
+            ..capabilities::of(&members, config, &found)
+        }
     }
 
-    /// How the nodes do, as this process sees it. The figures behind it are in the traces (target `leasehold`).
+    /// How the nodes do, as this process sees it. The figures behind it are in the traces (target
+    /// `leasehold`).
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeStatus> {
         self.members.iter().map(Member::status).collect()
     }
 
     pub(super) fn terms(&self) -> Terms {
-        Terms { attested: self.attested.load(Ordering::Acquire), largest_ttl: self.largest_ttl().as_duration() }
+        Terms {
+            attested: self.attested.load(Ordering::Acquire),
+            largest_ttl: self.largest_ttl().as_duration(),
+        }
     }
 
     pub(super) fn largest_ttl(&self) -> Ttl {
-        Ttl::from_millis(self.largest_ttl.load(Ordering::Acquire)).unwrap_or(self.config.largest_ttl)
+        Ttl::from_millis(self.largest_ttl.load(Ordering::Acquire))
+            .unwrap_or(self.config.largest_ttl)
     }
 
     /// Some nodes are marked: from now on only those that vote count.
@@ -176,8 +201,12 @@ impl QuorumBackend {
         // It learns what the nodes are provisioned with, also for who is refused now.
         maintenance::now_and_then(self);
         self.check_ttl(request.ttl())?;
-        let request = request.clone().with_order(request.is_in_order() && tries.are_in_order());
-        attempt::attempt(self, &request, tries).await.map_err(|error| error.with_backend(self.config.scheme))
+        let request = request
+            .clone()
+            .with_order(request.is_in_order() && tries.are_in_order());
+        attempt::attempt(self, &request, tries)
+            .await
+            .map_err(|error| error.with_backend(self.config.scheme))
     }
 
     /// A lock that lives longer than the grace could be granted again by a node that forgot it.
@@ -197,12 +226,20 @@ impl QuorumBackend {
     }
 
     /// What a node's answer is worth.
-    pub(super) fn reply(self: &Arc<Self>, node: usize, answer: Result<Attempt>, request: &Request) -> Reply {
+    pub(super) fn reply(
+        self: &Arc<Self>,
+        node: usize,
+        answer: Result<Attempt>,
+        request: &Request,
+    ) -> Reply {
         self.members[node].learn(&answer, request.now());
         match answer {
             Ok(Attempt::Granted(lease)) if self.has_tokens && lease.fencing_token().is_none() => {
                 self.give_back(lease, request);
-                Reply::Failed(Error::new(ErrorKind::Protocol, "it granted without a token"))
+                Reply::Failed(Error::new(
+                    ErrorKind::Protocol,
+                    "it granted without a token",
+                ))
             }
             Ok(Attempt::Granted(lease)) => Reply::Granted(lease),
             Ok(Attempt::Contended(contention)) => Reply::Refused(contention),
@@ -210,9 +247,17 @@ impl QuorumBackend {
         }
     }
 
-    /// Adds the withdrawal of a request whose answer is missing. `false` if the node does not know how.
-    pub(super) fn withdraw(&self, node: usize, request: &Request, calls: &mut FanOut<Released>) -> bool {
-        let Some(voter) = &self.members[node].voter else { return false };
+    /// Adds the withdrawal of a request whose answer is missing. `false` if the node does not know
+    /// how.
+    pub(super) fn withdraw(
+        &self,
+        node: usize,
+        request: &Request,
+        calls: &mut FanOut<Released>,
+    ) -> bool {
+        let Some(voter) = &self.members[node].voter else {
+            return false;
+        };
         calls.push(node, || Arc::clone(voter).withdraw(request.clone()));
         true
     }
@@ -242,14 +287,19 @@ impl QuorumBackend {
             self.spawn(async move {
                 std::future::poll_fn(|cx| {
                     calls.poll(cx, |node, outcome| ended((node, outcome)));
-                    if calls.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+                    if calls.is_empty() {
+                        std::task::Poll::Ready(())
+                    } else {
+                        std::task::Poll::Pending
+                    }
                 })
                 .await;
             });
         }
     }
 
-    /// As [`finish`](Self::finish), and notes which nodes are silent. `ended` is to learn from every answer.
+    /// As [`finish`](Self::finish), and notes which nodes are silent. `ended` is to learn from
+    /// every answer.
     pub(super) fn finish_within<T: Send + 'static>(
         self: &Arc<Self>,
         mut calls: FanOut<T>,
@@ -297,7 +347,8 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.attempt(&request.as_new_owner(), &Tries::default()).await
+        self.attempt(&request.as_new_owner(), &Tries::default())
+            .await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
@@ -306,13 +357,19 @@ impl LockBackend for QuorumBackend {
         let acquired = acquire_with_retry(request.clone(), |request| async move {
             // The first attempt's owner is as whom it waits.
             let first = attempts.fetch_add(1, Ordering::Relaxed) == 0;
-            let request = if first { request } else { request.as_new_owner() };
+            let request = if first {
+                request
+            } else {
+                request.as_new_owner()
+            };
             this.attempt(&request, tries).await
         })
         .await;
         // It may be on the nodes' lists of waiters.
         if acquired.is_err() && attempts.load(Ordering::Relaxed) > 0 {
-            self.forget_at(&request.for_node(self.terms()), |node| !self.members[node].health.is_suspect());
+            self.forget_at(&request.for_node(self.terms()), |node| {
+                !self.members[node].health.is_suspect()
+            });
         }
         acquired
     }
@@ -334,8 +391,14 @@ impl LockBackend for QuorumBackend {
         // What is given back in the background is sent before the connections go.
         self.background.close();
         drop(tokio::time::timeout(CLOSE_PATIENCE, self.background.wait()).await);
-        let closings = self.members.iter().map(|member| contained(member.backend.close()));
-        futures_util::future::join_all(closings).await.into_iter().collect()
+        let closings = self
+            .members
+            .iter()
+            .map(|member| contained(member.backend.close()));
+        futures_util::future::join_all(closings)
+            .await
+            .into_iter()
+            .collect()
     }
 }
 

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use crate::{
-    capability::{Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification},
+    capability::{
+        Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
+    },
     clock::ClockDrift,
-    quorum::{config::QuorumConfig, member::Member, discovery::Found, tally::Majority},
+    quorum::{config::QuorumConfig, discovery::Found, member::Member, tally::Majority},
     ttl::Ttl,
 };
 
@@ -14,7 +16,10 @@ const NO_PERMITS: &str = "a majority on each permit cannot bound their number: w
      may hold a permit on nodes 1 to 3, another on 3 to 5, and a third on 1, 4 and 5; use a single backend for semaphores";
 
 pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Capabilities {
-    let each: Vec<_> = members.iter().map(|member| member.backend.capabilities()).collect();
+    let each: Vec<_> = members
+        .iter()
+        .map(|member| member.backend.capabilities())
+        .collect();
     let needed = Majority::of(members.len()).needed();
     let voters = members.iter().all(|member| member.voter.is_some());
     let mut capabilities = Capabilities::new(config.scheme);
@@ -23,8 +28,17 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
     capabilities.shared = each.iter().all(|node| node.shared);
     capabilities.permits = false;
     capabilities.why_no_permits = Some(NO_PERMITS);
-    capabilities.min_ttl = each.iter().map(|node| node.min_ttl).max().unwrap_or(Ttl::MIN);
-    capabilities.max_ttl = each.iter().map(|node| node.max_ttl).min().unwrap_or(Ttl::MAX).min(found.largest_ttl);
+    capabilities.min_ttl = each
+        .iter()
+        .map(|node| node.min_ttl)
+        .max()
+        .unwrap_or(Ttl::MIN);
+    capabilities.max_ttl = each
+        .iter()
+        .map(|node| node.max_ttl)
+        .min()
+        .unwrap_or(Ttl::MAX)
+        .min(found.largest_ttl);
     capabilities.expiry = each
         .iter()
         .map(|node| node.expiry)
@@ -35,8 +49,16 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
         })
         .unwrap_or(Expiry::Server);
     capabilities.drift = ClockDrift {
-        rate_ppm: each.iter().map(|node| node.drift.rate_ppm).max().unwrap_or_default(),
-        constant: each.iter().map(|node| node.drift.constant).max().unwrap_or_default(),
+        rate_ppm: each
+            .iter()
+            .map(|node| node.drift.rate_ppm)
+            .max()
+            .unwrap_or_default(),
+        constant: each
+            .iter()
+            .map(|node| node.drift.constant)
+            .max()
+            .unwrap_or_default(),
     };
     capabilities.fencing = match (voters, found) {
         (false, _) => Fencing::None,
@@ -45,16 +67,29 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
         (true, _) => Fencing::Clocked,
     };
     // Nodes that keep a queue of their own are left and joined anew with each attempt.
-    let in_order = each.iter().all(|node| node.fairness == Fairness::BestEffort);
-    capabilities.fairness = if in_order { Fairness::BestEffort } else { Fairness::None };
+    let in_order = each
+        .iter()
+        .all(|node| node.fairness == Fairness::BestEffort);
+    capabilities.fairness = if in_order {
+        Fairness::BestEffort
+    } else {
+        Fairness::None
+    };
     capabilities.waiter_notification = waiter_notification(&each, needed);
-    capabilities.loss_detection = if each.iter().any(|node| node.loss_detection == LossDetection::Deadline) {
+    capabilities.loss_detection = if each
+        .iter()
+        .any(|node| node.loss_detection == LossDetection::Deadline)
+    {
         LossDetection::Deadline
     } else {
         LossDetection::Renewal
     };
     // A voter that restarted does not vote while it may have forgotten a lock.
-    capabilities.restart = if voters { Restart::Keeps } else { worst_restart(&each) };
+    capabilities.restart = if voters {
+        Restart::Keeps
+    } else {
+        worst_restart(&each)
+    };
     capabilities.pipelined_release = voters && each.iter().all(|node| node.pipelined_release);
     capabilities.inspect = each.iter().all(|node| node.inspect);
     capabilities.break_lock = each.iter().all(|node| node.break_lock);
@@ -63,12 +98,21 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
 
 /// Pushed, if a majority of the nodes pushes whichever of them are down.
 fn waiter_notification(each: &[Capabilities], needed: usize) -> WaiterNotification {
-    let pushing = each.iter().filter(|node| node.waiter_notification == WaiterNotification::Pushed).count();
-    let interval = each.iter().filter_map(|node| match node.waiter_notification {
-        WaiterNotification::Polled(interval) => Some(interval),
-        WaiterNotification::Pushed => None,
-    });
-    if pushing >= needed { WaiterNotification::Pushed } else { WaiterNotification::Polled(interval.max().unwrap_or(Duration::ZERO)) }
+    let pushing = each
+        .iter()
+        .filter(|node| node.waiter_notification == WaiterNotification::Pushed)
+        .count();
+    let interval = each
+        .iter()
+        .filter_map(|node| match node.waiter_notification {
+            WaiterNotification::Polled(interval) => Some(interval),
+            WaiterNotification::Pushed => None,
+        });
+    if pushing >= needed {
+        WaiterNotification::Pushed
+    } else {
+        WaiterNotification::Polled(interval.max().unwrap_or(Duration::ZERO))
+    }
 }
 
 fn worst_restart(each: &[Capabilities]) -> Restart {
@@ -79,7 +123,10 @@ fn worst_restart(each: &[Capabilities]) -> Restart {
         Restart::AsPersisted => 3,
         Restart::FreesAtOnce => 4,
     };
-    each.iter().map(|node| node.restart).max_by_key(badness).unwrap_or(Restart::Keeps)
+    each.iter()
+        .map(|node| node.restart)
+        .max_by_key(badness)
+        .unwrap_or(Restart::Keeps)
 }
 
 fn endpoint(members: &[Member], config: &QuorumConfig) -> String {

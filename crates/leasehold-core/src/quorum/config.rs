@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{fencing::FencingToken, ttl::Ttl};
 
-/// By default, how large a part of the TTL a node may take to answer, and the bounds of that time. A twentieth leaves the
-/// holder nearly all of its TTL even if a node is silent; the upper bound is what a waiter can bear, the lower one what a
-/// busy machine needs.
+/// By default, how large a part of the TTL a node may take to answer, and the bounds of that time.
+/// A twentieth leaves the holder nearly all of its TTL even if a node is silent; the upper bound is
+/// what a waiter can bear, the lower one what a busy machine needs.
 const TIMEOUT_PART: u32 = 20;
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -27,27 +27,34 @@ pub struct QuorumConfig {
 }
 
 impl QuorumConfig {
-    /// The defaults: a node may take a twentieth of the TTL to answer, between 50 ms and 1 s, and no lock has a TTL of more
-    /// than 60 s.
+    /// The defaults: a node may take a twentieth of the TTL to answer, between 50 ms and 1 s, and
+    /// no lock has a TTL of more than 60 s.
     #[must_use]
     pub fn new() -> Self {
         // Twice the default TTL.
         let largest_ttl = Ttl::from_secs(60).unwrap_or(Ttl::DEFAULT);
-        Self { node_timeout: None, largest_ttl, scheme: "quorum", floor: None }
+        Self {
+            node_timeout: None,
+            largest_ttl,
+            scheme: "quorum",
+            floor: None,
+        }
     }
 
-    /// How long a node may take to answer before it counts as failed. A node that has not answered for that long is then asked
-    /// by one request at a time, until it answers.
+    /// How long a node may take to answer before it counts as failed. A node that has not answered
+    /// for that long is then asked by one request at a time, until it answers.
     #[must_use]
     pub fn with_node_timeout(mut self, timeout: Duration) -> Self {
         self.node_timeout = Some(timeout);
         self
     }
 
-    /// The longest TTL that any lock of this quorum may have, in *all* programs that use it: a node that restarted does not vote
-    /// for that long. What the nodes were provisioned with goes before it.
+    /// The longest TTL that any lock of this quorum may have, in *all* programs that use it: a node
+    /// that restarted does not vote for that long. What the nodes were provisioned with goes before
+    /// it.
     ///
-    /// Nodes that cannot [vote on tokens](super::QuorumNode) do not wait: one that frees its locks when it restarts votes at once.
+    /// Nodes that cannot [vote on tokens](super::QuorumNode) do not wait: one that frees its locks
+    /// when it restarts votes at once.
     #[must_use]
     pub fn with_largest_ttl(mut self, ttl: Ttl) -> Self {
         self.largest_ttl = ttl;
@@ -61,10 +68,14 @@ impl QuorumConfig {
         self
     }
 
-    /// Replaces the floor of new tokens, which is the wall clock in microseconds. Whatever it answers, tokens are unique and
-    /// ordered; a floor that grows alike everywhere saves the second round trip.
+    /// Replaces the floor of new tokens, which is the wall clock in microseconds. Whatever it
+    /// answers, tokens are unique and ordered; a floor that grows alike everywhere saves the second
+    /// round trip.
     #[must_use]
-    pub fn with_token_floor(mut self, floor: impl Fn() -> FencingToken + Send + Sync + 'static) -> Self {
+    pub fn with_token_floor(
+        mut self,
+        floor: impl Fn() -> FencingToken + Send + Sync + 'static,
+    ) -> Self {
         self.floor = Some(Arc::new(floor));
         self
     }
@@ -98,8 +109,15 @@ mod tests {
 
     #[test]
     fn the_time_out_of_a_node_is_in_proportion_to_the_ttl() {
-        let timeout = |millis| QuorumConfig::new().node_timeout(Ttl::from_millis(millis).unwrap()).as_millis();
-        assert_eq!((timeout(100), timeout(10_000), timeout(30_000)), (50, 500, 1_000));
+        let timeout = |millis| {
+            QuorumConfig::new()
+                .node_timeout(Ttl::from_millis(millis).unwrap())
+                .as_millis()
+        };
+        assert_eq!(
+            (timeout(100), timeout(10_000), timeout(30_000)),
+            (50, 500, 1_000)
+        );
         let fixed = QuorumConfig::new().with_node_timeout(Duration::from_millis(7));
         assert_eq!(fixed.node_timeout(Ttl::DEFAULT).as_millis(), 7);
     }

@@ -22,8 +22,8 @@ use crate::{
     },
 };
 
-/// The shortest pause after a split vote, and how often the longest is doubled at most. Several clients that were woken together
-/// ask together, and each may get some of the nodes.
+/// The shortest pause after a split vote, and how often the longest is doubled at most. Several
+/// clients that were woken together ask together, and each may get some of the nodes.
 const SLOT: Duration = Duration::from_millis(1);
 const DOUBLINGS: u32 = 2;
 /// Where no node says when to try again.
@@ -41,25 +41,37 @@ pub(super) struct Tries {
 }
 
 impl Tries {
-    /// Whether the next attempt is to wait for those who came earlier. Not after a split vote: the nodes may not agree on who
-    /// that is, and would split the next one in the same way. Nor behind somebody who may be dead.
+    /// Whether the next attempt is to wait for those who came earlier. Not after a split vote: the
+    /// nodes may not agree on who that is, and would split the next one in the same way. Nor behind
+    /// somebody who may be dead.
     pub(super) fn are_in_order(&self) -> bool {
         self.splits.load(Ordering::Relaxed) == 0 && !self.overdue.swap(false, Ordering::Relaxed)
     }
 }
 
-/// Wakes when so many of the nodes that refused have become free that a majority is possible, after a random pause if the
-/// vote was split. Takes the nodes' own wake-ups out of `replies`.
-pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, tries: &Tries) -> Contention {
+/// Wakes when so many of the nodes that refused have become free that a majority is possible, after
+/// a random pause if the vote was split. Takes the nodes' own wake-ups out of `replies`.
+pub(super) fn of(
+    majority: Majority,
+    replies: &mut [Reply],
+    took: Duration,
+    tries: &Tries,
+) -> Contention {
     let tally = Tally::of(majority, replies.iter().map(Reply::vote));
     let split = tally.granted() > 0;
-    // Of those among whom a vote was split only one has the first node. It asks again at once, when the others have released
-    // theirs; they let it, for a time in which an attempt can be over. Where they do not agree on which node is the first, it
-    // takes a few rounds more.
-    let answered = replies.iter().find(|reply| matches!(reply, Reply::Granted(_) | Reply::Refused(_)));
+    // Of those among whom a vote was split only one has the first node. It asks again at once, when
+    // the others have released theirs; they let it, for a time in which an attempt can be over.
+    // Where they do not agree on which node is the first, it takes a few rounds more.
+    let answered = replies
+        .iter()
+        .find(|reply| matches!(reply, Reply::Granted(_) | Reply::Refused(_)));
     let first = matches!(answered, Some(Reply::Granted(_)));
     let splits = &tries.splits;
-    let before = if split { splits.fetch_add(1, Ordering::Relaxed) } else { splits.swap(0, Ordering::Relaxed) };
+    let before = if split {
+        splits.fetch_add(1, Ordering::Relaxed)
+    } else {
+        splits.swap(0, Ordering::Relaxed)
+    };
     let pause = if split && !first {
         SLOT.max(took) * (1 + jitter::draw() % (2 << before.min(DOUBLINGS)))
     } else {
@@ -80,13 +92,21 @@ pub(super) fn of(majority: Majority, replies: &mut [Reply], took: Duration, trie
     let needed = tally.wakes_needed();
     if refused.len() < needed {
         // Nodes that failed do not wake: without enough that do, ask soon.
-        return Contention { retry_after: Some(UNTOLD + pause), last_token, wake: None };
+        return Contention {
+            retry_after: Some(UNTOLD + pause),
+            last_token,
+            wake: None,
+        };
     }
     refused.sort_unstable_by_key(|node| node.retry_after);
     let retry_after = refused[needed - 1].retry_after + pause;
     let overdue = Arc::clone(&tries.overdue);
     let wake = Box::pin(enough(refused, needed, pause, overdue));
-    Contention { retry_after: Some(retry_after), last_token, wake: Some(wake) }
+    Contention {
+        retry_after: Some(retry_after),
+        last_token,
+        wake: Some(wake),
+    }
 }
 
 /// A node that refused.
@@ -95,9 +115,15 @@ struct Refused {
     retry_after: Duration,
 }
 
-/// Waits until so many of the nodes have woken us or it is time to ask them again. One that is free and kept for somebody who came
-/// earlier may never wake us, so that others' wake-ups alone would not do.
-async fn enough(mut refused: Vec<Refused>, needed: usize, pause: Duration, overdue: Arc<AtomicBool>) {
+/// Waits until so many of the nodes have woken us or it is time to ask them again. One that is free
+/// and kept for somebody who came earlier may never wake us, so that others' wake-ups alone would
+/// not do.
+async fn enough(
+    mut refused: Vec<Refused>,
+    needed: usize,
+    pause: Duration,
+    overdue: Arc<AtomicBool>,
+) {
     let began = Instant::now();
     // In the order of their times; of so many the first that have not woken us must be over.
     let mut missing = needed;
@@ -111,7 +137,9 @@ async fn enough(mut refused: Vec<Refused>, needed: usize, pause: Duration, overd
         }
         if woken > 0 {
             missing -= woken;
-            timer.as_mut().reset(began + refused[missing - 1].retry_after);
+            timer
+                .as_mut()
+                .reset(began + refused[missing - 1].retry_after);
         }
         if timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
@@ -135,7 +163,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::{Lease, Released, KeepAlive},
+        backend::{KeepAlive, Lease, Released},
         clock::{Deadline, Timestamp},
         error::{Error, ErrorKind, Result},
         fencing::FencingToken,
@@ -153,8 +181,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waiter_is_notified_when_a_majority_may_be_free() {
         let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
-        let mut replies: Vec<_> = nodes.iter().zip([5, 1, 4, 2, 3]).map(|(node, after)| refused(node, after)).collect();
-        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &Tries::default());
+        let mut replies: Vec<_> = nodes
+            .iter()
+            .zip([5, 1, 4, 2, 3])
+            .map(|(node, after)| refused(node, after))
+            .collect();
+        let contention = of(
+            Majority::of(5),
+            &mut replies,
+            Duration::ZERO,
+            &Tries::default(),
+        );
         assert_eq!(contention.retry_after, Some(Duration::from_secs(3)));
         let mut wake = contention.wake.unwrap();
         nodes[0].notify_one();
@@ -173,12 +210,22 @@ mod tests {
             contention.retry_after.unwrap() - Duration::from_secs(5)
         };
         let lease = || Reply::Granted(Arc::new(Nothing));
-        assert_eq!(pause(vec![lease(), refused(&nodes[1], 5), refused(&nodes[2], 5)]), Duration::ZERO);
+        assert_eq!(
+            pause(vec![lease(), refused(&nodes[1], 5), refused(&nodes[2], 5)]),
+            Duration::ZERO
+        );
         for _ in 0..20 {
             let paused = pause(vec![refused(&nodes[0], 5), lease(), refused(&nodes[2], 5)]);
             assert!(paused >= SLOT && paused <= SLOT * 8, "{paused:?}");
         }
-        assert_eq!(pause(vec![refused(&nodes[0], 5), refused(&nodes[1], 5), refused(&nodes[2], 5)]), Duration::ZERO);
+        assert_eq!(
+            pause(vec![
+                refused(&nodes[0], 5),
+                refused(&nodes[1], 5),
+                refused(&nodes[2], 5)
+            ]),
+            Duration::ZERO
+        );
         assert_eq!(tries.splits.load(Ordering::Relaxed), 0);
     }
 
@@ -188,7 +235,11 @@ mod tests {
         let began = Instant::now();
         let tries = Tries::default();
         // One of the three that decided is free already, and nothing there will change.
-        let mut replies = vec![refused(&nodes[0], 30), refused(&nodes[1], 1), refused(&nodes[2], 30)];
+        let mut replies = vec![
+            refused(&nodes[0], 30),
+            refused(&nodes[1], 1),
+            refused(&nodes[2], 30),
+        ];
         replies.extend([Reply::Pending, Reply::Pending]);
         let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &tries);
         let mut wake = contention.wake.unwrap();
@@ -234,8 +285,19 @@ mod tests {
     async fn without_enough_nodes_that_wake_it_asks_soon() {
         let node = Arc::new(Notify::new());
         let failed = || Reply::Failed(Error::new(ErrorKind::Unavailable, "down"));
-        let mut replies = vec![refused(&node, 9), refused(&node, 9), failed(), failed(), Reply::Pending];
-        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &Tries::default());
+        let mut replies = vec![
+            refused(&node, 9),
+            refused(&node, 9),
+            failed(),
+            failed(),
+            Reply::Pending,
+        ];
+        let contention = of(
+            Majority::of(5),
+            &mut replies,
+            Duration::ZERO,
+            &Tries::default(),
+        );
         assert!(contention.wake.is_none());
         assert_eq!(contention.retry_after, Some(UNTOLD));
     }

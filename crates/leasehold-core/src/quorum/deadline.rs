@@ -2,16 +2,20 @@
 
 use crate::{clock::Deadline, quorum::tally::Majority};
 
-/// The k-th largest of the nodes' deadlines, where k is the majority: until then at least k of them hold for us. `None` while
-/// fewer than k granted.
+/// The k-th largest of the nodes' deadlines, where k is the majority: until then at least k of them
+/// hold for us. `None` while fewer than k granted.
 ///
-/// Each node's deadline is that of [`Request::deadline_from`](crate::Request::deadline_from): counted from before *that
-/// node's* request was sent, and already short by the drift (1 % and 2 ms by default), which is therefore not subtracted
-/// again. The published algorithm counts all nodes from the start of the first request; then one slow node shortens what the
-/// fast ones gave. Counting each from its own start is as safe, and also works for renewals, where nodes are at different
-/// points of their TTLs.
+/// Each node's deadline is that of [`Request::deadline_from`](crate::Request::deadline_from):
+/// counted from before *that node's* request was sent, and already short by the drift (1 % and 2 ms
+/// by default), which is therefore not subtracted again. The published algorithm counts all nodes
+/// from the start of the first request; then one slow node shortens what the fast ones gave.
+/// Counting each from its own start is as safe, and also works for renewals, where nodes are at
+/// different points of their TTLs.
 #[must_use]
-pub fn validity(deadlines: impl IntoIterator<Item = Deadline>, majority: Majority) -> Option<Deadline> {
+pub fn validity(
+    deadlines: impl IntoIterator<Item = Deadline>,
+    majority: Majority,
+) -> Option<Deadline> {
     let mut deadlines: Vec<_> = deadlines.into_iter().collect();
     deadlines.sort_unstable_by(|a, b| b.cmp(a));
     deadlines.get(majority.needed() - 1).copied()
@@ -30,7 +34,8 @@ mod tests {
 
     #[test]
     fn it_is_the_kth_largest() {
-        let of_five = |deadlines: &[u64]| validity(deadlines.iter().copied().map(at), Majority::of(5));
+        let of_five =
+            |deadlines: &[u64]| validity(deadlines.iter().copied().map(at), Majority::of(5));
         assert_eq!(of_five(&[50, 10, 40, 20, 30]), Some(at(30)));
         assert_eq!(of_five(&[50, 10, 40]), Some(at(10)));
         assert_eq!(of_five(&[50, 40]), None);

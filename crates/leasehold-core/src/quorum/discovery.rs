@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::{
-    panics::contained,
     error::{Error, ErrorKind, Result},
+    panics::contained,
     quorum::{config::QuorumConfig, member::Member, node::Recollection, tally::Majority},
     ttl::Ttl,
 };
@@ -45,7 +45,11 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
             None => {}
         }
     }
-    let mut runs: Vec<_> = found.iter().map(|node| node.run.as_str()).filter(|run| !run.is_empty()).collect();
+    let mut runs: Vec<_> = found
+        .iter()
+        .map(|node| node.run.as_str())
+        .filter(|run| !run.is_empty())
+        .collect();
     runs.sort_unstable();
     if runs.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(Error::new(
@@ -62,7 +66,11 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     Ok(Found {
         all_vote: problems.is_empty() && found.iter().all(Recollection::votes),
         durable: !marked.is_empty() && marked.iter().all(|node| node.durable),
-        largest_ttl: marked.iter().filter_map(|node| node.largest_ttl).max().unwrap_or(config.largest_ttl),
+        largest_ttl: marked
+            .iter()
+            .filter_map(|node| node.largest_ttl)
+            .max()
+            .unwrap_or(config.largest_ttl),
         marked: !marked.is_empty(),
     })
 }
@@ -80,24 +88,40 @@ pub(super) async fn within<T: Send + 'static>(
     match tokio::time::timeout(patience, tokio::spawn(contained(call))).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down")),
-        Err(_) => Err(Error::new(ErrorKind::Unavailable, format!("no answer within {patience:?}"))),
+        Err(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("no answer within {patience:?}"),
+        )),
     }
 }
 
-/// `3 of 5 unavailable: …`, of the nodes' own kind if they agree on one that no other attempt would change.
-pub(super) fn unavailable(members: &[Member], problems: &[(usize, Error)], scheme: &'static str) -> Error {
+/// `3 of 5 unavailable: …`, of the nodes' own kind if they agree on one that no other attempt would
+/// change.
+pub(super) fn unavailable(
+    members: &[Member],
+    problems: &[(usize, Error)],
+    scheme: &'static str,
+) -> Error {
     let mut message = format!("{} of {} unavailable: ", problems.len(), members.len());
     for (at, (node, error)) in problems.iter().enumerate() {
         let separator = if at == 0 { "" } else { "; " };
         let endpoint = &*members[*node].endpoint;
         // Some errors name it.
-        let named = if error.message().contains(endpoint) { String::new() } else { format!("{endpoint}: ") };
+        let named = if error.message().contains(endpoint) {
+            String::new()
+        } else {
+            format!("{endpoint}: ")
+        };
         message.push_str(&format!("{separator}{named}{}", error.message()));
     }
     let agreed = problems
         .first()
         .map(|(_, first)| first.kind())
-        .filter(|kind| problems.iter().all(|(_, error)| error.kind() == *kind && !error.is_retryable()));
+        .filter(|kind| {
+            problems
+                .iter()
+                .all(|(_, error)| error.kind() == *kind && !error.is_retryable())
+        });
     // Without a source: the message says all that the nodes' errors say.
     Error::new(agreed.unwrap_or(ErrorKind::Unavailable), message).with_backend(scheme)
 }

@@ -5,20 +5,27 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::{backend::BoxFuture, panics::Call, error::Result};
+use crate::{backend::BoxFuture, error::Result, panics::Call};
 
-/// FanOut under way, at most one per node, polled in the task that waits for them. Five are polled as quickly as one is found
-/// among five, and none costs a task. A call that panics fails, and the others go on.
+/// FanOut under way, at most one per node, polled in the task that waits for them. Five are polled
+/// as quickly as one is found among five, and none costs a task. A call that panics fails, and the
+/// others go on.
 pub(super) struct FanOut<T> {
     pending: Vec<(usize, Call<T>)>,
 }
 
 impl<T: Send + 'static> FanOut<T> {
     pub(super) fn with_capacity(nodes: usize) -> Self {
-        Self { pending: Vec::with_capacity(nodes) }
+        Self {
+            pending: Vec::with_capacity(nodes),
+        }
     }
 
-    pub(super) fn push(&mut self, node: usize, start: impl FnOnce() -> BoxFuture<'static, Result<T>>) {
+    pub(super) fn push(
+        &mut self,
+        node: usize,
+        start: impl FnOnce() -> BoxFuture<'static, Result<T>>,
+    ) {
         self.pending.push((node, Call::of(start)));
     }
 
@@ -45,7 +52,8 @@ impl<T: Send + 'static> FanOut<T> {
         }
     }
 
-    /// Polls every call once, so that what it sends is on its way before anything that is sent later.
+    /// Polls every call once, so that what it sends is on its way before anything that is sent
+    /// later.
     pub(super) fn send(&mut self, ended: impl FnMut(usize, Result<T>)) {
         self.poll(&mut Context::from_waker(Waker::noop()), ended);
     }
@@ -69,11 +77,14 @@ mod tests {
     fn a_call_that_panics_fails_alone_and_is_not_polled_again() {
         let (mut calls, mut outcomes) = (FanOut::with_capacity(4), Vec::new());
         calls.push(0, || resume_unwind(Box::new("told to panic")));
-        calls.push(1, || Box::pin(poll_fn(|_| resume_unwind(Box::new("told to panic")))));
+        calls.push(1, || {
+            Box::pin(poll_fn(|_| resume_unwind(Box::new("told to panic"))))
+        });
         calls.push(2, || Box::pin(ready(Ok(()))));
         calls.push(3, || Box::pin(pending()));
         for _ in 0..3 {
-            calls.send(|node, outcome| outcomes.push((node, outcome.map_err(|error| error.kind()))));
+            calls
+                .send(|node, outcome| outcomes.push((node, outcome.map_err(|error| error.kind()))));
         }
         let panicked = Err(ErrorKind::Indeterminate);
         assert_eq!(outcomes, [(0, panicked), (1, panicked), (2, Ok(()))]);
@@ -84,7 +95,9 @@ mod tests {
     fn a_call_whose_outcome_is_met_with_a_panic_is_over() {
         let mut calls = FanOut::with_capacity(1);
         calls.push(0, || Box::pin(ready(Ok(()))));
-        let sent = catch_unwind(AssertUnwindSafe(|| calls.send(|_, _| resume_unwind(Box::new("told to panic")))));
+        let sent = catch_unwind(AssertUnwindSafe(|| {
+            calls.send(|_, _| resume_unwind(Box::new("told to panic")))
+        }));
         assert!(sent.is_err() && calls.is_empty());
     }
 }

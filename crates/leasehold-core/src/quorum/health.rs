@@ -13,8 +13,9 @@ use crate::clock::Timestamp;
 /// The pause between two questions to a node that does not answer, doubled up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
-/// What is known of one node. One that failed or was silent for too long is *suspect*: it is asked by one request at a time, so
-/// that a node which takes everything and answers nothing costs nobody anything.
+/// What is known of one node. One that failed or was silent for too long is *suspect*: it is asked
+/// by one request at a time, so that a node which takes everything and answers nothing costs nobody
+/// anything.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     /// Readable without the lock.
@@ -35,8 +36,8 @@ impl Health {
         self.suspect.load(Ordering::Acquire)
     }
 
-    /// Whether to ask it now. `true` for a suspect node makes this the one request; it must end with [`answered`](Self::answered)
-    /// or [`failed`](Self::failed).
+    /// Whether to ask it now. `true` for a suspect node makes this the one request; it must end
+    /// with [`answered`](Self::answered) or [`failed`](Self::failed).
     pub(super) fn may_ask(&self, now: Timestamp) -> bool {
         if !self.is_suspect() {
             return true;

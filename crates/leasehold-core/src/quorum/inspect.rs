@@ -30,12 +30,17 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
     }))
     .await;
     let nodes = answers.len();
-    let (mut seen, mut waiters, mut problems) = (Vec::<Seen>::new(), Vec::<WaiterRef>::new(), Vec::new());
+    let (mut seen, mut waiters, mut problems) =
+        (Vec::<Seen>::new(), Vec::<WaiterRef>::new(), Vec::new());
     let mut statuses = Vec::with_capacity(nodes);
     for (node, answer) in answers.into_iter().enumerate() {
         let member = &quorum.members[node];
         match answer {
-            Ok(Inspection { holders, waiters: waiting, .. }) => {
+            Ok(Inspection {
+                holders,
+                waiters: waiting,
+                ..
+            }) => {
                 let backend = member.backend.capabilities().backend;
                 for holder in holders {
                     count(&mut seen, holder, backend, node, nodes);
@@ -48,7 +53,10 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
                 statuses.push(member.status());
             }
             Err(error) => {
-                statuses.push(NodeStatus::new(&*member.endpoint, Some(error.message().to_owned())));
+                statuses.push(NodeStatus::new(
+                    &*member.endpoint,
+                    Some(error.message().to_owned()),
+                ));
                 problems.push((node, error));
             }
         }
@@ -57,17 +65,28 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
         return Err(quorum.unavailable(&problems).with_operation("inspect"));
     }
     seen.retain(|seen| seen.ids.iter().flatten().count() >= quorum.majority.needed());
-    let holders = seen.into_iter().map(|Seen { mut holder, ids, .. }| {
-        holder.id = encode(&ids);
-        holder
-    });
+    let holders = seen.into_iter().map(
+        |Seen {
+             mut holder, ids, ..
+         }| {
+            holder.id = encode(&ids);
+            holder
+        },
+    );
     let mut inspection = Inspection::new(holders.collect(), waiters);
     inspection.nodes = statuses;
     Ok(inspection)
 }
 
-/// Counts a node's holder with the same one on other nodes: the same acquisition, or where nodes do not know that, the same label.
-fn count(seen: &mut Vec<Seen>, holder: HolderRef, backend: &'static str, node: usize, nodes: usize) {
+/// Counts a node's holder with the same one on other nodes: the same acquisition, or where nodes do
+/// not know that, the same label.
+fn count(
+    seen: &mut Vec<Seen>,
+    holder: HolderRef,
+    backend: &'static str,
+    node: usize,
+    nodes: usize,
+) {
     let same = |known: &&mut Seen| {
         known.ids[node].is_none()
             && known.holder.mode == holder.mode
@@ -87,7 +106,11 @@ fn count(seen: &mut Vec<Seen>, holder: HolderRef, backend: &'static str, node: u
     }
     let mut ids = vec![None; nodes];
     ids[node] = Some(holder.id.clone());
-    seen.push(Seen { holder, backend, ids });
+    seen.push(Seen {
+        holder,
+        backend,
+        ids,
+    });
 }
 
 /// What nodes that do not know acquisitions are told apart by.
@@ -100,7 +123,9 @@ fn encode(ids: &[Option<Vec<u8>>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for id in ids {
         // No backend's identity is that long.
-        let length = id.as_ref().map_or(ABSENT, |id| u16::try_from(id.len()).unwrap_or(ABSENT));
+        let length = id
+            .as_ref()
+            .map_or(ABSENT, |id| u16::try_from(id.len()).unwrap_or(ABSENT));
         bytes.extend(length.to_be_bytes());
         if length != ABSENT {
             bytes.extend(id.as_deref().unwrap_or_default());
@@ -132,7 +157,12 @@ mod tests {
 
     #[test]
     fn identities_are_read_back() {
-        let ids = vec![Some(b"a".to_vec()), None, Some(Vec::new()), Some(vec![0xff; 300])];
+        let ids = vec![
+            Some(b"a".to_vec()),
+            None,
+            Some(Vec::new()),
+            Some(vec![0xff; 300]),
+        ];
         assert_eq!(decode(&encode(&ids)), Some(ids));
         assert_eq!(decode(b"\0\x05abc"), None);
     }

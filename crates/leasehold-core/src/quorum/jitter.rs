@@ -8,14 +8,17 @@ thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// From now on, the pauses of the quorums that run on this thread repeat with the seed. For simulations.
+/// From now on, the pauses of the quorums that run on this thread repeat with the seed. For
+/// simulations.
 #[doc(hidden)]
 pub fn seed_pauses(seed: u64) {
     SEED.set(Some(seed));
 }
 
 pub(super) fn draw() -> u32 {
-    let Some(seed) = SEED.get() else { return u32::from_ne_bytes(random_bytes()) };
+    let Some(seed) = SEED.get() else {
+        return u32::from_ne_bytes(random_bytes());
+    };
     // Any mixing will do: SplitMix64.
     let next = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     SEED.set(Some(next));

@@ -12,25 +12,26 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    backend::{Attempt, Lease, Released, KeepAlive},
-    clock::{Deadline, AtomicDeadline},
+    acquisition_id::AcquisitionId,
+    backend::{Attempt, KeepAlive, Lease, Released},
+    clock::{AtomicDeadline, Deadline},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    acquisition_id::AcquisitionId,
     quorum::{
         attempt::Reply,
         backend::QuorumBackend,
+        deadline::validity,
         fan_out::FanOut,
+        maintenance,
         renewal::{Renewed, may_heal, renewal},
         tally::{Standing, Tally, Vote},
-        maintenance,
-        deadline::validity,
     },
     request::Request,
 };
 
-/// After a grant, the pause before the missing nodes are asked, doubled up to this part of the TTL; then renewals ask. What most often
-/// holds a node is an attempt that did not win and is being given back.
+/// After a grant, the pause before the missing nodes are asked, doubled up to this part of the TTL;
+/// then renewals ask. What most often holds a node is an attempt that did not win and is being
+/// given back.
 const PAUSES: (Duration, u32) = (Duration::from_millis(2), 8);
 
 pub(super) struct QuorumLease {
@@ -100,8 +101,14 @@ impl QuorumLease {
         })
     }
 
-    /// Adopts what the nodes grant to `asked` from now on while we hold, and gives back what comes too late.
-    pub(super) fn take_late_grants(self: Arc<Self>, asked: Request, calls: FanOut<Attempt>, timeout: Duration) {
+    /// Adopts what the nodes grant to `asked` from now on while we hold, and gives back what comes
+    /// too late.
+    pub(super) fn take_late_grants(
+        self: Arc<Self>,
+        asked: Request,
+        calls: FanOut<Attempt>,
+        timeout: Duration,
+    ) {
         let quorum = Arc::clone(&self.quorum);
         quorum.finish_within(calls, timeout, move |(node, answer)| {
             self.quorum.members[node].learn(&answer, asked.now());
@@ -136,8 +143,8 @@ impl QuorumLease {
         None
     }
 
-    /// Asks the nodes that hold nothing for us in the background, until all hold or the next renewal is near. A lock at a bare majority
-    /// would be lost with any of its nodes.
+    /// Asks the nodes that hold nothing for us in the background, until all hold or the next
+    /// renewal is near. A lock at a bare majority would be lost with any of its nodes.
     pub(super) fn fill(self: &Arc<Self>, timeout: Duration) {
         if !self.is_incomplete() || std::mem::replace(&mut self.seats().filling, true) {
             return;
@@ -157,22 +164,36 @@ impl QuorumLease {
 
     /// Whether a node refused or failed, and not merely has yet to answer.
     pub(super) fn has_empty_seats(&self) -> bool {
-        self.seats().nodes.iter().any(|seat| matches!(seat, Seat::Empty))
+        self.seats()
+            .nodes
+            .iter()
+            .any(|seat| matches!(seat, Seat::Empty))
     }
 
     /// Whether there is a node to be asked, and sense in it.
     fn is_incomplete(&self) -> bool {
         let now = self.request.now();
         let seats = self.seats();
-        let missing = || seats.nodes.iter().any(|seat| !matches!(seat, Seat::Held(_)));
+        let missing = || {
+            seats
+                .nodes
+                .iter()
+                .any(|seat| !matches!(seat, Seat::Held(_)))
+        };
         !seats.releasing && missing() && may_heal(self.deadline.get(), now)
     }
 
-    /// Asks the nodes that hold nothing for us to hold again. Each time under another name: a node that did not answer in time is
-    /// released until it says that it is, and that may be long after it was healed.
+    /// Asks the nodes that hold nothing for us to hold again. Each time under another name: a node
+    /// that did not answer in time is released until it says that it is, and that may be long after
+    /// it was healed.
     fn heal(self: &Arc<Self>, timeout: Duration) {
         let now = self.request.now();
-        let mut request = self.request.clone().with_yield_to_waiters(false).with_order(false).with_waiting(false);
+        let mut request = self
+            .request
+            .clone()
+            .with_yield_to_waiters(false)
+            .with_order(false)
+            .with_waiting(false);
         if let Some(token) = self.token {
             // They then stand at our token, if they have not seen a larger one.
             request = request.with_token_floor(FencingToken::new(token.get() - 1));
@@ -188,7 +209,9 @@ impl QuorumLease {
             }
             seats.heals = seats.heals.wrapping_add(1);
             request = request.with_owner(self.request.owner().again(seats.heals));
-            for ((node, seat), member) in seats.nodes.iter_mut().enumerate().zip(&self.quorum.members) {
+            for ((node, seat), member) in
+                seats.nodes.iter_mut().enumerate().zip(&self.quorum.members)
+            {
                 if matches!(seat, Seat::Empty) && member.may_ask(now) {
                     *seat = Seat::Asked(request.owner());
                     calls.push(node, || member.acquire(request.clone()));
@@ -213,7 +236,8 @@ impl QuorumLease {
         validity(held, self.quorum.majority)
     }
 
-    /// The node no longer holds by this lease. By now it may hold by a newer one, which is left alone.
+    /// The node no longer holds by this lease. By now it may hold by a newer one, which is left
+    /// alone.
     fn vacate(&self, node: usize, lost: &Arc<dyn Lease>) {
         let seat = &mut self.seats().nodes[node];
         if matches!(seat, Seat::Held(held) if Arc::ptr_eq(held, lost)) {
@@ -228,7 +252,10 @@ impl QuorumLease {
             return Err(lost("it was released"));
         }
         let mut calls = FanOut::with_capacity(seats.nodes.len());
-        let (mut leases, mut votes) = (Vec::with_capacity(seats.nodes.len()), Vec::with_capacity(seats.nodes.len()));
+        let (mut leases, mut votes) = (
+            Vec::with_capacity(seats.nodes.len()),
+            Vec::with_capacity(seats.nodes.len()),
+        );
         for (node, seat) in seats.nodes.iter().enumerate() {
             votes.push(match seat {
                 Seat::Held(lease) => {
@@ -243,7 +270,11 @@ impl QuorumLease {
                 _ => None,
             });
         }
-        Ok(Renewals { leases, calls, votes })
+        Ok(Renewals {
+            leases,
+            calls,
+            votes,
+        })
     }
 
     /// The releases to send, and each node's vote before they are answered.
@@ -251,18 +282,26 @@ impl QuorumLease {
         let mut seats = self.seats();
         seats.releasing = true;
         let mut calls = FanOut::with_capacity(seats.nodes.len());
-        let votes = seats.nodes.iter().enumerate().map(|(node, seat)| match seat {
-            Seat::Held(lease) => {
-                calls.push(node, || Arc::clone(lease).release());
-                Vote::Pending
-            }
-            Seat::Asked(owner) => {
-                let request = self.request.clone().with_owner(*owner);
-                if self.quorum.withdraw(node, &request, &mut calls) { Vote::Pending } else { Vote::Failed }
-            }
-            Seat::Released(Released::Freed) => Vote::Granted,
-            Seat::Empty | Seat::Released(_) => Vote::Refused,
-        });
+        let votes = seats
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(node, seat)| match seat {
+                Seat::Held(lease) => {
+                    calls.push(node, || Arc::clone(lease).release());
+                    Vote::Pending
+                }
+                Seat::Asked(owner) => {
+                    let request = self.request.clone().with_owner(*owner);
+                    if self.quorum.withdraw(node, &request, &mut calls) {
+                        Vote::Pending
+                    } else {
+                        Vote::Failed
+                    }
+                }
+                Seat::Released(Released::Freed) => Vote::Granted,
+                Seat::Empty | Seat::Released(_) => Vote::Refused,
+            });
         let votes = votes.collect();
         (calls, votes)
     }
@@ -273,7 +312,11 @@ impl QuorumLease {
         match answer {
             Ok(released) => {
                 self.seats().nodes[node] = Seat::Released(*released);
-                if *released == Released::Freed { Vote::Granted } else { Vote::Refused }
+                if *released == Released::Freed {
+                    Vote::Granted
+                } else {
+                    Vote::Refused
+                }
             }
             Err(_) => Vote::Failed,
         }
@@ -304,8 +347,15 @@ impl Lease for QuorumLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         maintenance::now_and_then(&self.quorum);
-        let Renewals { leases, mut calls, mut votes } = self.renewals()?;
-        let (majority, timeout) = (self.quorum.majority, self.quorum.config.node_timeout(self.request.ttl()));
+        let Renewals {
+            leases,
+            mut calls,
+            mut votes,
+        } = self.renewals()?;
+        let (majority, timeout) = (
+            self.quorum.majority,
+            self.quorum.config.node_timeout(self.request.ttl()),
+        );
         let mut timer = pin!(tokio::time::sleep(timeout));
         let mut problem = None;
         let outcome = poll_fn(|cx| {
@@ -327,9 +377,10 @@ impl Lease for QuorumLease {
         })
         .await;
         let this = Arc::clone(&self);
-        self.quorum.finish_within(calls, timeout, move |(node, answer)| {
-            this.renewed(node, &leases, &answer);
-        });
+        self.quorum
+            .finish_within(calls, timeout, move |(node, answer)| {
+                this.renewed(node, &leases, &answer);
+            });
         if self.seats().releasing {
             return Err(lost("it was released"));
         }
@@ -337,20 +388,29 @@ impl Lease for QuorumLease {
             Renewed::Extended => {
                 // As `AtomicDeadline` asks: the clock is read when the answers are in hand.
                 let now = self.request.now();
-                if !self.validity().is_some_and(|validity| self.deadline.advance(validity, now)) {
+                if !self
+                    .validity()
+                    .is_some_and(|validity| self.deadline.advance(validity, now))
+                {
                     return Err(lost("the renewal's answers came after the deadline"));
                 }
                 self.heal(timeout);
                 Ok(())
             }
-            Renewed::Lost => Err(lost("a majority of the nodes no longer knows us as the holder")),
+            Renewed::Lost => Err(lost(
+                "a majority of the nodes no longer knows us as the holder",
+            )),
             Renewed::Open | Renewed::Unchanged => {
                 // Until the deadline nobody else has a majority, and the next try may need them.
                 self.heal(timeout);
                 let renewed = votes.iter().filter(|vote| **vote == Vote::Granted).count();
                 let error = Error::new(
                     ErrorKind::Indeterminate,
-                    format!("{renewed} of {} nodes renewed, {} are needed", votes.len(), majority.needed()),
+                    format!(
+                        "{renewed} of {} nodes renewed, {} are needed",
+                        votes.len(),
+                        majority.needed()
+                    ),
                 );
                 Err(match problem {
                     Some(problem) => error.with_source(problem),
@@ -363,7 +423,10 @@ impl Lease for QuorumLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         let (mut calls, mut votes) = self.releases();
-        let (majority, timeout) = (self.quorum.majority, self.quorum.config.node_timeout(self.request.ttl()));
+        let (majority, timeout) = (
+            self.quorum.majority,
+            self.quorum.config.node_timeout(self.request.ttl()),
+        );
         let mut timer = pin!(tokio::time::sleep(timeout));
         let mut failed = Vec::new();
         let outcome = poll_fn(|cx| {
@@ -390,24 +453,33 @@ impl Lease for QuorumLease {
         })
         .await;
         let this = Arc::clone(&self);
-        self.quorum.finish_within(calls, timeout, move |(node, answer)| {
-            if this.released(node, &answer) == Vote::Failed {
-                this.retry_release(node);
-            }
-        });
+        self.quorum
+            .finish_within(calls, timeout, move |(node, answer)| {
+                if this.released(node, &answer) == Vote::Failed {
+                    this.retry_release(node);
+                }
+            });
         match outcome {
             Some(released) => {
                 for (node, _) in &failed {
                     self.retry_release(*node);
                 }
                 let told = std::mem::replace(&mut self.seats().told, true);
-                Ok(if told { Released::AlreadyLost } else { released })
+                Ok(if told {
+                    Released::AlreadyLost
+                } else {
+                    released
+                })
             }
             // Who called tries again.
             None => {
                 let error = Error::new(
                     ErrorKind::Indeterminate,
-                    format!("fewer than {} of {} nodes confirmed the release", majority.needed(), votes.len()),
+                    format!(
+                        "fewer than {} of {} nodes confirmed the release",
+                        majority.needed(),
+                        votes.len()
+                    ),
                 );
                 Err(match failed.pop() {
                     Some((_, problem)) => error.with_source(problem),
@@ -444,7 +516,12 @@ fn lost(message: &'static str) -> Error {
 
 impl fmt::Debug for QuorumLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let held = self.seats().nodes.iter().filter(|seat| matches!(seat, Seat::Held(_))).count();
+        let held = self
+            .seats()
+            .nodes
+            .iter()
+            .filter(|seat| matches!(seat, Seat::Held(_)))
+            .count();
         f.debug_struct("QuorumLease")
             .field("request", &self.request)
             .field("token", &self.token)

@@ -11,13 +11,13 @@ use std::{
 use crate::{
     backend::{Attempt, BoxFuture, LockBackend},
     clock::Timestamp,
-    panics::contain,
     error::{Error, ErrorKind, Result},
     inspection::NodeStatus,
+    panics::contain,
     quorum::{
+        discovery::{PATIENCE, within},
         health::Health,
         node::{QuorumNode, Recollection},
-        discovery::{PATIENCE, within},
         watch::Watch,
     },
     request::Request,
@@ -33,7 +33,8 @@ pub(super) struct Member {
     watch: Watch,
     /// It is one server with a member before it, so that its votes must not count.
     is_double: AtomicBool,
-    /// It has said which server it is, so that it can be told from the other members. Until then it has no vote.
+    /// It has said which server it is, so that it can be told from the other members. Until then it
+    /// has no vote.
     is_known: AtomicBool,
     /// It cannot rejoin, and that was said.
     warned: AtomicBool,
@@ -54,7 +55,8 @@ impl Member {
         }
     }
 
-    /// Asks the node what it remembers, and watches it. `None` for one that does not vote on tokens.
+    /// Asks the node what it remembers, and watches it. `None` for one that does not vote on
+    /// tokens.
     pub(super) async fn recall(&self) -> Option<Result<Recollection>> {
         let voter = self.voter.as_ref()?;
         let sent = tokio::time::Instant::now();
@@ -82,7 +84,8 @@ impl Member {
         self.is_known.load(Ordering::Acquire) && !self.is_double()
     }
 
-    /// Notes that it has said which server it is, and whether that is the same as this other member.
+    /// Notes that it has said which server it is, and whether that is the same as this other
+    /// member.
     pub(super) fn set_double(&self, other: Option<&Self>) {
         if !self.is_double.swap(other.is_some(), Ordering::AcqRel)
             && let Some(other) = other
@@ -116,10 +119,12 @@ impl Member {
         Arc::clone(&self.backend).try_acquire(request)
     }
 
-    /// The node cannot be used when the quorum is opened. It is asked again soon, and may be cured by then.
+    /// The node cannot be used when the quorum is opened. It is asked again soon, and may be cured
+    /// by then.
     pub(super) fn unusable(&self, error: &Error) {
         telemetry::node_failed(&self.endpoint, error);
-        self.health.failed(Timestamp::default(), error.message().to_owned());
+        self.health
+            .failed(Timestamp::default(), error.message().to_owned());
         contain(|| {
             tracing::error!(
                 target: "leasehold",
@@ -162,7 +167,11 @@ impl Member {
 
     /// The error of a node that is not asked, because it did not answer others.
     pub(super) fn skipped(&self) -> Error {
-        Error::new(ErrorKind::Unavailable, self.problem().unwrap_or_else(|| String::from("it was silent a moment ago")))
+        Error::new(
+            ErrorKind::Unavailable,
+            self.problem()
+                .unwrap_or_else(|| String::from("it was silent a moment ago")),
+        )
     }
 
     pub(super) fn status(&self) -> NodeStatus {
@@ -171,7 +180,9 @@ impl Member {
 
     fn problem(&self) -> Option<String> {
         if self.is_double() {
-            return Some(String::from("it is the same server as another node of the quorum"));
+            return Some(String::from(
+                "it is the same server as another node of the quorum",
+            ));
         }
         self.health.problem()
     }
@@ -179,7 +190,10 @@ impl Member {
 
 /// Whether this failure may soon be over, and is of the node and not of the request.
 pub(crate) fn is_trouble(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Denied)
+    matches!(
+        kind,
+        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Denied
+    )
 }
 
 impl fmt::Debug for Member {

@@ -14,8 +14,9 @@ use crate::fencing::FencingToken;
 /// Tokens end where a script cannot tell a number from its neighbour.
 const END: u64 = 1 << 52;
 
-/// Microseconds since 1970 by default. All nodes that grant to one attempt then grant the same token, unless they had a larger
-/// one already. Nothing depends on it: a clock that is wrong costs a round trip.
+/// Microseconds since 1970 by default. All nodes that grant to one attempt then grant the same
+/// token, unless they had a larger one already. Nothing depends on it: a clock that is wrong costs
+/// a round trip.
 #[derive(Clone)]
 pub(super) enum Floor {
     Clock(Arc<AtomicU64>),
@@ -31,7 +32,9 @@ impl Floor {
         match self {
             Self::Given(floor) => floor(),
             Self::Clock(last) => {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let now = SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap_or_default();
                 let now = u64::try_from(now.as_micros()).unwrap_or(END).min(END);
                 FencingToken::new(last.fetch_max(now, Ordering::Relaxed).max(now))
             }

@@ -21,7 +21,10 @@ pub(super) async fn ping(quorum: &QuorumBackend) -> Result<Pong> {
     }));
     let (mut nodes, mut problems) = (Vec::new(), Vec::new());
     for (node, answer) in answers.await.into_iter().enumerate() {
-        let problem = answer.as_ref().err().map(|error| error.message().to_owned());
+        let problem = answer
+            .as_ref()
+            .err()
+            .map(|error| error.message().to_owned());
         nodes.push(NodeStatus::new(&*quorum.members[node].endpoint, problem));
         problems.extend(answer.err().map(|error| (node, error)));
     }

@@ -5,8 +5,8 @@ use crate::{
     quorum::tally::{Standing, Tally},
 };
 
-/// What the answers to a renewal mean. In its tally, *granted* is a node that renewed, *refused* one that no longer holds for
-/// us.
+/// What the answers to a renewal mean. In its tally, *granted* is a node that renewed, *refused*
+/// one that no longer holds for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Renewed {
     /// A majority renewed: the deadline moves to the new [`validity`](crate::quorum::validity).
@@ -32,12 +32,13 @@ pub const fn renewal(tally: &Tally) -> Renewed {
     }
 }
 
-/// Whether a node that does not hold for us may be acquired again, for the same acquisition: only while a majority was held
-/// without a break, which is what its `validity` says. Ask when the node's grant is *in hand*, not when it is sent for:
-/// until then the others may have run out, and another may have come and gone.
+/// Whether a node that does not hold for us may be acquired again, for the same acquisition: only
+/// while a majority was held without a break, which is what its `validity` says. Ask when the
+/// node's grant is *in hand*, not when it is sent for: until then the others may have run out, and
+/// another may have come and gone.
 ///
-/// The healed node then counts like any other. Its token is larger than the one it has, but the acquisition keeps its own: a
-/// majority stood at it once, and no node's token falls.
+/// The healed node then counts like any other. Its token is larger than the one it has, but the
+/// acquisition keeps its own: a majority stood at it once, and no node's token falls.
 #[must_use]
 pub fn may_heal(validity: Deadline, now: Timestamp) -> bool {
     !validity.is_past(now)
@@ -57,17 +58,38 @@ mod tests {
 
     #[test]
     fn a_majority_of_the_configured_nodes_renews() {
-        assert_eq!(judge([Granted, Granted, Granted, Pending, Refused]), Renewed::Extended);
-        assert_eq!(judge([Granted, Granted, Pending, Failed, Refused]), Renewed::Open);
-        assert_eq!(judge([Granted, Granted, Failed, Failed, Failed]), Renewed::Unchanged);
+        assert_eq!(
+            judge([Granted, Granted, Granted, Pending, Refused]),
+            Renewed::Extended
+        );
+        assert_eq!(
+            judge([Granted, Granted, Pending, Failed, Refused]),
+            Renewed::Open
+        );
+        assert_eq!(
+            judge([Granted, Granted, Failed, Failed, Failed]),
+            Renewed::Unchanged
+        );
     }
 
     #[test]
     fn only_answers_can_lose_it() {
-        assert_eq!(judge([Failed, Failed, Failed, Failed, Failed]), Renewed::Unchanged);
-        assert_eq!(judge([Refused, Refused, Failed, Failed, Failed]), Renewed::Unchanged);
-        assert_eq!(judge([Refused, Refused, Refused, Pending, Pending]), Renewed::Lost);
-        assert_eq!(judge([Granted, Granted, Refused, Refused, Refused]), Renewed::Lost);
+        assert_eq!(
+            judge([Failed, Failed, Failed, Failed, Failed]),
+            Renewed::Unchanged
+        );
+        assert_eq!(
+            judge([Refused, Refused, Failed, Failed, Failed]),
+            Renewed::Unchanged
+        );
+        assert_eq!(
+            judge([Refused, Refused, Refused, Pending, Pending]),
+            Renewed::Lost
+        );
+        assert_eq!(
+            judge([Granted, Granted, Refused, Refused, Refused]),
+            Renewed::Lost
+        );
     }
 
     #[test]

@@ -9,33 +9,56 @@ use crate::{
     inspection::{Broken, HolderRef},
     quorum::{
         backend::QuorumBackend,
-        inspect::{decode, has_same_label},
         discovery::within,
+        inspect::{decode, has_same_label},
     },
     ttl::Ttl,
 };
 
-/// How often all nodes are looked through once the holder is taken from where it was shown: a renewal that was under way may have
-/// healed nodes behind us.
+/// How often all nodes are looked through once the holder is taken from where it was shown: a
+/// renewal that was under way may have healed nodes behind us.
 const PASSES: usize = 2;
 
-/// Takes the lock from the holder wherever it holds, also at nodes that did not show it. `Ok` only if the majority cannot be the
-/// holder's any more: a node that did not answer may be.
-pub(super) async fn break_lock(quorum: &QuorumBackend, holder: &HolderRef, now: bool) -> Result<Broken> {
-    let ids = decode(&holder.id).filter(|ids| ids.len() == quorum.members.len()).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, "this holder is not one that this quorum has shown; inspect it again")
+/// Takes the lock from the holder wherever it holds, also at nodes that did not show it. `Ok` only
+/// if the majority cannot be the holder's any more: a node that did not answer may be.
+pub(super) async fn break_lock(
+    quorum: &QuorumBackend,
+    holder: &HolderRef,
+    now: bool,
+) -> Result<Broken> {
+    let ids = decode(&holder.id)
+        .filter(|ids| ids.len() == quorum.members.len())
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                "this holder is not one that this quorum has shown; inspect it again",
+            )
             .with_backend(quorum.config.scheme)
             .with_operation("break")
-    })?;
-    let taking = Taking { quorum, holder, now, patience: quorum.config.node_timeout(Ttl::DEFAULT) };
+        })?;
+    let taking = Taking {
+        quorum,
+        holder,
+        now,
+        patience: quorum.config.node_timeout(Ttl::DEFAULT),
+    };
     let mut taken = Taken::nothing(ids.len());
-    let shown = ids.into_iter().enumerate().map(async |(node, id)| match id {
-        Some(id) => Some(taking.at(node, id).await),
-        None => Some(taking.wherever(node).await.unwrap_or_else(|| Err(unclear()))),
-    });
+    let shown = ids
+        .into_iter()
+        .enumerate()
+        .map(async |(node, id)| match id {
+            Some(id) => Some(taking.at(node, id).await),
+            None => Some(
+                taking
+                    .wherever(node)
+                    .await
+                    .unwrap_or_else(|| Err(unclear())),
+            ),
+        });
     taken.note(join_all(shown).await);
     for _ in 0..PASSES {
-        let anything = taken.note(join_all((0..quorum.members.len()).map(|node| taking.wherever(node))).await);
+        let anything =
+            taken.note(join_all((0..quorum.members.len()).map(|node| taking.wherever(node))).await);
         if !anything {
             break;
         }
@@ -56,30 +79,49 @@ impl Taking<'_> {
         let mut there = self.holder.clone();
         there.id = id;
         let (backend, now) = (Arc::clone(&self.quorum.members[node].backend), self.now);
-        within(self.patience, async move { backend.break_lock(&there, now).await }).await
+        within(self.patience, async move {
+            backend.break_lock(&there, now).await
+        })
+        .await
     }
 
-    /// At a node that may know the holder by any identity. `None`: it cannot tell it from a newer holder of the same label.
+    /// At a node that may know the holder by any identity. `None`: it cannot tell it from a newer
+    /// holder of the same label.
     async fn wherever(&self, node: usize) -> Option<Result<Broken>> {
-        let (backend, key) = (Arc::clone(&self.quorum.members[node].backend), self.holder.key.clone());
+        let (backend, key) = (
+            Arc::clone(&self.quorum.members[node].backend),
+            self.holder.key.clone(),
+        );
         let there = match within(self.patience, async move { backend.inspect(&key).await }).await {
             Ok(inspection) => inspection.holders,
             Err(error) => return Some(Err(error)),
         };
         let mut unclear = false;
-        for there in there.into_iter().filter(|there| there.mode == self.holder.mode) {
+        for there in there
+            .into_iter()
+            .filter(|there| there.mode == self.holder.mode)
+        {
             match there.owner.zip(self.holder.owner) {
-                Some((owner, ours)) if owner.is_same_acquisition(ours) => return Some(self.at(node, there.id).await),
+                Some((owner, ours)) if owner.is_same_acquisition(ours) => {
+                    return Some(self.at(node, there.id).await);
+                }
                 Some(_) => {}
                 None => unclear |= has_same_label(&there, self.holder),
             }
         }
-        if unclear { None } else { Some(Ok(Broken::AlreadyGone)) }
+        if unclear {
+            None
+        } else {
+            Some(Ok(Broken::AlreadyGone))
+        }
     }
 }
 
 fn unclear() -> Error {
-    Error::new(ErrorKind::Indeterminate, "it may hold for the same holder; inspect it again")
+    Error::new(
+        ErrorKind::Indeterminate,
+        "it may hold for the same holder; inspect it again",
+    )
 }
 
 /// What has come of it so far.
@@ -93,7 +135,11 @@ struct Taken {
 
 impl Taken {
     fn nothing(nodes: usize) -> Self {
-        Self { freed: false, marked: None, problems: vec![None; nodes] }
+        Self {
+            freed: false,
+            marked: None,
+            problems: vec![None; nodes],
+        }
     }
 
     /// One answer per node; `None` changes nothing. Whether anything was freed.
@@ -117,8 +163,12 @@ impl Taken {
     }
 
     fn conclude(self, quorum: &QuorumBackend) -> Result<Broken> {
-        let problems: Vec<_> =
-            self.problems.into_iter().enumerate().filter_map(|(node, problem)| Some((node, problem?))).collect();
+        let problems: Vec<_> = self
+            .problems
+            .into_iter()
+            .enumerate()
+            .filter_map(|(node, problem)| Some((node, problem?)))
+            .collect();
         if problems.len() > quorum.majority.spare() {
             return Err(quorum.unavailable(&problems).with_operation("break"));
         }

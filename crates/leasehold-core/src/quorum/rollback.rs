@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     backend::{Attempt, BoxFuture, Lease, Released},
-    panics::ContainedLease,
     error::Result,
+    panics::ContainedLease,
     quorum::{
         attempt::{Asking, Reply},
         backend::QuorumBackend,
@@ -17,8 +17,8 @@ use crate::{
 /// The pause before a release that failed is tried again, doubled up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// Every node is released: those that granted, and those that have not answered. A node that refused holds nothing for us, and
-/// one that failed undoes it itself, as every backend must.
+/// Every node is released: those that granted, and those that have not answered. A node that
+/// refused holds nothing for us, and one that failed undoes it itself, as every backend must.
 pub(super) struct Undo {
     quorum: Arc<QuorumBackend>,
     request: Request,
@@ -30,7 +30,13 @@ pub(super) struct Undo {
 impl Undo {
     /// Sends the releases.
     pub(super) fn of(asking: Asking) -> Self {
-        let Asking { quorum, request, replies, calls, .. } = asking;
+        let Asking {
+            quorum,
+            request,
+            replies,
+            calls,
+            ..
+        } = asking;
         let mut releases = FanOut::with_capacity(replies.len());
         let mut leases = Vec::with_capacity(replies.len());
         for (node, reply) in replies.into_iter().enumerate() {
@@ -47,8 +53,20 @@ impl Undo {
             };
             leases.push(lease);
         }
-        let mut undo = Self { quorum, request, leases, releases, calls };
-        let Self { quorum, request, leases, releases, .. } = &mut undo;
+        let mut undo = Self {
+            quorum,
+            request,
+            leases,
+            releases,
+            calls,
+        };
+        let Self {
+            quorum,
+            request,
+            leases,
+            releases,
+            ..
+        } = &mut undo;
         // What is sent next to any node comes after this.
         releases.send(|node, released| settle(quorum, request, &leases[node], node, &released));
         undo
@@ -56,9 +74,17 @@ impl Undo {
 
     /// Finishes what is under way.
     pub(super) fn in_background(self) {
-        let Self { quorum, request, leases, releases, calls } = self;
+        let Self {
+            quorum,
+            request,
+            leases,
+            releases,
+            calls,
+        } = self;
         let (judge, asked) = (Arc::clone(&quorum), request.clone());
-        quorum.finish(releases, move |(node, released)| settle(&judge, &asked, &leases[node], node, &released));
+        quorum.finish(releases, move |(node, released)| {
+            settle(&judge, &asked, &leases[node], node, &released)
+        });
         let judge = Arc::clone(&quorum);
         quorum.finish(calls, move |(node, answer)| {
             judge.members[node].learn(&answer, request.now());
@@ -86,7 +112,10 @@ fn settle(
 }
 
 /// Releases until it is done, or the grant is over anyway.
-pub(super) fn release_until_over(lease: Arc<dyn Lease>, request: Request) -> BoxFuture<'static, ()> {
+pub(super) fn release_until_over(
+    lease: Arc<dyn Lease>,
+    request: Request,
+) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let (lease, mut pause) = (ContainedLease::new(lease), PAUSES.0);
         while let Err(error) = lease.release().await {

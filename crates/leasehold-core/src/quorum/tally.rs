@@ -2,7 +2,8 @@
 
 /// How many of the *configured* nodes make a majority.
 ///
-/// Never of those that answered: two clients that each reach another half of the nodes would both have one.
+/// Never of those that answered: two clients that each reach another half of the nodes would both
+/// have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Majority {
     configured: usize,
@@ -73,7 +74,12 @@ impl Tally {
     /// Counts one vote per node. A configured node without a vote is pending.
     #[must_use]
     pub fn of(majority: Majority, votes: impl IntoIterator<Item = Vote>) -> Self {
-        let mut tally = Self { majority, granted: 0, refused: 0, failed: 0 };
+        let mut tally = Self {
+            majority,
+            granted: 0,
+            refused: 0,
+            failed: 0,
+        };
         for vote in votes {
             match vote {
                 Vote::Pending => {}
@@ -82,7 +88,10 @@ impl Tally {
                 Vote::Failed => tally.failed += 1,
             }
         }
-        debug_assert!(tally.granted + tally.refused + tally.failed <= majority.configured, "one vote per node");
+        debug_assert!(
+            tally.granted + tally.refused + tally.failed <= majority.configured,
+            "one vote per node"
+        );
         tally
     }
 
@@ -107,11 +116,13 @@ impl Tally {
     /// How many have not answered yet.
     #[must_use]
     pub const fn pending(&self) -> usize {
-        self.majority.configured.saturating_sub(self.granted + self.refused + self.failed)
+        self.majority
+            .configured
+            .saturating_sub(self.granted + self.refused + self.failed)
     }
 
-    /// Where the attempt stands. Once it is not [`Open`](Standing::Open), further answers change it only from
-    /// [`Contended`](Standing::Contended) to [`OutOfReach`](Standing::OutOfReach).
+    /// Where the attempt stands. Once it is not [`Open`](Standing::Open), further answers change it
+    /// only from [`Contended`](Standing::Contended) to [`OutOfReach`](Standing::OutOfReach).
     #[must_use]
     pub const fn standing(&self) -> Standing {
         let needed = self.majority.needed();
@@ -126,14 +137,16 @@ impl Tally {
         }
     }
 
-    /// Whether a majority does not stand against us: so many nodes may hold for us, whatever those that failed would say.
+    /// Whether a majority does not stand against us: so many nodes may hold for us, whatever those
+    /// that failed would say.
     #[must_use]
     pub const fn is_possible(&self) -> bool {
         self.refused <= self.majority.spare()
     }
 
-    /// After [`Contended`](Standing::Contended): how many of the nodes that refused must become free before another attempt
-    /// can win. Those that granted are free, because they were released; those that failed are not counted on. At least one.
+    /// After [`Contended`](Standing::Contended): how many of the nodes that refused must become
+    /// free before another attempt can win. Those that granted are free, because they were
+    /// released; those that failed are not counted on. At least one.
     #[must_use]
     pub const fn wakes_needed(&self) -> usize {
         let needed = self.majority.needed().saturating_sub(self.granted);
@@ -148,7 +161,12 @@ mod tests {
     use super::*;
 
     fn votes(max: usize) -> impl Strategy<Value = Vec<Vote>> {
-        let vote = prop_oneof![Just(Vote::Pending), Just(Vote::Granted), Just(Vote::Refused), Just(Vote::Failed)];
+        let vote = prop_oneof![
+            Just(Vote::Pending),
+            Just(Vote::Granted),
+            Just(Vote::Refused),
+            Just(Vote::Failed)
+        ];
         prop::collection::vec(vote, 1..=max)
     }
 
@@ -172,10 +190,22 @@ mod tests {
             ([Granted, Granted, Granted, Pending, Pending], Standing::Won),
             ([Granted, Granted, Pending, Failed, Failed], Standing::Open),
             // The two that answered are no majority, although they agree.
-            ([Granted, Granted, Failed, Failed, Failed], Standing::OutOfReach),
-            ([Granted, Granted, Refused, Failed, Failed], Standing::Contended),
-            ([Refused, Refused, Refused, Pending, Pending], Standing::Contended),
-            ([Pending, Pending, Failed, Failed, Failed], Standing::OutOfReach),
+            (
+                [Granted, Granted, Failed, Failed, Failed],
+                Standing::OutOfReach,
+            ),
+            (
+                [Granted, Granted, Refused, Failed, Failed],
+                Standing::Contended,
+            ),
+            (
+                [Refused, Refused, Refused, Pending, Pending],
+                Standing::Contended,
+            ),
+            (
+                [Pending, Pending, Failed, Failed, Failed],
+                Standing::OutOfReach,
+            ),
         ];
         for (votes, standing) in cases {
             assert_eq!(tally(&votes).standing(), standing, "{votes:?}");
@@ -191,9 +221,18 @@ mod tests {
     #[test]
     fn it_wakes_when_enough_of_the_refusing_nodes_are_free() {
         use Vote::{Failed, Granted, Refused};
-        assert_eq!(tally(&[Refused, Refused, Refused, Refused, Refused]).wakes_needed(), 3);
-        assert_eq!(tally(&[Granted, Granted, Refused, Refused, Refused]).wakes_needed(), 1);
-        assert_eq!(tally(&[Granted, Failed, Refused, Refused, Refused]).wakes_needed(), 2);
+        assert_eq!(
+            tally(&[Refused, Refused, Refused, Refused, Refused]).wakes_needed(),
+            3
+        );
+        assert_eq!(
+            tally(&[Granted, Granted, Refused, Refused, Refused]).wakes_needed(),
+            1
+        );
+        assert_eq!(
+            tally(&[Granted, Failed, Refused, Refused, Refused]).wakes_needed(),
+            2
+        );
     }
 
     proptest! {

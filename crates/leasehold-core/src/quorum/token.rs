@@ -1,4 +1,5 @@
-//! The token of an attempt that a majority granted: in no further round trip, or by writing it back.
+//! The token of an attempt that a majority granted: in no further round trip, or by writing it
+//! back.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
@@ -15,8 +16,8 @@ use crate::{
     telemetry,
 };
 
-/// Settles on one token at which a majority of the nodes stands. `Err`: there is none any more, release everything; those of the
-/// nodes that failed.
+/// Settles on one token at which a majority of the nodes stands. `Err`: there is none any more,
+/// release everything; those of the nodes that failed.
 pub(super) async fn settle(asking: &mut Asking) -> std::result::Result<FencingToken, Problems> {
     let granted = asking.replies.iter().filter_map(token_of);
     match choose(granted, asking.quorum.majority) {
@@ -30,7 +31,10 @@ pub(super) async fn settle(asking: &mut Asking) -> std::result::Result<FencingTo
     }
 }
 
-async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result::Result<FencingToken, Problems> {
+async fn write_back(
+    asking: &mut Asking,
+    mut token: FencingToken,
+) -> std::result::Result<FencingToken, Problems> {
     let majority = asking.quorum.majority;
     let nodes = asking.replies.len();
     // What each node granted or accepted last.
@@ -53,7 +57,14 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result
             })
             .collect();
         let outcome = poll_fn(|cx| {
-            let Asking { quorum, request, replies, calls, timeout, .. } = &mut *asking;
+            let Asking {
+                quorum,
+                request,
+                replies,
+                calls,
+                timeout,
+                ..
+            } = &mut *asking;
             calls.poll(cx, |node, answer| {
                 let reply = quorum.reply(node, answer, request);
                 at[node] = token_of(&reply);
@@ -87,7 +98,13 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result
             for node in calls.nodes().chain(raises.nodes()) {
                 quorum.members[node].late(*timeout);
             }
-            let late = answers.iter().map(|answer| if *answer == Answer::Pending { Answer::Gone } else { *answer });
+            let late = answers.iter().map(|answer| {
+                if *answer == Answer::Pending {
+                    Answer::Gone
+                } else {
+                    *answer
+                }
+            });
             Poll::Ready(round(token, late, majority))
         })
         .await;
@@ -98,7 +115,9 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result
             Round::Again(next) => token = next,
             Round::Open | Round::Lost => {
                 let timeout = asking.timeout;
-                let mut problems = asking.quorum.problems(&asking.replies, over.then_some(timeout));
+                let mut problems = asking
+                    .quorum
+                    .problems(&asking.replies, over.then_some(timeout));
                 problems.extend(failures);
                 problems.extend(silent.into_iter().map(|node| (node, no_answer(timeout))));
                 break Err(problems);
@@ -106,7 +125,9 @@ async fn write_back(asking: &mut Asking, mut token: FencingToken) -> std::result
         }
     };
     let (quorum, request) = (Arc::clone(&asking.quorum), asking.request.clone());
-    asking.quorum.finish(superseded, move |(node, vote)| quorum.members[node].learn(&vote, request.now()));
+    asking.quorum.finish(superseded, move |(node, vote)| {
+        quorum.members[node].learn(&vote, request.now())
+    });
     settled
 }
 

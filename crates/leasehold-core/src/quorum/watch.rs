@@ -9,13 +9,14 @@ use tokio::time::Instant;
 
 use crate::quorum::node::{Recollection, Watched};
 
-/// How far a wall clock may part from ours between two looks, beside 1 %: more is a step. NTP steps from 128 ms on.
+/// How far a wall clock may part from ours between two looks, beside 1 %: more is a step. NTP steps
+/// from 128 ms on.
 const STEP: Duration = Duration::from_millis(100);
 
 /// The last look at one node.
 ///
-/// Time is tokio's, which is the monotonic clock: nobody sets it. It may stand still while this machine is suspended, which
-/// makes the time of watching shorter, and never longer.
+/// Time is tokio's, which is the monotonic clock: nobody sets it. It may stand still while this
+/// machine is suspended, which makes the time of watching shorter, and never longer.
 #[derive(Debug, Default)]
 pub(super) struct Watch(Mutex<Option<Look>>);
 
@@ -33,11 +34,15 @@ impl Watch {
     /// For how long the node has been watched since the last look, to be sent with the next one.
     pub(super) fn so_far(&self) -> Option<Watched> {
         let look = self.last()?;
-        Some(Watched { version: look.version, before: look.watched_for, duration: look.answered.elapsed() })
+        Some(Watched {
+            version: look.version,
+            before: look.watched_for,
+            duration: look.answered.elapsed(),
+        })
     }
 
-    /// Notes the answer to a look that was sent at this time. Returns by how much the node's wall clock was set ahead since the one
-    /// before, if it was.
+    /// Notes the answer to a look that was sent at this time. Returns by how much the node's wall
+    /// clock was set ahead since the one before, if it was.
     pub(super) fn seen(&self, node: &Recollection, sent: Instant) -> Option<Duration> {
         let look = Look {
             run: node.run.clone(),
@@ -47,7 +52,11 @@ impl Watch {
             sent,
             answered: Instant::now(),
         };
-        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(look.clone())?;
+        let before = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(look.clone())?;
         if before.run != look.run {
             return None;
         }
@@ -57,7 +66,10 @@ impl Watch {
     }
 
     fn last(&self) -> Option<Look> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -73,7 +85,10 @@ mod tests {
         Recollection {
             run: "r".into(),
             version: "v".into(),
-            membership: Membership { memory: Memory::Unknown, watched_for: Duration::ZERO },
+            membership: Membership {
+                memory: Memory::Unknown,
+                watched_for: Duration::ZERO,
+            },
             durable: false,
             marked: None,
             largest_ttl: None,

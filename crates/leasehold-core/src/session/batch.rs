@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 
 use crate::{
     backend::BoxFuture,
-    panics::contained,
     error::{Error, ErrorKind, Result},
+    panics::contained,
     session::inline_call::InlineCall,
 };
 
@@ -25,7 +25,8 @@ pub trait BatchExecutor: Send + Sync + 'static {
     /// What it is told.
     type Answer: Send + 'static;
 
-    /// Jobs with the same lane never travel together, and those of a lane that queue up keep their order.
+    /// Jobs with the same lane never travel together, and those of a lane that queue up keep their
+    /// order.
     fn lane(&self, job: &Self::Job) -> u64;
 
     /// Carries them; one answer each, in their order. Ends by a time-out at the latest.
@@ -35,10 +36,12 @@ pub trait BatchExecutor: Send + Sync + 'static {
 /// When and how much is gathered. All were measured for a backend, or should be.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
-    /// Up to this many jobs under way, each goes alone and at once, in the task that asks: gathering costs where there is little load.
+    /// Up to this many jobs under way, each goes alone and at once, in the task that asks:
+    /// gathering costs where there is little load.
     pub alone: usize,
-    /// Whether nothing else can go while one is under way (there is one connection). Then the one that goes alone is taken to a task
-    /// of its own as soon as another wants to go: who asked for it may have stopped polling, and would keep all others waiting.
+    /// Whether nothing else can go while one is under way (there is one connection). Then the one
+    /// that goes alone is taken to a task of its own as soon as another wants to go: who asked for
+    /// it may have stopped polling, and would keep all others waiting.
     pub one_at_a_time: bool,
     /// Round trips with gathered jobs under way at a time.
     pub calls: usize,
@@ -48,8 +51,8 @@ pub struct BatchLimits {
 
 /// Gathers the jobs of many tasks into few round trips, as the load asks for.
 ///
-/// As long as few jobs are under way, each goes alone and at once, in its own task. Above that they queue up, and a few round
-/// trips at a time execute whatever has queued up meanwhile.
+/// As long as few jobs are under way, each goes alone and at once, in its own task. Above that they
+/// queue up, and a few round trips at a time execute whatever has queued up meanwhile.
 pub struct Batcher<C: BatchExecutor> {
     limits: BatchLimits,
     under_way: AtomicUsize,
@@ -73,14 +76,23 @@ impl<C: BatchExecutor> Batcher<C> {
     /// An empty one.
     #[must_use]
     pub fn new(limits: BatchLimits) -> Self {
-        let queue = Queue { entries: VecDeque::new(), workers: 0 };
-        Self { limits, under_way: AtomicUsize::new(0), in_place: InlineCall::new(), queue: Mutex::new(queue) }
+        let queue = Queue {
+            entries: VecDeque::new(),
+            workers: 0,
+        };
+        Self {
+            limits,
+            under_way: AtomicUsize::new(0),
+            in_place: InlineCall::new(),
+            queue: Mutex::new(queue),
+        }
     }
 
     /// Carries one job, alone or with others.
     ///
     /// # Errors
-    /// [`ErrorKind::Indeterminate`] if the carrier gave no answer to it, which is a defect, or the runtime shuts down.
+    /// [`ErrorKind::Indeterminate`] if the carrier gave no answer to it, which is a defect, or the
+    /// runtime shuts down.
     ///
     /// # Cancel safety
     /// None: dropped half-way, the job may or may not be carried.
@@ -90,17 +102,25 @@ impl<C: BatchExecutor> Batcher<C> {
         if under_way < self.limits.alone {
             let carrying = Arc::clone(carrier).execute(vec![job]);
             let answers = if self.limits.one_at_a_time {
-                self.in_place.drive(carrying, || self.under_way.load(Ordering::Relaxed) > 1).await
+                self.in_place
+                    .drive(carrying, || self.under_way.load(Ordering::Relaxed) > 1)
+                    .await
             } else {
                 Some(carrying.await)
             };
-            return answers.and_then(|mut answers| answers.pop()).ok_or_else(unanswered);
+            return answers
+                .and_then(|mut answers| answers.pop())
+                .ok_or_else(unanswered);
         }
         self.in_place.take_away();
         let (answer, answered) = oneshot::channel();
         let start = {
             let mut queue = self.lock();
-            queue.entries.push_back(Entry { lane: carrier.lane(&job), job, answer });
+            queue.entries.push_back(Entry {
+                lane: carrier.lane(&job),
+                job,
+                answer,
+            });
             let start = queue.workers < self.limits.calls;
             queue.workers += usize::from(start);
             start
@@ -112,8 +132,8 @@ impl<C: BatchExecutor> Batcher<C> {
         answered.await.map_err(|_| unanswered())
     }
 
-    /// Keeps jobs from being carried in the tasks that ask for as long as the answer lives. To be called before waiting for
-    /// whatever they keep.
+    /// Keeps jobs from being carried in the tasks that ask for as long as the answer lives. To be
+    /// called before waiting for whatever they keep.
     #[must_use]
     pub fn disable_inline(self: &Arc<Self>) -> Way<C> {
         self.under_way.fetch_add(1, Ordering::Relaxed);
@@ -155,15 +175,21 @@ impl<C: BatchExecutor> Batcher<C> {
 async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
     while let Some(batch) = gather.next() {
         let alone = batch.len() == 1;
-        let (jobs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
+        let (jobs, answers): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|entry| (entry.job, entry.answer))
+            .unzip();
         // After a panic the askers get no answer, and the next batch is carried.
-        let carried = contained(async { Ok(Arc::clone(&carrier).execute(jobs).await) }).await.unwrap_or_default();
+        let carried = contained(async { Ok(Arc::clone(&carrier).execute(jobs).await) })
+            .await
+            .unwrap_or_default();
         for (sender, answer) in answers.into_iter().zip(carried) {
             // Nobody listens any more only when the runtime shuts down.
             drop(sender.send(answer));
         }
-        // Those whose answers just came start their next jobs first. One alone, with nobody behind it, is not waited for: that
-        // costs a look at the sockets and often the wake-up of another worker.
+        // Those whose answers just came start their next jobs first. One alone, with nobody behind
+        // it, is not waited for: that costs a look at the sockets and often the wake-up of another
+        // worker.
         if !alone {
             tokio::task::yield_now().await;
         }
@@ -171,7 +197,10 @@ async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
 }
 
 fn unanswered() -> Error {
-    Error::new(ErrorKind::Indeterminate, "the round trip ended without an answer")
+    Error::new(
+        ErrorKind::Indeterminate,
+        "the round trip ended without an answer",
+    )
 }
 
 /// See [`Batcher::disable_inline`].
@@ -236,7 +265,12 @@ mod tests {
     }
 
     fn gather() -> (Arc<Batcher<Connection>>, Arc<Connection>) {
-        let limits = BatchLimits { alone: 1, one_at_a_time: true, calls: 1, batch: 8 };
+        let limits = BatchLimits {
+            alone: 1,
+            one_at_a_time: true,
+            calls: 1,
+            batch: 8,
+        };
         (Arc::new(Batcher::new(limits)), Arc::default())
     }
 
@@ -255,7 +289,10 @@ mod tests {
         // Everything is carried by workers while this lives.
         let _way = gather.disable_inline();
         for _ in 0..3 {
-            assert_eq!(gather.run(&connection, PANICS).await.unwrap_err().kind(), ErrorKind::Indeterminate);
+            assert_eq!(
+                gather.run(&connection, PANICS).await.unwrap_err().kind(),
+                ErrorKind::Indeterminate
+            );
             assert_eq!(gather.run(&connection, 1).await.unwrap(), 1);
         }
     }
@@ -289,7 +326,8 @@ mod tests {
         assert_eq!(*connection.0.lock().await, [1, 2]);
     }
 
-    /// A task that wakes itself is scheduled once more, and on a runtime with several workers another one is woken for it.
+    /// A task that wakes itself is scheduled once more, and on a runtime with several workers
+    /// another one is woken for it.
     #[tokio::test]
     async fn one_alone_is_polled_as_often_as_its_carrier_says() {
         let (gather, connection) = gather();

@@ -11,7 +11,8 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::backend::BoxFuture;
 
-/// One work at a time. It ends also if who asked for it stops polling, or goes away: then it is taken to a task of its own.
+/// One work at a time. It ends also if who asked for it stops polling, or goes away: then it is
+/// taken to a task of its own.
 pub(super) struct InlineCall<T: Send + 'static>(Mutex<Place<T>>);
 
 enum Place<T> {
@@ -27,14 +28,19 @@ impl<T: Send + 'static> InlineCall<T> {
         Self(Mutex::new(Place::Free))
     }
 
-    /// Drives `work` to its end, from here unless the place is `wanted`; `None` if the runtime shuts down. Nobody else does at the
-    /// same time.
-    pub(super) async fn drive(&self, work: BoxFuture<'static, T>, wanted: impl Fn() -> bool) -> Option<T> {
+    /// Drives `work` to its end, from here unless the place is `wanted`; `None` if the runtime
+    /// shuts down. Nobody else does at the same time.
+    pub(super) async fn drive(
+        &self,
+        work: BoxFuture<'static, T>,
+        wanted: impl Fn() -> bool,
+    ) -> Option<T> {
         *self.lock() = Place::Here(work, Waker::noop().clone());
         let _leaving = Leaving(self);
         poll_fn(|cx| {
             let mut place = self.lock();
-            // The place is free while its work is polled: work that panics is dropped, and never polled again.
+            // The place is free while its work is polled: work that panics is dropped, and never
+            // polled again.
             let polled = match std::mem::replace(&mut *place, Place::Free) {
                 Place::Here(mut work, mut waker) => {
                     let polled = work.as_mut().poll(cx);
@@ -65,7 +71,9 @@ impl<T: Send + 'static> InlineCall<T> {
 
     /// Takes what is driven in place to a task of its own.
     pub(super) fn take_away(&self) {
-        let Ok(runtime) = Handle::try_current() else { return };
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
         let mut place = self.lock();
         match std::mem::replace(&mut *place, Place::Free) {
             Place::Here(work, waker) => {
@@ -117,11 +125,21 @@ mod tests {
             counted.fetch_add(1, SeqCst);
             resume_unwind(Box::new("told to panic"))
         }));
-        assert!(AssertUnwindSafe(place.drive(work, || false)).catch_unwind().await.is_err());
+        assert!(
+            AssertUnwindSafe(place.drive(work, || false))
+                .catch_unwind()
+                .await
+                .is_err()
+        );
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
         assert_eq!(polls.load(SeqCst), 1);
-        assert_eq!(place.drive(Box::pin(async { 7 }).map(drop).boxed(), || false).await, Some(()));
+        assert_eq!(
+            place
+                .drive(Box::pin(async { 7 }).map(drop).boxed(), || false)
+                .await,
+            Some(())
+        );
     }
 }

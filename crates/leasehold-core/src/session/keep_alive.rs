@@ -1,4 +1,5 @@
-//! The task that keeps one session alive while somebody waits in it, and closes it when nobody needs it.
+//! The task that keeps one session alive while somebody waits in it, and closes it when nobody
+//! needs it.
 
 use std::{
     sync::{Weak, atomic::Ordering},
@@ -12,7 +13,8 @@ use crate::{
     signal::LossReason,
 };
 
-/// A session is renewed when this part of its TTL has passed. The renewer is a little earlier wherever a lock is held.
+/// A session is renewed when this part of its TTL has passed. The renewer is a little earlier
+/// wherever a lock is held.
 const RENEW_AFTER: u32 = 3;
 /// The pause after a failed renewal, as a part of the TTL.
 const RETRY_PART: u32 = 20;
@@ -29,7 +31,9 @@ enum Look {
 /// Renews a session while somebody waits in it, and closes it when it is idle or over.
 pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
     loop {
-        let Some(session) = session.upgrade() else { return };
+        let Some(session) = session.upgrade() else {
+            return;
+        };
         let sleep = match session.look() {
             Look::Sleep(sleep) => sleep,
             Look::Renew => {
@@ -68,7 +72,15 @@ impl<D: SessionDriver> Session<D> {
         }
         let renewed = Timestamp::from_nanos(self.renewed.load(Ordering::Relaxed));
         let tried = Timestamp::from_nanos(self.tried.load(Ordering::Relaxed));
-        let due = (renewed + ttl / RENEW_AFTER).max(if tried > renewed { tried + ttl / RETRY_PART } else { renewed });
-        if due <= now { Look::Renew } else { Look::Sleep(due.since(now).min(longest)) }
+        let due = (renewed + ttl / RENEW_AFTER).max(if tried > renewed {
+            tried + ttl / RETRY_PART
+        } else {
+            renewed
+        });
+        if due <= now {
+            Look::Renew
+        } else {
+            Look::Sleep(due.since(now).min(longest))
+        }
     }
 }

@@ -17,11 +17,12 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How many TTLs may be in use at a time. Each is a session of its own, to be kept alive; a program that needs more
-/// most likely computes TTLs.
+/// How many TTLs may be in use at a time. Each is a session of its own, to be kept alive; a program
+/// that needs more most likely computes TTLs.
 pub const MAX_TTLS: usize = 4;
 
-/// How often a claim is tried again in another session because the one it was made in ended just then.
+/// How often a claim is tried again in another session because the one it was made in ended just
+/// then.
 const TRIES: usize = 4;
 
 /// How many names are tried because those before are taken.
@@ -33,7 +34,8 @@ pub struct Sessions<D: SessionDriver> {
     driver: Arc<D>,
     /// More than one of a TTL only where the driver limits its sessions' capacity.
     open: Mutex<HashMap<Ttl, Vec<Arc<Session<D>>>>>,
-    /// One is opened at a time; who waited for one that was begun after it asked has its failure too.
+    /// One is opened at a time; who waited for one that was begun after it asked has its failure
+    /// too.
     opening: tokio::sync::Mutex<Option<(Ttl, Timestamp, Error)>>,
     closed: AtomicBool,
 }
@@ -42,7 +44,12 @@ impl<D: SessionDriver> Sessions<D> {
     /// None is open yet.
     #[must_use]
     pub fn new(driver: Arc<D>) -> Self {
-        Self { driver, open: Mutex::default(), opening: tokio::sync::Mutex::default(), closed: AtomicBool::new(false) }
+        Self {
+            driver,
+            open: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
     }
 
     /// The driver.
@@ -51,15 +58,16 @@ impl<D: SessionDriver> Sessions<D> {
         &self.driver
     }
 
-    /// Claims a name in the session of the request's TTL. Opens the session if there is none, and renews it if little is left.
-    /// To be called before the request is sent.
+    /// Claims a name in the session of the request's TTL. Opens the session if there is none, and
+    /// renews it if little is left. To be called before the request is sent.
     ///
-    /// `name` makes the name from the session's handle and a number: 0, and then the next as long as the name before is
-    /// taken. A driver whose names are not for choice ignores the number.
+    /// `name` makes the name from the session's handle and a number: 0, and then the next as long
+    /// as the name before is taken. A driver whose names are not for choice ignores the number.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use; [`ErrorKind::Contended`] if this session has a claim
-    /// of that name; [`ErrorKind::Closed`] after [`close`](Self::close); otherwise as the driver fails.
+    /// [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use; [`ErrorKind::Contended`]
+    /// if this session has a claim of that name; [`ErrorKind::Closed`] after
+    /// [`close`](Self::close); otherwise as the driver fails.
     ///
     /// # Cancel safety
     /// None: drive it to its end.
@@ -92,13 +100,21 @@ impl<D: SessionDriver> Sessions<D> {
                 Claimed::Ended => ended += 1,
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, "sessions end as soon as they are opened; see the server's log"))
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "sessions end as soon as they are opened; see the server's log",
+        ))
     }
 
     /// The live sessions.
     #[must_use]
     pub fn live(&self) -> Vec<Arc<Session<D>>> {
-        self.lock().values().flatten().filter(|session| session.is_live()).cloned().collect()
+        self.lock()
+            .values()
+            .flatten()
+            .filter(|session| session.is_live())
+            .cloned()
+            .collect()
     }
 
     /// Ends all sessions, here and on the server.
@@ -109,17 +125,27 @@ impl<D: SessionDriver> Sessions<D> {
         self.closed.store(true, Ordering::Release);
         // Whoever is opening one finishes first.
         let opening = self.opening.lock().await;
-        let sessions: Vec<_> = self.lock().drain().flat_map(|(_, sessions)| sessions).collect();
+        let sessions: Vec<_> = self
+            .lock()
+            .drain()
+            .flat_map(|(_, sessions)| sessions)
+            .collect();
         drop(opening);
-        let closed = sessions.iter().map(|session| session.close(LossReason::ClientClosed));
-        futures_util::future::join_all(closed).await.into_iter().collect()
+        let closed = sessions
+            .iter()
+            .map(|session| session.close(LossReason::ClientClosed));
+        futures_util::future::join_all(closed)
+            .await
+            .into_iter()
+            .collect()
     }
 
     fn find(&self, ttl: Ttl) -> Option<Arc<Session<D>>> {
         let capacity = self.driver.capacity();
         let open = self.lock();
         let mut live = open.get(&ttl)?.iter().filter(|session| session.is_live());
-        live.find(|session| capacity == usize::MAX || !session.is_full()).cloned()
+        live.find(|session| capacity == usize::MAX || !session.is_full())
+            .cloned()
     }
 
     async fn open(&self, request: &Request) -> Result<Arc<Session<D>>> {
@@ -144,7 +170,10 @@ impl<D: SessionDriver> Sessions<D> {
             Ok(opened) => {
                 let session = Session::start(&self.driver, opened, time, sent);
                 self.driver.started(&session);
-                self.lock().entry(ttl).or_default().push(Arc::clone(&session));
+                self.lock()
+                    .entry(ttl)
+                    .or_default()
+                    .push(Arc::clone(&session));
                 *failure = None;
                 Ok(session)
             }
@@ -155,7 +184,8 @@ impl<D: SessionDriver> Sessions<D> {
         }
     }
 
-    /// Forgets what has ended; if there are too many TTLs, or too many sessions, closes what is idle.
+    /// Forgets what has ended; if there are too many TTLs, or too many sessions, closes what is
+    /// idle.
     async fn make_room(&self, ttl: Ttl) -> Result<()> {
         let idle = {
             let mut open = self.lock();
@@ -186,13 +216,19 @@ impl<D: SessionDriver> Sessions<D> {
     }
 }
 
-fn take_idle_ttl<D: SessionDriver>(open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Option<Vec<Arc<Session<D>>>> {
-    let idle = open.iter().find(|(_, sessions)| sessions.iter().all(|session| session.claims() == 0));
+fn take_idle_ttl<D: SessionDriver>(
+    open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>,
+) -> Option<Vec<Arc<Session<D>>>> {
+    let idle = open
+        .iter()
+        .find(|(_, sessions)| sessions.iter().all(|session| session.claims() == 0));
     let ttl = *idle?.0;
     open.remove(&ttl)
 }
 
-fn take_idle_session<D: SessionDriver>(open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>) -> Option<Arc<Session<D>>> {
+fn take_idle_session<D: SessionDriver>(
+    open: &mut HashMap<Ttl, Vec<Arc<Session<D>>>>,
+) -> Option<Arc<Session<D>>> {
     open.values_mut().find_map(|sessions| {
         let idle = sessions.iter().position(|session| session.claims() == 0)?;
         Some(sessions.swap_remove(idle))

@@ -1,5 +1,5 @@
-//! What backends share whose servers give liveness to a *session*: an etcd lease, a ZooKeeper session, a Postgres
-//! connection.
+//! What backends share whose servers give liveness to a *session*: an etcd lease, a ZooKeeper
+//! session, a Postgres connection.
 //!
 //! | file | concept |
 //! |---|---|
@@ -13,26 +13,26 @@
 //! | `afresh` | [`attempt_with_session_retry`], [`queue_with_session_retry`]: asking again in a new session when one ends |
 //! | `gather` | [`Batcher`]: what is asked for during a round trip goes out together in the next |
 
-mod retry;
-mod registration;
-mod driver;
 mod batch;
+mod driver;
 mod inline_call;
-mod session;
-mod reconcile;
-mod manager;
-mod state;
 mod keep_alive;
+mod manager;
+mod reconcile;
+mod registration;
+mod retry;
+mod session;
+mod state;
 
 pub use crate::retry::cancelled;
 
 pub use self::{
-    retry::{attempt_with_session_retry, queue_with_session_retry},
-    registration::Claim,
+    batch::{BatchExecutor, BatchLimits, Batcher, Way},
     driver::{Opened, Owned, SessionDriver, SessionTime},
-    batch::{BatchExecutor, Batcher, BatchLimits, Way},
-    session::Session,
     manager::{MAX_TTLS, Sessions},
+    registration::Claim,
+    retry::{attempt_with_session_retry, queue_with_session_retry},
+    session::Session,
 };
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Reconciliation: what the server says we own against what live guards and pending requests own.
 //!
-//! A lost reply may leave on the server what nobody here knows of, and our own renewals would keep it alive for ever. So
-//! renewals compare.
+//! A lost reply may leave on the server what nobody here knows of, and our own renewals would keep
+//! it alive for ever. So renewals compare.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,8 +11,8 @@ use crate::{
     signal::LossReason,
 };
 
-/// Up to this many claims, every renewal compares; above, only every third and those after a doubt, because the
-/// server sends the whole list.
+/// Up to this many claims, every renewal compares; above, only every third and those after a doubt,
+/// because the server sends the whole list.
 const FEW: usize = 1_000;
 const SELDOM: u32 = 3;
 
@@ -48,8 +48,8 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) -> Result<
 }
 
 async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
-    // Those that are there before the server is asked: what is granted later may be missing from its answer, and what is
-    // released later may still be in it.
+    // Those that are there before the server is asked: what is granted later may be missing from
+    // its answer, and what is released later may still be in it.
     let before: HashMap<D::Claim, Option<u64>> = {
         let mut state = session.lock();
         state.since_reconciled += 1;
@@ -61,7 +61,11 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
         state.touched = Some(HashSet::new());
         // With the number of those that hold.
         let held = |standing: &Standing| standing.holder.is_some().then_some(standing.number);
-        state.claims.iter().map(|(name, standing)| (name.clone(), held(standing))).collect()
+        state
+            .claims
+            .iter()
+            .map(|(name, standing)| (name.clone(), held(standing)))
+            .collect()
     };
     let owned = session.driver().owned(session.handle()).await?;
     let deadline = session.valid_until();
@@ -82,7 +86,11 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
             }
         }
         for (name, number) in before.iter().filter(|(name, _)| !on_server.contains(name)) {
-            if let Some(standing) = state.claims.get(name).filter(|standing| Some(standing.number) == *number) {
+            if let Some(standing) = state
+                .claims
+                .get(name)
+                .filter(|standing| Some(standing.number) == *number)
+            {
                 lost.extend(standing.holder.clone());
             }
         }

@@ -8,10 +8,11 @@ use crate::{
     session::{Session, SessionDriver},
 };
 
-/// What one acquisition has in a session, or may have: from before its request is sent until its release is answered.
+/// What one acquisition has in a session, or may have: from before its request is sent until its
+/// release is answered.
 ///
-/// While it exists the session is in use, and reconciliation leaves what it names alone. When it is dropped, whatever the
-/// server still has under this name is removed with the next reconciliation.
+/// While it exists the session is in use, and reconciliation leaves what it names alone. When it is
+/// dropped, whatever the server still has under this name is removed with the next reconciliation.
 #[derive(Debug)]
 pub struct Claim<D: SessionDriver> {
     session: Arc<Session<D>>,
@@ -22,8 +23,18 @@ pub struct Claim<D: SessionDriver> {
 }
 
 impl<D: SessionDriver> Claim<D> {
-    pub(super) fn new(session: Arc<Session<D>>, name: D::Claim, number: u64, frozen: Arc<OnceLock<Deadline>>) -> Self {
-        Self { session, name, number, frozen }
+    pub(super) fn new(
+        session: Arc<Session<D>>,
+        name: D::Claim,
+        number: u64,
+        frozen: Arc<OnceLock<Deadline>>,
+    ) -> Self {
+        Self {
+            session,
+            name,
+            number,
+            frozen,
+        }
     }
 
     /// The session.
@@ -38,11 +49,14 @@ impl<D: SessionDriver> Claim<D> {
         &self.name
     }
 
-    /// Until when a lock under this claim may be believed in: as long as its session, unless it was broken.
+    /// Until when a lock under this claim may be believed in: as long as its session, unless it was
+    /// broken.
     #[must_use]
     pub fn valid_until(&self) -> Deadline {
         let session = self.session.valid_until();
-        self.frozen.get().map_or(session, |frozen| session.min(*frozen))
+        self.frozen
+            .get()
+            .map_or(session, |frozen| session.min(*frozen))
     }
 
     /// Whether the lock was broken gently: renewals no longer move its deadline.
@@ -51,8 +65,9 @@ impl<D: SessionDriver> Claim<D> {
         self.frozen.get().is_some()
     }
 
-    /// It is granted: losses are told to this sink from now on, and the session is no longer renewed for it (the renewer
-    /// does that through the lease). `false` if the session has ended meanwhile: then nothing was granted.
+    /// It is granted: losses are told to this sink from now on, and the session is no longer
+    /// renewed for it (the renewer does that through the lease). `false` if the session has ended
+    /// meanwhile: then nothing was granted.
     #[must_use]
     pub fn hold(&self, sink: LossNotifier) -> bool {
         self.session.hold(&self.name, sink)
@@ -63,13 +78,14 @@ impl<D: SessionDriver> Claim<D> {
         self.session.forget(&self.name, self.number);
     }
 
-    /// Lets nobody claim this name again in this session: for drivers where something that was sent may still arrive.
+    /// Lets nobody claim this name again in this session: for drivers where something that was sent
+    /// may still arrive.
     pub fn retire(&self) {
         self.session.retire(&self.name);
     }
 
-    /// An operation on it ended without an answer: the server may have what nobody here knows of. The next renewal
-    /// reconciles.
+    /// An operation on it ended without an answer: the server may have what nobody here knows of.
+    /// The next renewal reconciles.
     pub fn doubt(&self) {
         self.session.doubt();
     }

@@ -12,20 +12,19 @@ use tokio::sync::Notify;
 
 use crate::{
     backend::SessionId,
-    clock::{Deadline, AtomicDeadline, Timestamp},
+    clock::{AtomicDeadline, Deadline, Timestamp},
     error::{Error, ErrorKind, Result},
     request::LossNotifier,
     session::{
-        Claim, Opened, SessionDriver, SessionTime, reconcile,
+        Claim, Opened, SessionDriver, SessionTime, keep_alive, reconcile,
         state::{Standing, State},
-        keep_alive,
     },
     signal::LossReason,
     ttl::Ttl,
 };
 
-/// Who acquires in a session that was not renewed for this part of its TTL renews it, so that a new lock has nearly all of
-/// its TTL before it.
+/// Who acquires in a session that was not renewed for this part of its TTL renews it, so that a new
+/// lock has nearly all of its TTL before it.
 const FRESHEN_AFTER: u32 = 10;
 
 /// One session on the server, shared by all locks of one TTL.
@@ -46,7 +45,12 @@ pub struct Session<D: SessionDriver> {
 }
 
 impl<D: SessionDriver> Session<D> {
-    pub(super) fn start(driver: &Arc<D>, opened: Opened<D::Handle>, time: SessionTime, sent: Timestamp) -> Arc<Self> {
+    pub(super) fn start(
+        driver: &Arc<D>,
+        opened: Opened<D::Handle>,
+        time: SessionTime,
+        sent: Timestamp,
+    ) -> Arc<Self> {
         let session = Arc::new(Self {
             id: SessionId::new(),
             driver: Arc::clone(driver),
@@ -102,7 +106,8 @@ impl<D: SessionDriver> Session<D> {
         !self.deadline.get().is_past(now) && self.lock().end.is_none()
     }
 
-    /// Completes when it has ended. Waiters must stop waiting then: what they had on the server is gone.
+    /// Completes when it has ended. Waiters must stop waiting then: what they had on the server is
+    /// gone.
     ///
     /// # Cancel safety
     /// Safe.
@@ -151,10 +156,13 @@ impl<D: SessionDriver> Session<D> {
 
     /// Moves the deadline after a renewal that was sent at `sent`, and reconciles.
     ///
-    /// A session whose reconciliation has failed for a whole TTL reconciles first, and its deadline stays if that fails
-    /// again: its holders may have lost what the server no longer shows us.
+    /// A session whose reconciliation has failed for a whole TTL reconciles first, and its deadline
+    /// stays if that fails again: its holders may have lost what the server no longer shows us.
     async fn renewed_until(&self, deadline: Deadline, sent: Timestamp) -> Result<()> {
-        let overdue = self.lock().unreconciled_since.is_some_and(|since| sent.since(since) >= self.ttl().as_duration());
+        let overdue = self
+            .lock()
+            .unreconciled_since
+            .is_some_and(|since| sent.since(since) >= self.ttl().as_duration());
         if overdue {
             reconcile::reconcile(self).await.map_err(|error| {
                 let message =
@@ -175,7 +183,8 @@ impl<D: SessionDriver> Session<D> {
         if self.is_live() { Ok(()) } else { Err(over()) }
     }
 
-    /// The server is known to keep it until `deadline`: for drivers whose every transaction extends the session.
+    /// The server is known to keep it until `deadline`: for drivers whose every transaction extends
+    /// the session.
     ///
     /// `false`, and no change, if the deadline has passed by now.
     #[must_use]
@@ -183,7 +192,8 @@ impl<D: SessionDriver> Session<D> {
         self.deadline.advance(deadline, self.time.now())
     }
 
-    /// It is over: told by the server, or found out. All that hold in it are told. The first reason counts.
+    /// It is over: told by the server, or found out. All that hold in it are told. The first reason
+    /// counts.
     pub fn end(&self, reason: LossReason) {
         let sinks: Vec<_> = {
             let mut state = self.lock();
@@ -191,7 +201,11 @@ impl<D: SessionDriver> Session<D> {
                 return;
             }
             state.end = Some(reason);
-            state.claims.values().filter_map(|standing| standing.holder.clone()).collect()
+            state
+                .claims
+                .values()
+                .filter_map(|standing| standing.holder.clone())
+                .collect()
         };
         self.ended.notify_waiters();
         for sink in sinks {
@@ -244,11 +258,21 @@ impl<D: SessionDriver> Session<D> {
         if state.weight >= self.driver.capacity() {
             return Ok(Claimed::Full);
         }
-        if state.claims.contains_key(&name) || state.disowning.contains(&name) || state.retired.contains(&name) {
-            return Err(Error::new(ErrorKind::Contended, "this session has it already"));
+        if state.claims.contains_key(&name)
+            || state.disowning.contains(&name)
+            || state.retired.contains(&name)
+        {
+            return Err(Error::new(
+                ErrorKind::Contended,
+                "this session has it already",
+            ));
         }
         state.next += 1;
-        let standing = Standing { number: state.next, holder: None, frozen: Arc::default() };
+        let standing = Standing {
+            number: state.next,
+            holder: None,
+            frozen: Arc::default(),
+        };
         let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
         state.pending += 1;
         if let Some(touched) = &mut state.touched {
@@ -257,7 +281,12 @@ impl<D: SessionDriver> Session<D> {
         state.weight += self.driver.weight(&name);
         state.claims.insert(name.clone(), standing);
         drop(state);
-        Ok(Claimed::Place(Claim::new(Arc::clone(self), name, number, frozen)))
+        Ok(Claimed::Place(Claim::new(
+            Arc::clone(self),
+            name,
+            number,
+            frozen,
+        )))
     }
 
     pub(super) fn hold(&self, name: &D::Claim, sink: LossNotifier) -> bool {
@@ -277,7 +306,10 @@ impl<D: SessionDriver> Session<D> {
     pub(super) fn forget(&self, name: &D::Claim, number: u64) {
         let now = self.time.now();
         let mut state = self.lock();
-        if state.claims.get(name).is_some_and(|standing| standing.number == number)
+        if state
+            .claims
+            .get(name)
+            .is_some_and(|standing| standing.number == number)
             && let Some(standing) = state.claims.remove(name)
         {
             state.weight -= self.driver.weight(name);
@@ -325,7 +357,10 @@ pub(super) enum Claimed<D: SessionDriver> {
 }
 
 fn over() -> Error {
-    Error::new(ErrorKind::Lost, "the session is over: its deadline came before a renewal did, or it was ended")
+    Error::new(
+        ErrorKind::Lost,
+        "the session is over: its deadline came before a renewal did, or it was ended",
+    )
 }
 
 impl<D: SessionDriver> fmt::Debug for Session<D> {

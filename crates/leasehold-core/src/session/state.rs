@@ -24,7 +24,8 @@ pub(super) struct State<C> {
     /// What has happened leaves open what the server has.
     pub(super) doubt: bool,
     pub(super) since_reconciled: u32,
-    /// When the first of the reconciliations was begun that have failed since the last one that succeeded.
+    /// When the first of the reconciliations was begun that have failed since the last one that
+    /// succeeded.
     pub(super) unreconciled_since: Option<Timestamp>,
     /// Claimed since a reconciliation began: what the server says of them may be old.
     pub(super) touched: Option<HashSet<C>>,

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::{
     backend::BoxFuture,
-    clock::{Deadline, ClockDrift, TestClock},
+    clock::{ClockDrift, Deadline, TestClock},
     error::{Error, ErrorKind, Result},
     request::{LossNotifier, Request},
     signal::LossReason,
@@ -44,7 +44,12 @@ struct Server {
 
 impl Server {
     fn has(&self, session: u32, claim: u32) {
-        self.sessions.lock().unwrap().get_mut(&session).unwrap().push(claim);
+        self.sessions
+            .lock()
+            .unwrap()
+            .get_mut(&session)
+            .unwrap()
+            .push(claim);
     }
 
     async fn trip(&self) -> Result<()> {
@@ -62,7 +67,11 @@ impl SessionDriver for Server {
     type Claim = u32;
 
     fn capacity(&self) -> usize {
-        if self.capacity == 0 { usize::MAX } else { self.capacity }
+        if self.capacity == 0 {
+            usize::MAX
+        } else {
+            self.capacity
+        }
     }
 
     fn weight(&self, claim: &u32) -> usize {
@@ -70,18 +79,28 @@ impl SessionDriver for Server {
     }
 
     fn max_sessions(&self) -> usize {
-        if self.max_sessions == 0 { usize::MAX } else { self.max_sessions }
+        if self.max_sessions == 0 {
+            usize::MAX
+        } else {
+            self.max_sessions
+        }
     }
 
     async fn open(&self, time: &SessionTime) -> Result<Opened<u32>> {
         let sent = time.now();
         self.trip().await?;
         if self.sessions.lock().unwrap().len() >= self.max_sessions() {
-            return Err(Error::new(ErrorKind::Unavailable, "there are as many as there may be"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "there are as many as there may be",
+            ));
         }
         let handle = self.opened.fetch_add(1, Ordering::Relaxed) as u32;
         self.sessions.lock().unwrap().insert(handle, Vec::new());
-        Ok(Opened { handle, deadline: time.deadline_from(sent) })
+        Ok(Opened {
+            handle,
+            deadline: time.deadline_from(sent),
+        })
     }
 
     async fn renew(&self, handle: &u32, time: &SessionTime) -> Result<Deadline> {
@@ -97,18 +116,35 @@ impl SessionDriver for Server {
     async fn owned(&self, handle: &u32) -> Result<Owned<u32>> {
         self.trip().await?;
         if self.blind.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Unavailable, "the answer is larger than the limit"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the answer is larger than the limit",
+            ));
         }
         if self.over_when_looked_at.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Lost, "the connection was given up"));
         }
-        let claims = self.sessions.lock().unwrap().get(handle).cloned().unwrap_or_default();
-        Ok(Owned { claims, broken: self.broken.lock().unwrap().clone() })
+        let claims = self
+            .sessions
+            .lock()
+            .unwrap()
+            .get(handle)
+            .cloned()
+            .unwrap_or_default();
+        Ok(Owned {
+            claims,
+            broken: self.broken.lock().unwrap().clone(),
+        })
     }
 
     async fn disown(&self, handle: &u32, orphans: Vec<u32>) -> Result<()> {
         self.trip().await?;
-        self.sessions.lock().unwrap().get_mut(handle).unwrap().retain(|claim| !orphans.contains(claim));
+        self.sessions
+            .lock()
+            .unwrap()
+            .get_mut(handle)
+            .unwrap()
+            .retain(|claim| !orphans.contains(claim));
         self.disowned.lock().unwrap().extend(orphans);
         Ok(())
     }
@@ -123,12 +159,18 @@ impl SessionDriver for Server {
 
 fn setup() -> (Arc<Server>, Arc<Sessions<Server>>, Arc<TestClock>) {
     let server = Arc::new(Server::default());
-    (Arc::clone(&server), Arc::new(Sessions::new(server)), Arc::new(TestClock::new()))
+    (
+        Arc::clone(&server),
+        Arc::new(Sessions::new(server)),
+        Arc::new(TestClock::new()),
+    )
 }
 
 fn request(clock: &Arc<TestClock>, secs: u64) -> Request {
     let clock: Arc<TestClock> = Arc::clone(clock);
-    Request::new("k".try_into().unwrap()).with_clock(clock, ClockDrift::NONE).with_ttl(Ttl::from_secs(secs).unwrap())
+    Request::new("k".try_into().unwrap())
+        .with_clock(clock, ClockDrift::NONE)
+        .with_ttl(Ttl::from_secs(secs).unwrap())
 }
 
 /// A sink, and the request whose loss it tells.
@@ -142,12 +184,16 @@ fn sink(clock: &Arc<TestClock>) -> (Request, LossNotifier) {
 async fn many_locks_share_one_session_and_one_renewal() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
-    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n))).await;
+    let claims =
+        futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n)))
+            .await;
     let claims: Vec<_> = claims.into_iter().map(Result::unwrap).collect();
     assert_eq!(server.opened.load(Ordering::Relaxed), 1);
     let before = claims[0].valid_until();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    for outcome in futures_util::future::join_all(claims.iter().map(|claim| claim.session().renew())).await {
+    for outcome in
+        futures_util::future::join_all(claims.iter().map(|claim| claim.session().renew())).await
+    {
         outcome.unwrap();
     }
     assert!(server.renewed.load(Ordering::Relaxed) <= 2);
@@ -159,22 +205,43 @@ async fn a_fifth_ttl_is_refused_until_one_is_idle() {
     let (server, sessions, clock) = setup();
     let mut claims = Vec::new();
     for secs in 1..=4 {
-        claims.push(sessions.claim(&request(&clock, 10 * secs), |_, _| 0).await.unwrap());
+        claims.push(
+            sessions
+                .claim(&request(&clock, 10 * secs), |_, _| 0)
+                .await
+                .unwrap(),
+        );
     }
-    let error = sessions.claim(&request(&clock, 50), |_, _| 0).await.unwrap_err();
+    let error = sessions
+        .claim(&request(&clock, 50), |_, _| 0)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("10s, 20s, 30s, 40s"), "{error}");
     claims.remove(1);
-    let fifth = sessions.claim(&request(&clock, 50), |_, _| 0).await.unwrap();
+    let fifth = sessions
+        .claim(&request(&clock, 50), |_, _| 0)
+        .await
+        .unwrap();
     assert_eq!(fifth.session().ttl(), Ttl::from_secs(50).unwrap());
     assert_eq!(server.closed.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_an_idle_session_is_closed_for_a_new_one() {
-    let server = Arc::new(Server { max_sessions: 2, ..Server::default() });
-    let (sessions, clock) = (Sessions::new(Arc::clone(&server)), Arc::new(TestClock::new()));
-    let claim = async |secs| sessions.claim(&request(&clock, secs), |_, _| secs as u32).await;
+    let server = Arc::new(Server {
+        max_sessions: 2,
+        ..Server::default()
+    });
+    let (sessions, clock) = (
+        Sessions::new(Arc::clone(&server)),
+        Arc::new(TestClock::new()),
+    );
+    let claim = async |secs| {
+        sessions
+            .claim(&request(&clock, secs), |_, _| secs as u32)
+            .await
+    };
     let held = claim(10).await.unwrap();
     drop(claim(20).await.unwrap());
     // The one of 20 s is idle.
@@ -191,7 +258,10 @@ async fn only_an_idle_session_is_closed_for_a_new_one() {
 #[tokio::test(start_paused = true)]
 async fn a_session_lives_while_somebody_waits_and_is_closed_when_idle() {
     let (server, sessions, clock) = setup();
-    let claim = sessions.claim(&request(&clock, 10), |_, _| 0).await.unwrap();
+    let claim = sessions
+        .claim(&request(&clock, 10), |_, _| 0)
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(claim.session().is_live());
     let renewed = server.renewed.load(Ordering::Relaxed);
@@ -205,7 +275,10 @@ async fn a_session_lives_while_somebody_waits_and_is_closed_when_idle() {
 #[tokio::test(start_paused = true)]
 async fn nobody_renews_for_a_lock_whose_keeper_is_gone() {
     let (_, sessions, clock) = setup();
-    let claim = sessions.claim(&request(&clock, 10), |_, _| 0).await.unwrap();
+    let claim = sessions
+        .claim(&request(&clock, 10), |_, _| 0)
+        .await
+        .unwrap();
     let (lock, sink) = sink(&clock);
     assert!(claim.hold(sink));
     tokio::time::sleep(Duration::from_secs(12)).await;
@@ -217,16 +290,24 @@ async fn nobody_renews_for_a_lock_whose_keeper_is_gone() {
 async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
-    let (holder, waiter) =
-        (sessions.claim(&request, |_, _| 1).await.unwrap(), sessions.claim(&request, |_, _| 2).await.unwrap());
+    let (holder, waiter) = (
+        sessions.claim(&request, |_, _| 1).await.unwrap(),
+        sessions.claim(&request, |_, _| 2).await.unwrap(),
+    );
     let (lock, sink) = sink(&clock);
     assert!(holder.hold(sink));
     server.sessions.lock().unwrap().clear();
-    assert_eq!(holder.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        holder.session().renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(lock.signal().loss(), Some(LossReason::SessionEnded));
     waiter.session().ended().await;
     let (_, sink) = self::sink(&clock);
-    assert!(!waiter.hold(sink), "nothing is granted in a session that is over");
+    assert!(
+        !waiter.hold(sink),
+        "nothing is granted in a session that is over"
+    );
     let next = sessions.claim(&request, |_, _| 3).await.unwrap();
     assert_ne!(next.session().id(), holder.session().id());
 }
@@ -234,36 +315,60 @@ async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
 #[tokio::test(start_paused = true)]
 async fn session_found_over_after_its_renewal_is_not_extended() {
     let (server, sessions, clock) = setup();
-    let claim = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+    let claim = sessions
+        .claim(&request(&clock, 10), |_, _| 1)
+        .await
+        .unwrap();
     let (lock, sink) = sink(&clock);
     assert!(claim.hold(sink));
     server.over_when_looked_at.store(true, Ordering::Relaxed);
-    assert_eq!(claim.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        claim.session().renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(server.renewed.load(Ordering::Relaxed), 1);
     assert_eq!(lock.signal().loss(), Some(LossReason::SessionEnded));
 }
 
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_for_one_renewal_do_not_overfill_its_session() {
-    let server = Arc::new(Server { capacity: 3, ..Server::default() });
-    let (sessions, clock) = (Arc::new(Sessions::new(Arc::clone(&server))), Arc::new(TestClock::new()));
+    let server = Arc::new(Server {
+        capacity: 3,
+        ..Server::default()
+    });
+    let (sessions, clock) = (
+        Arc::new(Sessions::new(Arc::clone(&server))),
+        Arc::new(TestClock::new()),
+    );
     let request = request(&clock, 10);
     drop(sessions.claim(&request, |_, _| 0).await.unwrap());
     // Less than half of the TTL is left: whoever claims renews first.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let claims = futures_util::future::join_all((1..=20).map(|n| sessions.claim(&request, move |_, _| n))).await;
+    let claims =
+        futures_util::future::join_all((1..=20).map(|n| sessions.claim(&request, move |_, _| n)))
+            .await;
     let claims: Vec<_> = claims.into_iter().map(Result::unwrap).collect();
     let mut filled = HashMap::new();
     for claim in &claims {
         *filled.entry(*claim.session().handle()).or_insert(0) += 1;
     }
-    assert!(filled.len() == 7 && filled.values().all(|claims| *claims <= 3), "{filled:?}");
+    assert!(
+        filled.len() == 7 && filled.values().all(|claims| *claims <= 3),
+        "{filled:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn claims_fill_a_session_by_their_weight() {
-    let server = Arc::new(Server { capacity: 100, weighs: true, ..Server::default() });
-    let (sessions, clock) = (Sessions::new(Arc::clone(&server)), Arc::new(TestClock::new()));
+    let server = Arc::new(Server {
+        capacity: 100,
+        weighs: true,
+        ..Server::default()
+    });
+    let (sessions, clock) = (
+        Sessions::new(Arc::clone(&server)),
+        Arc::new(TestClock::new()),
+    );
     let request = request(&clock, 10);
     let claim = async |weight| sessions.claim(&request, move |_, _| weight).await.unwrap();
     let (heavy, light) = (claim(60).await, claim(50).await);
@@ -271,13 +376,20 @@ async fn claims_fill_a_session_by_their_weight() {
     let next = claim(1).await;
     assert_ne!(next.session().id(), heavy.session().id());
     drop(heavy);
-    assert_eq!(claim(2).await.session().id(), light.session().id(), "there is room in it again");
+    assert_eq!(
+        claim(2).await.session().id(),
+        light.session().id(),
+        "there is room in it again"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn locks_are_given_up_if_what_is_owned_cannot_be_read() {
     let (server, sessions, clock) = setup();
-    let held = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+    let held = sessions
+        .claim(&request(&clock, 10), |_, _| 1)
+        .await
+        .unwrap();
     let (lock, sink) = sink(&clock);
     assert!(held.hold(sink));
     server.has(0, 1);
@@ -298,24 +410,35 @@ async fn locks_are_given_up_if_what_is_owned_cannot_be_read() {
     while held.session().is_live() {
         drop(held.session().renew().await);
         tokio::time::sleep(Duration::from_secs(3)).await;
-        assert!(server.renewed.load(Ordering::Relaxed) < 50, "it is renewed for ever");
+        assert!(
+            server.renewed.load(Ordering::Relaxed) < 50,
+            "it is renewed for ever"
+        );
     }
-    assert_eq!(held.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        held.session().renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(lock.signal().loss(), Some(LossReason::Expired));
 }
 
-/// What the server owns can and cannot be read in turns, at random, and at some time it takes the lock away: its holder
-/// believes in it for three TTLs more at most.
+/// What the server owns can and cannot be read in turns, at random, and at some time it takes the
+/// lock away: its holder believes in it for three TTLs more at most.
 #[tokio::test(start_paused = true)]
 async fn a_lock_taken_away_is_noticed_whatever_fails() {
     for seed in 0..200_u64 {
         let mut state = seed;
         let mut below = |bound: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % bound
         };
         let (server, sessions, clock) = setup();
-        let held = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+        let held = sessions
+            .claim(&request(&clock, 10), |_, _| 1)
+            .await
+            .unwrap();
         let (lock, sink) = sink(&clock);
         assert!(held.hold(sink));
         server.has(0, 1);
@@ -338,7 +461,10 @@ async fn a_lock_taken_away_is_noticed_whatever_fails() {
                 break;
             }
             let believed = taken.map_or(Duration::ZERO, |taken| now.since(taken));
-            assert!(believed <= Duration::from_secs(30), "seed {seed}: believed {believed:?} after it was taken away");
+            assert!(
+                believed <= Duration::from_secs(30),
+                "seed {seed}: believed {believed:?} after it was taken away"
+            );
         }
     }
 }
@@ -346,9 +472,15 @@ async fn a_lock_taken_away_is_noticed_whatever_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_late_renewal_does_not_revive() {
     let (server, sessions, clock) = setup();
-    let claim = sessions.claim(&request(&clock, 10), |_, _| 1).await.unwrap();
+    let claim = sessions
+        .claim(&request(&clock, 10), |_, _| 1)
+        .await
+        .unwrap();
     clock.suspend(Duration::from_secs(11));
-    assert_eq!(claim.session().renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        claim.session().renew().await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(server.renewed.load(Ordering::Relaxed), 0);
 }
 
@@ -400,7 +532,14 @@ async fn a_name_that_is_taken_or_retired_gives_way_to_the_next() {
     assert_eq!((*first.name(), *second.name()), (0, 1));
     first.retire();
     drop((first, second));
-    assert_eq!(*sessions.claim(&request, |_, number| number).await.unwrap().name(), 1);
+    assert_eq!(
+        *sessions
+            .claim(&request, |_, number| number)
+            .await
+            .unwrap()
+            .name(),
+        1
+    );
     let taken = sessions.claim(&request, |_, _| 0).await.unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::Contended);
 }
@@ -409,14 +548,19 @@ async fn a_name_that_is_taken_or_retired_gives_way_to_the_next() {
 async fn a_renewal_finds_out_what_was_taken_away_and_what_was_broken() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
-    let (taken, broken) =
-        (sessions.claim(&request, |_, _| 1).await.unwrap(), sessions.claim(&request, |_, _| 2).await.unwrap());
+    let (taken, broken) = (
+        sessions.claim(&request, |_, _| 1).await.unwrap(),
+        sessions.claim(&request, |_, _| 2).await.unwrap(),
+    );
     let ((first, one), (second, two)) = (sink(&clock), sink(&clock));
     assert!(taken.hold(one) && broken.hold(two));
     server.has(0, 2);
     server.broken.lock().unwrap().push(2);
     broken.session().renew().await.unwrap();
-    assert_eq!((first.signal().loss(), second.signal().loss()), (Some(LossReason::Replaced), None));
+    assert_eq!(
+        (first.signal().loss(), second.signal().loss()),
+        (Some(LossReason::Replaced), None)
+    );
     let frozen = broken.valid_until();
     tokio::time::sleep(Duration::from_secs(1)).await;
     broken.session().renew().await.unwrap();
@@ -430,9 +574,19 @@ async fn a_server_that_is_down_is_told_to_all_at_once() {
     server.down.store(true, Ordering::Relaxed);
     let request = request(&clock, 10);
     let begun = tokio::time::Instant::now();
-    let claims = futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n))).await;
-    assert!(claims.iter().all(|claim| claim.as_ref().unwrap_err().kind() == ErrorKind::Unavailable));
-    assert!(begun.elapsed() <= Duration::from_millis(2), "{:?}", begun.elapsed());
+    let claims =
+        futures_util::future::join_all((0..100).map(|n| sessions.claim(&request, move |_, _| n)))
+            .await;
+    assert!(
+        claims
+            .iter()
+            .all(|claim| claim.as_ref().unwrap_err().kind() == ErrorKind::Unavailable)
+    );
+    assert!(
+        begun.elapsed() <= Duration::from_millis(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -442,7 +596,10 @@ async fn after_close_there_is_nothing_and_nothing_starts() {
     let claim = sessions.claim(&request, |_, _| 1).await.unwrap();
     sessions.close().await.unwrap();
     assert!(server.sessions.lock().unwrap().is_empty() && !claim.session().is_live());
-    assert_eq!(sessions.claim(&request, |_, _| 2).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        sessions.claim(&request, |_, _| 2).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
 }
 
 /// Carries numbers back; its lane is the number without its last digit.
@@ -466,15 +623,24 @@ impl BatchExecutor for Trips {
     }
 }
 
-const LIMITS: BatchLimits = BatchLimits { alone: 2, one_at_a_time: false, calls: 1, batch: 8 };
+const LIMITS: BatchLimits = BatchLimits {
+    alone: 2,
+    one_at_a_time: false,
+    calls: 1,
+    batch: 8,
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_lone_job_goes_at_once_and_many_go_together() {
     let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
     assert_eq!(gather.run(&trips, 7).await.unwrap(), 7);
     let jobs: Vec<u64> = (0..20).map(|job| job * 10).collect();
-    let answers = futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
-    assert_eq!(answers.into_iter().map(Result::unwrap).collect::<Vec<_>>(), jobs);
+    let answers =
+        futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
+    assert_eq!(
+        answers.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
+        jobs
+    );
     let sizes: Vec<_> = trips.0.lock().unwrap().iter().map(Vec::len).collect();
     assert_eq!(sizes, [1, 1, 1, 8, 8, 2]);
 }
@@ -484,5 +650,8 @@ async fn jobs_of_one_lane_never_travel_together_and_keep_their_order() {
     let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
     let jobs = [101, 201, 11, 12, 21, 13, 22];
     futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
-    assert_eq!(*trips.0.lock().unwrap(), [vec![101], vec![201], vec![11, 21], vec![12, 22], vec![13]]);
+    assert_eq!(
+        *trips.0.lock().unwrap(),
+        [vec![101], vec![201], vec![11, 21], vec![12, 22], vec![13]]
+    );
 }

@@ -22,56 +22,96 @@ pub(crate) fn of<const A: usize>(scope: &Scope) -> Vec<Property<Protocol<A>>> {
         Property::always(NOTHING_KEPT, |_, state: &State<A>| nothing_kept(state)),
     ];
     if scope.clocks {
-        all.push(Property::always(EXCLUSIVE, |protocol: &Protocol<A>, state: &State<A>| exclusive(protocol, state)));
+        all.push(Property::always(
+            EXCLUSIVE,
+            |protocol: &Protocol<A>, state: &State<A>| exclusive(protocol, state),
+        ));
     }
     if scope.clocks {
         all.push(Property::always(UNBROKEN, |_, state: &State<A>| {
-            (0..A).all(|attempt| !state.attempts[attempt].overtaken || !believes(state, attempt, Majority::of(3)))
+            (0..A).all(|attempt| {
+                !state.attempts[attempt].overtaken || !believes(state, attempt, Majority::of(3))
+            })
         }));
     }
     if scope.bug.is_some() {
         return all;
     }
-    all.push(Property::sometimes("every attempt is granted", |_, state: &State<A>| {
-        state.attempts.iter().all(|attempt| attempt.granted)
-    }));
-    all.push(Property::sometimes("a token in one round trip", |_, state: &State<A>| {
-        state.attempts.iter().any(|attempt| attempt.phase == Phase::Held && attempt.token != 0 && attempt.earlier == 0)
-    }));
-    all.push(Property::sometimes("a token that was written back", |_, state: &State<A>| {
-        state.attempts.iter().any(|attempt| attempt.granted && attempt.earlier.count_ones() == 1)
-    }));
+    all.push(Property::sometimes(
+        "every attempt is granted",
+        |_, state: &State<A>| state.attempts.iter().all(|attempt| attempt.granted),
+    ));
+    all.push(Property::sometimes(
+        "a token in one round trip",
+        |_, state: &State<A>| {
+            state.attempts.iter().any(|attempt| {
+                attempt.phase == Phase::Held && attempt.token != 0 && attempt.earlier == 0
+            })
+        },
+    ));
+    all.push(Property::sometimes(
+        "a token that was written back",
+        |_, state: &State<A>| {
+            state
+                .attempts
+                .iter()
+                .any(|attempt| attempt.granted && attempt.earlier.count_ones() == 1)
+        },
+    ));
     if scope.floors.len() > 1 || scope.duplicates > 0 {
-        all.push(Property::sometimes("a write-back in two rounds", |_, state: &State<A>| {
-            state.attempts.iter().any(|attempt| attempt.granted && attempt.earlier.count_ones() == 2)
-        }));
+        all.push(Property::sometimes(
+            "a write-back in two rounds",
+            |_, state: &State<A>| {
+                state
+                    .attempts
+                    .iter()
+                    .any(|attempt| attempt.granted && attempt.earlier.count_ones() == 2)
+            },
+        ));
     }
     if scope.clocks && scope.renewals > 0 {
         all.push(Property::sometimes("a renewal", |_, state: &State<A>| {
-            (0..A).any(|attempt| state.attempts[attempt].passed == 1 && believes(state, attempt, Majority::of(3)))
+            (0..A).any(|attempt| {
+                state.attempts[attempt].passed == 1 && believes(state, attempt, Majority::of(3))
+            })
         }));
     }
     if scope.restarts > 0 {
-        all.push(Property::sometimes("a grant with a node that has rejoined", |_, state: &State<A>| {
-            let voting = state.nodes.iter().all(|node| node.standing == Standing::Full);
-            let holds = |attempt: &usize| {
-                state.attempts[*attempt].phase == Phase::Held
-                    && state.nodes.iter().all(|node| node.holder as usize == attempt + 1)
-            };
-            state.restarts == 0 && voting && (0..A).any(|attempt| holds(&attempt))
-        }));
+        all.push(Property::sometimes(
+            "a grant with a node that has rejoined",
+            |_, state: &State<A>| {
+                let voting = state
+                    .nodes
+                    .iter()
+                    .all(|node| node.standing == Standing::Full);
+                let holds = |attempt: &usize| {
+                    state.attempts[*attempt].phase == Phase::Held
+                        && state
+                            .nodes
+                            .iter()
+                            .all(|node| node.holder as usize == attempt + 1)
+                };
+                state.restarts == 0 && voting && (0..A).any(|attempt| holds(&attempt))
+            },
+        ));
     }
     all
 }
 
 fn unique<const A: usize>(state: &State<A>) -> bool {
-    let tokens =
-        |attempt: usize| Some(state.attempts[attempt]).filter(|it| it.granted && it.token != 0).map(|it| it.token);
-    (0..A).all(|first| (0..first).all(|second| tokens(first).is_none() || tokens(first) != tokens(second)))
+    let tokens = |attempt: usize| {
+        Some(state.attempts[attempt])
+            .filter(|it| it.granted && it.token != 0)
+            .map(|it| it.token)
+    };
+    (0..A).all(|first| {
+        (0..first).all(|second| tokens(first).is_none() || tokens(first) != tokens(second))
+    })
 }
 
 fn ordered<const A: usize>(state: &State<A>) -> bool {
-    let promised = |attempt: usize| state.attempts[attempt].granted && state.attempts[attempt].token != 0;
+    let promised =
+        |attempt: usize| state.attempts[attempt].granted && state.attempts[attempt].token != 0;
     (0..A).filter(|later| promised(*later)).all(|later| {
         let (token, after) = (state.attempts[later].token, state.attempts[later].after);
         (0..A)
@@ -91,8 +131,12 @@ fn exclusive<const A: usize>(protocol: &Protocol<A>, state: &State<A>) -> bool {
 
 /// Without a release on its way, others would have to wait for an expiry.
 fn nothing_kept<const A: usize>(state: &State<A>) -> bool {
-    state.nodes.iter().filter(|node| node.holder != 0).all(|node| {
-        let holder = state.attempts[usize::from(node.holder) - 1];
-        holder.phase != Phase::Over || holder.releases
-    })
+    state
+        .nodes
+        .iter()
+        .filter(|node| node.holder != 0)
+        .all(|node| {
+            let holder = state.attempts[usize::from(node.holder) - 1];
+            holder.phase != Phase::Over || holder.releases
+        })
 }

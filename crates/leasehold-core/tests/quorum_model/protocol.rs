@@ -1,10 +1,10 @@
 //! The protocol as a state machine. What is decided, is decided by `leasehold_core::quorum`.
 
 use leasehold_core::{
-    Deadline, FencingToken, Timestamp, AcquisitionId, TokenVote,
+    AcquisitionId, Deadline, FencingToken, Timestamp, TokenVote,
     quorum::{
-        Answer, Fence, Majority, Membership, Memory, Rejoin, Renewed, Round, Standing as Outcome, Tally, TokenChoice,
-        Vote, choose, may_heal, rejoin, renewal, round, validity,
+        Answer, Fence, Majority, Membership, Memory, Rejoin, Renewed, Round, Standing as Outcome,
+        Tally, TokenChoice, Vote, choose, may_heal, rejoin, renewal, round, validity,
     },
 };
 use stateright::{Model, Property};
@@ -30,7 +30,11 @@ impl<const A: usize> Model for Protocol<A> {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State<A>> {
-        vec![State::new(self.scope.duplicates, self.scope.renewals, self.scope.restarts)]
+        vec![State::new(
+            self.scope.duplicates,
+            self.scope.renewals,
+            self.scope.restarts,
+        )]
     }
 
     fn actions(&self, state: &State<A>, steps: &mut Vec<Step>) {
@@ -43,9 +47,14 @@ impl<const A: usize> Model for Protocol<A> {
         if state.attempts.iter().all(settled) {
             return;
         }
-        // What happens at a node may as well happen at another that is just like it; and those that have not begun are alike.
+        // What happens at a node may as well happen at another that is just like it; and those that
+        // have not begun are alike.
         let nodes = (0..NODES).filter(|node| !state.nodes[..*node].contains(&state.nodes[*node]));
-        let begun = state.attempts.iter().take_while(|attempt| attempt.phase != Phase::Idle).count();
+        let begun = state
+            .attempts
+            .iter()
+            .take_while(|attempt| attempt.phase != Phase::Idle)
+            .count();
         for attempt in 0..A.min(begun + 1) {
             self.steps_of_attempt(state, attempt, steps);
             for node in nodes.clone() {
@@ -72,7 +81,12 @@ impl<const A: usize> Model for Protocol<A> {
 
 impl<const A: usize> Protocol<A> {
     fn steps_of_attempt(&self, state: &State<A>, attempt: usize, steps: &mut Vec<Step>) {
-        let Attempt { phase, sent, passed, .. } = state.attempts[attempt];
+        let Attempt {
+            phase,
+            sent,
+            passed,
+            ..
+        } = state.attempts[attempt];
         let links = state.nodes.map(|node| node.links[attempt]);
         match phase {
             Phase::Idle => steps.push(Step::Start { attempt }),
@@ -90,15 +104,27 @@ impl<const A: usize> Protocol<A> {
         if !matches!(phase, Phase::Idle | Phase::Over) {
             steps.push(Step::Release { attempt });
         }
-        // Before it is granted, and once it is over, nothing depends on its deadlines but that it is never granted: a release.
-        if self.scope.clocks && passed < sent && (phase == Phase::Held || self.scope.bug.is_some()) {
+        // Before it is granted, and once it is over, nothing depends on its deadlines but that it
+        // is never granted: a release.
+        if self.scope.clocks && passed < sent && (phase == Phase::Held || self.scope.bug.is_some())
+        {
             steps.push(Step::Pass { attempt });
         }
     }
 
     /// What may arrive at the node from the attempt, or come back.
     fn arrivals(&self, state: &State<A>, attempt: usize, node: usize, steps: &mut Vec<Step>) {
-        let (Attempt { phase, token, earlier, sent, extended, .. }, at) = (state.attempts[attempt], &state.nodes[node]);
+        let (
+            Attempt {
+                phase,
+                token,
+                earlier,
+                sent,
+                extended,
+                ..
+            },
+            at,
+        ) = (state.attempts[attempt], &state.nodes[node]);
         let link = at.links[attempt];
         if phase == Phase::Idle {
             return;
@@ -108,9 +134,19 @@ impl<const A: usize> Protocol<A> {
         let free = at.holder == 0 || at.holder == who(attempt);
         if free && votes(at) && (!again || state.duplicates > 0) {
             for floor in self.scope.floors {
-                steps.push(Step::Grant { attempt, node, floor: *floor, answered: true });
+                steps.push(Step::Grant {
+                    attempt,
+                    node,
+                    floor: *floor,
+                    answered: true,
+                });
                 if again && link.granted != 0 && !link.member {
-                    steps.push(Step::Grant { attempt, node, floor: *floor, answered: false });
+                    steps.push(Step::Grant {
+                        attempt,
+                        node,
+                        floor: *floor,
+                        answered: false,
+                    });
                 }
             }
         }
@@ -120,21 +156,40 @@ impl<const A: usize> Protocol<A> {
         let ours = at.holder == who(attempt) || self.scope.bug == Some(Bug::NonStrictWriteBack);
         if ours {
             if phase == Phase::Writing && link.raised == Raised::Unanswered {
-                steps.push(Step::Raise { attempt, node, token });
+                steps.push(Step::Raise {
+                    attempt,
+                    node,
+                    token,
+                });
             }
-            for token in (1..16).filter(|token| earlier & (1 << token) != 0 && *token > at.mark.token) {
-                steps.push(Step::Raise { attempt, node, token });
+            for token in
+                (1..16).filter(|token| earlier & (1 << token) != 0 && *token > at.mark.token)
+            {
+                steps.push(Step::Raise {
+                    attempt,
+                    node,
+                    token,
+                });
             }
         }
         // Once the attempt is over, and without clocks, the lock may expire in any case.
-        if self.scope.clocks && phase == Phase::Held && sent == 2 && link.until < 2 && at.holder == who(attempt) {
+        if self.scope.clocks
+            && phase == Phase::Held
+            && sent == 2
+            && link.until < 2
+            && at.holder == who(attempt)
+        {
             steps.push(Step::Extend { attempt, node });
         }
         if extended && link.until < 2 && free && votes(at) {
             // Its floor is one below the attempt's token; a node's clock may lower it.
             let own = Some(token.saturating_sub(1)).filter(|own| !self.scope.floors.contains(own));
             let floors = self.scope.floors.iter().copied().chain(own);
-            steps.extend(floors.map(|floor| Step::Heal { attempt, node, floor }));
+            steps.extend(floors.map(|floor| Step::Heal {
+                attempt,
+                node,
+                floor,
+            }));
         }
         // In time, it was taken when it was given.
         let late = self.scope.bug == Some(Bug::HealedAfterABreak);
@@ -159,10 +214,16 @@ impl<const A: usize> Protocol<A> {
             steps.push(Step::Restart { node });
         }
         let early = self.scope.bug == Some(Bug::RejoinBeforeGrace);
-        let may_copy = if early { at.standing == Standing::Grace } else { at.standing == Standing::Locks };
+        let may_copy = if early {
+            at.standing == Standing::Grace
+        } else {
+            at.standing == Standing::Locks
+        };
         match at.standing {
             Standing::Full => {}
-            Standing::Grace if self.expired_at(state, node) || self.scope.bug == Some(Bug::GraceBySetClock) => {
+            Standing::Grace
+                if self.expired_at(state, node) || self.scope.bug == Some(Bug::GraceBySetClock) =>
+            {
                 steps.push(Step::GraceEnds { node });
             }
             Standing::Grace => {}
@@ -176,22 +237,34 @@ impl<const A: usize> Protocol<A> {
         }
     }
 
-    /// Whether every deadline has passed that the node ever held for: then the largest TTL has passed since its restart.
+    /// Whether every deadline has passed that the node ever held for: then the largest TTL has
+    /// passed since its restart.
     fn expired_at(&self, state: &State<A>, node: usize) -> bool {
         let links = state.nodes[node].links;
-        links.iter().zip(&state.attempts).all(|(link, attempt)| attempt.passed >= link.until)
+        links
+            .iter()
+            .zip(&state.attempts)
+            .all(|(link, attempt)| attempt.passed >= link.until)
     }
 
     /// Takes the step; `false` if it changes nothing or cannot be.
     fn take(&self, state: &mut State<A>, step: Step) -> bool {
         match step {
             Step::Start { attempt } => {
-                let granted = (0..A).filter(|other| state.attempts[*other].granted).map(|other| 1 << other).sum();
+                let granted = (0..A)
+                    .filter(|other| state.attempts[*other].granted)
+                    .map(|other| 1 << other)
+                    .sum();
                 let starting = &mut state.attempts[attempt];
                 (starting.phase, starting.sent, starting.after) = (Phase::Asking, 1, granted);
                 true
             }
-            Step::Grant { attempt, node, floor, answered } => {
+            Step::Grant {
+                attempt,
+                node,
+                floor,
+                answered,
+            } => {
                 state.duplicates -= u8::from(state.nodes[node].links[attempt].came);
                 let phase = state.attempts[attempt].phase;
                 let believed = phase == Phase::Held && self.believed(state, attempt);
@@ -208,7 +281,8 @@ impl<const A: usize> Protocol<A> {
                     Phase::Asking | Phase::Writing if answered && !link.member => {
                         (link.granted, link.fenced) = (mark.token, at.standing == Standing::Full);
                     }
-                    // Adopted at once: coming later, or never, it would only shorten what the attempt believes.
+                    // Adopted at once: coming later, or never, it would only shorten what the
+                    // attempt believes.
                     Phase::Held if self.scope.clocks && believed && !link.member => {
                         (link.member, link.known) = (true, 1);
                     }
@@ -222,13 +296,18 @@ impl<const A: usize> Protocol<A> {
                 (link.member, link.known) = (true, 1);
                 true
             }
-            Step::Raise { attempt, node, token } => self.raise(state, attempt, node, token),
+            Step::Raise {
+                attempt,
+                node,
+                token,
+            } => self.raise(state, attempt, node, token),
             Step::Settle { attempt, nodes } => self.settle(state, attempt, nodes),
             Step::Renew { attempt } => {
                 let renewing = &mut state.attempts[attempt];
                 renewing.sent = 2;
                 // Without clocks nothing is known of the answers: nodes may be healed from now on.
-                renewing.extended = !self.scope.clocks || self.scope.bug == Some(Bug::HealedAfterABreak);
+                renewing.extended =
+                    !self.scope.clocks || self.scope.bug == Some(Bug::HealedAfterABreak);
                 state.renewals -= 1;
                 true
             }
@@ -274,7 +353,11 @@ impl<const A: usize> Protocol<A> {
                 state.restarts -= 1;
                 let at = &mut state.nodes[node];
                 (at.holder, at.mark) = (0, Mark::default());
-                at.standing = if self.scope.bug == Some(Bug::AmnesiacVotes) { Standing::Full } else { Standing::Grace };
+                at.standing = if self.scope.bug == Some(Bug::AmnesiacVotes) {
+                    Standing::Full
+                } else {
+                    Standing::Grace
+                };
                 true
             }
             Step::GraceEnds { node } => {
@@ -329,7 +412,9 @@ impl<const A: usize> Protocol<A> {
         if !self.believed_by(state, attempt, majority) {
             return false;
         }
-        let tokens = counted().map(|node| state.nodes[node].links[attempt]).filter(|link| link.fenced);
+        let tokens = counted()
+            .map(|node| state.nodes[node].links[attempt])
+            .filter(|link| link.fenced);
         let largest = tokens.clone().map(|link| link.granted).max();
         match choose(tokens.map(|link| token(link.granted)), majority) {
             Some(TokenChoice::Stands(token)) => self.granted(state, attempt, number(token)),
@@ -384,12 +469,16 @@ impl<const A: usize> Protocol<A> {
     }
 
     fn raise(&self, state: &mut State<A>, attempt: usize, node: usize, raised: u8) -> bool {
-        let writing = state.attempts[attempt].phase == Phase::Writing && state.attempts[attempt].token == raised;
+        let writing = state.attempts[attempt].phase == Phase::Writing
+            && state.attempts[attempt].token == raised;
         let at = &mut state.nodes[node];
         if at.standing != Standing::Full {
             return false;
         }
-        let asked = Fence { token: token(raised), owner: owner(attempt) };
+        let asked = Fence {
+            token: token(raised),
+            owner: owner(attempt),
+        };
         let holder = (at.holder != 0).then(|| owner(usize::from(at.holder) - 1));
         let mut vote = Fence::accepts(fence(at.mark), holder, asked);
         let equal_or_smaller = fence(at.mark).is_none_or(|stored| stored.token <= asked.token);
@@ -436,15 +525,26 @@ impl<const A: usize> Protocol<A> {
             winner.earlier |= 1 << token;
         }
         (winner.phase, winner.token, winner.granted) = (Phase::Held, token, true);
-        let others = state.attempts.iter_mut().enumerate().filter(|(other, _)| *other != attempt);
+        let others = state
+            .attempts
+            .iter_mut()
+            .enumerate()
+            .filter(|(other, _)| *other != attempt);
         others
             .filter(|(_, other)| other.phase == Phase::Held)
             .for_each(|(_, other)| other.overtaken = self.scope.clocks);
         for node in &mut state.nodes {
             let link = &mut node.links[attempt];
-            // What has been answered by now is adopted at once, and of tokens only its own matters from here on.
+            // What has been answered by now is adopted at once, and of tokens only its own matters
+            // from here on.
             let member = self.scope.clocks && (link.member || link.granted != 0);
-            *link = Link { came: link.came, until: link.until, member, known: u8::from(member), ..Link::default() };
+            *link = Link {
+                came: link.came,
+                until: link.until,
+                member,
+                known: u8::from(member),
+                ..Link::default()
+            };
         }
     }
 
@@ -459,21 +559,31 @@ impl<const A: usize> Protocol<A> {
         }
         (over.phase, over.overtaken) = (Phase::Over, false);
         if over.releases {
-            // That it waits for no deadline any more lets the grace of nodes end early, if anything.
+            // That it waits for no deadline any more lets the grace of nodes end early, if
+            // anything.
             over.passed = over.sent;
         }
         for node in &mut state.nodes {
             let link = &mut node.links[attempt];
-            *link = Link { came: link.came, until: link.until, ..Link::default() };
+            *link = Link {
+                came: link.came,
+                until: link.until,
+                ..Link::default()
+            };
         }
     }
 
     /// Whether the attempt may believe that a majority holds for it.
     fn believed(&self, state: &State<A>, attempt: usize) -> bool {
         let majority = match self.scope.bug {
-            Some(Bug::MajorityOfAnswered) => {
-                Majority::of(state.nodes.iter().filter(|node| node.links[attempt].member).count().max(1))
-            }
+            Some(Bug::MajorityOfAnswered) => Majority::of(
+                state
+                    .nodes
+                    .iter()
+                    .filter(|node| node.links[attempt].member)
+                    .count()
+                    .max(1),
+            ),
             _ => ALL,
         };
         self.believed_by(state, attempt, majority)
@@ -483,15 +593,18 @@ impl<const A: usize> Protocol<A> {
         if !self.scope.clocks {
             return true;
         }
-        deadline(state, attempt, majority)
-            .is_some_and(|until| self.scope.bug == Some(Bug::DeadlineFromAnswer) || may_heal(until, NOW))
+        deadline(state, attempt, majority).is_some_and(|until| {
+            self.scope.bug == Some(Bug::DeadlineFromAnswer) || may_heal(until, NOW)
+        })
     }
 
     /// Whether the copying is complete; if so, the node has the copy.
     fn rejoined(&self, state: &mut State<A>, node: usize) -> bool {
         let copied = state.nodes[node].copied;
         let asked = state.nodes.iter().filter(|other| other.asked).count();
-        let Rejoin::Copy(_) = rejoin(std::iter::repeat_n(token(copied.token), asked), ALL) else { return false };
+        let Rejoin::Copy(_) = rejoin(std::iter::repeat_n(token(copied.token), asked), ALL) else {
+            return false;
+        };
         let at = &mut state.nodes[node];
         if at.mark.token <= copied.token {
             at.mark = copied;
@@ -502,10 +615,16 @@ impl<const A: usize> Protocol<A> {
     }
 }
 
-/// Forgets of attempts that are over what can make no difference any more, so that more states are one.
+/// Forgets of attempts that are over what can make no difference any more, so that more states are
+/// one.
 fn forget<const A: usize>(state: &mut State<A>) {
     let (duplicates, restarts) = (state.duplicates, state.restarts);
-    let least = state.nodes.iter().map(|node| node.mark.token).min().unwrap_or(0);
+    let least = state
+        .nodes
+        .iter()
+        .map(|node| node.mark.token)
+        .min()
+        .unwrap_or(0);
     for (index, attempt) in state.attempts.iter_mut().enumerate() {
         // All its deadlines have passed then.
         if attempt.phase != Phase::Over || !attempt.releases {
@@ -519,7 +638,8 @@ fn forget<const A: usize>(state: &mut State<A>) {
             link.until = if heals && link.until == 2 { 2 } else { 0 };
             may_hold |= node.holder == who(index) || !link.came || heals && link.until == 0;
         }
-        // Write-backs of tokens that every node exceeds, or that no node can hold for, are refused. A restart lowers a token.
+        // Write-backs of tokens that every node exceeds, or that no node can hold for, are refused.
+        // A restart lowers a token.
         if !may_hold {
             attempt.earlier = 0;
         } else if restarts == 0 {
@@ -532,23 +652,43 @@ fn forget<const A: usize>(state: &mut State<A>) {
 }
 
 /// Until when the attempt's nodes hold for it, as far as it knows.
-pub(crate) fn deadline<const A: usize>(state: &State<A>, attempt: usize, majority: Majority) -> Option<Deadline> {
-    let Attempt { passed, extended, .. } = state.attempts[attempt];
+pub(crate) fn deadline<const A: usize>(
+    state: &State<A>,
+    attempt: usize,
+    majority: Majority,
+) -> Option<Deadline> {
+    let Attempt {
+        passed, extended, ..
+    } = state.attempts[attempt];
     // What single nodes renewed does not count before the renewal has extended it.
     let counts = 1 + u8::from(extended);
-    let members = state.nodes.iter().map(|node| node.links[attempt]).filter(|link| link.member);
-    let deadlines =
-        members.map(|link| Deadline::at(Timestamp::from_nanos(if link.known.min(counts) > passed { 3 } else { 1 })));
+    let members = state
+        .nodes
+        .iter()
+        .map(|node| node.links[attempt])
+        .filter(|link| link.member);
+    let deadlines = members.map(|link| {
+        Deadline::at(Timestamp::from_nanos(if link.known.min(counts) > passed {
+            3
+        } else {
+            1
+        }))
+    });
     validity(deadlines, majority)
 }
 
 /// Whether the attempt was granted the lock and believes that it still holds.
-pub(crate) fn believes<const A: usize>(state: &State<A>, attempt: usize, majority: Majority) -> bool {
+pub(crate) fn believes<const A: usize>(
+    state: &State<A>,
+    attempt: usize,
+    majority: Majority,
+) -> bool {
     state.attempts[attempt].phase == Phase::Held
         && deadline(state, attempt, majority).is_some_and(|until| !until.is_past(NOW))
 }
 
-/// Whether a node's grants count. What is asked of one that may not vote is not modelled: it changes nothing.
+/// Whether a node's grants count. What is asked of one that may not vote is not modelled: it
+/// changes nothing.
 fn votes<const A: usize>(node: &Node<A>) -> bool {
     let (memory, watched_for) = match node.standing {
         Standing::Full => (Memory::Attested, 0),
@@ -556,11 +696,19 @@ fn votes<const A: usize>(node: &Node<A>) -> bool {
         Standing::Locks => (Memory::Unknown, 1),
     };
     let nanos = std::time::Duration::from_nanos;
-    Membership { memory, watched_for: nanos(watched_for) }.ballot(nanos(1)).lock
+    Membership {
+        memory,
+        watched_for: nanos(watched_for),
+    }
+    .ballot(nanos(1))
+    .lock
 }
 
 fn mask(of: [bool; NODES]) -> u8 {
-    of.into_iter().enumerate().map(|(node, is)| u8::from(is) << node).sum()
+    of.into_iter()
+        .enumerate()
+        .map(|(node, is)| u8::from(is) << node)
+        .sum()
 }
 
 fn subsets(of: u8) -> impl Iterator<Item = u8> {
@@ -584,9 +732,15 @@ fn number(token: FencingToken) -> u8 {
 }
 
 fn fence(mark: Mark) -> Option<Fence> {
-    (mark.token != 0).then(|| Fence { token: token(mark.token), owner: AcquisitionId::from(u128::from(mark.owner)) })
+    (mark.token != 0).then(|| Fence {
+        token: token(mark.token),
+        owner: AcquisitionId::from(u128::from(mark.owner)),
+    })
 }
 
 fn mark(fence: Fence) -> Mark {
-    Mark { token: number(fence.token), owner: fence.owner.as_u128() as u8 }
+    Mark {
+        token: number(fence.token),
+        owner: fence.owner.as_u128() as u8,
+    }
 }

@@ -25,7 +25,8 @@ pub(crate) enum Bug {
     OwnerCopied,
     /// A node is taken back although no majority was held in between.
     HealedAfterABreak,
-    /// A node that holds for a request takes its deadline when it comes again, although a renewal has moved it since.
+    /// A node that holds for a request takes its deadline when it comes again, although a renewal
+    /// has moved it since.
     DuplicateShortens,
     /// A grant is believed in for a TTL from its answer, not from its request.
     DeadlineFromAnswer,
@@ -34,8 +35,9 @@ pub(crate) enum Bug {
 /// What may happen. The protocol's own steps and the loss and lateness of messages always may.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scope {
-    /// Nodes and holders measure time alike: a node keeps a lock until the holder's deadline has passed. Without: any lock may
-    /// expire at any time, and no deadline is ever known to have passed.
+    /// Nodes and holders measure time alike: a node keeps a lock until the holder's deadline has
+    /// passed. Without: any lock may expire at any time, and no deadline is ever known to have
+    /// passed.
     pub(crate) clocks: bool,
     /// Each node's grant may have any of these as its floor.
     pub(crate) floors: &'static [u8],

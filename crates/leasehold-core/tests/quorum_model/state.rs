@@ -1,7 +1,8 @@
 //! What is true at one moment: three nodes, some attempts, and the messages under way between them.
 //!
-//! A request that was sent can arrive at any later time, so it needs no place of its own: lost is one that never arrives. An
-//! answer is kept where it was given until the attempt takes it, or never does.
+//! A request that was sent can arrive at any later time, so it needs no place of its own: lost is
+//! one that never arrives. An answer is kept where it was given until the attempt takes it, or
+//! never does.
 
 use std::{
     fmt,
@@ -44,7 +45,8 @@ pub(crate) enum Raised {
 /// Between one attempt and one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Link {
-    /// The acquisition's request has arrived and was granted: when it comes once more, it is a duplicate.
+    /// The acquisition's request has arrived and was granted: when it comes once more, it is a
+    /// duplicate.
     pub(crate) came: bool,
     /// The answer to the acquisition: the token. 0: none yet.
     pub(crate) granted: u8,
@@ -52,15 +54,17 @@ pub(crate) struct Link {
     pub(crate) fenced: bool,
     /// The attempt has taken the answer and counts the node.
     pub(crate) member: bool,
-    /// Up to which deadline, at least, the node holds for the attempt: that of the acquisition (1) or of the renewal (2). 0: it
-    /// never did. A node counts the TTL from when a request arrives, so none that comes later makes it less.
+    /// Up to which deadline, at least, the node holds for the attempt: that of the acquisition (1)
+    /// or of the renewal (2). 0: it never did. A node counts the TTL from when a request arrives,
+    /// so none that comes later makes it less.
     pub(crate) until: u8,
     /// Up to which of these the attempt knows.
     pub(crate) known: u8,
     pub(crate) raised: Raised,
 }
 
-/// One node, with its links to all attempts. Nodes are alike: a permutation of them is the same state.
+/// One node, with its links to all attempts. Nodes are alike: a permutation of them is the same
+/// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Node<const A: usize> {
     pub(crate) mark: Mark,
@@ -88,11 +92,13 @@ pub(crate) enum Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Attempt {
     pub(crate) phase: Phase,
-    /// The token that is written back, or that it was granted with. 0: none, or one that nothing is promised of.
+    /// The token that is written back, or that it was granted with. 0: none, or one that nothing is
+    /// promised of.
     pub(crate) token: u8,
     /// The tokens of earlier rounds, a bit each: their write-backs may still arrive.
     pub(crate) earlier: u16,
-    /// Which deadlines were sent (1 by the acquisition, 2 by the renewal), and which of them have passed.
+    /// Which deadlines were sent (1 by the acquisition, 2 by the renewal), and which of them have
+    /// passed.
     pub(crate) sent: u8,
     pub(crate) passed: u8,
     /// Its renewal has extended it, so that requests to heal are on their way.
@@ -127,16 +133,32 @@ impl<const A: usize> State<A> {
             asked: false,
             links: [Link::default(); A],
         };
-        Self { nodes: [node; NODES], attempts: [Attempt::default(); A], duplicates, renewals, restarts }
+        Self {
+            nodes: [node; NODES],
+            attempts: [Attempt::default(); A],
+            duplicates,
+            renewals,
+            restarts,
+        }
     }
 
     /// The same for all states that differ only in the names of nodes and attempts.
     pub(crate) fn representative(&self) -> Self {
-        permutations::<A>().into_iter().map(|names| self.renamed(&names)).min().unwrap_or(*self)
+        permutations::<A>()
+            .into_iter()
+            .map(|names| self.renamed(&names))
+            .min()
+            .unwrap_or(*self)
     }
 
     fn renamed(&self, names: &[usize; A]) -> Self {
-        let rename = |who: Who| if who == 0 { 0 } else { names[usize::from(who) - 1] as u8 + 1 };
+        let rename = |who: Who| {
+            if who == 0 {
+                0
+            } else {
+                names[usize::from(who) - 1] as u8 + 1
+            }
+        };
         let mut renamed = *self;
         for (old, new) in names.iter().enumerate() {
             let mut attempt = self.attempts[old];
@@ -176,8 +198,13 @@ impl<const A: usize> Hash for State<A> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         for node in &self.nodes {
             let mut word = Word::default();
-            word.put(node.mark.token, 4).put(node.mark.owner, 2).put(node.holder, 2).put(node.standing as u8, 2);
-            word.put(node.copied.token, 4).put(node.copied.owner, 2).put(node.asked.into(), 1);
+            word.put(node.mark.token, 4)
+                .put(node.mark.owner, 2)
+                .put(node.holder, 2)
+                .put(node.standing as u8, 2);
+            word.put(node.copied.token, 4)
+                .put(node.copied.owner, 2)
+                .put(node.asked.into(), 1);
             for link in &node.links {
                 let (kind, higher) = match link.raised {
                     Raised::Unanswered => (0, 0),
@@ -188,21 +215,30 @@ impl<const A: usize> Hash for State<A> {
                     .put(link.granted, 4)
                     .put(link.fenced.into(), 1)
                     .put(link.member.into(), 1);
-                word.put(link.until, 2).put(link.known, 2).put(kind, 2).put(higher, 4);
+                word.put(link.until, 2)
+                    .put(link.known, 2)
+                    .put(kind, 2)
+                    .put(higher, 4);
             }
             hasher.write_u128(word.0);
         }
         let mut word = Word::default();
         for attempt in &self.attempts {
-            word.put(attempt.phase as u8, 3).put(attempt.token, 4).put(attempt.sent, 2).put(attempt.passed, 2);
+            word.put(attempt.phase as u8, 3)
+                .put(attempt.token, 4)
+                .put(attempt.sent, 2)
+                .put(attempt.passed, 2);
             word.put(attempt.after, 3)
                 .put(attempt.releases.into(), 1)
                 .put(attempt.granted.into(), 1)
                 .put(attempt.overtaken.into(), 1)
                 .put(attempt.extended.into(), 1);
-            word.put((attempt.earlier >> 8) as u8, 8).put(attempt.earlier as u8, 8);
+            word.put((attempt.earlier >> 8) as u8, 8)
+                .put(attempt.earlier as u8, 8);
         }
-        word.put(self.duplicates, 2).put(self.renewals, 2).put(self.restarts, 2);
+        word.put(self.duplicates, 2)
+            .put(self.renewals, 2)
+            .put(self.restarts, 2);
         hasher.write_u128(word.0);
     }
 }
@@ -213,7 +249,10 @@ struct Word(u128);
 impl Word {
     fn put(&mut self, value: u8, bits: u32) -> &mut Self {
         // Also in release: two states in one word would hide one of them.
-        assert!(bits == 8 || value < 1 << bits, "{value} needs more than {bits} bits");
+        assert!(
+            bits == 8 || value < 1 << bits,
+            "{value} needs more than {bits} bits"
+        );
         self.0 = self.0 << bits | u128::from(value);
         self
     }
@@ -222,19 +261,34 @@ impl Word {
 impl<const A: usize> fmt::Display for State<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for node in &self.nodes {
-            write!(f, "[{} F=({},{})", Holder(node.holder), node.mark.token, Holder(node.mark.owner))?;
+            write!(
+                f,
+                "[{} F=({},{})",
+                Holder(node.holder),
+                node.mark.token,
+                Holder(node.mark.owner)
+            )?;
             match node.standing {
                 Standing::Full => write!(f, "] ")?,
                 standing => write!(f, " {standing:?}] ")?,
             }
         }
-        for (index, attempt) in self.attempts.iter().enumerate().filter(|(_, attempt)| attempt.phase != Phase::Idle) {
+        for (index, attempt) in self
+            .attempts
+            .iter()
+            .enumerate()
+            .filter(|(_, attempt)| attempt.phase != Phase::Idle)
+        {
             write!(f, " {}: {:?}", Holder(index as Who + 1), attempt.phase)?;
             if attempt.token != 0 {
                 write!(f, " {}", attempt.token)?;
             }
             if attempt.passed > 0 && attempt.phase != Phase::Over {
-                write!(f, ", {} of {} deadlines passed", attempt.passed, attempt.sent)?;
+                write!(
+                    f,
+                    ", {} of {} deadlines passed",
+                    attempt.passed, attempt.sent
+                )?;
             }
         }
         Ok(())

@@ -6,23 +6,37 @@ use std::fmt;
 pub(crate) enum Step {
     /// The attempt asks all nodes.
     Start { attempt: usize },
-    /// The request arrives, for the first time or again, at a node that is free. `answered`: the answer takes the place of an
-    /// earlier one.
-    Grant { attempt: usize, node: usize, floor: u8, answered: bool },
+    /// The request arrives, for the first time or again, at a node that is free. `answered`: the
+    /// answer takes the place of an earlier one.
+    Grant {
+        attempt: usize,
+        node: usize,
+        floor: u8,
+        answered: bool,
+    },
     /// The attempt counts these nodes' answers (a bit each), and goes by them.
     Decide { attempt: usize, nodes: u8 },
     /// It counts an answer that came later.
     Adopt { attempt: usize, node: usize },
     /// A write-back of this token arrives.
-    Raise { attempt: usize, node: usize, token: u8 },
+    Raise {
+        attempt: usize,
+        node: usize,
+        token: u8,
+    },
     /// The attempt counts these nodes' answers to its write-back; the others time out.
     Settle { attempt: usize, nodes: u8 },
     /// The holder sends a renewal to all nodes.
     Renew { attempt: usize },
     /// It arrives at a node that holds for the attempt.
     Extend { attempt: usize, node: usize },
-    /// The request to hold again, which goes with a renewal, arrives at a node that is free, or has come to hold meanwhile.
-    Heal { attempt: usize, node: usize, floor: u8 },
+    /// The request to hold again, which goes with a renewal, arrives at a node that is free, or has
+    /// come to hold meanwhile.
+    Heal {
+        attempt: usize,
+        node: usize,
+        floor: u8,
+    },
     /// The answer to it arrives.
     Extended { attempt: usize, node: usize },
     /// The attempt releases every node, because it was not granted, is done, or is cancelled.
@@ -46,33 +60,81 @@ pub(crate) enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |attempt: usize| ["A", "B", "C"][attempt];
-        let list = |nodes: u8| (0..8).filter(|node| nodes & (1 << node) != 0).map(|node| node + 1).collect::<Vec<_>>();
+        let list = |nodes: u8| {
+            (0..8)
+                .filter(|node| nodes & (1 << node) != 0)
+                .map(|node| node + 1)
+                .collect::<Vec<_>>()
+        };
         match *self {
             Self::Start { attempt } => write!(f, "{} asks all nodes", name(attempt)),
-            Self::Grant { attempt, node, floor, answered: _ } => {
-                write!(f, "node {} grants {}, floor {floor}", node + 1, name(attempt))
+            Self::Grant {
+                attempt,
+                node,
+                floor,
+                answered: _,
+            } => {
+                write!(
+                    f,
+                    "node {} grants {}, floor {floor}",
+                    node + 1,
+                    name(attempt)
+                )
             }
-            Self::Decide { attempt, nodes } => write!(f, "{} has the answers of {:?}", name(attempt), list(nodes)),
-            Self::Adopt { attempt, node } => write!(f, "{} adopts node {}", name(attempt), node + 1),
-            Self::Raise { attempt, node, token } => {
-                write!(f, "{}'s write-back of {token} comes to node {}", name(attempt), node + 1)
+            Self::Decide { attempt, nodes } => {
+                write!(f, "{} has the answers of {:?}", name(attempt), list(nodes))
+            }
+            Self::Adopt { attempt, node } => {
+                write!(f, "{} adopts node {}", name(attempt), node + 1)
+            }
+            Self::Raise {
+                attempt,
+                node,
+                token,
+            } => {
+                write!(
+                    f,
+                    "{}'s write-back of {token} comes to node {}",
+                    name(attempt),
+                    node + 1
+                )
             }
             Self::Settle { attempt, nodes } => {
-                write!(f, "{} has write-back answers of {:?}", name(attempt), list(nodes))
+                write!(
+                    f,
+                    "{} has write-back answers of {:?}",
+                    name(attempt),
+                    list(nodes)
+                )
             }
             Self::Renew { attempt } => write!(f, "{} sends a renewal", name(attempt)),
-            Self::Extend { attempt, node } => write!(f, "{}'s renewal comes to node {}", name(attempt), node + 1),
-            Self::Heal { attempt, node, floor } => {
-                write!(f, "node {} is healed for {}, floor {floor}", node + 1, name(attempt))
+            Self::Extend { attempt, node } => {
+                write!(f, "{}'s renewal comes to node {}", name(attempt), node + 1)
             }
-            Self::Extended { attempt, node } => write!(f, "{} has node {}'s answer to it", name(attempt), node + 1),
+            Self::Heal {
+                attempt,
+                node,
+                floor,
+            } => {
+                write!(
+                    f,
+                    "node {} is healed for {}, floor {floor}",
+                    node + 1,
+                    name(attempt)
+                )
+            }
+            Self::Extended { attempt, node } => {
+                write!(f, "{} has node {}'s answer to it", name(attempt), node + 1)
+            }
             Self::Release { attempt } => write!(f, "{} releases", name(attempt)),
             Self::Free { node } => write!(f, "the release comes to node {}", node + 1),
             Self::Pass { attempt } => write!(f, "a deadline of {} passes", name(attempt)),
             Self::Expire { node } => write!(f, "the lock at node {} expires", node + 1),
             Self::Restart { node } => write!(f, "node {} restarts without memory", node + 1),
             Self::GraceEnds { node } => write!(f, "the grace of node {} ends", node + 1),
-            Self::Copy { node, from } => write!(f, "node {} copies from node {}", node + 1, from + 1),
+            Self::Copy { node, from } => {
+                write!(f, "node {} copies from node {}", node + 1, from + 1)
+            }
             Self::Rejoin { node } => write!(f, "node {} rejoins", node + 1),
         }
     }

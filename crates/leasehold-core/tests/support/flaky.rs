@@ -11,8 +11,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Pong, Released, Request, Result, TestClock, TokenVote, KeepAlive, async_trait, quorum::QuorumNode,
+    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
+    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, TestClock, TokenVote,
+    async_trait, quorum::QuorumNode,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -29,8 +30,9 @@ pub(crate) struct Flaky {
     pub(crate) panics: AtomicBool,
     /// Votes on tokens, as memory does.
     votes: bool,
-    /// So many of the next renewals take effect at once and are answered later, each when `late_answers` has a permit for it: that the
-    /// answer came too late, as a lease says whose deadline has passed.
+    /// So many of the next renewals take effect at once and are answered later, each when
+    /// `late_answers` has a permit for it: that the answer came too late, as a lease says whose
+    /// deadline has passed.
     pub(crate) late_renewals: AtomicUsize,
     pub(crate) late_answers: Semaphore,
 }
@@ -111,7 +113,11 @@ impl LockBackend for Flaky {
     }
 
     fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        if self.votes { Arc::clone(&self.inner).quorum_node() } else { None }
+        if self.votes {
+            Arc::clone(&self.inner).quorum_node()
+        } else {
+            None
+        }
     }
 }
 
@@ -138,11 +144,23 @@ impl Lease for FlakyLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         self.node.panic_if_told();
-        let late = self.node.late_renewals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        let late = self
+            .node
+            .late_renewals
+            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+            .is_ok();
         Arc::clone(&self.inner).renew().await?;
         if late {
-            self.node.late_answers.acquire().await.expect("it is never closed").forget();
-            return Err(Error::new(ErrorKind::Lost, "the renewal's answer came after the deadline"));
+            self.node
+                .late_answers
+                .acquire()
+                .await
+                .expect("it is never closed")
+                .forget();
+            return Err(Error::new(
+                ErrorKind::Lost,
+                "the renewal's answer came after the deadline",
+            ));
         }
         Ok(())
     }

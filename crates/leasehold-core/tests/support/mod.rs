@@ -14,7 +14,12 @@ use leasehold_local::MemoryBackend;
 pub(crate) fn simulated() -> (LockClient, Arc<TestClock>) {
     let clock = Arc::new(TestClock::new());
     let backend = MemoryBackend::with_clock(clock.clone());
-    (LockClient::builder(backend).with_clock(clock.clone()).build(), clock)
+    (
+        LockClient::builder(backend)
+            .with_clock(clock.clone())
+            .build(),
+        clock,
+    )
 }
 
 /// A client of a watched memory.
@@ -22,14 +27,24 @@ pub(crate) fn spied() -> (LockClient, Arc<spy::Watched>, Arc<TestClock>) {
     let clock = Arc::new(TestClock::new());
     let backend = spy::Spy::new(MemoryBackend::with_clock(clock.clone()));
     let watched = Arc::clone(&backend.watched);
-    (LockClient::builder(backend).with_clock(clock.clone()).build(), watched, clock)
+    (
+        LockClient::builder(backend)
+            .with_clock(clock.clone())
+            .build(),
+        watched,
+        clock,
+    )
 }
 
 /// Two clients of one memory, as two processes are.
 pub(crate) fn two_processes() -> (LockClient, LockClient) {
     let clock = Arc::new(TestClock::new());
     let backend = Arc::new(MemoryBackend::with_clock(clock.clone()));
-    let client = || LockClient::builder(Arc::clone(&backend)).with_clock(clock.clone()).build();
+    let client = || {
+        LockClient::builder(Arc::clone(&backend))
+            .with_clock(clock.clone())
+            .build()
+    };
     (client(), client())
 }
 

@@ -10,8 +10,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Timestamp, Pong, Released, Request, Result, SessionId, TestClock, TokenVote, KeepAlive, async_trait,
+    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
+    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, SessionId, TestClock,
+    Timestamp, TokenVote, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
@@ -56,12 +57,20 @@ pub(crate) struct Watched {
 
 impl Spy {
     pub(crate) fn new(inner: MemoryBackend) -> Self {
-        Self { inner: Arc::new(inner), watched: Arc::default() }
+        Self {
+            inner: Arc::new(inner),
+            watched: Arc::default(),
+        }
     }
 
     fn watch(&self, lease: Arc<dyn Lease>, request: &Request) -> Arc<dyn Lease> {
         let session = *self.watched.session.lock().unwrap();
-        Arc::new(SpyLease { inner: lease, request: request.clone(), watched: Arc::clone(&self.watched), session })
+        Arc::new(SpyLease {
+            inner: lease,
+            request: request.clone(),
+            watched: Arc::clone(&self.watched),
+            session,
+        })
     }
 }
 
@@ -81,17 +90,30 @@ impl LockBackend for Spy {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.watched.tries.fetch_add(1, SeqCst);
-        self.watched.yielding.lock().unwrap().push(request.yields_to_waiters());
-        Ok(match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
-            Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
-            contended => contended,
-        })
+        self.watched
+            .yielding
+            .lock()
+            .unwrap()
+            .push(request.yields_to_waiters());
+        Ok(
+            match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
+                Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
+                contended => contended,
+            },
+        )
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         self.watched.acquires.fetch_add(1, SeqCst);
-        self.watched.yielding.lock().unwrap().push(request.yields_to_waiters());
-        Ok(self.watch(Arc::clone(&self.inner).acquire(request.clone()).await?, &request))
+        self.watched
+            .yielding
+            .lock()
+            .unwrap()
+            .push(request.yields_to_waiters());
+        Ok(self.watch(
+            Arc::clone(&self.inner).acquire(request.clone()).await?,
+            &request,
+        ))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -134,11 +156,18 @@ impl Lease for SpyLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        self.watched.renewals.lock().unwrap().push(self.request.now());
+        self.watched
+            .renewals
+            .lock()
+            .unwrap()
+            .push(self.request.now());
         if self.watched.renewals_fail.load(SeqCst) {
             return Err(Error::new(ErrorKind::Unavailable, "told to fail"));
         }
-        let panics = self.watched.panics.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        let panics = self
+            .watched
+            .panics
+            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
         assert!(panics.is_err(), "told to panic");
         let round_trip = *self.watched.round_trip.lock().unwrap();
         if !round_trip.is_zero() {
@@ -168,7 +197,9 @@ impl Lease for SpyLease {
         }
         let released = Arc::clone(&self.inner).release().await;
         if self.watched.answers_wait.load(SeqCst) {
-            tokio::time::timeout(Duration::from_secs(3600), self.watched.answer.notified()).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(3600), self.watched.answer.notified())
+                .await
+                .unwrap();
         }
         released
     }

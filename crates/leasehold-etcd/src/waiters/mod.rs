@@ -1,9 +1,9 @@
 //! One watch stream for all waiters of a backend.
 //!
-//! A watch that starts at a past revision is served every 100 ms only, so watches start at the present and are kept warm:
-//! whoever waits makes sure that the watch on its lock stands, *then* reads whom it waits for, then waits. Each contended
-//! lock has a watch of its own on the stream, for deletions under its directory: a busy namespace sends us nothing
-//! that nobody waits for.
+//! A watch that starts at a past revision is served every 100 ms only, so watches start at the
+//! present and are kept warm: whoever waits makes sure that the watch on its lock stands, *then*
+//! reads whom it waits for, then waits. Each contended lock has a watch of its own on the stream,
+//! for deletions under its directory: a busy namespace sends us nothing that nobody waits for.
 
 mod stream;
 mod watched;
@@ -25,7 +25,8 @@ use crate::{
     keys::{Directory, EtcdKey},
 };
 
-/// How long the watch on a lock is kept after its last waiter: the next one then need not wait for it.
+/// How long the watch on a lock is kept after its last waiter: the next one then need not wait for
+/// it.
 const KEEP_WARM: Duration = Duration::from_secs(30);
 
 /// All watches of a backend.
@@ -54,7 +55,11 @@ pub(crate) struct Registration {
 
 impl WaiterRegistry {
     pub(crate) fn new(cluster: &Arc<Cluster>) -> Arc<Self> {
-        Arc::new(Self { cluster: Arc::clone(cluster), state: Mutex::default(), wanted: Notify::new() })
+        Arc::new(Self {
+            cluster: Arc::clone(cluster),
+            state: Mutex::default(),
+            wanted: Notify::new(),
+        })
     }
 
     /// Uses the watch on this lock. Costs nothing until [`Registration::warm`].
@@ -65,13 +70,18 @@ impl WaiterRegistry {
             None => {
                 state.next += 1;
                 let watched = Arc::new(Watched::new(state.next, directory.clone()));
-                state.by_directory.insert(directory.clone(), Arc::clone(&watched));
+                state
+                    .by_directory
+                    .insert(directory.clone(), Arc::clone(&watched));
                 watched
             }
         };
         watched.users.fetch_add(1, Ordering::AcqRel);
         drop(state);
-        Registration { watches: Arc::clone(self), watched }
+        Registration {
+            watches: Arc::clone(self),
+            watched,
+        }
     }
 
     /// Ends the stream.
@@ -85,7 +95,9 @@ impl WaiterRegistry {
         if !std::mem::replace(&mut state.running, true) {
             // Ends when nothing is watched, or with the backend.
             let watches = Arc::downgrade(self);
-            drop(tokio::spawn(supervised(move || stream::run(Weak::clone(&watches)))));
+            drop(tokio::spawn(supervised(move || {
+                stream::run(Weak::clone(&watches))
+            })));
         }
         drop(state);
         self.wanted.notify_one();
@@ -101,7 +113,10 @@ impl WaiterRegistry {
         let mut ids = Vec::new();
         self.lock().by_directory.retain(|_, watched| {
             let idle = watched.users.load(Ordering::Acquire) == 0
-                && watched.lock().idle_since.is_none_or(|since| now.duration_since(since) >= KEEP_WARM);
+                && watched
+                    .lock()
+                    .idle_since
+                    .is_none_or(|since| now.duration_since(since) >= KEEP_WARM);
             if idle {
                 ids.push(watched.id);
             }
@@ -113,8 +128,15 @@ impl WaiterRegistry {
     /// Returns what to watch on a new stream: only what is waited for. With `None`, the task ends.
     fn to_watch(&self) -> Option<Vec<Arc<Watched>>> {
         let mut state = self.lock();
-        state.by_directory.retain(|_, watched| watched.users.load(Ordering::Acquire) > 0);
-        let wanted: Vec<_> = state.by_directory.values().filter(|watched| watched.lock().asked).cloned().collect();
+        state
+            .by_directory
+            .retain(|_, watched| watched.users.load(Ordering::Acquire) > 0);
+        let wanted: Vec<_> = state
+            .by_directory
+            .values()
+            .filter(|watched| watched.lock().asked)
+            .cloned()
+            .collect();
         if wanted.is_empty() || state.closed {
             state.running = false;
             return None;
@@ -128,7 +150,14 @@ impl WaiterRegistry {
         if state.closed {
             return None;
         }
-        Some(state.by_directory.values().filter(|watched| watched.lock().asked).cloned().collect())
+        Some(
+            state
+                .by_directory
+                .values()
+                .filter(|watched| watched.lock().asked)
+                .cloned()
+                .collect(),
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -159,7 +188,14 @@ impl Registration {
         };
         tokio::time::timeout(patience, warmed)
             .await
-            .map_err(|_elapsed| error::timed_out("watch", Effect::None, &self.watches.cluster.endpoint(), patience))
+            .map_err(|_elapsed| {
+                error::timed_out(
+                    "watch",
+                    Effect::None,
+                    &self.watches.cluster.endpoint(),
+                    patience,
+                )
+            })
     }
 
     pub(crate) fn generation(&self) -> Generation {
@@ -235,14 +271,20 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), come).await.expect("the task has ended");
+        tokio::time::timeout(Duration::from_secs(60), come)
+            .await
+            .expect("the task has ended");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_stream_is_opened_again_after_a_panic() {
         // Nothing listens there.
-        let cluster = Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
-        let directory = cluster.names.directory(&LockKey::new("k").unwrap(), false).unwrap();
+        let cluster =
+            Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
+        let directory = cluster
+            .names
+            .directory(&LockKey::new("k").unwrap(), false)
+            .unwrap();
         let panics = PanicsAtEvents::default();
         let _subscribed = tracing::subscriber::set_default(panics.clone());
         let watching = WaiterRegistry::new(&cluster).on(&directory);
@@ -252,8 +294,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_stream_is_opened_for_a_watch_that_nobody_uses() {
-        let cluster = Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
-        let directory = cluster.names.directory(&LockKey::new("k").unwrap(), false).unwrap();
+        let cluster =
+            Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
+        let directory = cluster
+            .names
+            .directory(&LockKey::new("k").unwrap(), false)
+            .unwrap();
         let watches = WaiterRegistry::new(&cluster);
         let watching = watches.on(&directory);
         watching.warm(Duration::from_secs(1)).await.unwrap_err();

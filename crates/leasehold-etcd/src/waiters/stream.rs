@@ -16,7 +16,8 @@ use crate::{
 };
 
 const SWEEP: Duration = Duration::from_secs(10);
-/// Before a stream that broke is opened again; doubled with each failure in a row, up to the longest.
+/// Before a stream that broke is opened again; doubled with each failure in a row, up to the
+/// longest.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// So many failures in a row are a warning: about three seconds without a stream.
@@ -26,8 +27,12 @@ const FAILURES: u32 = 6;
 pub(super) async fn run(watches: Weak<WaiterRegistry>) {
     let mut failures = 0;
     loop {
-        let Some(watches) = watches.upgrade() else { return };
-        let Some(wanted) = watches.to_watch() else { return };
+        let Some(watches) = watches.upgrade() else {
+            return;
+        };
+        let Some(wanted) = watches.to_watch() else {
+            return;
+        };
         let served = contained(serve(&watches, wanted, &mut failures)).await;
         for watched in watches.all() {
             watched.became_cold();
@@ -49,12 +54,19 @@ pub(super) async fn run(watches: Weak<WaiterRegistry>) {
 }
 
 /// Serves all watches on one stream, until it breaks. Sets `failures` to zero once a watch stands.
-async fn serve(watches: &Arc<WaiterRegistry>, wanted: Vec<Arc<Watched>>, failures: &mut u32) -> Result<()> {
+async fn serve(
+    watches: &Arc<WaiterRegistry>,
+    wanted: Vec<Arc<Watched>>,
+    failures: &mut u32,
+) -> Result<()> {
     let cluster = &watches.cluster;
-    let Some(first) = wanted.first() else { return Ok(()) };
+    let Some(first) = wanted.first() else {
+        return Ok(());
+    };
     let moved = cluster.moved.notified();
     let opened = cluster.call("watch", Effect::None, cluster.config.timeout, |live| {
-        let (mut watch, options, start) = (live.watch.clone(), first.options(), first.directory.start());
+        let (mut watch, options, start) =
+            (live.watch.clone(), first.options(), first.directory.start());
         async move { watch.watch(start, Some(options)).await }
     });
     let (mut asks, mut answers) = opened.await?.split();
@@ -71,7 +83,8 @@ async fn serve(watches: &Arc<WaiterRegistry>, wanted: Vec<Arc<Watched>>, failure
             answer = next(&mut answers, cluster) => {
                 let answer = answer?;
                 if answer.created() && answer.canceled() {
-                    // The stream has the token that it was opened with, which no longer opens a watch.
+                    // The stream has the token that it was opened with, which no longer opens a
+                    // watch.
                     cluster.authenticate("watch").await?;
                     let why = format!("the server refused a watch: {}", answer.cancel_reason());
                     return Err(error::plain(ErrorKind::Denied, "watch", why));
@@ -109,8 +122,18 @@ async fn ask(cluster: &Cluster, asks: &mut WatchRequestSender, watched: &Watched
     let sent = asks.watch(watched.directory.start(), Some(watched.options()));
     match tokio::time::timeout(cluster.config.timeout, sent).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(error::of_driver(error, "watch", Effect::None, &cluster.endpoint())),
-        Err(_elapsed) => Err(error::timed_out("watch", Effect::None, &cluster.endpoint(), cluster.config.timeout)),
+        Ok(Err(error)) => Err(error::of_driver(
+            error,
+            "watch",
+            Effect::None,
+            &cluster.endpoint(),
+        )),
+        Err(_elapsed) => Err(error::timed_out(
+            "watch",
+            Effect::None,
+            &cluster.endpoint(),
+            cluster.config.timeout,
+        )),
     }
 }
 
@@ -118,14 +141,22 @@ async fn next(answers: &mut WatchResponseStream, cluster: &Cluster) -> Result<Wa
     match answers.message().await {
         Ok(Some(answer)) => Ok(answer),
         Ok(None) => Err(error::protocol("watch")),
-        Err(error) => Err(error::of_driver(error, "watch", Effect::None, &cluster.endpoint())),
+        Err(error) => Err(error::of_driver(
+            error,
+            "watch",
+            Effect::None,
+            &cluster.endpoint(),
+        )),
     }
 }
 
 fn take(asked: &mut HashMap<i64, Arc<Watched>>, answer: &WatchResponse) {
-    let Some(watched) = asked.get(&answer.watch_id()).cloned() else { return };
+    let Some(watched) = asked.get(&answer.watch_id()).cloned() else {
+        return;
+    };
     if answer.canceled() {
-        // Compacted away from under it, or a member without a leader: asked for again by the next that waits.
+        // Compacted away from under it, or a member without a leader: asked for again by the next
+        // that waits.
         asked.remove(&answer.watch_id());
         watched.became_cold();
         return;

@@ -21,7 +21,8 @@ pub(super) struct Watched {
     pub(super) directory: Directory,
     pub(super) users: AtomicUsize,
     state: Mutex<Waiters>,
-    /// How much was missed or seen: whoever reads before and after knows whether it missed something.
+    /// How much was missed or seen: whoever reads before and after knows whether it missed
+    /// something.
     generation: AtomicU64,
     pub(super) warmed: Notify,
 }
@@ -73,7 +74,11 @@ impl Watched {
             self.generation.fetch_add(1, Ordering::AcqRel);
             let by_key = std::mem::take(&mut waiters.by_key);
             let any = std::mem::take(&mut waiters.any);
-            by_key.into_values().flatten().chain(any).collect::<Vec<_>>()
+            by_key
+                .into_values()
+                .flatten()
+                .chain(any)
+                .collect::<Vec<_>>()
         };
         for (_, notify) in woken {
             notify.notify_one();
@@ -84,7 +89,10 @@ impl Watched {
         let woken = {
             let mut waiters = self.lock();
             self.generation.fetch_add(1, Ordering::AcqRel);
-            let by_key = waiters.by_key.remove(&EtcdKey::from(key)).unwrap_or_default();
+            let by_key = waiters
+                .by_key
+                .remove(&EtcdKey::from(key))
+                .unwrap_or_default();
             let any = std::mem::take(&mut waiters.any);
             by_key.into_iter().chain(any).collect::<Vec<_>>()
         };
@@ -97,7 +105,11 @@ impl Watched {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    pub(super) fn arm(self: &Arc<Self>, keys: Option<Vec<EtcdKey>>, before: Generation) -> BoxFuture<'static, ()> {
+    pub(super) fn arm(
+        self: &Arc<Self>,
+        keys: Option<Vec<EtcdKey>>,
+        before: Generation,
+    ) -> BoxFuture<'static, ()> {
         let notify = Arc::new(Notify::new());
         let id = {
             let mut waiters = self.lock();
@@ -107,7 +119,11 @@ impl Watched {
                 None => waiters.any.push((id, Arc::clone(&notify))),
                 Some(keys) => {
                     for key in keys {
-                        waiters.by_key.entry(key.clone()).or_default().push((id, Arc::clone(&notify)));
+                        waiters
+                            .by_key
+                            .entry(key.clone())
+                            .or_default()
+                            .push((id, Arc::clone(&notify)));
                     }
                 }
             }
@@ -116,7 +132,12 @@ impl Watched {
         if self.generation().0 != before.0 {
             notify.notify_one();
         }
-        let armed = Armed { watched: Arc::clone(self), keys, id, notify };
+        let armed = Armed {
+            watched: Arc::clone(self),
+            keys,
+            id,
+            notify,
+        };
         Box::pin(async move { armed.notify.notified().await })
     }
 

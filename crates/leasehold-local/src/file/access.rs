@@ -5,9 +5,10 @@ use std::{fs::File, io, path::Path, thread};
 /// A file that another user creates can be opened by us an instant later.
 const TRIES: usize = 32;
 
-/// Opens a file to be locked, and creates it if it is missing. Every user who may write its directory can read
-/// and write a file that was created here, whatever the umask, and nobody else: who can read a file can lock it. A
-/// file that we can only read is opened for that, which is enough to lock it.
+/// Opens a file to be locked, and creates it if it is missing. Every user who may write its
+/// directory can read and write a file that was created here, whatever the umask, and nobody else:
+/// who can read a file can lock it. A file that we can only read is opened for that, which is
+/// enough to lock it.
 ///
 /// # Errors
 /// A symbolic link is refused, and so is anything else that is not a regular file.
@@ -37,9 +38,9 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 /// (`fs.protected_regular`).
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     open_writable(path).or_else(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::ExecutableFileBusy => {
-            open_readable(path)
-        }
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::ExecutableFileBusy => open_readable(path),
         _ => Err(error),
     })
 }
@@ -48,13 +49,18 @@ pub(super) fn open_existing(path: &Path) -> io::Result<File> {
 pub(super) fn check_one_name(file: &File) -> io::Result<()> {
     #[cfg(unix)]
     if std::os::unix::fs::MetadataExt::nlink(&file.metadata()?) > 1 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has a second name (a hard link)"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it has a second name (a hard link)",
+        ));
     }
     let _ = file;
     Ok(())
 }
 
-pub(super) use platform::{create, create_parents, is_for_all_writers, open_readable, open_writable};
+pub(super) use platform::{
+    create, create_parents, is_for_all_writers, open_readable, open_writable,
+};
 
 #[cfg(unix)]
 mod platform {
@@ -77,7 +83,9 @@ mod platform {
     #[cfg(target_os = "linux")]
     const SEARCH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
     #[cfg(not(target_os = "linux"))]
-    const SEARCH: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+    const SEARCH: OFlags = OFlags::RDONLY
+        .union(OFlags::DIRECTORY)
+        .union(OFlags::CLOEXEC);
 
     pub(in super::super) fn open_writable(path: &Path) -> io::Result<File> {
         open_file(&Place::of(path, false)?, OFlags::RDWR)
@@ -100,8 +108,8 @@ mod platform {
         Place::of(path, true).map(drop)
     }
 
-    /// Where a file is. The directories of a long name, which end in `~`, are opened one by one, and none of them may
-    /// be a symbolic link. The directory of the backend was resolved before.
+    /// Where a file is. The directories of a long name, which end in `~`, are opened one by one,
+    /// and none of them may be a symbolic link. The directory of the backend was resolved before.
     struct Place<'a> {
         dir: Option<OwnedFd>,
         path: &'a Path,
@@ -109,10 +117,14 @@ mod platform {
 
     impl<'a> Place<'a> {
         fn of(path: &'a Path, create: bool) -> io::Result<Self> {
-            let is_chunk =
-                |dir: &&Path| dir.file_name().is_some_and(|name| name.as_encoded_bytes().last() == Some(&b'~'));
+            let is_chunk = |dir: &&Path| {
+                dir.file_name()
+                    .is_some_and(|name| name.as_encoded_bytes().last() == Some(&b'~'))
+            };
             let chunks: Vec<_> = path.ancestors().skip(1).take_while(is_chunk).collect();
-            let (Some(base), Some(name)) = (path.ancestors().nth(chunks.len() + 1), path.file_name()) else {
+            let (Some(base), Some(name)) =
+                (path.ancestors().nth(chunks.len() + 1), path.file_name())
+            else {
                 return Ok(Self { dir: None, path });
             };
             if chunks.is_empty() {
@@ -125,7 +137,10 @@ mod platform {
                     Err(Errno::NOENT) if create => {
                         match mkdirat(&dir, chunk, Mode::RWXU) {
                             Ok(()) => {
-                                let listed = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                                let listed = OFlags::RDONLY
+                                    | OFlags::DIRECTORY
+                                    | OFlags::NOFOLLOW
+                                    | OFlags::CLOEXEC;
                                 let made = File::from(openat(&dir, chunk, listed, Mode::empty())?);
                                 share(&made, 0o7, &File::from(dir.try_clone()?).metadata()?)?;
                             }
@@ -137,7 +152,10 @@ mod platform {
                     opened => opened?,
                 };
             }
-            Ok(Self { dir: Some(dir), path: Path::new(name) })
+            Ok(Self {
+                dir: Some(dir),
+                path: Path::new(name),
+            })
         }
 
         fn dir(&self) -> BorrowedFd<'_> {
@@ -157,13 +175,18 @@ mod platform {
         let unusable = |what: &'static str| io::Error::new(io::ErrorKind::InvalidInput, what);
         // A pipe in its place must not block us.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let opened = retry_on_intr(|| openat(place.dir(), place.path, flags, Mode::RUSR | Mode::WUSR));
+        let opened =
+            retry_on_intr(|| openat(place.dir(), place.path, flags, Mode::RUSR | Mode::WUSR));
         let file = File::from(opened.map_err(|errno| match errno {
             Errno::LOOP => unusable("it is a symbolic link"),
             Errno::ISDIR | Errno::NXIO | Errno::NODEV => unusable("it is not a regular file"),
             errno => errno.into(),
         })?);
-        if file.metadata()?.is_file() { Ok(file) } else { Err(unusable("it is not a regular file")) }
+        if file.metadata()?.is_file() {
+            Ok(file)
+        } else {
+            Err(unusable("it is not a regular file"))
+        }
     }
 
     /// Whether all who may write `dir` can open what we create there, such as this file.
@@ -172,14 +195,15 @@ mod platform {
         Ok(dir.mode() & 0o022 != 0o020 || takes_group_of(created, &dir)?)
     }
 
-    /// Gives a file the group of its directory, and returns whether it has it then: the owner of the directory need not
-    /// be in its group.
+    /// Gives a file the group of its directory, and returns whether it has it then: the owner of
+    /// the directory need not be in its group.
     fn takes_group_of(created: &File, dir: &Metadata) -> io::Result<bool> {
-        Ok(created.metadata()?.gid() == dir.gid() || fchown(created, None, Some(Gid::from_raw(dir.gid()))).is_ok())
+        Ok(created.metadata()?.gid() == dir.gid()
+            || fchown(created, None, Some(Gid::from_raw(dir.gid()))).is_ok())
     }
 
-    /// Gives the group and others `access` to what we have created where they may write the directory. It takes
-    /// nothing away.
+    /// Gives the group and others `access` to what we have created where they may write the
+    /// directory. It takes nothing away.
     fn share(created: &File, access: u32, dir: &Metadata) -> io::Result<()> {
         let (group_writes, others_write) = (dir.mode() & 0o020 != 0, dir.mode() & 0o002 != 0);
         if !group_writes && !others_write {
@@ -197,7 +221,11 @@ mod platform {
             // The sticky bit: nobody removes what is another's.
             mode |= dir.mode() & 0o1000;
         }
-        if mode == ours.mode() & 0o7777 { Ok(()) } else { created.set_permissions(Permissions::from_mode(mode)) }
+        if mode == ours.mode() & 0o7777 {
+            Ok(())
+        } else {
+            created.set_permissions(Permissions::from_mode(mode))
+        }
     }
 }
 
@@ -218,7 +246,10 @@ mod platform {
     }
 
     pub(in super::super) fn create(path: &Path) -> io::Result<File> {
-        open_with(path, OpenOptions::new().read(true).write(true).create_new(true))
+        open_with(
+            path,
+            OpenOptions::new().read(true).write(true).create_new(true),
+        )
     }
 
     pub(in super::super) fn create_parents(path: &Path) -> io::Result<()> {
@@ -231,7 +262,11 @@ mod platform {
 
     fn open_with(path: &Path, options: &OpenOptions) -> io::Result<File> {
         let file = options.open(path)?;
-        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::from(io::ErrorKind::InvalidInput)) }
+        if file.metadata()?.is_file() {
+            Ok(file)
+        } else {
+            Err(io::Error::from(io::ErrorKind::InvalidInput))
+        }
     }
 }
 
@@ -247,9 +282,14 @@ mod tests {
     #[test]
     fn files_are_as_open_as_their_directory() {
         let dir = tempfile::tempdir().unwrap();
-        for (directory, expected) in
-            [(0o700, 0o600), (0o755, 0o600), (0o770, 0o660), (0o775, 0o660), (0o1777, 0o666), (0o777, 0o666)]
-        {
+        for (directory, expected) in [
+            (0o700, 0o600),
+            (0o755, 0o600),
+            (0o770, 0o660),
+            (0o775, 0o660),
+            (0o1777, 0o666),
+            (0o777, 0o666),
+        ] {
             let dir = dir.path().join(format!("{directory:o}"));
             fs::create_dir(&dir).unwrap();
             fs::set_permissions(&dir, fs::Permissions::from_mode(directory)).unwrap();
@@ -257,11 +297,21 @@ mod tests {
             create_parents(&long).unwrap();
             for path in [dir.join("k.lock"), long] {
                 let file = open(&path).unwrap().metadata().unwrap();
-                assert_eq!(file.mode() & 0o777, expected, "{} {:o}", path.display(), file.mode());
+                assert_eq!(
+                    file.mode() & 0o777,
+                    expected,
+                    "{} {:o}",
+                    path.display(),
+                    file.mode()
+                );
                 assert_eq!(file.gid(), fs::metadata(&dir).unwrap().gid());
             }
             // As the directory, but nobody may read who may not write.
-            let readers = if directory == 0o755 || directory == 0o775 { 0o005 } else { 0 };
+            let readers = if directory == 0o755 || directory == 0o775 {
+                0o005
+            } else {
+                0
+            };
             let group = if directory == 0o755 { 0o050 } else { 0 };
             for chunk in ["a~", "a~/b~"] {
                 let mode = fs::metadata(dir.join(chunk)).unwrap().mode() & 0o7777;
@@ -284,7 +334,12 @@ mod tests {
         let dangling = dir.path().join("dangling");
         std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
         for path in [pipe, socket, link, dangling, dir.path().to_path_buf()] {
-            assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{}", path.display());
+            assert_eq!(
+                open(&path).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput,
+                "{}",
+                path.display()
+            );
         }
         assert!(!dir.path().join("nowhere").exists());
     }

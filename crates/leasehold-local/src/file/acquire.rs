@@ -15,16 +15,16 @@ use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Request, Result};
 use super::{
     backend::FileBackend,
     error::{has_vanished, io_error, refused},
-    locked_files::LockedFiles,
     identity::FileId,
+    locked_files::LockedFiles,
     record::{Record, TokenFile},
     shadow::Shadow,
     waiter_marker::WaiterMarker,
     watch::Subscription,
 };
 
-/// The kernel reports the close of a dying process's descriptor a moment *before* it removes the lock. After a wake-up we
-/// try again after 1, 2, 4 … 64 ms before we rely on the next one.
+/// The kernel reports the close of a dying process's descriptor a moment *before* it removes the
+/// lock. After a wake-up we try again after 1, 2, 4 … 64 ms before we rely on the next one.
 const BURST: u32 = 7;
 /// When a removed file's holder is in the way, no close of the new file tells of its end.
 const DISPLACED_POLL: Duration = Duration::from_millis(100);
@@ -33,14 +33,16 @@ const UNWATCHED_POLL: Duration = Duration::from_millis(50);
 /// A file that is replaced under us each time is not worth more.
 const REPLACEMENTS: usize = 32;
 
-/// It keeps its descriptor open between attempts: each close would wake all other waiters, whose closes would wake it.
+/// It keeps its descriptor open between attempts: each close would wake all other waiters, whose
+/// closes would wake it.
 #[derive(Debug)]
 pub(super) struct FileAcquisition {
     pub(super) backend: Arc<FileBackend>,
     pub(super) request: Request,
     /// The lock file; for a permit, the file that keeps their number.
     path: PathBuf,
-    // Declared before `file`, so that the close of the file, which wakes the readers, comes after our sign is gone.
+    // Declared before `file`, so that the close of the file, which wakes the readers, comes after
+    // our sign is gone.
     sign: Option<WaiterMarker>,
     subscription: Option<Subscription>,
     file: Option<File>,
@@ -62,10 +64,24 @@ pub(super) enum Outcome {
 
 impl FileAcquisition {
     pub(super) fn new(backend: Arc<FileBackend>, request: Request) -> Self {
-        let suffix = if request.mode().is_permit() { ".permits" } else { ".lock" };
+        let suffix = if request.mode().is_permit() {
+            ".permits"
+        } else {
+            ".lock"
+        };
         let path = backend.path(request.key(), suffix);
         let (sign, subscription, file) = (None, None, None);
-        Self { backend, request, path, sign, subscription, file, settled: false, displaced: false, pauses: 0 }
+        Self {
+            backend,
+            request,
+            path,
+            sign,
+            subscription,
+            file,
+            settled: false,
+            displaced: false,
+            pauses: 0,
+        }
     }
 
     /// One attempt. `None` if it is held, or if it would overtake a waiting writer.
@@ -96,7 +112,10 @@ impl FileAcquisition {
         Err(vanished.unwrap_or_else(|| {
             refused(
                 ErrorKind::Unavailable,
-                format!("{} is replaced again and again; find out who removes it", self.path.display()),
+                format!(
+                    "{} is replaced again and again; find out who removes it",
+                    self.path.display()
+                ),
             )
         }))
     }
@@ -118,7 +137,8 @@ impl FileAcquisition {
         })
     }
 
-    /// From now on we are shown as a waiter, and told of closes. Attempt again after it: what was freed before is not told.
+    /// From now on we are shown as a waiter, and told of closes. Attempt again after it: what was
+    /// freed before is not told.
     pub(super) fn settle_in(&mut self) -> Result<()> {
         self.settled = true;
         if self.sign.is_none() {
@@ -195,7 +215,8 @@ impl FileAcquisition {
         let last = tokens.record.as_ref().map(|record| record.last_token);
         let floor = self.request.token_floor().map_or(0, FencingToken::get);
         if shared {
-            // Readers cannot write: a counter that is missing or too low is set by us alone, for an instant.
+            // Readers cannot write: a counter that is missing or too low is set by us alone, for an
+            // instant.
             return match last.filter(|last| *last >= floor) {
                 Some(last) => {
                     hold.token = Some(FencingToken::new(above(last, 1)?));
@@ -205,22 +226,30 @@ impl FileAcquisition {
             };
         }
         // One number is left free for the readers in between.
-        let token = above(last.unwrap_or(0), 2)?.max(micros_since_epoch()).max(above(floor, 1)?);
+        let token = above(last.unwrap_or(0), 2)?
+            .max(micros_since_epoch())
+            .max(above(floor, 1)?);
         self.keep(&tokens, token)?;
         hold.token = Some(FencingToken::new(token));
         Ok(Outcome::Held(Box::new(hold)))
     }
 
     fn set_counter(&mut self, hold: LockedFiles, at_least: u64) -> Result<Outcome> {
-        let file = hold.let_go().map_err(|error| io_error("unlock", &self.path, error))?;
+        let file = hold
+            .let_go()
+            .map_err(|error| io_error("unlock", &self.path, error))?;
         if !try_lock(&file, false, &self.path)? {
             return self.keep_open(file, Outcome::Refused);
         }
         // Somebody may have been quicker, between the two locks.
         let tokens = self.tokens()?;
-        let last = tokens.record.as_ref().map_or_else(micros_since_epoch, |record| record.last_token);
+        let last = tokens
+            .record
+            .as_ref()
+            .map_or_else(micros_since_epoch, |record| record.last_token);
         self.keep(&tokens, last.max(at_least))?;
-        file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
+        file.unlock()
+            .map_err(|error| io_error("unlock", &self.path, error))?;
         self.keep_open(file, Outcome::Again)
     }
 
@@ -231,29 +260,50 @@ impl FileAcquisition {
 
     fn keep(&self, tokens: &TokenFile, token: u64) -> Result<()> {
         let path = self.backend.token_path(self.request.key());
-        tokens.keep(&Record::of(&self.request, token)).map_err(|error| io_error("write", &path, error))
+        tokens
+            .keep(&Record::of(&self.request, token))
+            .map_err(|error| io_error("write", &path, error))
     }
 
-    /// The lock counts only if nobody holds it on a file that was removed, and if the path leads to the locked file *after* its
-    /// shadow is ours: whoever replaces it later finds the shadow locked.
-    pub(super) fn confirm(&mut self, file: File, shared: bool) -> Result<ControlFlow<Outcome, LockedFiles>> {
+    /// The lock counts only if nobody holds it on a file that was removed, and if the path leads to
+    /// the locked file *after* its shadow is ours: whoever replaces it later finds the shadow
+    /// locked.
+    pub(super) fn confirm(
+        &mut self,
+        file: File,
+        shared: bool,
+    ) -> Result<ControlFlow<Outcome, LockedFiles>> {
         let id = FileId::of(&file).map_err(|error| io_error("read", &self.path, error))?;
         let Some(shadow) = self.shadow(&self.path, shared)? else {
-            file.unlock().map_err(|error| io_error("unlock", &self.path, error))?;
-            return self.keep_open(file, Outcome::Displaced).map(ControlFlow::Break);
+            file.unlock()
+                .map_err(|error| io_error("unlock", &self.path, error))?;
+            return self
+                .keep_open(file, Outcome::Displaced)
+                .map(ControlFlow::Break);
         };
         let hold = LockedFiles::new(file, &self.path, id, shadow);
-        let in_place = hold.is_in_place().map_err(|error| io_error("read", &self.path, error))?;
-        Ok(if in_place { ControlFlow::Continue(hold) } else { ControlFlow::Break(Outcome::Again) })
+        let in_place = hold
+            .is_in_place()
+            .map_err(|error| io_error("read", &self.path, error))?;
+        Ok(if in_place {
+            ControlFlow::Continue(hold)
+        } else {
+            ControlFlow::Break(Outcome::Again)
+        })
     }
 
     /// `None` if another holds `path` on a file that was removed.
     pub(super) fn shadow(&self, path: &Path, shared: bool) -> Result<Option<Shadow>> {
-        self.backend.shadows.lock(path, shared).map_err(|error| io_error("lock the shadow of", path, error))
+        self.backend
+            .shadows
+            .lock(path, shared)
+            .map_err(|error| io_error("lock the shadow of", path, error))
     }
 
     pub(super) fn let_go(&mut self, hold: LockedFiles, outcome: Outcome) -> Result<Outcome> {
-        let file = hold.let_go().map_err(|error| io_error("unlock", &self.path, error))?;
+        let file = hold
+            .let_go()
+            .map_err(|error| io_error("unlock", &self.path, error))?;
         self.keep_open(file, outcome)
     }
 
@@ -270,7 +320,11 @@ impl FileAcquisition {
 
 /// `false` if it is locked.
 pub(super) fn try_lock(file: &File, shared: bool, path: &Path) -> Result<bool> {
-    match if shared { file.try_lock_shared() } else { file.try_lock() } {
+    match if shared {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    } {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(io_error("lock", path, error)),
@@ -305,6 +359,8 @@ fn above(token: u64, by: u64) -> Result<u64> {
 
 /// The floor of tokens: where the counter is lost, the clock goes on.
 fn micros_since_epoch() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(0)
 }

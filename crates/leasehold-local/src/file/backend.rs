@@ -10,20 +10,20 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ClockDrift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossDetection, Mode, Timestamp, Pong, Request, Restart, Result, RetryBudget, WaiterNotification,
-    async_trait,
+    Attempt, Broken, Capabilities, ClockDrift, Contention, ErrorKind, Expiry, Fairness, Fencing,
+    HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request,
+    Restart, Result, RetryBudget, Timestamp, WaiterNotification, async_trait,
 };
 
 use super::{
     access,
-    config::FileConfig,
     acquire::FileAcquisition,
+    config::FileConfig,
     directory,
     error::{NAME, io_error, refused},
-    locked_files::LockedFiles,
     inspect,
     lease::FileLease,
+    locked_files::LockedFiles,
     name,
     shadow::Shadows,
     watch::{Subscription, Watcher},
@@ -35,17 +35,21 @@ const YIELD_STEP: Duration = Duration::from_millis(5);
 
 /// Locks between the processes of one host, through the kernel's file locks (`flock(2)`).
 ///
-/// - An exclusive or shared lock on a key is that lock on the file [`path_of`](Self::path_of) names, so programs
-///   that use `flock(1)` on it take part. Permits are files of their own.
-/// - A holder that is killed frees its locks at once. There is no other expiry: a *stopped* process holds on.
+/// - An exclusive or shared lock on a key is that lock on the file [`path_of`](Self::path_of)
+///   names, so programs that use `flock(1)` on it take part. Permits are files of their own.
+/// - A holder that is killed frees its locks at once. There is no other expiry: a *stopped* process
+///   holds on.
 /// - Waiters are woken by inotify when a holder closes the file, and poll slowly behind it.
-/// - No reader overtakes a waiting writer, in any process that uses this crate; a stopped waiter keeps readers out.
-/// - Every user who may write the directory can use its locks, whatever the umask of the user who created the
-///   files. A lock file that can only be read is locked all the same. A lock file is never written.
-/// - Fencing tokens survive in a file beside the lock file, and never fall below the wall clock in microseconds.
-/// - On Linux, removing a lock file or its directory while the lock is held admits no second holder among the
-///   processes of one user that use this crate and share `/dev/shm`. An older copy of a directory that is put
-///   back while its locks are held is not noticed.
+/// - No reader overtakes a waiting writer, in any process that uses this crate; a stopped waiter
+///   keeps readers out.
+/// - Every user who may write the directory can use its locks, whatever the umask of the user who
+///   created the files. A lock file that can only be read is locked all the same. A lock file is
+///   never written.
+/// - Fencing tokens survive in a file beside the lock file, and never fall below the wall clock in
+///   microseconds.
+/// - On Linux, removing a lock file or its directory while the lock is held admits no second holder
+///   among the processes of one user that use this crate and share `/dev/shm`. An older copy of a
+///   directory that is put back while its locks are held is not noticed.
 /// - Locks cannot be broken: only the kernel and the holder can end a file lock.
 ///
 /// ```
@@ -76,8 +80,9 @@ impl FileBackend {
     /// Uses this directory, and creates it if it is missing.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if it is no directory, [`ErrorKind::Denied`] if it cannot be written or if others can
-    /// change it ([`FileConfig::with_shared`]), [`ErrorKind::Unsupported`] if it is on a network file system.
+    /// [`ErrorKind::InvalidInput`] if it is no directory, [`ErrorKind::Denied`] if it cannot be
+    /// written or if others can change it ([`FileConfig::with_shared`]), [`ErrorKind::Unsupported`]
+    /// if it is on a network file system.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(dir, FileConfig::new())
     }
@@ -87,18 +92,24 @@ impl FileBackend {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(dir: impl AsRef<Path>, config: FileConfig) -> Result<Self> {
-        let dir = directory::prepare(dir.as_ref(), &config).map_err(|error| error.with_operation("open"))?;
-        Ok(Self { dir, config, shadows: Shadows::of_this_user(), watcher: Mutex::default() })
+        let dir = directory::prepare(dir.as_ref(), &config)
+            .map_err(|error| error.with_operation("open"))?;
+        Ok(Self {
+            dir,
+            config,
+            shadows: Shadows::of_this_user(),
+            watcher: Mutex::default(),
+        })
     }
 
-    /// Returns the default directory: `/var/lib/leasehold` for root, and `.local/state/leasehold` in the home
-    /// directory of every other user.
+    /// Returns the default directory: `/var/lib/leasehold` for root, and `.local/state/leasehold`
+    /// in the home directory of every other user.
     ///
-    /// It depends on the effective user alone. The home directory is the one in the user database; `HOME` and
-    /// `XDG_STATE_HOME` are not read. So a cron job, a service and a shell of one user find the same locks.
-    /// [`open`](Self::open) creates it, as any other directory, with mode 0700.
-    /// A service that may not write it, as with `ProtectHome=` or `ProtectSystem=strict` of systemd, gets an
-    /// error from `open`.
+    /// It depends on the effective user alone. The home directory is the one in the user database;
+    /// `HOME` and `XDG_STATE_HOME` are not read. So a cron job, a service and a shell of one user
+    /// find the same locks. [`open`](Self::open) creates it, as any other directory, with mode
+    /// 0700. A service that may not write it, as with `ProtectHome=` or `ProtectSystem=strict` of
+    /// systemd, gets an error from `open`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the user has no home directory: name a directory.
@@ -114,9 +125,9 @@ impl FileBackend {
 
     /// The file whose lock is the lock on `key`, for `flock(1)` and other programs.
     ///
-    /// Lower-case letters, digits, `_`, `-` and a `.` that is not first stand for themselves, every other byte is `%` and two
-    /// hexadecimal digits, and `.lock` follows: `item/42` is `item%2f42.lock`. Longer names are cut into directories. The
-    /// mapping never changes.
+    /// Lower-case letters, digits, `_`, `-` and a `.` that is not first stand for themselves, every
+    /// other byte is `%` and two hexadecimal digits, and `.lock` follows: `item/42` is
+    /// `item%2f42.lock`. Longer names are cut into directories. The mapping never changes.
     #[must_use]
     pub fn path_of(&self, key: &LockKey) -> PathBuf {
         self.path(key, ".lock")
@@ -149,14 +160,20 @@ impl FileBackend {
         let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         let subscribed = match &*watcher {
             Some(watcher) => watcher.subscribe(&self.dir, path),
-            None => Watcher::start().and_then(|started| watcher.insert(Arc::new(started)).subscribe(&self.dir, path)),
+            None => Watcher::start()
+                .and_then(|started| watcher.insert(Arc::new(started)).subscribe(&self.dir, path)),
         };
         subscribed
             .inspect_err(|error| tracing::debug!(%error, path = %path.display(), "cannot be watched; polling instead"))
             .ok()
     }
 
-    async fn grant(&self, request: Request, sent: Timestamp, mut hold: LockedFiles) -> Result<Arc<dyn Lease>> {
+    async fn grant(
+        &self,
+        request: Request,
+        sent: Timestamp,
+        mut hold: LockedFiles,
+    ) -> Result<Arc<dyn Lease>> {
         if self.config.sync && request.mode() == Mode::Exclusive {
             let path = self.token_path(request.key());
             let flushed = path.clone();
@@ -166,14 +183,20 @@ impl FileBackend {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                     file => file?.sync_data()?,
                 }
-                flushed.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+                flushed
+                    .parent()
+                    .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
             };
-            let done = tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).and_then(|done| done);
+            let done = tokio::task::spawn_blocking(flush)
+                .await
+                .map_err(io::Error::other)
+                .and_then(|done| done);
             done.map_err(|error| io_error("flush", &path, error))?;
         }
         if self.config.inherited_by_children {
             // Last: children keep what is dropped without a release.
-            hold.let_inherit().map_err(|error| io_error("pass on", &self.path_of(request.key()), error))?;
+            hold.let_inherit()
+                .map_err(|error| io_error("pass on", &self.path_of(request.key()), error))?;
         }
         Ok(Arc::new(FileLease::new(request, sent, hold)))
     }
@@ -182,7 +205,10 @@ impl FileBackend {
     async fn queue(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let mut contender = FileAcquisition::new(Arc::clone(&self), request.clone());
         let begun = request.now();
-        while request.yields_to_waiters() && request.now().since(begun) < YIELD_RETRY && contender.others_wait()? {
+        while request.yields_to_waiters()
+            && request.now().since(begun) < YIELD_RETRY
+            && contender.others_wait()?
+        {
             tokio::select! {
                 () = tokio::time::sleep(YIELD_STEP) => {}
                 () = request.cancelled() => break,
@@ -200,7 +226,10 @@ impl FileBackend {
                 contender.pause().await;
             }
         }
-        Err(refused(ErrorKind::Cancelled, "the acquisition was cancelled").with_operation("acquire"))
+        Err(
+            refused(ErrorKind::Cancelled, "the acquisition was cancelled")
+                .with_operation("acquire"),
+        )
     }
 }
 
@@ -221,8 +250,11 @@ impl LockBackend for FileBackend {
         capabilities.drift = ClockDrift::NONE;
         capabilities.fencing = Fencing::Clocked;
         capabilities.fairness = Fairness::None;
-        capabilities.waiter_notification =
-            if cfg!(target_os = "linux") { WaiterNotification::Pushed } else { WaiterNotification::Polled(Duration::from_millis(50)) };
+        capabilities.waiter_notification = if cfg!(target_os = "linux") {
+            WaiterNotification::Pushed
+        } else {
+            WaiterNotification::Polled(Duration::from_millis(50))
+        };
         capabilities.loss_detection = LossDetection::Renewal;
         capabilities.restart = Restart::EndsHolders;
         capabilities.pipelined_release = true;
@@ -238,7 +270,10 @@ impl LockBackend for FileBackend {
         if !yielding && let Some(hold) = contender.attempt()? {
             return self.grant(request, sent, hold).await.map(Attempt::Granted);
         }
-        let mut contention = Contention { retry_after: Some(self.config.safety_poll), ..Contention::default() };
+        let mut contention = Contention {
+            retry_after: Some(self.config.safety_poll),
+            ..Contention::default()
+        };
         if yielding {
             contention.retry_after = Some(YIELD_STEP);
         } else if request.is_waiting() {
@@ -246,8 +281,8 @@ impl LockBackend for FileBackend {
             if let Some(hold) = contender.attempt()? {
                 return self.grant(request, sent, hold).await.map(Attempt::Granted);
             }
-            // It completes only when the lock was free, and else keeps its descriptor: the close of one such waiter would
-            // wake the next, and so on for ever.
+            // It completes only when the lock was free, and else keeps its descriptor: the close of
+            // one such waiter would wake the next, and so on for ever.
             contention.wake = Some(Box::pin(async move {
                 loop {
                     contender.pause().await;
@@ -276,7 +311,8 @@ impl LockBackend for FileBackend {
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
-        inspect::inspect(self, key).map_err(|error| io_error("find the holders of", &self.path_of(key), error))
+        inspect::inspect(self, key)
+            .map_err(|error| io_error("find the holders of", &self.path_of(key), error))
     }
 
     /// # Errors
@@ -284,7 +320,10 @@ impl LockBackend for FileBackend {
     async fn break_lock(&self, holder: &HolderRef, _now: bool) -> Result<Broken> {
         Err(refused(
             ErrorKind::Unsupported,
-            format!("only its holder can free a file lock; end `{}`, and the kernel frees it at once", holder.label),
+            format!(
+                "only its holder can free a file lock; end `{}`, and the kernel frees it at once",
+                holder.label
+            ),
         )
         .with_operation("break"))
     }

@@ -13,8 +13,9 @@ use super::{
     error::{io_error, refused},
 };
 
-/// Returns one place per user, whatever the environment says: a service, a cron job and a shell find the same
-/// locks. Temporary files are not removed from it, and no service has a private copy of it.
+/// Returns one place per user, whatever the environment says: a service, a cron job and a shell
+/// find the same locks. Temporary files are not removed from it, and no service has a private copy
+/// of it.
 pub(super) fn default_dir() -> Result<PathBuf> {
     #[cfg(unix)]
     {
@@ -41,13 +42,24 @@ fn default_dir_of(uid: u32) -> Result<PathBuf> {
     };
     let home = match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
         Ok(Some(user)) => user.dir,
-        Ok(None) => return Err(homeless(String::from("the user database does not know this user"))),
-        Err(error) => return Err(homeless(format!("the user database cannot be read: {error}"))),
+        Ok(None) => {
+            return Err(homeless(String::from(
+                "the user database does not know this user",
+            )));
+        }
+        Err(error) => {
+            return Err(homeless(format!(
+                "the user database cannot be read: {error}"
+            )));
+        }
     };
     if home.is_dir() {
         Ok(home.join(".local/state/leasehold"))
     } else {
-        Err(homeless(format!("its home {} is no directory", home.display())))
+        Err(homeless(format!(
+            "its home {} is no directory",
+            home.display()
+        )))
     }
 }
 
@@ -55,10 +67,16 @@ fn default_dir_of(uid: u32) -> Result<PathBuf> {
 pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
     create_checked(dir, config.shared)?;
     let canonical = fs::canonicalize(dir).map_err(|error| io_error("resolve", dir, error))?;
-    if !fs::metadata(&canonical).map_err(|error| io_error("read", &canonical, error))?.is_dir() {
+    if !fs::metadata(&canonical)
+        .map_err(|error| io_error("read", &canonical, error))?
+        .is_dir()
+    {
         return Err(refused(
             ErrorKind::InvalidInput,
-            format!("{} is not a directory; choose another path for the lock files", dir.display()),
+            format!(
+                "{} is not a directory; choose another path for the lock files",
+                dir.display()
+            ),
         ));
     }
     check_file_system(&canonical, config)?;
@@ -101,15 +119,16 @@ fn create(dir: &Path, shared: bool) -> io::Result<()> {
     builder.create(dir)
 }
 
-/// The one rule for every directory of locks: only this user and root can change what its path leads to, and what
-/// is in it. Others could remove or hold its locks, or lead us to other files.
+/// The one rule for every directory of locks: only this user and root can change what its path
+/// leads to, and what is in it. Others could remove or hold its locks, or lead us to other files.
 ///
-/// - Each directory on the path belongs to this user or to root, and nobody else may write it. Above the last one,
-///   a directory that others may write passes if it is sticky, as `/tmp` is.
-/// - A symbolic link on the path belongs to this user, to root, or to the owner of the directory that it is in.
+/// - Each directory on the path belongs to this user or to root, and nobody else may write it.
+///   Above the last one, a directory that others may write passes if it is sticky, as `/tmp` is.
+/// - A symbolic link on the path belongs to this user, to root, or to the owner of the directory
+///   that it is in.
 ///
-/// The first part does not apply to directories that are `shared` on purpose. What is missing passes. In a user
-/// namespace that does not know root, the owner of `/` stands for root.
+/// The first part does not apply to directories that are `shared` on purpose. What is missing
+/// passes. In a user namespace that does not know root, the owner of `/` stands for root.
 #[cfg(unix)]
 pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
     use std::{collections::VecDeque, ffi::OsString, os::unix::fs::MetadataExt, path::Component};
@@ -144,7 +163,9 @@ pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
                 ),
             ));
         }
-        let Some(word) = rest.pop_front() else { return Ok(()) };
+        let Some(word) = rest.pop_front() else {
+            return Ok(());
+        };
         let Some(word) = word else {
             at.pop();
             metadata = read(&at).map_err(|error| io_error("read", &at, error))?;
@@ -153,7 +174,12 @@ pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
         let path = at.join(word);
         let found = match read(&path) {
             // Then we create it; or there is no way to it, as the next step says.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 return Ok(());
             }
             found => found.map_err(|error| io_error("read", &path, error))?,
@@ -165,14 +191,21 @@ pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
         if !trusted.contains(&found.uid()) && found.uid() != metadata.uid() {
             return Err(refused(
                 ErrorKind::Denied,
-                format!("{} is a symbolic link of user {}; choose another directory", path.display(), found.uid()),
+                format!(
+                    "{} is a symbolic link of user {}; choose another directory",
+                    path.display(),
+                    found.uid()
+                ),
             ));
         }
         links += 1;
         if links > LINKS {
             return Err(refused(
                 ErrorKind::InvalidInput,
-                format!("{} leads through too many symbolic links; choose another directory", dir.display()),
+                format!(
+                    "{} leads through too many symbolic links; choose another directory",
+                    dir.display()
+                ),
             ));
         }
         let target = fs::read_link(&path).map_err(|error| io_error("read", &path, error))?;
@@ -180,7 +213,10 @@ pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
             at = PathBuf::from("/");
             metadata = read(&at).map_err(|error| io_error("read", &at, error))?;
         }
-        words(&target).into_iter().rev().for_each(|word| rest.push_front(word));
+        words(&target)
+            .into_iter()
+            .rev()
+            .for_each(|word| rest.push_front(word));
     }
 }
 
@@ -196,7 +232,8 @@ fn trouble(directory: &fs::Metadata, trusted: &[u32], is_last: bool) -> Option<S
     if !trusted.contains(&directory.uid()) {
         return Some(format!("belongs to user {}", directory.uid()));
     }
-    // What is in a sticky directory is changed only by its owner, and by the owner of the directory.
+    // What is in a sticky directory is changed only by its owner, and by the owner of the
+    // directory.
     if !is_last && directory.mode() & 0o1000 != 0 {
         return None;
     }
@@ -207,24 +244,30 @@ fn trouble(directory: &fs::Metadata, trusted: &[u32], is_last: bool) -> Option<S
         .then(|| format!("can be written by the group {}", directory.gid()))
 }
 
-/// Whether a group has its user alone in it: where every user has a group of the same name, new directories may be
-/// writable for it (umask 002).
+/// Whether a group has its user alone in it: where every user has a group of the same name, new
+/// directories may be writable for it (umask 002).
 #[cfg(unix)]
 fn is_private_group(group: u32, user: u32) -> bool {
     use nix::unistd::{Gid, Group, Uid, User};
-    let (Ok(Some(group)), Ok(Some(user))) =
-        (Group::from_gid(Gid::from_raw(group)), User::from_uid(Uid::from_raw(user)))
-    else {
+    let (Ok(Some(group)), Ok(Some(user))) = (
+        Group::from_gid(Gid::from_raw(group)),
+        User::from_uid(Uid::from_raw(user)),
+    ) else {
         return false;
     };
-    group.gid == user.gid && group.name == user.name && group.mem.iter().all(|member| *member == user.name)
+    group.gid == user.gid
+        && group.name == user.name
+        && group.mem.iter().all(|member| *member == user.name)
 }
 
 /// Tries it, because access lists and read-only mounts are not in the mode bits.
 ///
 /// Where the directory is shared with its group, the files have to get that group.
 pub(super) fn check_writable(dir: &Path, config: &FileConfig) -> Result<()> {
-    let probe = dir.join(format!(".probe-{}", leasehold_core::AcquisitionId::random()));
+    let probe = dir.join(format!(
+        ".probe-{}",
+        leasehold_core::AcquisitionId::random()
+    ));
     let tried = fs::File::create_new(&probe).and_then(|file| {
         let is_for_all = access::is_for_all_writers(&file, dir);
         fs::remove_file(&probe)?;
@@ -248,7 +291,8 @@ fn check_file_system(dir: &Path, config: &FileConfig) -> Result<()> {
     if config.network_fs_allowed {
         return Ok(());
     }
-    let stat = rustix::fs::statfs(dir).map_err(|error| io_error("read the file system of", dir, error.into()))?;
+    let stat = rustix::fs::statfs(dir)
+        .map_err(|error| io_error("read the file system of", dir, error.into()))?;
     match network_fs(u64::try_from(stat.f_type).unwrap_or(0)) {
         None => Ok(()),
         Some(name) => Err(refused(
@@ -267,7 +311,8 @@ fn check_file_system(_: &Path, _: &FileConfig) -> Result<()> {
     Ok(())
 }
 
-/// The magic numbers of `statfs(2)`; FUSE is on the list because sshfs, s3fs and their like cannot be told apart.
+/// The magic numbers of `statfs(2)`; FUSE is on the list because sshfs, s3fs and their like cannot
+/// be told apart.
 #[cfg(target_os = "linux")]
 fn network_fs(magic: u64) -> Option<&'static str> {
     Some(match magic & 0xffff_ffff {
@@ -313,14 +358,21 @@ mod tests {
         // All whom the database knows: in the home, or an error that names it.
         let database = fs::read_to_string("/etc/passwd").unwrap();
         let mut seen = std::collections::HashSet::new();
-        for user in database.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|user| user.len() == 7) {
+        for user in database
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .filter(|user| user.len() == 7)
+        {
             let (uid, home) = (user[2].parse().unwrap(), user[5]);
             if !seen.insert(uid) {
                 continue;
             }
             match default_dir_of(uid) {
                 Ok(dir) => {
-                    assert!(uid == 0 || dir == Path::new(home).join(".local/state/leasehold"), "{user:?} {dir:?}");
+                    assert!(
+                        uid == 0 || dir == Path::new(home).join(".local/state/leasehold"),
+                        "{user:?} {dir:?}"
+                    );
                 }
                 Err(error) => assert!(error.to_string().contains(home), "{error}"),
             }
@@ -352,15 +404,27 @@ mod tests {
         let sticky = make("sticky", 0o1777);
         fs::create_dir(sticky.join("below")).unwrap();
         check(&sticky.join("below"), false).unwrap();
-        for dir in [open.clone(), open.join("below"), base.path().join("to-open"), open.join("missing"), sticky] {
+        for dir in [
+            open.clone(),
+            open.join("below"),
+            base.path().join("to-open"),
+            open.join("missing"),
+            sticky,
+        ] {
             let error = check(&dir, false).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Denied, "{}", dir.display());
             let text = error.to_string();
-            assert!(text.contains(dir.to_str().unwrap()) && text.contains("shared=true"), "{text}");
+            assert!(
+                text.contains(dir.to_str().unwrap()) && text.contains("shared=true"),
+                "{text}"
+            );
             check(&dir, true).unwrap();
         }
         symlink("loop", base.path().join("loop")).unwrap();
-        assert_eq!(check(&base.path().join("loop"), false).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            check(&base.path().join("loop"), false).unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
     }
 
     /// Only root can make what belongs to others.
@@ -377,7 +441,10 @@ mod tests {
         }
         for dir in [theirs.clone(), theirs.join("below"), theirs.join("missing")] {
             let error = check(&dir, false).unwrap_err();
-            assert!(error.to_string().contains("belongs to user 65533"), "{error}");
+            assert!(
+                error.to_string().contains("belongs to user 65533"),
+                "{error}"
+            );
             check(&dir, true).unwrap();
         }
         let (ours, public) = (base.path().join("ours"), base.path().join("public"));
@@ -392,7 +459,10 @@ mod tests {
             for dir in [link.clone(), link.join("below")] {
                 let error = check(&dir, shared).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Denied);
-                assert!(error.to_string().contains("a symbolic link of user 65533"), "{error}");
+                assert!(
+                    error.to_string().contains("a symbolic link of user 65533"),
+                    "{error}"
+                );
             }
         }
         // Theirs to set in a directory of theirs, where we have been told to trust them.

@@ -10,26 +10,53 @@ pub(super) const NAME: &str = "file";
 pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
     use io::ErrorKind as Io;
     let (kind, remedy) = match source.kind() {
-        Io::PermissionDenied => (ErrorKind::Denied, "give this user write access, or choose another directory"),
-        Io::ReadOnlyFilesystem => (ErrorKind::Denied, "choose a directory on a writable file system"),
-        Io::NotADirectory => {
-            (ErrorKind::InvalidInput, "a part of the path is not a directory; choose another directory")
+        Io::PermissionDenied => (
+            ErrorKind::Denied,
+            "give this user write access, or choose another directory",
+        ),
+        Io::ReadOnlyFilesystem => (
+            ErrorKind::Denied,
+            "choose a directory on a writable file system",
+        ),
+        Io::NotADirectory => (
+            ErrorKind::InvalidInput,
+            "a part of the path is not a directory; choose another directory",
+        ),
+        Io::InvalidInput => (
+            ErrorKind::InvalidInput,
+            "rename it, or choose another directory or name",
+        ),
+        Io::InvalidFilename => (
+            ErrorKind::InvalidInput,
+            "the path is too long; use a shorter name or directory",
+        ),
+        Io::StorageFull | Io::QuotaExceeded => {
+            (ErrorKind::Unavailable, "make room on the file system")
         }
-        Io::InvalidInput => (ErrorKind::InvalidInput, "rename it, or choose another directory or name"),
-        Io::InvalidFilename => (ErrorKind::InvalidInput, "the path is too long; use a shorter name or directory"),
-        Io::StorageFull | Io::QuotaExceeded => (ErrorKind::Unavailable, "make room on the file system"),
-        Io::NotFound => {
-            (ErrorKind::Unavailable, "a part of the path is missing; create it, or choose another directory")
-        }
-        _ if is_out_of_files(&source) => (ErrorKind::Unavailable, "too many files are open; raise `ulimit -n`"),
-        _ => (ErrorKind::Unavailable, "see the cause, or choose another directory"),
+        Io::NotFound => (
+            ErrorKind::Unavailable,
+            "a part of the path is missing; create it, or choose another directory",
+        ),
+        _ if is_out_of_files(&source) => (
+            ErrorKind::Unavailable,
+            "too many files are open; raise `ulimit -n`",
+        ),
+        _ => (
+            ErrorKind::Unavailable,
+            "see the cause, or choose another directory",
+        ),
     };
-    refused(kind, format!("cannot {what} {}: {source}; {remedy}", path.display())).with_source(source)
+    refused(
+        kind,
+        format!("cannot {what} {}: {source}; {remedy}", path.display()),
+    )
+    .with_source(source)
 }
 
 /// Whether a file or directory vanished while it was used: it was removed under us.
 pub(super) fn has_vanished(error: &Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    let source =
+        std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
 }
 
@@ -38,7 +65,9 @@ fn is_out_of_files(source: &io::Error) -> bool {
     #[cfg(unix)]
     {
         use rustix::io::Errno;
-        [Errno::MFILE, Errno::NFILE].iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
+        [Errno::MFILE, Errno::NFILE]
+            .iter()
+            .any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
     }
     #[cfg(not(unix))]
     {
@@ -47,6 +76,9 @@ fn is_out_of_files(source: &io::Error) -> bool {
     }
 }
 
-pub(super) fn refused(kind: ErrorKind, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(super) fn refused(
+    kind: ErrorKind,
+    message: impl Into<std::borrow::Cow<'static, str>>,
+) -> Error {
     Error::new(kind, message).with_backend(NAME)
 }

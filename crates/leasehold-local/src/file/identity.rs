@@ -22,7 +22,14 @@ impl FileId {
     pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
         match std::fs::symlink_metadata(path) {
             Ok(metadata) => Ok(Some(Self::from(&metadata))),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -32,7 +39,10 @@ impl From<&Metadata> for FileId {
     #[cfg(unix)]
     fn from(metadata: &Metadata) -> Self {
         use std::os::unix::fs::MetadataExt;
-        Self { dev: metadata.dev(), ino: metadata.ino() }
+        Self {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        }
     }
 
     #[cfg(not(unix))]

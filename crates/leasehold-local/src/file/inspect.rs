@@ -1,7 +1,9 @@
-//! Who holds and waits, as `/proc/locks` has it. To try the locks instead would make others' attempts fail.
+//! Who holds and waits, as `/proc/locks` has it. To try the locks instead would make others'
+//! attempts fail.
 //!
-//! The table shows no process of another PID namespace, except in the first one. Elsewhere a lock on which it shows
-//! nobody is tried for an instant, so that what another container holds is not called free.
+//! The table shows no process of another PID namespace, except in the first one. Elsewhere a lock
+//! on which it shows nobody is tried for an instant, so that what another container holds is not
+//! called free.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -12,14 +14,17 @@ use std::{
 
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, WaiterRef};
 
-use super::{access, backend::FileBackend, identity::FileId, permit::read_number, record::Record, waiter_marker::WaiterMarker};
+use super::{
+    access, backend::FileBackend, identity::FileId, permit::read_number, record::Record,
+    waiter_marker::WaiterMarker,
+};
 
 /// The first PID namespace has this number in every kernel (`PROC_PID_INIT_INO`).
 const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 /// Who is in the way, and not in the table.
 const UNSEEN: &str = "a process of another PID namespace";
-/// The kernel gives the table in pieces of a page, and finds the next piece by counting: where a lock of the pieces
-/// before has ended meanwhile, it leaves another one out.
+/// The kernel gives the table in pieces of a page, and finds the next piece by counting: where a
+/// lock of the pieces before has ended meanwhile, it leaves another one out.
 const PIECE: usize = 3800;
 /// So many looks do not all miss the same lock.
 const LOOKS: usize = 8;
@@ -41,7 +46,8 @@ struct Flock {
 /// `/proc/locks`, as it concerns one directory.
 struct Table {
     locks: Vec<Flock>,
-    /// The device of the directory, as the table has it. On overlays and subvolumes `stat` has another one.
+    /// The device of the directory, as the table has it. On overlays and subvolumes `stat` has
+    /// another one.
     device: Option<(u32, u32)>,
     /// It has the processes of all PID namespaces.
     shows_all: bool,
@@ -65,14 +71,26 @@ impl Table {
     fn on(&self, backend: &FileBackend, path: &Path) -> io::Result<Vec<Flock>> {
         let id = FileId::at(path)?;
         let is_it = |lock: &&Flock| {
-            id.is_some_and(|id| id.ino == lock.inode) && self.device.is_none_or(|device| device == lock.device)
+            id.is_some_and(|id| id.ino == lock.inode)
+                && self.device.is_none_or(|device| device == lock.device)
         };
         let mut found: Vec<_> = self.locks.iter().filter(is_it).cloned().collect();
         // Who holds a file that was removed is found by its shadow.
-        if let Some(shadow) = backend.shadows.path_of(path).and_then(|path| FileId::at(&path).ok().flatten()) {
+        if let Some(shadow) = backend
+            .shadows
+            .path_of(path)
+            .and_then(|path| FileId::at(&path).ok().flatten())
+        {
             let device = (rustix::fs::major(shadow.dev), rustix::fs::minor(shadow.dev));
-            let shadows = self.locks.iter().filter(|lock| lock.inode == shadow.ino && lock.device == device);
-            let removed = shadows.filter(|shadow| !found.iter().any(|lock| !lock.blocked && lock.pid == shadow.pid));
+            let shadows = self
+                .locks
+                .iter()
+                .filter(|lock| lock.inode == shadow.ino && lock.device == device);
+            let removed = shadows.filter(|shadow| {
+                !found
+                    .iter()
+                    .any(|lock| !lock.blocked && lock.pid == shadow.pid)
+            });
             let removed: Vec<_> = removed.cloned().collect();
             found.extend(removed);
         }
@@ -86,7 +104,13 @@ impl Table {
             && !found.iter().any(|lock| !lock.blocked)
             && let (Some(exclusive), Some(id)) = (is_locked(path)?, FileId::at(path)?)
         {
-            found.push(Flock { exclusive, blocked: false, pid: None, device: (0, 0), inode: id.ino });
+            found.push(Flock {
+                exclusive,
+                blocked: false,
+                pid: None,
+                device: (0, 0),
+                inode: id.ino,
+            });
         }
         Ok(found)
     }
@@ -109,7 +133,11 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
 
     let record = Record::at(&backend.token_path(key)).ok().flatten();
     for lock in table.holders_on(backend, &backend.path(key, ".lock"))? {
-        let mode = if lock.exclusive { Mode::Exclusive } else { Mode::Shared };
+        let mode = if lock.exclusive {
+            Mode::Exclusive
+        } else {
+            Mode::Shared
+        };
         if lock.blocked {
             seen.waiters.push(WaiterRef::new(Some(mode), who(lock.pid)));
             continue;
@@ -118,7 +146,10 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
         if let Some(record) = &record {
             if !lock.exclusive {
                 holder.token = record.last_token.checked_add(1).map(FencingToken::new);
-            } else if lock.pid.is_some_and(|pid| pid == record.pid || innermost(pid) == Some(record.pid)) {
+            } else if lock
+                .pid
+                .is_some_and(|pid| pid == record.pid || innermost(pid) == Some(record.pid))
+            {
                 holder.token = Some(FencingToken::new(record.last_token));
                 if !record.label.is_empty() {
                     holder.label.clone_from(&record.label);
@@ -127,22 +158,35 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
         }
         seen.holders.push(holder);
     }
-    let number =
-        access::open_readable(&backend.path(key, ".permits")).and_then(|file| read_number(&file)).ok().flatten();
-    let permit = number.and_then(std::num::NonZeroU32::new).map(|of| Mode::Permit { of });
+    let number = access::open_readable(&backend.path(key, ".permits"))
+        .and_then(|file| read_number(&file))
+        .ok()
+        .flatten();
+    let permit = number
+        .and_then(std::num::NonZeroU32::new)
+        .map(|of| Mode::Permit { of });
     if let (Some(number), Some(mode)) = (number, permit) {
         for n in 0..number {
             let held = table.holders_on(backend, &backend.path(key, &format!(".permit-{n}")))?;
-            seen.holders.extend(held.iter().map(|lock| holder(key, lock, mode)));
+            seen.holders
+                .extend(held.iter().map(|lock| holder(key, lock, mode)));
         }
     }
-    for (suffix, mode) in [(".writers", Some(Mode::Exclusive)), (".readers", Some(Mode::Shared)), (".waiters", permit)]
-    {
+    for (suffix, mode) in [
+        (".writers", Some(Mode::Exclusive)),
+        (".readers", Some(Mode::Shared)),
+        (".waiters", permit),
+    ] {
         let path = backend.path(key, suffix);
         let mut waiting = table.on(backend, &path)?;
         waiting.retain(|lock| !lock.exclusive);
-        seen.waiters.extend(waiting.iter().map(|lock| WaiterRef::new(mode, who(lock.pid))));
-        if !table.shows_all && waiting.is_empty() && WaiterMarker::is_shown(&path).unwrap_or(false) {
+        seen.waiters.extend(
+            waiting
+                .iter()
+                .map(|lock| WaiterRef::new(mode, who(lock.pid))),
+        );
+        if !table.shows_all && waiting.is_empty() && WaiterMarker::is_shown(&path).unwrap_or(false)
+        {
             seen.waiters.push(WaiterRef::new(mode, UNSEEN));
         }
     }
@@ -162,7 +206,9 @@ fn read_in_pieces(path: &str) -> io::Result<String> {
 
 /// Tries a lock for an instant: `Some` if it is held, and whether by one alone.
 fn is_locked(path: &Path) -> io::Result<Option<bool>> {
-    let Ok(file) = access::open_existing(path) else { return Ok(None) };
+    let Ok(file) = access::open_existing(path) else {
+        return Ok(None);
+    };
     let is_taken = |tried: Result<(), TryLockError>| match tried {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
@@ -177,7 +223,8 @@ fn is_locked(path: &Path) -> io::Result<Option<bool>> {
     is_taken(file.try_lock_shared()).map(Some)
 }
 
-/// Returns the device that `/proc/locks` names for files in `dir`: that of the mount, which `stat` need not have.
+/// Returns the device that `/proc/locks` names for files in `dir`: that of the mount, which `stat`
+/// need not have.
 #[cfg(target_os = "linux")]
 fn device_of(dir: &Path) -> Option<(u32, u32)> {
     use std::os::fd::AsRawFd;
@@ -186,7 +233,10 @@ fn device_of(dir: &Path) -> Option<(u32, u32)> {
 
     let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", dir.as_raw_fd())).ok()?;
-    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let mount = info
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))?
+        .trim();
     let mounts = fs::read("/proc/self/mountinfo").ok()?;
     device_in(&String::from_utf8_lossy(&mounts), mount)
 }
@@ -196,7 +246,8 @@ fn device_of(_: &Path) -> Option<(u32, u32)> {
     None
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: mount, its parent and its device.
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: mount, its parent and its
+/// device.
 #[cfg(target_os = "linux")]
 fn device_in(mounts: &str, mount: &str) -> Option<(u32, u32)> {
     let device = mounts.lines().find_map(|line| {
@@ -210,12 +261,16 @@ fn device_in(mounts: &str, mount: &str) -> Option<(u32, u32)> {
 /// Returns the number of a process in its own PID namespace.
 fn innermost(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    let numbers = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))?;
     numbers.split_whitespace().last()?.parse().ok()
 }
 
 fn holder(key: &LockKey, lock: &Flock, mode: Mode) -> HolderRef {
-    let pid = lock.pid.map_or_else(|| String::from("?"), |pid| pid.to_string());
+    let pid = lock
+        .pid
+        .map_or_else(|| String::from("?"), |pid| pid.to_string());
     let mut holder = HolderRef::new(key.clone(), format!("{pid}:{}", lock.inode));
     holder.mode = Some(mode);
     holder.label = who(lock.pid);
@@ -224,14 +279,17 @@ fn holder(key: &LockKey, lock: &Flock, mode: Mode) -> HolderRef {
 
 /// Better than nothing for programs that leave no label.
 fn who(pid: Option<u32>) -> String {
-    let Some(pid) = pid else { return String::from(UNSEEN) };
+    let Some(pid) = pid else {
+        return String::from(UNSEEN);
+    };
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("pid {pid} ({})", name.trim_end()),
         Err(_) => format!("pid {pid}"),
     }
 }
 
-/// `1: FLOCK  ADVISORY  WRITE 9767 fe:00:10010751 0 EOF`; those who are blocked in `flock(2)` have a `->`.
+/// `1: FLOCK ADVISORY WRITE 9767 fe:00:10010751 0 EOF`; those who are blocked in `flock(2)` have a
+/// `->`.
 fn parse(line: &str) -> Option<Flock> {
     let mut words = line.split_ascii_whitespace().skip(1).peekable();
     let blocked = words.next_if_eq(&"->").is_some();
@@ -244,7 +302,13 @@ fn parse(line: &str) -> Option<Flock> {
     let mut number = || u32::from_str_radix(file.next()?, 16).ok();
     let device = (number()?, number()?);
     let inode = file.next()?.parse().ok()?;
-    Some(Flock { exclusive, blocked, pid, device, inode })
+    Some(Flock {
+        exclusive,
+        blocked,
+        pid,
+        device,
+        inode,
+    })
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -253,10 +317,28 @@ mod tests {
 
     #[test]
     fn the_kernels_table_is_understood() {
-        let held = Flock { exclusive: true, blocked: false, pid: Some(9767), device: (0xfe, 0), inode: 10_010_751 };
-        assert_eq!(parse("1: FLOCK  ADVISORY  WRITE 9767 fe:00:10010751 0 EOF"), Some(held));
-        let waits = Flock { exclusive: false, blocked: true, pid: Some(12), device: (0, 0x2a), inode: 7 };
-        assert_eq!(parse("3: -> FLOCK  ADVISORY  READ 12 00:2a:7 0 EOF"), Some(waits));
+        let held = Flock {
+            exclusive: true,
+            blocked: false,
+            pid: Some(9767),
+            device: (0xfe, 0),
+            inode: 10_010_751,
+        };
+        assert_eq!(
+            parse("1: FLOCK  ADVISORY  WRITE 9767 fe:00:10010751 0 EOF"),
+            Some(held)
+        );
+        let waits = Flock {
+            exclusive: false,
+            blocked: true,
+            pid: Some(12),
+            device: (0, 0x2a),
+            inode: 7,
+        };
+        assert_eq!(
+            parse("3: -> FLOCK  ADVISORY  READ 12 00:2a:7 0 EOF"),
+            Some(waits)
+        );
         assert_eq!(parse("2: POSIX  ADVISORY  WRITE 1 08:01:3 0 EOF"), None);
         assert_eq!(parse(""), None);
     }

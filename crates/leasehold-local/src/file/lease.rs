@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Lease, AtomicDeadline, LossReason, Timestamp, Released, Request, Result, KeepAlive,
-    async_trait,
+    AtomicDeadline, Deadline, ErrorKind, FencingToken, KeepAlive, Lease, LossReason, Released,
+    Request, Result, Timestamp, async_trait,
 };
 
 use super::{
@@ -17,7 +17,8 @@ use super::{
 
 /// A grant of the [`FileBackend`](super::FileBackend).
 ///
-/// The kernel knows no deadline: the lock is held until it is released, its last [`Arc`] is dropped, or the process ends.
+/// The kernel knows no deadline: the lock is held until it is released, its last [`Arc`] is
+/// dropped, or the process ends.
 #[derive(Debug)]
 pub struct FileLease {
     request: Request,
@@ -31,7 +32,13 @@ pub struct FileLease {
 impl FileLease {
     pub(super) fn new(request: Request, sent: Timestamp, hold: LockedFiles) -> Self {
         let deadline = AtomicDeadline::new(request.deadline_from(sent));
-        Self { token: hold.token, deadline, request, hold: Mutex::new(Some(hold)), lost_early: AtomicBool::new(false) }
+        Self {
+            token: hold.token,
+            deadline,
+            request,
+            hold: Mutex::new(Some(hold)),
+            lost_early: AtomicBool::new(false),
+        }
     }
 
     fn hold(&self) -> MutexGuard<'_, Option<LockedFiles>> {
@@ -53,30 +60,42 @@ impl Lease for FileLease {
         KeepAlive::PerLease
     }
 
-    /// Moves the deadline, if the path still leads to the file that is locked. If not, the lease is lost: programs that do
-    /// not look for us, such as `flock(1)`, can lock the new file.
+    /// Moves the deadline, if the path still leads to the file that is locked. If not, the lease is
+    /// lost: programs that do not look for us, such as `flock(1)`, can lock the new file.
     async fn renew(self: Arc<Self>) -> Result<()> {
         let sent = self.request.now();
         let lost = |why| refused(ErrorKind::Lost, why).with_operation("renew");
         let hold = self.hold();
-        let Some(hold) = hold.as_ref() else { return Err(lost("the lock was released")) };
-        if !hold.is_in_place().map_err(|error| io_error("read", &hold.path, error).with_operation("renew"))? {
+        let Some(hold) = hold.as_ref() else {
+            return Err(lost("the lock was released"));
+        };
+        if !hold
+            .is_in_place()
+            .map_err(|error| io_error("read", &hold.path, error).with_operation("renew"))?
+        {
             self.lost_early.store(true, Ordering::Relaxed);
             self.request.loss_notifier().lost(LossReason::Replaced);
             return Err(lost("the lock file was removed or replaced"));
         }
-        if !self.deadline.advance(self.request.deadline_from(sent), self.request.now()) {
+        if !self
+            .deadline
+            .advance(self.request.deadline_from(sent), self.request.now())
+        {
             return Err(lost("its deadline came before the renewal"));
         }
         Ok(())
     }
 
-    /// Unlocks the file and its shadow. After a loss that a renewal reported the shadow stays locked until the deadline:
-    /// the holder may not have looked yet, and still takes the lock for its own.
+    /// Unlocks the file and its shadow. After a loss that a renewal reported the shadow stays
+    /// locked until the deadline: the holder may not have looked yet, and still takes the lock for
+    /// its own.
     async fn release(self: Arc<Self>) -> Result<Released> {
-        let Some(hold) = self.hold().take() else { return Ok(Released::AlreadyLost) };
+        let Some(hold) = self.hold().take() else {
+            return Ok(Released::AlreadyLost);
+        };
         let path = hold.path.clone();
-        // Past its deadline it is still ours: nobody else had it. A replaced file may have been another's.
+        // Past its deadline it is still ours: nobody else had it. A replaced file may have been
+        // another's.
         let ours = hold.is_in_place().unwrap_or(false);
         let left = self.deadline.get().moment().since(self.request.now());
         if !ours && self.lost_early.load(Ordering::Relaxed) && !left.is_zero() {
@@ -89,7 +108,12 @@ impl Lease for FileLease {
             }));
             return Ok(Released::AlreadyLost);
         }
-        hold.free().map_err(|error| io_error("unlock", &path, error).with_operation("release"))?;
-        Ok(if ours { Released::Freed } else { Released::AlreadyLost })
+        hold.free()
+            .map_err(|error| io_error("unlock", &path, error).with_operation("release"))?;
+        Ok(if ours {
+            Released::Freed
+        } else {
+            Released::AlreadyLost
+        })
     }
 }

@@ -68,15 +68,19 @@ impl LockedFiles {
         Ok(self.file)
     }
 
-    /// Unlocks before it closes: children that have the descriptors too would otherwise keep the lock, and a waiter that
-    /// is told of the close finds it free.
+    /// Unlocks before it closes: children that have the descriptors too would otherwise keep the
+    /// lock, and a waiter that is told of the close finds it free.
     pub(super) fn free(self) -> io::Result<()> {
-        self.slot_shadow.into_iter().chain([self.shadow]).for_each(Shadow::free);
+        self.slot_shadow
+            .into_iter()
+            .chain([self.shadow])
+            .for_each(Shadow::free);
         let slot = self.slot.as_ref().map_or(Ok(()), File::unlock);
         let file = self.file.unlock();
         drop(self.file);
         if self.inherited {
-            // A descriptor that a child has is not closed by us closing ours; this close is seen instead.
+            // A descriptor that a child has is not closed by us closing ours; this close is seen
+            // instead.
             drop(access::open_readable(&self.path));
         }
         slot.and(file)

@@ -1,15 +1,15 @@
 //! Locks between the processes of one host: [`FileBackend`].
 
 mod access;
+mod acquire;
 mod backend;
 mod config;
-mod acquire;
 mod directory;
 mod error;
-mod locked_files;
 mod identity;
 mod inspect;
 mod lease;
+mod locked_files;
 mod name;
 mod permit;
 mod record;

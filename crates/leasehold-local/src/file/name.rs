@@ -11,10 +11,11 @@ const CHUNK: usize = 200;
 
 /// The path of a file of `key`: `<dir>/<encoded key><suffix>`.
 ///
-/// Lower-case letters, digits, `_`, `-` and a `.` that is not the first byte stand for themselves, every other byte is `%`
-/// and two lower-case hexadecimal digits. Upper case is encoded too, so that names differ on file systems that ignore case.
-/// An encoded name of more than 220 bytes is cut into directories of 200 bytes each, marked by a `~`, which no encoded
-/// name contains. Suffixes start with the last `.` of a name, so files of two keys never meet.
+/// Lower-case letters, digits, `_`, `-` and a `.` that is not the first byte stand for themselves,
+/// every other byte is `%` and two lower-case hexadecimal digits. Upper case is encoded too, so
+/// that names differ on file systems that ignore case. An encoded name of more than 220 bytes is
+/// cut into directories of 200 bytes each, marked by a `~`, which no encoded name contains.
+/// Suffixes start with the last `.` of a name, so files of two keys never meet.
 pub(super) fn path_of(dir: &Path, key: &LockKey, suffix: &str) -> PathBuf {
     path_of_bytes(dir, key.as_bytes(), suffix)
 }
@@ -75,33 +76,58 @@ mod tests {
             assert_eq!(lock_path(name), Path::new(path));
         }
         let long = lock_path("x".repeat(500));
-        assert_eq!(long, PathBuf::from(format!("/d/{0}~/{0}~/{1}.lock", "x".repeat(200), "x".repeat(100))));
+        assert_eq!(
+            long,
+            PathBuf::from(format!(
+                "/d/{0}~/{0}~/{1}.lock",
+                "x".repeat(200),
+                "x".repeat(100)
+            ))
+        );
     }
 
     #[test]
     fn different_names_have_different_paths_that_stay_inside() {
         let mut paths = HashSet::new();
-        let alphabet: &[&[u8]] = &[b"a", b"A", b".", b"/", b"%", b"~", b"2e", b"\0", b"\xff", b".lock", b".permits"];
+        let alphabet: &[&[u8]] = &[
+            b"a",
+            b"A",
+            b".",
+            b"/",
+            b"%",
+            b"~",
+            b"2e",
+            b"\0",
+            b"\xff",
+            b".lock",
+            b".permits",
+        ];
         let mut names: Vec<Vec<u8>> = vec![Vec::new()];
         for _ in 0..4 {
-            let longer: Vec<_> =
-                names.iter().flat_map(|name| alphabet.iter().map(|part| [name, *part].concat())).collect();
+            let longer: Vec<_> = names
+                .iter()
+                .flat_map(|name| alphabet.iter().map(|part| [name, *part].concat()))
+                .collect();
             names.extend(longer);
         }
-        names.extend(
-            (195..=1024)
-                .flat_map(|len| [vec![b'x'; len], vec![b'/'; len], [b"y/".as_slice(), &vec![b'x'; len - 2]].concat()]),
-        );
+        names.extend((195..=1024).flat_map(|len| {
+            [
+                vec![b'x'; len],
+                vec![b'/'; len],
+                [b"y/".as_slice(), &vec![b'x'; len - 2]].concat(),
+            ]
+        }));
         let names: HashSet<_> = names.into_iter().filter(|name| !name.is_empty()).collect();
         for name in &names {
             let path = lock_path(name);
             let relative = path.strip_prefix("/d").unwrap();
-            assert!(
-                relative
-                    .components()
-                    .all(|part| matches!(part, std::path::Component::Normal(name) if name.len() <= 230))
+            assert!(relative.components().all(
+                |part| matches!(part, std::path::Component::Normal(name) if name.len() <= 230)
+            ));
+            assert_eq!(
+                path.to_str().unwrap().to_lowercase(),
+                path.to_str().unwrap()
             );
-            assert_eq!(path.to_str().unwrap().to_lowercase(), path.to_str().unwrap());
             assert!(paths.insert(path), "{name:?} shares its path with another");
         }
     }

@@ -1,6 +1,7 @@
 //! Permits: `.permits` says how many there are, and each is a lock of its own, `.permit-<n>`.
 //!
-//! Who holds or wants a permit locks `.permits` in shared mode, so its number changes only when nobody does.
+//! Who holds or wants a permit locks `.permits` in shared mode, so its number changes only when
+//! nobody does.
 
 use std::{
     fs::File,
@@ -29,7 +30,9 @@ impl FileAcquisition {
         if of > MAX_PERMITS {
             return Err(refused(
                 ErrorKind::InvalidInput,
-                format!("{of} permits were asked for, and files can do {MAX_PERMITS}; choose another backend"),
+                format!(
+                    "{of} permits were asked for, and files can do {MAX_PERMITS}; choose another backend"
+                ),
             ));
         }
         if !try_lock_patiently(&file, true, self.path())? {
@@ -39,19 +42,26 @@ impl FileAcquisition {
             ControlFlow::Continue(hold) => hold,
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
-        let number = read_number(&hold.file).map_err(|error| io_error("read", self.path(), error))?;
+        let number =
+            read_number(&hold.file).map_err(|error| io_error("read", self.path(), error))?;
         if number != Some(of) {
-            let file = hold.let_go().map_err(|error| io_error("unlock", self.path(), error))?;
+            let file = hold
+                .let_go()
+                .map_err(|error| io_error("unlock", self.path(), error))?;
             return self.set_number(file, number, of);
         }
         for n in 0..of {
-            let path = self.backend.path(self.request.key(), &format!(".permit-{n}"));
+            let path = self
+                .backend
+                .path(self.request.key(), &format!(".permit-{n}"));
             let slot = self.backend.open_file(&path)?;
             if !try_lock(&slot, false, &path)? {
                 continue;
             }
             // Somebody may hold it on a file that was removed.
-            let Some(shadow) = self.shadow(&path, false)? else { continue };
+            let Some(shadow) = self.shadow(&path, false)? else {
+                continue;
+            };
             if !leads_to(&path, &slot)? {
                 continue;
             }
@@ -77,10 +87,13 @@ impl FileAcquisition {
             };
         }
         if self.shadow(self.path(), false)?.is_none() {
-            file.unlock().map_err(|error| io_error("unlock", self.path(), error))?;
+            file.unlock()
+                .map_err(|error| io_error("unlock", self.path(), error))?;
             return self.keep_open(file, Outcome::Displaced);
         }
-        write_number(&file, of).and_then(|()| file.unlock()).map_err(|error| io_error("write", self.path(), error))?;
+        write_number(&file, of)
+            .and_then(|()| file.unlock())
+            .map_err(|error| io_error("write", self.path(), error))?;
         self.keep_open(file, Outcome::Again)
     }
 }
@@ -93,7 +106,9 @@ pub(super) fn read_number(mut file: &File) -> io::Result<Option<u32>> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.take(MAX_LEN).read_to_end(&mut bytes)?;
-    let text = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_prefix(HEAD)?.strip_suffix('\n'));
+    let text = std::str::from_utf8(&bytes)
+        .ok()
+        .and_then(|text| text.strip_prefix(HEAD)?.strip_suffix('\n'));
     match text.and_then(|number| number.parse().ok()) {
         Some(number) => Ok(Some(number)),
         None if record::is_torn(&bytes, HEAD, MAX_LEN) => Ok(None),

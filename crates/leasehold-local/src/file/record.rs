@@ -16,11 +16,11 @@ const HEAD: &str = "leasehold1 ";
 const MAX_LEN: u64 = 512;
 const MAX_LABEL: usize = 200;
 
-/// The token of the last exclusive grant, and its holder. Only exclusive holders write it, to `<key>.token`. The
-/// lock file itself is never written: it may belong to another program or user. Neither is a `<key>.token` that says
-/// anything else, or that has a second name. A record is
-/// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. What follows the second line is left over from longer
-/// labels.
+/// The token of the last exclusive grant, and its holder. Only exclusive holders write it, to
+/// `<key>.token`. The lock file itself is never written: it may belong to another program or user.
+/// Neither is a `<key>.token` that says anything else, or that has a second name. A record is
+/// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. What follows the second line is
+/// left over from longer labels.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) last_token: u64,
@@ -30,9 +30,17 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn of(request: &Request, last_token: u64) -> Self {
-        let mut label: String = request.label().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let mut label: String = request
+            .label()
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
         label.truncate(label.floor_char_boundary_compat(MAX_LABEL));
-        Self { last_token, pid: std::process::id(), label }
+        Self {
+            last_token,
+            pid: std::process::id(),
+            label,
+        }
     }
 
     /// Reads the record. Returns `None` if there is no file, or if its record is torn.
@@ -55,8 +63,15 @@ impl Record {
 
     /// One write, so that a process killed in it leaves the old or the new.
     fn write(&self, mut file: &File) -> io::Result<()> {
-        let Self { last_token, pid, label } = self;
-        let text = format!("{HEAD}{last_token:020} {:016x}\n{pid} {label}\n", checksum(*last_token));
+        let Self {
+            last_token,
+            pid,
+            label,
+        } = self;
+        let text = format!(
+            "{HEAD}{last_token:020} {:016x}\n{pid} {label}\n",
+            checksum(*last_token)
+        );
         file.rewind()?;
         file.write_all(text.as_bytes())
     }
@@ -65,14 +80,22 @@ impl Record {
         let mut lines = bytes.split(|byte| *byte == b'\n');
         let head = std::str::from_utf8(lines.next()?).ok()?;
         let mut words = head.strip_prefix(HEAD)?.split(' ');
-        let last_token = words.next().filter(|digits| digits.len() == 20)?.parse().ok()?;
+        let last_token = words
+            .next()
+            .filter(|digits| digits.len() == 20)?
+            .parse()
+            .ok()?;
         let sum = u64::from_str_radix(words.next()?, 16).ok()?;
         if sum != checksum(last_token) || words.next().is_some() {
             return None;
         }
         let who = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
         let (pid, label) = who.split_once(' ').unwrap_or_default();
-        Some(Self { last_token, pid: pid.parse().unwrap_or(0), label: String::from(label) })
+        Some(Self {
+            last_token,
+            pid: pid.parse().unwrap_or(0),
+            label: String::from(label),
+        })
     }
 }
 
@@ -102,12 +125,18 @@ impl TokenFile {
             Err(_) => (Some(access::open_readable(path)?), false),
         };
         let record = file.as_ref().map_or(Ok(None), Record::read)?;
-        Ok(Self { path: path.to_path_buf(), file, in_place, record })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            in_place,
+            record,
+        })
     }
 
     /// Writes the record. To be called by the exclusive holder of the lock.
     ///
-    /// A file that cannot be written as it stands, because it is another user's or has a second name, is replaced.
+    /// A file that cannot be written as it stands, because it is another user's or has a second
+    /// name, is replaced.
     pub(super) fn keep(&self, record: &Record) -> io::Result<()> {
         match &self.file {
             Some(file) if self.in_place => record.write(file),
@@ -118,9 +147,12 @@ impl TokenFile {
 
     fn replace(&self, record: &Record) -> io::Result<()> {
         // No name of a lock's begins with a dot.
-        let new = self.path.with_file_name(format!(".token-{}", AcquisitionId::random()));
-        let replaced =
-            access::create(&new).and_then(|file| record.write(&file)).and_then(|()| fs::rename(&new, &self.path));
+        let new = self
+            .path
+            .with_file_name(format!(".token-{}", AcquisitionId::random()));
+        let replaced = access::create(&new)
+            .and_then(|file| record.write(&file))
+            .and_then(|()| fs::rename(&new, &self.path));
         if replaced.is_err() {
             drop(fs::remove_file(&new));
         }
@@ -128,16 +160,22 @@ impl TokenFile {
     }
 }
 
-/// Whether a process or the machine may have ended while it wrote a text that begins with `head` and has fewer than
-/// `limit` bytes: nothing was written, or zeros, or a part.
+/// Whether a process or the machine may have ended while it wrote a text that begins with `head`
+/// and has fewer than `limit` bytes: nothing was written, or zeros, or a part.
 pub(super) fn is_torn(bytes: &[u8], head: &str, limit: u64) -> bool {
     let short = u64::try_from(bytes.len()).is_ok_and(|len| len < limit);
-    let begun = bytes.iter().zip(head.as_bytes()).all(|(byte, head)| byte == head);
+    let begun = bytes
+        .iter()
+        .zip(head.as_bytes())
+        .all(|(byte, head)| byte == head);
     short && (begun || bytes.iter().all(|byte| *byte == 0))
 }
 
 pub(super) fn foreign() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "it is another program's: it is not empty, and was not written here")
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "it is another program's: it is not empty, and was not written here",
+    )
 }
 
 /// `str::floor_char_boundary` is younger than our oldest compiler.
@@ -147,7 +185,10 @@ trait FloorCharBoundary {
 
 impl FloorCharBoundary for str {
     fn floor_char_boundary_compat(&self, at: usize) -> usize {
-        (0..=at.min(self.len())).rev().find(|at| self.is_char_boundary(*at)).unwrap_or(0)
+        (0..=at.min(self.len()))
+            .rev()
+            .find(|at| self.is_char_boundary(*at))
+            .unwrap_or(0)
     }
 }
 
@@ -169,11 +210,21 @@ mod tests {
     #[test]
     fn a_record_reads_back_and_anything_else_is_none() {
         let request = Request::new(LockKey::new("k").unwrap());
-        for label in [String::new(), String::from("anna (7) on host"), "ä".repeat(300), String::from("a\nb")] {
+        for label in [
+            String::new(),
+            String::from("anna (7) on host"),
+            "ä".repeat(300),
+            String::from("a\nb"),
+        ] {
             let record = Record::of(&request.clone().with_label(label), 42);
             let file = tempfile::tempfile().unwrap();
             assert_eq!(Record::read(&file).unwrap(), None);
-            Record { label: "x".repeat(200), ..Record::of(&request, 7) }.write(&file).unwrap();
+            Record {
+                label: "x".repeat(200),
+                ..Record::of(&request, 7)
+            }
+            .write(&file)
+            .unwrap();
             record.write(&file).unwrap();
             assert_eq!(Record::read(&file).unwrap().unwrap(), record);
         }

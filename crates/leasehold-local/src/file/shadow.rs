@@ -1,13 +1,14 @@
 //! [`Shadow`]: a lock stays locked when its file has been removed.
 //!
-//! A file lock belongs to an inode. If a lock file or its directory is removed and created again, the path
-//! leads to a new inode whose lock is free, while the old holder continues. So each holder also locks a second
-//! file, the shadow, which is named after the path and is in `/dev/shm/leasehold-<uid>`. The next process that
-//! locks the new inode finds the shadow locked.
+//! A file lock belongs to an inode. If a lock file or its directory is removed and created again,
+//! the path leads to a new inode whose lock is free, while the old holder continues. So each holder
+//! also locks a second file, the shadow, which is named after the path and is in
+//! `/dev/shm/leasehold-<uid>`. The next process that locks the new inode finds the shadow locked.
 //!
-//! Only its user can write the directory of the shadows. No other user can lock a shadow, so no other user can
-//! use one to refuse a lock. Shadows therefore protect among the processes of one user that share `/dev/shm`.
-//! Where the directory cannot be used, locks are granted without a shadow.
+//! Only its user can write the directory of the shadows. No other user can lock a shadow, so no
+//! other user can use one to refuse a lock. Shadows therefore protect among the processes of one
+//! user that share `/dev/shm`. Where the directory cannot be used, locks are granted without a
+//! shadow.
 
 use std::{
     fs::{self, File},
@@ -62,18 +63,29 @@ impl Shadows {
 
     pub(super) fn path_of(&self, path: &Path) -> Option<PathBuf> {
         let dir = self.0.as_ref()?;
-        Some(name::path_of_bytes(dir, path.as_os_str().as_encoded_bytes(), ""))
+        Some(name::path_of_bytes(
+            dir,
+            path.as_os_str().as_encoded_bytes(),
+            "",
+        ))
     }
 
-    /// Locks the shadow of `path`, whose lock we have. Returns `None` if `path` is held on an inode that was
-    /// removed.
+    /// Locks the shadow of `path`, whose lock we have. Returns `None` if `path` is held on an inode
+    /// that was removed.
     ///
     /// # Errors
-    /// If this process has no descriptor left. After any other error the lock has no shadow, because other
-    /// users can cause it: a full `/dev/shm` does not refuse a lock.
+    /// If this process has no descriptor left. After any other error the lock has no shadow,
+    /// because other users can cause it: a full `/dev/shm` does not refuse a lock.
     pub(super) fn lock(&self, path: &Path, shared: bool) -> io::Result<Option<Shadow>> {
-        let none = Shadow { file: None, path: PathBuf::new(), shared, inherited: false };
-        let Some(shadow_path) = self.path_of(path) else { return Ok(Some(none)) };
+        let none = Shadow {
+            file: None,
+            path: PathBuf::new(),
+            shared,
+            inherited: false,
+        };
+        let Some(shadow_path) = self.path_of(path) else {
+            return Ok(Some(none));
+        };
         for _ in 0..REPLACEMENTS {
             let file = match self.open(&shadow_path) {
                 Ok(file) => file,
@@ -83,14 +95,23 @@ impl Shadows {
                     return Ok(Some(none));
                 }
             };
-            match if shared { file.try_lock_shared() } else { file.try_lock() } {
+            match if shared {
+                file.try_lock_shared()
+            } else {
+                file.try_lock()
+            } {
                 Ok(()) => {}
                 Err(fs::TryLockError::WouldBlock) => return Ok(None),
                 Err(fs::TryLockError::Error(_)) => return Ok(Some(none)),
             }
             // A holder removes its shadow before it unlocks it.
             if leads_to(&shadow_path, &file) {
-                return Ok(Some(Shadow { file: Some(file), path: shadow_path, shared, inherited: false }));
+                return Ok(Some(Shadow {
+                    file: Some(file),
+                    path: shadow_path,
+                    shared,
+                    inherited: false,
+                }));
             }
         }
         Ok(Some(none))
@@ -128,7 +149,9 @@ impl Shadow {
 
 impl Drop for Shadow {
     fn drop(&mut self) {
-        let Some(file) = self.file.take().filter(|_| !self.inherited) else { return };
+        let Some(file) = self.file.take().filter(|_| !self.inherited) else {
+            return;
+        };
         // A holder that shares it does not know whether it is the last one.
         if !self.shared && leads_to(&self.path, &file) {
             drop(fs::remove_file(&self.path));
@@ -137,10 +160,15 @@ impl Drop for Shadow {
     }
 }
 
-/// Creates the directory if it is missing, and refuses one that others can write, or that is a link.
+/// Creates the directory if it is missing, and refuses one that others can write, or that is a
+/// link.
 fn prepare(dir: &Path) -> io::Result<()> {
     directory::create_checked(dir, false).map_err(io::Error::other)?;
-    if fs::symlink_metadata(dir)?.is_dir() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::NotADirectory)) }
+    if fs::symlink_metadata(dir)?.is_dir() {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::NotADirectory))
+    }
 }
 
 fn leads_to(path: &Path, file: &File) -> bool {
@@ -151,7 +179,9 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     #[cfg(unix)]
     {
         use rustix::io::Errno;
-        [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+        [Errno::MFILE, Errno::NFILE]
+            .iter()
+            .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
     }
     #[cfg(not(unix))]
     {
@@ -179,10 +209,18 @@ mod tests {
             let writer = shadows.lock(path, false).unwrap().expect("free");
             assert!(shadows.lock(path, true).unwrap().is_none());
             assert!(shadows.lock(path, false).unwrap().is_none());
-            assert!(shadows.lock(Path::new("/locks/b.lock"), false).unwrap().is_some());
+            assert!(
+                shadows
+                    .lock(Path::new("/locks/b.lock"), false)
+                    .unwrap()
+                    .is_some()
+            );
             drop(writer);
             assert_eq!(entries(&dir.path().join("shadows")), 0);
-            let readers = [shadows.lock(path, true).unwrap(), shadows.lock(path, true).unwrap()];
+            let readers = [
+                shadows.lock(path, true).unwrap(),
+                shadows.lock(path, true).unwrap(),
+            ];
             assert!(readers.iter().all(Option::is_some));
             assert!(shadows.lock(path, false).unwrap().is_none());
         }
@@ -197,9 +235,19 @@ mod tests {
         let path = Path::new("/locks/a.lock");
         let theirs = dir.path().join("theirs");
         let held = Shadows::at(theirs.clone()).lock(path, false).unwrap();
-        assert!(Shadows::at(theirs.clone()).lock(path, false).unwrap().is_none());
+        assert!(
+            Shadows::at(theirs.clone())
+                .lock(path, false)
+                .unwrap()
+                .is_none()
+        );
         fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(Shadows::at(theirs.clone()).lock(path, false).unwrap().is_some());
+        assert!(
+            Shadows::at(theirs.clone())
+                .lock(path, false)
+                .unwrap()
+                .is_some()
+        );
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&theirs, &link).unwrap();
         assert!(Shadows::at(link).lock(path, false).unwrap().is_some());

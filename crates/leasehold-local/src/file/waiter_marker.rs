@@ -1,7 +1,8 @@
 //! [`WaiterMarker`]: how a waiter shows itself to other processes.
 //!
-//! A waiter holds a shared lock on a file beside the lock (`.writers`, `.readers`, `.waiters`), which ends with the process.
-//! Who wants to know whether anyone waits tries to lock that file alone, for an instant.
+//! A waiter holds a shared lock on a file beside the lock (`.writers`, `.readers`, `.waiters`),
+//! which ends with the process. Who wants to know whether anyone waits tries to lock that file
+//! alone, for an instant.
 
 use std::{
     fs::{File, TryLockError},
@@ -28,7 +29,9 @@ impl WaiterMarker {
         let mut file = access::open(path)?;
         for _ in 0..TRIES {
             match file.try_lock_shared() {
-                Ok(()) if FileId::at(path)? == Some(FileId::of(&file)?) => return Ok(Some(Self { _file: file })),
+                Ok(()) if FileId::at(path)? == Some(FileId::of(&file)?) => {
+                    return Ok(Some(Self { _file: file }));
+                }
                 // It was removed, and nobody would see it.
                 Ok(()) => file = access::open(path)?,
                 Err(TryLockError::WouldBlock) => thread::yield_now(),
@@ -40,7 +43,8 @@ impl WaiterMarker {
 
     /// Whether anyone shows this sign.
     pub(super) fn is_shown(path: &Path) -> io::Result<bool> {
-        /// Two who look at once would take each other for waiters; within a process they take turns.
+        /// Two who look at once would take each other for waiters; within a process they take
+        /// turns.
         static LOOKING: Mutex<()> = Mutex::new(());
 
         let file = match access::open_existing(path) {

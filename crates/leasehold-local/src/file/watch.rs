@@ -1,8 +1,9 @@
 //! [`Watcher`]: tells waiters when someone closes their lock file.
 //!
-//! One inotify instance and one thread per backend, started by the first waiter: a thread, and not a task, because
-//! the tasks of several runtimes may wait, and none may lose its wake-up when another's runtime ends. The kernel
-//! reports the close of a lock's last descriptor, also for a process that dies.
+//! One inotify instance and one thread per backend, started by the first waiter: a thread, and not
+//! a task, because the tasks of several runtimes may wait, and none may lose its wake-up when
+//! another's runtime ends. The kernel reports the close of a lock's last descriptor, also for a
+//! process that dies.
 
 #[cfg(target_os = "linux")]
 pub(super) use self::linux::{Subscription, Watcher};
@@ -46,26 +47,43 @@ mod linux {
                 closing: AtomicBool::new(false),
             });
             let reader = Arc::clone(&shared);
-            thread::Builder::new().name(String::from("leasehold-file")).spawn(move || reader.run())?;
+            thread::Builder::new()
+                .name(String::from("leasehold-file"))
+                .spawn(move || reader.run())?;
             Ok(Self(shared))
         }
 
         /// To be called at each close of `path`, and when it or `dir` is removed or moved.
-        pub(in super::super) fn subscribe(&self, dir: &Path, path: &Path) -> io::Result<Subscription> {
-            // A close with or without write access: our holders, `flock(1)` and the shell's `9>file` all differ in that.
-            // An unlinked file that someone has open changes its link count: ATTRIB.
+        pub(in super::super) fn subscribe(
+            &self,
+            dir: &Path,
+            path: &Path,
+        ) -> io::Result<Subscription> {
+            // A close with or without write access: our holders, `flock(1)` and the shell's
+            // `9>file` all differ in that. An unlinked file that someone has open changes its link
+            // count: ATTRIB.
             let ends = WatchFlags::CLOSE_WRITE
                 | WatchFlags::CLOSE_NOWRITE
                 | WatchFlags::ATTRIB
                 | WatchFlags::DELETE_SELF
                 | WatchFlags::MOVE_SELF;
             let called = Arc::new(Notify::new());
-            let mut subscription = Subscription { shared: Arc::clone(&self.0), watches: Vec::with_capacity(2), called };
+            let mut subscription = Subscription {
+                shared: Arc::clone(&self.0),
+                watches: Vec::with_capacity(2),
+                called,
+            };
             // Held over both, so that the reader finds the subscriber of any event that it reads.
             let mut subscribers = self.0.subscribers();
-            for (path, events) in [(path, ends), (dir, WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)] {
+            for (path, events) in [
+                (path, ends),
+                (dir, WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF),
+            ] {
                 let watch = inotify::add_watch(&self.0.inotify, path, events)?;
-                subscribers.entry(watch).or_default().push(Arc::clone(&subscription.called));
+                subscribers
+                    .entry(watch)
+                    .or_default()
+                    .push(Arc::clone(&subscription.called));
                 subscription.watches.push(watch);
             }
             drop(subscribers);
@@ -87,7 +105,9 @@ mod linux {
 
     impl Shared {
         fn subscribers(&self) -> MutexGuard<'_, HashMap<i32, Vec<Arc<Notify>>>> {
-            self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
+            self.subscribers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
         }
 
         fn run(&self) {
@@ -95,7 +115,10 @@ mod linux {
             let mut events = inotify::Reader::new(&self.inotify, &mut buffer);
             loop {
                 let (watch, lost) = match events.next() {
-                    Ok(event) => (event.wd(), event.events().contains(ReadFlags::QUEUE_OVERFLOW)),
+                    Ok(event) => (
+                        event.wd(),
+                        event.events().contains(ReadFlags::QUEUE_OVERFLOW),
+                    ),
                     Err(rustix::io::Errno::INTR) => continue,
                     Err(error) => {
                         tracing::error!(%error, "lock files are no longer watched; waiters poll");
@@ -115,7 +138,8 @@ mod linux {
         }
     }
 
-    /// A waker that panics keeps neither another waiter from being called nor the thread from going on.
+    /// A waker that panics keeps neither another waiter from being called nor the thread from going
+    /// on.
     fn call(called: &Arc<Notify>) {
         drop(catch_unwind(AssertUnwindSafe(|| called.notify_one())));
     }
@@ -138,7 +162,9 @@ mod linux {
         fn drop(&mut self) {
             let mut subscribers = self.shared.subscribers();
             for &watch in &self.watches {
-                let Some(called) = subscribers.get_mut(&watch) else { continue };
+                let Some(called) = subscribers.get_mut(&watch) else {
+                    continue;
+                };
                 called.retain(|called| !Arc::ptr_eq(called, &self.called));
                 if called.is_empty() {
                     subscribers.remove(&watch);
@@ -180,10 +206,17 @@ mod linux {
             let subscribe = || watcher.subscribe(dir.path(), &path).unwrap();
             let (first, second) = (subscribe(), subscribe());
             let mut panics = pin!(first.called());
-            assert!(panics.as_mut().poll(&mut Context::from_waker(&Arc::new(Panics).into())).is_pending());
+            assert!(
+                panics
+                    .as_mut()
+                    .poll(&mut Context::from_waker(&Arc::new(Panics).into()))
+                    .is_pending()
+            );
             drop(lock);
             for _ in 0..2 {
-                tokio::time::timeout(Duration::from_secs(60), second.called()).await.unwrap();
+                tokio::time::timeout(Duration::from_secs(60), second.called())
+                    .await
+                    .unwrap();
                 drop(File::open(&path).unwrap());
             }
         }

@@ -3,17 +3,18 @@
 use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Clock, Contention, ClockDrift, Error, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossReason, LossDetection, Mode, AcquisitionId, Pong, Request, Restart, Result,
-    SystemClock, WaiterRef, WaiterNotification, async_trait, quorum::QuorumNode,
+    AcquisitionId, Attempt, Broken, Capabilities, Clock, ClockDrift, Contention, Error, ErrorKind,
+    Expiry, Fairness, Fencing, HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection,
+    LossReason, Mode, Pong, Request, Restart, Result, SystemClock, WaiterNotification, WaiterRef,
+    async_trait, quorum::QuorumNode,
 };
 
 use super::{
     grant::{Grant, Issuer},
     lease::MemoryLease,
-    waiter::{WaiterGuard, Turn},
     slot::Slot,
     table::Table,
+    waiter::{Turn, WaiterGuard},
 };
 
 pub(super) const NAME: &str = "memory";
@@ -21,16 +22,20 @@ pub(super) const NAME: &str = "memory";
 /// How long a yielding request lets those go first who wait by attempts.
 const YIELD_RETRY: Duration = Duration::from_millis(5);
 
-/// Locks between the tasks of one process, with everything that a server would do: queue, expiry, fencing tokens.
+/// Locks between the tasks of one process, with everything that a server would do: queue, expiry,
+/// fencing tokens.
 ///
-/// It is the default for a program that runs once, the test double for one that does not, and the reference for
-/// authors of backends. Two backends know nothing of each other: share one, in an [`Arc`].
+/// It is the default for a program that runs once, the test double for one that does not, and the
+/// reference for authors of backends. Two backends know nothing of each other: share one, in an
+/// [`Arc`].
 ///
-/// - All modes. Waiters are served strictly in order; nobody overtakes them, not even a `try_acquire`.
+/// - All modes. Waiters are served strictly in order; nobody overtakes them, not even a
+///   `try_acquire`.
 /// - Grants expire by the [clock](Self::with_clock) and wake who waits; nothing polls.
-/// - Fencing tokens start at 1 in each backend and grow over all its keys, so they are good for what lives and dies with
-///   the process: [`Fencing::UntilAmnesia`].
-/// - Its leases can [raise tokens](Lease::raise_token), so several of these make a quorum for tests.
+/// - Fencing tokens start at 1 in each backend and grow over all its keys, so they are good for
+///   what lives and dies with the process: [`Fencing::UntilAmnesia`].
+/// - Its leases can [raise tokens](Lease::raise_token), so several of these make a quorum for
+///   tests.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -62,7 +67,10 @@ impl MemoryBackend {
     /// A backend whose grants expire by this clock. Give the client the same one.
     #[must_use]
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
-        Self { table: Table::new(), issuer: Issuer::new(clock) }
+        Self {
+            table: Table::new(),
+            issuer: Issuer::new(clock),
+        }
     }
 
     fn lease(self: Arc<Self>, grant: Arc<Grant>) -> Arc<dyn Lease> {
@@ -72,24 +80,31 @@ impl MemoryBackend {
     fn list(&self, key: &LockKey, slot: &mut Slot, into: &mut Inspection) {
         slot.settle(&self.issuer);
         let now = self.issuer.now();
-        into.holders.extend(slot.holders.list().into_iter().map(|holder| {
-            let request = &holder.grant.request;
-            let mut seen = HolderRef::new(key.clone(), id_of(request.owner()));
-            seen.mode = Some(request.mode());
-            seen.owner = Some(request.owner());
-            seen.label = String::from(request.label());
-            seen.token = holder.stored_token;
-            seen.expires_in = Some(holder.expires().since(now));
-            seen
-        }));
+        into.holders
+            .extend(slot.holders.list().into_iter().map(|holder| {
+                let request = &holder.grant.request;
+                let mut seen = HolderRef::new(key.clone(), id_of(request.owner()));
+                seen.mode = Some(request.mode());
+                seen.owner = Some(request.owner());
+                seen.label = String::from(request.label());
+                seen.token = holder.stored_token;
+                seen.expires_in = Some(holder.expires().since(now));
+                seen
+            }));
         let waiting = slot.queue.values().chain(slot.watchers.values());
-        into.waiters.extend(waiting.map(|ticket| WaiterRef::new(Some(ticket.request.mode()), ticket.request.label())));
+        into.waiters.extend(
+            waiting
+                .map(|ticket| WaiterRef::new(Some(ticket.request.mode()), ticket.request.label())),
+        );
     }
 
     fn break_in(&self, slot: &mut Slot, holder: &HolderRef, now: bool) -> Broken {
         slot.settle(&self.issuer);
-        let owner = <[u8; 16]>::try_from(&*holder.id).map(|id| AcquisitionId::from(u128::from_be_bytes(id)));
-        let Some(held) = owner.ok().and_then(|owner| slot.holders.of_mut(owner)) else { return Broken::AlreadyGone };
+        let owner = <[u8; 16]>::try_from(&*holder.id)
+            .map(|id| AcquisitionId::from(u128::from_be_bytes(id)));
+        let Some(held) = owner.ok().and_then(|owner| slot.holders.of_mut(owner)) else {
+            return Broken::AlreadyGone;
+        };
         if now {
             let grant = Arc::clone(&held.grant);
             slot.holders.remove(&grant);
@@ -144,7 +159,10 @@ impl LockBackend for MemoryBackend {
                 return Ok(Attempt::Granted(Arc::clone(&self).lease(grant)));
             }
             Ok(Attempt::Contended(Contention {
-                retry_after: slot.holders.first_expiry().map(|expiry| expiry.since(self.issuer.now())),
+                retry_after: slot
+                    .holders
+                    .first_expiry()
+                    .map(|expiry| expiry.since(self.issuer.now())),
                 last_token: slot.last_token,
                 wake: request.is_waiting().then(|| {
                     let watcher = WaiterGuard::as_watcher(Arc::clone(&self), slot, request.clone());
@@ -159,19 +177,30 @@ impl LockBackend for MemoryBackend {
             return Err(cancelled());
         }
         let way_is_free = |slot: &mut Slot| slot.watchers.is_empty();
-        if request.yields_to_waiters() && !self.table.with_slot(request.key(), request.mode(), way_is_free) {
-            // Who waits by attempts has no place in the queue: it gets this long to make its next one.
+        if request.yields_to_waiters()
+            && !self
+                .table
+                .with_slot(request.key(), request.mode(), way_is_free)
+        {
+            // Who waits by attempts has no place in the queue: it gets this long to make its next
+            // one.
             tokio::select! {
                 () = tokio::time::sleep(YIELD_RETRY) => {}
                 () = request.cancelled() => return Err(cancelled()),
             }
         }
-        let entry = self.table.with_slot(request.key(), request.mode(), |slot| {
-            Ok::<_, Error>(match slot.try_grant(&request, &self.issuer)? {
-                Some(grant) => ControlFlow::Break(grant),
-                None => ControlFlow::Continue(WaiterGuard::in_queue(Arc::clone(&self), slot, request.clone())),
-            })
-        })?;
+        let entry = self
+            .table
+            .with_slot(request.key(), request.mode(), |slot| {
+                Ok::<_, Error>(match slot.try_grant(&request, &self.issuer)? {
+                    Some(grant) => ControlFlow::Break(grant),
+                    None => ControlFlow::Continue(WaiterGuard::in_queue(
+                        Arc::clone(&self),
+                        slot,
+                        request.clone(),
+                    )),
+                })
+            })?;
         let mut place = match entry {
             ControlFlow::Break(grant) => return Ok(self.lease(grant)),
             ControlFlow::Continue(place) => {
@@ -195,14 +224,17 @@ impl LockBackend for MemoryBackend {
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
         let mut inspection = Inspection::default();
         for mode in NAME_SPACES {
-            self.table.with_slot(key, mode, |slot| self.list(key, slot, &mut inspection));
+            self.table
+                .with_slot(key, mode, |slot| self.list(key, slot, &mut inspection));
         }
         Ok(inspection)
     }
 
     async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
         for mode in NAME_SPACES {
-            let broken = self.table.with_slot(&holder.key, mode, |slot| self.break_in(slot, holder, now));
+            let broken = self
+                .table
+                .with_slot(&holder.key, mode, |slot| self.break_in(slot, holder, now));
             if broken != Broken::AlreadyGone {
                 return Ok(broken);
             }
@@ -226,14 +258,21 @@ impl LockBackend for MemoryBackend {
 }
 
 /// A mode of each name space.
-const NAME_SPACES: [Mode; 2] = [Mode::Exclusive, Mode::Permit { of: std::num::NonZeroU32::MIN }];
+const NAME_SPACES: [Mode; 2] = [
+    Mode::Exclusive,
+    Mode::Permit {
+        of: std::num::NonZeroU32::MIN,
+    },
+];
 
 fn id_of(owner: AcquisitionId) -> [u8; 16] {
     owner.as_u128().to_be_bytes()
 }
 
 fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "the acquisition was cancelled").with_backend(NAME).with_operation("acquire")
+    Error::new(ErrorKind::Cancelled, "the acquisition was cancelled")
+        .with_backend(NAME)
+        .with_operation("acquire")
 }
 
 #[cfg(test)]
@@ -245,11 +284,16 @@ mod tests {
         let backend = Arc::new(MemoryBackend::new());
         for n in 0..1_000 {
             let request = Request::new(LockKey::new(format!("key/{n}")).unwrap());
-            let Attempt::Granted(lease) = backend.clone().try_acquire(request.clone()).await.unwrap() else {
+            let Attempt::Granted(lease) =
+                backend.clone().try_acquire(request.clone()).await.unwrap()
+            else {
                 panic!("free")
             };
             assert_eq!(backend.table.len(), 1);
-            assert!(matches!(backend.clone().try_acquire(request).await.unwrap(), Attempt::Contended(_)));
+            assert!(matches!(
+                backend.clone().try_acquire(request).await.unwrap(),
+                Attempt::Contended(_)
+            ));
             lease.release().await.unwrap();
             assert_eq!(backend.table.len(), 0);
         }
@@ -259,9 +303,18 @@ mod tests {
     async fn what_a_holder_does_costs_the_same_however_many_there_are() {
         let backend = Arc::new(MemoryBackend::new());
         let key = LockKey::new("key").unwrap();
-        for mode in [Mode::Shared, Mode::Permit { of: std::num::NonZeroU32::new(10_000).unwrap() }] {
+        for mode in [
+            Mode::Shared,
+            Mode::Permit {
+                of: std::num::NonZeroU32::new(10_000).unwrap(),
+            },
+        ] {
             let request = || Request::new(key.clone()).with_mode(mode);
-            let looked_at = || backend.table.with_slot(&key, mode, |slot| slot.holders.looked_at());
+            let looked_at = || {
+                backend
+                    .table
+                    .with_slot(&key, mode, |slot| slot.holders.looked_at())
+            };
             let mut leases = Vec::new();
             for _ in 0..1_000 {
                 leases.push(Arc::clone(&backend).acquire(request()).await.unwrap());
@@ -274,13 +327,19 @@ mod tests {
             let refused = Request::new(key.clone()).with_mode(Mode::Exclusive);
             for lease in leases.drain(1..) {
                 if mode == Mode::Shared {
-                    let refused = Arc::clone(&backend).try_acquire(refused.clone()).await.unwrap();
+                    let refused = Arc::clone(&backend)
+                        .try_acquire(refused.clone())
+                        .await
+                        .unwrap();
                     assert!(matches!(refused, Attempt::Contended(_)));
                 }
                 lease.release().await.unwrap();
             }
             let looks = looked_at() - before;
-            assert!(before <= 10_000 && looks <= 20_000, "{mode}: 1 000 holders looked at {before} and {looks}");
+            assert!(
+                before <= 10_000 && looks <= 20_000,
+                "{mode}: 1 000 holders looked at {before} and {looks}"
+            );
             another.release().await.unwrap();
             leases.remove(0).release().await.unwrap();
             assert_eq!(backend.table.len(), 0);

@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use leasehold_core::{Clock, Error, ErrorKind, FencingToken, AtomicDeadline, Timestamp, AcquisitionId, Request, Result};
+use leasehold_core::{
+    AcquisitionId, AtomicDeadline, Clock, Error, ErrorKind, FencingToken, Request, Result,
+    Timestamp,
+};
 
 use super::{backend::NAME, holders::Holder};
 
@@ -29,14 +32,19 @@ impl Grant {
 #[derive(Debug)]
 pub(super) struct Issuer {
     clock: Arc<dyn Clock>,
-    /// One for all keys: it never has to be kept for a key that nobody holds, and still only grows for each.
+    /// One for all keys: it never has to be kept for a key that nobody holds, and still only grows
+    /// for each.
     last_token: AtomicU64,
     last_number: AtomicU64,
 }
 
 impl Issuer {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, last_token: AtomicU64::new(0), last_number: AtomicU64::new(0) }
+        Self {
+            clock,
+            last_token: AtomicU64::new(0),
+            last_number: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -44,11 +52,21 @@ impl Issuer {
     }
 
     pub(super) fn grant(&self, request: &Request) -> Result<Holder> {
-        let token = if request.mode().is_permit() { None } else { Some(self.next_token(request.token_floor())?) };
-        // The holder's clock is read before the one that the grant expires by: so it stops believing first.
+        let token = if request.mode().is_permit() {
+            None
+        } else {
+            Some(self.next_token(request.token_floor())?)
+        };
+        // The holder's clock is read before the one that the grant expires by: so it stops
+        // believing first.
         let deadline = AtomicDeadline::new(request.deadline_from(request.now()));
         let expires = self.now() + request.ttl().as_duration();
-        let grant = Arc::new(Grant { request: request.clone(), token, deadline, number: self.next_number() });
+        let grant = Arc::new(Grant {
+            request: request.clone(),
+            token,
+            deadline,
+            number: self.next_number(),
+        });
         Ok(Holder::new(grant, expires))
     }
 
@@ -60,11 +78,16 @@ impl Issuer {
     fn next_token(&self, floor: Option<FencingToken>) -> Result<FencingToken> {
         let floor = floor.map_or(0, FencingToken::get);
         self.last_token
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| last.max(floor).checked_add(1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                last.max(floor).checked_add(1)
+            })
             .map(|last| FencingToken::new(last.max(floor) + 1))
             .map_err(|_| {
-                Error::new(ErrorKind::InvalidInput, format!("no fencing token is left above the floor {floor}"))
-                    .with_backend(NAME)
+                Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("no fencing token is left above the floor {floor}"),
+                )
+                .with_backend(NAME)
             })
     }
 

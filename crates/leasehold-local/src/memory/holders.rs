@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::{FencingToken, Timestamp, AcquisitionId};
+use leasehold_core::{AcquisitionId, FencingToken, Timestamp};
 
 use super::grant::{Grant, Issuer};
 
@@ -22,7 +22,12 @@ pub(super) struct Holder {
 impl Holder {
     pub(super) fn new(grant: Arc<Grant>, expires: Timestamp) -> Self {
         let stored_token = grant.token;
-        Self { grant, expires, renewable: true, stored_token }
+        Self {
+            grant,
+            expires,
+            renewable: true,
+            stored_token,
+        }
     }
 
     pub(super) fn expires(&self) -> Timestamp {
@@ -79,7 +84,10 @@ impl Holders {
     /// One of this owner's.
     pub(super) fn of_mut(&mut self, owner: AcquisitionId) -> Option<&mut Holder> {
         self.look(1);
-        self.by_id.range_mut((owner, 0)..=(owner, u64::MAX)).next().map(|(_, holder)| holder)
+        self.by_id
+            .range_mut((owner, 0)..=(owner, u64::MAX))
+            .next()
+            .map(|(_, holder)| holder)
     }
 
     pub(super) fn remove(&mut self, grant: &Grant) -> Option<Holder> {
@@ -96,7 +104,9 @@ impl Holders {
 
     /// Lets this one expire later.
     pub(super) fn prolong(&mut self, grant: &Grant, expires: Timestamp) {
-        let Some(holder) = self.get_mut(grant) else { return };
+        let Some(holder) = self.get_mut(grant) else {
+            return;
+        };
         let before = std::mem::replace(&mut holder.expires, expires);
         self.by_expiry.remove(&(before, grant.id()));
         self.by_expiry.insert((expires, grant.id()));

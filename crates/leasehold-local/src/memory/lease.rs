@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Deadline, Error, ErrorKind, FencingToken, Lease, Released, Result, TokenVote, KeepAlive, async_trait,
+    Deadline, Error, ErrorKind, FencingToken, KeepAlive, Lease, Released, Result, TokenVote,
+    async_trait,
 };
 
 use super::{
@@ -25,7 +26,9 @@ impl MemoryLease {
     }
 
     fn with_slot<R>(&self, work: impl FnOnce(&mut Slot) -> R) -> R {
-        self.backend.table.with_slot(self.grant.request.key(), self.grant.request.mode(), work)
+        self.backend
+            .table
+            .with_slot(self.grant.request.key(), self.grant.request.mode(), work)
     }
 }
 
@@ -48,15 +51,24 @@ impl Lease for MemoryLease {
         let sent = request.now();
         self.with_slot(|slot| {
             slot.settle(&self.backend.issuer);
-            let holder =
-                slot.holders.get_mut(&self.grant).ok_or_else(|| lost("the lock expired, was broken or released"))?;
+            let holder = slot
+                .holders
+                .get_mut(&self.grant)
+                .ok_or_else(|| lost("the lock expired, was broken or released"))?;
             if !holder.renewable {
                 return Err(lost("the lock was broken and cannot be renewed"));
             }
-            if !self.grant.deadline.advance(request.deadline_from(sent), request.now()) {
+            if !self
+                .grant
+                .deadline
+                .advance(request.deadline_from(sent), request.now())
+            {
                 return Err(lost("its deadline came before the renewal"));
             }
-            slot.holders.prolong(&self.grant, self.backend.issuer.now() + request.ttl().as_duration());
+            slot.holders.prolong(
+                &self.grant,
+                self.backend.issuer.now() + request.ttl().as_duration(),
+            );
             Ok(())
         })
     }
@@ -64,7 +76,9 @@ impl Lease for MemoryLease {
     async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
         Ok(self.with_slot(|slot| {
             slot.settle(&self.backend.issuer);
-            let Some(holder) = slot.holders.get_mut(&self.grant) else { return TokenVote::Refused(None) };
+            let Some(holder) = slot.holders.get_mut(&self.grant) else {
+                return TokenVote::Refused(None);
+            };
             match holder.stored_token {
                 Some(stored) if stored <= token => {
                     holder.stored_token = Some(token);
@@ -80,13 +94,22 @@ impl Lease for MemoryLease {
     async fn release(self: Arc<Self>) -> Result<Released> {
         Ok(self.with_slot(|slot| {
             let now = self.backend.issuer.now();
-            let ours = slot.holders.remove(&self.grant).is_some_and(|holder| holder.expires() > now);
+            let ours = slot
+                .holders
+                .remove(&self.grant)
+                .is_some_and(|holder| holder.expires() > now);
             slot.settle(&self.backend.issuer);
-            if ours { Released::Freed } else { Released::AlreadyLost }
+            if ours {
+                Released::Freed
+            } else {
+                Released::AlreadyLost
+            }
         }))
     }
 }
 
 fn lost(why: &'static str) -> Error {
-    Error::new(ErrorKind::Lost, why).with_backend(NAME).with_operation("renew")
+    Error::new(ErrorKind::Lost, why)
+        .with_backend(NAME)
+        .with_operation("renew")
 }

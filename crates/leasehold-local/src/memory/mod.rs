@@ -5,8 +5,8 @@ mod grant;
 mod holders;
 mod lease;
 mod node;
-mod waiter;
 mod slot;
 mod table;
+mod waiter;
 
 pub use self::{backend::MemoryBackend, lease::MemoryLease};

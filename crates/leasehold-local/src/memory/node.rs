@@ -9,7 +9,8 @@ use leasehold_core::{
 
 use super::backend::MemoryBackend;
 
-/// It forgets nothing while it lives, so it is attested from the start, and terms mean nothing to it.
+/// It forgets nothing while it lives, so it is attested from the start, and terms mean nothing to
+/// it.
 #[async_trait]
 impl QuorumNode for MemoryBackend {
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
@@ -17,7 +18,11 @@ impl QuorumNode for MemoryBackend {
             slot.settle(&self.issuer);
             let freed = slot.holders.remove_owner(request.owner()).is_some();
             slot.settle(&self.issuer);
-            if freed { Released::Freed } else { Released::AlreadyLost }
+            if freed {
+                Released::Freed
+            } else {
+                Released::AlreadyLost
+            }
         }))
     }
 
@@ -26,7 +31,10 @@ impl QuorumNode for MemoryBackend {
             marked: Some(format!("{:p}", Arc::as_ptr(&self))),
             run: format!("{:p}", Arc::as_ptr(&self)),
             version: String::new(),
-            membership: Membership { memory: Memory::Attested, watched_for: Duration::MAX },
+            membership: Membership {
+                memory: Memory::Attested,
+                watched_for: Duration::MAX,
+            },
             durable: false,
             largest_ttl: None,
             highest_token: self.issuer.last(),

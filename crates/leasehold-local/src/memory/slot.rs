@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Timestamp, Request, Result};
+use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Request, Result, Timestamp};
 use tokio::sync::Notify;
 
 use super::{
@@ -25,14 +25,21 @@ pub(super) struct Ticket {
     pub(super) number: u64,
     pub(super) called: Notify,
     pub(super) outcome: OnceLock<Result<Arc<Grant>>>,
-    /// When the waiter looks again by itself, because a holder expires then. Written under the shard's lock.
+    /// When the waiter looks again by itself, because a holder expires then. Written under the
+    /// shard's lock.
     armed: AtomicU64,
 }
 
 impl Ticket {
     pub(super) fn new(request: Request, issuer: &Issuer) -> Self {
         let number = issuer.next_number();
-        Self { request, number, called: Notify::new(), outcome: OnceLock::new(), armed: AtomicU64::new(u64::MAX) }
+        Self {
+            request,
+            number,
+            called: Notify::new(),
+            outcome: OnceLock::new(),
+            armed: AtomicU64::new(u64::MAX),
+        }
     }
 
     pub(super) fn arm(&self, at: Timestamp) {
@@ -45,7 +52,8 @@ pub(super) struct Slot {
     pub(super) holders: Holders,
     /// By their numbers.
     pub(super) queue: BTreeMap<u64, Arc<Ticket>>,
-    /// Refused attempts whose callers wait for a wake-up. They are not granted anything; they come back.
+    /// Refused attempts whose callers wait for a wake-up. They are not granted anything; they come
+    /// back.
     pub(super) watchers: BTreeMap<u64, Arc<Ticket>>,
     /// The largest token that was granted or stored here.
     pub(super) last_token: Option<FencingToken>,
@@ -58,7 +66,9 @@ impl Slot {
 
     /// All who use one name must agree on the number of permits.
     pub(super) fn check(&self, request: &Request) -> Result<()> {
-        let Mode::Permit { of } = request.mode() else { return Ok(()) };
+        let Mode::Permit { of } = request.mode() else {
+            return Ok(());
+        };
         // All who are here agree.
         let held = self.holders.any().map(|holder| &holder.grant.request);
         let queued = || self.queue.values().next().map(|ticket| &ticket.request);
@@ -75,8 +85,13 @@ impl Slot {
         }
     }
 
-    /// Grants at once, or says no. Nobody overtakes the queue, and no reader overtakes a writer that watches.
-    pub(super) fn try_grant(&mut self, request: &Request, issuer: &Issuer) -> Result<Option<Arc<Grant>>> {
+    /// Grants at once, or says no. Nobody overtakes the queue, and no reader overtakes a writer
+    /// that watches.
+    pub(super) fn try_grant(
+        &mut self,
+        request: &Request,
+        issuer: &Issuer,
+    ) -> Result<Option<Arc<Grant>>> {
         self.settle(issuer);
         self.check(request)?;
         if !self.admits_newcomer(request.mode()) {
@@ -93,14 +108,17 @@ impl Slot {
         Ok(grant)
     }
 
-    /// Brings the slot up to date: drops what has expired, serves the queue in order, wakes the watchers that could get
-    /// in, and sees that the head of the queue looks again when the first holder expires.
+    /// Brings the slot up to date: drops what has expired, serves the queue in order, wakes the
+    /// watchers that could get in, and sees that the head of the queue looks again when the first
+    /// holder expires.
     pub(super) fn settle(&mut self, issuer: &Issuer) {
         if self.holders.is_empty() && self.queue.is_empty() && self.watchers.is_empty() {
             return;
         }
         self.holders.expire(issuer);
-        while self.head().is_some_and(|head| admits(&self.holders, head.request.mode()))
+        while self
+            .head()
+            .is_some_and(|head| admits(&self.holders, head.request.mode()))
             && let Some((_, ticket)) = self.queue.pop_first()
         {
             let outcome = self.grant(&ticket.request, issuer);
@@ -126,8 +144,13 @@ impl Slot {
     }
 
     fn admits_newcomer(&self, mode: Mode) -> bool {
-        let overtakes_a_writer =
-            || mode == Mode::Shared && self.watchers.values().any(|watcher| watcher.request.mode() == Mode::Exclusive);
+        let overtakes_a_writer = || {
+            mode == Mode::Shared
+                && self
+                    .watchers
+                    .values()
+                    .any(|watcher| watcher.request.mode() == Mode::Exclusive)
+        };
         self.queue.is_empty() && admits(&self.holders, mode) && !overtakes_a_writer()
     }
 }
@@ -135,7 +158,9 @@ impl Slot {
 fn admits(holders: &Holders, mode: Mode) -> bool {
     match mode {
         // One who is not a reader holds alone.
-        Mode::Shared => holders.any().is_none_or(|holder| holder.grant.request.mode() == Mode::Shared),
+        Mode::Shared => holders
+            .any()
+            .is_none_or(|holder| holder.grant.request.mode() == Mode::Shared),
         Mode::Permit { of } => holders.len() < usize::try_from(of.get()).unwrap_or(usize::MAX),
         // `Mode` may grow: alone is right for any.
         _ => holders.is_empty(),

@@ -28,10 +28,22 @@ impl Table {
     }
 
     /// Runs `work` on the key's slot, which exists only while it is of use.
-    pub(super) fn with_slot<R>(&self, key: &LockKey, mode: Mode, work: impl FnOnce(&mut Slot) -> R) -> R {
-        // Nothing in here can panic half-way and leave a slot in disorder: a poisoned shard is as good as any.
-        let mut shard = self.0[shard_of(key)].lock().unwrap_or_else(PoisonError::into_inner);
-        let slots = if mode.is_permit() { &mut shard.permits } else { &mut shard.locks };
+    pub(super) fn with_slot<R>(
+        &self,
+        key: &LockKey,
+        mode: Mode,
+        work: impl FnOnce(&mut Slot) -> R,
+    ) -> R {
+        // Nothing in here can panic half-way and leave a slot in disorder: a poisoned shard is as
+        // good as any.
+        let mut shard = self.0[shard_of(key)]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let slots = if mode.is_permit() {
+            &mut shard.permits
+        } else {
+            &mut shard.locks
+        };
         match slots.entry(key.clone()) {
             Entry::Occupied(mut slot) => {
                 let result = work(slot.get_mut());
@@ -69,6 +81,8 @@ fn shard_of(key: &LockKey) -> usize {
     let hash = key
         .as_bytes()
         .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     (hash >> 32) as usize % SHARDS
 }

@@ -10,8 +10,8 @@ use super::{
     slot::{Slot, Ticket},
 };
 
-/// Dropping it leaves the queue, and gives back what was granted but not taken: so neither a cancellation nor a
-/// runtime that shuts down leaves a waiter or a lock behind.
+/// Dropping it leaves the queue, and gives back what was granted but not taken: so neither a
+/// cancellation nor a runtime that shuts down leaves a waiter or a lock behind.
 #[derive(Debug)]
 pub(super) struct WaiterGuard {
     backend: Arc<MemoryBackend>,
@@ -31,14 +31,26 @@ impl WaiterGuard {
     pub(super) fn in_queue(backend: Arc<MemoryBackend>, slot: &mut Slot, request: Request) -> Self {
         let ticket = Arc::new(Ticket::new(request, &backend.issuer));
         slot.queue.insert(ticket.number, Arc::clone(&ticket));
-        Self { backend, ticket, taken: false }
+        Self {
+            backend,
+            ticket,
+            taken: false,
+        }
     }
 
     /// Outside of the queue, to be called when a new attempt makes sense.
-    pub(super) fn as_watcher(backend: Arc<MemoryBackend>, slot: &mut Slot, request: Request) -> Self {
+    pub(super) fn as_watcher(
+        backend: Arc<MemoryBackend>,
+        slot: &mut Slot,
+        request: Request,
+    ) -> Self {
         let ticket = Arc::new(Ticket::new(request, &backend.issuer));
         slot.watchers.insert(ticket.number, Arc::clone(&ticket));
-        Self { backend, ticket, taken: false }
+        Self {
+            backend,
+            ticket,
+            taken: false,
+        }
     }
 
     pub(super) fn look(&mut self) -> Result<Turn> {
@@ -51,7 +63,8 @@ impl WaiterGuard {
                 Some(expiry.since(backend.issuer.now()))
             });
             if self.ticket.outcome.get().is_none() {
-                // A head with no holder before it would have been served; the others are called as they advance.
+                // A head with no holder before it would have been served; the others are called as
+                // they advance.
                 return Ok(Turn::Wait(wait.unwrap_or(Duration::MAX)));
             }
         }
@@ -66,7 +79,9 @@ impl WaiterGuard {
     }
 
     fn with_slot<R>(&self, work: impl FnOnce(&mut Slot) -> R) -> R {
-        self.backend.table.with_slot(self.ticket.request.key(), self.ticket.request.mode(), work)
+        self.backend
+            .table
+            .with_slot(self.ticket.request.key(), self.ticket.request.mode(), work)
     }
 }
 

@@ -21,7 +21,9 @@ impl MarkerCounts {
 
     /// `user` needs it no longer; whether it is to be taken down.
     pub(super) fn remove(&mut self, sign: i64, user: Name) -> bool {
-        let Some(users) = self.0.get_mut(&sign) else { return false };
+        let Some(users) = self.0.get_mut(&sign) else {
+            return false;
+        };
         users.retain(|other| *other != user);
         let last = users.is_empty();
         if last {
@@ -59,7 +61,10 @@ mod tests {
 
     #[test]
     fn waiter_marker_is_removed_with_its_last_user_only() {
-        let name = |number| Name { key: AdvisoryKey::Int64(7), number };
+        let name = |number| Name {
+            key: AdvisoryKey::Int64(7),
+            number,
+        };
         let (one, other, stranger) = (name(1), name(2), name(3));
         let mut board = MarkerCounts::default();
         assert!(board.add(9, one) && !board.add(9, one));

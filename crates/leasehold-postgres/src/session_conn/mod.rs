@@ -1,12 +1,13 @@
 //! [`SessionConn`]: one holding connection, and what the server has for it.
 //!
-//! The server lets a session take what it has already: exclusively twice, exclusively beside shared, and so on. So the table here
-//! decides what may be asked for at all. It is exact, because it lives with the connection under one mutex, and a statement that
-//! fails is followed by a look at what the server has, before anything else is asked.
+//! The server lets a session take what it has already: exclusively twice, exclusively beside
+//! shared, and so on. So the table here decides what may be asked for at all. It is exact, because
+//! it lives with the connection under one mutex, and a statement that fails is followed by a look
+//! at what the server has, before anything else is asked.
 
+mod markers;
 mod plan;
 mod server;
-mod markers;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,14 +15,14 @@ use leasehold_core::{Error, Result};
 use sqlx::PgConnection;
 
 use crate::{
+    batch::{Answer, Done, GivenBack, Job, Name, WaiterMarkers, Want},
     connection::{Holding, Link},
     error,
-    batch::{Answer, Done, GivenBack, Job, Name, WaiterMarkers, Want},
     keys::AdvisoryKey,
     session::{Counted, SessionRef},
+    session_conn::markers::MarkerCounts,
     statement::{Op, Row, Statements},
     waiters::WaiterRegistry,
-    session_conn::markers::MarkerCounts,
 };
 
 pub(crate) struct SessionConn {
@@ -102,13 +103,29 @@ impl Batch {
     }
 
     fn add_sign(&mut self, op: Op, sign: i64, of: AdvisoryKey, what: What) {
-        self.add(Row { op, key: AdvisoryKey::Int64(sign), waits: 0, beside: 0 }, None, of, what);
+        self.add(
+            Row {
+                op,
+                key: AdvisoryKey::Int64(sign),
+                waits: 0,
+                beside: 0,
+            },
+            None,
+            of,
+            what,
+        );
     }
 }
 
 impl SessionConn {
     pub(crate) fn new(holding: Holding, counted: Counted, waiters: &Arc<WaiterRegistry>) -> Self {
-        let Holding { connection, statements, pid, synchronous, database } = holding;
+        let Holding {
+            connection,
+            statements,
+            pid,
+            synchronous,
+            database,
+        } = holding;
         Self {
             connection: Some(connection),
             counted: Some(counted),
@@ -134,8 +151,14 @@ impl SessionConn {
         self.connection.is_none()
     }
 
-    /// Runs the jobs in their order, in one statement but for permits. `leaving` are markers that nobody needs any more.
-    pub(crate) async fn execute(&mut self, link: &Link, leaving: Vec<(Name, WaiterMarkers)>, jobs: &[Job]) -> Vec<Answer> {
+    /// Runs the jobs in their order, in one statement but for permits. `leaving` are markers that
+    /// nobody needs any more.
+    pub(crate) async fn execute(
+        &mut self,
+        link: &Link,
+        leaving: Vec<(Name, WaiterMarkers)>,
+        jobs: &[Job],
+    ) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
         let mut batch = Batch::default();
         for (name, markers) in leaving {
@@ -145,16 +168,26 @@ impl SessionConn {
             match job {
                 Job::Tidy => answers[place] = Some(Ok(Done::Tidied)),
                 Job::Take(take) => match &take.want {
-                    Want::Exclusive(key) => answers[place] = self.plan_take(take, *key, false, place, &mut batch),
-                    Want::Shared(key) => answers[place] = self.plan_take(take, *key, true, place, &mut batch),
+                    Want::Exclusive(key) => {
+                        answers[place] = self.plan_take(take, *key, false, place, &mut batch)
+                    }
+                    Want::Shared(key) => {
+                        answers[place] = self.plan_take(take, *key, true, place, &mut batch)
+                    }
                     Want::Permit(family) => {
                         self.put_up(take, &mut batch);
-                        self.run(link, std::mem::take(&mut batch), &mut answers).await;
+                        self.run(link, std::mem::take(&mut batch), &mut answers)
+                            .await;
                         answers[place] = Some(Box::pin(self.permit(link, take, family)).await);
                     }
                 },
-                Job::GiveBack { name, key, semaphore } => {
-                    answers[place] = self.plan_give_back(*name, *key, *semaphore, place, &mut batch);
+                Job::GiveBack {
+                    name,
+                    key,
+                    semaphore,
+                } => {
+                    answers[place] =
+                        self.plan_give_back(*name, *key, *semaphore, place, &mut batch);
                 }
             }
         }
@@ -162,11 +195,24 @@ impl SessionConn {
         while !self.superfluous.is_empty() && !self.is_over() {
             let mut batch = Batch::default();
             for (op, key) in std::mem::take(&mut self.superfluous) {
-                batch.add(Row { op, key, waits: key.waits(), beside: 0 }, None, key, What::TakeDown);
+                batch.add(
+                    Row {
+                        op,
+                        key,
+                        waits: key.waits(),
+                        beside: 0,
+                    },
+                    None,
+                    key,
+                    What::TakeDown,
+                );
             }
             self.run(link, batch, &mut answers).await;
         }
-        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error::over("acquire")))).collect()
+        answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(|| Err(error::over("acquire"))))
+            .collect()
     }
 
     async fn run(&mut self, link: &Link, batch: Batch, answers: &mut [Option<Answer>]) {
@@ -206,17 +252,27 @@ impl SessionConn {
 
     fn take_result(&mut self, link: &Link, planned: &Planned, result: i64) -> Done {
         match planned.what {
-            What::Take { name, key, markers, sole } => {
+            What::Take {
+                name,
+                key,
+                markers,
+                sole,
+            } => {
                 if result <= 0 {
                     self.held.remove(&key);
-                    return Done::Refused { signed: self.are_up_for(name, markers) };
+                    return Done::Refused {
+                        signed: self.are_up_for(name, markers),
+                    };
                 }
                 let drawn = link.config.fencing.then_some(result);
                 if let Some(Held::Shared { token, .. }) = self.held.get_mut(&key) {
                     *token = drawn;
                 }
                 if sole {
-                    markers.iter().flat_map(WaiterMarkers::each).for_each(|sign| self.markers.fell(sign));
+                    markers
+                        .iter()
+                        .flat_map(WaiterMarkers::each)
+                        .for_each(|sign| self.markers.fell(sign));
                 } else {
                     self.needs_no_more(name, markers);
                 }
@@ -224,7 +280,8 @@ impl SessionConn {
             }
             What::Join { name, key, markers } => {
                 // The first reader may have been refused in this very statement.
-                if let (Some(Held::Shared { token, .. }), true) = (self.held.get(&key), result < 0) {
+                if let (Some(Held::Shared { token, .. }), true) = (self.held.get(&key), result < 0)
+                {
                     let token = *token;
                     self.needs_no_more(name, markers);
                     return Done::Granted { key, token };
@@ -237,7 +294,9 @@ impl SessionConn {
                         self.superfluous.push((Op::UnlockShared, key));
                     }
                 }
-                Done::Refused { signed: self.are_up_for(name, markers) }
+                Done::Refused {
+                    signed: self.are_up_for(name, markers),
+                }
             }
             What::GiveBack => {
                 self.waiters.wake(planned.of);
@@ -258,20 +317,26 @@ impl SessionConn {
     }
 
     fn are_up_for(&self, name: Name, markers: Option<WaiterMarkers>) -> bool {
-        markers.is_some_and(|markers| markers.each().all(|sign| self.markers.is_up_for(sign, name)))
+        markers.is_some_and(|markers| {
+            markers
+                .each()
+                .all(|sign| self.markers.is_up_for(sign, name))
+        })
     }
 
     /// A waiter waits no more.
     fn needs_no_more(&mut self, name: Name, markers: Option<WaiterMarkers>) {
         for sign in markers.iter().flat_map(WaiterMarkers::each) {
             if self.markers.remove(sign, name) {
-                self.superfluous.push((Op::Unsign, AdvisoryKey::Int64(sign)));
+                self.superfluous
+                    .push((Op::Unsign, AdvisoryKey::Int64(sign)));
             }
         }
     }
 
-    /// The statement failed, and some of its rows may have been done. Afterwards the server has what the table has, and none of
-    /// what was asked for, and who waits for one `of` these is told; or the connection is gone, and `Err` says so.
+    /// The statement failed, and some of its rows may have been done. Afterwards the server has
+    /// what the table has, and none of what was asked for, and who waits for one `of` these is
+    /// told; or the connection is gone, and `Err` says so.
     async fn recover(
         &mut self,
         link: &Link,
@@ -281,11 +346,16 @@ impl SessionConn {
     ) -> Result<Error, Error> {
         for planned in planned {
             match &planned.what {
-                What::Take { key, markers, sole, .. } => {
+                What::Take {
+                    key, markers, sole, ..
+                } => {
                     self.held.remove(key);
                     if *sole {
                         // Those that its row has not taken down are removed below.
-                        markers.iter().flat_map(WaiterMarkers::each).for_each(|sign| self.markers.fell(sign));
+                        markers
+                            .iter()
+                            .flat_map(WaiterMarkers::each)
+                            .for_each(|sign| self.markers.fell(sign));
                     }
                 }
                 What::Join { name, key, .. } => {

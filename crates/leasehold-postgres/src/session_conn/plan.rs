@@ -1,10 +1,10 @@
 //! What a job becomes: rows, or an answer at once.
 
 use crate::{
-    batch::{Answer, Done, GivenBack, Name, WaiterMarkers, Take},
+    batch::{Answer, Done, GivenBack, Name, Take, WaiterMarkers},
     keys::AdvisoryKey,
+    session_conn::{Batch, Held, SessionConn, What, refused},
     statement::{Op, Row},
-    session_conn::{Batch, Held, What, SessionConn, refused},
 };
 
 impl SessionConn {
@@ -17,26 +17,51 @@ impl SessionConn {
         place: usize,
         batch: &mut Batch,
     ) -> Option<Answer> {
-        let waits = take.markers.map_or_else(|| if take.yielding { key.waits() } else { 0 }, |markers| markers.waits);
+        let waits = take.markers.map_or_else(
+            || if take.yielding { key.waits() } else { 0 },
+            |markers| markers.waits,
+        );
         let writer_waits = if shared { key.writer_waits() } else { 0 };
         self.put_up(take, batch);
         // The server does not show a session its own markers.
         if shared && self.markers.is_up(writer_waits) {
             return Some(refused(take.markers.is_some()));
         }
-        let beside = if shared { writer_waits } else { take.markers.and_then(|markers| markers.writer).unwrap_or(0) };
+        let beside = if shared {
+            writer_waits
+        } else {
+            take.markers.and_then(|markers| markers.writer).unwrap_or(0)
+        };
         match self.held.get_mut(&key) {
             Some(Held::Shared { names, .. }) if shared => {
                 names.push(take.name);
-                let what = What::Join { name: take.name, key, markers: take.markers };
-                batch.add(Row { op: Op::Join, key, waits, beside }, Some(place), key, what);
+                let what = What::Join {
+                    name: take.name,
+                    key,
+                    markers: take.markers,
+                };
+                batch.add(
+                    Row {
+                        op: Op::Join,
+                        key,
+                        waits,
+                        beside,
+                    },
+                    Some(place),
+                    key,
+                    what,
+                );
                 return None;
             }
             Some(_) => return Some(refused(take.markers.is_some())),
             None => {}
         }
         let name = take.name;
-        let sole = take.markers.is_some_and(|markers| markers.each().all(|sign| self.markers.is_up_for_nobody_but(sign, name)));
+        let sole = take.markers.is_some_and(|markers| {
+            markers
+                .each()
+                .all(|sign| self.markers.is_up_for_nobody_but(sign, name))
+        });
         let op = match (shared, sole, take.yielding) {
             (false, true, _) => Op::ExclusiveOfWaiter,
             (true, true, _) => Op::SharedOfWaiter,
@@ -45,9 +70,31 @@ impl SessionConn {
             (false, false, false) => Op::Exclusive,
             (true, false, false) => Op::Shared,
         };
-        let what = What::Take { name, key, markers: take.markers, sole };
-        batch.add(Row { op, key, waits, beside }, Some(place), key, what);
-        let held = if shared { Held::Shared { names: vec![name], token: None } } else { Held::Exclusive(name) };
+        let what = What::Take {
+            name,
+            key,
+            markers: take.markers,
+            sole,
+        };
+        batch.add(
+            Row {
+                op,
+                key,
+                waits,
+                beside,
+            },
+            Some(place),
+            key,
+            what,
+        );
+        let held = if shared {
+            Held::Shared {
+                names: vec![name],
+                token: None,
+            }
+        } else {
+            Held::Exclusive(name)
+        };
         self.held.insert(key, held);
         None
     }
@@ -73,7 +120,12 @@ impl SessionConn {
             _ => return Some(Ok(Done::GivenBack(GivenBack::NotHeld))),
         };
         let waited_for = semaphore.unwrap_or(key);
-        let row = Row { op, key, waits: waited_for.waits(), beside: waited_for.bits() };
+        let row = Row {
+            op,
+            key,
+            waits: waited_for.waits(),
+            beside: waited_for.bits(),
+        };
         batch.add(row, Some(place), waited_for, What::GiveBack);
         if let Some(Held::Permit { count, .. }) = self.held.remove(&key) {
             self.take_down_one(count, name, waited_for, batch);
@@ -84,7 +136,8 @@ impl SessionConn {
         None
     }
 
-    /// Puts the markers up that are not. Who waits in a session that is granted the lock to another has lost them again.
+    /// Puts the markers up that are not. Who waits in a session that is granted the lock to another
+    /// has lost them again.
     pub(super) fn put_up(&mut self, take: &Take, batch: &mut Batch) {
         let Some(markers) = take.markers else { return };
         for sign in markers.each() {
@@ -99,7 +152,12 @@ impl SessionConn {
         if let Some(writer) = markers.writer
             && self.markers.remove(writer, name)
         {
-            let row = Row { op: Op::UnsignWriter, key: markers.key, waits: markers.waits, beside: writer };
+            let row = Row {
+                op: Op::UnsignWriter,
+                key: markers.key,
+                waits: markers.waits,
+                beside: writer,
+            };
             batch.add(row, None, markers.key, What::TakeDown);
         }
     }

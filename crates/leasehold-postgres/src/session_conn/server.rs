@@ -14,13 +14,13 @@ use sqlx::{
 use tokio::time::timeout;
 
 use crate::{
+    batch::{Answer, Done, Job, Name, Take},
     connection::Link,
     error::{self, Limit},
-    batch::{Answer, Done, Job, Name, Take},
     identity::Answerer,
     keys::{AdvisoryKey, Family},
+    session_conn::{Batch, Failure, Held, SessionConn, What},
     statement::{Op, Row},
-    session_conn::{Batch, Failure, Held, What, SessionConn},
 };
 
 /// How often it is tried to tell waiters: the first may be cancelled by somebody.
@@ -41,7 +41,11 @@ impl SessionConn {
         if let [row] = rows
             && let Some(query) = self.alone(row)
         {
-            let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
+            let row = self
+                .fetch(link, "acquire", async |connection| {
+                    query.fetch_one(connection).await
+                })
+                .await?;
             return self.read(&row).map(|result| vec![result]);
         }
         let operations: Vec<i16> = rows.iter().map(Row::code).collect();
@@ -53,7 +57,10 @@ impl SessionConn {
         let reads = rows.iter().any(|row| row.op.reads());
         let statements = &self.statements;
         // Who waits comes with its sign.
-        let text = match (reads, rows.iter().any(|row| row.op.reads() && row.waits != 0)) {
+        let text = match (
+            reads,
+            rows.iter().any(|row| row.op.reads() && row.waits != 0),
+        ) {
             (false, _) => &statements.batch,
             (true, false) => &statements.batch_with_readers,
             (true, true) => &statements.batch_with_waiting_readers,
@@ -68,13 +75,19 @@ impl SessionConn {
         if reads {
             query = query.bind(self.database);
         }
-        let row = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await?;
+        let row = self
+            .fetch(link, "acquire", async |connection| {
+                query.fetch_one(connection).await
+            })
+            .await?;
         self.read(&row)
     }
 
     /// The statement of the usual rows, where one is alone.
     fn alone(&self, row: &Row) -> Option<Query<'static, Postgres, PgArguments>> {
-        let AdvisoryKey::Int64(key) = row.key else { return None };
+        let AdvisoryKey::Int64(key) = row.key else {
+            return None;
+        };
         let statements = &self.statements;
         let (text, taken) = match row.op {
             Op::Exclusive => (&statements.take, true),
@@ -102,7 +115,8 @@ impl SessionConn {
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
         self.check_answerer(row.try_get(1))?;
-        row.try_get(0).map_err(|_| Failure::Over(self.lose(error::protocol("acquire"))))
+        row.try_get(0)
+            .map_err(|_| Failure::Over(self.lose(error::protocol("acquire"))))
     }
 
     /// Whatever another backend answers, the locks may be anybody's: the session is over.
@@ -124,20 +138,26 @@ impl SessionConn {
         Err(Failure::Over(self.lose(why)))
     }
 
-    /// Waits for an answer. On a fault that the connection does not survive, it is gone; who is not answered for as long as the
-    /// session may live [gives it up](Self::give_up).
+    /// Waits for an answer. On a fault that the connection does not survive, it is gone; who is not
+    /// answered for as long as the session may live [gives it up](Self::give_up).
     async fn fetch<T>(
         &mut self,
         link: &Link,
         operation: &'static str,
         ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Failure> {
-        let Some(connection) = &mut self.connection else { return Err(Failure::Over(error::over(operation))) };
+        let Some(connection) = &mut self.connection else {
+            return Err(Failure::Over(error::over(operation)));
+        };
         // After a panic nobody knows what the connection stands at.
         let asked = contained(async { Ok(ask(connection).await) }).await;
-        match asked.map_err(|panic| Failure::Over(self.lose(error::over(operation).with_source(panic))))? {
+        match asked
+            .map_err(|panic| Failure::Over(self.lose(error::over(operation).with_source(panic))))?
+        {
             Ok(answer) => Ok(answer),
-            Err(error) if !error::is_over(&error) => Err(Failure::Statement(link.failed(error, operation))),
+            Err(error) if !error::is_over(&error) => {
+                Err(Failure::Statement(link.failed(error, operation)))
+            }
             Err(error) => {
                 let why = error::over(operation).with_source(link.failed(error, operation));
                 Err(Failure::Over(self.lose(why)))
@@ -147,10 +167,16 @@ impl SessionConn {
 
     /// No answer came within `ttl`, and none is waited for any more.
     pub(crate) fn give_up(&mut self, link: &Link, operation: &'static str, ttl: Duration) -> Error {
-        self.lose(error::timed_out(ErrorKind::Lost, operation, &link.endpoint(), Limit::Ttl(ttl)))
+        self.lose(error::timed_out(
+            ErrorKind::Lost,
+            operation,
+            &link.endpoint(),
+            Limit::Ttl(ttl),
+        ))
     }
 
-    /// Gives the connection up, and with it all that it has. Those who hold are told before the server can free it.
+    /// Gives the connection up, and with it all that it has. Those who hold are told before the
+    /// server can free it.
     pub(super) fn lose(&mut self, why: Error) -> Error {
         self.owner.end();
         (self.connection, self.counted) = (None, None);
@@ -162,9 +188,14 @@ impl SessionConn {
     /// Tries the permits of a family.
     pub(super) async fn permit(&mut self, link: &Link, take: &Take, family: &Family) -> Answer {
         // Everybody begins elsewhere: those that are taken need not be walked over.
-        let start = (take.name.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 % family.of.max(1);
-        let order = (start..family.of).chain(0..start).map(|number| family.permit(number + 1));
-        let candidates: Vec<i64> = order.filter(|key| !self.held.contains_key(&AdvisoryKey::Int64(*key))).collect();
+        let start =
+            (take.name.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 % family.of.max(1);
+        let order = (start..family.of)
+            .chain(0..start)
+            .map(|number| family.permit(number + 1));
+        let candidates: Vec<i64> = order
+            .filter(|key| !self.held.contains_key(&AdvisoryKey::Int64(*key)))
+            .collect();
         let count = family.count();
         let query = sqlx::query(self.statements.permit.clone())
             .bind(&candidates)
@@ -172,18 +203,32 @@ impl SessionConn {
             .bind(family.any_count())
             .bind(!self.markers.is_up(count))
             .bind(self.database);
-        let asked = self.fetch(link, "acquire", async |connection| query.fetch_one(connection).await).await;
+        let asked = self
+            .fetch(link, "acquire", async |connection| {
+                query.fetch_one(connection).await
+            })
+            .await;
         let result: i64 = match asked.and_then(|row| self.read(&row)) {
             Ok(result) => result,
             Err(failure) => {
-                let (Ok(error) | Err(error)) = self.recover(link, &[], vec![family.key()], failure).await;
+                let (Ok(error) | Err(error)) =
+                    self.recover(link, &[], vec![family.key()], failure).await;
                 return Err(error);
             }
         };
-        let granted = usize::try_from(result).ok().and_then(|place| candidates.get(place.checked_sub(1)?)).copied();
+        let granted = usize::try_from(result)
+            .ok()
+            .and_then(|place| candidates.get(place.checked_sub(1)?))
+            .copied();
         if let Some(key) = granted {
             let key = AdvisoryKey::Int64(key);
-            self.held.insert(key, Held::Permit { name: take.name, count });
+            self.held.insert(
+                key,
+                Held::Permit {
+                    name: take.name,
+                    count,
+                },
+            );
             // The statement has put it up, if it was not.
             self.markers.add(count, take.name);
             self.needs_no_more(take.name, take.markers);
@@ -200,13 +245,19 @@ impl SessionConn {
                 ),
             ));
         }
-        Ok(Done::Refused { signed: self.are_up_for(take.name, take.markers) })
+        Ok(Done::Refused {
+            signed: self.are_up_for(take.name, take.markers),
+        })
     }
 
     /// Says something, so that the server does not take the session for silent.
     pub(crate) async fn renew(&mut self, link: &Link) -> Result<()> {
         let query = sqlx::query(self.statements.renew.clone());
-        let asked = self.fetch(link, "renew", async |connection| query.fetch_one(connection).await).await;
+        let asked = self
+            .fetch(link, "renew", async |connection| {
+                query.fetch_one(connection).await
+            })
+            .await;
         match asked.and_then(|row| self.read::<i64>(&row)) {
             Ok(_) => Ok(()),
             Err(Failure::Statement(error) | Failure::Over(error)) => Err(error),
@@ -214,27 +265,60 @@ impl SessionConn {
     }
 
     async fn owned(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>, Failure> {
-        let query = sqlx::query(self.statements.owned.clone()).bind(marks).bind(self.database);
-        let rows = self.fetch(link, "reconcile", async |connection| query.fetch_all(connection).await).await?;
-        self.check_answerer(rows.first().map_or(Err(sqlx::Error::RowNotFound), |row| row.try_get(5)))?;
+        let query = sqlx::query(self.statements.owned.clone())
+            .bind(marks)
+            .bind(self.database);
+        let rows = self
+            .fetch(link, "reconcile", async |connection| {
+                query.fetch_all(connection).await
+            })
+            .await?;
+        self.check_answerer(
+            rows.first()
+                .map_or(Err(sqlx::Error::RowNotFound), |row| row.try_get(5)),
+        )?;
         let owned = |row: &PgRow| -> Result<Option<Owned>, sqlx::Error> {
-            let Some(classid) = row.try_get(0)? else { return Ok(None) };
+            let Some(classid) = row.try_get(0)? else {
+                return Ok(None);
+            };
             let key = AdvisoryKey::of_pg_locks(classid, row.try_get(1)?, row.try_get(2)?);
-            Ok(Some(Owned { key, exclusive: row.try_get(3)?, ours: row.try_get(4)? }))
+            Ok(Some(Owned {
+                key,
+                exclusive: row.try_get(3)?,
+                ours: row.try_get(4)?,
+            }))
         };
-        let read = |row| owned(row).map_err(|error| Failure::Statement(link.failed(error, "reconcile"))).transpose();
+        let read = |row| {
+            owned(row)
+                .map_err(|error| Failure::Statement(link.failed(error, "reconcile")))
+                .transpose()
+        };
         rows.iter().filter_map(read).collect()
     }
 
-    /// What the server and the table have: whose locks they are. What only the server has is removed, and what only the table has
-    /// is forgotten. Marks of gentle breaks are taken note of.
+    /// What the server and the table have: whose locks they are. What only the server has is
+    /// removed, and what only the table has is forgotten. Marks of gentle breaks are taken note of.
     pub(crate) async fn reconcile(&mut self, link: &Link) -> Result<claims::Owned<Name>> {
-        let marks: HashMap<i64, AdvisoryKey> = self.held.keys().map(|key| (key.breaks(self.pid), *key)).collect();
-        let owned = self.clean(link, marks.keys().copied().collect(), Vec::new()).await?;
-        let ours: HashSet<AdvisoryKey> = owned.iter().filter(|owned| owned.ours).map(|owned| owned.key).collect();
+        let marks: HashMap<i64, AdvisoryKey> = self
+            .held
+            .keys()
+            .map(|key| (key.breaks(self.pid), *key))
+            .collect();
+        let owned = self
+            .clean(link, marks.keys().copied().collect(), Vec::new())
+            .await?;
+        let ours: HashSet<AdvisoryKey> = owned
+            .iter()
+            .filter(|owned| owned.ours)
+            .map(|owned| owned.key)
+            .collect();
         self.held.retain(|key, _| ours.contains(key));
         let mut batch = Batch::default();
-        for mark in owned.iter().filter(|owned| !owned.ours).map(|owned| owned.key.bits()) {
+        for mark in owned
+            .iter()
+            .filter(|owned| !owned.ours)
+            .map(|owned| owned.key.bits())
+        {
             if let Some(key) = marks.get(&mark)
                 && self.broken.insert(*key, mark).is_none()
             {
@@ -248,16 +332,24 @@ impl SessionConn {
             Held::Exclusive(name) | Held::Permit { name, .. } => vec![*name],
             Held::Shared { names, .. } => names.clone(),
         };
-        let broken = self.held.iter().filter(|(key, _)| self.broken.contains_key(key));
+        let broken = self
+            .held
+            .iter()
+            .filter(|(key, _)| self.broken.contains_key(key));
         Ok(claims::Owned {
             claims: self.held.values().flat_map(names).collect(),
             broken: broken.flat_map(|(_, held)| names(held)).collect(),
         })
     }
 
-    /// Removes what only the server has, and tells who waits for that or for one `of` these; what it had before, and which of these
-    /// marks others have.
-    pub(super) async fn clean(&mut self, link: &Link, marks: Vec<i64>, of: Vec<AdvisoryKey>) -> Result<Vec<Owned>> {
+    /// Removes what only the server has, and tells who waits for that or for one `of` these; what
+    /// it had before, and which of these marks others have.
+    pub(super) async fn clean(
+        &mut self,
+        link: &Link,
+        marks: Vec<i64>,
+        of: Vec<AdvisoryKey>,
+    ) -> Result<Vec<Owned>> {
         let mut freed = of;
         let mut cleaned = self.try_clean(link, marks.clone(), &mut freed).await;
         if let Err(Failure::Statement(error)) = &cleaned {
@@ -281,7 +373,11 @@ impl SessionConn {
         freed: &mut Vec<AdvisoryKey>,
     ) -> Result<Vec<Owned>, Failure> {
         let owned = self.owned(link, marks).await?;
-        let unknown: Vec<Owned> = owned.iter().copied().filter(|owned| owned.ours && !self.knows(*owned)).collect();
+        let unknown: Vec<Owned> = owned
+            .iter()
+            .copied()
+            .filter(|owned| owned.ours && !self.knows(*owned))
+            .collect();
         if unknown.is_empty() {
             return Ok(owned);
         }
@@ -290,13 +386,21 @@ impl SessionConn {
         let keys: Vec<i64> = unknown.iter().map(|owned| owned.key.bits()).collect();
         let pairs: Vec<bool> = unknown.iter().map(|owned| owned.key.is_pair()).collect();
         let exclusive: Vec<bool> = unknown.iter().map(|owned| owned.exclusive).collect();
-        let query = sqlx::query(self.statements.unlock.clone()).bind(keys).bind(pairs).bind(exclusive);
-        let row = self.fetch(link, "reconcile", async |connection| query.fetch_one(connection).await).await?;
+        let query = sqlx::query(self.statements.unlock.clone())
+            .bind(keys)
+            .bind(pairs)
+            .bind(exclusive);
+        let row = self
+            .fetch(link, "reconcile", async |connection| {
+                query.fetch_one(connection).await
+            })
+            .await?;
         self.read::<bool>(&row)?;
         Ok(owned)
     }
 
-    /// Tells who waits for these, here and elsewhere, as a release does. Whoever cannot be told looks by himself later.
+    /// Tells who waits for these, here and elsewhere, as a release does. Whoever cannot be told
+    /// looks by himself later.
     async fn tell(&mut self, link: &Link, freed: Vec<AdvisoryKey>) -> Result<()> {
         if freed.is_empty() {
             return Ok(());
@@ -305,8 +409,14 @@ impl SessionConn {
         let payloads: Vec<String> = freed.iter().map(|key| key.payload()).collect();
         freed.iter().for_each(|key| self.waiters.wake(*key));
         for _ in 0..TELLINGS {
-            let query = sqlx::query(self.statements.tell.clone()).bind(&markers).bind(&payloads);
-            let told = self.fetch(link, "reconcile", async |connection| query.fetch_one(connection).await).await;
+            let query = sqlx::query(self.statements.tell.clone())
+                .bind(&markers)
+                .bind(&payloads);
+            let told = self
+                .fetch(link, "reconcile", async |connection| {
+                    query.fetch_one(connection).await
+                })
+                .await;
             match told.and_then(|row| self.read::<i64>(&row)) {
                 Ok(_) => break,
                 Err(Failure::Over(error)) => return Err(error),
@@ -333,7 +443,10 @@ impl SessionConn {
             Held::Exclusive(held) | Held::Permit { name: held, .. } => *held == name,
             Held::Shared { names, .. } => names.contains(&name),
         };
-        self.held.iter().find(|(_, held)| has(held)).map(|(key, _)| *key)
+        self.held
+            .iter()
+            .find(|(_, held)| has(held))
+            .map(|(key, _)| *key)
     }
 
     /// Gives back what these hold.
@@ -341,21 +454,32 @@ impl SessionConn {
         let give_back = |name: &Name| {
             let key = self.key_held_by(*name)?;
             let semaphore = (key != name.key).then_some(name.key);
-            Some(Job::GiveBack { name: *name, key, semaphore })
+            Some(Job::GiveBack {
+                name: *name,
+                key,
+                semaphore,
+            })
         };
         let jobs: Vec<Job> = names.iter().filter_map(give_back).collect();
-        self.execute(link, Vec::new(), &jobs).await.into_iter().try_for_each(|answer| answer.map(drop))
+        self.execute(link, Vec::new(), &jobs)
+            .await
+            .into_iter()
+            .try_for_each(|answer| answer.map(drop))
     }
 
     /// Ends the session.
     pub(crate) async fn close(&mut self, link: &Link) -> Result<()> {
-        let Some(connection) = self.connection.take() else { return Ok(()) };
+        let Some(connection) = self.connection.take() else {
+            return Ok(());
+        };
         let _counted_until_closed = self.counted.take();
         self.held.clear();
         self.markers.clear();
         match timeout(link.config.timeout, connection.close()).await {
             Ok(closed) => closed.map_err(|error| link.failed(error, "close")),
-            Err(_elapsed) => Err(link.timed_out(ErrorKind::Indeterminate, "close", link.config.timeout)),
+            Err(_elapsed) => {
+                Err(link.timed_out(ErrorKind::Indeterminate, "close", link.config.timeout))
+            }
         }
     }
 }

@@ -1,10 +1,10 @@
--- Takes the lock exclusively.
--- KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c ourteous, r egistered before, in o rder, t aken
--- before, without a token), what the keys of waiters begin with, token floor. The last three may be left out.
--- Granted: the token, as a string. Refused: see `refusal`, and `Refusal` in Rust.
+-- Takes the lock exclusively. KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c
+-- ourteous, r egistered before, in o rder, t aken before, without a token), what the keys of
+-- waiters begin with, token floor. The last three may be left out. Granted: the token, as a string.
+-- Refused: see `refusal`, and `Refusal` in Rust.
 --
--- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the wake-up (CLIENT
--- TRACKING) in this very round trip, and lets uncontended pairs cause no push.
+-- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the
+-- wake-up (CLIENT TRACKING) in this very round trip, and lets uncontended pairs cause no push.
 local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
 
 -- A yielding request goes behind all who wait.
@@ -31,7 +31,8 @@ if not taken then
   return refusal(why, left, lock)
 end
 
--- The token: above the last exclusive one by two, so that readers in between have room, and never below the clock.
+-- The token: above the last exclusive one by two, so that readers in between have room, and never
+-- below the clock.
 local expiry = 86400
 if ttl + 0 > 43200000 then
   expiry = math.ceil(ttl / 500)

@@ -1,10 +1,11 @@
--- Takes one of several permits.
--- KEYS: permits. ARGV: member (`<of>|<value>`), ttl in ms, queue of waiters, flags (as in acquire.lua), of.
--- Granted: 1. Refused: see `refusal`, or {3, the other count} if holders have another count.
+-- Takes one of several permits. KEYS: permits. ARGV: member (`<of>|<value>`), ttl in ms, queue of
+-- waiters, flags (as in acquire.lua), of. Granted: 1. Refused: see `refusal`, or {3, the other
+-- count} if holders have another count.
 local permits, member, ttl, queue, flags, of = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4], ARGV[5] + 0
 local now = millis(redis.call('TIME'))
 
--- What it was refused for are the permits that end last, and when: whichever is granted or renewed, the sum of that grows.
+-- What it was refused for are the permits that end last, and when: whichever is granted or renewed,
+-- the sum of that grows.
 local function refuse(why, left)
   if string.find(flags, 'w', 1, true) then
     enlist(queue, member, now)
@@ -17,7 +18,8 @@ local function refuse(why, left)
 end
 
 redis.call('ZREMRANGEBYSCORE', permits, '-inf', now)
--- GETEX of a sorted set is an error, of nothing it is false; unlike ZCARD it counts as a write, so it arms no push.
+-- GETEX of a sorted set is an error, of nothing it is false; unlike ZCARD it counts as a write, so
+-- it arms no push.
 if redis.pcall('GETEX', permits) then
   local first = redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES')
   local count = string.match(string.gsub(first[1], '^broken:', ''), '^(%d+)|')

@@ -1,11 +1,10 @@
--- Takes the lock shared.
--- KEYS: lock, writers. ARGV: value, ttl in ms, token key, flags (as in acquire.lua), what the keys of waiters begin with,
--- the run of the server, token floor.
--- Granted: the token, as a string. Refused: see `refusal`.
+-- Takes the lock shared. KEYS: lock, writers. ARGV: value, ttl in ms, token key, flags (as in
+-- acquire.lua), what the keys of waiters begin with, the run of the server, token floor. Granted:
+-- the token, as a string. Refused: see `refusal`.
 --
--- While readers hold, the lock key is a string that lasts as long as the last of them, so that programs which know
--- nothing of readers see it as taken: `shared:<owner>:<run>:<token>`. GETEX without options is a GET that counts as a
--- write, so it arms no push.
+-- While readers hold, the lock key is a string that lasts as long as the last of them, so that
+-- programs which know nothing of readers see it as taken: `shared:<owner>:<run>:<token>`. GETEX
+-- without options is a GET that counts as a write, so it arms no push.
 local lock, writers, value, ttl, token_key, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 local base, run, floor, time = ARGV[5], ARGV[6], (ARGV[7] or 0) + 0, redis.call('TIME')
 local readers, now = base .. 'readers', millis(time)
@@ -35,9 +34,9 @@ if ends then
   return refuse(holder and 2 or 1, ends)
 end
 
--- The token is one above the last exclusive one, and the clock. All readers that share have the same one, so that none
--- fences another off. Data of another run of the server may be older than the last exclusive token: its readers' token
--- is not used again.
+-- The token is one above the last exclusive one, and the clock. All readers that share have the
+-- same one, so that none fences another off. Data of another run of the server may be older than
+-- the last exclusive token: its readers' token is not used again.
 local expiry = 86400
 if ttl > 43200000 then
   expiry = math.ceil(ttl / 500)

@@ -1,6 +1,7 @@
--- Breaks an exclusive lock gently: another value under the same deadline, so that the holder can neither renew nor
--- release it. KEYS: lock. ARGV: the value that the holder was seen with. -2: it holds no more; else the ms left (-1: no end).
--- ARGV[2]: this is sent once more, and may have worked before.
+-- Breaks an exclusive lock gently: another value under the same deadline, so that the holder can
+-- neither renew nor release it. KEYS: lock. ARGV: the value that the holder was seen with. -2: it
+-- holds no more; else the ms left (-1: no end). ARGV[2]: this is sent once more, and may have
+-- worked before.
 local lock, value = KEYS[1], ARGV[1]
 local seen = redis.pcall('GETEX', lock)
 if ARGV[2] and seen == 'broken:' .. value then

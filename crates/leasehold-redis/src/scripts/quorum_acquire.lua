@@ -1,9 +1,11 @@
--- Takes the lock exclusively, as a node of a quorum.
--- KEYS: lock. ARGV: value, ttl in ms, waiter's value, flags (as in acquire.lua), what the lock's other keys begin with, what
--- the node's own keys begin with, the mark that the node must execute, the token that it must exceed, token floor, the run that it must be in.
--- Granted: the token, as a string. Refused: see `refusal`. Our own lock is granted again.
+-- Takes the lock exclusively, as a node of a quorum. KEYS: lock. ARGV: value, ttl in ms, waiter's
+-- value, flags (as in acquire.lua), what the lock's other keys begin with, what the node's own keys
+-- begin with, the mark that the node must execute, the token that it must exceed, token floor, the
+-- run that it must be in. Granted: the token, as a string. Refused: see `refusal`. Our own lock is
+-- granted again.
 --
--- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua nothing but a refusal runs a read-only command.
+-- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua nothing but a refusal
+-- runs a read-only command.
 local lock, value, ttl, waiter, flags, base, node = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= ARGV[10] then
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')

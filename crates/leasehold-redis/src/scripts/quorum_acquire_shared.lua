@@ -2,8 +2,8 @@
 -- KEYS: lock, writers. ARGV: as in quorum_acquire.lua.
 -- Granted: the token, as a string. Refused: see `refusal`. Our own lock is granted again.
 --
--- As acquire_shared.lua, but each reader draws a token of its own: it is above every earlier writer's at this node, and every
--- later writer's is above it.
+-- As acquire_shared.lua, but each reader draws a token of its own: it is above every earlier
+-- writer's at this node, and every later writer's is above it.
 local lock, writers, value, ttl, waiter, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 local base, node, time = ARGV[5], ARGV[6], redis.call('TIME')
 local readers, now = base .. 'readers', millis(time)

@@ -1,7 +1,9 @@
--- Marks this node as one that has forgotten nothing, if it is as it was recalled. ARGV: what the node's own keys begin with, the
--- mark, the token that all its next tokens exceed, the version and the run that were recalled. 0: it was marked or wiped, or restarted, since.
+-- Marks this node as one that has forgotten nothing, if it is as it was recalled. ARGV: what the
+-- node's own keys begin with, the mark, the token that all its next tokens exceed, the version and
+-- the run that were recalled. 0: it was marked or wiped, or restarted, since.
 --
--- Whoever recalled it earlier may know of smaller tokens and of a shorter largest TTL, and of a memory that is gone.
+-- Whoever recalled it earlier may know of smaller tokens and of a shorter largest TTL, and of a
+-- memory that is gone.
 local node = ARGV[1]
 local mark = redis.call('GETEX', node .. 'mark') or ''
 if run_of_server() ~= ARGV[5] then

@@ -1,9 +1,11 @@
--- Raises F to (token, ours), strictly: only while the lock is ours, and F is smaller or is this very one.
--- KEYS: lock. ARGV: value, token, what the lock's other keys begin with, what the node's own keys begin with, the mark that the
--- node must execute, `s` for a reader, the token that the node must exceed since it rejoined, the run that
--- it must be in. 1: F stands there; 0: the lock is not ours; a string: F has this token.
+-- Raises F to (token, ours), strictly: only while the lock is ours, and F is smaller or is this
+-- very one. KEYS: lock. ARGV: value, token, what the lock's other keys begin with, what the node's
+-- own keys begin with, the mark that the node must execute, `s` for a reader, the token that the
+-- node must exceed since it rejoined, the run that it must be in. 1: F stands there; 0: the lock is
+-- not ours; a string: F has this token.
 --
--- Among readers a larger token is as good: while one of them holds here, only another of them can have drawn it.
+-- Among readers a larger token is as good: while one of them holds here, only another of them can
+-- have drawn it.
 local lock, value, token, base, node = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[5] or run_of_server() ~= ARGV[8] then
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')

@@ -1,6 +1,6 @@
--- Gives back several exclusive locks: what release.lua does, for each. KEYS: locks. ARGV: the value of each; then the order of
--- the first ones, which ask whether anybody waits.
--- The number of keys if all were freed, and nobody waits for those that ask. Else for each 2, 1, 0, or an error.
+-- Gives back several exclusive locks: what release.lua does, for each. KEYS: locks. ARGV: the value
+-- of each; then the order of the first ones, which ask whether anybody waits. The number of keys if
+-- all were freed, and nobody waits for those that ask. Else for each 2, 1, 0, or an error.
 local call, other = redis.pcall, nil
 local asking = #ARGV - #KEYS
 for i, lock in ipairs(KEYS) do

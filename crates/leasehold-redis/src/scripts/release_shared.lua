@@ -9,7 +9,8 @@ end
 if not holder or type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:' then
   return 0
 end
--- The key lasts as long as the last reader, but for a rounding. Where that changes nothing, no waiter is woken.
+-- The key lasts as long as the last reader, but for a rounding. Where that changes nothing, no
+-- waiter is woken.
 local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')[2]
 if last then
   if redis.call('PTTL', lock) > last - now + 5 then

@@ -1,6 +1,6 @@
--- Renews an exclusive lock if it is still ours. KEYS: lock. ARGV: value, ttl in ms. 1: renewed, 0: it was not ours.
--- GETEX without options is a GET that counts as a write: it arms no push. A key of another type is not ours; any other
--- error (a server that takes no writes now) leaves it open.
+-- Renews an exclusive lock if it is still ours. KEYS: lock. ARGV: value, ttl in ms. 1: renewed, 0:
+-- it was not ours. GETEX without options is a GET that counts as a write: it arms no push. A key of
+-- another type is not ours; any other error (a server that takes no writes now) leaves it open.
 local seen = redis.pcall('GETEX', KEYS[1])
 if seen == ARGV[1] then
   return redis.call('PEXPIRE', KEYS[1], ARGV[2])

@@ -1,4 +1,5 @@
--- Renews a shared lock. KEYS: lock. ARGV: value, ttl in ms, readers. 1: renewed, 0: it was no longer ours.
+-- Renews a shared lock. KEYS: lock. ARGV: value, ttl in ms, readers. 1: renewed, 0: it was no
+-- longer ours.
 local lock, value, ttl, readers, time = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- First, and not protected: a server that takes no writes now, such as a replica, leaves it open.

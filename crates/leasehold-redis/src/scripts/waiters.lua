@@ -1,22 +1,26 @@
 -- The list of waiters: stands before every script that acquires.
 --
--- `base` is what the keys of waiters begin with. The score of a waiter in `writers`, `waiters` (readers) or `queue`
--- (permits) is the time in ms at which its registration ends. Its score in `order` is the time in us at which it began to
--- wait for a lock. A waiter renews its registration each time it asks.
+-- `base` is what the keys of waiters begin with. The score of a waiter in `writers`, `waiters`
+-- (readers) or `queue` (permits) is the time in ms at which its registration ends. Its score in
+-- `order` is the time in us at which it began to wait for a lock. A waiter renews its registration
+-- each time it asks.
 --
--- LIFE, in ms: how long a registration outlives a waiter that was killed, whatever the TTL. Waiters ask every 2 s at least
--- (REFRESH in backend.rs), so that two requests may be lost or late. A shorter life would cost more requests.
--- OFFER, in ms: how long a waiter has to take a lock that is free before others pass it over. A waiter that polls asks
--- every 57 ms, and one that is notified asks after one round trip: both take their turn. A killed one costs this once.
+-- LIFE, in ms: how long a registration outlives a waiter that was killed, whatever the TTL. Waiters
+-- ask every 2 s at least (REFRESH in backend.rs), so that two requests may be lost or late. A
+-- shorter life would cost more requests. OFFER, in ms: how long a waiter has to take a lock that is
+-- free before others pass it over. A waiter that polls asks every 57 ms, and one that is notified
+-- asks after one round trip: both take their turn. A killed one costs this once.
 local LIFE, OFFER = 5000, 100
 
--- GETEX without options is a GET that counts as a write; of a sorted set it is an error, of nothing it is false.
+-- GETEX without options is a GET that counts as a write; of a sorted set it is an error, of nothing
+-- it is false.
 local function millis(time)
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- What a refusal says: why, the ms until trying again makes sense, and what it was refused for, by which the waiter tells
--- whether anything has changed when it asks again: who holds the lock, and until when (-1: no end).
+-- What a refusal says: why, the ms until trying again makes sense, and what it was refused for, by
+-- which the waiter tells whether anything has changed when it asks again: who holds the lock, and
+-- until when (-1: no end).
 local function refusal(why, left, lock, ends)
   local holder = redis.pcall('GET', lock)
   if type(holder) ~= 'string' then
@@ -53,15 +57,17 @@ local function ending(base, waiter)
   return 0
 end
 
--- Whether a waiter whose registration ends then has not asked for OFFER, and was not offered the lock yet.
+-- Whether a waiter whose registration ends then has not asked for OFFER, and was not offered the
+-- lock yet.
 local function is_idle(ends, now)
   return ends > now + OFFER and ends <= now + LIFE - OFFER
 end
 
--- Offers a free lock to the waiters that came before this one. The registration of the first of them ends then. Returns
--- the ms after which to ask again.
+-- Offers a free lock to the waiters that came before this one. The registration of the first of
+-- them ends then. Returns the ms after which to ask again.
 --
--- The others are looked at only if the first is idle: a release wakes all, and each of them that asks comes here.
+-- The others are looked at only if the first is idle: a release wakes all, and each of them that
+-- asks comes here.
 local function offer(base, waiter, ends)
   local now = millis(redis.call('TIME'))
   if is_idle(ends, now) then
@@ -78,8 +84,9 @@ local function offer(base, waiter, ends)
   return math.max(math.min(ends - now, OFFER), 1)
 end
 
--- Returns when the registration of the waiter ends that came earlier and goes first, or nil; and the place of this one if it
--- was the first: it is struck off then. That is one command, and not a read-only one.
+-- Returns when the registration of the waiter ends that came earlier and goes first, or nil; and
+-- the place of this one if it was the first: it is struck off then. That is one command, and not a
+-- read-only one.
 local function take_turn(base, waiter)
   local order = base .. 'order'
   local first = redis.pcall('ZPOPMIN', order)
@@ -109,8 +116,8 @@ local function take_turn(base, waiter)
   return nil, nil
 end
 
--- Returns when the registration of a writer ends that goes before this reader: one that came earlier, or any if this reader
--- is not yet registered. Else nil.
+-- Returns when the registration of a writer ends that goes before this reader: one that came
+-- earlier, or any if this reader is not yet registered. Else nil.
 local function behind_a_writer(base, reader)
   local writers, order = base .. 'writers', base .. 'order'
   if not redis.pcall('GETEX', writers) then

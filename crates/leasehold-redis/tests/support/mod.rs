@@ -45,9 +45,22 @@ impl Server {
         self.kill();
         let log = File::create(self.folder.path().join("log")).unwrap();
         let child = Command::new("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+            ])
             .arg(self.folder.path())
-            .args(["--unixsocket", &self.socket().to_string_lossy(), "--unixsocketperm", "700"])
+            .args([
+                "--unixsocket",
+                &self.socket().to_string_lossy(),
+                "--unixsocketperm",
+                "700",
+            ])
             .args(&self.arguments)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -61,7 +74,11 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(10);
         // The log says it when all sockets, TLS too, are open and the data is loaded.
         while !self.log().contains("Ready to accept connections") {
-            assert!(Instant::now() < deadline, "redis-server did not start: {}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "redis-server did not start: {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -77,7 +94,13 @@ impl Server {
     /// Stops or continues it: `STOP`, `CONT`.
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([&format!("-{signal}"), &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     pub(crate) fn log(&self) -> String {
@@ -120,13 +143,23 @@ impl Server {
 
     /// All keys but token counters.
     pub(crate) async fn leftovers(&self) -> Vec<String> {
-        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut self.raw().await).await.unwrap();
-        keys.into_iter().filter(|key| !key.ends_with(":token")).collect()
+        let keys: Vec<String> = redis::cmd("KEYS")
+            .arg("*")
+            .query_async(&mut self.raw().await)
+            .await
+            .unwrap();
+        keys.into_iter()
+            .filter(|key| !key.ends_with(":token"))
+            .collect()
     }
 
     /// A section of INFO.
     pub(crate) async fn info(&self, section: &str) -> String {
-        redis::cmd("INFO").arg(section).query_async(&mut self.raw().await).await.unwrap()
+        redis::cmd("INFO")
+            .arg(section)
+            .query_async(&mut self.raw().await)
+            .await
+            .unwrap()
     }
 }
 
@@ -176,7 +209,11 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn()
     until_within(Duration::from_secs(5), what, check).await;
 }
 
-pub(crate) async fn until_within<F: Future<Output = bool>>(patience: Duration, what: &str, check: impl Fn() -> F) {
+pub(crate) async fn until_within<F: Future<Output = bool>>(
+    patience: Duration,
+    what: &str,
+    check: impl Fn() -> F,
+) {
     let deadline = Instant::now() + patience;
     while !check().await {
         assert!(Instant::now() < deadline, "{what}: not within {patience:?}");

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    fixtures::{SOON, client, granted_within, inspected, key, lifetime, must, poll_times, release, request},
+    fixtures::{
+        SOON, client, granted_within, inspected, key, lifetime, must, poll_times, release, request,
+    },
     subject::Subject,
 };
 
@@ -16,15 +18,21 @@ pub async fn cancelled_waiter_leaves_nothing(subject: &dyn Subject) {
     let waited = tokio::time::timeout(SOON, mutex.lock()).await;
     assert!(waited.is_err(), "a held lock is waited for");
     let seen = inspected(&holder, &key, |seen| seen.waiters.is_empty()).await;
-    assert!(seen.waiters.is_empty(), "a waiter that went away still stands in the queue: {seen:?}");
+    assert!(
+        seen.waiters.is_empty(),
+        "a waiter that went away still stands in the queue: {seen:?}"
+    );
     must(guard.release().await, "a release is answered");
     tokio::time::sleep(SOON).await;
     let seen = inspected(&holder, &key, |seen| seen.holders.is_empty()).await;
-    assert!(seen.holders.is_empty(), "the lock was granted to a waiter that went away: {seen:?}");
+    assert!(
+        seen.holders.is_empty(),
+        "the lock was granted to a waiter that went away: {seen:?}"
+    );
 }
 
-/// An acquisition that is dropped after any number of polls, of a free lock or a held one, leaves no lock: it can be
-/// locked soon, and two TTLs later nothing is held.
+/// An acquisition that is dropped after any number of polls, of a free lock or a held one, leaves
+/// no lock: it can be locked soon, and two TTLs later nothing is held.
 pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
     const POINTS: usize = 12;
     let (dropper, holder) = (client(subject).await, client(subject).await);
@@ -33,11 +41,18 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
     for point in 0..POINTS {
         for contended in [false, true] {
             let key = key(subject, "dropped_at");
-            let guard =
-                if contended { Some(must(holder.mutex(&key).lock().await, "a free lock is granted")) } else { None };
+            let guard = if contended {
+                Some(must(
+                    holder.mutex(&key).lock().await,
+                    "a free lock is granted",
+                ))
+            } else {
+                None
+            };
             let mutex = dropper.mutex(&key);
             let mut acquisition = Box::pin(mutex.lock());
-            // A contended acquisition asks for no further poll until something happens: the release.
+            // A contended acquisition asks for no further poll until something happens: the
+            // release.
             let polled = tokio::time::timeout(SOON / 10, poll_times(&mut acquisition, point)).await;
             let release_holder = async {
                 if let Some(guard) = guard {
@@ -57,7 +72,8 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
     }
     for key in &keys {
         let claim = "what was granted to a dropped future is given back soon";
-        let lease = granted_within(subject, &other, key, subject.ttl().as_duration() / 2, claim).await;
+        let lease =
+            granted_within(subject, &other, key, subject.ttl().as_duration() / 2, claim).await;
         release(&lease).await;
     }
     tokio::time::sleep(lifetime(subject) * 2).await;
@@ -65,13 +81,23 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
     for key in &keys {
         if inspects {
             let seen = must(other.inspect(key).await, "an inspection is answered");
-            assert!(seen.holders.is_empty(), "two TTLs later there is still a holder: {seen:?}");
-            assert!(seen.waiters.is_empty(), "two TTLs later there is still a waiter: {seen:?}");
+            assert!(
+                seen.holders.is_empty(),
+                "two TTLs later there is still a holder: {seen:?}"
+            );
+            assert!(
+                seen.waiters.is_empty(),
+                "two TTLs later there is still a waiter: {seen:?}"
+            );
         }
-        let attempt = Arc::clone(&other).try_acquire(request(subject, &other, key)).await;
+        let attempt = Arc::clone(&other)
+            .try_acquire(request(subject, &other, key))
+            .await;
         match must(attempt, "an attempt is answered") {
             leasehold_core::Attempt::Granted(lease) => release(&lease).await,
-            leasehold_core::Attempt::Contended(_) => panic!("two TTLs later the lock is still held"),
+            leasehold_core::Attempt::Contended(_) => {
+                panic!("two TTLs later the lock is still held")
+            }
         }
     }
 }

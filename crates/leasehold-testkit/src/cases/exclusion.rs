@@ -17,26 +17,56 @@ pub async fn two_clients_exclude_each_other(subject: &dyn Subject) {
     let (one, other) = (subject.open().await, subject.open().await);
     let key = key(subject, "two_clients");
     let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
-    refused(&other, request(subject, &other, &key), "another client's lock is refused").await;
+    refused(
+        &other,
+        request(subject, &other, &key),
+        "another client's lock is refused",
+    )
+    .await;
     release(&first).await;
-    let second = granted(&other, request(subject, &other, &key), "a released lock is granted to another").await;
-    refused(&one, request(subject, &one, &key), "the earlier holder is refused").await;
+    let second = granted(
+        &other,
+        request(subject, &other, &key),
+        "a released lock is granted to another",
+    )
+    .await;
+    refused(
+        &one,
+        request(subject, &one, &key),
+        "the earlier holder is refused",
+    )
+    .await;
     release(&second).await;
 }
 
-/// Two acquisitions of one client are two owners: no connection, process or object re-enters by accident.
+/// Two acquisitions of one client are two owners: no connection, process or object re-enters by
+/// accident.
 pub async fn two_acquisitions_of_one_client_exclude_each_other(subject: &dyn Subject) {
     let backend = subject.open().await;
     let key = key(subject, "two_acquisitions");
-    let first = granted(&backend, request(subject, &backend, &key), "a free lock is granted").await;
-    refused(&backend, request(subject, &backend, &key), "the same connection's next acquisition is refused").await;
+    let first = granted(
+        &backend,
+        request(subject, &backend, &key),
+        "a free lock is granted",
+    )
+    .await;
+    refused(
+        &backend,
+        request(subject, &backend, &key),
+        "the same connection's next acquisition is refused",
+    )
+    .await;
     release(&first).await;
 
     let client = client(subject).await;
     let (one, other) = (client.mutex(&key), client.mutex(&key));
     let guard = must(one.lock().await, "a free lock is granted");
     let again = other.try_lock().await.map_err(|error| error.kind()).err();
-    assert_eq!(again, Some(ErrorKind::Contended), "two objects of one name exclude each other");
+    assert_eq!(
+        again,
+        Some(ErrorKind::Contended),
+        "two objects of one name exclude each other"
+    );
     must(guard.release().await, "a release is answered");
 }
 
@@ -44,21 +74,35 @@ pub async fn two_acquisitions_of_one_client_exclude_each_other(subject: &dyn Sub
 pub async fn try_lock_reports_contended(subject: &dyn Subject) {
     let (one, other) = (client(subject).await, client(subject).await);
     let key = key(subject, "try_lock");
-    let guard = must(one.mutex(&key).try_lock().await, "try_lock of a free lock locks");
+    let guard = must(
+        one.mutex(&key).try_lock().await,
+        "try_lock of a free lock locks",
+    );
     let began = subject.clock().now();
-    let Err(error) = other.mutex(&key).try_lock().await else { panic!("try_lock of a held lock locked it") };
-    assert_eq!(error.kind(), ErrorKind::Contended, "a held lock is contended: {error:?}");
+    let Err(error) = other.mutex(&key).try_lock().await else {
+        panic!("try_lock of a held lock locked it")
+    };
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Contended,
+        "a held lock is contended: {error:?}"
+    );
     assert!(error.is_retryable(), "contention may pass");
     assert!(
-        subject.clock().now().since(began) < at_the_latest(subject, subject.ttl().as_duration() / 2),
+        subject.clock().now().since(began)
+            < at_the_latest(subject, subject.ttl().as_duration() / 2),
         "try_lock does not wait"
     );
     must(guard.release().await, "a release is answered");
-    let guard = must(other.mutex(&key).try_lock().await, "try_lock after a release locks");
+    let guard = must(
+        other.mutex(&key).try_lock().await,
+        "try_lock after a release locks",
+    );
     must(guard.release().await, "a release is answered");
 }
 
-/// Sixty-four tasks read a number and write it back, one more: nobody is forgotten, nobody served twice, nothing lost.
+/// Sixty-four tasks read a number and write it back, one more: nobody is forgotten, nobody served
+/// twice, nothing lost.
 pub async fn sixty_four_waiters_are_all_served_once(subject: &dyn Subject) {
     const TASKS: u32 = 64;
     let client = client(subject).await;

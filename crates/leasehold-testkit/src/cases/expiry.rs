@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use leasehold_core::{Attempt, ErrorKind, LossReason, Renewal};
 
 use crate::{
+    fixtures::{
+        SOON, attempt, client_with, granted, granted_within, key, let_expire, lifetime, must,
+        poll_once, poll_times, refused, release, request,
+    },
     process::die_after,
     skewed_clock::SkewedClock,
-    fixtures::{
-        SOON, attempt, client_with, granted, granted_within, key, let_expire, lifetime, must, poll_once, poll_times,
-        refused, release, request,
-    },
     subject::Subject,
 };
 
@@ -25,15 +25,28 @@ pub async fn expired_lock_is_granted_to_another(subject: &dyn Subject) {
     let key = key(subject, "expired");
     let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
     tokio::time::sleep(subject.ttl().as_duration() / 2).await;
-    refused(&other, request(subject, &other, &key), "half a TTL later it is still held").await;
+    refused(
+        &other,
+        request(subject, &other, &key),
+        "half a TTL later it is still held",
+    )
+    .await;
     tokio::time::sleep(subject.ttl().as_duration() / 2 + subject.slack()).await;
-    let second = granted(&other, request(subject, &other, &key), "an expired lock is granted to another").await;
-    assert!(first.valid_until().is_past(subject.clock().now()), "the first holder's deadline has passed by then");
+    let second = granted(
+        &other,
+        request(subject, &other, &key),
+        "an expired lock is granted to another",
+    )
+    .await;
+    assert!(
+        first.valid_until().is_past(subject.clock().now()),
+        "the first holder's deadline has passed by then"
+    );
     release(&second).await;
 }
 
-/// The deadline is counted from before the request or the renewal left, not from the answer: the clock is pushed ahead
-/// while the answer is under way.
+/// The deadline is counted from before the request or the renewal left, not from the answer: the
+/// clock is pushed ahead while the answer is under way.
 pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) {
     let (one, other) = (subject.open().await, subject.open().await);
     let key = key(subject, "deadline");
@@ -64,13 +77,21 @@ pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) 
         match must(outcome, "an attempt is answered") {
             Attempt::Granted(lease) => break (lease, pushed_at),
             // A probe held it just then.
-            Attempt::Contended(_) => assert!(tries.next().is_some(), "a lock that only probes asked for was refused"),
+            Attempt::Contended(_) => assert!(
+                tries.next().is_some(),
+                "a lock that only probes asked for was refused"
+            ),
         }
     };
     let latest = drift.deadline(pushed_at.unwrap_or_else(|| ours.now()), subject.ttl());
-    assert!(lease.valid_until() <= latest, "the deadline counts from before the request: {:?}", lease.valid_until());
+    assert!(
+        lease.valid_until() <= latest,
+        "the deadline counts from before the request: {:?}",
+        lease.valid_until()
+    );
 
-    // A session may be renewing itself just now, for it has become older: the next renewal would wait for that one.
+    // A session may be renewing itself just now, for it has become older: the next renewal would
+    // wait for that one.
     must(Arc::clone(&lease).renew().await, "a renewal in time renews");
     let mut renewal = Arc::clone(&lease).renew();
     let first = poll_once(&mut renewal).await;
@@ -85,37 +106,55 @@ pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) 
     };
     must(renewed, "a renewal in time renews");
     let latest = drift.deadline(pushed_at + SOON, subject.ttl());
-    assert!(lease.valid_until() <= latest, "a renewed deadline counts from before the renewal");
+    assert!(
+        lease.valid_until() <= latest,
+        "a renewed deadline counts from before the renewal"
+    );
     release(&lease).await;
 }
 
-/// Past its deadline a guard says so at the first look, even if no timer has fired: the machine was suspended.
+/// Past its deadline a guard says so at the first look, even if no timer has fired: the machine was
+/// suspended.
 pub async fn is_held_is_false_past_the_deadline(subject: &dyn Subject) {
     let clock = SkewedClock::new(subject.clock());
     let client = client_with(subject, clock.clone()).await;
-    let mutex = client.mutex(key(subject, "is_held")).with_renewal(Renewal::Manual);
+    let mutex = client
+        .mutex(key(subject, "is_held"))
+        .with_renewal(Renewal::Manual);
     let guard = must(mutex.lock().await, "a free lock is granted");
-    assert!(guard.is_held() && guard.loss().is_none(), "a fresh guard is held");
+    assert!(
+        guard.is_held() && guard.loss().is_none(),
+        "a fresh guard is held"
+    );
     clock.push(subject.ttl().as_duration());
     assert!(!guard.is_held(), "past the deadline nothing is held");
     assert!(guard.remaining().is_zero(), "and no time is left");
-    assert_eq!(guard.lost().await, LossReason::Expired, "and the loss is told");
+    assert_eq!(
+        guard.lost().await,
+        LossReason::Expired,
+        "and the loss is told"
+    );
     assert!(guard.renew().await.is_err(), "and it is final");
 }
 
-/// A guard that waits for its loss is told of the deadline when it comes: not earlier, and within 50 ms. On a busy machine
-/// that is true of some of several; whoever is late by himself always is.
+/// A guard that waits for its loss is told of the deadline when it comes: not earlier, and within
+/// 50 ms. On a busy machine that is true of some of several; whoever is late by himself always is.
 pub async fn loss_is_told_at_the_deadline(subject: &dyn Subject) {
     let client = client_with(subject, subject.clock()).await;
     let mut least = Duration::MAX;
     for _ in 0..if subject.is_time_paused() { 1 } else { TRIES } {
-        let mutex = client.mutex(key(subject, "lost")).with_renewal(Renewal::Manual);
+        let mutex = client
+            .mutex(key(subject, "lost"))
+            .with_renewal(Renewal::Manual);
         let guard = must(mutex.lock().await, "a free lock is granted");
         let deadline = guard.deadline();
         let told = tokio::time::timeout(lifetime(subject), guard.lost()).await;
         assert_eq!(told, Ok(LossReason::Expired), "the loss is told");
         let now = subject.clock().now();
-        assert!(deadline.is_past(now), "a loss is never told while the lock is held");
+        assert!(
+            deadline.is_past(now),
+            "a loss is never told while the lock is held"
+        );
         least = least.min(now.since(deadline.moment()));
         if least <= LATEST {
             return;
@@ -124,22 +163,37 @@ pub async fn loss_is_told_at_the_deadline(subject: &dyn Subject) {
     panic!("the loss was told {least:?} after the deadline");
 }
 
-/// Work under a lock that is not renewed is cancelled before the lock could be another's, and told as *lost*.
+/// Work under a lock that is not renewed is cancelled before the lock could be another's, and told
+/// as *lost*.
 pub async fn work_is_cancelled_before_the_deadline(subject: &dyn Subject) {
     let client = client_with(subject, subject.clock()).await;
-    let mutex = client.mutex(key(subject, "work")).with_renewal(Renewal::Manual);
+    let mutex = client
+        .mutex(key(subject, "work"))
+        .with_renewal(Renewal::Manual);
     let latest = subject.clock().now() + subject.ttl().as_duration();
     let worked = mutex.run(async |_| std::future::pending::<()>().await);
     let Ok(worked) = tokio::time::timeout(lifetime(subject), worked).await else {
         panic!("the work was not cancelled")
     };
-    assert!(subject.clock().now() < latest, "the work was cancelled only after the lease could be another's");
-    assert_eq!(worked.map_err(|error| error.kind()), Err(ErrorKind::Lost), "and it is told as lost");
+    assert!(
+        subject.clock().now() < latest,
+        "the work was cancelled only after the lease could be another's"
+    );
+    assert_eq!(
+        worked.map_err(|error| error.kind()),
+        Err(ErrorKind::Lost),
+        "and it is told as lost"
+    );
     let done = mutex.run(async |lease| lease.is_held()).await;
-    assert_eq!(done.map_err(|error| error.kind()), Ok(true), "work that ends in time is done under the lease");
+    assert_eq!(
+        done.map_err(|error| error.kind()),
+        Ok(true),
+        "work that ends in time is done under the lease"
+    );
 }
 
-/// A client whose clock is ahead does not take what is held: expiry is not decided by a client's clock.
+/// A client whose clock is ahead does not take what is held: expiry is not decided by a client's
+/// clock.
 pub async fn skewed_clock_steals_nothing(subject: &dyn Subject) {
     let (one, other) = (subject.open().await, subject.open().await);
     let key = key(subject, "skewed");
@@ -147,7 +201,12 @@ pub async fn skewed_clock_steals_nothing(subject: &dyn Subject) {
     let clock = SkewedClock::new(subject.clock());
     clock.push(subject.ttl().as_duration() * 10);
     let skewed = request(subject, &other, &key).with_clock(clock, other.capabilities().drift);
-    refused(&other, skewed, "a client with its clock ahead is refused like any other").await;
+    refused(
+        &other,
+        skewed,
+        "a client with its clock ahead is refused like any other",
+    )
+    .await;
     release(&lease).await;
 }
 
@@ -157,16 +216,29 @@ pub async fn holder_that_vanishes_frees_after_ttl(subject: &dyn Subject) {
     let other = subject.open().await;
     {
         let backend = subject.open().await;
-        let lease = granted(&backend, request(subject, &backend, &key), "a free lock is granted").await;
+        let lease = granted(
+            &backend,
+            request(subject, &backend, &key),
+            "a free lock is granted",
+        )
+        .await;
         drop((lease, backend));
     }
     let within = lifetime(subject);
-    let lease = granted_within(subject, &other, &key, within, "the lock of a vanished holder becomes free").await;
+    let lease = granted_within(
+        subject,
+        &other,
+        &key,
+        within,
+        "the lock of a vanished holder becomes free",
+    )
+    .await;
     release(&lease).await;
 }
 
-/// A process that dies at any point of an acquisition leaves nothing for longer than a TTL: its future is polled a
-/// number of times and then nothing in that process goes on, be it at once or after what was asked for has been sent.
+/// A process that dies at any point of an acquisition leaves nothing for longer than a TTL: its
+/// future is polled a number of times and then nothing in that process goes on, be it at once or
+/// after what was asked for has been sent.
 pub async fn crash_at_any_point_frees_after_ttl(subject: &dyn Subject) {
     const POINTS: usize = 8;
     let other = subject.open().await;
@@ -177,7 +249,8 @@ pub async fn crash_at_any_point_frees_after_ttl(subject: &dyn Subject) {
             keys.push(key.clone());
             die_after(subject, move || async move {
                 let backend = subject.open().await;
-                let mut acquisition = Arc::clone(&backend).try_acquire(request(subject, &backend, &key));
+                let mut acquisition =
+                    Arc::clone(&backend).try_acquire(request(subject, &backend, &key));
                 let outcome = poll_times(&mut acquisition, point).await;
                 if lingers {
                     tokio::time::sleep(SOON / 10).await;
@@ -191,7 +264,14 @@ pub async fn crash_at_any_point_frees_after_ttl(subject: &dyn Subject) {
     }
     let_expire(subject).await;
     for key in &keys {
-        let lease = granted_within(subject, &other, key, SOON, "the lock of a crashed process becomes free").await;
+        let lease = granted_within(
+            subject,
+            &other,
+            key,
+            SOON,
+            "the lock of a crashed process becomes free",
+        )
+        .await;
         release(&lease).await;
     }
 }

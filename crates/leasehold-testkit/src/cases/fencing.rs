@@ -16,7 +16,12 @@ pub async fn tokens_grow_over_grants(subject: &dyn Subject) {
     let mut last = None;
     for turn in 0..6 {
         let backend = &handles[turn / 2 % 2];
-        let lease = granted(backend, request(subject, backend, &key), "a free lock is granted").await;
+        let lease = granted(
+            backend,
+            request(subject, backend, &key),
+            "a free lock is granted",
+        )
+        .await;
         let token = token(&lease);
         assert!(Some(token) > last, "token {token} follows {last:?}");
         last = Some(token);
@@ -28,16 +33,37 @@ pub async fn tokens_grow_over_grants(subject: &dyn Subject) {
 pub async fn tokens_grow_after_expiry(subject: &dyn Subject) {
     let backend = subject.open().await;
     let key = key(subject, "tokens_after_expiry");
-    let first = granted(&backend, request(subject, &backend, &key), "a free lock is granted").await;
+    let first = granted(
+        &backend,
+        request(subject, &backend, &key),
+        "a free lock is granted",
+    )
+    .await;
     let_expire(subject).await;
-    let second = granted(&backend, request(subject, &backend, &key), "an expired lock is granted").await;
-    assert!(token(&second) > token(&first), "token {} follows {}", token(&second), token(&first));
+    let second = granted(
+        &backend,
+        request(subject, &backend, &key),
+        "an expired lock is granted",
+    )
+    .await;
+    assert!(
+        token(&second) > token(&first),
+        "token {} follows {}",
+        token(&second),
+        token(&first)
+    );
     release(&second).await;
 }
 
-/// A reader's token is above every earlier writer's and below every later one's, so that no live reader is fenced off.
+/// A reader's token is above every earlier writer's and below every later one's, so that no live
+/// reader is fenced off.
 pub async fn shared_tokens_lie_between_exclusive_ones(subject: &dyn Subject) {
-    async fn held(subject: &dyn Subject, backend: &Backend, key: &LockKey, mode: Mode) -> Arc<dyn Lease> {
+    async fn held(
+        subject: &dyn Subject,
+        backend: &Backend,
+        key: &LockKey,
+        mode: Mode,
+    ) -> Arc<dyn Lease> {
         let request: Request = request(subject, backend, key).with_mode(mode);
         granted(backend, request, "a free lock is granted").await
     }
@@ -47,14 +73,23 @@ pub async fn shared_tokens_lie_between_exclusive_ones(subject: &dyn Subject) {
     for _ in 0..3 {
         let writer = held(subject, &one, &key, Mode::Exclusive).await;
         release(&writer).await;
-        let readers = [held(subject, &one, &key, Mode::Shared).await, held(subject, &other, &key, Mode::Shared).await];
+        let readers = [
+            held(subject, &one, &key, Mode::Shared).await,
+            held(subject, &other, &key, Mode::Shared).await,
+        ];
         for reader in &readers {
-            assert!(token(reader) > token(&writer), "a reader's token is above the earlier writer's");
+            assert!(
+                token(reader) > token(&writer),
+                "a reader's token is above the earlier writer's"
+            );
             release(reader).await;
         }
         let next = held(subject, &one, &key, Mode::Exclusive).await;
         for reader in &readers {
-            assert!(token(reader) < token(&next), "a reader's token is below the later writer's");
+            assert!(
+                token(reader) < token(&next),
+                "a reader's token is below the later writer's"
+            );
         }
         assert!(Some(token(&writer)) > before, "writers' tokens grow");
         before = Some(token(&next));
@@ -67,12 +102,19 @@ pub async fn permits_carry_no_token(subject: &dyn Subject) {
     let backend = subject.open().await;
     let key = key(subject, "permits_carry_no_token");
     let of = crate::cases::modes::number(2);
-    let lease = granted(&backend, request(subject, &backend, &key).with_permit_of(of), "a permit is granted").await;
+    let lease = granted(
+        &backend,
+        request(subject, &backend, &key).with_permit_of(of),
+        "a permit is granted",
+    )
+    .await;
     assert_eq!(lease.fencing_token(), None, "a permit has no token");
     release(&lease).await;
 }
 
 fn token(lease: &Arc<dyn Lease>) -> FencingToken {
-    let Some(token) = lease.fencing_token() else { panic!("a grant has no token, but the capabilities promise one") };
+    let Some(token) = lease.fencing_token() else {
+        panic!("a grant has no token, but the capabilities promise one")
+    };
     token
 }

@@ -15,14 +15,17 @@ use crate::{
     subject::Subject,
 };
 
-/// A client with many waiters lets another client's one waiter have the lock: it waits for at most fifty hand-offs,
-/// however quick they are. Hand-offs are counted, not time.
+/// A client with many waiters lets another client's one waiter have the lock: it waits for at most
+/// fifty hand-offs, however quick they are. Hand-offs are counted, not time.
 pub async fn gate_yields_to_other_clients(subject: &dyn Subject) {
     const TASKS: usize = 40;
     const MOST: u32 = 50;
     let (crowd, one) = (client(subject).await, subject.open().await);
     let key = key(subject, "gate");
-    let (grants, over) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let (grants, over) = (
+        Arc::new(AtomicU32::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| {
             let (mutex, grants, over) = (crowd.mutex(&key), Arc::clone(&grants), Arc::clone(&over));
@@ -43,7 +46,10 @@ pub async fn gate_yields_to_other_clients(subject: &dyn Subject) {
         let asks = request(subject, &one, &key).with_waiting(true);
         let mut before = None;
         let lease = loop {
-            match must(Arc::clone(&one).try_acquire(asks.clone()).await, "an attempt is answered") {
+            match must(
+                Arc::clone(&one).try_acquire(asks.clone()).await,
+                "an attempt is answered",
+            ) {
                 Attempt::Granted(lease) => break lease,
                 Attempt::Contended(contention) => {
                     // Counted from when it is known to wait.
@@ -67,5 +73,8 @@ pub async fn gate_yields_to_other_clients(subject: &dyn Subject) {
     for task in tasks {
         assert!(task.await.is_ok(), "a task of the crowd failed");
     }
-    assert!(worst <= MOST, "the one waited for {worst} hand-offs within the other client, more than {MOST}");
+    assert!(
+        worst <= MOST,
+        "the one waited for {worst} hand-offs within the other client, more than {MOST}"
+    );
 }

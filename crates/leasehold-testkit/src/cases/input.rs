@@ -9,45 +9,74 @@ use crate::{
     subject::Subject,
 };
 
-/// Different names are different locks, whatever they are made of; a name that cannot be one is refused as invalid input.
+/// Different names are different locks, whatever they are made of; a name that cannot be one is
+/// refused as invalid input.
 pub async fn awkward_names_are_distinct(subject: &dyn Subject) {
     let backend = subject.open().await;
     let stem = subject.name("awkward");
     let long = |last: char| {
         let mut name = stem.clone();
-        name.extend(std::iter::repeat_n('x', LockKey::MAX_LEN.saturating_sub(stem.len() + 1)));
+        name.extend(std::iter::repeat_n(
+            'x',
+            LockKey::MAX_LEN.saturating_sub(stem.len() + 1),
+        ));
         name.push(last);
         name
     };
     let ends = [
-        "", "a", "A", "a/b", "a/", "/a", "a//b", "a:b", "a_b", "a b", ".", "..", "a/../b", "{}", "{a}", "a}b", "a{b",
-        "\0", "a\0b", "\n", "a\nb", "%00", "%2F", "*", "?", "\\", "'", "\"", "ä", "a\u{308}", "🔒",
+        "", "a", "A", "a/b", "a/", "/a", "a//b", "a:b", "a_b", "a b", ".", "..", "a/../b", "{}",
+        "{a}", "a}b", "a{b", "\0", "a\0b", "\n", "a\nb", "%00", "%2F", "*", "?", "\\", "'", "\"",
+        "ä", "a\u{308}", "🔒",
     ];
-    let mut names: Vec<Vec<u8>> = ends.iter().map(|end| format!("{stem}{end}").into_bytes()).collect();
+    let mut names: Vec<Vec<u8>> = ends
+        .iter()
+        .map(|end| format!("{stem}{end}").into_bytes())
+        .collect();
     names.extend([long('y').into_bytes(), long('z').into_bytes()]);
     names.push([stem.as_bytes(), b"\xff\xfe"].concat());
     let mut held = Vec::new();
     for name in names {
         let shown = String::from_utf8_lossy(&name).into_owned();
         let key = must(LockKey::new(&name), "the contract takes any bytes");
-        match Arc::clone(&backend).try_acquire(request(subject, &backend, &key)).await {
+        match Arc::clone(&backend)
+            .try_acquire(request(subject, &backend, &key))
+            .await
+        {
             Ok(leasehold_core::Attempt::Granted(lease)) => held.push((key, lease)),
-            Ok(leasehold_core::Attempt::Contended(_)) => panic!("{shown:?} is the same lock as another name"),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{shown:?} is refused: {error:?}"),
+            Ok(leasehold_core::Attempt::Contended(_)) => {
+                panic!("{shown:?} is the same lock as another name")
+            }
+            Err(error) => assert_eq!(
+                error.kind(),
+                ErrorKind::InvalidInput,
+                "{shown:?} is refused: {error:?}"
+            ),
         }
     }
     let other = subject.open().await;
     for (key, _) in &held {
         let again = attempt(&other, request(subject, &other, key)).await;
-        assert!(again.is_none(), "`{key}` was granted and can be locked again");
+        assert!(
+            again.is_none(),
+            "`{key}` was granted and can be locked again"
+        );
     }
     for (_, lease) in &held {
         release(lease).await;
     }
     let client = client(subject).await;
     for refused in [String::new(), "x".repeat(LockKey::MAX_LEN + 1)] {
-        let locked = client.mutex(refused).lock().await.map(drop).map_err(|error: Error| error.kind());
-        assert_eq!(locked, Err(ErrorKind::InvalidInput), "an impossible name is invalid input");
+        let locked = client
+            .mutex(refused)
+            .lock()
+            .await
+            .map(drop)
+            .map_err(|error: Error| error.kind());
+        assert_eq!(
+            locked,
+            Err(ErrorKind::InvalidInput),
+            "an impossible name is invalid input"
+        );
     }
 }
 
@@ -56,12 +85,25 @@ pub async fn ttl_outside_capabilities_is_refused_typed(subject: &dyn Subject) {
     let (client, backend) = (client(subject).await, subject.open().await);
     let able = backend.capabilities();
     let key = key(subject, "ttl");
-    let below = able.min_ttl.as_millis().checked_sub(1).and_then(|ttl| Ttl::from_millis(ttl).ok());
+    let below = able
+        .min_ttl
+        .as_millis()
+        .checked_sub(1)
+        .and_then(|ttl| Ttl::from_millis(ttl).ok());
     let above = Ttl::from_millis(able.max_ttl.as_millis().saturating_add(1)).ok();
     for ttl in below.into_iter().chain(above) {
-        let locked = client.mutex(&key).with_ttl(ttl).try_lock().await.map(drop).map_err(|error| error.kind());
+        let locked = client
+            .mutex(&key)
+            .with_ttl(ttl)
+            .try_lock()
+            .await
+            .map(drop)
+            .map_err(|error| error.kind());
         assert_eq!(locked, Err(ErrorKind::InvalidInput), "a TTL of {ttl}");
     }
     let locked = client.mutex(&key).with_ttl(able.max_ttl).try_lock().await;
-    must(must(locked, "the longest TTL is taken").release().await, "a release is answered");
+    must(
+        must(locked, "the longest TTL is taken").release().await,
+        "a release is answered",
+    );
 }

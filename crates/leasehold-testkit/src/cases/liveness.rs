@@ -7,15 +7,22 @@ use crate::{
     subject::Subject,
 };
 
-/// A ping is answered while a lock is held, changes nothing, and a closed client says *closed*. A backend without a ping
-/// says *unsupported*.
+/// A ping is answered while a lock is held, changes nothing, and a closed client says *closed*. A
+/// backend without a ping says *unsupported*.
 pub async fn ping_is_answered_beside_a_held_lock(subject: &dyn Subject) {
     let client = client(subject).await;
     let key = key(subject, "ping");
     let guard = must(client.mutex(&key).lock().await, "a free lock is granted");
     match client.ping().await {
-        Ok(pong) => assert!(pong.nodes.iter().all(|node| node.problem.is_none()), "all nodes answer: {pong:?}"),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported, "a ping is answered: {error:?}"),
+        Ok(pong) => assert!(
+            pong.nodes.iter().all(|node| node.problem.is_none()),
+            "all nodes answer: {pong:?}"
+        ),
+        Err(error) => assert_eq!(
+            error.kind(),
+            ErrorKind::Unsupported,
+            "a ping is answered: {error:?}"
+        ),
     }
     assert!(guard.is_held(), "a ping takes no lock away");
     must(guard.release().await, "a release is answered");

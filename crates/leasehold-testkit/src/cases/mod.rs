@@ -1,7 +1,8 @@
-//! The cases: one named property each, grouped by concept. A case panics if its claim does not hold.
+//! The cases: one named property each, grouped by concept. A case panics if its claim does not
+//! hold.
 //!
-//! Run them through [`conformance!`](crate::conformance) or [`run_all`](crate::run_all), which ask the capabilities first;
-//! called directly, a case does not ask.
+//! Run them through [`conformance!`](crate::conformance) or [`run_all`](crate::run_all), which ask
+//! the capabilities first; called directly, a case does not ask.
 
 pub mod cancellation;
 pub mod close;

@@ -26,36 +26,87 @@ pub async fn readers_share(subject: &dyn Subject) {
 /// A writer excludes readers, and every reader excludes a writer.
 pub async fn writer_excludes_readers(subject: &dyn Subject) {
     let key = key(subject, "writer");
-    let (one, two, three) = (subject.open().await, subject.open().await, subject.open().await);
+    let (one, two, three) = (
+        subject.open().await,
+        subject.open().await,
+        subject.open().await,
+    );
     let shared = |backend| request(subject, backend, &key).with_mode(Mode::Shared);
     let writer = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
-    refused(&two, shared(&two), "a reader is refused while a writer holds").await;
+    refused(
+        &two,
+        shared(&two),
+        "a reader is refused while a writer holds",
+    )
+    .await;
     release(&writer).await;
     let first = granted(&one, shared(&one), "a reader is granted after the writer").await;
     let second = granted(&two, shared(&two), "a reader joins readers").await;
-    refused(&three, request(subject, &three, &key), "a writer is refused while readers hold").await;
+    refused(
+        &three,
+        request(subject, &three, &key),
+        "a writer is refused while readers hold",
+    )
+    .await;
     release(&first).await;
-    refused(&three, request(subject, &three, &key), "a writer is refused while one reader holds").await;
+    refused(
+        &three,
+        request(subject, &three, &key),
+        "a writer is refused while one reader holds",
+    )
+    .await;
     release(&second).await;
-    let writer = granted(&three, request(subject, &three, &key), "a writer is granted after the last reader").await;
+    let writer = granted(
+        &three,
+        request(subject, &three, &key),
+        "a writer is granted after the last reader",
+    )
+    .await;
     release(&writer).await;
 }
 
 /// While a writer waits, no reader that comes later is let in before it; and the writer is granted.
 pub async fn no_reader_overtakes_a_waiting_writer(subject: &dyn Subject) {
     let key = key(subject, "overtakes");
-    let (reader, writer, late) = (client(subject).await, client(subject).await, client(subject).await);
-    let guard = must(reader.rwlock(&key).read().await, "a free lock is read-locked");
+    let (reader, writer, late) = (
+        client(subject).await,
+        client(subject).await,
+        client(subject).await,
+    );
+    let guard = must(
+        reader.rwlock(&key).read().await,
+        "a free lock is read-locked",
+    );
     let rwlock = writer.rwlock(&key);
     let writing = tokio::spawn(async move { rwlock.write().await });
     queued(&late, &key).await;
-    assert!(!writing.is_finished(), "a writer waits while a reader holds");
-    let overtaking = late.rwlock(&key).try_read().await.map(drop).map_err(|error| error.kind());
-    assert_eq!(overtaking, Err(ErrorKind::Contended), "a reader that comes later waits behind the writer");
+    assert!(
+        !writing.is_finished(),
+        "a writer waits while a reader holds"
+    );
+    let overtaking = late
+        .rwlock(&key)
+        .try_read()
+        .await
+        .map(drop)
+        .map_err(|error| error.kind());
+    assert_eq!(
+        overtaking,
+        Err(ErrorKind::Contended),
+        "a reader that comes later waits behind the writer"
+    );
     must(guard.release().await, "a release is answered");
-    let Ok(written) = writing.await else { panic!("the writer panicked") };
-    must(must(written, "the writer is granted").release().await, "a release is answered");
-    let guard = must(late.rwlock(&key).read().await, "the reader is granted after the writer");
+    let Ok(written) = writing.await else {
+        panic!("the writer panicked")
+    };
+    must(
+        must(written, "the writer is granted").release().await,
+        "a release is answered",
+    );
+    let guard = must(
+        late.rwlock(&key).read().await,
+        "the reader is granted after the writer",
+    );
     must(guard.release().await, "a release is answered");
 }
 
@@ -66,20 +117,45 @@ pub async fn permits_bound_holders(subject: &dyn Subject) {
     let mut held: Vec<Arc<dyn Lease>> = Vec::new();
     for _ in 0..of.get() {
         let backend = subject.open().await;
-        held.push(granted(&backend, request(subject, &backend, &key).with_permit_of(of), "a permit is free").await);
+        held.push(
+            granted(
+                &backend,
+                request(subject, &backend, &key).with_permit_of(of),
+                "a permit is free",
+            )
+            .await,
+        );
     }
     let backend = subject.open().await;
     let mut refills = Vec::new();
     for permit in &held {
-        let full = attempt(&backend, request(subject, &backend, &key).with_permit_of(of)).await;
+        let full = attempt(
+            &backend,
+            request(subject, &backend, &key).with_permit_of(of),
+        )
+        .await;
         assert!(full.is_none(), "one more than the permits was granted");
         release(permit).await;
-        let again =
-            granted(&backend, request(subject, &backend, &key).with_permit_of(of), "a permit was returned").await;
+        let again = granted(
+            &backend,
+            request(subject, &backend, &key).with_permit_of(of),
+            "a permit was returned",
+        )
+        .await;
         let other = subject.open().await;
-        refused(&other, request(subject, &other, &key).with_permit_of(of), "all permits are taken again").await;
+        refused(
+            &other,
+            request(subject, &other, &key).with_permit_of(of),
+            "all permits are taken again",
+        )
+        .await;
         release(&again).await;
-        let refill = granted(&other, request(subject, &other, &key).with_permit_of(of), "a permit was returned").await;
+        let refill = granted(
+            &other,
+            request(subject, &other, &key).with_permit_of(of),
+            "a permit was returned",
+        )
+        .await;
         refills.push(refill);
     }
     for permit in &refills {
@@ -92,14 +168,33 @@ pub async fn permit_counts_must_match(subject: &dyn Subject) {
     let key = key(subject, "counts");
     let (one, other) = (client(subject).await, client(subject).await);
     let guard = must(one.semaphore(&key, 2).acquire().await, "a permit is free");
-    let mismatched = other.semaphore(&key, 3).try_acquire().await.map(drop).map_err(|error| error.kind());
-    assert_eq!(mismatched, Err(ErrorKind::Mismatch), "another number of permits is a mismatch");
+    let mismatched = other
+        .semaphore(&key, 3)
+        .try_acquire()
+        .await
+        .map(drop)
+        .map_err(|error| error.kind());
+    assert_eq!(
+        mismatched,
+        Err(ErrorKind::Mismatch),
+        "another number of permits is a mismatch"
+    );
     must(guard.release().await, "a release is answered");
-    let zero = other.semaphore(&key, 0).try_acquire().await.map(drop).map_err(|error| error.kind());
-    assert_eq!(zero, Err(ErrorKind::InvalidInput), "no permits at all are no semaphore");
+    let zero = other
+        .semaphore(&key, 0)
+        .try_acquire()
+        .await
+        .map(drop)
+        .map_err(|error| error.kind());
+    assert_eq!(
+        zero,
+        Err(ErrorKind::InvalidInput),
+        "no permits at all are no semaphore"
+    );
 }
 
-/// What the capabilities do not name is refused as unsupported, by the client and by the backend itself.
+/// What the capabilities do not name is refused as unsupported, by the client and by the backend
+/// itself.
 pub async fn unsupported_modes_are_refused_typed(subject: &dyn Subject) {
     let (client, backend) = (client(subject).await, subject.open().await);
     let key = key(subject, "unsupported");
@@ -115,8 +210,14 @@ pub async fn unsupported_modes_are_refused_typed(subject: &dyn Subject) {
             Mode::Permit { .. } => client.semaphore(&key, 2).try_acquire().await,
             _ => client.mutex(&key).try_lock().await,
         };
-        assert_eq!(asked.map(drop).map_err(|error| error.kind()), Err(ErrorKind::Unsupported), "{mode}, by the client");
-        let asked = Arc::clone(&backend).try_acquire(request(subject, &backend, &key).with_mode(mode)).await;
+        assert_eq!(
+            asked.map(drop).map_err(|error| error.kind()),
+            Err(ErrorKind::Unsupported),
+            "{mode}, by the client"
+        );
+        let asked = Arc::clone(&backend)
+            .try_acquire(request(subject, &backend, &key).with_mode(mode))
+            .await;
         assert_eq!(
             asked.map(drop).map_err(|error| error.kind()),
             Err(ErrorKind::Unsupported),

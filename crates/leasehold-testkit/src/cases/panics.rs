@@ -6,8 +6,8 @@ use leasehold_core::{ErrorKind, LockClient, LockKey, Renewal, Result};
 use tracing::instrument::WithSubscriber;
 
 use crate::{
-    panicking::{Call, Panicking, PanickingSubscriber, Plan, Stage},
     fixtures::{client, granted_within, key, lifetime, must, release},
+    panicking::{Call, Panicking, PanickingSubscriber, Plan, Stage},
     subject::Subject,
 };
 
@@ -17,7 +17,10 @@ const TRIES: usize = 5;
 async fn panicking(subject: &dyn Subject) -> (LockClient, Arc<Plan>) {
     let plan = Arc::default();
     let backend = Panicking::new(subject.open().await, &plan);
-    let client = LockClient::builder(backend).with_ttl(subject.ttl()).with_clock(subject.clock()).build();
+    let client = LockClient::builder(backend)
+        .with_ttl(subject.ttl())
+        .with_clock(subject.clock())
+        .build();
     (client, plan)
 }
 
@@ -25,23 +28,34 @@ async fn panicking(subject: &dyn Subject) -> (LockClient, Arc<Plan>) {
 async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey) -> Result<()> {
     let mutex = client.mutex(key).with_renewal(Renewal::Manual);
     match call {
-        Call::Acquire | Call::FencingToken | Call::ValidUntil | Call::KeepAlive => mutex.lock().await.map(drop),
+        Call::Acquire | Call::FencingToken | Call::ValidUntil | Call::KeepAlive => {
+            mutex.lock().await.map(drop)
+        }
         Call::TryAcquire => mutex.try_lock().await.map(drop),
         Call::Inspect => client.inspect(key).await.map(drop),
         Call::Ping => client.ping().await.map(drop),
         Call::Break => {
             let _guard = must(other.mutex(key).lock().await, "a free lock is granted");
             let seen = must(other.inspect(key).await, "an inspection is answered");
-            let Some(holder) = seen.holders.first() else { panic!("the holder is not shown") };
+            let Some(holder) = seen.holders.first() else {
+                panic!("the holder is not shown")
+            };
             client.break_lock(holder, true).await.map(drop)
         }
-        Call::Renew => must(mutex.lock().await, "a free lock is granted").renew().await,
-        Call::Release => must(mutex.lock().await, "a free lock is granted").release().await.map(drop),
+        Call::Renew => {
+            must(mutex.lock().await, "a free lock is granted")
+                .renew()
+                .await
+        }
+        Call::Release => must(mutex.lock().await, "a free lock is granted")
+            .release()
+            .await
+            .map(drop),
     }
 }
 
-/// A panic in a call of the backend is an [`ErrorKind::Indeterminate`] error of that call. The future is
-/// not polled again, and the lock is free long before its TTL has passed.
+/// A panic in a call of the backend is an [`ErrorKind::Indeterminate`] error of that call. The
+/// future is not polled again, and the lock is free long before its TTL has passed.
 pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
     let ((client, plan), others) = (panicking(subject).await, client(subject).await);
     let other = subject.open().await;
@@ -52,7 +66,10 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
         (Call::ValidUntil, Stage::Called, usize::MAX),
     ];
     for stage in Stage::ALL {
-        calls.extend([Call::TryAcquire, Call::Acquire, Call::Renew, Call::Release].map(|call| (call, stage, 1)));
+        calls.extend(
+            [Call::TryAcquire, Call::Acquire, Call::Renew, Call::Release]
+                .map(|call| (call, stage, 1)),
+        );
         calls.push((Call::Ping, stage, 1));
         if client.capabilities().inspect {
             calls.push((Call::Inspect, stage, 1));
@@ -66,15 +83,31 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
         plan.arm(call, stage, times);
         let outcome = make(call, &client, &others, &key).await;
         plan.disarm();
-        let expected = if call == Call::ValidUntil { ErrorKind::Lost } else { ErrorKind::Indeterminate };
+        let expected = if call == Call::ValidUntil {
+            ErrorKind::Lost
+        } else {
+            ErrorKind::Indeterminate
+        };
         match outcome {
-            Ok(()) => panic!("{call:?} panicked when it was {stage:?}, and its caller was not told"),
+            Ok(()) => {
+                panic!("{call:?} panicked when it was {stage:?}, and its caller was not told")
+            }
             Err(error) => assert_eq!(error.kind(), expected, "{call:?}, {stage:?}: {error:?}"),
         }
         let claim = format!("after {call:?} panicked when it was {stage:?} the lock is free soon");
-        let lease = granted_within(subject, &other, &key, subject.ttl().as_duration() / 2, &claim).await;
+        let lease = granted_within(
+            subject,
+            &other,
+            &key,
+            subject.ttl().as_duration() / 2,
+            &claim,
+        )
+        .await;
         release(&lease).await;
-        assert!(!plan.polled_again(), "{call:?} was polled again after it had panicked");
+        assert!(
+            !plan.polled_again(),
+            "{call:?} was polled again after it had panicked"
+        );
     }
 }
 
@@ -82,14 +115,24 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
 pub async fn panic_in_a_renewal_ends_no_other(subject: &dyn Subject) {
     let (client, plan) = panicking(subject).await;
     let mut lost = None;
-    // On a busy machine the renewals that are left may come too late. Those that have ended for good come in no try.
+    // On a busy machine the renewals that are left may come too late. Those that have ended for
+    // good come in no try.
     for _ in 0..TRIES {
-        let one = must(client.mutex(key(subject, "panic_one")).lock().await, "a free lock is granted");
-        let other = must(client.mutex(key(subject, "panic_other")).lock().await, "a free lock is granted");
+        let one = must(
+            client.mutex(key(subject, "panic_one")).lock().await,
+            "a free lock is granted",
+        );
+        let other = must(
+            client.mutex(key(subject, "panic_other")).lock().await,
+            "a free lock is granted",
+        );
         plan.arm(Call::Renew, Stage::Polled, 2);
         tokio::time::sleep(lifetime(subject) * 2).await;
         assert_eq!(plan.left(), 0, "it was renewed");
-        lost = [&one, &other].iter().find(|guard| !guard.is_held()).map(|guard| guard.loss());
+        lost = [&one, &other]
+            .iter()
+            .find(|guard| !guard.is_held())
+            .map(|guard| guard.loss());
         for guard in [one, other] {
             must(guard.release().await, "a release is answered");
         }
@@ -117,8 +160,16 @@ pub async fn panicking_subscriber_leaks_no_lock(subject: &dyn Subject) {
         };
         traced.with_subscriber(subscriber).await;
         for key in &keys {
-            let claim = format!("after a subscriber panicked at call {point:?} the lock is free soon");
-            let lease = granted_within(subject, &other, key, subject.ttl().as_duration() / 2, &claim).await;
+            let claim =
+                format!("after a subscriber panicked at call {point:?} the lock is free soon");
+            let lease = granted_within(
+                subject,
+                &other,
+                key,
+                subject.ttl().as_duration() / 2,
+                &claim,
+            )
+            .await;
             release(&lease).await;
         }
         match point {

@@ -14,15 +14,35 @@ pub async fn owner_reenters_and_last_release_frees(subject: &dyn Subject) {
     let owner = client.owner();
     let outer = must(owner.lock(&key).await, "a free lock is granted");
     let inner = must(owner.try_lock(&key).await, "the owner locks again");
-    let innermost = must(owner.clone().lock(&key).await, "a clone of the owner is the same owner");
-    assert_eq!(inner.fencing_token(), outer.fencing_token(), "it is one grant");
+    let innermost = must(
+        owner.clone().lock(&key).await,
+        "a clone of the owner is the same owner",
+    );
+    assert_eq!(
+        inner.fencing_token(),
+        outer.fencing_token(),
+        "it is one grant"
+    );
     for guard in [innermost, outer] {
         let told = must(guard.release().await, "a release is answered");
-        assert_eq!(told, Released::StillHeld, "an earlier release says that it is still held");
-        refused(&other, request(subject, &other, &key), "it is held until the last release").await;
+        assert_eq!(
+            told,
+            Released::StillHeld,
+            "an earlier release says that it is still held"
+        );
+        refused(
+            &other,
+            request(subject, &other, &key),
+            "it is held until the last release",
+        )
+        .await;
     }
     assert!(inner.is_held(), "the last guard holds");
-    assert_eq!(must(inner.release().await, "a release is answered"), Released::Freed, "the last release frees");
+    assert_eq!(
+        must(inner.release().await, "a release is answered"),
+        Released::Freed,
+        "the last release frees"
+    );
     let again = must(owner.lock(&key).await, "the owner may lock it anew");
     must(again.release().await, "a release is answered");
 }
@@ -34,9 +54,16 @@ pub async fn other_owner_waits(subject: &dyn Subject) {
     let (one, other) = (client.owner(), client.owner());
     let guard = must(one.lock(&key).await, "a free lock is granted");
     let within = subject.ttl().as_duration() / 4;
-    let waited = other.lock_timeout(&key, within).await.map(drop).map_err(|error| error.kind());
+    let waited = other
+        .lock_timeout(&key, within)
+        .await
+        .map(drop)
+        .map_err(|error| error.kind());
     assert_eq!(waited, Err(ErrorKind::TimedOut), "another owner waits");
     must(guard.release().await, "a release is answered");
-    let guard = must(other.lock(&key).await, "another owner is granted after the release");
+    let guard = must(
+        other.lock(&key).await,
+        "another owner is granted after the release",
+    );
     must(guard.release().await, "a release is answered");
 }

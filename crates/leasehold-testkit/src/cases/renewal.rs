@@ -5,7 +5,10 @@ use std::sync::Arc;
 use leasehold_core::ErrorKind;
 
 use crate::{
-    fixtures::{client, granted, granted_within, key, let_expire, lifetime, must, poll_once, refused, release, request},
+    fixtures::{
+        client, granted, granted_within, key, let_expire, lifetime, must, poll_once, refused,
+        release, request,
+    },
     subject::Subject,
 };
 
@@ -17,8 +20,17 @@ pub async fn renewal_extends(subject: &dyn Subject) {
     let first = guard.deadline();
     for _ in 0..3 {
         tokio::time::sleep(subject.ttl().as_duration()).await;
-        assert!(guard.is_held(), "a renewed guard is held: {:?}", guard.loss());
-        refused(&other, request(subject, &other, &key), "a renewed lock is refused to others").await;
+        assert!(
+            guard.is_held(),
+            "a renewed guard is held: {:?}",
+            guard.loss()
+        );
+        refused(
+            &other,
+            request(subject, &other, &key),
+            "a renewed lock is refused to others",
+        )
+        .await;
     }
     assert!(guard.deadline() > first, "renewals move the deadline");
     must(guard.release().await, "a release is answered");
@@ -30,10 +42,25 @@ pub async fn late_renewal_does_not_revive(subject: &dyn Subject) {
     let key = key(subject, "late_renewal");
     let lease = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
     let_expire(subject).await;
-    let renewed = Arc::clone(&lease).renew().await.map_err(|error| error.kind());
-    assert_eq!(renewed, Err(ErrorKind::Lost), "a renewal after the expiry is told that the lock is lost");
-    assert!(lease.valid_until().is_past(subject.clock().now()), "and the deadline stays in the past");
-    let next = granted(&other, request(subject, &other, &key), "and the lock stays free").await;
+    let renewed = Arc::clone(&lease)
+        .renew()
+        .await
+        .map_err(|error| error.kind());
+    assert_eq!(
+        renewed,
+        Err(ErrorKind::Lost),
+        "a renewal after the expiry is told that the lock is lost"
+    );
+    assert!(
+        lease.valid_until().is_past(subject.clock().now()),
+        "and the deadline stays in the past"
+    );
+    let next = granted(
+        &other,
+        request(subject, &other, &key),
+        "and the lock stays free",
+    )
+    .await;
     release(&next).await;
 }
 
@@ -45,7 +72,12 @@ pub async fn nothing_renews_after_release(subject: &dyn Subject) {
     tokio::time::sleep(subject.ttl().as_duration()).await;
     must(guard.release().await, "a release is answered");
     tokio::time::sleep(subject.ttl().as_duration()).await;
-    let lease = granted(&other, request(subject, &other, &key), "a released lock stays free").await;
+    let lease = granted(
+        &other,
+        request(subject, &other, &key),
+        "a released lock stays free",
+    )
+    .await;
     release(&lease).await;
 }
 
@@ -55,7 +87,14 @@ pub async fn renewal_racing_release_never_leaves_it_held(subject: &dyn Subject) 
     let (one, other) = (subject.open().await, subject.open().await);
     let key = key(subject, "race");
     for round in 0..ROUNDS {
-        let lease = granted_within(subject, &one, &key, lifetime(subject), "the round before left it free").await;
+        let lease = granted_within(
+            subject,
+            &one,
+            &key,
+            lifetime(subject),
+            "the round before left it free",
+        )
+        .await;
         let mut renewal = Arc::clone(&lease).renew();
         let mut release_it = Arc::clone(&lease).release();
         match round % 4 {

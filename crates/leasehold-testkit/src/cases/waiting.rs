@@ -11,26 +11,38 @@ use crate::{
 pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
     let (holder, other) = (client(subject).await, client(subject).await);
     let key = key(subject, "woken");
-    // A poll on the way to a TTL would come too late for three rounds on end to be quick. A busy machine is late at times.
+    // A poll on the way to a TTL would come too late for three rounds on end to be quick. A busy
+    // machine is late at times.
     let (mut quick, mut late) = (0, Vec::new());
     while quick < 3 {
         let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
         let mutex = other.mutex(&key);
         let waiter = tokio::spawn(async move { mutex.lock().await });
         tokio::time::sleep(subject.ttl().as_duration() / 4).await;
-        assert!(!waiter.is_finished(), "a waiter waits while the lock is held");
+        assert!(
+            !waiter.is_finished(),
+            "a waiter waits while the lock is held"
+        );
         let freed = subject.clock().now();
         must(guard.release().await, "a release is answered");
-        let Ok(taken) = waiter.await else { panic!("the waiter panicked") };
+        let Ok(taken) = waiter.await else {
+            panic!("the waiter panicked")
+        };
         let took = subject.clock().now().since(freed);
         if took < subject.ttl().as_duration() / 4 {
             quick += 1;
         } else {
             (quick, late) = (0, [late, vec![took]].concat());
             let most = if subject.is_time_paused() { 0 } else { 4 };
-            assert!(late.len() <= most, "the waiter was woken only {late:?} after the release");
+            assert!(
+                late.len() <= most,
+                "the waiter was woken only {late:?} after the release"
+            );
         }
-        must(must(taken, "the waiter is granted").release().await, "a release is answered");
+        must(
+            must(taken, "the waiter is granted").release().await,
+            "a release is answered",
+        );
     }
 }
 
@@ -38,10 +50,18 @@ pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
 pub async fn waiter_takes_over_after_expiry(subject: &dyn Subject) {
     let (dead, waiter) = (subject.open().await, client(subject).await);
     let key = key(subject, "takes_over");
-    let lease = granted(&dead, request(subject, &dead, &key), "a free lock is granted").await;
+    let lease = granted(
+        &dead,
+        request(subject, &dead, &key),
+        "a free lock is granted",
+    )
+    .await;
     let guard = waiter.mutex(&key).lock_timeout(lifetime(subject)).await;
     let guard = must(guard, "a waiter takes over after the expiry");
-    assert!(lease.valid_until().is_past(subject.clock().now()), "the dead holder's deadline has passed by then");
+    assert!(
+        lease.valid_until().is_past(subject.clock().now()),
+        "the dead holder's deadline has passed by then"
+    );
     must(guard.release().await, "a release is answered");
 }
 
@@ -52,11 +72,26 @@ pub async fn lock_within_times_out(subject: &dyn Subject) {
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let limit = subject.ttl().as_duration() / 2;
     let began = tokio::time::Instant::now();
-    let waited = other.mutex(&key).lock_timeout(limit).await.map(drop).map_err(|error| error.kind());
+    let waited = other
+        .mutex(&key)
+        .lock_timeout(limit)
+        .await
+        .map(drop)
+        .map_err(|error| error.kind());
     let took = began.elapsed();
-    assert_eq!(waited, Err(ErrorKind::TimedOut), "a wait that is over says so");
-    assert!(took >= limit && took < at_the_latest(subject, limit * 2), "a wait of {limit:?} took {took:?}");
+    assert_eq!(
+        waited,
+        Err(ErrorKind::TimedOut),
+        "a wait that is over says so"
+    );
+    assert!(
+        took >= limit && took < at_the_latest(subject, limit * 2),
+        "a wait of {limit:?} took {took:?}"
+    );
     must(guard.release().await, "a release is answered");
-    let guard = must(holder.mutex(&key).lock_timeout(limit).await, "who timed out left nothing");
+    let guard = must(
+        holder.mutex(&key).lock_timeout(limit).await,
+        "who timed out left nothing",
+    );
     must(guard.release().await, "a release is answered");
 }

@@ -60,17 +60,40 @@ pub enum Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Overlap { key, first, second, for_ns } => {
-                write!(f, "{first:?} and {second:?} both believed in `{key}` for {} µs", for_ns / 1000)
+            Self::Overlap {
+                key,
+                first,
+                second,
+                for_ns,
+            } => {
+                write!(
+                    f,
+                    "{first:?} and {second:?} both believed in `{key}` for {} µs",
+                    for_ns / 1000
+                )
             }
             Self::NoToken { proc } => write!(f, "{proc} was granted a lock without a token"),
-            Self::RepeatedToken { key, token } => write!(f, "two grants of `{key}` had the token {token}"),
-            Self::FallenToken { key, earlier, later } => {
-                write!(f, "after a grant of `{key}` with token {earlier} came one with {later}")
+            Self::RepeatedToken { key, token } => {
+                write!(f, "two grants of `{key}` had the token {token}")
             }
-            Self::StaleAccess { seen, taken } => write!(f, "the register took token {taken} after {seen}"),
+            Self::FallenToken {
+                key,
+                earlier,
+                later,
+            } => {
+                write!(
+                    f,
+                    "after a grant of `{key}` with token {earlier} came one with {later}"
+                )
+            }
+            Self::StaleAccess { seen, taken } => {
+                write!(f, "the register took token {taken} after {seen}")
+            }
             Self::LostUpdate { proc, read, was } => {
-                write!(f, "{proc} had read {read} and overwrote {was}: an update is lost")
+                write!(
+                    f,
+                    "{proc} had read {read} and overwrote {was}: an update is lost"
+                )
             }
         }
     }
@@ -79,21 +102,23 @@ impl fmt::Display for Violation {
 /// What is known of the order of two grants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Two grants that were both believed in cannot have been told in another order than they were made: for a server
-    /// that forgets no lock that is held.
+    /// Two grants that were both believed in cannot have been told in another order than they were
+    /// made: for a server that forgets no lock that is held.
     AsTold,
     /// Only a request that began after another's grant came after it: for a server that may forget.
     RealTime,
 }
 
-/// C1: the intervals of belief in one lock do not overlap, except those of readers among themselves.
+/// C1: the intervals of belief in one lock do not overlap, except those of readers among
+/// themselves.
 #[must_use]
 pub fn overlaps(events: &[Event]) -> Vec<Violation> {
     let mut found = Vec::new();
     for (key, mut beliefs) in by_key(beliefs(events)) {
         beliefs.retain(|belief| belief.to > belief.from);
         beliefs.sort_by_key(|belief| belief.from);
-        // Against the one that lasts longest, not only against the one before: of the writers, and of all.
+        // Against the one that lasts longest, not only against the one before: of the writers, and
+        // of all.
         let (mut last_writer, mut last): (Option<&Belief>, Option<&Belief>) = (None, None);
         for belief in &beliefs {
             let rival = if belief.shared { last_writer } else { last };
@@ -107,34 +132,52 @@ pub fn overlaps(events: &[Event]) -> Vec<Violation> {
             }
             last = last.filter(|last| last.to >= belief.to).or(Some(belief));
             if !belief.shared {
-                last_writer = last_writer.filter(|last| last.to >= belief.to).or(Some(belief));
+                last_writer = last_writer
+                    .filter(|last| last.to >= belief.to)
+                    .or(Some(belief));
             }
         }
     }
     found
 }
 
-/// C2: every exclusive grant has a token of its own, and later ones have larger ones. A reader's token is larger than
-/// those of earlier writers and smaller than those of later ones; readers are not compared with each other.
+/// C2: every exclusive grant has a token of its own, and later ones have larger ones. A reader's
+/// token is larger than those of earlier writers and smaller than those of later ones; readers are
+/// not compared with each other.
 #[must_use]
 pub fn tokens(events: &[Event], order: Order) -> Vec<Violation> {
     let mut found = Vec::new();
     for (key, beliefs) in by_key(beliefs(events)) {
         let (mut writers, mut readers) = (Vec::new(), Vec::new());
         for belief in beliefs {
-            let grants = if belief.shared { &mut readers } else { &mut writers };
+            let grants = if belief.shared {
+                &mut readers
+            } else {
+                &mut writers
+            };
             match belief.token {
                 // Told after its deadline, it is no grant in the order of telling.
                 Some(_) if order == Order::AsTold && belief.deadline <= belief.from => {}
-                Some(token) => grants.push(Grant { invoked: belief.invoked, told: belief.from, token }),
+                Some(token) => grants.push(Grant {
+                    invoked: belief.invoked,
+                    told: belief.from,
+                    token,
+                }),
                 None => found.push(Violation::NoToken { proc: belief.proc }),
             }
         }
         let mut sorted: Vec<_> = writers.iter().map(|grant| grant.token).collect();
         sorted.sort_unstable();
         let repeated = sorted.windows(2).filter(|pair| pair[0] == pair[1]);
-        found.extend(repeated.map(|pair| Violation::RepeatedToken { key: key.clone(), token: pair[0] }));
-        for (earlier, later) in [(&writers, &writers), (&writers, &readers), (&readers, &writers)] {
+        found.extend(repeated.map(|pair| Violation::RepeatedToken {
+            key: key.clone(),
+            token: pair[0],
+        }));
+        for (earlier, later) in [
+            (&writers, &writers),
+            (&writers, &readers),
+            (&readers, &writers),
+        ] {
             found.extend(fallen(&key, earlier, later, order));
         }
     }
@@ -148,12 +191,19 @@ pub fn register(history: &[RegisterLine]) -> Vec<Violation> {
     let (mut token, mut value) = (0, 0);
     for line in history {
         if line.token < token {
-            found.push(Violation::StaleAccess { seen: token, taken: line.token });
+            found.push(Violation::StaleAccess {
+                seen: token,
+                taken: line.token,
+            });
         }
         if let Some(write) = &line.write
             && write.read != value
         {
-            found.push(Violation::LostUpdate { proc: write.proc.clone(), read: write.read, was: value });
+            found.push(Violation::LostUpdate {
+                proc: write.proc.clone(),
+                read: write.read,
+                was: value,
+            });
         }
         (token, value) = (line.token.max(token), line.value);
     }
@@ -162,9 +212,19 @@ pub fn register(history: &[RegisterLine]) -> Vec<Violation> {
 
 /// How many grants of the lock were told to processes whose name `is` says between two times.
 #[must_use]
-pub fn grants_between(events: &[Event], is: impl Fn(&str) -> bool, from_ns: u64, to_ns: u64) -> usize {
-    let granted = |event: &&Event| event.op == Op::Acquire && event.phase == Phase::Ok && is(&event.proc);
-    events.iter().filter(granted).filter(|event| (from_ns..to_ns).contains(&event.t_ns)).count()
+pub fn grants_between(
+    events: &[Event],
+    is: impl Fn(&str) -> bool,
+    from_ns: u64,
+    to_ns: u64,
+) -> usize {
+    let granted =
+        |event: &&Event| event.op == Op::Acquire && event.phase == Phase::Ok && is(&event.proc);
+    events
+        .iter()
+        .filter(granted)
+        .filter(|event| (from_ns..to_ns).contains(&event.t_ns))
+        .count()
 }
 
 /// A grant with its token.
@@ -175,9 +235,13 @@ struct Grant {
     token: u64,
 }
 
-/// Grants of `later` that began, as far as `order` can tell, after one of `earlier` was told, and have a smaller token.
+/// Grants of `later` that began, as far as `order` can tell, after one of `earlier` was told, and
+/// have a smaller token.
 fn fallen(key: &str, earlier: &[Grant], later: &[Grant], order: Order) -> Vec<Violation> {
-    let mut told: Vec<_> = earlier.iter().map(|grant| (grant.told, grant.token)).collect();
+    let mut told: Vec<_> = earlier
+        .iter()
+        .map(|grant| (grant.told, grant.token))
+        .collect();
     let starts = |grant: &Grant| match order {
         Order::AsTold => (grant.told, grant.token),
         Order::RealTime => (grant.invoked, grant.token),
@@ -191,7 +255,11 @@ fn fallen(key: &str, earlier: &[Grant], later: &[Grant], order: Order) -> Vec<Vi
             largest = largest.max(Some(earlier));
         }
         if let Some(earlier) = largest.filter(|earlier| *earlier > token) {
-            found.push(Violation::FallenToken { key: key.to_owned(), earlier, later: token });
+            found.push(Violation::FallenToken {
+                key: key.to_owned(),
+                earlier,
+                later: token,
+            });
         }
     }
     found
@@ -212,25 +280,44 @@ struct Belief {
 /// The grants, with the time that each was believed in.
 fn beliefs(events: &[Event]) -> Vec<Belief> {
     let mut attempts: BTreeMap<(&str, u64), Vec<&Event>> = BTreeMap::new();
-    // It dies between the two: it may have believed until the second, and another may be granted since the first.
+    // It dies between the two: it may have believed until the second, and another may be granted
+    // since the first.
     let mut kills: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for event in events {
         if event.op == Op::Kill {
             let (begun, done) = kills.entry(&event.proc).or_insert((event.t_ns, event.t_ns));
             (*begun, *done) = (event.t_ns.min(*begun), event.t_ns.max(*done));
         } else {
-            attempts.entry((&event.proc, event.attempt)).or_default().push(event);
+            attempts
+                .entry((&event.proc, event.attempt))
+                .or_default()
+                .push(event);
         }
     }
     let grant = |steps: Vec<&Event>| {
-        let granted = steps.iter().find(|step| (step.op, step.phase) == (Op::Acquire, Phase::Ok))?;
-        let killed = kills.get(granted.proc.as_str()).filter(|(_, done)| *done >= granted.t_ns);
-        let ends = steps
+        let granted = steps
             .iter()
-            .filter(|step| matches!((step.op, step.phase), (Op::Release, Phase::Invoke) | (Op::Check, Phase::Fail)));
-        let end = ends.map(|step| step.t_ns).chain(killed.map(|(begun, _)| *begun)).min().unwrap_or(u64::MAX);
+            .find(|step| (step.op, step.phase) == (Op::Acquire, Phase::Ok))?;
+        let killed = kills
+            .get(granted.proc.as_str())
+            .filter(|(_, done)| *done >= granted.t_ns);
+        let ends = steps.iter().filter(|step| {
+            matches!(
+                (step.op, step.phase),
+                (Op::Release, Phase::Invoke) | (Op::Check, Phase::Fail)
+            )
+        });
+        let end = ends
+            .map(|step| step.t_ns)
+            .chain(killed.map(|(begun, _)| *begun))
+            .min()
+            .unwrap_or(u64::MAX);
         // Renewals move it: the last that was written down while it was believed in.
-        let deadline = steps.iter().filter(|step| step.t_ns <= end).filter_map(|step| step.deadline).max();
+        let deadline = steps
+            .iter()
+            .filter(|step| step.t_ns <= end)
+            .filter_map(|step| step.deadline)
+            .max();
         let deadline = deadline.unwrap_or(u64::MAX);
         Some(Belief {
             proc: granted.proc.clone(),
@@ -260,7 +347,12 @@ mod tests {
     use crate::history::Write;
 
     /// A grant of `k`: asked for, told, released (`None`: never), with token and deadline.
-    fn held(proc: &str, (asked, told, released): (u64, u64, Option<u64>), token: u64, deadline: u64) -> Vec<Event> {
+    fn held(
+        proc: &str,
+        (asked, told, released): (u64, u64, Option<u64>),
+        token: u64,
+        deadline: u64,
+    ) -> Vec<Event> {
         let step = |t_ns, op, phase, token, deadline| Event {
             t_ns,
             proc: proc.into(),
@@ -276,12 +368,30 @@ mod tests {
             step(asked, Op::Acquire, Phase::Invoke, None, None),
             step(told, Op::Acquire, Phase::Ok, Some(token), Some(deadline)),
         ];
-        steps.extend(released.map(|at| step(at, Op::Release, Phase::Invoke, Some(token), Some(deadline))));
+        steps.extend(
+            released.map(|at| step(at, Op::Release, Phase::Invoke, Some(token), Some(deadline))),
+        );
         steps
     }
 
-    fn event(proc: &str, attempt: u64, t_ns: u64, (op, phase): (Op, Phase), deadline: Option<u64>) -> Event {
-        Event { t_ns, proc: proc.into(), attempt, key: "k".into(), op, phase, shared: false, token: None, deadline }
+    fn event(
+        proc: &str,
+        attempt: u64,
+        t_ns: u64,
+        (op, phase): (Op, Phase),
+        deadline: Option<u64>,
+    ) -> Event {
+        Event {
+            t_ns,
+            proc: proc.into(),
+            attempt,
+            key: "k".into(),
+            op,
+            phase,
+            shared: false,
+            token: None,
+            deadline,
+        }
     }
 
     #[test]
@@ -298,12 +408,22 @@ mod tests {
     }
 
     fn read(grant: Vec<Event>) -> Vec<Event> {
-        grant.into_iter().map(|event| Event { shared: true, ..event }).collect()
+        grant
+            .into_iter()
+            .map(|event| Event {
+                shared: true,
+                ..event
+            })
+            .collect()
     }
 
     #[test]
     fn readers_share_and_exclude_writers() {
-        let readers = [read(held("a", (1, 10, Some(30)), 5, 100)), read(held("b", (2, 20, Some(40)), 6, 100))].concat();
+        let readers = [
+            read(held("a", (1, 10, Some(30)), 5, 100)),
+            read(held("b", (2, 20, Some(40)), 6, 100)),
+        ]
+        .concat();
         assert_eq!(overlaps(&readers), []);
         let writer = held("w", (3, 35, Some(50)), 7, 100);
         assert_eq!(overlaps(&[readers.clone(), writer].concat()).len(), 1);
@@ -330,9 +450,16 @@ mod tests {
 
     #[test]
     fn two_believers_at_a_time_are_caught() {
-        let events = [held("a", (1, 10, Some(20)), 5, 100), held("b", (2, 19, Some(30)), 7, 100)].concat();
+        let events = [
+            held("a", (1, 10, Some(20)), 5, 100),
+            held("b", (2, 19, Some(30)), 7, 100),
+        ]
+        .concat();
         let found = overlaps(&events);
-        assert!(matches!(&found[..], [Violation::Overlap { for_ns: 1, .. }]), "{found:?}");
+        assert!(
+            matches!(&found[..], [Violation::Overlap { for_ns: 1, .. }]),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -349,15 +476,27 @@ mod tests {
     #[test]
     fn belief_ends_at_the_deadline_and_a_grant_before_it_is_caught() {
         // The holder never releases: it was stopped.
-        let late = [held("a", (1, 10, None), 5, 100), held("b", (2, 100, Some(120)), 7, 200)].concat();
+        let late = [
+            held("a", (1, 10, None), 5, 100),
+            held("b", (2, 100, Some(120)), 7, 200),
+        ]
+        .concat();
         assert_eq!(overlaps(&late), []);
-        let early = [held("a", (1, 10, None), 5, 100), held("b", (2, 99, Some(120)), 7, 200)].concat();
+        let early = [
+            held("a", (1, 10, None), 5, 100),
+            held("b", (2, 99, Some(120)), 7, 200),
+        ]
+        .concat();
         assert_eq!(overlaps(&early).len(), 1);
     }
 
     #[test]
     fn a_deadline_that_renewals_have_moved_counts() {
-        let mut events = [held("a", (1, 10, None), 5, 100), held("b", (2, 150, Some(160)), 7, 250)].concat();
+        let mut events = [
+            held("a", (1, 10, None), 5, 100),
+            held("b", (2, 150, Some(160)), 7, 250),
+        ]
+        .concat();
         assert_eq!(overlaps(&events), []);
         events.push(event("a", 1, 60, (Op::Check, Phase::Ok), Some(180)));
         assert_eq!(overlaps(&events).len(), 1);
@@ -365,7 +504,11 @@ mod tests {
 
     #[test]
     fn belief_ends_with_a_loss_that_was_seen_and_with_the_process() {
-        let events = [held("a", (1, 10, None), 5, 100), held("b", (2, 50, Some(60)), 7, 150)].concat();
+        let events = [
+            held("a", (1, 10, None), 5, 100),
+            held("b", (2, 50, Some(60)), 7, 150),
+        ]
+        .concat();
         assert_eq!(overlaps(&events).len(), 1);
         for end in [(1, Op::Check, Phase::Fail), (0, Op::Kill, Phase::Ok)] {
             let mut ended = events.clone();
@@ -387,7 +530,10 @@ mod tests {
         let mut last = held("a", (1, 45, None), 5, 100);
         last.push(event("a", 0, 40, (Op::Kill, Phase::Invoke), None));
         last.push(event("a", 0, 50, (Op::Kill, Phase::Ok), None));
-        assert_eq!(overlaps(&[last, held("b", (2, 60, Some(70)), 7, 150)].concat()), []);
+        assert_eq!(
+            overlaps(&[last, held("b", (2, 60, Some(70)), 7, 150)].concat()),
+            []
+        );
     }
 
     #[test]
@@ -400,10 +546,17 @@ mod tests {
 
     #[test]
     fn a_token_that_repeats_is_caught() {
-        let events = [held("a", (1, 10, Some(20)), 5, 100), held("b", (2, 21, Some(30)), 5, 100)].concat();
+        let events = [
+            held("a", (1, 10, Some(20)), 5, 100),
+            held("b", (2, 21, Some(30)), 5, 100),
+        ]
+        .concat();
         for order in [Order::AsTold, Order::RealTime] {
             let found = tokens(&events, order);
-            assert!(matches!(&found[..], [Violation::RepeatedToken { token: 5, .. }]), "{found:?}");
+            assert!(
+                matches!(&found[..], [Violation::RepeatedToken { token: 5, .. }]),
+                "{found:?}"
+            );
         }
     }
 
@@ -417,12 +570,23 @@ mod tests {
         .concat();
         let found = tokens(&events, Order::RealTime);
         assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found.contains(&Violation::FallenToken { key: "k".into(), earlier: 9, later: 6 }), "{found:?}");
+        assert!(
+            found.contains(&Violation::FallenToken {
+                key: "k".into(),
+                earlier: 9,
+                later: 6
+            }),
+            "{found:?}"
+        );
     }
 
     #[test]
     fn two_requests_under_way_at_a_time_have_an_order_only_as_told() {
-        let events = [held("a", (1, 10, Some(20)), 9, 100), held("b", (2, 21, Some(30)), 5, 100)].concat();
+        let events = [
+            held("a", (1, 10, Some(20)), 9, 100),
+            held("b", (2, 21, Some(30)), 5, 100),
+        ]
+        .concat();
         assert_eq!(tokens(&events, Order::RealTime), []);
         assert_eq!(tokens(&events, Order::AsTold).len(), 1);
     }
@@ -431,34 +595,67 @@ mod tests {
     fn a_grant_without_a_token_is_caught() {
         let mut events = held("a", (1, 10, Some(20)), 9, 100);
         events.iter_mut().for_each(|step| step.token = None);
-        assert_eq!(tokens(&events, Order::AsTold), [Violation::NoToken { proc: "a".into() }]);
+        assert_eq!(
+            tokens(&events, Order::AsTold),
+            [Violation::NoToken { proc: "a".into() }]
+        );
     }
 
     fn line(token: u64, value: u64, read: Option<u64>) -> RegisterLine {
-        RegisterLine { token, value, write: read.map(|read| Write { proc: "a".into(), read }) }
+        RegisterLine {
+            token,
+            value,
+            write: read.map(|read| Write {
+                proc: "a".into(),
+                read,
+            }),
+        }
     }
 
     #[test]
     fn a_register_whose_writes_build_on_each_other_passes() {
-        let history = [line(3, 1, Some(0)), line(5, 1, None), line(5, 2, Some(1)), line(5, 3, Some(2))];
+        let history = [
+            line(3, 1, Some(0)),
+            line(5, 1, None),
+            line(5, 2, Some(1)),
+            line(5, 3, Some(2)),
+        ];
         assert_eq!(register(&history), []);
     }
 
     #[test]
     fn a_lost_update_is_caught() {
         let history = [line(3, 1, Some(0)), line(5, 1, Some(0))];
-        assert_eq!(register(&history), [Violation::LostUpdate { proc: "a".into(), read: 0, was: 1 }]);
+        assert_eq!(
+            register(&history),
+            [Violation::LostUpdate {
+                proc: "a".into(),
+                read: 0,
+                was: 1
+            }]
+        );
     }
 
     #[test]
     fn a_stale_access_is_caught() {
-        let history = [line(3, 1, Some(0)), line(5, 2, Some(1)), line(4, 3, Some(2))];
-        assert_eq!(register(&history), [Violation::StaleAccess { seen: 5, taken: 4 }]);
+        let history = [
+            line(3, 1, Some(0)),
+            line(5, 2, Some(1)),
+            line(4, 3, Some(2)),
+        ];
+        assert_eq!(
+            register(&history),
+            [Violation::StaleAccess { seen: 5, taken: 4 }]
+        );
     }
 
     #[test]
     fn grants_are_counted_between_two_times() {
-        let events = [held("a", (1, 10, Some(20)), 5, 100), held("a", (2, 30, None), 6, 100)].concat();
+        let events = [
+            held("a", (1, 10, Some(20)), 5, 100),
+            held("a", (2, 30, None), 6, 100),
+        ]
+        .concat();
         assert_eq!(grants_between(&events, |proc| proc == "a", 0, 31), 2);
         assert_eq!(grants_between(&events, |proc| proc == "a", 10, 30), 1);
         assert_eq!(grants_between(&events, |proc| proc != "a", 0, 100), 0);

@@ -2,7 +2,11 @@
 
 /// What a step is a step of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "lowercase")
+)]
 pub enum Op {
     /// An acquisition, exclusive unless [`Event::shared`] is set.
     Acquire,
@@ -12,13 +16,18 @@ pub enum Op {
     Check,
     /// A read and write of the register.
     Write,
-    /// The process is killed: `invoke` before, `ok` when it is dead, both written by the test that does it.
+    /// The process is killed: `invoke` before, `ok` when it is dead, both written by the test that
+    /// does it.
     Kill,
 }
 
 /// Where in its operation a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "lowercase")
+)]
 pub enum Phase {
     /// It is about to start.
     Invoke,
@@ -47,13 +56,22 @@ pub struct Event {
     /// How far.
     pub phase: Phase,
     /// Whether the acquisition is a reader's: readers may hold the lock together.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "std::ops::Not::not")
+    )]
     pub shared: bool,
     /// The fencing token, once there is one.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub token: Option<u64>,
     /// Until when the process believed in the lock at this step, on the same clock.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
     pub deadline: Option<u64>,
 }
 

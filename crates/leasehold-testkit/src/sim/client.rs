@@ -8,8 +8,9 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, BoxFuture, Broken, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef, Inspection,
-    LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart, Result, WaiterNotification,
+    Attempt, BoxFuture, Broken, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef,
+    Inspection, LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart, Result,
+    WaiterNotification,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 
@@ -31,7 +32,10 @@ pub struct SimBackend {
 
 impl SimBackend {
     pub(super) fn new(link: Link) -> Arc<Self> {
-        Arc::new(Self { link, voted_on: Mutex::default() })
+        Arc::new(Self {
+            link,
+            voted_on: Mutex::default(),
+        })
     }
 
     /// The link, to cut it.
@@ -41,10 +45,12 @@ impl SimBackend {
     }
 
     fn has_voted_on(&self, connection: Option<u64>) -> bool {
-        connection.is_some() && *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) == connection
+        connection.is_some()
+            && *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) == connection
     }
 
-    /// Gives back what an attempt may have got whose answer is missing: until the node says so, or it would have expired.
+    /// Gives back what an attempt may have got whose answer is missing: until the node says so, or
+    /// it would have expired.
     fn undo(&self, request: Request) {
         let (link, begun) = (self.link.clone(), request.now());
         drop(tokio::spawn(async move {
@@ -96,7 +102,9 @@ impl LockBackend for SimBackend {
         let voted = bug == Some(NodeBug::AskedOncePerConnection) && self.has_voted_on(connection);
         let answer = self
             .link
-            .ask(PATIENCE, move |desk| (voted || desk.meets(&asked)).then(|| desk.memory.acquire(&asked, desk.now)))
+            .ask(PATIENCE, move |desk| {
+                (voted || desk.meets(&asked)).then(|| desk.memory.acquire(&asked, desk.now))
+            })
             .await;
         if matches!(answer, Ok(Some(_))) {
             *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) = connection;
@@ -105,17 +113,32 @@ impl LockBackend for SimBackend {
             sent = request.now();
         }
         match answer {
-            Ok(Some(Granting::Granted(token))) => {
-                Ok(Attempt::Granted(SimLease::new(self.link.clone(), request, token, sent)))
-            }
+            Ok(Some(Granting::Granted(token))) => Ok(Attempt::Granted(SimLease::new(
+                self.link.clone(),
+                request,
+                token,
+                sent,
+            ))),
             Ok(Some(Granting::Held(_))) if bug == Some(NodeBug::RefusalCounts) => {
-                let token = request.token_floor().unwrap_or(leasehold_core::FencingToken::new(0));
-                Ok(Attempt::Granted(SimLease::new(self.link.clone(), request, token, sent)))
+                let token = request
+                    .token_floor()
+                    .unwrap_or(leasehold_core::FencingToken::new(0));
+                Ok(Attempt::Granted(SimLease::new(
+                    self.link.clone(),
+                    request,
+                    token,
+                    sent,
+                )))
             }
-            Ok(Some(Granting::Held(left))) => {
-                Ok(Attempt::Contended(Contention { retry_after: Some(left), last_token: None, wake: Some(wake) }))
-            }
-            Ok(None) => Err(Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet")),
+            Ok(Some(Granting::Held(left))) => Ok(Attempt::Contended(Contention {
+                retry_after: Some(left),
+                last_token: None,
+                wake: Some(wake),
+            })),
+            Ok(None) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "it restarted, and may not vote yet",
+            )),
             Err(error) => {
                 if error.kind() == ErrorKind::Indeterminate {
                     self.undo(request);
@@ -147,7 +170,10 @@ impl LockBackend for SimBackend {
     }
 
     async fn break_lock(&self, _: &HolderRef, _: bool) -> Result<Broken> {
-        Err(Error::new(ErrorKind::Unsupported, "locks of simulated nodes cannot be broken; crash the node"))
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "locks of simulated nodes cannot be broken; crash the node",
+        ))
     }
 
     async fn close(&self) -> Result<()> {
@@ -189,7 +215,12 @@ impl QuorumNode for SimBackend {
                 None
             })
             .await?;
-        refused.map_or(Ok(()), |kind| Err(Error::new(kind, "the node is not in the run or the state to be attested")))
+        refused.map_or(Ok(()), |kind| {
+            Err(Error::new(
+                kind,
+                "the node is not in the run or the state to be attested",
+            ))
+        })
     }
 }
 
@@ -204,7 +235,11 @@ pub(super) async fn release(link: &Link, request: Request) -> Result<Released> {
             freed
         })
         .await?;
-    Ok(if freed { Released::Freed } else { Released::AlreadyLost })
+    Ok(if freed {
+        Released::Freed
+    } else {
+        Released::AlreadyLost
+    })
 }
 
 impl fmt::Display for SimBackend {

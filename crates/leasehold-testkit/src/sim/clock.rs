@@ -29,24 +29,31 @@ impl SimClock {
         Self::wrong(Duration::ZERO, 0)
     }
 
-    /// A clock that is this much ahead, and gains this many microseconds per second (loses, if negative).
+    /// A clock that is this much ahead, and gains this many microseconds per second (loses, if
+    /// negative).
     #[must_use]
     pub fn wrong(ahead: Duration, rate_ppm: i32) -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), ahead: AtomicU64::new(nanos(ahead)), rate_ppm })
+        Arc::new(Self {
+            start: Instant::now(),
+            ahead: AtomicU64::new(nanos(ahead)),
+            rate_ppm,
+        })
     }
 
-    /// Lets time pass on this clock but not for tokio's timers: what the suspend of a machine does, and what setting its wall
-    /// clock ahead does to a node.
+    /// Lets time pass on this clock but not for tokio's timers: what the suspend of a machine does,
+    /// and what setting its wall clock ahead does to a node.
     pub fn suspend(&self, duration: Duration) {
         self.ahead.fetch_add(nanos(duration), Ordering::AcqRel);
     }
 
-    /// Nanoseconds of true time from the beginning of the simulation until this clock shows `moment`, if nothing pushes it. To
-    /// compare the beliefs of machines with different clocks.
+    /// Nanoseconds of true time from the beginning of the simulation until this clock shows
+    /// `moment`, if nothing pushes it. To compare the beliefs of machines with different clocks.
     #[must_use]
     pub fn true_time_of(&self, moment: Timestamp) -> u64 {
-        let shown =
-            moment.as_nanos().saturating_sub(nanos(BEGINNING)).saturating_sub(self.ahead.load(Ordering::Acquire));
+        let shown = moment
+            .as_nanos()
+            .saturating_sub(nanos(BEGINNING))
+            .saturating_sub(self.ahead.load(Ordering::Acquire));
         let elapsed = u128::from(shown) * 1_000_000 / self.per_million();
         u64::try_from(elapsed).unwrap_or(u64::MAX)
     }
@@ -80,7 +87,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_gains_what_it_is_told_to_and_translates_back() {
-        let (right, wrong) = (SimClock::new(), SimClock::wrong(Duration::from_secs(7), 5_000));
+        let (right, wrong) = (
+            SimClock::new(),
+            SimClock::wrong(Duration::from_secs(7), 5_000),
+        );
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(wrong.now().since(right.now()), Duration::from_millis(7_050));
         assert_eq!(wrong.true_time_of(wrong.now()), wrong.true_time());

@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Deadline, Error, ErrorKind, FencingToken, Lease, AtomicDeadline, Timestamp, Released, Request, Result, TokenVote, KeepAlive,
+    AtomicDeadline, Deadline, Error, ErrorKind, FencingToken, KeepAlive, Lease, Released, Request,
+    Result, Timestamp, TokenVote,
 };
 
 use super::{
@@ -21,8 +22,18 @@ pub(super) struct SimLease {
 }
 
 impl SimLease {
-    pub(super) fn new(link: Link, request: Request, token: FencingToken, sent: Timestamp) -> Arc<Self> {
-        Arc::new(Self { deadline: AtomicDeadline::new(request.deadline_from(sent)), link, request, token })
+    pub(super) fn new(
+        link: Link,
+        request: Request,
+        token: FencingToken,
+        sent: Timestamp,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            deadline: AtomicDeadline::new(request.deadline_from(sent)),
+            link,
+            request,
+            token,
+        })
     }
 }
 
@@ -43,7 +54,10 @@ impl Lease for SimLease {
     async fn renew(self: Arc<Self>) -> Result<()> {
         let mut sent = self.request.now();
         let asked = self.request.clone();
-        let renewed = self.link.ask(PATIENCE, move |desk| desk.memory.renew(&asked, desk.now)).await?;
+        let renewed = self
+            .link
+            .ask(PATIENCE, move |desk| desk.memory.renew(&asked, desk.now))
+            .await?;
         let now = self.request.now();
         if self.link.node().bug() == Some(NodeBug::DeadlineFromAnswer) {
             sent = now;
@@ -51,16 +65,21 @@ impl Lease for SimLease {
         if renewed && self.deadline.advance(self.request.deadline_from(sent), now) {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::Lost, "the node does not hold it for us any more"))
+            Err(Error::new(
+                ErrorKind::Lost,
+                "the node does not hold it for us any more",
+            ))
         }
     }
 
     async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
         let asked = self.request.clone();
         let vote = self.link.ask(PATIENCE, move |desk| {
-            desk.meets(&asked).then(|| desk.memory.raise(&asked, token, desk.now, desk.bug))
+            desk.meets(&asked)
+                .then(|| desk.memory.raise(&asked, token, desk.now, desk.bug))
         });
-        vote.await?.ok_or_else(|| Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet"))
+        vote.await?
+            .ok_or_else(|| Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet"))
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
@@ -70,6 +89,9 @@ impl Lease for SimLease {
 
 impl fmt::Debug for SimLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimLease").field("request", &self.request).field("token", &self.token).finish_non_exhaustive()
+        f.debug_struct("SimLease")
+            .field("request", &self.request)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use leasehold_core::{
-    FencingToken, LockKey, Timestamp, AcquisitionId, Request, TokenVote,
+    AcquisitionId, FencingToken, LockKey, Request, Timestamp, TokenVote,
     quorum::{Attestation, Fence},
 };
 
@@ -25,9 +25,11 @@ pub enum NodeBug {
     RefusalCounts,
     /// It measures its grace by its own clock, from its start.
     GraceByOwnClock,
-    /// It adds the time for which a client has watched it although another client has added the same time.
+    /// It adds the time for which a client has watched it although another client has added the
+    /// same time.
     WatchedTwice,
-    /// Whether it may vote is asked once per connection, and it is not asked again when it has restarted behind a proxy.
+    /// Whether it may vote is asked once per connection, and it is not asked again when it has
+    /// restarted behind a proxy.
     AskedOncePerConnection,
     /// It votes after a restart because it is durable, also if it came back with older data.
     DurableVotes,
@@ -40,7 +42,8 @@ pub(super) struct Memory {
     /// All tokens exceed this one.
     above: u64,
     pub(super) mark: Option<Attestation>,
-    /// The run that is watched, and for how long it has been. Gone with the rest, and back with a snapshot.
+    /// The run that is watched, and for how long it has been. Gone with the rest, and back with a
+    /// snapshot.
     pub(super) watched: Option<WatchedRun>,
 }
 
@@ -82,26 +85,50 @@ impl Memory {
     pub(super) fn acquire(&mut self, request: &Request, now: Timestamp) -> Granting {
         let above = self.above;
         let entry = self.entry(request.key(), now);
-        if let Some(holder) = entry.holder.as_ref().filter(|holder| holder.owner != request.owner()) {
+        if let Some(holder) = entry
+            .holder
+            .as_ref()
+            .filter(|holder| holder.owner != request.owner())
+        {
             return Granting::Held(holder.until.since(now));
         }
-        let floor = request.token_floor().map_or(0, FencingToken::get).max(above);
+        let floor = request
+            .token_floor()
+            .map_or(0, FencingToken::get)
+            .max(above);
         let fence = Fence::granted(entry.fence, FencingToken::new(floor), request.owner());
         let until = now + request.ttl().as_duration();
-        entry.holder = Some(Holder { owner: request.owner(), label: request.label().to_owned(), until });
+        entry.holder = Some(Holder {
+            owner: request.owner(),
+            label: request.label().to_owned(),
+            until,
+        });
         entry.fence = Some(fence);
         Granting::Granted(fence.token)
     }
 
     pub(super) fn renew(&mut self, request: &Request, now: Timestamp) -> bool {
-        let ours = self.entry(request.key(), now).holder.as_mut().filter(|holder| holder.owner == request.owner());
-        ours.map(|holder| holder.until = now + request.ttl().as_duration()).is_some()
+        let ours = self
+            .entry(request.key(), now)
+            .holder
+            .as_mut()
+            .filter(|holder| holder.owner == request.owner());
+        ours.map(|holder| holder.until = now + request.ttl().as_duration())
+            .is_some()
     }
 
-    pub(super) fn release(&mut self, request: &Request, now: Timestamp, bug: Option<NodeBug>) -> bool {
+    pub(super) fn release(
+        &mut self,
+        request: &Request,
+        now: Timestamp,
+        bug: Option<NodeBug>,
+    ) -> bool {
         let any = bug == Some(NodeBug::ReleasesAnyOwner);
         let entry = self.entry(request.key(), now);
-        entry.holder.take_if(|holder| any || holder.owner == request.owner()).is_some()
+        entry
+            .holder
+            .take_if(|holder| any || holder.owner == request.owner())
+            .is_some()
     }
 
     pub(super) fn raise(
@@ -113,13 +140,20 @@ impl Memory {
     ) -> TokenVote {
         let above = self.above;
         let entry = self.entry(request.key(), now);
-        let asked = Fence { token, owner: request.owner() };
+        let asked = Fence {
+            token,
+            owner: request.owner(),
+        };
         let vote = match bug {
             Some(NodeBug::WriteBackLost) => return TokenVote::Accepted,
             Some(NodeBug::WriteBackNotStrict) => TokenVote::Accepted,
             // Copied tokens are nobody's.
             _ if token.get() <= above => TokenVote::Refused(Some(FencingToken::new(above))),
-            _ => Fence::accepts(entry.fence, entry.holder.as_ref().map(|holder| holder.owner), asked),
+            _ => Fence::accepts(
+                entry.fence,
+                entry.holder.as_ref().map(|holder| holder.owner),
+                asked,
+            ),
         };
         if vote == TokenVote::Accepted {
             entry.fence = Some(asked);
@@ -127,17 +161,29 @@ impl Memory {
         vote
     }
 
-    pub(super) fn holder(&mut self, key: &LockKey, now: Timestamp) -> (Option<Holder>, Option<FencingToken>) {
+    pub(super) fn holder(
+        &mut self,
+        key: &LockKey,
+        now: Timestamp,
+    ) -> (Option<Holder>, Option<FencingToken>) {
         let entry = self.entry(key, now);
         (entry.holder.clone(), entry.fence.map(|fence| fence.token))
     }
 
     pub(super) fn holds(&self, now: Timestamp) -> bool {
-        self.keys.values().any(|entry| entry.holder.as_ref().is_some_and(|holder| holder.until > now))
+        self.keys.values().any(|entry| {
+            entry
+                .holder
+                .as_ref()
+                .is_some_and(|holder| holder.until > now)
+        })
     }
 
     pub(super) fn highest_token(&self) -> FencingToken {
-        let tokens = self.keys.values().filter_map(|entry| Some(entry.fence?.token.get()));
+        let tokens = self
+            .keys
+            .values()
+            .filter_map(|entry| Some(entry.fence?.token.get()));
         FencingToken::new(tokens.max().unwrap_or(0).max(self.above))
     }
 
@@ -163,10 +209,16 @@ mod tests {
         let mut memory = Memory::default();
         let at = |secs| Timestamp::from_nanos(0) + Duration::from_secs(secs);
         let until = |memory: &mut Memory, now| memory.holder(request.key(), now).0.unwrap().until;
-        assert!(matches!(memory.acquire(&request, at(1)), Granting::Granted(_)));
+        assert!(matches!(
+            memory.acquire(&request, at(1)),
+            Granting::Granted(_)
+        ));
         assert!(memory.renew(&request, at(5)));
         assert_eq!(until(&mut memory, at(5)), at(15));
-        assert!(matches!(memory.acquire(&request, at(6)), Granting::Granted(_)));
+        assert!(matches!(
+            memory.acquire(&request, at(6)),
+            Granting::Granted(_)
+        ));
         assert_eq!(until(&mut memory, at(6)), at(16));
     }
 }

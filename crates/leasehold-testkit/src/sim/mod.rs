@@ -1,4 +1,5 @@
-//! Simulated nodes: backends whose clocks, network and crashes a test decides, under tokio's paused time.
+//! Simulated nodes: backends whose clocks, network and crashes a test decides, under tokio's paused
+//! time.
 //!
 //! | file | concept |
 //! |---|---|
@@ -9,8 +10,9 @@
 //! | `client` | [`SimBackend`]: one client's connection to a node, a [`LockBackend`](leasehold_core::LockBackend) and a [`QuorumNode`] |
 //! | `lease` | what it grants |
 //!
-//! A simulation is one thread: build a current-thread runtime with paused time, draw everything from one seed, and the same seed
-//! repeats the same history. Time passes when nothing else can happen, so an hour takes as long as what happens in it.
+//! A simulation is one thread: build a current-thread runtime with paused time, draw everything
+//! from one seed, and the same seed repeats the same history. Time passes when nothing else can
+//! happen, so an hour takes as long as what happens in it.
 //!
 //! [`QuorumNode`]: leasehold_core::quorum::QuorumNode
 //!

@@ -54,7 +54,10 @@ impl Network {
     /// A network in [fair](NetworkConditions::FAIR) conditions whose dice repeat with the seed.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
-        Arc::new(Self { dice: Mutex::new(fastrand::Rng::with_seed(seed)), conditions: Mutex::new(NetworkConditions::FAIR) })
+        Arc::new(Self {
+            dice: Mutex::new(fastrand::Rng::with_seed(seed)),
+            conditions: Mutex::new(NetworkConditions::FAIR),
+        })
     }
 
     /// Changes the conditions, for messages that are sent from now on.
@@ -75,14 +78,26 @@ impl Network {
 
     /// When a message arrives; `None`: never.
     fn travel(&self) -> Option<Duration> {
-        let NetworkConditions { delay, late_permille, late, lost_permille, .. } = self.conditions().clone();
+        let NetworkConditions {
+            delay,
+            late_permille,
+            late,
+            lost_permille,
+            ..
+        } = self.conditions().clone();
         let mut dice = self.dice();
         if dice.u32(..1000) < lost_permille {
             return None;
         }
-        let range = if dice.u32(..1000) < late_permille { delay.start..late.max(delay.end) } else { delay };
+        let range = if dice.u32(..1000) < late_permille {
+            delay.start..late.max(delay.end)
+        } else {
+            delay
+        };
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        Some(Duration::from_micros(dice.u64(micros(range.start)..micros(range.end).max(micros(range.start) + 1))))
+        Some(Duration::from_micros(dice.u64(
+            micros(range.start)..micros(range.end).max(micros(range.start) + 1),
+        )))
     }
 
     fn arrives_twice(&self) -> bool {
@@ -103,7 +118,9 @@ impl Network {
     }
 
     fn conditions(&self) -> MutexGuard<'_, NetworkConditions> {
-        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.conditions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,19 +134,25 @@ pub struct Link {
 }
 
 impl Link {
-    /// Cuts the link, or mends it: while it is cut, no message arrives in either direction, and nobody is told.
+    /// Cuts the link, or mends it: while it is cut, no message arrives in either direction, and
+    /// nobody is told.
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Release);
     }
 
-    /// Puts a proxy in between, which keeps the client's connection while the node restarts, or takes it away.
+    /// Puts a proxy in between, which keeps the client's connection while the node restarts, or
+    /// takes it away.
     pub fn set_kept(&self, kept: bool) {
         self.kept.store(kept, Ordering::Release);
     }
 
     /// Names the connection: another one after the node has restarted, unless a proxy hides that.
     pub(super) fn connection(&self) -> Option<u64> {
-        if self.is_kept() { Some(0) } else { self.node.run() }
+        if self.is_kept() {
+            Some(0)
+        } else {
+            self.node.run()
+        }
     }
 
     fn is_kept(&self) -> bool {
@@ -173,21 +196,36 @@ impl Link {
             Ok(Ok(None)) => Err(Error::new(ErrorKind::Indeterminate, "connection reset")),
             Ok(Err(_)) | Err(_) => {
                 // A message that is lost breaks no connection: the time-out has to notice.
-                Err(Error::new(ErrorKind::Indeterminate, format!("no answer within {patience:?}")))
+                Err(Error::new(
+                    ErrorKind::Indeterminate,
+                    format!("no answer within {patience:?}"),
+                ))
             }
         }
     }
 
     /// The answer that comes back: `Some(None)` if the connection broke, `None` if nothing comes.
-    async fn deliver<T>(&self, run: u64, answer: &(impl Fn(&mut NodeHandler<'_>) -> T + Sync)) -> Option<Option<T>> {
+    async fn deliver<T>(
+        &self,
+        run: u64,
+        answer: &(impl Fn(&mut NodeHandler<'_>) -> T + Sync),
+    ) -> Option<Option<T>> {
         let (there, back) = (self.network.travel(), self.network.travel());
         // Held open, so that the asker waits for its time-out and is not told of the loss.
-        let (Some(there), false) = (there, self.is_cut()) else { return self.silence().await };
+        let (Some(there), false) = (there, self.is_cut()) else {
+            return self.silence().await;
+        };
         tokio::time::sleep(there).await;
         self.node.awake().await;
-        let run = if self.is_kept() { self.node.run() } else { Some(run) };
+        let run = if self.is_kept() {
+            self.node.run()
+        } else {
+            Some(run)
+        };
         let answered = run.and_then(|run| self.node.answer(run, answer));
-        let (Some(back), false) = (back, self.is_cut()) else { return self.silence().await };
+        let (Some(back), false) = (back, self.is_cut()) else {
+            return self.silence().await;
+        };
         tokio::time::sleep(back).await;
         if self.is_cut() {
             return self.silence().await;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Clock, Timestamp, Request,
+    Clock, Request, Timestamp,
     quorum::{Membership, Memory as NodeMemory, Recollection, Terms, Watched},
 };
 use tokio::sync::{Notify, futures::OwnedNotified};
@@ -24,14 +24,15 @@ use super::{
 pub enum DataLoss {
     /// Nothing.
     None,
-    /// What came after the last [`save`](SimNode::save), if there was one, else everything: what a snapshot does. Marks come back,
-    /// too.
+    /// What came after the last [`save`](SimNode::save), if there was one, else everything: what a
+    /// snapshot does. Marks come back, too.
     SinceSave,
     /// Everything.
     Total,
 }
 
-/// A server with a clock of its own. It answers messages, one at a time, while it is up and not paused.
+/// A server with a clock of its own. It answers messages, one at a time, while it is up and not
+/// paused.
 #[derive(Debug)]
 pub struct SimNode {
     /// Another one for each node of this process.
@@ -71,10 +72,17 @@ impl SimNode {
         };
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, clock, state: Mutex::new(state), resumed: Notify::new(), freed: Arc::default() })
+        Arc::new(Self {
+            id,
+            clock,
+            state: Mutex::new(state),
+            resumed: Notify::new(),
+            freed: Arc::default(),
+        })
     }
 
-    /// Whether the node loses nothing in a restart, as its configuration says. It does what [`crash`](Self::crash) says.
+    /// Whether the node loses nothing in a restart, as its configuration says. It does what
+    /// [`crash`](Self::crash) says.
     pub fn set_durable(&self, durable: bool) {
         self.state().durable = durable;
     }
@@ -163,15 +171,33 @@ impl SimNode {
     }
 
     /// Answers a message that came over a connection of this run; `None` if that is over.
-    pub(super) fn answer<T>(&self, run: u64, answer: impl FnOnce(&mut NodeHandler<'_>) -> T) -> Option<T> {
+    pub(super) fn answer<T>(
+        &self,
+        run: u64,
+        answer: impl FnOnce(&mut NodeHandler<'_>) -> T,
+    ) -> Option<T> {
         let mut state = self.state();
         if !state.up || state.run != run {
             return None;
         }
-        let State { memory, run, started, durable, bug, .. } = &mut *state;
+        let State {
+            memory,
+            run,
+            started,
+            durable,
+            bug,
+            ..
+        } = &mut *state;
         let now = self.clock.now();
-        let mut desk =
-            NodeHandler { memory, node: self.id, run: *run, up_for: now.since(*started), durable: *durable, bug: *bug, now };
+        let mut desk = NodeHandler {
+            memory,
+            node: self.id,
+            run: *run,
+            up_for: now.since(*started),
+            durable: *durable,
+            bug: *bug,
+            now,
+        };
         let answered = answer(&mut desk);
         Some(answered)
     }
@@ -219,34 +245,70 @@ impl NodeHandler<'_> {
             Some(NodeBug::DurableVotes) => self.durable && mark.is_some_and(|mark| mark.durable),
             _ => false,
         };
-        let memory = if attested || wrong { NodeMemory::Attested } else { NodeMemory::Unknown };
-        let watched = self.memory.watched.as_ref().filter(|watched| watched.run == self.run_name());
+        let memory = if attested || wrong {
+            NodeMemory::Attested
+        } else {
+            NodeMemory::Unknown
+        };
+        let watched = self
+            .memory
+            .watched
+            .as_ref()
+            .filter(|watched| watched.run == self.run_name());
         let watched_for = match self.bug {
             Some(NodeBug::GraceByOwnClock) => self.up_for,
             _ => watched.map_or(Duration::ZERO, |watched| watched.duration),
         };
-        Membership { memory, watched_for }
+        Membership {
+            memory,
+            watched_for,
+        }
     }
 
     pub(super) fn meets(&self, request: &Request) -> bool {
-        let Some(Terms { attested, largest_ttl, .. }) = request.terms() else { return true };
+        let Some(Terms {
+            attested,
+            largest_ttl,
+            ..
+        }) = request.terms()
+        else {
+            return true;
+        };
         let ballot = self.membership().ballot(largest_ttl);
         if attested { ballot.token } else { ballot.lock }
     }
 
     pub(super) fn version(&self) -> String {
-        let watched = self.memory.watched.as_ref().map(|watched| (&watched.run, watched.name));
+        let watched = self
+            .memory
+            .watched
+            .as_ref()
+            .map(|watched| (&watched.run, watched.name));
         format!("{:?} {watched:?}", self.memory.mark)
     }
 
     /// Notes for how long a client has watched this run.
     pub(super) fn watch(&mut self, watched: Option<&Watched>, name: u64) {
         let run = self.run_name();
-        if self.memory.mark.as_ref().is_some_and(|mark| mark.run == run) {
+        if self
+            .memory
+            .mark
+            .as_ref()
+            .is_some_and(|mark| mark.run == run)
+        {
             return;
         }
-        if self.memory.watched.as_ref().is_none_or(|known| known.run != run) {
-            self.memory.watched = Some(WatchedRun { run, name, duration: Duration::ZERO });
+        if self
+            .memory
+            .watched
+            .as_ref()
+            .is_none_or(|known| known.run != run)
+        {
+            self.memory.watched = Some(WatchedRun {
+                run,
+                name,
+                duration: Duration::ZERO,
+            });
             return;
         }
         let (version, twice) = (self.version(), self.bug == Some(NodeBug::WatchedTwice));

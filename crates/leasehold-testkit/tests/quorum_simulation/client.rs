@@ -1,4 +1,5 @@
-//! One client: it locks, looks, writes and releases, and writes down what it believes before it acts on it.
+//! One client: it locks, looks, writes and releases, and writes down what it believes before it
+//! acts on it.
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -27,8 +28,17 @@ impl Client {
         shared: &Rc<Shared>,
     ) -> Self {
         let ttl = Ttl::new(TTL).unwrap();
-        let locks = LockClient::builder(quorum).with_ttl(ttl).with_clock(Arc::clone(&clock) as Arc<dyn Clock>).build();
-        Self { name, clock, links, locks, shared: Rc::clone(shared) }
+        let locks = LockClient::builder(quorum)
+            .with_ttl(ttl)
+            .with_clock(Arc::clone(&clock) as Arc<dyn Clock>)
+            .build();
+        Self {
+            name,
+            clock,
+            links,
+            locks,
+            shared: Rc::clone(shared),
+        }
     }
 
     /// Works until the simulation says that it is enough.
@@ -75,30 +85,54 @@ impl Client {
         if self.shared.one_in(3) {
             drop(guard);
         } else {
-            let phase = if guard.release().await.is_ok() { Phase::Ok } else { Phase::Info };
+            let phase = if guard.release().await.is_ok() {
+                Phase::Ok
+            } else {
+                Phase::Info
+            };
             self.note(attempt, (Op::Release, phase), None);
         }
     }
 
     /// Reads and writes the register; now and then so slowly that only the token protects it.
     async fn change(&self, guard: &LockGuard) {
-        let Some(token) = guard.fencing_token().map(leasehold_core::FencingToken::get) else { return };
-        let Some(read) = self.shared.register.borrow_mut().read(token) else { return };
-        let pause = if self.shared.one_in(10) { self.shared.between(0..3000) } else { self.shared.between(0..3) };
+        let Some(token) = guard.fencing_token().map(leasehold_core::FencingToken::get) else {
+            return;
+        };
+        let Some(read) = self.shared.register.borrow_mut().read(token) else {
+            return;
+        };
+        let pause = if self.shared.one_in(10) {
+            self.shared.between(0..3000)
+        } else {
+            self.shared.between(0..3)
+        };
         tokio::time::sleep(pause).await;
-        self.shared.register.borrow_mut().write(token, &self.name, read);
+        self.shared
+            .register
+            .borrow_mut()
+            .write(token, &self.name, read);
     }
 
-    /// Acquires and releases once, in peace. What it had found out about nodes that failed may make it fail at first.
+    /// Acquires and releases once, in peace. What it had found out about nodes that failed may make
+    /// it fail at first.
     pub(crate) async fn acquires_within(&self, limit: Duration) -> Result<(), String> {
         let attempt = self.shared.next_attempt();
         self.note(attempt, (Op::Acquire, Phase::Invoke), None);
         let end = tokio::time::Instant::now() + limit;
         let guard = loop {
-            match self.locks.mutex(KEY).lock_timeout(end - tokio::time::Instant::now()).await {
+            match self
+                .locks
+                .mutex(KEY)
+                .lock_timeout(end - tokio::time::Instant::now())
+                .await
+            {
                 Ok(guard) => break guard,
                 Err(error) if tokio::time::Instant::now() >= end => {
-                    return Err(format!("C4: {} got nothing within {limit:?} of peace: {error}", self.name));
+                    return Err(format!(
+                        "C4: {} got nothing within {limit:?} of peace: {error}",
+                        self.name
+                    ));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
@@ -106,12 +140,16 @@ impl Client {
         self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));
         self.note(attempt, (Op::Release, Phase::Invoke), Some(&guard));
         let released = guard.release().await;
-        released.map(drop).map_err(|error| format!("C4: {} cannot release in peace: {error}", self.name))
+        released
+            .map(drop)
+            .map_err(|error| format!("C4: {} cannot release in peace: {error}", self.name))
     }
 
     fn note(&self, attempt: u64, (op, phase): (Op, Phase), guard: Option<&LockGuard>) {
         let deadline = guard.map(|guard| self.clock.true_time_of(guard.deadline().moment()));
-        let token = guard.and_then(|guard| guard.fencing_token()).map(leasehold_core::FencingToken::get);
+        let token = guard
+            .and_then(|guard| guard.fencing_token())
+            .map(leasehold_core::FencingToken::get);
         let event = Event {
             t_ns: self.clock.true_time(),
             proc: self.name.clone(),

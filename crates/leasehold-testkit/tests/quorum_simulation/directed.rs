@@ -1,7 +1,9 @@
-//! One fault at a time, at the moment where it hurts: what is drawn from the seed is which, and how.
+//! One fault at a time, at the moment where it hurts: what is drawn from the seed is which, and
+//! how.
 //!
-//! Chaos seldom comes to these situations: a holder at a bare majority and cut off while one of its nodes forgets; nodes that restart
-//! far apart while nobody asks for a lock; a node that is lost right after a grant by a bare majority.
+//! Chaos seldom comes to these situations: a holder at a bare majority and cut off while one of its
+//! nodes forgets; nodes that restart far apart while nobody asks for a lock; a node that is lost
+//! right after a grant by a bare majority.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -16,7 +18,8 @@ use crate::{keeping::Keeping, world::Flaw};
 const KEY: &str = "k";
 /// Of the locks, and so the grace. Far longer than what else is waited for.
 const TTL: Duration = Duration::from_secs(10);
-/// Within which every client finds a node that restarted, the grace aside: a look, and the next one.
+/// Within which every client finds a node that restarted, the grace aside: a look, and the next
+/// one.
 const LOOKS: Duration = Duration::from_secs(14);
 /// In peace, whoever wants the lock has it.
 const BOUND: Duration = Duration::from_secs(3);
@@ -24,7 +27,11 @@ const BOUND: Duration = Duration::from_secs(3);
 /// What goes wrong with one seed; nothing should.
 pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Vec<String> {
     seed_pauses(seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
     let simulation = async {
         let mut stage = Stage::new(seed, flaw).await;
         match stage.dice.u32(..4) {
@@ -33,7 +40,11 @@ pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Vec<String> {
             _ => stage.holder_that_is_cut_off().await,
         }
     };
-    tokio::task::LocalSet::new().block_on(&runtime, simulation).err().into_iter().collect()
+    tokio::task::LocalSet::new()
+        .block_on(&runtime, simulation)
+        .err()
+        .into_iter()
+        .collect()
 }
 
 struct Stage {
@@ -61,20 +72,37 @@ impl Stage {
                 node.set_bug(Some(bug));
             }
         }
-        let mut stage = Self { dice, network, nodes, durable, flaw };
-        let links = stage.links().into_iter().map(|link| link as Arc<dyn LockBackend>).collect();
-        let provision = Provision::new(ttl()).with_durable(durable).with_never_used(true);
+        let mut stage = Self {
+            dice,
+            network,
+            nodes,
+            durable,
+            flaw,
+        };
+        let links = stage
+            .links()
+            .into_iter()
+            .map(|link| link as Arc<dyn LockBackend>)
+            .collect();
+        let provision = Provision::new(ttl())
+            .with_durable(durable)
+            .with_never_used(true);
         stage.open(links).await.provision(&provision).await.unwrap();
         stage
     }
 
     fn links(&self) -> Vec<Arc<SimBackend>> {
-        self.nodes.iter().map(|node| self.network.connect(node)).collect()
+        self.nodes
+            .iter()
+            .map(|node| self.network.connect(node))
+            .collect()
     }
 
     async fn open(&mut self, links: Vec<Arc<dyn LockBackend>>) -> Arc<QuorumBackend> {
         let floor = self.dice.u64(..1_000);
-        let config = QuorumConfig::new().with_largest_ttl(ttl()).with_token_floor(move || FencingToken::new(floor));
+        let config = QuorumConfig::new()
+            .with_largest_ttl(ttl())
+            .with_token_floor(move || FencingToken::new(floor));
         QuorumBackend::open(links, config).await.unwrap()
     }
 
@@ -86,13 +114,25 @@ impl Stage {
         let known = match flaw {
             Some(Flaw::OnlyAcquisitionsLookAfter | Flaw::NothingAskedBeforeRenewal) => {
                 let wrong = Keeping::all(links.clone(), flaw);
-                wrong.into_iter().map(|link| link as Arc<dyn LockBackend>).collect()
+                wrong
+                    .into_iter()
+                    .map(|link| link as Arc<dyn LockBackend>)
+                    .collect()
             }
-            _ => links.iter().map(|link| Arc::clone(link) as Arc<dyn LockBackend>).collect(),
+            _ => links
+                .iter()
+                .map(|link| Arc::clone(link) as Arc<dyn LockBackend>)
+                .collect(),
         };
         let quorum = self.open(known).await;
         let clock = clock(&mut self.dice) as Arc<dyn Clock>;
-        Client { links, locks: LockClient::builder(quorum).with_ttl(ttl()).with_clock(clock).build() }
+        Client {
+            links,
+            locks: LockClient::builder(quorum)
+                .with_ttl(ttl())
+                .with_clock(clock)
+                .build(),
+        }
     }
 
     fn between(&mut self, millis: Range<u64>) -> Duration {
@@ -103,9 +143,14 @@ impl Stage {
         tokio::time::sleep(self.between(millis)).await;
     }
 
-    /// The node restarts, with what it had, with older data or with none; and its clock may be set ahead.
+    /// The node restarts, with what it had, with older data or with none; and its clock may be set
+    /// ahead.
     async fn restart(&mut self, node: &Arc<SimNode>) {
-        let older = if self.dice.bool() && !self.durable { DataLoss::Total } else { DataLoss::SinceSave };
+        let older = if self.dice.bool() && !self.durable {
+            DataLoss::Total
+        } else {
+            DataLoss::SinceSave
+        };
         node.crash(older);
         self.sleep(1..1_000).await;
         let (ahead, early) = (self.between(0..3_600_000), self.dice.bool());
@@ -119,21 +164,41 @@ impl Stage {
         }
     }
 
-    /// X holds at a bare majority, and is cut off. One of its nodes comes back without the lock. Until X knows that it is lost, others get
-    /// nothing, and their tokens are larger.
+    /// X holds at a bare majority, and is cut off. One of its nodes comes back without the lock.
+    /// Until X knows that it is lost, others get nothing, and their tokens are larger.
     async fn holder_that_is_cut_off(&mut self) -> Result<(), String> {
         self.dice.shuffle(&mut self.nodes);
         self.nodes.iter().for_each(|node| node.save());
         let majority = self.nodes.len() / 2 + 1;
-        let (x, y, z) = (self.client().await, self.client().await, self.client().await);
+        let (x, y, z) = (
+            self.client().await,
+            self.client().await,
+            self.client().await,
+        );
         // Every node has voted on every connection.
         for client in [&y, &z] {
-            drop(client.locks.mutex(KEY).lock().await.map_err(|error| error.to_string())?.release().await);
+            drop(
+                client
+                    .locks
+                    .mutex(KEY)
+                    .lock()
+                    .await
+                    .map_err(|error| error.to_string())?
+                    .release()
+                    .await,
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.nodes.iter().for_each(|node| node.save());
-        x.links[majority..].iter().for_each(|link| link.link().cut(true));
-        let held = x.locks.mutex(KEY).lock_timeout(BOUND).await.map_err(|error| format!("X: {error}"))?;
+        x.links[majority..]
+            .iter()
+            .for_each(|link| link.link().cut(true));
+        let held = x
+            .locks
+            .mutex(KEY)
+            .lock_timeout(BOUND)
+            .await
+            .map_err(|error| format!("X: {error}"))?;
         self.sleep(0..1_000).await;
         x.links.iter().for_each(|link| link.link().cut(true));
         let victim = Arc::clone(&self.nodes[self.dice.usize(..majority)]);
@@ -145,23 +210,36 @@ impl Stage {
                     return Err(String::from("C1: X and another hold"));
                 }
                 if guard.fencing_token() <= held.fencing_token() {
-                    return Err(format!("C2: {:?} after {:?}", guard.fencing_token(), held.fencing_token()));
+                    return Err(format!(
+                        "C2: {:?} after {:?}",
+                        guard.fencing_token(),
+                        held.fencing_token()
+                    ));
                 }
                 return Ok(());
             }
             if tokio::time::Instant::now() > end {
-                return Err(String::from("C4: nobody gets it although X has lost it long ago"));
+                return Err(String::from(
+                    "C4: nobody gets it although X has lost it long ago",
+                ));
             }
             self.sleep(20..300).await;
         }
         unreachable!("they ask in turns")
     }
 
-    /// All nodes restart, one after the other and far apart, twice over, while clients are connected and ask for nothing: one may hold.
+    /// All nodes restart, one after the other and far apart, twice over, while clients are
+    /// connected and ask for nothing: one may hold.
     async fn restarts_far_apart(&mut self) -> Result<(), String> {
         let (one, other) = (self.client().await, self.client().await);
         let held = if self.dice.bool() {
-            Some(one.locks.mutex(KEY).lock().await.map_err(|error| format!("one: {error}"))?)
+            Some(
+                one.locks
+                    .mutex(KEY)
+                    .lock()
+                    .await
+                    .map_err(|error| format!("one: {error}"))?,
+            )
         } else {
             None
         };
@@ -180,10 +258,12 @@ impl Stage {
             None => Ok(()),
         });
         let last = other.locks.mutex(KEY).lock_timeout(BOUND).await;
-        last.map(drop).map_err(|error| format!("C4: nothing is granted any more: {error}"))
+        last.map(drop)
+            .map_err(|error| format!("C4: nothing is granted any more: {error}"))
     }
 
-    /// Others hold a minority when the lock is granted, for a moment. Soon after, one of the other nodes forgets it.
+    /// Others hold a minority when the lock is granted, for a moment. Soon after, one of the other
+    /// nodes forgets it.
     async fn loss_after_a_bare_majority(&mut self) -> Result<(), String> {
         self.dice.shuffle(&mut self.nodes);
         let majority = self.nodes.len() / 2 + 1;
@@ -196,7 +276,12 @@ impl Stage {
                 _ => return Err(String::from("a node is not free")),
             }
         }
-        let held = x.locks.mutex(KEY).lock().await.map_err(|error| format!("X: {error}"))?;
+        let held = x
+            .locks
+            .mutex(KEY)
+            .lock()
+            .await
+            .map_err(|error| format!("X: {error}"))?;
         self.sleep(0..300).await;
         for rival in rivals {
             rival.release().await.map_err(|error| error.to_string())?;
@@ -208,7 +293,11 @@ impl Stage {
         self.sleep(1..2_000).await;
         victim.start();
         tokio::time::sleep(TTL * 2).await;
-        if held.is_held() { Ok(()) } else { Err(String::from("C5: lost with one node of a bare majority")) }
+        if held.is_held() {
+            Ok(())
+        } else {
+            Err(String::from("C5: lost with one node of a bare majority"))
+        }
     }
 }
 
@@ -218,5 +307,8 @@ fn ttl() -> Ttl {
 
 /// Any two part by less than the 1 % that the drift allows for.
 fn clock(dice: &mut fastrand::Rng) -> Arc<SimClock> {
-    SimClock::wrong(Duration::from_millis(dice.u64(..3_600_000)), dice.i32(-4_000..4_000))
+    SimClock::wrong(
+        Duration::from_millis(dice.u64(..3_600_000)),
+        dice.i32(-4_000..4_000),
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use leasehold_testkit::sim::{DataLoss, Network, SimNode, NetworkConditions};
+use leasehold_testkit::sim::{DataLoss, Network, NetworkConditions, SimNode};
 
 use crate::{client::Client, world::Shared};
 
@@ -45,7 +45,8 @@ impl Faults {
                 0 | 1 => self.crash(&node).await,
                 2 => {
                     node.pause(true);
-                    self.shared.log(|| format!("node {} is paused", self.name(&node)));
+                    self.shared
+                        .log(|| format!("node {} is paused", self.name(&node)));
                     self.later(1..1500, move || node.pause(false));
                 }
                 3 => {
@@ -57,7 +58,9 @@ impl Faults {
                     let client = self.shared.pick(&self.clients);
                     self.shared.log(|| format!("{} is cut off", client.name));
                     client.links.iter().for_each(|link| link.link().cut(true));
-                    self.later(1..1500, move || client.links.iter().for_each(|link| link.link().cut(false)));
+                    self.later(1..1500, move || {
+                        client.links.iter().for_each(|link| link.link().cut(false))
+                    });
                 }
                 _ => {
                     self.network.set_weather(FOUL);
@@ -69,7 +72,8 @@ impl Faults {
         }
     }
 
-    /// Not so that a majority has lost its memory: then tokens end, by design, until someone provisions the nodes.
+    /// Not so that a majority has lost its memory: then tokens end, by design, until someone
+    /// provisions the nodes.
     async fn crash(&self, node: &Arc<SimNode>) {
         let others = self.nodes.iter().filter(|other| !Arc::ptr_eq(other, node));
         let voting = others.filter(|other| other.votes()).count();
@@ -89,13 +93,18 @@ impl Faults {
             node.save();
             return;
         }
-        self.shared.log(|| format!("node {} crashes: {amnesia:?}", self.name(node)));
+        self.shared
+            .log(|| format!("node {} crashes: {amnesia:?}", self.name(node)));
         node.crash(amnesia);
         let node = Arc::clone(node);
         let shared = Rc::clone(&self.shared);
         let name = self.name(&node);
         // NTP sets the clock while a machine starts, and an operator soon after.
-        let ahead = if self.shared.one_in(3) { self.shared.between(1..3_600_000) } else { Duration::ZERO };
+        let ahead = if self.shared.one_in(3) {
+            self.shared.between(1..3_600_000)
+        } else {
+            Duration::ZERO
+        };
         let set_early = self.shared.one_in(2);
         let step = self.shared.between(0..300);
         self.later(1..1000, move || {
@@ -109,7 +118,8 @@ impl Faults {
                     tokio::time::sleep(step).await;
                     // One that votes would free what it holds.
                     if !node.votes() {
-                        shared.log(|| format!("the clock of node {name} is set ahead by {ahead:?}"));
+                        shared
+                            .log(|| format!("the clock of node {name} is set ahead by {ahead:?}"));
                         node.clock().suspend(ahead);
                     }
                 }));
@@ -118,7 +128,10 @@ impl Faults {
     }
 
     fn name(&self, node: &Arc<SimNode>) -> usize {
-        self.nodes.iter().position(|other| Arc::ptr_eq(other, node)).unwrap_or_default()
+        self.nodes
+            .iter()
+            .position(|other| Arc::ptr_eq(other, node))
+            .unwrap_or_default()
     }
 
     fn later(&self, millis: std::ops::Range<u64>, repair: impl FnOnce() + 'static) {
@@ -137,6 +150,9 @@ impl Faults {
             node.start();
             node.pause(false);
         }
-        self.clients.iter().flat_map(|client| &client.links).for_each(|link| link.link().cut(false));
+        self.clients
+            .iter()
+            .flat_map(|client| &client.links)
+            .for_each(|link| link.link().cut(false));
     }
 }

@@ -1,5 +1,5 @@
-//! Wrong variants of what a client does: what an attempt got that did not win is kept until it expires; nodes are looked after, or
-//! asked again, too seldom.
+//! Wrong variants of what a client does: what an attempt got that did not win is kept until it
+//! expires; nodes are looked after, or asked again, too seldom.
 
 use std::{
     collections::HashMap,
@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, Lease, LockBackend,
-    LockKey, Released, Request, Result, TokenVote, KeepAlive,
+    Attempt, Broken, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection,
+    KeepAlive, Lease, LockBackend, LockKey, Released, Request, Result, TokenVote,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
@@ -19,8 +19,9 @@ use tokio::time::Instant;
 
 use crate::world::Flaw;
 
-/// A client's connection to a node over which something does not go, by the flaw: releases of attempts that fewer than a majority of the
-/// nodes granted, questions about the node's memory of a client that asks for no lock, or requests to hold again before a renewal.
+/// A client's connection to a node over which something does not go, by the flaw: releases of
+/// attempts that fewer than a majority of the nodes granted, questions about the node's memory of a
+/// client that asks for no lock, or requests to hold again before a renewal.
 #[derive(Debug)]
 pub(crate) struct Keeping {
     inner: Arc<SimBackend>,
@@ -49,20 +50,40 @@ impl Keeping {
         let (nodes, grants) = (links.len(), Arc::<Grants>::default());
         // When it is opened, all may ask.
         grants.1.lock().unwrap().at = Some(Instant::now());
-        links.into_iter().map(|inner| Arc::new(Self { inner, nodes, grants: Arc::clone(&grants), flaw })).collect()
+        links
+            .into_iter()
+            .map(|inner| {
+                Arc::new(Self {
+                    inner,
+                    nodes,
+                    grants: Arc::clone(&grants),
+                    flaw,
+                })
+            })
+            .collect()
     }
 
     fn granted(&self, request: &Request) {
-        *self.grants.0.lock().unwrap().entry(request.owner().as_u128() >> 16).or_default() += 1;
+        *self
+            .grants
+            .0
+            .lock()
+            .unwrap()
+            .entry(request.owner().as_u128() >> 16)
+            .or_default() += 1;
     }
 
-    /// Whether it is a new request, and not one to hold again; and whether another was made a moment ago.
+    /// Whether it is a new request, and not one to hold again; and whether another was made a
+    /// moment ago.
     fn asks(&self, request: &Request) -> (bool, bool) {
         let mut asked = self.grants.1.lock().unwrap();
         let owner = request.owner().as_u128();
         let again = owner != asked.owner && owner >> 16 == asked.owner >> 16;
         if !again {
-            *asked = Asked { at: Some(Instant::now()), owner };
+            *asked = Asked {
+                at: Some(Instant::now()),
+                owner,
+            };
         }
         (!again, asked.at.is_some_and(|at| at.elapsed() < SOON))
     }
@@ -72,7 +93,9 @@ impl Keeping {
             return true;
         }
         let grants = self.grants.0.lock().unwrap();
-        grants.get(&(request.owner().as_u128() >> 16)).is_some_and(|grants| *grants > self.nodes / 2)
+        grants
+            .get(&(request.owner().as_u128() >> 16))
+            .is_some_and(|grants| *grants > self.nodes / 2)
     }
 }
 
@@ -89,13 +112,23 @@ impl LockBackend for Keeping {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        if let ((false, true), Some(Flaw::NothingAskedBeforeRenewal)) = (self.asks(&request), self.flaw) {
-            return Ok(Attempt::Contended(Contention { retry_after: None, last_token: None, wake: None }));
+        if let ((false, true), Some(Flaw::NothingAskedBeforeRenewal)) =
+            (self.asks(&request), self.flaw)
+        {
+            return Ok(Attempt::Contended(Contention {
+                retry_after: None,
+                last_token: None,
+                wake: None,
+            }));
         }
         match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
             Attempt::Granted(inner) => {
                 self.granted(&request);
-                Ok(Attempt::Granted(Arc::new(KeptLease { link: self, request, inner })))
+                Ok(Attempt::Granted(Arc::new(KeptLease {
+                    link: self,
+                    request,
+                    inner,
+                })))
             }
             contended => Ok(contended),
         }
@@ -121,12 +154,18 @@ impl LockBackend for Keeping {
 #[async_trait]
 impl QuorumNode for Keeping {
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
-        if self.has_won(&request) { Arc::clone(&self.inner).withdraw(request).await } else { Ok(Released::AlreadyLost) }
+        if self.has_won(&request) {
+            Arc::clone(&self.inner).withdraw(request).await
+        } else {
+            Ok(Released::AlreadyLost)
+        }
     }
 
     async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
         let asked = self.grants.1.lock().unwrap().at;
-        if matches!(self.flaw, Some(Flaw::OnlyAcquisitionsLookAfter)) && asked.is_none_or(|at| at.elapsed() >= SOON) {
+        if matches!(self.flaw, Some(Flaw::OnlyAcquisitionsLookAfter))
+            && asked.is_none_or(|at| at.elapsed() >= SOON)
+        {
             // As if it had not been asked: the node is as well as it was.
             return std::future::pending().await;
         }

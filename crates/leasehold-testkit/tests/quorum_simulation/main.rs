@@ -1,9 +1,10 @@
-//! The quorum over simulated nodes, seed by seed: clients lock, renew, write and release while nodes crash, forget and pause and
-//! messages are lost, late and repeated. What they believed is judged by the checker (C1 to C3), and what is left over at the end
-//! (C4) by a leftovers.
+//! The quorum over simulated nodes, seed by seed: clients lock, renew, write and release while
+//! nodes crash, forget and pause and messages are lost, late and repeated. What they believed is
+//! judged by the checker (C1 to C3), and what is left over at the end (C4) by a leftovers.
 //!
-//! `cargo test --release -p leasehold-testkit --test quorum_simulation`: 20 000 seeds. With debug assertions, 60.
-//! `LEASEHOLD_SEED=n` runs that seed alone and prints its history; `LEASEHOLD_SEEDS=n` runs so many.
+//! `cargo test --release -p leasehold-testkit --test quorum_simulation`: 20 000 seeds. With debug
+//! assertions, 60. `LEASEHOLD_SEED=n` runs that seed alone and prints its history;
+//! `LEASEHOLD_SEEDS=n` runs so many.
 
 mod client;
 mod directed;
@@ -24,7 +25,11 @@ use crate::world::{Flaw, run};
 
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is `{value}`; give a number")))
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is `{value}`; give a number")),
+    )
 }
 
 /// What is wrong with a seed.
@@ -34,8 +39,15 @@ const CHAOS: Simulation = |seed, flaw| run(seed, flaw).problems;
 const DIRECTED: Simulation = directed::run;
 
 /// Runs seeds on all processors until one of them fails; the first that does, and why.
-fn first_failure(simulation: Simulation, seeds: u64, flaw: Option<Flaw>) -> Option<(u64, Vec<String>)> {
-    let (next, found) = (AtomicU64::new(0), std::sync::Mutex::new(None::<(u64, Vec<String>)>));
+fn first_failure(
+    simulation: Simulation,
+    seeds: u64,
+    flaw: Option<Flaw>,
+) -> Option<(u64, Vec<String>)> {
+    let (next, found) = (
+        AtomicU64::new(0),
+        std::sync::Mutex::new(None::<(u64, Vec<String>)>),
+    );
     let processors = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..processors {
@@ -66,10 +78,15 @@ fn whatever_fails_the_promises_hold() {
         for line in &outcome.history {
             println!("{line}");
         }
-        assert!(outcome.problems.is_empty(), "seed {seed}: {:#?}", outcome.problems);
+        assert!(
+            outcome.problems.is_empty(),
+            "seed {seed}: {:#?}",
+            outcome.problems
+        );
         return;
     }
-    let seeds = number("LEASEHOLD_SEEDS").unwrap_or(if cfg!(debug_assertions) { 60 } else { 20_000 });
+    let seeds =
+        number("LEASEHOLD_SEEDS").unwrap_or(if cfg!(debug_assertions) { 60 } else { 20_000 });
     let begun = Instant::now();
     if let Some((seed, problems)) = first_failure(CHAOS, seeds, None) {
         panic!(
@@ -86,7 +103,8 @@ fn one_fault_where_it_hurts_breaks_no_promise() {
         assert!(problems.is_empty(), "seed {seed}: {problems:#?}");
         return;
     }
-    let seeds = number("LEASEHOLD_SEEDS").unwrap_or(if cfg!(debug_assertions) { 200 } else { 20_000 });
+    let seeds =
+        number("LEASEHOLD_SEEDS").unwrap_or(if cfg!(debug_assertions) { 200 } else { 20_000 });
     if let Some((seed, problems)) = first_failure(DIRECTED, seeds, None) {
         panic!("seed {seed}: {problems:#?}");
     }
@@ -144,7 +162,11 @@ fn graces_by_a_clock_that_is_set_are_found() {
 
 #[test]
 fn votes_asked_once_per_connection_are_found() {
-    must_be_found(DIRECTED, Flaw::Nodes(NodeBug::AskedOncePerConnection), SEEDS);
+    must_be_found(
+        DIRECTED,
+        Flaw::Nodes(NodeBug::AskedOncePerConnection),
+        SEEDS,
+    );
 }
 
 #[test]

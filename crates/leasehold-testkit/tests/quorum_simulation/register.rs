@@ -13,7 +13,11 @@ impl Register {
     pub(crate) fn read(&mut self, token: u64) -> Option<u64> {
         (token >= self.token).then(|| {
             self.token = token;
-            self.history.push(RegisterLine { token, value: self.value, write: None });
+            self.history.push(RegisterLine {
+                token,
+                value: self.value,
+                write: None,
+            });
             self.value
         })
     }
@@ -21,8 +25,15 @@ impl Register {
     pub(crate) fn write(&mut self, token: u64, proc: &str, read: u64) {
         if token >= self.token {
             (self.token, self.value) = (token, read + 1);
-            let write = Some(Write { proc: proc.to_owned(), read });
-            self.history.push(RegisterLine { token, value: self.value, write });
+            let write = Some(Write {
+                proc: proc.to_owned(),
+                read,
+            });
+            self.history.push(RegisterLine {
+                token,
+                value: self.value,
+                write,
+            });
         }
     }
 }

@@ -15,7 +15,7 @@ use leasehold_core::{
 };
 use leasehold_testkit::{
     history::{self, Event, Op, Order, Phase},
-    sim::{Network, NodeBug, SimClock, SimNode, NetworkConditions},
+    sim::{Network, NetworkConditions, NodeBug, SimClock, SimNode},
 };
 
 use crate::{
@@ -30,13 +30,14 @@ pub(crate) const TTL: Duration = Duration::from_millis(600);
 /// For how long things go wrong.
 const CHAOS: Duration = Duration::from_secs(12);
 const CLIENTS: usize = 3;
-/// After that much peace, whoever wants the lock has had it. What is left over expires within a TTL. A client that takes
-/// all nodes for dead asks them again within half a second. A node that started last is seen at the next look, within
-/// 10 s, and then each second; it votes again once it was watched for the largest TTL.
+/// After that much peace, whoever wants the lock has had it. What is left over expires within a
+/// TTL. A client that takes all nodes for dead asks them again within half a second. A node that
+/// started last is seen at the next look, within 10 s, and then each second; it votes again once it
+/// was watched for the largest TTL.
 const BOUND: Duration = Duration::from_secs(13);
 
-/// In peace, when all want the lock at once and nobody keeps it, each has it within this: far below the TTL, at which what somebody kept is
-/// free in any case.
+/// In peace, when all want the lock at once and nobody keeps it, each has it within this: far below
+/// the TTL, at which what somebody kept is free in any case.
 const RUSH: Duration = Duration::from_millis(300);
 /// How often each wants it then.
 const TURNS: usize = 5;
@@ -84,7 +85,11 @@ impl Shared {
 
     /// A duration of so many milliseconds.
     pub(crate) fn between(&self, millis: Range<u64>) -> Duration {
-        Duration::from_micros(self.dice.borrow_mut().u64(millis.start * 1000..millis.end * 1000))
+        Duration::from_micros(
+            self.dice
+                .borrow_mut()
+                .u64(millis.start * 1000..millis.end * 1000),
+        )
     }
 
     pub(crate) fn below(&self, end: u32) -> u32 {
@@ -100,14 +105,20 @@ impl Shared {
     }
 
     pub(crate) fn log(&self, line: impl FnOnce() -> String) {
-        self.faults.borrow_mut().push((self.clock.true_time(), line()));
+        self.faults
+            .borrow_mut()
+            .push((self.clock.true_time(), line()));
     }
 }
 
 /// Runs one seed from beginning to end, in no time.
 pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Outcome {
     seed_pauses(seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, simulate(seed, flaw))
 }
 
@@ -117,7 +128,12 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     let durable = dice.u32(..4) == 0;
     let count = if dice.u32(..3) == 0 { 5 } else { 3 };
     // Any two clocks part by less than the 1 % that the drift allows for.
-    let mut clock = || SimClock::wrong(Duration::from_millis(dice.u64(..3_600_000)), dice.i32(-4_000..4_000));
+    let mut clock = || {
+        SimClock::wrong(
+            Duration::from_millis(dice.u64(..3_600_000)),
+            dice.i32(-4_000..4_000),
+        )
+    };
     let nodes: Vec<_> = (0..count).map(|_| SimNode::new(clock())).collect();
     let clocks: Vec<_> = (0..CLIENTS).map(|_| clock()).collect();
     let floors = dice.bool();
@@ -141,7 +157,9 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     for (index, clock) in clocks.into_iter().enumerate() {
         let links: Vec<_> = nodes.iter().map(|node| network.connect(node)).collect();
         let proxies = shared.one_in(3);
-        links.iter().for_each(|link| link.link().set_kept(proxies && shared.one_in(2)));
+        links
+            .iter()
+            .for_each(|link| link.link().set_kept(proxies && shared.one_in(2)));
         let known = match flaw {
             Some(Flaw::MajorityOfAnswered) => vec![shared.pick(&links)],
             _ => links.clone(),
@@ -150,13 +168,35 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
             Some(Flaw::PartialWinsKept) => dynamic(Keeping::all(known, flaw)),
             _ => dynamic(known),
         };
-        let quorum = open(known, &shared, durable, index == 0 || matches!(flaw, Some(Flaw::MajorityOfAnswered))).await;
-        clients.push(Rc::new(Client::new(format!("client {index}"), clock, links, quorum, &shared)));
+        let quorum = open(
+            known,
+            &shared,
+            durable,
+            index == 0 || matches!(flaw, Some(Flaw::MajorityOfAnswered)),
+        )
+        .await;
+        clients.push(Rc::new(Client::new(
+            format!("client {index}"),
+            clock,
+            links,
+            quorum,
+            &shared,
+        )));
     }
 
-    let climate = if shared.one_in(3) { LATE } else { NetworkConditions::FAIR };
-    let faults =
-        Rc::new(Faults { network, nodes, clients: clients.clone(), shared: Rc::clone(&shared), durable, climate });
+    let climate = if shared.one_in(3) {
+        LATE
+    } else {
+        NetworkConditions::FAIR
+    };
+    let faults = Rc::new(Faults {
+        network,
+        nodes,
+        clients: clients.clone(),
+        shared: Rc::clone(&shared),
+        durable,
+        climate,
+    });
     let workers: Vec<_> = clients
         .iter()
         .map(|client| {
@@ -178,7 +218,10 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
 }
 
 fn dynamic<B: LockBackend>(links: Vec<Arc<B>>) -> Vec<Arc<dyn LockBackend>> {
-    links.into_iter().map(|link| link as Arc<dyn LockBackend>).collect()
+    links
+        .into_iter()
+        .map(|link| link as Arc<dyn LockBackend>)
+        .collect()
 }
 
 async fn open(
@@ -189,18 +232,33 @@ async fn open(
 ) -> Arc<dyn LockBackend> {
     let largest = Ttl::new(TTL).unwrap();
     // A floor that is different at each client, or none: tokens must not depend on it.
-    let (skew, start, floors) = (u64::from(shared.below(2_000)), Arc::clone(&shared.clock), shared.floors);
-    let floor = move || FencingToken::new(if floors { start.true_time() / 1_000_000 + skew } else { 0 });
-    let config = QuorumConfig::new().with_largest_ttl(largest).with_token_floor(floor);
+    let (skew, start, floors) = (
+        u64::from(shared.below(2_000)),
+        Arc::clone(&shared.clock),
+        shared.floors,
+    );
+    let floor = move || {
+        FencingToken::new(if floors {
+            start.true_time() / 1_000_000 + skew
+        } else {
+            0
+        })
+    };
+    let config = QuorumConfig::new()
+        .with_largest_ttl(largest)
+        .with_token_floor(floor);
     let quorum = QuorumBackend::open(nodes, config).await.unwrap();
     if provision {
-        let provision = Provision::new(largest).with_durable(durable).with_never_used(true);
+        let provision = Provision::new(largest)
+            .with_durable(durable)
+            .with_never_used(true);
         quorum.provision(&provision).await.unwrap();
     }
     quorum
 }
 
-/// C4: everybody gets the lock in time, also where all want it at once, and then nothing is left over.
+/// C4: everybody gets the lock in time, also where all want it at once, and then nothing is left
+/// over.
 async fn in_peace(faults: &Faults) -> Vec<String> {
     let mut problems = Vec::new();
     for client in &faults.clients {
@@ -210,8 +268,14 @@ async fn in_peace(faults: &Faults) -> Vec<String> {
     tokio::time::sleep(TTL + BOUND).await;
     problems.extend(rush(faults).await);
     for client in &faults.clients {
-        problems
-            .extend(client.locks.close().await.err().map(|error| format!("C4: {} cannot close: {error}", client.name)));
+        problems.extend(
+            client
+                .locks
+                .close()
+                .await
+                .err()
+                .map(|error| format!("C4: {} cannot close: {error}", client.name)),
+        );
     }
     tokio::time::sleep(TTL + BOUND).await;
     for (index, node) in faults.nodes.iter().enumerate() {
@@ -222,7 +286,8 @@ async fn in_peace(faults: &Faults) -> Vec<String> {
     problems
 }
 
-/// All want the lock at once, several times, and split votes. None of them waits for anything to expire.
+/// All want the lock at once, several times, and split votes. None of them waits for anything to
+/// expire.
 async fn rush(faults: &Faults) -> Vec<String> {
     let turns = faults.clients.iter().map(async |client| {
         for _ in 0..TURNS {
@@ -230,7 +295,11 @@ async fn rush(faults: &Faults) -> Vec<String> {
         }
         Ok(())
     });
-    join_all(turns).await.into_iter().filter_map(Result::err).collect()
+    join_all(turns)
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .collect()
 }
 
 fn judge(shared: &Shared, mut problems: Vec<String>) -> Outcome {
@@ -241,16 +310,45 @@ fn judge(shared: &Shared, mut problems: Vec<String>) -> Outcome {
         ("C3", history::register(&shared.register.borrow().history)),
     ];
     for (name, broken) in promises {
-        problems.extend(broken.iter().map(|violation| format!("{name}: {violation}")));
+        problems.extend(
+            broken
+                .iter()
+                .map(|violation| format!("{name}: {violation}")),
+        );
     }
     let mut lines = shared.faults.borrow().clone();
     lines.extend(events.iter().map(|event| {
-        let Event { t_ns, proc, attempt, op, phase, token, deadline, .. } = event;
+        let Event {
+            t_ns,
+            proc,
+            attempt,
+            op,
+            phase,
+            token,
+            deadline,
+            ..
+        } = event;
         let until = deadline.map_or(0, |deadline| deadline / 1_000);
-        (*t_ns, format!("{proc}: attempt {attempt}: {op:?} {phase:?}, token {}, until {until}", token.unwrap_or(0)))
+        (
+            *t_ns,
+            format!(
+                "{proc}: attempt {attempt}: {op:?} {phase:?}, token {}, until {until}",
+                token.unwrap_or(0)
+            ),
+        )
     }));
     lines.sort_by_key(|(at, _)| *at);
-    let history = lines.into_iter().map(|(at, line)| format!("{:>12} {line}", at / 1_000)).collect();
-    let grants = events.iter().filter(|event| (event.op, event.phase) == (Op::Acquire, Phase::Ok)).count();
-    Outcome { problems, history, grants }
+    let history = lines
+        .into_iter()
+        .map(|(at, line)| format!("{:>12} {line}", at / 1_000))
+        .collect();
+    let grants = events
+        .iter()
+        .filter(|event| (event.op, event.phase) == (Op::Acquire, Phase::Ok))
+        .count();
+    Outcome {
+        problems,
+        history,
+        grants,
+    }
 }

@@ -1,6 +1,6 @@
-//! A simulation of a client, the follower that it is connected to, and the leader. Each stands still at
-//! random times, messages are delayed, and at some time the leader receives nothing more. The session
-//! must not end before its deadline.
+//! A simulation of a client, the follower that it is connected to, and the leader. Each stands
+//! still at random times, messages are delayed, and at some time the leader receives nothing more.
+//! The session must not end before its deadline.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -51,18 +51,27 @@ struct Way<T> {
 
 impl<T> Way<T> {
     fn new(slowest: u64) -> Self {
-        Self { sent: VecDeque::new(), slowest, open: true }
+        Self {
+            sent: VecDeque::new(),
+            slowest,
+            open: true,
+        }
     }
 
     fn send(&mut self, now: u64, dice: &mut Dice, what: T) {
         if self.open {
             let after = self.sent.back().map_or(0, |(arrives, _)| *arrives);
-            self.sent.push_back((after.max(now + dice.below(self.slowest + 1)), what));
+            self.sent
+                .push_back((after.max(now + dice.below(self.slowest + 1)), what));
         }
     }
 
     fn take(&mut self, now: u64) -> Option<T> {
-        if self.sent.front()?.0 <= now { self.sent.pop_front().map(|(_, what)| what) } else { None }
+        if self.sent.front()?.0 <= now {
+            self.sent.pop_front().map(|(_, what)| what)
+        } else {
+            None
+        }
     }
 }
 
@@ -76,8 +85,16 @@ struct Process {
 
 impl Process {
     fn of(dice: &mut Dice) -> Self {
-        let every = if dice.below(3) == 0 { 0 } else { 200 + dice.below(4_000) };
-        Self { until: 0, every, longest: 1 + dice.below(TTL) }
+        let every = if dice.below(3) == 0 {
+            0
+        } else {
+            200 + dice.below(4_000)
+        };
+        Self {
+            until: 0,
+            every,
+            longest: 1 + dice.below(TTL),
+        }
     }
 
     fn runs(&mut self, now: u64, dice: &mut Dice) -> bool {
@@ -110,20 +127,25 @@ fn believed_too_long(seed: u64, beats: Beats) -> u64 {
     let dice = &mut Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let tick = 100 + dice.below(TTL / 2 - 100);
     let liveness = Liveness::new(Duration::from_millis(tick), at(0));
-    // What goes wrong between a leader that goes on and its next ping takes a quick network, and a transaction as soon as
-    // the leader has answered.
+    // What goes wrong between a leader that goes on and its next ping takes a quick network, and a
+    // transaction as soon as the leader has answered.
     let quick = dice.below(2) == 0;
     let slowest = dice.below(if quick { 4 } else { 30 });
     let (mut up, mut down) = (Way::<Request>::new(slowest), Way::<Request>::new(slowest));
-    let (mut to_leader, mut to_follower) = (Way::<FromFollower>::new(slowest), Way::<FromLeader>::new(slowest));
-    let (mut client, mut follower, mut leader) = (Process::of(dice), Process::of(dice), Process::of(dice));
+    let (mut to_leader, mut to_follower) = (
+        Way::<FromFollower>::new(slowest),
+        Way::<FromLeader>::new(slowest),
+    );
+    let (mut client, mut follower, mut leader) =
+        (Process::of(dice), Process::of(dice), Process::of(dice));
     // Often the leader stands still until then.
     let cut = TTL + dice.below(STEPS - 3 * TTL);
     let stop = cut - dice.below(TTL);
     // A ping is due at this time; it goes out when the leader has had so much time to do so.
     let (mut due, mut late) = (dice.below(tick / 2 + 1), 0);
     let (mut touched, mut ends) = (false, TTL);
-    let (mut beat, mut next_beat, mut next_transaction, mut transaction) = (None, BEAT, TTL / 3, None);
+    let (mut beat, mut next_beat, mut next_transaction, mut transaction) =
+        (None, BEAT, TTL / 3, None);
     let mut deadline = TTL;
     for now in 0..STEPS {
         if now == stop && !seed.is_multiple_of(4) {
@@ -166,7 +188,9 @@ fn believed_too_long(seed: u64, beats: Beats) -> u64 {
             }
             while let Some(arrived) = to_follower.take(now) {
                 match arrived {
-                    FromLeader::Ping => to_leader.send(now, dice, FromFollower::Told(std::mem::take(&mut touched))),
+                    FromLeader::Ping => {
+                        to_leader.send(now, dice, FromFollower::Told(std::mem::take(&mut touched)))
+                    }
                     FromLeader::Answer(request) => down.send(now, dice, request),
                 }
             }
@@ -226,14 +250,18 @@ fn a_session_lives_until_its_deadline_in_every_simulation() {
 /// The simulation finds it.
 #[test]
 fn beats_that_a_follower_answers_are_found_out() {
-    let found = (1..=SEEDS).filter(|seed| believed_too_long(*seed, Beats::Follower) > 0).count();
+    let found = (1..=SEEDS)
+        .filter(|seed| believed_too_long(*seed, Beats::Follower) > 0)
+        .count();
     assert!(found > SEEDS as usize / 50, "{found} of {SEEDS}");
 }
 
 /// A leader that has just gone on answers one before it sends the ping that is due.
 #[test]
 fn one_beat_instead_of_two_is_found_out() {
-    let found = (1..=SEEDS).filter(|seed| believed_too_long(*seed, Beats::Doubled) > 0).count();
+    let found = (1..=SEEDS)
+        .filter(|seed| believed_too_long(*seed, Beats::Doubled) > 0)
+        .count();
     assert!(found >= 3, "{found} of {SEEDS}");
 }
 

@@ -38,7 +38,10 @@ impl Busy {
     where
         W: Future<Output = bool> + Send + 'static,
     {
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, written) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
@@ -56,7 +59,9 @@ impl Busy {
                     if stopped.load(Ordering::Relaxed) {
                         return;
                     }
-                    let Ok(permit) = Arc::clone(&under_way).acquire_owned().await else { return };
+                    let Ok(permit) = Arc::clone(&under_way).acquire_owned().await else {
+                        return;
+                    };
                     let (writing, counted) = (write(&connection, n), Arc::clone(&counted));
                     tokio::spawn(async move {
                         counted.fetch_add(u64::from(writing.await), Ordering::Relaxed);
@@ -65,7 +70,12 @@ impl Busy {
                 }
             });
         });
-        Ok(Self { stop, written, since: Instant::now(), thread: Some(thread) })
+        Ok(Self {
+            stop,
+            written,
+            since: Instant::now(),
+            thread: Some(thread),
+        })
     }
 
     /// How many writes there were per second.
@@ -86,6 +96,8 @@ impl Drop for Busy {
 
 impl fmt::Debug for Busy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Busy").field("per_second", &self.per_second()).finish_non_exhaustive()
+        f.debug_struct("Busy")
+            .field("per_second", &self.per_second())
+            .finish_non_exhaustive()
     }
 }

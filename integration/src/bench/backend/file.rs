@@ -54,7 +54,10 @@ impl Backend for Files {
 }
 
 pub(super) fn subjects_at(folder: &str) -> Vec<Box<dyn Subject>> {
-    let (floor, ours) = (PathBuf::from(folder).join("floor"), PathBuf::from(folder).join("leasehold"));
+    let (floor, ours) = (
+        PathBuf::from(folder).join("floor"),
+        PathBuf::from(folder).join("leasehold"),
+    );
     let leasehold = Leasehold::new(move || {
         let opened = FileBackend::open(&ours).map(LockClient::new);
         async move { opened }
@@ -62,7 +65,8 @@ pub(super) fn subjects_at(folder: &str) -> Vec<Box<dyn Subject>> {
     vec![Box::new(Floor(floor)), Box::new(leasehold)]
 }
 
-/// The bare calls: open the file, lock it (in a blocking thread if another has it), write the next token, close it.
+/// The bare calls: open the file, lock it (in a blocking thread if another has it), write the next
+/// token, close it.
 struct Floor(PathBuf);
 
 impl Source for Floor {
@@ -73,7 +77,10 @@ impl Source for Floor {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        matches!(scenario, Scenario::Pair | Scenario::Handoff | Scenario::Counter)
+        matches!(
+            scenario,
+            Scenario::Pair | Scenario::Handoff | Scenario::Counter
+        )
     }
 
     async fn open(&self) -> Result<Folder> {
@@ -108,13 +115,22 @@ impl Lock for FileLock {
     type Held = File;
 
     async fn acquire(&mut self) -> Result<File> {
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&self.0);
+        let open = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&self.0)
+        };
         let mut file = open().map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let locked = spawn_blocking(move || file.lock().map(|()| file)).await;
-                file = locked.map_err(|error| HarnessError::caused_by("a thread failed", error))?.map_err(failed)?;
+                file = locked
+                    .map_err(|error| HarnessError::caused_by("a thread failed", error))?
+                    .map_err(failed)?;
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }

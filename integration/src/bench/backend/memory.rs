@@ -38,7 +38,12 @@ impl Backend for Memory {
 }
 
 pub(super) fn subjects() -> Vec<Box<dyn Subject>> {
-    vec![Box::new(Floor), Box::new(Leasehold::new(|| async { Ok(LockClient::new(MemoryBackend::new())) }))]
+    vec![
+        Box::new(Floor),
+        Box::new(Leasehold::new(|| async {
+            Ok(LockClient::new(MemoryBackend::new()))
+        })),
+    ]
 }
 
 /// A map of tokio's mutexes, and a counter: no lease, no deadline.

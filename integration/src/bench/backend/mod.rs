@@ -35,7 +35,11 @@ pub(super) trait Backend: Sync {
 
     /// Stops so many of them, without ending them.
     fn stop_nodes(&self, count: usize) -> Result<()> {
-        if count == 0 { Ok(()) } else { Err(HarnessError::new("that backend is no quorum")) }
+        if count == 0 {
+            Ok(())
+        } else {
+            Err(HarnessError::new("that backend is no quorum"))
+        }
     }
 
     /// Lets them go on.
@@ -43,7 +47,8 @@ pub(super) trait Backend: Sync {
         Ok(())
     }
 
-    /// How many times slower than a server in memory it answers under load: a round of `pair` lasts so many times longer.
+    /// How many times slower than a server in memory it answers under load: a round of `pair` lasts
+    /// so many times longer.
     fn pace(&self) -> u32 {
         1
     }

@@ -1,5 +1,5 @@
-//! `contenders`: 16 tasks in 4 processes that want one lock all the time, and how long one of them waits for it, in hand-offs among
-//! the others.
+//! `contenders`: 16 tasks in 4 processes that want one lock all the time, and how long one of them
+//! waits for it, in hand-offs among the others.
 
 use std::time::Duration;
 
@@ -29,11 +29,21 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
     let name = backend.name().name();
-    let Some(location) = backend.location() else { return Ok(Vec::new()) };
-    let runtime = plan.runtimes.first().copied().unwrap_or(RuntimeKind::CurrentThread);
+    let Some(location) = backend.location() else {
+        return Ok(Vec::new());
+    };
+    let runtime = plan
+        .runtimes
+        .first()
+        .copied()
+        .unwrap_or(RuntimeKind::CurrentThread);
     let mut rows = Vec::new();
     for subject in plan.subjects(backend, Scenario::Contenders) {
-        progress.step(format_args!("{name}: {} contenders of {}", PROCESSES * TASKS, subject.name()));
+        progress.step(format_args!(
+            "{name}: {} contenders of {}",
+            PROCESSES * TASKS,
+            subject.name()
+        ));
         let spawn = || {
             worker::spawn(&WorkerArguments {
                 role: Scenario::Contenders,
@@ -45,7 +55,9 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
                 seconds: plan.contenders_for,
             })
         };
-        let mut peers = (0..PROCESSES).map(|_| spawn()).collect::<Result<Vec<_>>>()?;
+        let mut peers = (0..PROCESSES)
+            .map(|_| spawn())
+            .collect::<Result<Vec<_>>>()?;
         for peer in &mut peers {
             peer.hear(PATIENCE)?;
         }
@@ -56,16 +68,26 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
         for peer in &mut peers {
             let stamps = peer.hear(PATIENCE)?;
             let stamps: Result<Vec<u64>, _> = stamps.split_whitespace().map(str::parse).collect();
-            let stamps = stamps.map_err(|error| HarnessError::caused_by("a worker said no numbers", error))?;
+            let stamps = stamps
+                .map_err(|error| HarnessError::caused_by("a worker said no numbers", error))?;
             waits.extend(stamps.chunks_exact(2).map(|wait| (wait[0], wait[1])));
         }
         let mut grants: Vec<_> = waits.iter().map(|(_, held)| *held).collect();
         grants.sort_unstable();
         let at = |stamp: u64| grants.partition_point(|granted| *granted < stamp);
-        let handoffs: Vec<_> = waits.iter().map(|(began, held)| (at(*held) - at(*began)) as f64).collect();
+        let handoffs: Vec<_> = waits
+            .iter()
+            .map(|(began, held)| (at(*held) - at(*began)) as f64)
+            .collect();
         let nanos: Vec<_> = waits.iter().map(|(began, held)| held - began).collect();
-        let mut row =
-            Row::new(name, Scenario::Contenders, PROCESSES * TASKS, &*subject, runtime, Figure::Costs(Vec::new()));
+        let mut row = Row::new(
+            name,
+            Scenario::Contenders,
+            PROCESSES * TASKS,
+            &*subject,
+            runtime,
+            Figure::Costs(Vec::new()),
+        );
         row.handoffs_waited_p50 = median(handoffs.iter().copied());
         row.handoffs_waited_max = handoffs.iter().copied().reduce(f64::max);
         row.per_second = Some(grants.len() as f64 / plan.contenders_for as f64);
@@ -96,7 +118,10 @@ pub(crate) async fn take_part<S: Source>(
     while let Some(done) = contenders.join_next().await {
         stamps.extend(done.map_err(|error| HarnessError::caused_by("a task failed", error))??);
     }
-    let stamps: Vec<_> = stamps.iter().map(|(began, held)| format!("{began} {held}")).collect();
+    let stamps: Vec<_> = stamps
+        .iter()
+        .map(|(began, held)| format!("{began} {held}"))
+        .collect();
     tell(stamps.join(" "));
     Ok(())
 }

@@ -41,29 +41,50 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
     let name = backend.name().name();
     let mut rows = Vec::new();
     for &kind in plan.runtimes {
-        let mut measured: Vec<_> = subjects.iter().map(|_| (Latencies::new(), Vec::new())).collect();
+        let mut measured: Vec<_> = subjects
+            .iter()
+            .map(|_| (Latencies::new(), Vec::new()))
+            .collect();
         for round in 0..plan.rounds {
             for (subject, (latencies, rates)) in subjects.iter().zip(&mut measured) {
                 // One round of who polls is long enough.
                 if round > 0 && !subject.period().is_zero() {
                     continue;
                 }
-                progress.step(format_args!("{name}: counter of {TASKS} tasks, {}, {}", kind.name(), subject.name()));
+                progress.step(format_args!(
+                    "{name}: counter of {TASKS} tasks, {}, {}",
+                    kind.name(),
+                    subject.name()
+                ));
                 let count = kind.build()?.block_on(subject.count(TASKS))?;
                 latencies.extend(&count.waits);
                 rates.push(count.per_second);
             }
         }
-        rows.extend(subjects.iter().zip(measured).map(|(subject, (latencies, rates))| {
-            Row::new(name, Scenario::Counter, TASKS, &**subject, kind, Figure::Rates(rates)).with_latencies(&latencies)
-        }));
+        rows.extend(
+            subjects
+                .iter()
+                .zip(measured)
+                .map(|(subject, (latencies, rates))| {
+                    Row::new(
+                        name,
+                        Scenario::Counter,
+                        TASKS,
+                        &**subject,
+                        kind,
+                        Figure::Rates(rates),
+                    )
+                    .with_latencies(&latencies)
+                }),
+        );
     }
     Ok(rows)
 }
 
 pub(crate) async fn measure<S: Source>(source: &S, tasks: usize) -> Result<Count> {
     let locks = source.open().await?;
-    // The floor has no queue of its own: it takes turns within the process as anybody would make it.
+    // The floor has no queue of its own: it takes turns within the process as anybody would make
+    // it.
     let queue = (source.name() == FLOOR).then(|| Arc::new(Mutex::new(())));
     let value = Arc::new(AtomicU64::new(0));
     let each = INCREMENTS / tasks;
@@ -81,9 +102,15 @@ pub(crate) async fn measure<S: Source>(source: &S, tasks: usize) -> Result<Count
     locks.close().await?;
     let (counted, expected) = (value.load(Ordering::Relaxed), (each * tasks) as u64);
     if counted != expected {
-        return Err(HarnessError::new(format!("{}: {counted} of {expected} increments survived", source.name())));
+        return Err(HarnessError::new(format!(
+            "{}: {counted} of {expected} increments survived",
+            source.name()
+        )));
     }
-    Ok(Count { per_second: expected as f64 / elapsed.as_secs_f64(), waits })
+    Ok(Count {
+        per_second: expected as f64 / elapsed.as_secs_f64(),
+        waits,
+    })
 }
 
 async fn increments<L: Lock>(

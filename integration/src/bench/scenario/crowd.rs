@@ -1,7 +1,7 @@
 //! `crowd`: a thousand waiters in one process.
 //!
-//! How many requests a hand-off costs the server, with a thousand waiters and with ten; and how long a process with one
-//! waiter waits for its turn beside them, in hand-offs among the thousand.
+//! How many requests a hand-off costs the server, with a thousand waiters and with ten; and how
+//! long a process with one waiter waits for its turn beside them, in hand-offs among the thousand.
 
 use std::{
     sync::{
@@ -49,7 +49,11 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
         return Ok(Vec::new());
     };
     let subjects = plan.subjects(backend, Scenario::Crowd);
-    let runtime = plan.runtimes.first().copied().unwrap_or(RuntimeKind::CurrentThread);
+    let runtime = plan
+        .runtimes
+        .first()
+        .copied()
+        .unwrap_or(RuntimeKind::CurrentThread);
     let mut rows = Vec::new();
     for subject in &subjects {
         let spawn = |waiters| {
@@ -64,7 +68,10 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
             })
         };
         for waiters in CROWDS {
-            progress.step(format_args!("{name}: {} with {waiters} waiters", subject.name()));
+            progress.step(format_args!(
+                "{name}: {} with {waiters} waiters",
+                subject.name()
+            ));
             let mut row = commands(plan, backend, &**subject, runtime, waiters, spawn(waiters)?)?;
             let lone = lone(spawn(waiters)?, spawn(1)?, plan.lone_turns)?;
             row.handoffs_waited_p50 = median(lone.handoffs.iter().copied());
@@ -90,14 +97,27 @@ fn commands(
     crowd.say(&format!("run {}", plan.crowd_handoffs))?;
     let done = numbers(&crowd.hear(PATIENCE)?)?;
     let after = backend.commands()?;
-    let &[handoffs, nanos] = &*done else { return Err(HarnessError::new("a worker says too little")) };
+    let &[handoffs, nanos] = &*done else {
+        return Err(HarnessError::new("a worker says too little"));
+    };
     let commands = match (before, after) {
         (Some(before), Some(after)) => Some((after - before) as f64 / handoffs as f64),
         _ => None,
     };
     let figure = Figure::Costs(commands.into_iter().collect());
-    let row = Row::new(backend.name().name(), Scenario::Crowd, waiters, subject, runtime, figure);
-    Ok(Row { commands_per_handoff: commands, per_second: Some(handoffs as f64 / nanos as f64 * 1e9), ..row })
+    let row = Row::new(
+        backend.name().name(),
+        Scenario::Crowd,
+        waiters,
+        subject,
+        runtime,
+        figure,
+    );
+    Ok(Row {
+        commands_per_handoff: commands,
+        per_second: Some(handoffs as f64 / nanos as f64 * 1e9),
+        ..row
+    })
 }
 
 /// What the one beside a crowd saw, turn by turn.
@@ -127,7 +147,9 @@ fn lone(mut crowd: Peer, mut one: Peer, turns: usize) -> Result<Lone> {
 
 fn numbers(line: &str) -> Result<Vec<u64>> {
     let numbers: Result<_, _> = line.split_whitespace().map(str::parse).collect();
-    numbers.map_err(|error| HarnessError::caused_by("a worker said something else than numbers", error))
+    numbers.map_err(|error| {
+        HarnessError::caused_by("a worker said something else than numbers", error)
+    })
 }
 
 /// The worker: a crowd, or the one beside it.
@@ -154,7 +176,9 @@ pub(crate) async fn take_part<S: Source>(
                 tell(waiters);
             }
             ("run", handoffs) => {
-                let handoffs = handoffs.parse().map_err(|error| HarnessError::caused_by("bad order", error))?;
+                let handoffs = handoffs
+                    .parse()
+                    .map_err(|error| HarnessError::caused_by("bad order", error))?;
                 let begun = process::now();
                 open(&mut lock, &mut gate).await?;
                 while crowd.len() < handoffs {
@@ -170,7 +194,9 @@ pub(crate) async fn take_part<S: Source>(
                 tell(stamps.join(" "));
             }
             ("turns", turns) => {
-                let turns: usize = turns.parse().map_err(|error| HarnessError::caused_by("bad order", error))?;
+                let turns: usize = turns
+                    .parse()
+                    .map_err(|error| HarnessError::caused_by("bad order", error))?;
                 let mut stamps = Vec::new();
                 for _ in 0..turns {
                     let began = process::now();

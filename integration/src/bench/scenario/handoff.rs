@@ -1,7 +1,8 @@
-//! `handoff`: from the begin of a release until another process, which waits, has the lock; `handoff-busy`: the same while
-//! somebody else writes to the server.
+//! `handoff`: from the begin of a release until another process, which waits, has the lock;
+//! `handoff-busy`: the same while somebody else writes to the server.
 //!
-//! Two processes take turns, so that every sample is a change of process. Their stamps are of a clock that they share.
+//! Two processes take turns, so that every sample is a change of process. Their stamps are of a
+//! clock that they share.
 
 use std::{pin::pin, task::Poll, thread, time::Duration};
 
@@ -25,24 +26,36 @@ use crate::{
     peer::{Peer, tell},
 };
 
-/// The holder holds at least this long after the other began to wait: its request has been refused by then.
+/// The holder holds at least this long after the other began to wait: its request has been refused
+/// by then.
 const HOLD: Duration = Duration::from_millis(2);
 /// What somebody else writes in `handoff-busy`.
 const WRITES_PER_SECOND: u32 = 500;
 /// A poller may sleep for long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) fn run(scenario: Scenario, plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
+pub(super) fn run(
+    scenario: Scenario,
+    plan: &Plan,
+    backend: &dyn Backend,
+    progress: &Progress,
+) -> Result<Vec<Row>> {
     let name = backend.name().name();
     let Some(location) = backend.location() else {
-        progress.skip(format_args!("{} of {name}: it lives in one process", scenario.name()));
+        progress.skip(format_args!(
+            "{} of {name}: it lives in one process",
+            scenario.name()
+        ));
         return Ok(Vec::new());
     };
     let busy = match scenario {
         Scenario::HandoffBusy => match backend.busy(WRITES_PER_SECOND)? {
             Some(busy) => Some(busy),
             None => {
-                progress.skip(format_args!("{} of {name}: nobody else writes to it here", scenario.name()));
+                progress.skip(format_args!(
+                    "{} of {name}: nobody else writes to it here",
+                    scenario.name()
+                ));
                 return Ok(Vec::new());
             }
         },
@@ -54,12 +67,20 @@ pub(super) fn run(scenario: Scenario, plan: &Plan, backend: &dyn Backend, progre
         progress.step(format_args!("{name}: {}, {}", scenario.name(), kind.name()));
         let mut measured = Vec::new();
         for subject in &subjects {
-            measured.push((Game::start(backend, &location, &**subject, kind)?, Latencies::new(), Vec::new()));
+            measured.push((
+                Game::start(backend, &location, &**subject, kind)?,
+                Latencies::new(),
+                Vec::new(),
+            ));
         }
         for _ in 0..plan.rounds {
             for (subject, (game, latencies, medians)) in subjects.iter().zip(&mut measured) {
                 let (woken, polling) = plan.handoffs;
-                let handoffs = if subject.period().is_zero() { woken } else { polling };
+                let handoffs = if subject.period().is_zero() {
+                    woken
+                } else {
+                    polling
+                };
                 let nanos = game.play(handoffs)?;
                 medians.push(Latencies::of(&nanos).quantile(0.5));
                 latencies.extend(&nanos);
@@ -72,7 +93,10 @@ pub(super) fn run(scenario: Scenario, plan: &Plan, backend: &dyn Backend, progre
         }
     }
     if let Some(busy) = busy {
-        progress.step(format_args!("{name}: beside {:.0} writes per second", busy.per_second()));
+        progress.step(format_args!(
+            "{name}: beside {:.0} writes per second",
+            busy.per_second()
+        ));
     }
     Ok(rows)
 }
@@ -85,7 +109,12 @@ struct Game {
 }
 
 impl Game {
-    fn start(backend: &dyn Backend, location: &str, subject: &dyn Subject, runtime: RuntimeKind) -> Result<Self> {
+    fn start(
+        backend: &dyn Backend,
+        location: &str,
+        subject: &dyn Subject,
+        runtime: RuntimeKind,
+    ) -> Result<Self> {
         let spawn = || {
             worker::spawn(&WorkerArguments {
                 role: Scenario::Handoff,
@@ -97,7 +126,11 @@ impl Game {
                 seconds: 0,
             })
         };
-        let mut game = Self { holder: spawn()?, waiter: spawn()?, period: subject.period() };
+        let mut game = Self {
+            holder: spawn()?,
+            waiter: spawn()?,
+            period: subject.period(),
+        };
         game.holder.say("acquire")?;
         heard(&mut game.holder, "waiting")?;
         heard(&mut game.holder, "held")?;
@@ -123,7 +156,8 @@ impl Game {
         Ok(nanos)
     }
 
-    /// Without this the lock would be held for a TTL after its holder is gone, and the next game would wait for it.
+    /// Without this the lock would be held for a TTL after its holder is gone, and the next game
+    /// would wait for it.
     fn end(mut self) -> Result<()> {
         self.holder.say("release")?;
         heard(&mut self.holder, "released").map(drop)
@@ -133,12 +167,17 @@ impl Game {
 /// The stamp of the next thing that the peer tells, which is to be this.
 fn heard(peer: &mut Peer, expected: &str) -> Result<u64> {
     let line = peer.hear(PATIENCE)?;
-    let stamp = line.strip_prefix(expected).and_then(|stamp| stamp.trim().parse().ok());
+    let stamp = line
+        .strip_prefix(expected)
+        .and_then(|stamp| stamp.trim().parse().ok());
     stamp.ok_or_else(|| HarnessError::new(format!("a worker said {line:?} and not {expected:?}")))
 }
 
 /// The worker: acquires and releases as it is told.
-pub(crate) async fn take_turns<S: Source>(source: &S, mut orders: UnboundedReceiver<String>) -> Result<()> {
+pub(crate) async fn take_turns<S: Source>(
+    source: &S,
+    mut orders: UnboundedReceiver<String>,
+) -> Result<()> {
     let locks = source.open().await?;
     let mut lock = locks.lock("handoff");
     let mut held = None;

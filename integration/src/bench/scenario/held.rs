@@ -60,20 +60,38 @@ struct Holder {
     worker: Peer,
 }
 
-pub(super) fn run(plan: &Plan, backends: &[Box<dyn Backend>], progress: &Progress) -> Result<Vec<Row>> {
+pub(super) fn run(
+    plan: &Plan,
+    backends: &[Box<dyn Backend>],
+    progress: &Progress,
+) -> Result<Vec<Row>> {
     let (leases, seconds) = plan.held;
     // What is held is quiet: the kind of runtime matters little.
-    let runtime = plan.runtimes.first().copied().unwrap_or(RuntimeKind::CurrentThread);
+    let runtime = plan
+        .runtimes
+        .first()
+        .copied()
+        .unwrap_or(RuntimeKind::CurrentThread);
     let mut holders = Vec::new();
     for backend in backends {
-        let (name, leases) = (backend.name().name(), backend.most_leases().map_or(leases, |most| most.min(leases)));
+        let (name, leases) = (
+            backend.name().name(),
+            backend
+                .most_leases()
+                .map_or(leases, |most| most.min(leases)),
+        );
         if leases < plan.held.0 {
-            let why = format_args!("held of {name} with more than {leases} leases: `ulimit -Hn` allows no more");
+            let why = format_args!(
+                "held of {name} with more than {leases} leases: `ulimit -Hn` allows no more"
+            );
             progress.step(format_args!("not measured: {why}"));
             progress.skip(why);
         }
         for subject in plan.subjects(&**backend, Scenario::Held) {
-            progress.step(format_args!("{name}: {} is to hold {leases} leases for {seconds} s", subject.name()));
+            progress.step(format_args!(
+                "{name}: {} is to hold {leases} leases for {seconds} s",
+                subject.name()
+            ));
             let worker = worker::spawn(&WorkerArguments {
                 role: Scenario::Held,
                 on: backend.name(),
@@ -83,20 +101,48 @@ pub(super) fn run(plan: &Plan, backends: &[Box<dyn Backend>], progress: &Progres
                 count: leases,
                 seconds,
             })?;
-            holders.push(Holder { backend: name, subject, leases, worker });
+            holders.push(Holder {
+                backend: name,
+                subject,
+                leases,
+                worker,
+            });
         }
     }
     let heard = hear_all(&mut holders, Duration::from_secs(seconds), progress)?;
-    let rows = holders.iter().zip(heard).map(|(holder, (cpu_percent, bytes_per_lease))| {
-        let Holder { backend, subject, leases, .. } = holder;
-        let row = Row::new(backend, Scenario::Held, *leases, &**subject, runtime, Figure::Costs(vec![cpu_percent]));
-        Row { cpu_percent: Some(cpu_percent), bytes_per_lease: Some(bytes_per_lease), ..row }
-    });
+    let rows = holders
+        .iter()
+        .zip(heard)
+        .map(|(holder, (cpu_percent, bytes_per_lease))| {
+            let Holder {
+                backend,
+                subject,
+                leases,
+                ..
+            } = holder;
+            let row = Row::new(
+                backend,
+                Scenario::Held,
+                *leases,
+                &**subject,
+                runtime,
+                Figure::Costs(vec![cpu_percent]),
+            );
+            Row {
+                cpu_percent: Some(cpu_percent),
+                bytes_per_lease: Some(bytes_per_lease),
+                ..row
+            }
+        });
     Ok(rows.collect())
 }
 
 /// What all of them say in the end. Shows every second how far they are.
-fn hear_all(holders: &mut [Holder], duration: Duration, progress: &Progress) -> Result<Vec<(f64, f64)>> {
+fn hear_all(
+    holders: &mut [Holder],
+    duration: Duration,
+    progress: &Progress,
+) -> Result<Vec<(f64, f64)>> {
     let stages = [(); 2].map(|()| AtomicUsize::new(0));
     let [holding, done] = &stages;
     let all = holders.len();
@@ -118,13 +164,18 @@ fn hear_all(holders: &mut [Holder], duration: Duration, progress: &Progress) -> 
             thread::sleep(TICK);
             if tick % TICKS_SHOWN == 0 {
                 let [holding, done] = [holding, done].map(|stage| stage.load(Ordering::Relaxed));
-                progress
-                    .step(format_args!("held: of {all} subjects, {holding} have all their leases, {done} are done"));
+                progress.step(format_args!(
+                    "held: of {all} subjects, {holding} have all their leases, {done} are done"
+                ));
             }
         }
         let mut all = Vec::new();
         for heard in hearing {
-            all.push(heard.join().map_err(|_| HarnessError::new("a thread panicked"))??);
+            all.push(
+                heard
+                    .join()
+                    .map_err(|_| HarnessError::new("a thread panicked"))??,
+            );
         }
         Ok(all)
     })
@@ -142,7 +193,11 @@ fn figures(worker: &mut Peer, holding: &AtomicUsize, duration: Duration) -> Resu
 }
 
 /// The worker.
-pub(crate) async fn measure<S: Source>(source: &S, leases: usize, duration: Duration) -> Result<Holding> {
+pub(crate) async fn measure<S: Source>(
+    source: &S,
+    leases: usize,
+    duration: Duration,
+) -> Result<Holding> {
     let locks = source.open().await?;
     // What is needed once, however many leases there are.
     let warm = acquire_all(&locks, "warm", TASKS).await?;
@@ -158,23 +213,30 @@ pub(crate) async fn measure<S: Source>(source: &S, leases: usize, duration: Dura
     } else {
         time::sleep(duration).await;
     }
-    let cpu_percent = (process::cpu_time() - cpu).as_secs_f64() / started.elapsed().as_secs_f64() * 100.0;
+    let cpu_percent =
+        (process::cpu_time() - cpu).as_secs_f64() / started.elapsed().as_secs_f64() * 100.0;
     // Fails if one was lost.
     release_all(&locks, held).await?;
     locks.close().await?;
-    Ok(Holding { cpu_percent, bytes_per_lease: bytes as f64 / leases as f64 })
+    Ok(Holding {
+        cpu_percent,
+        bytes_per_lease: bytes as f64 / leases as f64,
+    })
 }
 
 async fn acquire_all<L: Locks>(locks: &L, name: &str, leases: usize) -> Result<Vec<Held<L>>> {
     let mut tasks = JoinSet::new();
     for task in 0..TASKS {
-        let mine: Vec<_> = (task..leases).step_by(TASKS).map(|n| locks.lock(&format!("{name}/{n}"))).collect();
+        let mine: Vec<_> = (task..leases)
+            .step_by(TASKS)
+            .map(|n| locks.lock(&format!("{name}/{n}")))
+            .collect();
         tasks.spawn(async move {
             let mut held = Vec::with_capacity(mine.len());
             for mut lock in mine {
                 held.push(lock.acquire().await?);
-                // File locks are taken without waiting for anything. Without a turn for others nobody would renew the
-                // first of ten thousand until the last is there.
+                // File locks are taken without waiting for anything. Without a turn for others
+                // nobody would renew the first of ten thousand until the last is there.
                 yield_now().await;
             }
             Ok(held)
@@ -211,7 +273,8 @@ async fn renew_all<L: Locks>(locks: &L, held: &[Held<L>], duration: Duration) ->
     let mut renewed = 0;
     while started.elapsed() < duration {
         ticks.tick().await;
-        let due = (started.elapsed().as_secs_f64() / RENEWAL.as_secs_f64() * held.len() as f64) as usize;
+        let due =
+            (started.elapsed().as_secs_f64() / RENEWAL.as_secs_f64() * held.len() as f64) as usize;
         for n in renewed..due {
             locks.renew(&held[n % held.len()]).await?;
         }

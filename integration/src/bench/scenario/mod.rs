@@ -50,7 +50,12 @@ impl Scenario {
     }
 
     /// Measures it of all backends.
-    pub(super) fn run(self, plan: &Plan, backends: &[Box<dyn Backend>], progress: &Progress) -> Result<Vec<Row>> {
+    pub(super) fn run(
+        self,
+        plan: &Plan,
+        backends: &[Box<dyn Backend>],
+        progress: &Progress,
+    ) -> Result<Vec<Row>> {
         if self == Self::Held {
             return held::run(plan, backends, progress);
         }
@@ -58,7 +63,9 @@ impl Scenario {
         for backend in backends {
             rows.extend(match self {
                 Self::Pair => pair::run(plan, &**backend, progress)?,
-                Self::Handoff | Self::HandoffBusy => handoff::run(self, plan, &**backend, progress)?,
+                Self::Handoff | Self::HandoffBusy => {
+                    handoff::run(self, plan, &**backend, progress)?
+                }
                 Self::Counter => counter::run(plan, &**backend, progress)?,
                 Self::Crowd => crowd::run(plan, &**backend, progress)?,
                 Self::Contenders => contenders::run(plan, &**backend, progress)?,

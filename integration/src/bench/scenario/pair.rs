@@ -17,7 +17,8 @@ use crate::{
     },
 };
 
-/// Pairs after which a task lets others run even if it never had to wait: a memory backend answers at once.
+/// Pairs after which a task lets others run even if it never had to wait: a memory backend answers
+/// at once.
 const TURN: usize = 64;
 
 /// One subject's turn.
@@ -41,8 +42,14 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
     let mut rows = Vec::new();
     for &kind in plan.runtimes {
         for &tasks in &plan.tasks {
-            progress.step(format_args!("{name}: pairs of {tasks} tasks, {}", kind.name()));
-            let mut measured: Vec<_> = subjects.iter().map(|_| (Latencies::new(), Vec::new())).collect();
+            progress.step(format_args!(
+                "{name}: pairs of {tasks} tasks, {}",
+                kind.name()
+            ));
+            let mut measured: Vec<_> = subjects
+                .iter()
+                .map(|_| (Latencies::new(), Vec::new()))
+                .collect();
             for round in 0..plan.rounds {
                 // There and back, so that none always comes first.
                 let mut turn: Vec<_> = subjects.iter().zip(&mut measured).collect();
@@ -50,15 +57,33 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
                     turn.reverse();
                 }
                 for (subject, (latencies, rates)) in turn {
-                    let (warm_up, time) = (plan.pair.0 * backend.pace(), plan.pair.1 * backend.pace());
-                    let pairs = kind.build()?.block_on(subject.pairs(PairRound { tasks, warm_up, time }))?;
+                    let (warm_up, time) =
+                        (plan.pair.0 * backend.pace(), plan.pair.1 * backend.pace());
+                    let pairs = kind.build()?.block_on(subject.pairs(PairRound {
+                        tasks,
+                        warm_up,
+                        time,
+                    }))?;
                     latencies.extend(&pairs.nanos);
                     rates.push(pairs.per_second);
                 }
             }
-            rows.extend(subjects.iter().zip(measured).map(|(subject, (latencies, rates))| {
-                Row::new(name, Scenario::Pair, tasks, &**subject, kind, Figure::Rates(rates)).with_latencies(&latencies)
-            }));
+            rows.extend(
+                subjects
+                    .iter()
+                    .zip(measured)
+                    .map(|(subject, (latencies, rates))| {
+                        Row::new(
+                            name,
+                            Scenario::Pair,
+                            tasks,
+                            &**subject,
+                            kind,
+                            Figure::Rates(rates),
+                        )
+                        .with_latencies(&latencies)
+                    }),
+            );
         }
     }
     Ok(rows)
@@ -78,7 +103,10 @@ pub(crate) async fn measure<S: Source>(source: &S, round: PairRound) -> Result<P
         nanos.append(&mut done.map_err(|error| HarnessError::caused_by("a task failed", error))??);
     }
     locks.close().await?;
-    Ok(Pairs { per_second: nanos.len() as f64 / round.time.as_secs_f64(), nanos })
+    Ok(Pairs {
+        per_second: nanos.len() as f64 / round.time.as_secs_f64(),
+        nanos,
+    })
 }
 
 /// Pair after pair; those that ended between `begin` and `end` are counted.

@@ -1,7 +1,8 @@
 //! `stopped`: how long an acquisition takes while nodes of a quorum are stopped.
 //!
-//! A stopped server keeps its connections and answers nothing, so only a client that does not wait for it is as quick as before.
-//! What is measured begins with the stop, when nobody has noticed yet.
+//! A stopped server keeps its connections and answers nothing, so only a client that does not wait
+//! for it is as quick as before. What is measured begins with the stop, when nobody has noticed
+//! yet.
 
 use std::{
     thread,
@@ -31,7 +32,11 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
     if most == 0 {
         return Ok(Vec::new());
     }
-    let runtime = plan.runtimes.first().copied().unwrap_or(RuntimeKind::CurrentThread);
+    let runtime = plan
+        .runtimes
+        .first()
+        .copied()
+        .unwrap_or(RuntimeKind::CurrentThread);
     let mut rows = Vec::new();
     for subject in plan.subjects(backend, Scenario::Stopped) {
         let mut measured: Vec<_> = (0..=most).map(|_| (Latencies::new(), Vec::new())).collect();
@@ -40,7 +45,9 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
                 progress.step(format_args!("{name}: {stopped} nodes stopped"));
                 backend.stop_nodes(0)?;
                 let stop = || backend.stop_nodes(stopped);
-                let nanos = runtime.build()?.block_on(subject.acquire_while(plan.stopped_for, &stop));
+                let nanos = runtime
+                    .build()?
+                    .block_on(subject.acquire_while(plan.stopped_for, &stop));
                 backend.resume_nodes()?;
                 let nanos = nanos?;
                 tails.push(Latencies::of(&nanos).quantile(0.99));
@@ -52,7 +59,14 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
         }
         for (stopped, (latencies, tails)) in measured.into_iter().enumerate() {
             // In the column of tasks: how many were stopped.
-            let row = Row::new(name, Scenario::Stopped, stopped, &*subject, runtime, Figure::Costs(tails));
+            let row = Row::new(
+                name,
+                Scenario::Stopped,
+                stopped,
+                &*subject,
+                runtime,
+                Figure::Costs(tails),
+            );
             rows.push(row.with_latencies(&latencies));
         }
     }

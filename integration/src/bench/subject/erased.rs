@@ -30,8 +30,17 @@ pub(crate) trait Subject: Send + Sync {
     async fn hold(&self, leases: usize, time: Duration) -> Result<Holding>;
     async fn take_turns(&self, orders: UnboundedReceiver<String>) -> Result<()>;
     async fn crowd(&self, waiters: usize, orders: UnboundedReceiver<String>) -> Result<()>;
-    async fn contend(&self, tasks: usize, time: Duration, orders: UnboundedReceiver<String>) -> Result<()>;
-    async fn acquire_while(&self, time: Duration, stop: &(dyn Fn() -> Result<()> + Sync)) -> Result<Vec<u64>>;
+    async fn contend(
+        &self,
+        tasks: usize,
+        time: Duration,
+        orders: UnboundedReceiver<String>,
+    ) -> Result<()>;
+    async fn acquire_while(
+        &self,
+        time: Duration,
+        stop: &(dyn Fn() -> Result<()> + Sync),
+    ) -> Result<Vec<u64>>;
 }
 
 #[async_trait]
@@ -72,11 +81,20 @@ impl<S: Source> Subject for S {
         crowd::take_part(self, waiters, orders).await
     }
 
-    async fn contend(&self, tasks: usize, time: Duration, orders: UnboundedReceiver<String>) -> Result<()> {
+    async fn contend(
+        &self,
+        tasks: usize,
+        time: Duration,
+        orders: UnboundedReceiver<String>,
+    ) -> Result<()> {
         contenders::take_part(self, tasks, time, orders).await
     }
 
-    async fn acquire_while(&self, time: Duration, stop: &(dyn Fn() -> Result<()> + Sync)) -> Result<Vec<u64>> {
+    async fn acquire_while(
+        &self,
+        time: Duration,
+        stop: &(dyn Fn() -> Result<()> + Sync),
+    ) -> Result<Vec<u64>> {
         stopped::measure(self, time, stop).await
     }
 }

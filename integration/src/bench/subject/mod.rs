@@ -1,7 +1,7 @@
 //! What is measured: ways to lock.
 //!
-//! A [`Source`] is implemented by each; [`Subject`] is the same with the types erased, per measurement and not per call, so
-//! that no subject pays for the benchmark's own indirection.
+//! A [`Source`] is implemented by each; [`Subject`] is the same with the types erased, per
+//! measurement and not per call, so that no subject pays for the benchmark's own indirection.
 
 mod erased;
 mod leasehold;
@@ -22,8 +22,8 @@ pub(super) trait Source: Send + Sync + 'static {
 
     fn name(&self) -> &'static str;
 
-    /// How long a waiter sleeps at most between two looks; zero if it is woken. A fair hand-off to it happens at any time
-    /// of that period.
+    /// How long a waiter sleeps at most between two looks; zero if it is woken. A fair hand-off to
+    /// it happens at any time of that period.
     fn period(&self) -> Duration {
         Duration::ZERO
     }

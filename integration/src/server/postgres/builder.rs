@@ -49,25 +49,29 @@ impl PostgresBuilder {
         self
     }
 
-    /// What it confirms is durable, as in production. A kill of the server needs no disk for that, only one of the machine.
+    /// What it confirms is durable, as in production. A kill of the server needs no disk for that,
+    /// only one of the machine.
     pub fn durable(self) -> Self {
-        self.setting("fsync", "on").setting("full_page_writes", "on")
+        self.setting("fsync", "on")
+            .setting("full_page_writes", "on")
     }
 
-    /// Where temporary files are, even if there is room in memory: for measurements that are to wait for a disk.
+    /// Where temporary files are, even if there is room in memory: for measurements that are to
+    /// wait for a disk.
     pub fn on_disk(mut self) -> Self {
         self.on_disk = true;
         self
     }
 
-    /// A line of pg_hba.conf that comes before the one that trusts everybody on the loopback address, such as
-    /// `host all shop 127.0.0.1/32 scram-sha-256`.
+    /// A line of pg_hba.conf that comes before the one that trusts everybody on the loopback
+    /// address, such as `host all shop 127.0.0.1/32 scram-sha-256`.
     pub fn access(mut self, line: &str) -> Self {
         self.access.push(line.to_owned());
         self
     }
 
-    /// Speaks TLS on its port, and only that, with a certificate of [`PostgresServer::certificates`].
+    /// Speaks TLS on its port, and only that, with a certificate of
+    /// [`PostgresServer::certificates`].
     pub fn tls(self) -> Self {
         self.tls_with(Certificates::generate)
     }
@@ -81,7 +85,8 @@ impl PostgresBuilder {
     /// Starts it, and returns once it answers.
     ///
     /// # Errors
-    /// PostgreSQL is not installed (`integration/setup.sh` installs it), or it does not start; the error shows its log.
+    /// PostgreSQL is not installed (`integration/setup.sh` installs it), or it does not start; the
+    /// error shows its log.
     pub fn start(self) -> Result<PostgresServer> {
         let process = self.process()?;
         new_cluster(&process.folder().join("data"))?;
@@ -92,13 +97,31 @@ impl PostgresBuilder {
     pub(super) fn start_standby(self, primary: &PostgresServer) -> Result<PostgresServer> {
         let process = self.process()?;
         let mut backup = command("pg_basebackup", process.folder())?;
-        backup.args(["-D", "data", "-U", "postgres", "-X", "stream", "-c", "fast", "--no-sync", "-R", "-h"]);
-        run(backup.arg(primary.folder()).args(["-p", &primary.port().to_string()]))?;
+        backup.args([
+            "-D",
+            "data",
+            "-U",
+            "postgres",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "--no-sync",
+            "-R",
+            "-h",
+        ]);
+        run(backup
+            .arg(primary.folder())
+            .args(["-p", &primary.port().to_string()]))?;
         self.start_in(process)
     }
 
     fn process(&self) -> Result<Process> {
-        let parent = if self.on_disk { env::temp_dir() } else { quick_folder() };
+        let parent = if self.on_disk {
+            env::temp_dir()
+        } else {
+            quick_folder()
+        };
         let mut process = Process::new_in(&parent, "postgres", program("postgres")?)?;
         process.run_as(unprivileged());
         give_to_owner(process.folder())?;
@@ -106,10 +129,14 @@ impl PostgresBuilder {
     }
 
     fn start_in(self, mut process: Process) -> Result<PostgresServer> {
-        let certificates = self.tls.map(|generate| generate(process.folder())).transpose()?;
+        let certificates = self
+            .tls
+            .map(|generate| generate(process.folder()))
+            .transpose()?;
         if let Some(certificates) = &certificates {
             // It refuses a key that others can read.
-            fs::set_permissions(certificates.key(), Permissions::from_mode(0o600)).map_err(unwritten)?;
+            fs::set_permissions(certificates.key(), Permissions::from_mode(0o600))
+                .map_err(unwritten)?;
         }
         process.set_arguments(["-D", "data"]);
         let mut tries = 0;
@@ -120,7 +147,10 @@ impl PostgresBuilder {
             tries += 1;
             match server.start_process() {
                 Ok(()) => return Ok(server),
-                Err(_) if tries < PORTS_TRIED && server.log_tail().contains("Address already in use") => {
+                Err(_)
+                    if tries < PORTS_TRIED
+                        && server.log_tail().contains("Address already in use") =>
+                {
                     process = server.into_process();
                 }
                 Err(error) => return Err(error),
@@ -128,10 +158,16 @@ impl PostgresBuilder {
         }
     }
 
-    fn configure(&self, folder: &Path, port: u16, certificates: Option<&Certificates>) -> Result<()> {
+    fn configure(
+        &self,
+        folder: &Path,
+        port: u16,
+        certificates: Option<&Certificates>,
+    ) -> Result<()> {
         let mut config = String::new();
         let mut line = |name: &str, value: &str| {
-            writeln!(config, "{name} = '{}'", value.replace('\'', "''")).expect("a String takes all");
+            writeln!(config, "{name} = '{}'", value.replace('\'', "''"))
+                .expect("a String takes all");
         };
         for (name, value) in SETTINGS {
             line(name, value);
@@ -140,7 +176,10 @@ impl PostgresBuilder {
         line("unix_socket_directories", &folder.display().to_string());
         if let Some(certificates) = certificates {
             line("ssl", "on");
-            line("ssl_cert_file", &certificates.certificate().display().to_string());
+            line(
+                "ssl_cert_file",
+                &certificates.certificate().display().to_string(),
+            );
             line("ssl_key_file", &certificates.key().display().to_string());
         }
         for (name, value) in &self.settings {
@@ -160,12 +199,16 @@ impl PostgresBuilder {
     }
 }
 
-/// In memory where there is room: a new database cluster is a thousand files, which some file systems take a second to
-/// make and to remove again.
+/// In memory where there is room: a new database cluster is a thousand files, which some file
+/// systems take a second to make and to remove again.
 fn quick_folder() -> PathBuf {
     let has_room = |stat: rustix::fs::StatVfs| stat.f_bavail * stat.f_frsize >= MEMORY_WANTED;
     let memory = Path::new("/dev/shm");
-    if rustix::fs::statvfs(memory).is_ok_and(has_room) { memory.to_owned() } else { env::temp_dir() }
+    if rustix::fs::statvfs(memory).is_ok_and(has_room) {
+        memory.to_owned()
+    } else {
+        env::temp_dir()
+    }
 }
 
 fn unwritten(error: std::io::Error) -> HarnessError {

@@ -7,7 +7,8 @@ use std::process::Command;
 use super::programs::{command, give_to_owner, program, run};
 use crate::{HarnessError, Result};
 
-/// What `initdb` is told. WAL files of 1 MB, because 16 MB of zeros are most of what there is to copy.
+/// What `initdb` is told. WAL files of 1 MB, because 16 MB of zeros are most of what there is to
+/// copy.
 const OPTIONS: [&str; 7] = [
     "--username=postgres",
     "--auth=trust",
@@ -21,8 +22,8 @@ const OPTIONS: [&str; 7] = [
 /// Changes with [`OPTIONS`], so that nobody takes a copy of what was made with others.
 const EDITION: u32 = 1;
 
-/// Fills `data`, which is not there yet, with a new database cluster: a copy of one that `initdb` made once, in the
-/// build's folder, because it takes half a second and the copy a tenth of that.
+/// Fills `data`, which is not there yet, with a new database cluster: a copy of one that `initdb`
+/// made once, in the build's folder, because it takes half a second and the copy a tenth of that.
 pub(super) fn new_cluster(data: &Path) -> Result<()> {
     // Preserves owners where it may, which is where it must.
     run(Command::new("cp").arg("-a").arg(template()?).arg(data)).map(drop)
@@ -38,15 +39,32 @@ fn template() -> Result<PathBuf> {
     if template.is_dir() {
         return Ok(template);
     }
-    let failed = |error| HarnessError::caused_by("cannot keep a new database cluster in the build's folder", error);
+    let failed = |error| {
+        HarnessError::caused_by(
+            "cannot keep a new database cluster in the build's folder",
+            error,
+        )
+    };
     // Where the server's user can write; the build's folder may be where it cannot even look.
-    let made = tempfile::Builder::new().prefix("leasehold-initdb-").tempdir().map_err(failed)?;
+    let made = tempfile::Builder::new()
+        .prefix("leasehold-initdb-")
+        .tempdir()
+        .map_err(failed)?;
     give_to_owner(made.path())?;
-    run(command("initdb", made.path())?.args(OPTIONS).arg("-D").arg("data"))?;
+    run(command("initdb", made.path())?
+        .args(OPTIONS)
+        .arg("-D")
+        .arg("data"))?;
     fs::create_dir_all(&folder).map_err(failed)?;
-    let beside = tempfile::Builder::new().prefix("initdb-").tempdir_in(&folder).map_err(failed)?;
+    let beside = tempfile::Builder::new()
+        .prefix("initdb-")
+        .tempdir_in(&folder)
+        .map_err(failed)?;
     let copied = beside.path().join("data");
-    run(Command::new("cp").arg("-a").arg(made.path().join("data")).arg(&copied))?;
+    run(Command::new("cp")
+        .arg("-a")
+        .arg(made.path().join("data"))
+        .arg(&copied))?;
     match fs::rename(&copied, &template) {
         // Another process was faster, and a folder that is not empty is not replaced.
         Err(_) if template.is_dir() => Ok(template),

@@ -15,8 +15,8 @@ pub(super) const PSQL: [&str; 6] = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP
 /// What no row begins with.
 const END: &str = "-- end of the answer";
 
-/// A `psql` that stays connected: another program's session. Its errors go to the test's standard error, and end it.
-/// Dropping it kills it; its backend notices once it has nothing else to do.
+/// A `psql` that stays connected: another program's session. Its errors go to the test's standard
+/// error, and end it. Dropping it kills it; its backend notices once it has nothing else to do.
 #[derive(Debug)]
 #[must_use = "dropping it ends the session"]
 pub struct Psql {
@@ -49,13 +49,20 @@ impl Psql {
         let (heard, lines) = mpsc::channel();
         // Ends with psql's output, at the latest when that is killed.
         thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
+            for line in BufReader::new(output)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
                 if heard.send(line).is_err() {
                     return;
                 }
             }
         });
-        Ok(Self { _child: child, input, lines })
+        Ok(Self {
+            _child: child,
+            input,
+            lines,
+        })
     }
 
     /// Begins a statement, or several, without waiting for their end.
@@ -76,13 +83,20 @@ impl Psql {
         let end = Instant::now() + patience;
         let mut rows = Vec::new();
         loop {
-            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            match self
+                .lines
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) if line == END => return Ok(rows.join("\n")),
                 Ok(line) => rows.push(line),
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(HarnessError::new(format!("psql has not answered within {patience:?}")));
+                    return Err(HarnessError::new(format!(
+                        "psql has not answered within {patience:?}"
+                    )));
                 }
-                Err(RecvTimeoutError::Disconnected) => return Err(HarnessError::new("psql has ended")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(HarnessError::new("psql has ended"));
+                }
             }
         }
     }

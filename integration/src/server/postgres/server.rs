@@ -25,8 +25,8 @@ const GLANCE: Duration = Duration::from_millis(2);
 /// How long a statement of the harness may take, in seconds, as timeout(1) takes it.
 const STATEMENT_PATIENCE: &str = "60";
 
-/// A real PostgreSQL on a free loopback port, in a temporary folder, with a superuser `postgres` and a database of that
-/// name. Dropping it kills it with all its processes and removes the folder.
+/// A real PostgreSQL on a free loopback port, in a temporary folder, with a superuser `postgres`
+/// and a database of that name. Dropping it kills it with all its processes and removes the folder.
 #[derive(Debug)]
 #[must_use = "dropping it kills the server"]
 pub struct PostgresServer {
@@ -65,7 +65,12 @@ impl PostgresServer {
         certificates: Option<Certificates>,
         builder: PostgresBuilder,
     ) -> Self {
-        Self { process: Some(process), port, certificates, builder }
+        Self {
+            process: Some(process),
+            port,
+            certificates,
+            builder,
+        }
     }
 
     pub(super) fn into_process(mut self) -> Process {
@@ -79,10 +84,15 @@ impl PostgresServer {
 
     /// The same through another address, such as a proxy's.
     pub fn url_at(&self, addr: SocketAddr) -> String {
-        let tls = self.certificates.as_ref().map_or_else(String::new, |certificates| {
-            let ca = utf8_percent_encode(&certificates.ca().display().to_string(), NON_ALPHANUMERIC).to_string();
-            format!("?sslmode=verify-full&sslrootcert={ca}")
-        });
+        let tls = self
+            .certificates
+            .as_ref()
+            .map_or_else(String::new, |certificates| {
+                let ca =
+                    utf8_percent_encode(&certificates.ca().display().to_string(), NON_ALPHANUMERIC)
+                        .to_string();
+                format!("?sslmode=verify-full&sslrootcert={ca}")
+            });
         format!("postgres://postgres@{addr}/postgres{tls}")
     }
 
@@ -108,12 +118,17 @@ impl PostgresServer {
 
     /// The folder with its socket, data and log.
     pub fn folder(&self) -> &Path {
-        self.process.as_ref().expect("it is there until it is dropped").folder()
+        self.process
+            .as_ref()
+            .expect("it is there until it is dropped")
+            .folder()
     }
 
     /// The end of its log, over all its starts.
     pub fn log_tail(&self) -> String {
-        self.process.as_ref().map_or_else(String::new, Process::log_tail)
+        self.process
+            .as_ref()
+            .map_or_else(String::new, Process::log_tail)
     }
 
     /// The id of its first process, the postmaster, while it runs, paused or not.
@@ -121,14 +136,16 @@ impl PostgresServer {
         self.process().pid()
     }
 
-    /// Runs `sql` as the superuser, over the socket: not through any proxy. Its rows, fields separated by `|`.
+    /// Runs `sql` as the superuser, over the socket: not through any proxy. Its rows, fields
+    /// separated by `|`.
     ///
     /// # Errors
     /// It fails, or takes longer than a minute.
     pub fn psql(&self, sql: &str) -> Result<String> {
         let mut command = Command::new("timeout");
         command.arg(STATEMENT_PATIENCE).arg(program("psql")?);
-        run(self.psql_arguments(&mut command).args(["-c", sql])).map(|rows| rows.trim_end().to_owned())
+        run(self.psql_arguments(&mut command).args(["-c", sql]))
+            .map(|rows| rows.trim_end().to_owned())
     }
 
     /// A `psql` that stays, as the superuser, over the socket.
@@ -142,8 +159,13 @@ impl PostgresServer {
     }
 
     fn psql_arguments<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.args(PSQL).args(["-U", "postgres", "-d", "postgres", "-h"]);
-        command.arg(self.folder()).args(["-p", &self.port.to_string()]).env("PGCONNECT_TIMEOUT", "10")
+        command
+            .args(PSQL)
+            .args(["-U", "postgres", "-d", "postgres", "-h"]);
+        command
+            .arg(self.folder())
+            .args(["-p", &self.port.to_string()])
+            .env("PGCONNECT_TIMEOUT", "10")
     }
 
     /// SIGSTOP to the postmaster: no new connections are served, those that there are go on.
@@ -178,7 +200,8 @@ impl PostgresServer {
         self.signal(backend, Signal::CONT)
     }
 
-    /// SIGKILL to a backend, as the kernel does where memory is short: the postmaster then ends all others and recovers.
+    /// SIGKILL to a backend, as the kernel does where memory is short: the postmaster then ends all
+    /// others and recovers.
     ///
     /// # Errors
     /// No such backend is there.
@@ -210,7 +233,8 @@ impl PostgresServer {
         }
     }
 
-    /// Ends it as `pg_ctl stop -m fast` does: clients are cut off, all is written. Does nothing if it does not run.
+    /// Ends it as `pg_ctl stop -m fast` does: clients are cut off, all is written. Does nothing if
+    /// it does not run.
     ///
     /// # Errors
     /// It does not end; then it is killed.
@@ -218,7 +242,8 @@ impl PostgresServer {
         self.process().stop_by(Signal::INT)
     }
 
-    /// Ends it as `pg_ctl stop -m immediate` does: the next start recovers. Does nothing if it does not run.
+    /// Ends it as `pg_ctl stop -m immediate` does: the next start recovers. Does nothing if it does
+    /// not run.
     ///
     /// # Errors
     /// It does not end; then it is killed.
@@ -254,23 +279,29 @@ impl PostgresServer {
         let file = self.folder().join("data/postmaster.pid");
         // A killed one leaves its file, which says that it is ready.
         let stale = fs::read_to_string(&file).unwrap_or_default();
-        self.process().start(START_PATIENCE, || match fs::read_to_string(&file) {
-            Ok(state) if state != stale && says_ready(&state) => Ok(()),
-            Ok(_) => Err("it is still starting".to_owned()),
-            Err(error) => Err(error.to_string()),
-        })
+        self.process()
+            .start(START_PATIENCE, || match fs::read_to_string(&file) {
+                Ok(state) if state != stale && says_ready(&state) => Ok(()),
+                Ok(_) => Err("it is still starting".to_owned()),
+                Err(error) => Err(error.to_string()),
+            })
     }
 
     fn signal(&mut self, backend: u32, signal: Signal) -> Result<()> {
         let gone = || HarnessError::new(format!("{backend} is no process of this server"));
         let postmaster = self.pid().ok_or_else(gone)?;
-        let child = children_of(postmaster).into_iter().find(|child| child.as_raw_pid().unsigned_abs() == backend);
-        kill_process(child.ok_or_else(gone)?, signal)
-            .map_err(|error| HarnessError::caused_by(format!("cannot signal backend {backend}"), error))
+        let child = children_of(postmaster)
+            .into_iter()
+            .find(|child| child.as_raw_pid().unsigned_abs() == backend);
+        kill_process(child.ok_or_else(gone)?, signal).map_err(|error| {
+            HarnessError::caused_by(format!("cannot signal backend {backend}"), error)
+        })
     }
 
     fn process(&mut self) -> &mut Process {
-        self.process.as_mut().expect("it is there until it is dropped")
+        self.process
+            .as_mut()
+            .expect("it is there until it is dropped")
     }
 }
 
@@ -284,21 +315,32 @@ impl Drop for PostgresServer {
     }
 }
 
-/// The eighth line of postmaster.pid is what `pg_ctl` waits for: `ready`, on a hot standby `standby`.
+/// The eighth line of postmaster.pid is what `pg_ctl` waits for: `ready`, on a hot standby
+/// `standby`.
 fn says_ready(state: &str) -> bool {
-    state.lines().nth(7).is_some_and(|line| matches!(line.trim_end(), "ready" | "standby"))
+    state
+        .lines()
+        .nth(7)
+        .is_some_and(|line| matches!(line.trim_end(), "ready" | "standby"))
 }
 
 fn children_of(parent: u32) -> Vec<Pid> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| parent_of(*pid) == Some(parent)).filter_map(Pid::from_raw).collect()
+    pids.filter(|pid| parent_of(*pid) == Some(parent))
+        .filter_map(Pid::from_raw)
+        .collect()
 }
 
 /// The second field after the name in proc(5)'s stat.
 fn parent_of(pid: i32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 fn is_alive(pid: Pid) -> bool {

@@ -9,7 +9,8 @@ const URL: &str = "LEASEHOLD_POSTGRES_URL";
 
 static RUNNING: Mutex<Weak<PostgresServer>> = Mutex::new(Weak::new());
 
-/// A PostgreSQL that several tests use at a time: each takes names of its own, and none stops it or counts its sessions.
+/// A PostgreSQL that several tests use at a time: each takes names of its own, and none stops it or
+/// counts its sessions.
 #[derive(Debug, Clone)]
 #[must_use = "the last one that is dropped kills the server"]
 pub struct SharedPostgres {
@@ -25,8 +26,8 @@ impl SharedPostgres {
     }
 }
 
-/// The PostgreSQL of `LEASEHOLD_POSTGRES_URL`; without it one that the tests of this process share, started by the first
-/// and gone with the last.
+/// The PostgreSQL of `LEASEHOLD_POSTGRES_URL`; without it one that the tests of this process share,
+/// started by the first and gone with the last.
 ///
 /// # Errors
 /// It cannot be started.
@@ -40,5 +41,8 @@ pub fn shared_postgres() -> Result<SharedPostgres> {
         None => Arc::new(PostgresServer::start()?),
     };
     *running = Arc::downgrade(&server);
-    Ok(SharedPostgres { url: server.url(), _server: Some(server) })
+    Ok(SharedPostgres {
+        url: server.url(),
+        _server: Some(server),
+    })
 }

@@ -28,11 +28,17 @@ impl Default for ZookeeperBuilder {
             ("maxSessionTimeout", "40000"),
             ("initLimit", "20"),
             ("syncLimit", "4"),
-            // Several servers share a few processors, and a snapshot is nothing that a test waits for.
+            // Several servers share a few processors, and a snapshot is nothing that a test waits
+            // for.
             ("snapCount", "1000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { tls: false, links: false, properties: Vec::new(), settings: settings.into() }
+        Self {
+            tls: false,
+            links: false,
+            properties: Vec::new(),
+            settings: settings.into(),
+        }
     }
 }
 
@@ -54,20 +60,23 @@ impl ZookeeperBuilder {
         self.setting("tickTime", tick.as_millis())
     }
 
-    /// After how many ticks of silence a follower and its leader give each other up; 4 unless told otherwise. With more
-    /// of them a follower that is cut off serves its clients for longer, in good faith.
+    /// After how many ticks of silence a follower and its leader give each other up; 4 unless told
+    /// otherwise. With more of them a follower that is cut off serves its clients for longer, in
+    /// good faith.
     pub fn sync_limit(self, ticks: u32) -> Self {
         self.setting("syncLimit", ticks)
     }
 
-    /// Speaks TLS on a port beside the plain one, with a certificate of [`ZookeeperServer::certificates`].
+    /// Speaks TLS on a port beside the plain one, with a certificate of
+    /// [`ZookeeperServer::certificates`].
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
-    /// Puts a proxy on every way from one member to another's quorum port, for [`ZookeeperEnsemble::isolate`]. Votes go
-    /// past it: who is cut off may hear who leads, but can neither follow nor lead.
+    /// Puts a proxy on every way from one member to another's quorum port, for
+    /// [`ZookeeperEnsemble::isolate`]. Votes go past it: who is cut off may hear who leads, but can
+    /// neither follow nor lead.
     pub fn links(mut self) -> Self {
         self.links = true;
         self
@@ -76,8 +85,8 @@ impl ZookeeperBuilder {
     /// Starts one server, and returns once it serves.
     ///
     /// # Errors
-    /// `java` or a jar is not installed (`integration/setup.sh` installs them), or it does not start; the error shows
-    /// its log.
+    /// `java` or a jar is not installed (`integration/setup.sh` installs them), or it does not
+    /// start; the error shows its log.
     pub fn start(&self) -> Result<ZookeeperServer> {
         super::server::start_single(self)
     }
@@ -102,7 +111,11 @@ impl ZookeeperBuilder {
         let failed = |error| HarnessError::caused_by("cannot write ZooKeeper's files", error);
         let mut lines: BTreeMap<_, _> = self.settings.clone();
         lines.extend(own.iter().cloned());
-        let certificates = if self.tls { Some(Certificates::generate(&folder)?) } else { None };
+        let certificates = if self.tls {
+            Some(Certificates::generate(&folder)?)
+        } else {
+            None
+        };
         if let Some(certificates) = &certificates {
             // Its kind of PEM has the key and the certificate in one file.
             let read = |path| fs::read_to_string(path).map_err(failed);
@@ -110,8 +123,13 @@ impl ZookeeperBuilder {
             fs::write(folder.join("both.pem"), both).map_err(failed)?;
             let factory = "org.apache.zookeeper.server.NettyServerCnxnFactory".to_owned();
             lines.insert("serverCnxnFactory".to_owned(), factory);
-            lines.entry("ssl.clientAuth".to_owned()).or_insert_with(|| "none".to_owned());
-            for (name, file) in [("ssl.keyStore.location", "both.pem"), ("ssl.trustStore.location", "ca.pem")] {
+            lines
+                .entry("ssl.clientAuth".to_owned())
+                .or_insert_with(|| "none".to_owned());
+            for (name, file) in [
+                ("ssl.keyStore.location", "both.pem"),
+                ("ssl.trustStore.location", "ca.pem"),
+            ] {
                 lines.insert(name.to_owned(), folder.join(file).display().to_string());
             }
         }
@@ -122,7 +140,12 @@ impl ZookeeperBuilder {
         fs::create_dir(folder.join("data")).map_err(failed)?;
         fs::write(folder.join("data/myid"), id.to_string()).map_err(failed)?;
         fs::write(folder.join("zoo.cfg"), config).map_err(failed)?;
-        process.set_arguments(self.properties.iter().cloned().chain(java::server_arguments(main)?));
+        process.set_arguments(
+            self.properties
+                .iter()
+                .cloned()
+                .chain(java::server_arguments(main)?),
+        );
         Ok((process, certificates))
     }
 }

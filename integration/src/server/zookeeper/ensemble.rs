@@ -21,7 +21,11 @@ impl ZookeeperEnsemble {
     /// `zookeeper://` with all members.
     #[must_use]
     pub fn url(&self) -> String {
-        let addresses: Vec<_> = self.members.iter().map(|member| member.addr().to_string()).collect();
+        let addresses: Vec<_> = self
+            .members
+            .iter()
+            .map(|member| member.addr().to_string())
+            .collect();
         format!("zookeeper://{}", addresses.join(","))
     }
 
@@ -40,7 +44,10 @@ impl ZookeeperEnsemble {
     /// # Errors
     /// None that answers does.
     pub fn leader(&mut self) -> Result<usize> {
-        self.with_mode("leader").first().copied().ok_or_else(|| HarnessError::new("no member leads"))
+        self.with_mode("leader")
+            .first()
+            .copied()
+            .ok_or_else(|| HarnessError::new("no member leads"))
     }
 
     /// Which members follow.
@@ -48,8 +55,9 @@ impl ZookeeperEnsemble {
         self.with_mode("follower")
     }
 
-    /// Cuts a member off from all others, silently and both ways: clients still reach it. In effect when this returns.
-    /// Until it notices (see [`ZookeeperBuilder::sync_limit`]) it takes them for served.
+    /// Cuts a member off from all others, silently and both ways: clients still reach it. In effect
+    /// when this returns. Until it notices (see [`ZookeeperBuilder::sync_limit`]) it takes them for
+    /// served.
     ///
     /// # Errors
     /// There are no [links](ZookeeperBuilder::links).
@@ -58,7 +66,8 @@ impl ZookeeperEnsemble {
         Ok(())
     }
 
-    /// Swallows what `follower` sends to `leader`, and nothing that `leader` sends to it. In effect when this returns.
+    /// Swallows what `follower` sends to `leader`, and nothing that `leader` sends to it. In effect
+    /// when this returns.
     ///
     /// # Errors
     /// There are no [links](ZookeeperBuilder::links).
@@ -81,16 +90,22 @@ impl ZookeeperEnsemble {
     /// # Errors
     /// One does not.
     pub fn wait_until_serving(&mut self) -> Result<()> {
-        self.members.iter_mut().try_for_each(ZookeeperServer::wait_until_serving)
+        self.members
+            .iter_mut()
+            .try_for_each(ZookeeperServer::wait_until_serving)
     }
 
     fn links(&self) -> Result<&Links> {
-        self.links.as_ref().ok_or_else(|| HarnessError::new("this ensemble was started without links"))
+        self.links
+            .as_ref()
+            .ok_or_else(|| HarnessError::new("this ensemble was started without links"))
     }
 
     fn with_mode(&mut self, mode: &str) -> Vec<usize> {
         let members = self.members.iter_mut().enumerate();
-        let mut found: Vec<_> = members.filter_map(|(at, member)| member.pid().map(|_| (at, &*member))).collect();
+        let mut found: Vec<_> = members
+            .filter_map(|(at, member)| member.pid().map(|_| (at, &*member)))
+            .collect();
         found.retain(|(_, member)| member.mode().is_ok_and(|its| its == mode));
         found.into_iter().map(|(at, _)| at).collect()
     }
@@ -98,17 +113,34 @@ impl ZookeeperEnsemble {
 
 pub(super) fn start_members(builder: &ZookeeperBuilder, count: usize) -> Result<ZookeeperEnsemble> {
     with_free_ports(|| {
-        let ports = (0..count).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<Vec<_>>>()?;
+        let ports = (0..count)
+            .map(|_| Ok((free_port()?, free_port()?)))
+            .collect::<Result<Vec<_>>>()?;
         let quorum_ports: Vec<_> = ports.iter().map(|(quorum, _)| *quorum).collect();
-        let links = if builder.links { Some(Links::between(&quorum_ports)?) } else { None };
+        let links = if builder.links {
+            Some(Links::between(&quorum_ports)?)
+        } else {
+            None
+        };
         let mut members = Vec::with_capacity(count);
         for at in 0..count {
             // Each has a view of its own, in which the others are behind the proxies.
             let peers = ports.iter().enumerate().map(|(to, (quorum, election))| {
-                let quorum = links.as_ref().and_then(|links| links.port(at, to)).unwrap_or(*quorum);
-                (format!("server.{}", to + 1), format!("127.0.0.1:{quorum}:{election}"))
+                let quorum = links
+                    .as_ref()
+                    .and_then(|links| links.port(at, to))
+                    .unwrap_or(*quorum);
+                (
+                    format!("server.{}", to + 1),
+                    format!("127.0.0.1:{quorum}:{election}"),
+                )
             });
-            members.push(ZookeeperServer::prepare(builder, java::MEMBER, at + 1, peers.collect())?);
+            members.push(ZookeeperServer::prepare(
+                builder,
+                java::MEMBER,
+                at + 1,
+                peers.collect(),
+            )?);
         }
         members.iter_mut().try_for_each(ZookeeperServer::launch)?;
         let mut ensemble = ZookeeperEnsemble { members, links };

@@ -12,7 +12,9 @@ pub(super) struct Links(BTreeMap<(usize, usize), Proxy>);
 impl Links {
     pub(super) fn between(quorum_ports: &[u16]) -> Result<Self> {
         let members = 0..quorum_ports.len();
-        let pairs = members.clone().flat_map(|from| members.clone().map(move |to| (from, to)));
+        let pairs = members
+            .clone()
+            .flat_map(|from| members.clone().map(move |to| (from, to)));
         let mut links = BTreeMap::new();
         for (from, to) in pairs.filter(|(from, to)| from != to) {
             let target = (std::net::Ipv4Addr::LOCALHOST, quorum_ports[to]).into();
@@ -27,7 +29,8 @@ impl Links {
     }
 
     pub(super) fn swallow(&self, member: usize) {
-        self.of(member).for_each(|link| link.blackhole(Direction::Both));
+        self.of(member)
+            .for_each(|link| link.blackhole(Direction::Both));
     }
 
     /// Each follower opens the connection to its leader.
@@ -42,6 +45,9 @@ impl Links {
     }
 
     fn of(&self, member: usize) -> impl Iterator<Item = &Proxy> {
-        self.0.iter().filter(move |((from, to), _)| *from == member || *to == member).map(|(_, link)| link)
+        self.0
+            .iter()
+            .filter(move |((from, to), _)| *from == member || *to == member)
+            .map(|(_, link)| link)
     }
 }

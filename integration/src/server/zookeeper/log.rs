@@ -11,8 +11,8 @@ const ALL: i32 = 31;
 /// What every record ends with.
 const END: u8 = b'B';
 
-/// Returns a log with one transaction, which creates an empty node and sets the number of children that
-/// its parent has had.
+/// Returns a log with one transaction, which creates an empty node and sets the number of children
+/// that its parent has had.
 pub(super) fn creation(zxid: i64, path: &str, children: i32) -> Vec<u8> {
     let mut record = Vec::new();
     // Its session, its number there, its transaction, and the time.
@@ -35,14 +35,22 @@ pub(super) fn creation(zxid: i64, path: &str, children: i32) -> Vec<u8> {
     log.extend(VERSION.to_be_bytes());
     log.extend(0_i64.to_be_bytes());
     log.extend(i64::from(adler32(&record)).to_be_bytes());
-    log.extend(i32::try_from(record.len()).expect("it is short").to_be_bytes());
+    log.extend(
+        i32::try_from(record.len())
+            .expect("it is short")
+            .to_be_bytes(),
+    );
     log.extend(record);
     log.push(END);
     log
 }
 
 fn text(record: &mut Vec<u8>, text: &str) {
-    record.extend(i32::try_from(text.len()).expect("it is short").to_be_bytes());
+    record.extend(
+        i32::try_from(text.len())
+            .expect("it is short")
+            .to_be_bytes(),
+    );
     record.extend(text.as_bytes());
 }
 

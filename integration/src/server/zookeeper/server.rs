@@ -13,7 +13,8 @@ use crate::{
     server::{Process, free_port},
 };
 
-/// It takes 0.3 s, and three take 1.5 s; a machine that builds something else beside may take many times that.
+/// It takes 0.3 s, and three take 1.5 s; a machine that builds something else beside may take many
+/// times that.
 pub(super) const START_PATIENCE: Duration = Duration::from_secs(40);
 
 /// How often a server that starts is asked.
@@ -25,8 +26,8 @@ const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// A picked port can be taken by another test before the server has it.
 pub(super) const PORTS_TRIED: usize = 5;
 
-/// A real ZooKeeper server, alone or as a member of an ensemble, on free loopback ports, in a temporary folder. Dropping
-/// it kills it.
+/// A real ZooKeeper server, alone or as a member of an ensemble, on free loopback ports, in a
+/// temporary folder. Dropping it kills it.
 #[derive(Debug)]
 #[must_use = "dropping it kills the server"]
 pub struct ZookeeperServer {
@@ -71,7 +72,8 @@ impl ZookeeperServer {
     /// Where it speaks TLS, if it does.
     #[must_use]
     pub fn secure_addr(&self) -> Option<SocketAddr> {
-        self.secure_port.map(|port| (Ipv4Addr::LOCALHOST, port).into())
+        self.secure_port
+            .map(|port| (Ipv4Addr::LOCALHOST, port).into())
     }
 
     /// `zookeepers://` over TLS, with this authority trusted.
@@ -135,22 +137,31 @@ impl ZookeeperServer {
     /// The name of the child that [`spend_numbers`](Self::spend_numbers) leaves.
     pub const SPENT: &'static str = "spent";
 
-    /// Restarts it so that the next sequential child of `parent` gets `number`, as if it had had so many children. Leaves
-    /// one child, [`SPENT`](Self::SPENT).
+    /// Restarts it so that the next sequential child of `parent` gets `number`, as if it had had so
+    /// many children. Leaves one child, [`SPENT`](Self::SPENT).
     ///
     /// # Errors
     /// It does not answer, does not stop, or does not start.
     pub fn spend_numbers(&mut self, parent: &str, number: i32) -> Result<()> {
         let answer = self.ask("srvr")?;
-        let zxid = answer.lines().find_map(|line| line.strip_prefix("Zxid: 0x"));
+        let zxid = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("Zxid: 0x"));
         let zxid = zxid.and_then(|zxid| i64::from_str_radix(zxid.trim(), 16).ok());
-        let zxid = zxid.ok_or_else(|| HarnessError::new("ZooKeeper does not say its transaction"))?;
+        let zxid =
+            zxid.ok_or_else(|| HarnessError::new("ZooKeeper does not say its transaction"))?;
         // Whatever is still under way, such as the end of a session, is before.
         let zxid = zxid + 1_000;
         self.process.stop()?;
-        let path = self.folder().join("data/version-2").join(format!("log.{zxid:x}"));
-        std::fs::write(path, log::creation(zxid, &format!("{parent}/{}", Self::SPENT), number))
-            .map_err(|error| HarnessError::caused_by("cannot write ZooKeeper's log", error))?;
+        let path = self
+            .folder()
+            .join("data/version-2")
+            .join(format!("log.{zxid:x}"));
+        std::fs::write(
+            path,
+            log::creation(zxid, &format!("{parent}/{}", Self::SPENT), number),
+        )
+        .map_err(|error| HarnessError::caused_by("cannot write ZooKeeper's log", error))?;
         self.launch()?;
         self.wait_until_serving()
     }
@@ -180,7 +191,9 @@ impl ZookeeperServer {
     pub fn mode(&self) -> Result<String> {
         let answer = self.ask("srvr")?;
         let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "));
-        mode.map(str::to_owned).ok_or_else(|| HarnessError::new(format!("ZooKeeper does not serve: {}", answer.trim())))
+        mode.map(str::to_owned).ok_or_else(|| {
+            HarnessError::new(format!("ZooKeeper does not serve: {}", answer.trim()))
+        })
     }
 
     /// The paths of all nodes that belong to a session.
@@ -189,8 +202,13 @@ impl ZookeeperServer {
     /// It does not answer.
     pub fn ephemerals(&self) -> Result<BTreeSet<String>> {
         let answer = self.ask("dump")?;
-        let (_, nodes) = answer.split_once("Sessions with Ephemerals").unwrap_or_default();
-        let paths = nodes.lines().filter_map(|line| line.strip_prefix('\t')).filter(|path| path.starts_with('/'));
+        let (_, nodes) = answer
+            .split_once("Sessions with Ephemerals")
+            .unwrap_or_default();
+        let paths = nodes
+            .lines()
+            .filter_map(|line| line.strip_prefix('\t'))
+            .filter(|path| path.starts_with('/'));
         Ok(paths.map(str::to_owned).collect())
     }
 
@@ -200,7 +218,9 @@ impl ZookeeperServer {
     /// It does not answer, or does not count that.
     pub fn metric(&self, name: &str) -> Result<u64> {
         let answer = self.ask("mntr")?;
-        let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('\t'));
+        let value = answer
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('\t'));
         // Some are averages, and written with a point.
         let value = value.and_then(|value| value.trim().split('.').next()?.parse().ok());
         value.ok_or_else(|| HarnessError::new(format!("ZooKeeper does not count {name}")))
@@ -213,11 +233,20 @@ impl ZookeeperServer {
         mut own: Vec<(String, String)>,
     ) -> Result<Self> {
         let port = free_port()?;
-        let secure_port = if builder.tls { Some(free_port()?) } else { None };
+        let secure_port = if builder.tls {
+            Some(free_port()?)
+        } else {
+            None
+        };
         own.push(("clientPort".to_owned(), port.to_string()));
         own.extend(secure_port.map(|port| ("secureClientPort".to_owned(), port.to_string())));
         let (process, certificates) = builder.prepare(main, id, &own)?;
-        Ok(Self { process, port, secure_port, certificates })
+        Ok(Self {
+            process,
+            port,
+            secure_port,
+            certificates,
+        })
     }
 
     /// Starts the process, and does not wait for anything: a member serves only with a majority.
@@ -234,7 +263,9 @@ impl ZookeeperServer {
             };
             if self.pid().is_none() || Instant::now() >= end {
                 let tail = self.process.log_tail();
-                return Err(HarnessError::new(format!("ZooKeeper does not start: {why}; its log ends:\n{tail}")));
+                return Err(HarnessError::new(format!(
+                    "ZooKeeper does not start: {why}; its log ends:\n{tail}"
+                )));
             }
             std::thread::sleep(ASK_EVERY);
         }
@@ -255,7 +286,8 @@ pub(super) fn with_free_ports<T>(start: impl Fn() -> Result<T>) -> Result<T> {
     loop {
         tries += 1;
         match start() {
-            Err(error) if tries < PORTS_TRIED && error.to_string().contains("Address already in use") => {}
+            Err(error)
+                if tries < PORTS_TRIED && error.to_string().contains("Address already in use") => {}
             started => return started,
         }
     }

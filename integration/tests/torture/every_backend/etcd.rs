@@ -19,7 +19,11 @@ struct Etcd {
 impl Etcd {
     /// `etcdctl` as root against any member that answers. While no member does, nothing happens.
     fn ctl(&self, arguments: &[&str]) {
-        let as_root: Vec<_> = ["--user=root:root"].iter().chain(arguments).copied().collect();
+        let as_root: Vec<_> = ["--user=root:root"]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
         for at in 0..MEMBERS {
             if self.cluster.at(at).ctl(&as_root).is_ok() {
                 return;
@@ -30,7 +34,10 @@ impl Etcd {
 
 impl Target for Etcd {
     fn url(&self, _: usize) -> String {
-        self.cluster.url().replacen("etcd://", "etcd://app:secret@", 1) + "?timeout=1s"
+        self.cluster
+            .url()
+            .replacen("etcd://", "etcd://app:secret@", 1)
+            + "?timeout=1s"
     }
 
     fn ttl_ms(&self) -> u64 {
@@ -42,8 +49,8 @@ impl Target for Etcd {
         let at = rng.random_range(0..MEMBERS);
         match rng.random_range(0..6) {
             0 => {
-                // Shorter than the TTL: before 3.5.13 a leader that is deposed for longer revokes live leases when it
-                // continues (etcd issue 15247).
+                // Shorter than the TTL: before 3.5.13 a leader that is deposed for longer revokes
+                // live leases when it continues (etcd issue 15247).
                 self.cluster.member(at).pause().unwrap();
                 thread::sleep(millis(rng.random_range(10..TTL / 2)));
                 self.cluster.member(at).resume().unwrap();
@@ -70,10 +77,18 @@ impl Target for Etcd {
                 self.ctl(&["user", "grant-role", "app", &role]);
             }
             _ => {
-                // An administrator writes the holder's key: watchers are told of a change, and the lock is not free.
-                let listed = self.cluster.at(at).ctl(&["--user=root:root", "get", "--prefix", "--keys-only", ""]);
-                let keys =
-                    listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+                // An administrator writes the holder's key: watchers are told of a change, and the
+                // lock is not free.
+                let listed = self.cluster.at(at).ctl(&[
+                    "--user=root:root",
+                    "get",
+                    "--prefix",
+                    "--keys-only",
+                    "",
+                ]);
+                let keys = listed
+                    .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+                    .unwrap_or_default();
                 if let Some(key) = keys.lines().find(|line| !line.is_empty()) {
                     self.ctl(&["put", "--ignore-lease", key, "an administrator was here"]);
                 }
@@ -92,14 +107,25 @@ fn etcd_keeps_its_promises_in_chaos() {
     let key = folder.path().join("key");
     std::fs::write(&key, "a key that all members sign and check tokens with").unwrap();
     let option = format!("jwt,sign-method=HS256,priv-key={},ttl=10m", key.display());
-    let cluster = EtcdCluster::builder().members(MEMBERS).linked().in_memory().option("--auth-token", &option);
+    let cluster = EtcdCluster::builder()
+        .members(MEMBERS)
+        .linked()
+        .in_memory()
+        .option("--auth-token", &option);
     let cluster = cluster.start().unwrap();
     for arguments in [
         &["user", "add", "root:root"][..],
         &["user", "grant-role", "root", "root"],
         &["user", "add", "app:secret"],
         &["role", "add", "locks"],
-        &["role", "grant-permission", "locks", "--prefix=true", "readwrite", ""],
+        &[
+            "role",
+            "grant-permission",
+            "locks",
+            "--prefix=true",
+            "readwrite",
+            "",
+        ],
         &["user", "grant-role", "app", "locks"],
         &["auth", "enable"],
     ] {

@@ -14,7 +14,10 @@ struct Files {
 impl Files {
     fn lock_files(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.folder.path()).into_iter().flatten();
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect()
+        entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.is_file())
+            .collect()
     }
 }
 
@@ -31,12 +34,16 @@ impl Target for Files {
         thread::sleep(millis(rng.random_range(20..300)));
         match rng.random_range(0..8) {
             // As a cleaner of temporary files does.
-            0 => self.lock_files().iter().for_each(|path| drop(fs::remove_file(path))),
+            0 => self
+                .lock_files()
+                .iter()
+                .for_each(|path| drop(fs::remove_file(path))),
             1 => {
                 drop(fs::remove_dir_all(self.folder.path()));
                 fs::create_dir_all(self.folder.path()).unwrap();
             }
-            // A stranger looks at the files, and touches them: each is an event for whoever watches the folder.
+            // A stranger looks at the files, and touches them: each is an event for whoever watches
+            // the folder.
             _ => {
                 for path in self.lock_files() {
                     drop(fs::read(&path));
@@ -54,5 +61,7 @@ impl Target for Files {
 
 #[test]
 fn files_keep_their_promises_in_chaos() {
-    survives(Files { folder: tempfile::tempdir().unwrap() });
+    survives(Files {
+        folder: tempfile::tempdir().unwrap(),
+    });
 }

@@ -17,14 +17,22 @@ use crate::{
 
 const TTL: u64 = 300;
 
-/// Its locks live in one process, which is stopped again and again: for less than a TTL, and for more.
+/// Its locks live in one process, which is stopped again and again: for less than a TTL, and for
+/// more.
 #[test]
 fn memory_keeps_its_promises_in_chaos() {
     let mut rng = StdRng::seed_from_u64(seed());
     let stage = Stage::on("memory:", TTL);
     let mut worker = stage.worker("p");
-    let storm = super::Storm { tasks: 32, readers: 16, ..storm() };
-    assert!(matches!(worker.ask(Command::Storm(storm)).unwrap(), Answer::Storming));
+    let storm = super::Storm {
+        tasks: 32,
+        readers: 16,
+        ..storm()
+    };
+    assert!(matches!(
+        worker.ask(Command::Storm(storm)).unwrap(),
+        Answer::Storming
+    ));
     let end = Instant::now() + span();
     while Instant::now() < end {
         thread::sleep(millis(rng.random_range(50..400)));
@@ -33,11 +41,19 @@ fn memory_keeps_its_promises_in_chaos() {
         worker.resume().unwrap();
     }
     let ending = worker.send(Command::Calm).unwrap();
-    let Answer::Storm { granted, errors, .. } = worker.answer(ending, STORM_END).unwrap() else { panic!() };
+    let Answer::Storm {
+        granted, errors, ..
+    } = worker.answer(ending, STORM_END).unwrap()
+    else {
+        panic!()
+    };
     assert!(granted >= 100, "only {granted} grants: nothing was tested");
     assert!(errors.iter().all(|(kind, _)| kind == "Lost"), "{errors:?}");
     let events = EventLog::merge(&[stage.log("p")]).unwrap();
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
-    none(&checker::register(&stage.register().history().unwrap()), "C3");
+    none(
+        &checker::register(&stage.register().history().unwrap()),
+        "C3",
+    );
 }

@@ -1,8 +1,9 @@
-//! Chaos on every backend: readers and writers of several processes, while one thread strikes the servers and another
-//! the processes, both as chance decides.
+//! Chaos on every backend: readers and writers of several processes, while one thread strikes the
+//! servers and another the processes, both as chance decides.
 //!
-//! A run lasts 10 s, or `LEASEHOLD_CHAOS_SECONDS`. What strikes a server is a [`Target`]'s own; what strikes processes
-//! is the same everywhere: stops, kills, dropped acquisitions, and graceful revocations of whoever holds.
+//! A run lasts 10 s, or `LEASEHOLD_CHAOS_SECONDS`. What strikes a server is a [`Target`]'s own;
+//! what strikes processes is the same everywhere: stops, kills, dropped acquisitions, and graceful
+//! revocations of whoever holds.
 
 mod etcd;
 mod files;
@@ -40,7 +41,8 @@ const READERS: u32 = 4;
 const WITHIN_MS: u64 = 20_000;
 /// How long a storm may take to end: what is under way ends with its limits.
 const STORM_END: Duration = Duration::from_secs(60);
-/// No waiter of a system at peace is passed over more often. A starved one is passed over thousands of times.
+/// No waiter of a system at peace is passed over more often. A starved one is passed over thousands
+/// of times.
 const HAND_OFFS: usize = 500;
 /// What a lone waiter may take that is granted at all.
 const LONE_WAITER: Duration = Duration::from_secs(60);
@@ -62,7 +64,10 @@ trait Target: Send {
 
 fn span() -> Duration {
     let seconds = env::var("LEASEHOLD_CHAOS_SECONDS").ok();
-    let seconds = seconds.map(|text| text.parse().expect("LEASEHOLD_CHAOS_SECONDS is a number of seconds"));
+    let seconds = seconds.map(|text| {
+        text.parse()
+            .expect("LEASEHOLD_CHAOS_SECONDS is a number of seconds")
+    });
     Duration::from_secs(seconds.unwrap_or(10))
 }
 
@@ -91,7 +96,13 @@ struct Crew<'a> {
 
 impl<'a> Crew<'a> {
     fn new(stage: &'a Stage, urls: Vec<String>) -> Self {
-        let mut crew = Self { stage, urls, workers: Vec::new(), names: Vec::new(), storm: storm() };
+        let mut crew = Self {
+            stage,
+            urls,
+            workers: Vec::new(),
+            names: Vec::new(),
+            storm: storm(),
+        };
         for at in 0..PROCESSES {
             let worker = crew.hire(at);
             crew.workers.push(worker);
@@ -107,7 +118,10 @@ impl<'a> Crew<'a> {
             self.names.push(name.clone());
             match self.stage.try_worker_at(&name, &self.urls[at]) {
                 Ok(mut worker) => {
-                    assert!(matches!(worker.ask(Command::Storm(self.storm.clone())).unwrap(), Answer::Storming));
+                    assert!(matches!(
+                        worker.ask(Command::Storm(self.storm.clone())).unwrap(),
+                        Answer::Storming
+                    ));
                     return worker;
                 }
                 Err(error) => assert!(Instant::now() < end, "no worker can be started: {error}"),
@@ -121,11 +135,16 @@ impl<'a> Crew<'a> {
         let at = rng.random_range(0..PROCESSES);
         match rng.random_range(0..3) {
             0 | 1 => {
-                // All but one: the holder is likely to be among them, and its lock goes to the one that is left.
+                // All but one: the holder is likely to be among them, and its lock goes to the one
+                // that is left.
                 let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
-                stopped.iter().for_each(|worker| self.workers[*worker].pause().unwrap());
+                stopped
+                    .iter()
+                    .for_each(|worker| self.workers[*worker].pause().unwrap());
                 thread::sleep(millis(rng.random_range(ttl_ms / 10..ttl_ms * 3 / 2)));
-                stopped.iter().for_each(|worker| self.workers[*worker].resume().unwrap());
+                stopped
+                    .iter()
+                    .for_each(|worker| self.workers[*worker].resume().unwrap());
             }
             _ => {
                 self.workers[at].kill().unwrap();
@@ -136,13 +155,21 @@ impl<'a> Crew<'a> {
 
     /// Ends the storm: the grants of those who live, and the errors by kind.
     fn end(&mut self) -> (u64, BTreeMap<String, u64>) {
-        let tickets: Vec<_> = self.workers.iter_mut().map(|worker| worker.send(Command::Calm).unwrap()).collect();
+        let tickets: Vec<_> = self
+            .workers
+            .iter_mut()
+            .map(|worker| worker.send(Command::Calm).unwrap())
+            .collect();
         let (mut total, mut by_kind) = (0, BTreeMap::new());
         for (worker, ticket) in self.workers.iter_mut().zip(tickets) {
             match worker.answer(ticket, STORM_END).expect("a storm hangs") {
-                Answer::Storm { granted, errors, .. } => {
+                Answer::Storm {
+                    granted, errors, ..
+                } => {
                     total += granted;
-                    errors.into_iter().for_each(|(kind, count)| *by_kind.entry(kind).or_default() += count);
+                    errors
+                        .into_iter()
+                        .for_each(|(kind, count)| *by_kind.entry(kind).or_default() += count);
                 }
                 other => panic!("{other:?}"),
             }
@@ -151,7 +178,12 @@ impl<'a> Crew<'a> {
     }
 
     fn events(&self) -> Vec<leasehold_integration::worker::Event> {
-        let logs: Vec<_> = self.names.iter().map(|name| self.stage.log(name)).filter(|log| log.exists()).collect();
+        let logs: Vec<_> = self
+            .names
+            .iter()
+            .map(|name| self.stage.log(name))
+            .filter(|log| log.exists())
+            .collect();
         EventLog::merge(&logs).unwrap()
     }
 }
@@ -161,7 +193,9 @@ async fn revoke(client: &LockClient, seed: u64, over: &AtomicBool) -> usize {
     let (mut rng, mut revoked) = (StdRng::seed_from_u64(seed), 0);
     while !over.load(Ordering::Relaxed) {
         tokio::time::sleep(millis(rng.random_range(20..200))).await;
-        let Ok(inspection) = client.inspect("k").await else { continue };
+        let Ok(inspection) = client.inspect("k").await else {
+            continue;
+        };
         for holder in &inspection.holders {
             match client.break_lock(holder, false).await {
                 Ok(leasehold_core::Broken::FreeWithin(_)) => revoked += 1,
@@ -179,10 +213,17 @@ fn survives(mut target: impl Target) {
     let seed = seed();
     let ttl_ms = target.ttl_ms();
     let stage = Stage::on(&target.url(0), ttl_ms);
-    let mut crew = Crew::new(&stage, (0..PROCESSES).map(|worker| target.url(worker)).collect());
+    let mut crew = Crew::new(
+        &stage,
+        (0..PROCESSES).map(|worker| target.url(worker)).collect(),
+    );
     let over = AtomicBool::new(false);
     let end = Instant::now() + span();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     let administrator = runtime.block_on(client_of(&target.url(0), ttl_ms));
     let revoked = thread::scope(|scope| {
         let revoking = scope.spawn(|| runtime.block_on(revoke(&administrator, seed, &over)));
@@ -200,21 +241,34 @@ fn survives(mut target: impl Target) {
         }
         striking.join().expect("the striker panicked, and says why");
         over.store(true, Ordering::Relaxed);
-        revoking.join().expect("the administrator panicked, and says why")
+        revoking
+            .join()
+            .expect("the administrator panicked, and says why")
     });
     at_peace(&stage, &crew);
     let (grants, errors) = crew.end();
     println!("{grants} grants by those who lived, {revoked} revoked, errors: {errors:?}");
     assert!(grants >= 20, "only {grants} grants: nothing was tested");
     let known = ["Unavailable", "Indeterminate", "Lost"];
-    assert!(errors.keys().all(|kind| known.contains(&kind.as_str())), "{errors:?}");
+    assert!(
+        errors.keys().all(|kind| known.contains(&kind.as_str())),
+        "{errors:?}"
+    );
 
     let events = crew.events();
     none(&checker::overlaps(&events), "C1");
     none(&checker::tokens(&events, Order::AsTold), "C2");
-    none(&checker::register(&stage.register().history().unwrap()), "C3");
-    let after = stage.worker_at("after", &crew.urls[0]).lock(0, "k", Patience::Within(millis_of(PATIENCE)));
-    let Answer::Granted { token, .. } = after.unwrap() else { panic!("not granted after the chaos") };
+    none(
+        &checker::register(&stage.register().history().unwrap()),
+        "C3",
+    );
+    let after =
+        stage
+            .worker_at("after", &crew.urls[0])
+            .lock(0, "k", Patience::Within(millis_of(PATIENCE)));
+    let Answer::Granted { token, .. } = after.unwrap() else {
+        panic!("not granted after the chaos")
+    };
     let largest = events.iter().filter_map(|event| event.token).max();
     assert!(token > largest, "{token:?} after {largest:?}");
 }
@@ -223,24 +277,44 @@ fn millis_of(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("a short time")
 }
 
-/// While the storm goes on and nothing strikes, a writer and a reader of further processes are granted within a bounded
-/// number of hand-offs.
+/// While the storm goes on and nothing strikes, a writer and a reader of further processes are
+/// granted within a bounded number of hand-offs.
 fn at_peace(stage: &Stage, crew: &Crew<'_>) {
     for shared in [false, true] {
         let name = if shared { "reader" } else { "writer" };
         let mut worker = stage.worker_at(name, &crew.urls[0]);
         let begun = now_ns();
         let (slot, key, patience) = (0, "k".into(), Patience::Forever);
-        let command =
-            if shared { Command::Read { slot, key, patience } } else { Command::Lock { slot, key, patience } };
+        let command = if shared {
+            Command::Read {
+                slot,
+                key,
+                patience,
+            }
+        } else {
+            Command::Lock {
+                slot,
+                key,
+                patience,
+            }
+        };
         let ticket = worker.send(command).unwrap();
         let answer = worker.answer(ticket, LONE_WAITER).unwrap_or_else(|error| {
             let passed = grants_between(&crew.events(), |_| true, begun, now_ns());
             panic!("a {name} was not granted beside {passed} other grants: {error}")
         });
-        assert!(matches!(answer, Answer::Granted { .. }), "a {name}: {answer:?}");
+        assert!(
+            matches!(answer, Answer::Granted { .. }),
+            "a {name}: {answer:?}"
+        );
         let passed = grants_between(&crew.events(), |_| true, begun, now_ns());
-        assert!(passed <= HAND_OFFS, "a {name} was passed over {passed} times");
-        assert!(matches!(worker.ask(Command::Release { slot: 0 }).unwrap(), Answer::Released(_)));
+        assert!(
+            passed <= HAND_OFFS,
+            "a {name} was passed over {passed} times"
+        );
+        assert!(matches!(
+            worker.ask(Command::Release { slot: 0 }).unwrap(),
+            Answer::Released(_)
+        ));
     }
 }

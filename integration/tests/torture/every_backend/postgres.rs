@@ -13,8 +13,8 @@ const TTL: u64 = 2000;
 
 /// One server. Every other worker connects through a proxy.
 ///
-/// No fault resets a connection: that frees its locks at once, and its holder learns of it at its next renewal, as
-/// `docs/guarantees.md` says.
+/// No fault resets a connection: that frees its locks at once, and its holder learns of it at its
+/// next renewal, as `docs/guarantees.md` says.
 struct Postgres {
     server: PostgresServer,
     way: Proxy,
@@ -25,13 +25,20 @@ impl Postgres {
         let pids = self
             .server
             .psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()");
-        pids.unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
+        pids.unwrap()
+            .lines()
+            .map(|pid| pid.parse().unwrap())
+            .collect()
     }
 }
 
 impl Target for Postgres {
     fn url(&self, worker: usize) -> String {
-        self.server.url_at(if worker.is_multiple_of(2) { self.server.addr() } else { self.way.addr() })
+        self.server.url_at(if worker.is_multiple_of(2) {
+            self.server.addr()
+        } else {
+            self.way.addr()
+        })
     }
 
     fn ttl_ms(&self) -> u64 {
@@ -44,15 +51,20 @@ impl Target for Postgres {
             0 => {
                 // A backend stands still; its client may have gone when it continues.
                 let backends = self.backends();
-                let Some(&pid) = backends.get(rng.random_range(0..backends.len().max(1))) else { return };
+                let Some(&pid) = backends.get(rng.random_range(0..backends.len().max(1))) else {
+                    return;
+                };
                 if self.server.pause_backend(pid).is_ok() {
                     thread::sleep(millis(rng.random_range(10..TTL / 4)));
                     drop(self.server.resume_backend(pid));
                 }
             }
             1 => {
-                let direction =
-                    if rng.random_bool(0.5) { Direction::ClientToServer } else { Direction::ServerToClient };
+                let direction = if rng.random_bool(0.5) {
+                    Direction::ClientToServer
+                } else {
+                    Direction::ServerToClient
+                };
                 self.way.hold(direction);
                 thread::sleep(millis(rng.random_range(10..TTL / 4)));
                 self.way.heal();
@@ -65,7 +77,9 @@ impl Target for Postgres {
                 self.server.psql(hint).unwrap();
             }
             _ => {
-                self.server.psql("ALTER ROLE postgres PASSWORD 'another'").unwrap();
+                self.server
+                    .psql("ALTER ROLE postgres PASSWORD 'another'")
+                    .unwrap();
             }
         }
     }

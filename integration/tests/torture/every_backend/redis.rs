@@ -30,7 +30,11 @@ impl Redis {
 
 impl Target for Redis {
     fn url(&self, worker: usize) -> String {
-        let addr = if worker.is_multiple_of(2) { self.server.addr() } else { self.way.addr() };
+        let addr = if worker.is_multiple_of(2) {
+            self.server.addr()
+        } else {
+            self.way.addr()
+        };
         format!("redis://{}:{}@{addr}/?timeout=200ms", USER.0, USER.1)
     }
 
@@ -53,8 +57,11 @@ impl Target for Redis {
             }
             2 => {
                 // What stood still comes back with one direction cut.
-                let direction =
-                    if rng.random_bool(0.5) { Direction::ClientToServer } else { Direction::ServerToClient };
+                let direction = if rng.random_bool(0.5) {
+                    Direction::ClientToServer
+                } else {
+                    Direction::ServerToClient
+                };
                 self.server.pause().unwrap();
                 thread::sleep(millis(rng.random_range(10..TTL)));
                 self.way.blackhole(direction);
@@ -72,14 +79,22 @@ impl Target for Redis {
                 // The user is removed, which ends its connections, and made again in one step.
                 let mut renewed = redis::pipe();
                 renewed.atomic().cmd("ACL").arg("DELUSER").arg(USER.0);
-                renewed.cmd("ACL").arg("SETUSER").arg(USER.0).arg("on").arg(format!(">{}", USER.1));
+                renewed
+                    .cmd("ACL")
+                    .arg("SETUSER")
+                    .arg(USER.0)
+                    .arg("on")
+                    .arg(format!(">{}", USER.1));
                 USER.2.split(' ').for_each(|rule| {
                     renewed.arg(rule);
                 });
-                renewed.exec(&mut self.server.connection().unwrap()).unwrap();
+                renewed
+                    .exec(&mut self.server.connection().unwrap())
+                    .unwrap();
             }
             5 => {
-                // An administrator prolongs the lock, whoever holds it: waiters are told of a change, and it is not free.
+                // An administrator prolongs the lock, whoever holds it: waiters are told of a
+                // change, and it is not free.
                 self.run(&["PEXPIRE", "k", &TTL.to_string(), "GT"]);
             }
             _ => self.run(&["CLIENT", "KILL", "TYPE", "normal"]),
@@ -91,7 +106,9 @@ impl Target for Redis {
 
 #[test]
 fn redis_keeps_its_promises_in_chaos() {
-    let builder = RedisServer::builder().persistence(Persistence::EveryWrite).user(USER.0, USER.1, USER.2);
+    let builder = RedisServer::builder()
+        .persistence(Persistence::EveryWrite)
+        .user(USER.0, USER.1, USER.2);
     let server = builder.start().unwrap();
     let way = Proxy::start(server.addr()).unwrap();
     survives(Redis { server, way });

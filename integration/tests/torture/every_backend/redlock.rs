@@ -12,7 +12,8 @@ use crate::support::millis;
 
 const TTL: u64 = 500;
 const NODES: usize = 3;
-/// After a restart without its data a server votes again after the largest TTL; a further one must not forget before.
+/// After a restart without its data a server votes again after the largest TTL; a further one must
+/// not forget before.
 const REJOINED: u64 = 3 * TTL + 3000;
 
 /// Three servers without persistence. Every other worker reaches each through a proxy.
@@ -24,11 +25,18 @@ struct Redlock {
 impl Target for Redlock {
     fn url(&self, worker: usize) -> String {
         let hosts: Vec<_> = if worker.is_multiple_of(2) {
-            self.servers.servers.iter().map(|server| server.addr().to_string()).collect()
+            self.servers
+                .servers
+                .iter()
+                .map(|server| server.addr().to_string())
+                .collect()
         } else {
             self.ways.iter().map(|way| way.addr().to_string()).collect()
         };
-        format!("redlock://{}/?timeout=150ms&node-timeout=100ms", hosts.join(","))
+        format!(
+            "redlock://{}/?timeout=150ms&node-timeout=100ms",
+            hosts.join(",")
+        )
     }
 
     fn ttl_ms(&self) -> u64 {
@@ -46,15 +54,19 @@ impl Target for Redlock {
                 server.resume().unwrap();
             }
             2 => {
-                // It comes back without its data, and the next one is not struck before it votes again.
+                // It comes back without its data, and the next one is not struck before it votes
+                // again.
                 server.kill();
                 thread::sleep(millis(rng.random_range(0..500)));
                 server.restart().unwrap();
                 thread::sleep(millis(REJOINED));
             }
             3 => {
-                let direction =
-                    if rng.random_bool(0.5) { Direction::ClientToServer } else { Direction::ServerToClient };
+                let direction = if rng.random_bool(0.5) {
+                    Direction::ClientToServer
+                } else {
+                    Direction::ServerToClient
+                };
                 server.pause().unwrap();
                 thread::sleep(millis(rng.random_range(10..TTL)));
                 way.blackhole(direction);
@@ -69,7 +81,12 @@ impl Target for Redlock {
             }
             _ => {
                 let mut connection = server.connection().unwrap();
-                redis::cmd("PEXPIRE").arg("k").arg(TTL).arg("GT").exec(&mut connection).unwrap();
+                redis::cmd("PEXPIRE")
+                    .arg("k")
+                    .arg(TTL)
+                    .arg("GT")
+                    .exec(&mut connection)
+                    .unwrap();
             }
         }
     }
@@ -81,7 +98,15 @@ impl Target for Redlock {
 fn redlock_keeps_its_promises_in_chaos() {
     let servers = RedlockServers::start(NODES, Persistence::None).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    drop(runtime.block_on(servers.provision(Ttl::from_millis(TTL).unwrap())).unwrap());
-    let ways = servers.servers.iter().map(|server| Proxy::start(server.addr()).unwrap()).collect();
+    drop(
+        runtime
+            .block_on(servers.provision(Ttl::from_millis(TTL).unwrap()))
+            .unwrap(),
+    );
+    let ways = servers
+        .servers
+        .iter()
+        .map(|server| Proxy::start(server.addr()).unwrap())
+        .collect();
     survives(Redlock { servers, ways });
 }

@@ -17,16 +17,23 @@ struct Zookeeper {
 }
 
 impl Zookeeper {
-    /// Writes the data of every node that takes part in the lock: whoever watches one is told of it.
+    /// Writes the data of every node that takes part in the lock: whoever watches one is told of
+    /// it.
     fn write_nodes(&self) {
         let url = self.ensemble.url();
         let hosts = url.trim_start_matches("zookeeper://").to_owned();
         let written = async {
-            let client = zookeeper_client::Client::connector().connect(&hosts).await?;
+            let client = zookeeper_client::Client::connector()
+                .connect(&hosts)
+                .await?;
             let mut paths = vec!["/".to_owned()];
             while let Some(path) = paths.pop() {
                 for child in client.list_children(&path).await? {
-                    let child = if path == "/" { format!("/{child}") } else { format!("{path}/{child}") };
+                    let child = if path == "/" {
+                        format!("/{child}")
+                    } else {
+                        format!("{path}/{child}")
+                    };
                     if child.starts_with("/zookeeper") {
                         continue;
                     }
@@ -38,7 +45,10 @@ impl Zookeeper {
             Ok::<_, zookeeper_client::Error>(())
         };
         // While it is struck, or where a node has gone meanwhile, there is nothing to write.
-        drop(self.administrator.block_on(async { tokio::time::timeout(millis(TTL), written).await }));
+        drop(
+            self.administrator
+                .block_on(async { tokio::time::timeout(millis(TTL), written).await }),
+        );
     }
 }
 
@@ -67,7 +77,9 @@ impl Target for Zookeeper {
             }
             2 => {
                 // A leader that stood still, whose follower is cut off from it when it continues.
-                let Ok(leader) = self.ensemble.leader() else { return };
+                let Ok(leader) = self.ensemble.leader() else {
+                    return;
+                };
                 let follower = (leader + 1) % MEMBERS;
                 self.ensemble.member(leader).pause().unwrap();
                 thread::sleep(millis(rng.random_range(TTL / 10..TTL)));
@@ -87,6 +99,13 @@ impl Target for Zookeeper {
 
 #[test]
 fn zookeeper_keeps_its_promises_in_chaos() {
-    let ensemble = ZookeeperServer::builder().sync_limit(8).links().start_members(MEMBERS).unwrap();
-    survives(Zookeeper { ensemble, administrator: tokio::runtime::Runtime::new().unwrap() });
+    let ensemble = ZookeeperServer::builder()
+        .sync_limit(8)
+        .links()
+        .start_members(MEMBERS)
+        .unwrap();
+    survives(Zookeeper {
+        ensemble,
+        administrator: tokio::runtime::Runtime::new().unwrap(),
+    });
 }

@@ -30,7 +30,10 @@ async fn a_role_that_may_only_connect_breaks_no_lock_of_another() {
     let stranger = client_of(&format!("{}?fencing=off", server.url_as("stranger")), TTL).await;
     let seen = stranger.inspect("k").await.unwrap().holders;
     for now in [false, true] {
-        let error = stranger.break_lock(&seen[0], now).await.expect_err("it was broken");
+        let error = stranger
+            .break_lock(&seen[0], now)
+            .await
+            .expect_err("it was broken");
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(error.to_string().contains("pg_signal_backend"), "{error}");
     }
@@ -57,8 +60,15 @@ async fn roles_that_may_end_its_session_break_a_lock() {
             let guard = client.mutex("k").lock_timeout(MINUTE).await.unwrap();
             let breaker = client_of(&format!("{}?fencing=off", server.url_as(role)), TTL).await;
             let seen = breaker.inspect("k").await.unwrap().holders;
-            let broken = timeout(MINUTE, breaker.break_lock(&seen[0], now)).await.expect("it hangs").unwrap();
-            let expected = if now { Broken::Freed } else { Broken::FreeWithin(Some(Duration::from_millis(TTL))) };
+            let broken = timeout(MINUTE, breaker.break_lock(&seen[0], now))
+                .await
+                .expect("it hangs")
+                .unwrap();
+            let expected = if now {
+                Broken::Freed
+            } else {
+                Broken::FreeWithin(Some(Duration::from_millis(TTL)))
+            };
             assert_eq!(broken, expected, "{role}");
             timeout(MINUTE, guard.lost()).await.expect("it is held on");
             drop(guard);

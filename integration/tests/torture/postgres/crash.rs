@@ -14,26 +14,39 @@ const TTL: u64 = 3000;
 /// Without waiting for anything to expire, on a machine that builds something else beside.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Strikes while a lock is held and waited for: the holder knows by its deadline, the waiter is granted it in the end with
-/// a larger token, or told a typed fault; later all is well, and nothing is left.
+/// Strikes while a lock is held and waited for: the holder knows by its deadline, the waiter is
+/// granted it in the end with a larger token, or told a typed fault; later all is well, and nothing
+/// is left.
 async fn strike(how: impl FnOnce(&mut PostgresServer)) {
     let mut server = PostgresServer::builder().durable().start().unwrap();
-    let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let (client, rival) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let guard = client.mutex("k").lock().await.unwrap();
     let mutex = rival.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
     tokio::time::sleep(millis(300)).await;
     block_in_place(|| how(&mut server));
     let left = guard.remaining();
-    tokio::time::timeout(left + millis(3000), guard.lost()).await.expect("the holder does not know by its deadline");
-    let outcome = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap();
+    tokio::time::timeout(left + millis(3000), guard.lost())
+        .await
+        .expect("the holder does not know by its deadline");
+    let outcome = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("the waiter hangs")
+        .unwrap();
     let mut largest = token(&guard);
     match outcome {
         Ok(next) => largest = released(next, largest).await,
         Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),
     }
     for client in [&client, &rival] {
-        largest = released(client.mutex("k").lock_timeout(PATIENCE).await.unwrap(), largest).await;
+        largest = released(
+            client.mutex("k").lock_timeout(PATIENCE).await.unwrap(),
+            largest,
+        )
+        .await;
     }
     drop(guard);
     block_in_place(|| nothing_left(&server, millis(TTL)));
@@ -76,7 +89,11 @@ async fn oom_killed_server_process_frees_lock_and_tokens_keep_growing() {
 async fn oom_kill_of_a_foreign_session_frees_the_lock_too() {
     strike(|server| {
         let mut stranger = server.psql_session().unwrap();
-        let pid = stranger.ask("SELECT pg_backend_pid()", PATIENCE).unwrap().parse().unwrap();
+        let pid = stranger
+            .ask("SELECT pg_backend_pid()", PATIENCE)
+            .unwrap()
+            .parse()
+            .unwrap();
         server.kill_backend(pid).unwrap();
         server.wait_until_it_answers().unwrap();
     })
@@ -87,13 +104,29 @@ async fn oom_kill_of_a_foreign_session_frees_the_lock_too() {
 async fn a_server_that_is_down_is_an_error_in_time() {
     let mut server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     block_in_place(|| server.stop().unwrap());
-    let tried = tokio::time::timeout(PATIENCE, client.mutex("k").try_lock()).await.expect("hangs");
+    let tried = tokio::time::timeout(PATIENCE, client.mutex("k").try_lock())
+        .await
+        .expect("hangs");
     let error = tried.expect_err("granted by nobody");
     assert!(is_a_fault(error.kind()), "{error:?}");
     block_in_place(|| server.restart().unwrap());
-    client.mutex("k").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 

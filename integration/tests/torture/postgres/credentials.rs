@@ -6,7 +6,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Credentials, CredentialsProvider, Error, ErrorKind, LockBackend, LockClient, Result, Ttl, async_trait,
+    Credentials, CredentialsProvider, Error, ErrorKind, LockBackend, LockClient, Result, Ttl,
+    async_trait,
 };
 use leasehold_integration::server::PostgresServer;
 use leasehold_postgres::{PostgresBackend, PostgresConfig};
@@ -35,14 +36,23 @@ impl Vault {
 impl CredentialsProvider for Vault {
     async fn credentials(&self) -> Result<Credentials> {
         let mut passwords = self.0.lock().unwrap();
-        let password = if passwords.len() > 1 { passwords.pop_front() } else { passwords.front().copied() };
+        let password = if passwords.len() > 1 {
+            passwords.pop_front()
+        } else {
+            passwords.front().copied()
+        };
         Ok(Credentials::new(password.unwrap_or_default()).with_username("shop"))
     }
 }
 
 fn server() -> PostgresServer {
-    let server = PostgresServer::builder().access("host all shop 127.0.0.1/32 scram-sha-256").start().unwrap();
-    server.psql("CREATE ROLE shop LOGIN PASSWORD 'first'; GRANT ALL ON SCHEMA public TO shop").unwrap();
+    let server = PostgresServer::builder()
+        .access("host all shop 127.0.0.1/32 scram-sha-256")
+        .start()
+        .unwrap();
+    server
+        .psql("CREATE ROLE shop LOGIN PASSWORD 'first'; GRANT ALL ON SCHEMA public TO shop")
+        .unwrap();
     server
 }
 
@@ -50,18 +60,24 @@ fn server() -> PostgresServer {
 fn rotate(server: &PostgresServer) {
     block_in_place(|| {
         server.psql("ALTER ROLE shop PASSWORD 'second'").unwrap();
-        server.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'").unwrap();
+        server
+            .psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'")
+            .unwrap();
     });
 }
 
 async fn connect(server: &PostgresServer, vault: &Arc<Vault>) -> Result<LockClient> {
     let provider: Arc<dyn CredentialsProvider> = Arc::clone(vault) as _;
-    let config = PostgresConfig::default().with_timeout(PATIENCE).with_connect_timeout(PATIENCE);
+    let config = PostgresConfig::default()
+        .with_timeout(PATIENCE)
+        .with_connect_timeout(PATIENCE);
     let options = server.url().parse().unwrap();
     let backend: Arc<dyn LockBackend> =
         PostgresBackend::from_options(&options, config.with_credentials(provider)).await?;
     // So long that nothing is renewed by itself, nor retried for too short a time.
-    Ok(LockClient::builder(backend).with_ttl(Ttl::from_secs(240).unwrap()).build())
+    Ok(LockClient::builder(backend)
+        .with_ttl(Ttl::from_secs(240).unwrap())
+        .build())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +92,14 @@ async fn password_is_asked_for_anew_with_each_connection() {
     vault.hand_out(&["second"]);
     rotate(&server);
     assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
@@ -88,22 +111,42 @@ async fn refused_password_is_asked_for_once_more() {
     rotate(&server);
     // Whoever supplies it has not heard of the new one when it is asked first.
     vault.hand_out(&["first", "second"]);
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_password_is_denied_at_first_and_retryable_later() {
     let server = block_in_place(server);
-    let refused: Error = connect(&server, &Vault::with(&["wrong"])).await.expect_err("any password will do");
+    let refused: Error = connect(&server, &Vault::with(&["wrong"]))
+        .await
+        .expect_err("any password will do");
     assert_eq!(refused.kind(), ErrorKind::Denied, "{refused:?}");
     let vault = Vault::with(&["first"]);
     let client = connect(&server, &vault).await.unwrap();
     rotate(&server);
-    let refused = client.mutex("k").try_lock().await.expect_err("the old password is accepted");
+    let refused = client
+        .mutex("k")
+        .try_lock()
+        .await
+        .expect_err("the old password is accepted");
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
     vault.hand_out(&["second"]);
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
@@ -111,7 +154,10 @@ async fn refused_password_is_denied_at_first_and_retryable_later() {
 async fn waiter_outlives_a_password_that_is_supplied_late() {
     let server = block_in_place(server);
     let (ours, theirs) = (Vault::with(&["first"]), Vault::with(&["first"]));
-    let (holder, waiter) = (connect(&server, &theirs).await.unwrap(), connect(&server, &ours).await.unwrap());
+    let (holder, waiter) = (
+        connect(&server, &theirs).await.unwrap(),
+        connect(&server, &ours).await.unwrap(),
+    );
     let guard = holder.mutex("k").lock().await.unwrap();
     let waits = waiting(&server, &waiter, 1).await;
     rotate(&server);
@@ -123,6 +169,13 @@ async fn waiter_outlives_a_password_that_is_supplied_late() {
     assert!(!waits.is_finished());
     ours.hand_out(&["second"]);
     seized.release().await.unwrap();
-    tokio::time::timeout(MINUTE, waits).await.expect("it waits on").unwrap().unwrap().release().await.unwrap();
+    tokio::time::timeout(MINUTE, waits)
+        .await
+        .expect("it waits on")
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }

@@ -12,13 +12,17 @@ const TTL: u64 = 30_000;
 /// For what must happen at all, on a machine that builds something else beside.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Holds `keys` keys by one client and lets `waiters` tasks of another wait for them. What the waiters end with.
+/// Holds `keys` keys by one client and lets `waiters` tasks of another wait for them. What the
+/// waiters end with.
 async fn assemble(
     server: &PostgresServer,
     keys: usize,
     waiters: usize,
 ) -> (Vec<leasehold_core::LockGuard>, LockClient, JoinSet<()>) {
-    let (holder, client) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let (holder, client) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let mut guards = Vec::new();
     for key in 0..keys {
         guards.push(holder.mutex(format!("k{key}")).lock().await.unwrap());
@@ -58,7 +62,9 @@ async fn ten_thousand_waiters_need_a_handful_of_connections() {
     block_in_place(|| {
         let snapshots = "SELECT count(*) FROM pg_stat_activity \
                          WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
-        until("no waiter holds a snapshot", millis(20_000), || server.psql(snapshots).unwrap() == "0");
+        until("no waiter holds a snapshot", millis(20_000), || {
+            server.psql(snapshots).unwrap() == "0"
+        });
     });
     all_served(guards, crowd).await;
     block_in_place(|| nothing_left(&server, millis(20_000)));
@@ -66,7 +72,8 @@ async fn ten_thousand_waiters_need_a_handful_of_connections() {
 }
 
 fn index_and_vacuum(psql: &mut Psql) {
-    psql.ask("CREATE INDEX CONCURRENTLY ON t (n)", PATIENCE).unwrap();
+    psql.ask("CREATE INDEX CONCURRENTLY ON t (n)", PATIENCE)
+        .unwrap();
     psql.ask("VACUUM FULL t", PATIENCE).unwrap();
     psql.ask("VACUUM (FREEZE, VERBOSE) t", PATIENCE).unwrap();
 }
@@ -74,14 +81,20 @@ fn index_and_vacuum(psql: &mut Psql) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiters_block_neither_concurrent_index_nor_vacuum() {
     let server = PostgresServer::start().unwrap();
-    block_in_place(|| server.psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").unwrap());
+    block_in_place(|| {
+        server
+            .psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
+            .unwrap()
+    });
     let (guards, _holder, crowd) = assemble(&server, 10, 1000).await;
     block_in_place(|| {
         server.psql("DELETE FROM t WHERE n > 500").unwrap();
         index_and_vacuum(&mut server.psql_session().unwrap());
         // What was dead is gone: nobody's snapshot kept it.
         let dead = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 't'";
-        until("the dead rows are gone", millis(20_000), || server.psql(dead).unwrap() == "0");
+        until("the dead rows are gone", millis(20_000), || {
+            server.psql(dead).unwrap() == "0"
+        });
     });
     assert_eq!(crowd.len(), 1000);
     all_served(guards, crowd).await;
@@ -92,17 +105,30 @@ async fn waiters_block_neither_concurrent_index_nor_vacuum() {
 #[test]
 fn waiter_inside_the_server_blocks_a_concurrent_index() {
     let server = PostgresServer::start().unwrap();
-    server.psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").unwrap();
-    let (mut holder, mut waiter) = (server.psql_session().unwrap(), server.psql_session().unwrap());
+    server
+        .psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
+        .unwrap();
+    let (mut holder, mut waiter) = (
+        server.psql_session().unwrap(),
+        server.psql_session().unwrap(),
+    );
     holder.ask("SELECT pg_advisory_lock(1)", PATIENCE).unwrap();
     waiter.send("SELECT pg_advisory_lock(1)").unwrap();
     until("it waits", PATIENCE, || {
-        server.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").unwrap() == "1"
+        server
+            .psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            .unwrap()
+            == "1"
     });
     let mut indexer = server.psql_session().unwrap();
     indexer.send("CREATE INDEX CONCURRENTLY ON t (n)").unwrap();
-    assert!(indexer.answer(millis(1500)).is_err(), "the control does not hold it up");
-    holder.ask("SELECT pg_advisory_unlock(1)", PATIENCE).unwrap();
+    assert!(
+        indexer.answer(millis(1500)).is_err(),
+        "the control does not hold it up"
+    );
+    holder
+        .ask("SELECT pg_advisory_unlock(1)", PATIENCE)
+        .unwrap();
     waiter.answer(PATIENCE).unwrap();
     indexer.answer(PATIENCE).unwrap();
 }

@@ -1,4 +1,5 @@
-//! A writer that becomes a reader while its connections stay open, as in the fail-over of some managed services.
+//! A writer that becomes a reader while its connections stay open, as in the fail-over of some
+//! managed services.
 
 use leasehold_core::{ErrorKind, LockClient};
 use leasehold_integration::server::PostgresServer;
@@ -10,9 +11,13 @@ use crate::support::{nothing_panicked, token};
 /// So long that nothing is renewed by itself.
 const TTL: u64 = 600_000;
 
-/// PostgreSQL itself ends all connections then. So the question whether it is a reader is answered by a table.
+/// PostgreSQL itself ends all connections then. So the question whether it is a reader is answered
+/// by a table.
 fn server() -> PostgresServer {
-    let server = PostgresServer::builder().setting("allow_system_table_mods", "on").start().unwrap();
+    let server = PostgresServer::builder()
+        .setting("allow_system_table_mods", "on")
+        .start()
+        .unwrap();
     server
         .psql(
             "ALTER FUNCTION pg_catalog.pg_is_in_recovery() RENAME TO pg_is_really_in_recovery; \
@@ -25,7 +30,11 @@ fn server() -> PostgresServer {
 }
 
 fn demote(server: &PostgresServer) {
-    block_in_place(|| server.psql("INSERT INTO public.reader DEFAULT VALUES").unwrap());
+    block_in_place(|| {
+        server
+            .psql("INSERT INTO public.reader DEFAULT VALUES")
+            .unwrap()
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -40,8 +49,16 @@ async fn writer_that_becomes_a_reader_loses_its_holders() {
     guards[0].renew().await.unwrap();
     demote(&old);
     // The new writer has no locks.
-    let rival = client_of(&new.url(), TTL).await.mutex("k").lock().await.unwrap();
-    let error = guards[0].renew().await.expect_err("a reader has renewed it");
+    let rival = client_of(&new.url(), TTL)
+        .await
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap();
+    let error = guards[0]
+        .renew()
+        .await
+        .expect_err("a reader has renewed it");
     assert_eq!(error.kind(), ErrorKind::Lost, "{error:?}");
     assert!(error.to_string().contains("standby"), "{error}");
     assert!(guards.iter().all(|guard| !guard.is_held()) && rival.is_held());
@@ -65,9 +82,15 @@ async fn reader_with_open_connections_grants_nothing() {
             let client = client_of(&format!("{}{options}", server.url()), TTL).await;
             let guard = client.mutex("k").lock().await.unwrap();
             demote(&server);
-            let error = grants(&client, mode).await.expect_err("a reader has granted it");
+            let error = grants(&client, mode)
+                .await
+                .expect_err("a reader has granted it");
             // Soon the address may lead to the new writer.
-            assert_eq!(error.kind(), ErrorKind::Unavailable, "{mode}{options}: {error:?}");
+            assert_eq!(
+                error.kind(),
+                ErrorKind::Unavailable,
+                "{mode}{options}: {error:?}"
+            );
             assert!(error.to_string().contains("standby"), "{error}");
             assert!(!guard.is_held(), "{mode}{options}");
             block_in_place(|| server.psql("TRUNCATE public.reader").unwrap());
@@ -80,13 +103,20 @@ async fn reader_with_open_connections_grants_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiter_survives_a_reader_that_becomes_a_writer_again() {
     let server = block_in_place(server);
-    let (holder, waiter) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let (holder, waiter) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let guard = holder.mutex("k").lock().await.unwrap();
     let waiting = super::support::waiting(&server, &waiter, 1).await;
     demote(&server);
     assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     block_in_place(|| server.psql("TRUNCATE public.reader").unwrap());
-    let next = tokio::time::timeout(super::support::MINUTE, waiting).await.expect("it waits on").unwrap().unwrap();
+    let next = tokio::time::timeout(super::support::MINUTE, waiting)
+        .await
+        .expect("it waits on")
+        .unwrap()
+        .unwrap();
     assert!(token(&next) > token(&guard));
     next.release().await.unwrap();
     nothing_panicked();

@@ -1,4 +1,5 @@
-//! Statements that fail half-way, or are answered late: what they have freed is told to those who wait for it.
+//! Statements that fail half-way, or are answered late: what they have freed is told to those who
+//! wait for it.
 
 use std::sync::Arc;
 
@@ -24,19 +25,30 @@ fn until_there_are(server: &PostgresServer, locks: &str) {
 }
 
 async fn is_granted(waiting: JoinHandle<Result<LockGuard>>, what: &str) {
-    let granted = tokio::time::timeout(MINUTE, waiting).await.unwrap_or_else(|_| panic!("nobody is told of {what}"));
+    let granted = tokio::time::timeout(MINUTE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("nobody is told of {what}"));
     granted.unwrap().unwrap().release().await.unwrap();
 }
 
-/// The lock before the row that fails is given back by the statement, which takes its notification along; the one after it is
-/// given back by the look at what the session has.
+/// The lock before the row that fails is given back by the statement, which takes its notification
+/// along; the one after it is given back by the look at what the session has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
     let server = PostgresServer::start().unwrap();
-    let holder = client_of(&format!("{}?timeout=60s&connect-timeout=20s", server.url()), HOUR).await;
-    let waiter =
-        client_of(&format!("{}?timeout=60s&connect-timeout=20s&fallback-poll-interval=3600s&fencing=off", server.url()), HOUR)
-            .await;
+    let holder = client_of(
+        &format!("{}?timeout=60s&connect-timeout=20s", server.url()),
+        HOUR,
+    )
+    .await;
+    let waiter = client_of(
+        &format!(
+            "{}?timeout=60s&connect-timeout=20s&fallback-poll-interval=3600s&fencing=off",
+            server.url()
+        ),
+        HOUR,
+    )
+    .await;
     let before = holder.mutex("before").lock().await.unwrap();
     let after = holder.mutex("after").lock().await.unwrap();
     let waiting = [waits_for(&waiter, "before"), waits_for(&waiter, "after")];
@@ -53,7 +65,11 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
     let taking = take("one");
     let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
                    AND application_name LIKE 'leasehold %'";
-    block_in_place(|| until("a statement is under way", MINUTE, || server.psql(blocked).unwrap() == "1"));
+    block_in_place(|| {
+        until("a statement is under way", MINUTE, || {
+            server.psql(blocked).unwrap() == "1"
+        })
+    });
     // Behind it goes one more alone, and behind that the rest gathers and travels together.
     let next = take("another");
     tokio::time::sleep(millis(300)).await;
@@ -62,11 +78,19 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
         tokio::time::sleep(millis(300)).await;
         block_in_place(|| psql.ask("COMMIT", MINUTE).unwrap());
     };
-    let (before, other, after, ()) = tokio::join!(before.release(), other.try_lock(), after.release(), committing);
+    let (before, other, after, ()) = tokio::join!(
+        before.release(),
+        other.try_lock(),
+        after.release(),
+        committing
+    );
     for taken in [taking.await.unwrap(), next.await.unwrap(), other] {
         taken.expect_err("there is another token");
     }
-    assert_eq!((before.unwrap(), after.unwrap()), (Released::Freed, Released::Freed));
+    assert_eq!(
+        (before.unwrap(), after.unwrap()),
+        (Released::Freed, Released::Freed)
+    );
     for (waiting, what) in waiting.into_iter().zip(["before", "after"]) {
         is_granted(waiting, what).await;
     }
@@ -78,11 +102,14 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
 async fn waiter_in_the_same_session_hears_of_a_returned_late_grant() {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let url = format!("{}?timeout=2s&fallback-poll-interval=3600s", server.url_at(proxy.addr()));
+    let url = format!(
+        "{}?timeout=2s&fallback-poll-interval=3600s",
+        server.url_at(proxy.addr())
+    );
     let backend: Arc<dyn LockBackend> = PostgresBackend::connect(&url).await.unwrap();
     let ttl = Ttl::from_millis(HOUR).unwrap();
-    let [taker, waiter] =
-        [Arc::clone(&backend), backend].map(|backend| LockClient::builder(backend).with_ttl(ttl).build());
+    let [taker, waiter] = [Arc::clone(&backend), backend]
+        .map(|backend| LockClient::builder(backend).with_ttl(ttl).build());
     let mut psql = server.psql_session().unwrap();
     let mut ask = |sql: &str| block_in_place(|| psql.ask(sql, MINUTE).unwrap());
     ask("SELECT pg_advisory_lock(hashtextextended('k', 0))");
@@ -91,7 +118,11 @@ async fn waiter_in_the_same_session_hears_of_a_returned_late_grant() {
     // No notification comes of this.
     ask("SELECT pg_advisory_unlock(hashtextextended('k', 0))");
     proxy.hold(Direction::ServerToClient);
-    taker.mutex("k").try_lock().await.expect_err("granted without an answer");
+    taker
+        .mutex("k")
+        .try_lock()
+        .await
+        .expect_err("granted without an answer");
     proxy.heal();
     is_granted(waiting, "what was given back").await;
     nothing_panicked();

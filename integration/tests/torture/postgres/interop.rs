@@ -28,26 +28,59 @@ async fn psql_and_a_mutex_exclude_each_other() {
 
     // It holds: we are refused, and we wait.
     says(&mut psql, &format!("SELECT pg_advisory_lock({KEY})"));
-    assert_eq!(mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-    assert_eq!(client.rwlock("item").try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        mutex.try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
+    assert_eq!(
+        client.rwlock("item").try_read().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let waiter = tokio::spawn({
         let mutex = mutex.clone();
         async move { mutex.lock().await.unwrap() }
     });
     tokio::time::sleep(millis(300)).await;
     assert!(!waiter.is_finished());
-    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock({KEY})")), "t");
-    let guard = tokio::time::timeout(PATIENCE, waiter).await.expect("the release was not seen").unwrap();
+    assert_eq!(
+        says(&mut psql, &format!("SELECT pg_advisory_unlock({KEY})")),
+        "t"
+    );
+    let guard = tokio::time::timeout(PATIENCE, waiter)
+        .await
+        .expect("the release was not seen")
+        .unwrap();
 
     // We hold: it is refused, and it waits until we release.
-    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock({KEY})")), "f");
-    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock_shared({KEY})")), "f");
-    psql.send(&format!("SELECT 'got it' FROM (SELECT pg_advisory_lock({KEY})) AS locked")).unwrap();
+    assert_eq!(
+        says(&mut psql, &format!("SELECT pg_try_advisory_lock({KEY})")),
+        "f"
+    );
+    assert_eq!(
+        says(
+            &mut psql,
+            &format!("SELECT pg_try_advisory_lock_shared({KEY})")
+        ),
+        "f"
+    );
+    psql.send(&format!(
+        "SELECT 'got it' FROM (SELECT pg_advisory_lock({KEY})) AS locked"
+    ))
+    .unwrap();
     assert!(block_in_place(|| psql.answer(millis(300))).is_err());
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     assert_eq!(block_in_place(|| psql.answer(PATIENCE)).unwrap(), "got it");
-    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock({KEY})")), "t");
-    mutex.lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    assert_eq!(
+        says(&mut psql, &format!("SELECT pg_advisory_unlock({KEY})")),
+        "t"
+    );
+    mutex
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
@@ -61,11 +94,29 @@ async fn psql_and_readers_share_and_keep_writers_out_both_ways() {
     // It reads: so do we, and nobody writes.
     says(&mut psql, &format!("SELECT pg_advisory_lock_shared({KEY})"));
     let reader = lock.read_timeout(PATIENCE).await.unwrap();
-    assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("item").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     // We still read: nobody else writes.
-    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock_shared({KEY})")), "t");
-    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock({KEY})")), "f");
-    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock_shared({KEY})")), "t");
+    assert_eq!(
+        says(
+            &mut psql,
+            &format!("SELECT pg_advisory_unlock_shared({KEY})")
+        ),
+        "t"
+    );
+    assert_eq!(
+        says(&mut psql, &format!("SELECT pg_try_advisory_lock({KEY})")),
+        "f"
+    );
+    assert_eq!(
+        says(
+            &mut psql,
+            &format!("SELECT pg_try_advisory_lock_shared({KEY})")
+        ),
+        "t"
+    );
     let waiter = tokio::spawn({
         let lock = lock.clone();
         async move { lock.write().await.unwrap() }
@@ -73,9 +124,24 @@ async fn psql_and_readers_share_and_keep_writers_out_both_ways() {
     reader.release().await.unwrap();
     tokio::time::sleep(millis(300)).await;
     assert!(!waiter.is_finished());
-    assert_eq!(says(&mut psql, &format!("SELECT pg_advisory_unlock_shared({KEY})")), "t");
-    let writer = tokio::time::timeout(PATIENCE, waiter).await.expect("the release was not seen").unwrap();
-    assert_eq!(says(&mut psql, &format!("SELECT pg_try_advisory_lock_shared({KEY})")), "f");
+    assert_eq!(
+        says(
+            &mut psql,
+            &format!("SELECT pg_advisory_unlock_shared({KEY})")
+        ),
+        "t"
+    );
+    let writer = tokio::time::timeout(PATIENCE, waiter)
+        .await
+        .expect("the release was not seen")
+        .unwrap();
+    assert_eq!(
+        says(
+            &mut psql,
+            &format!("SELECT pg_try_advisory_lock_shared({KEY})")
+        ),
+        "f"
+    );
     writer.release().await.unwrap();
     nothing_panicked();
 }
@@ -85,14 +151,23 @@ async fn psql_in_a_transaction_and_a_mutex_exclude_each_other() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let mut psql = server.psql_session().unwrap();
-    says(&mut psql, &format!("BEGIN; SELECT pg_advisory_xact_lock({KEY})"));
-    assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    says(
+        &mut psql,
+        &format!("BEGIN; SELECT pg_advisory_xact_lock({KEY})"),
+    );
+    assert_eq!(
+        client.mutex("item").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let mutex = client.mutex("item");
     let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
     tokio::time::sleep(millis(300)).await;
     assert!(!waiter.is_finished());
     says(&mut psql, "COMMIT");
-    let guard = tokio::time::timeout(PATIENCE, waiter).await.expect("the commit was not seen").unwrap();
+    let guard = tokio::time::timeout(PATIENCE, waiter)
+        .await
+        .expect("the commit was not seen")
+        .unwrap();
     guard.release().await.unwrap();
     nothing_panicked();
 }

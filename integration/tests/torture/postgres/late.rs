@@ -11,22 +11,41 @@ use crate::support::nothing_panicked;
 async fn an_answer_that_is_late_names_the_limit_and_the_option() {
     let mut server = block_in_place(|| PostgresServer::start().unwrap());
     for (ttl, options, limit) in [
-        (60_000, "timeout=700ms", "within 700ms, the option `timeout`"),
+        (
+            60_000,
+            "timeout=700ms",
+            "within 700ms, the option `timeout`",
+        ),
         (3_000, "timeout=20s", "within 750ms, a quarter of the TTL"),
     ] {
-        let client = client_of(&format!("{}?{options}&connect-timeout=20s", server.url()), ttl).await;
+        let client = client_of(
+            &format!("{}?{options}&connect-timeout=20s", server.url()),
+            ttl,
+        )
+        .await;
         let guard = client.mutex("k").lock().await.unwrap();
         let pid = block_in_place(|| holder(&server, "k"));
         server.pause_backend(pid).unwrap();
-        let error = client.mutex("other").try_lock().await.expect_err("the server is stopped");
+        let error = client
+            .mutex("other")
+            .try_lock()
+            .await
+            .expect_err("the server is stopped");
         server.resume_backend(pid).unwrap();
         assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error:?}");
         assert!(error.to_string().contains(limit), "{error}");
         drop(guard.release().await);
     }
     server.pause().unwrap();
-    let error = connect(&format!("{}?connect-timeout=300ms", server.url())).await.expect_err("it is stopped");
+    let error = connect(&format!("{}?connect-timeout=300ms", server.url()))
+        .await
+        .expect_err("it is stopped");
     server.resume().unwrap();
-    assert!(error.to_string().contains("within 300ms, the option `connect-timeout`"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("within 300ms, the option `connect-timeout`"),
+        "{error}"
+    );
     nothing_panicked();
 }

@@ -34,20 +34,31 @@ async fn refused(url: &str) {
     }
 }
 
-/// Two of its clients are always busy, so that each statement waits for whichever of the two backends is free first.
+/// Two of its clients are always busy, so that each statement waits for whichever of the two
+/// backends is free first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn busy_pooler_with_two_backends_is_never_accepted() {
     let server = PostgresServer::start().unwrap();
-    let pooler = PgBouncer::start_with(&server, PoolMode::Transaction, &[("default_pool_size", "2")]).unwrap();
+    let pooler = PgBouncer::start_with(
+        &server,
+        PoolMode::Transaction,
+        &[("default_pool_size", "2")],
+    )
+    .unwrap();
     let busy: Vec<_> = (0..2)
         .map(|_| {
             let url = pooler.url();
             tokio::spawn(async move {
                 // As ours: a pooler refuses what the driver says by default.
                 let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
-                let mut client = PgConnection::connect_with(&options.extra_float_digits(None)).await.unwrap();
+                let mut client = PgConnection::connect_with(&options.extra_float_digits(None))
+                    .await
+                    .unwrap();
                 loop {
-                    sqlx::raw_sql("SELECT pg_sleep(0.02)").execute(&mut client).await.unwrap();
+                    sqlx::raw_sql("SELECT pg_sleep(0.02)")
+                        .execute(&mut client)
+                        .await
+                        .unwrap();
                 }
             })
         })
@@ -88,12 +99,19 @@ async fn no_rotation_of_backends_passes_the_check_at_connect() {
 async fn two_clients_that_are_lent_one_backend_never_both_hold() {
     let server = PostgresServer::start().unwrap();
     let pooler = LendingPooler::start(&server).unwrap();
-    let clients = [client_of(&pooler.url(), TTL).await, client_of(&pooler.url(), TTL).await];
+    let clients = [
+        client_of(&pooler.url(), TTL).await,
+        client_of(&pooler.url(), TTL).await,
+    ];
     let only = pooler.clients();
     pooler.lend(move |_| only);
     let [one, other] = &clients;
     let guard = one.mutex("k").try_lock().await.unwrap();
-    let error = other.mutex("k").try_lock().await.expect_err("both hold on one backend");
+    let error = other
+        .mutex("k")
+        .try_lock()
+        .await
+        .expect_err("both hold on one backend");
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
     guard.renew().await.unwrap();
     assert!(guard.is_held());
@@ -120,18 +138,31 @@ async fn backend_that_is_lent_later_is_left_untouched() {
     let pooler = LendingPooler::start(&server).unwrap();
     let untouched = block_in_place(|| left_on(&pooler, 1_000));
     // The sequence of the tokens is there before any statement is counted.
-    client_of(&server.url(), TTL).await.mutex("first").try_lock().await.unwrap().release().await.unwrap();
+    client_of(&server.url(), TTL)
+        .await
+        .mutex("first")
+        .try_lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     for cut in 1.. {
         pooler.lend(|loan| loan.client);
         let client = client_of(&pooler.url(), TTL).await;
         let (home, away) = (1_000 + 2 * cut, 1_001 + 2 * cut);
         pooler.lend(move |loan| if loan.earlier < cut { home } else { away });
         let outcome = client.mutex(format!("k{cut}")).try_lock().await;
-        // Before two statements have proved that it is ours, nothing is set on the first one either.
+        // Before two statements have proved that it is ours, nothing is set on the first one
+        // either.
         let clean: &[usize] = if cut == 1 { &[home, away] } else { &[away] };
         for backend in clean {
             let left = block_in_place(|| left_on(&pooler, *backend));
-            let left = if *backend == home { without_number(&left) } else { left };
+            let left = if *backend == home {
+                without_number(&left)
+            } else {
+                left
+            };
             assert_eq!(left, untouched, "after {cut} statements");
         }
         match outcome {
@@ -145,7 +176,11 @@ async fn backend_that_is_lent_later_is_left_untouched() {
                 break;
             }
             Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Unsupported, "after {cut} statements: {error:?}");
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::Unsupported,
+                    "after {cut} statements: {error:?}"
+                );
                 assert!(cut < 50, "never granted: {error}");
             }
         }
@@ -155,11 +190,14 @@ async fn backend_that_is_lent_later_is_left_untouched() {
 
 /// The number that claims a backend changes nothing for others.
 fn without_number(left: &str) -> String {
-    left.split(' ').map(|word| if word.len() == 32 { "" } else { word }).collect::<Vec<_>>().join(" ")
+    left.split(' ')
+        .map(|word| if word.len() == 32 { "" } else { word })
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
-/// Clients move between few backends at random, between any two of their statements; and now and then a backend is reset, with
-/// which its locks are free. Whoever is renewed afterwards holds.
+/// Clients move between few backends at random, between any two of their statements; and now and
+/// then a backend is reset, with which its locks are free. Whoever is renewed afterwards holds.
 async fn storm(seed: u64) -> usize {
     const CLIENTS: usize = 3;
     const ROUNDS: usize = 30;
@@ -169,13 +207,22 @@ async fn storm(seed: u64) -> usize {
     let clients: Vec<LockClient> = join_all((0..CLIENTS).map(|_| client_of(&url, TTL))).await;
     let mut chance = SmallRng::seed_from_u64(seed);
     let first = pooler.clients();
-    let (round, calm) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let (now, no_moves, mut homes) = (Arc::clone(&round), Arc::clone(&calm), HashMap::<usize, usize>::new());
+    let (round, calm) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (now, no_moves, mut homes) = (
+        Arc::clone(&round),
+        Arc::clone(&calm),
+        HashMap::<usize, usize>::new(),
+    );
     let mut moves = SmallRng::seed_from_u64(chance.random());
     pooler.lend(move |loan| {
         // New ones come up, as those that were claimed are of no use to anybody else.
         let backends = first + now.load(Ordering::Acquire);
-        let home = homes.entry(loan.client).or_insert_with(|| backends + moves.random_range(0..2));
+        let home = homes
+            .entry(loan.client)
+            .or_insert_with(|| backends + moves.random_range(0..2));
         if !no_moves.load(Ordering::Acquire) && moves.random_range(0..24) == 0 {
             *home = backends + moves.random_range(0..2);
         }
@@ -218,8 +265,13 @@ async fn storm(seed: u64) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_lending_of_backends_lets_two_hold() {
-    let given = std::env::var("LEASEHOLD_SEED").ok().map(|seed| seed.parse().unwrap());
-    let seeds: Vec<u64> = given.map_or_else(|| (0..4).map(|_| rand::random()).collect(), |seed| vec![seed]);
+    let given = std::env::var("LEASEHOLD_SEED")
+        .ok()
+        .map(|seed| seed.parse().unwrap());
+    let seeds: Vec<u64> = given.map_or_else(
+        || (0..4).map(|_| rand::random()).collect(),
+        |seed| vec![seed],
+    );
     let mut grants = 0;
     for seed in seeds {
         println!("LEASEHOLD_SEED={seed}");

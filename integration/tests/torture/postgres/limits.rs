@@ -21,8 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Few connections, and few locks: the table has room for about 17 × 16 of them, and a little more.
 fn small_server() -> PostgresServer {
-    let builder = PostgresServer::builder().setting("max_connections", "12").setting("max_locks_per_transaction", "10");
-    builder.setting("superuser_reserved_connections", "3").start().unwrap()
+    let builder = PostgresServer::builder()
+        .setting("max_connections", "12")
+        .setting("max_locks_per_transaction", "10");
+    builder
+        .setting("superuser_reserved_connections", "3")
+        .start()
+        .unwrap()
 }
 
 /// A role to which the reserved connections are not open.
@@ -50,15 +55,28 @@ async fn server_without_free_connections_is_a_typed_error() {
     let server = small_server();
     let url = block_in_place(|| with_role(&server));
     // What its tokens need is made when there is room.
-    client_of(&url, TTL).await.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client_of(&url, TTL)
+        .await
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     let client = client_of(&url, TTL).await;
     let guard = client.mutex("held").lock().await.unwrap();
     let taken = block_in_place(|| exhaust(&url));
     assert!(!taken.is_empty());
     // A new client.
-    let connecting = tokio::time::timeout(PATIENCE, connect(&url)).await.expect("hangs");
+    let connecting = tokio::time::timeout(PATIENCE, connect(&url))
+        .await
+        .expect("hangs");
     let refused = match connecting {
-        Ok(other) => tokio::time::timeout(PATIENCE, other.mutex("k").try_lock()).await.expect("hangs").map(drop),
+        Ok(other) => tokio::time::timeout(PATIENCE, other.mutex("k").try_lock())
+            .await
+            .expect("hangs")
+            .map(drop),
         Err(error) => Err(error),
     };
     let error = refused.expect_err("there is no connection to lock over");
@@ -66,14 +84,22 @@ async fn server_without_free_connections_is_a_typed_error() {
     // One that needs another session.
     let ttl = leasehold_core::Ttl::from_millis(2 * TTL).unwrap();
     let mutex = client.mutex("k").with_ttl(ttl);
-    let error =
-        tokio::time::timeout(PATIENCE, mutex.try_lock()).await.expect("hangs").expect_err("there is no connection");
+    let error = tokio::time::timeout(PATIENCE, mutex.try_lock())
+        .await
+        .expect("hangs")
+        .expect_err("there is no connection");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     // What is held stays so.
     assert!(guard.is_held());
     guard.renew().await.unwrap();
     drop(taken);
-    mutex.lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    mutex
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     guard.release().await.unwrap();
     nothing_panicked();
 }
@@ -95,7 +121,13 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
             match outcome {
                 Ok(guard) => held.push(guard),
                 Err(error) => {
-                    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Indeterminate), "{error:?}");
+                    assert!(
+                        matches!(
+                            error.kind(),
+                            ErrorKind::Unavailable | ErrorKind::Indeterminate
+                        ),
+                        "{error:?}"
+                    );
                     refusals += 1;
                 }
             }
@@ -106,14 +138,25 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
     }
     println!("{} held, {refusals} refused", held.len());
     assert!(refusals > 0, "the lock table was never full");
-    assert!(kept.is_held() && held.iter().all(|guard| guard.is_held()), "a full table costs nobody what he has");
+    assert!(
+        kept.is_held() && held.iter().all(|guard| guard.is_held()),
+        "a full table costs nobody what he has"
+    );
     for guard in held {
         guard.release().await.unwrap();
     }
-    // With the session alive: what a failed statement took is given back, and does not merely expire.
+    // With the session alive: what a failed statement took is given back, and does not merely
+    // expire.
     block_in_place(|| only_left(&server, &["kept"]));
     kept.release().await.unwrap();
-    client.mutex("0/0").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex("0/0")
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
@@ -122,7 +165,11 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
 async fn more_locks_than_connections_carry_is_a_typed_error() {
     let server = PostgresServer::start().unwrap();
     // Each statement walks over all that its session has: beside other builds it may take its time.
-    let client = client_of(&format!("{}?max-sessions=2&timeout=20s", server.url()), 8 * TTL).await;
+    let client = client_of(
+        &format!("{}?max-sessions=2&timeout=20s", server.url()),
+        8 * TTL,
+    )
+    .await;
     let mut held: Vec<LockGuard> = Vec::new();
     let mut refused = None;
     for round in 0..25 {
@@ -144,7 +191,14 @@ async fn more_locks_than_connections_carry_is_a_typed_error() {
     assert!(held.iter().all(|guard| guard.is_held()));
     // Room again, without another connection.
     held.pop().unwrap().release().await.unwrap();
-    client.mutex("one more").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex("one more")
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     for guard in held {
         guard.release().await.unwrap();
     }
@@ -154,7 +208,8 @@ async fn more_locks_than_connections_carry_is_a_typed_error() {
 
 /// The connections that hold locks, or may.
 fn sessions(server: &PostgresServer) -> String {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^leasehold [0-9]+ms '";
+    let sql =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^leasehold [0-9]+ms '";
     server.psql(sql).unwrap()
 }
 
@@ -164,16 +219,34 @@ async fn only_an_idle_session_makes_room_for_another_ttl() {
     let options = "max-sessions=1&timeout=20s&connect-timeout=20s";
     let client = client_of(&format!("{}?{options}", server.url()), TTL).await;
     let rival = client_of(&server.url(), TTL).await;
-    let [short, long] = [120_000, 240_000].map(|ttl| leasehold_core::Ttl::from_millis(ttl).unwrap());
+    let [short, long] =
+        [120_000, 240_000].map(|ttl| leasehold_core::Ttl::from_millis(ttl).unwrap());
     let refused = async |ttl| {
-        let error = client.mutex("refused").with_ttl(ttl).try_lock().await.expect_err("there is no limit");
+        let error = client
+            .mutex("refused")
+            .with_ttl(ttl)
+            .try_lock()
+            .await
+            .expect_err("there is no limit");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
         assert!(error.to_string().contains("max-sessions"), "{error}");
     };
     for ttl in [short, long, short, long] {
-        client.mutex("k").with_ttl(ttl).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+        client
+            .mutex("k")
+            .with_ttl(ttl)
+            .lock_timeout(PATIENCE)
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
         // The server sees the end of the other a little later.
-        block_in_place(|| until("there is one session", PATIENCE, || sessions(&server) == "1"));
+        block_in_place(|| {
+            until("there is one session", PATIENCE, || {
+                sessions(&server) == "1"
+            })
+        });
     }
     // One that holds.
     let guard = client.mutex("k").with_ttl(long).lock().await.unwrap();
@@ -189,16 +262,29 @@ async fn only_an_idle_session_makes_room_for_another_ttl() {
     block_in_place(|| until("it waits", PATIENCE, || server.psql(locks).unwrap() == "3"));
     refused(short).await;
     held.release().await.unwrap();
-    let granted = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap().unwrap();
+    let granted = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("the waiter hangs")
+        .unwrap()
+        .unwrap();
     granted.release().await.unwrap();
-    client.mutex("k").with_ttl(short).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .with_ttl(short)
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
 /// Statements that fail before the test has seen enough.
 const FAULTS: u32 = 50;
 
-/// Cancels what others run, fifty times: who wakes from a sleep is let in before who runs, and finds him in his statement.
+/// Cancels what others run, fifty times: who wakes from a sleep is let in before who runs, and
+/// finds him in his statement.
 fn cancelling_of(which: &str) -> String {
     format!(
         "DO $$ BEGIN FOR i IN 1..50 LOOP PERFORM pg_sleep(0.001); PERFORM pg_stat_clear_snapshot(); \
@@ -214,7 +300,8 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
     let client = client_of(&server.url(), TTL).await;
     let mut psql = server.psql_session().unwrap();
     let (faults, end) = (Arc::new(AtomicU32::new(0)), Instant::now() + 3 * PATIENCE);
-    let over = move |faults: &AtomicU32| faults.load(Ordering::Relaxed) >= FAULTS || Instant::now() > end;
+    let over =
+        move |faults: &AtomicU32| faults.load(Ordering::Relaxed) >= FAULTS || Instant::now() > end;
     let work = (0..32).map(|n| {
         let (mutex, faults) = (client.mutex(format!("k{n}")), &faults);
         async move {
@@ -223,7 +310,10 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
                     // The release may be what is cancelled.
                     Ok(guard) => drop(guard.release().await),
                     Err(error) => {
-                        assert!(is_a_fault(error.kind()) || error.kind() == ErrorKind::Contended, "{error:?}");
+                        assert!(
+                            is_a_fault(error.kind()) || error.kind() == ErrorKind::Contended,
+                            "{error:?}"
+                        );
                         faults.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -239,9 +329,19 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
     let (_, cancelled) = tokio::join!(join_all(work), cancelling);
     cancelled.unwrap();
     // Beside other work the machine may not get to as many as asked for.
-    assert!(faults.load(Ordering::Relaxed) > 0, "no statement was cancelled");
+    assert!(
+        faults.load(Ordering::Relaxed) > 0,
+        "no statement was cancelled"
+    );
     for n in 0..32 {
-        client.mutex(format!("k{n}")).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+        client
+            .mutex(format!("k{n}"))
+            .lock_timeout(PATIENCE)
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
     // It keeps the session alive: nothing merely expires.
     let kept = client.mutex("kept").lock_timeout(PATIENCE).await.unwrap();
@@ -250,19 +350,27 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
     nothing_panicked();
 }
 
-/// The same with those who wait: a sign that is left keeps readers out, or lets every release notify.
+/// The same with those who wait: a sign that is left keeps readers out, or lets every release
+/// notify.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
     let server = PostgresServer::start().unwrap();
     // Two clients on one backend: two waiters of one key have one sign.
-    let backend = leasehold_postgres::PostgresBackend::connect(&server.url()).await.unwrap();
+    let backend = leasehold_postgres::PostgresBackend::connect(&server.url())
+        .await
+        .unwrap();
     let backend: Arc<dyn LockBackend> = backend;
-    let clients =
-        [LockClient::new(Arc::clone(&backend)), LockClient::new(backend), connect(&server.url()).await.unwrap()];
+    let clients = [
+        LockClient::new(Arc::clone(&backend)),
+        LockClient::new(backend),
+        connect(&server.url()).await.unwrap(),
+    ];
     let mut psql = server.psql_session().unwrap();
-    // Most ride them out, so it takes a while to be told of enough: five seconds, or a minute beside other builds.
+    // Most ride them out, so it takes a while to be told of enough: five seconds, or a minute
+    // beside other builds.
     let (faults, end) = (Arc::new(AtomicU32::new(0)), Instant::now() + 9 * PATIENCE);
-    let over = move |faults: &AtomicU32| faults.load(Ordering::Relaxed) >= FAULTS || Instant::now() > end;
+    let over =
+        move |faults: &AtomicU32| faults.load(Ordering::Relaxed) >= FAULTS || Instant::now() > end;
     let work = (0..30_usize).map(|n| {
         let (client, faults) = (&clients[n % 3], &faults);
         async move {
@@ -292,17 +400,28 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
     let counted = Arc::clone(&faults);
     let cancelling = tokio::task::spawn_blocking(move || {
         while !over(&counted) {
-            // Not the looks at what is held: a session that may not look is given up, and leaves nothing.
-            psql.ask(&cancelling_of("query LIKE '%unnest%'"), PATIENCE).unwrap();
+            // Not the looks at what is held: a session that may not look is given up, and leaves
+            // nothing.
+            psql.ask(&cancelling_of("query LIKE '%unnest%'"), PATIENCE)
+                .unwrap();
         }
     });
     let (_, cancelled) = tokio::join!(join_all(work), cancelling);
     cancelled.unwrap();
     // Beside other work the machine may not get to as many as asked for.
-    assert!(faults.load(Ordering::Relaxed) > 0, "no statement was cancelled");
+    assert!(
+        faults.load(Ordering::Relaxed) > 0,
+        "no statement was cancelled"
+    );
     let mut kept = Vec::new();
     for (n, client) in clients.iter().enumerate() {
-        kept.push(client.mutex(format!("kept{n}")).lock_timeout(PATIENCE).await.unwrap());
+        kept.push(
+            client
+                .mutex(format!("kept{n}"))
+                .lock_timeout(PATIENCE)
+                .await
+                .unwrap(),
+        );
     }
     block_in_place(|| only_left(&server, &["kept0", "kept1", "kept2"]));
     for guard in kept {

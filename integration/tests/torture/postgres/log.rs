@@ -7,7 +7,8 @@ use tokio::task::block_in_place;
 
 use crate::support::{nothing_panicked, token};
 
-/// Every function that reads or writes the log fails, as on a managed service unless `wal_level` is `logical`.
+/// Every function that reads or writes the log fails, as on a managed service unless `wal_level` is
+/// `logical`.
 const REFUSE: &str = "ALTER FUNCTION pg_catalog.pg_current_wal_flush_lsn() RENAME TO flush_lsn; \
      ALTER FUNCTION pg_catalog.pg_current_wal_insert_lsn() RENAME TO insert_lsn; \
      ALTER FUNCTION pg_catalog.pg_logical_emit_message(bool, text, text) RENAME TO emit; \
@@ -20,12 +21,16 @@ const REFUSE: &str = "ALTER FUNCTION pg_catalog.pg_current_wal_flush_lsn() RENAM
 
 /// As Durable, but for what a test takes away.
 fn builder() -> PostgresBuilder {
-    PostgresServer::builder().durable().setting("allow_system_table_mods", "on")
+    PostgresServer::builder()
+        .durable()
+        .setting("allow_system_table_mods", "on")
 }
 
 /// Every mode can be locked, with tokens that grow; what is said of them.
 async fn works(url: &str) -> Fencing {
-    let backend = PostgresBackend::connect(&format!("{url}?timeout=20s&connect-timeout=20s")).await.unwrap();
+    let backend = PostgresBackend::connect(&format!("{url}?timeout=20s&connect-timeout=20s"))
+        .await
+        .unwrap();
     let fencing = backend.capabilities().fencing;
     let client = LockClient::new(backend);
     let mut last = 0;
@@ -34,8 +39,22 @@ async fn works(url: &str) -> Fencing {
         assert!(token(&guard) > last);
         last = token(&guard);
         guard.release().await.unwrap();
-        client.rwlock("shared").try_read().await.unwrap().release().await.unwrap();
-        client.semaphore("permits", 2).try_acquire().await.unwrap().release().await.unwrap();
+        client
+            .rwlock("shared")
+            .try_read()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+        client
+            .semaphore("permits", 2)
+            .try_acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
     client.close().await.unwrap();
     fencing
@@ -53,7 +72,11 @@ async fn server_that_refuses_the_log_promises_best_effort_tokens() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn role_that_may_not_write_the_log_gets_best_effort_tokens() {
     let server = block_in_place(|| builder().start().unwrap());
-    block_in_place(|| server.psql("CREATE ROLE shop LOGIN; GRANT ALL ON SCHEMA public TO shop").unwrap());
+    block_in_place(|| {
+        server
+            .psql("CREATE ROLE shop LOGIN; GRANT ALL ON SCHEMA public TO shop")
+            .unwrap()
+    });
     assert_eq!(works(&server.url_as("shop")).await, Fencing::Durable);
     let revoke = "REVOKE EXECUTE ON FUNCTION pg_catalog.pg_logical_emit_message(bool, text, text) FROM PUBLIC";
     block_in_place(|| server.psql(revoke).unwrap());

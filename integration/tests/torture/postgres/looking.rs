@@ -23,10 +23,20 @@ async fn a_look_at_a_new_database_changes_nothing() {
     let looking = client_of(&server.url(), TTL).await;
     assert_eq!(looking.capabilities().fencing, Fencing::Durable);
     let seen = looking.inspect("k").await.unwrap();
-    assert!(seen.holders.is_empty() && seen.waiters.is_empty(), "{seen:?}");
+    assert!(
+        seen.holders.is_empty() && seen.waiters.is_empty(),
+        "{seen:?}"
+    );
     assert_eq!(objects(&server), before);
     // Who locks makes what the tokens need.
-    looking.mutex("k").lock().await.unwrap().release().await.unwrap();
+    looking
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     assert_ne!(objects(&server), before);
     nothing_panicked();
 }
@@ -51,9 +61,19 @@ async fn a_role_that_may_only_connect_may_look() {
     let late = client_of(&url, TTL).await;
     for watcher in [&early, &late] {
         let seen = watcher.inspect("k").await.unwrap();
-        assert_eq!(seen.holders.iter().map(|holder| &*holder.label).collect::<Vec<_>>(), ["till 3"]);
+        assert_eq!(
+            seen.holders
+                .iter()
+                .map(|holder| &*holder.label)
+                .collect::<Vec<_>>(),
+            ["till 3"]
+        );
         // Locking it is told apart from looking.
-        let error = watcher.mutex("other").lock().await.expect_err("it may draw no token");
+        let error = watcher
+            .mutex("other")
+            .lock()
+            .await
+            .expect_err("it may draw no token");
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(error.to_string().contains("GRANT USAGE"), "{error}");
     }

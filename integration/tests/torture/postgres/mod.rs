@@ -1,7 +1,6 @@
 //! PostgreSQL: what is tested of every backend, and what only this one can suffer.
 
 mod breaking;
-mod yielding;
 mod crash;
 mod credentials;
 mod crowd;
@@ -31,3 +30,4 @@ mod tls;
 mod token;
 mod url;
 mod wake;
+mod yielding;

@@ -16,20 +16,48 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_is_only_asked_where_it_connects() {
     let server = PostgresServer::start().unwrap();
-    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(PATIENCE).connect(&server.url()).await.unwrap();
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(PATIENCE)
+        .connect(&server.url())
+        .await
+        .unwrap();
     // Nobody can have another connection of it.
     let mut taken = pool.acquire().await.unwrap();
-    let client = LockClient::new(PostgresBackend::from_pool(&pool, PostgresConfig::default()).await.unwrap());
+    let client = LockClient::new(
+        PostgresBackend::from_pool(&pool, PostgresConfig::default())
+            .await
+            .unwrap(),
+    );
     let guard = client.mutex("k").lock().await.unwrap();
-    let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
-    assert_eq!(sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *taken).await.unwrap(), 0);
+    let sql =
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>(sql)
+            .fetch_one(&mut *taken)
+            .await
+            .unwrap(),
+        0
+    );
     let stranger = "SELECT pg_try_advisory_lock(hashtextextended('k', 0))";
-    assert!(!sqlx::query_scalar::<_, bool>(stranger).fetch_one(&mut *taken).await.unwrap(), "it holds the lock itself");
+    assert!(
+        !sqlx::query_scalar::<_, bool>(stranger)
+            .fetch_one(&mut *taken)
+            .await
+            .unwrap(),
+        "it holds the lock itself"
+    );
     guard.release().await.unwrap();
     drop(taken);
     // And in the end it has no lock in it that the next borrower would have.
     let mut next = pool.acquire().await.unwrap();
-    assert_eq!(sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *next).await.unwrap(), 0);
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>(sql)
+            .fetch_one(&mut *next)
+            .await
+            .unwrap(),
+        0
+    );
     nothing_panicked();
 }
 
@@ -37,24 +65,38 @@ async fn a_pool_is_only_asked_where_it_connects() {
 async fn transaction_lock_and_lease_exclude_each_other() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
-    let pool = PgPoolOptions::new().max_connections(2).connect(&server.url()).await.unwrap();
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .connect(&server.url())
+        .await
+        .unwrap();
     let key = KeyScheme::Hash.key_of(b"item").unwrap();
 
     // The transaction has it: the lease waits for its end.
     let mut sale = pool.begin().await.unwrap();
     transaction::lock(&mut sale, key).await.unwrap();
-    assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("item").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let mutex = client.mutex("item");
     let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
     tokio::time::sleep(millis(300)).await;
     assert!(!waiting.is_finished());
     sale.rollback().await.unwrap();
-    let guard = tokio::time::timeout(PATIENCE, waiting).await.expect("the end was not seen").unwrap();
+    let guard = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("the end was not seen")
+        .unwrap();
 
     // The lease has it: a transaction is refused, or waits.
     let mut sale = pool.begin().await.unwrap();
     assert!(!transaction::try_lock(&mut sale, key).await.unwrap());
-    assert!(!transaction::lock_timeout(&mut sale, key, millis(100)).await.unwrap());
+    assert!(
+        !transaction::lock_timeout(&mut sale, key, millis(100))
+            .await
+            .unwrap()
+    );
     // A wait that is over has not ended the transaction.
     sqlx::query("SELECT 1").execute(&mut *sale).await.unwrap();
     let releasing = async {
@@ -63,17 +105,36 @@ async fn transaction_lock_and_lease_exclude_each_other() {
     };
     let (locked, ()) = tokio::join!(transaction::lock(&mut sale, key), releasing);
     locked.unwrap();
-    assert_eq!(client.mutex("item").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        client.mutex("item").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     sale.commit().await.unwrap();
-    client.mutex("item").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex("item")
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadlock_is_retryable_for_one_transaction_only() {
-    let server = PostgresServer::builder().setting("deadlock_timeout", "100ms").start().unwrap();
-    let pool = PgPoolOptions::new().max_connections(2).acquire_timeout(PATIENCE).connect(&server.url()).await.unwrap();
-    let [one, other] = [b"one".as_slice(), b"other"].map(|name| KeyScheme::Hash.key_of(name).unwrap());
+    let server = PostgresServer::builder()
+        .setting("deadlock_timeout", "100ms")
+        .start()
+        .unwrap();
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(PATIENCE)
+        .connect(&server.url())
+        .await
+        .unwrap();
+    let [one, other] =
+        [b"one".as_slice(), b"other"].map(|name| KeyScheme::Hash.key_of(name).unwrap());
     let mut both = Vec::new();
     for (first, then) in [(one, other), (other, one)] {
         let mut mine = pool.begin().await.unwrap();
@@ -94,12 +155,20 @@ async fn deadlock_is_retryable_for_one_transaction_only() {
     });
     let mut refused = Vec::new();
     for waiting in waiting.collect::<Vec<_>>() {
-        let waited = tokio::time::timeout(PATIENCE, waiting).await.expect("nobody ends the deadlock").unwrap();
+        let waited = tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("nobody ends the deadlock")
+            .unwrap();
         refused.extend(waited.err());
     }
-    let [error] = &refused[..] else { panic!("one of two, not {refused:?}") };
+    let [error] = &refused[..] else {
+        panic!("one of two, not {refused:?}")
+    };
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    assert!(error.is_retryable() && error.to_string().contains("run it again"), "{error}");
+    assert!(
+        error.is_retryable() && error.to_string().contains("run it again"),
+        "{error}"
+    );
     let mut again = pool.begin().await.unwrap();
     assert!(
         transaction::try_lock(&mut again, one).await.unwrap()

@@ -11,7 +11,8 @@ use crate::support::{PATIENCE, is_a_fault, millis, nothing_panicked, token, unti
 
 const TTL: u64 = 2000;
 
-/// A loss is told within 50 ms on an idle machine; this one may build something else beside. `is_held` is never late.
+/// A loss is told within 50 ms on an idle machine; this one may build something else beside.
+/// `is_held` is never late.
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
 
 /// Whether the server sees that its connection is gone, and frees at once.
@@ -21,8 +22,9 @@ enum Seen {
     ByNobody,
 }
 
-/// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a rival gets the lock, soon
-/// and, unless the server has seen it, not before; and after healing all is as before.
+/// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a
+/// rival gets the lock, soon and, unless the server has seen it, not before; and after healing all
+/// is as before.
 async fn cut_off(seen: Seen, how: impl FnOnce(&Proxy)) {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
@@ -41,28 +43,53 @@ async fn cut_off(seen: Seen, how: impl FnOnce(&Proxy)) {
     let deadline = Instant::now() + left;
     assert!(left <= millis(TTL));
     let lost = tokio::time::timeout(left + TOLD_WITHIN, guard.lost()).await;
-    assert!(lost.is_ok(), "not lost {:?} after its deadline", cut.elapsed().saturating_sub(left));
+    assert!(
+        lost.is_ok(),
+        "not lost {:?} after its deadline",
+        cut.elapsed().saturating_sub(left)
+    );
     assert!(!guard.is_held());
     assert!(guard.renew().await.is_err(), "renewed after its loss");
     let begun = Instant::now();
-    let error = client.mutex("other").try_lock().await.expect_err("granted through a cut");
+    let error = client
+        .mutex("other")
+        .try_lock()
+        .await
+        .expect_err("granted through a cut");
     assert!(is_a_fault(error.kind()), "{error:?}");
     assert!(begun.elapsed() < millis(10_000), "{:?}", begun.elapsed());
 
     // Renewals may arrive whose answers do not, and each prolongs the session by its TTL.
-    let (seized, when) =
-        tokio::time::timeout(millis(2 * TTL + 3000), seizing).await.expect("the rival waits on").unwrap();
+    let (seized, when) = tokio::time::timeout(millis(2 * TTL + 3000), seizing)
+        .await
+        .expect("the rival waits on")
+        .unwrap();
     let seized = seized.unwrap();
     println!("the rival had it {:?} after the cut", when - cut);
-    assert!(seen == Seen::ByTheServer || when >= deadline, "the rival had it {:?} too early", deadline - when);
+    assert!(
+        seen == Seen::ByTheServer || when >= deadline,
+        "the rival had it {:?} too early",
+        deadline - when
+    );
     assert!(token(&seized) > token(&guard));
     proxy.heal();
-    let again = client.mutex("other").lock_timeout(millis(10_000)).await.unwrap();
+    let again = client
+        .mutex("other")
+        .lock_timeout(millis(10_000))
+        .await
+        .unwrap();
     assert!(again.is_held() && seized.is_held() && !guard.is_held());
     again.release().await.unwrap();
     seized.release().await.unwrap();
     drop(guard);
-    client.mutex("k").lock_timeout(millis(TTL + 3000)).await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock_timeout(millis(TTL + 3000))
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     block_in_place(|| nothing_left(&server, millis(2 * TTL + 3000)));
     nothing_panicked();
 }
@@ -74,12 +101,18 @@ async fn black_holed_holder_is_lost_by_its_deadline_and_recovers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holder_without_requests_is_lost_by_its_deadline_and_recovers() {
-    cut_off(Seen::ByNobody, |proxy| proxy.blackhole(Direction::ClientToServer)).await;
+    cut_off(Seen::ByNobody, |proxy| {
+        proxy.blackhole(Direction::ClientToServer)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holder_without_replies_is_lost_by_its_deadline_and_recovers() {
-    cut_off(Seen::ByNobody, |proxy| proxy.blackhole(Direction::ServerToClient)).await;
+    cut_off(Seen::ByNobody, |proxy| {
+        proxy.blackhole(Direction::ServerToClient)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,7 +124,10 @@ async fn holder_with_cut_connections_is_lost_by_deadline_and_recovers() {
 async fn a_waiter_behind_a_cut_is_granted_after_it_heals() {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
-    let (near, far) = (client_of(&server.url(), 10_000).await, client_of(&server.url_at(proxy.addr()), 10_000).await);
+    let (near, far) = (
+        client_of(&server.url(), 10_000).await,
+        client_of(&server.url_at(proxy.addr()), 10_000).await,
+    );
     let guard = near.mutex("k").lock().await.unwrap();
     let mutex = far.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
@@ -102,7 +138,13 @@ async fn a_waiter_behind_a_cut_is_granted_after_it_heals() {
     proxy.disconnect();
     guard.release().await.unwrap();
     let granted = tokio::time::timeout(PATIENCE, waiting).await;
-    granted.expect("the waiter sleeps through").unwrap().unwrap().release().await.unwrap();
+    granted
+        .expect("the waiter sleeps through")
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     block_in_place(|| nothing_left(&server, millis(9000)));
     nothing_panicked();
 }
@@ -112,12 +154,30 @@ async fn late_request_leaves_no_lock_beyond_a_ttl() {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
-    client.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     proxy.hold(Direction::ClientToServer);
-    let error = client.mutex("k").try_lock().await.expect_err("granted although the request was held up");
+    let error = client
+        .mutex("k")
+        .try_lock()
+        .await
+        .expect_err("granted although the request was held up");
     assert!(is_a_fault(error.kind()), "{error:?}");
     proxy.heal();
     block_in_place(|| nothing_left(&server, millis(TTL + 3000)));
-    client.mutex("k").lock_timeout(millis(TTL + 3000)).await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock_timeout(millis(TTL + 3000))
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }

@@ -25,7 +25,8 @@ async fn session_sharing_pooler_is_refused_with_the_remedy() {
     let server = PostgresServer::start().unwrap();
     for mode in [PoolMode::Transaction, PoolMode::Statement] {
         for size in ["1", "2", "20"] {
-            let pooler = PgBouncer::start_with(&server, mode, &[("default_pool_size", size)]).unwrap();
+            let pooler =
+                PgBouncer::start_with(&server, mode, &[("default_pool_size", size)]).unwrap();
             let said = refused(&pooler.url()).await;
             assert!(said.contains("session"), "{mode:?}, {size}: {said}");
         }
@@ -38,41 +39,67 @@ async fn session_sharing_pooler_is_refused_with_the_remedy() {
 async fn a_pooler_that_gives_each_client_a_session_works() {
     let server = PostgresServer::start().unwrap();
     let pooler = PgBouncer::start(&server, PoolMode::Session).unwrap();
-    let (near, far) = (client_of(&server.url(), TTL).await, client_of(&pooler.url(), TTL).await);
+    let (near, far) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&pooler.url(), TTL).await,
+    );
     let guard = far.mutex("k").lock().await.unwrap();
-    assert_eq!(near.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        near.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let mutex = near.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
     // It is renewed, too.
     tokio::time::sleep(millis(TTL + TTL / 2)).await;
     assert!(guard.is_held());
     guard.release().await.unwrap();
-    let next = tokio::time::timeout(millis(10_000), waiting).await.expect("hangs").unwrap().unwrap();
-    assert_eq!(far.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    let next = tokio::time::timeout(millis(10_000), waiting)
+        .await
+        .expect("hangs")
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        far.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     next.release().await.unwrap();
     far.close().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(TTL)));
     nothing_panicked();
 }
 
-/// A pooler that gave us a session and now lends its connections out, as after a change of its configuration: what renews the
-/// session reaches a backend that has no lock of ours.
+/// A pooler that gave us a session and now lends its connections out, as after a change of its
+/// configuration: what renews the session reaches a backend that has no lock of ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renewal_that_another_backend_answers_is_a_loss() {
     let server = PostgresServer::start().unwrap();
     let pooler = PgBouncer::start(&server, PoolMode::Session).unwrap();
     // So long that nothing is renewed by itself.
-    let client = client_of(&format!("{}?timeout=20s&connect-timeout=20s", pooler.url()), 3_600_000).await;
+    let client = client_of(
+        &format!("{}?timeout=20s&connect-timeout=20s", pooler.url()),
+        3_600_000,
+    )
+    .await;
     let guard = client.mutex("k").lock().await.unwrap();
     let ours = block_in_place(|| holder(&server, "k")).to_string();
     block_in_place(|| pooler.set_mode(PoolMode::Transaction).unwrap());
     // With the end of the next statement the backend is anybody's.
-    client.mutex("other").try_lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("other")
+        .try_lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     let mut borrowers = Vec::new();
     block_in_place(|| {
         loop {
             let mut borrower = Psql::connect(&pooler.url()).unwrap();
-            let pid = borrower.ask("BEGIN; SELECT pg_backend_pid()", PATIENCE).unwrap();
+            let pid = borrower
+                .ask("BEGIN; SELECT pg_backend_pid()", PATIENCE)
+                .unwrap();
             borrowers.push(borrower);
             if pid == ours {
                 break;
@@ -81,7 +108,10 @@ async fn a_renewal_that_another_backend_answers_is_a_loss() {
         }
     });
     assert!(guard.is_held());
-    let error = guard.renew().await.expect_err("another backend has renewed it");
+    let error = guard
+        .renew()
+        .await
+        .expect_err("another backend has renewed it");
     assert_eq!(error.kind(), ErrorKind::Lost, "{error:?}");
     assert!(error.to_string().contains("another backend"), "{error}");
     assert!(!guard.is_held());
@@ -105,16 +135,28 @@ async fn a_standby_is_refused_and_accepted_once_it_is_promoted() {
 async fn a_database_in_another_encoding_is_refused_with_the_remedy() {
     let server = PostgresServer::start().unwrap();
     for (name, encoding) in [("latin", "LATIN1"), ("ascii", "SQL_ASCII"), ("fit", "UTF8")] {
-        let sql = format!("CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'");
+        let sql =
+            format!("CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'");
         block_in_place(|| server.psql(&sql).unwrap());
     }
     let url = |name: &str| format!("{}/{name}", server.url().rsplit_once('/').unwrap().0);
     for (name, encoding) in [("latin", "LATIN1"), ("ascii", "SQL_ASCII")] {
         for options in ["", "?fencing=off"] {
             let said = refused(&format!("{}{options}", url(name))).await;
-            assert!(said.contains(encoding) && said.contains("ENCODING 'UTF8'"), "{said}");
+            assert!(
+                said.contains(encoding) && said.contains("ENCODING 'UTF8'"),
+                "{said}"
+            );
         }
     }
-    client_of(&url("fit"), TTL).await.mutex("k").lock().await.unwrap().release().await.unwrap();
+    client_of(&url("fit"), TTL)
+        .await
+        .mutex("k")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }

@@ -24,9 +24,21 @@ fn the_lock_of_a_killed_holder_is_free_at_once() {
     let stage = Stage::on(&server.url(), 60_000);
     let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
-    assert_eq!(failed(next.lock(0, "k", Patience::Try).unwrap()), "Contended");
-    let waiting = next.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
-    assert!(next.answer(waiting, millis(300)).is_err(), "granted while it is held");
+    assert_eq!(
+        failed(next.lock(0, "k", Patience::Try).unwrap()),
+        "Contended"
+    );
+    let waiting = next
+        .send(Command::Lock {
+            slot: 0,
+            key: "k".into(),
+            patience: Patience::Forever,
+        })
+        .unwrap();
+    assert!(
+        next.answer(waiting, millis(300)).is_err(),
+        "granted while it is held"
+    );
     holder.kill().unwrap();
     let killed = Instant::now();
     let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
@@ -40,15 +52,32 @@ fn the_lock_of_a_killed_holder_is_free_at_once() {
 fn a_killed_waiter_leaves_nothing() {
     let server = PostgresServer::start().unwrap();
     let stage = Stage::on(&server.url(), 60_000);
-    let (mut holder, mut waiter, mut next) = (stage.worker("holder"), stage.worker("waiter"), stage.worker("next"));
+    let (mut holder, mut waiter, mut next) = (
+        stage.worker("holder"),
+        stage.worker("waiter"),
+        stage.worker("next"),
+    );
     granted(holder.lock(0, "k", Patience::Forever).unwrap());
-    let waiting = waiter.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).unwrap();
-    assert!(waiter.answer(waiting, millis(300)).is_err(), "granted while it is held");
+    let waiting = waiter
+        .send(Command::Lock {
+            slot: 0,
+            key: "k".into(),
+            patience: Patience::Forever,
+        })
+        .unwrap();
+    assert!(
+        waiter.answer(waiting, millis(300)).is_err(),
+        "granted while it is held"
+    );
     waiter.kill().unwrap();
     holder.ask(Command::Release { slot: 0 }).unwrap();
     let begun = Instant::now();
     granted(next.lock(0, "k", Patience::Within(10_000)).unwrap());
-    assert!(begun.elapsed() <= AT_ONCE, "a dead waiter stands in the way for {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() <= AT_ONCE,
+        "a dead waiter stands in the way for {:?}",
+        begun.elapsed()
+    );
     next.ask(Command::Release { slot: 0 }).unwrap();
     drop((holder, next));
     nothing_left(&server, AT_ONCE);
@@ -63,27 +92,48 @@ enum End {
     None,
 }
 
-/// A writer of another process waits behind a reader; whether a second reader gets in once that has ended, with a TTL of an hour.
+/// A writer of another process waits behind a reader; whether a second reader gets in once that has
+/// ended, with a TTL of an hour.
 async fn reader_behind_a_writer(end: End) -> Result<()> {
     let server = PostgresServer::start().unwrap();
     let stage = Stage::on(&server.url(), HOUR);
-    let (first, second) = (client_of(&server.url(), HOUR).await, client_of(&server.url(), HOUR).await);
+    let (first, second) = (
+        client_of(&server.url(), HOUR).await,
+        client_of(&server.url(), HOUR).await,
+    );
     let _held = first.rwlock("k").read().await.unwrap();
     let mut writer = block_in_place(|| {
         // It does not look by itself.
-        let mut writer = stage.worker_at("writer", &format!("{}?fallback-poll-interval=3600s", server.url()));
-        writer.send(Command::Lock { slot: 0, key: "k".into(), patience: Patience::Forever }).map(|_| ()).unwrap();
+        let mut writer = stage.worker_at(
+            "writer",
+            &format!("{}?fallback-poll-interval=3600s", server.url()),
+        );
+        writer
+            .send(Command::Lock {
+                slot: 0,
+                key: "k".into(),
+                patience: Patience::Forever,
+            })
+            .map(|_| ())
+            .unwrap();
         let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
         until("it waits", MINUTE, || server.psql(locks).unwrap() == "3");
         writer
     });
-    assert_eq!(second.rwlock("k").try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        second.rwlock("k").try_read().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     match end {
         End::Killed => writer.kill().unwrap(),
         End::Stopped => writer.pause().unwrap(),
         End::None => {}
     }
-    let limit = if end == End::None { millis(15_000) } else { MINUTE };
+    let limit = if end == End::None {
+        millis(15_000)
+    } else {
+        MINUTE
+    };
     second.rwlock("k").read_timeout(limit).await.map(drop)
 }
 
@@ -99,7 +149,9 @@ async fn stopped_waiting_writer_keeps_no_reader_out_for_its_ttl() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_writer_keeps_readers_out_for_as_long_as_it_lives() {
-    let error = reader_behind_a_writer(End::None).await.expect_err("a reader has overtaken it");
+    let error = reader_behind_a_writer(End::None)
+        .await
+        .expect_err("a reader has overtaken it");
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error:?}");
 }
 

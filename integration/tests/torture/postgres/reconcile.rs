@@ -13,22 +13,42 @@ use crate::support::{PATIENCE, nothing_panicked};
 
 const TTL: u64 = 30_000;
 
-/// Who may not see what its session has gives the connection up, and with it the server frees everything: by then the holder
-/// knows.
+/// Who may not see what its session has gives the connection up, and with it the server frees
+/// everything: by then the holder knows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     let server = PostgresServer::start().unwrap();
-    let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let (client, rival) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let guard = client.mutex("k").lock().await.unwrap();
     let mutex = rival.mutex("k");
     // A session that is opened looks at them, too.
-    rival.mutex("other").lock().await.unwrap().release().await.unwrap();
-    // Its look at the server's locks, and the one that follows, run into the session's own `lock_timeout`.
+    rival
+        .mutex("other")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    // Its look at the server's locks, and the one that follows, run into the session's own
+    // `lock_timeout`.
     let mut psql = server.psql_session().unwrap();
-    block_in_place(|| psql.ask("BEGIN; LOCK TABLE pg_catalog.pg_locks IN ACCESS EXCLUSIVE MODE", PATIENCE).unwrap());
+    block_in_place(|| {
+        psql.ask(
+            "BEGIN; LOCK TABLE pg_catalog.pg_locks IN ACCESS EXCLUSIVE MODE",
+            PATIENCE,
+        )
+        .unwrap()
+    });
     let seizing = tokio::spawn(async move { mutex.lock_timeout(PATIENCE).await });
     let renewing = guard.renew().await;
-    assert_eq!(renewing.expect_err("it saw nothing").kind(), ErrorKind::Lost);
+    assert_eq!(
+        renewing.expect_err("it saw nothing").kind(),
+        ErrorKind::Lost
+    );
     assert!(!guard.is_held());
     let seized = seizing.await.unwrap().unwrap();
     drop(psql);
@@ -38,23 +58,40 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     nothing_panicked();
 }
 
-/// The look at its locks fails, and what logs that panics: in the task that has the session's connection.
+/// The look at its locks fails, and what logs that panics: in the task that has the session's
+/// connection.
 #[tokio::test]
 async fn a_panic_in_the_task_of_a_renewal_is_an_error_and_no_loss() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let guard = client.mutex("k").lock().await.unwrap();
     let mut psql = server.psql_session().unwrap();
-    psql.ask("BEGIN; LOCK TABLE pg_catalog.pg_locks IN ACCESS EXCLUSIVE MODE", PATIENCE).unwrap();
+    psql.ask(
+        "BEGIN; LOCK TABLE pg_catalog.pg_locks IN ACCESS EXCLUSIVE MODE",
+        PATIENCE,
+    )
+    .unwrap();
     let (panics, calls) = PanickingSubscriber::new(None);
     let subscribed = panics.set_default();
-    let renewing = tokio::time::timeout(MINUTE, guard.renew()).await.expect("it hangs");
+    let renewing = tokio::time::timeout(MINUTE, guard.renew())
+        .await
+        .expect("it hangs");
     drop(subscribed);
     assert!(calls.load(Ordering::SeqCst) > 0, "nothing panicked");
-    assert_eq!(renewing.expect_err("it saw nothing").kind(), ErrorKind::Indeterminate);
+    assert_eq!(
+        renewing.expect_err("it saw nothing").kind(),
+        ErrorKind::Indeterminate
+    );
     psql.ask("COMMIT", PATIENCE).unwrap();
     assert!(guard.is_held());
     guard.renew().await.unwrap();
-    client.mutex("other").lock().await.unwrap().release().await.unwrap();
+    client
+        .mutex("other")
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }

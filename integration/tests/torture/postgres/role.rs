@@ -19,7 +19,9 @@ fn server_with_role(settings: &[&str]) -> PostgresServer {
         .psql("CREATE ROLE shop LOGIN; GRANT ALL ON SCHEMA public TO shop; GRANT ALL ON DATABASE postgres TO shop")
         .unwrap();
     for setting in settings {
-        server.psql(&format!("ALTER ROLE shop SET {setting}")).unwrap();
+        server
+            .psql(&format!("ALTER ROLE shop SET {setting}"))
+            .unwrap();
     }
     server
 }
@@ -31,13 +33,20 @@ async fn works(settings: &[&str]) {
     let (one, other) = (client_of(&url, TTL).await, client_of(&url, TTL).await);
     let guard = one.mutex("k").lock().await.unwrap();
     let first = token(&guard);
-    assert_eq!(other.mutex("k").try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+    assert_eq!(
+        other.mutex("k").try_lock().await.unwrap_err().kind(),
+        ErrorKind::Contended
+    );
     let mutex = other.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
     tokio::time::sleep(millis(TTL + TTL / 2)).await;
     assert!(guard.is_held() && !waiting.is_finished(), "{settings:?}");
     guard.release().await.unwrap();
-    let next = tokio::time::timeout(PATIENCE, waiting).await.expect("hangs").unwrap().unwrap();
+    let next = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("hangs")
+        .unwrap()
+        .unwrap();
     assert!(token(&next) > first);
     next.release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(2 * TTL)));
@@ -82,7 +91,9 @@ async fn a_role_that_only_reads_by_default_locks_all_the_same() {
 
 /// What an error says is to be run.
 fn sql_in(said: &str) -> &str {
-    let sql = said.split_once("run: ").and_then(|(_, rest)| rest.split_once("; or "));
+    let sql = said
+        .split_once("run: ")
+        .and_then(|(_, rest)| rest.split_once("; or "));
     sql.expect("the SQL is told").0
 }
 
@@ -100,7 +111,11 @@ async fn role_without_create_gets_the_sql_to_run_and_then_locks() {
     });
     let url = server.url_as("shop");
     let client = client_of(&url, TTL).await;
-    let error = client.mutex("k").lock().await.expect_err("there is nothing to draw a token from");
+    let error = client
+        .mutex("k")
+        .lock()
+        .await
+        .expect_err("there is nothing to draw a token from");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
     // Or does without.
@@ -117,11 +132,16 @@ async fn role_without_create_gets_the_sql_to_run_and_then_locks() {
     nothing_panicked();
 }
 
-/// Connects as `shop` with `sequence=locks.tokens`: is told SQL that has all of `parts` and no other statement, after
-/// which it locks.
+/// Connects as `shop` with `sequence=locks.tokens`: is told SQL that has all of `parts` and no
+/// other statement, after which it locks.
 async fn is_told(server: &PostgresServer, parts: &[&str]) {
     let url = format!("{}?sequence=locks.tokens", server.url_as("shop"));
-    let error = client_of(&url, TTL).await.mutex("k").lock().await.expect_err("it may not use the sequence");
+    let error = client_of(&url, TTL)
+        .await
+        .mutex("k")
+        .lock()
+        .await
+        .expect_err("it may not use the sequence");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
     let sql = sql_in(&said);
@@ -153,7 +173,10 @@ async fn missing_or_forbidden_schema_error_has_working_sql() {
         ("REVOKE ALL ON SCHEMA locks FROM shop", [ENTER].as_slice()),
         ("REVOKE ALL ON SEQUENCE locks.tokens FROM shop", &[DRAW]),
         ("DROP SEQUENCE locks.tokens", &[CREATE, DRAW]),
-        ("DROP SEQUENCE locks.tokens; REVOKE ALL ON SCHEMA locks FROM shop", &[CREATE, ENTER, DRAW]),
+        (
+            "DROP SEQUENCE locks.tokens; REVOKE ALL ON SCHEMA locks FROM shop",
+            &[CREATE, ENTER, DRAW],
+        ),
     ] {
         block_in_place(|| server.psql(lost).unwrap());
         is_told(&server, parts).await;

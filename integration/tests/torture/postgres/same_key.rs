@@ -1,4 +1,5 @@
-//! One session may lock one key as often as it likes, and in both modes: what keeps our own apart is ours.
+//! One session may lock one key as often as it likes, and in both modes: what keeps our own apart
+//! is ours.
 
 use std::{
     sync::{
@@ -8,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Attempt, ErrorKind, Lease, LockBackend, LockClient, LockKey, Mode, Request, Ttl};
+use leasehold_core::{
+    Attempt, ErrorKind, Lease, LockBackend, LockClient, LockKey, Mode, Request, Ttl,
+};
 use leasehold_integration::server::{PostgresServer, shared_postgres};
 use leasehold_postgres::{KeyScheme, PostgresBackend};
 use tokio::task::{JoinSet, block_in_place};
@@ -23,7 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TWINS: [&str; 2] = ["plumless", "buckeroo"];
 
 fn url_with_twins(url: &str) -> String {
-    format!("{url}{}keys=rails", if url.contains('?') { '&' } else { '?' })
+    format!(
+        "{url}{}keys=rails",
+        if url.contains('?') { '&' } else { '?' }
+    )
 }
 
 #[test]
@@ -40,17 +46,29 @@ async fn colliding_names_contend_within_and_between_clients() {
     let [one, other] = TWINS;
     for second in [&client, &rival] {
         let guard = client.mutex(one).lock().await.unwrap();
-        assert_eq!(second.mutex(other).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
-        assert_eq!(second.rwlock(other).try_read().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(
+            second.mutex(other).try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
+        assert_eq!(
+            second.rwlock(other).try_read().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
         let mutex = second.mutex(other);
         let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
         tokio::time::sleep(millis(300)).await;
         assert!(!waiting.is_finished(), "both twins hold one key");
         let first = token(&guard);
         guard.release().await.unwrap();
-        let next = tokio::time::timeout(PATIENCE, waiting).await.expect("never woken").unwrap();
+        let next = tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("never woken")
+            .unwrap();
         assert!(token(&next) > first);
-        assert_eq!(client.mutex(one).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(
+            client.mutex(one).try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
         next.release().await.unwrap();
     }
     block_in_place(|| nothing_left(&server, millis(3000)));
@@ -62,17 +80,32 @@ async fn readers_of_colliding_names_exclude_each_others_writers() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&url_with_twins(&server.url()), TTL).await;
     let [one, other] = TWINS;
-    let (first, second) =
-        (client.rwlock(one).read().await.unwrap(), client.rwlock(other).read_timeout(PATIENCE).await.unwrap());
+    let (first, second) = (
+        client.rwlock(one).read().await.unwrap(),
+        client.rwlock(other).read_timeout(PATIENCE).await.unwrap(),
+    );
     for name in TWINS {
-        assert_eq!(client.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(
+            client.mutex(name).try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
     }
     first.release().await.unwrap();
     for name in TWINS {
-        assert_eq!(client.mutex(name).try_lock().await.unwrap_err().kind(), ErrorKind::Contended);
+        assert_eq!(
+            client.mutex(name).try_lock().await.unwrap_err().kind(),
+            ErrorKind::Contended
+        );
     }
     second.release().await.unwrap();
-    client.mutex(one).lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex(one)
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     block_in_place(|| nothing_left(&server, millis(3000)));
     nothing_panicked();
 }
@@ -105,7 +138,9 @@ async fn no_increment_under_two_names_with_one_hash_is_lost() {
 }
 
 fn request(mode: Mode) -> Request {
-    Request::new(LockKey::new("k").unwrap()).with_ttl(Ttl::from_millis(TTL).unwrap()).with_mode(mode)
+    Request::new(LockKey::new("k").unwrap())
+        .with_ttl(Ttl::from_millis(TTL).unwrap())
+        .with_mode(mode)
 }
 
 async fn attempt(backend: &Arc<dyn LockBackend>, mode: Mode) -> Option<Arc<dyn Lease>> {
@@ -122,19 +157,38 @@ async fn attempt(backend: &Arc<dyn LockBackend>, mode: Mode) -> Option<Arc<dyn L
 async fn name_is_never_granted_twice_on_one_session() {
     let server = PostgresServer::start().unwrap();
     let backend: Arc<dyn LockBackend> = PostgresBackend::connect(&server.url()).await.unwrap();
-    let writer = attempt(&backend, Mode::Exclusive).await.expect("it is free");
-    assert!(attempt(&backend, Mode::Exclusive).await.is_none(), "granted twice");
-    assert!(attempt(&backend, Mode::Shared).await.is_none(), "a reader beside a writer");
+    let writer = attempt(&backend, Mode::Exclusive)
+        .await
+        .expect("it is free");
+    assert!(
+        attempt(&backend, Mode::Exclusive).await.is_none(),
+        "granted twice"
+    );
+    assert!(
+        attempt(&backend, Mode::Shared).await.is_none(),
+        "a reader beside a writer"
+    );
     writer.release().await.unwrap();
 
-    let (one, other) = (attempt(&backend, Mode::Shared).await, attempt(&backend, Mode::Shared).await);
+    let (one, other) = (
+        attempt(&backend, Mode::Shared).await,
+        attempt(&backend, Mode::Shared).await,
+    );
     let (one, other) = (one.expect("it is free"), other.expect("readers share"));
-    assert!(attempt(&backend, Mode::Exclusive).await.is_none(), "a writer beside readers");
+    assert!(
+        attempt(&backend, Mode::Exclusive).await.is_none(),
+        "a writer beside readers"
+    );
     one.release().await.unwrap();
-    assert!(attempt(&backend, Mode::Exclusive).await.is_none(), "a writer beside a reader");
+    assert!(
+        attempt(&backend, Mode::Exclusive).await.is_none(),
+        "a writer beside a reader"
+    );
     assert_eq!(block_in_place(|| holders(&server, "k")).len(), 1);
     other.release().await.unwrap();
-    let writer = attempt(&backend, Mode::Exclusive).await.expect("it is free");
+    let writer = attempt(&backend, Mode::Exclusive)
+        .await
+        .expect("it is free");
     writer.release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(3000)));
 }
@@ -144,7 +198,10 @@ async fn name_is_never_granted_twice_on_one_session() {
 async fn two_clients_over_one_backend_hand_one_name_to_each_other() {
     let server = shared_postgres().unwrap();
     let backend: Arc<dyn LockBackend> = PostgresBackend::connect(server.url()).await.unwrap();
-    let clients = [LockClient::new(Arc::clone(&backend)), LockClient::new(backend)];
+    let clients = [
+        LockClient::new(Arc::clone(&backend)),
+        LockClient::new(backend),
+    ];
     let mut largest = 0;
     for turn in 0..10 {
         let (one, other) = (&clients[turn % 2], &clients[(turn + 1) % 2]);
@@ -156,7 +213,10 @@ async fn two_clients_over_one_backend_hand_one_name_to_each_other() {
         tokio::time::sleep(millis(20)).await;
         assert!(!waiting.is_finished(), "granted twice");
         guard.release().await.unwrap();
-        let next = tokio::time::timeout(PATIENCE, waiting).await.expect("never woken").unwrap();
+        let next = tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("never woken")
+            .unwrap();
         assert!(token(&next) > largest);
         largest = token(&next);
         next.release().await.unwrap();

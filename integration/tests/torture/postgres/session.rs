@@ -17,7 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
     let server = PostgresServer::start().unwrap();
-    let (client, rival) = (client_of(&server.url(), TTL).await, client_of(&server.url(), TTL).await);
+    let (client, rival) = (
+        client_of(&server.url(), TTL).await,
+        client_of(&server.url(), TTL).await,
+    );
     let guard = client.mutex("k").lock().await.unwrap();
     let mutex = rival.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
@@ -25,18 +28,36 @@ async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
     let terminated = Instant::now();
     block_in_place(|| {
         let pid = holder(&server, "k");
-        assert_eq!(server.psql(&format!("SELECT pg_terminate_backend({pid})")).unwrap(), "t");
+        assert_eq!(
+            server
+                .psql(&format!("SELECT pg_terminate_backend({pid})"))
+                .unwrap(),
+            "t"
+        );
     });
     // By the next renewal at the latest.
-    let lost = tokio::time::timeout(millis(TTL), guard.lost()).await.expect("not told within a TTL");
+    let lost = tokio::time::timeout(millis(TTL), guard.lost())
+        .await
+        .expect("not told within a TTL");
     println!("told after {:?}: {lost:?}", terminated.elapsed());
     assert!(!guard.is_held());
     assert_eq!(lost, LossReason::SessionEnded);
-    let next = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap().unwrap();
+    let next = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("the waiter hangs")
+        .unwrap()
+        .unwrap();
     assert!(token(&next) > token(&guard));
     // The client goes on in a new session.
     next.release().await.unwrap();
-    client.mutex("k").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     block_in_place(|| nothing_left(&server, millis(TTL)));
     nothing_panicked();
 }
@@ -59,17 +80,25 @@ async fn waiter_with_terminated_backends_keeps_waiting() {
     };
     for _ in 0..3 {
         block_in_place(|| {
-            until("the waiter is connected", PATIENCE, || !others(&server).is_empty());
+            until("the waiter is connected", PATIENCE, || {
+                !others(&server).is_empty()
+            });
             for pid in others(&server) {
-                server.psql(&format!("SELECT pg_terminate_backend({pid})")).unwrap();
+                server
+                    .psql(&format!("SELECT pg_terminate_backend({pid})"))
+                    .unwrap();
             }
         });
         tokio::time::sleep(millis(200)).await;
         assert!(guard.is_held());
     }
     guard.release().await.unwrap();
-    let granted = tokio::time::timeout(PATIENCE, waiting).await.expect("the waiter hangs").unwrap();
-    // A waiter may also end with an error that says so; what it may not is hang, or hold what it was not granted.
+    let granted = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("the waiter hangs")
+        .unwrap();
+    // A waiter may also end with an error that says so; what it may not is hang, or hold what it
+    // was not granted.
     match granted {
         Ok(guard) => drop(guard.release().await.unwrap()),
         Err(error) => assert!(error.is_retryable(), "{error:?}"),
@@ -83,11 +112,22 @@ async fn holders_in_other_sessions_do_not_notice_a_terminated_one() {
     let server = PostgresServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     let short = client.mutex("short").lock().await.unwrap();
-    let long = client.mutex("long").with_ttl(leasehold_core::Ttl::from_secs(60).unwrap()).lock().await.unwrap();
+    let long = client
+        .mutex("long")
+        .with_ttl(leasehold_core::Ttl::from_secs(60).unwrap())
+        .lock()
+        .await
+        .unwrap();
     let (one, other) = block_in_place(|| (holder(&server, "short"), holder(&server, "long")));
     assert_ne!(one, other, "two TTLs need two sessions");
-    block_in_place(|| server.psql(&format!("SELECT pg_terminate_backend({one})")).unwrap());
-    tokio::time::timeout(millis(TTL), short.lost()).await.expect("not told within a TTL");
+    block_in_place(|| {
+        server
+            .psql(&format!("SELECT pg_terminate_backend({one})"))
+            .unwrap()
+    });
+    tokio::time::timeout(millis(TTL), short.lost())
+        .await
+        .expect("not told within a TTL");
     assert!(long.is_held());
     long.renew().await.unwrap();
     long.release().await.unwrap();
@@ -106,11 +146,20 @@ async fn a_holder_whose_backend_is_stopped_gives_up_by_its_deadline() {
         pid
     });
     let left = guard.remaining();
-    tokio::time::timeout(left + millis(3000), guard.lost()).await.expect("not lost by its deadline");
+    tokio::time::timeout(left + millis(3000), guard.lost())
+        .await
+        .expect("not lost by its deadline");
     assert!(!guard.is_held());
     block_in_place(|| server.resume_backend(pid).unwrap());
     drop(guard);
-    client.mutex("k").lock_timeout(PATIENCE).await.unwrap().release().await.unwrap();
+    client
+        .mutex("k")
+        .lock_timeout(PATIENCE)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     block_in_place(|| nothing_left(&server, millis(2 * TTL)));
     nothing_panicked();
 }

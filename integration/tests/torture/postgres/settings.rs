@@ -6,8 +6,8 @@ use tokio::task::block_in_place;
 use super::support::client_of;
 use crate::support::nothing_panicked;
 
-/// Runs in the session that draws a token, instead of what it names, and writes down what that session is set to: nobody else
-/// can read that.
+/// Runs in the session that draws a token, instead of what it names, and writes down what that
+/// session is set to: nobody else can read that.
 const SPY: &str = "CREATE TABLE seen (name text, value text); \
      CREATE FUNCTION pg_catalog.nextval(tokens text) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN \
      INSERT INTO public.seen SELECT name, current_setting(name) FROM unnest(ARRAY['tcp_keepalives_idle', \
@@ -19,7 +19,10 @@ const SPY: &str = "CREATE TABLE seen (name text, value text); \
 /// As the server says on the very connection; of the connection's own options it asks the kernel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holding_session_overrides_its_roles_keepalive_settings() {
-    let server = PostgresServer::builder().setting("allow_system_table_mods", "on").start().unwrap();
+    let server = PostgresServer::builder()
+        .setting("allow_system_table_mods", "on")
+        .start()
+        .unwrap();
     block_in_place(|| {
         server.psql(SPY).unwrap();
         server
@@ -33,7 +36,11 @@ async fn holding_session_overrides_its_roles_keepalive_settings() {
     });
     let client = client_of(&server.url_as("shop"), 30_000).await;
     let guard = client.mutex("k").lock().await.unwrap();
-    let seen = block_in_place(|| server.psql("SELECT name, value FROM seen ORDER BY name").unwrap());
+    let seen = block_in_place(|| {
+        server
+            .psql("SELECT name, value FROM seen ORDER BY name")
+            .unwrap()
+    });
     guard.release().await.unwrap();
     let expected = [
         "application_name|leasehold 30000ms test",

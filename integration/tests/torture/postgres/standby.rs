@@ -15,19 +15,28 @@ const TTL: u64 = 3000;
 async fn fencing(url: &str) -> Fencing {
     // It connects as soon as the machine lets it.
     client_of(url, TTL).await;
-    PostgresBackend::connect(&format!("{url}?connect-timeout=20s&timeout=20s")).await.unwrap().capabilities().fencing
+    PostgresBackend::connect(&format!("{url}?connect-timeout=20s&timeout=20s"))
+        .await
+        .unwrap()
+        .capabilities()
+        .fencing
 }
 
 /// Waits until the server tells these states of its standbys.
 fn until_states(primary: &PostgresServer, states: &str) {
     let end = Instant::now() + PATIENCE;
     loop {
-        let told =
-            primary.psql("SELECT string_agg(sync_state, ',' ORDER BY sync_state) FROM pg_stat_replication").unwrap();
+        let told = primary
+            .psql("SELECT string_agg(sync_state, ',' ORDER BY sync_state) FROM pg_stat_replication")
+            .unwrap();
         if told == states {
             return;
         }
-        assert!(Instant::now() < end, "{told}, not {states}; {}", primary.log_tail());
+        assert!(
+            Instant::now() < end,
+            "{told}, not {states}; {}",
+            primary.log_tail()
+        );
         std::thread::sleep(millis(20));
     }
 }
@@ -35,7 +44,11 @@ fn until_states(primary: &PostgresServer, states: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_durable_only_if_commits_wait_for_every_standby() {
     // The checkpoint of the second copy must not take away what the first standby has not read yet.
-    let primary = PostgresServer::builder().durable().setting("wal_keep_size", "16MB").start().unwrap();
+    let primary = PostgresServer::builder()
+        .durable()
+        .setting("wal_keep_size", "16MB")
+        .start()
+        .unwrap();
     assert_eq!(fencing(&primary.url()).await, Fencing::Durable);
     let _one = block_in_place(|| {
         primary.psql("CREATE SEQUENCE leasehold_tokens; CREATE ROLE shop LOGIN; GRANT USAGE ON SEQUENCE leasehold_tokens TO shop").unwrap();
@@ -45,7 +58,9 @@ async fn tokens_are_durable_only_if_commits_wait_for_every_standby() {
     });
     assert_eq!(fencing(&primary.url()).await, Fencing::BestEffort);
     block_in_place(|| {
-        primary.psql("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (*)'").unwrap();
+        primary
+            .psql("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (*)'")
+            .unwrap();
         primary.psql("SELECT pg_reload_conf()").unwrap();
         until_states(&primary, "sync");
     });

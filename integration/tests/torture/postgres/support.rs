@@ -23,7 +23,10 @@ fn locks(server: &PostgresServer, name: &str, granted: bool) -> Vec<u32> {
         "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted = {granted} \
          AND (classid::bigint << 32) | objid::bigint = hashtextextended('{name}', 0)"
     ));
-    pids.unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
+    pids.unwrap()
+        .lines()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
 }
 
 /// The one that holds it.
@@ -62,7 +65,10 @@ pub(super) fn only_left(server: &PostgresServer, names: &[&str]) {
             }
             return;
         }
-        assert!(Instant::now() < until, "{all:?} are left, and not only {names:?}");
+        assert!(
+            Instant::now() < until,
+            "{all:?} are left, and not only {names:?}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -72,7 +78,8 @@ pub(super) async fn connect(url: &str) -> Result<LockClient> {
     PostgresBackend::connect(url).await.map(LockClient::new)
 }
 
-/// A client with this TTL. A machine that builds something else beside may take longer to connect than a user would wait.
+/// A client with this TTL. A machine that builds something else beside may take longer to connect
+/// than a user would wait.
 pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
     let ttl = Ttl::from_millis(ttl_ms).unwrap();
     let end = Instant::now() + PATIENCE;
@@ -84,7 +91,8 @@ pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
     }
 }
 
-/// Waits for the lock `k` until its signs are up beside the `held` locks that there are: that is what it does when it can be told.
+/// Waits for the lock `k` until its signs are up beside the `held` locks that there are: that is
+/// what it does when it can be told.
 pub(super) async fn waiting(
     server: &PostgresServer,
     client: &LockClient,

@@ -13,7 +13,12 @@ async fn tls_lock_needs_a_client_that_trusts_the_ca() {
     let guard = client.mutex("k").lock().await.unwrap();
     block_in_place(|| {
         let pid = holder(&server, "k");
-        assert_eq!(server.psql(&format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {pid}")).unwrap(), "t");
+        assert_eq!(
+            server
+                .psql(&format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {pid}"))
+                .unwrap(),
+            "t"
+        );
         // Every connection of ours, not only this one.
         let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
                      WHERE client_addr IS NOT NULL AND NOT ssl";
@@ -24,18 +29,30 @@ async fn tls_lock_needs_a_client_that_trusts_the_ca() {
     let elsewhere = tempfile::tempdir().unwrap();
     let other = Certificates::generate(elsewhere.path()).unwrap();
     let addr = server.addr();
-    let untrusting =
-        format!("postgres://postgres@{addr}/postgres?sslmode=verify-full&sslrootcert={}", other.ca().display());
-    let error = PostgresBackend::connect(&untrusting).await.expect_err("a stranger's certificate was trusted");
+    let untrusting = format!(
+        "postgres://postgres@{addr}/postgres?sslmode=verify-full&sslrootcert={}",
+        other.ca().display()
+    );
+    let error = PostgresBackend::connect(&untrusting)
+        .await
+        .expect_err("a stranger's certificate was trusted");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let plain = format!("postgres://postgres@{addr}/postgres?sslmode=disable");
-    assert!(PostgresBackend::connect(&plain).await.is_err(), "the server takes TLS alone");
+    assert!(
+        PostgresBackend::connect(&plain).await.is_err(),
+        "the server takes TLS alone"
+    );
 }
 
-/// Connects with each mode that encrypts, trusting the server's authority. `refused` are the modes that refuse its
-/// certificate, with a part of the reason.
+/// Connects with each mode that encrypts, trusting the server's authority. `refused` are the modes
+/// that refuse its certificate, with a part of the reason.
 async fn modes(generate: fn(&std::path::Path) -> Result<Certificates>, refused: &[(&str, &str)]) {
-    let server = block_in_place(|| PostgresServer::builder().tls_with(generate).start().unwrap());
+    let server = block_in_place(|| {
+        PostgresServer::builder()
+            .tls_with(generate)
+            .start()
+            .unwrap()
+    });
     let (addr, ca) = (server.addr(), server.certificates().unwrap().ca());
     for mode in ["require", "verify-ca", "verify-full"] {
         let url = format!(
@@ -53,7 +70,9 @@ async fn modes(generate: fn(&std::path::Path) -> Result<Certificates>, refused: 
         }
     }
     // As libpq reads it: encrypted, and whoever answers.
-    let unverified = format!("postgres://postgres@{addr}/postgres?sslmode=require&timeout=20s&connect-timeout=20s");
+    let unverified = format!(
+        "postgres://postgres@{addr}/postgres?sslmode=require&timeout=20s&connect-timeout=20s"
+    );
     PostgresBackend::connect(&unverified).await.unwrap();
     nothing_panicked();
 }
@@ -66,14 +85,24 @@ async fn every_sslmode_accepts_a_certificate_that_is_in_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expired_certificate_is_refused_with_the_reason() {
     let expired = "expired";
-    modes(Certificates::generate_expired, &[("require", expired), ("verify-ca", expired), ("verify-full", expired)])
-        .await;
+    modes(
+        Certificates::generate_expired,
+        &[
+            ("require", expired),
+            ("verify-ca", expired),
+            ("verify-full", expired),
+        ],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificate_of_another_host_is_refused_by_verify_full() {
-    modes(|folder| Certificates::generate_for(folder, &["elsewhere.example"]), &[("verify-full", "elsewhere.example")])
-        .await;
+    modes(
+        |folder| Certificates::generate_for(folder, &["elsewhere.example"]),
+        &[("verify-full", "elsewhere.example")],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,7 +118,10 @@ async fn certificate_of_an_unknown_authority_is_refused() {
         );
         let error = PostgresBackend::connect(&url).await.expect_err(mode);
         assert_eq!(error.kind(), ErrorKind::Denied, "{mode}: {error:?}");
-        assert!(error.to_string().contains("invalid peer certificate"), "{mode}: {error}");
+        assert!(
+            error.to_string().contains("invalid peer certificate"),
+            "{mode}: {error}"
+        );
     }
     nothing_panicked();
 }
@@ -98,14 +130,25 @@ async fn certificate_of_an_unknown_authority_is_refused() {
 async fn server_without_tls_is_named_as_one() {
     let server = block_in_place(|| PostgresServer::start().unwrap());
     for mode in ["require", "verify-ca", "verify-full"] {
-        let url = format!("postgres://postgres@{}/postgres?sslmode={mode}&connect-timeout=20s", server.addr());
+        let url = format!(
+            "postgres://postgres@{}/postgres?sslmode={mode}&connect-timeout=20s",
+            server.addr()
+        );
         let error = PostgresBackend::connect(&url).await.expect_err(mode);
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{mode}: {error:?}");
-        assert!(error.to_string().contains("offers no TLS"), "{mode}: {error}");
+        assert!(
+            error.to_string().contains("offers no TLS"),
+            "{mode}: {error}"
+        );
     }
     // libpq has no TLS there, whatever is asked for.
     let folder = server.folder().display();
-    let socket = format!("postgres://postgres@/postgres?host={folder}&port={}&sslmode=verify-full", server.port());
-    PostgresBackend::connect(&format!("{socket}&timeout=20s&connect-timeout=20s")).await.unwrap();
+    let socket = format!(
+        "postgres://postgres@/postgres?host={folder}&port={}&sslmode=verify-full",
+        server.port()
+    );
+    PostgresBackend::connect(&format!("{socket}&timeout=20s&connect-timeout=20s"))
+        .await
+        .unwrap();
     nothing_panicked();
 }

@@ -29,7 +29,9 @@ const GRANTS: u64 = 40;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn kills() -> u32 {
-    std::env::var("LEASEHOLD_KILLS").map_or(KILLS, |kills| kills.parse().expect("LEASEHOLD_KILLS is a number"))
+    std::env::var("LEASEHOLD_KILLS").map_or(KILLS, |kills| {
+        kills.parse().expect("LEASEHOLD_KILLS is a number")
+    })
 }
 
 /// What was granted of one key.
@@ -57,7 +59,10 @@ impl Load {
                 Ok(guard) => {
                     let token = token(&guard);
                     assert!(token > before, "k{key}: token {token} after {before}");
-                    assert!(ledger.all.lock().unwrap().insert(token), "k{key}: token {token} twice");
+                    assert!(
+                        ledger.all.lock().unwrap().insert(token),
+                        "k{key}: token {token} twice"
+                    );
                     ledger.largest.fetch_max(token, Ordering::SeqCst);
                     self.granted.fetch_add(1, Ordering::Relaxed);
                     // The answer may be lost, the lock may be: no matter.
@@ -72,10 +77,15 @@ impl Load {
     }
 }
 
-/// Kills the server under load, again and again: no token repeats, and none is smaller than one that was granted before it.
+/// Kills the server under load, again and again: no token repeats, and none is smaller than one
+/// that was granted before it.
 async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
     // Nothing writes what was committed asynchronously for so long that a kill is sure to lose it.
-    let mut server = PostgresServer::builder().durable().setting("wal_writer_delay", "10s").start().unwrap();
+    let mut server = PostgresServer::builder()
+        .durable()
+        .setting("wal_writer_delay", "10s")
+        .start()
+        .unwrap();
     let url = block_in_place(|| url(&server));
     let load = Arc::new(Load::default());
     let mut tasks = JoinSet::new();
@@ -93,7 +103,10 @@ async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
             if let Some(ended) = tasks.try_join_next() {
                 ended.unwrap();
             }
-            assert!(Instant::now() < patience, "nothing is granted after kill {kill}");
+            assert!(
+                Instant::now() < patience,
+                "nothing is granted after kill {kill}"
+            );
             tokio::time::sleep(millis(1)).await;
         }
         // At any moment of a commit.
@@ -140,12 +153,19 @@ async fn tokens_grow_although_the_role_commits_asynchronously() {
 /// The control: a number that was drawn and told without being made durable is drawn again.
 #[test]
 fn without_a_durable_record_a_kill_makes_tokens_repeat() {
-    let mut server = PostgresServer::builder().durable().setting("wal_writer_delay", "10s").start().unwrap();
+    let mut server = PostgresServer::builder()
+        .durable()
+        .setting("wal_writer_delay", "10s")
+        .start()
+        .unwrap();
     server.psql("CREATE SEQUENCE tokens; CHECKPOINT").unwrap();
     let draw = |server: &PostgresServer| {
         let mut psql = server.psql_session().unwrap();
         psql.ask("SET synchronous_commit = off", PATIENCE).unwrap();
-        psql.ask("SELECT nextval('tokens')", PATIENCE).unwrap().parse::<u64>().unwrap()
+        psql.ask("SELECT nextval('tokens')", PATIENCE)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
     };
     let first = draw(&server);
     server.kill();

@@ -21,21 +21,45 @@ async fn a_courteous_attempt_leaves_what_is_free_to_who_waits() {
     let holder = PostgresBackend::connect(&server.url()).await.unwrap();
     let waiter = client_of(&server.url(), HOUR).await;
     let attempt = async |request: Request| Arc::clone(&holder).try_acquire(request).await.unwrap();
-    let Attempt::Granted(lease) = attempt(turn("k").with_yield_to_waiters(true)).await else { panic!("nobody waits") };
+    let Attempt::Granted(lease) = attempt(turn("k").with_yield_to_waiters(true)).await else {
+        panic!("nobody waits")
+    };
     let waiting = waiting(&server, &waiter, 1).await;
-    let signed = "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'";
-    let sleeper = block_in_place(|| server.psql(signed).unwrap()).parse().unwrap();
+    let signed =
+        "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'";
+    let sleeper = block_in_place(|| server.psql(signed).unwrap())
+        .parse()
+        .unwrap();
     block_in_place(|| server.pause_backend(sleeper).unwrap());
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     let polite = turn("k").with_yield_to_waiters(true);
-    assert!(matches!(attempt(polite.clone()).await, Attempt::Contended(_)), "alone");
-    let (alone, together, _other) = tokio::join!(attempt(turn("other")), attempt(polite), attempt(turn("third")));
-    assert!(matches!(together, Attempt::Contended(_)), "together with others");
+    assert!(
+        matches!(attempt(polite.clone()).await, Attempt::Contended(_)),
+        "alone"
+    );
+    let (alone, together, _other) = tokio::join!(
+        attempt(turn("other")),
+        attempt(polite),
+        attempt(turn("third"))
+    );
+    assert!(
+        matches!(together, Attempt::Contended(_)),
+        "together with others"
+    );
     assert!(matches!(alone, Attempt::Granted(_)));
-    let Attempt::Granted(lease) = attempt(turn("k")).await else { panic!("it is free for who is not yielding") };
+    let Attempt::Granted(lease) = attempt(turn("k")).await else {
+        panic!("it is free for who is not yielding")
+    };
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     block_in_place(|| server.resume_backend(sleeper).unwrap());
-    tokio::time::timeout(MINUTE, waiting).await.expect("hangs").unwrap().unwrap().release().await.unwrap();
+    tokio::time::timeout(MINUTE, waiting)
+        .await
+        .expect("hangs")
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     nothing_panicked();
 }
 
@@ -47,19 +71,38 @@ async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
     let waiter = client_of(&server.url(), HOUR).await;
     let taken = async |turn: &Request| Arc::clone(&holder).acquire(turn.clone()).await.unwrap();
     for (last, waited_for) in [(false, false), (true, false), (true, true)] {
-        let turns = [turn("k").with_last_turn(last), turn("other").with_last_turn(last), turn("third")];
-        let [lease, other, third] = [taken(&turns[0]).await, taken(&turns[1]).await, taken(&turns[2]).await];
-        let waiting = if waited_for { Some(waiting(&server, &waiter, 3).await) } else { None };
+        let turns = [
+            turn("k").with_last_turn(last),
+            turn("other").with_last_turn(last),
+            turn("third"),
+        ];
+        let [lease, other, third] = [
+            taken(&turns[0]).await,
+            taken(&turns[1]).await,
+            taken(&turns[2]).await,
+        ];
+        let waiting = if waited_for {
+            Some(waiting(&server, &waiter, 3).await)
+        } else {
+            None
+        };
         if waited_for {
             // All go together.
             let (one, two, three) = tokio::join!(lease.release(), other.release(), third.release());
-            assert_eq!([one.unwrap(), two.unwrap(), three.unwrap()], [Released::Freed; 3]);
+            assert_eq!(
+                [one.unwrap(), two.unwrap(), three.unwrap()],
+                [Released::Freed; 3]
+            );
         } else {
             for lease in [lease, other, third] {
                 assert_eq!(lease.release().await.unwrap(), Released::Freed);
             }
         }
-        assert_eq!(turns.map(|turn| turn.no_waiters()), [last && !waited_for, last, false], "{last} {waited_for}");
+        assert_eq!(
+            turns.map(|turn| turn.no_waiters()),
+            [last && !waited_for, last, false],
+            "{last} {waited_for}"
+        );
         if let Some(waiting) = waiting {
             waiting.await.unwrap().unwrap().release().await.unwrap();
         }

@@ -9,8 +9,9 @@ use std::{
 };
 
 use leasehold_etcd::etcd_client::{
-    Compare, CompareOp, EventType, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions, SortOrder, SortTarget,
-    Txn, TxnOp, TxnOpResponse, WatchClient, WatchFilterType, WatchOptions, WatchStream,
+    Compare, CompareOp, EventType, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions,
+    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, WatchClient, WatchFilterType, WatchOptions,
+    WatchStream,
 };
 use tokio::task::JoinHandle;
 
@@ -28,11 +29,13 @@ const TTL_S: i64 = 30;
 /// The bare driver with the round trips of Go's `concurrency.Mutex`, all locks on one shared lease:
 ///
 /// - an acquisition is one transaction that creates the key and reads the first of the range;
-/// - who is not the first reads who is before it, waits for a watch to tell that it is gone, and reads again. The watch is one
-///   that was opened with the first wait and stays, because one that starts at a past revision costs 100 ms;
+/// - who is not the first reads who is before it, waits for a watch to tell that it is gone, and
+///   reads again. The watch is one that was opened with the first wait and stays, because one that
+///   starts at a past revision costs 100 ms;
 /// - a release deletes the key.
 ///
-/// Nothing else: no deadline, no gathering, no fail-over, no cleaning up. A task sends its keep-alives.
+/// Nothing else: no deadline, no gathering, no fail-over, no cleaning up. A task sends its
+/// keep-alives.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -96,8 +99,20 @@ impl Locks for FloorLocks {
 
     fn lock(&self, name: &str) -> FloorLock {
         let folder = format!("floor/{name}/");
-        let key = format!("{folder}{:x}-{}", self.id, self.next.fetch_add(1, Ordering::Relaxed)).into();
-        FloorLock { kv: self.kv.clone(), watch: self.watch.clone(), events: None, lease: self.id, folder, key }
+        let key = format!(
+            "{folder}{:x}-{}",
+            self.id,
+            self.next.fetch_add(1, Ordering::Relaxed)
+        )
+        .into();
+        FloorLock {
+            kv: self.kv.clone(),
+            watch: self.watch.clone(),
+            events: None,
+            lease: self.id,
+            folder,
+            key,
+        }
     }
 
     async fn renew(&self, _held: &Arc<str>) -> Result<()> {
@@ -117,17 +132,33 @@ impl FloorLock {
     /// Queues. Its create revision, and whether it is the first.
     async fn enqueue(&mut self) -> Result<(i64, bool)> {
         let key = self.key.as_bytes();
-        let first = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1);
-        let put = TxnOp::put(key, Vec::new(), Some(PutOptions::new().with_lease(self.lease)));
+        let first = GetOptions::new()
+            .with_prefix()
+            .with_sort(SortTarget::Create, SortOrder::Ascend)
+            .with_limit(1);
+        let put = TxnOp::put(
+            key,
+            Vec::new(),
+            Some(PutOptions::new().with_lease(self.lease)),
+        );
         let txn = Txn::new()
             .when([Compare::create_revision(key, CompareOp::Equal, 0)])
             .and_then([put, TxnOp::get(self.folder.as_bytes(), Some(first.clone()))])
-            .or_else([TxnOp::get(key, None), TxnOp::get(self.folder.as_bytes(), Some(first))]);
+            .or_else([
+                TxnOp::get(key, None),
+                TxnOp::get(self.folder.as_bytes(), Some(first)),
+            ]);
         let answer = self.kv.txn(txn).await.map_err(failed)?;
         match (answer.op_responses().into_iter().nth(1), answer.header()) {
             (Some(TxnOpResponse::Get(first)), Some(header)) if answer.succeeded() => {
                 let revision = header.revision();
-                Ok((revision, first.kvs().first().is_some_and(|kv| kv.create_revision() == revision)))
+                Ok((
+                    revision,
+                    first
+                        .kvs()
+                        .first()
+                        .is_some_and(|kv| kv.create_revision() == revision),
+                ))
             }
             _ => Err(HarnessError::new("the floor was queued already")),
         }
@@ -141,15 +172,23 @@ impl FloorLock {
             .with_sort(SortTarget::Create, SortOrder::Descend)
             .with_limit(1)
             .with_keys_only();
-        let mine = TxnOp::get(self.key.as_bytes(), Some(GetOptions::new().with_keys_only()));
+        let mine = TxnOp::get(
+            self.key.as_bytes(),
+            Some(GetOptions::new().with_keys_only()),
+        );
         let txn = Txn::new().and_then([mine, TxnOp::get(self.folder.as_bytes(), Some(ahead))]);
         let answer = self.kv.txn(txn).await.map_err(failed)?;
         let read = answer.op_responses().into_iter().map(|part| match part {
             TxnOpResponse::Get(read) => Some(read),
             _ => None,
         });
-        match &*read.collect::<Option<Vec<GetResponse>>>().unwrap_or_default() {
-            [mine, _] if mine.kvs().is_empty() => Err(HarnessError::new("the floor lost its place")),
+        match &*read
+            .collect::<Option<Vec<GetResponse>>>()
+            .unwrap_or_default()
+        {
+            [mine, _] if mine.kvs().is_empty() => {
+                Err(HarnessError::new("the floor lost its place"))
+            }
             [_, ahead] => Ok(ahead.kvs().first().map(|kv| kv.key().to_vec())),
             _ => Err(HarnessError::new("etcd answered something else")),
         }
@@ -157,13 +196,21 @@ impl FloorLock {
 
     async fn events(&mut self) -> Result<&mut WatchStream> {
         if self.events.is_none() {
-            let options = WatchOptions::new().with_prefix().with_filters([WatchFilterType::NoPut]);
-            let mut events = self.watch.watch(self.folder.as_bytes(), Some(options)).await.map_err(failed)?;
+            let options = WatchOptions::new()
+                .with_prefix()
+                .with_filters([WatchFilterType::NoPut]);
+            let mut events = self
+                .watch
+                .watch(self.folder.as_bytes(), Some(options))
+                .await
+                .map_err(failed)?;
             // That it stands.
             events.message().await.map_err(failed)?;
             self.events = Some(events);
         }
-        self.events.as_mut().ok_or_else(|| HarnessError::new("there is no watch"))
+        self.events
+            .as_mut()
+            .ok_or_else(|| HarnessError::new("there is no watch"))
     }
 
     async fn wait(&mut self, revision: i64) -> Result<()> {
@@ -177,7 +224,9 @@ impl FloorLock {
                 // Not an earlier turn's.
                 gone = message.events().iter().any(|event| {
                     event.event_type() == EventType::Delete
-                        && event.kv().is_some_and(|kv| kv.key() == ahead && kv.mod_revision() > revision)
+                        && event
+                            .kv()
+                            .is_some_and(|kv| kv.key() == ahead && kv.mod_revision() > revision)
                 });
             }
         }
@@ -198,7 +247,13 @@ impl Lock for FloorLock {
     }
 
     async fn release(&mut self, key: Arc<str>) -> Result<()> {
-        match self.kv.delete(key.as_bytes(), None).await.map_err(failed)?.deleted() {
+        match self
+            .kv
+            .delete(key.as_bytes(), None)
+            .await
+            .map_err(failed)?
+            .deleted()
+        {
             1 => Ok(()),
             _ => Err(HarnessError::new("the floor released what it did not hold")),
         }

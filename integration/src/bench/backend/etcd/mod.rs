@@ -20,7 +20,9 @@ pub(super) struct Etcd {
 impl Etcd {
     pub(super) fn start() -> Result<Self> {
         // What is compared are clients, and not disks.
-        Ok(Self { server: EtcdCluster::builder().in_memory().start()? })
+        Ok(Self {
+            server: EtcdCluster::builder().in_memory().start()?,
+        })
     }
 }
 
@@ -54,7 +56,11 @@ impl Backend for Etcd {
         let write = |kv: &KvClient, n: u64| {
             let mut kv = kv.clone();
             // As an application's own data: other keys, again and again.
-            async move { kv.put(format!("unrelated/{}", n % 1_000), vec![b'x'; 100], None).await.is_ok() }
+            async move {
+                kv.put(format!("unrelated/{}", n % 1_000), vec![b'x'; 100], None)
+                    .await
+                    .is_ok()
+            }
         };
         Busy::start(writes_per_second, connect, write).map(Some)
     }
@@ -63,7 +69,12 @@ impl Backend for Etcd {
 /// What a line of the metrics counts of messages that clients sent.
 fn messages(line: &str) -> Option<u64> {
     let counted = line.strip_prefix("grpc_server_msg_received_total{")?;
-    counted.rsplit(' ').next()?.parse::<f64>().ok().map(|count| count as u64)
+    counted
+        .rsplit(' ')
+        .next()?
+        .parse::<f64>()
+        .ok()
+        .map(|count| count as u64)
 }
 
 pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
@@ -77,7 +88,9 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
 
 /// `host:port` of a URL of the harness.
 fn endpoint(url: &str) -> String {
-    url.trim_start_matches("etcd://").trim_end_matches('/').to_owned()
+    url.trim_start_matches("etcd://")
+        .trim_end_matches('/')
+        .to_owned()
 }
 
 async fn connect(endpoint: &str) -> Result<Client> {

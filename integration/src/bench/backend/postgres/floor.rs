@@ -25,7 +25,8 @@ use crate::{
 
 const CHANNEL: &str = "floor";
 
-/// Leasehold's statement for one key that is taken. After a token was drawn, the log is flushed up to it unless it is already.
+/// Leasehold's statement for one key that is taken. After a token was drawn, the log is flushed up
+/// to it unless it is already.
 const TAKE: &str = "SELECT r, pg_backend_pid(), \
     CASE WHEN r > 0 AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() \
     THEN pg_logical_emit_message(true, 'floor', '') IS NOT NULL END \
@@ -48,10 +49,11 @@ const TAKE_AS_WAITER: &str = "SELECT r, pg_backend_pid(), \
 const SIGN: &str = "SELECT (CASE WHEN pg_try_advisory_lock_shared(w) THEN -1 ELSE 0 END)::int8, pg_backend_pid(), \
     NULL::bool FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j";
 
-/// The same statements over the bare driver, each alone and at once, on one connection behind a mutex:
+/// The same statements over the bare driver, each alone and at once, on one connection behind a
+/// mutex:
 ///
-/// - an acquisition tries the lock and draws a durable token; who is refused puts a sign up, and tries again with each
-///   notification of the lock;
+/// - an acquisition tries the lock and draws a durable token; who is refused puts a sign up, and
+///   tries again with each notification of the lock;
 /// - a release unlocks, and notifies if there is a sign.
 ///
 /// Nothing else: no deadline, no renewal, no queue, no gathering, no cleaning up.
@@ -65,21 +67,31 @@ impl Source for Floor {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        // A crowd without a queue of its own is a stampede, and what is held is not renewed one by one.
-        matches!(scenario, Scenario::Pair | Scenario::Handoff | Scenario::Counter)
+        // A crowd without a queue of its own is a stampede, and what is held is not renewed one by
+        // one.
+        matches!(
+            scenario,
+            Scenario::Pair | Scenario::Handoff | Scenario::Counter
+        )
     }
 
     async fn open(&self) -> Result<FloorLocks> {
         let options: PgConnectOptions = self.0.parse().map_err(failed)?;
         let mut connection = PgConnection::connect_with(&options).await.map_err(failed)?;
-        let create = "SET client_min_messages = warning; CREATE SEQUENCE IF NOT EXISTS floor_tokens";
-        // Both processes of a hand-off may make it at the same time: then one of them fails, and it is there.
+        let create =
+            "SET client_min_messages = warning; CREATE SEQUENCE IF NOT EXISTS floor_tokens";
+        // Both processes of a hand-off may make it at the same time: then one of them fails, and it
+        // is there.
         drop(sqlx::raw_sql(create).execute(&mut connection).await);
         let mut ear = PgListener::connect(&self.0).await.map_err(failed)?;
         ear.listen(CHANNEL).await.map_err(failed)?;
         let wakes = Wakes::default();
         let listening = tokio::spawn(listen(ear, wakes.clone()));
-        Ok(FloorLocks { connection: Arc::new(Mutex::new(connection)), wakes, listening })
+        Ok(FloorLocks {
+            connection: Arc::new(Mutex::new(connection)),
+            wakes,
+            listening,
+        })
     }
 }
 
@@ -88,7 +100,11 @@ type Wakes = Arc<std::sync::Mutex<HashMap<String, Arc<Notify>>>>;
 
 async fn listen(mut ear: PgListener, wakes: Wakes) {
     while let Ok(told) = ear.recv().await {
-        if let Some(notify) = wakes.lock().unwrap_or_else(PoisonError::into_inner).get(told.payload()) {
+        if let Some(notify) = wakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(told.payload())
+        {
             notify.notify_one();
         }
     }
@@ -114,11 +130,18 @@ impl Locks for FloorLocks {
         let (key, sign) = (hash("lock", name), hash("sign", name));
         let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         let released = Arc::clone(wakes.entry(format!("b{key}")).or_default());
-        FloorLock { connection: Arc::clone(&self.connection), released, key, sign }
+        FloorLock {
+            connection: Arc::clone(&self.connection),
+            released,
+            key,
+            sign,
+        }
     }
 
     async fn renew(&self, _held: &()) -> Result<()> {
-        Err(HarnessError::new("the floor of PostgreSQL is not measured with leases that are held"))
+        Err(HarnessError::new(
+            "the floor of PostgreSQL is not measured with leases that are held",
+        ))
     }
 
     const RENEWED_BY_HAND: bool = false;

@@ -13,8 +13,8 @@ use crate::{
     server::PostgresServer,
 };
 
-/// Set to anything, the server waits for the disk when something is committed, as in production; otherwise it is the code
-/// that is measured and not the disk.
+/// Set to anything, the server waits for the disk when something is committed, as in production;
+/// otherwise it is the code that is measured and not the disk.
 const FSYNC: &str = "LEASEHOLD_BENCH_FSYNC";
 
 pub(super) struct Postgres(PostgresServer);
@@ -22,9 +22,17 @@ pub(super) struct Postgres(PostgresServer);
 impl Postgres {
     pub(super) fn start() -> Result<Self> {
         let builder = PostgresServer::builder();
-        let builder = if std::env::var_os(FSYNC).is_some() { builder.durable().on_disk() } else { builder };
-        // Room for the locks of `held`: each entry is for one connection or transaction that may be there.
-        builder.setting("max_locks_per_transaction", "512").start().map(Self)
+        let builder = if std::env::var_os(FSYNC).is_some() {
+            builder.durable().on_disk()
+        } else {
+            builder
+        };
+        // Room for the locks of `held`: each entry is for one connection or transaction that may be
+        // there.
+        builder
+            .setting("max_locks_per_transaction", "512")
+            .start()
+            .map(Self)
     }
 }
 
@@ -46,7 +54,15 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
     let address = url.to_owned();
     let leasehold = Leasehold::new(move || {
         let address = address.clone();
-        async move { PostgresBackend::connect(&address).await.map(LockClient::new) }
+        async move {
+            PostgresBackend::connect(&address)
+                .await
+                .map(LockClient::new)
+        }
     });
-    vec![Box::new(floor::Floor(url.to_owned())), Box::new(leasehold), Box::new(sqlx_pool::SqlxPool(url.to_owned()))]
+    vec![
+        Box::new(floor::Floor(url.to_owned())),
+        Box::new(leasehold),
+        Box::new(sqlx_pool::SqlxPool(url.to_owned())),
+    ]
 }

@@ -17,7 +17,8 @@ use crate::{
 /// Connections in the pool.
 const CONNECTIONS: u32 = 16;
 
-/// `PgAdvisoryLock` on a pool of 16: a connection for each lock that is held or waited for. No fencing token, no lease.
+/// `PgAdvisoryLock` on a pool of 16: a connection for each lock that is held or waited for. No
+/// fencing token, no lease.
 pub(super) struct SqlxPool(pub(super) String);
 
 impl Source for SqlxPool {
@@ -28,11 +29,16 @@ impl Source for SqlxPool {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        matches!(scenario, Scenario::Pair | Scenario::Handoff | Scenario::Counter)
+        matches!(
+            scenario,
+            Scenario::Pair | Scenario::Handoff | Scenario::Counter
+        )
     }
 
     async fn open(&self) -> Result<PgPool> {
-        let options = PgPoolOptions::new().min_connections(CONNECTIONS).max_connections(CONNECTIONS);
+        let options = PgPoolOptions::new()
+            .min_connections(CONNECTIONS)
+            .max_connections(CONNECTIONS);
         options.connect(&self.0).await.map_err(failed)
     }
 }
@@ -49,11 +55,16 @@ impl Locks for PgPool {
     type Lock = PoolLock;
 
     fn lock(&self, name: &str) -> PoolLock {
-        PoolLock { pool: self.clone(), lock: PgAdvisoryLock::new(format!("sqlx/{name}")) }
+        PoolLock {
+            pool: self.clone(),
+            lock: PgAdvisoryLock::new(format!("sqlx/{name}")),
+        }
     }
 
     async fn renew(&self, _held: &Held) -> Result<()> {
-        Err(HarnessError::new("`sqlx-pool` is not measured with leases that are held"))
+        Err(HarnessError::new(
+            "`sqlx-pool` is not measured with leases that are held",
+        ))
     }
 
     const RENEWED_BY_HAND: bool = false;
@@ -69,7 +80,11 @@ impl Lock for PoolLock {
 
     async fn acquire(&mut self) -> Result<Held> {
         let connection = self.pool.acquire().await.map_err(failed)?;
-        self.lock.acquire(connection).await.map(Held).map_err(failed)
+        self.lock
+            .acquire(connection)
+            .await
+            .map(Held)
+            .map_err(failed)
     }
 
     async fn release(&mut self, Held(guard): Held) -> Result<()> {

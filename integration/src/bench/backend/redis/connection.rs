@@ -6,8 +6,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, Value,
-    aio::MultiplexedConnection, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
+    RedisError, Value, aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
 use tokio::sync::Notify;
 
@@ -24,14 +24,19 @@ impl Wakes {
     }
 
     fn wake(&self, key: &[u8]) {
-        if let Some(notify) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
+        if let Some(notify) = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+        {
             notify.notify_one();
         }
     }
 }
 
-/// One multiplexed connection with RESP3, `TCP_NODELAY` and client tracking, as Leasehold's: what differs is only what is
-/// above it.
+/// One multiplexed connection with RESP3, `TCP_NODELAY` and client tracking, as Leasehold's: what
+/// differs is only what is above it.
 pub(in super::super) async fn open(url: &str, wakes: &Wakes) -> Result<MultiplexedConnection> {
     let wakes = wakes.clone();
     let told = move |push: PushInfo| {
@@ -46,11 +51,22 @@ pub(in super::super) async fn open(url: &str, wakes: &Wakes) -> Result<Multiplex
     };
     let connect = async {
         let info = url.into_connection_info()?;
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let settings = info
+            .redis_settings()
+            .clone()
+            .set_protocol(ProtocolVersion::RESP3);
+        let info = info
+            .set_redis_settings(settings)
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let config = AsyncConnectionConfig::new().set_push_sender(told);
-        let mut connection = Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await?;
-        redis::cmd("CLIENT").arg("TRACKING").arg("ON").exec_async(&mut connection).await?;
+        let mut connection = Client::open(info)?
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        redis::cmd("CLIENT")
+            .arg("TRACKING")
+            .arg("ON")
+            .exec_async(&mut connection)
+            .await?;
         Ok::<_, RedisError>(connection)
     };
     connect.await.map_err(failed)
@@ -59,15 +75,25 @@ pub(in super::super) async fn open(url: &str, wakes: &Wakes) -> Result<Multiplex
 /// The same connection without RESP3 and tracking.
 pub(super) async fn open_untracked(url: &str) -> Result<MultiplexedConnection> {
     let connect = async {
-        let info = url.into_connection_info()?.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let info = url
+            .into_connection_info()?
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         Client::open(info)?.get_multiplexed_async_connection().await
     };
     connect.await.map_err(failed)
 }
 
 /// Loads a script; its hash.
-pub(in super::super) async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<Arc<str>> {
-    let hash: String = redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async(connection).await.map_err(failed)?;
+pub(in super::super) async fn load(
+    connection: &mut MultiplexedConnection,
+    source: &str,
+) -> Result<Arc<str>> {
+    let hash: String = redis::cmd("SCRIPT")
+        .arg("LOAD")
+        .arg(source)
+        .query_async(connection)
+        .await
+        .map_err(failed)?;
     Ok(hash.into())
 }
 

@@ -48,7 +48,9 @@ impl Locks for RedisLockProvider {
     }
 
     async fn renew(&self, _held: &RedisLockHandle) -> Result<()> {
-        Err(HarnessError::new("`distributed-lock` is not measured with leases that are held"))
+        Err(HarnessError::new(
+            "`distributed-lock` is not measured with leases that are held",
+        ))
     }
 
     const RENEWED_BY_HAND: bool = false;

@@ -32,9 +32,10 @@ const COUNTERS: u64 = 16_384;
 
 /// The same commands over the bare driver, in the same round trips, each sent alone and at once:
 ///
-/// - an acquisition is `SET NX PX` and `INCRBY` of a counter in one write, but the first one of a lock the acquire script;
-/// - who is refused registers by the acquire script, which arms the invalidation of the key, and after each of those tries
-///   again with it;
+/// - an acquisition is `SET NX PX` and `INCRBY` of a counter in one write, but the first one of a
+///   lock the acquire script;
+/// - who is refused registers by the acquire script, which arms the invalidation of the key, and
+///   after each of those tries again with it;
 /// - a release, and a renewal, is its script.
 ///
 /// Nothing else: no deadline, no renewal, no queue, no gathering, no cleaning up.
@@ -53,12 +54,18 @@ enum Acquires {
 impl Floor {
     /// What Leasehold's ratio is of.
     pub(super) fn by_commands(url: String) -> Self {
-        Self { url, acquires: Acquires::ByCommands }
+        Self {
+            url,
+            acquires: Acquires::ByCommands,
+        }
     }
 
     /// Two scripts a pair, as a lock without the plain commands would send: costs the server more.
     pub(super) fn by_scripts(url: String) -> Self {
-        Self { url, acquires: Acquires::ByScript }
+        Self {
+            url,
+            acquires: Acquires::ByScript,
+        }
     }
 }
 
@@ -86,7 +93,14 @@ impl Source for Floor {
         let acquire = connection::load(&mut connection, ACQUIRE).await?;
         let release = connection::load(&mut connection, RELEASE).await?;
         let renew = connection::load(&mut connection, RENEW).await?;
-        Ok(FloorLocks { connection, wakes, acquire, release, renew, acquires: self.acquires })
+        Ok(FloorLocks {
+            connection,
+            wakes,
+            acquire,
+            release,
+            renew,
+            acquires: self.acquires,
+        })
     }
 }
 
@@ -138,8 +152,17 @@ impl Locks for FloorLocks {
 
     async fn renew(&self, FloorHeld(key, value): &FloorHeld) -> Result<()> {
         let mut renew = redis::cmd("EVALSHA");
-        renew.arg(&*self.renew).arg(1).arg(&**key).arg(value).arg(TTL_MS);
-        match renew.query_async(&mut self.connection.clone()).await.map_err(failed)? {
+        renew
+            .arg(&*self.renew)
+            .arg(1)
+            .arg(&**key)
+            .arg(value)
+            .arg(TTL_MS);
+        match renew
+            .query_async(&mut self.connection.clone())
+            .await
+            .map_err(failed)?
+        {
             1 => Ok(()),
             _ => Err(HarnessError::new("the floor lost a lock")),
         }
@@ -156,21 +179,41 @@ impl FloorLock {
     /// By plain commands. Whether it was free.
     async fn take(&mut self, value: &str) -> Result<bool> {
         let mut pipeline = redis::Pipeline::with_capacity(2);
-        pipeline.cmd("SET").arg(&*self.key).arg(value).arg("NX").arg("PX").arg(TTL_MS);
+        pipeline
+            .cmd("SET")
+            .arg(&*self.key)
+            .arg(value)
+            .arg("NX")
+            .arg("PX")
+            .arg(TTL_MS);
         pipeline.cmd("INCRBY").arg(&self.counter).arg(2);
-        let (set, _token): (Value, i64) = pipeline.query_async(&mut self.connection).await.map_err(failed)?;
+        let (set, _token): (Value, i64) = pipeline
+            .query_async(&mut self.connection)
+            .await
+            .map_err(failed)?;
         Ok(set == Value::Okay)
     }
 
     /// By the script. Whether it was free; else it is armed, and the waiter registered.
     async fn take_or_arm(&mut self, value: &str, flags: &str) -> Result<bool> {
         let mut acquire = redis::cmd("EVALSHA");
-        acquire.arg(&*self.acquire).arg(1).arg(&*self.key).arg(value).arg(TTL_MS);
+        acquire
+            .arg(&*self.acquire)
+            .arg(1)
+            .arg(&*self.key)
+            .arg(value)
+            .arg(TTL_MS);
         acquire.arg(&self.counter).arg(flags).arg(&self.base);
-        match acquire.query_async(&mut self.connection).await.map_err(failed)? {
+        match acquire
+            .query_async(&mut self.connection)
+            .await
+            .map_err(failed)?
+        {
             Value::BulkString(_) => Ok(true),
             Value::Array(_) => Ok(false),
-            other => Err(HarnessError::new(format!("the acquire script answered {other:?}"))),
+            other => Err(HarnessError::new(format!(
+                "the acquire script answered {other:?}"
+            ))),
         }
     }
 }
@@ -196,7 +239,11 @@ impl Lock for FloorLock {
     async fn release(&mut self, FloorHeld(key, value): FloorHeld) -> Result<()> {
         let mut release = redis::cmd("EVALSHA");
         release.arg(&*self.release).arg(1).arg(&*key).arg(value);
-        match release.query_async(&mut self.connection).await.map_err(failed)? {
+        match release
+            .query_async(&mut self.connection)
+            .await
+            .map_err(failed)?
+        {
             1 => Ok(()),
             _ => Err(HarnessError::new("the floor released what it did not hold")),
         }

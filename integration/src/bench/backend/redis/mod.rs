@@ -46,7 +46,10 @@ impl Backend for Redis {
 
     /// What clients sent, and not what scripts called: a script counts as one.
     fn commands(&self) -> Result<Option<u64>> {
-        let mut connection = self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let stats: String = ::redis::cmd("INFO")
             .arg("commandstats")
             .query(&mut connection)
@@ -55,14 +58,25 @@ impl Backend for Redis {
     }
 }
 
-/// The sum over the commands that clients send. What else the scripts use (SET, PTTL, …) no subject of `crowd` sends by
-/// itself, except the SET before each INCRBY. At most: the short script of a yielding attempt calls INCRBY too.
+/// The sum over the commands that clients send. What else the scripts use (SET, PTTL, …) no subject
+/// of `crowd` sends by itself, except the SET before each INCRBY. At most: the short script of a
+/// yielding attempt calls INCRBY too.
 fn requests(stats: &str) -> u64 {
     let calls = |name: &str| {
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls="))).unwrap_or("0");
-        line.split(',').next().and_then(|calls| calls.parse::<u64>().ok()).unwrap_or(0)
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")))
+            .unwrap_or("0");
+        line.split(',')
+            .next()
+            .and_then(|calls| calls.parse::<u64>().ok())
+            .unwrap_or(0)
     };
-    calls("evalsha") + calls("eval") + 2 * calls("incrby") + calls("ping") + calls("client|tracking")
+    calls("evalsha")
+        + calls("eval")
+        + 2 * calls("incrby")
+        + calls("ping")
+        + calls("client|tracking")
 }
 
 pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {

@@ -14,8 +14,7 @@ use crate::{
     },
 };
 
-const RELEASE: &str =
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
 const TTL_MS: u64 = 30_000;
 
 /// `SET NX PX` and a script that compares and deletes: no fencing token, no waiting.
@@ -35,7 +34,10 @@ impl Source for Plain {
     async fn open(&self) -> Result<PlainLocks> {
         let mut connection = connection::open_untracked(&self.0).await?;
         let release = connection::load(&mut connection, RELEASE).await?;
-        Ok(PlainLocks { connection, release })
+        Ok(PlainLocks {
+            connection,
+            release,
+        })
     }
 }
 
@@ -79,8 +81,16 @@ impl Lock for PlainLock {
     async fn acquire(&mut self) -> Result<String> {
         let value = AcquisitionId::random().to_string();
         let mut set = redis::cmd("SET");
-        set.arg(&self.key).arg(&value).arg("NX").arg("PX").arg(TTL_MS);
-        match set.query_async(&mut self.connection).await.map_err(failed)? {
+        set.arg(&self.key)
+            .arg(&value)
+            .arg("NX")
+            .arg("PX")
+            .arg(TTL_MS);
+        match set
+            .query_async(&mut self.connection)
+            .await
+            .map_err(failed)?
+        {
             redis::Value::Okay => Ok(value),
             _ => Err(HarnessError::new("`plain` met another holder")),
         }
@@ -89,7 +99,11 @@ impl Lock for PlainLock {
     async fn release(&mut self, value: String) -> Result<()> {
         let mut release = redis::cmd("EVALSHA");
         release.arg(&*self.release).arg(1).arg(&self.key).arg(value);
-        match release.query_async(&mut self.connection).await.map_err(failed)? {
+        match release
+            .query_async(&mut self.connection)
+            .await
+            .map_err(failed)?
+        {
             1 => Ok(()),
             _ => Err(HarnessError::new("`plain` released what it did not hold")),
         }

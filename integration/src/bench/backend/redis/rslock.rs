@@ -29,7 +29,10 @@ impl Source for Rslock {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        matches!(scenario, Scenario::Pair | Scenario::Handoff | Scenario::Counter)
+        matches!(
+            scenario,
+            Scenario::Pair | Scenario::Handoff | Scenario::Counter
+        )
     }
 
     async fn open(&self) -> Result<LockManager> {
@@ -46,11 +49,16 @@ impl Locks for LockManager {
     type Lock = RslockLock;
 
     fn lock(&self, name: &str) -> RslockLock {
-        RslockLock { manager: self.clone(), name: format!("rslock/{name}") }
+        RslockLock {
+            manager: self.clone(),
+            name: format!("rslock/{name}"),
+        }
     }
 
     async fn renew(&self, _held: &LockGuard) -> Result<()> {
-        Err(HarnessError::new("`rslock` is not measured with leases that are held"))
+        Err(HarnessError::new(
+            "`rslock` is not measured with leases that are held",
+        ))
     }
 
     const RENEWED_BY_HAND: bool = false;

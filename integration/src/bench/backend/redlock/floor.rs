@@ -27,11 +27,12 @@ const LABEL: &str = "host/floor/1234";
 /// What the servers' own keys begin with.
 const NODE: &str = ":lh4:";
 
-/// Five acquire scripts at once, and all their answers; then five release scripts, and all their answers. Who is refused by a
-/// majority is armed there, and asks all five again when a majority has told it that the key changed.
+/// Five acquire scripts at once, and all their answers; then five release scripts, and all their
+/// answers. Who is refused by a majority is armed there, and asks all five again when a majority
+/// has told it that the key changed.
 ///
-/// Nothing else: no token is written back, no majority is left with the slower ones under way, nothing is undone but what one
-/// round was granted too little of, nothing is renewed.
+/// Nothing else: no token is written back, no majority is left with the slower ones under way,
+/// nothing is undone but what one round was granted too little of, nothing is renewed.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -46,16 +47,28 @@ impl Source for Floor {
     }
 
     async fn open(&self) -> Result<FloorLocks> {
-        let hosts = self.0.trim_start_matches("redlock://").trim_end_matches('/');
+        let hosts = self
+            .0
+            .trim_start_matches("redlock://")
+            .trim_end_matches('/');
         let mut nodes = Vec::new();
         for host in hosts.split(',') {
             let wakes = Wakes::default();
             let mut connection = connection::open(&format!("redis://{host}/"), &wakes).await?;
             let acquire = connection::load(&mut connection, ACQUIRE).await?;
             let release = connection::load(&mut connection, RELEASE).await?;
-            let mark: String =
-                redis::cmd("GET").arg(format!("{NODE}mark")).query_async(&mut connection).await.map_err(failed)?;
-            nodes.push(Node { connection, wakes, acquire, release, mark: mark.into() });
+            let mark: String = redis::cmd("GET")
+                .arg(format!("{NODE}mark"))
+                .query_async(&mut connection)
+                .await
+                .map_err(failed)?;
+            nodes.push(Node {
+                connection,
+                wakes,
+                acquire,
+                release,
+                mark: mark.into(),
+            });
         }
         Ok(FloorLocks(nodes))
     }
@@ -86,7 +99,12 @@ impl Locks for FloorLocks {
     fn lock(&self, name: &str) -> FloorLock {
         let key = format!("floor/{name}");
         let changed = self.0.iter().map(|node| node.wakes.of(&key)).collect();
-        FloorLock { nodes: self.0.clone(), changed, base: format!("{{{key}}}:lh2:").into(), key: key.into() }
+        FloorLock {
+            nodes: self.0.clone(),
+            changed,
+            base: format!("{{{key}}}:lh2:").into(),
+            key: key.into(),
+        }
     }
 
     async fn renew(&self, _held: &String) -> Result<()> {
@@ -107,12 +125,27 @@ impl FloorLock {
 
     /// How many grant it.
     async fn take(&mut self, value: &str, flags: &str) -> Result<usize> {
-        let floor = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+        let floor = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_micros() as u64;
         let (key, base) = (&self.key, &self.base);
         let answers = try_join_all(self.nodes.iter_mut().map(|node| async move {
             let mut acquire = redis::cmd("EVALSHA");
-            acquire.arg(&*node.acquire).arg(1).arg(&**key).arg(value).arg(TTL_MS).arg(value).arg(flags);
-            acquire.arg(&**base).arg(NODE).arg(&*node.mark).arg(0).arg(floor);
+            acquire
+                .arg(&*node.acquire)
+                .arg(1)
+                .arg(&**key)
+                .arg(value)
+                .arg(TTL_MS)
+                .arg(value)
+                .arg(flags);
+            acquire
+                .arg(&**base)
+                .arg(NODE)
+                .arg(&*node.mark)
+                .arg(0)
+                .arg(floor);
             acquire.query_async::<Value>(&mut node.connection).await
         }));
         let mut granted = 0;
@@ -120,7 +153,11 @@ impl FloorLock {
             match answer {
                 Value::BulkString(_) => granted += 1,
                 Value::Array(_) => {}
-                other => return Err(HarnessError::new(format!("the acquire script answered {other:?}"))),
+                other => {
+                    return Err(HarnessError::new(format!(
+                        "the acquire script answered {other:?}"
+                    )));
+                }
             }
         }
         Ok(granted)
@@ -134,7 +171,12 @@ impl FloorLock {
             release.arg(&*node.release).arg(1).arg(&**key).arg(value);
             release.query_async::<i64>(&mut node.connection).await
         }));
-        Ok(released.await.map_err(failed)?.iter().filter(|freed| **freed == 1).count())
+        Ok(released
+            .await
+            .map_err(failed)?
+            .iter()
+            .filter(|freed| **freed == 1)
+            .count())
     }
 
     async fn changed_at_a_majority(&self) {

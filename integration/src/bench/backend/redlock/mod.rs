@@ -23,10 +23,15 @@ pub(super) struct Redlock {
 impl Redlock {
     pub(super) fn start() -> Result<Self> {
         let servers = RedlockServers::start(SERVERS, Persistence::None)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(|error| HarnessError::caused_by("no runtime", error))?;
         drop(runtime.block_on(servers.provision(Ttl::from_secs(60).unwrap_or_default()))?);
-        Ok(Self { url: servers.url(), servers: Mutex::new(servers) })
+        Ok(Self {
+            url: servers.url(),
+            servers: Mutex::new(servers),
+        })
     }
 
     fn servers(&self) -> MutexGuard<'_, RedlockServers> {
@@ -53,11 +58,16 @@ impl Backend for Redlock {
 
     /// The last ones, whose grants come last when all are well.
     fn stop_nodes(&self, count: usize) -> Result<()> {
-        self.servers().servers[SERVERS - count..].iter_mut().try_for_each(crate::server::RedisServer::pause)
+        self.servers().servers[SERVERS - count..]
+            .iter_mut()
+            .try_for_each(crate::server::RedisServer::pause)
     }
 
     fn resume_nodes(&self) -> Result<()> {
-        self.servers().servers.iter_mut().try_for_each(crate::server::RedisServer::resume)
+        self.servers()
+            .servers
+            .iter_mut()
+            .try_for_each(crate::server::RedisServer::resume)
     }
 }
 
@@ -65,7 +75,11 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
     let address = url.to_owned();
     let leasehold = Leasehold::new(move || {
         let address = address.clone();
-        async move { leasehold_redis::redlock(&address).await.map(LockClient::new) }
+        async move {
+            leasehold_redis::redlock(&address)
+                .await
+                .map(LockClient::new)
+        }
     });
     vec![Box::new(floor::Floor(url.to_owned())), Box::new(leasehold)]
 }

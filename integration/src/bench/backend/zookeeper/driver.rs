@@ -13,7 +13,8 @@ use crate::{
 
 const NAME: &str = "driver";
 
-/// `client.lock(LockPrefix::new_curator(..))`, and a delete that is waited for: its own release is one that is not.
+/// `client.lock(LockPrefix::new_curator(..))`, and a delete that is waited for: its own release is
+/// one that is not.
 pub(super) struct Driver(pub(super) String);
 
 impl Source for Driver {
@@ -46,7 +47,10 @@ impl Locks for DriverLocks {
     type Lock = DriverLock;
 
     fn lock(&self, name: &str) -> DriverLock {
-        DriverLock { client: self.0.clone(), parent: parent(NAME, name) }
+        DriverLock {
+            client: self.0.clone(),
+            parent: parent(NAME, name),
+        }
     }
 
     async fn renew(&self, _held: &DriverHeld) -> Result<()> {
@@ -65,11 +69,18 @@ impl Lock for DriverLock {
 
     async fn acquire(&mut self) -> Result<DriverHeld> {
         let ancestors = CreateMode::Container.with_acls(Acls::anyone_all());
-        let options = LockOptions::new(Acls::anyone_all()).with_ancestor_options(ancestors).map_err(failed)?;
+        let options = LockOptions::new(Acls::anyone_all())
+            .with_ancestor_options(ancestors)
+            .map_err(failed)?;
         let prefix = LockPrefix::new_curator(&self.parent, "lock-").map_err(failed)?;
-        let held = self.client.lock(prefix, LABEL, options).await.map_err(failed)?;
+        let held = self
+            .client
+            .lock(prefix, LABEL, options)
+            .await
+            .map_err(failed)?;
         let path = held.lock_path().to_owned();
-        // Its drop would delete in the background. It borrows the client: a path is all that is lost.
+        // Its drop would delete in the background. It borrows the client: a path is all that is
+        // lost.
         std::mem::forget(held);
         Ok(DriverHeld(path))
     }

@@ -17,7 +17,8 @@ use crate::{
 /// - who is not the first looks at the one before with a watch, and takes its end for the grant;
 /// - a release deletes the node.
 ///
-/// Nothing else: no look at what was created, no deadline, no second look after the wait, nothing for who gives up.
+/// Nothing else: no look at what was created, no deadline, no second look after the wait, nothing
+/// for who gives up.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -51,7 +52,10 @@ impl Locks for FloorLocks {
     type Lock = FloorLock;
 
     fn lock(&self, name: &str) -> FloorLock {
-        FloorLock { client: self.0.clone(), parent: parent(FLOOR, name) }
+        FloorLock {
+            client: self.0.clone(),
+            parent: parent(FLOOR, name),
+        }
     }
 
     /// The driver's pings keep all of a session.
@@ -75,7 +79,10 @@ impl FloorLock {
                 Ok((_stat, sequence)) => return Ok(format!("{prefix}{sequence}")),
                 Err(Error::NoNode) => {
                     let parent = CreateMode::Container.with_acls(Acls::anyone_all());
-                    self.client.mkdir(&self.parent, &parent).await.map_err(failed)?;
+                    self.client
+                        .mkdir(&self.parent, &parent)
+                        .await
+                        .map_err(failed)?;
                 }
                 Err(error) => return Err(failed(error)),
             }
@@ -84,10 +91,16 @@ impl FloorLock {
 
     /// The node just before this one in the queue.
     async fn before(&self, path: &str) -> Result<Option<String>> {
-        let children = self.client.list_children(&self.parent).await.map_err(failed)?;
+        let children = self
+            .client
+            .list_children(&self.parent)
+            .await
+            .map_err(failed)?;
         let own = sequence(path);
         let earlier = children.iter().filter(|child| sequence(child) < own);
-        Ok(earlier.max_by_key(|child| sequence(child)).map(|child| format!("{}/{child}", self.parent)))
+        Ok(earlier
+            .max_by_key(|child| sequence(child))
+            .map(|child| format!("{}/{child}", self.parent)))
     }
 }
 
@@ -102,7 +115,11 @@ impl Lock for FloorLock {
     async fn acquire(&mut self) -> Result<FloorHeld> {
         let path = self.create().await?;
         while let Some(before) = self.before(&path).await? {
-            let (there, watch) = self.client.check_and_watch_stat(&before).await.map_err(failed)?;
+            let (there, watch) = self
+                .client
+                .check_and_watch_stat(&before)
+                .await
+                .map_err(failed)?;
             if there.is_some() {
                 // Nobody gives up here, so the one before was the holder.
                 watch.changed().await;

@@ -59,11 +59,19 @@ pub(super) fn subjects_at(address: &str) -> Vec<Box<dyn Subject>> {
         async move { ZookeeperBackend::connect(&url).await.map(LockClient::new) }
     });
     let address = || address.to_owned();
-    vec![Box::new(floor::Floor(address())), Box::new(leasehold), Box::new(driver::Driver(address()))]
+    vec![
+        Box::new(floor::Floor(address())),
+        Box::new(leasehold),
+        Box::new(driver::Driver(address())),
+    ]
 }
 
 async fn connect(address: &str) -> Result<Client> {
-    Client::connector().with_session_timeout(SESSION).connect(address).await.map_err(failed)
+    Client::connector()
+        .with_session_timeout(SESSION)
+        .connect(address)
+        .await
+        .map_err(failed)
 }
 
 /// The node whose children are the holder and the waiters of a lock.
