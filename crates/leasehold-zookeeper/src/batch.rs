@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{OptionFuture, join, join_all};
+use futures_util::future::{join, join_all};
 use leasehold_core::{BoxFuture, Error, Result, session};
 use zookeeper_client::{
     CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult,
@@ -36,12 +36,11 @@ pub(crate) struct Job {
 
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// Creates a node, and lists its directory if that is asked for.
+    /// Creates a node, and lists its directory.
     Create {
         directory: Directory,
         node: Node,
         data: Vec<u8>,
-        list: bool,
     },
     /// Deletes a node.
     Delete { path: Arc<str> },
@@ -141,9 +140,8 @@ impl BatchExecutor {
                 directory,
                 node,
                 data,
-                list,
             } => {
-                let created = self.create(&link, &directory, &node, &data, list);
+                let created = self.create(&link, &directory, &node, &data);
                 let created = self
                     .cluster
                     .ask(job.operation, Effect::Writes, self.patience, created)
@@ -192,15 +190,14 @@ impl BatchExecutor {
         directory: &Directory,
         node: &Node,
         data: &[u8],
-        list: bool,
     ) -> Result<Created, Driver> {
         let mut tries = 0;
         loop {
             tries += 1;
             // Both are sent before either is answered.
             let creation = link.client.create(&node.path, data, &self.ephemeral());
-            let listing = list.then(|| link.client.list_children(directory.path()));
-            let (created, listed) = join(creation, OptionFuture::from(listing)).await;
+            let listing = link.client.list_children(directory.path());
+            let (created, listed) = join(creation, listing).await;
             match created {
                 Ok((stat, _)) if stat.ephemeral_owner != self.session => {
                     return Err(Driver::SessionMoved);
@@ -210,7 +207,7 @@ impl BatchExecutor {
                     return Ok(Created {
                         path,
                         czxid: stat.czxid,
-                        children: listed.and_then(Result::ok),
+                        children: listed.ok(),
                     });
                 }
                 Err(Driver::NoNode) if tries < TRIES => self.cluster.make(link, directory).await?,
@@ -315,12 +312,9 @@ impl BatchExecutor {
                     directory,
                     node,
                     data,
-                    list,
                 } => {
                     writer.add_create(&node.path, data, &self.ephemeral())?;
-                    if *list {
-                        reader.add_get_children(directory.path())?;
-                    }
+                    reader.add_get_children(directory.path())?;
                 }
                 Work::Delete { path } => writer.add_delete(path, None)?,
                 Work::Move { from, to, data } => self.add_move(&mut writer, from, to, data)?,
@@ -336,8 +330,8 @@ impl BatchExecutor {
         let done = jobs
             .iter()
             .map(|(_, job)| match (&job.work, written.next()) {
-                (Work::Create { list, .. }, Some(MultiWriteResult::Create { path, .. })) => {
-                    let children = match list.then(|| listed.next()).flatten() {
+                (Work::Create { .. }, Some(MultiWriteResult::Create { path, .. })) => {
+                    let children = match listed.next() {
                         Some(MultiReadResult::Children { children }) => Some(children),
                         _ => None,
                     };

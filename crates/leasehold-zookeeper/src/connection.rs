@@ -14,7 +14,6 @@ use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 
 use crate::{
-    alone::Alone,
     config::{MAX_ROOT, ParsedUrl, ZookeeperConfig},
     diagnosis::{self, Speech},
     error::{self, Effect},
@@ -52,7 +51,6 @@ pub(crate) struct Cluster {
     source: Source,
     pub(crate) config: ZookeeperConfig,
     pub(crate) names: Names,
-    pub(crate) alone: Alone,
     /// Whose numbers are used up.
     pub(crate) used_up: UsedUp,
     /// For what belongs to no session of ours. Opened when it is needed.
@@ -175,14 +173,13 @@ impl Cluster {
             root: Arc::clone(&config.root),
             exclusive: config.exclusive,
         };
-        let (alone, used_up) = (Alone::default(), UsedUp::default());
+        let (used_up, shared) = (UsedUp::default(), tokio::sync::Mutex::default());
         Arc::new(Self {
             source,
             config,
             names,
-            alone,
             used_up,
-            shared: tokio::sync::Mutex::default(),
+            shared,
         })
     }
 

@@ -10,7 +10,6 @@ use leasehold_core::{
 use crate::{
     batch::{Done, Job, Work},
     error::{self, named},
-    keys::{Directory, Sequence},
     loss_watch::Held,
     session::{ZookeeperSessions, run},
 };
@@ -19,17 +18,10 @@ pub(crate) struct ZookeeperLease {
     claim: Claim<ZookeeperSessions>,
     request: Request,
     held: Arc<Held>,
-    place: Place,
+    lane: u64,
+    /// The transaction that created its node.
+    czxid: i64,
     release: ReleaseTracker,
-}
-
-/// Where its node is.
-pub(crate) struct Place {
-    pub(crate) directory: Directory,
-    pub(crate) lane: u64,
-    pub(crate) sequence: Option<Sequence>,
-    /// The transaction that created it.
-    pub(crate) czxid: i64,
 }
 
 impl ZookeeperLease {
@@ -37,13 +29,15 @@ impl ZookeeperLease {
         claim: Claim<ZookeeperSessions>,
         request: Request,
         held: Arc<Held>,
-        place: Place,
+        lane: u64,
+        czxid: i64,
     ) -> Self {
         Self {
             claim,
             request,
             held,
-            place,
+            lane,
+            czxid,
             release: ReleaseTracker::new(),
         }
     }
@@ -52,7 +46,7 @@ impl ZookeeperLease {
 #[async_trait]
 impl Lease for ZookeeperLease {
     fn fencing_token(&self) -> Option<FencingToken> {
-        let token = u64::try_from(self.place.czxid).ok().map(FencingToken::new);
+        let token = u64::try_from(self.czxid).ok().map(FencingToken::new);
         token.filter(|_| !self.request.mode().is_permit())
     }
 
@@ -95,20 +89,12 @@ impl Lease for ZookeeperLease {
             &self.claim,
             Job {
                 operation: "release",
-                lane: self.place.lane,
+                lane: self.lane,
                 work,
             },
         )
         .await;
         let freed = answer.map(|done| matches!(done, Done::Deleted(true)));
-        if let (Ok(true), Some(sequence)) = (&freed, self.place.sequence) {
-            self.claim
-                .session()
-                .handle()
-                .cluster
-                .alone
-                .gone(&self.place.directory, sequence);
-        }
         let released = self.release.settle(freed, || {
             !self.claim.valid_until().is_past(self.request.now())
         })?;
@@ -131,7 +117,7 @@ impl fmt::Debug for ZookeeperLease {
         f.debug_struct("ZookeeperLease")
             .field("request", &self.request)
             .field("path", &self.held.path)
-            .field("czxid", &self.place.czxid)
+            .field("czxid", &self.czxid)
             .field("release", &self.release)
             .finish_non_exhaustive()
     }

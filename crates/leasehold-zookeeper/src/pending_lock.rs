@@ -12,10 +12,10 @@ use zookeeper_client::Error as Driver;
 use crate::{
     batch::{Created, Done, Job, Work},
     error::{self, Effect, named},
-    keys::{Directory, Member, Says, Uuid, data_of},
-    lease::{Place, ZookeeperLease},
+    keys::{Directory, Member, Says, Sequence, Uuid, data_of},
+    lease::ZookeeperLease,
     loss_watch::Held,
-    queue::{Standing, find, is_first, refusal, standing},
+    queue::{Standing, find, refusal, standing},
     session::{Handle, ZookeeperSessions, note, run},
     wake::Event,
 };
@@ -97,7 +97,7 @@ impl PendingLock {
                 used_up.forget(self.lane);
             }
             let created = self.create().await?;
-            if member(&created).is_none_or(|(_, own)| own.sequence.is_ordered()) {
+            if sequence_of(&created).is_none_or(Sequence::is_ordered) {
                 return Ok(Some(created));
             }
             tracing::warn!(
@@ -113,9 +113,6 @@ impl PendingLock {
     /// Creates its node.
     async fn create(&self) -> Result<Created> {
         let place = self.place();
-        let alone = &place.session().handle().cluster.alone;
-        // Who may know that it is alone looks only if it is not.
-        let list = !alone.may_tell(&self.directory);
         let says = if self.waiting.is_some() {
             Says::Waits
         } else {
@@ -131,20 +128,12 @@ impl PendingLock {
                 directory,
                 node,
                 data,
-                list,
             }
         };
-        let Done::Created(mut created) = self.settle(place, work).await? else {
-            return Err(error::protocol("acquire"));
-        };
-        if !list
-            && created.children.is_none()
-            && let Some((name, own)) = member(&created)
-            && alone.tells(&self.directory, own.sequence, created.czxid)
-        {
-            created.children = Some(vec![name.to_owned()]);
+        match self.settle(place, work).await? {
+            Done::Created(created) => Ok(created),
+            Done::Deleted(_) | Done::Moved(_) => Err(error::protocol("acquire")),
         }
-        Ok(created)
     }
 
     /// Makes a lease of it, whose turn it is.
@@ -199,15 +188,7 @@ impl PendingLock {
             children: None,
         };
         match settled {
-            Ok(Done::Moved(true) | Done::Created(_)) => {
-                self.claim
-                    .session()
-                    .handle()
-                    .cluster
-                    .alone
-                    .forget(&self.directory);
-                Ok(Some(moved))
-            }
+            Ok(Done::Moved(true) | Done::Created(_)) => Ok(Some(moved)),
             // It has gone from the queue meanwhile, with its session or by an operator.
             Ok(Done::Moved(false)) => Err(lost_place()),
             Ok(Done::Deleted(_)) => Err(error::protocol("acquire")),
@@ -370,31 +351,18 @@ impl PendingLock {
             claim,
             waiting: _,
             request,
-            directory,
+            directory: _,
             lane,
         } = self;
-        let handle = claim.session().handle();
-        let sequence = member(&queued).map(|(_, own)| own.sequence);
-        if let Some((_, own)) = member(&queued)
-            && queued
-                .children
-                .as_deref()
-                .is_some_and(|children| is_first(own, children))
-        {
-            handle
-                .cluster
-                .alone
-                .first(&directory, own.sequence, queued.czxid);
-        }
         let held = Held::new(queued.path, claim.name().uuid, request.loss_notifier());
-        handle.losses.add(&held, own);
-        let place = Place {
-            directory,
+        claim.session().handle().losses.add(&held, own);
+        Ok(Arc::new(ZookeeperLease::new(
+            claim,
+            request,
+            held,
             lane,
-            sequence,
-            czxid: queued.czxid,
-        };
-        Ok(Arc::new(ZookeeperLease::new(claim, request, held, place)))
+            queued.czxid,
+        )))
     }
 
     /// Takes its node away, whatever it stood for.
@@ -444,10 +412,10 @@ async fn claim_in(
     Ok(claim)
 }
 
-/// The name of a node, and what it says.
-fn member(created: &Created) -> Option<(&str, Member)> {
+/// Returns the number that the server gave to this node.
+fn sequence_of(created: &Created) -> Option<Sequence> {
     let name = created.path.rsplit('/').next()?;
-    Some((name, Member::read(name)?))
+    Member::read(name).map(|own| own.sequence)
 }
 
 pub(crate) fn lost_place() -> Error {

@@ -40,14 +40,6 @@ pub(crate) fn find(children: &[String], uuid: Uuid) -> Option<(&str, Member)> {
         .find(|(_, member)| member.uuid == Some(uuid))
 }
 
-/// Whether nobody is before this one, in whatever mode.
-pub(crate) fn is_first(own: Member, children: &[String]) -> bool {
-    children
-        .iter()
-        .filter_map(|name| Member::read(name))
-        .all(|member| member.sequence >= own.sequence)
-}
-
 /// Where the acquisition of this uuid stands among these children.
 pub(crate) fn standing(
     name: &LockKey,
@@ -180,8 +172,6 @@ mod tests {
         assert_eq!(stand(Mode::Exclusive, 3, &children), waits(&writer));
         assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&reader));
         assert_eq!(stand(Mode::Exclusive, 4, &children), Standing::Absent);
-        let first = |number| is_first(find(&children, uuid(number)).unwrap().1, &children);
-        assert!(first(1) && !first(2) && !first(3));
         assert_eq!(stand(Mode::Exclusive, 3, &children[..1]), Standing::Holds);
     }
 
