@@ -10,14 +10,14 @@ use leasehold_core::{
 use crate::{
     batch::{Done, Job, Work},
     error::{self, named},
-    loss_watch::Held,
     session::{ZookeeperSessions, run},
+    watch_queue::WatchedLease,
 };
 
 pub(crate) struct ZookeeperLease {
     claim: Claim<ZookeeperSessions>,
     request: Request,
-    held: Arc<Held>,
+    held: Arc<WatchedLease>,
     lane: u64,
     /// The transaction that created its node.
     czxid: i64,
@@ -28,7 +28,7 @@ impl ZookeeperLease {
     pub(crate) fn new(
         claim: Claim<ZookeeperSessions>,
         request: Request,
-        held: Arc<Held>,
+        held: Arc<WatchedLease>,
         lane: u64,
         czxid: i64,
     ) -> Self {

@@ -22,6 +22,7 @@ mod session_tasks;
 mod thread;
 mod used_up;
 mod wake;
+mod watch_queue;
 
 pub use leasehold_core::{Error, ErrorKind, Result};
 /// The driver.

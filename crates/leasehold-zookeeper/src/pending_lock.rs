@@ -14,10 +14,11 @@ use crate::{
     error::{self, Effect, named},
     keys::{Directory, Member, Says, Sequence, Uuid, data_of},
     lease::ZookeeperLease,
-    loss_watch::Held,
     queue::{Standing, find, refusal, standing},
     session::{Handle, ZookeeperSessions, note, run},
+    session_tasks,
     wake::Event,
+    watch_queue::WatchedLease,
 };
 
 /// How often a node is created because the one before was certainly not.
@@ -354,7 +355,7 @@ impl PendingLock {
             directory: _,
             lane,
         } = self;
-        let held = Held::new(queued.path, claim.name().uuid, request.loss_notifier());
+        let held = WatchedLease::new(queued.path, claim.name().uuid, request.loss_notifier());
         claim.session().handle().losses.add(&held, own);
         Ok(Arc::new(ZookeeperLease::new(
             claim,
@@ -408,7 +409,7 @@ async fn claim_in(
         .claim(request, name)
         .await
         .map_err(|error| named(error, "acquire"))?;
-    claim.session().handle().attend(claim.session());
+    session_tasks::start(claim.session());
     Ok(claim)
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +11,6 @@ use futures_util::future::join_all;
 use leasehold_core::{
     AcquisitionId, Deadline, Error, ErrorKind, LossReason, Result, Timestamp, Ttl, async_trait,
     session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
-    supervised,
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 
@@ -21,8 +20,7 @@ use crate::{
     error::{self, Effect},
     keys::{Node, Uuid, shown},
     liveness::{HEARTBEAT_PART, Liveness},
-    loss_watch::{self, LossWatcher},
-    session_tasks,
+    watch_queue::WatchQueue,
 };
 
 /// Claims in one session: as many as leave room for a watch each.
@@ -67,16 +65,16 @@ pub(crate) struct Handle {
     pub(crate) tag: u32,
     /// Its node.
     node: String,
-    state: Mutex<StateWatcher>,
+    /// `None` once the tasks of the session were started.
+    state: Mutex<Option<StateWatcher>>,
     carrier: Arc<BatchExecutor>,
     gather: Arc<Batcher<BatchExecutor>>,
     /// `None` for a session of waiters: nothing is held in it, so nothing is believed for as long
     /// as it lives.
     liveness: Option<Liveness>,
-    pub(crate) losses: Arc<LossWatcher>,
+    pub(crate) losses: Arc<WatchQueue>,
     /// What an operator has asked to be given up.
     revoked: Mutex<HashSet<Uuid>>,
-    attended: OnceLock<()>,
 }
 
 impl Handle {
@@ -85,29 +83,18 @@ impl Handle {
         self.line.link(operation)
     }
 
-    /// From now on the connection, and where it has holders their nodes and the liveness, are
-    /// attended to, for as long as the session lives.
-    pub(crate) fn attend(&self, session: &Arc<ZookeeperSession>) {
-        self.attended.get_or_init(|| {
-            let state = self
-                .state
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
-            // They end with the session, or when nobody has it any more.
-            let (session, losses) = (Arc::downgrade(session), Arc::clone(&self.losses));
-            let (followed, beaten) = (Weak::clone(&session), Weak::clone(&session));
-            drop(tokio::spawn(supervised(move || {
-                session_tasks::follow(Weak::clone(&followed), state.clone())
-            })));
-            if self.liveness.is_none() {
-                return;
-            }
-            drop(tokio::spawn(supervised(move || {
-                session_tasks::beat(Weak::clone(&beaten))
-            })));
-            drop(tokio::spawn(loss_watch::watch(session, losses)));
-        });
+    /// Takes the watcher of the connection's state. Returns `None` after the first call.
+    pub(crate) fn take_state_watcher(&self) -> Option<StateWatcher> {
+        // Nothing panics while it is held.
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Returns whether nothing is held in this session.
+    pub(crate) fn is_for_waiters(&self) -> bool {
+        self.liveness.is_none()
     }
 
     /// An operator has asked for this one to be given up. Told with the next reconciliation.
@@ -279,7 +266,7 @@ impl SessionDriver for ZookeeperSessions {
         }
         marked?;
         let deadline = time.deadline_from(heard(liveness.as_ref(), sent));
-        let state = Mutex::new(link.client.state_watcher());
+        let state = Mutex::new(Some(link.client.state_watcher()));
         let line = Arc::new(Line::new(link));
         let carrier = Arc::new(BatchExecutor {
             cluster: Arc::clone(cluster),
@@ -303,7 +290,6 @@ impl SessionDriver for ZookeeperSessions {
             liveness,
             losses: Arc::default(),
             revoked: Mutex::default(),
-            attended: OnceLock::new(),
         };
         Ok(Opened { handle, deadline })
     }
