@@ -1,4 +1,4 @@
-//! [`ZookeeperBackend`].
+//! [`ZookeeperBackend`]: the locks of a ZooKeeper ensemble.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -25,29 +25,30 @@ use crate::{
     wake,
 };
 
-/// Shorter sessions leave no room for the arithmetic of their deadlines.
+/// The shortest TTL. The deadline of a shorter session would leave too little time.
 const MIN_TTL: Duration = Duration::from_secs(1);
-/// How often a directory whose numbers are used up is looked at.
+/// The interval at which a directory whose numbers are used up is read.
 const USED_UP: Duration = Duration::from_millis(200);
-/// How long an attempt of somebody who goes on waiting keeps its place in the queue.
+/// The time for which an attempt of a client that keeps waiting stays in the queue.
 const LINGER: Duration = Duration::from_millis(20);
 
 /// Locks on a ZooKeeper ensemble.
 ///
-/// All locks of one TTL live in one ZooKeeper session (a thousand at most; then in another one).
-/// See the [crate](crate) for what is guaranteed.
+/// All locks of one TTL share a ZooKeeper session, up to a thousand locks for each session. The
+/// [crate](crate) documents the guarantees.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_zookeeper::Error> {
 /// use leasehold_zookeeper::ZookeeperBackend;
 ///
-/// let backend = ZookeeperBackend::connect("zookeeper://10.0.0.1,10.0.0.2,10.0.0.3/shop/locks?tick=2s").await?;
+/// let url = "zookeeper://10.0.0.1,10.0.0.2,10.0.0.3/shop/locks?tick=2s";
+/// let backend = ZookeeperBackend::connect(url).await?;
 /// # Ok(()) }
 /// ```
 pub struct ZookeeperBackend {
     cluster: Arc<Cluster>,
     sessions: Sessions<ZookeeperSessions>,
-    /// The sessions of those who wait.
+    /// The sessions of waiters.
     waiting: Sessions<ZookeeperSessions>,
     crowd: Crowd,
     capabilities: Capabilities,
@@ -68,8 +69,8 @@ impl ZookeeperBackend {
         Self::start(Cluster::of_location(ParsedUrl::parse(url)?)).await
     }
 
-    /// Uses sessions that `connector` opens at `hosts` (`h1:2181,h2:2181`), with whatever
-    /// authentication and TLS it was given.
+    /// Uses sessions that `connector` opens at `hosts` (`h1:2181,h2:2181`), with the authentication
+    /// and the TLS settings of the connector.
     ///
     /// # Errors
     /// As [`connect`](Self::connect); [`ErrorKind::InvalidInput`] for the configuration.
@@ -85,11 +86,11 @@ impl ZookeeperBackend {
         Self::start(Cluster::of_connector(connector, hosts, config)).await
     }
 
-    /// Uses the session of `client`, beside whatever else the program does in it.
+    /// Uses the session of `client`, which the program may also use for other requests.
     ///
-    /// It is one session: the only TTL is its negotiated time-out, and when it is over the backend
-    /// is. With a [connector](Self::from_connector) sessions are opened as they are needed. Closing
-    /// the backend removes what is ours and leaves the session open.
+    /// The only TTL is the negotiated time-out of that session, and the backend ends with it. With
+    /// a [connector](Self::from_connector), sessions are opened as they are needed. Closing the
+    /// backend deletes the nodes of Leasehold and leaves the session open.
     ///
     /// # Errors
     /// As [`from_connector`](Self::from_connector); [`ErrorKind::Closed`] if the session is over.
@@ -101,7 +102,7 @@ impl ZookeeperBackend {
         Self::start(Cluster::of_client(client, config)).await
     }
 
-    /// Returns what any ensemble at `url` does, without connecting to it. For a
+    /// Returns the capabilities of any ensemble at `url`, without a connection to it. For a
     /// [`LazyBackend`](leasehold_core::LazyBackend).
     ///
     /// # Errors
@@ -162,7 +163,7 @@ impl ZookeeperBackend {
         PendingLock::claim(&self.sessions, request, directory).await
     }
 
-    /// Whether what the shared connection was denied makes sense to ask once more.
+    /// Returns whether a request that the shared connection was denied should be sent once more.
     async fn is_cured<T>(&self, operation: &'static str, outcome: &Result<T>) -> bool {
         if outcome.is_ok() {
             return false;
@@ -173,7 +174,7 @@ impl ZookeeperBackend {
         }
     }
 
-    /// The same, for one that queues in a session of those who wait.
+    /// Registers an acquisition that waits in a session of waiters.
     async fn waiter(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
         self.pending(request, directory)
             .await?
@@ -181,8 +182,8 @@ impl ZookeeperBackend {
             .await
     }
 
-    /// Whether it waits in another session than the one that it will hold in. A given client has
-    /// only one.
+    /// Returns whether it waits in another session than the one that it will hold in. A client of
+    /// the user's has only one session.
     fn waits_apart(&self, request: &Request) -> bool {
         self.cluster.given().is_none() && request.ttl() > self.cluster.waiting_ttl()
     }
@@ -194,7 +195,8 @@ impl ZookeeperBackend {
     ) -> Result<Option<Arc<dyn Lease>>> {
         let taken = self.crowd.is_taken(directory.lane());
         if request.is_waiting() {
-            // Who tries again and again would otherwise never be in the queue when its turn comes.
+            // A client that polls stays in the queue for a while. Otherwise it might never be
+            // granted.
             return match self.waits_apart(request) {
                 false => {
                     self.attempt(self.pending(request, directory).await?, Some(LINGER))
@@ -212,8 +214,8 @@ impl ZookeeperBackend {
         }
         let pending = self.pending(request, directory).await?;
         if taken {
-            // It was taken the last time: a look costs the servers much less than a node that is
-            // created in vain.
+            // The lock was taken the last time. A read costs the servers much less than a node that
+            // is created in vain.
             let children = pending.list().await?;
             if queue::refusal(request.key(), request.mode(), &children)?.is_some() {
                 return Ok(None);
@@ -223,7 +225,7 @@ impl ZookeeperBackend {
         self.attempt(pending, None).await
     }
 
-    /// Queues, and leaves the queue if it is not its turn at once, or not after `linger`.
+    /// Queues, and leaves the queue if the lock is not granted at once, or within `linger`.
     async fn attempt(
         &self,
         pending: PendingLock,
@@ -261,7 +263,7 @@ impl ZookeeperBackend {
         } else if self.crowd.is_taken(directory.lane()) {
             self.waiter(request, directory).await?
         } else {
-            // In one round trip if the lock is free.
+            // A free lock takes one round trip.
             if let Some(lease) = self
                 .attempt(self.pending(request, directory).await?, None)
                 .await?
@@ -360,7 +362,7 @@ impl LockBackend for ZookeeperBackend {
         broken
     }
 
-    /// The leader's answer, in a session that no lock belongs to.
+    /// Waits for an answer of the leader, on a connection without locks.
     async fn ping(&self) -> Result<Pong> {
         let link = self.cluster.shared("ping").await?;
         self.cluster
@@ -387,7 +389,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.waiter_notification = WaiterNotification::Pushed;
     capabilities.loss_detection = LossDetection::Pushed;
     capabilities.restart = Restart::Keeps;
-    // One session's requests keep their order, but locks of different TTLs are in different
+    // The requests of one session keep their order, but locks of different TTLs are in different
     // sessions.
     capabilities.pipelined_release = false;
     capabilities.inspect = true;

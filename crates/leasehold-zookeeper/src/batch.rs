@@ -1,4 +1,4 @@
-//! What many tasks ask for, in one transaction.
+//! Batches the requests of many tasks into one transaction.
 
 use std::{
     collections::HashSet,
@@ -19,17 +19,17 @@ use crate::{
     keys::{Directory, Node},
 };
 
-/// How often the directory of a lock is made because it has just been removed.
+/// The most attempts to create the directory of a lock, which the server may remove again.
 const TRIES: usize = 16;
-/// How many directories are remembered to exist.
+/// The most directories that are remembered to exist.
 const KNOWN: usize = 100_000;
 
-/// What one task asks for.
+/// The request of one task.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) operation: &'static str,
-    /// The lock. What is created in one transaction has one czxid: two jobs on one lock must not
-    /// share one.
+    /// The lock. All nodes of one transaction have the same czxid, which is the fencing token. So
+    /// two jobs on one lock must not share a transaction.
     pub(crate) lane: u64,
     pub(crate) work: Work,
 }
@@ -55,19 +55,19 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) enum Done {
     Created(Created),
-    /// Whether it was there.
+    /// Whether the node existed.
     Deleted(bool),
-    /// Whether it was there. Otherwise nothing was created.
+    /// Whether the node existed. Otherwise nothing was created.
     Moved(bool),
 }
 
-/// A node of ours.
+/// A node that this client has created.
 #[derive(Debug)]
 pub(crate) struct Created {
     pub(crate) path: Arc<str>,
     /// The transaction that created it.
     pub(crate) czxid: i64,
-    /// Those in its directory once it was there, if they are known.
+    /// The children of its directory, listed after its creation, if they are known.
     pub(crate) children: Option<Vec<String>>,
 }
 
@@ -80,12 +80,12 @@ impl Line {
         Self(Mutex::new(Some(link)))
     }
 
-    /// Its connection.
+    /// Returns the connection.
     pub(crate) fn link(&self, operation: &'static str) -> Result<Arc<Link>> {
         self.lock().clone().ok_or_else(|| error::over(operation))
     }
 
-    /// Nothing is asked from now on.
+    /// Takes the connection. Every later request fails.
     pub(crate) fn cut(&self) -> Option<Arc<Link>> {
         self.lock().take()
     }
@@ -96,17 +96,17 @@ impl Line {
     }
 }
 
-/// Carries the jobs of one session.
+/// Executes the jobs of one session.
 pub(crate) struct BatchExecutor {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) line: Arc<Line>,
     pub(crate) patience: Duration,
     /// The ZooKeeper session.
     pub(crate) session: i64,
-    /// The session's node, and what it says.
+    /// The session's node, and its data.
     pub(crate) node: String,
     pub(crate) label: Vec<u8>,
-    /// The lanes of directories that were there.
+    /// The lanes of directories that existed.
     pub(crate) known: Mutex<HashSet<u64>>,
 }
 
@@ -131,8 +131,8 @@ impl session::BatchExecutor for BatchExecutor {
 }
 
 impl BatchExecutor {
-    /// One job, in a request of its own; a creation and the listing that follows it in one round
-    /// trip, because the server answers one session's requests in their order.
+    /// Executes one job in a request of its own. A creation and the listing after it take one round
+    /// trip, because the server executes the requests of a session in order.
     async fn alone(&self, job: Job) -> Result<Done> {
         let link = self.line.link(job.operation)?;
         match job.work {
@@ -235,7 +235,7 @@ impl BatchExecutor {
         )
     }
 
-    /// Those whose directories are there in one transaction, the others one by one.
+    /// Executes the jobs whose directories exist in one transaction, and the rest one by one.
     async fn together(&self, jobs: Vec<Job>) -> Vec<Result<Done>> {
         let mut answers: Vec<Option<Result<Done>>> = jobs.iter().map(|_| None).collect();
         let (mut many, mut single): (Vec<_>, Vec<_>) = jobs
@@ -247,7 +247,7 @@ impl BatchExecutor {
                 answers[at] = Some(done);
             }
         }
-        // One that fails fails them all; then nothing was done.
+        // One failure fails the whole transaction, and nothing was done.
         single.append(&mut many);
         let places: Vec<_> = single.iter().map(|(at, _)| *at).collect();
         let done = join_all(single.into_iter().map(|(_, job)| self.alone(job))).await;
@@ -260,7 +260,7 @@ impl BatchExecutor {
             .collect()
     }
 
-    /// `None` if one of the jobs failed, and with it all.
+    /// Executes the jobs in one transaction. Returns `None` if one of them failed, and so all did.
     async fn transaction(&self, jobs: &[(usize, Job)]) -> Option<Vec<Result<Done>>> {
         if jobs.len() < 2 {
             return None;
@@ -303,8 +303,8 @@ impl BatchExecutor {
     ) -> Result<Vec<Result<Done>>, MultiWriteError> {
         let mut writer = link.client.new_multi_writer();
         let mut reader = link.client.new_multi_reader();
-        // Writing to our own node tells the number of the transaction: servers before 3.8.2 do not
-        // tell it for a node that a transaction creates.
+        // The answer to this write has the czxid of the transaction. Servers before 3.8.2 do not
+        // return it for a node that a transaction creates.
         writer.add_set_data(&self.node, &self.label, None)?;
         for (_, job) in jobs {
             match &job.work {

@@ -1,4 +1,4 @@
-//! [`ZookeeperConfig`], and what a URL says.
+//! [`ZookeeperConfig`], and the parser of URLs.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use zookeeper_client::{Acl, Acls, Client, Connector};
 use crate::{diagnosis::Speech, error};
 
 const DEFAULT_PORT: u16 = 2181;
-/// The longest root, in bytes: 64 paths below it go in one request, with the longest names and
+/// The longest root, in bytes. One request has up to 64 paths below it, with the longest names and
 /// labels, and a server closes the connection on a request of more than 1 MiB (`jute.maxbuffer`).
 pub(crate) const MAX_ROOT: usize = 2048;
 
@@ -19,33 +19,33 @@ pub(crate) const MAX_ROOT: usize = 2048;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ZookeeperConfig {
-    /// Put before every path: `/shop/locks`. Created where it is missing. The server's root by
-    /// default.
+    /// The prefix of every path, such as `/shop/locks`. It is created if it is missing. The
+    /// server's root by default.
     pub root: Arc<str>,
-    /// The name that exclusive locks have on the server. [`ExclusiveNodes::Mutex`] by default.
+    /// The names of the nodes of exclusive locks. [`ExclusiveNodes::Mutex`] by default.
     pub exclusive: ExclusiveNodes,
-    /// Who may do what with our nodes. [`Access::Open`] by default, as in Curator.
+    /// The access to the nodes of Leasehold. [`Access::Open`] by default, as in Curator.
     pub access: Access,
-    /// Where the user and the password come from, for the scheme `digest`. None by default: then
-    /// the connector, or the URL, authenticates once and for all.
+    /// The provider of the user and the password, for the scheme `digest`. None by default: the
+    /// connector or the URL then authenticates once.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
-    /// The servers' `tickTime`. Half of the TTL where it is not known, which is the most it can be
-    /// by default. The closer it is known, the longer a holder may believe without a renewal: half
-    /// of it is taken from every deadline.
+    /// The servers' `tickTime`. By default half of the TTL, which is the most that it can be unless
+    /// `minSessionTimeout` was lowered. Half of this value is subtracted from every deadline, so a
+    /// known value makes locks last longer without a renewal.
     pub tick: Option<Duration>,
-    /// How long the server may take to answer; at most a quarter of the TTL where one is known. 2 s
-    /// by default: longer than an election.
+    /// The time-out of a request. It is shortened to a quarter of the TTL for requests of a
+    /// session. 2 s by default, which is longer than an election.
     pub timeout: Duration,
-    /// How long a connection may take to come about. 2 s by default.
+    /// The time-out of a connection attempt. 2 s by default.
     pub connect_timeout: Duration,
-    /// How often a waiter looks by itself, although it is woken. 5 s by default.
+    /// The interval at which a waiter polls, in addition to notifications. 5 s by default.
     pub fallback_poll_interval: Duration,
 }
 
-/// The name that exclusive locks have on the server: two of Curator's classes, which do not see
+/// The names of the nodes of exclusive locks: those of one of two Curator classes, which do not see
 /// each other.
 ///
-/// Whatever is chosen, we respect what either of them has written.
+/// Either way, Leasehold respects the nodes of both classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExclusiveNodes {
@@ -58,16 +58,16 @@ pub enum ExclusiveNodes {
     ReadWrite,
 }
 
-/// Who may do what with our nodes.
+/// The access to the nodes of Leasehold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// Anybody everything.
+    /// Everybody may do everything.
     #[default]
     Open,
-    /// The user of this connection everything, nobody else anything.
+    /// The user of this connection may do everything, and nobody else may do anything.
     Creator,
-    /// As this list says. We need to read, create, write and delete.
+    /// An access list. Leasehold needs to read, create, write and delete.
     List(Arc<[Acl]>),
 }
 
@@ -97,21 +97,21 @@ impl Default for ZookeeperConfig {
 }
 
 impl ZookeeperConfig {
-    /// Puts this path before every other; see [`root`](Self::root).
+    /// Sets the prefix of every path; see [`root`](Self::root).
     #[must_use]
     pub fn with_root(mut self, root: impl AsRef<str>) -> Self {
         self.root = root.as_ref().trim_end_matches('/').into();
         self
     }
 
-    /// Names exclusive locks like this; see [`ExclusiveNodes`].
+    /// Sets the names of the nodes of exclusive locks; see [`ExclusiveNodes`].
     #[must_use]
     pub fn with_exclusive(mut self, exclusive: ExclusiveNodes) -> Self {
         self.exclusive = exclusive;
         self
     }
 
-    /// Gives this access to our nodes.
+    /// Sets the access to the nodes of Leasehold.
     #[must_use]
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = access;
@@ -120,37 +120,37 @@ impl ZookeeperConfig {
 
     /// Authenticates with the user and the password that `provider` supplies.
     ///
-    /// It is asked for each new session, and again when a server denies an access. A session that
-    /// has authenticated with other credentials before keeps those as well. Nodes made with
-    /// [`Access::Creator`] stay with the password that they were made with.
+    /// The provider is called for each new session, and again when a server denies an access. A
+    /// session keeps the credentials that it has authenticated with before. Nodes that were created
+    /// with [`Access::Creator`] keep the password that they were created with.
     #[must_use]
     pub fn with_credentials(mut self, provider: Arc<dyn CredentialsProvider>) -> Self {
         self.credentials = Some(provider);
         self
     }
 
-    /// The servers' `tickTime`; see [`tick`](Self::tick).
+    /// Sets the servers' `tickTime`; see [`tick`](Self::tick).
     #[must_use]
     pub fn with_tick(mut self, tick: Duration) -> Self {
         self.tick = Some(tick);
         self
     }
 
-    /// Waits this long for an answer.
+    /// Sets the time-out of a request.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Waits this long for a connection.
+    /// Sets the time-out of a connection attempt.
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Looks this often while waiting; see
+    /// Sets the interval at which a waiter polls; see
     /// [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
@@ -158,7 +158,7 @@ impl ZookeeperConfig {
         self
     }
 
-    /// Refuses what no server takes.
+    /// Checks that the servers can take these options.
     pub(crate) fn check(&self) -> Result<()> {
         let segments = self.root.strip_prefix('/').map(|rest| rest.split('/'));
         let sound = match segments {
@@ -183,9 +183,9 @@ impl ZookeeperConfig {
     }
 }
 
-/// What a URL says.
+/// A parsed URL.
 pub(crate) struct ParsedUrl {
-    /// As the driver takes them: `h1:2181,h2:2181`.
+    /// The hosts in the form that the driver parses: `h1:2181,h2:2181`.
     pub(crate) hosts: String,
     pub(crate) connector: Connector,
     pub(crate) tls: bool,
@@ -347,7 +347,8 @@ impl TlsFiles {
                 .with_pem_identity(cert, key)
                 .map_err(|error| refuse("pair of `cert` and `key`", error))?;
         }
-        // The driver has taken the files: what it takes and this does not is not looked at.
+        // The driver has accepted the files. If this parser does not, the diagnosis goes without
+        // them.
         let speech = Speech {
             tls: client_config(&ca, identity.as_ref()),
         };
@@ -355,7 +356,7 @@ impl TlsFiles {
     }
 }
 
-/// The TLS that the driver speaks.
+/// Returns the TLS settings that the driver uses.
 #[cfg(feature = "tls")]
 fn client_config(
     ca: &str,
@@ -382,12 +383,12 @@ fn client_config(
     Some(Arc::new(config))
 }
 
-/// The driver takes the process's crypto provider, and panics if there is none and several to
-/// choose from.
+/// Installs a crypto provider for the process, unless there is one. Without one the driver panics
+/// if several are compiled in.
 #[cfg(feature = "tls")]
 fn choose_crypto_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Fails only if another thread has just chosen one, which is as good.
+        // This fails only if another thread has just installed one.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     }
 }
@@ -396,7 +397,7 @@ fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
 }
 
-/// What core read, named as ours.
+/// Adds the name of this backend to an error of core's.
 fn ours<T>(read: Result<T>) -> Result<T> {
     read.map_err(|error| error::named(error, "connect"))
 }

@@ -22,15 +22,19 @@ use crate::{
     used_up::UsedUp,
 };
 
-/// The TTL of those who wait: for how long the node of a waiter outlives it, and a tick; or the
-/// servers' shortest session time-out if that is longer. Longer than an election; a waiter that is
-/// cut off for longer loses its place, not its lock. Who has a shorter TTL waits with that.
+/// The TTL of the sessions of waiters, or the servers' shortest session time-out if that is longer.
+///
+/// The node of a dead waiter stays for this long, and a tick. It is longer than an election. A
+/// waiter that is cut off for longer loses its position, not a lock. A lock with a shorter TTL is
+/// waited for in a session of that TTL.
 const WAITING_TTL: Duration = Duration::from_secs(5);
-/// After a reconnection the driver sends the paths of all watches in requests of 128 KiB that share
-/// one number, and takes the answer to a second one for a fault of the server: it would reconnect
-/// until the session is over. So there are never more.
+/// The most bytes of watched paths on one connection.
+///
+/// After a reconnection the driver sends the paths of all watches in requests of 128 KiB. If it
+/// needs a second request, it takes the answer for a fault of the server, and reconnects again and
+/// again until the session ends.
 const WATCHED_BYTES: usize = 112 * 1024;
-/// Before it is tried once more to connect.
+/// The pause before a second attempt to connect.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The longest session that the protocol can ask for.
 const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
@@ -46,14 +50,14 @@ fn identity(credentials: &Credentials) -> String {
     )
 }
 
-/// Where the servers are, and how they are spoken to.
+/// The servers, and the connections to them.
 pub(crate) struct Cluster {
     source: Source,
     pub(crate) config: ZookeeperConfig,
     pub(crate) names: Names,
-    /// Whose numbers are used up.
+    /// The locks whose sequence numbers are used up.
     pub(crate) used_up: UsedUp,
-    /// For what belongs to no session of ours. Opened when it is needed.
+    /// The connection for requests of no session, such as an inspection. Opened when it is needed.
     shared: tokio::sync::Mutex<Option<Arc<Link>>>,
 }
 
@@ -64,17 +68,18 @@ enum Source {
         tls: bool,
         speech: Speech,
     },
-    /// The user's own client: one session, which we neither open nor close.
+    /// The user's own client. Its one session is neither opened nor closed by Leasehold.
     Client(Arc<Link>),
 }
 
-/// One of the driver's clients, and how much it watches.
+/// A client of the driver, and the bytes of paths that it watches.
 pub(crate) struct Link {
     pub(crate) client: Client,
-    /// Where the driver works. Dropped after the client, at whose end the driver's task ends.
+    /// The thread of the driver. It is dropped after the client, because the driver's task ends
+    /// with the client.
     _thread: Option<DriverThread>,
     watched: AtomicUsize,
-    /// Whom it has authenticated as, of those that a provider supplied.
+    /// The last credentials of a provider that it has authenticated with.
     credentials: Mutex<Option<Credentials>>,
 }
 
@@ -100,8 +105,8 @@ impl Link {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for a watch on this path, until what it returns is dropped. `None` if so much is
-    /// watched that one more could cost the session.
+    /// Reserves room for a watch on this path until the returned value is dropped. Returns `None`
+    /// if one more watch could cost the session.
     pub(crate) fn room(self: &Arc<Self>, path: &str) -> Option<Room> {
         let bytes = self.client.path().len() + path.len();
         let before = self.watched.fetch_add(bytes, Ordering::Relaxed);
@@ -113,7 +118,7 @@ impl Link {
     }
 }
 
-/// Room for one watch. Does not keep the connection open.
+/// The room for one watch. It does not keep the connection open.
 pub(crate) struct Room {
     link: std::sync::Weak<Link>,
     bytes: usize,
@@ -183,7 +188,7 @@ impl Cluster {
         })
     }
 
-    /// Where it lives, without secrets.
+    /// Returns the address of the servers, without secrets.
     pub(crate) fn endpoint(&self) -> String {
         match &self.source {
             Source::Url { hosts, tls, .. } => {
@@ -201,24 +206,24 @@ impl Cluster {
         }
     }
 
-    /// How long an answer may take, so that there is time for another before a session of this TTL
-    /// is over.
+    /// Returns the time-out of a request in a session of this TTL. It leaves time for a second
+    /// request before the session ends.
     pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
     }
 
-    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so
-    /// that whoever is slow is waited for no less than without it.
+    /// Returns the TTL of the sessions of waiters. A request may take half of it, so that the
+    /// option `timeout` is not shortened.
     pub(crate) fn waiting_ttl(&self) -> Ttl {
         Ttl::new(WAITING_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
     }
 
-    /// How long an answer may take in a session of those who wait.
+    /// Returns the time-out of a request in a session of waiters.
     pub(crate) fn patience_to_wait(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 2)
     }
 
-    /// The user's own client, if this is one.
+    /// Returns the user's own client, if there is one.
     pub(crate) fn given(&self) -> Option<&Arc<Link>> {
         match &self.source {
             Source::Url { .. } => None,
@@ -226,8 +231,8 @@ impl Cluster {
         }
     }
 
-    /// A session of its own with a time-out as near to this one as the servers allow; or the user's
-    /// own.
+    /// Opens a session with a time-out as near to `session` as the servers allow, or returns the
+    /// user's own.
     pub(crate) async fn connect(
         &self,
         operation: &'static str,
@@ -246,7 +251,7 @@ impl Cluster {
             }
             Source::Client(link) => return Ok(Arc::clone(link)),
         };
-        // The driver takes this also for how long a silent server is waited for.
+        // The driver also uses this as the time-out of a server that does not answer.
         let silence = self.config.connect_timeout.min(session * 2 / 5);
         let mut connector = Connector::clone(connector)
             .with_session_timeout(session)
@@ -322,7 +327,7 @@ impl Cluster {
         }
     }
 
-    /// The credentials of now, if a provider supplies them.
+    /// Returns the current credentials, if there is a provider.
     async fn credentials(&self, operation: &'static str) -> Result<Option<Credentials>> {
         let Some(provider) = &self.config.credentials else {
             return Ok(None);
@@ -345,9 +350,8 @@ impl Cluster {
         Ok(Some(credentials))
     }
 
-    /// After a request that was denied: whether the credentials have changed since, and the
-    /// connection has authenticated with those of now as well. Then it makes sense to ask once
-    /// more.
+    /// Authenticates again after a request that was denied, if the credentials have changed.
+    /// Returns whether it did, so that the request should be sent once more.
     pub(crate) async fn is_cured<T>(
         &self,
         operation: &'static str,
@@ -386,7 +390,7 @@ impl Cluster {
         Ok(true)
     }
 
-    /// A client for what belongs to no session of ours.
+    /// Returns the connection for requests of no session.
     pub(crate) async fn shared(&self, operation: &'static str) -> Result<Arc<Link>> {
         let mut shared = self.shared.lock().await;
         if let Some(link) = &*shared
@@ -399,8 +403,8 @@ impl Cluster {
         Ok(link)
     }
 
-    /// The shortest and the longest session time-out that the servers grant, as far as can be told,
-    /// and that they answer at all.
+    /// Returns the shortest and the longest session time-out that the servers grant, as far as they
+    /// show it. Fails if no server answers.
     pub(crate) async fn limits(&self, shortest: Duration) -> Result<(Duration, Duration)> {
         if let Some(link) = self.given() {
             self.check_root(link)?;
@@ -428,8 +432,7 @@ impl Cluster {
         self.check_root(&long)?;
         self.probe(&long).await?;
         let longest = long.client.session_timeout();
-        // On a slow machine a short session may be over before it has begun: then its first use
-        // tells.
+        // On a slow machine a short session may end while it is opened. Its first use then fails.
         let shortest = short.map_or(shortest, |link| link.client.session_timeout());
         Ok((shortest.min(longest), longest))
     }
@@ -444,8 +447,8 @@ impl Cluster {
         Err(error::plain(ErrorKind::InvalidInput, "connect", message))
     }
 
-    /// Asks for what a loss is told by. A server before 3.6 does not know it, and would let nobody
-    /// know of a loss.
+    /// Checks that the server knows the request that reconciliation needs. A server before 3.6 does
+    /// not, and losses would go unnoticed.
     async fn probe(&self, link: &Link) -> Result<()> {
         let listed = link.client.list_ephemerals(self.names.ephemerals());
         self.ask("connect", Effect::None, self.config.timeout, listed)
@@ -453,12 +456,12 @@ impl Cluster {
             .map(drop)
     }
 
-    /// Closes what is shared.
+    /// Closes the shared connection.
     pub(crate) async fn close(&self) {
         *self.shared.lock().await = None;
     }
 
-    /// Takes the answer to a request that was sent.
+    /// Waits for the answer to a request, and converts its error.
     pub(crate) async fn ask<T>(
         &self,
         operation: &'static str,
@@ -479,7 +482,7 @@ impl Cluster {
         }
     }
 
-    /// Asks the leader for something that it answers itself and that changes nothing.
+    /// Sends a request that the leader itself answers and that changes nothing.
     pub(crate) async fn ask_leader(
         &self,
         operation: &'static str,
@@ -491,7 +494,7 @@ impl Cluster {
             .await
     }
 
-    /// The children of a lock's directory; none if there is no such directory.
+    /// Lists the children of a lock's directory. There are none if the directory does not exist.
     pub(crate) async fn list(
         &self,
         operation: &'static str,
@@ -508,8 +511,8 @@ impl Cluster {
         self.ask(operation, Effect::None, patience, listing).await
     }
 
-    /// Removes a lock's directory whose numbers were used up by the transaction `since`, so that
-    /// the next one begins anew. Whether it is gone; not while anybody is in it.
+    /// Deletes a lock's directory whose numbers were used up by the transaction `since`. The next
+    /// directory starts at 0. Returns whether it is gone: a directory with children stays.
     pub(crate) async fn renumber(
         &self,
         link: &Link,
@@ -520,7 +523,7 @@ impl Cluster {
         let deleted = async {
             match link.client.check_stat(directory.path()).await? {
                 Some(stat) if stat.czxid < since => {}
-                // Another has done it.
+                // Another client has deleted it.
                 _ => return Ok(true),
             }
             match link.client.delete(directory.path(), None).await {
@@ -529,7 +532,7 @@ impl Cluster {
                 Err(error) => Err(error),
             }
         };
-        // Done twice is as good, and done late as well: it is made again whenever it is missing.
+        // A lost answer is harmless: a directory is created again whenever it is missing.
         let deleted = self.ask("acquire", Effect::None, patience, deleted).await;
         deleted.map_err(|error| match error.kind() {
             ErrorKind::Denied => error::used_up(directory.path(), error),
@@ -537,8 +540,8 @@ impl Cluster {
         })
     }
 
-    /// Makes the directory: a container, which the servers remove when it has been empty for a
-    /// while; and what is above it.
+    /// Creates a directory and its parents. It is a container: the servers remove it once it has
+    /// been empty for a while.
     pub(crate) async fn make(&self, link: &Link, directory: &Directory) -> Result<(), Driver> {
         let client = &link.client;
         let acls = self.config.access.acls();

@@ -1,4 +1,4 @@
-//! Why no server could be connected to. The driver reports only that none could.
+//! Finds out why no server can be connected to. The driver reports only that none can.
 
 use std::{io, time::Duration};
 
@@ -10,17 +10,17 @@ use tokio::{
     time::timeout,
 };
 
-/// A word that ZooKeeper answers by default. Redis and HTTP servers answer an empty line with an
+/// A command that ZooKeeper answers by default. Redis and HTTP servers answer an empty line with an
 /// error.
 const WORD: &[u8] = b"srvr\r\n\r\n";
-/// The beginnings of a ZooKeeper server's answers to the word: it runs, it does not serve, it does
-/// not allow the word.
+/// The start of a ZooKeeper server's answer if it serves, if it does not serve, and if it does not
+/// allow the command.
 const SERVES: &str = "Zookeeper version";
 const NOT_SERVING: &str = "This ZooKeeper instance is not currently serving requests";
 const NOT_ALLOWED: &str = "srvr is not executed";
-/// As much of an answer is read.
+/// The most bytes of an answer that are read.
 const LONGEST_ANSWER: usize = 256;
-/// Of an answer that is not ZooKeeper's, as much is shown.
+/// The most characters of another server's answer that are shown.
 const SHOWN: usize = 80;
 
 /// The protocol in which the servers are asked.
@@ -32,7 +32,7 @@ pub(crate) struct Speech {
 }
 
 /// Returns the fault of each of these servers (`h1:2181,h2:2181`), as far as it shows within
-/// `patience`. Empty if nothing does.
+/// `patience`. Returns an empty text if no fault shows.
 pub(crate) async fn of(hosts: &str, speech: &Speech, patience: Duration) -> String {
     let hosts = hosts.split('/').next().unwrap_or_default();
     let looks = hosts.split(',').map(|host| async move {
@@ -51,7 +51,7 @@ pub(crate) async fn of(hosts: &str, speech: &Speech, patience: Duration) -> Stri
 async fn look(host: &str, speech: &Speech, patience: Duration) -> Option<String> {
     let stream = match TcpStream::connect(host).await {
         Ok(stream) => stream,
-        // A way to write it that only the driver knows.
+        // An address that only the driver can parse.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => return None,
         Err(error) => return Some(error.to_string()),
     };
@@ -106,7 +106,7 @@ fn read(answer: &[u8]) -> Option<String> {
     })
 }
 
-/// As [`ask`], over TLS. A server may refuse a client only when it has shaken hands.
+/// Asks over TLS, as [`ask`] does. A server may refuse a client only after the handshake.
 #[cfg(feature = "tls")]
 async fn ask_secretly(
     host: &str,

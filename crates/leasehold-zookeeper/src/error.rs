@@ -1,4 +1,4 @@
-//! The driver's errors as Leasehold's.
+//! The conversion of the driver's errors into Leasehold's.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use zookeeper_client::Error as Driver;
 /// The backend's name in errors and capabilities.
 pub(crate) const BACKEND: &str = "zookeeper";
 
-/// What a lost answer leaves open.
+/// The effect of an operation whose answer may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// The operation changes something: without an answer it may have happened.
@@ -17,14 +17,14 @@ pub(crate) enum Effect {
     None,
 }
 
-/// An error of this backend without a cause.
+/// Returns an error of this backend without a source.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     Error::new(kind, message.into())
         .with_backend(BACKEND)
         .with_operation(operation)
 }
 
-/// An answer that the server never gives.
+/// Returns the error for an answer that a ZooKeeper server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
         ErrorKind::Protocol,
@@ -42,7 +42,8 @@ pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     }
 }
 
-/// No answer came within `patience`, which is the option `timeout` or a part of the TTL.
+/// Returns the error for a missing answer within `patience`, which is the option `timeout` or a
+/// part of the TTL.
 pub(crate) fn timed_out(
     operation: &'static str,
     effect: Effect,
@@ -60,7 +61,8 @@ pub(crate) fn timed_out(
     plain(lost_answer(effect), operation, message)
 }
 
-/// No server of `endpoint` could be connected to; `why` is what a look at each of them has shown.
+/// Returns the error for a failed connection to all servers of `endpoint`. `why` is their
+/// diagnosis.
 pub(crate) fn unreachable(
     operation: &'static str,
     endpoint: &str,
@@ -78,12 +80,12 @@ pub(crate) fn unreachable(
     .with_source(error)
 }
 
-/// The session that this was asked in is over.
+/// Returns the error for a request in a session that has ended.
 pub(crate) fn over(operation: &'static str) -> Error {
     plain(ErrorKind::Lost, operation, "the session is over")
 }
 
-/// The numbers of this directory are used up, and it may not be removed.
+/// Returns the error for a directory whose numbers are used up and that this user may not delete.
 pub(crate) fn used_up(path: &str, denied: Error) -> Error {
     let message = format!(
         "the sequence numbers of {path} are used up, and this user may not delete it; delete it while nobody is in it"
@@ -99,7 +101,7 @@ pub(crate) fn of_driver(
     endpoint: &str,
 ) -> Error {
     let (kind, message) = match &error {
-        // The driver says `Custom` where the connection broke in another way than by its end.
+        // The driver reports `Custom` if the connection broke in another way than by its end.
         Driver::ConnectionLoss | Driver::Custom(_) => {
             (lost_answer(effect), format!("the connection to {endpoint} broke before the answer came ({error})"))
         }
@@ -108,7 +110,7 @@ pub(crate) fn of_driver(
             format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
         ),
         Driver::SessionExpired => (ErrorKind::Lost, "the session has expired".into()),
-        // The driver says `UnexpectedError` where its session ended before it noted why.
+        // The driver reports `UnexpectedError` if its session ended before it recorded the reason.
         Driver::ClientClosed | Driver::UnexpectedError(_) => (ErrorKind::Lost, "the driver's client was closed".into()),
         Driver::AuthFailed => (ErrorKind::Denied, format!("{endpoint} refused the user; check user and password")),
         Driver::NoAuth => (

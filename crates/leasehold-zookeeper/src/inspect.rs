@@ -1,4 +1,4 @@
-//! Who holds a key and who waits for it.
+//! Reads the holders of a key and its waiters.
 
 use futures_util::future::join;
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result, WaiterRef};
@@ -12,9 +12,10 @@ use crate::{
     revoke::id_of,
 };
 
-/// Nodes that are read in one request, and the bytes of their paths. A server closes the connection
-/// on a request of more than 1 MiB (`jute.maxbuffer`).
+/// The most nodes that are read in one request.
 const READS: usize = 500;
+/// The most bytes of their paths. A server closes the connection on a request of more than 1 MiB
+/// (`jute.maxbuffer`).
 const READ_BYTES: usize = 256 * 1024;
 
 pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspection> {
@@ -49,7 +50,7 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
                 }) => *since,
                 _ => None,
             };
-            // Between its turn and its grant a waiter holds nothing yet.
+            // A waiter that is first holds nothing until its node has moved.
             let holds = its_turn && said.as_ref().is_none_or(|said| said.says != Says::Waits);
             let label = said.map(|said| said.label).unwrap_or_default();
             if !holds {
@@ -69,7 +70,7 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
 
 async fn list(cluster: &Cluster, link: &Link, directory: &Directory) -> Result<Vec<String>> {
     let listed = async {
-        // Behind all that was committed before we asked.
+        // The listing shows everything that was committed before the `sync`.
         let (sync, list) = (
             link.client.sync(directory.path()),
             link.client.list_children(directory.path()),
@@ -84,7 +85,7 @@ async fn list(cluster: &Cluster, link: &Link, directory: &Directory) -> Result<V
         .await
 }
 
-/// What the nodes say; `None` for those that are gone by now.
+/// Reads the data of these nodes. `None` stands for a node that is gone.
 async fn read(
     cluster: &Cluster,
     link: &Link,

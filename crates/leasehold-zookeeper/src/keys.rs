@@ -1,4 +1,4 @@
-//! How locks are named on the server.
+//! The names and the data of nodes on the server.
 //!
 //! | node | what |
 //! |---|---|
@@ -8,11 +8,12 @@
 //! | `<root>/<name>%permits/_c_<uuid>-<of>-lease-N` | one of a semaphore |
 //! | `<root>/%sessions/<id>` | a session |
 //!
-//! `N` is the sequence that the server appends, ten digits. A waiter that becomes a holder may have
-//! two nodes one after the other, with one `N` and two uuids. Names are readable as they are, so
-//! that Curator's path `<root>/<name>` is shared; what a path segment cannot have is written as `%`
-//! and two hexadecimal digits for each byte. `%permits` and `%sessions` are no such encoding, so no
-//! name meets them.
+//! `N` is the sequence number that the server appends, ten digits. A waiter that becomes a holder
+//! may have two nodes one after the other, with one `N` and two uuids.
+//!
+//! Names are written as they are, so that Curator's path `<root>/<name>` is shared. A byte that a
+//! path segment cannot contain is written as `%` and two hexadecimal digits. `%permits` and
+//! `%sessions` are not such an encoding, so no lock's name collides with them.
 
 use std::{
     fmt,
@@ -26,15 +27,15 @@ use crate::config::ExclusiveNodes;
 
 const PERMITS: &str = "%permits";
 const SESSIONS: &str = "%sessions";
-/// What Curator puts before the uuid of a protected node.
+/// The prefix that Curator puts before the uuid of a protected node.
 const PROTECTED: &str = "_c_";
 const UUID_LEN: usize = 36;
-/// What a node says that waits only.
+/// The mark in the data of a node that only waits.
 const WAITS: &str = "waits";
-/// In bytes.
+/// The longest label in a node's data, in bytes.
 const MAX_LABEL: usize = 1024;
 
-/// What stands before the sequence, and how whoever wrote it takes part. The longest that fits
+/// The marks before the sequence number, and the part of a node that has them. The longest match
 /// counts.
 const MARKS: [(&str, Part); 6] = [
     ("-lease-", Part::Permit),
@@ -45,7 +46,7 @@ const MARKS: [(&str, Part); 6] = [
     ("lock-", Part::Writer),
 ];
 
-/// How a node takes part in a lock.
+/// The part that a node takes in a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Writer,
@@ -53,11 +54,11 @@ pub(crate) enum Part {
     Permit,
 }
 
-/// What one acquisition has or may have on the server: known by its uuid.
+/// A node that an acquisition has, or may have, on the server. Two nodes with one uuid are equal.
 #[derive(Clone)]
 pub(crate) struct Node {
     pub(crate) uuid: Uuid,
-    /// Up to where the server appends the sequence; for a node that the server told of, all of it.
+    /// The path without the sequence number. For a node that the server listed, the whole path.
     pub(crate) path: Arc<str>,
 }
 
@@ -81,9 +82,11 @@ impl fmt::Debug for Node {
     }
 }
 
-/// Names one acquisition for protected creation: 32 bits of its session, the rest of its owner.
-/// Version 8 of RFC 9562, which other programs do not draw: a session shared with a program's own
-/// client is told from it.
+/// The identifier of one acquisition, for protected creation: 32 bits of its session, and the rest
+/// of its owner.
+///
+/// It has version 8 of RFC 9562, which other programs do not generate. So the nodes of Leasehold
+/// can be distinguished from those of a program that shares the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Uuid(u128);
 
@@ -96,13 +99,13 @@ impl Uuid {
         Self(u128::from(session) << 96 | 0x8 << 76 | 0b10 << 62 | random)
     }
 
-    /// The session that drew it; `None` for another program's.
+    /// Returns the session that generated it, or `None` if another program did.
     pub(crate) fn session(self) -> Option<u32> {
         let ours = self.0 & VERSION == 0x8 << 76 && self.0 & VARIANT == 0b10 << 62;
         ours.then_some((self.0 >> 96) as u32)
     }
 
-    /// That of a protected node's name.
+    /// Reads the uuid in the name of a protected node.
     pub(crate) fn of_name(name: &str) -> Option<Self> {
         let text = name.strip_prefix(PROTECTED)?.get(..UUID_LEN)?;
         let mut bits = 0_u128;
@@ -135,7 +138,7 @@ impl fmt::Display for Uuid {
     }
 }
 
-/// Where all that contend for one lock have their nodes. Cloning is cheap.
+/// The directory of one lock: the nodes of its holders and waiters are in it. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Directory(Arc<str>);
 
@@ -144,12 +147,12 @@ impl Directory {
         &self.0
     }
 
-    /// The path of this child.
+    /// Returns the path of this child.
     pub(crate) fn child(&self, name: &str) -> String {
         format!("{}/{name}", self.0)
     }
 
-    /// The node of one acquisition, up to its sequence.
+    /// Returns the node of one acquisition, without its sequence number.
     pub(crate) fn node(&self, mode: Mode, exclusive: ExclusiveNodes, uuid: Uuid) -> Node {
         let start = format!("{}/{PROTECTED}{uuid}-", self.0);
         let path = match (mode, exclusive) {
@@ -164,7 +167,8 @@ impl Directory {
         }
     }
 
-    /// So that jobs on one lock can be told from those on others.
+    /// Returns a hash of the path. Requests for different locks have different lanes, save for
+    /// collisions.
     pub(crate) fn lane(&self) -> u64 {
         let mut hasher = std::hash::DefaultHasher::new();
         self.0.hash(&mut hasher);
@@ -172,20 +176,20 @@ impl Directory {
     }
 }
 
-/// What the name of a node says.
+/// The parsed name of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) part: Part,
     pub(crate) sequence: Sequence,
     pub(crate) uuid: Option<Uuid>,
-    /// Of how many permits.
+    /// The number of permits of the semaphore.
     pub(crate) of: Option<u32>,
 }
 
 impl Member {
-    /// `None` for a node that takes no part.
+    /// Parses the name of a node. Returns `None` for a node that takes no part.
     pub(crate) fn read(name: &str) -> Option<Self> {
-        // What stands last counts, as in Curator.
+        // The last mark counts, as in Curator.
         let marked = MARKS
             .iter()
             .filter_map(|(mark, part)| Some((name.rfind(mark)?, *mark, *part)));
@@ -203,13 +207,13 @@ impl Member {
         })
     }
 
-    /// Whether Leasehold wrote it.
+    /// Returns whether Leasehold created it.
     pub(crate) fn is_ours(&self) -> bool {
         self.uuid.is_some_and(|uuid| uuid.session().is_some())
     }
 }
 
-/// The number that the server appends: how many children the parent has had.
+/// The number that the server appends to a node: the count of children that the parent has had.
 ///
 /// The server counts to 2147483647 and stays there, or continues with negative numbers for a while.
 /// Nodes that are created later have the same number as others, or a number that Curator sorts
@@ -224,18 +228,19 @@ impl Sequence {
     /// which an operator can react to the warning.
     const END: Self = Self(i32::MAX as u32 - 1_000_000);
 
-    /// As the server writes it. The negative ones come after all others.
+    /// Converts the number that the server wrote. Negative numbers come after all non-negative
+    /// ones.
     pub(crate) fn of(number: i32) -> Self {
         Self(number.cast_unsigned())
     }
 
-    /// Whether it orders whoever has it among the others of its directory.
+    /// Returns whether this number orders a node among those of its directory.
     pub(crate) fn is_ordered(self) -> bool {
         self < Self::END
     }
 }
 
-/// Where everything is.
+/// The layout of paths below the root.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     /// Without a `/` at its end: empty for the server's root.
@@ -248,7 +253,7 @@ impl Names {
         let mut path = String::with_capacity(self.root.len() + key.as_bytes().len() + 16);
         path.push_str(&self.root);
         path.push('/');
-        // The server's own, where it is.
+        // The server has a directory of its own at `/zookeeper`.
         let reserved = self.root.is_empty() && key.as_bytes() == b"zookeeper";
         encode(key.as_bytes(), reserved, &mut path);
         if permits {
@@ -257,12 +262,12 @@ impl Names {
         Directory(path.into())
     }
 
-    /// Where the sessions' nodes are.
+    /// Returns the directory of the sessions' nodes.
     pub(crate) fn sessions(&self) -> Directory {
         Directory(format!("{}/{SESSIONS}", self.root).into())
     }
 
-    /// Below which all nodes are.
+    /// Returns the path below which all nodes are.
     pub(crate) fn ephemerals(&self) -> &str {
         if self.root.is_empty() {
             "/"
@@ -271,14 +276,15 @@ impl Names {
         }
     }
 
-    /// The node of one session.
+    /// Returns the path of a session's node.
     pub(crate) fn session(&self, session: i64, tag: u32) -> String {
         self.sessions().child(&format!("{session:x}-{tag:08x}"))
     }
 }
 
-/// Injective: what the server refuses in a segment, `/` and `%` are written byte by byte, and so is
-/// the first character of what as a whole means something else.
+/// Encodes a lock's name as a path segment, injectively. Characters that the server refuses, `/`
+/// and `%` are written byte by byte. So is the first character of a name that has a meaning of its
+/// own.
 fn encode(name: &[u8], reserved: bool, into: &mut String) {
     let mut first = reserved || name == b"." || name == b"..";
     for chunk in name.utf8_chunks() {
@@ -308,31 +314,30 @@ fn hex(bytes: &[u8], into: &mut String) {
     }
 }
 
-/// What the server and the driver refuse (`PathUtils.validatePath`; of UTF-16 it refuses both
-/// halves of a pair), and what means something here.
+/// Returns whether the server or the driver refuses this character, or it has a meaning in this
+/// encoding. The server refuses both halves of a UTF-16 pair (`PathUtils.validatePath`).
 fn is_refused(c: char) -> bool {
     matches!(c, '/' | '%' | '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{d7ff}'..='\u{f8ff}' | '\u{fff0}'..)
 }
 
-/// Put before the data of a node to ask its holder to give up, as Curator's `Revoker` does.
+/// The prefix of a node's data that asks its holder for a revocation, as Curator's `Revoker` writes
+/// it.
 pub(crate) const REVOKE: &[u8] = b"__REVOKE__";
 
-/// What a node of ours says of its acquisition.
+/// The state of an acquisition, in the data of its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
-    /// It holds when it is its turn.
+    /// It holds the lock once no other node is ahead.
     Holds {
-        /// The transaction that created the node with which it waited before, if that was another
-        /// one.
+        /// The transaction that created the node with which it waited, if that was another node.
         since: Option<i64>,
     },
-    /// It waits only. When it is its turn, another node takes its place.
+    /// It only waits. Another node takes its place before it holds.
     Waits,
 }
 
-/// What is written into the node of one acquisition: `<owner>:<TTL in ms>:<label>` or
-/// `<owner>:<TTL in ms>@<czxid>:<label>` for one that may hold, `<owner>:waits:<label>` for one
-/// that waits only.
+/// Returns the data of the node of an acquisition: `<owner>:<TTL in ms>:<label>` or
+/// `<owner>:<TTL in ms>@<czxid>:<label>` if it may hold, `<owner>:waits:<label>` if it only waits.
 pub(crate) fn data_of(request: &Request, says: Says) -> Vec<u8> {
     let ttl = request.ttl().as_millis();
     let said = match says {
@@ -348,8 +353,8 @@ pub(crate) fn data_of(request: &Request, says: Says) -> Vec<u8> {
     .concat()
 }
 
-/// As much of a label as a node says. Many nodes are created in one request, and a server closes
-/// the connection on one of more than 1 MiB (`jute.maxbuffer`).
+/// Returns the part of a label that fits into a node. Many nodes are created in one request, and a
+/// server closes the connection on a request of more than 1 MiB (`jute.maxbuffer`).
 pub(crate) fn shown(label: &str) -> &str {
     let end = (0..=MAX_LABEL.min(label.len()))
         .rev()
@@ -357,17 +362,17 @@ pub(crate) fn shown(label: &str) -> &str {
     &label[..end.unwrap_or_default()]
 }
 
-/// What [`data_of`] wrote.
+/// The parsed data of a node, as [`data_of`] wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Data {
     pub(crate) says: Says,
-    /// In milliseconds, of one that may hold.
+    /// The TTL in milliseconds, if the node may hold.
     pub(crate) ttl: Option<u64>,
     pub(crate) label: String,
 }
 
 impl Data {
-    /// `None` for what another program wrote.
+    /// Parses the data of a node. Returns `None` if another program wrote it.
     pub(crate) fn read(data: &[u8]) -> Option<Self> {
         let data = data.strip_prefix(REVOKE).unwrap_or(data);
         let rest = data.get(32..)?.strip_prefix(b":")?;

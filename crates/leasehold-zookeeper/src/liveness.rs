@@ -161,7 +161,7 @@ mod tests {
         for beat in [1_100, 1_200, 1_300, 1_400, 1_500] {
             liveness.beat(at(beat), at(beat + 10));
         }
-        // What was answered after it was sent says nothing of what it carried along.
+        // The last answer came after the transaction was sent, so it proves nothing.
         assert_eq!(heard(&liveness, 1_405), 1_000);
         // 1.4 is the first of the two; half a tick before, 1.2 was on its way to the leader.
         assert_eq!(heard(&liveness, 1_510), 1_200);

@@ -22,7 +22,7 @@ use crate::{
 /// The pause before a watch that could not be set is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What a watch, or an attempt to set one, has shown of a node.
+/// The state of a node, as a watch or an attempt to set one has shown it.
 enum Seen {
     /// The node exists and is watched. Its data.
     There(Event, Vec<u8>),

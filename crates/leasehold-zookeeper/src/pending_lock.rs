@@ -1,4 +1,4 @@
-//! [`PendingLock`]: an acquisition that has a place in a session, or is about to.
+//! [`PendingLock`]: an acquisition that is not granted yet.
 
 use std::sync::Arc;
 
@@ -21,14 +21,15 @@ use crate::{
     watch_queue::WatchedLease,
 };
 
-/// How often a node is created because the one before was certainly not.
+/// The most attempts to create a node. Another one is made if the node certainly was not created.
 const CREATIONS: usize = 3;
 
-/// Claimed before anything is sent.
+/// An acquisition that is not granted yet. It is registered in its session before anything is sent.
 pub(crate) struct PendingLock {
     pub(crate) claim: Claim<ZookeeperSessions>,
-    /// While it waits, its node is in another session, with a short time-out: the node of a waiter
-    /// that has died blocks those behind it for seconds, whatever its TTL.
+    /// The claim in another session, with a short time-out, which its node belongs to while it
+    /// waits. So the node of a dead waiter blocks the waiters behind it for seconds, whatever its
+    /// TTL.
     waiting: Option<Claim<ZookeeperSessions>>,
     pub(crate) request: Request,
     pub(crate) directory: Directory,
@@ -52,7 +53,7 @@ impl PendingLock {
         })
     }
 
-    /// Queues in a session of `sessions`, which have this TTL, until it holds. To be called before
+    /// Waits in a session of `sessions`, which have this TTL, until it holds. Must be called before
     /// anything is sent.
     pub(crate) async fn wait_in(
         mut self,
@@ -64,12 +65,12 @@ impl PendingLock {
         Ok(self)
     }
 
-    /// What it has in the session that its node is in while it waits.
+    /// Returns the claim in the session that its node belongs to while it waits.
     pub(crate) fn place(&self) -> &Claim<ZookeeperSessions> {
         self.waiting.as_ref().unwrap_or(&self.claim)
     }
 
-    /// Completes when a session has ended that it needs.
+    /// Waits until a session has ended that it needs.
     pub(crate) async fn ended(&self) {
         match &self.waiting {
             Some(waiting) => tokio::select! {
@@ -104,7 +105,7 @@ impl PendingLock {
             tracing::warn!(
                 target: "leasehold",
                 path = %Escaped(self.directory.path()),
-                "the sequence numbers of this lock are used up: it goes on when everybody has left its directory"
+                "the sequence numbers of this lock are used up: it is granted again once its directory is empty"
             );
             used_up.note(self.lane, created.czxid);
             self.leave(&created).await;
@@ -137,10 +138,10 @@ impl PendingLock {
         }
     }
 
-    /// Makes a lease of it, whose turn it is.
+    /// Converts it into a lease. Nothing may be ahead of it in the queue.
     pub(crate) async fn hold(self, queued: Created, own: Option<Event>) -> Result<Arc<dyn Lease>> {
         match self.move_in(&queued).await? {
-            // The watch was on the node that waited.
+            // The watch was on the node that waited, which is gone.
             Some(moved) => self.granted(moved, None).await,
             None => self.granted(queued, own).await,
         }
@@ -160,8 +161,8 @@ impl PendingLock {
         )
     }
 
-    /// Moves its node from the session of those who wait to its own, if it is in the former: it
-    /// keeps its number, and so its place, for us and for other programs.
+    /// Moves its node from the session of waiters to its own, if it waited there. The node keeps
+    /// its number, and so its position, for Leasehold and for other programs.
     async fn move_in(&self, queued: &Created) -> Result<Option<Created>> {
         let Some(waiting) = &self.waiting else {
             return Ok(None);
@@ -190,11 +191,11 @@ impl PendingLock {
         };
         match settled {
             Ok(Done::Moved(true) | Done::Created(_)) => Ok(Some(moved)),
-            // It has gone from the queue meanwhile, with its session or by an operator.
+            // The node was removed from the queue, with its session or by an operator.
             Ok(Done::Moved(false)) => Err(lost_place()),
             Ok(Done::Deleted(_)) => Err(error::protocol("acquire")),
             Err(error) => {
-                // Once it has left the queue, a transaction that is still under way moves nothing.
+                // Once it has left the queue, a transaction that is still in flight moves nothing.
                 self.leave(queued).await;
                 self.leave(&moved).await;
                 Err(error)
@@ -202,8 +203,8 @@ impl PendingLock {
         }
     }
 
-    /// Has this done in the session of `claim`, which creates the node of that claim. If the answer
-    /// is lost, finds out whether it was.
+    /// Runs a job in the session of `claim` that creates the node of that claim. If the answer is
+    /// lost, it finds out whether the node was created.
     async fn settle(
         &self,
         claim: &Claim<ZookeeperSessions>,
@@ -237,7 +238,7 @@ impl PendingLock {
             }
             match self.recover(claim).await {
                 Some(Some(created)) => return Ok(Done::Created(created)),
-                // It was certainly not created, and will not be.
+                // The node was not created, and will not be.
                 Some(None) if tries < CREATIONS && !self.request.is_cancelled() => {}
                 Some(None) => {
                     return Err(
@@ -245,14 +246,14 @@ impl PendingLock {
                             .with_source(error),
                     );
                 }
-                // The next renewal removes whatever there is.
+                // The next renewal removes the node if it exists.
                 None => return Err(error),
             }
         }
     }
 
-    /// After a lost answer: the node of this claim, `Some(None)` if there is none, `None` if that
-    /// cannot be told.
+    /// Looks for the node of this claim after a lost answer. Returns `Some(None)` if it does not
+    /// exist, and `None` if that is unknown.
     async fn recover(&self, claim: &Claim<ZookeeperSessions>) -> Option<Option<Created>> {
         let (session, started) = (claim.session(), self.request.now());
         let handle = session.handle();
@@ -281,9 +282,9 @@ impl PendingLock {
         let handle = claim.session().handle();
         let (cluster, link) = (&handle.cluster, handle.link("acquire")?);
         let looked = async {
-            // A creation that is still on its way goes before this on the same connection, and on
-            // an older one it is refused from now on: the session has moved. So what is not there
-            // now never will be.
+            // A creation in flight precedes this request on the same connection. On an older
+            // connection it is refused from now on, because the session has moved. So a node that
+            // does not exist now will never exist.
             let (sync, list) = (
                 link.client.sync(self.directory.path()),
                 link.client.list_children(self.directory.path()),
@@ -298,7 +299,7 @@ impl PendingLock {
                     };
                     let path = self.directory.child(name);
                     let stat = link.client.check_stat(&path).await?;
-                    // Nobody else's, whatever it is called.
+                    // Another program may have created a node of that name.
                     let ours = stat.filter(|stat| stat.ephemeral_owner == handle.session);
                     Ok(ours.map(|stat| Created {
                         path: path.into(),
@@ -313,7 +314,7 @@ impl PendingLock {
             .await
     }
 
-    /// Who is there.
+    /// Lists the children of its directory.
     pub(crate) async fn list(&self) -> Result<Vec<String>> {
         let handle = self.place().session().handle();
         let link = handle.link("acquire")?;
@@ -324,7 +325,7 @@ impl PendingLock {
         listed.inspect_err(|error| note(self.place(), error))
     }
 
-    /// Where it stands among those who were there when it came.
+    /// Returns its position among the nodes that existed when it was created.
     pub(crate) async fn first_look(&self, queued: &Created) -> Result<Standing> {
         match &queued.children {
             Some(children) => self.standing(children),
@@ -341,7 +342,7 @@ impl PendingLock {
         )
     }
 
-    /// Makes a lease of it, if its session still stands.
+    /// Converts it into a lease, if its session is still valid.
     async fn granted(self, queued: Created, own: Option<Event>) -> Result<Arc<dyn Lease>> {
         let now = self.request.now();
         if self.claim.valid_until().is_past(now) || !self.claim.hold(self.request.loss_notifier()) {
@@ -366,11 +367,11 @@ impl PendingLock {
         )))
     }
 
-    /// Takes its node away, whatever it stood for.
+    /// Deletes its node.
     pub(crate) async fn leave(&self, queued: &Created) {
         let claims = || self.waiting.iter().chain([&self.claim]);
         let Some(live) = claims().find(|claim| claim.session().is_live()) else {
-            // Their end on the server takes the node with it.
+            // The server deletes the node with the session.
             return;
         };
         let work = Work::Delete {
@@ -386,7 +387,7 @@ impl PendingLock {
         )
         .await
         {
-            tracing::debug!(target: "leasehold", path = %Escaped(&queued.path), %error, "not taken away; the next renewal does");
+            tracing::debug!(target: "leasehold", path = %Escaped(&queued.path), %error, "not deleted; the next renewal does");
             claims().for_each(Claim::doubt);
         }
     }

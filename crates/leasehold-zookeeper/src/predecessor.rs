@@ -16,19 +16,20 @@ use crate::{
     wake::{self, Event, Set},
 };
 
-/// How often who could not be watched is looked at.
+/// The poll interval of a waiter that could not set a watch.
 const UNWATCHED: Duration = Duration::from_millis(100);
 
-/// What a waiter waits for, besides its own node.
+/// The nodes ahead of a waiter.
 enum Predecessor {
-    /// Whoever is at this path.
+    /// The node at this path.
     Node(String),
-    /// Whoever comes or goes; `None` if there was no room for a watch.
+    /// Any child of the directory. `None` if there was no room for a watch.
     Anybody(Option<(OneshotWatcher, Room)>),
 }
 
 impl PendingLock {
-    /// Waits in the queue until it is its turn; then with the watch on its own node, if it has one.
+    /// Waits in the queue until the lock is granted. Returns the watch on its own node, if one is
+    /// set.
     pub(crate) async fn wait(&self, queued: &mut Created) -> Result<Option<Event>> {
         let mut own = None;
         let mut trouble = RetryBudget::none();
@@ -49,10 +50,11 @@ impl PendingLock {
         }
     }
 
-    /// Looks where it stands, and waits until it makes sense to look again. Whether it is its turn.
+    /// Reads its position, and waits until the position may have changed. Returns whether the lock
+    /// is granted.
     ///
-    /// Only what was read grants. A watch fires for every event of a node, and its event may come
-    /// from an earlier connection.
+    /// A lock is granted by a read, never by an event. A watch fires for every event of a node, and
+    /// an event may come from an earlier connection.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
         let handle = self.place().session().handle();
         let link = handle.link("acquire")?;
@@ -82,7 +84,7 @@ impl PendingLock {
         let ahead = match (wait, anybody) {
             (Wait::For(child), _) => Predecessor::Node(self.directory.child(&child)),
             (Wait::Any, Some(watch)) => Predecessor::Anybody(watch),
-            // Looked without a watch: look with one.
+            // The directory was read without a watch: read it again with one.
             (Wait::Any, None) => return Ok(false),
         };
         let watching = self.watch(&link, &queued.path, own, ahead);
@@ -97,7 +99,7 @@ impl PendingLock {
             Set::Gone => return Ok(false),
         };
         tokio::select! {
-            // Its own first: if both have gone, it must not take the lock for its own.
+            // Its own node first: if both are gone, the lock is not granted.
             biased;
             told = told(own) => {
                 *own = None;
@@ -113,7 +115,7 @@ impl PendingLock {
         }
     }
 
-    /// Watches what is ahead, and its own node, in one round trip.
+    /// Watches the node ahead and its own node, in one round trip.
     async fn watch(
         &self,
         link: &Arc<Link>,
@@ -127,7 +129,7 @@ impl PendingLock {
         let mine = async {
             if own.is_none() {
                 match wake::node(link, path).await.map_err(failed)? {
-                    // Once it holds, whoever watches over it reads this again.
+                    // Once the lock is held, the task that watches its node reads this again.
                     Set::Watching((.., data)) if data.starts_with(REVOKE) => {}
                     Set::Watching((watcher, room, _)) => *own = Some(wake::told(watcher, room)),
                     Set::Gone => return Err(lost_place()),
@@ -155,7 +157,7 @@ impl PendingLock {
     }
 }
 
-/// Completes when a watch tells; without one, never.
+/// Completes with the event of a watch. Without a watch it never completes.
 async fn told(watch: &mut Option<Event>) -> WatchedEvent {
     match watch {
         Some(watch) => watch.await,

@@ -1,9 +1,9 @@
-//! The lock recipe: who stands where among the children of a lock's directory.
+//! The lock recipe: the position of a node among the children of a lock's directory.
 //!
-//! The server numbers them in the order of their creation, as long as its [numbers](Sequence) last.
-//! A writer waits for whoever came before it, a reader for the writers before it, and of permits
-//! the first `of` hold. Each waits for one node only, so a release wakes one waiter; a waiter for a
-//! permit waits for any of the holders.
+//! The server numbers the children in the order of their creation, as long as its
+//! [numbers](Sequence) last. A writer waits for all nodes before it, a reader for the writers
+//! before it, and of permits the first `of` nodes hold. Each waiter watches one node, so a release
+//! notifies one waiter. A waiter for a permit watches the whole directory.
 
 use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
@@ -12,27 +12,27 @@ use crate::{
     keys::{Member, Part, Sequence, Uuid},
 };
 
-/// Where one acquisition stands.
+/// The position of one acquisition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It holds.
+    /// It holds the lock.
     Holds,
-    /// It waits.
+    /// It must wait.
     Waits(Wait),
     /// It has no node.
     Absent,
 }
 
-/// What it waits for.
+/// The event that a waiter waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// That this child goes.
+    /// This child is deleted.
     For(String),
-    /// That any child goes.
+    /// Any child is deleted.
     Any,
 }
 
-/// The child of this uuid among those of a directory.
+/// Returns the child that has this uuid.
 pub(crate) fn find(children: &[String], uuid: Uuid) -> Option<(&str, Member)> {
     children
         .iter()
@@ -40,7 +40,7 @@ pub(crate) fn find(children: &[String], uuid: Uuid) -> Option<(&str, Member)> {
         .find(|(_, member)| member.uuid == Some(uuid))
 }
 
-/// Where the acquisition of this uuid stands among these children.
+/// Returns the position of the acquisition of this uuid among these children.
 pub(crate) fn standing(
     name: &LockKey,
     mode: Mode,
@@ -59,7 +59,8 @@ pub(crate) fn standing(
     })
 }
 
-/// Whom somebody who is not among these children would wait for.
+/// Returns what a client would wait for that is not among these children. `None` if it would not
+/// wait.
 pub(crate) fn refusal(name: &LockKey, mode: Mode, children: &[String]) -> Result<Option<Wait>> {
     if let Mode::Permit { of } = mode {
         let taken = counted(name, of.get(), children)?.len();
@@ -68,7 +69,7 @@ pub(crate) fn refusal(name: &LockKey, mode: Mode, children: &[String]) -> Result
     Ok(in_the_way(mode, None, children).map(|child| Wait::For(child.to_owned())))
 }
 
-/// The last of those who exclude this mode and came before `own`.
+/// Returns the last child that excludes this mode and came before `own`.
 fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> Option<&str> {
     let excludes = |part| match part {
         Part::Writer => true,
@@ -101,7 +102,7 @@ fn permits(name: &LockKey, of: u32, uuid: Uuid, children: &[String]) -> Result<S
     })
 }
 
-/// The members of a semaphore, all of which must mean the same number of permits.
+/// Returns the members of a semaphore. All must have the same number of permits.
 fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>> {
     let members: Vec<_> = children
         .iter()
@@ -124,7 +125,7 @@ fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>
     }
 }
 
-/// In the order of their creation, with their names; those that take no part are left out.
+/// Returns the children that take part in a lock, in the order of their creation.
 pub(crate) fn in_order(children: &[String]) -> Vec<(&str, Member)> {
     let mut members: Vec<_> = children
         .iter()
@@ -205,7 +206,8 @@ mod tests {
     }
 
     /// The server numbers the children of a directory up to the end, stays there, and gives
-    /// negative numbers while several creations are under way. Whoever has no number takes no part.
+    /// negative numbers while several creations are in flight. A node without an ordered number
+    /// takes no part.
     #[test]
     fn the_end_of_the_numbers_never_lets_two_hold() {
         for seed in 1..50_u64 {
@@ -256,16 +258,16 @@ mod tests {
     /// A waiter in the model below.
     struct Waiter {
         number: u128,
-        /// What it has read, which may be old, and shows that it is its turn.
+        /// Its last read, which may be old, shows that nothing is ahead of it.
         may_move: bool,
-        /// It has moved, and believes that it holds.
+        /// It has moved, and considers the lock held.
         holds: bool,
         token: i32,
     }
 
-    /// Waiters whose nodes are in another session until they hold. That session may end at any
-    /// time, also between what a waiter reads and its move. Whether nobody ever held beside
-    /// another, and tokens grew.
+    /// Simulates waiters whose nodes are in another session until they hold. That session may end
+    /// at any time, also between a waiter's read and its move. Returns whether two waiters never
+    /// held at once, and tokens grew.
     fn moves_keep_order(seed: u64, checked: bool) -> bool {
         let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut roll = |sides: usize| {
@@ -299,7 +301,7 @@ mod tests {
                     waiter.may_move =
                         stand(Mode::Exclusive, waiter.number, &children) == Standing::Holds;
                 }
-                // Its session ends, and it has not heard of that.
+                // Its session ends, and it has not noticed.
                 (1, Some(node)) if !waiter.holds => drop(children.swap_remove(node)),
                 (2, node) if waiter.may_move => {
                     waiter.may_move = false;
@@ -308,7 +310,7 @@ mod tests {
                         continue;
                     }
                     children.retain(|name| Uuid::of_name(name) != Some(uuid(waiter.number)));
-                    // The node that it holds with has the same number. Its creation counts, too.
+                    // The new node has the same number. The server counts its creation as well.
                     children.push(child(waiter.number + 1, "lock-", waiter.token));
                     waiter.holds = true;
                     next += 1;
@@ -340,7 +342,7 @@ mod tests {
             .count();
         assert!(
             found > 100,
-            "a move that does not look after its own node is found in {found} runs of 1000"
+            "a move that does not check its own node is found in {found} runs of 1000"
         );
     }
 

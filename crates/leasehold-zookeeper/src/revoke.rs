@@ -1,4 +1,4 @@
-//! Taking a lock from a holder that an inspection showed.
+//! Revokes the lock of a holder that an inspection showed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     keys::{Data, Member, REVOKE},
 };
 
-/// What identifies one grant: its czxid and the name of its node.
+/// Returns the identifier of one grant: the czxid and the name of its node.
 pub(crate) fn id_of(stat: &Stat, name: &str) -> Vec<u8> {
     format!("{}:{name}", stat.czxid).into_bytes()
 }
@@ -21,8 +21,11 @@ fn read_id(id: &[u8]) -> Option<(i64, &str)> {
     Some((czxid.parse().ok()?, name))
 }
 
-/// At once: deletes the node, if it is still that one. Gently: writes Curator's request to revoke
-/// into it, which our holder reads at once; from then on its deadline stands.
+/// Revokes the lock of `holder`.
+///
+/// With `now` it deletes the holder's node, if that is still the same node. Otherwise it writes
+/// Curator's request for a revocation into the node. A holder of Leasehold reads the request at
+/// once, and its deadline does not move after that.
 pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool) -> Result<Broken> {
     let invalid = || {
         error::plain(
@@ -55,7 +58,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         return Ok(Broken::AlreadyGone);
     };
     if now {
-        // Names are used once, so this is the one that was read.
+        // Names are never reused, so this is the node that was read.
         let deleted = async { found(link.client.delete(&path, None).await) };
         let deleted = cluster
             .ask("break", Effect::Writes, patience, deleted)
@@ -74,7 +77,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
                 .set_data(&path, &revoked, Some(stat.version))
                 .await
             {
-                // Another operator was faster.
+                // Another operator has written at the same time.
                 Err(Driver::BadVersion) => Ok(Some(stat)),
                 written => found(written),
             }
@@ -87,7 +90,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
             return Ok(Broken::AlreadyGone);
         }
     }
-    // Its watch tells it, or at the latest its next renewal.
+    // The holder notices by its watch, or at the latest by its next renewal.
     let ttl = Data::read(&data)
         .and_then(|data| data.ttl)
         .map(Duration::from_millis);

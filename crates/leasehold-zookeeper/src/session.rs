@@ -1,4 +1,4 @@
-//! Sessions: one ZooKeeper session each, with a node that lives as long.
+//! Sessions. Each is one ZooKeeper session, with an ephemeral node of its own.
 
 use std::{
     collections::HashSet,
@@ -23,18 +23,18 @@ use crate::{
     watch_queue::WatchQueue,
 };
 
-/// Claims in one session: as many as leave room for a watch each.
+/// The most claims in one session. Each needs room for a watch.
 const CLAIMS: usize = 1_000;
-/// How many bytes of paths one session has at most. When it ends, the leader sends all of them to
-/// its followers in one message, of which they read 1 MiB (`jute.maxbuffer`): a longer one stops
-/// the ensemble (ZOOKEEPER-4306). The other half is for what lost answers left behind.
+/// The most bytes of paths in one session. When a session ends, the leader sends all its paths to
+/// the followers in one message. A message of more than 1 MiB (`jute.maxbuffer`) stops the ensemble
+/// (ZOOKEEPER-4306). The other half is room for nodes that lost answers have left behind.
 const PATH_BYTES: usize = 512 * 1024;
-/// The number that the server appends, and the length that the message has before each path.
+/// The bytes of the sequence number and of the length field before each path in that message.
 const AROUND_PATH: usize = 14;
-/// Deletes that are under way at a time.
+/// The most deletes in flight at a time.
 const DELETES: usize = 100;
-/// What the driver leaves between two sends at most while it is connected: it pings after 3/20 of
-/// the time-out, and looks each 1/20.
+/// The longest pause between two sends of a connected driver, as a part of the time-out. The driver
+/// sends a ping after 3/20 of it, and checks every 1/20.
 const DRIVERS_SILENCE: u32 = 4;
 /// Measured on two cores with 1 to 256 tasks.
 const LIMITS: BatchLimits = BatchLimits {
@@ -50,7 +50,8 @@ pub(crate) type ZookeeperSession = Session<ZookeeperSessions>;
 #[derive(Debug)]
 pub(crate) struct ZookeeperSessions {
     pub(crate) cluster: Arc<Cluster>,
-    /// For waiters, whose TTL nobody asked for: the servers' minimum may be longer.
+    /// Whether these are sessions of waiters. The servers may grant those a longer time-out than
+    /// asked for, because no user chose their TTL.
     pub(crate) for_waiters: bool,
 }
 
@@ -61,7 +62,7 @@ pub(crate) struct Handle {
     pub(crate) patience: Duration,
     /// The ZooKeeper session.
     pub(crate) session: i64,
-    /// What its uuids start with.
+    /// The first 32 bits of its uuids.
     pub(crate) tag: u32,
     /// Its node.
     node: String,
@@ -69,16 +70,15 @@ pub(crate) struct Handle {
     state: Mutex<Option<StateWatcher>>,
     carrier: Arc<BatchExecutor>,
     gather: Arc<Batcher<BatchExecutor>>,
-    /// `None` for a session of waiters: nothing is held in it, so nothing is believed for as long
-    /// as it lives.
+    /// `None` for a session of waiters: it holds no locks, so its deadline does not matter.
     liveness: Option<Liveness>,
     pub(crate) losses: Arc<WatchQueue>,
-    /// What an operator has asked to be given up.
+    /// The acquisitions that an operator has revoked.
     revoked: Mutex<HashSet<Uuid>>,
 }
 
 impl Handle {
-    /// Its connection.
+    /// Returns its connection.
     pub(crate) fn link(&self, operation: &'static str) -> Result<Arc<Link>> {
         self.line.link(operation)
     }
@@ -97,12 +97,12 @@ impl Handle {
         self.liveness.is_none()
     }
 
-    /// An operator has asked for this one to be given up. Told with the next reconciliation.
+    /// Records that an operator has revoked an acquisition. The next reconciliation reports it.
     pub(crate) fn revoke(&self, uuid: Uuid) {
         self.revoked().insert(uuid);
     }
 
-    /// It is held no longer.
+    /// Forgets the revocation of an acquisition that has ended.
     pub(crate) fn forget(&self, uuid: Uuid) {
         self.revoked().remove(&uuid);
     }
@@ -112,7 +112,7 @@ impl Handle {
         self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the leader, so that it hears of this session, and notes that it answers.
+    /// Sends a heartbeat to the leader, and records its answer.
     pub(crate) async fn beat(&self, session: &ZookeeperSession) {
         let (Ok(link), Some(liveness)) = (self.link("renew"), &self.liveness) else {
             return;
@@ -124,12 +124,14 @@ impl Handle {
             .await
         {
             Ok(()) => liveness.beat(sent, session.now()),
-            Err(error) => tracing::trace!(target: "leasehold", %error, "not heard"),
+            Err(error) => {
+                tracing::trace!(target: "leasehold", %error, "the leader did not answer a heartbeat")
+            }
         }
     }
 }
 
-/// Runs a job of one claim, alone or with others of its session.
+/// Runs a job of one claim, alone or in a batch with other jobs of its session.
 pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Done> {
     let (operation, handle) = (job.operation, claim.session().handle());
     let ran = handle.gather.run(&handle.carrier, job).await;
@@ -142,10 +144,11 @@ pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Do
     done
 }
 
-/// Draws the conclusions from an error of something that was asked for a claim.
+/// Ends the session, or marks the claim as uncertain, if this error of a request demands it.
 pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
     match error.kind() {
-        // Only the driver knows that a session is over. A place may have been taken away.
+        // Only an error of the driver says that the session is over. Without a source, the error
+        // means that a node was removed.
         ErrorKind::Lost if std::error::Error::source(error).is_some() => {
             claim.session().end(LossReason::SessionEnded)
         }
@@ -180,13 +183,13 @@ impl ZookeeperSessions {
                 created => created,
             }
         };
-        // Whatever became of it, it holds no lock.
+        // The node of a session holds no lock, so a lost answer is harmless.
         self.cluster
             .ask("acquire", Effect::None, patience, created)
             .await
     }
 
-    /// Since when the leader counts.
+    /// Creates the record of the session's heartbeats, which its deadlines are derived from.
     async fn liveness(
         &self,
         link: &Link,
@@ -197,7 +200,7 @@ impl ZookeeperSessions {
         let (cluster, ttl) = (&self.cluster, time.ttl().as_duration());
         let tick = cluster.config.tick.unwrap_or(ttl / 2);
         if cluster.given().is_none() {
-            // Opening a session is a transaction of its own.
+            // A session is opened by a transaction, which the leader has seen.
             return Ok(Liveness::new(tick, connecting));
         }
         let patience = cluster.patience(time.ttl());
@@ -258,7 +261,7 @@ impl SessionDriver for ZookeeperSessions {
             false => Some(self.liveness(&link, time, connecting, &node).await?),
         };
         let sent = time.now();
-        // There is no deadline yet that a second try must meet.
+        // There is no deadline yet, so this request may use the whole TTL.
         let patience_to_mark = cluster.config.timeout.min(ttl);
         let mut marked = self.mark(&link, patience_to_mark, &node, &label).await;
         if cluster.is_cured("acquire", &link, &marked).await {
@@ -304,7 +307,7 @@ impl SessionDriver for ZookeeperSessions {
         };
         let checked = async {
             match checked.await {
-                // Somebody has removed it: nothing proves any more that the session lives.
+                // The node was removed, so nothing proves that the session is alive.
                 Err(Driver::NoNode) => Err(Driver::SessionExpired),
                 checked => checked,
             }
@@ -324,7 +327,7 @@ impl SessionDriver for ZookeeperSessions {
             .await?;
         let node = |path: String| {
             let uuid = Uuid::of_name(path.rsplit('/').next()?)?;
-            // Others may share the session, if it is the user's own.
+            // Another program may share the session, if the user supplied the client.
             (uuid.session() == Some(handle.tag)).then(|| Node {
                 uuid,
                 path: path.into(),
@@ -355,7 +358,7 @@ impl SessionDriver for ZookeeperSessions {
 
     async fn close(&self, handle: &Handle) -> Result<()> {
         if self.cluster.given().is_some() {
-            // The session is the user's: only what is ours goes.
+            // The session belongs to the user: only the nodes of Leasehold are deleted.
             let owned = self.owned(handle).await?.claims;
             self.disown(handle, owned).await?;
             let link = handle.link("close")?;
@@ -382,13 +385,13 @@ impl SessionDriver for ZookeeperSessions {
     }
 }
 
-/// When the leader heard of a session at the earliest, given a transaction that was sent at `sent`
-/// and committed.
+/// Returns when the leader heard of a session at the earliest, given a transaction that was sent at
+/// `sent` and committed.
 fn heard(liveness: Option<&Liveness>, sent: Timestamp) -> Timestamp {
     liveness.map_or(sent, |liveness| liveness.heard(sent))
 }
 
-/// Deletes what may be gone already.
+/// Deletes a node that may be gone already.
 async fn delete(client: &Client, path: &str) -> Result<(), Driver> {
     match client.delete(path, None).await {
         Err(Driver::NoNode) => Ok(()),

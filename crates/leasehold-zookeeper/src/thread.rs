@@ -1,10 +1,10 @@
 //! The thread of a connection.
 //!
-//! The driver reads its socket in a loop that does not yield while bytes come. A server that sends
-//! events without a pause would keep the runtime's thread for itself, and no time-out of anybody
-//! would fire. So each connection has a thread of its own, where the driver waits for its socket as
-//! well. That costs no more than the driver's own task on the runtime: there a thread of the driver
-//! waits for the socket and wakes the task.
+//! The driver reads its socket in a loop that does not yield while bytes arrive. On the runtime, a
+//! server that sends events without a pause would occupy a worker thread, and no time-out on it
+//! would fire. So each connection has a thread of its own, on which the driver also waits for its
+//! socket. It costs no more than the driver's task on the runtime, because there another thread of
+//! the driver waits for the socket and wakes the task.
 
 use std::{pin::pin, time::Duration};
 
@@ -19,16 +19,16 @@ struct Tasks(mpsc::UnboundedSender<Task>);
 
 impl Spawn for Tasks {
     fn spawn(&self, task: Task) {
-        // Without the receiver the thread ends, and with it all that would run there.
+        // Without a receiver the thread ends, and no task would run on it.
         drop(self.0.send(task));
     }
 }
 
-/// Starts to connect, on a thread on which the session then stays. Both end when what is returned
-/// is dropped, and with the runtime.
+/// Starts to connect, on a new thread that drives the session. Both end when the returned values
+/// are dropped, or with the runtime.
 ///
-/// The session stands still while the runtime has run nothing for two thirds of `session`: then no
-/// lock is renewed, and the server is to free them as if the process had stopped.
+/// The thread pauses once the runtime has run nothing for two thirds of `session`. No lock is
+/// renewed then, and the server must free them as if the process had stopped.
 pub(crate) fn connect(
     session: Duration,
     connecting: impl Future<Output = Result<Client, Driver>> + Send + 'static,
@@ -52,7 +52,7 @@ pub(crate) fn connect(
 /// Notifies the thread that the runtime runs, until the thread ends.
 async fn beat_on(beat: mpsc::Sender<()>, pause: Duration) {
     while !beat.is_closed() {
-        // One that was not taken yet says the same.
+        // A beat that was not received yet has the same effect.
         beat.try_send(()).unwrap_or(());
         tokio::select! {
             () = beat.closed() => {}
@@ -61,10 +61,10 @@ async fn beat_on(beat: mpsc::Sender<()>, pause: Duration) {
     }
 }
 
-/// Drives `work` to its end, or to that of the runtime. Stands still while no beat of the runtime
-/// came for `limit`.
+/// Drives `work` until it or the runtime ends. Pauses once no beat of the runtime has come for
+/// `limit`.
 ///
-/// It is not dropped then: the driver panics where its session ends before its client.
+/// A paused future is not dropped, because the driver panics if its session ends before its client.
 async fn while_heard(
     work: impl Future<Output = ()>,
     mut beats: mpsc::Receiver<()>,
@@ -102,7 +102,7 @@ async fn drive(
             }
         }
     };
-    // If nobody waits any more, the client is dropped, and the session ends.
+    // Without a receiver the client is dropped, and the session ends.
     drop(answer.send(connected));
     while !(running.is_empty() && started.is_empty()) {
         tokio::select! {

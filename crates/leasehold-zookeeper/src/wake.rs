@@ -1,4 +1,4 @@
-//! Watches on those who are in the way.
+//! Watches on the nodes that a waiter waits for.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -11,19 +11,19 @@ use crate::{
     queue::{self, Wait},
 };
 
-/// A future that tells what happened to a node.
+/// A future that completes with the event of a watched node.
 pub(crate) type Event = Pin<Box<dyn Future<Output = WatchedEvent> + Send>>;
 
-/// What came of setting a watch.
+/// The result of setting a watch.
 pub(crate) enum Set<T> {
     Watching(T),
-    /// The node is not there.
+    /// The node does not exist.
     Gone,
-    /// There is no room for it: look again after a while.
+    /// The connection has no room for another watch. The caller must poll.
     NoRoom,
 }
 
-/// Watches a node, and reads what it says.
+/// Watches a node, and reads its data.
 pub(crate) async fn node(
     link: &Arc<Link>,
     path: &str,
@@ -38,7 +38,7 @@ pub(crate) async fn node(
     }
 }
 
-/// Watches who comes and goes, and lists who is there.
+/// Watches the children of a directory, and lists them. Without room for a watch it only lists.
 pub(crate) async fn children(
     link: &Arc<Link>,
     directory: &Directory,
@@ -57,7 +57,7 @@ pub(crate) async fn children(
     Ok((children, Some((watcher, room))))
 }
 
-/// Waits for a watch to tell.
+/// Waits for the event of a watch.
 pub(crate) fn told(watcher: OneshotWatcher, room: Room) -> Event {
     Box::pin(async move {
         let event = watcher.changed().await;
@@ -66,13 +66,13 @@ pub(crate) fn told(watcher: OneshotWatcher, room: Room) -> Event {
     })
 }
 
-/// Completes when trying again makes sense.
+/// Completes when a refused attempt should be repeated: the lock may be free.
 pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Directory) {
     let Ok(link) = cluster.shared("acquire").await else {
         return;
     };
     let watched = async {
-        // That one server may be behind the one that was asked.
+        // The server of this connection may be behind the one that refused the attempt.
         let (sync, list) = (
             link.client.sync(directory.path()),
             children(&link, &directory),
@@ -85,7 +85,7 @@ pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Di
         return;
     };
     match queue::refusal(request.key(), request.mode(), &children) {
-        // Free already, or nobody can tell.
+        // The lock is free already, or its state is unknown.
         Ok(None) | Err(_) => {}
         Ok(Some(Wait::Any)) => match any {
             Some((watcher, room)) => drop(told(watcher, room).await),

@@ -19,7 +19,7 @@ const TTL: u64 = 3_000;
 const BEAT: u64 = TTL / HEARTBEAT_PART as u64;
 const PATIENCE: u64 = TTL / 4;
 
-/// Who answers the beats, and how they count.
+/// The server that answers the beats, and the count of each answer.
 #[derive(Clone, Copy, PartialEq)]
 enum Beats {
     /// The leader, as it must be.
@@ -30,7 +30,7 @@ enum Beats {
     Doubled,
 }
 
-/// Small and good enough: xorshift.
+/// A small random number generator: xorshift.
 struct Dice(u64);
 
 impl Dice {
@@ -42,7 +42,7 @@ impl Dice {
     }
 }
 
-/// Delivers in order.
+/// A connection that delivers its messages in order.
 struct Way<T> {
     sent: VecDeque<(u64, T)>,
     slowest: u64,
@@ -75,10 +75,10 @@ impl<T> Way<T> {
     }
 }
 
-/// A process that stands still now and then.
+/// A process that stops from time to time.
 struct Process {
     until: u64,
-    /// How often, in steps; 0 is never.
+    /// The mean number of steps between two stops. 0 means that it never stops.
     every: u64,
     longest: u64,
 }
@@ -117,18 +117,18 @@ enum FromLeader {
 }
 
 enum FromFollower {
-    /// The answer to a ping, and whether it tells of the session.
+    /// The answer to a ping, and whether it reports the session.
     Told(bool),
     Forwarded(Request),
 }
 
-/// How much longer the session was believed in than it lived, in one run.
-fn believed_too_long(seed: u64, beats: Beats) -> u64 {
+/// Runs the simulation once. Returns how much later than the session its deadline was.
+fn overrun(seed: u64, beats: Beats) -> u64 {
     let dice = &mut Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let tick = 100 + dice.below(TTL / 2 - 100);
     let liveness = Liveness::new(Duration::from_millis(tick), at(0));
-    // What goes wrong between a leader that goes on and its next ping takes a quick network, and a
-    // transaction as soon as the leader has answered.
+    // A fault between the resumption of the leader and its next ping needs a quick network, and a
+    // transaction right after the answer of the leader.
     let quick = dice.below(2) == 0;
     let slowest = dice.below(if quick { 4 } else { 30 });
     let (mut up, mut down) = (Way::<Request>::new(slowest), Way::<Request>::new(slowest));
@@ -138,10 +138,10 @@ fn believed_too_long(seed: u64, beats: Beats) -> u64 {
     );
     let (mut client, mut follower, mut leader) =
         (Process::of(dice), Process::of(dice), Process::of(dice));
-    // Often the leader stands still until then.
+    // In most runs the leader stops until then.
     let cut = TTL + dice.below(STEPS - 3 * TTL);
     let stop = cut - dice.below(TTL);
-    // A ping is due at this time; it goes out when the leader has had so much time to do so.
+    // A ping is due at this time. It is sent once the leader has run for `late` steps after that.
     let (mut due, mut late) = (dice.below(tick / 2 + 1), 0);
     let (mut touched, mut ends) = (false, TTL);
     let (mut beat, mut next_beat, mut next_transaction, mut transaction) =
@@ -154,7 +154,7 @@ fn believed_too_long(seed: u64, beats: Beats) -> u64 {
         if now == cut {
             to_leader.open = false;
         }
-        // A leader that goes on sends what is due before it stands still again.
+        // A leader that resumes sends a ping that is due before it stops again.
         let owes = now >= due && now >= leader.until;
         if owes || leader.runs(now, dice) {
             if now >= due {
@@ -166,7 +166,7 @@ fn believed_too_long(seed: u64, beats: Beats) -> u64 {
                     late -= 1;
                 }
             }
-            // What ended while it stood still has ended when it goes on.
+            // A session that expired while the leader was stopped has expired when it resumes.
             let lives = now <= ends;
             while let Some(arrived) = to_leader.take(now) {
                 match arrived {
@@ -242,30 +242,30 @@ fn at(millis: u64) -> Timestamp {
 #[test]
 fn a_session_lives_until_its_deadline_in_every_simulation() {
     for seed in 1..=SEEDS {
-        let late = believed_too_long(seed, Beats::Leader);
-        assert_eq!(late, 0, "seed {seed}: believed for {late} ms after the end");
+        let late = overrun(seed, Beats::Leader);
+        assert_eq!(late, 0, "seed {seed}: valid for {late} ms after the end");
     }
 }
 
-/// The simulation finds it.
+/// A defect that the simulation must find.
 #[test]
 fn beats_that_a_follower_answers_are_found_out() {
     let found = (1..=SEEDS)
-        .filter(|seed| believed_too_long(*seed, Beats::Follower) > 0)
+        .filter(|seed| overrun(*seed, Beats::Follower) > 0)
         .count();
     assert!(found > SEEDS as usize / 50, "{found} of {SEEDS}");
 }
 
-/// A leader that has just gone on answers one before it sends the ping that is due.
+/// A leader that has just resumed answers one beat before it sends the ping that is due.
 #[test]
 fn one_beat_instead_of_two_is_found_out() {
     let found = (1..=SEEDS)
-        .filter(|seed| believed_too_long(*seed, Beats::Doubled) > 0)
+        .filter(|seed| overrun(*seed, Beats::Doubled) > 0)
         .count();
     assert!(found >= 3, "{found} of {SEEDS}");
 }
 
-/// So that the test above is not passed by never moving the deadline.
+/// Without this, a deadline that never moves would pass the simulation.
 #[test]
 fn a_session_that_is_renewed_is_believed_in() {
     let liveness = Liveness::new(Duration::from_millis(200), at(0));
