@@ -14,7 +14,7 @@ use zookeeper_client::{Client, Connector};
 use crate::{
     config::{ParsedUrl, ZookeeperConfig},
     connection::Cluster,
-    crowd::Crowd,
+    contended::ContendedHint,
     error::{self, BACKEND, named},
     inspect,
     keys::Directory,
@@ -50,7 +50,7 @@ pub struct ZookeeperBackend {
     sessions: Sessions<ZookeeperSessions>,
     /// The sessions of waiters.
     waiting: Sessions<ZookeeperSessions>,
-    crowd: Crowd,
+    contended: ContendedHint,
     capabilities: Capabilities,
 }
 
@@ -137,7 +137,7 @@ impl ZookeeperBackend {
             cluster,
             sessions,
             waiting,
-            crowd: Crowd::default(),
+            contended: ContendedHint::default(),
             capabilities,
         }))
     }
@@ -193,7 +193,7 @@ impl ZookeeperBackend {
         request: &Request,
         directory: &Directory,
     ) -> Result<Option<Arc<dyn Lease>>> {
-        let taken = self.crowd.is_taken(directory.lane());
+        let contended = self.contended.is_set(directory.lane());
         if request.is_waiting() {
             // A client that polls stays in the queue for a while. Otherwise it might never be
             // granted.
@@ -202,7 +202,7 @@ impl ZookeeperBackend {
                     self.attempt(self.pending(request, directory).await?, Some(LINGER))
                         .await
                 }
-                true if taken => {
+                true if contended => {
                     self.attempt(self.waiter(request, directory).await?, Some(LINGER))
                         .await
                 }
@@ -213,14 +213,14 @@ impl ZookeeperBackend {
             };
         }
         let pending = self.pending(request, directory).await?;
-        if taken {
+        if contended {
             // The lock was taken the last time. A read costs the servers much less than a node that
             // is created in vain.
             let children = pending.list().await?;
             if queue::refusal(request.key(), request.mode(), &children)?.is_some() {
                 return Ok(None);
             }
-            self.crowd.note(pending.lane, false);
+            self.contended.note(pending.lane, false);
         }
         self.attempt(pending, None).await
     }
@@ -249,7 +249,7 @@ impl ZookeeperBackend {
         match granted {
             Ok(Some(watch)) => pending.hold(queued, watch).await.map(Some),
             refused => {
-                self.crowd.note(lane, refused.is_ok());
+                self.contended.note(lane, refused.is_ok());
                 pending.leave(&queued).await;
                 refused.map(|_| None)
             }
@@ -260,7 +260,7 @@ impl ZookeeperBackend {
     async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
         let pending = if !self.waits_apart(request) {
             self.pending(request, directory).await?
-        } else if self.crowd.is_taken(directory.lane()) {
+        } else if self.contended.is_set(directory.lane()) {
             self.waiter(request, directory).await?
         } else {
             // A free lock takes one round trip.
@@ -287,11 +287,11 @@ impl ZookeeperBackend {
         };
         match pending.wait(&mut queued).await {
             Ok(watch) => {
-                let others = queued
+                let contended = queued
                     .children
                     .as_deref()
-                    .is_some_and(|children| pending.is_crowded(children));
-                self.crowd.note(pending.lane, others);
+                    .is_some_and(|children| pending.is_contended(children));
+                self.contended.note(pending.lane, contended);
                 pending.hold(queued, watch).await
             }
             Err(error) => {

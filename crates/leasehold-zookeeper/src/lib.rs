@@ -5,7 +5,7 @@ mod backend;
 mod batch;
 mod config;
 mod connection;
-mod crowd;
+mod contended;
 mod diagnosis;
 mod error;
 mod inspect;

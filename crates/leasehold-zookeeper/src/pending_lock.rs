@@ -147,8 +147,8 @@ impl PendingLock {
         }
     }
 
-    /// Whether others among these children would refuse the next one that asks for the same.
-    pub(crate) fn is_crowded(&self, children: &[String]) -> bool {
+    /// Returns whether the other nodes among these children would refuse an equal request.
+    pub(crate) fn is_contended(&self, children: &[String]) -> bool {
         let own = self.place().name().uuid;
         let others: Vec<_> = children
             .iter()
