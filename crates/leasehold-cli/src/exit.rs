@@ -79,7 +79,6 @@ pub(crate) fn with_causes(error: &dyn StdError) -> String {
 fn code_of(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::Mismatch => USAGE,
-        ErrorKind::Contended | ErrorKind::TimedOut => CONTENDED,
         ErrorKind::Unavailable | ErrorKind::Indeterminate => UNAVAILABLE,
         ErrorKind::Denied => DENIED,
         ErrorKind::Lost => LOST,

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use leasehold::{Expiry, LockClient, LockGuard, Released, Wait};
+use leasehold::{Expiry, LockClient, LockGuard, LockKey, Released};
 
 use crate::{
     args::Run,
@@ -32,30 +32,44 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
         code = signals.end() => return Ok(code),
         backend = backend::open(&args.on.url) => client(args, command, backend?),
     };
-    let wait = match args.within {
-        _ if args.no_wait => Wait::No,
-        Some(limit) => Wait::AtMost(limit),
-        None => Wait::Forever,
-    };
     // A deadline would end the hold of a command that was stopped for longer, for nothing.
     let ttl = if is_freed_by_death(&client) {
         client.capabilities().max_ttl
     } else {
         args.ttl
     };
-    let mutex = client.mutex(key).with_ttl(ttl).with_wait(wait);
+    let mutex = client.mutex(key.clone()).with_ttl(ttl);
+    let lock = async {
+        match args.within {
+            _ if args.no_wait => mutex.try_lock().await,
+            Some(limit) => mutex.lock_timeout(limit).await,
+            None => mutex.lock().await.map(Some),
+        }
+    };
     let locked = tokio::select! {
         biased;
         code = signals.end() => Err(code),
-        locked = mutex.lock() => Ok(locked),
+        locked = lock => Ok(locked),
     };
     let done = match locked {
-        Ok(Ok(guard)) => under(args, &client, guard, &mut signals).await,
+        Ok(Ok(None)) => Err(contended(args, &key)),
+        Ok(Ok(Some(guard))) => under(args, &client, guard, &mut signals).await,
         Ok(Err(error)) => Err(error.into()),
         Err(code) => Ok(code),
     };
     backend::close(&client).await;
     done
+}
+
+/// The failure of an attempt or a wait during which another held the lock.
+fn contended(args: &Run, key: &LockKey) -> Failure {
+    let message = match args.within {
+        Some(limit) if !args.no_wait => {
+            format!("`{key}` was not granted within {limit:?}: another holds it")
+        }
+        _ => format!("another holds `{key}`; wait for it, or try again later"),
+    };
+    Failure::new(exit::CONTENDED, message)
 }
 
 fn client(args: &Run, command: &[OsString], backend: impl leasehold::LockBackend) -> LockClient {

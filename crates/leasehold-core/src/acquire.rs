@@ -14,30 +14,72 @@ use crate::{
     key::LockKey,
     local_queue::Place,
     mode::Mode,
-    options::{Spec, Wait},
+    options::Spec,
     panics::{ContainedLease, contain},
     release,
     request::Request,
-    telemetry::{Span, Traced, Waiting},
+    telemetry::{self, Span, Traced, Waiting},
 };
 
 /// How long at most a try waits for what goes on in the background to become less.
 const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Acquires as `spec` says, but waits as `wait` says.
-pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<LockGuard> {
+/// How long an acquisition waits while others hold the lock.
+#[derive(Clone, Copy)]
+enum Wait {
+    Not,
+    AtMost(Duration),
+    Forever,
+}
+
+impl Wait {
+    /// What an acquisition that is refused is called in spans and metrics.
+    fn refusal(self) -> &'static str {
+        match self {
+            Self::Not => telemetry::CONTENDED,
+            Self::AtMost(_) | Self::Forever => telemetry::TIMED_OUT,
+        }
+    }
+}
+
+/// Waits until the lock is granted.
+pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
+    match acquire_with(client, spec, Wait::Forever).await? {
+        Some(guard) => Ok(guard),
+        None => unreachable!("a wait without a limit ends with a grant or an error"),
+    }
+}
+
+/// Makes one attempt. Returns `None` if others hold the lock.
+pub(crate) async fn try_acquire(client: &Arc<Client>, spec: &Spec) -> Result<Option<LockGuard>> {
+    acquire_with(client, spec, Wait::Not).await
+}
+
+/// Waits for at most `timeout`. Returns `None` if others held the lock until then.
+pub(crate) async fn acquire_for(
+    client: &Arc<Client>,
+    spec: &Spec,
+    timeout: Duration,
+) -> Result<Option<LockGuard>> {
+    acquire_with(client, spec, Wait::AtMost(timeout)).await
+}
+
+async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<LockGuard>> {
     // Until the guard is there, or what was granted is on its way back.
     let _under_way = client.under_way();
     let waiting = Waiting::begin(client);
-    let acquired = granted(client, spec, wait)
-        .await
-        .and_then(|grant| finish(spec, grant));
+    let granted = granted(client, spec, wait).await;
+    let acquired = granted.and_then(|grant| grant.map(|grant| finish(spec, grant)).transpose());
     // No `.await` since the grant: it cannot be dropped on the way.
-    waiting.end(&acquired);
+    waiting.end(&acquired, wait.refusal());
     acquired
 }
 
-async fn granted<'a>(client: &'a Arc<Client>, spec: &Spec, wait: Wait) -> Result<Grant<'a>> {
+async fn granted<'a>(
+    client: &'a Arc<Client>,
+    spec: &Spec,
+    wait: Wait,
+) -> Result<Option<Grant<'a>>> {
     let key = spec.key.as_ref().map_err(Error::clone)?;
     let traced = Traced::of(Span::of(|| {
         tracing::debug_span!(
@@ -58,26 +100,15 @@ async fn granted<'a>(client: &'a Arc<Client>, spec: &Spec, wait: Wait) -> Result
         let request =
             Request::in_context(key.clone(), spec.mode, spec.ttl, Arc::clone(&spec.context));
         match wait {
-            Wait::No => try_once(client, request).await,
-            Wait::Forever => queue(client, request).await,
-            // The time is over before it begins: one attempt is all there is.
-            Wait::AtMost(Duration::ZERO) => match try_once(client, request).await {
-                Err(error) if error.kind() == ErrorKind::Contended => {
-                    Err(timed_out(client, key, Duration::ZERO))
-                }
-                other => other,
-            },
-            Wait::AtMost(limit) => {
+            // A time-out of zero is over before it begins.
+            Wait::Not | Wait::AtMost(Duration::ZERO) => try_once(client, request).await,
+            Wait::Forever => queue(client, request).await.map(Some),
+            Wait::AtMost(timeout) => {
                 let signal = Arc::clone(request.signal());
-                match tokio::time::timeout(limit, queue(client, request)).await {
-                    Ok(granted) => granted,
-                    Err(_elapsed) => Err(in_vain(
-                        client,
-                        key,
-                        limit,
-                        signal.is_contended(),
-                        signal.fault(),
-                    )),
+                match tokio::time::timeout(timeout, queue(client, request)).await {
+                    Ok(granted) => granted.map(Some),
+                    Err(_elapsed) if signal.is_contended() => Ok(None),
+                    Err(_elapsed) => Err(unanswered(client, key, timeout, signal.fault())),
                 }
             }
         }
@@ -88,10 +119,16 @@ async fn granted<'a>(client: &'a Arc<Client>, spec: &Spec, wait: Wait) -> Result
     } else {
         span.around(granted).await
     };
-    if let Some(token) = granted.as_ref().ok().and_then(|grant| grant.token) {
+    let grant = granted.as_ref().ok().and_then(Option::as_ref);
+    if let Some(token) = grant.and_then(|grant| grant.token) {
         span.record("token", token.get());
     }
-    traced.end(&granted, "granted");
+    let outcome = if grant.is_some() {
+        telemetry::GRANTED
+    } else {
+        wait.refusal()
+    };
+    traced.end(&granted, outcome);
     granted
 }
 
@@ -231,9 +268,9 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
     });
 }
 
-/// One attempt. In the lane if nobody is ahead, so that later waiters of this process queue behind
-/// it; else beside it.
-async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
+/// Makes one attempt. In the lane if nobody is ahead, so that later waiters of this process queue
+/// behind it; else beside it.
+async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant<'_>>> {
     // A try is not to wait for long: a loop of tries gives way, and no more.
     client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
     let mut place = client.queues.try_enter(&request).await?;
@@ -251,7 +288,7 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     loop {
         let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());
         match CompleteOnDrop::acquisition(client, &request, attempt).await? {
-            Attempt::Granted(lease) => return Grant::of(client, request, lease, place),
+            Attempt::Granted(lease) => return Grant::of(client, request, lease, place).map(Some),
             Attempt::Contended(_) => request.set_contended(),
         }
         // Those that had begun before it was refused: once.
@@ -259,14 +296,7 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
         drop(place.take());
         drop(sent.await);
     }
-    Err(Error::new(
-        ErrorKind::Contended,
-        format!(
-            "another holds `{}`; wait for it, or try again later",
-            request.key()
-        ),
-    )
-    .with_backend(client.capabilities.backend))
+    Ok(None)
 }
 
 fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
@@ -291,38 +321,26 @@ fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
     Ok(guard)
 }
 
-/// Why a wait was over after `limit`. Only if the lock was `held` was it contention.
-pub(crate) fn in_vain(
+/// Returns the error of a wait that is over after `timeout`, and during which no other was known to
+/// hold the lock.
+pub(crate) fn unanswered(
     client: &Client,
     key: &LockKey,
-    limit: Duration,
-    held: bool,
+    timeout: Duration,
     fault: Option<Error>,
 ) -> Error {
-    let error = if held {
-        timed_out(client, key, limit)
+    let why = if fault.is_some() {
+        "the backend failed"
     } else {
-        let why = if fault.is_some() {
-            "the backend failed"
-        } else {
-            "the backend did not answer in this time"
-        };
-        Error::new(
-            ErrorKind::Unavailable,
-            format!("`{key}` was not granted within {limit:?}: {why}"),
-        )
-        .with_backend(client.capabilities.backend)
+        "the backend did not answer in this time"
     };
+    let error = Error::new(
+        ErrorKind::Unavailable,
+        format!("`{key}` was not granted within {timeout:?}: {why}"),
+    )
+    .with_backend(client.capabilities.backend);
     match fault {
         Some(fault) => error.with_source(fault),
         None => error,
     }
-}
-
-fn timed_out(client: &Client, key: &LockKey, limit: Duration) -> Error {
-    Error::new(
-        ErrorKind::TimedOut,
-        format!("`{key}` was not granted within {limit:?}"),
-    )
-    .with_backend(client.capabilities.backend)
 }

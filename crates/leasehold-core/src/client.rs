@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
-    acquire::in_vain,
+    acquire::unanswered,
     backend::{BoxFuture, LockBackend},
     background_releases::BackgroundReleases,
     capability::{Capabilities, Restart},
@@ -33,7 +33,7 @@ use crate::{
     local_queue::LocalQueues,
     mode::Mode,
     mutex::Mutex as LockMutex,
-    options::{Renewal, Spec, Wait},
+    options::{Renewal, Spec},
     panics::{Call, contain},
     reentrant::Owner,
     renewal::Renewer,
@@ -135,15 +135,23 @@ impl LockClient {
         self.0.check_usable()
     }
 
-    /// Returns the error of a wait for what another task of this client was about to be granted, or
-    /// has been.
-    pub(crate) fn in_vain(&self, key: &LockKey, limit: Duration) -> Error {
+    /// Returns the error of a wait for what another task of this client was about to be granted;
+    /// none if the lock was held meanwhile.
+    pub(crate) fn check_answered(&self, key: &LockKey, timeout: Duration) -> Result<()> {
         let (client, since) = (&self.0, self.0.context.clock.now());
         let last = client.queues.last(key, Mode::Exclusive);
-        let held = last
+        if last
             .as_ref()
-            .is_some_and(|last| last.excludes_others_after(since));
-        in_vain(client, key, limit, held, last.and_then(|last| last.fault()))
+            .is_some_and(|last| last.excludes_others_after(since))
+        {
+            return Ok(());
+        }
+        Err(unanswered(
+            client,
+            key,
+            timeout,
+            last.and_then(|last| last.fault()),
+        ))
     }
 
     fn spec<K>(&self, key: K, mode: Mode) -> Spec
@@ -155,7 +163,6 @@ impl LockClient {
             key: key.try_into().map_err(Error::from),
             mode,
             ttl: self.0.ttl,
-            wait: Wait::Forever,
             renewal: Renewal::Automatic,
             context: Arc::clone(&self.0.context),
         }

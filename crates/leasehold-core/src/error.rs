@@ -16,10 +16,6 @@ pub enum ErrorKind {
     /// The backend cannot do what was asked; see its [`Capabilities`](crate::Capabilities). Nothing
     /// was sent.
     Unsupported,
-    /// Another holds the lock.
-    Contended,
-    /// The time to wait was over before the lock was granted, and another held it. Nothing is held.
-    TimedOut,
     /// The backend could not be reached or could not answer, and what was asked did *not* happen.
     /// Also the outcome of a wait whose time was over before the backend answered.
     Unavailable,
@@ -36,7 +32,8 @@ pub enum ErrorKind {
     Cancelled,
     /// The client is used outside of a tokio runtime, or from another one than its own.
     Runtime,
-    /// The same name is used in ways that exclude each other, such as two permit counts.
+    /// The same name is used in ways that exclude each other, such as two permit counts. Or the
+    /// session of a backend has it already.
     Mismatch,
     /// The backend answered what it never should.
     Protocol,
@@ -47,8 +44,6 @@ impl ErrorKind {
         match self {
             Self::InvalidInput => "invalid input",
             Self::Unsupported => "unsupported",
-            Self::Contended => "contended",
-            Self::TimedOut => "timed out",
             Self::Unavailable => "unavailable",
             Self::Indeterminate => "indeterminate",
             Self::Denied => "denied",
@@ -104,16 +99,13 @@ impl Error {
         self.0.kind
     }
 
-    /// Whether the same call may succeed later without any change: contention and faults, but not
-    /// bad input.
+    /// Returns whether the same call may succeed later without any change: a fault may pass, bad
+    /// input does not.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.0.kind,
-            ErrorKind::Contended
-                | ErrorKind::TimedOut
-                | ErrorKind::Unavailable
-                | ErrorKind::Indeterminate
+            ErrorKind::Unavailable | ErrorKind::Indeterminate
         )
     }
 

@@ -165,7 +165,7 @@ impl Inner {
     fn unavailable(&self, error: Error) -> Error {
         let backend = error.backend().unwrap_or(self.provisional.backend);
         let error = error.with_backend(backend);
-        if !matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::TimedOut) {
+        if error.kind() != ErrorKind::Indeterminate {
             return error;
         }
         Error::new(ErrorKind::Unavailable, error.message().to_owned())

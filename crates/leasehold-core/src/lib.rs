@@ -77,7 +77,7 @@ pub use crate::{
     lazy::LazyBackend,
     mode::Mode,
     mutex::Mutex,
-    options::{Renewal, Wait},
+    options::Renewal,
     panics::{contained, supervised},
     reentrant::Owner,
     release_tracker::ReleaseTracker,

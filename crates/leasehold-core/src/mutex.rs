@@ -3,17 +3,36 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    acquire::acquire,
+    acquire::{acquire, acquire_for, try_acquire},
     client::Client,
     error::Result,
     guard::LockGuard,
-    options::{Spec, Wait, lock_options},
+    options::{Spec, lock_options},
     run::run_methods,
 };
 
-/// A lock with one holder at a time, made by [`LockClient::mutex`](crate::LockClient::mutex).
-/// Nothing is sent until it is locked, and locking it needs no `&mut`: clone and share it as you
-/// like.
+/// A lock with one holder at a time, created by [`LockClient::mutex`](crate::LockClient::mutex).
+///
+/// Nothing is sent until it is locked. Locking needs no `&mut`: clone and share it freely.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use std::time::Duration;
+///
+/// let mutex = client.mutex("item/42").with_ttl(Duration::from_secs(10));
+/// let guard = mutex.lock().await?;
+///
+/// // Another holds it: this is an outcome, not an error.
+/// assert!(mutex.try_lock().await?.is_none());
+/// assert!(mutex.lock_timeout(Duration::from_millis(10)).await?.is_none());
+///
+/// guard.release().await?;
+/// assert!(mutex.try_lock().await?.is_some());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Mutex {
     client: Arc<Client>,
@@ -27,61 +46,55 @@ impl Mutex {
 
     lock_options!();
 
-    /// Waits for the lock, for as long as [`with_wait`](Self::with_wait) says; without it, as long
-    /// as it takes.
+    /// Waits for the lock for as long as it takes.
     ///
-    /// Within this client, first come, first served. It is not re-entrant: a task that locks the
-    /// same name again waits for itself; see [`Owner`](crate::Owner).
+    /// Waiters of the same client are served in the order in which they came. The lock is not
+    /// re-entrant: a task that locks the same name again waits for itself; see
+    /// [`Owner`](crate::Owner).
     ///
     /// # While the backend fails
     /// A fault that may pass, such as a broken connection, is retried. This holds for the first
     /// attempt as for any later one. The wait ends with the fault one TTL after the first fault
-    /// since the backend last answered, or when its limit is over.
+    /// since the backend last answered.
     ///
     /// # Errors
     /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for the name or the TTL.
-    /// - [`Contended`](crate::ErrorKind::Contended) if only one attempt was asked for, and another
-    ///   holds the lock.
-    /// - [`TimedOut`](crate::ErrorKind::TimedOut) if the limit of the wait is over, and another
-    ///   held the lock during the wait.
-    /// - [`Unavailable`](crate::ErrorKind::Unavailable) if the limit is over and the backend did
-    ///   not say that another holds the lock. Its [`source`](std::error::Error::source) is the last
-    ///   fault, if there was one.
-    /// - The fault, if the backend fails for longer, or in a way that cannot pass.
+    /// - The fault, if the backend fails for longer than a TTL, or in a way that cannot pass.
     ///
     /// # Cancel safety
-    /// Safe: dropping the future leaves the queue, and what was granted meanwhile is released in
-    /// the background.
+    /// Safe: a dropped future leaves the queue, and what was granted meanwhile is released in the
+    /// background.
     pub async fn lock(&self) -> Result<LockGuard> {
-        acquire(&self.client, &self.spec, self.spec.wait).await
+        acquire(&self.client, &self.spec).await
     }
 
-    /// One attempt.
+    /// Makes one attempt, and returns `None` if another holds the lock, or waits and goes first.
     ///
     /// A process that has taken the lock several times in a row is refused if it sees that another
-    /// waits, so that a loop of tries starves nobody.
+    /// waits, so that a loop of attempts starves nobody.
     ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if another holds it, or waits and goes first;
-    /// otherwise as [`lock`](Self::lock).
+    /// As [`lock`](Self::lock). A fault is not retried.
     ///
     /// # Cancel safety
     /// As [`lock`](Self::lock).
-    pub async fn try_lock(&self) -> Result<LockGuard> {
-        acquire(&self.client, &self.spec, Wait::No).await
+    pub async fn try_lock(&self) -> Result<Option<LockGuard>> {
+        try_acquire(&self.client, &self.spec).await
     }
 
-    /// Waits for the lock for at most this long. Zero is one attempt.
+    /// Waits for the lock for at most `timeout`, and returns `None` if another held it until then.
+    ///
+    /// A timeout of zero makes one attempt.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock). When the time is over: [`TimedOut`](crate::ErrorKind::TimedOut) if
-    /// another held the lock, [`Unavailable`](crate::ErrorKind::Unavailable) if the backend did not
-    /// answer.
+    /// As [`lock`](Self::lock). Also [`Unavailable`](crate::ErrorKind::Unavailable) if the timeout
+    /// is over and the backend has not said that another holds the lock. Its
+    /// [`source`](std::error::Error::source) is the last fault, if there was one.
     ///
     /// # Cancel safety
     /// As [`lock`](Self::lock).
-    pub async fn lock_timeout(&self, limit: Duration) -> Result<LockGuard> {
-        acquire(&self.client, &self.spec, Wait::AtMost(limit)).await
+    pub async fn lock_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
+        acquire_for(&self.client, &self.spec, timeout).await
     }
 
     run_methods!(lock);

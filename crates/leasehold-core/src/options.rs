@@ -1,6 +1,6 @@
 //! How to lock: what the primitives' `with_*` methods set.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{error::Result, key::LockKey, mode::Mode, request::RequestContext, ttl::Ttl};
 
@@ -17,19 +17,6 @@ pub enum Renewal {
     Manual,
 }
 
-/// How long to queue for a lock. Not to be confused with the [`Ttl`], which is how long to own it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Wait {
-    /// Not at all.
-    No,
-    /// At most this long. A backend that fails is asked again in this time.
-    AtMost(Duration),
-    /// For as long as it takes.
-    #[default]
-    Forever,
-}
-
 /// What one primitive asks for.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
@@ -37,7 +24,6 @@ pub(crate) struct Spec {
     pub(crate) key: Result<LockKey>,
     pub(crate) mode: Mode,
     pub(crate) ttl: Ttl,
-    pub(crate) wait: Wait,
     pub(crate) renewal: Renewal,
     pub(crate) context: Arc<RequestContext>,
 }
@@ -50,13 +36,6 @@ macro_rules! lock_options {
         #[must_use]
         pub fn with_ttl(mut self, ttl: crate::Ttl) -> Self {
             self.spec.ttl = ttl;
-            self
-        }
-
-        /// How long to queue; [`Wait::Forever`](crate::Wait::Forever) unless set.
-        #[must_use]
-        pub fn with_wait(mut self, wait: crate::Wait) -> Self {
-            self.spec.wait = wait;
             self
         }
 

@@ -6,15 +6,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::{
     client::LockClient,
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     guard::LockGuard,
     held_lease::HeldLease,
     key::LockKey,
-    options::Wait,
     ttl::Ttl,
 };
 
@@ -88,6 +87,12 @@ impl Slot {
         (hold.is_held() && hold.share()).then(|| LockGuard::new(hold))
     }
 
+    /// Remembers the first guard of what is held from now on.
+    fn enter_first(&self, guard: LockGuard) -> LockGuard {
+        *self.hold() = Arc::downgrade(guard.hold());
+        guard
+    }
+
     fn hold(&self) -> MutexGuard<'_, Weak<HeldLease>> {
         // Nothing panics while it is held.
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
@@ -110,93 +115,110 @@ impl Owner {
         self
     }
 
-    /// Locks the key; at once if this owner holds it.
+    /// Locks `key`: at once if this owner holds it, otherwise after waiting for as long as it
+    /// takes.
     ///
     /// # Errors
     /// As [`Mutex::lock`](crate::Mutex::lock).
     ///
     /// # Cancel safety
-    /// Safe.
+    /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn lock<K>(&self, key: K) -> Result<LockGuard>
     where
         K: TryInto<LockKey>,
         Error: From<K::Error>,
     {
-        self.enter(key.try_into()?, Wait::Forever).await
+        let key = key.try_into()?;
+        let slot = self.slot(&key)?;
+        // The holder does not queue behind those who wait for it.
+        if let Some(guard) = slot.enter_again() {
+            return Ok(guard);
+        }
+        let _locking = slot.locking.lock().await;
+        match slot.enter_again() {
+            Some(guard) => Ok(guard),
+            None => Ok(slot.enter_first(self.mutex(key).lock().await?)),
+        }
     }
 
-    /// One attempt.
+    /// Makes one attempt, and returns `None` if another holds the key, or another task of this
+    /// owner is locking it.
     ///
     /// # Errors
     /// As [`Mutex::try_lock`](crate::Mutex::try_lock).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn try_lock<K>(&self, key: K) -> Result<LockGuard>
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn try_lock<K>(&self, key: K) -> Result<Option<LockGuard>>
     where
         K: TryInto<LockKey>,
         Error: From<K::Error>,
     {
-        self.enter(key.try_into()?, Wait::No).await
+        let key = key.try_into()?;
+        let slot = self.slot(&key)?;
+        let locking = slot.locking.try_lock();
+        if let Some(guard) = slot.enter_again() {
+            return Ok(Some(guard));
+        }
+        if locking.is_err() {
+            return Ok(None);
+        }
+        Ok(self
+            .mutex(key)
+            .try_lock()
+            .await?
+            .map(|guard| slot.enter_first(guard)))
     }
 
-    /// Waits for at most this long.
+    /// Waits for at most `timeout`, and returns `None` if another held the key until then.
     ///
     /// # Errors
     /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn lock_timeout<K>(&self, key: K, limit: Duration) -> Result<LockGuard>
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn lock_timeout<K>(&self, key: K, timeout: Duration) -> Result<Option<LockGuard>>
     where
         K: TryInto<LockKey>,
         Error: From<K::Error>,
     {
-        self.enter(key.try_into()?, Wait::AtMost(limit)).await
+        let key = key.try_into()?;
+        let slot = self.slot(&key)?;
+        if let Some(guard) = slot.enter_again() {
+            return Ok(Some(guard));
+        }
+        let begun = Instant::now();
+        let locking = tokio::time::timeout(timeout, slot.locking.lock()).await;
+        // Another task of this owner may have locked it meanwhile.
+        if let Some(guard) = slot.enter_again() {
+            return Ok(Some(guard));
+        }
+        if locking.is_err() {
+            return self.client.check_answered(&key, timeout).map(|()| None);
+        }
+        let left = timeout.saturating_sub(begun.elapsed());
+        Ok(self
+            .mutex(key)
+            .lock_timeout(left)
+            .await?
+            .map(|guard| slot.enter_first(guard)))
     }
 
-    async fn enter(&self, key: LockKey, wait: Wait) -> Result<LockGuard> {
+    fn mutex(&self, key: LockKey) -> crate::Mutex {
+        let mutex = self.client.mutex(key);
+        match self.ttl {
+            Some(ttl) => mutex.with_ttl(ttl),
+            None => mutex,
+        }
+    }
+
+    fn slot(&self, key: &LockKey) -> Result<Arc<Slot>> {
         self.client.check_usable()?;
-        let slot = self.slot(&key);
-        // Whoever holds it does not queue behind those who wait for it.
-        if let Some(guard) = slot.enter_again() {
-            return Ok(guard);
-        }
-        let mut wait = wait;
-        let locking = match (slot.locking.try_lock(), wait) {
-            (Ok(locking), _) => Ok(locking),
-            // Another task of this owner is about to get it: to try means not to wait for that.
-            (Err(_), Wait::No) => Err(Error::new(
-                ErrorKind::Contended,
-                format!("another task of this owner is locking `{key}`"),
-            )),
-            (Err(_), Wait::Forever) => Ok(slot.locking.lock().await),
-            (Err(_), Wait::AtMost(limit)) => {
-                let begun = Instant::now();
-                let locking = timeout(limit, slot.locking.lock()).await;
-                wait = Wait::AtMost(limit.saturating_sub(begun.elapsed()));
-                locking.map_err(|_elapsed| self.client.in_vain(&key, limit))
-            }
-        };
-        // Also if it was another task's turn: that may have got it just now.
-        if let Some(guard) = slot.enter_again() {
-            return Ok(guard);
-        }
-        let _locking = locking?;
-        let mut mutex = self.client.mutex(key.clone()).with_wait(wait);
-        if let Some(ttl) = self.ttl {
-            mutex = mutex.with_ttl(ttl);
-        }
-        let guard = mutex.lock().await?;
-        *slot.hold() = Arc::downgrade(guard.hold());
-        Ok(guard)
-    }
-
-    fn slot(&self, key: &LockKey) -> Arc<Slot> {
-        self.slots
+        Ok(self
+            .slots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .of(key)
+            .of(key))
     }
 }
 

@@ -281,9 +281,8 @@ impl Request {
 
     /// To be called by [`LockBackend::acquire`](crate::LockBackend::acquire) each time that the
     /// backend has answered that another holds the lock. A wait that ends without it ends as
-    /// [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as
-    /// [`TimedOut`](crate::ErrorKind::TimedOut). [`acquire_with_retry`](crate::acquire_with_retry)
-    /// calls it for each refused attempt.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as refused.
+    /// [`acquire_with_retry`](crate::acquire_with_retry) calls it for each refused attempt.
     pub fn set_contended(&self) {
         self.signal.set_contended();
     }

@@ -3,20 +3,32 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    acquire::acquire,
+    acquire::{acquire, acquire_for, try_acquire},
     client::Client,
     error::Result,
     guard::LockGuard,
     mode::Mode,
-    options::{Spec, Wait, lock_options},
+    options::{Spec, lock_options},
 };
 
-/// A lock with many readers or one writer, made by
+/// A lock with many readers or one writer, created by
 /// [`LockClient::rwlock`](crate::LockClient::rwlock).
 ///
-/// No reader that comes later overtakes a writer that waits. A read lock cannot be turned into a
-/// write lock: release it and write-lock, and look again at what you read. Cancel safety is that of
-/// [`Mutex::lock`](crate::Mutex::lock).
+/// A reader that comes later does not overtake a writer that waits. A read lock cannot be turned
+/// into a write lock: release it, lock for writing, and read again what the decision was based on.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// let prices = client.rwlock("price list");
+/// let one = prices.read().await?;
+/// let two = prices.read().await?;
+/// assert!(prices.try_write().await?.is_none());
+/// # drop((one, two));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct RwLock {
     client: Arc<Client>,
@@ -30,80 +42,81 @@ impl RwLock {
 
     lock_options!();
 
-    /// Waits to read.
+    /// Waits for a read lock for as long as it takes.
     ///
     /// # Errors
     /// As [`Mutex::lock`](crate::Mutex::lock); [`Unsupported`](crate::ErrorKind::Unsupported) where
     /// the backend has no shared mode.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn read(&self) -> Result<LockGuard> {
-        self.acquire(Mode::Shared, self.spec.wait).await
+        acquire(&self.client, &self.spec_of(Mode::Shared)).await
     }
 
-    /// One attempt to read.
+    /// Makes one attempt to lock for reading, and returns `None` if a writer holds the lock or
+    /// waits for it.
     ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if it cannot be read now; otherwise as
-    /// [`read`](Self::read).
+    /// As [`Mutex::try_lock`](crate::Mutex::try_lock) and [`read`](Self::read).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn try_read(&self) -> Result<LockGuard> {
-        self.acquire(Mode::Shared, Wait::No).await
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn try_read(&self) -> Result<Option<LockGuard>> {
+        try_acquire(&self.client, &self.spec_of(Mode::Shared)).await
     }
 
-    /// Waits to read for at most this long. Zero is one attempt.
+    /// Waits for a read lock for at most `timeout`, and returns `None` if writers held the lock
+    /// until then.
     ///
     /// # Errors
-    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as [`read`](Self::read).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout) and [`read`](Self::read).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn read_timeout(&self, limit: Duration) -> Result<LockGuard> {
-        self.acquire(Mode::Shared, Wait::AtMost(limit)).await
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn read_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
+        acquire_for(&self.client, &self.spec_of(Mode::Shared), timeout).await
     }
 
-    /// Waits to write.
+    /// Waits for the write lock for as long as it takes.
     ///
     /// # Errors
     /// As [`Mutex::lock`](crate::Mutex::lock).
     ///
     /// # Cancel safety
-    /// Safe.
+    /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn write(&self) -> Result<LockGuard> {
-        self.acquire(Mode::Exclusive, self.spec.wait).await
+        acquire(&self.client, &self.spec).await
     }
 
-    /// One attempt to write.
+    /// Makes one attempt to lock for writing, and returns `None` if another holds the lock, or
+    /// waits and goes first.
     ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if it cannot be written now; otherwise as
-    /// [`write`](Self::write).
+    /// As [`Mutex::try_lock`](crate::Mutex::try_lock).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn try_write(&self) -> Result<LockGuard> {
-        self.acquire(Mode::Exclusive, Wait::No).await
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn try_write(&self) -> Result<Option<LockGuard>> {
+        try_acquire(&self.client, &self.spec).await
     }
 
-    /// Waits to write for at most this long. Zero is one attempt.
+    /// Waits for the write lock for at most `timeout`, and returns `None` if others held the lock
+    /// until then.
     ///
     /// # Errors
-    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as [`write`](Self::write).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn write_timeout(&self, limit: Duration) -> Result<LockGuard> {
-        self.acquire(Mode::Exclusive, Wait::AtMost(limit)).await
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn write_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
+        acquire_for(&self.client, &self.spec, timeout).await
     }
 
-    async fn acquire(&self, mode: Mode, wait: Wait) -> Result<LockGuard> {
-        let spec = Spec {
+    fn spec_of(&self, mode: Mode) -> Spec {
+        Spec {
             mode,
             ..self.spec.clone()
-        };
-        acquire(&self.client, &spec, wait).await
+        }
     }
 }

@@ -3,19 +3,31 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use crate::{
-    acquire::acquire,
+    acquire::{acquire, acquire_for, try_acquire},
     client::Client,
     error::{Error, ErrorKind, Result},
     guard::LockGuard,
     mode::Mode,
-    options::{Spec, Wait, lock_options},
+    options::{Spec, lock_options},
     run::run_methods,
 };
 
-/// A bounded number of holders, made by [`LockClient::semaphore`](crate::LockClient::semaphore).
+/// A bounded number of holders, created by [`LockClient::semaphore`](crate::LockClient::semaphore).
 ///
-/// Permits have no fencing tokens: several holders are right at a time. Cancel safety is that of
-/// [`Mutex::lock`](crate::Mutex::lock).
+/// Permits have no fencing tokens, because several holders are valid at a time.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// let gpus = client.semaphore("gpu", 2);
+/// let one = gpus.acquire().await?;
+/// let two = gpus.acquire().await?;
+/// assert!(gpus.try_acquire().await?.is_none());
+/// # drop((one, two));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Semaphore {
     client: Arc<Client>,
@@ -37,7 +49,7 @@ impl Semaphore {
 
     lock_options!();
 
-    /// Waits for a permit.
+    /// Waits for a permit for as long as it takes.
     ///
     /// # Errors
     /// As [`Mutex::lock`](crate::Mutex::lock); [`Mismatch`](crate::ErrorKind::Mismatch) if others
@@ -45,44 +57,45 @@ impl Semaphore {
     /// backend has no permits.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn acquire(&self) -> Result<LockGuard> {
-        self.permit(self.spec.wait).await
+        self.check_permits()?;
+        acquire(&self.client, &self.spec).await
     }
 
-    /// One attempt.
+    /// Makes one attempt, and returns `None` if no permit is free.
     ///
     /// # Errors
-    /// [`Contended`](crate::ErrorKind::Contended) if no permit is free; otherwise as
-    /// [`acquire`](Self::acquire).
+    /// As [`Mutex::try_lock`](crate::Mutex::try_lock) and [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn try_acquire(&self) -> Result<LockGuard> {
-        self.permit(Wait::No).await
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn try_acquire(&self) -> Result<Option<LockGuard>> {
+        self.check_permits()?;
+        try_acquire(&self.client, &self.spec).await
     }
 
-    /// Waits for a permit for at most this long. Zero is one attempt.
+    /// Waits for a permit for at most `timeout`, and returns `None` if all were held until then.
     ///
     /// # Errors
-    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout); otherwise as
-    /// [`acquire`](Self::acquire).
+    /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout) and [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
-    /// Safe.
-    pub async fn acquire_timeout(&self, limit: Duration) -> Result<LockGuard> {
-        self.permit(Wait::AtMost(limit)).await
+    /// As [`Mutex::lock`](crate::Mutex::lock).
+    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
+        self.check_permits()?;
+        acquire_for(&self.client, &self.spec, timeout).await
     }
 
     run_methods!(acquire);
 
-    async fn permit(&self, wait: Wait) -> Result<LockGuard> {
+    fn check_permits(&self) -> Result<()> {
         if self.permits == 0 {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "a semaphore of 0 permits grants nothing; give it at least one",
             ));
         }
-        acquire(&self.client, &self.spec, wait).await
+        Ok(())
     }
 }

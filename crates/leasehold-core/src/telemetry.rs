@@ -94,7 +94,7 @@ pub(crate) fn describe() {
 /// appears with its first increment is no increase to those who watch it.
 pub(crate) fn begin_counting(backend: &'static str) {
     let kinds = || KINDS.map(kind);
-    for outcome in ["granted"].into_iter().chain(kinds()) {
+    for outcome in [GRANTED, CONTENDED, TIMED_OUT].into_iter().chain(kinds()) {
         record::begin(ACQUISITIONS, backend, ("outcome", outcome));
     }
     for outcome in ["renewed"].into_iter().chain(kinds()) {
@@ -323,11 +323,16 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    pub(crate) fn end<T>(mut self, outcome: &Result<T>) {
-        if outcome.is_ok() {
-            record::seconds(WAIT, self.client, &self.since);
-        }
-        self.count(outcome.as_ref().map_or_else(failure, |_| "granted"));
+    /// `refusal` is what `Ok(None)` is called.
+    pub(crate) fn end<T>(mut self, outcome: &Result<Option<T>>, refusal: &'static str) {
+        self.count(match outcome {
+            Ok(Some(_)) => {
+                record::seconds(WAIT, self.client, &self.since);
+                GRANTED
+            }
+            Ok(None) => refusal,
+            Err(error) => failure(error),
+        });
     }
 
     fn count(&mut self, outcome: &'static str) {
@@ -411,12 +416,15 @@ fn failure(error: &Error) -> &'static str {
     kind(error.kind())
 }
 
+/// The outcomes of an acquisition that does not fail.
+pub(crate) const GRANTED: &str = "granted";
+pub(crate) const CONTENDED: &str = "contended";
+pub(crate) const TIMED_OUT: &str = "timed_out";
+
 /// All of them.
 const KINDS: [ErrorKind; ErrorKind::Protocol as usize + 1] = [
     ErrorKind::InvalidInput,
     ErrorKind::Unsupported,
-    ErrorKind::Contended,
-    ErrorKind::TimedOut,
     ErrorKind::Unavailable,
     ErrorKind::Indeterminate,
     ErrorKind::Denied,
@@ -432,8 +440,6 @@ const fn kind(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidInput => "invalid_input",
         ErrorKind::Unsupported => "unsupported",
-        ErrorKind::Contended => "contended",
-        ErrorKind::TimedOut => "timed_out",
         ErrorKind::Unavailable => "unavailable",
         ErrorKind::Indeterminate => "indeterminate",
         ErrorKind::Denied => "denied",

@@ -33,7 +33,7 @@ async fn close_releases_all_and_later_operations_fail() {
 
     client.close().await.unwrap();
     assert_eq!(held.loss(), Some(LossReason::ClientClosed));
-    drop(other.mutex("held").try_lock().await.unwrap());
+    drop(other.mutex("held").try_lock().await.unwrap().unwrap());
     for waiter in [local, remote, behind_remote] {
         assert_eq!(waiter.await.unwrap(), ErrorKind::Closed);
     }
@@ -84,7 +84,7 @@ async fn a_close_that_is_dropped_goes_on() {
     }
     settle().await;
     assert_eq!(held.loss(), Some(LossReason::ClientClosed));
-    drop(other.mutex("a").try_lock().await.unwrap());
+    drop(other.mutex("a").try_lock().await.unwrap().unwrap());
     client.close().await.unwrap();
 }
 

@@ -55,7 +55,7 @@ async fn waiters_are_sent_away_and_holders_finish() {
     client.ping().await.unwrap();
     held.release().await.unwrap();
     draining.await.unwrap();
-    drop(other.mutex("held").try_lock().await.unwrap());
+    drop(other.mutex("held").try_lock().await.unwrap().unwrap());
     client.close().await.unwrap();
     drop(theirs);
 }
@@ -187,6 +187,7 @@ async fn nothing_is_held_after_it_however_it_races_with_grants() {
                     .mutex(format!("key/{n}"))
                     .try_lock()
                     .await
+                    .unwrap()
                     .expect("it is left locked"),
             );
         }

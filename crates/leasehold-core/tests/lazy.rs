@@ -180,7 +180,7 @@ async fn an_attempt_goes_on_when_who_asked_goes_away() {
     server.answers.add_permits(1);
     settle().await;
     assert!(!client.capabilities().provisional);
-    drop(client.mutex("k").try_lock().await.unwrap());
+    drop(client.mutex("k").try_lock().await.unwrap().unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +192,7 @@ async fn an_attempt_that_panics_is_unavailable_and_tried_again() {
     assert!(error.to_string().contains("told to panic"), "{error}");
     server.panics.store(false, SeqCst);
     server.up.store(true, SeqCst);
-    drop(client.mutex("k").try_lock().await.unwrap());
+    drop(client.mutex("k").try_lock().await.unwrap().unwrap());
 }
 
 #[tokio::test(start_paused = true)]

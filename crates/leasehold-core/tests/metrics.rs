@@ -140,10 +140,7 @@ async fn an_acquisition_that_fails_counts_once_by_how_it_failed() {
     };
     outcomes();
     let mutex = other.mutex("a");
-    assert_eq!(
-        mutex.try_lock().await.unwrap_err().kind(),
-        ErrorKind::Contended
-    );
+    assert!(mutex.try_lock().await.unwrap().is_none());
     expect(
         &outcomes(),
         &[(
@@ -151,13 +148,12 @@ async fn an_acquisition_that_fails_counts_once_by_how_it_failed() {
             1.0,
         )],
     );
-    assert_eq!(
+    assert!(
         mutex
             .lock_timeout(Duration::from_secs(1))
             .await
-            .unwrap_err()
-            .kind(),
-        ErrorKind::TimedOut
+            .unwrap()
+            .is_none()
     );
     expect(
         &outcomes(),
@@ -167,12 +163,13 @@ async fn an_acquisition_that_fails_counts_once_by_how_it_failed() {
         )],
     );
     let owner = other.owner();
-    let error = owner
-        .lock_timeout("a", Duration::from_secs(1))
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
-    assert!(error.to_string().contains("within 1s"), "{error}");
+    assert!(
+        owner
+            .lock_timeout("a", Duration::from_secs(1))
+            .await
+            .unwrap()
+            .is_none()
+    );
     expect(
         &outcomes(),
         &[(

@@ -394,6 +394,7 @@ async fn node_failing_after_the_majority_is_noticed_and_used_again() {
                 .try_lock()
                 .await
                 .unwrap()
+                .unwrap()
                 .release()
                 .await
                 .unwrap();

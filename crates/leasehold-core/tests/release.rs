@@ -71,10 +71,7 @@ async fn a_backend_that_panics_does_not_panic_the_drop_of_a_guard() {
     drop(guard);
     watched.releases_panic.store(false, SeqCst);
     // The gate is free, the backend is not.
-    assert_eq!(
-        client.mutex("a").try_lock().await.unwrap_err().kind(),
-        ErrorKind::Contended
-    );
+    assert!(client.mutex("a").try_lock().await.unwrap().is_none());
     client.close().await.unwrap();
 }
 
@@ -104,7 +101,7 @@ async fn acquisitions_wait_for_releases_that_pile_up() {
         .lock_timeout(std::time::Duration::from_millis(100))
         .await;
     assert_eq!(within.unwrap_err().kind(), ErrorKind::Unavailable);
-    drop(mutex.try_lock().await.unwrap());
+    drop(mutex.try_lock().await.unwrap().unwrap());
     watched.answers_wait.store(false, SeqCst);
     while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
         watched.answer.notify_waiters();

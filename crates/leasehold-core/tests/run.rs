@@ -17,7 +17,7 @@ async fn work_completes_under_the_lease() {
         .await
         .unwrap();
     assert!(token.is_some());
-    drop(client.mutex("a").try_lock().await.unwrap());
+    drop(client.mutex("a").try_lock().await.unwrap().unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -41,6 +41,7 @@ async fn work_is_cancelled_before_the_lease_could_be_anothers() {
             .mutex("a")
             .lock_timeout(Duration::from_secs(1))
             .await
+            .unwrap()
             .unwrap(),
     );
 }

@@ -46,5 +46,14 @@ fn a_runtime_without_a_timer_is_refused_typed() {
         .enable_time()
         .build()
         .unwrap();
-    with.block_on(async { drop(LockClient::new(shared).mutex("a").try_lock().await.unwrap()) });
+    with.block_on(async {
+        drop(
+            LockClient::new(shared)
+                .mutex("a")
+                .try_lock()
+                .await
+                .unwrap()
+                .unwrap(),
+        )
+    });
 }

@@ -42,9 +42,9 @@ use crate::{
 /// `lock_timeout`.
 ///
 /// # Errors
-/// [`ErrorKind::TimedOut`] after a `lock_timeout`, [`ErrorKind::Unavailable`] if the server ended
-/// the wait to resolve a deadlock, and as the server fails. The transaction is then aborted, as
-/// after any error: it can only be rolled back and run again.
+/// [`ErrorKind::Unavailable`] after the role's `lock_timeout`, or if the server ended the wait to
+/// resolve a deadlock, and as the server fails. The transaction is then aborted, as after any
+/// error: it can only be rolled back and run again.
 ///
 /// # Cancel safety
 /// Dropped while it waits, the server goes on waiting until the transaction is dropped too, and its
@@ -89,8 +89,9 @@ pub async fn try_lock_shared(
     attempt(transaction, key, true).await
 }
 
-/// As [`lock`], but waits for at most this long; whether it was locked. The transaction goes on in
-/// either case: it waits behind a savepoint. The role's `lock_timeout` holds again afterwards.
+/// As [`lock`], but waits for at most `timeout`. Returns whether it was locked. The transaction
+/// goes on in either case: it waits behind a savepoint. The role's `lock_timeout` holds again
+/// afterwards.
 ///
 /// # Errors
 /// [`ErrorKind::Unavailable`] as for [`lock`], and as the server fails.
@@ -100,10 +101,10 @@ pub async fn try_lock_shared(
 pub async fn lock_timeout(
     transaction: &mut PgTransaction<'_>,
     key: AdvisoryKey,
-    wait: Duration,
+    timeout: Duration,
 ) -> Result<bool> {
     // 0 would mean no limit, and the server takes whole milliseconds up to 31 bits.
-    let millis = wait.as_millis().clamp(1, i32::MAX as u128).to_string();
+    let millis = timeout.as_millis().clamp(1, i32::MAX as u128).to_string();
     let failed = |error| error::of_driver(error, "acquire", SERVER);
     let mut behind = transaction.begin().await.map_err(failed)?;
     let before: String = sqlx::query_scalar("SELECT current_setting('lock_timeout')")
@@ -145,7 +146,7 @@ async fn wait(transaction: &mut PgTransaction<'_>, key: AdvisoryKey, shared: boo
     match run(transaction, statement(key, shared), key).await {
         Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => {
             let message = "the role's lock_timeout was over before the lock was free";
-            Err(error::plain(ErrorKind::TimedOut, "acquire", message).with_source(error))
+            Err(error::plain(ErrorKind::Unavailable, "acquire", message).with_source(error))
         }
         waited => waited.map_err(|error| error::of_driver(error, "acquire", SERVER)),
     }

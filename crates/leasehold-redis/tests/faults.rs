@@ -365,6 +365,7 @@ async fn a_node_that_comes_later_and_is_another_has_no_vote() {
         .try_lock()
         .await
         .unwrap()
+        .unwrap()
         .release()
         .await
         .unwrap();
@@ -528,7 +529,7 @@ async fn idle_connections_that_were_closed_cost_a_quorum_nothing() {
         for server in &servers {
             kill_clients(server).await;
         }
-        let guard = client.mutex("k").try_lock().await.unwrap();
+        let guard = client.mutex("k").try_lock().await.unwrap().unwrap();
         for server in &servers {
             kill_clients(server).await;
         }

@@ -26,6 +26,14 @@ pub(crate) fn must<T>(result: Result<T>, claim: &str) -> T {
     }
 }
 
+/// As [`must`], of an attempt that must be granted.
+pub(crate) fn must_grant<T>(result: Result<Option<T>>, claim: &str) -> T {
+    match must(result, claim) {
+        Some(guard) => guard,
+        None => panic!("{claim}: it is refused"),
+    }
+}
+
 pub(crate) fn key(subject: &dyn Subject, hint: &str) -> LockKey {
     must(
         LockKey::new(subject.name(hint)),

@@ -49,7 +49,7 @@ macro_rules! __with_cases {
             waiting {
                 waiter_is_woken_without_polling: pushed_wakeup,
                 waiter_takes_over_after_expiry: expiry,
-                lock_within_times_out: exclusive,
+                lock_timeout_gives_up_in_time: exclusive,
             }
             cancellation {
                 cancelled_waiter_leaves_nothing: inspection,

@@ -36,8 +36,8 @@
 //! - A **fencing token** is a number that grows from grant to grant of a name.
 //! - A **backend** is what keeps the locks. What backends differ in is data: [`Capabilities`],
 //!   which [`LockClient::capabilities`] returns and the command `leasehold caps` prints.
-//! - **Wait** is how long you queue ([`Wait`]), **TTL** how long you own ([`Ttl`]). They have
-//!   nothing to do with each other.
+//! - The **time-out** of a `lock_timeout` is how long you queue, the **TTL** how long you own. They
+//!   have nothing to do with each other.
 //!
 //! # Loss and cancellation
 //!
@@ -53,14 +53,13 @@
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
 //! # #[cfg(feature = "local")] {
 //! use std::time::Duration;
-//! use leasehold::ErrorKind;
 //!
 //! let client = leasehold::connect("memory:").await?;
 //! let report = client.mutex("nightly-report");
 //! let guard = report.lock().await?;
 //!
-//! let refused = report.lock_timeout(Duration::from_millis(10)).await.unwrap_err();
-//! assert_eq!(refused.kind(), ErrorKind::TimedOut);
+//! let refused = report.lock_timeout(Duration::from_millis(10)).await?;
+//! assert!(refused.is_none()); // contention is an outcome, not an error
 //!
 //! tokio::select! {
 //!     reason = guard.lost() => eprintln!("stop, the lock is gone: {reason}"),
@@ -208,9 +207,9 @@
 //!   outcome. And the [metrics](#metrics).
 //! - **Start and stop**: [`connect_lazily`] starts while the server is down. [`LockClient::ping`]
 //!   is for health checks. [`LockClient::drain`] lets holders finish before [`LockClient::close`].
-//! - **Errors**: [`ErrorKind`] tells contended from unavailable from lost from indeterminate, and
-//!   [`Error::is_retryable`] whether the same call may succeed later. Nothing that failed is left
-//!   locked for longer than a TTL.
+//! - **Errors**: contention is none: an attempt returns `None`. [`ErrorKind`] tells unavailable
+//!   from lost from indeterminate, and [`Error::is_retryable`] whether the same call may succeed
+//!   later. Nothing that failed is left locked for longer than a TTL.
 //! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch,
 //!   token) at the resource, and raise the epoch then.
 //!

@@ -75,7 +75,7 @@ async fn converse(talk: usize, url: String) {
         return;
     };
     let mutex = client.mutex(format!("hostile {talk}"));
-    let guard = ended(talk, "try_lock", mutex.try_lock()).await;
+    let guard = ended(talk, "try_lock", mutex.try_lock()).await.flatten();
     if let Some(guard) = &guard {
         ended(talk, "renew", guard.renew()).await;
     }

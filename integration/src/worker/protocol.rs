@@ -116,6 +116,8 @@ pub enum Answer {
         /// When it must be believed over, on `CLOCK_BOOTTIME`.
         deadline_ns: u64,
     },
+    /// Another holds the lock.
+    Refused,
     /// A typed error.
     Failed {
         /// The kind, as `Debug` writes it.

@@ -138,15 +138,16 @@ impl Hand {
         let locked = match (shared, patience) {
             (false, Patience::Try) => lock.try_write().await,
             (false, Patience::Within(ms)) => lock.write_timeout(Duration::from_millis(ms)).await,
-            (false, Patience::Forever) => lock.write().await,
+            (false, Patience::Forever) => lock.write().await.map(Some),
             (true, Patience::Try) => lock.try_read().await,
             (true, Patience::Within(ms)) => lock.read_timeout(Duration::from_millis(ms)).await,
-            (true, Patience::Forever) => lock.read().await,
+            (true, Patience::Forever) => lock.read().await.map(Some),
         };
-        let guard = locked.inspect_err(|_| {
+        let Ok(Some(guard)) = locked else {
             self.log
-                .write(attempt, key, (Op::Acquire, Phase::Fail), None, None)
-        })?;
+                .write(attempt, key, (Op::Acquire, Phase::Fail), None, None);
+            return locked.map(|_refused| Answer::Refused);
+        };
         let (token, deadline_ns) = terms(&guard);
         self.log.write(
             attempt,

@@ -136,19 +136,19 @@ impl Shared {
             Some(acquisition.await)
         };
         match acquired {
-            Some(Ok(guard)) => self.granted(shared, attempt, guard).await,
+            Some(Ok(Some(guard))) => self.granted(shared, attempt, guard).await,
+            Some(Ok(None)) => {
+                self.write(shared, attempt, (Op::Acquire, Phase::Fail), None, None);
+                self.timed_out.fetch_add(1, Ordering::Relaxed);
+            }
             None => self.write(shared, attempt, (Op::Acquire, Phase::Info), None, None),
             Some(Err(error)) => {
                 self.write(shared, attempt, (Op::Acquire, Phase::Fail), None, None);
-                if error.kind() == ErrorKind::TimedOut {
-                    self.timed_out.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    if !error.is_retryable() && error.kind() != ErrorKind::Lost {
-                        eprintln!("{}: {error}", self.proc);
-                    }
-                    self.fault(&format!("{:?}", error.kind()));
-                    tokio::time::sleep(AFTER_ERROR).await;
+                if !error.is_retryable() && error.kind() != ErrorKind::Lost {
+                    eprintln!("{}: {error}", self.proc);
                 }
+                self.fault(&format!("{:?}", error.kind()));
+                tokio::time::sleep(AFTER_ERROR).await;
             }
         }
     }

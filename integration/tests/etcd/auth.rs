@@ -299,7 +299,7 @@ async fn a_password_that_rotates_costs_no_lock() {
             assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
             provider.rotate(password);
             let asked = provider.asked.load(Ordering::Relaxed);
-            free(one.mutex("new").try_lock().await.unwrap()).await;
+            free(one.mutex("new").try_lock().await.unwrap().unwrap()).await;
             assert!(provider.asked.load(Ordering::Relaxed) > asked);
             // Past the deadline that it had.
             sleep(Duration::from_millis(6_500)).await;

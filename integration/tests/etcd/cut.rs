@@ -34,7 +34,7 @@ async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
         for chunks in 0..POINTS {
             for contended in [false, true] {
                 let holder = if contended {
-                    Some(direct.mutex("cut").try_lock().await.unwrap())
+                    Some(direct.mutex("cut").try_lock().await.unwrap().unwrap())
                 } else {
                     None
                 };

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use leasehold_core::ErrorKind;
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{sleep, timeout};
 
@@ -28,11 +27,7 @@ async fn a_lease_that_a_stranger_granted_is_not_used() {
         sleep(Duration::from_secs(STRANGERS_TTL_S as u64 + 2)).await;
         assert!(held.is_held(), "{fate:?}");
         let refused = rival.mutex("k").try_lock().await;
-        assert_eq!(
-            refused.unwrap_err().kind(),
-            ErrorKind::Contended,
-            "{fate:?}: two hold"
-        );
+        assert!(refused.unwrap().is_none(), "{fate:?}: two hold");
         free(held).await;
     }
 }

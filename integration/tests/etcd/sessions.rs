@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, LossReason, Released, Renewal};
+use leasehold_core::{LossReason, Released, Renewal};
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{sleep, timeout};
 
@@ -25,14 +25,13 @@ async fn a_session_keeps_many_locks_alive_with_few_requests() {
     sleep(Duration::from_secs(5)).await;
     for (n, guard) in guards.into_iter().enumerate() {
         assert!(guard.is_held());
-        assert_eq!(
+        assert!(
             other
                 .mutex(format!("k{n}"))
                 .try_lock()
                 .await
-                .unwrap_err()
-                .kind(),
-            ErrorKind::Contended
+                .unwrap()
+                .is_none()
         );
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }

@@ -2,14 +2,15 @@
 
 use std::{fs, path::Path, process::Command};
 
-use leasehold_core::ErrorKind;
 use leasehold_integration::{
     proxy::Proxy,
     server::{RedisServer, RedlockServers},
 };
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENT, TTL, client, client_at, millis, ttl, url_through, ways};
+use crate::support::{
+    PATIENT, TTL, client, client_at, millis, not_granted, ttl, url_through, ways,
+};
 
 /// What the wall clock shows of a program that is started with this library, ahead by the seconds
 /// that a file says.
@@ -108,14 +109,7 @@ async fn clock_that_is_set_shortens_no_grace() {
         set_ahead(folder.path(), ahead);
         // Looks are taken every second.
         for _ in 0..12 {
-            let refused = other.mutex("k").try_lock().await.unwrap_err();
-            assert!(
-                matches!(
-                    refused.kind(),
-                    ErrorKind::Contended | ErrorKind::Unavailable
-                ),
-                "{refused}"
-            );
+            not_granted(&other, "k").await;
             assert!(held.is_held());
             tokio::time::sleep(millis(250)).await;
         }

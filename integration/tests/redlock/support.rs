@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use leasehold_core::{Error, LockClient, LockGuard, Ttl};
+use leasehold_core::{Error, ErrorKind, LockClient, LockGuard, Ttl};
 use leasehold_integration::{
     leftovers,
     proxy::Proxy,
@@ -89,12 +89,21 @@ pub(crate) async fn eventually(client: &LockClient, key: &str) -> LockGuard {
     let mut last: Option<Error> = None;
     while Instant::now() < end {
         match client.mutex(key).try_lock().await {
-            Ok(guard) => return guard,
+            Ok(Some(guard)) => return guard,
+            Ok(None) => last = None,
             Err(error) => last = Some(error),
         }
         tokio::time::sleep(millis(20)).await;
     }
     panic!("not granted within {PATIENCE:?}: {last:?}");
+}
+
+/// Tries once: another holds the lock, or too few servers vote.
+pub(crate) async fn not_granted(client: &LockClient, key: &str) {
+    match client.mutex(key).try_lock().await {
+        Ok(guard) => assert!(guard.is_none(), "two hold"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+    }
 }
 
 /// No lock and no waiter is left on any of these servers.

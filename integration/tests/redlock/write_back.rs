@@ -58,12 +58,18 @@ async fn kills_at_each_step(victims: &'static [usize]) {
                 }
             });
             let guard = match outcome {
-                Ok(guard) => {
+                Ok(Some(guard)) => {
                     granted += 1;
                     guard
                 }
-                Err(error) => {
-                    assert!(error.is_retryable(), "{error:?}");
+                refused => {
+                    assert!(
+                        refused
+                            .as_ref()
+                            .err()
+                            .is_none_or(leasehold_core::Error::is_retryable),
+                        "{refused:?}"
+                    );
                     failed += 1;
                     eventually(&client, "k").await
                 }

@@ -90,6 +90,7 @@ async fn grant_during_close_is_released_before_close_returns() {
         .mutex("k")
         .try_lock()
         .await
+        .unwrap()
         .expect("it was left locked")
         .release()
         .await

@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl, Wait,
+    ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl,
 };
 use leasehold_integration::{
     leftovers,
@@ -78,15 +78,14 @@ impl What {
         client: &LockClient,
         key: &str,
         limit: Option<Duration>,
-    ) -> Result<LockGuard> {
-        let wait = limit.map_or(Wait::Forever, Wait::AtMost);
-        match self {
-            Self::Mutex => client.mutex(key).with_wait(wait).lock().await,
-            Self::Read => match limit {
-                Some(limit) => client.rwlock(key).read_timeout(limit).await,
-                None => client.rwlock(key).read().await,
-            },
-            Self::Permit => client.semaphore(key, 1).with_wait(wait).acquire().await,
+    ) -> Result<Option<LockGuard>> {
+        match (self, limit) {
+            (Self::Mutex, None) => client.mutex(key).lock().await.map(Some),
+            (Self::Mutex, Some(limit)) => client.mutex(key).lock_timeout(limit).await,
+            (Self::Read, None) => client.rwlock(key).read().await.map(Some),
+            (Self::Read, Some(limit)) => client.rwlock(key).read_timeout(limit).await,
+            (Self::Permit, None) => client.semaphore(key, 1).acquire().await.map(Some),
+            (Self::Permit, Some(limit)) => client.semaphore(key, 1).acquire_timeout(limit).await,
         }
     }
 
@@ -113,7 +112,7 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
         ] {
             let key = format!("{what:?}{polls}{contended}{limit:?}");
             let other = if contended {
-                Some(what.rival().lock(rival, &key, None).await.unwrap())
+                what.rival().lock(rival, &key, None).await.unwrap()
             } else {
                 None
             };
@@ -133,12 +132,15 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
                 None => given_up += 1,
                 Some(guard) => {
                     granted += 1;
-                    drop(guard.unwrap());
+                    drop(guard.unwrap().expect("it is not refused"));
                 }
             }
             // At once, not when something expires.
             let next = what.rival().lock(rival, &key, Some(millis(3000))).await;
-            drop(next.unwrap_or_else(|error| panic!("{key} is left locked: {error:?}")));
+            drop(
+                next.unwrap()
+                    .unwrap_or_else(|| panic!("{key} is left locked")),
+            );
         }
     }
     (given_up, granted)
@@ -208,7 +210,10 @@ pub(crate) async fn cancel_everywhere(
                 }
             }
             let next = rival.mutex(key.as_str()).lock_timeout(millis(3000)).await;
-            drop(next.unwrap_or_else(|error| panic!("{key} is left locked: {error:?}")));
+            drop(
+                next.unwrap()
+                    .unwrap_or_else(|| panic!("{key} is left locked")),
+            );
         }
     }
     (cancelled, granted)
@@ -336,7 +341,8 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
     );
     let (outcome, ()) = tokio::join!(locking, releasing);
     match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
-        Ok(guard) => {
+        Ok(None) => assert!(contended, "{cut:?}: refused by nobody"),
+        Ok(Some(guard)) => {
             assert!(guard.is_held() && token(&guard) > 0);
             let released = guard.release().await;
             assert!(
@@ -355,7 +361,8 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
         .mutex(key.as_str())
         .lock_timeout(millis(2 * TTL))
         .await;
-    next.unwrap_or_else(|error| panic!("{cut:?}, contended {contended}: left locked: {error:?}"))
+    next.unwrap()
+        .unwrap_or_else(|| panic!("{cut:?}, contended {contended}: left locked"))
         .release()
         .await
         .unwrap();

@@ -66,5 +66,12 @@ async fn first_attempt_on_a_stopped_server_is_retried_like_others() {
     tokio::time::sleep(millis(3_500)).await;
     assert!(!waiting.is_finished(), "the first fault ended the wait");
     server.resume().unwrap();
-    waiting.await.unwrap().unwrap().release().await.unwrap();
+    waiting
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
 }

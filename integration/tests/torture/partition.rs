@@ -73,6 +73,7 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
         .mutex("k")
         .lock_timeout(millis(TTL + 1000))
         .await
+        .unwrap()
         .unwrap();
     assert!(again.is_held(), "{:?}", begun.elapsed());
     again.release().await.unwrap();
@@ -166,6 +167,7 @@ async fn late_request_leaves_no_lock_beyond_a_ttl() {
         .mutex("k")
         .try_lock()
         .await
+        .unwrap()
         .unwrap()
         .release()
         .await

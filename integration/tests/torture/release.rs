@@ -103,7 +103,9 @@ async fn guard_can_be_released_during_its_renewal() {
             "round {round}"
         );
         let taken = rival.mutex("k").try_lock().await;
-        let taken = taken.unwrap_or_else(|error| panic!("round {round}: still locked: {error:?}"));
+        let taken = taken
+            .unwrap()
+            .unwrap_or_else(|| panic!("round {round}: still locked"));
         assert!(token(&taken) > old);
         assert_eq!(
             taken.release().await.unwrap(),
@@ -135,13 +137,11 @@ async fn second_release_reports_loss_and_spares_the_rival() {
         .mutex("k")
         .lock_timeout(millis(SHORT + 1000))
         .await
+        .unwrap()
         .unwrap();
     assert!(token(&taken) > old);
     assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
-    assert_eq!(
-        client.mutex("k").try_lock().await.unwrap_err().kind(),
-        ErrorKind::Contended
-    );
+    assert!(client.mutex("k").try_lock().await.unwrap().is_none());
     assert!(taken.renew().await.is_ok());
     assert_eq!(taken.release().await.unwrap(), Released::Freed);
     nothing_left(&server, millis(1000));

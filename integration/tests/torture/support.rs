@@ -147,11 +147,12 @@ pub(crate) fn granted(answer: Answer) -> (u64, u64) {
     }
 }
 
+/// Another held the lock.
 #[track_caller]
-pub(crate) fn failed(answer: Answer) -> String {
+pub(crate) fn refused(answer: Answer) {
     match answer {
-        Answer::Failed { kind, .. } => kind,
-        other => panic!("did not fail: {other:?}"),
+        Answer::Refused => {}
+        other => panic!("not refused: {other:?}"),
     }
 }
 
@@ -167,7 +168,7 @@ pub(crate) fn is_held(answer: Answer) -> bool {
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost
+        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::Lost
     )
 }
 

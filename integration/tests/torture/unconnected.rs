@@ -118,6 +118,7 @@ async fn drains_while_a_lock_is_held(client: &LockClient, rival: &LockClient, gu
         .mutex("k")
         .try_lock()
         .await
+        .unwrap()
         .expect("it is left locked")
         .release()
         .await

@@ -75,6 +75,7 @@ async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
             .with_ttl(ttl(TTL_SECS))
             .lock_timeout(millis(1_000))
             .await
+            .unwrap()
             .unwrap(),
     )
     .await;

@@ -45,7 +45,7 @@ pub(crate) async fn free(guard: LockGuard) {
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Lost
+        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::Lost
     )
 }
 

@@ -192,7 +192,7 @@ impl Member {
 pub(crate) fn is_trouble(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::TimedOut | ErrorKind::Denied
+        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::Denied
     )
 }
 

@@ -65,9 +65,9 @@ impl<D: SessionDriver> Sessions<D> {
     /// as the name before is taken. A driver whose names are not for choice ignores the number.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use; [`ErrorKind::Contended`]
-    /// if this session has a claim of that name; [`ErrorKind::Closed`] after
-    /// [`close`](Self::close); otherwise as the driver fails.
+    /// [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use; [`ErrorKind::Mismatch`] if
+    /// this session has a claim of that name; [`ErrorKind::Closed`] after [`close`](Self::close);
+    /// otherwise as the driver fails.
     ///
     /// # Cancel safety
     /// None: drive it to its end.

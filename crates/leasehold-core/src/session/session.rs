@@ -263,7 +263,7 @@ impl<D: SessionDriver> Session<D> {
             || state.retired.contains(&name)
         {
             return Err(Error::new(
-                ErrorKind::Contended,
+                ErrorKind::Mismatch,
                 "this session has it already",
             ));
         }

@@ -123,7 +123,7 @@ pub async fn drain_refuses_new_locks_and_waits_for_holders(subject: &dyn Subject
     for wait in [false, true] {
         let mutex = draining.mutex(key(subject, "drain_late"));
         let late = if wait {
-            mutex.lock().await
+            mutex.lock().await.map(Some)
         } else {
             mutex.try_lock().await
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_core::{Error, ErrorKind, LockKey, Ttl};
 
 use crate::{
-    fixtures::{attempt, client, key, must, release, request},
+    fixtures::{attempt, client, key, must, must_grant, release, request},
     subject::Subject,
 };
 
@@ -103,7 +103,9 @@ pub async fn ttl_outside_capabilities_is_refused_typed(subject: &dyn Subject) {
     }
     let locked = client.mutex(&key).with_ttl(able.max_ttl).try_lock().await;
     must(
-        must(locked, "the longest TTL is taken").release().await,
+        must_grant(locked, "the longest TTL is taken")
+            .release()
+            .await,
         "a release is answered",
     );
 }

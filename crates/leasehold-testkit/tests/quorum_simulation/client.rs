@@ -49,7 +49,7 @@ impl Client {
             let attempt = self.shared.next_attempt();
             self.note(attempt, (Op::Acquire, Phase::Invoke), None);
             match self.locks.mutex(KEY).lock_timeout(within).await {
-                Ok(guard) => {
+                Ok(Some(guard)) => {
                     // It is told of a loss, also while it is busy.
                     let view = guard.view();
                     let told = async {
@@ -63,7 +63,7 @@ impl Client {
                         () = self.hold(attempt, guard) => {}
                     }
                 }
-                Err(_) => self.note(attempt, (Op::Acquire, Phase::Info), None),
+                Ok(None) | Err(_) => self.note(attempt, (Op::Acquire, Phase::Info), None),
             }
         }
     }
@@ -127,14 +127,14 @@ impl Client {
                 .lock_timeout(end - tokio::time::Instant::now())
                 .await
             {
-                Ok(guard) => break guard,
-                Err(error) if tokio::time::Instant::now() >= end => {
+                Ok(Some(guard)) => break guard,
+                refused if tokio::time::Instant::now() >= end => {
                     return Err(format!(
-                        "C4: {} got nothing within {limit:?} of peace: {error}",
+                        "C4: {} got nothing within {limit:?} of peace: {refused:?}",
                         self.name
                     ));
                 }
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(None) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
         self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));

@@ -199,13 +199,14 @@ impl Stage {
             .lock_timeout(BOUND)
             .await
             .map_err(|error| format!("X: {error}"))?;
+        let held = held.ok_or("X: another holds")?;
         self.sleep(0..1_000).await;
         x.links.iter().for_each(|link| link.link().cut(true));
         let victim = Arc::clone(&self.nodes[self.dice.usize(..majority)]);
         self.restart(&victim).await;
         let end = tokio::time::Instant::now() + TTL * 2 + BOUND;
         for asking in [&y, &z].into_iter().cycle() {
-            if let Ok(guard) = asking.locks.mutex(KEY).try_lock().await {
+            if let Ok(Some(guard)) = asking.locks.mutex(KEY).try_lock().await {
                 if held.is_held() {
                     return Err(String::from("C1: X and another hold"));
                 }
@@ -258,8 +259,10 @@ impl Stage {
             None => Ok(()),
         });
         let last = other.locks.mutex(KEY).lock_timeout(BOUND).await;
-        last.map(drop)
-            .map_err(|error| format!("C4: nothing is granted any more: {error}"))
+        match last {
+            Ok(Some(_)) => Ok(()),
+            refused => Err(format!("C4: nothing is granted any more: {refused:?}")),
+        }
     }
 
     /// Others hold a minority when the lock is granted, for a moment. Soon after, one of the other

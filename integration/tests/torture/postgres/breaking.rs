@@ -57,7 +57,12 @@ async fn roles_that_may_end_its_session_break_a_lock() {
     let client = client_of(&server.url_as("shop"), TTL).await;
     for role in ["shop", "colleague", "operator", "postgres"] {
         for now in [false, true] {
-            let guard = client.mutex("k").lock_timeout(MINUTE).await.unwrap();
+            let guard = client
+                .mutex("k")
+                .lock_timeout(MINUTE)
+                .await
+                .unwrap()
+                .unwrap();
             let breaker = client_of(&format!("{}?fencing=off", server.url_as(role)), TTL).await;
             let seen = breaker.inspect("k").await.unwrap().holders;
             let broken = timeout(MINUTE, breaker.break_lock(&seen[0], now))

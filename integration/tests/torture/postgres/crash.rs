@@ -43,7 +43,12 @@ async fn strike(how: impl FnOnce(&mut PostgresServer)) {
     }
     for client in [&client, &rival] {
         largest = released(
-            client.mutex("k").lock_timeout(PATIENCE).await.unwrap(),
+            client
+                .mutex("k")
+                .lock_timeout(PATIENCE)
+                .await
+                .unwrap()
+                .unwrap(),
             largest,
         )
         .await;
@@ -123,6 +128,7 @@ async fn a_server_that_is_down_is_an_error_in_time() {
         .mutex("k")
         .lock_timeout(PATIENCE)
         .await
+        .unwrap()
         .unwrap()
         .release()
         .await

@@ -22,7 +22,12 @@ async fn semaphore_is_listed_although_its_name_is_no_lock_key() {
             seen.holders.is_empty() && seen.waiters.is_empty(),
             "{keys}: {seen:?}"
         );
-        let permit = client.semaphore("gpu", 2).try_acquire().await.unwrap();
+        let permit = client
+            .semaphore("gpu", 2)
+            .try_acquire()
+            .await
+            .unwrap()
+            .unwrap();
         let seen = client.inspect("gpu").await.unwrap();
         let [holder] = &seen.holders[..] else {
             panic!("{keys}: {seen:?}")

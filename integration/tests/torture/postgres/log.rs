@@ -35,7 +35,7 @@ async fn works(url: &str) -> Fencing {
     let client = LockClient::new(backend);
     let mut last = 0;
     for _ in 0..3 {
-        let guard = client.mutex("k").try_lock().await.unwrap();
+        let guard = client.mutex("k").try_lock().await.unwrap().unwrap();
         assert!(token(&guard) > last);
         last = token(&guard);
         guard.release().await.unwrap();
@@ -44,6 +44,7 @@ async fn works(url: &str) -> Fencing {
             .try_read()
             .await
             .unwrap()
+            .unwrap()
             .release()
             .await
             .unwrap();
@@ -51,6 +52,7 @@ async fn works(url: &str) -> Fencing {
             .semaphore("permits", 2)
             .try_acquire()
             .await
+            .unwrap()
             .unwrap()
             .release()
             .await

@@ -77,6 +77,7 @@ async fn cut_off(seen: Seen, how: impl FnOnce(&Proxy)) {
         .mutex("other")
         .lock_timeout(millis(10_000))
         .await
+        .unwrap()
         .unwrap();
     assert!(again.is_held() && seized.is_held() && !guard.is_held());
     again.release().await.unwrap();
@@ -86,6 +87,7 @@ async fn cut_off(seen: Seen, how: impl FnOnce(&Proxy)) {
         .mutex("k")
         .lock_timeout(millis(TTL + 3000))
         .await
+        .unwrap()
         .unwrap()
         .release()
         .await
@@ -175,6 +177,7 @@ async fn late_request_leaves_no_lock_beyond_a_ttl() {
         .mutex("k")
         .lock_timeout(millis(TTL + 3000))
         .await
+        .unwrap()
         .unwrap()
         .release()
         .await

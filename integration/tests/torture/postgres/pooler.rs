@@ -44,10 +44,7 @@ async fn a_pooler_that_gives_each_client_a_session_works() {
         client_of(&pooler.url(), TTL).await,
     );
     let guard = far.mutex("k").lock().await.unwrap();
-    assert_eq!(
-        near.mutex("k").try_lock().await.unwrap_err().kind(),
-        ErrorKind::Contended
-    );
+    assert!(near.mutex("k").try_lock().await.unwrap().is_none());
     let mutex = near.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
     // It is renewed, too.
@@ -59,10 +56,7 @@ async fn a_pooler_that_gives_each_client_a_session_works() {
         .expect("hangs")
         .unwrap()
         .unwrap();
-    assert_eq!(
-        far.mutex("k").try_lock().await.unwrap_err().kind(),
-        ErrorKind::Contended
-    );
+    assert!(far.mutex("k").try_lock().await.unwrap().is_none());
     next.release().await.unwrap();
     far.close().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(TTL)));
@@ -89,6 +83,7 @@ async fn a_renewal_that_another_backend_answers_is_a_loss() {
         .mutex("other")
         .try_lock()
         .await
+        .unwrap()
         .unwrap()
         .release()
         .await

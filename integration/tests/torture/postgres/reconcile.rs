@@ -50,7 +50,7 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
         ErrorKind::Lost
     );
     assert!(!guard.is_held());
-    let seized = seizing.await.unwrap().unwrap();
+    let seized = seizing.await.unwrap().unwrap().unwrap();
     drop(psql);
     assert!(seized.fencing_token() > guard.fencing_token());
     seized.release().await.unwrap();

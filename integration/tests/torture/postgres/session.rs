@@ -55,6 +55,7 @@ async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
         .lock_timeout(PATIENCE)
         .await
         .unwrap()
+        .unwrap()
         .release()
         .await
         .unwrap();
@@ -156,6 +157,7 @@ async fn a_holder_whose_backend_is_stopped_gives_up_by_its_deadline() {
         .mutex("k")
         .lock_timeout(PATIENCE)
         .await
+        .unwrap()
         .unwrap()
         .release()
         .await

@@ -56,7 +56,7 @@ impl Load {
             // Whatever was granted before this one was asked for is smaller.
             let before = ledger.largest.load(Ordering::SeqCst);
             match mutex.lock_timeout(millis(2000)).await {
-                Ok(guard) => {
+                Ok(Some(guard)) => {
                     let token = token(&guard);
                     assert!(token > before, "k{key}: token {token} after {before}");
                     assert!(
@@ -68,6 +68,7 @@ impl Load {
                     // The answer may be lost, the lock may be: no matter.
                     drop(guard.release().await);
                 }
+                Ok(None) => tokio::time::sleep(millis(5)).await,
                 Err(error) => {
                     assert!(is_a_fault(error.kind()), "{error:?}");
                     tokio::time::sleep(millis(5)).await;
