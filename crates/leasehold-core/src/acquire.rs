@@ -93,12 +93,11 @@ async fn granted<'a>(
         )
     }));
     let granted = async {
-        client.check(spec.mode, spec.ttl)?;
+        let ttl = client.check(spec)?;
         // A backend in this process may answer in the first poll, always: who loops over many locks
         // must let others run.
         tokio::task::coop::consume_budget().await;
-        let request =
-            Request::in_context(key.clone(), spec.mode, spec.ttl, Arc::clone(&spec.context));
+        let request = Request::in_context(key.clone(), spec.mode, ttl, Arc::clone(&spec.context));
         match wait {
             // A time-out of zero is over before it begins.
             Wait::Not | Wait::AtMost(Duration::ZERO) => try_once(client, request).await,

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Once, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Waker},
@@ -84,7 +84,7 @@ impl LockClient {
     pub fn builder(backend: impl LockBackend) -> LockClientBuilder {
         LockClientBuilder {
             backend: Arc::new(backend),
-            ttl: Ttl::DEFAULT,
+            ttl: None,
             label: None,
             clock: Arc::new(SystemClock),
         }
@@ -162,7 +162,7 @@ impl LockClient {
         Spec {
             key: key.try_into().map_err(Error::from),
             mode,
-            ttl: self.0.ttl,
+            ttl: self.0.ttl.clone(),
             renewal: Renewal::Automatic,
             context: Arc::clone(&self.0.context),
         }
@@ -339,31 +339,39 @@ impl fmt::Display for LockClient {
 #[must_use]
 pub struct LockClientBuilder {
     backend: Arc<dyn LockBackend>,
-    ttl: Ttl,
+    ttl: Option<Result<Ttl>>,
     label: Option<Arc<str>>,
     clock: Arc<dyn Clock>,
 }
 
 impl LockClientBuilder {
-    /// The TTL of locks that say nothing else.
-    pub fn with_ttl(mut self, ttl: Ttl) -> Self {
-        self.ttl = ttl;
+    /// Sets the TTL of locks that have none of their own: a [`Duration`] or a [`Ttl`].
+    ///
+    /// Without it, that is [`Ttl::DEFAULT`], or what is nearest to it in the backend's range. A TTL
+    /// that is set here is not adapted: if it is not valid, or the backend cannot do it, then using
+    /// a lock fails with [`ErrorKind::InvalidInput`].
+    pub fn with_ttl<T>(mut self, ttl: T) -> Self
+    where
+        T: TryInto<Ttl>,
+        Error: From<T::Error>,
+    {
+        self.ttl = Some(ttl.try_into().map_err(Error::from));
         self
     }
 
-    /// The label of locks that say nothing else: who this is, for people who inspect locks.
+    /// Sets the label of locks that have none of their own, for people who inspect locks.
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// The clock. For tests.
+    /// Sets the clock. For tests.
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// The client. Nothing is sent yet.
+    /// Creates the client. Nothing is sent yet.
     #[must_use]
     pub fn build(self) -> LockClient {
         let Self {
@@ -390,6 +398,7 @@ impl LockClientBuilder {
             capabilities,
             settled: OnceLock::new(),
             ttl,
+            ttl_is_adapted: Once::new(),
             context: Arc::new(context),
             queues: Arc::new(LocalQueues::new(Arc::clone(&clock))),
             renewer: Arc::new(Renewer::new(clock, losses)),
@@ -426,7 +435,10 @@ pub(crate) struct Client {
     pub(crate) queues: Arc<LocalQueues>,
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) context: Arc<RequestContext>,
-    ttl: Ttl,
+    /// `None` is the default.
+    ttl: Option<Result<Ttl>>,
+    /// Whether it was said that the default is not used.
+    ttl_is_adapted: Once,
     runtime: OnceLock<Handle>,
     /// Whether that runtime has a timer; asked once.
     has_timer: OnceLock<bool>,
@@ -479,13 +491,40 @@ impl Client {
         self.settled.get().unwrap_or(&self.capabilities)
     }
 
-    /// Whether an acquisition may start.
-    pub(crate) fn check(&self, mode: Mode, ttl: Ttl) -> Result<()> {
+    /// Returns the TTL of an acquisition, if it may start.
+    pub(crate) fn check(&self, spec: &Spec) -> Result<Ttl> {
         if let Some(refusal) = self.refusal() {
             return Err(refusal);
         }
         self.check_runtime()?;
-        self.capabilities().check(mode, ttl)
+        let ttl = match &spec.ttl {
+            Some(ttl) => ttl.clone()?,
+            None => self.default_ttl(),
+        };
+        self.capabilities().check(spec.mode, ttl)?;
+        Ok(ttl)
+    }
+
+    /// Returns what is nearest to [`Ttl::DEFAULT`] in the backend's range.
+    fn default_ttl(&self) -> Ttl {
+        let capabilities = self.capabilities();
+        let ttl = Ttl::DEFAULT
+            .max(capabilities.min_ttl)
+            .min(capabilities.max_ttl);
+        if ttl != Ttl::DEFAULT {
+            self.ttl_is_adapted.call_once(|| {
+                contain(|| {
+                    tracing::debug!(
+                        target: "leasehold",
+                        backend = capabilities.backend,
+                        %ttl,
+                        "the default TTL of {} is outside of what the backend can do",
+                        Ttl::DEFAULT
+                    );
+                });
+            });
+        }
+        ttl
     }
 
     /// What [`LockClient::drain`] does.

@@ -23,7 +23,9 @@ pub(crate) struct Spec {
     /// An invalid name is told when it is used: `client.mutex(name)` stays a plain value.
     pub(crate) key: Result<LockKey>,
     pub(crate) mode: Mode,
-    pub(crate) ttl: Ttl,
+    /// `None` is the default, which adapts to the backend. An invalid one is told when it is used,
+    /// as an invalid name is.
+    pub(crate) ttl: Option<Result<Ttl>>,
     pub(crate) renewal: Renewal,
     pub(crate) context: Arc<RequestContext>,
 }
@@ -31,22 +33,29 @@ pub(crate) struct Spec {
 /// The `with_*` methods that all primitives share.
 macro_rules! lock_options {
     () => {
-        /// How long a grant lasts unless it is renewed. The client's default is
-        /// [`Ttl::DEFAULT`](crate::Ttl::DEFAULT).
+        /// Sets how long a grant lasts unless it is renewed: a [`Duration`](std::time::Duration) or
+        /// a [`Ttl`](crate::Ttl).
+        ///
+        /// Defaults to the client's TTL. A TTL that is not valid, or that the backend cannot do, is
+        /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when the lock is used.
         #[must_use]
-        pub fn with_ttl(mut self, ttl: crate::Ttl) -> Self {
-            self.spec.ttl = ttl;
+        pub fn with_ttl<T>(mut self, ttl: T) -> Self
+        where
+            T: TryInto<crate::Ttl>,
+            crate::Error: From<T::Error>,
+        {
+            self.spec.ttl = Some(ttl.try_into().map_err(crate::Error::from));
             self
         }
 
-        /// Who renews; the client unless set.
+        /// Sets who renews the lease. Defaults to the client.
         #[must_use]
         pub fn with_renewal(mut self, renewal: crate::Renewal) -> Self {
             self.spec.renewal = renewal;
             self
         }
 
-        /// Who this is, for people who inspect the lock; host, process id and program unless set.
+        /// Sets a label for people, which `inspect` shows. Defaults to `host/pid/program`.
         #[must_use]
         pub fn with_label(mut self, label: impl Into<std::sync::Arc<str>>) -> Self {
             self.spec.context = self.spec.context.with_label(label.into());

@@ -29,7 +29,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Owner {
     client: LockClient,
-    ttl: Option<Ttl>,
+    ttl: Option<Result<Ttl>>,
     slots: Arc<Mutex<Slots>>,
 }
 
@@ -108,10 +108,15 @@ impl Owner {
         }
     }
 
-    /// How long a grant lasts unless it is renewed.
+    /// Sets how long a grant lasts unless it is renewed, as
+    /// [`Mutex::with_ttl`](crate::Mutex::with_ttl) does.
     #[must_use]
-    pub fn with_ttl(mut self, ttl: Ttl) -> Self {
-        self.ttl = Some(ttl);
+    pub fn with_ttl<T>(mut self, ttl: T) -> Self
+    where
+        T: TryInto<Ttl>,
+        Error: From<T::Error>,
+    {
+        self.ttl = Some(ttl.try_into().map_err(Error::from));
         self
     }
 
@@ -137,7 +142,7 @@ impl Owner {
         let _locking = slot.locking.lock().await;
         match slot.enter_again() {
             Some(guard) => Ok(guard),
-            None => Ok(slot.enter_first(self.mutex(key).lock().await?)),
+            None => Ok(slot.enter_first(self.mutex(key)?.lock().await?)),
         }
     }
 
@@ -164,7 +169,7 @@ impl Owner {
             return Ok(None);
         }
         Ok(self
-            .mutex(key)
+            .mutex(key)?
             .try_lock()
             .await?
             .map(|guard| slot.enter_first(guard)))
@@ -198,18 +203,18 @@ impl Owner {
         }
         let left = timeout.saturating_sub(begun.elapsed());
         Ok(self
-            .mutex(key)
+            .mutex(key)?
             .lock_timeout(left)
             .await?
             .map(|guard| slot.enter_first(guard)))
     }
 
-    fn mutex(&self, key: LockKey) -> crate::Mutex {
+    fn mutex(&self, key: LockKey) -> Result<crate::Mutex> {
         let mutex = self.client.mutex(key);
-        match self.ttl {
-            Some(ttl) => mutex.with_ttl(ttl),
+        Ok(match &self.ttl {
+            Some(ttl) => mutex.with_ttl(ttl.clone()?),
             None => mutex,
-        }
+        })
     }
 
     fn slot(&self, key: &LockKey) -> Result<Arc<Slot>> {

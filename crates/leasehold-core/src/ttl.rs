@@ -6,6 +6,8 @@ use crate::error::{Error, ErrorKind};
 
 /// How long a grant lasts unless it is renewed: whole milliseconds, from 1 ms to 366 days.
 ///
+/// Wherever a TTL is set, a [`Duration`] is taken too.
+///
 /// Nothing is rounded: a duration that is zero, too long or not whole milliseconds is an error.
 /// What a backend can do within these bounds is in its [`Capabilities`](crate::Capabilities), and
 /// checked before a request is sent.

@@ -12,7 +12,7 @@ use std::{
 use leasehold_core::{
     Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
     KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, SessionId, TestClock,
-    Timestamp, TokenVote, async_trait,
+    Timestamp, TokenVote, Ttl, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
@@ -53,6 +53,8 @@ pub(crate) struct Watched {
     pub(crate) no_waiters: AtomicBool,
     /// All leases belong to this session.
     pub(crate) session: Mutex<Option<SessionId>>,
+    /// The longest TTL, if it is not memory's.
+    pub(crate) max_ttl: Mutex<Option<Ttl>>,
 }
 
 impl Spy {
@@ -85,6 +87,9 @@ impl LockBackend for Spy {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.inner.capabilities();
         capabilities.pipelined_release = !self.watched.unordered.load(SeqCst);
+        if let Some(max_ttl) = *self.watched.max_ttl.lock().unwrap() {
+            capabilities.max_ttl = max_ttl;
+        }
         capabilities
     }
 
