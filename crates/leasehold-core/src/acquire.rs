@@ -255,7 +255,7 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
     let remedy = if held == Mode::Shared && request.mode() == Mode::Exclusive {
         "a read lock cannot be turned into a write lock: release it first"
     } else {
-        "re-enter through `LockClient::owner`"
+        "re-enter through `LockClient::reentrant_owner`"
     };
     contain(|| {
         tracing::warn!(

@@ -35,7 +35,7 @@ use crate::{
     mutex::Mutex as LockMutex,
     options::{Renewal, Spec},
     panics::{Call, contain},
-    reentrant::Owner,
+    reentrant::ReentrantOwner,
     renewal::Renewer,
     request::RequestContext,
     runtime,
@@ -124,10 +124,10 @@ impl LockClient {
         )
     }
 
-    /// A new owner, within which locks are re-entrant.
+    /// Creates a scope in which locks are re-entrant.
     #[must_use]
-    pub fn owner(&self) -> Owner {
-        Owner::new(self.clone())
+    pub fn reentrant_owner(&self) -> ReentrantOwner {
+        ReentrantOwner::new(self.clone())
     }
 
     /// Returns an error if the client is closed or belongs to another runtime.
@@ -268,8 +268,8 @@ impl LockClient {
     ///
     /// From the first poll on, acquisitions that begin or wait fail with [`ErrorKind::Closed`], on
     /// all clones of the client. Holders keep their locks, which are renewed as before, and release
-    /// them when they are done. A lock that is entered again within its [`Owner`] is granted. This
-    /// cannot be undone.
+    /// them when they are done. A lock that is entered again within its [`ReentrantOwner`] is
+    /// granted. This cannot be undone.
     ///
     /// It returns when no lock of this client is held and every release has been answered. A
     /// release that fails is tried again until the lock expires. A lock that is lost counts as

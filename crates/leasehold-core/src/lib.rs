@@ -79,7 +79,7 @@ pub use crate::{
     mutex::Mutex,
     options::Renewal,
     panics::{contained, supervised},
-    reentrant::Owner,
+    reentrant::ReentrantOwner,
     release_tracker::ReleaseTracker,
     request::{LossNotifier, Request},
     retry::acquire_with_retry,

@@ -50,7 +50,7 @@ impl Mutex {
     ///
     /// Waiters of the same client are served in the order in which they came. The lock is not
     /// re-entrant: a task that locks the same name again waits for itself; see
-    /// [`Owner`](crate::Owner).
+    /// [`ReentrantOwner`](crate::ReentrantOwner).
     ///
     /// # While the backend fails
     /// A fault that may pass, such as a broken connection, is retried. This holds for the first

@@ -1,4 +1,4 @@
-//! [`Owner`]: re-entrant locking. Async code has no thread identity, so the owner is an object.
+//! [`ReentrantOwner`]: re-entrant locking. Async code has no thread identity, so the owner is an object.
 
 use std::{
     collections::HashMap,
@@ -17,17 +17,32 @@ use crate::{
     ttl::Ttl,
 };
 
-/// Someone who may lock what it has locked already. Made by [`LockClient::owner`]; clones are the
-/// same owner.
+/// A re-entrancy scope, created by [`LockClient::reentrant_owner`]: what it holds it may lock again
+/// without waiting.
 ///
-/// Within one owner, locking a key again is immediate and counts; only the last release frees it
-/// ([`Released::StillHeld`](crate::Released::StillHeld) until then). All guards of a key share one
-/// lease: its token, its deadline, its loss. Another owner in the same process waits, as any other
-/// process does.
+/// Clones are the same owner. Pass the owner, or a clone, to the code that belongs together.
+/// Another owner in the same process waits, as any other process does.
 ///
-/// Pass the owner (or a clone) down to the code that belongs together.
+/// All guards of a key share one lease, with one token, one deadline and one loss. Only the last
+/// release frees the key; the releases before return
+/// [`Released::StillHeld`](crate::Released::StillHeld).
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Released;
+///
+/// let owner = client.reentrant_owner();
+/// let outer = owner.lock("item/42").await?;
+/// let inner = owner.lock("item/42").await?; // does not wait
+/// assert_eq!(inner.release().await?, Released::StillHeld);
+/// assert_eq!(outer.release().await?, Released::Freed);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
-pub struct Owner {
+pub struct ReentrantOwner {
     client: LockClient,
     ttl: Option<Result<Ttl>>,
     slots: Arc<Mutex<Slots>>,
@@ -99,7 +114,7 @@ impl Slot {
     }
 }
 
-impl Owner {
+impl ReentrantOwner {
     pub(crate) fn new(client: LockClient) -> Self {
         Self {
             client,

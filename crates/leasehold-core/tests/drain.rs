@@ -139,7 +139,7 @@ async fn a_lost_lock_and_a_close_end_it() {
 #[tokio::test(start_paused = true)]
 async fn a_lock_is_entered_again_within_its_owner() {
     let (client, _other) = two_processes();
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let outer = owner.lock("k").await.unwrap();
     let draining = drain(&client);
     settle().await;

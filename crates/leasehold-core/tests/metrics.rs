@@ -162,7 +162,7 @@ async fn an_acquisition_that_fails_counts_once_by_how_it_failed() {
             1.0,
         )],
     );
-    let owner = other.owner();
+    let owner = other.reentrant_owner();
     assert!(
         owner
             .lock_timeout("a", Duration::from_secs(1))
@@ -218,7 +218,7 @@ async fn an_acquisition_that_fails_counts_once_by_how_it_failed() {
 #[tokio::test(start_paused = true)]
 async fn to_reenter_is_neither_an_acquisition_nor_a_release() {
     let (client, _) = simulated();
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let outer = owner.lock("a").await.unwrap();
     let recording = Recording::new();
     let _recorded = metrics::set_default_local_recorder(&recording.0);

@@ -150,7 +150,7 @@ async fn those_behind_one_that_is_not_answered_are_unavailable_too() {
     for limit in [RESPONSE / 2, RESPONSE * 4] {
         let (remote, client, _) = clients();
         remote.set(Server::Stands);
-        let owner = client.owner();
+        let owner = client.reentrant_owner();
         let mut tasks = Vec::new();
         for task in 0..8 {
             let (client, owner) = (client.clone(), owner.clone());
@@ -203,7 +203,7 @@ async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
     }
     drop(held);
     // One that is granted while more queue, and holds.
-    let (owner, another) = (client.owner(), client.owner());
+    let (owner, another) = (client.reentrant_owner(), client.reentrant_owner());
     let _held = owner.lock_timeout("a", limit).await.unwrap().unwrap();
     assert!(another.lock_timeout("a", limit).await.unwrap().is_none());
 }

@@ -52,7 +52,7 @@ async fn use_locks(client: &LockClient, other: &LockClient) {
     drop(client.semaphore("permit", 1).acquire().await.unwrap());
     client.mutex("run").run(async |_| ()).await.unwrap();
 
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let (first, second) = (
         owner.lock("owned").await.unwrap(),
         owner.lock("owned").await.unwrap(),

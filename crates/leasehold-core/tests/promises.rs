@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Error, Lease, LeaseInfo, LockBackend, LockClient, LockGuard, LockKey, Mutex, Owner, Request,
-    RwLock, Semaphore,
+    Error, Lease, LeaseInfo, LockBackend, LockClient, LockGuard, LockKey, Mutex, ReentrantOwner,
+    Request, RwLock, Semaphore,
 };
 
 const fn send_sync_static<T: Send + Sync + 'static>() {}
@@ -18,7 +18,7 @@ const _: () = {
     send_sync_static::<Mutex>();
     send_sync_static::<RwLock>();
     send_sync_static::<Semaphore>();
-    send_sync_static::<Owner>();
+    send_sync_static::<ReentrantOwner>();
     send_sync_static::<Error>();
     send_sync_static::<Request>();
     send_sync_static::<Arc<dyn LockBackend>>();
@@ -44,7 +44,7 @@ fn futures_of_the_primitives_can_be_spawned() {
     send(&rwlock.write());
     send(&semaphore.acquire());
     send(&client.close());
-    send(&client.owner().lock(LockKey::new("a").unwrap()));
+    send(&client.reentrant_owner().lock(LockKey::new("a").unwrap()));
 }
 
 #[test]

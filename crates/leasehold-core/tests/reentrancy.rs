@@ -11,7 +11,7 @@ use support::{secs, settle, simulated};
 #[tokio::test(start_paused = true)]
 async fn locking_again_is_immediate_and_only_the_last_release_frees() {
     let (client, _) = simulated();
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let first = owner.lock("a").await.unwrap();
     let second = owner.try_lock("a").await.unwrap().unwrap();
     let third = owner
@@ -33,7 +33,7 @@ async fn locking_again_is_immediate_and_only_the_last_release_frees() {
 #[tokio::test(start_paused = true)]
 async fn another_owner_of_the_process_waits() {
     let (client, _) = simulated();
-    let (one, other) = (client.owner(), client.owner());
+    let (one, other) = (client.reentrant_owner(), client.reentrant_owner());
     let guard = one.lock("a").await.unwrap();
     assert!(other.try_lock("a").await.unwrap().is_none());
     let limit = Duration::from_secs(1);
@@ -46,7 +46,7 @@ async fn another_owner_of_the_process_waits() {
 async fn tasks_of_one_owner_share_one_acquisition() {
     let (client, _) = simulated();
     let outside = client.mutex("a").lock().await.unwrap();
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let tasks: Vec<_> = (0..10)
         .map(|_| {
             let owner = owner.clone();
@@ -73,7 +73,7 @@ async fn tasks_of_one_owner_share_one_acquisition() {
 async fn holder_reenters_before_queued_tasks_of_its_owner() {
     let (client, _) = simulated();
     let outside = client.mutex("a").lock().await.unwrap();
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let lock = || {
         let owner = owner.clone();
         async move {
@@ -103,7 +103,7 @@ async fn holder_reenters_before_queued_tasks_of_its_owner() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn tasks_that_re_enter_do_not_get_into_each_other_s_way() {
     let client = LockClient::new(MemoryBackend::new());
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let held = owner.lock("a").await.unwrap();
     let tasks: Vec<_> = (0..4)
         .map(|_| {
@@ -124,7 +124,7 @@ async fn tasks_that_re_enter_do_not_get_into_each_other_s_way() {
 #[tokio::test(start_paused = true)]
 async fn whoever_releases_first_is_told_that_what_they_share_was_lost() {
     let (client, clock) = simulated();
-    let owner = client.owner().with_ttl(secs(5));
+    let owner = client.reentrant_owner().with_ttl(secs(5));
     let (outer, inner) = (
         owner.lock("a").await.unwrap(),
         owner.lock("a").await.unwrap(),
@@ -137,7 +137,7 @@ async fn whoever_releases_first_is_told_that_what_they_share_was_lost() {
 #[tokio::test(start_paused = true)]
 async fn what_is_lost_is_not_re_entered() {
     let (client, clock) = simulated();
-    let owner = client.owner().with_ttl(secs(5));
+    let owner = client.reentrant_owner().with_ttl(secs(5));
     let old = owner.lock("a").await.unwrap();
     clock.suspend(Duration::from_secs(6));
     let new = owner.lock("a").await.unwrap();

@@ -21,8 +21,11 @@ fn a_runtime_without_a_timer_is_refused_typed() {
         .unwrap();
     for client in [LockClient::new(Arc::clone(&shared)), files] {
         without.block_on(async {
-            let (mutex, owner, second) =
-                (client.mutex("a"), client.owner(), Duration::from_secs(1));
+            let (mutex, owner, second) = (
+                client.mutex("a"),
+                client.reentrant_owner(),
+                Duration::from_secs(1),
+            );
             is_refused(mutex.lock().await);
             is_refused(mutex.try_lock().await);
             is_refused(mutex.lock_timeout(second).await);

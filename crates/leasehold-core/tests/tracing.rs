@@ -267,7 +267,11 @@ async fn a_task_that_waits_for_itself_is_told_so() {
     .await
     .unwrap();
     let text = log.text();
-    assert_eq!(text.matches("LockClient::owner").count(), 1, "{text}");
+    assert_eq!(
+        text.matches("LockClient::reentrant_owner").count(),
+        1,
+        "{text}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -294,7 +298,11 @@ async fn the_body_of_main_that_waits_for_itself_is_told_so() {
             .is_none()
     );
     let text = log.text();
-    assert_eq!(text.matches("LockClient::owner").count(), 1, "{text}");
+    assert_eq!(
+        text.matches("LockClient::reentrant_owner").count(),
+        1,
+        "{text}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,7 +20,10 @@ fn limited() -> (Arc<Spy>, LockClient) {
 async fn default_ttl_adapts_to_the_backend() {
     let (_, client) = limited();
     assert_eq!(client.mutex("a").lock().await.unwrap().ttl(), secs(10));
-    assert_eq!(client.owner().lock("b").await.unwrap().ttl(), secs(10));
+    assert_eq!(
+        client.reentrant_owner().lock("b").await.unwrap().ttl(),
+        secs(10)
+    );
     let unlimited = LockClient::new(MemoryBackend::new());
     assert_eq!(
         unlimited.mutex("a").lock().await.unwrap().ttl(),
@@ -72,7 +75,7 @@ async fn duration_that_is_no_ttl_is_an_error_when_the_lock_is_used() {
     );
     assert_eq!(
         client
-            .owner()
+            .reentrant_owner()
             .with_ttl(bad)
             .lock("a")
             .await

@@ -11,7 +11,7 @@ use crate::{
 pub async fn owner_reenters_and_last_release_frees(subject: &dyn Subject) {
     let (client, other) = (client(subject).await, subject.open().await);
     let key = key(subject, "reenters");
-    let owner = client.owner();
+    let owner = client.reentrant_owner();
     let outer = must(owner.lock(&key).await, "a free lock is granted");
     let inner = must_grant(owner.try_lock(&key).await, "the owner locks again");
     let innermost = must(
@@ -51,7 +51,7 @@ pub async fn owner_reenters_and_last_release_frees(subject: &dyn Subject) {
 pub async fn other_owner_waits(subject: &dyn Subject) {
     let client = client(subject).await;
     let key = key(subject, "other_owner");
-    let (one, other) = (client.owner(), client.owner());
+    let (one, other) = (client.reentrant_owner(), client.reentrant_owner());
     let guard = must(one.lock(&key).await, "a free lock is granted");
     let within = subject.ttl().as_duration() / 4;
     let waited = must(other.lock_timeout(&key, within).await, "a wait is answered");
