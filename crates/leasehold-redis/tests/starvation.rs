@@ -11,7 +11,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, ErrorKind, LockBackend, LockClient, Mode, Request,
+    Attempt, LockBackend, LockClient, Mode, Request,
     quorum::{Provision, Terms},
 };
 use leasehold_redis::{RedisBackend, redis};
