@@ -7,7 +7,9 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use leasehold_core::{Broken, ErrorKind, LockBackend, LockClient, LockGuard, Mode, Released, Ttl};
+use leasehold_core::{
+    ErrorKind, LockBackend, LockClient, LockGuard, Mode, Released, Revocation, RevokeOutcome, Ttl,
+};
 use leasehold_integration::server::{PostgresServer, SharedPostgres, shared_postgres};
 use leasehold_postgres::{
     AdvisoryKey, KeyScheme, PostgresBackend, PostgresConfig,
@@ -352,11 +354,17 @@ async fn inspection_shows_foreign_holders_and_revoke_hits_one() {
         (holder.mode, holder.expires_in),
         (Some(Mode::Exclusive), None)
     );
-    let error = client.break_lock(holder, false).await.unwrap_err();
+    let error = client
+        .revoke(holder, Revocation::Graceful)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
     // Its session has another lock.
     block_in_place(|| psql.ask("SELECT pg_advisory_lock(42)", SOON).unwrap());
-    let error = client.break_lock(holder, true).await.unwrap_err();
+    let error = client
+        .revoke(holder, Revocation::Immediate)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
     assert!(
         error.to_string().contains("1 other") && error.to_string().contains("pg_terminate_backend"),
@@ -364,13 +372,13 @@ async fn inspection_shows_foreign_holders_and_revoke_hits_one() {
     );
     block_in_place(|| psql.ask("SELECT pg_advisory_unlock(42)", SOON).unwrap());
     assert_eq!(
-        client.break_lock(holder, true).await.unwrap(),
-        Broken::Freed
+        client.revoke(holder, Revocation::Immediate).await.unwrap(),
+        RevokeOutcome::Freed
     );
     free(client.mutex("k").lock_timeout(SOON).await.unwrap().unwrap()).await;
     assert_eq!(
-        client.break_lock(holder, true).await.unwrap(),
-        Broken::AlreadyGone
+        client.revoke(holder, Revocation::Immediate).await.unwrap(),
+        RevokeOutcome::AlreadyGone
     );
 }
 
@@ -526,11 +534,14 @@ async fn graceful_revocation_ends_one_lock_at_its_deadline() {
             .is_some_and(|left| left <= ttl.as_duration()),
         "{seen:?}"
     );
-    let told = timeout(SOON, operator.break_lock(&seen.holders[0], false))
-        .await
-        .expect("the break hangs")
-        .unwrap();
-    assert_eq!(told, Broken::FreeWithin(Some(ttl.as_duration())));
+    let told = timeout(
+        SOON,
+        operator.revoke(&seen.holders[0], Revocation::Graceful),
+    )
+    .await
+    .expect("the break hangs")
+    .unwrap();
+    assert_eq!(told, RevokeOutcome::FreeWithin(Some(ttl.as_duration())));
     timeout(SOON, broken.lost())
         .await
         .expect("it is renewed on");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::{Broken, Error, HolderRef, LockClient};
+use leasehold::{Error, HolderRef, LockClient, Revocation, RevokeOutcome};
 use serde::Serialize;
 
 use crate::{
@@ -30,7 +30,7 @@ pub(crate) async fn break_lock(args: &Break) -> Result<u8, Failure> {
     schemes::check_excludes(&args.on.url)?;
     let client = backend::client(&args.on.url).await?;
     let inspection = client.inspect(&key).await?;
-    if args.now && client.capabilities().break_lock && !inspection.holders.is_empty() {
+    if args.now && client.capabilities().revoke && !inspection.holders.is_empty() {
         say(
             "--now frees the lock while its holder may still be at work; only fencing tokens protect what it writes to",
         );
@@ -56,11 +56,16 @@ async fn take(
     holders: &[HolderRef],
     now: bool,
 ) -> (Vec<Taken>, Option<Error>) {
+    let revocation = if now {
+        Revocation::Immediate
+    } else {
+        Revocation::Graceful
+    };
     let mut taken = Vec::new();
     for holder in holders {
-        let (outcome, within) = match client.break_lock(holder, now).await {
-            Ok(Broken::Freed) => ("freed", None),
-            Ok(Broken::FreeWithin(left)) => ("free_within", left),
+        let (outcome, within) = match client.revoke(holder, revocation).await {
+            Ok(RevokeOutcome::Freed) => ("freed", None),
+            Ok(RevokeOutcome::FreeWithin(left)) => ("free_within", left),
             Ok(_) => ("already_gone", None),
             Err(error) => return (taken, Some(error)),
         };
@@ -128,9 +133,9 @@ mod tests {
             self.0.inspect(key).await
         }
 
-        async fn break_lock(&self, holder: &HolderRef, _: bool) -> Result<Broken> {
+        async fn revoke(&self, holder: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
             match holder.label.as_str() {
-                "ours" => Ok(Broken::Freed),
+                "ours" => Ok(RevokeOutcome::Freed),
                 _ => Err(Error::new(ErrorKind::Denied, "it is another's")),
             }
         }

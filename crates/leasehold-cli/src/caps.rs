@@ -58,7 +58,7 @@ fn promises(capabilities: &Capabilities) -> Promises {
         restart: format!("{:?}", capabilities.restart),
         pipelined_release: capabilities.pipelined_release,
         inspect: capabilities.inspect,
-        break_lock: capabilities.break_lock,
+        break_lock: capabilities.revoke,
     }
 }
 
@@ -98,7 +98,7 @@ fn tabled(capabilities: &Capabilities) -> String {
         ),
         ("a restart of the backend", capabilities.restart.to_string()),
         ("who holds a lock can be shown", yes(capabilities.inspect)),
-        ("a lock can be broken", yes(capabilities.break_lock)),
+        ("a lock can be broken", yes(capabilities.revoke)),
     ] {
         table.add_row([String::from(what), promise]);
     }

@@ -17,7 +17,7 @@ use crate::{
     clock::Deadline,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    inspection::{Broken, HolderRef, Inspection, Pong},
+    inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     quorum::QuorumNode,
     request::Request,
@@ -85,15 +85,11 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// [`ErrorKind::Unsupported`] where capabilities say so; otherwise as the driver fails.
     async fn inspect(&self, key: &LockKey) -> Result<Inspection>;
 
-    /// Takes the lock from the holder that [`inspect`](Self::inspect) showed, never from a newer
-    /// one.
-    ///
-    /// Gentle by default: its renewals stop, and it is free at its deadline. `now` frees it at
-    /// once, which is unsafe where the resource does not check fencing tokens.
+    /// Revokes the lock of the holder that [`inspect`](Self::inspect) showed, never of a newer one.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where capabilities say so; otherwise as the driver fails.
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken>;
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome>;
 
     /// Asks for a sign of life: one cheap round trip that changes nothing.
     ///
@@ -148,8 +144,8 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
         B::inspect(self, key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        B::break_lock(self, holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        B::revoke(self, holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {

@@ -63,8 +63,8 @@ pub struct Capabilities {
     /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works: it lists the holders,
     /// and those who wait.
     pub inspect: bool,
-    /// Whether [`LockBackend::break_lock`](crate::LockBackend::break_lock) works.
-    pub break_lock: bool,
+    /// Whether [`LockBackend::revoke`](crate::LockBackend::revoke) works.
+    pub revoke: bool,
     /// Whether these are what any server of this kind does, because a client that connects
     /// [lazily](crate::LazyBackend) has not reached its own yet. Then each promise is the weakest,
     /// and the range of TTLs is the widest. The connection replaces them, once.
@@ -93,7 +93,7 @@ impl Capabilities {
             restart: Restart::FreesAtOnce,
             pipelined_release: false,
             inspect: false,
-            break_lock: false,
+            revoke: false,
             provisional: false,
         }
     }

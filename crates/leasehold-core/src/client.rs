@@ -28,7 +28,7 @@ use crate::{
     clock::{Clock, SystemClock},
     complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
-    inspection::{Broken, HolderRef, Inspection, Pong},
+    inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     local_queue::LocalQueues,
     mode::Mode,
@@ -181,7 +181,7 @@ impl LockClient {
         &self.0.backend
     }
 
-    /// Who holds the key and who waits for it.
+    /// Returns the current holders of `key` and those who wait for it.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the backend cannot tell; otherwise as the backend fails.
@@ -202,20 +202,23 @@ impl LockClient {
         .await
     }
 
-    /// Takes the lock from this holder, never from a later one. Gently (its renewals stop and it is
-    /// free at its deadline), or `now`, which is unsafe unless the resource checks fencing tokens.
+    /// Revokes the lock held by `holder`. A newer holder of the same key is never affected.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the backend cannot; otherwise as the backend fails.
     ///
     /// # Cancel safety
-    /// The lock may or may not have been broken.
-    pub async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+    /// The lock may or may not have been revoked.
+    pub async fn revoke(
+        &self,
+        holder: &HolderRef,
+        revocation: Revocation,
+    ) -> Result<RevokeOutcome> {
         self.0.check_usable()?;
         let (backend, holder) = (Arc::clone(&self.0.backend), holder.clone());
         CompleteOnDrop::short(
             &self.0,
-            Call::of(|| Box::pin(async move { backend.break_lock(&holder, now).await })),
+            Call::of(|| Box::pin(async move { backend.revoke(&holder, revocation).await })),
         )
         .await
     }

@@ -10,7 +10,7 @@ use crate::{
     backend::{Attempt, BoxFuture, Lease},
     client::Client,
     error::{ErrorKind, Result},
-    inspection::{Broken, Inspection, Pong},
+    inspection::{Inspection, Pong, RevokeOutcome},
     panics::{Call, ContainedLease},
     release,
     request::Request,
@@ -46,7 +46,7 @@ macro_rules! without_lease {
         }
     )*};
 }
-without_lease!((), Inspection, Broken, Pong);
+without_lease!((), Inspection, RevokeOutcome, Pong);
 
 /// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled
 /// if it is an acquisition, driven to its end in the background, and what was granted is released.

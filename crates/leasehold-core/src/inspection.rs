@@ -165,10 +165,34 @@ impl Pong {
     }
 }
 
-/// What breaking a lock did.
+/// How [`LockClient::revoke`](crate::LockClient::revoke) takes a lock from its holder.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::{Revocation, RevokeOutcome};
+///
+/// let guard = client.mutex("item/42").lock().await?;
+/// let holders = client.inspect("item/42").await?.holders;
+/// let outcome = client.revoke(&holders[0], Revocation::Immediate).await?;
+/// assert_eq!(outcome, RevokeOutcome::Freed);
+/// assert!(!guard.is_held());
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Revocation {
+    /// The holder's renewals stop. The lock is free once its deadline has passed.
+    Graceful,
+    /// The lock is free at once. This is only safe if the resource checks fencing tokens.
+    Immediate,
+}
+
+/// What a revocation did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Broken {
+pub enum RevokeOutcome {
     /// It is free.
     Freed,
     /// It can no longer be renewed, and is free after this time at the latest. `None` if the

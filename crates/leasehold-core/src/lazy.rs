@@ -12,7 +12,7 @@ use crate::{
     backend::{Attempt, BoxFuture, Lease, LockBackend},
     capability::Capabilities,
     error::{Error, ErrorKind, Result},
-    inspection::{Broken, HolderRef, Inspection, Pong},
+    inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     panics::contained,
     quorum::QuorumNode,
@@ -224,8 +224,8 @@ impl LockBackend for LazyBackend {
         self.0.connected().await?.inspect(key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        self.0.connected().await?.break_lock(holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        self.0.connected().await?.revoke(holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {

@@ -71,7 +71,10 @@ pub use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseInfo, LockGuard},
-    inspection::{Broken, HolderConnection, HolderRef, Inspection, NodeStatus, Pong, WaiterRef},
+    inspection::{
+        HolderConnection, HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome,
+        WaiterRef,
+    },
     key::LockKey,
     label::default_label,
     lazy::LazyBackend,

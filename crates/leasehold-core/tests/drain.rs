@@ -4,7 +4,7 @@ mod support;
 
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
-use leasehold_core::{ErrorKind, LockClient, LossReason};
+use leasehold_core::{ErrorKind, LockClient, LossReason, Revocation};
 use support::{settle, spied, two_processes};
 use tokio::task::JoinHandle;
 
@@ -123,7 +123,7 @@ async fn a_lost_lock_and_a_close_end_it() {
     let draining = drain(&client);
     settle().await;
     let holder = other.inspect("lost").await.unwrap().holders.remove(0);
-    other.break_lock(&holder, true).await.unwrap();
+    other.revoke(&holder, Revocation::Immediate).await.unwrap();
     draining.await.unwrap();
     assert!(!lost.is_held());
 

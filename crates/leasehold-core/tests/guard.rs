@@ -4,7 +4,9 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Clock, ErrorKind, LockClient, LossReason, Released, Renewal, TestClock, Ttl};
+use leasehold_core::{
+    Clock, ErrorKind, LockClient, LossReason, Released, Renewal, Revocation, TestClock, Ttl,
+};
 use leasehold_local::MemoryBackend;
 use support::{secs, settle, simulated};
 
@@ -119,7 +121,7 @@ async fn the_loss_is_told_when_the_backend_knows_it_first() {
     });
     tokio::task::yield_now().await;
     let holder = client.inspect("a").await.unwrap().holders.remove(0);
-    client.break_lock(&holder, true).await.unwrap();
+    client.revoke(&holder, Revocation::Immediate).await.unwrap();
     assert_eq!(guard.lost().await, LossReason::Replaced);
     assert!(
         waiter.await.unwrap() > guard.fencing_token(),

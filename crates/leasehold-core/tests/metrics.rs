@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_core::{
     Attempt, ErrorKind, FencingToken, LockBackend, LockClient, LockKey, Renewal, Request,
-    TestClock,
+    Revocation, TestClock,
     quorum::{QuorumBackend, QuorumConfig},
 };
 use leasehold_local::MemoryBackend;
@@ -260,7 +260,7 @@ async fn a_loss_counts_once_with_its_reason_and_not_as_a_release() {
     );
     let guard = mutex.lock().await.unwrap();
     let holder = client.inspect("a").await.unwrap().holders.remove(0);
-    client.break_lock(&holder, true).await.unwrap();
+    client.revoke(&holder, Revocation::Immediate).await.unwrap();
     guard.lost().await;
     drop(guard);
     settle().await;

@@ -13,8 +13,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Error, ErrorKind, HolderRef, Inspection, LockBackend,
-    LockClient, LockKey, Request, Result, TestClock, Ttl, async_trait,
+    Attempt, Capabilities, Error, ErrorKind, HolderRef, Inspection, LockBackend, LockClient,
+    LockKey, Request, Result, Revocation, RevokeOutcome, TestClock, Ttl, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use support::settle;
@@ -75,8 +75,8 @@ impl LockBackend for Remote {
         self.inner.inspect(key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        self.inner.break_lock(holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        self.inner.revoke(holder, revocation).await
     }
 
     async fn close(&self) -> Result<()> {

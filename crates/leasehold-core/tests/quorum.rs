@@ -8,8 +8,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released,
-    Request, TestClock, Ttl,
+    Attempt, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request,
+    Revocation, RevokeOutcome, TestClock, Ttl,
     quorum::{QuorumBackend, QuorumConfig, QuorumNode},
 };
 use leasehold_local::{FileBackend, MemoryBackend};
@@ -248,7 +248,10 @@ async fn what_is_given_back_late_frees_nothing_that_was_healed_since() {
     let mut names = vec![at(2).await[0].owner.unwrap()];
     for _ in 0..3 {
         let gone = at(2).await.remove(0);
-        nodes.nodes[2].break_lock(&gone, true).await.unwrap();
+        nodes.nodes[2]
+            .revoke(&gone, Revocation::Immediate)
+            .await
+            .unwrap();
         // It is found out, and healed.
         Arc::clone(&lease).renew().await.unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -264,7 +267,10 @@ async fn what_is_given_back_late_frees_nothing_that_was_healed_since() {
         assert_eq!(seen.len(), 1, "still one holder: {seen:?}");
     }
     quorum
-        .break_lock(&quorum.inspect(&key).await.unwrap().holders[0], true)
+        .revoke(
+            &quorum.inspect(&key).await.unwrap().holders[0],
+            Revocation::Immediate,
+        )
         .await
         .unwrap();
     assert_eq!(nodes.held("k").await, 0);
@@ -282,7 +288,7 @@ async fn a_lock_that_a_majority_no_longer_knows_is_lost() {
             .unwrap()
             .holders
             .remove(0);
-        node.break_lock(&holder, true).await.unwrap();
+        node.revoke(&holder, Revocation::Immediate).await.unwrap();
     }
     assert_eq!(
         Arc::clone(&lease).renew().await.unwrap_err().kind(),
@@ -346,7 +352,10 @@ async fn a_holder_is_seen_once_and_can_be_broken() {
     assert_eq!((seen.holders.len(), seen.nodes.len()), (1, 5));
     assert_eq!(seen.holders[0].label, "till 3");
     assert!(seen.nodes.iter().all(|node| node.problem.is_none()));
-    other.break_lock(&seen.holders[0], true).await.unwrap();
+    other
+        .revoke(&seen.holders[0], Revocation::Immediate)
+        .await
+        .unwrap();
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     let _stray = nodes.occupy(2, "k").await;
     assert!(quorum.inspect(&key).await.unwrap().holders.is_empty());
@@ -562,8 +571,8 @@ async fn release_is_no_success_while_a_silent_majority_may_hold() {
         .holders
         .remove(0);
     nodes[1].down.store(true, SeqCst);
-    for now in [true, false] {
-        let error = quorum.break_lock(&holder, now).await.unwrap_err();
+    for revocation in [Revocation::Immediate, Revocation::Graceful] {
+        let error = quorum.revoke(&holder, revocation).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(
             error
@@ -576,8 +585,8 @@ async fn release_is_no_success_while_a_silent_majority_may_hold() {
     nodes[1].down.store(false, SeqCst);
     // One silent node is no majority, whoever it holds for.
     assert_eq!(
-        quorum.break_lock(&holder, true).await.unwrap(),
-        Broken::Freed
+        quorum.revoke(&holder, Revocation::Immediate).await.unwrap(),
+        RevokeOutcome::Freed
     );
     assert_eq!(held(&nodes[..2], &request).await, 0);
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
@@ -598,8 +607,8 @@ async fn a_lock_is_also_taken_where_the_holder_was_not_shown() {
     nodes[2].down.store(false, SeqCst);
     nodes[0].down.store(true, SeqCst);
     assert_eq!(
-        quorum.break_lock(&holder, true).await.unwrap(),
-        Broken::Freed
+        quorum.revoke(&holder, Revocation::Immediate).await.unwrap(),
+        RevokeOutcome::Freed
     );
     nodes[0].down.store(false, SeqCst);
     assert_eq!(held(&nodes[1..], &request).await, 0);
@@ -609,7 +618,8 @@ async fn a_lock_is_also_taken_where_the_holder_was_not_shown() {
 /// Since it was inspected the holder has come to hold under another name.
 #[tokio::test(start_paused = true)]
 async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
-    for now in [true, false] {
+    for revocation in [Revocation::Immediate, Revocation::Graceful] {
+        let now = revocation == Revocation::Immediate;
         let (nodes, quorum, request) = flaky().await;
         let lease = granted(&quorum, request.clone()).await;
         assert_eq!(held(&nodes, &request).await, 3);
@@ -621,13 +631,17 @@ async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
             .remove(0);
         for node in &nodes {
             let there = node.inspect(request.key()).await.unwrap().holders.remove(0);
-            node.break_lock(&there, true).await.unwrap();
+            node.revoke(&there, Revocation::Immediate).await.unwrap();
             Arc::clone(&lease).renew().await.unwrap();
             assert_eq!(held(&nodes, &request).await, 3, "it is healed");
         }
-        let broken = quorum.break_lock(&holder, now).await.unwrap();
-        assert_eq!(matches!(broken, Broken::Freed), now, "{broken:?}");
-        assert_eq!(matches!(broken, Broken::FreeWithin(_)), !now, "{broken:?}");
+        let broken = quorum.revoke(&holder, revocation).await.unwrap();
+        assert_eq!(matches!(broken, RevokeOutcome::Freed), now, "{broken:?}");
+        assert_eq!(
+            matches!(broken, RevokeOutcome::FreeWithin(_)),
+            !now,
+            "{broken:?}"
+        );
         assert_eq!(held(&nodes, &request).await, if now { 0 } else { 3 });
         assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Error, ErrorKind, HolderRef, LockClient, LockKey};
+use leasehold_core::{Error, ErrorKind, HolderRef, LockClient, LockKey, Revocation};
 use leasehold_local::{FileBackend, MemoryBackend};
 
 fn is_refused<T: std::fmt::Debug>(outcome: Result<T, Error>) {
@@ -38,7 +38,10 @@ fn a_runtime_without_a_timer_is_refused_typed() {
             is_refused(client.inspect("a").await);
             is_refused(
                 client
-                    .break_lock(&HolderRef::new(LockKey::new("a").unwrap(), "x"), true)
+                    .revoke(
+                        &HolderRef::new(LockKey::new("a").unwrap(), "x"),
+                        Revocation::Immediate,
+                    )
                     .await,
             );
             is_refused(client.close().await);

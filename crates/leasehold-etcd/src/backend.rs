@@ -8,9 +8,9 @@ use std::{
 
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl,
-    WaiterNotification, async_trait, check_runtime,
+    Attempt, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Revocation,
+    RevokeOutcome, Ttl, WaiterNotification, async_trait, check_runtime,
     session::{Claim, Sessions, attempt_with_session_retry, queue_with_session_retry},
     supervised,
 };
@@ -355,8 +355,8 @@ impl LockBackend for EtcdBackend {
         inspect::inspect(&self.cluster, key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        revoke::break_lock(&self.cluster, holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        revoke::revoke(&self.cluster, holder, revocation).await
     }
 
     /// A linearizable read, which only a member with a leader answers.
@@ -401,7 +401,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     // Requests travel on streams of their own and may overtake each other.
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
-    capabilities.break_lock = true;
+    capabilities.revoke = true;
     capabilities
 }
 

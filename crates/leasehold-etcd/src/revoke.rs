@@ -5,7 +5,7 @@ use std::time::Duration;
 use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
 };
-use leasehold_core::{Broken, ErrorKind, HolderRef, Mode, Result};
+use leasehold_core::{ErrorKind, HolderRef, Mode, Result, Revocation, RevokeOutcome};
 
 use crate::{
     connection::Cluster,
@@ -26,7 +26,11 @@ fn read_id(id: &[u8]) -> Option<(i64, EtcdKey)> {
 
 /// At once: compares the create revision and deletes. Gently: leaves a mark in the holder's
 /// session, which the holder reads with its next renewal; from then on its deadline stands.
-pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool) -> Result<Broken> {
+pub(crate) async fn revoke(
+    cluster: &Cluster,
+    holder: &HolderRef,
+    revocation: Revocation,
+) -> Result<RevokeOutcome> {
     let invalid = || {
         error::plain(
             ErrorKind::InvalidInput,
@@ -42,15 +46,15 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
     }
     let patience = cluster.config.timeout;
     let still_it = Compare::create_revision(key.to_vec(), CompareOp::Equal, revision);
-    if now {
+    if revocation == Revocation::Immediate {
         let txn = Txn::new()
             .when([still_it])
             .and_then([TxnOp::delete(key.to_vec(), None)]);
         let answer = cluster.txn("break", Effect::Writes, patience, &txn).await?;
         return Ok(if answer.succeeded() {
-            Broken::Freed
+            RevokeOutcome::Freed
         } else {
-            Broken::AlreadyGone
+            RevokeOutcome::AlreadyGone
         });
     }
     if !directory.read(key.as_bytes()).ours {
@@ -70,7 +74,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         _ => None,
     };
     let (Some(lease), Some(mark)) = (lease, cluster.names.mark(key.as_bytes(), revision)) else {
-        return Ok(Broken::AlreadyGone);
+        return Ok(RevokeOutcome::AlreadyGone);
     };
     let put = TxnOp::put(mark.to_vec(), "", Some(PutOptions::new().with_lease(lease)));
     let answer = cluster
@@ -84,7 +88,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
     match answer {
         Ok(answer) if answer.succeeded() => {}
         Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
-        _ => return Ok(Broken::AlreadyGone),
+        _ => return Ok(RevokeOutcome::AlreadyGone),
     }
     let ttl = cluster.call("break", Effect::None, patience, |live| {
         let mut leases = live.lease.clone();
@@ -95,7 +99,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         .await
         .ok()
         .and_then(|answer| u64::try_from(answer.granted_ttl()).ok());
-    Ok(Broken::FreeWithin(
+    Ok(RevokeOutcome::FreeWithin(
         granted.map(|secs| Duration::from_secs(secs) * 4 / 3),
     ))
 }

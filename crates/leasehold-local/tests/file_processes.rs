@@ -865,7 +865,7 @@ async fn inspection_names_the_holder_in_another_process() {
     assert_eq!(seen.holders[0].mode, Some(Mode::Exclusive));
     assert_eq!(seen.holders[0].token.map(FencingToken::get), Some(token));
     let error = backend
-        .break_lock(&seen.holders[0], true)
+        .revoke(&seen.holders[0], leasehold_core::Revocation::Immediate)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), leasehold_local::ErrorKind::Unsupported);

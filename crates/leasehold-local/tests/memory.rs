@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
 use leasehold_local::{
-    Attempt, Broken, ClockDrift, Contention, Error, ErrorKind, FencingToken, Lease, LockBackend,
-    LockKey, MemoryBackend, Mode, Released, Request, TestClock, TokenVote, Ttl,
+    Attempt, ClockDrift, Contention, Error, ErrorKind, FencingToken, Lease, LockBackend, LockKey,
+    MemoryBackend, Mode, Released, Request, Revocation, RevokeOutcome, TestClock, TokenVote, Ttl,
 };
 
 type Backend = Arc<MemoryBackend>;
@@ -389,13 +389,19 @@ async fn immediate_revocation_notifies_holder_and_spares_newer_ones() {
         .holders
         .remove(0);
     assert_eq!(
-        backend.break_lock(&holder, true).await.unwrap(),
-        Broken::Freed
+        backend
+            .revoke(&holder, Revocation::Immediate)
+            .await
+            .unwrap(),
+        RevokeOutcome::Freed
     );
     let new = waiter.await.unwrap().unwrap();
     assert_eq!(
-        backend.break_lock(&holder, true).await.unwrap(),
-        Broken::AlreadyGone
+        backend
+            .revoke(&holder, Revocation::Immediate)
+            .await
+            .unwrap(),
+        RevokeOutcome::AlreadyGone
     );
     assert_eq!(old.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     new.renew().await.unwrap();
@@ -412,8 +418,11 @@ async fn breaking_gently_only_ends_the_renewals() {
         .unwrap()
         .holders
         .remove(0);
-    let broken = backend.break_lock(&holder, false).await.unwrap();
-    assert_eq!(broken, Broken::FreeWithin(Some(Duration::from_secs(10))));
+    let broken = backend.revoke(&holder, Revocation::Graceful).await.unwrap();
+    assert_eq!(
+        broken,
+        RevokeOutcome::FreeWithin(Some(Duration::from_secs(10)))
+    );
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     contended(&backend, timed("k", &clock, 10)).await;
     Arc::clone(&backend)

@@ -3,9 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
-    Ttl, WaiterNotification, async_trait, check_runtime,
+    Attempt, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result, Revocation,
+    RevokeOutcome, Ttl, WaiterNotification, async_trait, check_runtime,
     session::{Sessions, attempt_with_session_retry, queue_with_session_retry},
 };
 use sqlx::{PgPool, postgres::PgConnectOptions};
@@ -242,11 +242,11 @@ impl LockBackend for PostgresBackend {
             .await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         let holder = holder.clone();
         self.link
             .on_driver_thread("break", |link| async move {
-                revoke::break_lock(&link, &holder, now).await
+                revoke::revoke(&link, &holder, revocation).await
             })
             .await
     }
@@ -288,7 +288,7 @@ fn capabilities(link: &Link, server: Server) -> Capabilities {
     capabilities.restart = Restart::FreesAtOnce;
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
-    capabilities.break_lock = true;
+    capabilities.revoke = true;
     capabilities
 }
 

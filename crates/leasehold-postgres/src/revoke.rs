@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{Broken, ErrorKind, HolderRef, Result};
+use leasehold_core::{ErrorKind, HolderRef, Result, Revocation, RevokeOutcome};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::{
@@ -81,7 +81,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Holds a mark until the holder has taken note of it, which it does with a renewal. From then on
 /// its deadline stands.
-async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Result<Broken> {
+async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Result<RevokeOutcome> {
     let failed = |error| link.failed(error, "break");
     let mark = id.key.breaks(id.pid);
     let identity = Identity::random();
@@ -107,7 +107,7 @@ async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Res
             .await?
             .map_err(failed)?;
         let Some(row) = row else {
-            return Ok(Broken::AlreadyGone);
+            return Ok(RevokeOutcome::AlreadyGone);
         };
         let (name, noted): (String, bool) = (link.read(&row, 0)?, link.read(&row, 1)?);
         let Some((ttl, _)) = read_shown(&name) else {
@@ -118,7 +118,7 @@ async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Res
             ));
         };
         if noted {
-            return Ok(Broken::FreeWithin(Some(ttl)));
+            return Ok(RevokeOutcome::FreeWithin(Some(ttl)));
         }
         // Of many locks, not every renewal takes note.
         if begun.elapsed() > ttl * 3 / 2 {
@@ -132,7 +132,11 @@ async fn gently(link: &Link, connection: &mut PgConnection, id: HolderId) -> Res
     }
 }
 
-pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Result<Broken> {
+pub(crate) async fn revoke(
+    link: &Link,
+    holder: &HolderRef,
+    revocation: Revocation,
+) -> Result<RevokeOutcome> {
     let id: HolderId = std::str::from_utf8(&holder.id)
         .ok()
         .and_then(|id| id.parse().ok())
@@ -166,7 +170,7 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         .map_err(failed)?;
     let (held, others): (bool, i64) = (link.read(&row, 0)?, link.read(&row, 1)?);
     if !held {
-        return Ok(Broken::AlreadyGone);
+        return Ok(RevokeOutcome::AlreadyGone);
     }
     if !link.read(&row, 3)? {
         let (whose, ours): (String, String) = (link.read(&row, 2)?, link.read(&row, 4)?);
@@ -179,7 +183,7 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
             ),
         ));
     }
-    if !now {
+    if revocation == Revocation::Graceful {
         let broken = gently(link, &mut connection, id).await;
         drop(connection.close().await);
         return broken;
@@ -200,5 +204,5 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         .await?
         .map_err(failed)?;
     drop(connection.close().await);
-    Ok(Broken::Freed)
+    Ok(RevokeOutcome::Freed)
 }

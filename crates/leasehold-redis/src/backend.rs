@@ -7,9 +7,10 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, BoxFuture, Broken, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef,
+    Attempt, BoxFuture, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef,
     Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
-    Ttl, WaiterNotification, acquire_with_retry, async_trait, check_runtime, quorum::QuorumNode,
+    Revocation, RevokeOutcome, Ttl, WaiterNotification, acquire_with_retry, async_trait,
+    check_runtime, quorum::QuorumNode,
 };
 use redis::{Client, Cmd, Value};
 
@@ -531,8 +532,8 @@ impl LockBackend for RedisBackend {
         inspect::inspect(&self.link, key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        revoke::break_lock(&self.link, holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        revoke::revoke(&self.link, holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {
@@ -587,7 +588,7 @@ fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilitie
     capabilities.restart = restart;
     capabilities.pipelined_release = true;
     capabilities.inspect = true;
-    capabilities.break_lock = true;
+    capabilities.revoke = true;
     capabilities
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{Broken, HolderRef, Mode, Result};
+use leasehold_core::{HolderRef, Mode, Result, Revocation, RevokeOutcome};
 use redis::{Cmd, Value};
 
 use crate::{
@@ -16,20 +16,26 @@ use crate::{
 const GONE: i64 = -2;
 
 /// Compares the value and takes the lock in one step, so that a newer holder is never hit.
-pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Result<Broken> {
+pub(crate) async fn revoke(
+    link: &Link,
+    holder: &HolderRef,
+    revocation: Revocation,
+) -> Result<RevokeOutcome> {
+    use Revocation::{Graceful, Immediate};
+
     Keys::check(&link.config.prefix, &holder.key).map_err(|error| error.with_operation("break"))?;
     let keys = Keys::new(&link.config.prefix, &holder.key);
     let id = holder.id.as_slice();
-    let script = match (holder.mode, now) {
-        (Some(Mode::Shared), true) => &scripts::RELEASE_SHARED,
-        (Some(Mode::Permit { .. }), true) => &scripts::RELEASE_PERMIT,
-        (_, true) => &scripts::RELEASE,
-        (Some(Mode::Shared | Mode::Permit { .. }), false) => &scripts::MARK_MEMBER,
-        (_, false) => &scripts::MARK,
+    let script = match (holder.mode, revocation) {
+        (Some(Mode::Shared), Immediate) => &scripts::RELEASE_SHARED,
+        (Some(Mode::Permit { .. }), Immediate) => &scripts::RELEASE_PERMIT,
+        (_, Immediate) => &scripts::RELEASE,
+        (Some(Mode::Shared | Mode::Permit { .. }), Graceful) => &scripts::MARK_MEMBER,
+        (_, Graceful) => &scripts::MARK,
     };
     let arguments = |cmd: &mut Cmd, again: bool| {
         match holder.mode {
-            Some(Mode::Shared) if now => cmd
+            Some(Mode::Shared) if revocation == Immediate => cmd
                 .arg(1)
                 .arg(keys.lock())
                 .arg(id)
@@ -38,7 +44,7 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
             Some(Mode::Permit { .. }) => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id),
             _ => cmd.arg(1).arg(keys.lock()).arg(id),
         };
-        if again && !now {
+        if again && revocation == Graceful {
             cmd.arg("again");
         }
     };
@@ -60,11 +66,11 @@ pub(crate) async fn break_lock(link: &Link, holder: &HolderRef, now: bool) -> Re
         }
         answer => answer?,
     };
-    match (answer, now) {
-        (Value::Int(1), true) => Ok(Broken::Freed),
-        (Value::Int(0), true) | (Value::Int(GONE), false) => Ok(Broken::AlreadyGone),
+    match (answer, revocation) {
+        (Value::Int(1), Immediate) => Ok(RevokeOutcome::Freed),
+        (Value::Int(0), Immediate) | (Value::Int(GONE), Graceful) => Ok(RevokeOutcome::AlreadyGone),
         // A holder of another program may have no end.
-        (Value::Int(left), false) => Ok(Broken::FreeWithin(
+        (Value::Int(left), Graceful) => Ok(RevokeOutcome::FreeWithin(
             u64::try_from(left).ok().map(Duration::from_millis),
         )),
         _ => Err(error::protocol("break")),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Restart, Ttl,
+    Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Restart, Revocation, Ttl,
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, request, ttl};
@@ -112,7 +112,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
             .unwrap()
             .holders
             .remove(0);
-        backend.break_lock(&holder, false).await.unwrap();
+        backend.revoke(&holder, Revocation::Graceful).await.unwrap();
         let () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
     }
     // Another's keys are not theirs, and that is told.

@@ -12,7 +12,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Broken, ErrorKind, LockBackend, LockClient, Mode, Released, Request, quorum::Provision,
+    ErrorKind, LockBackend, LockClient, Mode, Released, Request, Revocation, RevokeOutcome,
+    quorum::Provision,
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, refused, request, ttl, until, until_within};
@@ -246,7 +247,10 @@ async fn release_over_a_closed_connection_reports_the_earlier_loss() {
                 .unwrap()
                 .holders
                 .remove(0);
-            backend.break_lock(&holder, true).await.unwrap();
+            backend
+                .revoke(&holder, Revocation::Immediate)
+                .await
+                .unwrap();
             kill_clients(&server).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
             assert_eq!(
@@ -496,8 +500,11 @@ async fn an_idle_connection_that_was_closed_costs_no_operation() {
                 .holders
                 .remove(0);
             kill_clients(&server).await;
-            let broken = backend.break_lock(&holder, false).await.unwrap();
-            assert!(matches!(broken, Broken::FreeWithin(Some(_))), "{broken:?}");
+            let broken = backend.revoke(&holder, Revocation::Graceful).await.unwrap();
+            assert!(
+                matches!(broken, RevokeOutcome::FreeWithin(Some(_))),
+                "{broken:?}"
+            );
             drop(lease);
             let () = redis::cmd("FLUSHALL")
                 .query_async(&mut server.raw().await)
@@ -850,7 +857,7 @@ async fn a_waiter_is_granted_by_the_primary_that_took_over() {
         .unwrap()
         .holders
         .remove(0);
-    other.break_lock(&holder, true).await.unwrap();
+    other.revoke(&holder, Revocation::Immediate).await.unwrap();
     let lease = tokio::time::timeout(PATIENCE, waiting)
         .await
         .expect("hangs")

@@ -4,7 +4,7 @@ mod support;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use leasehold_core::{Broken, ErrorKind, LockBackend, Mode, Released, Request};
+use leasehold_core::{ErrorKind, LockBackend, Mode, Released, Request, Revocation, RevokeOutcome};
 use leasehold_redis::redis;
 use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::time::timeout;
@@ -300,7 +300,9 @@ async fn breaking_gently_stops_renewals_and_keeps_the_deadline() {
         let key = held.key().clone();
         let held = granted(&a, held.with_ttl(ttl(700))).await;
         let holder = b.inspect(&key).await.unwrap().holders.remove(0);
-        let Broken::FreeWithin(Some(left)) = b.break_lock(&holder, false).await.unwrap() else {
+        let RevokeOutcome::FreeWithin(Some(left)) =
+            b.revoke(&holder, Revocation::Graceful).await.unwrap()
+        else {
             panic!("not gentle")
         };
         assert!(left <= Duration::from_millis(700));
@@ -311,8 +313,8 @@ async fn breaking_gently_stops_renewals_and_keeps_the_deadline() {
         assert_eq!(held.release().await.unwrap(), Released::AlreadyLost);
         refused(&b, rival.clone()).await;
         assert_eq!(
-            b.break_lock(&holder, false).await.unwrap(),
-            Broken::AlreadyGone
+            b.revoke(&holder, Revocation::Graceful).await.unwrap(),
+            RevokeOutcome::AlreadyGone
         );
         timeout(SOON, Arc::clone(&b).acquire(rival))
             .await
@@ -328,12 +330,15 @@ async fn breaking_now_frees_at_once_and_never_hits_a_newer_holder() {
     for wanted in [request("k"), shared("k"), permit("k", 1)] {
         let old = granted(&a, wanted.clone()).await;
         let holder = b.inspect(&key("k")).await.unwrap().holders.remove(0);
-        assert_eq!(b.break_lock(&holder, true).await.unwrap(), Broken::Freed);
+        assert_eq!(
+            b.revoke(&holder, Revocation::Immediate).await.unwrap(),
+            RevokeOutcome::Freed
+        );
         let newer = granted(&b, wanted.as_new_owner()).await;
-        for now in [true, false] {
+        for revocation in [Revocation::Immediate, Revocation::Graceful] {
             assert_eq!(
-                b.break_lock(&holder, now).await.unwrap(),
-                Broken::AlreadyGone
+                b.revoke(&holder, revocation).await.unwrap(),
+                RevokeOutcome::AlreadyGone
             );
         }
         assert_eq!(old.release().await.unwrap(), Released::AlreadyLost);
@@ -354,13 +359,16 @@ async fn a_foreign_holder_without_an_end_can_be_broken() {
         .unwrap();
     let holder = backend.inspect(&key("k")).await.unwrap().holders.remove(0);
     assert_eq!(
-        backend.break_lock(&holder, false).await.unwrap(),
-        Broken::FreeWithin(None)
+        backend.revoke(&holder, Revocation::Graceful).await.unwrap(),
+        RevokeOutcome::FreeWithin(None)
     );
     let holder = backend.inspect(&key("k")).await.unwrap().holders.remove(0);
     assert_eq!(
-        backend.break_lock(&holder, true).await.unwrap(),
-        Broken::Freed
+        backend
+            .revoke(&holder, Revocation::Immediate)
+            .await
+            .unwrap(),
+        RevokeOutcome::Freed
     );
     granted(&backend, request("k")).await;
 }

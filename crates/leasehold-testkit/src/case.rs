@@ -90,7 +90,7 @@ pub(crate) fn inspection(c: &Capabilities) -> Result<(), &'static str> {
 
 pub(crate) fn breaking(c: &Capabilities) -> Result<(), &'static str> {
     inspection(c)?;
-    when(c.break_lock, "locks cannot be broken")
+    when(c.revoke, "locks cannot be broken")
 }
 
 pub(crate) fn breaking_is_told(c: &Capabilities) -> Result<(), &'static str> {

@@ -13,10 +13,10 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    AcquisitionId, AtomicDeadline, Attempt, Broken, Capabilities, Clock, ClockDrift, Contention,
-    Deadline, Error, ErrorKind, Fairness, Fencing, FencingToken, HolderRef, Inspection, KeepAlive,
-    Lease, LockBackend, LockKey, LossDetection, LossNotifier, LossReason, Mode, Released, Request,
-    Result, Timestamp, WaiterNotification, WaiterRef, acquire_with_retry,
+    AcquisitionId, AtomicDeadline, Attempt, Capabilities, Clock, ClockDrift, Contention, Deadline,
+    Error, ErrorKind, Fairness, Fencing, FencingToken, HolderRef, Inspection, KeepAlive, Lease,
+    LockBackend, LockKey, LossDetection, LossNotifier, LossReason, Mode, Released, Request, Result,
+    Revocation, RevokeOutcome, Timestamp, WaiterNotification, WaiterRef, acquire_with_retry,
 };
 use tokio::sync::watch;
 
@@ -348,7 +348,7 @@ impl LockBackend for Model {
         capabilities.loss_detection = LossDetection::Pushed;
         capabilities.pipelined_release = true;
         capabilities.inspect = true;
-        capabilities.break_lock = true;
+        capabilities.revoke = true;
         capabilities
     }
 
@@ -426,7 +426,7 @@ impl LockBackend for Model {
         Ok(Inspection::new(holders, waiters))
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         let permit = holder.mode.is_some_and(Mode::is_permit);
         let any = self.store.has(Bug::BreakHitsNewerHolder);
         let broken = self
@@ -438,9 +438,9 @@ impl LockBackend for Model {
                     .find(|held| any || held.owner.to_hex()[..] == holder.id)
                     .cloned();
                 let Some(found) = found else {
-                    return Broken::AlreadyGone;
+                    return RevokeOutcome::AlreadyGone;
                 };
-                if !now {
+                if revocation == Revocation::Graceful {
                     if self.store.has(Bug::GracefulBreakFreesAtOnce) {
                         key.remove(found.owner);
                     }
@@ -449,13 +449,13 @@ impl LockBackend for Model {
                         .iter_mut()
                         .find(|held| held.owner == found.owner);
                     ours.into_iter().for_each(|held| held.renewable = false);
-                    return Broken::FreeWithin(holder.expires_in);
+                    return RevokeOutcome::FreeWithin(holder.expires_in);
                 }
                 key.remove(found.owner);
                 if !self.store.has(Bug::LossUntold) {
                     found.losses.lost(LossReason::Replaced);
                 }
-                Broken::Freed
+                RevokeOutcome::Freed
             });
         self.store.answer().await;
         Ok(broken)

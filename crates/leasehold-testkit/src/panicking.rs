@@ -13,9 +13,9 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, BoxFuture, Broken, Capabilities, Deadline, FencingToken, HolderRef, Inspection,
-    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, TokenVote,
-    quorum::QuorumNode,
+    Attempt, BoxFuture, Capabilities, Deadline, FencingToken, HolderRef, Inspection, KeepAlive,
+    Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation, RevokeOutcome,
+    TokenVote, quorum::QuorumNode,
 };
 use tracing::{
     Event, Metadata, Subscriber,
@@ -209,9 +209,9 @@ impl LockBackend for Panicking {
         self.plan.call(Call::Inspect, self.inner.inspect(key)).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         self.plan
-            .call(Call::Break, self.inner.break_lock(holder, now))
+            .call(Call::Break, self.inner.revoke(holder, revocation))
             .await
     }
 

@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Pong,
-    Request, Result, Ttl, quorum::QuorumNode,
+    Attempt, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Pong,
+    Request, Result, Revocation, RevokeOutcome, Ttl, quorum::QuorumNode,
 };
 
 use crate::subject::Subject;
@@ -64,8 +64,8 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
         B::inspect(&self.0, key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        B::break_lock(&self.0, holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        B::revoke(&self.0, holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {

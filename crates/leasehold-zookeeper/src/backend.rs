@@ -3,9 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Ttl,
-    WaiterNotification, async_trait, check_runtime, contained,
+    Attempt, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
+    Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Revocation,
+    RevokeOutcome, Ttl, WaiterNotification, async_trait, check_runtime, contained,
     session::{Sessions, attempt_with_session_retry, cancelled, queue_with_session_retry},
 };
 use tokio::time::timeout;
@@ -354,10 +354,10 @@ impl LockBackend for ZookeeperBackend {
         inspected
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        let broken = revoke::break_lock(&self.cluster, holder, now).await;
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        let broken = revoke::revoke(&self.cluster, holder, revocation).await;
         if self.is_cured("break", &broken).await {
-            return revoke::break_lock(&self.cluster, holder, now).await;
+            return revoke::revoke(&self.cluster, holder, revocation).await;
         }
         broken
     }
@@ -393,7 +393,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     // sessions.
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
-    capabilities.break_lock = true;
+    capabilities.revoke = true;
     capabilities
 }
 

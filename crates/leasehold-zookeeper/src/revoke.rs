@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{Broken, ErrorKind, HolderRef, Mode, Result};
+use leasehold_core::{ErrorKind, HolderRef, Mode, Result, Revocation, RevokeOutcome};
 use zookeeper_client::{Error as Driver, Stat};
 
 use crate::{
@@ -23,10 +23,14 @@ fn read_id(id: &[u8]) -> Option<(i64, &str)> {
 
 /// Revokes the lock of `holder`.
 ///
-/// With `now` it deletes the holder's node, if that is still the same node. Otherwise it writes
+/// With [`Revocation::Immediate`] it deletes the holder's node, if that is still the same node. Otherwise it writes
 /// Curator's request for a revocation into the node. A holder of Leasehold reads the request at
 /// once, and its deadline does not move after that.
-pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool) -> Result<Broken> {
+pub(crate) async fn revoke(
+    cluster: &Cluster,
+    holder: &HolderRef,
+    revocation: Revocation,
+) -> Result<RevokeOutcome> {
     let invalid = || {
         error::plain(
             ErrorKind::InvalidInput,
@@ -40,7 +44,7 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
         .ok_or_else(invalid)?;
     let permit = matches!(holder.mode, Some(Mode::Permit { .. }));
     let path = cluster.names.directory(&holder.key, permit).child(name);
-    if !now && !member.is_ours() {
+    if revocation == Revocation::Graceful && !member.is_ours() {
         return Err(error::plain(
             ErrorKind::Unsupported,
             "break",
@@ -55,18 +59,18 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
     };
     let read = cluster.ask("break", Effect::None, patience, read).await?;
     let Some((data, stat)) = read.filter(|(_, stat)| stat.czxid == czxid) else {
-        return Ok(Broken::AlreadyGone);
+        return Ok(RevokeOutcome::AlreadyGone);
     };
-    if now {
+    if revocation == Revocation::Immediate {
         // Names are never reused, so this is the node that was read.
         let deleted = async { found(link.client.delete(&path, None).await) };
         let deleted = cluster
             .ask("break", Effect::Writes, patience, deleted)
             .await?;
         return Ok(if deleted.is_some() {
-            Broken::Freed
+            RevokeOutcome::Freed
         } else {
-            Broken::AlreadyGone
+            RevokeOutcome::AlreadyGone
         });
     }
     if !data.starts_with(REVOKE) {
@@ -87,14 +91,14 @@ pub(crate) async fn break_lock(cluster: &Cluster, holder: &HolderRef, now: bool)
             .await?
             .is_none()
         {
-            return Ok(Broken::AlreadyGone);
+            return Ok(RevokeOutcome::AlreadyGone);
         }
     }
     // The holder notices by its watch, or at the latest by its next renewal.
     let ttl = Data::read(&data)
         .and_then(|data| data.ttl)
         .map(Duration::from_millis);
-    Ok(Broken::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)))
+    Ok(RevokeOutcome::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)))
 }
 
 fn found<T>(answer: Result<T, Driver>) -> Result<Option<T>, Driver> {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use leasehold_core::{Broken, Inspection, LockBackend, LockClient, LossReason, Mode};
+use leasehold_core::{
+    Inspection, LockBackend, LockClient, LossReason, Mode, Revocation, RevokeOutcome,
+};
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -46,8 +48,11 @@ async fn inspection_lists_all_and_revocation_hits_one_holder() {
     // Gently: it lives to its deadline, and is told.
     let begun = Instant::now();
     assert!(matches!(
-        looking.break_lock(&holders[0], false).await.unwrap(),
-        Broken::FreeWithin(Some(_))
+        looking
+            .revoke(&holders[0], Revocation::Graceful)
+            .await
+            .unwrap(),
+        RevokeOutcome::FreeWithin(Some(_))
     ));
     assert!(guard.is_held());
     assert_eq!(
@@ -61,16 +66,22 @@ async fn inspection_lists_all_and_revocation_hits_one_holder() {
         begun.elapsed()
     );
     assert_eq!(
-        looking.break_lock(&holders[0], true).await.unwrap(),
-        Broken::AlreadyGone
+        looking
+            .revoke(&holders[0], Revocation::Immediate)
+            .await
+            .unwrap(),
+        RevokeOutcome::AlreadyGone
     );
     assert!(next.is_held());
 
     // At once.
     let holders = inspect().await.holders;
     assert_eq!(
-        looking.break_lock(&holders[0], true).await.unwrap(),
-        Broken::Freed
+        looking
+            .revoke(&holders[0], Revocation::Immediate)
+            .await
+            .unwrap(),
+        RevokeOutcome::Freed
     );
     assert_eq!(inspect().await.holders, []);
     assert_eq!(

@@ -154,7 +154,7 @@ async fn slashes_are_shared_with_exact_names_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn etcdctl_is_listed_and_can_only_be_revoked_immediately() {
-    use leasehold_core::{Broken, LockBackend};
+    use leasehold_core::{LockBackend, Revocation, RevokeOutcome};
     let mut cluster = EtcdCluster::start().unwrap();
     let backend = EtcdBackend::connect(&cluster.url()).await.unwrap();
     let ctl = ctl_lock(&mut cluster, "item");
@@ -167,14 +167,17 @@ async fn etcdctl_is_listed_and_can_only_be_revoked_immediately() {
     assert_eq!((holders.len(), holders[0].mode), (1, None));
     assert_eq!(
         backend
-            .break_lock(&holders[0], false)
+            .revoke(&holders[0], Revocation::Graceful)
             .await
             .unwrap_err()
             .kind(),
         ErrorKind::Unsupported
     );
     assert_eq!(
-        backend.break_lock(&holders[0], true).await.unwrap(),
-        Broken::Freed
+        backend
+            .revoke(&holders[0], Revocation::Immediate)
+            .await
+            .unwrap(),
+        RevokeOutcome::Freed
     );
 }

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Attempt, Broken, ErrorKind, LockBackend, Released, Request};
+use leasehold_core::{
+    Attempt, ErrorKind, LockBackend, Released, Request, Revocation, RevokeOutcome,
+};
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::EtcdCluster,
@@ -219,8 +221,11 @@ async fn a_write_to_the_holders_key_grants_no_waiter() {
         .unwrap()
         .holders;
     assert!(matches!(
-        looking.break_lock(&holders[0], false).await.unwrap(),
-        Broken::FreeWithin(Some(_))
+        looking
+            .revoke(&holders[0], Revocation::Graceful)
+            .await
+            .unwrap(),
+        RevokeOutcome::FreeWithin(Some(_))
     ));
     // Somebody ahead of the waiter comes and goes, too: not the holder.
     let ahead = format!("{key}0");

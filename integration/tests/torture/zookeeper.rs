@@ -3,7 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::LockClient;
+use leasehold_core::{LockClient, Revocation};
 use leasehold_integration::{
     checker::{self, Order},
     leftovers,
@@ -152,7 +152,7 @@ fn revoke(url: &str) {
         let client = LockClient::new(backend);
         if let Ok(inspection) = client.inspect("k").await {
             for holder in &inspection.holders {
-                drop(client.break_lock(holder, false).await);
+                drop(client.revoke(holder, Revocation::Graceful).await);
             }
         }
     });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{HolderRef, LockClient};
+use leasehold_core::{HolderRef, LockClient, Revocation};
 use leasehold_integration::server::ZookeeperServer;
 use leasehold_zookeeper::zookeeper_client::{Acls, Client, CreateMode};
 use tokio::time::{sleep, timeout};
@@ -105,7 +105,7 @@ async fn a_gentle_break_grants_nobody_before_the_deadline() {
     // It is watched by now, and by whoever waits.
     sleep(PAUSE).await;
     let held = holder(&other).await;
-    other.break_lock(&held, false).await.unwrap();
+    other.revoke(&held, Revocation::Graceful).await.unwrap();
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     assert!(!guard.is_held(), "two hold");
     assert!(token(&next) > token(&guard));

@@ -17,7 +17,7 @@ use crate::{
     backend::{Attempt, Lease, LockBackend, Released},
     capability::{Capabilities, Fairness},
     error::{Error, ErrorKind, Result},
-    inspection::{Broken, HolderRef, Inspection, NodeStatus, Pong},
+    inspection::{HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     panics::contained,
     quorum::{
@@ -378,8 +378,8 @@ impl LockBackend for QuorumBackend {
         inspect::inspect(self, key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        revoke::break_lock(self, holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        revoke::revoke(self, holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {

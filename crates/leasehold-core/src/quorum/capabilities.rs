@@ -92,7 +92,7 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
     };
     capabilities.pipelined_release = voters && each.iter().all(|node| node.pipelined_release);
     capabilities.inspect = each.iter().all(|node| node.inspect);
-    capabilities.break_lock = each.iter().all(|node| node.break_lock);
+    capabilities.revoke = each.iter().all(|node| node.revoke);
     capabilities
 }
 

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    inspection::{Broken, HolderRef},
+    inspection::{HolderRef, Revocation, RevokeOutcome},
     quorum::{
         backend::QuorumBackend,
         discovery::within,
@@ -21,11 +21,11 @@ const PASSES: usize = 2;
 
 /// Takes the lock from the holder wherever it holds, also at nodes that did not show it. `Ok` only
 /// if the majority cannot be the holder's any more: a node that did not answer may be.
-pub(super) async fn break_lock(
+pub(super) async fn revoke(
     quorum: &QuorumBackend,
     holder: &HolderRef,
-    now: bool,
-) -> Result<Broken> {
+    revocation: Revocation,
+) -> Result<RevokeOutcome> {
     let ids = decode(&holder.id)
         .filter(|ids| ids.len() == quorum.members.len())
         .ok_or_else(|| {
@@ -39,7 +39,7 @@ pub(super) async fn break_lock(
     let taking = Taking {
         quorum,
         holder,
-        now,
+        revocation,
         patience: quorum.config.node_timeout(Ttl::DEFAULT),
     };
     let mut taken = Taken::nothing(ids.len());
@@ -69,25 +69,28 @@ pub(super) async fn break_lock(
 struct Taking<'a> {
     quorum: &'a QuorumBackend,
     holder: &'a HolderRef,
-    now: bool,
+    revocation: Revocation,
     patience: Duration,
 }
 
 impl Taking<'_> {
     /// At a node that knows the holder by this identity.
-    async fn at(&self, node: usize, id: Vec<u8>) -> Result<Broken> {
+    async fn at(&self, node: usize, id: Vec<u8>) -> Result<RevokeOutcome> {
         let mut there = self.holder.clone();
         there.id = id;
-        let (backend, now) = (Arc::clone(&self.quorum.members[node].backend), self.now);
+        let (backend, revocation) = (
+            Arc::clone(&self.quorum.members[node].backend),
+            self.revocation,
+        );
         within(self.patience, async move {
-            backend.break_lock(&there, now).await
+            backend.revoke(&there, revocation).await
         })
         .await
     }
 
     /// At a node that may know the holder by any identity. `None`: it cannot tell it from a newer
     /// holder of the same label.
-    async fn wherever(&self, node: usize) -> Option<Result<Broken>> {
+    async fn wherever(&self, node: usize) -> Option<Result<RevokeOutcome>> {
         let (backend, key) = (
             Arc::clone(&self.quorum.members[node].backend),
             self.holder.key.clone(),
@@ -112,7 +115,7 @@ impl Taking<'_> {
         if unclear {
             None
         } else {
-            Some(Ok(Broken::AlreadyGone))
+            Some(Ok(RevokeOutcome::AlreadyGone))
         }
     }
 }
@@ -143,14 +146,14 @@ impl Taken {
     }
 
     /// One answer per node; `None` changes nothing. Whether anything was freed.
-    fn note(&mut self, answers: Vec<Option<Result<Broken>>>) -> bool {
+    fn note(&mut self, answers: Vec<Option<Result<RevokeOutcome>>>) -> bool {
         let mut freed = false;
         for (problem, answer) in self.problems.iter_mut().zip(answers) {
             match answer {
                 Some(Ok(broken)) => {
                     *problem = None;
-                    freed |= broken == Broken::Freed;
-                    if let Broken::FreeWithin(left) = broken {
+                    freed |= broken == RevokeOutcome::Freed;
+                    if let RevokeOutcome::FreeWithin(left) = broken {
                         self.marked = self.marked.max(Some(left));
                     }
                 }
@@ -162,7 +165,7 @@ impl Taken {
         freed
     }
 
-    fn conclude(self, quorum: &QuorumBackend) -> Result<Broken> {
+    fn conclude(self, quorum: &QuorumBackend) -> Result<RevokeOutcome> {
         let problems: Vec<_> = self
             .problems
             .into_iter()
@@ -173,9 +176,9 @@ impl Taken {
             return Err(quorum.unavailable(&problems).with_operation("break"));
         }
         Ok(match self.marked {
-            Some(left) => Broken::FreeWithin(left),
-            None if self.freed => Broken::Freed,
-            None => Broken::AlreadyGone,
+            Some(left) => RevokeOutcome::FreeWithin(left),
+            None if self.freed => RevokeOutcome::Freed,
+            None => RevokeOutcome::AlreadyGone,
         })
     }
 }

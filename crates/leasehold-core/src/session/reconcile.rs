@@ -81,7 +81,7 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
         state.disowning = orphans.iter().cloned().collect();
         for name in &owned.broken {
             if let Some(standing) = state.claims.get(name) {
-                // Broken already is as good.
+                // RevokeOutcome already is as good.
                 let _: &_ = standing.frozen.get_or_init(|| deadline);
             }
         }

@@ -11,9 +11,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
-    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, TestClock, TokenVote,
-    async_trait, quorum::QuorumNode,
+    Attempt, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
+    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation,
+    RevokeOutcome, TestClock, TokenVote, async_trait, quorum::QuorumNode,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -98,9 +98,9 @@ impl LockBackend for Flaky {
         self.inner.inspect(key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         self.way().await?;
-        self.inner.break_lock(holder, now).await
+        self.inner.revoke(holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {

@@ -10,9 +10,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
-    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, SessionId, TestClock,
-    Timestamp, TokenVote, Ttl, async_trait,
+    Attempt, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
+    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation,
+    RevokeOutcome, SessionId, TestClock, Timestamp, TokenVote, Ttl, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
@@ -125,8 +125,8 @@ impl LockBackend for Spy {
         self.inner.inspect(key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        self.inner.break_lock(holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        self.inner.revoke(holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {

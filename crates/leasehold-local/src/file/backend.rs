@@ -10,9 +10,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Broken, Capabilities, ClockDrift, Contention, ErrorKind, Expiry, Fairness, Fencing,
-    HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request,
-    Restart, Result, RetryBudget, Timestamp, WaiterNotification, async_trait,
+    Attempt, Capabilities, ClockDrift, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
+    Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
+    RetryBudget, Revocation, RevokeOutcome, Timestamp, WaiterNotification, async_trait,
 };
 
 use super::{
@@ -259,7 +259,7 @@ impl LockBackend for FileBackend {
         capabilities.restart = Restart::EndsHolders;
         capabilities.pipelined_release = true;
         capabilities.inspect = cfg!(target_os = "linux");
-        capabilities.break_lock = false;
+        capabilities.revoke = false;
         capabilities
     }
 
@@ -317,7 +317,7 @@ impl LockBackend for FileBackend {
 
     /// # Errors
     /// Always [`ErrorKind::Unsupported`]: only the kernel and the holder can end a file lock.
-    async fn break_lock(&self, holder: &HolderRef, _now: bool) -> Result<Broken> {
+    async fn revoke(&self, holder: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
         Err(refused(
             ErrorKind::Unsupported,
             format!(

@@ -3,10 +3,10 @@
 use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    AcquisitionId, Attempt, Broken, Capabilities, Clock, ClockDrift, Contention, Error, ErrorKind,
-    Expiry, Fairness, Fencing, HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection,
-    LossReason, Mode, Pong, Request, Restart, Result, SystemClock, WaiterNotification, WaiterRef,
-    async_trait, quorum::QuorumNode,
+    AcquisitionId, Attempt, Capabilities, Clock, ClockDrift, Contention, Error, ErrorKind, Expiry,
+    Fairness, Fencing, HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection,
+    LossReason, Mode, Pong, Request, Restart, Result, Revocation, RevokeOutcome, SystemClock,
+    WaiterNotification, WaiterRef, async_trait, quorum::QuorumNode,
 };
 
 use super::{
@@ -98,22 +98,27 @@ impl MemoryBackend {
         );
     }
 
-    fn break_in(&self, slot: &mut Slot, holder: &HolderRef, now: bool) -> Broken {
+    fn revoke_in(
+        &self,
+        slot: &mut Slot,
+        holder: &HolderRef,
+        revocation: Revocation,
+    ) -> RevokeOutcome {
         slot.settle(&self.issuer);
         let owner = <[u8; 16]>::try_from(&*holder.id)
             .map(|id| AcquisitionId::from(u128::from_be_bytes(id)));
         let Some(held) = owner.ok().and_then(|owner| slot.holders.of_mut(owner)) else {
-            return Broken::AlreadyGone;
+            return RevokeOutcome::AlreadyGone;
         };
-        if now {
+        if revocation == Revocation::Immediate {
             let grant = Arc::clone(&held.grant);
             slot.holders.remove(&grant);
             grant.request.loss_notifier().lost(LossReason::Replaced);
             slot.settle(&self.issuer);
-            Broken::Freed
+            RevokeOutcome::Freed
         } else {
             held.renewable = false;
-            Broken::FreeWithin(Some(held.expires().since(self.issuer.now())))
+            RevokeOutcome::FreeWithin(Some(held.expires().since(self.issuer.now())))
         }
     }
 }
@@ -145,7 +150,7 @@ impl LockBackend for MemoryBackend {
         capabilities.restart = Restart::EndsHolders;
         capabilities.pipelined_release = true;
         capabilities.inspect = true;
-        capabilities.break_lock = true;
+        capabilities.revoke = true;
         capabilities
     }
 
@@ -230,16 +235,16 @@ impl LockBackend for MemoryBackend {
         Ok(inspection)
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         for mode in NAME_SPACES {
-            let broken = self
-                .table
-                .with_slot(&holder.key, mode, |slot| self.break_in(slot, holder, now));
-            if broken != Broken::AlreadyGone {
+            let broken = self.table.with_slot(&holder.key, mode, |slot| {
+                self.revoke_in(slot, holder, revocation)
+            });
+            if broken != RevokeOutcome::AlreadyGone {
                 return Ok(broken);
             }
         }
-        Ok(Broken::AlreadyGone)
+        Ok(RevokeOutcome::AlreadyGone)
     }
 
     /// Always answers.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{Broken, LossDetection, Renewal};
+use leasehold_core::{LossDetection, Renewal, Revocation, RevokeOutcome};
 
 use crate::{
     fixtures::{
@@ -67,8 +67,11 @@ pub async fn loss_is_told(subject: &dyn Subject) {
     let Some(shown) = seen.holders.first() else {
         panic!("no holder is shown: {seen:?}")
     };
-    let broken = must(other.break_lock(shown, true).await, "a break is answered");
-    assert_eq!(broken, Broken::Freed, "a break `now` frees");
+    let broken = must(
+        other.revoke(shown, Revocation::Immediate).await,
+        "a break is answered",
+    );
+    assert_eq!(broken, RevokeOutcome::Freed, "a break `now` frees");
     let within = match holder.capabilities().loss_detection {
         LossDetection::Pushed => subject.ttl().as_duration() / 10 + SOON / 2,
         _ => subject.ttl().as_duration() / 2 + SOON / 2,
@@ -101,11 +104,11 @@ pub async fn break_never_hits_a_newer_holder(subject: &dyn Subject) {
         "a released lock is granted",
     )
     .await;
-    for now in [false, true] {
-        let broken = must(third.break_lock(shown, now).await, "a break is answered");
+    for revocation in [Revocation::Graceful, Revocation::Immediate] {
+        let broken = must(third.revoke(shown, revocation).await, "a break is answered");
         assert_eq!(
             broken,
-            Broken::AlreadyGone,
+            RevokeOutcome::AlreadyGone,
             "the holder that was shown is gone"
         );
         refused(
@@ -146,9 +149,12 @@ pub async fn graceful_revocation_grants_nobody_early(subject: &dyn Subject) {
         let Some(shown) = seen.holders.first() else {
             panic!("no holder is shown: {seen:?}")
         };
-        let broken = must(third.break_lock(shown, false).await, "a break is answered");
+        let broken = must(
+            third.revoke(shown, Revocation::Graceful).await,
+            "a break is answered",
+        );
         // A break that waits for the holder to take note may find that it has ended.
-        let keeps_its_time = matches!(broken, Broken::FreeWithin(_)) || !guard.is_held();
+        let keeps_its_time = matches!(broken, RevokeOutcome::FreeWithin(_)) || !guard.is_held();
         assert!(
             keeps_its_time,
             "a graceful break leaves the holder its time: {broken:?}"

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::SeqCst};
 
-use leasehold_core::{ErrorKind, LockClient, LockKey, Renewal, Result};
+use leasehold_core::{ErrorKind, LockClient, LockKey, Renewal, Result, Revocation};
 use tracing::instrument::WithSubscriber;
 
 use crate::{
@@ -40,7 +40,7 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
             let Some(holder) = seen.holders.first() else {
                 panic!("the holder is not shown")
             };
-            client.break_lock(holder, true).await.map(drop)
+            client.revoke(holder, Revocation::Immediate).await.map(drop)
         }
         Call::Renew => {
             must(mutex.lock().await, "a free lock is granted")
@@ -74,7 +74,7 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
         if client.capabilities().inspect {
             calls.push((Call::Inspect, stage, 1));
         }
-        if client.capabilities().inspect && client.capabilities().break_lock {
+        if client.capabilities().inspect && client.capabilities().revoke {
             calls.push((Call::Break, stage, 1));
         }
     }

@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Broken, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection,
-    KeepAlive, Lease, LockBackend, LockKey, Released, Request, Result, TokenVote,
+    Attempt, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, KeepAlive,
+    Lease, LockBackend, LockKey, Released, Request, Result, Revocation, RevokeOutcome, TokenVote,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
@@ -138,8 +138,8 @@ impl LockBackend for Keeping {
         self.inner.inspect(key).await
     }
 
-    async fn break_lock(&self, holder: &HolderRef, now: bool) -> Result<Broken> {
-        self.inner.break_lock(holder, now).await
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        self.inner.revoke(holder, revocation).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, LockClient};
+use leasehold_core::{ErrorKind, LockClient, Revocation};
 use leasehold_integration::{
     checker::{self, Order, grants_between},
     worker::{Answer, Command, EventLog, Patience, Storm, Worker, now_ns},
@@ -197,8 +197,8 @@ async fn revoke(client: &LockClient, seed: u64, over: &AtomicBool) -> usize {
             continue;
         };
         for holder in &inspection.holders {
-            match client.break_lock(holder, false).await {
-                Ok(leasehold_core::Broken::FreeWithin(_)) => revoked += 1,
+            match client.revoke(holder, Revocation::Graceful).await {
+                Ok(leasehold_core::RevokeOutcome::FreeWithin(_)) => revoked += 1,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
                 Err(error) => assert!(error.is_retryable(), "a revocation failed: {error}"),

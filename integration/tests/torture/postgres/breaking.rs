@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{Broken, ErrorKind};
+use leasehold_core::{ErrorKind, RevokeOutcome};
 use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::{task::block_in_place, time::timeout};
 
@@ -29,9 +29,9 @@ async fn a_role_that_may_only_connect_breaks_no_lock_of_another() {
     let guard = client.mutex("k").lock().await.unwrap();
     let stranger = client_of(&format!("{}?fencing=off", server.url_as("stranger")), TTL).await;
     let seen = stranger.inspect("k").await.unwrap().holders;
-    for now in [false, true] {
+    for revocation in [Revocation::Graceful, Revocation::Immediate] {
         let error = stranger
-            .break_lock(&seen[0], now)
+            .revoke(&seen[0], revocation)
             .await
             .expect_err("it was broken");
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
@@ -56,7 +56,7 @@ async fn roles_that_may_end_its_session_break_a_lock() {
     let server = block_in_place(server);
     let client = client_of(&server.url_as("shop"), TTL).await;
     for role in ["shop", "colleague", "operator", "postgres"] {
-        for now in [false, true] {
+        for revocation in [Revocation::Graceful, Revocation::Immediate] {
             let guard = client
                 .mutex("k")
                 .lock_timeout(MINUTE)
@@ -65,14 +65,14 @@ async fn roles_that_may_end_its_session_break_a_lock() {
                 .unwrap();
             let breaker = client_of(&format!("{}?fencing=off", server.url_as(role)), TTL).await;
             let seen = breaker.inspect("k").await.unwrap().holders;
-            let broken = timeout(MINUTE, breaker.break_lock(&seen[0], now))
+            let broken = timeout(MINUTE, breaker.revoke(&seen[0], revocation))
                 .await
                 .expect("it hangs")
                 .unwrap();
-            let expected = if now {
-                Broken::Freed
+            let expected = if revocation == Revocation::Immediate {
+                RevokeOutcome::Freed
             } else {
-                Broken::FreeWithin(Some(Duration::from_millis(TTL)))
+                RevokeOutcome::FreeWithin(Some(Duration::from_millis(TTL)))
             };
             assert_eq!(broken, expected, "{role}");
             timeout(MINUTE, guard.lost()).await.expect("it is held on");
