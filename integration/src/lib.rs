@@ -14,6 +14,7 @@
 //! | [`peer`] | [`Peer`](peer::Peer): another process of a test, spoken to line by line |
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
 //! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client of another language |
+//! | [`held`] | [`Held`](held::Held): a lock or a permit |
 //! | [`worker`] | processes that lock on command, and write down what they believe |
 //! | [`checker`], [`leftovers`] | judges of what the processes believed, and of what is left over |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
@@ -23,6 +24,7 @@ pub mod certificates;
 pub mod child;
 mod error;
 pub mod foreign;
+pub mod held;
 pub mod leftovers;
 pub mod peer;
 pub mod proxy;

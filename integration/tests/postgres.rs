@@ -10,7 +10,10 @@ use futures_util::future::join_all;
 use leasehold_core::{
     ErrorKind, LockBackend, LockClient, LockGuard, Mode, Released, Revocation, RevokeOutcome, Ttl,
 };
-use leasehold_integration::server::{PostgresServer, SharedPostgres, shared_postgres};
+use leasehold_integration::{
+    held::Held,
+    server::{PostgresServer, SharedPostgres, shared_postgres},
+};
 use leasehold_postgres::{
     AdvisoryKey, KeyScheme, PostgresBackend, PostgresConfig,
     sqlx::{self, PgPool, postgres::PgAdvisoryLock},
@@ -37,8 +40,8 @@ async fn client(url: &str, options: &str) -> LockClient {
     LockClient::new(backend(url, options).await)
 }
 
-async fn free(guard: LockGuard) {
-    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+async fn free(guard: impl Into<Held>) {
+    assert_eq!(guard.into().release().await.unwrap(), Released::Freed);
 }
 
 fn hash(name: &str) -> AdvisoryKey {
@@ -600,9 +603,9 @@ async fn a_waiter_of_any_mode_takes_its_signs_down_when_it_is_granted() {
     until_left(&server, "1").await;
     for mode in ["permit", "write", "read"] {
         let acquire = async |client: &LockClient, mode: &str| match mode {
-            "permit" => client.semaphore("signs", 1).acquire().await.unwrap(),
-            "read" => client.rwlock("signs").read().await.unwrap(),
-            _ => client.rwlock("signs").write().await.unwrap(),
+            "permit" => Held::from(client.semaphore("signs", 1).acquire().await.unwrap()),
+            "read" => Held::from(client.rwlock("signs").read().await.unwrap()),
+            _ => Held::from(client.rwlock("signs").write().await.unwrap()),
         };
         let blocking = if mode == "permit" { "permit" } else { "write" };
         let held = acquire(&other, blocking).await;
@@ -639,16 +642,16 @@ async fn nothing_is_left_after_a_crowd_of_all_modes() {
             for round in 0..10 {
                 let name = format!("crowd/{}", (n + round) % 3);
                 let guard = match (n + round) % 4 {
-                    0 => client.rwlock(name).write().await,
-                    1 => client.semaphore(name, 3).acquire().await,
+                    0 => client.rwlock(name).write().await.map(Held::from),
+                    1 => client.semaphore(name, 3).acquire().await.map(Held::from),
                     2 if n % 3 == 0 => {
                         let rwlock = client.rwlock(name);
                         match timeout(Duration::from_millis(5), rwlock.write()).await {
-                            Ok(guard) => guard,
+                            Ok(guard) => guard.map(Held::from),
                             Err(_) => continue,
                         }
                     }
-                    _ => client.rwlock(name).read().await,
+                    _ => client.rwlock(name).read().await.map(Held::from),
                 };
                 let guard = guard.unwrap();
                 tokio::task::yield_now().await;

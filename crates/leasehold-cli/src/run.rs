@@ -111,8 +111,8 @@ async fn under(
         keep_url: args.keep_url,
         dies_with_us,
     };
-    let mut child = Child::start(command, &guard, &surroundings)?;
-    let mut watchdog = Watchdog::new(guard.view());
+    let mut child = Child::start(command, &guard.info(), &surroundings)?;
+    let mut watchdog = Watchdog::new(guard.info());
     let status = loop {
         tokio::select! {
             biased;

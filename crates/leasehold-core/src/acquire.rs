@@ -9,7 +9,7 @@ use crate::{
     complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    guard::LockGuard,
+    guard::OwnedLease,
     held_lease::HeldLease,
     key::LockKey,
     local_queue::Place,
@@ -43,15 +43,15 @@ impl Wait {
 }
 
 /// Waits until the lock is granted.
-pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec) -> Result<LockGuard> {
+pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec) -> Result<OwnedLease> {
     match acquire_with(client, spec, Wait::Forever).await? {
-        Some(guard) => Ok(guard),
+        Some(lease) => Ok(lease),
         None => unreachable!("a wait without a limit ends with a grant or an error"),
     }
 }
 
 /// Makes one attempt. Returns `None` if others hold the lock.
-pub(crate) async fn try_acquire(client: &Arc<Client>, spec: &Spec) -> Result<Option<LockGuard>> {
+pub(crate) async fn try_acquire(client: &Arc<Client>, spec: &Spec) -> Result<Option<OwnedLease>> {
     acquire_with(client, spec, Wait::Not).await
 }
 
@@ -60,11 +60,11 @@ pub(crate) async fn acquire_for(
     client: &Arc<Client>,
     spec: &Spec,
     timeout: Duration,
-) -> Result<Option<LockGuard>> {
+) -> Result<Option<OwnedLease>> {
     acquire_with(client, spec, Wait::AtMost(timeout)).await
 }
 
-async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<LockGuard>> {
+async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<OwnedLease>> {
     // Until the guard is there, or what was granted is on its way back.
     let _under_way = client.under_way();
     let waiting = Waiting::begin(client);
@@ -298,26 +298,24 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
     Ok(None)
 }
 
-fn finish(spec: &Spec, grant: Grant<'_>) -> Result<LockGuard> {
+fn finish(spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
     let client = grant.client;
-    let guard = HeldLease::begin(grant, spec.renewal);
+    let lease = HeldLease::begin(grant, spec.renewal);
     // In this order: a client that closes or drains is marked so before it looks at what is held.
-    let is_held = guard.is_held();
+    let is_held = lease.hold().is_held();
     if let Some(refusal) = client.refusal() {
         return Err(refusal);
     }
     if !is_held {
+        let request = &lease.hold().request;
+        let (key, ttl) = (request.key(), request.ttl());
         return Err(Error::new(
             ErrorKind::Lost,
-            format!(
-                "the grant of `{}` took longer than its TTL of {}; give a longer TTL",
-                guard.key(),
-                guard.ttl()
-            ),
+            format!("the grant of `{key}` took longer than its TTL of {ttl}; give a longer TTL"),
         )
         .with_backend(client.capabilities.backend));
     }
-    Ok(guard)
+    Ok(lease)
 }
 
 /// Returns the error of a wait that is over after `timeout`, and during which no other was known to

@@ -1,4 +1,4 @@
-//! [`LockGuard`]: the right to the lock, and the news about it.
+//! [`LockGuard`] and [`SemaphorePermit`], which own a lease, and [`LeaseInfo`], which looks at one.
 
 use std::{
     fmt,
@@ -17,12 +17,12 @@ use crate::{
     key::LockKey,
     mode::Mode,
     release::Releasing,
-    request::Request,
     signal::LossReason,
     ttl::Ttl,
 };
 
-/// The right to a lock until a deadline, which renewals move.
+/// A guard of a mutex, a read lock or a write lock: the right to it until a deadline, which
+/// renewals move.
 ///
 /// Dropping it releases the lock in the background. That never blocks or panics, wherever it
 /// happens: outside of a runtime, during a panic, while the runtime shuts down; in the worst case
@@ -32,58 +32,200 @@ use crate::{
 /// release.
 ///
 /// # Guaranteed
-/// While [`is_held`](LeaseInfo::is_held) says `true`, the backend has granted the lock to nobody
+/// While [`is_held`](Self::is_held) returns `true`, the backend has granted the lock to nobody
 /// else, as far as its [capabilities](crate::Capabilities) and the clocks'
 /// [drift](crate::ClockDrift) go.
 ///
 /// # Not guaranteed
-/// That a write which starts while it is held ends while it is held. Only the resource can refuse
+/// A write that starts while the lock is held may end when it is not. Only the resource can refuse
 /// what comes late, by the [fencing token](FencingToken). A virtual machine that is paused and
 /// restored is seen by no clock.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Released;
+///
+/// let guard = client.mutex("item/42").lock().await?;
+/// let token = guard.fencing_token().expect("memory has tokens");
+/// let info = guard.info(); // for other tasks
+/// assert_eq!(guard.release().await?, Released::Freed);
+/// assert!(!info.is_held() && info.fencing_token() == Some(token));
+/// # Ok(()) }
+/// ```
 #[must_use = "dropping the guard releases the lock; bind it to a name, not `_`"]
-pub struct LockGuard {
+pub struct LockGuard(OwnedLease);
+
+impl LockGuard {
+    /// Returns the token to show to the resource; `None` only where the backend has no tokens.
+    #[must_use]
+    pub fn fencing_token(&self) -> Option<FencingToken> {
+        self.0.hold.token()
+    }
+}
+
+/// A permit of a [`Semaphore`](crate::Semaphore), until a deadline, which renewals move.
+///
+/// It does what a [`LockGuard`] does, and has no fencing token: several holders are valid at a
+/// time. Dropping it returns the permit in the background.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// let permit = client.semaphore("gpu", 2).acquire().await?;
+/// assert!(permit.is_held());
+/// permit.release().await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "dropping the permit returns it; bind it to a name, not `_`"]
+pub struct SemaphorePermit(OwnedLease);
+
+/// The methods that guards and permits share.
+macro_rules! guard_methods {
+    ($guard:ident) => {
+        impl $guard {
+            pub(crate) fn new(lease: OwnedLease) -> Self {
+                Self(lease)
+            }
+
+            pub(crate) fn into_lease(self) -> OwnedLease {
+                self.0
+            }
+
+            /// Returns the key.
+            #[must_use]
+            pub fn key(&self) -> &LockKey {
+                self.0.hold.request.key()
+            }
+
+            /// Returns how the key is held.
+            #[must_use]
+            pub fn mode(&self) -> Mode {
+                self.0.hold.request.mode()
+            }
+
+            /// Returns how long each renewal lasts.
+            #[must_use]
+            pub fn ttl(&self) -> Ttl {
+                self.0.hold.request.ttl()
+            }
+
+            /// Returns the current deadline, on the client's clock. Past it the lease must be
+            /// treated as lost.
+            #[must_use]
+            pub fn deadline(&self) -> Deadline {
+                self.0.hold.deadline()
+            }
+
+            /// Returns the time until the deadline; zero if the lease is no longer held.
+            #[must_use]
+            pub fn remaining(&self) -> Duration {
+                self.0.hold.remaining()
+            }
+
+            /// Returns whether the lease is held: it is not lost, and a clock that is read now has
+            /// not reached the deadline.
+            #[must_use]
+            pub fn is_held(&self) -> bool {
+                self.0.hold.is_held()
+            }
+
+            /// Returns why the lease was lost, if it was.
+            #[must_use]
+            pub fn loss(&self) -> Option<LossReason> {
+                self.0.hold.loss()
+            }
+
+            /// Completes when the lease is lost: at the deadline at the latest, or as soon as the
+            /// backend reports it. Never completes while the lease is held.
+            ///
+            /// # Cancel safety
+            /// Safe.
+            pub async fn lost(&self) -> LossReason {
+                or_never(self.0.hold.ended().await).await
+            }
+
+            /// Returns a token that is cancelled when the lease is lost.
+            #[must_use]
+            pub fn cancellation_token(&self) -> CancellationToken {
+                self.0.hold.cancellation_token()
+            }
+
+            /// Returns a view of the lease for other tasks.
+            #[must_use]
+            pub fn info(&self) -> LeaseInfo {
+                LeaseInfo::of(&self.0.hold)
+            }
+
+            /// Renews for another TTL, counted from now. Automatic renewal needs no help; this is
+            /// for [`Renewal::Manual`](crate::Renewal::Manual).
+            ///
+            /// # Errors
+            /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. After any other error the
+            /// deadline is where it was.
+            ///
+            /// # Cancel safety
+            /// The renewal may or may not have happened; the lease stays valid either way.
+            pub async fn renew(&self) -> Result<()> {
+                self.0.hold.renew().await
+            }
+
+            /// Releases the lease and returns whether it was still held. [`Released::AlreadyLost`]
+            /// means that another may have held it before the work was done.
+            ///
+            /// # Errors
+            /// As the backend fails. The release is then tried again in the background until the
+            /// lease expires.
+            ///
+            /// # Cancel safety
+            /// Safe: a dropped release goes on in the background.
+            pub async fn release(self) -> Result<Released> {
+                self.0.release().await
+            }
+        }
+
+        impl fmt::Debug for $guard {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($guard))
+                    .field("key", self.key())
+                    .field("mode", &self.mode())
+                    .field("token", &self.0.hold.token())
+                    .field("remaining", &self.remaining())
+                    .finish_non_exhaustive()
+            }
+        }
+    };
+}
+guard_methods!(LockGuard);
+guard_methods!(SemaphorePermit);
+
+impl LockGuard {
+    pub(crate) fn hold(&self) -> &Arc<HeldLease> {
+        &self.0.hold
+    }
+}
+
+/// The right to a lease. Dropping it releases the lease in the background.
+pub(crate) struct OwnedLease {
     hold: Arc<HeldLease>,
     /// Until it is released.
     owned: bool,
-    view: LeaseInfo,
 }
 
-impl LockGuard {
+impl OwnedLease {
     pub(crate) fn new(hold: Arc<HeldLease>) -> Self {
-        Self {
-            view: LeaseInfo(Of::Guard(Arc::clone(&hold))),
-            hold,
-            owned: true,
-        }
+        Self { hold, owned: true }
     }
 
     pub(crate) fn hold(&self) -> &Arc<HeldLease> {
         &self.hold
     }
 
-    /// Renews for another TTL, counted from now. Automatic renewal needs no help; this is for
-    /// [`Renewal::Manual`](crate::Renewal::Manual).
-    ///
-    /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. After any other error the deadline is
-    /// where it was.
-    ///
-    /// # Cancel safety
-    /// The renewal may or may not have happened; the guard stays valid either way.
-    pub async fn renew(&self) -> Result<()> {
-        self.hold.renew().await
-    }
-
-    /// Gives the lock back and tells the truth about it: [`Released::AlreadyLost`] means that
-    /// another may have held it before you were done.
-    ///
-    /// # Errors
-    /// As the backend fails. The release is then tried again in the background until the lease is
-    /// over anyway.
-    ///
-    /// # Cancel safety
-    /// Safe: dropped half-way, the release goes on in the background.
-    pub async fn release(mut self) -> Result<Released> {
+    pub(crate) async fn release(mut self) -> Result<Released> {
         self.owned = false;
         let hold = &self.hold;
         if !hold.unshare() {
@@ -98,24 +240,9 @@ impl LockGuard {
             None => Ok(Released::AlreadyLost),
         }
     }
-
-    /// A view of the lease for other tasks: it tells, and does not own.
-    #[must_use]
-    pub fn view(&self) -> LeaseInfo {
-        self.view.clone()
-    }
 }
 
-/// What is told about the lease.
-impl std::ops::Deref for LockGuard {
-    type Target = LeaseInfo;
-
-    fn deref(&self) -> &LeaseInfo {
-        &self.view
-    }
-}
-
-impl Drop for LockGuard {
+impl Drop for OwnedLease {
     fn drop(&mut self) {
         if self.owned && self.hold.unshare() {
             Releasing::in_background(&self.hold);
@@ -123,150 +250,135 @@ impl Drop for LockGuard {
     }
 }
 
-/// What a lease tells about itself. Cheap to clone, and no guard: it keeps neither the lock nor the
-/// connection of the client.
-pub struct LeaseInfo(Of);
-
-enum Of {
-    /// Within a guard, which keeps what it guards.
-    Guard(Arc<HeldLease>),
-    View(Weak<HeldLease>, Arc<Facts>),
-}
-
-impl Clone for LeaseInfo {
-    fn clone(&self) -> Self {
-        Self(match &self.0 {
-            Of::Guard(hold) => Of::View(Arc::downgrade(hold), Arc::clone(hold.facts())),
-            Of::View(hold, facts) => Of::View(Weak::clone(hold), Arc::clone(facts)),
-        })
-    }
+/// A view of a lease, for tasks that do not own it. Cheap to clone; it keeps neither the lock nor
+/// the connection.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// let guard = client.mutex("item/42").lock().await?;
+/// let info = guard.info();
+/// drop(guard);
+/// assert!(!info.is_held());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct LeaseInfo {
+    hold: Weak<HeldLease>,
+    facts: Arc<Facts>,
 }
 
 impl LeaseInfo {
-    fn request(&self) -> &Request {
-        match &self.0 {
-            Of::Guard(hold) => &hold.request,
-            Of::View(_, facts) => &facts.request,
+    pub(crate) fn of(hold: &Arc<HeldLease>) -> Self {
+        Self {
+            hold: Arc::downgrade(hold),
+            facts: Arc::clone(hold.facts()),
         }
     }
 
-    /// Asks what is held; `None` if it was released, or lost and forgotten.
-    fn ask<T>(&self, ask: impl FnOnce(&Arc<HeldLease>) -> T) -> Option<T> {
-        match &self.0 {
-            Of::Guard(hold) => Some(ask(hold)),
-            Of::View(hold, _) => hold.upgrade().as_ref().map(ask),
-        }
-    }
-
-    /// The key.
+    /// Returns the key.
     #[must_use]
     pub fn key(&self) -> &LockKey {
-        self.request().key()
+        self.facts.request.key()
     }
 
-    /// How the key is held.
+    /// Returns how the key is held.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.request().mode()
+        self.facts.request.mode()
     }
 
-    /// How long each renewal lasts.
+    /// Returns how long each renewal lasts.
     #[must_use]
     pub fn ttl(&self) -> Ttl {
-        self.request().ttl()
+        self.facts.request.ttl()
     }
 
-    /// The token to show to the resource. `None` for permits, and where the backend has none.
+    /// Returns the token to show to the resource. `None` for permits, and where the backend has no
+    /// tokens.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
-        match &self.0 {
-            Of::Guard(hold) => hold.token(),
-            Of::View(_, facts) => facts.token,
-        }
+        self.facts.token
     }
 
-    /// Until when the lock may be believed in, as it stands now, on the client's clock.
+    /// Returns the current deadline, on the client's clock. Past it the lease must be treated as
+    /// lost.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
-        match &self.0 {
-            Of::Guard(hold) => hold.deadline(),
-            Of::View(hold, facts) => hold
-                .upgrade()
-                .map_or_else(|| facts.last_deadline(), |hold| hold.deadline()),
+        self.hold
+            .upgrade()
+            .map_or_else(|| self.facts.last_deadline(), |hold| hold.deadline())
+    }
+
+    /// Returns the time until the deadline; zero if the lease is no longer held.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.hold
+            .upgrade()
+            .map(|hold| hold.remaining())
+            .unwrap_or_default()
+    }
+
+    /// Returns whether the lease is held: it is neither lost nor released, and a clock that is read
+    /// now has not reached the deadline.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.hold.upgrade().is_some_and(|hold| hold.is_held())
+    }
+
+    /// Returns why the lease was lost, if it was.
+    #[must_use]
+    pub fn loss(&self) -> Option<LossReason> {
+        match self.hold.upgrade() {
+            Some(hold) => hold.loss(),
+            None => self.facts.request.signal().loss(),
         }
     }
 
-    /// The time until the deadline; zero if the lock is no longer held.
-    #[must_use]
-    pub fn remaining(&self) -> Duration {
-        self.ask(|hold| hold.remaining()).unwrap_or_default()
-    }
-
-    /// Whether the lock is held: neither lost nor released, and the deadline not reached on a clock
-    /// that is read now.
-    #[must_use]
-    pub fn is_held(&self) -> bool {
-        self.ask(|hold| hold.is_held()).unwrap_or_default()
-    }
-
-    /// Why the lock was lost, if it was.
-    #[must_use]
-    pub fn loss(&self) -> Option<LossReason> {
-        self.ask(HeldLease::loss)
-            .unwrap_or_else(|| self.request().signal().loss())
-    }
-
-    /// Completes when the lock is lost: at the deadline at the latest, or as soon as the backend
-    /// tells. Never completes while the lock is held, nor after it was released.
+    /// Completes when the lease is lost: at the deadline at the latest, or as soon as the backend
+    /// reports it. Never completes while the lease is held, nor after it was released.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn lost(&self) -> LossReason {
-        let ended = match &self.0 {
-            Of::Guard(hold) => hold.ended().await,
-            Of::View(hold, facts) => match hold.upgrade() {
-                Some(hold) => hold.ended().await,
-                None => facts.request.signal().loss(),
-            },
-        };
-        match ended {
-            Some(reason) => reason,
-            None => std::future::pending().await,
-        }
+        or_never(match self.hold.upgrade() {
+            Some(hold) => hold.ended().await,
+            None => self.facts.request.signal().loss(),
+        })
+        .await
     }
 
-    /// A token that is cancelled when the lock is lost.
+    /// Returns a token that is cancelled when the lease is lost.
     #[must_use]
     pub fn cancellation_token(&self) -> CancellationToken {
-        self.ask(|hold| hold.cancellation_token())
-            .unwrap_or_else(|| {
-                let token = CancellationToken::new();
-                if self.loss().is_some() {
-                    token.cancel();
-                }
-                token
-            })
-    }
-}
-
-impl fmt::Debug for LockGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.view.describe(f.debug_struct("LockGuard"))
+        if let Some(hold) = self.hold.upgrade() {
+            return hold.cancellation_token();
+        }
+        let token = CancellationToken::new();
+        if self.loss().is_some() {
+            token.cancel();
+        }
+        token
     }
 }
 
 impl fmt::Debug for LeaseInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.describe(f.debug_struct("LeaseInfo"))
-    }
-}
-
-impl LeaseInfo {
-    fn describe(&self, mut out: fmt::DebugStruct<'_, '_>) -> fmt::Result {
-        out.field("key", self.key())
+        f.debug_struct("LeaseInfo")
+            .field("key", self.key())
             .field("mode", &self.mode())
             .field("token", &self.fencing_token())
             .field("remaining", &self.remaining())
             .finish_non_exhaustive()
+    }
+}
+
+/// Waits for ever if the lease ended without a loss.
+async fn or_never(loss: Option<LossReason>) -> LossReason {
+    match loss {
+        Some(reason) => reason,
+        None => std::future::pending().await,
     }
 }

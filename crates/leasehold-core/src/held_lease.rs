@@ -19,7 +19,7 @@ use crate::{
     complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    guard::LockGuard,
+    guard::OwnedLease,
     local_queue::Place,
     options::Renewal,
     panics::{ContainedLease, contain},
@@ -87,8 +87,8 @@ impl Drop for HeldLease {
 }
 
 impl HeldLease {
-    /// Turns a grant into a guard.
-    pub(crate) fn begin(mut grant: Grant<'_>, renewal: Renewal) -> LockGuard {
+    /// Turns a grant into what a guard owns.
+    pub(crate) fn begin(mut grant: Grant<'_>, renewal: Renewal) -> OwnedLease {
         let (client, request, token, keep_alive) = (
             grant.client,
             grant.request.clone(),
@@ -115,7 +115,7 @@ impl HeldLease {
         let since = telemetry::hold_began(client);
         // Nothing between here and the guard can panic.
         let (lease, place) = grant.hand_over();
-        let guard = LockGuard::new(Arc::new(Self {
+        let owned = OwnedLease::new(Arc::new(Self {
             lease,
             keep_alive,
             renewal,
@@ -134,8 +134,8 @@ impl HeldLease {
             span,
             since,
         }));
-        client.renewer.add(guard.hold());
-        guard
+        client.renewer.add(owned.hold());
+        owned
     }
 
     pub(crate) fn signal(&self) -> &Signal {

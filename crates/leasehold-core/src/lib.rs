@@ -70,7 +70,7 @@ pub use crate::{
     driver_thread::{DriverThread, on_driver_thread},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    guard::{LeaseInfo, LockGuard},
+    guard::{LeaseInfo, LockGuard, SemaphorePermit},
     inspection::{
         HolderConnection, HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome,
         WaiterRef,

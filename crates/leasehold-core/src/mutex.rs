@@ -65,7 +65,7 @@ impl Mutex {
     /// Safe: a dropped future leaves the queue, and what was granted meanwhile is released in the
     /// background.
     pub async fn lock(&self) -> Result<LockGuard> {
-        acquire(&self.client, &self.spec).await
+        acquire(&self.client, &self.spec).await.map(LockGuard::new)
     }
 
     /// Makes one attempt, and returns `None` if another holds the lock, or waits and goes first.
@@ -79,7 +79,9 @@ impl Mutex {
     /// # Cancel safety
     /// As [`lock`](Self::lock).
     pub async fn try_lock(&self) -> Result<Option<LockGuard>> {
-        try_acquire(&self.client, &self.spec).await
+        Ok(try_acquire(&self.client, &self.spec)
+            .await?
+            .map(LockGuard::new))
     }
 
     /// Waits for the lock for at most `timeout`, and returns `None` if another held it until then.
@@ -94,7 +96,9 @@ impl Mutex {
     /// # Cancel safety
     /// As [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
-        acquire_for(&self.client, &self.spec, timeout).await
+        Ok(acquire_for(&self.client, &self.spec, timeout)
+            .await?
+            .map(LockGuard::new))
     }
 
     run_methods!(lock);

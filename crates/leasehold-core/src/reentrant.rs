@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     client::LockClient,
     error::{Error, Result},
-    guard::LockGuard,
+    guard::{LockGuard, OwnedLease},
     held_lease::HeldLease,
     key::LockKey,
     ttl::Ttl,
@@ -99,7 +99,7 @@ impl Slot {
     /// Another guard of what is held.
     fn enter_again(&self) -> Option<LockGuard> {
         let hold = self.hold().upgrade()?;
-        (hold.is_held() && hold.share()).then(|| LockGuard::new(hold))
+        (hold.is_held() && hold.share()).then(|| LockGuard::new(OwnedLease::new(hold)))
     }
 
     /// Remembers the first guard of what is held from now on.

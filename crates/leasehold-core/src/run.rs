@@ -1,43 +1,45 @@
 //! Working under a lock: cancelled before the lock could be another's.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    guard::LockGuard,
+    guard::OwnedLease,
     signal::LossReason,
 };
 
 /// How long before the deadline work is cancelled: a tenth of the TTL, at most this.
 const LONGEST_MARGIN: Duration = Duration::from_secs(1);
 
-/// Runs `work` under `guard`, then releases. The work is boxed: a future that is moved into another
+/// Runs `work` under a lease, then releases. The work is boxed: a future that is moved into another
 /// one takes its room twice, and each `run` within a `run` would double that.
-pub(crate) async fn run<T>(guard: LockGuard, work: Pin<Box<impl Future<Output = T>>>) -> Result<T> {
-    let margin = (guard.ttl().as_duration() / 10).min(LONGEST_MARGIN);
+pub(crate) async fn run<T>(
+    lease: OwnedLease,
+    work: Pin<Box<impl Future<Output = T>>>,
+) -> Result<T> {
+    let hold = Arc::clone(lease.hold());
+    let (key, ttl) = (hold.request.key(), hold.request.ttl());
+    let margin = (ttl.as_duration() / 10).min(LONGEST_MARGIN);
     let value = tokio::select! {
         biased;
-        end = guard.hold().ended_before(margin) => {
+        end = hold.ended_before(margin) => {
             let reason = end.unwrap_or(LossReason::Expired);
             return Err(Error::new(
                 ErrorKind::Lost,
-                format!("the lock `{}` was lost and the work under it cancelled: {reason}", guard.key()),
+                format!("the lock `{key}` was lost and the work under it cancelled: {reason}"),
             ));
         }
         value = work => value,
     };
-    if let Some(reason) = guard.loss() {
+    if let Some(reason) = hold.loss() {
         return Err(Error::new(
             ErrorKind::Lost,
-            format!(
-                "the work under `{}` ended, but the lock was lost before: {reason}",
-                guard.key()
-            ),
+            format!("the work under `{key}` ended, but the lock was lost before: {reason}"),
         ));
     }
     // Done under the lease, whatever becomes of the release: it goes on in the background if it
     // fails.
-    drop(guard.release().await);
+    drop(lease.release().await);
     Ok(value)
 }
 
@@ -63,8 +65,8 @@ macro_rules! run_methods {
             work: impl AsyncFnOnce(crate::LeaseInfo) -> T,
         ) -> crate::Result<T> {
             let guard = self.$lock().await?;
-            let work = Box::pin(work(guard.view()));
-            crate::run::run(guard, work).await
+            let work = Box::pin(work(guard.info()));
+            crate::run::run(guard.into_lease(), work).await
         }
 
         /// As [`run`](Self::run), for a `work` that is generic and `Send`: its future's type can be
@@ -81,8 +83,8 @@ macro_rules! run_methods {
             Fut: Future<Output = T>,
         {
             let guard = self.$lock().await?;
-            let work = Box::pin(work(guard.view()));
-            crate::run::run(guard, work).await
+            let work = Box::pin(work(guard.info()));
+            crate::run::run(guard.into_lease(), work).await
         }
     };
 }

@@ -51,7 +51,9 @@ impl RwLock {
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn read(&self) -> Result<LockGuard> {
-        acquire(&self.client, &self.spec_of(Mode::Shared)).await
+        acquire(&self.client, &self.spec_of(Mode::Shared))
+            .await
+            .map(LockGuard::new)
     }
 
     /// Makes one attempt to lock for reading, and returns `None` if a writer holds the lock or
@@ -63,7 +65,9 @@ impl RwLock {
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn try_read(&self) -> Result<Option<LockGuard>> {
-        try_acquire(&self.client, &self.spec_of(Mode::Shared)).await
+        Ok(try_acquire(&self.client, &self.spec_of(Mode::Shared))
+            .await?
+            .map(LockGuard::new))
     }
 
     /// Waits for a read lock for at most `timeout`, and returns `None` if writers held the lock
@@ -75,7 +79,11 @@ impl RwLock {
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn read_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
-        acquire_for(&self.client, &self.spec_of(Mode::Shared), timeout).await
+        Ok(
+            acquire_for(&self.client, &self.spec_of(Mode::Shared), timeout)
+                .await?
+                .map(LockGuard::new),
+        )
     }
 
     /// Waits for the write lock for as long as it takes.
@@ -86,7 +94,7 @@ impl RwLock {
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn write(&self) -> Result<LockGuard> {
-        acquire(&self.client, &self.spec).await
+        acquire(&self.client, &self.spec).await.map(LockGuard::new)
     }
 
     /// Makes one attempt to lock for writing, and returns `None` if another holds the lock, or
@@ -98,7 +106,9 @@ impl RwLock {
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn try_write(&self) -> Result<Option<LockGuard>> {
-        try_acquire(&self.client, &self.spec).await
+        Ok(try_acquire(&self.client, &self.spec)
+            .await?
+            .map(LockGuard::new))
     }
 
     /// Waits for the write lock for at most `timeout`, and returns `None` if others held the lock
@@ -110,7 +120,9 @@ impl RwLock {
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
     pub async fn write_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
-        acquire_for(&self.client, &self.spec, timeout).await
+        Ok(acquire_for(&self.client, &self.spec, timeout)
+            .await?
+            .map(LockGuard::new))
     }
 
     fn spec_of(&self, mode: Mode) -> Spec {

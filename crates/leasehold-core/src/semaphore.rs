@@ -6,7 +6,7 @@ use crate::{
     acquire::{acquire, acquire_for, try_acquire},
     client::Client,
     error::{Error, ErrorKind, Result},
-    guard::LockGuard,
+    guard::SemaphorePermit,
     mode::Mode,
     options::{Spec, lock_options},
     run::run_methods,
@@ -58,9 +58,11 @@ impl Semaphore {
     ///
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
-    pub async fn acquire(&self) -> Result<LockGuard> {
+    pub async fn acquire(&self) -> Result<SemaphorePermit> {
         self.check_permits()?;
-        acquire(&self.client, &self.spec).await
+        acquire(&self.client, &self.spec)
+            .await
+            .map(SemaphorePermit::new)
     }
 
     /// Makes one attempt, and returns `None` if no permit is free.
@@ -70,9 +72,11 @@ impl Semaphore {
     ///
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
-    pub async fn try_acquire(&self) -> Result<Option<LockGuard>> {
+    pub async fn try_acquire(&self) -> Result<Option<SemaphorePermit>> {
         self.check_permits()?;
-        try_acquire(&self.client, &self.spec).await
+        Ok(try_acquire(&self.client, &self.spec)
+            .await?
+            .map(SemaphorePermit::new))
     }
 
     /// Waits for a permit for at most `timeout`, and returns `None` if all were held until then.
@@ -82,9 +86,11 @@ impl Semaphore {
     ///
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
-    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Option<LockGuard>> {
+    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Option<SemaphorePermit>> {
         self.check_permits()?;
-        acquire_for(&self.client, &self.spec, timeout).await
+        Ok(acquire_for(&self.client, &self.spec, timeout)
+            .await?
+            .map(SemaphorePermit::new))
     }
 
     run_methods!(acquire);

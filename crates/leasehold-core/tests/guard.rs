@@ -81,7 +81,7 @@ async fn lost_completes_at_the_deadline_and_not_before() {
 async fn lost_never_completes_after_a_release() {
     let (client, _) = simulated();
     let guard = client.mutex("a").with_ttl(secs(1)).lock().await.unwrap();
-    let view = guard.view();
+    let view = guard.info();
     let token = guard.cancellation_token();
     guard.release().await.unwrap();
     assert!(!view.is_held());
@@ -98,7 +98,7 @@ async fn lost_never_completes_after_a_release() {
 async fn a_suspend_counts() {
     let (client, clock) = simulated();
     let guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
-    let view = guard.view();
+    let view = guard.info();
     let told = tokio::spawn(async move { view.lost().await });
     clock.suspend(Duration::from_secs(31));
     // No timer has fired yet, and still:
@@ -289,14 +289,14 @@ async fn cancellation_tokens_leave_no_task_behind() {
     }
     let (one, other) = (
         guard.cancellation_token(),
-        guard.view().cancellation_token(),
+        guard.info().cancellation_token(),
     );
     settle().await;
     assert_eq!(tasks(), before);
     one.cancel();
     assert!(!other.is_cancelled(), "each has its own");
     other.cancelled().await;
-    assert!(guard.view().cancellation_token().is_cancelled());
+    assert!(guard.info().cancellation_token().is_cancelled());
 }
 
 #[tokio::test(start_paused = true)]
@@ -315,7 +315,7 @@ async fn a_view_outlives_the_connection_and_does_not_keep_it() {
             .lock()
             .await
             .unwrap();
-        let (view, token, deadline) = (guard.view(), guard.cancellation_token(), guard.deadline());
+        let (view, token, deadline) = (guard.info(), guard.cancellation_token(), guard.deadline());
         let (told, fencing) = (
             tokio::spawn({
                 let view = view.clone();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use leasehold_core::{
     Error, Lease, LeaseInfo, LockBackend, LockClient, LockGuard, LockKey, Mutex, ReentrantOwner,
-    Request, RwLock, Semaphore,
+    Request, RwLock, Semaphore, SemaphorePermit,
 };
 
 const fn send_sync_static<T: Send + Sync + 'static>() {}
@@ -14,6 +14,7 @@ const fn a_backend<T: LockBackend>() {}
 const _: () = {
     send_sync_static::<LockClient>();
     send_sync_static::<LockGuard>();
+    send_sync_static::<SemaphorePermit>();
     send_sync_static::<LeaseInfo>();
     send_sync_static::<Mutex>();
     send_sync_static::<RwLock>();

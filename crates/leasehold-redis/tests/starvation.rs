@@ -350,14 +350,19 @@ async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
                 let mut worst = 0;
                 for _ in 0..ROUNDS {
                     let before = granted.load(Relaxed);
-                    let guard = match random.below(11) {
-                        0 => semaphore.acquire().await.unwrap(),
-                        at if at <= READS[process] => lock.read().await.unwrap(),
-                        _ => lock.write().await.unwrap(),
+                    let (guard, permit) = match random.below(11) {
+                        0 => (None, Some(semaphore.acquire().await.unwrap())),
+                        at if at <= READS[process] => (Some(lock.read().await.unwrap()), None),
+                        _ => (Some(lock.write().await.unwrap()), None),
                     };
                     worst = worst.max(granted.fetch_add(1, Relaxed) - before);
                     tokio::time::sleep(Duration::from_micros(random.below(2_000))).await;
-                    guard.release().await.unwrap();
+                    if let Some(guard) = guard {
+                        guard.release().await.unwrap();
+                    }
+                    if let Some(permit) = permit {
+                        permit.release().await.unwrap();
+                    }
                 }
                 worst
             });

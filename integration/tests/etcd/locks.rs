@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold_core::{ErrorKind, LockBackend, LockClient, Released, Request, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{held::Held, server::EtcdCluster};
 use tokio::time::{sleep, timeout};
 
 use crate::support::{SOON, backend, client, free, locks, ttl};
@@ -83,7 +83,7 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
     let (a, b) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let first = a.semaphore("gpu", 2).acquire().await.unwrap();
     let second = b.semaphore("gpu", 2).try_acquire().await.unwrap().unwrap();
-    assert_eq!(first.fencing_token(), None);
+    assert_eq!(first.info().fencing_token(), None);
     assert!(b.semaphore("gpu", 2).try_acquire().await.unwrap().is_none());
     assert_eq!(
         client(&cluster.url())
@@ -175,8 +175,12 @@ async fn awkward_names_are_locks_of_their_own() {
     ];
     let mut guards = Vec::new();
     for name in names {
-        guards.push(one.mutex(name).try_lock().await.unwrap().unwrap());
-        guards.push(one.semaphore(name, 1).try_acquire().await.unwrap().unwrap());
+        guards.push(Held::from(
+            one.mutex(name).try_lock().await.unwrap().unwrap(),
+        ));
+        guards.push(Held::from(
+            one.semaphore(name, 1).try_acquire().await.unwrap().unwrap(),
+        ));
     }
     for name in names {
         assert!(other.mutex(name).try_lock().await.unwrap().is_none());

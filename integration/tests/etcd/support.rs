@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{LockClient, LockGuard, Released, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{held::Held, server::EtcdCluster};
 use tokio::time::{Instant, sleep};
 
 /// For what must happen at all, on a machine that builds something else beside.
@@ -22,8 +22,8 @@ pub(crate) fn ttl(secs: u64) -> Ttl {
     Ttl::from_secs(secs).unwrap()
 }
 
-pub(crate) async fn free(guard: LockGuard) {
-    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+pub(crate) async fn free(guard: impl Into<Held>) {
+    assert_eq!(guard.into().release().await.unwrap(), Released::Freed);
 }
 
 /// The keys of those who hold or wait: all but those of sessions.

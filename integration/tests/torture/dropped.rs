@@ -10,6 +10,7 @@ use leasehold_core::{
     ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl,
 };
 use leasehold_integration::{
+    held::Held,
     leftovers,
     proxy::{Direction, Proxy},
     server::RedisServer,
@@ -78,15 +79,20 @@ impl What {
         client: &LockClient,
         key: &str,
         limit: Option<Duration>,
-    ) -> Result<Option<LockGuard>> {
-        match (self, limit) {
-            (Self::Mutex, None) => client.mutex(key).lock().await.map(Some),
-            (Self::Mutex, Some(limit)) => client.mutex(key).lock_timeout(limit).await,
-            (Self::Read, None) => client.rwlock(key).read().await.map(Some),
-            (Self::Read, Some(limit)) => client.rwlock(key).read_timeout(limit).await,
-            (Self::Permit, None) => client.semaphore(key, 1).acquire().await.map(Some),
-            (Self::Permit, Some(limit)) => client.semaphore(key, 1).acquire_timeout(limit).await,
-        }
+    ) -> Result<Option<Held>> {
+        let lock = |guard: Option<LockGuard>| guard.map(Held::from);
+        Ok(match (self, limit) {
+            (Self::Mutex, None) => Some(client.mutex(key).lock().await?.into()),
+            (Self::Mutex, Some(limit)) => lock(client.mutex(key).lock_timeout(limit).await?),
+            (Self::Read, None) => Some(client.rwlock(key).read().await?.into()),
+            (Self::Read, Some(limit)) => lock(client.rwlock(key).read_timeout(limit).await?),
+            (Self::Permit, None) => Some(client.semaphore(key, 1).acquire().await?.into()),
+            (Self::Permit, Some(limit)) => client
+                .semaphore(key, 1)
+                .acquire_timeout(limit)
+                .await?
+                .map(Held::from),
+        })
     }
 
     /// What is in the way of it.

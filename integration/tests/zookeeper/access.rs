@@ -9,6 +9,7 @@ use leasehold_core::{
 };
 use leasehold_integration::{
     certificates::Certificates,
+    held::Held,
     peer::{Peer, listen, role, tell},
     server::{RedisServer, ZookeeperServer},
 };
@@ -242,22 +243,22 @@ async fn awkward_names_are_locks_of_their_own() {
     ];
     let mut guards = Vec::new();
     for name in names {
-        guards.push(
+        guards.push(Held::from(
             one.mutex(name)
                 .with_ttl(ttl(10))
                 .try_lock()
                 .await
                 .unwrap()
                 .unwrap(),
-        );
-        guards.push(
+        ));
+        guards.push(Held::from(
             one.semaphore(name, 1)
                 .with_ttl(ttl(10))
                 .try_acquire()
                 .await
                 .unwrap()
                 .unwrap(),
-        );
+        ));
     }
     for name in names {
         let refused = other

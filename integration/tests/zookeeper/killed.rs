@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use leasehold_core::{LockClient, LockGuard};
+use leasehold_core::LockClient;
 use leasehold_integration::{
+    held::Held,
     peer::{self, Peer, listen, tell},
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
@@ -27,17 +28,30 @@ fn server() -> ZookeeperServer {
 }
 
 /// Locks in this mode.
-async fn lock(client: &LockClient, mode: &str) -> LockGuard {
+async fn lock(client: &LockClient, mode: &str) -> Held {
     let hour = ttl(HOUR);
     match mode {
-        "writer" => client.mutex("k").with_ttl(hour).lock().await.unwrap(),
-        "reader" => client.rwlock("k").with_ttl(hour).read().await.unwrap(),
+        "writer" => client
+            .mutex("k")
+            .with_ttl(hour)
+            .lock()
+            .await
+            .unwrap()
+            .into(),
+        "reader" => client
+            .rwlock("k")
+            .with_ttl(hour)
+            .read()
+            .await
+            .unwrap()
+            .into(),
         _ => client
             .semaphore("k", 1)
             .with_ttl(hour)
             .acquire()
             .await
-            .unwrap(),
+            .unwrap()
+            .into(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use leasehold_core::{ErrorKind, LockClient, LockGuard, Mutex, Released, Ttl};
-use leasehold_integration::{leftovers, server::ZookeeperServer};
+use leasehold_integration::{held::Held, leftovers, server::ZookeeperServer};
 use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
 
 /// For what must happen at all, on a machine that builds something else beside.
@@ -37,8 +37,8 @@ pub(crate) fn token(guard: &LockGuard) -> u64 {
         .get()
 }
 
-pub(crate) async fn free(guard: LockGuard) {
-    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+pub(crate) async fn free(guard: impl Into<Held>) {
+    assert_eq!(guard.into().release().await.unwrap(), Released::Freed);
 }
 
 /// Returns whether a fault may lead to this: the same call may succeed later, or the lease is over.

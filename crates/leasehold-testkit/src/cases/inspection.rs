@@ -139,7 +139,7 @@ pub async fn graceful_revocation_grants_nobody_early(subject: &dyn Subject) {
             holder.mutex(&key).with_renewal(renewal).lock().await,
             "a free lock is granted",
         );
-        let (mutex, held) = (other.mutex(&key), guard.view());
+        let (mutex, held) = (other.mutex(&key), guard.info());
         let waiter = tokio::spawn(async move {
             let granted = mutex.lock().await;
             (granted, held.is_held())

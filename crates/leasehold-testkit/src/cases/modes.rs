@@ -200,12 +200,12 @@ pub async fn unsupported_modes_are_refused_typed(subject: &dyn Subject) {
     ];
     for (_, mode) in modes.into_iter().filter(|(able, _)| !able) {
         let asked = match mode {
-            Mode::Shared => client.rwlock(&key).try_read().await,
-            Mode::Permit { .. } => client.semaphore(&key, 2).try_acquire().await,
-            _ => client.mutex(&key).try_lock().await,
+            Mode::Shared => client.rwlock(&key).try_read().await.map(drop),
+            Mode::Permit { .. } => client.semaphore(&key, 2).try_acquire().await.map(drop),
+            _ => client.mutex(&key).try_lock().await.map(drop),
         };
         assert_eq!(
-            asked.map(drop).map_err(|error| error.kind()),
+            asked.map_err(|error| error.kind()),
             Err(ErrorKind::Unsupported),
             "{mode}, by the client"
         );

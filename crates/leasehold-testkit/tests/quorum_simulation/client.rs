@@ -51,7 +51,7 @@ impl Client {
             match self.locks.mutex(KEY).lock_timeout(within).await {
                 Ok(Some(guard)) => {
                     // It is told of a loss, also while it is busy.
-                    let view = guard.view();
+                    let view = guard.info();
                     let told = async {
                         view.lost().await;
                         self.note(attempt, (Op::Check, Phase::Fail), None);

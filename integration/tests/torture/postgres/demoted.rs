@@ -2,7 +2,7 @@
 //! managed services.
 
 use leasehold_core::{ErrorKind, LockClient};
-use leasehold_integration::server::PostgresServer;
+use leasehold_integration::{held::Held, server::PostgresServer};
 use tokio::task::block_in_place;
 
 use super::support::client_of;
@@ -42,9 +42,9 @@ async fn writer_that_becomes_a_reader_loses_its_holders() {
     let (old, new) = block_in_place(|| (server(), PostgresServer::start().unwrap()));
     let client = client_of(&old.url(), TTL).await;
     let guards = [
-        client.mutex("k").lock().await.unwrap(),
-        client.rwlock("shared").read().await.unwrap(),
-        client.semaphore("permits", 2).acquire().await.unwrap(),
+        Held::from(client.mutex("k").lock().await.unwrap()),
+        Held::from(client.rwlock("shared").read().await.unwrap()),
+        Held::from(client.semaphore("permits", 2).acquire().await.unwrap()),
     ];
     guards[0].renew().await.unwrap();
     demote(&old);
@@ -67,11 +67,10 @@ async fn writer_that_becomes_a_reader_loses_its_holders() {
 
 async fn grants(client: &LockClient, mode: &str) -> Result<(), leasehold_core::Error> {
     match mode {
-        "exclusive" => client.mutex("free").try_lock().await,
-        "shared" => client.rwlock("free too").try_read().await,
-        _ => client.semaphore("permits", 2).try_acquire().await,
+        "exclusive" => client.mutex("free").try_lock().await.map(drop),
+        "shared" => client.rwlock("free too").try_read().await.map(drop),
+        _ => client.semaphore("permits", 2).try_acquire().await.map(drop),
     }
-    .map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

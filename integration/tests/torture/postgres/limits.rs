@@ -10,7 +10,10 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{ErrorKind, LockBackend, LockClient, LockGuard};
-use leasehold_integration::server::{PostgresServer, Psql};
+use leasehold_integration::{
+    held::Held,
+    server::{PostgresServer, Psql},
+};
 use tokio::task::block_in_place;
 
 use super::support::{client_of, connect, nothing_left, only_left};
@@ -390,9 +393,21 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
                 // On a busy machine the shorter ones are over before a fault is told.
                 let limit = millis(20 << (n % 6));
                 let outcome = match n % 5 {
-                    0 | 1 => client.rwlock(name).write_timeout(limit).await,
-                    2 | 3 => client.rwlock(name).read_timeout(limit).await,
-                    _ => client.semaphore(name, 1).acquire_timeout(limit).await,
+                    0 | 1 => client
+                        .rwlock(name)
+                        .write_timeout(limit)
+                        .await
+                        .map(|guard| guard.map(Held::from)),
+                    2 | 3 => client
+                        .rwlock(name)
+                        .read_timeout(limit)
+                        .await
+                        .map(|guard| guard.map(Held::from)),
+                    _ => client
+                        .semaphore(name, 1)
+                        .acquire_timeout(limit)
+                        .await
+                        .map(|permit| permit.map(Held::from)),
                 };
                 match outcome {
                     Ok(Some(guard)) => {

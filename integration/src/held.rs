@@ -1,0 +1,66 @@
+//! [`Held`]: what a test holds, whatever the mode.
+
+use leasehold_core::{FencingToken, LockGuard, Released, Result, SemaphorePermit};
+
+/// A lock or a permit.
+#[derive(Debug)]
+pub enum Held {
+    /// Of a mutex or a read-write lock.
+    Lock(LockGuard),
+    /// Of a semaphore.
+    Permit(SemaphorePermit),
+}
+
+impl Held {
+    /// Returns whether it is held.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        match self {
+            Self::Lock(guard) => guard.is_held(),
+            Self::Permit(permit) => permit.is_held(),
+        }
+    }
+
+    /// Returns the token; `None` for a permit.
+    #[must_use]
+    pub fn fencing_token(&self) -> Option<FencingToken> {
+        match self {
+            Self::Lock(guard) => guard.fencing_token(),
+            Self::Permit(_) => None,
+        }
+    }
+
+    /// Renews it.
+    ///
+    /// # Errors
+    /// As the guard's renewal.
+    pub async fn renew(&self) -> Result<()> {
+        match self {
+            Self::Lock(guard) => guard.renew().await,
+            Self::Permit(permit) => permit.renew().await,
+        }
+    }
+
+    /// Releases it.
+    ///
+    /// # Errors
+    /// As the guard's release.
+    pub async fn release(self) -> Result<Released> {
+        match self {
+            Self::Lock(guard) => guard.release().await,
+            Self::Permit(permit) => permit.release().await,
+        }
+    }
+}
+
+impl From<LockGuard> for Held {
+    fn from(guard: LockGuard) -> Self {
+        Self::Lock(guard)
+    }
+}
+
+impl From<SemaphorePermit> for Held {
+    fn from(permit: SemaphorePermit) -> Self {
+        Self::Permit(permit)
+    }
+}
