@@ -17,6 +17,7 @@ use crate::{
     key::LockKey,
     mode::Mode,
     release::Releasing,
+    run::guard_run_methods,
     signal::LossReason,
     ttl::Ttl,
 };
@@ -173,6 +174,8 @@ macro_rules! guard_methods {
             pub async fn renew(&self) -> Result<()> {
                 self.0.hold.renew().await
             }
+
+            guard_run_methods!();
 
             /// Releases the lease and returns whether it was still held. [`Released::AlreadyLost`]
             /// means that another may have held it before the work was done.

@@ -101,5 +101,5 @@ impl Mutex {
             .map(LockGuard::new))
     }
 
-    run_methods!(lock);
+    run_methods!(lock, run, run_with, try_run);
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     client::LockClient,
     error::{Error, Result},
-    guard::{LockGuard, OwnedLease},
+    guard::{LeaseInfo, LockGuard, OwnedLease},
     held_lease::HeldLease,
     key::LockKey,
     ttl::Ttl,
@@ -222,6 +222,42 @@ impl ReentrantOwner {
             .lock_timeout(left)
             .await?
             .map(|guard| slot.enter_first(guard)))
+    }
+
+    /// Waits for `key`, runs `work` under it, and releases it: [`lock`](Self::lock), then
+    /// [`LockGuard::run`](crate::LockGuard::run).
+    ///
+    /// # Errors
+    /// As [`Mutex::run`](crate::Mutex::run).
+    ///
+    /// # Cancel safety
+    /// As [`Mutex::run`](crate::Mutex::run).
+    pub async fn run<K, T>(&self, key: K, work: impl AsyncFnOnce(LeaseInfo) -> T) -> Result<T>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        self.lock(key).await?.run(work).await
+    }
+
+    /// Runs `work`, which may fail, as [`run`](Self::run) does.
+    ///
+    /// # Errors
+    /// The error of the work, or that of [`run`](Self::run).
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub async fn try_run<K, T, E>(
+        &self,
+        key: K,
+        work: impl AsyncFnOnce(LeaseInfo) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+        E: From<Error>,
+    {
+        self.lock(key).await?.try_run(work).await
     }
 
     fn mutex(&self, key: LockKey) -> Result<crate::Mutex> {

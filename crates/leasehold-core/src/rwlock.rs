@@ -9,6 +9,7 @@ use crate::{
     guard::LockGuard,
     mode::Mode,
     options::{Spec, lock_options},
+    run::run_methods,
 };
 
 /// A lock with many readers or one writer, created by
@@ -124,6 +125,9 @@ impl RwLock {
             .await?
             .map(LockGuard::new))
     }
+
+    run_methods!(read, run_read, run_read_with, try_run_read);
+    run_methods!(write, run_write, run_write_with, try_run_write);
 
     fn spec_of(&self, mode: Mode) -> Spec {
         Spec {

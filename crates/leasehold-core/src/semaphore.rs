@@ -93,7 +93,7 @@ impl Semaphore {
             .map(SemaphorePermit::new))
     }
 
-    run_methods!(acquire);
+    run_methods!(acquire, run, run_with, try_run);
 
     fn check_permits(&self) -> Result<()> {
         if self.permits == 0 {
