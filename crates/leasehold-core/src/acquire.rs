@@ -198,7 +198,6 @@ async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     let place = enter(client, &request).await?;
     let request = request
         .with_yield_to_waiters(place.yields_to_waiters())
-        .with_last_turn(place.is_last_turn())
         .with_waiting(true);
     let acquire = || Arc::clone(&client.backend).acquire(request.clone());
     match hinting(
@@ -273,12 +272,11 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
     // A try is not to wait for long: a loop of tries gives way, and no more.
     client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
     let mut place = client.queues.try_enter(&request).await?;
-    // A reader needs no yielding: the backend lets none overtake a waiting writer.
+    // A reader need not yield: the backend lets none overtake a waiting writer.
     let yielding = place
         .as_ref()
         .map_or(request.mode() != Mode::Shared, Place::yields_to_waiters);
-    let last = place.as_ref().is_some_and(Place::is_last_turn);
-    let request = request.with_yield_to_waiters(yielding).with_last_turn(last);
+    let request = request.with_yield_to_waiters(yielding);
     // Whether a release of this process makes room for a permit only the backend can tell.
     let mut releases = match request.mode() {
         Mode::Permit { .. } => client.queues.releases(request.key(), request.mode()),

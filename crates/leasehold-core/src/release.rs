@@ -153,11 +153,7 @@ impl Future for Releasing {
         }
         let outcome = ready!(polled);
         this.operation = None;
-        if let Some(place) = this.place.take()
-            && this.hold.signal().no_waiters()
-        {
-            place.no_waiters();
-        }
+        drop(this.place.take());
         // In the background, who drives it tries again.
         if !this.in_background {
             telemetry::release_ended(&this.span, &outcome);

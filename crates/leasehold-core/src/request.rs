@@ -28,7 +28,6 @@ pub struct Request {
     token_floor: Option<FencingToken>,
     terms: Option<Terms>,
     yielding: bool,
-    last_turn: bool,
     waiting: bool,
     in_order: bool,
     context: Arc<RequestContext>,
@@ -91,7 +90,6 @@ impl Request {
             token_floor: None,
             terms: None,
             yielding: false,
-            last_turn: false,
             waiting: false,
             in_order: false,
             context,
@@ -133,18 +131,11 @@ impl Request {
         self
     }
 
-    /// Asks to be refused if another process waits; see
+    /// Asks to be refused if another process is waiting; see
     /// [`yields_to_waiters`](Self::yields_to_waiters).
     #[must_use]
     pub fn with_yield_to_waiters(mut self, yielding: bool) -> Self {
         self.yielding = yielding;
-        self
-    }
-
-    /// Says that the next acquisition is yielding; see [`is_last_turn`](Self::is_last_turn).
-    #[must_use]
-    pub fn with_last_turn(mut self, last_turn: bool) -> Self {
-        self.last_turn = last_turn;
         self
     }
 
@@ -201,7 +192,6 @@ impl Request {
             terms: Some(terms),
             signal: Arc::default(),
             context,
-            last_turn: false,
             ..self.clone()
         }
     }
@@ -262,21 +252,14 @@ impl Request {
         self.token_floor
     }
 
-    /// Whether this attempt should be refused if a waiter of *another process* is known, because
-    /// this process has had enough turns in a row. A backend that serves waiters in order, or that
-    /// does not know its waiters, ignores it. The other waiter may be dead: a refusal out of
-    /// yielding must come with a short [`retry_after`](crate::Contention::retry_after).
+    /// Returns whether this attempt should be refused if a waiter of *another process* is known,
+    /// because this process has used up its fairness quota for the key. A backend that serves
+    /// waiters in order, or that does not know its waiters, ignores it. The other waiter may be
+    /// dead, so such a refusal must come with a short
+    /// [`retry_after`](crate::Contention::retry_after).
     #[must_use]
     pub fn yields_to_waiters(&self) -> bool {
         self.yielding
-    }
-
-    /// Whether this process has had enough turns in a row after this one: its next acquisition of
-    /// the key is [yielding](Self::yields_to_waiters), unless the release of this one says that
-    /// [nobody waits](Self::set_no_waiters).
-    #[must_use]
-    pub fn is_last_turn(&self) -> bool {
-        self.last_turn
     }
 
     /// To be called by [`LockBackend::acquire`](crate::LockBackend::acquire) each time that the
@@ -285,19 +268,6 @@ impl Request {
     /// [`acquire_with_retry`](crate::acquire_with_retry) calls it for each refused attempt.
     pub fn set_contended(&self) {
         self.signal.set_contended();
-    }
-
-    /// To be called by a release that has freed the lock, and has seen that no waiter of another
-    /// process is known. A backend to which that look costs less than a yielding attempt takes it
-    /// in a [last turn](Self::is_last_turn); it never has to.
-    pub fn set_no_waiters(&self) {
-        self.signal.set_no_waiters();
-    }
-
-    /// Whether its release has seen that nobody waits.
-    #[must_use]
-    pub fn no_waiters(&self) -> bool {
-        self.signal.no_waiters()
     }
 
     /// Whether who asks goes on waiting if this attempt is refused. A backend may then register the

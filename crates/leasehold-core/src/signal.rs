@@ -1,5 +1,5 @@
 //! What one acquisition and its guard tell each other: refused, in trouble, cancelled, held, lost,
-//! released, and then whether anybody waits.
+//! released.
 
 use std::{
     fmt,
@@ -57,7 +57,6 @@ const FAULTY: u16 = 0x200;
 const HELD: u16 = 0x100;
 const CANCELLED: u16 = 0x80;
 const RELEASED: u16 = 0x40;
-const NO_WAITERS: u16 = 0x20;
 /// The low bits: zero, or one more than the reason's place in [`REASONS`].
 const REASON: u16 = 0x0f;
 
@@ -164,15 +163,6 @@ impl Signal {
     /// Marks as released, unless it is lost or released already. Whether this call did it.
     pub(crate) fn release(&self) -> bool {
         self.end(RELEASED)
-    }
-
-    pub(crate) fn set_no_waiters(&self) {
-        // Nobody waits for this change.
-        self.state.fetch_or(NO_WAITERS, Ordering::AcqRel);
-    }
-
-    pub(crate) fn no_waiters(&self) -> bool {
-        self.state.load(Ordering::Acquire) & NO_WAITERS != 0
     }
 
     fn end(&self, code: u16) -> bool {

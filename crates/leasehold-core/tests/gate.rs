@@ -190,63 +190,6 @@ async fn who_was_refused_out_of_courtesy_stays_courteous() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempt_need_not_yield_after_a_release_without_waiters() {
-    for (unordered, tasks) in [(false, 1), (false, 20), (true, 1), (true, 20)] {
-        let (client, watched, clock) = spied();
-        watched.unordered.store(unordered, SeqCst);
-        watched.no_waiters.store(true, SeqCst);
-        let client = LockClient::builder(Arc::clone(client.backend()))
-            .with_clock(clock)
-            .build();
-        let lock_often = |client: LockClient| async move {
-            for _ in 0..100 / tasks {
-                client
-                    .mutex("a")
-                    .lock()
-                    .await
-                    .unwrap()
-                    .release()
-                    .await
-                    .unwrap();
-            }
-        };
-        let running: Vec<_> = (0..tasks)
-            .map(|_| tokio::spawn(lock_often(client.clone())))
-            .collect();
-        for task in running {
-            task.await.unwrap();
-        }
-        assert!(
-            !watched.yielding.lock().unwrap().contains(&true),
-            "{:?}",
-            watched.yielding
-        );
-        // As soon as somebody does, it is as before: at the latest after one row, which may be a
-        // longer one.
-        watched.no_waiters.store(false, SeqCst);
-        for _ in 0..40 {
-            client
-                .mutex("a")
-                .lock()
-                .await
-                .unwrap()
-                .release()
-                .await
-                .unwrap();
-        }
-        let yielding = watched.yielding.lock().unwrap();
-        let rows: Vec<_> = yielding[100..]
-            .split(|yielding| *yielding)
-            .map(<[bool]>::len)
-            .collect();
-        assert!(
-            rows[0] <= 16 && rows[1..rows.len() - 1].iter().all(|row| *row == 3),
-            "{rows:?}"
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn it_is_courteous_after_a_bounded_time() {
     let (client, watched, _) = spied();
     let guard = client.mutex("a").lock().await.unwrap();

@@ -97,17 +97,9 @@ pub(crate) enum Done {
     Refused {
         signed: bool,
     },
-    GivenBack(GivenBack),
+    /// Whether it was held.
+    GivenBack(bool),
     Tidied,
-}
-
-/// What a release has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum GivenBack {
-    NotHeld,
-    Freed,
-    /// Freed, and no other session has a waiter's sign up.
-    ReleasedNoWaiters,
 }
 
 pub(crate) type Answer = Result<Done>;

@@ -8,7 +8,7 @@ use leasehold_core::{
 };
 
 use crate::{
-    batch::{Done, GivenBack, Job},
+    batch::{Done, Job},
     error::{self, named},
     keys::AdvisoryKey,
     session::{PostgresSessions, run},
@@ -82,13 +82,7 @@ impl Lease for PostgresLease {
             semaphore: self.semaphore,
         };
         let freed = match run(&self.claim, "release", job).await {
-            Ok(Done::GivenBack(given_back)) => {
-                // It costs nothing to say so, but the client something to hear it.
-                if given_back == GivenBack::ReleasedNoWaiters && self.request.is_last_turn() {
-                    self.request.set_no_waiters();
-                }
-                Ok(given_back != GivenBack::NotHeld)
-            }
+            Ok(Done::GivenBack(was_held)) => Ok(was_held),
             Ok(_) => Err(error::protocol("release")),
             Err(error) => Err(error),
         };

@@ -15,7 +15,6 @@ use crate::{
     connection::Link,
     error::Effect,
     keys::Keys,
-    lease::{self, FREED, FREED_AND_NOBODY_WAITS},
     scripts,
     value::Holder,
 };
@@ -54,8 +53,6 @@ impl Batch {
                 others.push((entry, way));
             }
         }
-        // Those that look for waiters come first.
-        releases.sort_by_key(|entry| !entry.request.is_last_turn());
         let mut pipeline = Pipeline::with_capacity(1 + 2 * others.len());
         if !releases.is_empty() {
             let arguments = |cmd: &mut Cmd| release_arguments(cmd, prefix, &releases);
@@ -149,12 +146,7 @@ async fn released(
     match answer {
         Some(Value::Int(_)) => {
             for entry in releases {
-                let asked = entry.request.is_last_turn();
-                entry.answer(Ok(Value::Int(if asked {
-                    FREED_AND_NOBODY_WAITS
-                } else {
-                    FREED
-                })));
+                entry.answer(Ok(Value::Int(1)));
             }
             Vec::new()
         }
@@ -201,8 +193,5 @@ fn release_arguments(cmd: &mut Cmd, prefix: &[u8], releases: &[Entry]) {
     }
     for Entry { request, .. } in releases {
         cmd.arg(Holder::of(request).parts());
-    }
-    for Entry { request, .. } in releases.iter().filter(|entry| entry.request.is_last_turn()) {
-        lease::ask_who_waits(cmd, &Keys::new(prefix, request.key()));
     }
 }

@@ -12,7 +12,7 @@ use leasehold_core::Request;
 
 use crate::{
     conn::{Conn, by_hash},
-    keys::{Keys, Slot},
+    keys::{Keys, Kind, Slot},
     lease,
     scripts::{self, Script},
     value::Holder,
@@ -159,8 +159,7 @@ impl Way {
                 .arg(keys.lock())
                 .arg(Holder::of(request).parts())
                 .arg(request.ttl().as_millis());
-            cmd.arg(keys.token_in(slot));
-            lease::ask_who_waits(cmd, &keys);
+            cmd.arg(keys.token_in(slot)).arg(keys.derived(Kind::Order));
         } else {
             operation.arguments(cmd, prefix, request);
         }

@@ -22,11 +22,6 @@ use crate::{
     vote,
 };
 
-/// What the scripts for releases say of a lock that was ours.
-pub(crate) const FREED: i64 = 1;
-/// The same, to who asked whether anybody waits.
-pub(crate) const FREED_AND_NOBODY_WAITS: i64 = 2;
-
 pub(crate) struct RedisLease {
     link: Arc<Link>,
     request: Request,
@@ -184,11 +179,7 @@ impl Lease for RedisLease {
             }
         }
         let freed = match answer {
-            Ok(Value::Int(FREED_AND_NOBODY_WAITS)) => {
-                self.request.set_no_waiters();
-                Ok(true)
-            }
-            Ok(Value::Int(FREED)) => Ok(true),
+            Ok(Value::Int(1)) => Ok(true),
             Ok(Value::Int(0)) => Ok(false),
             Ok(_) => return Err(error::protocol("release")),
             Err(error) => Err(error),
@@ -239,19 +230,8 @@ pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request)
             .arg(keys.lock())
             .arg(holder.parts())
             .arg(keys.derived(Kind::Readers)),
-        _ => {
-            cmd.arg(1).arg(keys.lock()).arg(holder.parts());
-            if request.is_last_turn() {
-                ask_who_waits(cmd, &keys);
-            }
-            cmd
-        }
+        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()),
     };
-}
-
-/// Adds the key of the list of all waiters for a lock: for scripts that look whether there is one.
-pub(crate) fn ask_who_waits(cmd: &mut Cmd, keys: &Keys<'_>) {
-    cmd.arg(keys.derived(Kind::Order));
 }
 
 fn renew_script(mode: Mode) -> &'static Script {

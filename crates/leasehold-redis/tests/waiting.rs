@@ -223,44 +223,6 @@ async fn a_courteous_request_lets_a_foreign_waiter_pass() {
 }
 
 #[tokio::test]
-async fn the_release_of_a_last_turn_tells_whether_anybody_waits() {
-    let server = Server::start();
-    let (a, b) = (server.backend().await, server.backend().await);
-    for turn in [request("k"), request("k").with_last_turn(true)] {
-        let held = granted(&a, turn.clone()).await;
-        held.release().await.unwrap();
-        assert_eq!(
-            turn.no_waiters(),
-            turn.is_last_turn(),
-            "only who asks is told"
-        );
-    }
-    for mode in [Mode::Exclusive, Mode::Shared] {
-        let turn = request("k").with_last_turn(true);
-        let held = granted(&a, turn.clone()).await;
-        let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k").with_mode(mode)));
-        until("registered", || async {
-            !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
-        })
-        .await;
-        assert_eq!(held.release().await.unwrap(), Released::Freed);
-        assert!(!turn.no_waiters(), "{mode} waits");
-        waiting.await.unwrap().unwrap().release().await.unwrap();
-    }
-    // What is no longer ours says nothing about others.
-    let turn = request("k").with_last_turn(true);
-    let held = granted(&a, turn.clone()).await;
-    () = redis::cmd("DEL")
-        .arg("k")
-        .query_async(&mut server.raw().await)
-        .await
-        .unwrap();
-    assert_eq!(held.release().await.unwrap(), Released::AlreadyLost);
-    assert!(!turn.no_waiters());
-    assert_eq!(server.leftovers().await, Vec::<String>::new());
-}
-
-#[tokio::test]
 async fn a_courteous_request_is_not_held_up_by_a_waiter_that_died() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);

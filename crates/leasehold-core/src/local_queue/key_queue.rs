@@ -1,4 +1,4 @@
-//! [`KeyQueue`]: the queue of one key, and what is ahead of it.
+//! [`KeyQueue`]: the queue of one key, what is ahead of it, and the key's fairness quota.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -13,15 +13,20 @@ use crate::{
     signal::Signal,
 };
 
-/// Turns within the process before others are let in: few enough that a waiter waits for fewer than
-/// 50 hand-offs also beside three other processes and where one overtakes it now and then, many
-/// enough that yielding costs little.
-pub(super) const TURNS: u32 = 4;
-/// And not for longer than this.
-pub(super) const TURN_TIME: Duration = Duration::from_millis(50);
-/// Where nobody waits, a row is twice as long as the one before, at most this often: to look costs
-/// a little, too.
-const DOUBLED: u32 = 2;
+/// What a process may have of one key in a row before it yields to the waiters of other processes.
+/// It is small enough that a waiter sees fewer than 50 hand-offs pass by, also beside three other
+/// processes and where some of them overtake it, and large enough that yielding costs little.
+pub(super) const QUOTA: Quota = Quota {
+    grants: 4,
+    time: Duration::from_millis(50),
+};
+
+/// A number of grants, and the time that they may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quota {
+    grants: u32,
+    time: Duration,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct KeyQueue {
@@ -35,7 +40,9 @@ pub(super) struct KeyQueue {
     pub(super) begun: u64,
     /// Attempts that wait for releases.
     pub(super) tries: Vec<Try>,
-    pub(super) turns: Turns,
+    pub(super) quota: FairnessQuota,
+    /// Since when it is idle, if it is.
+    idle_since: Timestamp,
     /// Who was admitted last.
     pub(super) last: Option<Admitted>,
     /// Until when the lock was known to be held, by those who were ahead and have left.
@@ -88,72 +95,33 @@ pub(super) struct Ticket {
     pub(super) since: Timestamp,
     /// For how long it waits for a backend that does not answer.
     pub(super) patience: Duration,
-    pub(super) admit: oneshot::Sender<Result<Turn>>,
+    /// Told whether the attempt is to yield to waiters of other processes.
+    pub(super) admit: oneshot::Sender<Result<bool>>,
 }
 
-/// How the one who goes ahead is to go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Turn {
-    /// Letting other processes go first.
-    pub(super) yielding: bool,
-    /// The next after it goes yielding.
-    pub(super) last: bool,
-}
-
-/// Turns in a row, and when the first was.
+/// What this process has used of its [`QUOTA`] for one key.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Turns {
-    count: u32,
+pub(super) struct FairnessQuota {
+    grants: u32,
+    /// When the first of them was.
     since: Timestamp,
-    /// How often the row was doubled.
-    doubled: u32,
 }
 
-impl Turns {
-    pub(super) fn are_over(self, now: Timestamp) -> bool {
-        self.count > 0 && (self.count >= self.row() || now.since(self.since) >= TURN_TIME)
+impl FairnessQuota {
+    /// Returns whether the next attempt is to yield.
+    fn is_used_up(self, now: Timestamp) -> bool {
+        self.grants >= QUOTA.grants || self.grants > 0 && now.since(self.since) >= QUOTA.time
     }
 
-    fn row(self) -> u32 {
-        TURNS << self.doubled
-    }
-
-    /// Nobody else waits: another row, and a longer one.
-    pub(super) fn begin_alone(&mut self) {
-        *self = Self {
-            doubled: DOUBLED.min(self.doubled + 1),
-            ..Self::default()
-        };
-    }
-
-    /// The first turn of a row begins only now.
-    pub(super) fn begin(&mut self, now: Timestamp) {
-        self.since = now;
-    }
-
-    /// The next turn is to be yielding.
-    pub(super) fn end(&mut self, now: Timestamp) {
-        *self = Self {
-            count: self.row(),
-            since: now,
-            ..*self
-        };
-    }
-
-    /// Takes a turn. One that is yielding begins a new row.
-    pub(super) fn take(&mut self, now: Timestamp) -> Turn {
-        let yielding = self.are_over(now);
-        if yielding {
-            *self = Self::default();
+    /// Counts a grant. After an attempt that yielded, the quota begins anew.
+    pub(super) fn count(&mut self, yielded: bool, now: Timestamp) {
+        if yielded || self.grants == 0 {
+            *self = Self {
+                grants: 0,
+                since: now,
+            };
         }
-        if self.count == 0 {
-            self.since = now;
-        }
-        self.count += 1;
-        Turn {
-            yielding,
-            last: self.count >= self.row(),
-        }
+        self.grants += 1;
     }
 }
 
@@ -165,6 +133,16 @@ impl KeyQueue {
             && self.tries.is_empty()
     }
 
+    /// Notes that the queue has become idle. It is kept for a while, for its quota.
+    pub(super) fn rest(&mut self, now: Timestamp) {
+        (self.last, self.held_until, self.idle_since) = (None, None, now);
+    }
+
+    /// Returns whether it has been idle for so long that its quota no longer counts.
+    pub(super) fn is_unused(&self, now: Timestamp) -> bool {
+        self.is_idle() && now.since(self.idle_since) >= QUOTA.time
+    }
+
     pub(super) fn admits(&self, mode: Mode) -> bool {
         match self.ahead {
             Ahead::Nothing => true,
@@ -173,19 +151,15 @@ impl KeyQueue {
         }
     }
 
-    /// Lets one go ahead.
-    pub(super) fn admit(&mut self, mode: Mode, who: Admitted, now: Timestamp) -> Turn {
+    /// Lets one go ahead. Returns whether its attempt is to yield to waiters of other processes.
+    pub(super) fn admit(&mut self, mode: Mode, who: Admitted, now: Timestamp) -> bool {
         self.last = Some(who);
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count + 1),
             _ => Ahead::One,
         };
-        // A reader needs no yielding: the backend lets none overtake a waiting writer.
-        if mode == Mode::Shared {
-            Turn::default()
-        } else {
-            self.turns.take(now)
-        }
+        // A reader need not yield: the backend lets none overtake a waiting writer.
+        mode != Mode::Shared && self.quota.is_used_up(now)
     }
 
     /// Admits those at the front of the queue who may go now.
@@ -198,12 +172,12 @@ impl KeyQueue {
             let Some(ticket) = self.queue.pop_front() else {
                 return;
             };
-            let before = (self.ahead, self.turns, self.last.clone());
+            let before = (self.ahead, self.last.clone());
             self.tell(&ticket, now);
-            let turn = self.admit(ticket.mode, ticket.who, now);
-            if ticket.admit.send(Ok(turn)).is_err() {
+            let yields = self.admit(ticket.mode, ticket.who, now);
+            if ticket.admit.send(Ok(yields)).is_err() {
                 // It has stopped waiting: as if it had never been.
-                (self.ahead, self.turns, self.last) = before;
+                (self.ahead, self.last) = before;
             }
         }
     }

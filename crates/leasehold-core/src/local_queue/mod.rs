@@ -1,15 +1,15 @@
-//! The gate: however many tasks of this process want a key, one of them contends for it remotely.
+//! The local queue: however many tasks of this process want a key, one of them contends for it at
+//! the backend.
 //!
-//! Each key has a lane: a first-come-first-served queue and what is ahead of it. The task at the
-//! head contends; the rest wait here, at no cost to the backend. An exclusive holder stays ahead
-//! until it releases. Readers and permit holders leave the lane once they are granted, and readers
-//! that queue behind a granted one go together.
+//! Each key has a queue of its own, served first come, first served. The task at the head contends
+//! at the backend. The others wait here and cost the backend nothing. An exclusive holder stays at
+//! the head until it releases. Readers and permit holders leave the queue once they are granted,
+//! and readers behind a granted reader go together.
 //!
-//! The next task may start as soon as the release ahead of it has been *sent* (if the backend
-//! orders releases). That is fast and would starve other processes, so after [`key_queue::TURNS`]
-//! turns in a row or [`key_queue::TURN_TIME`] the next one starts only when the release has been
-//! answered, and asks *yielding*: to be refused if another process waits. Not so if that release
-//! has looked, and found that none does.
+//! The next task starts as soon as the release ahead of it has been *sent*, if the backend orders
+//! releases. That is fast and would starve other processes. So a process has a fairness quota for
+//! each key: once [`key_queue::QUOTA`] is used up, the next attempt yields, which means that the
+//! backend refuses it if another process waits.
 
 mod key_queue;
 mod position;
@@ -18,14 +18,13 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::sync::oneshot;
 
 pub(crate) use self::position::Place;
 use self::{
-    key_queue::{Admitted, Ahead, KeyQueue, Ticket, Turns},
+    key_queue::{Admitted, Ahead, KeyQueue, Ticket},
     position::Queued,
 };
 use crate::{
@@ -37,13 +36,10 @@ use crate::{
     signal::Signal,
 };
 
-/// Whoever locks again within this time after its own release goes on with its turns. Longer than a
-/// wake-up and a round trip take, so that others had their chance in a longer pause.
-const SAME_STREAK: Duration = Duration::from_millis(5);
 /// So that keys seldom share a mutex.
 const SHARDS: usize = 16;
-/// Keys per shard whose turns are remembered after their lane is gone.
-const REMEMBERED: usize = 16;
+/// A shard with fewer keys than this is not searched for those that are no longer used.
+const FEW: usize = 16;
 
 /// All lanes of a client.
 #[derive(Debug)]
@@ -56,17 +52,10 @@ pub(crate) struct LocalQueues {
 #[derive(Debug, Default)]
 struct Shard {
     lanes: HashMap<Hashed, KeyQueue, BuildHasherDefault<KnownHash>>,
-    streaks: [Streak; REMEMBERED],
+    /// With this many keys, those that are no longer used are removed.
+    purge_at: usize,
     next_ticket: u64,
     closed: bool,
-}
-
-/// The turns of a lane that has gone. A collision forgets one: its key gets a few turns more.
-#[derive(Clone, Copy, Debug, Default)]
-struct Streak {
-    hash: u64,
-    turns: Turns,
-    last: Timestamp,
 }
 
 /// Permits are a name space of their own.
@@ -110,9 +99,9 @@ impl LocalQueues {
             }
             let state = shard.open(&lane, now);
             if state.queue.is_empty() && state.admits(mode) {
-                let turn = state.admit(mode, who, now);
+                let yields = state.admit(mode, who, now);
                 drop(shard);
-                return Ok(Place::new(self, lane, turn, request.signal()));
+                return Ok(Place::new(self, lane, yields, request.signal()));
             }
             let own = state.ahead == Ahead::One
                 && state
@@ -143,16 +132,16 @@ impl LocalQueues {
         if own && tokio::time::timeout(patience, queued.turn()).await.is_err() {
             waits_for_itself();
         }
-        let turn = queued.turn().await?;
+        let yields = queued.turn().await?;
         match queued.lane.take() {
-            Some(lane) => Ok(Place::new(self, lane, turn, request.signal())),
+            Some(lane) => Ok(Place::new(self, lane, yields, request.signal())),
             None => Err(closed()),
         }
     }
 
-    /// A place if nobody is ahead. It takes turns as any other does, so that a loop of tries
-    /// starves no waiter of another process. `None` leaves the caller to make its attempt outside
-    /// of the lane: one that should be yielding, as a task of this process may be waiting.
+    /// Returns a place if nobody is ahead. It counts towards the fairness quota, so that a loop of
+    /// tries starves no waiter of another process. With `None` the caller makes its attempt outside
+    /// of the queue, and should yield to waiters, because a task of this process may be waiting.
     ///
     /// Waits only for releases of this process that began before and are not yet sent, and only if
     /// one of them is certain to be in the way.
@@ -175,9 +164,9 @@ impl LocalQueues {
         let now = self.clock.now();
         let state = shard.open(&lane, now);
         if state.queue.is_empty() && state.admits(mode) {
-            let turn = state.admit(mode, Admitted::of(request), now);
+            let yields = state.admit(mode, Admitted::of(request), now);
             drop(shard);
-            return Ok(Some(Place::new(self, lane, turn, request.signal())));
+            return Ok(Some(Place::new(self, lane, yields, request.signal())));
         }
         Ok(None)
     }
@@ -227,20 +216,14 @@ impl LocalQueues {
         self.shard(lane).lanes.get_mut(lane).and_then(look)
     }
 
-    /// Changes a lane, with the present in hand; removes it if it has become idle.
+    /// Changes a key's queue, with the present in hand.
     fn change<T>(&self, lane: &Hashed, change: impl FnOnce(&mut KeyQueue, Timestamp) -> T) -> T {
         let now = self.clock.now();
         let mut shard = self.shard(lane);
         let state = shard.open(lane, now);
         let changed = change(state, now);
         if state.is_idle() {
-            let turns = state.turns;
-            shard.lanes.remove(lane);
-            *shard.streak(lane) = Streak {
-                hash: lane.hash,
-                turns,
-                last: now,
-            };
+            state.rest(now);
         }
         changed
     }
@@ -290,23 +273,16 @@ impl Hasher for KnownHash {
 }
 
 impl Shard {
-    fn streak(&mut self, lane: &Hashed) -> &mut Streak {
-        &mut self.streaks[lane.hash as usize / SHARDS % REMEMBERED]
-    }
-
     fn open(&mut self, lane: &Hashed, now: Timestamp) -> &mut KeyQueue {
-        let streak = *self.streak(lane);
-        self.lanes.entry(lane.clone()).or_insert_with(|| {
-            let goes_on = streak.hash == lane.hash && now.since(streak.last) < SAME_STREAK;
-            KeyQueue {
-                turns: if goes_on {
-                    streak.turns
-                } else {
-                    Turns::default()
-                },
-                ..KeyQueue::default()
-            }
-        })
+        if self.lanes.len() >= self.purge_at.max(FEW) {
+            self.lanes.retain(|_, lane| !lane.is_unused(now));
+            self.purge_at = 2 * self.lanes.len();
+        }
+        let state = self.lanes.entry(lane.clone()).or_default();
+        if state.is_unused(now) {
+            *state = KeyQueue::default();
+        }
+        state
     }
 }
 

@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{
-    Hashed, LocalQueues, closed,
-    key_queue::{KeyQueue, Turn},
-};
+use super::{Hashed, LocalQueues, closed, key_queue::KeyQueue};
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
@@ -21,14 +18,15 @@ pub(super) struct Queued<'a> {
     pub(super) queues: &'a LocalQueues,
     pub(super) lane: Option<Hashed>,
     pub(super) id: u64,
-    pub(super) admitted: oneshot::Receiver<Result<Turn>>,
+    pub(super) admitted: oneshot::Receiver<Result<bool>>,
     /// The answer, once it was received: the channel gives it once.
-    pub(super) answer: Option<Result<Turn>>,
+    pub(super) answer: Option<Result<bool>>,
 }
 
 impl Queued<'_> {
-    /// Waits for its turn. May be dropped and called again, also after it was answered.
-    pub(super) async fn turn(&mut self) -> Result<Turn> {
+    /// Waits for its turn, and returns whether its attempt is to yield to waiters of other
+    /// processes. May be dropped and called again, also after it was answered.
+    pub(super) async fn turn(&mut self) -> Result<bool> {
         match self.answer.clone() {
             Some(answer) => answer,
             None => {
@@ -67,7 +65,7 @@ impl Drop for Queued<'_> {
 pub(crate) struct Place {
     queues: Arc<LocalQueues>,
     lane: Hashed,
-    turn: Turn,
+    yields: bool,
     signal: Arc<Signal>,
     stage: Stage,
     /// When its release began.
@@ -80,8 +78,6 @@ enum Stage {
     Holding,
     /// Its release has begun; its number.
     Releasing(u64),
-    /// The release is sent; its answer is awaited, out of yielding.
-    Sent,
     Gone,
 }
 
@@ -90,51 +86,38 @@ impl Place {
     pub(super) fn new(
         queues: &Arc<LocalQueues>,
         lane: Hashed,
-        turn: Turn,
+        yields: bool,
         signal: &Arc<Signal>,
     ) -> Self {
         let signal = Arc::clone(signal);
         Self {
             queues: Arc::clone(queues),
             lane,
-            turn,
+            yields,
             signal,
             stage: Stage::Contending,
             released: None,
         }
     }
 
-    /// Whether this attempt should let other processes go first.
+    /// Returns whether its attempt is to yield to waiters of other processes.
     pub(crate) fn yields_to_waiters(&self) -> bool {
-        self.turn.yielding
+        self.yields
     }
 
-    /// Whether the next one after it is to let other processes go first.
-    pub(crate) fn is_last_turn(&self) -> bool {
-        self.turn.last
-    }
-
-    /// Its release has found that there is nobody to be let go first.
-    pub(crate) fn no_waiters(&self) {
-        self.queues
-            .change(&self.lane, |lane, _| lane.turns.begin_alone());
-    }
-
-    /// The lock was granted.
+    /// Notes that the lock was granted.
     pub(crate) fn granted(&mut self) {
         self.stage = Stage::Holding;
         self.signal.set_held();
-        if self.turn.yielding {
-            // It let others go first, which may have taken longer than all its turns may.
-            self.queues
-                .change(&self.lane, |lane, now| lane.turns.begin(now));
-        }
-        if self.lane.mode != Mode::Exclusive {
-            let mode = self.lane.mode;
-            self.queues.change(&self.lane, |lane, now| {
-                lane.stop_contending(mode, true, now)
-            });
-        }
+        let (mode, yielded) = (self.lane.mode, self.yields);
+        self.queues.change(&self.lane, |lane, now| {
+            if mode != Mode::Shared {
+                lane.quota.count(yielded, now);
+            }
+            if mode != Mode::Exclusive {
+                lane.stop_contending(mode, true, now);
+            }
+        });
     }
 
     /// The acquisition failed: the backend does not answer.
@@ -160,20 +143,16 @@ impl Place {
     /// The release is sent, and a later acquire comes after it: the next may start.
     pub(crate) fn release_sent(&mut self) {
         let (stage, mode) = (self.stage, self.lane.mode);
-        let exclusive = mode == Mode::Exclusive;
-        self.stage = self.queues.change(&self.lane, |lane, now| {
+        self.queues.change(&self.lane, |lane, now| {
             if let Stage::Releasing(number) = stage {
                 lane.release_sent(number, mode);
             }
             self.note_held(lane, now);
-            if exclusive && !lane.queue.is_empty() && lane.turns.are_over(now) {
-                return Stage::Sent;
-            }
-            if exclusive {
+            if mode == Mode::Exclusive {
                 lane.stop_contending(Mode::Exclusive, false, now);
             }
-            Stage::Gone
         });
+        self.stage = Stage::Gone;
     }
 }
 
@@ -192,7 +171,7 @@ impl Drop for Place {
         let ahead = match stage {
             Stage::Gone => return,
             Stage::Contending => true,
-            Stage::Holding | Stage::Releasing(_) | Stage::Sent => mode == Mode::Exclusive,
+            Stage::Holding | Stage::Releasing(_) => mode == Mode::Exclusive,
         };
         self.queues.change(&self.lane, |lane, now| {
             if let Stage::Releasing(number) = stage {
@@ -200,11 +179,6 @@ impl Drop for Place {
             }
             if ahead {
                 self.note_held(lane, now);
-                if stage == Stage::Contending && self.turn.yielding {
-                    // It was refused, perhaps for another process, which has not had its chance
-                    // yet.
-                    lane.turns.end(now);
-                }
                 lane.stop_contending(mode, false, now);
             }
         });

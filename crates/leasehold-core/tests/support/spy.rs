@@ -49,8 +49,6 @@ pub(crate) struct Watched {
     /// How often a release gives way before it takes effect.
     pub(crate) releases_yield: AtomicUsize,
     pub(crate) unordered: AtomicBool,
-    /// Releases look whether somebody waits where they are asked to, and nobody does.
-    pub(crate) no_waiters: AtomicBool,
     /// All leases belong to this session.
     pub(crate) session: Mutex<Option<SessionId>>,
     /// The longest TTL, if it is not memory's.
@@ -193,9 +191,6 @@ impl Lease for SpyLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.watched.releases.fetch_add(1, SeqCst);
-        if self.request.is_last_turn() && self.watched.no_waiters.load(SeqCst) {
-            self.request.set_no_waiters();
-        }
         assert!(!self.watched.releases_panic.load(SeqCst), "told to panic");
         for _ in 0..self.watched.releases_yield.load(SeqCst) {
             tokio::task::yield_now().await;

@@ -15,7 +15,7 @@ use leasehold_core::{Error, Result};
 use sqlx::PgConnection;
 
 use crate::{
-    batch::{Answer, Done, GivenBack, Job, Name, WaiterMarkers, Want},
+    batch::{Answer, Done, Job, Name, WaiterMarkers, Want},
     connection::{Holding, Link},
     error,
     keys::AdvisoryKey,
@@ -241,7 +241,7 @@ impl SessionConn {
                     if let Some(job) = planned.job {
                         answers[job] = Some(match (&failure, &planned.what) {
                             // What was to be given back is certainly no longer ours.
-                            (Ok(_), What::GiveBack) => Ok(Done::GivenBack(GivenBack::Freed)),
+                            (Ok(_), What::GiveBack) => Ok(Done::GivenBack(true)),
                             (Ok(error) | Err(error), _) => Err(error.clone()),
                         });
                     }
@@ -300,11 +300,7 @@ impl SessionConn {
             }
             What::GiveBack => {
                 self.waiters.wake(planned.of);
-                Done::GivenBack(match result {
-                    0 => GivenBack::NotHeld,
-                    -1 => GivenBack::ReleasedNoWaiters,
-                    _ => GivenBack::Freed,
-                })
+                Done::GivenBack(result != 0)
             }
             What::PutUp(sign) => {
                 if result == 0 {

@@ -1,7 +1,7 @@
 //! What a job becomes: rows, or an answer at once.
 
 use crate::{
-    batch::{Answer, Done, GivenBack, Name, Take, WaiterMarkers},
+    batch::{Answer, Done, Name, Take, WaiterMarkers},
     keys::AdvisoryKey,
     session_conn::{Batch, Held, SessionConn, What, refused},
     statement::{Op, Row},
@@ -113,11 +113,11 @@ impl SessionConn {
             Some(Held::Shared { names, .. }) if names.contains(&name) => {
                 names.retain(|held| *held != name);
                 if !names.is_empty() {
-                    return Some(Ok(Done::GivenBack(GivenBack::Freed)));
+                    return Some(Ok(Done::GivenBack(true)));
                 }
                 Op::UnlockShared
             }
-            _ => return Some(Ok(Done::GivenBack(GivenBack::NotHeld))),
+            _ => return Some(Ok(Done::GivenBack(false))),
         };
         let waited_for = semaphore.unwrap_or(key);
         let row = Row {

@@ -1,30 +1,15 @@
 -- Gives back several exclusive locks: what release.lua does, for each. KEYS: locks. ARGV: the value
--- of each; then the order of the first ones, which ask whether anybody waits. The number of keys if
--- all were freed, and nobody waits for those that ask. Else for each 2, 1, 0, or an error.
-local call, other = redis.pcall, nil
-local asking = #ARGV - #KEYS
+-- of each. The number of keys if all were freed. Else for each 1, 0, or an error.
+local call, answers, all_freed = redis.pcall, {}, true
 for i, lock in ipairs(KEYS) do
-  local seen, answer, expected = call('GETEX', lock), 0, 1
+  local seen = call('GETEX', lock)
   if seen == ARGV[i] then
-    answer = call('DEL', lock)
+    answers[i] = call('DEL', lock)
   elseif type(seen) == 'table' and not string.find(seen.err, 'WRONGTYPE', 1, true) then
-    answer = seen
+    answers[i] = seen
+  else
+    answers[i] = 0
   end
-  if i <= asking then
-    expected = 2
-    if answer == 1 and not call('GETEX', ARGV[#KEYS + i]) then
-      answer = 2
-    end
-  end
-  if answer ~= expected then
-    other = other or {}
-    other[i] = answer
-  end
+  all_freed = all_freed and answers[i] == 1
 end
-if not other then
-  return #KEYS
-end
-for i = 1, #KEYS do
-  other[i] = other[i] or (i <= asking and 2 or 1)
-end
-return other
+return all_freed and #KEYS or answers
