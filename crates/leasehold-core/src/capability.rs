@@ -23,6 +23,7 @@ use crate::{
 /// capabilities.fencing = Fencing::Durable;
 /// ```
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Capabilities {
     /// The backend's name, as it stands in errors, traces and metrics: `redis`.
@@ -36,10 +37,13 @@ pub struct Capabilities {
     /// Whether [`Mode::Permit`] works.
     pub permits: bool,
     /// Why it does not, if there is more to say than that.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub why_no_permits: Option<&'static str>,
     /// The shortest TTL.
+    #[cfg_attr(feature = "serde", serde(rename = "min_ttl_ms"))]
     pub min_ttl: Ttl,
     /// The longest TTL.
+    #[cfg_attr(feature = "serde", serde(rename = "max_ttl_ms"))]
     pub max_ttl: Ttl,
     /// What ends a grant whose holder has died.
     pub expiry: Expiry,
@@ -50,8 +54,10 @@ pub struct Capabilities {
     /// In what order waiters of different processes are served.
     pub fairness: Fairness,
     /// How waiters learn that the lock is free.
+    #[cfg_attr(feature = "serde", serde(rename = "waiter_notification"))]
     pub waiter_notification: WaiterNotification,
     /// How a holder learns of a loss before its deadline.
+    #[cfg_attr(feature = "serde", serde(rename = "loss_detection"))]
     pub loss_detection: LossDetection,
     /// What a restart of the backend does to the locks held.
     pub restart: Restart,
@@ -59,6 +65,7 @@ pub struct Capabilities {
     /// [`Lease::release`](crate::Lease::release) has returned, every acquire that is started later
     /// on the same backend comes after it. Then the next local waiter may start when the release
     /// has been *sent*.
+    #[cfg_attr(feature = "serde", serde(rename = "pipelined_release"))]
     pub pipelined_release: bool,
     /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works: it lists the holders,
     /// and those who wait.
@@ -132,6 +139,8 @@ impl Capabilities {
 
 /// What ends a grant whose holder has died or fallen silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Expiry {
     /// The backend, when the TTL of this lock has passed.
@@ -146,6 +155,8 @@ pub enum Expiry {
 
 /// How far the promise of [`FencingToken`](crate::FencingToken) reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Fencing {
     /// There are no tokens.
@@ -153,6 +164,7 @@ pub enum Fencing {
     /// A fail-over to a replica, or a crash of the server, may repeat tokens.
     BestEffort,
     /// Tokens grow until the backend forgets its data.
+    #[cfg_attr(feature = "serde", serde(rename = "until_data_loss"))]
     UntilAmnesia,
     /// Tokens grow also when the backend forgets its data, as long as its wall clock is not set
     /// back as well.
@@ -164,6 +176,8 @@ pub enum Fencing {
 /// In what order waiters of different processes are served. Within one process it is first come,
 /// first served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Fairness {
     /// None: whoever asks first after a release. No process is starved by another's local waiters,
@@ -177,16 +191,22 @@ pub enum Fairness {
 
 /// How waiters learn that the lock is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum WaiterNotification {
     /// They are woken.
     Pushed,
     /// They ask again at this interval.
+    #[cfg_attr(feature = "serde", serde(rename = "polled_every_ms"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_impls::millis"))]
     Polled(Duration),
 }
 
 /// How a holder learns of a loss before its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum LossDetection {
     /// It does not.
@@ -199,6 +219,8 @@ pub enum LossDetection {
 
 /// What a restart of the backend does to the locks held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Restart {
     /// They stay.

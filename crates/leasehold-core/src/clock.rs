@@ -82,10 +82,13 @@ impl Deadline {
 
 /// How far two clocks may part while a lease runs: the holder stops believing that much earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ClockDrift {
     /// Parts per million of the TTL.
     pub rate_ppm: u32,
     /// And this much on top, for what does not grow with the TTL.
+    #[cfg_attr(feature = "serde", serde(rename = "constant_ms"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_impls::millis"))]
     pub constant: Duration,
 }
 

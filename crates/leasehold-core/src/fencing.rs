@@ -31,6 +31,7 @@ use crate::error::{Error, ErrorKind};
 /// assert!(token < FencingToken::new(42));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FencingToken(u64);
 
 impl FencingToken {

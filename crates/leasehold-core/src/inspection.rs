@@ -9,6 +9,7 @@ use crate::{acquisition_id::AcquisitionId, fencing::FencingToken, key::LockKey, 
 
 /// Who held a key, and who waited for it, when the backend was asked.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Inspection {
     /// The holders: none, one, or several in shared and permit mode.
@@ -17,6 +18,7 @@ pub struct Inspection {
     /// knows one.
     pub waiters: Vec<WaiterRef>,
     /// Of a quorum: its nodes. Empty elsewhere.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
     pub nodes: Vec<NodeStatus>,
 }
 
@@ -34,6 +36,7 @@ impl Inspection {
 
 /// One holder, exactly this grant: a later grant of the same key is another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct HolderRef {
     /// The key.
@@ -41,16 +44,24 @@ pub struct HolderRef {
     /// How it is held. `None` for a holder of another program whose mode cannot be told.
     pub mode: Option<Mode>,
     /// What identifies the grant to the backend. Opaque.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub id: Vec<u8>,
     /// The acquisition that it was granted to, where the backend writes that down.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub owner: Option<AcquisitionId>,
     /// Who it is, for people; empty for holders of other programs.
     pub label: String,
     /// Its fencing token, where the backend can tell.
     pub token: Option<FencingToken>,
     /// When it expires unless it is renewed, where the backend can tell.
+    #[cfg_attr(feature = "serde", serde(rename = "expires_in_ms"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(serialize_with = "crate::serde_impls::optional_millis")
+    )]
     pub expires_in: Option<Duration>,
     /// What it holds by, where the server tells of it.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub connection: Option<HolderConnection>,
 }
 
@@ -74,6 +85,7 @@ impl HolderRef {
 
 /// The connection that a holder holds by, in its server's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct HolderConnection {
     /// What the server calls it: of PostgreSQL the process that serves it.
@@ -84,6 +96,10 @@ pub struct HolderConnection {
     pub address: Option<IpAddr>,
     /// Since when it is connected, which may be long before the grant. `None` for those who may not
     /// see it.
+    #[cfg_attr(
+        feature = "serde",
+        serde(serialize_with = "crate::serde_impls::rfc3339")
+    )]
     pub since: Option<SystemTime>,
 }
 
@@ -102,6 +118,7 @@ impl HolderConnection {
 
 /// One waiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct WaiterRef {
     /// What it waits for.
@@ -123,6 +140,7 @@ impl WaiterRef {
 
 /// One node of a quorum.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct NodeStatus {
     /// Where it lives, without secrets.
@@ -144,9 +162,11 @@ impl NodeStatus {
 
 /// The answer to a [ping](crate::LockClient::ping).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Pong {
     /// Of a quorum: its nodes. A node with a problem did not answer. Empty elsewhere.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
     pub nodes: Vec<NodeStatus>,
 }
 

@@ -45,6 +45,8 @@ mod run;
 mod runtime;
 mod rwlock;
 mod semaphore;
+#[cfg(feature = "serde")]
+mod serde_impls;
 pub mod session;
 mod signal;
 mod telemetry;

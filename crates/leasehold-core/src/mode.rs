@@ -8,6 +8,8 @@ use std::{fmt, num::NonZeroU32};
 /// reader that comes later overtakes a writer that waits. Permits of a key are a namespace of their
 /// own: a semaphore and a mutex of the same name do not touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Mode {
     /// One holder.

@@ -245,6 +245,14 @@
 //! `leasehold_quorum_node_up` at 0 for minutes, as the next failure may be one too many; a
 //! `leasehold_waiting` that only grows; `already_lost` among the releases, which means work that
 //! was done without the lock.
+//!
+//! # JSON
+//!
+//! With the feature `serde`, [`Capabilities`], [`Inspection`] and [`Pong`] implement `Serialize`.
+//! [`Ttl`], [`FencingToken`], [`Mode`], [`ErrorKind`], [`LossReason`] and the enums of
+//! [`Capabilities`] implement `Deserialize` as well. Names are in snake case and stable. A duration
+//! is a number of milliseconds, and its name ends with `_ms`. `leasehold status --json` and
+//! `leasehold info --json` print the same JSON.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
