@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
+use clap::{
+    ArgAction, Args as ClapArgs, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use leasehold::Ttl;
 
 use crate::{
@@ -15,9 +18,9 @@ use crate::{
 
 fn after() -> String {
     format!(
-        "Where locks live (--on, or the variable LEASEHOLD_URL):\n{}\n\
-         A password in --on can be seen by other users in the list of processes; LEASEHOLD_URL hides it. The path after \
-         file: begins with `/`.",
+        "Backends (--url, or the variable LEASEHOLD_URL):\n{}\n\
+         Other users can see a password in --url in the list of processes. LEASEHOLD_URL hides it. \
+         The path after file: begins with `/`.",
         schemes::help()
     )
 }
@@ -25,48 +28,49 @@ fn after() -> String {
 const RUN_AFTER: &str = "\
 Examples:
   leasehold run nightly-report -- ./report.sh
-  leasehold run --try --on redis://cache/ nightly-report -- ./report.sh
-  leasehold run --within 30s deploy -- sh -c 'echo \"token $LEASEHOLD_TOKEN\"; exec ./deploy'
+  leasehold run -n --url redis://cache/ nightly-report -- ./report.sh
+  leasehold run --wait 30s deploy -- sh -c 'echo \"token $LEASEHOLD_TOKEN\"; exec ./deploy'
   leasehold run -- -n -- ./report.sh                  # a name that begins with `-`
 
-The program has LEASEHOLD_KEY (the name) and LEASEHOLD_TOKEN (a number that grows from grant to grant: let what it writes \
-to refuse smaller ones) in its environment. It does not get LEASEHOLD_URL, which may have a password in it, unless --keep-url is \
-given.
+Environment: the program gets LEASEHOLD_KEY, the name of the lock, and LEASEHOLD_TOKEN, a fencing token. The token grows \
+with every grant: a resource that refuses writes with a smaller token is safe from a holder that lost the lock. The program \
+does not get LEASEHOLD_URL, which may contain a password, unless --keep-url is given.
 
-The lock is held until the program and everything that it started have ended. Daemons are not waited for: processes that \
-made a session of their own (setsid) and whose parent has ended. (On Linux; elsewhere only the program is waited for.)
+End: the lock is held until the program and everything that it started have ended. Daemons are not waited for: processes \
+that called setsid(2) and whose parent has ended. (On Linux. On other systems only the program is waited for.)
 
-Signals: INT, TERM, HUP, QUIT, USR1, USR2 and CONT are passed on to the program; while the lock is waited for they end the \
-wait. What was ignored at the start (nohup, a script's background job) stays ignored, here and in the program. When the \
-program has ended after TERM, or by INT or QUIT, what it left behind gets TERM. The program stays in the command's process \
-group: Ctrl-C, Ctrl-Z, timeout(1) and a signal to the group reach both. A signal to the group is passed on as well, so that \
-the program gets it twice; INT and QUIT from the terminal are not.
+Signals: INT, TERM, HUP, QUIT, USR1, USR2 and CONT are passed on to the program. While the command waits for the lock, they \
+end the wait. A signal that was ignored at the start (nohup, a background job of a script) stays ignored, here and in the \
+program. If the program has ended after TERM, or because of INT or QUIT, the processes that it left behind get TERM. The \
+program stays in the process group of the command: Ctrl-C, Ctrl-Z, timeout(1) and a signal to the group reach both. A \
+signal to the group is also passed on, so that the program gets it twice. INT and QUIT from the terminal are not passed on.
 
-Loss: when renewals fail, the program and what it started get TERM with a third of the TTL left and KILL with a tenth left, \
-before the lock could be another's. When the lock is taken away they get TERM at once and KILL after a tenth of the TTL, at \
-most a second. File locks do not expire: after a stop (Ctrl-Z) of any length the program continues, and a third of the TTL is \
-how often a removed lock file is looked for. If this command itself is killed, files keep the lock for as long as the program \
-and what it started live; elsewhere the program (Linux; not what it started) is killed with the command. A program with more \
-rights than this command (sudo, or any that is set-uid) is not killed with it, and may refuse its signals, so that it could run on \
-without the lock: put the command inside, `sudo leasehold run ... -- COMMAND`.
+Loss: if renewals fail, the program and everything that it started get TERM when a third of the TTL is left, and KILL when \
+a tenth is left, before another process can get the lock. If the lock is revoked, they get TERM at once, and KILL after a \
+tenth of the TTL, or after a second if that is shorter. File locks do not expire: after a stop (Ctrl-Z) of any length the \
+program continues. On files, the command checks every third of the TTL whether the lock file was removed. If the command \
+itself is killed, a file lock is held as long as the program or a process that it started lives. On a server, the program \
+is killed with the command (on Linux), but the processes that it started are not. A program with more rights than this \
+command (sudo, a set-uid program) is not killed with it and may refuse its signals, so that it could run without the lock. \
+Put the command inside: `sudo leasehold run ... -- COMMAND`.
 
 Exit codes:
-  the program's own, or 128 + N if signal N ended it; otherwise
-   64  the name, an option or the URL is wrong, or the backend cannot do it
+  The exit code of the program, or 128 + N if signal N ended it. Otherwise:
+   64  the name, an option or the URL is wrong, or the backend does not support the request
    69  the backend cannot be reached
    70  an internal error
-   75  another holds the lock (--try, --within)
-   76  the lock was lost, or about to be, and the program terminated
+   75  another process holds the lock (--no-wait, --wait)
+   76  the lock was lost or about to be lost, and the program was terminated
    77  the backend refused the user, the password or the access
   126  the program cannot be executed
   127  the program was not found
-  128 + N  signal N came while the lock was waited for";
+  128 + N  signal N ended the wait for the lock";
 
-/// Runs a program under a distributed lock, and shows who holds one.
+/// Runs a program under a distributed lock, and shows and revokes locks.
 #[derive(Debug, Parser)]
 #[command(name = "leasehold", version, about, after_help = after(), disable_help_subcommand = false)]
 pub(crate) struct Args {
-    /// Tell on standard error what happens; twice for everything
+    /// Log to standard error what happens; repeat for all details
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
     #[command(subcommand)]
@@ -78,36 +82,36 @@ pub(crate) enum Command {
     /// Run a program under a lock
     #[command(after_help = RUN_AFTER, override_usage = "leasehold run [OPTIONS] NAME -- COMMAND [ARGUMENT]...")]
     Run(Run),
-    /// Show who holds a lock and who waits for it; exit code 1 if nobody holds it
+    /// Show the holders of a lock and its waiters; exit code 1 if it is not held
     ///
-    /// The time left is that until the lock is free if it is not renewed. Holders renew it at a
-    /// third of their TTL at the latest.
-    Who(Who),
-    /// Take a lock from its holders; exit code 1 if nobody holds it
+    /// The column EXPIRES IN shows when the lock becomes free if it is not renewed. A holder renews
+    /// it at the latest when a third of its TTL has passed.
+    Status(Status),
+    /// Revoke a lock from its holders; exit code 1 if it is not held
     ///
-    /// Gentle: the holder's renewals stop, and the lock is free at its deadline, when the holder
-    /// has noticed.
-    Break(Break),
-    /// Show what a backend promises and where it lives
-    Caps(Caps),
-    /// Attest the servers of a Redlock quorum, so that its fencing tokens hold
+    /// A graceful revocation stops the renewals. The lock is free at its deadline, and the holder
+    /// notices the loss before.
+    Revoke(Revoke),
+    /// Show what a backend guarantees and where it is
+    Info(Info),
+    /// Initialize the servers of a Redlock quorum, so that its fencing tokens hold
     ///
-    /// Needed once before the first use, and after a majority of the servers has lost its memory at
-    /// the same time. All servers must answer. Waits until locks that a server may have forgotten
-    /// have expired, for the longest TTL at most, unless nobody has used the servers yet.
+    /// Needed once before the first use, and after a majority of the servers has lost its data at
+    /// the same time. All servers must reply. The command waits up to the longest TTL, until all
+    /// locks have expired that a server may have lost. With --assume-fresh it does not wait.
     #[cfg(feature = "redlock")]
-    Provision(Provision),
+    Init(Init),
     /// Become a program that dies with this parent.
     #[command(name = "__exec", hide = true)]
     Exec(Exec),
 }
 
-/// Where the locks live.
+/// The options that choose the backend.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct On {
-    /// Where the locks live
+pub(crate) struct BackendArgs {
+    /// The backend that keeps the locks
     #[arg(
-        long = "on",
+        long,
         value_name = "URL",
         env = "LEASEHOLD_URL",
         hide_env_values = true,
@@ -119,23 +123,22 @@ pub(crate) struct On {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Run {
     #[command(flatten)]
-    pub(crate) on: On,
-    /// How long the lock outlives a holder that died, was stopped or was cut off; it is renewed
-    /// while the program runs. Files have no such time: the death of the last holder frees them at
-    /// once, and nothing else does
+    pub(crate) backend: BackendArgs,
+    /// How long the lock stays held after its holder died, was stopped or lost its connection.
+    /// The command renews the lock while the program runs. File locks do not expire: they are free
+    /// when the holder and all processes that inherited the lock have ended
     #[arg(long, value_name = "D", value_parser = ttl, default_value = "30s")]
     pub(crate) ttl: Ttl,
-    /// Do not wait if another holds the lock: exit with code 75
-    #[arg(long = "try", conflicts_with = "within")]
+    /// Do not wait if another process holds the lock: exit with code 75
+    #[arg(short = 'n', long, conflicts_with = "wait")]
     pub(crate) no_wait: bool,
-    /// Wait at most this long, then exit with code 75
-    #[arg(long, value_name = "D", value_parser = duration)]
-    pub(crate) within: Option<Duration>,
-    /// Who this is, as `who` shows it [default: host, process id, the program that runs under the
-    /// lock]
+    /// Wait at most this long for the lock, then exit with code 75 [default: wait without limit]
+    #[arg(short, long, value_name = "D", value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+    /// The label that `status` shows [default: host, process id and program]
     #[arg(long, value_name = "L")]
     pub(crate) label: Option<String>,
-    /// Leave LEASEHOLD_URL, and the password in it, in the program's environment
+    /// Leave LEASEHOLD_URL, and the password in it, in the environment of the program
     #[arg(long)]
     pub(crate) keep_url: bool,
     /// The name of the lock: any bytes, up to 1024
@@ -146,8 +149,8 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// The name, and the program with its arguments. The name may stand after a `--` of its own, so
-    /// that it can begin with `-`.
+    /// Returns the name of the lock, and the program with its arguments. The name may follow a
+    /// `--` of its own, so that it can begin with `-`.
     pub(crate) fn name_and_command(&self) -> Result<(&OsStr, &[OsString]), Failure> {
         let wrong = |what| {
             Failure::new(
@@ -168,9 +171,9 @@ impl Run {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(crate) struct Who {
+pub(crate) struct Status {
     #[command(flatten)]
-    pub(crate) on: On,
+    pub(crate) backend: BackendArgs,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -179,10 +182,10 @@ pub(crate) struct Who {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(crate) struct Break {
+pub(crate) struct Revoke {
     #[command(flatten)]
-    pub(crate) on: On,
-    /// Free it at once. Unsafe: the holder may still be at work and does not know yet
+    pub(crate) backend: BackendArgs,
+    /// Free the lock at once. Unsafe: the holder may still use the resource and does not know yet
     #[arg(long)]
     pub(crate) now: bool,
     /// Print JSON
@@ -193,9 +196,9 @@ pub(crate) struct Break {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(crate) struct Caps {
+pub(crate) struct Info {
     #[command(flatten)]
-    pub(crate) on: On,
+    pub(crate) backend: BackendArgs,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -203,10 +206,10 @@ pub(crate) struct Caps {
 
 #[cfg(feature = "redlock")]
 #[derive(Debug, ClapArgs)]
-pub(crate) struct Provision {
+pub(crate) struct Init {
     /// The servers: redlock://HOST,HOST,HOST
     #[arg(
-        long = "on",
+        long,
         value_name = "URL",
         env = "LEASEHOLD_URL",
         hide_env_values = true
@@ -215,14 +218,13 @@ pub(crate) struct Provision {
     /// The longest TTL that any lock may have: a server that restarts does not vote for that long
     #[arg(long, value_name = "D", value_parser = ttl, default_value = "60s")]
     pub(crate) largest_ttl: Ttl,
-    /// The servers keep everything through a restart (appendonly yes, appendfsync always): each is
-    /// asked whether that is so
+    /// The servers keep all data through a restart (appendonly yes, appendfsync always). The
+    /// command checks the settings of each server
     #[arg(long)]
     pub(crate) durable: bool,
-    /// Nobody has held a lock on these servers, so there is nothing that they could have forgotten:
-    /// do not wait
+    /// No lock was ever held on these servers, so that they cannot have lost one: do not wait
     #[arg(long)]
-    pub(crate) never_used: bool,
+    pub(crate) assume_fresh: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -231,6 +233,29 @@ pub(crate) struct Exec {
     pub(crate) parent: i32,
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+/// Verbs and options before the first release, and their names today.
+const RENAMED: [(&str, &str); 8] = [
+    ("--never-used", "--assume-fresh"),
+    ("--on", "--url"),
+    ("--try", "--no-wait"),
+    ("--within", "--wait"),
+    ("break", "revoke"),
+    ("caps", "info"),
+    ("provision", "init"),
+    ("who", "status"),
+];
+
+/// Returns the old and the new name of the verb or option that `error` does not know.
+pub(crate) fn renamed(error: &clap::Error) -> Option<(&'static str, &'static str)> {
+    let unknown = error
+        .get(ContextKind::InvalidArg)
+        .or_else(|| error.get(ContextKind::InvalidSubcommand));
+    let Some(ContextValue::String(unknown)) = unknown else {
+        return None;
+    };
+    RENAMED.into_iter().find(|(old, _)| old == unknown)
 }
 
 fn ttl(text: &str) -> Result<Ttl, String> {
@@ -247,7 +272,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_is_consistent() {
         <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn old_verb_or_option_names_its_successor() {
+        for (old, new) in RENAMED {
+            let line = match old {
+                "--never-used" if cfg!(not(feature = "redlock")) => continue,
+                "--never-used" => vec!["leasehold", "init", "--url", "redlock://a,b,c", old],
+                _ if old.starts_with("--") => vec!["leasehold", "run", old, "k", "--", "true"],
+                _ => vec!["leasehold", old, "k"],
+            };
+            let error = Args::try_parse_from(line).unwrap_err();
+            assert_eq!(renamed(&error), Some((old, new)), "{error}");
+        }
+        let error = Args::try_parse_from(["leasehold", "run", "--nonsense"]).unwrap_err();
+        assert_eq!(renamed(&error), None);
     }
 }

@@ -1,4 +1,4 @@
-//! From a URL to a backend.
+//! Clients for the backend at a URL.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,11 +6,13 @@ use leasehold::{LockBackend, LockClient, local::FileBackend};
 
 use crate::{exit::Failure, schemes};
 
-/// Longer than any time-out of a backend that answers at all.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Longer than a backend needs that answers at all.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The backend at this URL. Programs that are started while a file lock is held inherit it: if we
-/// are killed, they hold on.
+/// Opens the backend at `url`.
+///
+/// A program that is started while a file lock is held inherits the lock: if this command is
+/// killed, the program still holds it.
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn LockBackend>, Failure> {
     schemes::check(url)?;
     match leasehold::file_options(url)? {
@@ -22,13 +24,13 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn LockBackend>, Failure> {
     }
 }
 
-/// A client for questions.
+/// Opens the backend at `url` for a client that takes no locks.
 pub(crate) async fn client(url: &str) -> Result<LockClient, Failure> {
     Ok(LockClient::new(open(url).await?))
 }
 
-/// Gives everything back, unless the backend takes too long: what is held then expires.
+/// Closes the client. Locks that a slow backend cannot release in time expire.
 pub(crate) async fn close(client: &LockClient) {
-    // There is nobody left who could do better.
-    drop(tokio::time::timeout(PATIENCE, client.close()).await);
+    // The command ends: nothing could be done about a failure.
+    drop(tokio::time::timeout(CLOSE_TIMEOUT, client.close()).await);
 }

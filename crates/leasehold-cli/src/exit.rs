@@ -1,31 +1,36 @@
-//! Exit codes, and failures on their way to them.
+//! Exit codes, and the failures that lead to them.
 
-use std::{error::Error as StdError, io::Write, process::ExitCode};
+use std::{
+    error::Error as StdError,
+    ffi::OsStr,
+    io,
+    process::{ExitCode, ExitStatus},
+};
 
 use leasehold::{Error, ErrorKind};
 
-use crate::stderr::{self, Stderr};
+use crate::stderr;
 
-/// Nobody holds the lock (`who`, `break`).
-pub(crate) const NOBODY: u8 = 1;
-/// `EX_USAGE`: a name, option, URL or duration is wrong, or the backend cannot do it.
+/// The lock is not held (`status`, `revoke`).
+pub(crate) const NOT_HELD: u8 = 1;
+/// `EX_USAGE`: a name, option, URL or duration is wrong, or the backend does not support it.
 pub(crate) const USAGE: u8 = 64;
-/// `EX_UNAVAILABLE`: the backend cannot be reached, or its answer is missing.
+/// `EX_UNAVAILABLE`: the backend cannot be reached, or its reply is missing.
 pub(crate) const UNAVAILABLE: u8 = 69;
-/// `EX_SOFTWARE`: what should never happen.
+/// `EX_SOFTWARE`: an internal error.
 pub(crate) const SOFTWARE: u8 = 70;
-/// `EX_TEMPFAIL`: another holds the lock.
+/// `EX_TEMPFAIL`: another process holds the lock.
 pub(crate) const CONTENDED: u8 = 75;
-/// The lock was lost, or was about to be, and the program terminated.
+/// The lock was lost or about to be lost, and the program was terminated.
 pub(crate) const LOST: u8 = 76;
 /// `EX_NOPERM`: the backend refused the user, the password or the access.
 pub(crate) const DENIED: u8 = 77;
 /// The program cannot be executed.
-pub(crate) const NOT_EXECUTABLE: u8 = 126;
-/// The program is not there.
-pub(crate) const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+/// The program was not found.
+const NOT_FOUND: u8 = 127;
 
-/// What ends the command: a line for people and a code for programs.
+/// The end of the command by a failure: a line for people and a code for programs.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
@@ -40,9 +45,19 @@ impl Failure {
         }
     }
 
-    /// Says it on one line of standard error.
-    pub(crate) fn tell(&self) -> ExitCode {
-        say(&self.message);
+    /// Returns the failure to start `program`, with the code that shells use.
+    pub(crate) fn of_start(program: &OsStr, error: &io::Error) -> Self {
+        let code = if error.kind() == io::ErrorKind::NotFound {
+            NOT_FOUND
+        } else {
+            NOT_EXECUTABLE
+        };
+        Self::new(code, format!("cannot run `{}`: {error}", program.display()))
+    }
+
+    /// Writes the failure to standard error as one line, and returns its exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        stderr::report(&self.message);
         stderr::flush();
         self.code.into()
     }
@@ -54,26 +69,32 @@ impl From<Error> for Failure {
     }
 }
 
-/// One line of standard error; a program's own output is never mixed up with it. Does not wait
-/// until it is written.
-pub(crate) fn say(message: &str) {
-    let line = format!("leasehold: {}\n", message.replace(['\n', '\r'], " "));
-    drop(Stderr.write_all(line.as_bytes()));
-}
-
-/// The error and what caused it, without what is said twice.
+/// Returns the message of `error` and of its causes, without repetitions.
 pub(crate) fn with_causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
+        let message = error.to_string();
+        if !text.contains(&message) {
             text.push_str(": ");
-            text.push_str(&said);
+            text.push_str(&message);
         }
         cause = error.source();
     }
     text
+}
+
+/// Returns the code with which a program ended, as shells report it.
+pub(crate) fn code_of_status(status: ExitStatus) -> u8 {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return 128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX));
+    }
+    // On Unix the code is a byte.
+    status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX)
 }
 
 fn code_of(kind: ErrorKind) -> u8 {

@@ -1,44 +1,42 @@
-//! `leasehold provision`: attesting the servers of a quorum.
+//! `leasehold init`: initializes the servers of a quorum.
 
 use std::{pin::pin, time::Duration};
 
 use leasehold::{LockBackend, quorum};
 
-use crate::{
-    args::Provision,
-    exit::{Failure, say},
-    schemes, show,
-};
+use crate::{args::Init, exit::Failure, output, schemes, stderr};
 
-/// Servers that need no grace have answered by then.
-const QUIET: Duration = Duration::from_secs(1);
+/// Servers that need no waiting time reply within this time.
+const NOTICE_AFTER: Duration = Duration::from_secs(1);
 
-pub(crate) async fn provision(args: &Provision) -> Result<u8, Failure> {
+pub(crate) async fn init(args: &Init) -> Result<u8, Failure> {
     schemes::check(&args.url)?;
     schemes::check_is_quorum(&args.url)?;
     let quorum = leasehold::redlock(&args.url).await?;
-    let how = quorum::Provision::new(args.largest_ttl)
+    let options = quorum::Provision::new(args.largest_ttl)
         .with_durable(args.durable)
-        .with_never_used(args.never_used);
+        .with_never_used(args.assume_fresh);
     let nodes = {
-        let mut provisioned = pin!(quorum.provision(&how));
+        let mut provisioned = pin!(quorum.provision(&options));
         tokio::select! {
             nodes = &mut provisioned => nodes,
-            () = tokio::time::sleep(QUIET) => {
+            () = tokio::time::sleep(NOTICE_AFTER) => {
                 let longest = humantime::format_duration(args.largest_ttl.as_duration());
-                say(&format!("waits until what a server may have forgotten has expired: up to {longest} (--largest-ttl)"));
+                stderr::report(&format!(
+                    "waits until locks that a server may have lost have expired: up to {longest} (--largest-ttl)"
+                ));
                 provisioned.await
             }
         }
     };
-    // What is held is not ours, and the answer is in hand.
+    // This command holds no locks, and the reply is here: a failure to close changes nothing.
     drop(quorum.close().await);
     let nodes = nodes?;
-    let mut table = show::table(&["SERVER", "VOTES"]);
+    let mut table = output::table(&["SERVER", "VOTES"]);
     for node in nodes {
         let votes = node.problem.unwrap_or_else(|| String::from("yes"));
-        table.add_row([show::one_line(&node.endpoint), show::one_line(&votes)]);
+        table.add_row([output::one_line(&node.endpoint), output::one_line(&votes)]);
     }
-    show::print(&table.to_string())?;
+    output::print(&table.to_string())?;
     Ok(0)
 }

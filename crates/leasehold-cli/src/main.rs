@@ -1,27 +1,42 @@
-//! The `leasehold` command: runs a program under a distributed lock, and shows who holds one.
+//! The `leasehold` command: runs a program under a distributed lock, and shows and revokes locks.
 //!
-//! `leasehold help` is its manual; this is how it is built. Everything but the writing to standard
-//! error runs on the main thread, children are started from it too, and it lives as long as the
-//! process: a parent-death signal is tied to the thread that forked.
+//! `leasehold help` is its manual.
+//!
+//! # Threads
+//! Everything except writing to standard error runs on the main thread, also the start of the
+//! program. A parent-death signal is bound to the thread that forked, and the main thread lives as
+//! long as the process.
+//!
+//! # Modules
+//! | modules | |
+//! |---|---|
+//! | `run`, `status`, `revoke`, `info`, `init`, `exec` | one verb each |
+//! | `args` | the command line |
+//! | `backend`, `schemes` | from a URL to a client; the schemes and their features |
+//! | `child`, `watchdog`, `signals` | the program; when it must end; signals in both directions |
+//! | `os_string`, `output` | names of locks; tables and JSON |
+//! | `exit`, `stderr` | exit codes; messages |
+//!
+//! Imports run from the top of this table to the bottom.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod args;
 mod backend;
-mod breaking;
-mod caps;
 mod child;
 mod exec;
 mod exit;
-mod name;
+mod info;
 #[cfg(feature = "redlock")]
-mod provision;
+mod init;
+mod os_string;
+mod output;
+mod revoke;
 mod run;
 mod schemes;
-mod show;
 mod signals;
+mod status;
 mod stderr;
 mod watchdog;
-mod who;
 
 use std::{io::Write, panic, process::ExitCode};
 
@@ -30,7 +45,7 @@ use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
 use crate::{
-    args::{Args, Command},
+    args::{Args, Command, renamed},
     exit::Failure,
 };
 
@@ -46,36 +61,36 @@ fn main() -> ExitCode {
     trace(args.verbose);
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(failure) => return failure.tell(),
+        Err(failure) => return failure.report(),
     };
     let done = runtime.block_on(async {
         match command {
             Command::Run(run) => run::run(&run).await,
-            Command::Who(who) => who::who(&who).await,
-            Command::Break(breaking) => breaking::break_lock(&breaking).await,
-            Command::Caps(caps) => caps::caps(&caps).await,
+            Command::Status(status) => status::status(&status).await,
+            Command::Revoke(revoke) => revoke::revoke(&revoke).await,
+            Command::Info(info) => info::info(&info).await,
             #[cfg(feature = "redlock")]
-            Command::Provision(provision) => provision::provision(&provision).await,
+            Command::Init(init) => init::init(&init).await,
             Command::Exec(_) => Ok(exit::SOFTWARE),
         }
     });
-    // Nothing that is left may hold up the end; what is held expires.
+    // Tasks that still run must not delay the end. Locks that are still held expire.
     runtime.shutdown_background();
     match done {
         Ok(code) => {
             stderr::flush();
             code.into()
         }
-        Err(failure) => failure.tell(),
+        Err(failure) => failure.report(),
     }
 }
 
-/// Prints what is wrong with the command line, or the help that it asks for.
+/// Prints the error in the command line, or the help that it asks for.
 fn refuse(error: &clap::Error) -> ExitCode {
     let rendered = error.render().to_string();
-    // Nothing can be done if the terminal is gone.
+    // A failure to print cannot be reported.
     if !error.use_stderr() {
-        drop(std::io::stdout().write_all(show::lines(&rendered).as_bytes()));
+        drop(std::io::stdout().write_all(output::lines(&rendered).as_bytes()));
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<_> = std::env::args_os()
@@ -83,9 +98,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
     let shown = schemes::without_urls(&rendered, &arguments);
-    let mut text = show::lines(&shown);
+    let mut text = output::lines(&shown);
     if shown != rendered {
-        text.push_str("\nThe URL comes after `--on`, or is in the variable LEASEHOLD_URL\n");
+        text.push_str("\nThe URL comes after `--url`, or is in the variable LEASEHOLD_URL\n");
+    }
+    if let Some((old, new)) = renamed(error) {
+        text.push_str(&format!("\n`{old}` is called `{new}` now\n"));
     }
     let command = arguments.iter().find(|argument| !argument.starts_with('-'));
     if command.is_some_and(|command| command == "run")
@@ -115,7 +133,7 @@ fn runtime() -> Result<Runtime, Failure> {
     ))
 }
 
-/// Traces to standard error: warnings, and with each `-v` more.
+/// Writes traces to standard error: warnings, and more with each `-v`.
 fn trace(verbose: u8) {
     let level = match verbose {
         0 => "error,leasehold=warn,leasehold_redis=warn,leasehold_local=warn",
@@ -127,7 +145,7 @@ fn trace(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(level))
         .with_writer(|| stderr::Stderr)
-        // With `-v`: what was waited for, held, renewed and released, and how that ended.
+        // Spans show with `-v` how waits, renewals and releases ended.
         .with_span_events(FmtSpan::CLOSE)
         .with_ansi(false)
         .without_time()

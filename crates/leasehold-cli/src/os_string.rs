@@ -1,16 +1,16 @@
-//! Lock names and the operating system's strings.
+//! Lock names and programs as strings of the operating system.
 
 use std::ffi::{OsStr, OsString};
 
 use leasehold::{LockKey, Result};
 
-/// The name as it stands, also where it is not UTF-8.
+/// Parses the name of a lock. On Unix a name is any bytes.
 #[cfg(unix)]
 pub(crate) fn key_of(name: &OsStr) -> Result<LockKey> {
     LockKey::new(std::os::unix::ffi::OsStrExt::as_bytes(name))
 }
 
-/// The name, which has to be Unicode.
+/// Parses the name of a lock, which must be Unicode.
 #[cfg(not(unix))]
 pub(crate) fn key_of(name: &OsStr) -> Result<LockKey> {
     match name.to_str() {
@@ -22,11 +22,11 @@ pub(crate) fn key_of(name: &OsStr) -> Result<LockKey> {
     }
 }
 
-/// The program that the arguments name.
+/// Splits a command into the program and its arguments.
 pub(crate) fn program_of(command: &[OsString]) -> (&OsStr, &[OsString]) {
     match command.split_first() {
         Some((program, arguments)) => (program, arguments),
-        // The command line requires one.
+        // The command line requires a program.
         None => (OsStr::new(""), &[]),
     }
 }

@@ -1,79 +1,14 @@
-//! What is printed: tables and JSON.
+//! Tables and JSON on standard output.
 
-use std::{io::Write, net::IpAddr, time::Duration};
+use std::{io::Write, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
-use leasehold::{HolderConnection, HolderRef, text::Escaped};
+use leasehold::text::Escaped;
 use serde::Serialize;
 
 use crate::exit::{self, Failure};
 
-/// Who holds, or did.
-#[derive(Debug, Serialize)]
-pub(crate) struct Holder {
-    pub(crate) mode: Option<String>,
-    pub(crate) label: String,
-    pub(crate) token: Option<u64>,
-    pub(crate) expires_in_ms: Option<u64>,
-    /// Where the server tells of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) connection: Option<Connection>,
-}
-
-/// What it holds by.
-#[derive(Debug, Serialize)]
-pub(crate) struct Connection {
-    id: String,
-    name: String,
-    address: Option<IpAddr>,
-    /// RFC 3339.
-    since: Option<String>,
-}
-
-impl From<&HolderConnection> for Connection {
-    fn from(connection: &HolderConnection) -> Self {
-        Self {
-            id: connection.id.clone(),
-            name: connection.name.clone(),
-            address: connection.address,
-            since: connection
-                .since
-                .map(|since| humantime::format_rfc3339_seconds(since).to_string()),
-        }
-    }
-}
-
-impl Connection {
-    /// From where, and since when.
-    pub(crate) fn told(&self) -> String {
-        let from = self.address.map(|address| format!("from {address}"));
-        let since = self.since.as_ref().map(|since| format!("since {since}"));
-        let told: Vec<String> = from.into_iter().chain(since).collect();
-        if told.is_empty() {
-            String::from("-")
-        } else {
-            told.join(" ")
-        }
-    }
-}
-
-impl From<&HolderRef> for Holder {
-    fn from(holder: &HolderRef) -> Self {
-        Self {
-            mode: holder.mode.map(|mode| mode.to_string()),
-            label: holder.label.clone(),
-            token: holder.token.map(leasehold::FencingToken::get),
-            expires_in_ms: holder.expires_in.map(millis),
-            connection: holder.connection.as_ref().map(Connection::from),
-        }
-    }
-}
-
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A table without lines, as `ps` prints.
+/// Returns a table without lines, in the style of `ps`.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(NOTHING);
@@ -83,7 +18,7 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// What may have been written by others, on one line.
+/// Escapes what does not print, so that text of another program stays on one line.
 pub(crate) fn one_line(text: &str) -> String {
     Escaped(text).to_string()
 }
@@ -96,23 +31,39 @@ pub(crate) fn lines(text: &str) -> String {
         .join("\n")
 }
 
+/// Returns the value as text, or a dash for none.
 pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| String::from("-"), |value| value.to_string())
 }
 
+/// Returns the label of a holder or waiter on one line.
+pub(crate) fn label(label: &str) -> String {
+    if label.is_empty() {
+        String::from("(another program)")
+    } else {
+        one_line(label)
+    }
+}
+
+/// Returns a duration to a tenth of its unit.
+pub(crate) fn short(duration: Duration) -> String {
+    format!("{duration:.1?}")
+}
+
+/// Prints `value` as JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot print JSON: {error}")))?;
     print(&printable_json(&text))
 }
 
-/// The same JSON, in which strings have escapes for what does not print.
+/// Returns the same JSON, in which strings have escapes for what does not print.
 fn printable_json(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {
         let mut buffer = [0; 4];
-        let own = c.encode_utf8(&mut buffer);
-        if c == '\n' || *one_line(own) == *own {
+        let text = c.encode_utf8(&mut buffer);
+        if c == '\n' || *one_line(text) == *text {
             printable.push(c);
         } else {
             c.encode_utf16(&mut [0; 2])
@@ -123,7 +74,7 @@ fn printable_json(text: &str) -> String {
     printable
 }
 
-/// A reader that has gone away, such as `head`, is no failure.
+/// Prints `text`. A reader that has ended, such as `head`, is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     match writeln!(std::io::stdout(), "{}", lines.join("\n")) {
@@ -140,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_says_the_same_and_prints() {
+    fn escaped_json_prints_and_has_the_same_value() {
         let text = "\u{7f}\u{9b}31m\u{202e}\u{feff}\u{e0041}\"\\\n\tcaf\u{e9} e\u{301} \u{1f512}";
         let value = serde_json::json!({ "label": text, text: [text] });
         let printed = printable_json(&serde_json::to_string_pretty(&value).unwrap());

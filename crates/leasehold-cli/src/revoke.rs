@@ -1,4 +1,4 @@
-//! `leasehold break`: takes a lock from its holders.
+//! `leasehold revoke`: revokes a lock from its holders.
 
 use std::time::Duration;
 
@@ -6,96 +6,119 @@ use leasehold::{Error, HolderRef, LockClient, Revocation, RevokeOutcome};
 use serde::Serialize;
 
 use crate::{
-    args::Break,
+    args::Revoke,
     backend,
-    exit::{self, Failure, say},
-    name::key_of,
-    schemes,
-    show::{self, Holder, millis},
+    exit::{self, Failure},
+    os_string::key_of,
+    output, schemes, stderr,
 };
 
+/// The JSON of `leasehold revoke`, for one holder.
 #[derive(Debug, Serialize)]
-struct Taken {
+struct RevokedJson<'a> {
     #[serde(flatten)]
-    holder: Holder,
-    /// `freed`, `free_within` or `already_gone`.
-    outcome: &'static str,
-    free_within_ms: Option<u64>,
-    #[serde(skip)]
-    within: Option<Duration>,
+    holder: &'a HolderRef,
+    #[serde(flatten)]
+    outcome: Outcome,
 }
 
-pub(crate) async fn break_lock(args: &Break) -> Result<u8, Failure> {
+/// The result for one holder.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+enum Outcome {
+    Freed,
+    /// The lock is free when this time has passed, or at a deadline that is not known.
+    FreeWithin {
+        free_within_ms: Option<u64>,
+    },
+    AlreadyGone,
+}
+
+pub(crate) async fn revoke(args: &Revoke) -> Result<u8, Failure> {
     let key = key_of(&args.name)?;
-    schemes::check_excludes(&args.on.url)?;
-    let client = backend::client(&args.on.url).await?;
+    schemes::check_excludes(&args.backend.url)?;
+    let client = backend::client(&args.backend.url).await?;
     let inspection = client.inspect(&key).await?;
     if args.now && client.capabilities().revoke && !inspection.holders.is_empty() {
-        say(
-            "--now frees the lock while its holder may still be at work; only fencing tokens protect what it writes to",
+        stderr::report(
+            "--now frees the lock while its holder may still use the resource; only fencing tokens protect that",
         );
     }
-    let (taken, failed) = take(&client, &inspection.holders, args.now).await;
+    let (revoked, failed) = revoke_all(&client, &inspection.holders, args.now).await;
     backend::close(&client).await;
-    // What was taken before it failed is told too.
+    // Revocations before a failure are printed too.
     match failed {
-        Some(error) if taken.is_empty() => return Err(error.into()),
-        _ if args.json => show::print_json(&taken)?,
-        _ if taken.is_empty() => show::print("nobody holds it")?,
-        _ => show::print(&taken.iter().map(Taken::told).collect::<Vec<_>>().join("\n"))?,
+        Some(error) if revoked.is_empty() => return Err(error.into()),
+        _ if args.json => output::print_json(&revoked)?,
+        _ if revoked.is_empty() => output::print("no holders")?,
+        _ => output::print(
+            &revoked
+                .iter()
+                .map(RevokedJson::line)
+                .collect::<Vec<_>>()
+                .join("\n"),
+        )?,
     }
     match failed {
         Some(error) => Err(error.into()),
-        None => Ok(if taken.is_empty() { exit::NOBODY } else { 0 }),
+        None => Ok(if revoked.is_empty() {
+            exit::NOT_HELD
+        } else {
+            0
+        }),
     }
 }
 
-/// Takes the lock from one holder after the other, until that fails.
-async fn take(
+/// Revokes the lock from one holder after the other, until that fails.
+async fn revoke_all<'a>(
     client: &LockClient,
-    holders: &[HolderRef],
+    holders: &'a [HolderRef],
     now: bool,
-) -> (Vec<Taken>, Option<Error>) {
+) -> (Vec<RevokedJson<'a>>, Option<Error>) {
     let revocation = if now {
         Revocation::Immediate
     } else {
         Revocation::Graceful
     };
-    let mut taken = Vec::new();
+    let mut revoked = Vec::new();
     for holder in holders {
-        let (outcome, within) = match client.revoke(holder, revocation).await {
-            Ok(RevokeOutcome::Freed) => ("freed", None),
-            Ok(RevokeOutcome::FreeWithin(left)) => ("free_within", left),
-            Ok(_) => ("already_gone", None),
-            Err(error) => return (taken, Some(error)),
+        let outcome = match client.revoke(holder, revocation).await {
+            Ok(RevokeOutcome::Freed) => Outcome::Freed,
+            Ok(RevokeOutcome::FreeWithin(left)) => Outcome::FreeWithin {
+                free_within_ms: left.map(millis),
+            },
+            Ok(_) => Outcome::AlreadyGone,
+            Err(error) => return (revoked, Some(error)),
         };
-        taken.push(Taken {
-            holder: Holder::from(holder),
-            outcome,
-            free_within_ms: within.map(millis),
-            within,
-        });
+        revoked.push(RevokedJson { holder, outcome });
     }
-    (taken, None)
+    (revoked, None)
 }
 
-impl Taken {
-    fn told(&self) -> String {
-        let label = if self.holder.label.is_empty() {
-            "(another program)"
-        } else {
-            &self.holder.label
-        };
-        let what = match (self.outcome, self.within) {
-            ("freed", _) => String::from("freed"),
-            ("free_within", Some(left)) => {
-                format!("no longer renewed, free in {left:.1?} at the latest")
+impl RevokedJson<'_> {
+    /// Returns the line for people.
+    fn line(&self) -> String {
+        let what = match self.outcome {
+            Outcome::Freed => String::from("freed"),
+            Outcome::FreeWithin {
+                free_within_ms: Some(left),
+            } => {
+                format!(
+                    "no longer renewed, free in {} at the latest",
+                    output::short(Duration::from_millis(left))
+                )
             }
-            ("free_within", None) => String::from("no longer renewed, free at its deadline"),
-            _ => String::from("had gone already"),
+            Outcome::FreeWithin {
+                free_within_ms: None,
+            } => String::from("no longer renewed, free at its deadline"),
+            Outcome::AlreadyGone => String::from("was already gone"),
         };
-        format!("{}: {what}", show::one_line(label))
+        format!("{}: {what}", output::label(&self.holder.label))
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -109,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// Frees the locks of the holder `ours` alone.
+    /// A backend that revokes only the locks of the holder `ours`.
     #[derive(Debug)]
     struct Strict(MemoryBackend);
 
@@ -126,7 +149,10 @@ mod tests {
         }
 
         async fn try_acquire(self: Arc<Self>, _: Request) -> Result<Attempt> {
-            Err(Error::new(ErrorKind::Unsupported, "not here"))
+            Err(Error::new(
+                ErrorKind::Unsupported,
+                "this backend has no locks",
+            ))
         }
 
         async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -136,7 +162,7 @@ mod tests {
         async fn revoke(&self, holder: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
             match holder.label.as_str() {
                 "ours" => Ok(RevokeOutcome::Freed),
-                _ => Err(Error::new(ErrorKind::Denied, "it is another's")),
+                _ => Err(Error::new(ErrorKind::Denied, "another user's lock")),
             }
         }
 
@@ -145,24 +171,58 @@ mod tests {
         }
     }
 
+    fn holder(label: &str) -> HolderRef {
+        let mut holder = HolderRef::new(LockKey::new("k").unwrap(), label);
+        holder.label = String::from(label);
+        holder
+    }
+
     #[tokio::test]
-    async fn what_was_taken_before_a_failure_is_told() {
+    async fn revocations_before_a_failure_are_reported() {
         let client = LockClient::new(Strict(MemoryBackend::new()));
-        let holder = |label: &str| {
-            let mut holder = HolderRef::new(LockKey::new("k").unwrap(), label);
-            holder.label = String::from(label);
-            holder
-        };
-        let (taken, failed) = take(
-            &client,
-            &[holder("ours"), holder("theirs"), holder("ours")],
-            true,
-        )
-        .await;
+        let holders = ["ours", "theirs", "ours"].map(holder);
+        let (revoked, failed) = revoke_all(&client, &holders, true).await;
         assert_eq!(
-            taken.iter().map(Taken::told).collect::<Vec<_>>(),
+            revoked.iter().map(RevokedJson::line).collect::<Vec<_>>(),
             ["ours: freed"]
         );
         assert_eq!(failed.map(|error| error.kind()), Some(ErrorKind::Denied));
+    }
+
+    #[test]
+    fn json_names_of_outcomes_are_stable() {
+        let holder = holder("till 3");
+        for (outcome, name) in [
+            (Outcome::Freed, "freed"),
+            (
+                Outcome::FreeWithin {
+                    free_within_ms: Some(1_500),
+                },
+                "free_within",
+            ),
+            (
+                Outcome::FreeWithin {
+                    free_within_ms: None,
+                },
+                "free_within",
+            ),
+            (Outcome::AlreadyGone, "already_gone"),
+        ] {
+            let json = serde_json::to_value(RevokedJson {
+                holder: &holder,
+                outcome,
+            })
+            .unwrap();
+            assert_eq!(
+                (&json["label"], &json["outcome"]),
+                (&"till 3".into(), &name.into())
+            );
+            let left = if let Outcome::FreeWithin { free_within_ms } = outcome {
+                free_within_ms
+            } else {
+                None
+            };
+            assert_eq!(json["free_within_ms"].as_u64(), left);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `leasehold run`: a program under a lock.
+//! `leasehold run`: runs a program under a lock.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -10,12 +10,13 @@ use leasehold::{Expiry, LockClient, LockGuard, LockKey, Released};
 use crate::{
     args::Run,
     backend,
-    child::{self, Child, Surroundings},
-    exit::{self, Failure, say, with_causes},
-    name::{key_of, program_of},
+    child::{Child, Environment},
+    exit::{self, Failure, code_of_status, with_causes},
+    os_string::{key_of, program_of},
     schemes,
     signals::Signals,
-    watchdog::{Order, Watchdog},
+    stderr,
+    watchdog::{Action, Watchdog},
 };
 
 pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
@@ -27,12 +28,13 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     })?;
     let (name, command) = args.name_and_command()?;
     let key = key_of(name)?;
-    schemes::check_excludes(&args.on.url)?;
+    schemes::check_excludes(&args.backend.url)?;
     let client = tokio::select! {
         code = signals.end() => return Ok(code),
-        backend = backend::open(&args.on.url) => client(args, command, backend?),
+        backend = backend::open(&args.backend.url) => client(args, command, backend?),
     };
-    // A deadline would end the hold of a command that was stopped for longer, for nothing.
+    // A deadline would end the lease of a command that was stopped for longer, although nobody else
+    // can get the lock.
     let ttl = if is_freed_by_death(&client) {
         client.capabilities().max_ttl
     } else {
@@ -40,7 +42,7 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     };
     let mutex = client.mutex(key.clone()).with_ttl(ttl);
     let lock = async {
-        match args.within {
+        match args.wait {
             _ if args.no_wait => mutex.try_lock().await,
             Some(limit) => mutex.lock_timeout(limit).await,
             None => mutex.lock().await.map(Some),
@@ -53,7 +55,7 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     };
     let done = match locked {
         Ok(Ok(None)) => Err(contended(args, &key)),
-        Ok(Ok(Some(guard))) => under(args, &client, guard, &mut signals).await,
+        Ok(Ok(Some(guard))) => run_under(args, &client, guard, &mut signals).await,
         Ok(Err(error)) => Err(error.into()),
         Err(code) => Ok(code),
     };
@@ -63,7 +65,7 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
 
 /// The failure of an attempt or a wait during which another held the lock.
 fn contended(args: &Run, key: &LockKey) -> Failure {
-    let message = match args.within {
+    let message = match args.wait {
         Some(limit) if !args.no_wait => {
             format!("`{key}` was not granted within {limit:?}: another holds it")
         }
@@ -80,7 +82,7 @@ fn client(args: &Run, command: &[OsString], backend: impl leasehold::LockBackend
     LockClient::builder(backend).with_label(label).build()
 }
 
-/// Host, process id and program, as the client has it, but of the program that people know.
+/// Returns the default label: host, process id of the command, and name of `program`.
 fn label_of(program: &OsStr) -> String {
     #[cfg(unix)]
     let host = rustix::system::uname()
@@ -96,87 +98,87 @@ fn label_of(program: &OsStr) -> String {
     format!("{host}/{}/{program}", std::process::id())
 }
 
-async fn under(
+/// Runs the program until it has ended, or until its lock is lost.
+async fn run_under(
     args: &Run,
     client: &LockClient,
     guard: LockGuard,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
-    // The death of a process frees a file lock, but not before the last heir of its descriptor is
-    // gone.
+    // The death of a process frees a file lock, but not before all processes have ended that
+    // inherited the descriptor.
     let dies_with_us = !is_freed_by_death(client);
     let (name, command) = args.name_and_command()?;
-    let surroundings = Surroundings {
+    let environment = Environment {
         name,
         keep_url: args.keep_url,
         dies_with_us,
     };
-    let mut child = Child::start(command, &guard.info(), &surroundings)?;
+    let mut child = Child::start(command, &guard.info(), &environment)?;
     let mut watchdog = Watchdog::new(guard.info());
     let status = loop {
         tokio::select! {
             biased;
-            order = watchdog.next() => obey(order, &mut child, &guard),
+            action = watchdog.next() => act(action, &mut child, &guard),
             status = child.ended() => break status?,
             signal = signals.next() => child.pass_on(signal),
-            // A lock file that was removed is a loss, which the watchdog sees.
+            // This notices a lock file that was removed. The watchdog sees the loss.
             () = tokio::time::sleep(args.ttl.as_duration() / 3), if !dies_with_us => drop(guard.renew().await),
         }
     };
-    if watchdog.has_barked() {
+    if watchdog.has_acted() {
         let how = if guard.is_held() {
             "was about to be lost"
         } else {
             "was lost"
         };
-        return Err(Failure::new(
-            exit::LOST,
-            format!(
-                "the lock `{}` {how}, and the program was ended",
-                guard.key()
-            ),
-        ));
+        let message = format!(
+            "the lock `{}` {how}, and the program was terminated",
+            guard.key()
+        );
+        return Err(Failure::new(exit::LOST, message));
     }
     let (key, remaining) = (guard.key().clone(), guard.remaining());
     match guard.release().await {
         Ok(Released::AlreadyLost) => Err(Failure::new(
             exit::LOST,
-            format!("the lock `{key}` was lost before the program ended: another may have held it"),
+            format!(
+                "the lock `{key}` was lost before the program ended: another process may have held it"
+            ),
         )),
-        Ok(_) => Ok(child::code_of(status)),
-        // The program ended under the lock, which is what was asked for.
+        Ok(_) => Ok(code_of_status(status)),
+        // The program ended under the lock, so its own exit code is the result.
         Err(error) => {
-            say(&format!(
-                "the lock `{key}` is not released yet and free in {remaining:.0?}: {}",
-                with_causes(&error)
+            let causes = with_causes(&error);
+            stderr::report(&format!(
+                "the lock `{key}` is not released yet; it is free in {remaining:.0?}: {causes}"
             ));
-            Ok(child::code_of(status))
+            Ok(code_of_status(status))
         }
     }
 }
 
-/// Whether nothing but the death of its holder frees a lock, so that no time is too long for a
-/// renewal.
+/// Returns whether only the death of its holder frees a lock. Then a lock needs no deadline.
 fn is_freed_by_death(client: &LockClient) -> bool {
     client.capabilities().expiry == Expiry::ProcessDeath
 }
 
-fn obey(order: Order, child: &mut Child, guard: &LockGuard) {
+fn act(action: Action, child: &mut Child, guard: &LockGuard) {
     let why = match guard.loss() {
         Some(reason) => format!("is lost ({reason})"),
-        None => format!("ends in {:.0?} and cannot be renewed", guard.remaining()),
+        None => format!("expires in {:.0?} and cannot be renewed", guard.remaining()),
     };
-    match order {
-        Order::Terminate => {
+    match action {
+        Action::Terminate => {
             child.terminate();
-            say(&format!(
-                "the lock `{}` {why}; told the program to terminate",
+            stderr::report(&format!(
+                "the lock `{}` {why}; asked the program to terminate",
                 guard.key()
             ));
         }
-        Order::Kill => {
+        Action::Kill => {
             child.kill();
-            say(&format!(
+            stderr::report(&format!(
                 "the lock `{}` {why}; killed the program",
                 guard.key()
             ));

@@ -1,8 +1,8 @@
-//! The URLs that this command can use, and the features that it needs for them.
+//! The schemes of URLs, and the features that they need.
 
 use crate::exit::{self, Failure};
 
-/// A line of the help, and the schemes that it is about.
+/// A line of the help, and the schemes that it lists.
 struct Row {
     schemes: &'static [&'static str],
     url: &'static str,
@@ -21,31 +21,31 @@ const ROWS: [Row; 15] = [
     Row {
         schemes: &["file"],
         url: "file:",
-        what: "this user's programs on this host, in ~/.local/state/leasehold, or /var/lib/leasehold for root (the default)",
+        what: "lock files for this user on this host (default), in ~/.local/state/leasehold or, for root, /var/lib/leasehold",
         feature: None,
     },
     Row {
         schemes: &[],
         url: "file:/DIR",
-        what: "the same in another directory, which nobody else may change; flock(1) takes part",
+        what: "the same in another directory that only this user may write; flock(1) uses the same locks",
         feature: None,
     },
     Row {
         schemes: &[],
         url: "file:/DIR?shared=true",
-        what: "all programs on this host that can write the directory",
+        what: "lock files for all users that may write the directory",
         feature: None,
     },
     Row {
         schemes: &["redis", "valkey"],
         url: "redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=P]",
-        what: "all who reach the server; also valkey://",
+        what: "one Redis server; also valkey://",
         feature: feature!("redis"),
     },
     Row {
         schemes: &["redis+unix"],
         url: "redis+unix:///PATH",
-        what: "the same over a socket",
+        what: "the same over a Unix socket",
         feature: feature!("redis"),
     },
     Row {
@@ -57,7 +57,7 @@ const ROWS: [Row; 15] = [
     Row {
         schemes: &["redlock"],
         url: "redlock://HOST,HOST,HOST",
-        what: "all who reach a majority of independent Redis servers",
+        what: "a quorum of independent Redis servers",
         feature: feature!("redlock"),
     },
     Row {
@@ -72,7 +72,7 @@ const ROWS: [Row; 15] = [
     Row {
         schemes: &["etcd"],
         url: "etcd://[USER:PASSWORD@]HOST,HOST",
-        what: "all who reach the cluster",
+        what: "an etcd cluster",
         feature: feature!("etcd"),
     },
     Row {
@@ -84,7 +84,7 @@ const ROWS: [Row; 15] = [
     Row {
         schemes: &["postgres", "postgresql"],
         url: "postgres://[USER:PASSWORD@]HOST/DB",
-        what: "all who reach the database; also postgresql://",
+        what: "a PostgreSQL database; also postgresql://",
         feature: feature!("postgres"),
     },
     Row {
@@ -96,7 +96,7 @@ const ROWS: [Row; 15] = [
     Row {
         schemes: &["zookeeper", "zk"],
         url: "zookeeper://[USER:PASSWORD@]HOST,HOST[/PATH]",
-        what: "all who reach the ensemble; also zk://",
+        what: "a ZooKeeper ensemble; also zk://",
         feature: feature!("zookeeper"),
     },
     Row {
@@ -108,12 +108,12 @@ const ROWS: [Row; 15] = [
     Row {
         schemes: &["memory"],
         url: "memory:",
-        what: "one process, so that only `caps` knows it here",
+        what: "the memory of one process, for `info` only",
         feature: None,
     },
 ];
 
-/// Returns the list for the help. A scheme that is not compiled in says so.
+/// Returns the list for the help. It names the feature of each scheme that is not compiled in.
 pub(crate) fn help() -> String {
     let mut text = String::new();
     for Row {
@@ -129,8 +129,7 @@ pub(crate) fn help() -> String {
     text
 }
 
-/// Refuses a scheme that this command was built without, with what an administrator can do about
-/// it.
+/// Refuses a scheme that this command was built without, and names the remedy.
 pub(crate) fn check(url: &str) -> Result<(), Failure> {
     let Some(scheme) = scheme_of(url) else {
         return Ok(());
@@ -151,10 +150,10 @@ pub(crate) fn check(url: &str) -> Result<(), Failure> {
     }
 }
 
-/// Refuses a URL whose locks exclude nobody: they are in the memory of this process.
+/// Refuses a URL whose locks exclude no other process, because they are in the memory of this one.
 pub(crate) fn check_excludes(url: &str) -> Result<(), Failure> {
     if scheme_of(url).as_deref() == Some("memory") {
-        let why = "`memory:` is the memory of one process, so that its locks exclude no other; name another place, or none";
+        let why = "`memory:` is the memory of one process, so that its locks exclude no other; choose another URL, or none";
         return Err(Failure::new(exit::USAGE, why));
     }
     Ok(())
@@ -167,13 +166,14 @@ pub(crate) fn check_is_quorum(url: &str) -> Result<(), Failure> {
         Some("redlock" | "redlocks") => Ok(()),
         _ => Err(Failure::new(
             exit::USAGE,
-            "only a quorum is provisioned: --on redlock://HOST,HOST,HOST",
+            "only a quorum can be initialized: --url redlock://HOST,HOST,HOST",
         )),
     }
 }
 
-/// Returns a message about these arguments, with `***` in place of what follows the scheme of a URL
-/// in them: a URL that stands where none belongs may have a password in it.
+/// Replaces the URLs of `arguments` in `message` by their scheme and `***`.
+///
+/// A URL in the wrong place may contain a password.
 pub(crate) fn without_urls(message: &str, arguments: &[String]) -> String {
     let mut shown = String::from(message);
     for (before, secret) in arguments

@@ -1,4 +1,4 @@
-//! Signals: those that come, and those that are sent.
+//! Signals that this process receives and sends.
 
 #[cfg(unix)]
 pub(crate) use self::unix::{Signal, Signals, is_from_terminal, send};
@@ -18,8 +18,8 @@ mod unix {
     };
     use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-    /// Those that are passed on. TSTP, TTIN and TTOU stop this command as any other; KILL and STOP
-    /// cannot be caught.
+    /// The signals that are passed on to the program. TSTP, TTIN and TTOU stop this command, and
+    /// KILL and STOP cannot be caught.
     const PASSED_ON: [Signal; 7] = [
         Signal::INT,
         Signal::TERM,
@@ -30,29 +30,33 @@ mod unix {
         Signal::CONT,
     ];
 
-    /// What comes to us. While it lives, these signals do not end this process.
+    /// A stream of received signals. These signals do not end this process while the stream exists.
     #[derive(Debug)]
     pub(crate) struct Signals(Vec<(Signal, Stream)>);
 
     impl Signals {
-        /// Listens for all that are not ignored: what this command was started to ignore, by
-        /// `nohup(1)` or as the background job of a script, it ignores, and the program inherits
-        /// that.
+        /// Listens for all signals that are not ignored.
+        ///
+        /// A signal that was ignored at the start, by `nohup(1)` or for a background job of a
+        /// script, stays ignored here and in the program.
         pub(crate) fn new() -> io::Result<Self> {
             let ignored = ignored();
-            let listen = |sort: Signal| Ok((sort, signal(SignalKind::from_raw(sort.as_raw()))?));
-            let heeded = PASSED_ON
+            let listen = |kind: Signal| Ok((kind, signal(SignalKind::from_raw(kind.as_raw()))?));
+            let kinds = PASSED_ON
                 .into_iter()
-                .filter(|sort| ignored & (1 << (sort.as_raw() - 1)) == 0);
-            heeded.map(listen).collect::<io::Result<_>>().map(Self)
+                .filter(|kind| ignored & (1 << (kind.as_raw() - 1)) == 0);
+            kinds.map(listen).collect::<io::Result<_>>().map(Self)
         }
 
-        /// The next one. May be dropped and called again.
+        /// Waits for the next signal.
+        ///
+        /// # Cancel safety
+        /// Safe.
         pub(crate) async fn next(&mut self) -> Signal {
             std::future::poll_fn(|context| {
-                for (sort, stream) in &mut self.0 {
+                for (kind, stream) in &mut self.0 {
                     if stream.poll_recv(context).is_ready() {
-                        return Poll::Ready(*sort);
+                        return Poll::Ready(*kind);
                     }
                 }
                 Poll::Pending
@@ -60,7 +64,7 @@ mod unix {
             .await
         }
 
-        /// The next one that asks us to end.
+        /// Waits for a signal that ends this command, and returns the exit code.
         pub(crate) async fn end(&mut self) -> u8 {
             loop {
                 let signal = self.next().await;
@@ -71,21 +75,21 @@ mod unix {
         }
     }
 
-    /// Sends a signal. A process that is gone needs none.
+    /// Sends a signal. A process that has ended is no failure.
     pub(crate) fn send(process: Pid, signal: Signal) {
         let sent = kill_process(process, signal);
         if let Err(error) = sent
             && error != Errno::SRCH
         {
-            crate::exit::say(&format!(
+            crate::stderr::report(&format!(
                 "cannot send a signal to process {}: {error}",
                 process.as_raw_pid()
             ));
         }
     }
 
-    /// Whether the terminal has sent this signal to the program already: it sends to its whole
-    /// foreground group.
+    /// Returns whether the terminal may have sent this signal to the program already: a terminal
+    /// sends to its whole foreground group.
     pub(crate) fn is_from_terminal(signal: Signal) -> bool {
         (signal == Signal::INT || signal == Signal::QUIT)
             && terminal().and_then(|terminal| tcgetpgrp(terminal).ok()) == Some(getpgrp())
@@ -95,7 +99,7 @@ mod unix {
         File::open("/dev/tty").ok()
     }
 
-    /// The signals that this process ignores, a bit each. None where there is no `/proc`.
+    /// Returns the signals that this process ignores, one bit each, or no bits without `/proc`.
     fn ignored() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -109,11 +113,11 @@ mod unix {
 mod other {
     use std::io;
 
-    /// What this platform can tell us.
+    /// The only signal that this platform reports: Ctrl-C.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct Signal;
 
-    /// What comes to us: Ctrl-C, which the program has got as well.
+    /// A stream of Ctrl-C, which the program receives as well.
     #[derive(Debug)]
     pub(crate) struct Signals;
 

@@ -1,80 +1,56 @@
-//! `leasehold who`: holders and waiters.
+//! `leasehold status`: the holders of a lock and its waiters.
 
-use leasehold::Inspection;
+use leasehold::{HolderConnection, HolderRef, Inspection};
 use serde::Serialize;
 
 use crate::{
-    args::Who,
+    args::Status,
     backend,
     exit::{self, Failure},
-    name::key_of,
+    os_string::key_of,
+    output::{self, or_dash},
     schemes,
-    show::{self, Connection, Holder, or_dash},
 };
 
+/// The JSON of `leasehold status`.
 #[derive(Debug, Serialize)]
-struct Seen {
-    key: String,
-    holders: Vec<Holder>,
-    waiters: Vec<Waiter>,
-    /// Of a quorum.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    nodes: Vec<Node>,
+struct StatusJson<'a> {
+    key: &'a leasehold::LockKey,
+    #[serde(flatten)]
+    inspection: &'a Inspection,
 }
 
-#[derive(Debug, Serialize)]
-struct Node {
-    endpoint: String,
-    problem: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Waiter {
-    mode: Option<String>,
-    label: String,
-}
-
-pub(crate) async fn who(args: &Who) -> Result<u8, Failure> {
+pub(crate) async fn status(args: &Status) -> Result<u8, Failure> {
     let key = key_of(&args.name)?;
-    schemes::check_excludes(&args.on.url)?;
-    let client = backend::client(&args.on.url).await?;
+    schemes::check_excludes(&args.backend.url)?;
+    let client = backend::client(&args.backend.url).await?;
     let inspection = client.inspect(&key).await;
     backend::close(&client).await;
     let inspection = inspection?;
-    let held = !inspection.holders.is_empty();
     if args.json {
-        show::print_json(&seen(key.to_string(), &inspection))?;
+        output::print_json(&StatusJson {
+            key: &key,
+            inspection: &inspection,
+        })?;
     } else {
-        show::print(&tabled(&inspection))?;
+        output::print(&table(&inspection))?;
     }
-    Ok(if held { 0 } else { exit::NOBODY })
+    Ok(if inspection.holders.is_empty() {
+        exit::NOT_HELD
+    } else {
+        0
+    })
 }
 
-fn seen(key: String, inspection: &Inspection) -> Seen {
-    let waiter = |waiter: &leasehold::WaiterRef| Waiter {
-        mode: waiter.mode.map(|mode| mode.to_string()),
-        label: waiter.label.clone(),
-    };
-    let node = |node: &leasehold::NodeStatus| Node {
-        endpoint: node.endpoint.clone(),
-        problem: node.problem.clone(),
-    };
-    Seen {
-        key,
-        holders: inspection.holders.iter().map(Holder::from).collect(),
-        waiters: inspection.waiters.iter().map(waiter).collect(),
-        nodes: inspection.nodes.iter().map(node).collect(),
-    }
-}
-
-fn tabled(inspection: &Inspection) -> String {
+/// Returns the holders and waiters, and the nodes of a quorum that have a problem.
+fn table(inspection: &Inspection) -> String {
     let mut text = holders_and_waiters(inspection);
     for node in &inspection.nodes {
         if let Some(problem) = &node.problem {
             text.push_str(&format!(
                 "\n{}: {}",
-                show::one_line(&node.endpoint),
-                show::one_line(problem)
+                output::one_line(&node.endpoint),
+                output::one_line(problem)
             ));
         }
     }
@@ -83,56 +59,53 @@ fn tabled(inspection: &Inspection) -> String {
 
 fn holders_and_waiters(inspection: &Inspection) -> String {
     if inspection.holders.is_empty() && inspection.waiters.is_empty() {
-        return String::from("nobody holds it or waits for it");
+        return String::from("no holders and no waiters");
     }
-    // Only some servers tell.
-    let connected = inspection
+    // Only some servers report connections.
+    let with_connections = inspection
         .holders
         .iter()
         .any(|holder| holder.connection.is_some());
-    let columns = [
-        "",
-        "WHO",
-        "MODE",
-        "TOKEN",
-        "LEFT, IF NOT RENEWED",
-        "CONNECTED",
-    ];
-    let mut table = show::table(&columns[..if connected { 6 } else { 5 }]);
+    let columns = ["", "LABEL", "MODE", "TOKEN", "EXPIRES IN", "CONNECTION"];
+    let mut table = output::table(&columns[..if with_connections { 6 } else { 5 }]);
     for holder in &inspection.holders {
-        let mut row = vec![
-            String::from("holds"),
-            who_of(&holder.label),
-            or_dash(holder.mode),
-            or_dash(holder.token),
-            holder
-                .expires_in
-                .map_or_else(|| String::from("-"), |left| format!("{left:.1?}")),
-        ];
-        row.extend(
-            holder
-                .connection
-                .as_ref()
-                .map(|connection| Connection::from(connection).told()),
-        );
-        table.add_row(row);
+        table.add_row(holder_row(holder));
     }
     for waiter in &inspection.waiters {
+        let [role, dash] = ["waiter", "-"].map(String::from);
         table.add_row([
-            String::from("waits"),
-            who_of(&waiter.label),
+            role,
+            output::label(&waiter.label),
             or_dash(waiter.mode),
-            String::from("-"),
-            String::from("-"),
+            dash.clone(),
+            dash,
         ]);
     }
     table.to_string()
 }
 
-fn who_of(label: &str) -> String {
-    if label.is_empty() {
-        String::from("(another program)")
+fn holder_row(holder: &HolderRef) -> Vec<String> {
+    let mut row = vec![
+        String::from("holder"),
+        output::label(&holder.label),
+        or_dash(holder.mode),
+        or_dash(holder.token),
+        or_dash(holder.expires_in.map(output::short)),
+    ];
+    row.extend(holder.connection.as_ref().map(connection));
+    row
+}
+
+/// Returns the address of a connection and its start.
+fn connection(connection: &HolderConnection) -> String {
+    let from = connection.address.map(|address| format!("from {address}"));
+    let since = connection
+        .since
+        .map(|since| format!("since {}", humantime::format_rfc3339_seconds(since)));
+    let known: Vec<String> = from.into_iter().chain(since).collect();
+    if known.is_empty() {
+        String::from("-")
     } else {
-        show::one_line(label)
+        known.join(" ")
     }
 }

@@ -1,5 +1,4 @@
-//! Standard error, without waiting for whoever reads it: a pipe that nobody empties must not keep
-//! the command from its work.
+//! Lines on standard error that never block: a pipe that nobody reads must not stop the command.
 
 use std::{
     io::{self, Write},
@@ -14,33 +13,35 @@ use std::{
 
 use leasehold::text::Escaped;
 
-/// Lines that wait to be written. More are lost.
-const ROOM: usize = 4096;
-/// How long the end of the command waits at most for its last lines to be written.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The most lines that wait to be written. Further lines are dropped.
+const CAPACITY: usize = 4096;
+/// How long [`flush`] waits at most.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-static LINES: OnceLock<Sender<Order>> = OnceLock::new();
-static WAITING: AtomicUsize = AtomicUsize::new(0);
+static QUEUE: OnceLock<Sender<Job>> = OnceLock::new();
+static QUEUED_LINES: AtomicUsize = AtomicUsize::new(0);
 
-enum Order {
+enum Job {
     Write(Vec<u8>),
-    /// Tell when all before it is written.
+    /// Reply when all lines before this job are written.
     Flush(Sender<()>),
 }
 
-/// Writes what is given in one piece as one line, soon. What does not print is escaped: names,
-/// labels and the texts of servers are in it.
+/// A writer whose every write becomes one line, which a thread of its own writes soon.
+///
+/// Characters that do not print are escaped, because names, labels and messages of servers come
+/// from other programs.
 #[derive(Debug)]
 pub(crate) struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if WAITING.fetch_add(1, Ordering::Relaxed) < ROOM {
+        if QUEUED_LINES.fetch_add(1, Ordering::Relaxed) < CAPACITY {
             let text = String::from_utf8_lossy(bytes);
             let line = text.strip_suffix('\n').unwrap_or(&text);
-            order(Order::Write(format!("{}\n", Escaped(line)).into_bytes()));
+            enqueue(Job::Write(format!("{}\n", Escaped(line)).into_bytes()));
         } else {
-            WAITING.fetch_sub(1, Ordering::Relaxed);
+            QUEUED_LINES.fetch_sub(1, Ordering::Relaxed);
         }
         Ok(bytes.len())
     }
@@ -50,39 +51,45 @@ impl Write for Stderr {
     }
 }
 
-/// Waits until all is written, but not for ever.
+/// Writes `message` as one line, without waiting. A prefix marks it as a message of this command.
+pub(crate) fn report(message: &str) {
+    let line = format!("leasehold: {}\n", message.replace(['\n', '\r'], " "));
+    drop(Stderr.write_all(line.as_bytes()));
+}
+
+/// Waits until all lines are written, for a second at most.
 pub(crate) fn flush() {
-    if LINES.get().is_some() {
+    if QUEUE.get().is_some() {
         let (done, written) = channel();
-        order(Order::Flush(done));
-        // Late or never: nobody reads.
-        written.recv_timeout(PATIENCE).ok();
+        enqueue(Job::Flush(done));
+        // A time-out means that nobody reads.
+        written.recv_timeout(FLUSH_TIMEOUT).ok();
     }
 }
 
-fn order(order: Order) {
-    let lines = LINES.get_or_init(|| {
-        let (lines, orders) = channel();
-        // A machine that has no room for a thread gets no words.
+fn enqueue(job: Job) {
+    let queue = QUEUE.get_or_init(|| {
+        let (queue, jobs) = channel();
+        // Without a thread there are no messages, and the program still runs.
         drop(
             thread::Builder::new()
                 .name(String::from("stderr"))
-                .spawn(move || obey(&orders)),
+                .spawn(move || execute(&jobs)),
         );
-        lines
+        queue
     });
-    drop(lines.send(order));
+    drop(queue.send(job));
 }
 
-fn obey(orders: &Receiver<Order>) {
-    for order in orders {
-        match order {
-            Order::Write(bytes) => {
-                // A closed standard error must not end what runs under the lock.
+fn execute(jobs: &Receiver<Job>) {
+    for job in jobs {
+        match job {
+            Job::Write(bytes) => {
+                // A closed standard error must not end the program that holds the lock.
                 drop(io::stderr().write_all(&bytes));
-                WAITING.fetch_sub(1, Ordering::Relaxed);
+                QUEUED_LINES.fetch_sub(1, Ordering::Relaxed);
             }
-            Order::Flush(done) => drop(done.send(())),
+            Job::Flush(done) => drop(done.send(())),
         }
     }
 }

@@ -1,27 +1,29 @@
-//! When a program must end for its lock's sake.
+//! [`Watchdog`]: decides when a program must end because its lock is lost or about to be.
 
 use std::time::Duration;
 
 use leasehold::{LeaseInfo, LossReason};
 use tokio::time::Instant;
 
-/// The most that a program has between TERM and KILL once the lock is gone.
-const LONGEST_GRACE: Duration = Duration::from_secs(1);
-/// How often the deadline is looked at, at least: a sleep does not count the time that the machine
-/// was suspended.
-const LONGEST_NAP: Duration = Duration::from_secs(1);
+/// The longest time that a program has between TERM and KILL once the lock is lost.
+const MAX_GRACE: Duration = Duration::from_secs(1);
+/// The longest time between two checks of the deadline. A timer does not count the time that the
+/// machine was suspended.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
 
-/// What is to be done about the program.
+/// An action that ends the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Ask it to end.
+pub(crate) enum Action {
+    /// Ask the program to end.
     Terminate,
-    /// End it.
+    /// End the program.
     Kill,
 }
 
-/// Watches a lease: TERM with a third of the TTL left, KILL with a tenth left, or soon after the
-/// lock was taken away.
+/// A monitor of a lease.
+///
+/// It demands TERM when a third of the TTL is left and KILL when a tenth is left. After a loss
+/// before the deadline it demands TERM at once and KILL after a short grace.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     lease: LeaseInfo,
@@ -40,37 +42,39 @@ impl Watchdog {
         }
     }
 
-    /// Whether an order was given.
-    pub(crate) fn has_barked(&self) -> bool {
+    /// Returns whether an action was demanded.
+    pub(crate) fn has_acted(&self) -> bool {
         self.terminated
     }
 
-    /// The next order. May be dropped and called again; an order that was returned is not given
-    /// again.
-    pub(crate) async fn next(&mut self) -> Order {
+    /// Waits for the next action. Each action is returned once.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn next(&mut self) -> Action {
         loop {
             if self.killed {
                 std::future::pending::<()>().await;
             }
-            let nap = match self.judge() {
-                Ok(order) => return order,
-                Err(nap) => nap,
+            let sleep = match self.check() {
+                Ok(action) => return action,
+                Err(sleep) => sleep,
             };
             let lost = self.lease.loss().is_some();
             tokio::select! {
-                () = tokio::time::sleep(nap) => {}
+                () = tokio::time::sleep(sleep) => {}
                 _ = self.lease.lost(), if !lost => {}
             }
         }
     }
 
-    /// An order, or how long there is none.
-    fn judge(&mut self) -> Result<Order, Duration> {
+    /// Returns the action that is due, or the time until the next check.
+    fn check(&mut self) -> Result<Action, Duration> {
         let until_kill = match self.lease.loss() {
-            // Over: another may hold it now.
+            // Another process may hold the lock now.
             Some(LossReason::Expired) => Duration::ZERO,
             Some(_) => {
-                let grace = (self.lease.ttl().as_duration() / 10).min(LONGEST_GRACE);
+                let grace = (self.lease.ttl().as_duration() / 10).min(MAX_GRACE);
                 let at = *self.kill_at.get_or_insert_with(|| Instant::now() + grace);
                 at.saturating_duration_since(Instant::now())
             }
@@ -88,18 +92,18 @@ impl Watchdog {
         };
         if until_kill.is_zero() {
             (self.terminated, self.killed) = (true, true);
-            return Ok(Order::Kill);
+            return Ok(Action::Kill);
         }
         if until_term.is_zero() && !self.terminated {
             self.terminated = true;
-            return Ok(Order::Terminate);
+            return Ok(Action::Terminate);
         }
         let next = if self.terminated {
             until_kill
         } else {
             until_term
         };
-        // A timer may be early by what it rounds.
-        Err(next.clamp(Duration::from_millis(1), LONGEST_NAP))
+        // A timer that rounds down fires early.
+        Err(next.clamp(Duration::from_millis(1), MAX_SLEEP))
     }
 }

@@ -1,68 +1,71 @@
-//! Bad input: a clear line, a code, no panic, no password.
+//! Errors for bad input: one clear line, an exit code, no panic and no password.
 
 use crate::support::{ended, files, leasehold, run_on, stderr, stdout};
 
 mod support;
 
 #[test]
-fn names_and_durations_and_urls_are_refused_with_64() {
+fn bad_names_durations_and_urls_exit_with_64() {
     let dir = tempfile::tempdir().unwrap();
     let (on, long) = (files(&dir), "x".repeat(65_536));
     let table: &[(&[&str], &str)] = &[
-        (&["--on", &on, ""], "empty"),
-        (&["--on", &on, &long], "65536 bytes"),
-        (&["--on", &on, "--ttl", "0s", "k"], "zero"),
-        (&["--on", &on, "--ttl", "1us", "k"], "whole milliseconds"),
-        (&["--on", &on, "--ttl", "400days", "k"], "too long"),
-        (&["--on", &on, "--ttl", "30", "k"], "time unit"),
+        (&["--url", &on, ""], "empty"),
+        (&["--url", &on, &long], "65536 bytes"),
+        (&["--url", &on, "--ttl", "0s", "k"], "zero"),
+        (&["--url", &on, "--ttl", "1us", "k"], "whole milliseconds"),
+        (&["--url", &on, "--ttl", "400days", "k"], "too long"),
+        (&["--url", &on, "--ttl", "30", "k"], "time unit"),
         (
-            &["--on", &on, "--ttl", "soon", "k"],
+            &["--url", &on, "--ttl", "soon", "k"],
             "as in 500ms, 30s or 5m",
         ),
         (
-            &["--on", &on, "--within", "soon", "k"],
+            &["--url", &on, "--wait", "soon", "k"],
             "as in 500ms, 30s or 5m",
         ),
-        (&["--on", &on, "--ttl", "-1s", "k"], "-1"),
+        (&["--url", &on, "--ttl", "-1s", "k"], "-1"),
         (
-            &["--on", &on, "--try", "--within", "1s", "k"],
+            &["--url", &on, "--no-wait", "--wait", "1s", "k"],
             "cannot be used with",
         ),
-        (&["--on", "", "k"], "not a URL"),
+        (&["--url", "", "k"], "not a URL"),
         (
-            &["--on", "ftp://ann:secret@host", "k"],
+            &["--url", "ftp://ann:secret@host", "k"],
             "scheme that is not known",
         ),
-        (&["--on", "127.0.0.1:6379", "k"], "scheme that is not known"),
         (
-            &["--on", "redis-sentinel://ann:secret@host", "k"],
+            &["--url", "127.0.0.1:6379", "k"],
+            "scheme that is not known",
+        ),
+        (
+            &["--url", "redis-sentinel://ann:secret@host", "k"],
             "this version does not have",
         ),
-        (&["--on", "file://host/x", "k"], "names a host"),
-        (&["--on", "file:/dev/null", "k"], "/dev/null"),
-        (&["--on", "memory:", "k"], "exclude no other"),
-        (&["--on", "Memory:shop", "k"], "exclude no other"),
-        (&["--on", "file:locks", "k"], "$PWD"),
-        (&["--on", "file:~/locks", "k"], "$HOME"),
-        (&["--on", "file:/tmp", "k"], "shared=true"),
-        (&["--on", "file:/tmp?share=true", "k"], "shared=true"),
+        (&["--url", "file://host/x", "k"], "names a host"),
+        (&["--url", "file:/dev/null", "k"], "/dev/null"),
+        (&["--url", "memory:", "k"], "exclude no other"),
+        (&["--url", "Memory:shop", "k"], "exclude no other"),
+        (&["--url", "file:locks", "k"], "$PWD"),
+        (&["--url", "file:~/locks", "k"], "$HOME"),
+        (&["--url", "file:/tmp", "k"], "shared=true"),
+        (&["--url", "file:/tmp?share=true", "k"], "shared=true"),
         (
-            &["--on", "redis://ann:secret@host:port", "k"],
+            &["--url", "redis://ann:secret@host:port", "k"],
             "the port of a host",
         ),
-        (&["--on", "redis:host", "k"], "no `://`"),
+        (&["--url", "redis:host", "k"], "no `://`"),
         (
-            &["--on", "redis://127.0.0.1/?nonsense=secret", "k"],
+            &["--url", "redis://127.0.0.1/?nonsense=secret", "k"],
             "one of the options is not known",
         ),
         #[cfg(not(feature = "redis-tls"))]
         (
-            &["--on", "rediss://:secret@127.0.0.1", "k"],
+            &["--url", "rediss://:secret@127.0.0.1", "k"],
             "cargo install leasehold-cli --features redis-tls",
         ),
         #[cfg(not(feature = "etcd"))]
         (
-            &["--on", "etcd://:secret@127.0.0.1", "k"],
+            &["--url", "etcd://:secret@127.0.0.1", "k"],
             "cargo install leasehold-cli --features etcd",
         ),
     ];
@@ -83,7 +86,7 @@ fn names_and_durations_and_urls_are_refused_with_64() {
 }
 
 #[test]
-fn awkward_names_are_names() {
+fn unusual_names_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     for name in [
         "/",
@@ -96,19 +99,19 @@ fn awkward_names_are_names() {
         "%00",
         &"x".repeat(1024),
     ] {
-        let run = ended(&mut run_on(&files(&dir), &["--try", name], &["true"]));
+        let run = ended(&mut run_on(&files(&dir), &["--no-wait", name], &["true"]));
         assert_eq!(run.status.code(), Some(0), "{name:?}: {}", stderr(&run));
     }
 }
 
 #[test]
-fn a_name_may_begin_with_a_dash() {
+fn name_may_begin_with_a_dash() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["-n", "--", "--try", "-"] {
+    for name in ["-n", "--", "--no-wait", "-"] {
         let mut run = leasehold();
         let run = ended(run.args([
             "run",
-            "--on",
+            "--url",
             &files(&dir),
             "--",
             name,
@@ -118,17 +121,22 @@ fn a_name_may_begin_with_a_dash() {
         ]));
         assert_eq!(run.status.code(), Some(0), "{name:?}: {}", stderr(&run));
         assert_eq!(stdout(&run), format!("{name}\n"));
-        let who = ended(leasehold().args(["who", "--on", &files(&dir), "--", name]));
-        assert_eq!(who.status.code(), Some(1), "{name:?}: {}", stderr(&who));
+        let status = ended(leasehold().args(["status", "--url", &files(&dir), "--", name]));
+        assert_eq!(
+            status.status.code(),
+            Some(1),
+            "{name:?}: {}",
+            stderr(&status)
+        );
     }
-    // What the error about an unknown option advises works.
-    let run = ended(leasehold().args(["run", "--on", &files(&dir), "-n", "--", "true"]));
+    // The error about an unknown option gives the same advice.
+    let run = ended(leasehold().args(["run", "--url", &files(&dir), "-x", "--", "true"]));
     assert_eq!(run.status.code(), Some(64));
-    assert!(stderr(&run).contains("use '-- -n'"), "{}", stderr(&run));
+    assert!(stderr(&run).contains("use '-- -x'"), "{}", stderr(&run));
 }
 
 #[test]
-fn a_program_without_a_double_dash_before_it_gets_a_hint() {
+fn program_without_a_double_dash_gets_a_hint() {
     for words in [
         &["nightly", "sleep", "1"][..],
         &["nightly", "ls", "-la"],
@@ -149,18 +157,18 @@ fn a_program_without_a_double_dash_before_it_gets_a_hint() {
     }
 }
 
-/// A URL that stands where none belongs may have a password in it.
+/// A URL in the wrong place may contain a password.
 #[test]
-fn the_password_in_a_misplaced_url_is_not_shown() {
+fn password_in_a_misplaced_url_is_not_shown() {
     const URL: &str = "redis://ann:Se=cret@host/?a=b";
     for words in [
-        &["who", "k", URL][..],
+        &["status", "k", URL][..],
         &["run", "k", URL, "--", "true"],
         &[URL],
-        &["run", "k", &format!("--try={URL}"), "--", "true"],
+        &["run", "k", &format!("--no-wait={URL}"), "--", "true"],
         &["run", "k", "--ttl", URL, "--", "true"],
-        &["run", "k", &format!("--within={URL}"), "--", "true"],
-        &["caps", URL],
+        &["run", "k", &format!("--wait={URL}"), "--", "true"],
+        &["info", URL],
     ] {
         let run = ended(leasehold().args(words));
         assert_eq!(run.status.code(), Some(64), "{words:?}: {}", stderr(&run));
@@ -170,7 +178,7 @@ fn the_password_in_a_misplaced_url_is_not_shown() {
             stderr(&run)
         );
         assert!(
-            stderr(&run).contains("comes after `--on`"),
+            stderr(&run).contains("comes after `--url`"),
             "{words:?}: {}",
             stderr(&run)
         );
@@ -180,19 +188,44 @@ fn the_password_in_a_misplaced_url_is_not_shown() {
             stderr(&run)
         );
     }
-    // No advice about what is in order.
-    let run = ended(leasehold().args(["who", "--on", URL, "run", "--nonsense"]));
+    // A URL in the right place gets no advice.
+    let run = ended(leasehold().args(["status", "--url", URL, "run", "--nonsense"]));
     assert!(!stderr(&run).contains("comes after"), "{}", stderr(&run));
+}
+
+#[test]
+fn old_spelling_is_refused_and_the_new_one_is_named() {
+    for (words, says) in [
+        (
+            &["run", "--try", "k", "--", "true"][..],
+            "`--try` is called `--no-wait` now",
+        ),
+        (
+            &["run", "--within=1s", "k", "--", "true"],
+            "`--within` is called `--wait` now",
+        ),
+        (
+            &["run", "--on", "file:", "k", "--", "true"],
+            "`--on` is called `--url` now",
+        ),
+        (&["who", "k"], "`who` is called `status` now"),
+        (&["break", "k"], "`break` is called `revoke` now"),
+        (&["caps"], "`caps` is called `info` now"),
+    ] {
+        let run = ended(leasehold().args(words));
+        assert_eq!(run.status.code(), Some(64), "{words:?}: {}", stderr(&run));
+        assert!(stderr(&run).contains(says), "{words:?}: {}", stderr(&run));
+    }
 }
 
 #[cfg(feature = "redlock")]
 #[test]
-fn what_is_no_quorum_is_not_provisioned() {
+fn only_a_quorum_is_initialized() {
     for url in ["file:", "redis://ann:secret@127.0.0.1:1", "nonsense", ""] {
-        let run = ended(leasehold().env("LEASEHOLD_URL", url).arg("provision"));
+        let run = ended(leasehold().env("LEASEHOLD_URL", url).arg("init"));
         assert_eq!(run.status.code(), Some(64), "{}", stderr(&run));
         assert!(
-            stderr(&run).contains("--on redlock://HOST,HOST,HOST"),
+            stderr(&run).contains("--url redlock://HOST,HOST,HOST"),
             "{}",
             stderr(&run)
         );
@@ -201,27 +234,32 @@ fn what_is_no_quorum_is_not_provisioned() {
 }
 
 #[test]
-fn memory_excludes_nobody_and_only_its_capabilities_are_shown() {
+fn memory_url_is_accepted_by_info_only() {
     for arguments in [
         &["run", "k", "--", "true"][..],
-        &["who", "k"],
-        &["break", "k"],
+        &["status", "k"],
+        &["revoke", "k"],
     ] {
         let run = ended(leasehold().env("LEASEHOLD_URL", "memory:x").args(arguments));
         assert_eq!(run.status.code(), Some(64), "{}", stderr(&run));
     }
     assert!(
-        ended(leasehold().args(["caps", "--on", "memory:"]))
+        ended(leasehold().args(["info", "--url", "memory:"]))
             .status
             .success()
     );
 }
 
 #[test]
-fn the_help_lists_every_scheme_and_what_is_not_compiled_in() {
+fn help_lists_every_scheme_and_missing_features() {
     let help = stdout(&ended(leasehold().arg("--help")));
-    // The error names those that the library knows.
-    let known = stderr(&ended(leasehold().args(["who", "--on", "nonsense:", "k"])));
+    // The error lists the schemes that the library knows.
+    let known = stderr(&ended(leasehold().args([
+        "status",
+        "--url",
+        "nonsense:",
+        "k",
+    ])));
     let (_, known) = known.split_once("known are ").unwrap();
     let schemes = known
         .split(", ")
@@ -233,15 +271,15 @@ fn the_help_lists_every_scheme_and_what_is_not_compiled_in() {
     assert!(schemes.len() > 15, "{schemes:?}");
     for scheme in schemes {
         assert!(help.contains(&format!(" {scheme}:")), "{scheme}: {help}");
-        let caps = ended(leasehold().args([
-            "caps",
-            "--on",
+        let info = ended(leasehold().args([
+            "info",
+            "--url",
             &format!("{scheme}://127.0.0.1:1,127.0.0.1:2/?no=1"),
         ]));
         assert!(
-            !stderr(&caps).contains("scheme that is not known"),
+            !stderr(&info).contains("scheme that is not known"),
             "{}",
-            stderr(&caps)
+            stderr(&info)
         );
     }
     assert_eq!(
@@ -252,12 +290,12 @@ fn the_help_lists_every_scheme_and_what_is_not_compiled_in() {
 }
 
 #[test]
-fn a_server_that_is_down_is_69_on_one_line() {
+fn unreachable_server_exits_with_69_and_one_line() {
     for arguments in [
         &["run", "k", "--", "true"][..],
-        &["who", "k"],
-        &["break", "k"],
-        &["caps"],
+        &["status", "k"],
+        &["revoke", "k"],
+        &["info"],
     ] {
         let run = ended(
             leasehold()
@@ -278,13 +316,13 @@ fn a_server_that_is_down_is_69_on_one_line() {
 }
 
 #[test]
-fn what_is_missing_on_the_command_line_is_64() {
+fn incomplete_command_line_exits_with_64() {
     for arguments in [
         &["run", "k"][..],
         &["run"],
-        &["who"],
+        &["status"],
         &["nonsense"],
-        &["caps", "x"],
+        &["info", "x"],
     ] {
         assert_eq!(ended(leasehold().args(arguments)).status.code(), Some(64));
     }
@@ -293,10 +331,10 @@ fn what_is_missing_on_the_command_line_is_64() {
     }
 }
 
-/// Whatever it cannot open: an error on one line, and no panic.
+/// Each missing descriptor is an error on one line.
 #[cfg(unix)]
 #[test]
-fn too_few_descriptors_are_an_error_and_no_panic() {
+fn too_few_descriptors_are_an_error_without_panic() {
     let dir = tempfile::tempdir().unwrap();
     let on = files(&dir);
     let tool = leasehold().get_program().to_owned();
@@ -305,7 +343,7 @@ fn too_few_descriptors_are_an_error_and_no_panic() {
         shell
             .args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")])
             .arg(&tool);
-        let run = ended(shell.args(["run", "--try", "--on", &on, "k", "--", "true"]));
+        let run = ended(shell.args(["run", "--no-wait", "--url", &on, "k", "--", "true"]));
         let (code, text) = (run.status.code(), stderr(&run));
         assert!(matches!(code, Some(0 | 69)), "{limit}: {code:?}: {text}");
         assert!(!text.contains("panicked"), "{limit}: {text}");

@@ -1,9 +1,8 @@
-//! Each row of `COMPARED.md`: what `flock(1)` does and what `leasehold run` does, on the same lock
-//! file.
+//! The rows of `COMPARED.md`: `flock(1)` and `leasehold run` on the same lock file.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::needless_pass_by_value,
-    reason = "what is expected is written in place"
+    reason = "expected values are written in place"
 )]
 
 use std::{
@@ -18,7 +17,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::support::{
-    ended, files, lives, said_first, signal, stderr, stdout, terminal::Terminal, until,
+    ended, files, lives, signal, started_with_stderr, stderr, stdout, terminal::Terminal, until,
 };
 
 mod support;
@@ -49,7 +48,7 @@ impl Case {
         self.dir.path().join("k.lock").display().to_string()
     }
 
-    /// The words before those of the program that is to run under the lock.
+    /// Returns the words before those of the program that runs under the lock.
     fn words(&self, options: &[&str]) -> Vec<String> {
         let (begin, end) = match self.tool {
             Flock => (vec![String::from("flock")], vec![self.lock_file()]),
@@ -57,7 +56,7 @@ impl Case {
                 let begin = [
                     env!("CARGO_BIN_EXE_leasehold"),
                     "run",
-                    "--on",
+                    "--url",
                     &files(&self.dir),
                 ]
                 .map(String::from);
@@ -71,7 +70,7 @@ impl Case {
             .collect()
     }
 
-    /// Those words for a shell.
+    /// Returns those words for a shell.
     fn line(&self) -> String {
         self.words(&[]).join(" ")
     }
@@ -122,37 +121,37 @@ impl Case {
     }
 }
 
-/// Asserts that this is seen of both.
+/// Asserts that both programs behave like this.
 fn same<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, expected: T) {
     for tool in [Flock, Leasehold] {
         assert_eq!(seen(&Case::new(tool)), expected, "{tool:?}");
     }
 }
 
-/// Asserts that this is seen of each.
+/// Asserts that each program behaves like this.
 fn different<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, flock: T, leasehold: T) {
     assert_ne!(flock, leasehold);
     assert_eq!(seen(&Case::new(Flock)), flock, "flock");
     assert_eq!(seen(&Case::new(Leasehold)), leasehold, "leasehold");
 }
 
-/// A shell that waits for a program of its own, whose process id it says.
+/// A shell that waits for a program, which prints its process id.
 const WORK: [&str; 3] = ["sh", "-c", "sh -c 'echo $$; exec sleep 60'; :"];
 
-/// A program that runs until it is killed, and says its process id.
+/// A program that prints its process id and runs until it is killed.
 const HOLD: [&str; 3] = ["sh", "-c", "echo $$; exec sleep 60"];
 
 /// [`WORK`] for the line of a shell.
 const WORK_LINE: &str = "sh -c 'sh -c \"echo work=\\$\\$; exec sleep 60\"; :'";
 
-/// A shell on a terminal that runs [`WORK`] in the foreground.
+/// Starts a shell on a terminal that runs [`WORK`] in the foreground.
 fn work_on_terminal(case: &Case) -> Terminal {
     Terminal::shell(&format!("ulimit -c 0; {} {WORK_LINE}", case.line()))
 }
 
-/// Starts it, and waits for the number that its program says first.
+/// Starts a command, and waits for the number that its program prints first.
 fn begun(command: &mut Command) -> (Child, u32) {
-    let (child, number) = said_first(command);
+    let (child, number) = started_with_stderr(command);
     (child, number.parse().unwrap())
 }
 
@@ -191,12 +190,12 @@ fn kill(process: u32) {
     is_gone(process);
 }
 
-/// Longer than the TTL of [`stop_longer_than_the_ttl`]'s locks.
+/// Sleeps longer than the TTL of the locks in the tests of stops.
 fn longer_than_the_ttl() {
     std::thread::sleep(Duration::from_millis(1200));
 }
 
-/// As a shell has it: the code, or 128 and the signal.
+/// Returns the code as a shell reports it: the exit code, or 128 and the signal.
 fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
     status
@@ -208,7 +207,7 @@ fn code(status: ExitStatus) -> i32 {
 // Signals to the command alone.
 
 #[test]
-fn term_to_the_command_alone() {
+fn term_ends_the_work_and_frees_the_lock() {
     let seen = |case: &Case| {
         let (mut run, work) = begun(&mut case.run(&WORK));
         signal(run.id(), "TERM");
@@ -224,7 +223,7 @@ fn term_to_the_command_alone() {
 }
 
 #[test]
-fn other_signals_to_the_command_alone() {
+fn other_signals_are_left_to_the_program() {
     for name in ["INT", "HUP", "QUIT", "USR1", "USR2"] {
         let script = format!("trap 'exit 7' {name}; echo $$; while :; do sleep 0.01; done");
         let seen = |case: &Case| {
@@ -242,7 +241,7 @@ fn other_signals_to_the_command_alone() {
 }
 
 #[test]
-fn kill_to_the_command_alone() {
+fn work_of_a_killed_command_holds_the_lock() {
     let seen = |case: &Case| {
         let (mut run, work) = begun(&mut case.run(&WORK));
         kill(run.id());
@@ -256,7 +255,7 @@ fn kill_to_the_command_alone() {
 }
 
 #[test]
-fn stop_of_the_command_alone_for_long() {
+fn command_stopped_beyond_the_ttl_holds_the_lock() {
     let seen = |case: &Case| {
         let options: &[&str] = if case.tool == Leasehold {
             &["--ttl", "1s"]
@@ -272,7 +271,7 @@ fn stop_of_the_command_alone_for_long() {
         let kept = !case.is_free();
         signal(run.id(), "CONT");
         is_running(run.id());
-        // Its deadline, if it had one, is looked at now.
+        // Time to notice a deadline that has passed.
         longer_than_the_ttl();
         drop(run.stdin.take());
         (kept, run.wait().unwrap().code())
@@ -281,7 +280,7 @@ fn stop_of_the_command_alone_for_long() {
 }
 
 #[test]
-fn term_while_it_waits() {
+fn term_ends_the_wait_with_143() {
     let seen = |case: &Case| {
         let (mut holder, _) = begun(
             Command::new("flock")
@@ -305,7 +304,7 @@ fn term_while_it_waits() {
     same(seen, 143);
 }
 
-/// Whether it has opened the lock file, and goes no further.
+/// Returns whether the process has opened the lock file and sleeps.
 fn waits(waiter: &Child) -> bool {
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", waiter.id()));
     let opened = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -318,7 +317,7 @@ fn waits(waiter: &Child) -> bool {
 }
 
 #[test]
-fn a_second_term_reaches_what_was_left() {
+fn second_term_reaches_processes_left_behind() {
     let program = "trap 'exit 3' TERM; sh -c 'trap \"\" TERM; echo $$; exec sleep 60' & wait";
     let seen = |case: &Case| {
         let (mut run, work) = begun(&mut case.run(&["bash", "-c", program]));
@@ -339,7 +338,7 @@ fn a_second_term_reaches_what_was_left() {
 // Signals to the group.
 
 #[test]
-fn timeout_ends_all() {
+fn timeout_ends_all_work() {
     let seen = |case: &Case| {
         let (mut run, work) = begun(&mut case.after(&["timeout", "1"], &WORK));
         let code = code(run.wait().unwrap());
@@ -351,7 +350,7 @@ fn timeout_ends_all() {
 }
 
 #[test]
-fn timeout_kills_all() {
+fn timeout_with_kill_ends_all_work() {
     let seen = |case: &Case| {
         let (mut run, work) = begun(&mut case.after(&["timeout", "-s", "KILL", "1"], &WORK));
         let code = code(run.wait().unwrap());
@@ -363,9 +362,9 @@ fn timeout_kills_all() {
 }
 
 #[test]
-fn a_signal_to_the_group_ends_all() {
+fn term_to_the_group_ends_all_work() {
     let seen = |case: &Case| {
-        // A session, and so a group, of its own.
+        // A new session has a new process group.
         let (mut run, work) = begun(&mut case.after(
             &["setsid", "--wait", "sh", "-c", "\"$@\"; exit 9", "-"],
             &WORK,
@@ -379,7 +378,7 @@ fn a_signal_to_the_group_ends_all() {
 }
 
 #[test]
-fn a_stop_of_the_group_stops_all() {
+fn stop_of_the_group_stops_all_work() {
     let seen = |case: &Case| {
         let (mut run, work) = begun(&mut case.after(
             &["setsid", "--wait", "sh", "-c", "\"$@\"; exit 9", "-"],
@@ -400,7 +399,7 @@ fn a_stop_of_the_group_stops_all() {
 }
 
 #[test]
-fn a_program_that_kills_its_group() {
+fn program_can_end_its_process_group() {
     let seen = |case: &Case| {
         let program = ["sh", "-c", "sleep 60 & echo $!; kill -TERM 0; wait"];
         let (mut run, work) = begun(&mut case.after(&["setsid", "--wait"], &program));
@@ -420,7 +419,7 @@ fn parent_of(process: u32) -> u32 {
     fields_of(process)[3].parse().unwrap()
 }
 
-/// The fields of `/proc/PID/stat`; the name is made one.
+/// Returns the fields of `/proc/PID/stat`, with the name as one field.
 fn fields_of(process: u32) -> Vec<String> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let (begin, rest) = stat.rsplit_once(") ").unwrap();
@@ -443,7 +442,7 @@ fn signal_group(group: u32, name: &str) {
 }
 
 #[test]
-fn the_program_is_in_the_group_and_session_of_the_command() {
+fn program_shares_group_and_session_with_the_command() {
     let seen = |case: &Case| {
         let (run, program) = begun(
             case.run(&["sh", "-c", "echo $$; read -r line"])
@@ -459,7 +458,7 @@ fn the_program_is_in_the_group_and_session_of_the_command() {
 // Ignored and blocked signals.
 
 #[test]
-fn what_was_ignored_stays_ignored() {
+fn ignored_signals_stay_ignored_in_the_program() {
     for name in [
         "INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "TSTP", "TTIN", "TTOU",
     ] {
@@ -484,7 +483,7 @@ fn mask_of(line: &str) -> u64 {
 }
 
 #[test]
-fn an_ignored_signal_does_not_end_the_command() {
+fn ignored_signal_does_not_end_the_command() {
     let seen = |case: &Case| {
         let script = format!(
             "trap '' TERM; exec {} sh -c 'echo $$; read -r line; exit 3'",
@@ -503,7 +502,7 @@ fn an_ignored_signal_does_not_end_the_command() {
 }
 
 #[test]
-fn an_ignored_broken_pipe() {
+fn ignored_pipe_is_not_ignored_in_the_program() {
     let seen = |case: &Case| {
         let said = case.script("trap '' PIPE; $TOOL grep SigIgn /proc/self/status");
         mask_of(&stdout(&said)) & PIPE != 0
@@ -512,7 +511,7 @@ fn an_ignored_broken_pipe() {
 }
 
 #[test]
-fn an_ignored_sigchld() {
+fn ignored_chld_does_not_hide_the_exit_code() {
     let seen = |case: &Case| {
         let python = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); \
                       os.execvp(sys.argv[1], sys.argv[1:])";
@@ -526,7 +525,7 @@ fn an_ignored_sigchld() {
 }
 
 #[test]
-fn a_blocked_signal() {
+fn blocked_signal_stays_blocked_in_the_program() {
     let seen = |case: &Case| {
         let python = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); \
                       os.execvp(sys.argv[1], sys.argv[1:])";
@@ -542,7 +541,7 @@ fn a_blocked_signal() {
 // Terminals and job control.
 
 #[test]
-fn ctrl_c_ends_all() {
+fn ctrl_c_ends_all_work() {
     let seen = |case: &Case| {
         let terminal = work_on_terminal(case);
         let work = terminal.number("work");
@@ -555,7 +554,7 @@ fn ctrl_c_ends_all() {
 }
 
 #[test]
-fn ctrl_backslash_ends_all() {
+fn ctrl_backslash_ends_all_work() {
     let seen = |case: &Case| {
         let terminal = work_on_terminal(case);
         let work = terminal.number("work");
@@ -568,7 +567,7 @@ fn ctrl_backslash_ends_all() {
 }
 
 #[test]
-fn a_program_that_catches_ctrl_c_gets_it_once() {
+fn program_that_catches_ctrl_c_gets_it_once() {
     let program = "n=0; trap 'n=$((n+1)); echo int=$n' INT; trap 'echo total=$n; exit 5' USR1; echo work=$$; \
                    while :; do sleep 0.01; done";
     let seen = |case: &Case| {
@@ -581,7 +580,7 @@ fn a_program_that_catches_ctrl_c_gets_it_once() {
         let work = terminal.number("work");
         terminal.press("\x03");
         terminal.shows("int=1");
-        // The shell has seen the end of flock.
+        // The shell notices the end of flock.
         let early = (case.tool == Flock).then(|| terminal.code());
         let kept = !case.is_free();
         signal(work, "USR1");
@@ -594,7 +593,7 @@ fn a_program_that_catches_ctrl_c_gets_it_once() {
 }
 
 #[test]
-fn int_to_the_command_alone_in_the_foreground() {
+fn int_to_a_foreground_command_is_not_passed_on() {
     let seen = |case: &Case| {
         let program =
             "trap 'exit 7' INT; trap 'exit 5' USR1; echo work=$$; while :; do sleep 0.01; done";
@@ -616,7 +615,7 @@ fn int_to_the_command_alone_in_the_foreground() {
 }
 
 #[test]
-fn ctrl_z_for_long_and_fg() {
+fn job_stopped_beyond_the_ttl_continues_with_its_lock() {
     let seen = |case: &Case| {
         let options: &[&str] = if case.tool == Leasehold {
             &["--ttl", "1s"]
@@ -635,7 +634,7 @@ fn ctrl_z_for_long_and_fg() {
         let kept = !case.is_free();
         terminal.press("\r");
         is_running(work);
-        // A deadline, if there were one, is looked at now.
+        // Time to notice a deadline that has passed.
         longer_than_the_ttl();
         terminal.press("\r");
         (
@@ -649,7 +648,7 @@ fn ctrl_z_for_long_and_fg() {
 }
 
 #[test]
-fn ctrl_z_and_bg() {
+fn stopped_job_continues_in_the_background() {
     let seen = |case: &Case| {
         let mut terminal = Terminal::run(&format!(
             "set -m; {} sh -c 'echo work=$$; until test -e go; do sleep 0.01; done; exit 3'; bg; wait %1",
@@ -671,7 +670,7 @@ fn ctrl_z_and_bg() {
 }
 
 #[test]
-fn a_read_in_the_background_stops_all() {
+fn background_read_stops_the_job_until_fg() {
     let seen = |case: &Case| {
         let mut terminal = Terminal::run(&format!(
             "set -m; {} sh -c 'echo work=$$; read -r line; exit 3' & read -r line; fg",
@@ -689,7 +688,7 @@ fn a_read_in_the_background_stops_all() {
 }
 
 #[test]
-fn a_hang_up_of_a_shell_ends_all() {
+fn hang_up_of_a_shell_ends_all_work() {
     let seen = |case: &Case| {
         let terminal = work_on_terminal(case);
         let work = terminal.number("work");
@@ -701,7 +700,7 @@ fn a_hang_up_of_a_shell_ends_all() {
 }
 
 #[test]
-fn a_hang_up_of_the_command_ends_all() {
+fn hang_up_of_the_command_ends_all_work() {
     // As with `ssh -t HOST COMMAND`.
     let seen = |case: &Case| {
         let terminal = Terminal::run(&format!("exec {} {WORK_LINE}", case.line()));
@@ -715,7 +714,7 @@ fn a_hang_up_of_the_command_ends_all() {
 }
 
 #[test]
-fn nohup_outlives_the_terminal() {
+fn job_under_nohup_outlives_its_terminal() {
     let seen = |case: &Case| {
         let terminal = Terminal::run(&format!(
             "cd {0}; nohup {1} sh -c 'echo $$ >pid; until test -e go; do sleep 0.01; done; echo $$ >done' >out & \
@@ -736,7 +735,7 @@ fn nohup_outlives_the_terminal() {
 }
 
 #[test]
-fn ctrl_c_spares_the_background_of_a_script() {
+fn ctrl_c_spares_background_jobs_of_a_script() {
     let seen = |case: &Case| {
         let terminal = Terminal::shell(&format!(
             "sh -c '{} sh -c \"echo work=\\$\\$; exec sleep 60\" & wait'",
@@ -744,7 +743,7 @@ fn ctrl_c_spares_the_background_of_a_script() {
         ));
         let work = terminal.number("work");
         let command = parent_of(work);
-        // The script itself, in the foreground.
+        // The script itself runs in the foreground.
         until("the script waits", || {
             state(parent_of(command)) == Some('S')
         });
@@ -762,7 +761,7 @@ fn ctrl_c_spares_the_background_of_a_script() {
 // Work that outlives the program.
 
 #[test]
-fn what_is_left_behind_keeps_the_lock() {
+fn processes_left_behind_hold_the_lock() {
     let seen = |case: &Case| {
         let program = ["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!; exit 3"];
         let (mut run, left) = begun(&mut case.run(&program));
@@ -782,7 +781,7 @@ fn what_is_left_behind_keeps_the_lock() {
 }
 
 #[test]
-fn a_daemon_that_is_left_behind() {
+fn daemon_left_behind_does_not_hold_the_lock() {
     let seen = |case: &Case| {
         let script = "setsid sh -c 'echo $$; exec sleep 60 >/dev/null 2>&1' & \
                       until test -e go; do sleep 0.01; done; exit 3";
@@ -794,11 +793,11 @@ fn a_daemon_that_is_left_behind() {
         let code = run.wait().unwrap().code();
         let seen = (code, lives(daemon), case.is_free());
         if case.tool == Leasehold {
-            // What the daemon has inherited is no lock either where the files are made anew.
+            // The descriptor of the daemon is no lock on a new file of the same name either.
             for file in std::fs::read_dir(case.dir.path()).unwrap() {
                 std::fs::remove_file(file.unwrap().path()).unwrap();
             }
-            let mut next = case.command(case.words(&["--try"]), &["true"]);
+            let mut next = case.command(case.words(&["--no-wait"]), &["true"]);
             assert_eq!(ended(&mut next).status.code(), Some(0));
         }
         kill(daemon);
@@ -809,7 +808,7 @@ fn a_daemon_that_is_left_behind() {
 }
 
 #[test]
-fn children_from_before_are_not_the_program_s() {
+fn children_from_before_exec_are_not_waited_for() {
     let seen = |case: &Case| {
         let script = format!(
             "sleep 60 >/dev/null 2>&1 & echo $!; exec {} sh -c 'exit 3'",
@@ -825,7 +824,7 @@ fn children_from_before_are_not_the_program_s() {
 }
 
 #[test]
-fn a_program_that_stops_itself_keeps_the_lock() {
+fn program_that_stops_itself_holds_the_lock() {
     let seen = |case: &Case| {
         let (mut run, program) =
             begun(&mut case.run(&["sh", "-c", "echo $$; kill -STOP $$; exit 3"]));
@@ -838,7 +837,7 @@ fn a_program_that_stops_itself_keeps_the_lock() {
 }
 
 #[test]
-fn a_program_with_a_session_of_its_own() {
+fn program_with_its_own_session_holds_the_lock() {
     let seen = |case: &Case| {
         let (mut run, work) = begun(&mut case.run(&[
             "setsid",
@@ -855,12 +854,12 @@ fn a_program_with_a_session_of_its_own() {
 
 // As process 1 of a container.
 
-/// As process 1 of a process namespace, with a `/proc` of its own, as a container has it.
+/// Runs the tool as process 1 of a process namespace with its own `/proc`, as in a container.
 fn as_process_1(case: &Case, program: &[&str]) -> Command {
     unshared(case, &["--mount-proc"], program)
 }
 
-/// As root without more, else as root of a user namespace.
+/// Runs the tool under `unshare`, as root or else as root of a user namespace.
 fn unshared(case: &Case, options: &[&str], program: &[&str]) -> Command {
     let words = ["unshare", "--pid", "--fork"]
         .iter()
@@ -886,7 +885,7 @@ fn unshared(case: &Case, options: &[&str], program: &[&str]) -> Command {
 }
 
 #[test]
-fn process_1_ends_with_the_program_s_code() {
+fn process_1_ends_with_the_code_of_the_program() {
     same(
         |case| {
             ended(&mut as_process_1(case, &["sh", "-c", "exit 37"]))
@@ -898,18 +897,18 @@ fn process_1_ends_with_the_program_s_code() {
 }
 
 #[test]
-fn term_to_process_1() {
+fn term_to_process_1_reaches_the_program() {
     let seen = |case: &Case| {
         let program = [
             "bash",
             "-c",
             "trap 'echo term; exit 5' TERM; echo; read -r line; echo line; exit 3",
         ];
-        let (mut run, _) = said_first(as_process_1(case, &program).stdin(Stdio::piped()));
+        let (mut run, _) = started_with_stderr(as_process_1(case, &program).stdin(Stdio::piped()));
         let command = children_of(run.id())[0];
         signal(command, "TERM");
         if case.tool == Flock {
-            // The kernel has dropped it: nobody handles it there.
+            // The kernel drops a signal that process 1 does not handle.
             run.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
         }
         let mut line = String::new();
@@ -926,15 +925,15 @@ fn term_to_process_1() {
 }
 
 #[test]
-fn orphans_of_process_1() {
+fn orphans_of_process_1_are_reaped() {
     let seen = |case: &Case| {
-        // The shell in the middle ends at once.
+        // The shell in between ends at once.
         let program = [
             "sh",
             "-c",
             "sh -c '(until test -e go; do sleep 0.01; done) &'; echo; read -r line",
         ];
-        let (run, _) = said_first(as_process_1(case, &program).stdin(Stdio::piped()));
+        let (run, _) = started_with_stderr(as_process_1(case, &program).stdin(Stdio::piped()));
         let command = children_of(run.id())[0];
         until("there is an orphan", || children_of(command).len() == 2);
         std::fs::write(case.dir.path().join("go"), "").unwrap();
@@ -956,7 +955,7 @@ fn orphans_of_process_1() {
 }
 
 #[test]
-fn what_process_1_leaves_behind() {
+fn process_1_waits_for_processes_left_behind() {
     // Also with a `/proc` that shows other processes.
     for options in [&["--mount-proc"][..], &[]] {
         let seen = |case: &Case| {
@@ -965,7 +964,7 @@ fn what_process_1_leaves_behind() {
                 "-c",
                 "until test -e go; do sleep 0.01; done & echo; exit 3",
             ];
-            let (mut run, _) = said_first(&mut unshared(case, options, &program));
+            let (mut run, _) = started_with_stderr(&mut unshared(case, options, &program));
             let waits = case.tool == Leasehold;
             if waits {
                 let command = children_of(run.id())[0];
@@ -981,10 +980,10 @@ fn what_process_1_leaves_behind() {
     }
 }
 
-// Descriptors and surroundings.
+// Descriptors and environment.
 
 #[test]
-fn the_program_inherits_the_lock() {
+fn program_inherits_the_lock_descriptor() {
     let seen = |case: &Case| {
         let said = ended(&mut case.run(&["sh", "-c", "readlink /proc/$$/fd/*"]));
         stdout(&said)
@@ -1005,7 +1004,7 @@ fn other_descriptors_pass_through() {
 }
 
 #[test]
-fn a_closed_standard_input() {
+fn closed_standard_input_becomes_dev_null() {
     let seen = |case: &Case| {
         let said = case.script("$TOOL sh -c 'readlink /proc/$$/fd/0' <&-");
         Path::new(stdout(&said).trim())
@@ -1028,7 +1027,7 @@ fn standard_streams_pass_through() {
 }
 
 #[test]
-fn a_broken_pipe_ends_the_program() {
+fn broken_pipe_ends_the_program() {
     let seen = |case: &Case| {
         let said = case.script("{ $TOOL yes; echo $? >&2; } | head -n 1");
         (stdout(&said), stderr(&said))
@@ -1037,7 +1036,7 @@ fn a_broken_pipe_ends_the_program() {
 }
 
 #[test]
-fn the_surroundings_pass_through() {
+fn limits_directory_and_environment_pass_through() {
     let seen = |case: &Case| {
         let show = "sh -c 'umask; nice; ulimit -n; pwd; echo $A'";
         let said = case.script(&format!(
@@ -1049,10 +1048,10 @@ fn the_surroundings_pass_through() {
     same(seen, (Some(0), String::new()));
 }
 
-// Ends, and refusals.
+// Exit codes.
 
 #[test]
-fn the_program_s_code_is_the_command_s() {
+fn exit_code_of_the_command_is_the_program_s() {
     for (program, code) in [
         ("exit 37", 37),
         ("kill -KILL $$", 137),
@@ -1066,7 +1065,7 @@ fn the_program_s_code_is_the_command_s() {
 }
 
 #[test]
-fn a_program_that_is_not_there() {
+fn missing_program_exits_with_127() {
     different(
         |case| ended(&mut case.run(&["/not/there"])).status.code(),
         Some(69),
@@ -1075,7 +1074,7 @@ fn a_program_that_is_not_there() {
 }
 
 #[test]
-fn a_program_that_cannot_be_executed() {
+fn unexecutable_program_exits_with_126() {
     different(
         |case| ended(&mut case.run(&["/dev/null"])).status.code(),
         Some(69),
@@ -1084,10 +1083,10 @@ fn a_program_that_cannot_be_executed() {
 }
 
 #[test]
-fn a_lock_that_another_holds() {
+fn lock_held_by_another_exits_with_75() {
     for options in [
-        [["-n", ""], ["--try", ""]],
-        [["-w", "0.1"], ["--within", "100ms"]],
+        [["-n", ""], ["--no-wait", ""]],
+        [["-w", "0.1"], ["--wait", "100ms"]],
     ] {
         let seen = |case: &Case| {
             let (mut holder, _) = begun(
@@ -1119,7 +1118,7 @@ fn a_lock_that_another_holds() {
 // The table.
 
 #[test]
-fn the_table_names_each_test_once() {
+fn comparison_table_names_each_test_once() {
     let read = |name: &str| {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
     };
@@ -1129,7 +1128,7 @@ fn the_table_names_each_test_once() {
         .filter_map(|line| line.strip_suffix("` |")?.rsplit_once('`'))
         .collect();
     let named: BTreeSet<_> = rows.iter().map(|(_, name)| *name).collect();
-    assert_eq!(named.len(), rows.len(), "a test stands in two rows");
+    assert_eq!(named.len(), rows.len(), "two rows name the same test");
     let mut lines = tests.lines();
     let mut present = BTreeSet::new();
     while lines.any(|line| line == "#[test]") {
@@ -1139,11 +1138,11 @@ fn the_table_names_each_test_once() {
                 .and_then(|line| line.strip_prefix("fn ")?.split('(').next()),
         );
     }
-    present.remove("the_table_names_each_test_once");
+    present.remove("comparison_table_names_each_test_once");
     assert_eq!(named, present);
     assert!(rows.len() >= 30, "{}", rows.len());
     for (row, name) in rows {
-        // A row says the truth about its test: what is the same is tested as the same.
+        // A row agrees with its test about same or different.
         let body = tests
             .split_once(&format!("fn {name}("))
             .unwrap()

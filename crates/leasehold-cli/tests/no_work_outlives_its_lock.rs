@@ -1,5 +1,4 @@
-//! Random trees of processes with random ends: the next holder finds no process of the last at
-//! work.
+//! Random trees of processes with random ends: no process of a holder runs under the next holder.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -12,7 +11,7 @@ use std::{
 
 use fastrand::Rng;
 
-use crate::support::{files, run_on, said_first};
+use crate::support::{files, run_on, started_with_stderr};
 
 mod support;
 
@@ -34,7 +33,7 @@ fn no_work_outlives_its_lock_on_files() {
     rounds(&|dir| files(dir), &ends);
 }
 
-/// KILL is not among the ends: what the program started then lives on, without the lock.
+/// KILL is not among the ends: processes that the program started then continue without the lock.
 #[cfg(feature = "redis")]
 #[test]
 fn no_work_outlives_its_lock_on_redis() {
@@ -81,7 +80,7 @@ fn rounds(url: &dyn Fn(&tempfile::TempDir) -> String, ends: &[&str]) {
         BufReader::with_capacity(1, holder.stdout.as_mut().unwrap())
             .read_line(&mut program)
             .unwrap();
-        // Nothing is said if `timeout` was quicker than the machine.
+        // The program prints nothing if `timeout` ends it first.
         let end = if program.is_empty() { "" } else { end };
         match end.split_once(' ') {
             Some((_, name)) => try_signal(program.trim(), name),
@@ -89,7 +88,7 @@ fn rounds(url: &dyn Fn(&tempfile::TempDir) -> String, ends: &[&str]) {
             None => try_signal(&holder.id().to_string(), end),
         }
         let mut next = run_on(&url, &["k"], &["sh", "-c", "echo granted; read -r line"]);
-        let (next, _) = said_first(next.stdin(Stdio::piped()));
+        let (next, _) = started_with_stderr(next.stdin(Stdio::piped()));
         let at_work = at_work(&mark);
         assert!(
             at_work.is_empty(),
@@ -101,7 +100,7 @@ fn rounds(url: &dyn Fn(&tempfile::TempDir) -> String, ends: &[&str]) {
     }
 }
 
-/// A script for each process of a tree; the first says its process id.
+/// A script for each process of a tree. The first prints its process id.
 struct Tree<'a> {
     rng: &'a mut Rng,
     dir: &'a Path,
@@ -115,7 +114,7 @@ impl<'a> Tree<'a> {
         format!("{}/{root}", dir.display())
     }
 
-    /// Writes the script of one process that starts others; the name of the script.
+    /// Writes the script of one process that starts others, and returns its name.
     fn node(&mut self, depth: u32) -> String {
         let name = format!("{}.sh", self.count);
         self.count += 1;
@@ -126,7 +125,7 @@ impl<'a> Tree<'a> {
             writeln!(script, "trap '{action}' {signal}").unwrap();
         }
         if name == "0.sh" {
-            // Later than the first of its children, so that there is something to leave behind.
+            // After the start of a child, so that there is a process to leave behind.
             self.start(&mut script, depth, "&");
             writeln!(script, "echo $$").unwrap();
         }
@@ -151,7 +150,7 @@ impl<'a> Tree<'a> {
             0 => format!("sleep 0.{}", self.rng.u8(1..8)),
             _ => {
                 let node = format!("{}/{}", self.dir.display(), self.node(depth - 1));
-                // Plain, an orphan, a job of its own, a group of its own, a daemon.
+                // A child, an orphan, a job, a process group, and a daemon.
                 let ways = [
                     "sh NODE",
                     "(sh NODE &)",
@@ -177,7 +176,7 @@ fn scripts(dir: &Path) -> String {
     all
 }
 
-/// The command, run by another.
+/// Returns the command, started by `wrapper`.
 fn wrapped(wrapper: &[&str], command: Command) -> Command {
     let Some((program, arguments)) = wrapper.split_first() else {
         return command;
@@ -192,7 +191,7 @@ fn wrapped(wrapper: &[&str], command: Command) -> Command {
     outer
 }
 
-/// It may be over already.
+/// Sends a signal to a process that may have ended.
 fn try_signal(process: &str, name: &str) {
     Command::new("kill")
         .args(["-s", name, process])
@@ -201,7 +200,7 @@ fn try_signal(process: &str, name: &str) {
         .unwrap();
 }
 
-/// The processes that bear the mark, have not ended and are no daemons.
+/// Returns the processes with the mark that have not ended and are not daemons.
 fn at_work(mark: &str) -> String {
     let session = |process: &str| {
         let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
@@ -210,7 +209,7 @@ fn at_work(mark: &str) -> String {
     let (own, mut found) = (session("self"), String::new());
     for process in fs::read_dir("/proc").unwrap() {
         let process = process.unwrap().file_name().into_string().unwrap();
-        // Empty once it has ended.
+        // The environment of a process that has ended is empty.
         let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
         if environment
             .split(|byte| *byte == 0)

@@ -1,4 +1,4 @@
-//! `who` and `caps` on files.
+//! The output of `status`, `revoke` and `info`.
 #![cfg(target_os = "linux")]
 
 use crate::support::{ended, files, leasehold, run_on, signal, started, stderr, stdout};
@@ -6,9 +6,9 @@ use crate::support::{ended, files, leasehold, run_on, signal, started, stderr, s
 mod support;
 
 #[test]
-fn caps_says_what_is_promised_and_where_it_lives() {
+fn info_shows_the_guarantees_and_the_endpoint() {
     let dir = tempfile::tempdir().unwrap();
-    let table = ended(leasehold().args(["caps", "--on", &files(&dir)]));
+    let table = ended(leasehold().args(["info", "--url", &files(&dir)]));
     assert!(table.status.success(), "{}", stderr(&table));
     assert!(
         stdout(&table).contains(dir.path().to_str().unwrap()),
@@ -16,15 +16,15 @@ fn caps_says_what_is_promised_and_where_it_lives() {
         stdout(&table)
     );
     assert!(stdout(&table).contains("to 366 days"), "{}", stdout(&table));
-    let json = ended(leasehold().args(["caps", "--json", "--on", &files(&dir)]));
+    let json = ended(leasehold().args(["info", "--json", "--url", &files(&dir)]));
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["backend"], "file");
     assert_eq!(json["exclusive"], true);
-    assert_eq!(json["expiry"], "ProcessDeath");
+    assert_eq!(json["expiry"], "process_death");
 }
 
 #[test]
-fn a_file_lock_cannot_be_broken_and_the_command_says_so() {
+fn revocation_of_a_file_lock_is_refused_on_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let (mut run, _) = started(&mut run_on(
         &files(&dir),
@@ -32,29 +32,29 @@ fn a_file_lock_cannot_be_broken_and_the_command_says_so() {
         &["sh", "-c", "echo; exec sleep 60"],
     ));
     for options in [&[][..], &["--now"]] {
-        let broken = ended(
+        let refused = ended(
             leasehold()
-                .args(["break", "--on", &files(&dir), "k"])
+                .args(["revoke", "--url", &files(&dir), "k"])
                 .args(options),
         );
-        assert_eq!(broken.status.code(), Some(64), "{}", stderr(&broken));
-        assert_eq!(stderr(&broken).lines().count(), 1, "{}", stderr(&broken));
+        assert_eq!(refused.status.code(), Some(64), "{}", stderr(&refused));
+        assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
     }
     signal(run.id(), "TERM");
     run.wait().unwrap();
 }
 
 #[test]
-fn who_shows_the_holder_on_files() {
+fn status_shows_the_holder_on_files() {
     let dir = tempfile::tempdir().unwrap();
-    let who = || ended(leasehold().args(["who", "--json", "--on", &files(&dir), "k"]));
-    assert_eq!(who().status.code(), Some(1));
+    let status = || ended(leasehold().args(["status", "--json", "--url", &files(&dir), "k"]));
+    assert_eq!(status().status.code(), Some(1));
     let (mut run, _) = started(&mut run_on(
         &files(&dir),
         &["--label", "till 3", "k"],
         &["sh", "-c", "echo; exec sleep 60"],
     ));
-    let seen = who();
+    let seen = status();
     assert_eq!(seen.status.code(), Some(0), "{}", stderr(&seen));
     let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap();
     assert_eq!(seen["holders"].as_array().unwrap().len(), 1);
@@ -63,10 +63,10 @@ fn who_shows_the_holder_on_files() {
     run.wait().unwrap();
 }
 
-/// What steers a terminal, reorders or hides text, and ends lines. As a name, it has to print.
+/// A name with characters that control a terminal, reorder or hide text, or end a line.
 const HOSTILE: &str = "a\u{1b}[31m\u{7}\u{7f}\u{85}\u{9b}31m\u{200b}\u{2028}\u{202e}b\u{2066}\u{feff}\u{e0041}\r\nleasehold: c";
 
-/// Both outputs of a command that was to fail or not.
+/// Asserts that standard output and standard error contain no such character.
 fn assert_prints(what: &str, output: &std::process::Output) {
     for text in [&output.stdout, &output.stderr] {
         let text = std::str::from_utf8(text).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -76,17 +76,17 @@ fn assert_prints(what: &str, output: &std::process::Output) {
     }
     assert!(
         !stderr(output).lines().any(|line| line == "leasehold: c"),
-        "{what}: a line that is not ours"
+        "{what}: a forged line"
     );
 }
 
-/// A server that answers everything with such an error.
+/// Starts a server that replies to every request with such an error, and returns its port.
 #[cfg(feature = "redis")]
 fn hostile_server() -> u16 {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    // It ends with the tests.
+    // The server ends with the tests.
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             std::thread::spawn(move || {
@@ -118,18 +118,25 @@ fn everything_printed_is_escaped() {
     let hold = format!("echo; sleep 60 & echo $! >{}; wait", pidfile.display());
     for url in &urls {
         let verbs: [&[&str]; 10] = [
-            &["run", "--try", HOSTILE, "--", HOSTILE],
+            &["run", "--no-wait", HOSTILE, "--", HOSTILE],
             &[
-                "run", "--try", "-vv", "--label", HOSTILE, HOSTILE, "--", "true",
+                "run",
+                "--no-wait",
+                "-vv",
+                "--label",
+                HOSTILE,
+                HOSTILE,
+                "--",
+                "true",
             ],
-            &["run", "--within", "1ms", HOSTILE, "--", "true"],
-            &["who", HOSTILE],
-            &["who", "--json", HOSTILE],
-            &["who", "-vv", HOSTILE],
-            &["break", HOSTILE],
-            &["break", "--json", HOSTILE],
-            &["caps"],
-            &["caps", "--json"],
+            &["run", "--wait", "1ms", HOSTILE, "--", "true"],
+            &["status", HOSTILE],
+            &["status", "--json", HOSTILE],
+            &["status", "-vv", HOSTILE],
+            &["revoke", HOSTILE],
+            &["revoke", "--json", HOSTILE],
+            &["info"],
+            &["info", "--json"],
         ];
         let is_server = url.ends_with("timeout=2s&connect-timeout=20s");
         for held in [false, true] {
@@ -143,7 +150,7 @@ fn everything_printed_is_escaped() {
             for verb in verbs {
                 let output = ended(leasehold().env("LEASEHOLD_URL", url).args(verb));
                 assert_prints(&format!("{url:?} {verb:?}"), &output);
-                if held && verb.contains(&"who") {
+                if held && verb.contains(&"status") {
                     assert!(output.status.success(), "{}", stderr(&output));
                     assert!(
                         stdout(&output).contains("202e") || is_server,
@@ -163,7 +170,7 @@ fn everything_printed_is_escaped() {
                 }
             }
             if let Some(holder) = holder {
-                // What is said when a lock is lost, and when something is left behind.
+                // The messages about a lost lock and about processes left behind.
                 if *url == on_files {
                     for entry in std::fs::read_dir(&dir).unwrap() {
                         std::fs::remove_file(entry.unwrap().path()).unwrap();
@@ -177,7 +184,7 @@ fn everything_printed_is_escaped() {
             }
         }
     }
-    let caps = ["caps", "--on"];
+    let info = ["info", "--url"];
     for url in [
         HOSTILE,
         "file://\u{202e}\u{9b}/",
@@ -186,19 +193,19 @@ fn everything_printed_is_escaped() {
         "x\u{9b}:",
         "memory:\u{9b}",
     ] {
-        assert_prints(&format!("{url:?}"), &ended(leasehold().args(caps).arg(url)));
+        assert_prints(&format!("{url:?}"), &ended(leasehold().args(info).arg(url)));
     }
     for words in [
         &[HOSTILE][..],
         &["run", HOSTILE, HOSTILE],
         &["run", "k", "--ttl", HOSTILE],
-        &["caps", &format!("--{HOSTILE}")],
+        &["info", &format!("--{HOSTILE}")],
     ] {
         let output = ended(leasehold().args(words));
         assert_eq!(output.status.code(), Some(64));
         assert_prints(&format!("{words:?}"), &output);
     }
-    for verb in ["", "run", "who", "break", "caps"] {
+    for verb in ["", "run", "status", "revoke", "info"] {
         let mut help = leasehold();
         let help = ended(help.args(verb.split_whitespace()).arg("--help"));
         assert_prints(verb, &help);

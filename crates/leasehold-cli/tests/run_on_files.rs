@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::support::{
-    ended, files, leasehold, lives, run_on, signal, started, stderr, stdout, until, who,
+    ended, files, leasehold, lives, run_on, signal, started, status, stderr, stdout, until,
 };
 
 mod support;
@@ -17,7 +17,7 @@ mod support;
 const HOLD: [&str; 3] = ["sh", "-c", "echo $$; exec sleep 60"];
 
 #[test]
-fn two_runs_exclude_each_other() {
+fn two_runs_of_one_name_exclude_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let program = format!("echo in >> {0}; sleep 0.05; echo out >> {0}", log.display());
@@ -33,32 +33,28 @@ fn two_runs_exclude_each_other() {
 }
 
 #[test]
-fn try_and_within_give_up_with_75() {
+fn no_wait_and_an_expired_wait_exit_with_75() {
     let dir = tempfile::tempdir().unwrap();
     let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     let at = Instant::now();
-    let refused = ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]));
+    let refused = ended(&mut run_on(&files(&dir), &["--no-wait", "k"], &["true"]));
     assert_eq!(refused.status.code(), Some(75), "{}", stderr(&refused));
     assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
     let late = ended(&mut run_on(
         &files(&dir),
-        &["--within", "300ms", "k"],
+        &["--wait", "300ms", "k"],
         &["true"],
     ));
     assert_eq!(late.status.code(), Some(75), "{}", stderr(&late));
     assert!(at.elapsed().as_millis() >= 300);
     signal(holder.id(), "TERM");
     assert_eq!(holder.wait().unwrap().code(), Some(143));
-    let next = ended(&mut run_on(
-        &files(&dir),
-        &["--within", "5s", "k"],
-        &["true"],
-    ));
+    let next = ended(&mut run_on(&files(&dir), &["--wait", "5s", "k"], &["true"]));
     assert!(next.status.success(), "{}", stderr(&next));
 }
 
 #[test]
-fn the_program_s_own_end_is_passed_on() {
+fn exit_code_of_the_program_is_passed_on() {
     let dir = tempfile::tempdir().unwrap();
     for (program, code) in [
         ("exit 0", 0),
@@ -73,7 +69,7 @@ fn the_program_s_own_end_is_passed_on() {
 }
 
 #[test]
-fn a_program_that_cannot_be_started_is_126_or_127() {
+fn program_that_cannot_start_exits_with_126_or_127() {
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().join("text");
     std::fs::write(&text, "text").unwrap();
@@ -88,9 +84,9 @@ fn a_program_that_cannot_be_started_is_126_or_127() {
             assert_eq!(run.status.code(), Some(code), "{program}: {}", stderr(&run));
             assert!(stderr(&run).contains(program));
         }
-        // And the lock is free.
+        // The lock is free.
         assert!(
-            ended(&mut run_on(&url, &["--try", "k"], &["true"]))
+            ended(&mut run_on(&url, &["--no-wait", "k"], &["true"]))
                 .status
                 .success()
         );
@@ -112,19 +108,19 @@ fn signals_reach_the_program() {
 }
 
 #[test]
-fn on_a_terminal_ctrl_c_reaches_the_program_once() {
+fn ctrl_c_on_a_terminal_reaches_the_program_once() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("program");
     let counts = "n=0; trap 'n=$((n+1))' INT; echo up; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; echo int=$n; exit 5";
     std::fs::write(&program, counts).unwrap();
-    // Some shells would wait for it and then die of the Ctrl-C themselves.
+    // A shell without `exec` may wait for the command and then die of Ctrl-C itself.
     let line = format!(
-        "exec {} run --on {} k -- bash {}",
+        "exec {} run --url {} k -- bash {}",
         env!("CARGO_BIN_EXE_leasehold"),
         files(&dir),
         program.display()
     );
-    // A pseudo-terminal, whose Ctrl-C is what we write.
+    // `script` makes a pseudo-terminal, to which the test writes Ctrl-C.
     let (mut terminal, _) = started(
         Command::new("script")
             .args(["-qec", &line, "/dev/null"])
@@ -139,12 +135,12 @@ fn on_a_terminal_ctrl_c_reaches_the_program_once() {
 }
 
 #[test]
-fn a_signal_ends_the_wait() {
+fn signal_ends_the_wait() {
     let dir = tempfile::tempdir().unwrap();
     let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     let mut waiter = run_on(&files(&dir), &["k"], &["true"]).spawn().unwrap();
     until("it waits", || {
-        who(&files(&dir), "k")["waiters"]
+        status(&files(&dir), "k")["waiters"]
             .as_array()
             .is_some_and(|waiters| waiters.len() == 1)
     });
@@ -155,7 +151,7 @@ fn a_signal_ends_the_wait() {
 }
 
 #[test]
-fn the_environment_names_the_key_and_a_token_that_grows() {
+fn environment_has_the_key_and_a_growing_token() {
     let dir = tempfile::tempdir().unwrap();
     let mut last = 0;
     for _ in 0..5 {
@@ -178,12 +174,12 @@ fn the_environment_names_the_key_and_a_token_that_grows() {
 }
 
 #[test]
-fn a_name_that_is_not_unicode_is_a_name() {
+fn name_may_be_other_than_unicode() {
     let dir = tempfile::tempdir().unwrap();
     let name = std::ffi::OsStr::from_bytes(b"\xff\n{}/..");
     let run = ended(
         leasehold()
-            .args(["run", "--on", &files(&dir)])
+            .args(["run", "--url", &files(&dir)])
             .arg(name)
             .args(["--", "printenv", "LEASEHOLD_KEY"]),
     );
@@ -191,7 +187,7 @@ fn a_name_that_is_not_unicode_is_a_name() {
 }
 
 #[test]
-fn standard_streams_pass_through_byte_by_byte() {
+fn standard_streams_pass_through_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
     let mut run = run_on(&files(&dir), &["k"], &["sh", "-c", "cat; echo err >&2"])
@@ -218,17 +214,13 @@ fn killed_command_leaves_the_lock_to_its_program() {
     assert_eq!(run.wait().unwrap().signal(), Some(9));
     assert!(lives(program));
     assert_eq!(
-        ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]))
+        ended(&mut run_on(&files(&dir), &["--no-wait", "k"], &["true"]))
             .status
             .code(),
         Some(75)
     );
     signal(program, "KILL");
-    let next = ended(&mut run_on(
-        &files(&dir),
-        &["--within", "5s", "k"],
-        &["true"],
-    ));
+    let next = ended(&mut run_on(&files(&dir), &["--wait", "5s", "k"], &["true"]));
     assert!(next.status.success(), "{}", stderr(&next));
 }
 
@@ -251,7 +243,7 @@ fn flock_and_the_command_exclude_each_other() {
     run.wait().unwrap();
     let (mut flock, _) = started(Command::new("flock").arg("--no-fork").arg(&file).args(HOLD));
     assert_eq!(
-        ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]))
+        ended(&mut run_on(&files(&dir), &["--no-wait", "k"], &["true"]))
             .status
             .code(),
         Some(75)
@@ -259,14 +251,14 @@ fn flock_and_the_command_exclude_each_other() {
     signal(flock.id(), "KILL");
     flock.wait().unwrap();
     until("flock's lock is free", || {
-        ended(&mut run_on(&files(&dir), &["--try", "k"], &["true"]))
+        ended(&mut run_on(&files(&dir), &["--no-wait", "k"], &["true"]))
             .status
             .success()
     });
 }
 
 #[test]
-fn on_wins_over_the_environment() {
+fn url_option_overrides_the_environment() {
     let dir = tempfile::tempdir().unwrap();
     let run = ended(
         leasehold()
@@ -285,7 +277,7 @@ fn on_wins_over_the_environment() {
 }
 
 #[test]
-fn the_program_does_not_see_the_url_unless_it_is_asked_for() {
+fn program_gets_the_url_only_with_keep_url() {
     let dir = tempfile::tempdir().unwrap();
     for (options, seen) in [
         (&["run", "k"][..], "\n"),
@@ -310,7 +302,7 @@ fn the_program_does_not_see_the_url_unless_it_is_asked_for() {
 }
 
 #[test]
-fn a_directory_is_shared_if_the_url_says_so() {
+fn directory_of_others_needs_shared_in_the_url() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
@@ -321,14 +313,14 @@ fn a_directory_is_shared_if_the_url_says_so() {
 }
 
 #[test]
-fn who_names_the_program_that_runs_under_the_lock() {
+fn status_names_the_program_that_runs_under_the_lock() {
     let dir = tempfile::tempdir().unwrap();
     let (mut run, _) = started(&mut run_on(
         &files(&dir),
         &["k"],
         &["/bin/sh", "-c", "echo; exec sleep 60"],
     ));
-    let label = who(&files(&dir), "k")["holders"][0]["label"]
+    let label = status(&files(&dir), "k")["holders"][0]["label"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -337,7 +329,7 @@ fn who_names_the_program_that_runs_under_the_lock() {
     run.wait().unwrap();
 }
 
-/// In a namespace of its own, as root or else as root of a user namespace.
+/// Returns `unshare` for a new namespace, as root or else as root of a user namespace.
 fn unshared(kind: &[&str]) -> Command {
     let words = [&["unshare"], kind].concat();
     let as_user = [&words[..], &["--user", "--map-root-user"]].concat();
@@ -364,7 +356,7 @@ fn unshared(kind: &[&str]) -> Command {
 }
 
 #[test]
-fn who_finds_the_holder_in_another_process_namespace() {
+fn status_finds_the_holder_in_another_process_namespace() {
     let dir = tempfile::tempdir().unwrap();
     let kind = ["--pid", "--fork", "--mount-proc", "--kill-child"];
     let command = |words: &[&str]| {
@@ -373,11 +365,11 @@ fn who_finds_the_holder_in_another_process_namespace() {
         command
     };
     let url = files(&dir);
-    let seen = || ended(&mut command(&["who", "--json", "--on", &url, "k"]));
+    let seen = || ended(&mut command(&["status", "--json", "--url", &url, "k"]));
     assert_eq!(seen().status.code(), Some(1));
     let (mut run, _) = started(&mut command(&[
         "run",
-        "--on",
+        "--url",
         &url,
         "k",
         "--",
@@ -397,8 +389,8 @@ fn who_finds_the_holder_in_another_process_namespace() {
             .contains("another PID namespace"),
         "{sibling}"
     );
-    // From outside it is known by the number that it has outside, and its record by the one inside.
-    let outside = who(&url, "k");
+    // Outside, the holder has another process id than inside. Its record has the one from inside.
+    let outside = status(&url, "k");
     assert_eq!(outside["holders"].as_array().unwrap().len(), 1, "{outside}");
     assert!(
         outside["holders"][0]["label"]
@@ -412,12 +404,12 @@ fn who_finds_the_holder_in_another_process_namespace() {
 }
 
 #[test]
-fn a_file_of_another_file_system_is_not_the_lock() {
+fn file_of_another_file_system_is_not_the_lock() {
     let dir = tempfile::tempdir().unwrap();
-    // Two new file systems count their files alike.
+    // Two new file systems give their files the same numbers.
     let script = "set -e; cd \"$1\"; mkdir a b; for d in a b; do mount -t tmpfs -o mode=700 none $d; : >$d/k.lock; done; \
-                  stat -c %i a/k.lock b/k.lock; exec flock --no-fork b/k.lock sh -c '\"$1\" who --json --on \"file:$2/a\" k; \
-                  echo $?; \"$1\" who --json --on \"file:$2/b\" k; echo $?' sh \"$2\" \"$1\"";
+                  stat -c %i a/k.lock b/k.lock; exec flock --no-fork b/k.lock sh -c '\"$1\" status --json --url \"file:$2/a\" k; \
+                  echo $?; \"$1\" status --json --url \"file:$2/b\" k; echo $?' sh \"$2\" \"$1\"";
     let mut command = unshared(&["--mount"]);
     command.args([
         "sh",

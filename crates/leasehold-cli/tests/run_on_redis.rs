@@ -1,4 +1,4 @@
-//! `leasehold run`, `who` and `break` on a Redis server.
+//! `leasehold run`, `status`, `revoke` and `init` on Redis servers.
 #![cfg(all(target_os = "linux", feature = "redis"))]
 
 use std::{
@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::support::{
-    Redis, ended, leasehold, lives, run_on, said_first, signal, started, stderr, stdout, until,
-    who, within_patience,
+    Redis, ended, leasehold, lives, run_on, signal, started, started_with_stderr, status, stderr,
+    stdout, until, within_timeout,
 };
 
 mod support;
@@ -18,7 +18,7 @@ mod support;
 #[test]
 fn program_ends_before_an_unrenewable_lock_is_granted_elsewhere() {
     let redis = Redis::start(&[]);
-    // Ignores TERM, and says when it came.
+    // The program ignores TERM, and prints when it comes.
     let program = "trap 'echo term' TERM; echo $$; while :; do sleep 0.01; done";
     let ttl = 4_000;
     let (run, _) = started(&mut run_on(
@@ -33,14 +33,14 @@ fn program_ends_before_an_unrenewable_lock_is_granted_elsewhere() {
     signal(redis.process.id(), "CONT");
     assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
     assert!(stdout(&output).contains("term"), "{}", stderr(&output));
-    // Its last renewal was before the stop; closing the client may take a while, the KILL is what
-    // counts.
+    // The last renewal was before the stop. The bound is on the KILL; closing the client may take
+    // longer.
     assert!(took < ttl + 10_000, "{took} ms");
     assert!(stderr(&output).contains("killed"), "{}", stderr(&output));
 }
 
 #[test]
-fn the_kill_comes_before_the_ttl_is_over() {
+fn program_is_killed_before_the_ttl_is_over() {
     let redis = Redis::start(&[]);
     let program = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
     let (mut run, program) = started(&mut run_on(
@@ -66,20 +66,20 @@ fn program_is_ended_even_if_nobody_reads_standard_error() {
     let redis = Redis::start(&[]);
     let program = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
     let (_unread, mut full) = std::io::pipe().unwrap();
-    // As much as a pipe takes.
+    // The capacity of a pipe.
     full.write_all(&[b'.'; 0x1_0000]).unwrap();
     let mut command = run_on(&redis.url, &["--ttl", "2s", "k"], &["bash", "-c", program]);
-    let (mut run, program) = said_first(command.stderr(full));
+    let (mut run, program) = started_with_stderr(command.stderr(full));
     signal(redis.process.id(), "STOP");
     let program: u32 = program.parse().unwrap();
     let mut code = None;
-    let ended = within_patience(|| {
+    let ended = within_timeout(|| {
         code = run.try_wait().unwrap();
         code.is_some()
     });
     let outlived = lives(program);
     signal(redis.process.id(), "CONT");
-    // If it did not end: the program goes with it.
+    // Ends both if the command did not end.
     drop(run.kill());
     assert!(
         ended && !outlived,
@@ -94,10 +94,10 @@ fn renewals_keep_the_lock_for_many_ttls() {
     let program = ["sh", "-c", "echo; read -r _; exit 3"];
     let (mut run, _) =
         started(run_on(&redis.url, &["--ttl", "1500ms", "k"], &program).stdin(Stdio::piped()));
-    // Each renewal adds a fifth of the TTL at least, and one that is not seen makes it longer.
+    // Each renewal adds at least a fifth of the TTL. A renewal that is missed prolongs the wait.
     let (mut left, mut renewals) = (u64::MAX, 0);
     until("it was renewed for two TTLs", || {
-        let now = who(&redis.url, "k")["holders"][0]["expires_in_ms"]
+        let now = status(&redis.url, "k")["holders"][0]["expires_in_ms"]
             .as_u64()
             .unwrap();
         renewals += usize::from(now > left);
@@ -105,17 +105,17 @@ fn renewals_keep_the_lock_for_many_ttls() {
         renewals == 10
     });
     assert_eq!(
-        ended(&mut run_on(&redis.url, &["--try", "k"], &["true"]))
+        ended(&mut run_on(&redis.url, &["--no-wait", "k"], &["true"]))
             .status
             .code(),
         Some(75)
     );
-    // `wait` ends its input.
+    // `wait` closes standard input.
     assert_eq!(run.wait().unwrap().code(), Some(3));
 }
 
 #[test]
-fn if_the_command_is_killed_so_is_the_program() {
+fn killed_command_takes_its_program_with_it() {
     let redis = Redis::start(&[]);
     let (mut run, program) = started(&mut run_on(
         &redis.url,
@@ -126,17 +126,17 @@ fn if_the_command_is_killed_so_is_the_program() {
     assert_eq!(run.wait().unwrap().signal(), Some(9));
     let program: u32 = program.parse().unwrap();
     until("the program is dead", || !lives(program));
-    let next = ended(&mut run_on(&redis.url, &["--within", "6s", "k"], &["true"]));
+    let next = ended(&mut run_on(&redis.url, &["--wait", "6s", "k"], &["true"]));
     assert!(next.status.success(), "{}", stderr(&next));
 }
 
 #[test]
-fn a_holder_is_shown_and_broken() {
+fn status_shows_and_revoke_ends_a_holder() {
     let redis = Redis::start(&[]);
-    let shown = || ended(leasehold().args(["who", "--on", &redis.url, "k"]));
+    let shown = || ended(leasehold().args(["status", "--url", &redis.url, "k"]));
     assert_eq!(shown().status.code(), Some(1));
     assert_eq!(
-        ended(leasehold().args(["break", "--on", &redis.url, "k"]))
+        ended(leasehold().args(["revoke", "--url", &redis.url, "k"]))
             .status
             .code(),
         Some(1)
@@ -147,27 +147,27 @@ fn a_holder_is_shown_and_broken() {
         &["--ttl", "2s", "--label", "till 3", "k"],
         &["sh", "-c", "echo $LEASEHOLD_TOKEN; exec sleep 60"],
     ));
-    let seen = who(&redis.url, "k");
+    let seen = status(&redis.url, "k");
     assert_eq!(seen["key"], "k");
     assert_eq!(seen["holders"][0]["label"], "till 3");
     assert!(stdout(&shown()).contains("till 3"));
 
-    let broken = ended(leasehold().args(["break", "--now", "--json", "--on", &redis.url, "k"]));
+    let revoked = ended(leasehold().args(["revoke", "--now", "--json", "--url", &redis.url, "k"]));
     assert!(
-        broken.status.success() && stderr(&broken).contains("--now"),
+        revoked.status.success() && stderr(&revoked).contains("--now"),
         "{}",
-        stderr(&broken)
+        stderr(&revoked)
     );
-    let taken: serde_json::Value = serde_json::from_slice(&broken.stdout).unwrap();
-    assert_eq!(taken[0]["outcome"], "freed");
+    let json: serde_json::Value = serde_json::from_slice(&revoked.stdout).unwrap();
+    assert_eq!(json[0]["outcome"], "freed");
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
 }
 
 #[test]
-fn a_loss_ends_everything_that_the_program_started() {
+fn loss_ends_all_processes_that_the_program_started() {
     let redis = Redis::start(&[]);
-    // A job with a group of its own, and a session; both refuse TERM, as the program does.
+    // A job with its own group, and one with its own session. Both refuse TERM like the program.
     let refuses = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
     for starts in ["sh job &", "setsid --wait sh job &", "(sh job &);"] {
         let dir = tempfile::tempdir().unwrap();
@@ -175,8 +175,8 @@ fn a_loss_ends_everything_that_the_program_started() {
         let program = format!("trap '' TERM; set -m; {starts} while :; do sleep 0.01; done");
         let mut command = run_on(&redis.url, &["--ttl", "2s", "k"], &["bash", "-c", &program]);
         let (run, job) = started(command.current_dir(dir.path()));
-        let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
-        assert!(broken.status.success(), "{}", stderr(&broken));
+        let revoked = ended(leasehold().args(["revoke", "--now", "--url", &redis.url, "k"]));
+        assert!(revoked.status.success(), "{}", stderr(&revoked));
         let output = run.wait_with_output().unwrap();
         assert_eq!(
             output.status.code(),
@@ -194,7 +194,7 @@ fn a_loss_ends_everything_that_the_program_started() {
 }
 
 #[test]
-fn a_loss_ends_what_the_program_left_behind() {
+fn loss_ends_processes_that_the_program_left_behind() {
     let redis = Redis::start(&[]);
     let program = "sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & exit 3";
     let (run, job) = started(&mut run_on(
@@ -202,15 +202,15 @@ fn a_loss_ends_what_the_program_left_behind() {
         &["--ttl", "2s", "k"],
         &["sh", "-c", program],
     ));
-    let broken = ended(leasehold().args(["break", "--now", "--on", &redis.url, "k"]));
-    assert!(broken.status.success(), "{}", stderr(&broken));
+    let revoked = ended(leasehold().args(["revoke", "--now", "--url", &redis.url, "k"]));
+    assert!(revoked.status.success(), "{}", stderr(&revoked));
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
     assert!(!lives(job.parse().unwrap()));
 }
 
 #[test]
-fn what_the_program_left_behind_keeps_the_lock() {
+fn processes_left_behind_hold_the_lock_on_redis() {
     let redis = Redis::start(&[]);
     let program = "sh -c 'echo $$; exec sleep 60' & exit 3";
     let (mut run, job) = started(&mut run_on(
@@ -218,14 +218,14 @@ fn what_the_program_left_behind_keeps_the_lock() {
         &["--ttl", "2s", "k"],
         &["sh", "-c", program],
     ));
-    // It says so, once the program has ended.
-    let mut said = String::new();
+    // The command reports it once the program has ended.
+    let mut message = String::new();
     BufReader::with_capacity(1, run.stderr.as_mut().unwrap())
-        .read_line(&mut said)
+        .read_line(&mut message)
         .unwrap();
-    assert!(said.contains(&format!("process {job}")), "{said}");
+    assert!(message.contains(&format!("process {job}")), "{message}");
     assert_eq!(
-        ended(&mut run_on(&redis.url, &["--try", "k"], &["true"]))
+        ended(&mut run_on(&redis.url, &["--no-wait", "k"], &["true"]))
             .status
             .code(),
         Some(75)
@@ -235,14 +235,14 @@ fn what_the_program_left_behind_keeps_the_lock() {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(!lives(job.parse().unwrap()));
     assert!(
-        ended(&mut run_on(&redis.url, &["--try", "k"], &["true"]))
+        ended(&mut run_on(&redis.url, &["--no-wait", "k"], &["true"]))
             .status
             .success()
     );
 }
 
 #[test]
-fn a_wrong_password_is_77() {
+fn wrong_password_exits_with_77() {
     let redis = Redis::start(&["--requirepass", "right"]);
     let url = redis.url.replace("redis://", "redis://:wr0ng@");
     let run = ended(&mut run_on(&url, &["k"], &["true"]));
@@ -254,7 +254,7 @@ fn a_wrong_password_is_77() {
 
 #[cfg(feature = "redlock")]
 #[test]
-fn a_quorum_is_provisioned_used_and_its_dead_server_named() {
+fn quorum_is_initialized_and_its_dead_server_is_named() {
     let mut servers: Vec<_> = (0..3).map(|_| Redis::start(&[])).collect();
     let host = |redis: &Redis| {
         redis
@@ -268,32 +268,28 @@ fn a_quorum_is_provisioned_used_and_its_dead_server_named() {
     let hosts: Vec<_> = servers.iter().map(host).collect();
     let url = format!("redlock://{}/", hosts.join(","));
 
-    // Just started, and nobody has said that nothing was forgotten.
-    let early = ended(&mut run_on(&url, &["--try", "k"], &["true"]));
+    // The servers have just started, and may have lost data.
+    let early = ended(&mut run_on(&url, &["--no-wait", "k"], &["true"]));
     assert_eq!(early.status.code(), Some(69), "{}", stderr(&early));
     assert!(
-        stderr(&early).contains("3 of 3 unavailable") && stderr(&early).contains("provision"),
+        stderr(&early).contains("3 of 3 unavailable") && stderr(&early).contains("leasehold init"),
         "{}",
         stderr(&early)
     );
-    // After a wait for the longest TTL, and without one.
-    for arguments in [["--largest-ttl", "4s"].as_slice(), &["--never-used"]] {
-        let provisioned = ended(
-            leasehold()
-                .args(["provision", "--on", &url])
-                .args(arguments),
-        );
+    // With the wait for the longest TTL, and without it.
+    for arguments in [["--largest-ttl", "4s"].as_slice(), &["--assume-fresh"]] {
+        let initialized = ended(leasehold().args(["init", "--url", &url]).args(arguments));
         assert!(
-            arguments.len() == 1 || stderr(&provisioned).contains("up to 4s"),
+            arguments.len() == 1 || stderr(&initialized).contains("up to 4s"),
             "{}",
-            stderr(&provisioned)
+            stderr(&initialized)
         );
-        assert!(provisioned.status.success(), "{}", stderr(&provisioned));
+        assert!(initialized.status.success(), "{}", stderr(&initialized));
         assert_eq!(
-            stdout(&provisioned).matches("yes").count(),
+            stdout(&initialized).matches("yes").count(),
             3,
             "{}",
-            stdout(&provisioned)
+            stdout(&initialized)
         );
     }
 
@@ -306,6 +302,6 @@ fn a_quorum_is_provisioned_used_and_its_dead_server_named() {
     ));
     assert!(run.status.success(), "{}", stderr(&run));
     assert!(stdout(&run).trim().parse::<u64>().unwrap() > 0);
-    let who = ended(leasehold().args(["who", "--on", &url, "k"]));
-    assert!(stdout(&who).contains(&hosts[0]), "{}", stdout(&who));
+    let shown = ended(leasehold().args(["status", "--url", &url, "k"]));
+    assert!(stdout(&shown).contains(&hosts[0]), "{}", stdout(&shown));
 }

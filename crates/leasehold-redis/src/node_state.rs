@@ -150,7 +150,7 @@ impl NodeState {
                 }
                 None => String::from(
                     "it may have lost its memory, and has not rejoined: a majority of the others must vote, else see \
-                     `leasehold provision`",
+                     `leasehold init`",
                 ),
             };
             return Err(refuse(message));
@@ -158,7 +158,7 @@ impl NodeState {
         match self.grace_left(terms.largest_ttl) {
             Some(left) => Err(refuse(format!(
                 "it may have forgotten locks that are held, and votes once it has been watched for another {left:?}; for servers \
-                 that nobody has used yet, run `leasehold provision --never-used`"
+                 that nobody has used yet, run `leasehold init --assume-fresh`"
             ))),
             None => Ok(()),
         }

@@ -35,7 +35,7 @@
 //!   the machine sleeps. A failed renewal is not a loss; the deadline is, and it is final.
 //! - A **fencing token** is a number that grows from grant to grant of a name.
 //! - A **backend** is what keeps the locks. What backends differ in is data: [`Capabilities`],
-//!   which [`LockClient::capabilities`] returns and the command `leasehold caps` prints.
+//!   which [`LockClient::capabilities`] returns and the command `leasehold info` prints.
 //! - The **time-out** of a `lock_timeout` is how long you queue, the **TTL** how long you own. They
 //!   have nothing to do with each other.
 //!
@@ -141,8 +141,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **Redlock**, an odd number of independent Redis servers. Provision them once
-//! (`leasehold provision`), so that they vote on tokens:
+//! **Redlock**, an odd number of independent Redis servers. Provision them once (`leasehold init`),
+//! so that they vote on tokens:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -200,8 +200,8 @@
 //!   off before it loses: tens of seconds for most. Renewals come at a third of it. A TTL of a few
 //!   round trips loses locks at the first hiccup.
 //! - **Labels** say who holds: host, process and program by default,
-//!   [`LockClientBuilder::with_label`] for another. `leasehold who --on URL NAME` shows holders and
-//!   waiters; `leasehold break` ends a lock whose holder is gone for good.
+//!   [`LockClientBuilder::with_label`] for another. `leasehold status --url URL NAME` shows holders
+//!   and waiters; `leasehold revoke` ends a lock whose holder is gone for good.
 //! - **What to watch**: events of the `tracing` target `leasehold`. Losses and late renewals are
 //!   warnings. Spans for wait, hold, renewal and release are at debug, with key, backend, token and
 //!   outcome. And the [metrics](#metrics).

@@ -172,7 +172,7 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
     let path = std::path::PathBuf::from(path);
     if !path.has_root() {
         // Two programs in two working directories would each have a lock of their own. A shell
-        // expands a `~` at the start of a word alone, so that `--on file:~/locks` comes here too.
+        // expands a `~` at the start of a word alone, so that `--url file:~/locks` comes here too.
         return Err(invalid(
             "the path of a `file:` URL depends on the working directory, and a `~` is not expanded here; begin it with `/`, as \
              in file:$HOME/DIR or file:$PWD/DIR",

@@ -188,7 +188,7 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
     let newcomer = LockClient::new(quorum.clone());
     let refused = newcomer.mutex("k").try_lock().await.unwrap_err();
     assert!(
-        refused.to_string().contains("provision --never-used"),
+        refused.to_string().contains("init --assume-fresh"),
         "{refused}"
     );
     // For as long as what they forgot may be held.

@@ -1,4 +1,4 @@
-//! [`Snapshot`]: which processes descend from this one, as Linux' `/proc` shows it.
+//! [`Snapshot`]: the processes that descend from this one, read from `/proc` on Linux.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use rustix::process::{Pid, getpid, set_child_subreaper};
 
 /// Makes this process the parent of every descendant whose own parent ends.
 pub(super) fn adopt() {
-    // Linux has it since 3.4; without it, what the program leaves behind is not waited for.
+    // Before Linux 3.4, the command does not wait for the processes that the program leaves behind.
     set_child_subreaper(Some(getpid())).ok();
 }
 
@@ -23,14 +23,14 @@ impl Process {
     /// Parses `/proc/PID/stat`.
     fn parse(stat: &str) -> Option<Self> {
         let (id, rest) = stat.split_once(" (")?;
-        // The name may contain anything.
+        // The name may contain any character.
         let (_, rest) = rest.rsplit_once(") ")?;
         let mut fields = rest.split(' ');
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
         let threads: i32 = fields.nth(13)?.parse().ok()?;
-        // A process whose first thread has ended is shown as a zombie, and lives.
+        // A process whose first thread has ended is listed as a zombie, although it is alive.
         let ended = matches!(state, "Z" | "X") && threads <= 1;
         Some(Self {
             id: Pid::from_raw(id.parse().ok()?)?,
@@ -41,7 +41,7 @@ impl Process {
     }
 }
 
-/// All processes at a moment. One that starts or ends meanwhile may be missing.
+/// All processes at one time. A process that starts or ends meanwhile may be missing.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     own: Process,
@@ -49,7 +49,7 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads `/proc`; `None` where it is missing, or another process namespace's.
+    /// Reads `/proc`. Returns `None` if it is missing or belongs to another process namespace.
     pub(super) fn take() -> Option<Self> {
         let own = Process::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
         if own.id != getpid() {
@@ -73,7 +73,7 @@ impl Snapshot {
         self.own.session
     }
 
-    /// Returns the living among the chosen children of this process and all their descendants.
+    /// Returns the chosen children of this process and all their descendants, if they are alive.
     pub(super) fn trees(&self, chosen: impl Fn(&Process) -> bool) -> Vec<Pid> {
         let children_of = |id: Pid| {
             self.processes
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_spaces_and_brackets_is_read_over() {
+    fn process_name_may_contain_spaces_and_brackets() {
         let stat = "42 (a) (b) c) S 7 41 40 0 -1 4194304 89 0 0 0 0 0 0 0 20 0 3 0 11 0 0";
         let process = Process::parse(stat).unwrap();
         assert_eq!(
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_has_ended_unless_threads_of_it_live() {
+    fn zombie_has_ended_unless_its_threads_live() {
         let zombie =
             |threads| format!("42 (x) Z 7 41 40 0 -1 4 89 0 0 0 0 0 0 0 20 0 {threads} 0 11 0 0");
         assert!(Process::parse(&zombie(1)).unwrap().ended);

@@ -1,12 +1,12 @@
-//! [`Child`] where there are no signals: the program alone.
+//! [`Child`] on systems without signals.
 
 use std::{ffi::OsString, process::ExitStatus};
 
 use leasehold::LeaseInfo;
 use tokio::process::Command;
 
-use super::{Surroundings, cannot_wait, code_of_failed_start, command};
-use crate::{exit::Failure, name::program_of, signals::Signal};
+use super::command::{Environment, cannot_wait, command};
+use crate::{exit::Failure, os_string::program_of, signals::Signal};
 
 /// A running program.
 #[derive(Debug)]
@@ -17,23 +17,26 @@ impl Child {
     pub(crate) fn start(
         line: &[OsString],
         lease: &LeaseInfo,
-        surroundings: &Surroundings<'_>,
+        environment: &Environment<'_>,
     ) -> Result<Self, Failure> {
-        let started = Command::from(command(line, lease, surroundings)).spawn();
+        let started = Command::from(command(line, lease, environment)).spawn();
         started
             .map(Self)
-            .map_err(|error| code_of_failed_start(program_of(line).0, &error))
+            .map_err(|error| Failure::of_start(program_of(line).0, &error))
     }
 
-    /// Waits for its end. May be dropped and called again.
+    /// Waits until the program has ended.
+    ///
+    /// # Cancel safety
+    /// Safe.
     pub(crate) async fn ended(&mut self) -> Result<ExitStatus, Failure> {
         self.0.wait().await.map_err(|error| cannot_wait(&error))
     }
 
-    /// Does nothing: the program has got the same Ctrl-C.
+    /// Does nothing: the program receives the same Ctrl-C.
     pub(crate) fn pass_on(&mut self, _: Signal) {}
 
-    /// Does nothing: there is no such request.
+    /// Does nothing: this platform has no such request.
     pub(crate) fn terminate(&mut self) {}
 
     /// Kills the program.

@@ -12,18 +12,19 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Surroundings, cannot_wait, code_of_failed_start, command};
+use super::command::{Environment, cannot_wait, command};
 use crate::{
-    exit::{Failure, say},
-    name::program_of,
+    exit::Failure,
+    os_string::program_of,
     signals::{self, Signal},
+    stderr,
 };
 
-/// The bounds of the pauses between two looks at what still runs. The end of a process ends the
-/// pause; a process that becomes a daemon does not.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
-/// How long the command waits for what the program left behind before it says so.
-const QUIET: Duration = Duration::from_secs(1);
+/// The bounds of the time between two checks of the work. The end of a process starts a check at
+/// once, but a process that becomes a daemon does not.
+const POLL_INTERVALS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
+/// How long the command waits for processes that the program left behind before it reports them.
+const REPORT_AFTER: Duration = Duration::from_secs(1);
 
 /// A running program and the *work*: the program and everything that it started, except daemons.
 ///
@@ -33,28 +34,28 @@ const QUIET: Duration = Duration::from_secs(1);
 ///
 /// Elsewhere the work is the program alone.
 ///
-/// The program stays in the process group of this command, as with `flock(1)`. So what a terminal,
-/// `timeout(1)` or a job control shell sends to the group reaches the program and what it started,
-/// also STOP and KILL, which this command could not pass on.
+/// The program stays in the process group of this command, as with `flock(1)`. So a signal from a
+/// terminal, `timeout(1)` or a job control shell to the group reaches the work too, also STOP and
+/// KILL, which this command cannot pass on.
 #[derive(Debug)]
 pub(crate) struct Child {
     program: Pid,
-    /// How the program ended.
+    /// The status of the program, once it has ended.
     status: Option<ExitStatus>,
-    /// The children that this process had before the program: a shell that became this command by
-    /// `exec` may have left some. They are not the program's.
+    /// The children of this process from before the start of the program. A shell that became this
+    /// command by `exec` may have left some. They are not part of the work.
     earlier: Vec<Pid>,
-    /// A child has ended.
+    /// Notifies when a child has ended.
     changed: Stream,
-    /// Somebody asked for the end.
+    /// Whether a signal asked the work to end.
     asked_to_end: bool,
-    /// Those that the program left behind and that were asked to end.
+    /// The processes that the program left behind and that were asked to end.
     asked: Vec<Pid>,
     killing: bool,
-    pause: Duration,
-    /// When to say what is waited for.
-    say_at: Option<Instant>,
-    said: bool,
+    poll_interval: Duration,
+    /// When to report the processes that the program left behind.
+    report_at: Option<Instant>,
+    reported: bool,
 }
 
 impl Child {
@@ -62,16 +63,16 @@ impl Child {
     pub(crate) fn start(
         line: &[OsString],
         lease: &LeaseInfo,
-        surroundings: &Surroundings<'_>,
+        environment: &Environment<'_>,
     ) -> Result<Self, Failure> {
-        // First, so that no end is missed.
+        // Registered before the start, so that no end is missed.
         let changed = signal(SignalKind::child()).map_err(|error| cannot_wait(&error))?;
         let earlier = children();
         #[cfg(target_os = "linux")]
         super::descendants::adopt();
-        let started = command(line, lease, surroundings)
+        let started = command(line, lease, environment)
             .spawn()
-            .map_err(|error| code_of_failed_start(program_of(line).0, &error))?;
+            .map_err(|error| Failure::of_start(program_of(line).0, &error))?;
         let program = i32::try_from(started.id()).ok().and_then(Pid::from_raw);
         Ok(Self {
             program: program.ok_or_else(|| cannot_wait(&"it has no process id"))?,
@@ -81,13 +82,13 @@ impl Child {
             asked_to_end: false,
             asked: Vec::new(),
             killing: false,
-            pause: PAUSES.0,
-            say_at: None,
-            said: false,
+            poll_interval: POLL_INTERVALS.0,
+            report_at: None,
+            reported: false,
         })
     }
 
-    /// Waits until the work is over, and returns how the program ended.
+    /// Waits until the work is over, and returns the status of the program.
     ///
     /// # Cancel safety
     /// Safe.
@@ -98,21 +99,21 @@ impl Child {
                 if self.is_over()? {
                     return Ok(status);
                 }
-                if let Some(signal) = self.farewell(status) {
+                if let Some(signal) = self.end_signal(status) {
                     self.ask_rest(signal);
                 }
-                self.say_what_is_left();
+                self.report_rest();
             }
             if self.killing {
                 for process in self.living() {
-                    // An error was reported by the first attempt.
+                    // The first attempt has reported an error.
                     kill_process(process, Signal::KILL).ok();
                 }
             }
             tokio::select! {
-                _ = self.changed.recv() => self.pause = PAUSES.0,
-                () = tokio::time::sleep(self.pause), if self.status.is_some() || self.killing => {
-                    self.pause = (self.pause * 2).min(PAUSES.1);
+                _ = self.changed.recv() => self.poll_interval = POLL_INTERVALS.0,
+                () = tokio::time::sleep(self.poll_interval), if self.status.is_some() || self.killing => {
+                    self.poll_interval = (self.poll_interval * 2).min(POLL_INTERVALS.1);
                 }
             }
         }
@@ -120,8 +121,8 @@ impl Child {
 
     /// Passes a signal on to the program or, once it has ended, to the rest of the work.
     ///
-    /// After TERM the rest is asked to end as well, as soon as the program has ended: not before,
-    /// so that a program may end what it started in its own order.
+    /// After TERM, the rest gets TERM as well when the program has ended, but not before: a program
+    /// may end its own processes in its own order.
     pub(crate) fn pass_on(&mut self, signal: Signal) {
         let over = self.status.is_some();
         let ends =
@@ -131,7 +132,7 @@ impl Child {
             self.asked.clear();
         }
         if signals::is_from_terminal(signal) || (over && ends) {
-            // The whole group has it already, or the rest is about to be asked.
+            // The whole group has received it, or `ended` is about to send it to the rest.
         } else if over {
             self.send_to_all(signal);
         } else {
@@ -146,7 +147,7 @@ impl Child {
         self.send_to_all(Signal::CONT);
     }
 
-    /// Kills all the work, and what it starts meanwhile, until it is over.
+    /// Kills all the work, and the processes that it starts meanwhile, until it is over.
     pub(crate) fn kill(&mut self) {
         self.killing = true;
         self.send_to_all(Signal::KILL);
@@ -193,7 +194,7 @@ impl Child {
             if !work.is_empty() {
                 return Ok(false);
             }
-            // A child that ended while we looked may have left others behind that we did not see.
+            // A child that ended meanwhile may have left children behind that were not counted.
             let reaped = self.reap()?;
             if reaped.count == 0 {
                 return Ok(true);
@@ -201,7 +202,7 @@ impl Child {
         }
     }
 
-    /// Returns the processes at work; `None` where they cannot be known.
+    /// Returns the processes of the work, or `None` if the platform does not list them.
     #[cfg(target_os = "linux")]
     fn work(&self) -> Option<Vec<Pid>> {
         let snapshot = super::descendants::Snapshot::take()?;
@@ -217,7 +218,7 @@ impl Child {
         None
     }
 
-    /// Returns the processes at work, as far as they are known.
+    /// Returns the processes of the work, as far as they are known.
     fn living(&self) -> Vec<Pid> {
         let program = || {
             self.status
@@ -235,18 +236,18 @@ impl Child {
         }
     }
 
-    /// Returns the signal that asks the rest of the work to end; `None` if the program ended by
+    /// Returns the signal that asks the rest of the work to end, or `None` if the program ended by
     /// itself.
-    fn farewell(&self, status: ExitStatus) -> Option<Signal> {
+    fn end_signal(&self, status: ExitStatus) -> Option<Signal> {
         let by = status.signal().and_then(Signal::from_named_raw);
         if self.asked_to_end || by == Some(Signal::INT) || by == Some(Signal::QUIT) {
-            // A shell lets its background jobs ignore INT and QUIT.
+            // Background jobs of a shell ignore INT and QUIT.
             return Some(Signal::TERM);
         }
         by.filter(|by| *by == Signal::HUP)
     }
 
-    /// Asks what the program left behind to end, each process once.
+    /// Asks the processes that the program left behind to end, each process once.
     fn ask_rest(&mut self, signal: Signal) {
         for process in self.living() {
             if !self.asked.contains(&process) {
@@ -258,17 +259,20 @@ impl Child {
         }
     }
 
-    fn say_what_is_left(&mut self) {
-        let at = *self.say_at.get_or_insert_with(|| Instant::now() + QUIET);
-        if !self.said && Instant::now() >= at {
-            self.said = true;
+    /// Reports the processes that the program left behind, once.
+    fn report_rest(&mut self) {
+        let at = *self
+            .report_at
+            .get_or_insert_with(|| Instant::now() + REPORT_AFTER);
+        if !self.reported && Instant::now() >= at {
+            self.reported = true;
             let left = self.living();
             let left: Vec<_> = left
                 .iter()
                 .map(|process| process.as_raw_pid().to_string())
                 .collect();
-            say(&format!(
-                "the program has ended, but what it started still runs and keeps the lock: process {}",
+            stderr::report(&format!(
+                "the program has ended, but processes that it started still run and hold the lock: process {}",
                 left.join(", ")
             ));
         }
@@ -286,7 +290,7 @@ struct Reaped {
 #[cfg(target_os = "linux")]
 fn children() -> Vec<Pid> {
     while let Ok(Some(_)) | Err(Errno::INTR) = wait(WaitOptions::NOHANG) {}
-    // Usually there are none, and all of /proc need not be read.
+    // Usually there are no children, and /proc need not be read.
     match wait(WaitOptions::NOHANG) {
         Err(Errno::CHILD) => Vec::new(),
         _ => super::descendants::Snapshot::take()

@@ -1,4 +1,4 @@
-//! What the tests of the command share.
+//! Helpers of the tests of the command.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
 #[cfg(target_os = "linux")]
@@ -13,21 +13,21 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any step takes on a busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The command, with no environment of the tester's.
+/// Returns the command, without the `LEASEHOLD_URL` of the environment.
 pub fn leasehold() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.env_remove("LEASEHOLD_URL").stdin(Stdio::null());
     command
 }
 
-/// `leasehold run` on this URL.
+/// Returns `leasehold run` with this URL.
 pub fn run_on(url: &str, options: &[&str], program: &[&str]) -> Command {
     let mut command = leasehold();
     command
-        .args(["run", "--on", url])
+        .args(["run", "--url", url])
         .args(options)
         .arg("--")
         .args(program);
@@ -52,30 +52,30 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What `leasehold who --json` shows.
-pub fn who(url: &str, name: &str) -> serde_json::Value {
-    let seen = ended(leasehold().args(["who", "--json", "--on", url, name]));
-    serde_json::from_slice(&seen.stdout)
-        .unwrap_or_else(|error| panic!("{error}: {}", stderr(&seen)))
+/// Returns the JSON of `leasehold status`.
+pub fn status(url: &str, name: &str) -> serde_json::Value {
+    let output = ended(leasehold().args(["status", "--json", "--url", url, name]));
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
 }
 
-/// Started, and its program has said its first line, which is returned.
+/// Starts the command, and returns the first line that its program prints.
 pub fn started(command: &mut Command) -> (Child, String) {
-    said_first(command.stderr(Stdio::piped()))
+    started_with_stderr(command.stderr(Stdio::piped()))
 }
 
-/// As [`started`], with a standard error that was set before.
-pub fn said_first(command: &mut Command) -> (Child, String) {
+/// Starts the command as [`started`] does, with a standard error that was set before.
+pub fn started_with_stderr(command: &mut Command) -> (Child, String) {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
-    // One byte more than the line would be lost otherwise.
+    // A larger buffer would lose the bytes after the line.
     BufReader::with_capacity(1, child.stdout.as_mut().unwrap())
         .read_line(&mut line)
         .unwrap();
     if line.is_empty() {
         let output = child.wait_with_output().unwrap();
         panic!(
-            "the program said nothing, and the command: {} ({})",
+            "the program printed nothing, and the command: {} ({})",
             stderr(&output),
             output.status
         );
@@ -93,7 +93,7 @@ pub fn signal(process: u32, signal: &str) {
     );
 }
 
-/// Whether the process lives; a zombie does not.
+/// Returns whether the process is alive. A zombie is not.
 pub fn lives(process: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| {
         !stat
@@ -103,12 +103,12 @@ pub fn lives(process: u32) -> bool {
 }
 
 pub fn until(what: &str, done: impl FnMut() -> bool) {
-    assert!(within_patience(done), "not in time: {what}");
+    assert!(within_timeout(done), "not in time: {what}");
 }
 
-/// Whether it comes to be so.
-pub fn within_patience(mut done: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + PATIENCE;
+/// Waits until `done` returns true. Returns false after a time-out.
+pub fn within_timeout(mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + TIMEOUT;
     while !done() {
         if Instant::now() >= end {
             return false;
@@ -118,7 +118,7 @@ pub fn within_patience(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// A Redis server of our own on a free port.
+/// A Redis server on a free port, for one test.
 pub struct Redis {
     pub process: Child,
     pub url: String,
@@ -147,7 +147,7 @@ impl Redis {
         until("redis-server listens", || {
             std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
-        // A server is stopped by some tests, and merely slow on a busy machine.
+        // Some tests stop the server; on a busy machine it may also be slow.
         let url = format!("redis://127.0.0.1:{port}/?timeout=2s&connect-timeout=20s");
         Self {
             process,

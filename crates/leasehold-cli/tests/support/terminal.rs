@@ -1,4 +1,4 @@
-//! A terminal of our own.
+//! A pseudo-terminal for one test.
 
 use std::{
     cell::RefCell,
@@ -16,7 +16,7 @@ use rustix::{
 
 use super::until;
 
-/// A pseudo-terminal, and a `bash` script that runs on it as its session's leader.
+/// A pseudo-terminal, and a `bash` script that leads the session on it.
 pub struct Terminal {
     keyboard: File,
     screen: RefCell<Vec<u8>>,
@@ -60,7 +60,7 @@ impl Terminal {
         }
     }
 
-    /// Starts an interactive shell, and types this line.
+    /// Starts an interactive shell and types this line.
     pub fn shell(line: &str) -> Self {
         let terminal = Self::run("exec bash --norc --noprofile -i");
         terminal.press(&format!("{line}\r"));
@@ -78,7 +78,7 @@ impl Terminal {
         (&self.keyboard).write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Returns the text that was shown so far.
+    /// Returns the text that was shown until now.
     pub fn screen(&self) -> String {
         let mut screen = self.screen.borrow_mut();
         let mut bytes = [0; 4096];
@@ -91,7 +91,7 @@ impl Terminal {
     /// Waits until `text` is shown.
     pub fn shows(&self, text: &str) {
         let mut screen = String::new();
-        let shown = super::within_patience(|| {
+        let shown = super::within_timeout(|| {
             screen = self.screen();
             screen.contains(text)
         });
@@ -101,9 +101,9 @@ impl Terminal {
     /// Waits until `name=NUMBER` is shown, and returns the number.
     pub fn number(&self, name: &str) -> u32 {
         let (begin, mut screen, mut number) = (format!("{name}="), String::new(), None);
-        // The command line may be shown first.
+        // The screen may show the command line first.
         let parse = |rest: &str| rest.split_once(['\r', '\n'])?.0.parse().ok();
-        super::within_patience(|| {
+        super::within_timeout(|| {
             screen = self.screen();
             number = screen.split(&begin).skip(1).find_map(parse);
             number.is_some()
@@ -122,7 +122,7 @@ impl Terminal {
         status.unwrap()
     }
 
-    /// Takes the terminal away, as a window that is closed or a connection that is cut.
+    /// Closes the terminal, as a closed window or a cut connection does.
     pub fn hang_up(self) -> Child {
         let Self {
             keyboard, script, ..

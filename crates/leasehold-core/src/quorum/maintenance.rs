@@ -195,7 +195,7 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
                     target: "leasehold",
                     node = %member.endpoint,
                     missing,
-                    "a node that restarted cannot rejoin: too few others vote; see `leasehold provision`"
+                    "a node that restarted cannot rejoin: too few others vote; see `leasehold init`"
                 );
             }
             return;
