@@ -33,7 +33,6 @@ const TRIES: usize = 3;
 /// tasks by half.
 const LIMITS: BatchLimits = BatchLimits {
     alone: 1,
-    one_at_a_time: false,
     calls: 1,
     batch: TOGETHER,
 };

@@ -30,8 +30,7 @@ const CAPACITY: usize = 1_000;
 /// One statement is under way at a time on a connection, so whatever is asked meanwhile goes
 /// together in the next.
 const LIMITS: BatchLimits = BatchLimits {
-    alone: 1,
-    one_at_a_time: true,
+    alone: 0,
     calls: 1,
     batch: 256,
 };
@@ -155,10 +154,9 @@ impl Handle {
             + Send
             + 'static,
     {
-        let (way, carrier) = (self.gather.disable_inline(), Arc::clone(&self.carrier));
+        let carrier = Arc::clone(&self.carrier);
         // A panic is told to whoever waits for it.
         let task = tokio::spawn(contained(async move {
-            let _way = way;
             let link = &carrier.link;
             let mut conn = carrier.conn.lock().await;
             match link

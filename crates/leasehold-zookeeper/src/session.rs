@@ -39,7 +39,6 @@ const DRIVERS_SILENCE: u32 = 4;
 /// Measured on two cores with 1 to 256 tasks.
 const LIMITS: BatchLimits = BatchLimits {
     alone: 1,
-    one_at_a_time: false,
     calls: 1,
     batch: 64,
 };

@@ -15,7 +15,6 @@ use crate::{
     backend::BoxFuture,
     error::{Error, ErrorKind, Result},
     panics::contained,
-    session::inline_call::InlineCall,
 };
 
 /// What carries jobs to the server: one round trip, whatever their number.
@@ -36,13 +35,10 @@ pub trait BatchExecutor: Send + Sync + 'static {
 /// When and how much is gathered. All were measured for a backend, or should be.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
-    /// Up to this many jobs under way, each goes alone and at once, in the task that asks:
-    /// gathering costs where there is little load.
+    /// Below this many jobs under way, each is carried at once, in the task that asks for it.
+    /// Gathering only adds latency under light load. Must be 0 where a job keeps others from the
+    /// connection: a task may stop polling its job half-way, and would keep all others waiting.
     pub alone: usize,
-    /// Whether nothing else can go while one is under way (there is one connection). Then the one
-    /// that goes alone is taken to a task of its own as soon as another wants to go: who asked for
-    /// it may have stopped polling, and would keep all others waiting.
-    pub one_at_a_time: bool,
     /// Round trips with gathered jobs under way at a time.
     pub calls: usize,
     /// Jobs in one round trip.
@@ -56,8 +52,6 @@ pub struct BatchLimits {
 pub struct Batcher<C: BatchExecutor> {
     limits: BatchLimits,
     under_way: AtomicUsize,
-    /// What goes alone and is still polled by who asked for it.
-    in_place: InlineCall<Vec<C::Answer>>,
     queue: Mutex<Queue<C>>,
 }
 
@@ -83,7 +77,6 @@ impl<C: BatchExecutor> Batcher<C> {
         Self {
             limits,
             under_way: AtomicUsize::new(0),
-            in_place: InlineCall::new(),
             queue: Mutex::new(queue),
         }
     }
@@ -100,19 +93,12 @@ impl<C: BatchExecutor> Batcher<C> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
         if under_way < self.limits.alone {
-            let carrying = Arc::clone(carrier).execute(vec![job]);
-            let answers = if self.limits.one_at_a_time {
-                self.in_place
-                    .drive(carrying, || self.under_way.load(Ordering::Relaxed) > 1)
-                    .await
-            } else {
-                Some(carrying.await)
-            };
-            return answers
-                .and_then(|mut answers| answers.pop())
+            return Arc::clone(carrier)
+                .execute(vec![job])
+                .await
+                .pop()
                 .ok_or_else(unanswered);
         }
-        self.in_place.take_away();
         let (answer, answered) = oneshot::channel();
         let start = {
             let mut queue = self.lock();
@@ -130,15 +116,6 @@ impl<C: BatchExecutor> Batcher<C> {
             drop(tokio::spawn(work(Arc::clone(self), Arc::clone(carrier))));
         }
         answered.await.map_err(|_| unanswered())
-    }
-
-    /// Keeps jobs from being carried in the tasks that ask for as long as the answer lives. To be
-    /// called before waiting for whatever they keep.
-    #[must_use]
-    pub fn disable_inline(self: &Arc<Self>) -> Way<C> {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        self.in_place.take_away();
-        Way(Arc::clone(self))
     }
 
     /// What goes out next, or `None`, and one worker fewer, if there is nothing.
@@ -203,16 +180,6 @@ fn unanswered() -> Error {
     )
 }
 
-/// See [`Batcher::disable_inline`].
-#[derive(Debug)]
-pub struct Way<C: BatchExecutor>(Arc<Batcher<C>>);
-
-impl<C: BatchExecutor> Drop for Way<C> {
-    fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 struct Counted<'a>(&'a AtomicUsize);
 
 impl Drop for Counted<'_> {
@@ -264,10 +231,9 @@ mod tests {
         }
     }
 
-    fn gather() -> (Arc<Batcher<Connection>>, Arc<Connection>) {
+    fn gather(alone: usize) -> (Arc<Batcher<Connection>>, Arc<Connection>) {
         let limits = BatchLimits {
-            alone: 1,
-            one_at_a_time: true,
+            alone,
             calls: 1,
             batch: 8,
         };
@@ -276,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_alone_is_carried_in_the_task_that_asks() {
-        let (gather, connection) = gather();
+        let (gather, connection) = gather(1);
         for job in 0..3 {
             assert_eq!(gather.run(&connection, job).await.unwrap(), job);
         }
@@ -285,9 +251,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_panics_ends_no_later_one() {
-        let (gather, connection) = gather();
-        // Everything is carried by workers while this lives.
-        let _way = gather.disable_inline();
+        let (gather, connection) = gather(0);
         for _ in 0..3 {
             assert_eq!(
                 gather.run(&connection, PANICS).await.unwrap_err().kind(),
@@ -299,7 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_stops_polling_keeps_nobody_waiting() {
-        let (gather, connection) = gather();
+        let (gather, connection) = gather(0);
         let mut stalled = pin!(gather.run(&connection, 1));
         assert!((&mut stalled).now_or_never().is_none());
         // By its turn in the queue.
@@ -309,15 +273,15 @@ mod tests {
         // By who wants the connection for something else.
         let mut stalled = pin!(gather.run(&connection, 3));
         assert!((&mut stalled).now_or_never().is_none());
-        let way = gather.disable_inline();
+        // Its worker has the connection now.
+        tokio::task::yield_now().await;
         assert_eq!(*connection.0.lock().await, [1, 2, 3]);
-        drop(way);
         assert_eq!(stalled.await.unwrap(), 3);
     }
 
     #[tokio::test]
     async fn who_goes_away_half_way_leaves_the_connection_to_others() {
-        let (gather, connection) = gather();
+        let (gather, connection) = gather(0);
         {
             let mut leaves = pin!(gather.run(&connection, 1));
             assert!((&mut leaves).now_or_never().is_none());
@@ -330,7 +294,7 @@ mod tests {
     /// another one is woken for it.
     #[tokio::test]
     async fn one_alone_is_polled_as_often_as_its_carrier_says() {
-        let (gather, connection) = gather();
+        let (gather, connection) = gather(1);
         let (polls, rounds) = (std::sync::atomic::AtomicUsize::new(0), 50);
         let mut asking = pin!(async {
             for job in 0..rounds {
@@ -347,19 +311,21 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn many_at_once_are_all_answered() {
-        let (gather, connection) = gather();
-        let tasks = (0..64_u32).map(|task| {
-            let (gather, connection) = (Arc::clone(&gather), Arc::clone(&connection));
-            tokio::spawn(async move {
-                for round in 0..100 {
-                    let job = task * 100 + round;
-                    assert_eq!(gather.run(&connection, job).await.unwrap(), job);
-                }
-            })
-        });
-        for task in tasks.collect::<Vec<_>>() {
-            task.await.unwrap();
+        for alone in [0, 1] {
+            let (gather, connection) = gather(alone);
+            let tasks = (0..64_u32).map(|task| {
+                let (gather, connection) = (Arc::clone(&gather), Arc::clone(&connection));
+                tokio::spawn(async move {
+                    for round in 0..100 {
+                        let job = task * 100 + round;
+                        assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+                    }
+                })
+            });
+            for task in tasks.collect::<Vec<_>>() {
+                task.await.unwrap();
+            }
+            assert_eq!(connection.0.lock().await.len(), 6_400);
         }
-        assert_eq!(connection.0.lock().await.len(), 6_400);
     }
 }

@@ -15,7 +15,6 @@
 
 mod batch;
 mod driver;
-mod inline_call;
 mod keep_alive;
 mod manager;
 mod reconcile;
@@ -27,7 +26,7 @@ mod state;
 pub use crate::retry::cancelled;
 
 pub use self::{
-    batch::{BatchExecutor, BatchLimits, Batcher, Way},
+    batch::{BatchExecutor, BatchLimits, Batcher},
     driver::{Opened, Owned, SessionDriver, SessionTime},
     manager::{MAX_TTLS, Sessions},
     registration::Claim,

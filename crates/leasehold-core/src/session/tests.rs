@@ -625,7 +625,6 @@ impl BatchExecutor for Trips {
 
 const LIMITS: BatchLimits = BatchLimits {
     alone: 2,
-    one_at_a_time: false,
     calls: 1,
     batch: 8,
 };
