@@ -15,7 +15,7 @@ use std::{
 use leasehold::{
     AtomicDeadline, Attempt, Capabilities, Contention, Deadline, Error, ErrorKind, Fencing,
     FencingToken, HolderRef, Inspection, KeepAlive, Lease, LockBackend, LockKey, LossDetection,
-    Released, Request, Restart, Result, RevokeOutcome, WaiterNotification, async_trait,
+    Released, Request, Restart, Result, Revocation, RevokeOutcome, WaiterNotification, async_trait,
 };
 use rusqlite::{Connection, OptionalExtension, params_from_iter, types::Value};
 
@@ -163,7 +163,7 @@ impl LockBackend for SqliteBackend {
         ))
     }
 
-    async fn revoke(&self, _: &HolderRef, _: bool) -> Result<RevokeOutcome> {
+    async fn revoke(&self, _: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
         Err(Error::new(
             ErrorKind::Unsupported,
             "set `expires` to 0 in the table `locks`",

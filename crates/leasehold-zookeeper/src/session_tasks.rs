@@ -10,7 +10,7 @@ use leasehold_core::{LossReason, supervised};
 use tokio::time::timeout;
 use zookeeper_client::{SessionState, StateWatcher};
 
-use crate::{liveness::HEARTBEAT_PART, loss, session::ZookeeperSession};
+use crate::{liveness::HEARTBEAT_PART, loss_watch, session::ZookeeperSession};
 
 /// The number of renewals after a reconnection. The silence before it makes the deadlines of the
 /// first ones short.

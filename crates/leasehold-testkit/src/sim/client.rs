@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef, Inspection,
-    LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart, Result, RevokeOutcome,
-    WaiterNotification,
+    LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart, Result, Revocation,
+    RevokeOutcome, WaiterNotification,
     quorum::{Attestation, QuorumNode, Recollection, Watched},
 };
 
@@ -169,7 +169,7 @@ impl LockBackend for SimBackend {
         Ok(Inspection::new(holders.into_iter().collect(), Vec::new()))
     }
 
-    async fn revoke(&self, _: &HolderRef, _: bool) -> Result<RevokeOutcome> {
+    async fn revoke(&self, _: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
         Err(Error::new(
             ErrorKind::Unsupported,
             "locks of simulated nodes cannot be broken; crash the node",
