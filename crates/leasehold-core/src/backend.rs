@@ -19,7 +19,6 @@ use crate::{
     fencing::FencingToken,
     inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
-    quorum::QuorumNode,
     request::Request,
     retry::acquire_with_retry,
 };
@@ -107,12 +106,6 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// # Errors
     /// As the driver fails.
     async fn close(&self) -> Result<()>;
-
-    /// This backend as a node of a quorum that votes on fencing tokens. `None`, the default: its
-    /// locks count in a quorum, and the quorum has no tokens.
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        None
-    }
 }
 
 /// Forwards to what the `Arc` holds, so that `Arc<B>` and `Arc<dyn LockBackend>` are backends
@@ -154,10 +147,6 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
 
     async fn close(&self) -> Result<()> {
         B::close(self).await
-    }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        B::quorum_node(Arc::clone(&*self))
     }
 }
 
@@ -218,19 +207,6 @@ pub trait Lease: Debug + Send + Sync + 'static {
     /// renewer tries again.
     async fn renew(self: Arc<Self>) -> Result<()>;
 
-    /// Quorum fencing: makes this key's next tokens exceed `token`, strictly: accepted only while
-    /// this grant holds and the stored token is smaller or is this very one of ours.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] by default.
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        let _ = token;
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            "this backend cannot vote on fencing tokens",
-        ))
-    }
-
     /// Gives the lock back, if it is still ours. Idempotent: once [`Released::Freed`] was told,
     /// every further call changes nothing and says [`Released::AlreadyLost`].
     ///
@@ -273,14 +249,4 @@ pub enum Released {
     AlreadyLost,
     /// Another guard of the same owner still holds it (re-entrancy).
     StillHeld,
-}
-
-/// A node's answer to [`Lease::raise_token`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum TokenVote {
-    /// It stands at the token that was asked for.
-    Accepted,
-    /// It has this higher one, or the lock is no longer ours.
-    Refused(Option<FencingToken>),
 }

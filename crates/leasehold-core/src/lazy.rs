@@ -15,7 +15,6 @@ use crate::{
     inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     panics::contained,
-    quorum::QuorumNode,
     request::Request,
     retry::{cancelled, sleep_unless_cancelled},
     retry_budget::RetryBudget,
@@ -243,10 +242,6 @@ impl LockBackend for LazyBackend {
             }
             (None, State::Idle | State::Closed) => Ok(()),
         }
-    }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        None
     }
 }
 

@@ -58,10 +58,7 @@ pub use async_trait::async_trait;
 
 pub use crate::{
     acquisition_id::AcquisitionId,
-    backend::{
-        Attempt, BoxFuture, Contention, KeepAlive, Lease, LockBackend, Released, SessionId,
-        TokenVote,
-    },
+    backend::{Attempt, BoxFuture, Contention, KeepAlive, Lease, LockBackend, Released, SessionId},
     capability::{
         Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
     },

@@ -7,11 +7,9 @@ use tokio::sync::Notify;
 use crate::{
     acquisition_id::AcquisitionId,
     clock::{Clock, ClockDrift, Deadline, SystemClock, Timestamp},
-    fencing::FencingToken,
     key::LockKey,
     label,
     mode::Mode,
-    quorum::Terms,
     signal::{LossReason, Signal},
     ttl::Ttl,
 };
@@ -25,8 +23,6 @@ pub struct Request {
     owner: AcquisitionId,
     /// As whom it waits: the owner of its first attempt.
     waiter: AcquisitionId,
-    token_floor: Option<FencingToken>,
-    terms: Option<Terms>,
     yielding: bool,
     waiting: bool,
     in_order: bool,
@@ -87,8 +83,6 @@ impl Request {
             ttl,
             owner,
             waiter: owner,
-            token_floor: None,
-            terms: None,
             yielding: false,
             waiting: false,
             in_order: false,
@@ -121,13 +115,6 @@ impl Request {
     #[must_use]
     pub fn with_owner(mut self, owner: AcquisitionId) -> Self {
         (self.owner, self.waiter) = (owner, owner);
-        self
-    }
-
-    /// Asks for a token above this one (quorum fencing).
-    #[must_use]
-    pub fn with_token_floor(mut self, floor: FencingToken) -> Self {
-        self.token_floor = Some(floor);
         self
     }
 
@@ -179,17 +166,15 @@ impl Request {
         }
     }
 
-    /// The same acquisition as one node of a quorum sees it: what is cancelled or lost there is not
-    /// lost here. Its label is what every kind of backend keeps of one, so that all nodes call a
-    /// holder the same.
-    #[must_use]
-    pub fn for_node(&self, terms: Terms) -> Self {
+    /// Returns the same acquisition as one node of a quorum sees it: a loss or a cancellation there
+    /// does not end this one. Its label is cut to the length that every kind of backend stores, so
+    /// that all nodes give a holder the same name.
+    pub(crate) fn for_node(&self) -> Self {
         let context = match label::common(self.label()) {
             Some(label) => self.context.with_label(label),
             None => Arc::clone(&self.context),
         };
         Self {
-            terms: Some(terms),
             signal: Arc::default(),
             context,
             ..self.clone()
@@ -234,22 +219,10 @@ impl Request {
         self.waiter
     }
 
-    /// What a quorum demands of the node that gets this request; `None` outside of a quorum.
-    #[must_use]
-    pub fn terms(&self) -> Option<Terms> {
-        self.terms
-    }
-
     /// Who this is, for people: shown by `inspect`.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.context.label
-    }
-
-    /// The token must be larger than this one.
-    #[must_use]
-    pub fn token_floor(&self) -> Option<FencingToken> {
-        self.token_floor
     }
 
     /// Returns whether this attempt should be refused if a waiter of *another process* is known,

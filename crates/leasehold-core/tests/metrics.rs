@@ -10,9 +10,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, ErrorKind, FencingToken, LockBackend, LockClient, LockKey, Renewal, Request,
-    Revocation, TestClock,
-    quorum::{QuorumBackend, QuorumConfig},
+    Attempt, ErrorKind, FencingToken, LockClient, LockKey, Renewal, Request, Revocation, TestClock,
+    quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, Terms},
 };
 use leasehold_local::MemoryBackend;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -314,11 +313,7 @@ async fn renewals_count_by_their_outcome() {
 async fn quorum(votes: bool) -> (LockClient, [Arc<Flaky>; 3]) {
     let clock = Arc::new(TestClock::new());
     let nodes = ["node-a", "node-b", "node-c"].map(|name| Flaky::new(name, clock.clone(), votes));
-    let members = nodes
-        .iter()
-        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
-        .collect();
-    let quorum = QuorumBackend::open(members, QuorumConfig::new())
+    let quorum = QuorumBackend::open(nodes.iter().map(Flaky::member), QuorumConfig::new())
         .await
         .unwrap();
     (LockClient::builder(quorum).with_clock(clock).build(), nodes)
@@ -406,15 +401,22 @@ async fn a_token_that_took_a_second_round_trip_counts_as_written_back() {
     let request = Request::new(LockKey::new("a").unwrap())
         .with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
     // One node is ahead of the others, and of every clock.
-    let ahead = request.clone().with_token_floor(FencingToken::new(1 << 52));
-    let Attempt::Granted(lease) = Arc::clone(&nodes[0]).try_acquire(ahead).await.unwrap() else {
+    let ahead = Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+        token_floor: FencingToken::new(1 << 52),
+    };
+    let granted = Arc::clone(&nodes[0])
+        .request_vote(request.clone(), ahead)
+        .await
+        .unwrap();
+    let Attempt::Granted(lease) = granted else {
         panic!("it is free")
     };
     lease.release().await.unwrap();
     let members = nodes
         .iter()
-        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
-        .collect();
+        .map(|node| QuorumMember::Voting(Arc::clone(node) as _));
     let quorum = QuorumBackend::open(members, QuorumConfig::new())
         .await
         .unwrap();
@@ -469,7 +471,7 @@ async fn every_counter_is_there_from_the_start() {
     let _recorded = metrics::set_default_local_recorder(&recorder);
     let clock = Arc::new(TestClock::new());
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
-    let quorum = QuorumBackend::open(nodes.map(|node| node as _).into(), QuorumConfig::new())
+    let quorum = QuorumBackend::open(nodes.iter().map(Flaky::member), QuorumConfig::new())
         .await
         .unwrap();
     let _client = LockClient::new(quorum);

@@ -10,7 +10,7 @@ use std::{
 use leasehold_core::{
     Attempt, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request,
     Revocation, RevokeOutcome, TestClock, Ttl,
-    quorum::{QuorumBackend, QuorumConfig, QuorumNode},
+    quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode},
 };
 use leasehold_local::{FileBackend, MemoryBackend};
 use support::flaky::Flaky;
@@ -29,13 +29,15 @@ impl Nodes {
         Self { clock, nodes }
     }
 
-    async fn open(&self) -> Arc<QuorumBackend> {
-        let nodes = self
-            .nodes
+    fn members(&self) -> Vec<QuorumMember> {
+        self.nodes
             .iter()
-            .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
-            .collect();
-        QuorumBackend::open(nodes, QuorumConfig::new())
+            .map(|node| QuorumMember::Voting(Arc::clone(node) as _))
+            .collect()
+    }
+
+    async fn open(&self) -> Arc<QuorumBackend> {
+        QuorumBackend::open(self.members(), QuorumConfig::new())
             .await
             .unwrap()
     }
@@ -80,10 +82,8 @@ async fn granted(backend: &Arc<QuorumBackend>, request: Request) -> Arc<dyn Leas
 #[tokio::test(start_paused = true)]
 async fn an_even_number_of_nodes_is_refused() {
     for count in [0, 2, 4] {
-        let nodes = (0..count)
-            .map(|_| Arc::new(MemoryBackend::new()) as Arc<dyn LockBackend>)
-            .collect();
-        let error = QuorumBackend::open(nodes, QuorumConfig::new())
+        let nodes = Nodes::new(count);
+        let error = QuorumBackend::open(nodes.members(), QuorumConfig::new())
             .await
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -365,12 +365,9 @@ async fn a_holder_is_seen_once_and_can_be_broken() {
 async fn member_that_cannot_vote_leaves_the_quorum_without_tokens() {
     let dir = std::env::temp_dir().join(format!("leasehold-quorum-{}", std::process::id()));
     let files = Arc::new(FileBackend::open(&dir).unwrap());
-    let nodes: Vec<Arc<dyn LockBackend>> = vec![
-        Arc::new(MemoryBackend::new()),
-        Arc::new(MemoryBackend::new()),
-        files,
-    ];
-    let quorum = QuorumBackend::open(nodes, QuorumConfig::new())
+    let mut members = Nodes::new(2).members();
+    members.push(QuorumMember::Plain(files));
+    let quorum = QuorumBackend::open(members, QuorumConfig::new())
         .await
         .unwrap();
     assert_eq!(quorum.capabilities().fencing, Fencing::None);
@@ -387,10 +384,7 @@ async fn node_failing_after_the_majority_is_noticed_and_used_again() {
     for votes in [false, true] {
         let clock = Arc::new(TestClock::new());
         let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), votes));
-        let members = nodes
-            .iter()
-            .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
-            .collect();
+        let members = nodes.iter().map(Flaky::member);
         let quorum = QuorumBackend::open(members, QuorumConfig::new())
             .await
             .unwrap();
@@ -441,10 +435,7 @@ async fn node_failing_after_a_refusal_is_probed_and_used_again() {
         let occupied = Arc::clone(node).try_acquire(request.clone()).await.unwrap();
         assert!(matches!(occupied, Attempt::Granted(_)));
     }
-    let members = nodes
-        .iter()
-        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
-        .collect();
+    let members = nodes.iter().map(Flaky::member);
     let quorum = QuorumBackend::open(members, QuorumConfig::new())
         .await
         .unwrap();
@@ -475,10 +466,7 @@ async fn node_failing_after_a_refusal_is_probed_and_used_again() {
 async fn flaky() -> ([Arc<Flaky>; 3], Arc<QuorumBackend>, Request) {
     let clock = Arc::new(TestClock::new());
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
-    let members = nodes
-        .iter()
-        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
-        .collect();
+    let members = nodes.iter().map(Flaky::member);
     let quorum = QuorumBackend::open(members, QuorumConfig::new())
         .await
         .unwrap();
@@ -652,9 +640,7 @@ async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
 async fn holder_with_different_ids_per_node_is_listed_once() {
     let dir = std::env::temp_dir().join(format!("leasehold-quorum-names-{}", std::process::id()));
     let files = (0..3).map(|node| FileBackend::open(dir.join(node.to_string())).unwrap());
-    let nodes = files
-        .map(|files| Arc::new(files) as Arc<dyn LockBackend>)
-        .collect();
+    let nodes = files.map(|files| QuorumMember::Plain(Arc::new(files)));
     let quorum = QuorumBackend::open(nodes, QuorumConfig::new())
         .await
         .unwrap();
@@ -740,12 +726,8 @@ async fn a_ping_is_answered_by_a_majority_and_names_who_is_silent() {
 #[tokio::test(start_paused = true)]
 async fn the_provisional_capabilities_of_a_quorum_are_its_weakest() {
     let nodes = Nodes::new(3);
-    let members = nodes
-        .nodes
-        .iter()
-        .map(|node| Arc::clone(node) as Arc<dyn LockBackend>)
-        .collect();
-    let provisional = QuorumBackend::provisional_capabilities(members, &QuorumConfig::new());
+    let provisional =
+        QuorumBackend::provisional_capabilities(nodes.members(), &QuorumConfig::new());
     let quorum = nodes.open().await.capabilities();
     assert_eq!(
         (provisional.backend, &provisional.endpoint),

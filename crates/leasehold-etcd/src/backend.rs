@@ -149,13 +149,6 @@ impl EtcdBackend {
         self.capabilities
             .check(request.mode(), request.ttl())
             .map_err(|error| error.with_operation("acquire"))?;
-        if request.token_floor().is_some() {
-            return Err(error::plain(
-                ErrorKind::Unsupported,
-                "acquire",
-                "tokens are revisions of the cluster and cannot be raised; leave etcd out of quorums that fence",
-            ));
-        }
         self.cluster
             .names
             .directory(request.key(), request.mode().is_permit())

@@ -4,8 +4,8 @@
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use leasehold_local::{
-    Attempt, ClockDrift, ErrorKind, FencingToken, FileBackend, FileConfig, Lease, LockBackend,
-    LockClient, LockKey, Mode, Released, Request, TestClock, Ttl,
+    Attempt, ClockDrift, ErrorKind, FileBackend, FileConfig, Lease, LockBackend, LockClient,
+    LockKey, Mode, Released, Request, TestClock, Ttl,
 };
 
 type Backend = Arc<FileBackend>;
@@ -125,24 +125,24 @@ async fn tokens_grow_over_backends_and_readers_stay_between_writers() {
     }
     // Far above the clock: now only the file keeps them growing.
     let backend = open(dir.path());
-    let floor = 1 << 62;
-    let high = attempt(
-        &backend,
-        request("k").with_token_floor(FencingToken::new(floor)),
+    let far = 1 << 62;
+    std::fs::write(
+        dir.path().join("k.token"),
+        "leasehold1 04611686018427387904 737da3873a2e37f8\n1 x\n",
     )
-    .await
     .unwrap();
-    assert!(token(&high) > floor);
+    let high = attempt(&backend, request("k")).await.unwrap();
+    assert!(token(&high) > far);
     high.release().await.unwrap();
     let next = attempt(&open(dir.path()), request("k")).await.unwrap();
-    assert!(token(&next) > floor + 1);
+    assert!(token(&next) > far + 1);
     next.release().await.unwrap();
-    let reader = request("k")
-        .with_mode(Mode::Shared)
-        .with_token_floor(FencingToken::new(floor + 100));
-    assert!(token(&attempt(&backend, reader).await.unwrap()) > floor + 100);
+    let reader = request("k").with_mode(Mode::Shared);
+    assert!(token(&attempt(&backend, reader).await.unwrap()) > far + 3);
+    let last = "leasehold1 18446744073709551615 b253d5071ab19c43\n1 x\n";
+    std::fs::write(dir.path().join("other.token"), last).unwrap();
     let error = Arc::clone(&backend)
-        .try_acquire(request("other").with_token_floor(FencingToken::new(u64::MAX)))
+        .try_acquire(request("other"))
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);

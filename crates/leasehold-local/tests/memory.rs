@@ -4,7 +4,8 @@ use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
 use leasehold_local::{
     Attempt, ClockDrift, Contention, Error, ErrorKind, FencingToken, Lease, LockBackend, LockKey,
-    MemoryBackend, Mode, Released, Request, Revocation, RevokeOutcome, TestClock, TokenVote, Ttl,
+    MemoryBackend, Mode, Released, Request, Revocation, RevokeOutcome, TestClock, Ttl,
+    quorum::{QuorumNode, Terms, TokenVote},
 };
 
 type Backend = Arc<MemoryBackend>;
@@ -15,6 +16,15 @@ fn request(key: &str) -> Request {
 
 fn permit(key: &str, of: u32) -> Request {
     request(key).with_permit_of(NonZeroU32::new(of).unwrap())
+}
+
+/// Terms that every node meets.
+fn terms(token_floor: FencingToken) -> Terms {
+    Terms {
+        attested: false,
+        largest_ttl: Duration::ZERO,
+        token_floor,
+    }
 }
 
 async fn granted(backend: &Backend, request: Request) -> Arc<dyn Lease> {
@@ -127,12 +137,20 @@ async fn tokens_order_writers_and_put_readers_between_them() {
         }
     }
     let floor = FencingToken::new(1 << 40);
-    let raised = granted(&backend, request("k").with_token_floor(floor)).await;
+    let Attempt::Granted(raised) = backend
+        .clone()
+        .request_vote(request("k"), terms(floor))
+        .await
+        .unwrap()
+    else {
+        panic!("contended")
+    };
     assert!(raised.fencing_token().unwrap() > floor);
     raised.release().await.unwrap();
-    let none_left = request("k").with_token_floor(FencingToken::new(u64::MAX));
-    let error = Arc::clone(&backend)
-        .try_acquire(none_left)
+    let none_left = terms(FencingToken::new(u64::MAX));
+    let error = backend
+        .clone()
+        .request_vote(request("k"), none_left)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -142,24 +160,22 @@ async fn tokens_order_writers_and_put_readers_between_them() {
 #[tokio::test]
 async fn raising_a_token_is_a_strict_compare_and_set_by_the_holder() {
     let backend = Arc::new(MemoryBackend::new());
-    let lease = granted(&backend, request("k")).await;
+    let asked = request("k");
+    let lease = granted(&backend, asked.clone()).await;
+    let raise = async |token| {
+        let (node, terms) = (Arc::clone(&backend), terms(FencingToken::new(0)));
+        node.raise_token(asked.clone(), terms, token).await.unwrap()
+    };
     let raised = FencingToken::new(100);
+    assert_eq!(raise(raised).await, TokenVote::Accepted);
+    assert_eq!(raise(raised).await, TokenVote::Accepted);
     assert_eq!(
-        Arc::clone(&lease).raise_token(raised).await.unwrap(),
-        TokenVote::Accepted
-    );
-    assert_eq!(
-        Arc::clone(&lease).raise_token(raised).await.unwrap(),
-        TokenVote::Accepted
-    );
-    let lower = FencingToken::new(99);
-    assert_eq!(
-        Arc::clone(&lease).raise_token(lower).await.unwrap(),
+        raise(FencingToken::new(99)).await,
         TokenVote::Refused(Some(raised))
     );
-    Arc::clone(&lease).release().await.unwrap();
+    lease.release().await.unwrap();
     assert_eq!(
-        lease.raise_token(FencingToken::new(200)).await.unwrap(),
+        raise(FencingToken::new(200)).await,
         TokenVote::Refused(None)
     );
     assert_eq!(token(&granted(&backend, request("k")).await), 101);

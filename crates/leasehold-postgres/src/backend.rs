@@ -125,13 +125,6 @@ impl PostgresBackend {
         self.capabilities
             .check(request.mode(), request.ttl())
             .map_err(|error| error.with_operation("acquire"))?;
-        if request.token_floor().is_some() {
-            return Err(error::plain(
-                ErrorKind::Unsupported,
-                "acquire",
-                "tokens are drawn from one sequence for all locks and cannot be raised; leave Postgres out of quorums that fence",
-            ));
-        }
         let names = &self.link.names;
         Ok(match request.mode() {
             Mode::Exclusive => Want::Exclusive(names.lock(request.key())?),

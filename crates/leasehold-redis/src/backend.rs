@@ -10,7 +10,7 @@ use leasehold_core::{
     Attempt, BoxFuture, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef,
     Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
     Revocation, RevokeOutcome, Ttl, WaiterNotification, acquire_with_retry, async_trait,
-    check_runtime, quorum::QuorumNode,
+    check_runtime, quorum::Terms,
 };
 use redis::{Client, Cmd, Value};
 
@@ -162,18 +162,20 @@ impl RedisBackend {
         &self.link
     }
 
-    /// One attempt. `registered`: an earlier attempt of this acquisition has registered it as a
-    /// waiter.
-    async fn attempt(&self, request: Request, registered: bool) -> Result<Attempt> {
+    /// Makes one attempt. `terms`: for a quorum. `registered`: an earlier attempt of this
+    /// acquisition has registered it as a waiter.
+    pub(crate) async fn attempt(
+        &self,
+        request: Request,
+        terms: Option<&Terms>,
+        registered: bool,
+    ) -> Result<Attempt> {
         let prefix = &self.link.config.prefix;
         Keys::check(prefix, request.key()).map_err(in_acquire)?;
         self.capabilities
             .check(request.mode(), request.ttl())
             .map_err(in_acquire)?;
-        if request
-            .token_floor()
-            .is_some_and(|floor| floor.get() >= TOKEN_LIMIT - 2)
-        {
+        if terms.is_some_and(|terms| terms.token_floor.get() >= TOKEN_LIMIT - 2) {
             return Err(error::plain(
                 ErrorKind::InvalidInput,
                 "acquire",
@@ -183,14 +185,14 @@ impl RedisBackend {
         let keys = Keys::new(prefix, request.key());
         let mut before = self.generation(request.mode(), &keys);
         let mut sent = request.now();
-        let mut answer = self.ask(&request, &keys, registered, false).await;
+        let mut answer = self.ask(&request, terms, &keys, registered, false).await;
         let mut again = false;
         // An idle connection without pushes is found closed only when it is used.
         if answer.as_ref().is_err_and(error::broke)
             && Box::pin(cleanup::undone(&self.link, &request)).await
         {
             (before, sent, again) = (self.generation(request.mode(), &keys), request.now(), true);
-            answer = Box::pin(self.ask(&request, &keys, registered, again)).await;
+            answer = Box::pin(self.ask(&request, terms, &keys, registered, again)).await;
         }
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
         match answer {
@@ -227,14 +229,15 @@ impl RedisBackend {
     async fn ask(
         &self,
         request: &Request,
+        terms: Option<&Terms>,
         keys: &Keys<'_>,
         registered: bool,
         again: bool,
     ) -> Result<Value> {
         let registered = registered || again && request.is_waiting();
-        match (request.terms(), request.mode()) {
+        match (terms, request.mode()) {
             (Some(terms), Mode::Exclusive | Mode::Shared) => {
-                Box::pin(vote::acquire(&self.link, request, &terms, keys, again)).await
+                Box::pin(vote::acquire(&self.link, request, terms, keys, again)).await
             }
             (_, Mode::Exclusive) => self.exclusive(request, keys, registered).await,
             // Boxed, here and elsewhere, is what would make the usual way's future larger than
@@ -328,9 +331,6 @@ impl RedisBackend {
             cmd.arg(commands::flags(request, registered))
                 .arg(keys.base())
                 .arg(live.run_id());
-            if let Some(floor) = request.token_floor() {
-                cmd.arg(floor.get());
-            }
         };
         self.link
             .run_on(
@@ -395,7 +395,7 @@ impl RedisBackend {
                         .is_some_and(|waiter| waiter.owner() == request.owner());
                     // Also if it was not woken: the server passes over whoever does not take a free
                     // lock in time.
-                    self.attempt(request.clone().with_order(registered), registered)
+                    self.attempt(request.clone().with_order(registered), None, registered)
                         .await
                 }
             };
@@ -513,7 +513,7 @@ impl LockBackend for RedisBackend {
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         // Whether an earlier attempt has registered is not known here.
         let registered = request.is_waiting();
-        self.attempt(request, registered).await
+        self.attempt(request, None, registered).await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
@@ -522,7 +522,7 @@ impl LockBackend for RedisBackend {
             return Box::pin(self.wait(request, None)).await;
         }
         // Most are granted at once, and need nothing of what waiting needs.
-        match self.attempt(request.clone(), false).await {
+        match self.attempt(request.clone(), None, false).await {
             Ok(Attempt::Granted(lease)) => Ok(lease),
             other => Box::pin(self.wait(request, Some(other))).await,
         }
@@ -555,10 +555,6 @@ impl LockBackend for RedisBackend {
         drop(tokio::time::timeout(CLOSE_PATIENCE, self.orphans.removed()).await);
         self.link.close();
         Ok(())
-    }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        Some(self)
     }
 }
 

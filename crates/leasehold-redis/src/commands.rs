@@ -94,17 +94,13 @@ pub(crate) fn flags(request: &Request, registered: bool) -> &'static str {
 
 /// What acquire.lua is told.
 pub(crate) fn acquire_arguments(cmd: &mut Cmd, keys: &Keys<'_>, request: &Request, flags: &str) {
-    let floor = request.token_floor();
     cmd.arg(1)
         .arg(keys.lock())
         .arg(Holder::of(request).parts())
         .arg(request.ttl().as_millis())
         .arg(keys.token());
-    if !flags.is_empty() || floor.is_some() {
+    if !flags.is_empty() {
         cmd.arg(flags).arg(keys.base());
-    }
-    if let Some(floor) = floor {
-        cmd.arg(floor.get());
     }
 }
 
@@ -126,8 +122,8 @@ impl Way {
             return Self::Script(None);
         };
         let slot = Keys::new(prefix, request.key()).slot();
-        // Only the script can strike us off the list of waiters, or heed a floor.
-        if registered || request.token_floor().is_some() || !live.is_warm(slot) {
+        // Only the script can strike us off the list of waiters.
+        if registered || !live.is_warm(slot) {
             Self::Script(Some(slot))
         } else if request.yields_to_waiters() {
             Self::Courteous(slot)

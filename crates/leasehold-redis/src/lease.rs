@@ -7,7 +7,7 @@ use std::{
 
 use leasehold_core::{
     AtomicDeadline, Deadline, ErrorKind, FencingToken, KeepAlive, Lease, LossReason, Mode,
-    ReleaseTracker, Released, Request, Result, Timestamp, TokenVote, async_trait,
+    ReleaseTracker, Released, Request, Result, Timestamp, async_trait,
 };
 use redis::{Cmd, Value};
 
@@ -19,7 +19,6 @@ use crate::{
     keys::{Keys, Kind},
     scripts::{self, Script},
     value::Holder,
-    vote,
 };
 
 pub(crate) struct RedisLease {
@@ -144,17 +143,6 @@ impl Lease for RedisLease {
             }
             _ => Err(error::protocol("renew")),
         }
-    }
-
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        if self.request.terms().is_none() {
-            return Err(error::plain(
-                ErrorKind::Unsupported,
-                "raise",
-                "only a quorum's lease has a token to raise",
-            ));
-        }
-        vote::raise(&self.link, &self.request, token).await
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

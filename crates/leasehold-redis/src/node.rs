@@ -3,26 +3,41 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    ErrorKind, Mode, Released, Request, Result, async_trait,
-    quorum::{Attestation, QuorumNode, Recollection, Watched},
+    Attempt, ErrorKind, FencingToken, Mode, Released, Request, Result, async_trait,
+    quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 use redis::{Cmd, Value};
 
 use crate::{
     backend::RedisBackend,
-    cleanup,
     commands::Operation,
     error::{self, Effect},
     keys::NODE_KEYS,
     lease,
     marker::NodeMarker,
     node_state::NodeState,
-    scripts,
+    scripts, undo,
     value::Holder,
+    vote,
 };
 
 #[async_trait]
 impl QuorumNode for RedisBackend {
+    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+        // Whether an earlier attempt has registered is not known here.
+        let registered = request.is_waiting();
+        self.attempt(request, Some(&terms), registered).await
+    }
+
+    async fn raise_token(
+        self: Arc<Self>,
+        request: Request,
+        terms: Terms,
+        token: FencingToken,
+    ) -> Result<TokenVote> {
+        vote::raise(self.link(), &request, &terms, token).await
+    }
+
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
         let link = self.link();
         // What was sent on a connection that is gone is undone as an attempt of unknown outcome.

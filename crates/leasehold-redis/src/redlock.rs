@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    Capabilities, Error, ErrorKind, LockBackend, Result, Ttl,
-    quorum::{QuorumBackend, QuorumConfig},
+    Capabilities, Error, ErrorKind, Result, Ttl,
+    quorum::{QuorumBackend, QuorumConfig, QuorumMember},
     url::{BackendUrl, Host},
 };
 
@@ -56,8 +56,8 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
     let servers = join_all(opening)
         .await
         .into_iter()
-        .map(|server| server.map(|server| server as Arc<dyn LockBackend>));
-    QuorumBackend::open(servers.collect::<Result<_>>()?, config).await
+        .map(|server| server.map(|server| QuorumMember::Voting(server)));
+    QuorumBackend::open(servers.collect::<Result<Vec<_>>>()?, config).await
 }
 
 /// Returns what any quorum at `url` does, without connecting to it. For a
@@ -68,11 +68,10 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
 pub fn redlock_provisional_capabilities(url: &str) -> Result<Capabilities> {
     let Servers { locations, config } = Servers::parse(url)?;
     let servers = locations.into_iter().map(|ParsedUrl { client, config }| {
-        RedisBackend::weakest(&client, config)
-            .map(|server| Arc::new(server) as Arc<dyn LockBackend>)
+        RedisBackend::weakest(&client, config).map(|server| QuorumMember::Voting(Arc::new(server)))
     });
     Ok(QuorumBackend::provisional_capabilities(
-        servers.collect::<Result<_>>()?,
+        servers.collect::<Result<Vec<_>>>()?,
         &config,
     ))
 }

@@ -1,6 +1,9 @@
 //! Votes of this server as a node of a quorum.
 
-use leasehold_core::{ErrorKind, FencingToken, Mode, Request, Result, TokenVote, quorum::Terms};
+use leasehold_core::{
+    ErrorKind, FencingToken, Mode, Request, Result,
+    quorum::{Terms, TokenVote},
+};
 use redis::{Cmd, Value};
 
 use crate::{
@@ -34,8 +37,8 @@ pub(crate) async fn acquire(
     let node = [&*link.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
     let flags = commands::flags(request, again || request.owner() != request.waiter());
-    let floor = request.token_floor().map_or(0, FencingToken::get);
-    on_terms(link, "acquire", script, Some(terms), |cmd, node_state| {
+    let floor = terms.token_floor.get();
+    on_terms(link, "acquire", script, terms, |cmd, node_state| {
         if shared {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
         } else {
@@ -59,6 +62,7 @@ pub(crate) async fn acquire(
 pub(crate) async fn raise(
     link: &Link,
     request: &Request,
+    terms: &Terms,
     token: FencingToken,
 ) -> Result<TokenVote> {
     let keys = Keys::new(&link.config.prefix, request.key());
@@ -68,12 +72,11 @@ pub(crate) async fn raise(
     } else {
         "x"
     };
-    let terms = request.terms();
     let answer = on_terms(
         link,
         "raise",
         &scripts::QUORUM_RAISE,
-        terms.as_ref(),
+        terms,
         |cmd, node_state| {
             cmd.arg(1)
                 .arg(keys.lock())
@@ -109,15 +112,13 @@ async fn on_terms(
     link: &Link,
     operation: &'static str,
     script: &Script,
-    terms: Option<&Terms>,
+    terms: &Terms,
     arguments: impl Fn(&mut Cmd, &NodeState),
 ) -> Result<Value> {
     let live = link.live_in_order(operation).await?;
     let mut node_state = NodeState::of(link, &live).await?;
     for again in [true, false] {
-        if let Some(terms) = terms {
-            node_state.admit(terms)?;
-        }
+        node_state.admit(terms)?;
         match live.run(script, |cmd| arguments(cmd, &node_state)).await {
             Ok(answer) => return Ok(answer),
             Err(error) if error.code() == Some(MARKED_ANEW) => {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, FencingToken, KeepAlive, LockBackend, Released};
+use leasehold_core::{ErrorKind, KeepAlive, LockBackend, Released};
 use leasehold_redis::redis;
 use support::{Server, granted, refused, request, token, ttl};
 
@@ -222,34 +222,6 @@ async fn tokens_grow_across_a_restart_without_persistence_and_a_flush() {
         last = token(&lease);
         assert!(tokens.insert(last));
         Arc::clone(&lease).release().await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_token_floor_is_exceeded_and_bounded() {
-    let server = Server::start();
-    let backend = server.backend().await;
-    let now = token(&granted(&backend, request("other")).await);
-    let floor = now + 1_000_000_000;
-    let lease = granted(
-        &backend,
-        request("k").with_token_floor(FencingToken::new(floor)),
-    )
-    .await;
-    assert!(token(&lease) > floor);
-    Arc::clone(&lease).release().await.unwrap();
-    let next = granted(&backend, request("k")).await;
-    assert!(token(&next) > token(&lease));
-    for floor in [1 << 53, u64::MAX] {
-        let huge = request("z").with_token_floor(FencingToken::new(floor));
-        assert_eq!(
-            Arc::clone(&backend)
-                .try_acquire(huge)
-                .await
-                .unwrap_err()
-                .kind(),
-            ErrorKind::InvalidInput
-        );
     }
 }
 

@@ -10,12 +10,9 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{
-    Attempt, LockBackend, LockClient, Mode, Request,
-    quorum::{Provision, Terms},
-};
+use leasehold_core::{Attempt, LockBackend, LockClient, Mode, Request, quorum::Provision};
 use leasehold_redis::{RedisBackend, redis};
-use support::{Server, granted, key, refused, request, ttl, until};
+use support::{Server, granted, granted_to, key, refused, request, ttl, until};
 use tokio::task::JoinSet;
 
 /// The hand-offs that a waiter may have to see pass by. Each of three other processes takes four
@@ -268,27 +265,15 @@ async fn the_lifetime_of_the_bookkeeping_does_not_grow_with_its_use() {
     let server = Server::start();
     let backend = server.backend().await;
     let mut raw = server.raw().await;
-    let terms = Terms {
-        attested: false,
-        largest_ttl: Duration::ZERO,
+    let permits = Mode::Permit {
+        of: 2.try_into().unwrap(),
     };
-    for mode in [
-        Mode::Shared,
-        Mode::Permit {
-            of: 2.try_into().unwrap(),
-        },
-    ] {
-        for wanted in [
-            request("k").with_mode(mode),
-            request("k").with_mode(mode).for_node(terms),
-        ] {
-            if mode.is_permit() && wanted.terms().is_some() {
-                continue;
-            }
-            let wanted = wanted.with_ttl(ttl(30_000));
-            let held = granted(&backend, wanted.clone()).await;
+    for (mode, nodes) in [(Mode::Shared, &[false, true][..]), (permits, &[false])] {
+        for node in nodes.iter().copied() {
+            let wanted = request("k").with_mode(mode).with_ttl(ttl(30_000));
+            let held = granted_to(&backend, wanted.clone(), node).await;
             for _ in 0..20 {
-                let other = granted(&backend, wanted.as_new_owner()).await;
+                let other = granted_to(&backend, wanted.as_new_owner(), node).await;
                 Arc::clone(&other).renew().await.unwrap();
                 other.release().await.unwrap();
             }

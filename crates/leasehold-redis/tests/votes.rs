@@ -5,11 +5,11 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    ErrorKind, FencingToken, LockBackend, Mode, Released, TokenVote,
-    quorum::{Attestation, Fence, Memory, QuorumNode, Recollection, Terms},
+    Attempt, ErrorKind, FencingToken, LockBackend, Mode, Released, Request,
+    quorum::{Attestation, Fence, Memory, QuorumNode, Recollection, Terms, TokenVote},
 };
 use leasehold_redis::redis;
-use support::{Server, granted, key, request, ttl};
+use support::{Server, TERMS, granted_to, key, request, token, ttl};
 
 const TTL: u64 = 10_000;
 
@@ -19,11 +19,6 @@ const TTL: u64 = 10_000;
 async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
     let server = Server::start();
     let backend = server.backend().await;
-    // As of a node without a mark that may vote at once.
-    let terms = Terms {
-        attested: false,
-        largest_ttl: Duration::ZERO,
-    };
     for mode in [Mode::Exclusive, Mode::Shared] {
         let name = format!("{mode:?}");
         let left = async || {
@@ -31,11 +26,8 @@ async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
                 .expires_in
                 .unwrap()
         };
-        let asked = request(&name)
-            .with_mode(mode)
-            .with_ttl(ttl(TTL))
-            .for_node(terms);
-        let lease = granted(&backend, asked.clone()).await;
+        let asked = request(&name).with_mode(mode).with_ttl(ttl(TTL));
+        let lease = granted_to(&backend, asked.clone(), true).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(left().await < Duration::from_millis(TTL - 250));
         Arc::clone(&lease).renew().await.unwrap();
@@ -45,7 +37,7 @@ async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
             "{mode:?}: {renewed:?} left after the renewal"
         );
         tokio::time::sleep(Duration::from_millis(300)).await;
-        granted(&backend, asked).await;
+        granted_to(&backend, asked, true).await;
         let again = left().await;
         assert!(
             again > Duration::from_millis(TTL - 250),
@@ -70,19 +62,14 @@ async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
 async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
     let server = Server::start();
     let backend = server.backend().await;
-    let terms = Terms {
-        attested: false,
-        largest_ttl: Duration::ZERO,
-    };
     for mode in [Mode::Exclusive, Mode::Shared] {
         let name = format!("late {mode:?}");
         let first = request(&name)
             .with_mode(mode)
             .with_ttl(ttl(TTL))
-            .with_waiting(true)
-            .for_node(terms);
+            .with_waiting(true);
         let healing = first.clone().with_owner(first.owner().again(1));
-        let lease = granted(&backend, healing.clone()).await;
+        let lease = granted_to(&backend, healing.clone(), true).await;
         Arc::clone(&backend)
             .stop_waiting(first.clone())
             .await
@@ -101,33 +88,43 @@ async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
 async fn the_scripts_decide_on_tokens_as_the_model_does() {
     let server = Server::start();
     let backend = server.backend().await;
-    let terms = Terms {
-        attested: false,
-        largest_ttl: Duration::ZERO,
+    let raise = async |asked: &Request, token| {
+        Arc::clone(&backend)
+            .raise_token(asked.clone(), TERMS, token)
+            .await
+            .unwrap()
     };
     let (mut stored, mut stale) = (None::<Fence>, None);
     for ahead in [0, 1_000, -1_000] {
         let floor = stored
             .map_or(1_000_000, |fence| fence.token.get())
             .saturating_add_signed(ahead);
-        let asked = request("k")
-            .with_ttl(ttl(TTL))
-            .for_node(terms)
-            .with_token_floor(FencingToken::new(floor));
-        let lease = granted(&backend, asked.clone()).await;
+        let asked = request("k").with_ttl(ttl(TTL));
+        let terms = Terms {
+            token_floor: FencingToken::new(floor),
+            ..TERMS
+        };
+        let attempt = Arc::clone(&backend)
+            .request_vote(asked.clone(), terms)
+            .await
+            .unwrap();
+        let Attempt::Granted(lease) = attempt else {
+            panic!("refused")
+        };
         let drawn = Fence::granted(stored, FencingToken::new(floor), asked.owner());
         assert_eq!(lease.fencing_token(), Some(drawn.token));
         stored = Some(drawn);
+        let holder = asked.owner();
         for delta in [0, -1, 0, 1, 1, -3, 0, 7] {
             let token = FencingToken::new(stored.unwrap().token.get().saturating_add_signed(delta));
-            for (owner, lease) in [(asked.owner(), &lease)]
-                .into_iter()
-                .chain(stale.as_ref().map(|(owner, lease)| (*owner, lease)))
-            {
-                let fence = Fence { token, owner };
-                let vote = Fence::accepts(stored, Some(asked.owner()), fence);
+            for asked in [&asked].into_iter().chain(&stale) {
+                let fence = Fence {
+                    token,
+                    owner: asked.owner(),
+                };
+                let vote = Fence::accepts(stored, Some(holder), fence);
                 assert_eq!(
-                    Arc::clone(lease).raise_token(token).await.unwrap(),
+                    raise(asked, token).await,
                     vote,
                     "{stored:?}, asked for {fence:?}"
                 );
@@ -138,11 +135,38 @@ async fn the_scripts_decide_on_tokens_as_the_model_does() {
         }
         assert_eq!(Arc::clone(&lease).release().await.unwrap(), Released::Freed);
         let token = FencingToken::new(stored.unwrap().token.get() + 1);
+        assert_eq!(raise(&asked, token).await, TokenVote::Refused(None));
+        stale = Some(asked);
+    }
+}
+
+#[tokio::test]
+async fn a_token_floor_is_exceeded_and_bounded() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    let with_floor = async |name, floor| {
+        let terms = Terms {
+            token_floor: FencingToken::new(floor),
+            ..TERMS
+        };
+        Arc::clone(&backend)
+            .request_vote(request(name), terms)
+            .await
+    };
+    let now = token(&granted_to(&backend, request("other"), true).await);
+    let floor = now + 1_000_000_000;
+    let Attempt::Granted(lease) = with_floor("k", floor).await.unwrap() else {
+        panic!("refused")
+    };
+    assert!(token(&lease) > floor);
+    Arc::clone(&lease).release().await.unwrap();
+    let next = granted_to(&backend, request("k"), true).await;
+    assert!(token(&next) > token(&lease));
+    for floor in [1 << 53, u64::MAX] {
         assert_eq!(
-            Arc::clone(&lease).raise_token(token).await.unwrap(),
-            TokenVote::Refused(None)
+            with_floor("z", floor).await.unwrap_err().kind(),
+            ErrorKind::InvalidInput
         );
-        stale = Some((asked.owner(), lease));
     }
 }
 

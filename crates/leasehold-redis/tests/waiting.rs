@@ -12,10 +12,14 @@ use std::{
 
 use futures_util::FutureExt;
 use leasehold_core::{
-    Attempt, ErrorKind, LockBackend, Mode, Released, Request, WaiterNotification, quorum::Terms,
+    Attempt, ErrorKind, LockBackend, Mode, Released, Request, WaiterNotification,
+    acquire_with_retry, quorum::QuorumNode,
 };
 use leasehold_redis::{NotificationMode, RedisBackend, RedisConfig, redis};
-use support::{Server, granted, key, refused, request, token, ttl, until};
+use support::{
+    Server, TERMS, attempt, granted, granted_to, key, refused, refused_to, request, token, ttl,
+    until,
+};
 use tokio::{task::JoinSet, time::timeout};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -391,23 +395,21 @@ async fn wait_for(
     keys: usize,
     node: bool,
 ) -> JoinSet<()> {
-    let terms = Terms {
-        attested: false,
-        largest_ttl: Duration::ZERO,
-    };
-    let request = |at: usize| {
-        let request = request(&format!("k{at}")).with_ttl(ttl(3_600_000));
-        if node {
-            request.for_node(terms)
-        } else {
-            request
-        }
-    };
+    let request = |at: usize| request(&format!("k{at}")).with_ttl(ttl(3_600_000));
     let mut tasks = JoinSet::new();
     for at in 0..keys {
-        std::mem::forget(granted(holder, request(at)).await);
-        let waiting = Arc::clone(backend).acquire(request(at));
-        tasks.spawn(async move { drop(waiting.await) });
+        std::mem::forget(granted_to(holder, request(at), node).await);
+        let (backend, request) = (Arc::clone(backend), request(at));
+        tasks.spawn(async move {
+            drop(if node {
+                acquire_with_retry(request, |request| {
+                    Arc::clone(&backend).request_vote(request, TERMS)
+                })
+                .await
+            } else {
+                backend.acquire(request).await
+            });
+        });
     }
     tasks
 }
@@ -513,19 +515,9 @@ async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
     assert_eq!(warnings.0.load(Ordering::Relaxed), 0, "it is notified late");
 }
 
-/// Requests of waiters: of a lock on this server alone, and of one of a quorum.
-fn waiters(node: bool) -> impl Fn() -> Request {
-    let terms = Terms {
-        attested: false,
-        largest_ttl: Duration::ZERO,
-    };
-    move || {
-        if node {
-            request("k").for_node(terms).with_waiting(true)
-        } else {
-            request("k").with_waiting(true)
-        }
-    }
+/// A request of a waiter.
+fn waiter() -> Request {
+    request("k").with_waiting(true)
 }
 
 /// As a waiter asks when it was woken. A quorum asks as another owner each time.
@@ -539,11 +531,10 @@ fn again(waiter: &Request, node: bool) -> Request {
 
 /// `a` has the lock, `b` and `c` begin to wait, in this order, and `a` releases it.
 async fn two_wait([a, b, c]: [&Arc<RedisBackend>; 3], node: bool) -> [Request; 2] {
-    let waiter = waiters(node);
-    let held = granted(a, waiter()).await;
+    let held = granted_to(a, waiter(), node).await;
     let (first, second) = (waiter(), waiter());
-    refused(b, first.clone()).await;
-    refused(c, second.clone()).await;
+    refused_to(b, first.clone(), node).await;
+    refused_to(c, second.clone(), node).await;
     held.release().await.unwrap();
     [first, second]
 }
@@ -558,18 +549,18 @@ async fn who_came_earlier_goes_first() {
     );
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
-        let contention = refused(&c, again(&second, node).with_order(true)).await;
+        let contention = refused_to(&c, again(&second, node).with_order(true), node).await;
         let soon = contention.retry_after.unwrap();
         assert!(
             soon < Duration::from_secs(1),
             "the other may be dead: {soon:?}"
         );
-        granted(&b, again(&first, node).with_order(true))
+        granted_to(&b, again(&first, node).with_order(true), node)
             .await
             .release()
             .await
             .unwrap();
-        granted(&c, again(&second, node).with_order(true))
+        granted_to(&c, again(&second, node).with_order(true), node)
             .await
             .release()
             .await
@@ -589,27 +580,23 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
         let [slow, second] = two_wait([&a, &b, &c], node).await;
         // It may have asked just now, and has its time only then.
         let held = loop {
-            match Arc::clone(&c)
-                .try_acquire(again(&second, node).with_order(true))
-                .await
-                .unwrap()
-            {
+            match attempt(&c, again(&second, node).with_order(true), node).await {
                 Attempt::Granted(held) => break held,
                 Attempt::Contended(contention) => {
                     tokio::time::sleep(contention.retry_after.unwrap()).await
                 }
             }
         };
-        let third = waiters(node)();
-        refused(&a, third.clone()).await;
+        let third = waiter();
+        refused_to(&a, third.clone(), node).await;
         held.release().await.unwrap();
-        refused(&b, again(&slow, node).with_order(true)).await;
-        granted(&a, again(&third, node).with_order(true))
+        refused_to(&b, again(&slow, node).with_order(true), node).await;
+        granted_to(&a, again(&third, node).with_order(true), node)
             .await
             .release()
             .await
             .unwrap();
-        granted(&b, again(&slow, node).with_order(true))
+        granted_to(&b, again(&slow, node).with_order(true), node)
             .await
             .release()
             .await
@@ -628,8 +615,8 @@ async fn lists(server: &Server) -> Vec<String> {
 }
 
 /// One that never waited.
-fn passer_by(node: bool) -> Request {
-    waiters(node)().with_waiting(false)
+fn passer_by() -> Request {
+    waiter().with_waiting(false)
 }
 
 #[tokio::test]
@@ -642,16 +629,16 @@ async fn who_is_first_and_finds_it_taken_keeps_its_place() {
     );
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
-        let held = granted(&a, passer_by(node)).await;
-        refused(&b, again(&first, node).with_order(true)).await;
+        let held = granted_to(&a, passer_by(), node).await;
+        refused_to(&b, again(&first, node).with_order(true), node).await;
         held.release().await.unwrap();
-        refused(&c, again(&second, node).with_order(true)).await;
-        granted(&b, again(&first, node).with_order(true))
+        refused_to(&c, again(&second, node).with_order(true), node).await;
+        granted_to(&b, again(&first, node).with_order(true), node)
             .await
             .release()
             .await
             .unwrap();
-        granted(&c, again(&second, node).with_order(true))
+        granted_to(&c, again(&second, node).with_order(true), node)
             .await
             .release()
             .await
@@ -669,12 +656,11 @@ async fn request_behind_a_lone_waiter_keeps_its_position() {
         server.backend().await,
     );
     let mut raw = server.raw().await;
-    let waiter = waiters(true);
-    let held = granted(&a, waiter()).await;
+    let held = granted_to(&a, waiter(), true).await;
     let first = waiter();
-    refused(&b, first.clone()).await;
+    refused_to(&b, first.clone(), true).await;
     held.release().await.unwrap();
-    refused(&c, again(&passer_by(true), true).with_order(true)).await;
+    refused_to(&c, again(&passer_by(), true).with_order(true), true).await;
     for list in lists(&server).await {
         let left: i64 = redis::cmd("PTTL")
             .arg(&list)
@@ -683,7 +669,7 @@ async fn request_behind_a_lone_waiter_keeps_its_position() {
             .unwrap();
         assert!(left > 0, "{list} would stay for ever: {left}");
     }
-    granted(&b, again(&first, true).with_order(true))
+    granted_to(&b, again(&first, true).with_order(true), true)
         .await
         .release()
         .await

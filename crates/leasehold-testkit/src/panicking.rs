@@ -15,7 +15,6 @@ use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Capabilities, Deadline, FencingToken, HolderRef, Inspection, KeepAlive,
     Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation, RevokeOutcome,
-    TokenVote, quorum::QuorumNode,
 };
 use tracing::{
     Event, Metadata, Subscriber,
@@ -222,10 +221,6 @@ impl LockBackend for Panicking {
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        Arc::clone(&self.inner).quorum_node()
-    }
 }
 
 #[derive(Debug)]
@@ -257,10 +252,6 @@ impl Lease for PanickingLease {
         Self: 'a,
     {
         self.plan.call(Call::Renew, Arc::clone(&self.inner).renew())
-    }
-
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        Arc::clone(&self.inner).raise_token(token).await
     }
 
     fn release<'a>(self: Arc<Self>) -> BoxFuture<'a, Result<Released>>

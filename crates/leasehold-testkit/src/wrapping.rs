@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Pong,
-    Request, Result, Revocation, RevokeOutcome, Ttl, quorum::QuorumNode,
+    Request, Result, Revocation, RevokeOutcome, Ttl,
 };
 
 use crate::subject::Subject;
@@ -74,10 +74,6 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
 
     async fn close(&self) -> Result<()> {
         B::close(&self.0).await
-    }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        B::quorum_node(Arc::clone(&self.0))
     }
 }
 

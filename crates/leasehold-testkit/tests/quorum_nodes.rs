@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use leasehold_core::{
     Attempt, Clock, ClockDrift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request,
     Result, Ttl,
-    quorum::{Provision, QuorumBackend, QuorumConfig},
+    quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, Terms},
 };
 use leasehold_testkit::sim::{DataLoss, Network, NetworkConditions, SimBackend, SimClock, SimNode};
 
@@ -40,10 +40,7 @@ impl Stage {
                 .map(|node| network.connect(node))
                 .collect::<Vec<_>>()
         };
-        let links = connect()
-            .into_iter()
-            .map(|link| link as Arc<dyn LockBackend>)
-            .collect();
+        let links = connect().into_iter().map(|link| QuorumMember::Voting(link));
         let config = QuorumConfig::new().with_node_timeout(NODE_TIMEOUT);
         let quorum = QuorumBackend::open(links, config.with_token_floor(|| FencingToken::new(0)))
             .await
@@ -68,9 +65,14 @@ impl Stage {
     }
 
     async fn occupy(&self, node: usize, floor: u64) -> Arc<dyn Lease> {
-        let request = self.request(TTL).with_token_floor(FencingToken::new(floor));
+        let token_floor = FencingToken::new(floor);
+        let terms = Terms {
+            attested: false,
+            largest_ttl: Duration::ZERO,
+            token_floor,
+        };
         match Arc::clone(&self.others[node])
-            .try_acquire(request)
+            .request_vote(self.request(TTL), terms)
             .await
             .unwrap()
         {
@@ -219,8 +221,7 @@ async fn second_name_of_a_server_gets_no_vote() {
     links[1].link().cut(true);
     let members = links
         .iter()
-        .map(|link| Arc::clone(link) as Arc<dyn LockBackend>)
-        .collect();
+        .map(|link| QuorumMember::Voting(Arc::clone(link) as _));
     let quorum = QuorumBackend::open(members, QuorumConfig::new())
         .await
         .unwrap();

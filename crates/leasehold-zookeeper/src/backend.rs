@@ -3,9 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Revocation,
-    RevokeOutcome, Ttl, WaiterNotification, async_trait, check_runtime, contained,
+    Attempt, Capabilities, Contention, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
+    LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Revocation, RevokeOutcome,
+    Ttl, WaiterNotification, async_trait, check_runtime, contained,
     session::{Sessions, attempt_with_session_retry, cancelled, queue_with_session_retry},
 };
 use tokio::time::timeout;
@@ -15,7 +15,7 @@ use crate::{
     config::{ParsedUrl, ZookeeperConfig},
     connection::Cluster,
     contended::ContendedHint,
-    error::{self, BACKEND, named},
+    error::{BACKEND, named},
     inspect,
     keys::Directory,
     pending_lock::{PendingLock, lost_place},
@@ -146,13 +146,6 @@ impl ZookeeperBackend {
         self.capabilities
             .check(request.mode(), request.ttl())
             .map_err(|error| error.with_operation("acquire"))?;
-        if request.token_floor().is_some() {
-            return Err(error::plain(
-                ErrorKind::Unsupported,
-                "acquire",
-                "tokens are transaction numbers of the ensemble and cannot be raised; leave ZooKeeper out of quorums that fence",
-            ));
-        }
         Ok(self
             .cluster
             .names

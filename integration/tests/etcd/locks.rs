@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, LockBackend, LockClient, Released, Request, Ttl};
+use leasehold_core::{ErrorKind, LockBackend, LockClient, Released, Ttl};
 use leasehold_etcd::EtcdBackend;
 use leasehold_integration::{held::Held, server::EtcdCluster};
 use tokio::time::{sleep, timeout};
@@ -135,17 +135,6 @@ async fn what_etcd_cannot_do_is_a_typed_error() {
     }
     let error = one.mutex("k6").with_ttl(ttl(6)).lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let floor = Request::new("k".try_into().unwrap())
-        .with_token_floor(leasehold_core::FencingToken::new(1));
-    assert_eq!(
-        backend(&cluster.url())
-            .await
-            .try_acquire(floor)
-            .await
-            .unwrap_err()
-            .kind(),
-        ErrorKind::Unsupported
-    );
     assert_eq!(
         EtcdBackend::connect("etcd://127.0.0.1:1/")
             .await

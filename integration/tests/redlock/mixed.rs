@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
     Fencing, LockBackend, LockClient, LockGuard, LockKey, Released, Ttl,
-    quorum::{QuorumBackend, QuorumConfig},
+    quorum::{QuorumBackend, QuorumConfig, QuorumMember},
 };
 use leasehold_etcd::EtcdBackend;
 use leasehold_integration::server::{EtcdCluster, PostgresServer, RedisServer};
@@ -28,14 +28,27 @@ impl Servers {
     }
 
     /// A connection of its own to each, as every process has.
-    async fn members(&self) -> Vec<Arc<dyn LockBackend>> {
+    async fn members(&self) -> Vec<QuorumMember> {
         vec![
-            RedisBackend::connect(&self.redis.url()).await.unwrap(),
-            EtcdBackend::connect(&self.etcd.url()).await.unwrap(),
-            PostgresBackend::connect(&self.postgres.url())
-                .await
-                .unwrap(),
+            QuorumMember::Voting(RedisBackend::connect(&self.redis.url()).await.unwrap()),
+            QuorumMember::Plain(EtcdBackend::connect(&self.etcd.url()).await.unwrap()),
+            QuorumMember::Plain(
+                PostgresBackend::connect(&self.postgres.url())
+                    .await
+                    .unwrap(),
+            ),
         ]
+    }
+
+    /// The same, to look at the locks of each.
+    async fn backends(&self) -> Vec<Arc<dyn LockBackend>> {
+        let members = self.members().await.into_iter();
+        members
+            .map(|member| match member {
+                QuorumMember::Voting(node) => node,
+                QuorumMember::Plain(backend) => backend,
+            })
+            .collect()
     }
 
     async fn quorum(&self) -> Arc<QuorumBackend> {
@@ -66,7 +79,7 @@ fn client(quorum: Arc<QuorumBackend>) -> LockClient {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
     let mut servers = Servers::start();
-    let watching = servers.members().await;
+    let watching = servers.backends().await;
     let (one, other) = (servers.quorum().await, servers.quorum().await);
     let capabilities = one.capabilities();
     assert_eq!(capabilities.fencing, Fencing::None);
@@ -102,7 +115,7 @@ async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
     let servers = Servers::start();
-    let watching = servers.members().await;
+    let watching = servers.backends().await;
     let one = client(servers.quorum().await);
     let held = one.mutex("k").lock().await.unwrap();
     held_everywhere(&held, &watching).await;
@@ -130,7 +143,7 @@ async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_restarts_costs_a_mixed_quorum_nothing() {
     let mut servers = Servers::start();
-    let watching = servers.members().await;
+    let watching = servers.backends().await;
     let (one, other) = (
         client(servers.quorum().await),
         client(servers.quorum().await),
@@ -153,7 +166,7 @@ async fn a_postgres_that_restarts_costs_a_mixed_quorum_nothing() {
     );
     servers.postgres.restart().unwrap();
     assert!(other.mutex("k").try_lock().await.unwrap().is_none());
-    held_everywhere(&held, &servers.members().await).await;
+    held_everywhere(&held, &servers.backends().await).await;
     assert_eq!(held.release().await.unwrap(), Released::Freed);
     let guard = other.mutex("k").lock().await.unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);

@@ -13,6 +13,7 @@ use crate::{
         deadline::validity,
         fan_out::FanOut,
         lease::QuorumLease,
+        node::Terms,
         rollback::Undo,
         tally::{Standing, Tally, Vote},
         token,
@@ -51,6 +52,7 @@ pub(super) struct Asking {
     pub(super) quorum: Arc<QuorumBackend>,
     /// As the nodes see it.
     pub(super) request: Request,
+    pub(super) terms: Terms,
     pub(super) replies: Vec<Reply>,
     pub(super) calls: FanOut<Attempt>,
     pub(super) timeout: Duration,
@@ -94,6 +96,7 @@ pub(super) async fn attempt(
             let Asking {
                 quorum,
                 request,
+                terms,
                 replies,
                 calls,
                 timeout,
@@ -106,7 +109,7 @@ pub(super) async fn attempt(
             {
                 quorum.forget_at(&request, |node| matches!(replies[node], Reply::Refused(_)));
             }
-            let lease = QuorumLease::new(&quorum, request.clone(), token, validity, replies);
+            let lease = QuorumLease::new(&quorum, request.clone(), terms, token, validity, replies);
             Arc::clone(&lease).take_late_grants(request, calls, timeout);
             if lease.has_empty_seats() {
                 lease.fill(timeout);
@@ -128,10 +131,7 @@ pub(super) async fn attempt(
 
 impl Asking {
     fn begin(quorum: &Arc<QuorumBackend>, request: &Request) -> Self {
-        let mut asked = request.for_node(quorum.terms());
-        if quorum.has_tokens {
-            asked = asked.with_token_floor(quorum.floor.next());
-        }
+        let (asked, terms) = (request.for_node(), quorum.terms());
         let nodes = quorum.members.len();
         let (mut replies, mut calls) = (Vec::with_capacity(nodes), FanOut::with_capacity(nodes));
         let now = request.now();
@@ -144,7 +144,7 @@ impl Asking {
         let all = well < quorum.majority.needed();
         for (node, member) in quorum.members.iter().enumerate() {
             replies.push(if member.may_ask(now) || all && member.counts() {
-                calls.push(node, || member.acquire(asked.clone()));
+                calls.push(node, || member.acquire(asked.clone(), terms));
                 Reply::Pending
             } else {
                 Reply::Failed(member.skipped())
@@ -154,6 +154,7 @@ impl Asking {
         Self {
             quorum: Arc::clone(quorum),
             request: asked,
+            terms,
             replies,
             calls,
             timeout,

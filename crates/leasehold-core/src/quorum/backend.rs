@@ -17,6 +17,7 @@ use crate::{
     backend::{Attempt, Lease, LockBackend, Released},
     capability::{Capabilities, Fairness},
     error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
     inspection::{HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     panics::contained,
@@ -28,7 +29,7 @@ use crate::{
         discovery::{self, Found},
         fan_out::FanOut,
         inspect, maintenance,
-        member::Member,
+        member::{Member, QuorumMember},
         min_token::Floor,
         node::Terms,
         ping, revoke,
@@ -62,12 +63,12 @@ pub(super) fn no_answer(silent_for: Duration) -> Error {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use leasehold_core::{LockBackend, LockClient, quorum::{QuorumBackend, QuorumConfig}};
+/// use leasehold_core::{LockClient, quorum::{QuorumBackend, QuorumConfig, QuorumMember}};
 /// use leasehold_local::MemoryBackend;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> leasehold_core::Result<()> {
-/// let nodes = (0..3).map(|_| Arc::new(MemoryBackend::new()) as Arc<dyn LockBackend>).collect();
+/// let nodes = (0..3).map(|_| QuorumMember::Voting(Arc::new(MemoryBackend::new())));
 /// let client = LockClient::new(QuorumBackend::open(nodes, QuorumConfig::new()).await?);
 /// let guard = client.mutex("item/42").lock().await?;
 /// assert!(guard.fencing_token().is_some());
@@ -108,9 +109,10 @@ impl QuorumBackend {
     /// # Cancel safety
     /// Safe: nothing is changed.
     pub async fn open(
-        members: Vec<Arc<dyn LockBackend>>,
+        members: impl IntoIterator<Item = QuorumMember>,
         config: QuorumConfig,
     ) -> Result<Arc<Self>> {
+        let members: Vec<_> = members.into_iter().map(Member::new).collect();
         if members.len().is_multiple_of(2) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -121,7 +123,6 @@ impl QuorumBackend {
             )
             .with_backend(config.scheme));
         }
-        let members: Vec<_> = members.into_iter().map(Member::new).collect();
         telemetry::begin_counting_nodes(
             config.scheme,
             members.iter().map(|member| &member.endpoint),
@@ -153,7 +154,7 @@ impl QuorumBackend {
     /// provisioned with. For a [`LazyBackend`](crate::LazyBackend).
     #[must_use]
     pub fn provisional_capabilities(
-        members: Vec<Arc<dyn LockBackend>>,
+        members: impl IntoIterator<Item = QuorumMember>,
         config: &QuorumConfig,
     ) -> Capabilities {
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
@@ -176,10 +177,16 @@ impl QuorumBackend {
         self.members.iter().map(Member::status).collect()
     }
 
+    /// Returns the terms on which nodes are asked now.
     pub(super) fn terms(&self) -> Terms {
         Terms {
             attested: self.attested.load(Ordering::Acquire),
             largest_ttl: self.largest_ttl().as_duration(),
+            token_floor: if self.has_tokens {
+                self.floor.next()
+            } else {
+                FencingToken::new(0)
+            },
         }
     }
 
@@ -367,7 +374,7 @@ impl LockBackend for QuorumBackend {
         .await;
         // It may be on the nodes' lists of waiters.
         if acquired.is_err() && attempts.load(Ordering::Relaxed) > 0 {
-            self.forget_at(&request.for_node(self.terms()), |node| {
+            self.forget_at(&request.for_node(), |node| {
                 !self.members[node].health.is_suspect()
             });
         }

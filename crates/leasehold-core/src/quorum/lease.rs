@@ -23,6 +23,7 @@ use crate::{
         deadline::validity,
         fan_out::FanOut,
         maintenance,
+        node::Terms,
         renewal::{Renewed, may_heal, renewal},
         tally::{Standing, Tally, Vote},
     },
@@ -38,6 +39,8 @@ pub(super) struct QuorumLease {
     quorum: Arc<QuorumBackend>,
     /// As the nodes see it.
     request: Request,
+    /// On which it was granted, and nodes are asked again.
+    terms: Terms,
     token: Option<FencingToken>,
     deadline: AtomicDeadline,
     seats: Mutex<Seats>,
@@ -77,6 +80,7 @@ impl QuorumLease {
     pub(super) fn new(
         quorum: &Arc<QuorumBackend>,
         request: Request,
+        terms: Terms,
         token: Option<FencingToken>,
         validity: Deadline,
         replies: Vec<Reply>,
@@ -96,6 +100,7 @@ impl QuorumLease {
             }),
             quorum: Arc::clone(quorum),
             request,
+            terms,
             token,
             deadline: AtomicDeadline::new(validity),
         })
@@ -194,9 +199,10 @@ impl QuorumLease {
             .with_yield_to_waiters(false)
             .with_order(false)
             .with_waiting(false);
+        let mut terms = self.terms;
         if let Some(token) = self.token {
             // They then stand at our token, if they have not seen a larger one.
-            request = request.with_token_floor(FencingToken::new(token.get() - 1));
+            terms.token_floor = FencingToken::new(token.get() - 1);
         }
         let mut calls = FanOut::with_capacity(self.quorum.members.len());
         {
@@ -214,7 +220,7 @@ impl QuorumLease {
             {
                 if matches!(seat, Seat::Empty) && member.may_ask(now) {
                     *seat = Seat::Asked(request.owner());
-                    calls.push(node, || member.acquire(request.clone()));
+                    calls.push(node, || member.acquire(request.clone(), terms));
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! [`Member`]: one node as the quorum sees it.
+//! [`QuorumMember`]: what a quorum is made of; and one node as the quorum sees it.
 
 use std::{
     fmt,
+    future::ready,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,17 +13,39 @@ use crate::{
     backend::{Attempt, BoxFuture, LockBackend},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
     inspection::NodeStatus,
     panics::contain,
     quorum::{
         discovery::{PATIENCE, within},
         health::Health,
-        node::{QuorumNode, Recollection},
+        node::{QuorumNode, Recollection, Terms, TokenVote},
         watch::Watch,
     },
     request::Request,
     telemetry,
 };
+
+/// One of the backends that a quorum is made of.
+///
+/// ```
+/// use std::sync::Arc;
+/// use leasehold_core::quorum::QuorumMember;
+/// use leasehold_local::{FileBackend, MemoryBackend};
+///
+/// # fn main() -> leasehold_core::Result<()> {
+/// let voting = QuorumMember::Voting(Arc::new(MemoryBackend::new()));
+/// # let folder = std::env::temp_dir().join("leasehold-member");
+/// let plain = QuorumMember::Plain(Arc::new(FileBackend::open(folder)?));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub enum QuorumMember {
+    /// A node that votes on fencing tokens.
+    Voting(Arc<dyn QuorumNode>),
+    /// A backend whose locks count. A quorum with such a member has no fencing tokens.
+    Plain(Arc<dyn LockBackend>),
+}
 
 pub(super) struct Member {
     pub(super) endpoint: Arc<str>,
@@ -41,8 +64,11 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(backend: Arc<dyn LockBackend>) -> Self {
-        let voter = Arc::clone(&backend).quorum_node();
+    pub(super) fn new(member: QuorumMember) -> Self {
+        let (backend, voter) = match member {
+            QuorumMember::Voting(node) => (Arc::clone(&node) as Arc<dyn LockBackend>, Some(node)),
+            QuorumMember::Plain(backend) => (backend, None),
+        };
         Self {
             endpoint: backend.to_string().into(),
             is_known: AtomicBool::new(voter.is_none()),
@@ -115,8 +141,32 @@ impl Member {
         self.counts() && self.health.may_ask(now)
     }
 
-    pub(super) fn acquire(&self, request: Request) -> BoxFuture<'static, Result<Attempt>> {
-        Arc::clone(&self.backend).try_acquire(request)
+    pub(super) fn acquire(
+        &self,
+        request: Request,
+        terms: Terms,
+    ) -> BoxFuture<'static, Result<Attempt>> {
+        match &self.voter {
+            Some(voter) => Arc::clone(voter).request_vote(request, terms),
+            None => Arc::clone(&self.backend).try_acquire(request),
+        }
+    }
+
+    /// Asks a node that granted to raise its token.
+    pub(super) fn raise(
+        &self,
+        request: Request,
+        terms: Terms,
+        token: FencingToken,
+    ) -> BoxFuture<'static, Result<TokenVote>> {
+        match &self.voter {
+            Some(voter) => Arc::clone(voter).raise_token(request, terms, token),
+            // A quorum with such a member has no tokens.
+            None => Box::pin(ready(Err(Error::new(
+                ErrorKind::Unsupported,
+                "it cannot vote on fencing tokens",
+            )))),
+        }
     }
 
     /// The node cannot be used when the quorum is opened. It is asked again soon, and may be cured

@@ -1,11 +1,11 @@
-//! [`QuorumNode`]: what a backend can do as a node of a quorum, beyond the contract of every backend.
+//! [`QuorumNode`]: what a voting node of a quorum does beyond the contract of every backend.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
 use crate::{
-    backend::Released,
+    backend::{Attempt, LockBackend, Released},
     error::Result,
     fencing::FencingToken,
     quorum::eligibility::{Membership, Memory},
@@ -13,26 +13,55 @@ use crate::{
     ttl::Ttl,
 };
 
-/// A node that can vote on fencing tokens, and that knows whether it may have forgotten something.
+/// A backend that can vote on fencing tokens as a node of a quorum, and that knows whether it may
+/// have lost data.
+///
+/// A backend that is not a `QuorumNode` may still be a [plain member](super::QuorumMember::Plain)
+/// of a quorum. Its locks count, but a quorum with such a member has no fencing tokens.
 ///
 /// # For implementors
-/// A request that carries [`Request::terms`] comes from a quorum. Beside the lock, the node keeps
-/// per key the pair [`Fence`](super::Fence) that never expires; a grant writes one by
-/// [`Fence::granted`](super::Fence::granted), and [`Lease::raise_token`](crate::Lease::raise_token)
-/// answers by [`Fence::accepts`](super::Fence::accepts). An attempt by the owner that holds already
-/// is granted again. Where the [terms](Terms) are not met the attempt fails with
-/// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and changes nothing.
+/// Beside the lock, the node keeps per key the pair [`Fence`](super::Fence), which never expires. A
+/// wrapper implements this trait only if the backend that it wraps does, and forwards every method.
 #[async_trait]
-pub trait QuorumNode: Send + Sync + 'static {
-    /// Gives back what attempts of this request hold or are about to get: those whose first poll
-    /// has returned. Its registration as a waiter stays.
+pub trait QuorumNode: LockBackend {
+    /// Makes one attempt to acquire the lock at this node, on the quorum's terms.
+    ///
+    /// As [`try_acquire`](LockBackend::try_acquire), with three differences. A grant writes the
+    /// key's next [`Fence`](super::Fence) by [`Fence::granted`](super::Fence::granted), and its
+    /// lease has that token. An attempt by the acquisition that holds the lock already is granted
+    /// again. A node that does not meet the [terms](Terms) refuses and changes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the terms are not met;
+    /// otherwise as the driver fails. Contention is [`Attempt::Contended`], not an error.
+    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt>;
+
+    /// Raises the key's token to `token`, for the acquisition that holds the lock by
+    /// [`request_vote`](Self::request_vote).
+    ///
+    /// The node answers by [`Fence::accepts`](super::Fence::accepts): it accepts only while
+    /// `request` still holds the lock and the stored token is smaller, or is this very token of
+    /// this acquisition. Tokens that are granted later for the key are larger.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the terms are not met;
+    /// otherwise as the driver fails.
+    async fn raise_token(
+        self: Arc<Self>,
+        request: Request,
+        terms: Terms,
+        token: FencingToken,
+    ) -> Result<TokenVote>;
+
+    /// Releases what attempts of this request hold or are about to get: those whose first poll has
+    /// returned. The registration of its waiter stays.
     ///
     /// # Errors
     /// As the driver fails; what is held then expires.
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released>;
 
-    /// Takes the registration of this [waiter](Request::waiter) away, and nothing that anybody
-    /// holds: the acquisition may hold this node by now. A node that keeps no lists of waiters has
+    /// Removes the registration of this [waiter](Request::waiter), and nothing that is held: the
+    /// acquisition may hold the lock at this node by now. A node that keeps no list of waiters has
     /// nothing to do.
     ///
     /// # Errors
@@ -68,15 +97,27 @@ pub trait QuorumNode: Send + Sync + 'static {
     async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()>;
 }
 
-/// What a quorum demands of a node that is to grant.
+/// The conditions under which a node may vote for an acquisition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
-    /// Its memory must be attested. Otherwise any node that has been watched for long enough
-    /// grants, and the quorum's tokens are best effort.
+    /// Whether the node's memory must be attested. Otherwise any node that has been watched for
+    /// long enough grants, and the quorum's tokens are best effort.
     pub attested: bool,
-    /// The longest TTL of any lock of this quorum: a node that restarted and may have forgotten
+    /// The longest TTL of any lock of this quorum. A node that restarted and may have lost grants
     /// waits that long.
     pub largest_ttl: Duration,
+    /// The token of a grant is larger than this one. Zero is no bound.
+    pub token_floor: FencingToken,
+}
+
+/// A node's answer to [`QuorumNode::raise_token`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TokenVote {
+    /// The key has the token that was asked for.
+    Accepted,
+    /// The key has this higher token. `None`: the acquisition no longer holds the lock.
+    Refused(Option<FencingToken>),
 }
 
 /// For how long a client has watched a node that stayed as it was.

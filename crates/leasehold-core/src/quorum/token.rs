@@ -4,13 +4,14 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use crate::{
-    backend::{Lease, TokenVote},
+    backend::BoxFuture,
     error::Result,
     fencing::FencingToken,
     quorum::{
         attempt::{Asking, Reply},
         backend::{Problems, no_answer},
         fan_out::FanOut,
+        node::TokenVote,
         write_back::{Answer, Round, TokenChoice, choose, round},
     },
     telemetry,
@@ -35,7 +36,7 @@ async fn write_back(
     asking: &mut Asking,
     mut token: FencingToken,
 ) -> std::result::Result<FencingToken, Problems> {
-    let majority = asking.quorum.majority;
+    let (majority, terms) = (asking.quorum.majority, asking.terms);
     let nodes = asking.replies.len();
     // What each node granted or accepted last.
     let mut at: Vec<_> = asking.replies.iter().map(token_of).collect();
@@ -52,7 +53,9 @@ async fn write_back(
             .enumerate()
             .map(|(node, reply)| match reply {
                 Reply::Pending => Answer::Pending,
-                Reply::Granted(lease) => ask(&mut raises, node, lease, at[node], token),
+                Reply::Granted(_) => ask(&mut raises, node, at[node], token, || {
+                    asking.quorum.members[node].raise(asking.request.clone(), terms, token)
+                }),
                 Reply::Refused(_) | Reply::Failed(_) => Answer::Gone,
             })
             .collect();
@@ -69,7 +72,9 @@ async fn write_back(
                 let reply = quorum.reply(node, answer, request);
                 at[node] = token_of(&reply);
                 answers[node] = match &reply {
-                    Reply::Granted(lease) => ask(&mut raises, node, lease, at[node], token),
+                    Reply::Granted(_) => ask(&mut raises, node, at[node], token, || {
+                        quorum.members[node].raise(request.clone(), terms, token)
+                    }),
                     _ => Answer::Gone,
                 };
                 replies[node] = reply;
@@ -135,15 +140,15 @@ async fn write_back(
 fn ask(
     raises: &mut FanOut<TokenVote>,
     node: usize,
-    lease: &Arc<dyn Lease>,
     at: Option<FencingToken>,
     token: FencingToken,
+    raise: impl FnOnce() -> BoxFuture<'static, Result<TokenVote>>,
 ) -> Answer {
     match at {
         Some(at) if at == token => Answer::Stands,
         Some(at) if at > token => Answer::Higher(at),
         _ => {
-            raises.push(node, || Arc::clone(lease).raise_token(token));
+            raises.push(node, raise);
             Answer::Pending
         }
     }

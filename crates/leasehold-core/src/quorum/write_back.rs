@@ -1,8 +1,9 @@
 //! Quorum fencing: one token out of the tokens of several nodes.
 
 use crate::{
-    acquisition_id::AcquisitionId, backend::TokenVote, fencing::FencingToken,
-    quorum::tally::Majority,
+    acquisition_id::AcquisitionId,
+    fencing::FencingToken,
+    quorum::{node::TokenVote, tally::Majority},
 };
 
 /// F: what a node keeps per key, apart from the lock, and never lets expire. A node that has none

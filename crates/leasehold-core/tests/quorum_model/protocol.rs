@@ -1,10 +1,10 @@
 //! The protocol as a state machine. What is decided, is decided by `leasehold_core::quorum`.
 
 use leasehold_core::{
-    AcquisitionId, Deadline, FencingToken, Timestamp, TokenVote,
+    AcquisitionId, Deadline, FencingToken, Timestamp,
     quorum::{
         Answer, Fence, Majority, Membership, Memory, Rejoin, Renewed, Round, Standing as Outcome,
-        Tally, TokenChoice, Vote, choose, may_heal, rejoin, renewal, round, validity,
+        Tally, TokenChoice, TokenVote, Vote, choose, may_heal, rejoin, renewal, round, validity,
     },
 };
 use stateright::{Model, Property};

@@ -13,7 +13,8 @@ use std::{
 use leasehold_core::{
     Attempt, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
     KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation,
-    RevokeOutcome, TestClock, TokenVote, async_trait, quorum::QuorumNode,
+    RevokeOutcome, TestClock, async_trait,
+    quorum::{Attestation, QuorumMember, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -48,6 +49,16 @@ impl Flaky {
             late_renewals: AtomicUsize::new(0),
             late_answers: Semaphore::new(0),
         })
+    }
+
+    /// Returns it as a member of a quorum.
+    pub(crate) fn member(self: &Arc<Self>) -> QuorumMember {
+        let node = Arc::clone(self);
+        if self.votes {
+            QuorumMember::Voting(node)
+        } else {
+            QuorumMember::Plain(node)
+        }
     }
 
     fn panic_if_told(&self) {
@@ -111,13 +122,49 @@ impl LockBackend for Flaky {
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
+}
 
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        if self.votes {
-            Arc::clone(&self.inner).quorum_node()
-        } else {
-            None
-        }
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl QuorumNode for Flaky {
+    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+        self.way().await?;
+        Ok(
+            match Arc::clone(&self.inner).request_vote(request, terms).await? {
+                Attempt::Granted(inner) => {
+                    Attempt::Granted(Arc::new(FlakyLease { node: self, inner }))
+                }
+                contended => contended,
+            },
+        )
+    }
+
+    async fn raise_token(
+        self: Arc<Self>,
+        request: Request,
+        terms: Terms,
+        token: FencingToken,
+    ) -> Result<TokenVote> {
+        self.panic_if_told();
+        Arc::clone(&self.inner)
+            .raise_token(request, terms, token)
+            .await
+    }
+
+    async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
+        Arc::clone(&self.inner).withdraw(request).await
+    }
+
+    async fn stop_waiting(self: Arc<Self>, request: Request) -> Result<()> {
+        Arc::clone(&self.inner).stop_waiting(request).await
+    }
+
+    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
+        Arc::clone(&self.inner).recall(watched).await
+    }
+
+    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
+        Arc::clone(&self.inner).attest(attestation).await
     }
 }
 
@@ -163,11 +210,6 @@ impl Lease for FlakyLease {
             ));
         }
         Ok(())
-    }
-
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        self.node.panic_if_told();
-        Arc::clone(&self.inner).raise_token(token).await
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

@@ -12,7 +12,7 @@ use std::{
 use leasehold_core::{
     Attempt, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
     KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation,
-    RevokeOutcome, SessionId, TestClock, Timestamp, TokenVote, Ttl, async_trait,
+    RevokeOutcome, SessionId, TestClock, Timestamp, Ttl, async_trait,
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
@@ -183,10 +183,6 @@ impl Lease for SpyLease {
             clock.suspend(time);
         }
         Arc::clone(&self.inner).renew().await
-    }
-
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        Arc::clone(&self.inner).raise_token(token).await
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

@@ -213,28 +213,24 @@ impl FileAcquisition {
         };
         let tokens = self.tokens()?;
         let last = tokens.record.as_ref().map(|record| record.last_token);
-        let floor = self.request.token_floor().map_or(0, FencingToken::get);
         if shared {
-            // Readers cannot write: a counter that is missing or too low is set by us alone, for an
-            // instant.
-            return match last.filter(|last| *last >= floor) {
+            // Readers cannot write: a counter that is missing is set by us alone, for an instant.
+            return match last {
                 Some(last) => {
                     hold.token = Some(FencingToken::new(above(last, 1)?));
                     Ok(Outcome::Held(Box::new(hold)))
                 }
-                None => self.set_counter(hold, last.unwrap_or(0).max(floor)),
+                None => self.set_counter(hold),
             };
         }
         // One number is left free for the readers in between.
-        let token = above(last.unwrap_or(0), 2)?
-            .max(micros_since_epoch())
-            .max(above(floor, 1)?);
+        let token = above(last.unwrap_or(0), 2)?.max(micros_since_epoch());
         self.keep(&tokens, token)?;
         hold.token = Some(FencingToken::new(token));
         Ok(Outcome::Held(Box::new(hold)))
     }
 
-    fn set_counter(&mut self, hold: LockedFiles, at_least: u64) -> Result<Outcome> {
+    fn set_counter(&mut self, hold: LockedFiles) -> Result<Outcome> {
         let file = hold
             .let_go()
             .map_err(|error| io_error("unlock", &self.path, error))?;
@@ -247,7 +243,7 @@ impl FileAcquisition {
             .record
             .as_ref()
             .map_or_else(micros_since_epoch, |record| record.last_token);
-        self.keep(&tokens, last.max(at_least))?;
+        self.keep(&tokens, last)?;
         file.unlock()
             .map_err(|error| io_error("unlock", &self.path, error))?;
         self.keep_open(file, Outcome::Again)
@@ -351,7 +347,7 @@ fn above(token: u64, by: u64) -> Result<u64> {
     let exhausted = || -> Error {
         refused(
             ErrorKind::InvalidInput,
-            format!("no fencing token is left above {token}; the counter or the floor is wrong"),
+            format!("no fencing token is left above {token}; the counter is wrong"),
         )
     };
     token.checked_add(by).ok_or_else(exhausted)

@@ -4,13 +4,13 @@ use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
     AcquisitionId, Attempt, Capabilities, Clock, ClockDrift, Contention, Error, ErrorKind, Expiry,
-    Fairness, Fencing, HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection,
-    LossReason, Mode, Pong, Request, Restart, Result, Revocation, RevokeOutcome, SystemClock,
-    WaiterNotification, WaiterRef, async_trait, quorum::QuorumNode,
+    Fairness, Fencing, FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey,
+    LossDetection, LossReason, Mode, Pong, Request, Restart, Result, Revocation, RevokeOutcome,
+    SystemClock, WaiterNotification, WaiterRef, async_trait,
 };
 
 use super::{
-    grant::{Grant, Issuer},
+    grant::{Grant, Issuer, NO_FLOOR},
     lease::MemoryLease,
     slot::Slot,
     table::Table,
@@ -34,8 +34,8 @@ const YIELD_RETRY: Duration = Duration::from_millis(5);
 /// - Grants expire by the [clock](Self::with_clock) and wake who waits; nothing polls.
 /// - Fencing tokens start at 1 in each backend and grow over all its keys, so they are good for
 ///   what lives and dies with the process: [`Fencing::UntilAmnesia`].
-/// - Its leases can [raise tokens](Lease::raise_token), so several of these make a quorum for
-///   tests.
+/// - It is a [`QuorumNode`](leasehold_core::quorum::QuorumNode), so several of these make a quorum
+///   for tests.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -75,6 +75,29 @@ impl MemoryBackend {
 
     fn lease(self: Arc<Self>, grant: Arc<Grant>) -> Arc<dyn Lease> {
         Arc::new(MemoryLease::new(self, grant))
+    }
+
+    /// Makes one attempt.
+    pub(super) fn attempt(
+        self: Arc<Self>,
+        slot: &mut Slot,
+        request: &Request,
+        token_floor: FencingToken,
+    ) -> Result<Attempt> {
+        if let Some(grant) = slot.try_grant(request, token_floor, &self.issuer)? {
+            return Ok(Attempt::Granted(self.lease(grant)));
+        }
+        Ok(Attempt::Contended(Contention {
+            retry_after: slot
+                .holders
+                .first_expiry()
+                .map(|expiry| expiry.since(self.issuer.now())),
+            last_token: slot.last_token,
+            wake: request.is_waiting().then(|| {
+                let watcher = WaiterGuard::as_watcher(self, slot, request.clone());
+                Box::pin(async move { watcher.ticket.called.notified().await }) as _
+            }),
+        }))
     }
 
     fn list(&self, key: &LockKey, slot: &mut Slot, into: &mut Inspection) {
@@ -156,24 +179,7 @@ impl LockBackend for MemoryBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.table.with_slot(request.key(), request.mode(), |slot| {
-            // A quorum takes a node back whose answer it has missed.
-            if request.terms().is_some() {
-                slot.holders.remove_owner(request.owner());
-            }
-            if let Some(grant) = slot.try_grant(&request, &self.issuer)? {
-                return Ok(Attempt::Granted(Arc::clone(&self).lease(grant)));
-            }
-            Ok(Attempt::Contended(Contention {
-                retry_after: slot
-                    .holders
-                    .first_expiry()
-                    .map(|expiry| expiry.since(self.issuer.now())),
-                last_token: slot.last_token,
-                wake: request.is_waiting().then(|| {
-                    let watcher = WaiterGuard::as_watcher(Arc::clone(&self), slot, request.clone());
-                    Box::pin(async move { watcher.ticket.called.notified().await }) as _
-                }),
-            }))
+            Arc::clone(&self).attempt(slot, &request, NO_FLOOR)
         })
     }
 
@@ -197,7 +203,7 @@ impl LockBackend for MemoryBackend {
         let entry = self
             .table
             .with_slot(request.key(), request.mode(), |slot| {
-                Ok::<_, Error>(match slot.try_grant(&request, &self.issuer)? {
+                Ok::<_, Error>(match slot.try_grant(&request, NO_FLOOR, &self.issuer)? {
                     Some(grant) => ControlFlow::Break(grant),
                     None => ControlFlow::Continue(WaiterGuard::in_queue(
                         Arc::clone(&self),
@@ -255,10 +261,6 @@ impl LockBackend for MemoryBackend {
     /// There is nothing to close: other clients may share the backend.
     async fn close(&self) -> Result<()> {
         Ok(())
-    }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        Some(self)
     }
 }
 

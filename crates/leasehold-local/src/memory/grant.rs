@@ -12,6 +12,9 @@ use leasehold_core::{
 
 use super::{backend::NAME, holders::Holder};
 
+/// Tokens outside of a quorum have no lower bound but the last one.
+pub(super) const NO_FLOOR: FencingToken = FencingToken::new(0);
+
 /// One grant. What may change about it, except for its deadline, is in the slot's [`Holder`].
 #[derive(Debug)]
 pub(super) struct Grant {
@@ -51,11 +54,11 @@ impl Issuer {
         self.clock.now()
     }
 
-    pub(super) fn grant(&self, request: &Request) -> Result<Holder> {
+    pub(super) fn grant(&self, request: &Request, token_floor: FencingToken) -> Result<Holder> {
         let token = if request.mode().is_permit() {
             None
         } else {
-            Some(self.next_token(request.token_floor())?)
+            Some(self.next_token(token_floor)?)
         };
         // The holder's clock is read before the one that the grant expires by: so it stops
         // believing first.
@@ -75,8 +78,8 @@ impl Issuer {
         self.last_number.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn next_token(&self, floor: Option<FencingToken>) -> Result<FencingToken> {
-        let floor = floor.map_or(0, FencingToken::get);
+    fn next_token(&self, floor: FencingToken) -> Result<FencingToken> {
+        let floor = floor.get();
         self.last_token
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
                 last.max(floor).checked_add(1)

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Deadline, Error, ErrorKind, FencingToken, KeepAlive, Lease, Released, Result, TokenVote,
-    async_trait,
+    Deadline, Error, ErrorKind, FencingToken, KeepAlive, Lease, Released, Result, async_trait,
 };
 
 use super::{
@@ -71,24 +70,6 @@ impl Lease for MemoryLease {
             );
             Ok(())
         })
-    }
-
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        Ok(self.with_slot(|slot| {
-            slot.settle(&self.backend.issuer);
-            let Some(holder) = slot.holders.get_mut(&self.grant) else {
-                return TokenVote::Refused(None);
-            };
-            match holder.stored_token {
-                Some(stored) if stored <= token => {
-                    holder.stored_token = Some(token);
-                    slot.last_token = slot.last_token.max(Some(token));
-                    self.backend.issuer.raise(token);
-                    TokenVote::Accepted
-                }
-                stored => TokenVote::Refused(stored),
-            }
-        }))
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

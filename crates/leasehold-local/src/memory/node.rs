@@ -3,8 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Released, Request, Result, async_trait,
-    quorum::{Attestation, Membership, Memory, QuorumNode, Recollection, Watched},
+    Attempt, FencingToken, Released, Request, Result, async_trait,
+    quorum::{
+        Attestation, Membership, Memory, QuorumNode, Recollection, Terms, TokenVote, Watched,
+    },
 };
 
 use super::backend::MemoryBackend;
@@ -13,6 +15,37 @@ use super::backend::MemoryBackend;
 /// it.
 #[async_trait]
 impl QuorumNode for MemoryBackend {
+    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+        self.table.with_slot(request.key(), request.mode(), |slot| {
+            // A quorum asks again where it has missed the answer.
+            slot.holders.remove_owner(request.owner());
+            Arc::clone(&self).attempt(slot, &request, terms.token_floor)
+        })
+    }
+
+    async fn raise_token(
+        self: Arc<Self>,
+        request: Request,
+        _: Terms,
+        token: FencingToken,
+    ) -> Result<TokenVote> {
+        Ok(self.table.with_slot(request.key(), request.mode(), |slot| {
+            slot.settle(&self.issuer);
+            let Some(holder) = slot.holders.of_mut(request.owner()) else {
+                return TokenVote::Refused(None);
+            };
+            match holder.stored_token {
+                Some(stored) if stored <= token => {
+                    holder.stored_token = Some(token);
+                    slot.last_token = slot.last_token.max(Some(token));
+                    self.issuer.raise(token);
+                    TokenVote::Accepted
+                }
+                stored => TokenVote::Refused(stored),
+            }
+        }))
+    }
+
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
         Ok(self.table.with_slot(request.key(), request.mode(), |slot| {
             slot.settle(&self.issuer);

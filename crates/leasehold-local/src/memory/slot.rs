@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::{
     backend::NAME,
-    grant::{Grant, Issuer},
+    grant::{Grant, Issuer, NO_FLOOR},
     holders::Holders,
 };
 
@@ -85,11 +85,12 @@ impl Slot {
         }
     }
 
-    /// Grants at once, or says no. Nobody overtakes the queue, and no reader overtakes a writer
-    /// that watches.
+    /// Grants at once or not at all, with a token above `token_floor`. Nobody overtakes the queue,
+    /// and no reader overtakes a writer that watches.
     pub(super) fn try_grant(
         &mut self,
         request: &Request,
+        token_floor: FencingToken,
         issuer: &Issuer,
     ) -> Result<Option<Arc<Grant>>> {
         self.settle(issuer);
@@ -97,11 +98,16 @@ impl Slot {
         if !self.admits_newcomer(request.mode()) {
             return Ok(None);
         }
-        self.grant(request, issuer).map(Some)
+        self.grant(request, token_floor, issuer).map(Some)
     }
 
-    fn grant(&mut self, request: &Request, issuer: &Issuer) -> Result<Arc<Grant>> {
-        let holder = issuer.grant(request)?;
+    fn grant(
+        &mut self,
+        request: &Request,
+        token_floor: FencingToken,
+        issuer: &Issuer,
+    ) -> Result<Arc<Grant>> {
+        let holder = issuer.grant(request, token_floor)?;
         let grant = Arc::clone(&holder.grant);
         self.last_token = self.last_token.max(grant.token);
         self.holders.add(holder);
@@ -121,7 +127,7 @@ impl Slot {
             .is_some_and(|head| admits(&self.holders, head.request.mode()))
             && let Some((_, ticket)) = self.queue.pop_first()
         {
-            let outcome = self.grant(&ticket.request, issuer);
+            let outcome = self.grant(&ticket.request, NO_FLOOR, issuer);
             // Nobody else sets it: a ticket is served where it leaves the queue.
             let served = ticket.outcome.set(outcome).is_ok();
             debug_assert!(served, "a ticket is served once");

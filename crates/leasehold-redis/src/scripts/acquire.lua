@@ -1,7 +1,7 @@
 -- Takes the lock exclusively. KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c
 -- ourteous, r egistered before, in o rder, t aken before, without a token), what the keys of
--- waiters begin with, token floor. The last three may be left out. Granted: the token, as a string.
--- Refused: see `refusal`, and `Refusal` in Rust.
+-- waiters begin with. The last two may be left out. Granted: the token, as a string. Refused: see
+-- `refusal`, and `Refusal` in Rust.
 --
 -- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the
 -- wake-up (CLIENT TRACKING) in this very round trip, and lets uncontended pairs cause no push.
@@ -40,23 +40,15 @@ end
 local time = redis.call('TIME')
 local token = string.format('%s%06d', time[1], time[2])
 local last = redis.pcall('SET', token_key, token, 'EX', expiry, 'GET')
-local floor = ARGV[6]
-if last or floor then
+if last then
   if type(last) == 'table' then
     redis.call('DEL', lock)
     return last
   end
-  local least = math.max(tonumber(last or '0') or 2^53, 0) + 2
-  if floor then
-    least = math.max(least, floor + 1)
-  end
+  local least = math.max(tonumber(last) or 2^53, 0) + 2
   if least >= 2^53 then
     redis.call('DEL', lock)
-    if last then
-      redis.call('SET', token_key, last, 'EX', expiry)
-    else
-      redis.call('DEL', token_key)
-    end
+    redis.call('SET', token_key, last, 'EX', expiry)
     return redis.error_reply('LEASETOKEN no token below 2^53 is left')
   end
   if least > tonumber(token) then

@@ -1,12 +1,12 @@
 -- Takes the lock shared. KEYS: lock, writers. ARGV: value, ttl in ms, token key, flags (as in
--- acquire.lua), what the keys of waiters begin with, the run of the server, token floor. Granted:
--- the token, as a string. Refused: see `refusal`.
+-- acquire.lua), what the keys of waiters begin with, the run of the server. Granted: the token, as
+-- a string. Refused: see `refusal`.
 --
 -- While readers hold, the lock key is a string that lasts as long as the last of them, so that
 -- programs which know nothing of readers see it as taken: `shared:<owner>:<run>:<token>`. GETEX
 -- without options is a GET that counts as a write, so it arms no push.
 local lock, writers, value, ttl, token_key, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
-local base, run, floor, time = ARGV[5], ARGV[6], (ARGV[7] or 0) + 0, redis.call('TIME')
+local base, run, time = ARGV[5], ARGV[6], redis.call('TIME')
 local readers, now = base .. 'readers', millis(time)
 
 local function refuse(why, ends)
@@ -44,14 +44,14 @@ end
 local drawn_in, token = string.match(holder or '', '^shared:%x+:([^:]+):(%d+)$')
 token = drawn_in == run and token + 0
 local shared
-if token and token > floor then
+if token then
   redis.call('EXPIRE', token_key, expiry)
 else
   local last = redis.pcall('INCRBY', token_key, 0)
   if type(last) == 'table' then
     return last
   end
-  local least = math.max(last, time[1] * 1000000 + time[2], floor)
+  local least = math.max(last, time[1] * 1000000 + time[2])
   if least + 2 >= 2^53 then
     return redis.error_reply('LEASETOKEN no token below 2^53 is left')
   end

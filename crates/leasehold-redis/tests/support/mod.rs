@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{Attempt, Contention, Lease, LockBackend, LockKey, Request, Ttl};
+use leasehold_core::{
+    Attempt, Contention, FencingToken, Lease, LockBackend, LockKey, Request, Ttl,
+    quorum::{QuorumNode, Terms},
+};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use tempfile::TempDir;
 
@@ -186,18 +189,54 @@ pub(crate) fn ttl(millis: u64) -> Ttl {
 
 /// One attempt that is granted.
 pub(crate) async fn granted(backend: &Arc<RedisBackend>, request: Request) -> Arc<dyn Lease> {
-    match Arc::clone(backend).try_acquire(request).await.unwrap() {
+    granted_to(backend, request, false).await
+}
+
+/// Terms that a node without a mark meets at once.
+pub(crate) const TERMS: Terms = Terms {
+    attested: false,
+    largest_ttl: Duration::ZERO,
+    token_floor: FencingToken::new(0),
+};
+
+/// One attempt: of a quorum's client, if `node`.
+pub(crate) async fn attempt(backend: &Arc<RedisBackend>, request: Request, node: bool) -> Attempt {
+    let backend = Arc::clone(backend);
+    if node {
+        backend.request_vote(request, TERMS).await
+    } else {
+        backend.try_acquire(request).await
+    }
+    .unwrap()
+}
+
+/// One attempt that is granted: of a quorum's client, if `node`.
+pub(crate) async fn granted_to(
+    backend: &Arc<RedisBackend>,
+    request: Request,
+    node: bool,
+) -> Arc<dyn Lease> {
+    match attempt(backend, request, node).await {
         Attempt::Granted(lease) => lease,
         Attempt::Contended(contention) => panic!("refused: {contention:?}"),
     }
 }
 
-/// One attempt that is refused.
-pub(crate) async fn refused(backend: &Arc<RedisBackend>, request: Request) -> Contention {
-    match Arc::clone(backend).try_acquire(request).await.unwrap() {
+/// One attempt that is refused: of a quorum's client, if `node`.
+pub(crate) async fn refused_to(
+    backend: &Arc<RedisBackend>,
+    request: Request,
+    node: bool,
+) -> Contention {
+    match attempt(backend, request, node).await {
         Attempt::Granted(lease) => panic!("granted: {lease:?}"),
         Attempt::Contended(contention) => contention,
     }
+}
+
+/// One attempt that is refused.
+pub(crate) async fn refused(backend: &Arc<RedisBackend>, request: Request) -> Contention {
+    refused_to(backend, request, false).await
 }
 
 pub(crate) fn token(lease: &Arc<dyn Lease>) -> u64 {

@@ -8,10 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, BoxFuture, Capabilities, Contention, Error, ErrorKind, Fencing, HolderRef, Inspection,
-    LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart, Result, Revocation,
-    RevokeOutcome, WaiterNotification,
-    quorum::{Attestation, QuorumNode, Recollection, Watched},
+    Attempt, BoxFuture, Capabilities, Contention, Error, ErrorKind, Fencing, FencingToken,
+    HolderRef, Inspection, LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart,
+    Result, Revocation, RevokeOutcome, WaiterNotification,
+    quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 
 use super::{
@@ -63,6 +63,57 @@ impl SimBackend {
         }));
     }
 
+    /// Makes one attempt. `terms`: for a quorum.
+    async fn attempt(&self, request: Request, terms: Option<Terms>) -> Result<Attempt> {
+        self.capabilities().check(request.mode(), request.ttl())?;
+        let mut sent = request.now();
+        let wake = self.wake();
+        let asked = request.clone();
+        let token_floor = terms.map_or(FencingToken::new(0), |terms| terms.token_floor);
+        let bug = self.link.node().bug();
+        let connection = self.link.connection();
+        let voted = bug == Some(NodeBug::AskedOncePerConnection) && self.has_voted_on(connection);
+        let answer = self
+            .link
+            .ask(PATIENCE, move |desk| {
+                let may = voted || terms.is_none_or(|terms| desk.meets(&terms));
+                may.then(|| desk.memory.acquire(&asked, token_floor, desk.now))
+            })
+            .await;
+        if matches!(answer, Ok(Some(_))) {
+            *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+        }
+        if bug == Some(NodeBug::DeadlineFromAnswer) {
+            sent = request.now();
+        }
+        match answer {
+            Ok(Some(Granting::Granted(token))) => Ok(Attempt::Granted(SimLease::new(
+                self.link.clone(),
+                request,
+                token,
+                sent,
+            ))),
+            Ok(Some(Granting::Held(_))) if bug == Some(NodeBug::RefusalCounts) => Ok(
+                Attempt::Granted(SimLease::new(self.link.clone(), request, token_floor, sent)),
+            ),
+            Ok(Some(Granting::Held(left))) => Ok(Attempt::Contended(Contention {
+                retry_after: Some(left),
+                last_token: None,
+                wake: Some(wake),
+            })),
+            Ok(None) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "it restarted, and may not vote yet",
+            )),
+            Err(error) => {
+                if error.kind() == ErrorKind::Indeterminate {
+                    self.undo(request);
+                }
+                Err(error)
+            }
+        }
+    }
+
     /// Completes when a lock of the node may have become free, unless the news is lost.
     fn wake(&self) -> BoxFuture<'static, ()> {
         let (mut freed, link) = (self.link.node().next_freed(), self.link.clone());
@@ -93,59 +144,7 @@ impl LockBackend for SimBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.capabilities().check(request.mode(), request.ttl())?;
-        let mut sent = request.now();
-        let wake = self.wake();
-        let asked = request.clone();
-        let bug = self.link.node().bug();
-        let connection = self.link.connection();
-        let voted = bug == Some(NodeBug::AskedOncePerConnection) && self.has_voted_on(connection);
-        let answer = self
-            .link
-            .ask(PATIENCE, move |desk| {
-                (voted || desk.meets(&asked)).then(|| desk.memory.acquire(&asked, desk.now))
-            })
-            .await;
-        if matches!(answer, Ok(Some(_))) {
-            *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) = connection;
-        }
-        if bug == Some(NodeBug::DeadlineFromAnswer) {
-            sent = request.now();
-        }
-        match answer {
-            Ok(Some(Granting::Granted(token))) => Ok(Attempt::Granted(SimLease::new(
-                self.link.clone(),
-                request,
-                token,
-                sent,
-            ))),
-            Ok(Some(Granting::Held(_))) if bug == Some(NodeBug::RefusalCounts) => {
-                let token = request
-                    .token_floor()
-                    .unwrap_or(leasehold_core::FencingToken::new(0));
-                Ok(Attempt::Granted(SimLease::new(
-                    self.link.clone(),
-                    request,
-                    token,
-                    sent,
-                )))
-            }
-            Ok(Some(Granting::Held(left))) => Ok(Attempt::Contended(Contention {
-                retry_after: Some(left),
-                last_token: None,
-                wake: Some(wake),
-            })),
-            Ok(None) => Err(Error::new(
-                ErrorKind::Unavailable,
-                "it restarted, and may not vote yet",
-            )),
-            Err(error) => {
-                if error.kind() == ErrorKind::Indeterminate {
-                    self.undo(request);
-                }
-                Err(error)
-            }
-        }
+        self.attempt(request, None).await
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -179,14 +178,28 @@ impl LockBackend for SimBackend {
     async fn close(&self) -> Result<()> {
         Ok(())
     }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        Some(self)
-    }
 }
 
 #[async_trait]
 impl QuorumNode for SimBackend {
+    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+        self.attempt(request, Some(terms)).await
+    }
+
+    async fn raise_token(
+        self: Arc<Self>,
+        request: Request,
+        terms: Terms,
+        token: FencingToken,
+    ) -> Result<TokenVote> {
+        let vote = self.link.ask(PATIENCE, move |desk| {
+            desk.meets(&terms)
+                .then(|| desk.memory.raise(&request, token, desk.now, desk.bug))
+        });
+        vote.await?
+            .ok_or_else(|| Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet"))
+    }
+
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
         release(&self.link, request).await
     }

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use leasehold_core::{
     AtomicDeadline, Deadline, Error, ErrorKind, FencingToken, KeepAlive, Lease, Released, Request,
-    Result, Timestamp, TokenVote,
+    Result, Timestamp,
 };
 
 use super::{
@@ -70,16 +70,6 @@ impl Lease for SimLease {
                 "the node does not hold it for us any more",
             ))
         }
-    }
-
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        let asked = self.request.clone();
-        let vote = self.link.ask(PATIENCE, move |desk| {
-            desk.meets(&asked)
-                .then(|| desk.memory.raise(&asked, token, desk.now, desk.bug))
-        });
-        vote.await?
-            .ok_or_else(|| Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet"))
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use leasehold_core::{
-    AcquisitionId, FencingToken, LockKey, Request, Timestamp, TokenVote,
-    quorum::{Attestation, Fence},
+    AcquisitionId, FencingToken, LockKey, Request, Timestamp,
+    quorum::{Attestation, Fence, TokenVote},
 };
 
 /// A way for a node to be wrong, to see that a test finds it.
@@ -82,7 +82,12 @@ impl Memory {
         entry
     }
 
-    pub(super) fn acquire(&mut self, request: &Request, now: Timestamp) -> Granting {
+    pub(super) fn acquire(
+        &mut self,
+        request: &Request,
+        token_floor: FencingToken,
+        now: Timestamp,
+    ) -> Granting {
         let above = self.above;
         let entry = self.entry(request.key(), now);
         if let Some(holder) = entry
@@ -92,10 +97,7 @@ impl Memory {
         {
             return Granting::Held(holder.until.since(now));
         }
-        let floor = request
-            .token_floor()
-            .map_or(0, FencingToken::get)
-            .max(above);
+        let floor = token_floor.get().max(above);
         let fence = Fence::granted(entry.fence, FencingToken::new(floor), request.owner());
         let until = now + request.ttl().as_duration();
         entry.holder = Some(Holder {

@@ -18,14 +18,14 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use leasehold_core::{LockBackend, LockClient, Ttl, quorum::{Provision, QuorumBackend, QuorumConfig}};
+//! use leasehold_core::{LockClient, Ttl, quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember}};
 //! use leasehold_testkit::sim::{DataLoss, Network, SimClock, SimNode};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> leasehold_core::Result<()> {
 //! let network = Network::new(42);
 //! let nodes: Vec<_> = (0..3).map(|_| SimNode::new(SimClock::new())).collect();
-//! let links = nodes.iter().map(|node| network.connect(node) as Arc<dyn LockBackend>).collect();
+//! let links = nodes.iter().map(|node| QuorumMember::Voting(network.connect(node)));
 //! let quorum = QuorumBackend::open(links, QuorumConfig::new()).await?;
 //! // Nodes that have just started may have forgotten what they granted, unless we say that they never granted anything.
 //! quorum.provision(&Provision::new(Ttl::DEFAULT).with_never_used(true)).await?;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Clock, Request, Timestamp,
+    Clock, Timestamp,
     quorum::{Membership, Memory as NodeMemory, Recollection, Terms, Watched},
 };
 use tokio::sync::{Notify, futures::OwnedNotified};
@@ -265,15 +265,12 @@ impl NodeHandler<'_> {
         }
     }
 
-    pub(super) fn meets(&self, request: &Request) -> bool {
-        let Some(Terms {
+    pub(super) fn meets(&self, terms: &Terms) -> bool {
+        let Terms {
             attested,
             largest_ttl,
             ..
-        }) = request.terms()
-        else {
-            return true;
-        };
+        } = *terms;
         let ballot = self.membership().ballot(largest_ttl);
         if attested { ballot.token } else { ballot.lock }
     }

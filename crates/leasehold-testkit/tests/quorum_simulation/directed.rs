@@ -9,11 +9,14 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Attempt, Clock, FencingToken, Lease, LockBackend, LockClient, LockKey, Request, Ttl,
-    quorum::{Provision, QuorumBackend, QuorumConfig, seed_pauses},
+    quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, seed_pauses},
 };
 use leasehold_testkit::sim::{DataLoss, Network, SimBackend, SimClock, SimNode};
 
-use crate::{keeping::Keeping, world::Flaw};
+use crate::{
+    keeping::Keeping,
+    world::{Flaw, voting},
+};
 
 const KEY: &str = "k";
 /// Of the locks, and so the grace. Far longer than what else is waited for.
@@ -79,11 +82,7 @@ impl Stage {
             durable,
             flaw,
         };
-        let links = stage
-            .links()
-            .into_iter()
-            .map(|link| link as Arc<dyn LockBackend>)
-            .collect();
+        let links = voting(stage.links());
         let provision = Provision::new(ttl())
             .with_durable(durable)
             .with_never_used(true);
@@ -98,7 +97,7 @@ impl Stage {
             .collect()
     }
 
-    async fn open(&mut self, links: Vec<Arc<dyn LockBackend>>) -> Arc<QuorumBackend> {
+    async fn open(&mut self, links: Vec<QuorumMember>) -> Arc<QuorumBackend> {
         let floor = self.dice.u64(..1_000);
         let config = QuorumConfig::new()
             .with_largest_ttl(ttl())
@@ -113,16 +112,9 @@ impl Stage {
         }
         let known = match flaw {
             Some(Flaw::OnlyAcquisitionsLookAfter | Flaw::NothingAskedBeforeRenewal) => {
-                let wrong = Keeping::all(links.clone(), flaw);
-                wrong
-                    .into_iter()
-                    .map(|link| link as Arc<dyn LockBackend>)
-                    .collect()
+                voting(Keeping::all(links.clone(), flaw))
             }
-            _ => links
-                .iter()
-                .map(|link| Arc::clone(link) as Arc<dyn LockBackend>)
-                .collect(),
+            _ => voting(links.clone()),
         };
         let quorum = self.open(known).await;
         let clock = clock(&mut self.dice) as Arc<dyn Clock>;

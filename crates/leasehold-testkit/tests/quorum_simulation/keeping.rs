@@ -11,8 +11,8 @@ use std::{
 use async_trait::async_trait;
 use leasehold_core::{
     Attempt, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, KeepAlive,
-    Lease, LockBackend, LockKey, Released, Request, Result, Revocation, RevokeOutcome, TokenVote,
-    quorum::{Attestation, QuorumNode, Recollection, Watched},
+    Lease, LockBackend, LockKey, Released, Request, Result, Revocation, RevokeOutcome,
+    quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
 use tokio::time::Instant;
@@ -112,26 +112,7 @@ impl LockBackend for Keeping {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        if let ((false, true), Some(Flaw::NothingAskedBeforeRenewal)) =
-            (self.asks(&request), self.flaw)
-        {
-            return Ok(Attempt::Contended(Contention {
-                retry_after: None,
-                last_token: None,
-                wake: None,
-            }));
-        }
-        match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
-            Attempt::Granted(inner) => {
-                self.granted(&request);
-                Ok(Attempt::Granted(Arc::new(KeptLease {
-                    link: self,
-                    request,
-                    inner,
-                })))
-            }
-            contended => Ok(contended),
-        }
+        Arc::clone(&self.inner).try_acquire(request).await
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -145,14 +126,47 @@ impl LockBackend for Keeping {
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
-
-    fn quorum_node(self: Arc<Self>) -> Option<Arc<dyn QuorumNode>> {
-        Some(self)
-    }
 }
 
 #[async_trait]
 impl QuorumNode for Keeping {
+    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+        if let ((false, true), Some(Flaw::NothingAskedBeforeRenewal)) =
+            (self.asks(&request), self.flaw)
+        {
+            return Ok(Attempt::Contended(Contention {
+                retry_after: None,
+                last_token: None,
+                wake: None,
+            }));
+        }
+        match Arc::clone(&self.inner)
+            .request_vote(request.clone(), terms)
+            .await?
+        {
+            Attempt::Granted(inner) => {
+                self.granted(&request);
+                Ok(Attempt::Granted(Arc::new(KeptLease {
+                    link: self,
+                    request,
+                    inner,
+                })))
+            }
+            contended => Ok(contended),
+        }
+    }
+
+    async fn raise_token(
+        self: Arc<Self>,
+        request: Request,
+        terms: Terms,
+        token: FencingToken,
+    ) -> Result<TokenVote> {
+        Arc::clone(&self.inner)
+            .raise_token(request, terms, token)
+            .await
+    }
+
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
         if self.has_won(&request) {
             Arc::clone(&self.inner).withdraw(request).await
@@ -200,10 +214,6 @@ impl Lease for KeptLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         Arc::clone(&self.inner).renew().await
-    }
-
-    async fn raise_token(self: Arc<Self>, token: FencingToken) -> Result<TokenVote> {
-        Arc::clone(&self.inner).raise_token(token).await
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {

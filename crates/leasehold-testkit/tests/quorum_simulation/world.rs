@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::join_all;
 use leasehold_core::{
     FencingToken, LockBackend, Ttl,
-    quorum::{Provision, QuorumBackend, QuorumConfig, seed_pauses},
+    quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, seed_pauses},
 };
 use leasehold_testkit::{
     history::{self, Event, Op, Order, Phase},
@@ -165,8 +165,8 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
             _ => links.clone(),
         };
         let known = match flaw {
-            Some(Flaw::PartialWinsKept) => dynamic(Keeping::all(known, flaw)),
-            _ => dynamic(known),
+            Some(Flaw::PartialWinsKept) => voting(Keeping::all(known, flaw)),
+            _ => voting(known),
         };
         let quorum = open(
             known,
@@ -217,15 +217,15 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     judge(&shared, problems)
 }
 
-fn dynamic<B: LockBackend>(links: Vec<Arc<B>>) -> Vec<Arc<dyn LockBackend>> {
+pub(crate) fn voting<N: QuorumNode>(links: Vec<Arc<N>>) -> Vec<QuorumMember> {
     links
         .into_iter()
-        .map(|link| link as Arc<dyn LockBackend>)
+        .map(|link| QuorumMember::Voting(link))
         .collect()
 }
 
 async fn open(
-    nodes: Vec<Arc<dyn LockBackend>>,
+    nodes: Vec<QuorumMember>,
     shared: &Rc<Shared>,
     durable: bool,
     provision: bool,
