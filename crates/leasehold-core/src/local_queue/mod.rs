@@ -16,7 +16,6 @@ mod position;
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -36,22 +35,19 @@ use crate::{
     signal::Signal,
 };
 
-/// So that keys seldom share a mutex.
-const SHARDS: usize = 16;
-/// A shard with fewer keys than this is not searched for those that are no longer used.
-const FEW: usize = 16;
+/// With fewer keys than this, those that are no longer used are not searched for.
+const FEW: usize = 64;
 
 /// All lanes of a client.
 #[derive(Debug)]
 pub(crate) struct LocalQueues {
-    shards: [Mutex<Shard>; SHARDS],
-    hasher: RandomState,
+    state: Mutex<State>,
     clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug, Default)]
-struct Shard {
-    lanes: HashMap<Hashed, KeyQueue, BuildHasherDefault<KnownHash>>,
+struct State {
+    lanes: HashMap<QueueKey, KeyQueue>,
     /// With this many keys, those that are no longer used are removed.
     purge_at: usize,
     next_ticket: u64,
@@ -65,11 +61,19 @@ struct QueueKey {
     permit: bool,
 }
 
+impl QueueKey {
+    fn new(key: &LockKey, mode: Mode) -> Self {
+        Self {
+            key: key.clone(),
+            permit: mode.is_permit(),
+        }
+    }
+}
+
 impl LocalQueues {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
-            shards: Default::default(),
-            hasher: RandomState::new(),
+            state: Mutex::default(),
             clock,
         }
     }
@@ -90,41 +94,44 @@ impl LocalQueues {
         waits_for_itself: impl FnOnce(),
     ) -> Result<Place> {
         let (mode, who) = (request.mode(), Admitted::of(request));
-        let (lane, patience) = (self.lane(request.key(), mode), request.ttl().as_duration());
+        let (key, patience) = (
+            QueueKey::new(request.key(), mode),
+            request.ttl().as_duration(),
+        );
         let now = self.clock.now();
         let (id, admitted, own) = {
-            let mut shard = self.shard(&lane);
-            if shard.closed {
+            let mut state = self.lock();
+            if state.closed {
                 return Err(closed());
             }
-            let state = shard.open(&lane, now);
-            if state.queue.is_empty() && state.admits(mode) {
-                let yields = state.admit(mode, who, now);
-                drop(shard);
-                return Ok(Place::new(self, lane, yields, request.signal()));
+            let id = state.next_ticket;
+            let lane = state.open(&key, now);
+            if lane.queue.is_empty() && lane.admits(mode) {
+                let yields = lane.admit(mode, who, now);
+                drop(state);
+                return Ok(Place::new(self, key, mode, yields, request.signal()));
             }
-            let own = state.ahead == Ahead::One
-                && state
+            let own = lane.ahead == Ahead::One
+                && lane
                     .last
                     .as_ref()
                     .is_some_and(|last| last.asker == who.asker);
             let (admit, admitted) = oneshot::channel();
-            let id = shard.next_ticket;
-            shard.next_ticket += 1;
-            let ticket = Ticket {
+            lane.queue.push_back(Ticket {
                 id,
                 mode,
                 who,
                 since: now,
                 patience,
                 admit,
-            };
-            shard.open(&lane, now).queue.push_back(ticket);
+            });
+            state.next_ticket += 1;
             (id, admitted, own)
         };
         let mut queued = Queued {
             queues: self,
-            lane: Some(lane),
+            key: Some(key),
+            mode,
             id,
             admitted,
             answer: None,
@@ -133,8 +140,8 @@ impl LocalQueues {
             waits_for_itself();
         }
         let yields = queued.turn().await?;
-        match queued.lane.take() {
-            Some(lane) => Ok(Place::new(self, lane, yields, request.signal())),
+        match queued.key.take() {
+            Some(key) => Ok(Place::new(self, key, mode, yields, request.signal())),
             None => Err(closed()),
         }
     }
@@ -147,8 +154,8 @@ impl LocalQueues {
     /// one of them is certain to be in the way.
     pub(crate) async fn try_enter(self: &Arc<Self>, request: &Request) -> Result<Option<Place>> {
         let mode = request.mode();
-        let lane = self.lane(request.key(), mode);
-        let in_the_way = self.look(&lane, |lane| match mode {
+        let key = QueueKey::new(request.key(), mode);
+        let in_the_way = self.look(&key, |lane| match mode {
             Mode::Exclusive => lane.releases(),
             Mode::Shared if lane.exclusive_releasing => lane.releases(),
             _ => None,
@@ -157,16 +164,16 @@ impl LocalQueues {
             // Its sender is dropped when they are sent.
             drop(sent.await);
         }
-        let mut shard = self.shard(&lane);
-        if shard.closed {
+        let mut state = self.lock();
+        if state.closed {
             return Err(closed());
         }
         let now = self.clock.now();
-        let state = shard.open(&lane, now);
-        if state.queue.is_empty() && state.admits(mode) {
-            let yields = state.admit(mode, Admitted::of(request), now);
-            drop(shard);
-            return Ok(Some(Place::new(self, lane, yields, request.signal())));
+        let lane = state.open(&key, now);
+        if lane.queue.is_empty() && lane.admits(mode) {
+            let yields = lane.admit(mode, Admitted::of(request), now);
+            drop(state);
+            return Ok(Some(Place::new(self, key, mode, yields, request.signal())));
         }
         Ok(None)
     }
@@ -174,122 +181,62 @@ impl LocalQueues {
     /// Completes when all releases of this key are sent that have begun by now. `None` if there are
     /// none.
     pub(crate) fn releases(&self, key: &LockKey, mode: Mode) -> Option<oneshot::Receiver<()>> {
-        self.look(&self.lane(key, mode), KeyQueue::releases)
+        self.look(&QueueKey::new(key, mode), KeyQueue::releases)
     }
 
     /// Who was let go ahead last, and may be ahead now.
     pub(crate) fn last(&self, key: &LockKey, mode: Mode) -> Option<Arc<Signal>> {
-        self.look(&self.lane(key, mode), |lane| {
+        self.look(&QueueKey::new(key, mode), |lane| {
             lane.last.as_ref().map(|last| Arc::clone(&last.signal))
         })
     }
 
     /// Sends all who wait away with [`ErrorKind::Closed`], and all who come later.
     pub(crate) fn close(&self) {
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            shard.closed = true;
-            for lane in shard.lanes.values_mut() {
-                lane.queue.clear();
-            }
+        let mut state = self.lock();
+        state.closed = true;
+        for lane in state.lanes.values_mut() {
+            lane.queue.clear();
         }
-    }
-
-    fn lane(&self, key: &LockKey, mode: Mode) -> Hashed {
-        let lane = QueueKey {
-            key: key.clone(),
-            permit: mode.is_permit(),
-        };
-        Hashed {
-            hash: self.hasher.hash_one(&lane),
-            lane,
-            mode,
-        }
-    }
-
-    fn shard(&self, lane: &Hashed) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[lane.hash as usize % SHARDS])
     }
 
     /// Looks at a lane, if there is one.
-    fn look<T>(&self, lane: &Hashed, look: impl FnOnce(&mut KeyQueue) -> Option<T>) -> Option<T> {
-        self.shard(lane).lanes.get_mut(lane).and_then(look)
+    fn look<T>(&self, key: &QueueKey, look: impl FnOnce(&mut KeyQueue) -> Option<T>) -> Option<T> {
+        self.lock().lanes.get_mut(key).and_then(look)
     }
 
     /// Changes a key's queue, with the present in hand.
-    fn change<T>(&self, lane: &Hashed, change: impl FnOnce(&mut KeyQueue, Timestamp) -> T) -> T {
+    fn change<T>(&self, key: &QueueKey, change: impl FnOnce(&mut KeyQueue, Timestamp) -> T) -> T {
         let now = self.clock.now();
-        let mut shard = self.shard(lane);
-        let state = shard.open(lane, now);
-        let changed = change(state, now);
-        if state.is_idle() {
-            state.rest(now);
+        let mut state = self.lock();
+        let lane = state.open(key, now);
+        let changed = change(lane, now);
+        if lane.is_idle() {
+            lane.rest(now);
         }
         changed
     }
-}
 
-/// A lane's name with its hash, computed once, and the mode that its user wants.
-#[derive(Clone, Debug)]
-struct Hashed {
-    lane: QueueKey,
-    hash: u64,
-    mode: Mode,
-}
-
-impl PartialEq for Hashed {
-    fn eq(&self, other: &Self) -> bool {
-        self.lane == other.lane
+    /// Locks the state. A panic under the mutex would be a bug of this file; the state is
+    /// consistent between statements.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Eq for Hashed {}
-
-impl Hash for Hashed {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-/// The hasher of what is hashed already.
-#[derive(Debug, Default)]
-struct KnownHash(u64);
-
-impl Hasher for KnownHash {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        // Not used: a `Hashed` writes its `u64`.
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-impl Shard {
-    fn open(&mut self, lane: &Hashed, now: Timestamp) -> &mut KeyQueue {
+impl State {
+    /// Returns the queue of a key, a new one if there is none that still counts.
+    fn open(&mut self, key: &QueueKey, now: Timestamp) -> &mut KeyQueue {
         if self.lanes.len() >= self.purge_at.max(FEW) {
             self.lanes.retain(|_, lane| !lane.is_unused(now));
             self.purge_at = 2 * self.lanes.len();
         }
-        let state = self.lanes.entry(lane.clone()).or_default();
-        if state.is_unused(now) {
-            *state = KeyQueue::default();
+        let lane = self.lanes.entry(key.clone()).or_default();
+        if lane.is_unused(now) {
+            *lane = KeyQueue::default();
         }
-        state
+        lane
     }
-}
-
-/// A panic under a shard's mutex would be a bug of this file; its state is consistent between
-/// statements.
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn closed() -> Error {

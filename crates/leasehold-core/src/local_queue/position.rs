@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Hashed, LocalQueues, closed, key_queue::KeyQueue};
+use super::{LocalQueues, QueueKey, closed, key_queue::KeyQueue};
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
@@ -16,7 +16,8 @@ use crate::{
 /// was given.
 pub(super) struct Queued<'a> {
     pub(super) queues: &'a LocalQueues,
-    pub(super) lane: Option<Hashed>,
+    pub(super) key: Option<QueueKey>,
+    pub(super) mode: Mode,
     pub(super) id: u64,
     pub(super) admitted: oneshot::Receiver<Result<bool>>,
     /// The answer, once it was received: the channel gives it once.
@@ -40,20 +41,21 @@ impl Queued<'_> {
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        let Some(lane) = self.lane.take() else { return };
-        let (id, admitted, received) = (
+        let Some(key) = self.key.take() else { return };
+        let (id, mode, admitted, received) = (
             self.id,
+            self.mode,
             &mut self.admitted,
             matches!(self.answer, Some(Ok(_))),
         );
-        self.queues.change(&lane, |state, now| {
+        self.queues.change(&key, |state, now| {
             // Numbers in a queue grow, and admissions are sent under the same mutex.
             if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {
                 if let Some(ticket) = state.queue.remove(at) {
                     state.tell(&ticket, now);
                 }
             } else if received || matches!(admitted.try_recv(), Ok(Ok(_))) {
-                state.stop_contending(lane.mode, false, now);
+                state.stop_contending(mode, false, now);
             }
             state.advance(now);
         });
@@ -64,7 +66,8 @@ impl Drop for Queued<'_> {
 #[derive(Debug)]
 pub(crate) struct Place {
     queues: Arc<LocalQueues>,
-    lane: Hashed,
+    key: QueueKey,
+    mode: Mode,
     yields: bool,
     signal: Arc<Signal>,
     stage: Stage,
@@ -85,14 +88,16 @@ impl Place {
     /// A place whose task contends.
     pub(super) fn new(
         queues: &Arc<LocalQueues>,
-        lane: Hashed,
+        key: QueueKey,
+        mode: Mode,
         yields: bool,
         signal: &Arc<Signal>,
     ) -> Self {
         let signal = Arc::clone(signal);
         Self {
             queues: Arc::clone(queues),
-            lane,
+            key,
+            mode,
             yields,
             signal,
             stage: Stage::Contending,
@@ -109,8 +114,8 @@ impl Place {
     pub(crate) fn granted(&mut self) {
         self.stage = Stage::Holding;
         self.signal.set_held();
-        let (mode, yielded) = (self.lane.mode, self.yields);
-        self.queues.change(&self.lane, |lane, now| {
+        let (mode, yielded) = (self.mode, self.yields);
+        self.queues.change(&self.key, |lane, now| {
             if mode != Mode::Shared {
                 lane.quota.count(yielded, now);
             }
@@ -123,15 +128,15 @@ impl Place {
     /// The acquisition failed: the backend does not answer.
     pub(crate) fn failed(self, error: &Error) {
         self.queues
-            .change(&self.lane, |lane, now| lane.fail(error, now));
+            .change(&self.key, |lane, now| lane.fail(error, now));
     }
 
     /// A release will be sent soon: `try_lock` waits for that.
     pub(crate) fn begin_release(&mut self) {
-        let mode = self.lane.mode;
+        let mode = self.mode;
         self.stage = Stage::Releasing(
             self.queues
-                .change(&self.lane, |lane, _| lane.begin_release(mode)),
+                .change(&self.key, |lane, _| lane.begin_release(mode)),
         );
     }
 
@@ -142,8 +147,8 @@ impl Place {
 
     /// The release is sent, and a later acquire comes after it: the next may start.
     pub(crate) fn release_sent(&mut self) {
-        let (stage, mode) = (self.stage, self.lane.mode);
-        self.queues.change(&self.lane, |lane, now| {
+        let (stage, mode) = (self.stage, self.mode);
+        self.queues.change(&self.key, |lane, now| {
             if let Stage::Releasing(number) = stage {
                 lane.release_sent(number, mode);
             }
@@ -167,13 +172,13 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let (stage, mode) = (self.stage, self.lane.mode);
+        let (stage, mode) = (self.stage, self.mode);
         let ahead = match stage {
             Stage::Gone => return,
             Stage::Contending => true,
             Stage::Holding | Stage::Releasing(_) => mode == Mode::Exclusive,
         };
-        self.queues.change(&self.lane, |lane, now| {
+        self.queues.change(&self.key, |lane, now| {
             if let Stage::Releasing(number) = stage {
                 lane.release_sent(number, mode);
             }
