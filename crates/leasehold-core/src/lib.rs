@@ -15,7 +15,6 @@ mod background_releases;
 mod capability;
 mod client;
 mod clock;
-mod coarse_timeout;
 mod complete_on_drop;
 mod credentials;
 mod driver_thread;
@@ -64,7 +63,6 @@ pub use crate::{
     },
     client::{LockClient, LockClientBuilder},
     clock::{AtomicDeadline, Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},
-    coarse_timeout::{Elapsed, Patience, Within},
     credentials::{Credentials, CredentialsProvider},
     driver_thread::{DriverThread, on_driver_thread},
     error::{Error, ErrorKind, Result},

@@ -14,7 +14,7 @@ use std::{
 };
 
 use etcd_client::{Client, Error as Driver, GetOptions, GetResponse, Txn, TxnOp, TxnResponse};
-use leasehold_core::{Elapsed, Error, ErrorKind, Patience, Result, Ttl};
+use leasehold_core::{Error, ErrorKind, Result, Ttl};
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{
@@ -57,7 +57,6 @@ pub(crate) struct Cluster {
     /// How many transactions are sent as one. Lowered when a server refuses so many
     /// (`--max-txn-ops`, `--max-request-bytes`).
     together: AtomicUsize,
-    time_outs: Arc<Patience>,
 }
 
 impl Cluster {
@@ -88,12 +87,7 @@ impl Cluster {
             prefix: Arc::clone(&config.prefix),
             exact: config.exact_names,
         };
-        let (current, moved, time_outs, releases) = (
-            AtomicUsize::new(0),
-            Notify::new(),
-            Arc::default(),
-            Releases::default(),
-        );
+        let (current, moved, releases) = (AtomicUsize::new(0), Notify::new(), Releases::default());
         let (together, probe) = (AtomicUsize::new(TOGETHER), Probe::new(names.probe()));
         Arc::new(Self {
             members,
@@ -106,7 +100,6 @@ impl Cluster {
             moved,
             releases,
             together,
-            time_outs,
         })
     }
 
@@ -256,7 +249,7 @@ impl Cluster {
             let token = live.token();
             // Boxed: the driver's futures are of several kilobytes, and would be moved with each
             // that they are put into.
-            match self.time_outs.within(patience, Box::pin(call(&live))).await {
+            match timeout(patience, Box::pin(call(&live))).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 // Refused, so nothing has happened: it may be sent again.
                 Ok(Err(error))
@@ -274,7 +267,7 @@ impl Cluster {
                     let error = error::of_driver(error, operation, effect, &member.address);
                     return Err(Failed { error, elsewhere });
                 }
-                Err(Elapsed) => break,
+                Err(_elapsed) => break,
             }
         }
         member.forget(&live);

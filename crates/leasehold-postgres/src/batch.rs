@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{BoxFuture, Elapsed, ErrorKind, Result, session};
+use leasehold_core::{BoxFuture, ErrorKind, Result, session};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -175,12 +175,7 @@ impl session::BatchExecutor for BatchExecutor {
             let (jobs, sent) = (Arc::new(jobs), Arc::new(AtomicBool::new(false)));
             let mut carrying =
                 Box::pin(Arc::clone(&self).send(Arc::clone(&jobs), Arc::clone(&sent)));
-            if let Ok(answers) = self
-                .link
-                .time_outs
-                .within(self.patience, &mut carrying)
-                .await
-            {
+            if let Ok(answers) = tokio::time::timeout(self.patience, &mut carrying).await {
                 return answers;
             }
             let (link, patience) = (Arc::clone(&self.link), self.patience);
@@ -214,9 +209,9 @@ async fn undo(
     carrying: impl Future<Output = Vec<Answer>>,
     jobs: Arc<Vec<Job>>,
 ) {
-    let answers = match carrier.link.time_outs.within(carrier.limit, carrying).await {
+    let answers = match tokio::time::timeout(carrier.limit, carrying).await {
         Ok(answers) => answers,
-        Err(Elapsed) => {
+        Err(_elapsed) => {
             carrier
                 .conn
                 .lock()

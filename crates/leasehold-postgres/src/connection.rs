@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Patience, Result, Ttl, on_driver_thread, text::Escaped};
+use leasehold_core::{Error, ErrorKind, Result, Ttl, on_driver_thread, text::Escaped};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor,
     Postgres, Row, Type,
@@ -48,7 +48,6 @@ pub(crate) struct Link {
     /// The sequence is there, fit, and open to the role.
     sequence_ready: AtomicBool,
     /// Of what is asked on connections that hold locks.
-    pub(crate) time_outs: Arc<Patience>,
     /// Connections that hold locks, open or being opened.
     pub(crate) holding: AtomicUsize,
 }
@@ -112,7 +111,7 @@ impl Link {
             scheme: config.keys,
             prefix: Arc::clone(&config.prefix),
         };
-        let (time_outs, holding) = (Arc::default(), AtomicUsize::new(0));
+        let holding = AtomicUsize::new(0);
         let sequence_ready = AtomicBool::new(sequence.is_none());
         Ok(Self {
             options,
@@ -121,7 +120,6 @@ impl Link {
             sequence,
             server: None,
             sequence_ready,
-            time_outs,
             holding,
         })
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use leasehold_core::{
-    BoxFuture, Deadline, Elapsed, ErrorKind, LossReason, Result, async_trait, contained,
+    BoxFuture, Deadline, ErrorKind, LossReason, Result, async_trait, contained,
     session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
     supervised,
 };
@@ -159,13 +159,9 @@ impl Handle {
         let task = tokio::spawn(contained(async move {
             let link = &carrier.link;
             let mut conn = carrier.conn.lock().await;
-            match link
-                .time_outs
-                .within(carrier.limit, work(&mut conn, link))
-                .await
-            {
+            match tokio::time::timeout(carrier.limit, work(&mut conn, link)).await {
                 Ok(done) => done,
-                Err(Elapsed) => Err(conn.give_up(link, operation, carrier.limit)),
+                Err(_elapsed) => Err(conn.give_up(link, operation, carrier.limit)),
             }
         }));
         task.await.map_err(|_| {

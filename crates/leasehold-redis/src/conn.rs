@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{Elapsed, Patience, Restart};
+use leasehold_core::Restart;
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::task::unconstrained;
 
@@ -30,10 +30,8 @@ pub(crate) struct Conn {
     /// Ends with it, unless the driver sees to that itself.
     task: Option<Task>,
     meter: Arc<Meter>,
-    /// For how long an answer is awaited, and what does it: the driver's own time-outs are timers
-    /// of the runtime.
+    /// For how long an answer is awaited.
     timeout: Duration,
-    time_outs: Arc<Patience>,
     /// Counts the connections of a link.
     pub(crate) generation: u64,
     /// As the server knows the connection, and which run of the server this is: see [`ServerInfo`].
@@ -78,7 +76,6 @@ impl Conn {
             task,
             meter,
             timeout,
-            time_outs: Arc::default(),
             generation,
             id,
             run,
@@ -139,12 +136,12 @@ impl Conn {
     ) -> impl Future<Output = Result<T, RedisError>> {
         // Unconstrained: tokio's cooperative budget could otherwise put the first poll off before
         // the command is queued.
-        let within = self.time_outs.within(self.timeout, unconstrained(answer));
+        let within = tokio::time::timeout(self.timeout, unconstrained(answer));
         within.map(|answer| {
             if answer.is_ok() {
                 self.meter.reset();
             }
-            answer.unwrap_or_else(|Elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+            answer.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
         })
     }
 
