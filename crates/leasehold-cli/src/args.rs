@@ -32,27 +32,39 @@ Examples:
   leasehold run --wait 30s deploy -- sh -c 'echo \"token $LEASEHOLD_TOKEN\"; exec ./deploy'
   leasehold run -- -n -- ./report.sh                  # a name that begins with `-`
 
-Environment: the program gets LEASEHOLD_KEY, the name of the lock, and LEASEHOLD_TOKEN, a fencing token. The token grows \
-with every grant: a resource that refuses writes with a smaller token is safe from a holder that lost the lock. The program \
-does not get LEASEHOLD_URL, which may contain a password, unless --keep-url is given.
+Environment of the program:
+  LEASEHOLD_KEY    the name of the lock
+  LEASEHOLD_TOKEN  the fencing token, which grows with every grant. A resource that refuses
+                   smaller tokens is safe from a program that has lost the lock
+  LEASEHOLD_URL    is removed, because it may contain a password, unless --keep-url is given
 
-End: the lock is held until the program and everything that it started have ended. Daemons are not waited for: processes \
-that called setsid(2) and whose parent has ended. (On Linux. On other systems only the program is waited for.)
+End:
+  The lock is held until the program and everything that it started have ended. Daemons are not
+  waited for: processes that called setsid(2) and whose parent has ended. (On Linux. On other
+  systems only the program is waited for.)
 
-Signals: INT, TERM, HUP, QUIT, USR1, USR2 and CONT are passed on to the program. While the command waits for the lock, they \
-end the wait. A signal that was ignored at the start (nohup, a background job of a script) stays ignored, here and in the \
-program. If the program has ended after TERM, or because of INT or QUIT, the processes that it left behind get TERM. The \
-program stays in the process group of the command: Ctrl-C, Ctrl-Z, timeout(1) and a signal to the group reach both. A \
-signal to the group is also passed on, so that the program gets it twice. INT and QUIT from the terminal are not passed on.
+Signals:
+  INT, TERM, HUP, QUIT, USR1, USR2 and CONT are passed on to the program. While the command waits
+  for the lock, they end the wait. A signal that was ignored at the start (nohup, a background job
+  of a script) stays ignored, here and in the program.
+  If the program has ended after TERM, or because of INT or QUIT, the processes that it left behind
+  get TERM.
+  The program stays in the process group of the command: Ctrl-C, Ctrl-Z, timeout(1) and a signal to
+  the group reach both. A signal to the group is also passed on, so that the program gets it twice,
+  except INT and QUIT from the terminal.
 
-Loss: if renewals fail, the program and everything that it started get TERM when a third of the TTL is left, and KILL when \
-a tenth is left, before another process can get the lock. If the lock is revoked, they get TERM at once, and KILL after a \
-tenth of the TTL, or after a second if that is shorter. File locks do not expire: after a stop (Ctrl-Z) of any length the \
-program continues. On files, the command checks every third of the TTL whether the lock file was removed. If the command \
-itself is killed, a file lock is held as long as the program or a process that it started lives. On a server, the program \
-is killed with the command (on Linux), but the processes that it started are not. A program with more rights than this \
-command (sudo, a set-uid program) is not killed with it and may refuse its signals, so that it could run without the lock. \
-Put the command inside: `sudo leasehold run ... -- COMMAND`.
+Loss of the lock:
+  If renewals fail, the program and everything that it started get TERM when a third of the TTL is
+  left, and KILL when a tenth is left, before another process can get the lock.
+  If the lock is taken away at once (revoke --now, or deleted on the server), they get TERM at once,
+  and KILL after a tenth of the TTL or a second, whichever is shorter.
+  File locks do not expire: after a stop (Ctrl-Z) of any length the program continues. The command
+  checks every third of the TTL whether the lock file was removed.
+  If the command itself is killed, a file lock is held as long as the program or a process that it
+  started lives. On a server, the program is killed with the command (on Linux), but the processes
+  that it started are not.
+  A program with more rights than this command (sudo, set-uid) is not killed with it and may refuse
+  its signals. Put the command inside: sudo leasehold run NAME -- COMMAND
 
 Exit codes:
   The exit code of the program, or 128 + N if signal N ended it. Otherwise:
