@@ -1,4 +1,4 @@
-//! [`SessionDriver`]: what a backend brings.
+//! [`SessionDriver`]: the trait that a session backend implements.
 
 use std::{fmt::Debug, hash::Hash, sync::Arc};
 
@@ -12,19 +12,19 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How a backend opens, renews and closes the sessions that its locks live in.
+/// Opens, renews and closes the sessions of a backend.
 ///
 /// # For implementors
-/// Every call ends: give input and output a time-out well below the TTL. No future of yours is
-/// dropped half-way, unless its runtime shuts down.
+/// Every call must end: give all input and output a timeout well below the TTL. No future of the
+/// driver is dropped before it completes, unless its runtime shuts down.
 #[async_trait]
 pub trait SessionDriver: Debug + Send + Sync + 'static {
-    /// What a session is spoken to through: a lease id, a connection.
+    /// The driver's handle of a session, such as a lease id or a connection.
     type Handle: Debug + Send + Sync + 'static;
 
-    /// What one acquisition has on the server: an etcd key, a node's uuid, an advisory lock. Where
-    /// the server adds something that the client learns later (a sequence number), leave it out of
-    /// `Eq` and `Hash`.
+    /// The server's entry for one acquisition: an etcd key, the UUID of a ZooKeeper node, an
+    /// advisory lock. If the server adds a part that the client learns later, such as a sequence
+    /// number, leave that part out of `Eq` and `Hash`.
     type Claim: Clone + Debug + Eq + Hash + Send + Sync + 'static;
 
     /// Returns the total [weight](Self::weight) of claims at which a session is full. Further
@@ -33,82 +33,83 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
         usize::MAX
     }
 
-    /// Returns what `claim` counts for in the [capacity](Self::capacity) of its session. The
-    /// default is 1.
+    /// Returns how much of its session's [capacity](Self::capacity) `claim` uses. The default is 1.
     ///
-    /// A server that lists what a session owns in one message bounds the bytes of that message:
-    /// there, the weight is the size of the claim's name.
+    /// A server that lists the entries of a session in one message bounds the size of that message.
+    /// For such a server the weight is the length of the claim's name.
     fn weight(&self, _claim: &Self::Claim) -> usize {
         1
     }
 
-    /// How many sessions there may be at a time. One that is idle is closed for one that is needed;
-    /// if none is, opening one is left to the driver, who says that there are too many.
+    /// Returns the maximum number of sessions. An idle session is closed to make room for a new
+    /// one. If none is idle, [`open`](Self::open) is called, and the driver reports that there are
+    /// too many.
     fn max_sessions(&self) -> usize {
         usize::MAX
     }
 
-    /// Opens a session. Read [`SessionTime::now`] *before* the first byte leaves.
+    /// Opens a session. Read [`SessionTime::now`] *before* the first byte is sent.
     ///
     /// # Errors
-    /// As the driver fails; what may have been opened is then closed or expires.
+    /// Returns the driver's error. A session that may have been opened is then closed or expires.
     async fn open(&self, time: &SessionTime) -> Result<Opened<Self::Handle>>;
 
-    /// The session that was opened through this handle. For drivers that may find out by themselves
-    /// that it is over: they [end](Session::end) it *before* the server can free what it owns.
+    /// Receives the session that was opened through this handle. A driver that may detect the end
+    /// of the session by itself calls [`Session::end`] *before* the server can free the session's
+    /// locks.
     fn started(&self, _session: &Arc<Session<Self>>)
     where
         Self: Sized,
     {
     }
 
-    /// Renews the session and says until when it now lives: never later than what the server has
+    /// Renews the session and returns its new deadline, which must not be later than the server has
     /// *proved*.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the server knows no such session: final. Any
-    /// other error leaves the deadline where it was.
+    /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the server does not know the session,
+    /// which is final. Any other error leaves the deadline unchanged.
     async fn renew(&self, handle: &Self::Handle, time: &SessionTime) -> Result<Deadline>;
 
-    /// What the server says that this session owns.
+    /// Returns the entries that the server lists for this session.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session is over; otherwise as the driver
-    /// fails, and it is asked again at the next renewal. If it fails for a whole TTL, renewals no
-    /// longer move the session's deadline.
+    /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
+    /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
+    /// the session's deadline.
     async fn owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
 
-    /// Removes what no guard and no request of ours owns.
+    /// Removes entries that no guard and no request of this process owns.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session is over; otherwise as the driver
-    /// fails, and it is tried again at the next renewal. If it fails for a whole TTL, renewals no
-    /// longer move the session's deadline.
+    /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
+    /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
+    /// the session's deadline.
     async fn disown(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
 
-    /// Ends the session, and with it all that it owns. Best effort: what is not closed expires.
+    /// Ends the session and all locks in it. Best effort: a session that is not closed expires.
     ///
     /// # Errors
-    /// As the driver fails.
+    /// Returns the driver's error.
     async fn close(&self, handle: &Self::Handle) -> Result<()>;
 }
 
-/// A session that was just opened.
+/// A newly opened session.
 #[derive(Debug)]
 pub struct Opened<H> {
-    /// How to speak to it.
+    /// The driver's handle of the session.
     pub handle: H,
-    /// Until when it lives unless it is renewed.
+    /// The deadline until which the session lives unless it is renewed.
     pub deadline: Deadline,
 }
 
-/// What the server says that a session owns.
+/// The entries that the server lists for a session.
 #[derive(Debug)]
 pub struct Owned<C> {
-    /// All of it.
+    /// All entries.
     pub claims: Vec<C>,
-    /// Those of it that an operator has broken gently: they are believed in until the deadline that
-    /// stands, and no longer.
+    /// The entries that an operator has gracefully revoked. Their locks are valid until the current
+    /// deadline, which no longer moves.
     pub broken: Vec<C>,
 }
 
@@ -121,14 +122,16 @@ impl<C> Default for Owned<C> {
     }
 }
 
-/// The TTL of a session, and the clock and drift that its deadlines are computed with: those of the
-/// request that it was opened for. All clients of one backend must use the same clock.
+/// The TTL of a session, with the clock and drift from which its deadlines are computed.
+///
+/// Both come from the request that opened the session. All clients of one backend must therefore
+/// use the same clock.
 #[derive(Clone, Debug)]
 pub struct SessionTime(Request);
 
 impl SessionTime {
     pub(super) fn of(request: &Request) -> Self {
-        // A signal of its own: the session outlives the request.
+        // This request has a signal of its own, because the session outlives the request.
         Self(Request::in_context(
             request.key().clone(),
             request.mode(),
@@ -137,25 +140,25 @@ impl SessionTime {
         ))
     }
 
-    /// The TTL.
+    /// Returns the TTL.
     #[must_use]
     pub fn ttl(&self) -> Ttl {
         self.0.ttl()
     }
 
-    /// Who opened it, for people.
+    /// Returns the label of the client that opened the session.
     #[must_use]
     pub fn label(&self) -> &str {
         self.0.label()
     }
 
-    /// The present. Read it before the first byte of a renewal leaves.
+    /// Returns the current time. Read it before the first byte of a renewal is sent.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.0.now()
     }
 
-    /// When a session of this TTL that was opened or renewed at `sent` must be believed over.
+    /// Returns the deadline of a session of this TTL that was opened or renewed at `sent`.
     #[must_use]
     pub fn deadline_from(&self, sent: Timestamp) -> Deadline {
         self.0.deadline_from(sent)

@@ -1,5 +1,5 @@
-//! The task that keeps one session alive while somebody waits in it, and closes it when nobody
-//! needs it.
+//! The task that keeps one session alive while acquisitions wait in it, and closes it when it is
+//! idle.
 
 use std::{
     sync::{Weak, atomic::Ordering},
@@ -13,12 +13,12 @@ use crate::{
     signal::LossReason,
 };
 
-/// A session is renewed when this part of its TTL has passed. The renewer is a little earlier
-/// wherever a lock is held.
+/// A session is renewed when this part of its TTL has passed. Where a lock is held, the renewal
+/// task renews the session slightly earlier.
 const RENEW_AFTER: u32 = 3;
-/// The pause after a failed renewal, as a part of the TTL.
-const RETRY_PART: u32 = 20;
-/// Timers sleep through a suspend: look at the clock at least this often.
+/// The delay after a failed renewal, as a part of the TTL.
+const RETRY_AFTER: u32 = 20;
+/// Timers do not count the time of a suspend, so the clock is read at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 enum Look {
@@ -28,7 +28,7 @@ enum Look {
     End,
 }
 
-/// Renews a session while somebody waits in it, and closes it when it is idle or over.
+/// Renews a session while acquisitions wait in it, and closes it when it is idle or has ended.
 pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
     loop {
         let Some(session) = session.upgrade() else {
@@ -43,7 +43,7 @@ pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
                 continue;
             }
             Look::Close | Look::End => {
-                // The server may still have it: what it owns is then free at once.
+                // The server may still have the session: closing it frees its locks at once.
                 if let Err(error) = contained(session.close(LossReason::Expired)).await {
                     tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
                 }
@@ -56,7 +56,7 @@ pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
 }
 
 impl<D: SessionDriver> Session<D> {
-    /// What is to be done now, and when to look again.
+    /// Decides what to do now.
     fn look(&self) -> Look {
         let (now, ttl) = (self.time.now(), self.ttl().as_duration());
         let state = self.lock();
@@ -73,7 +73,7 @@ impl<D: SessionDriver> Session<D> {
         let renewed = Timestamp::from_nanos(self.renewed.load(Ordering::Relaxed));
         let tried = Timestamp::from_nanos(self.tried.load(Ordering::Relaxed));
         let due = (renewed + ttl / RENEW_AFTER).max(if tried > renewed {
-            tried + ttl / RETRY_PART
+            tried + ttl / RETRY_AFTER
         } else {
             renewed
         });

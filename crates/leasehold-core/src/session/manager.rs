@@ -1,4 +1,4 @@
-//! [`Sessions`]: one session per TTL, opened lazily, shared.
+//! [`Sessions`]: the sessions of one backend.
 
 use std::{
     collections::HashMap,
@@ -17,31 +17,30 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How many TTLs may be in use at a time. Each is a session of its own, to be kept alive; a program
-/// that needs more most likely computes TTLs.
+/// The number of TTLs that can be in use at a time. Each TTL needs a session of its own, and each
+/// session must be kept alive. A program that needs more TTLs most likely computes them.
 pub const MAX_TTLS: usize = 4;
 
-/// How often a claim is tried again in another session because the one it was made in ended just
-/// then.
-const TRIES: usize = 4;
+/// The number of sessions that a claim tries, if each one ends while the claim is made.
+const MAX_SESSIONS_TRIED: usize = 4;
 
-/// How many names are tried because those before are taken.
-const NAMES: u32 = 16;
+/// The number of names that a claim tries, if each one is taken.
+const MAX_NAMES_TRIED: u32 = 16;
 
-/// The sessions of one backend.
+/// The sessions of one backend: one per TTL, opened lazily and shared by all locks of that TTL.
 #[derive(Debug)]
 pub struct Sessions<D: SessionDriver> {
     driver: Arc<D>,
-    /// More than one of a TTL only where the driver limits its sessions' capacity.
+    /// A TTL has several sessions only if the driver limits the capacity of a session.
     open: Mutex<HashMap<Ttl, Vec<Arc<Session<D>>>>>,
-    /// One is opened at a time; who waited for one that was begun after it asked has its failure
-    /// too.
+    /// Serialises opening. It stores the last failure: a task that waited for an attempt which
+    /// began after its own request returns that failure instead of trying again.
     opening: tokio::sync::Mutex<Option<(Ttl, Timestamp, Error)>>,
     closed: AtomicBool,
 }
 
 impl<D: SessionDriver> Sessions<D> {
-    /// None is open yet.
+    /// Creates a set without open sessions.
     #[must_use]
     pub fn new(driver: Arc<D>) -> Self {
         Self {
@@ -52,61 +51,62 @@ impl<D: SessionDriver> Sessions<D> {
         }
     }
 
-    /// The driver.
+    /// Returns the driver.
     #[must_use]
     pub fn driver(&self) -> &Arc<D> {
         &self.driver
     }
 
-    /// Claims a name in the session of the request's TTL. Opens the session if there is none, and
-    /// renews it if little is left. To be called before the request is sent.
+    /// Registers a name in the session of the request's TTL. Opens the session if there is none,
+    /// and renews it if little of its TTL is left. Call it before the request is sent.
     ///
-    /// `name` makes the name from the session's handle and a number: 0, and then the next as long
-    /// as the name before is taken. A driver whose names are not for choice ignores the number.
+    /// `name` returns the name for a session handle and a number. The number is 0 first, and is
+    /// incremented while the name is taken. A driver that cannot choose its names ignores it.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use; [`ErrorKind::Mismatch`] if
-    /// this session has a claim of that name; [`ErrorKind::Closed`] after [`close`](Self::close);
-    /// otherwise as the driver fails.
+    /// Returns [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use,
+    /// [`ErrorKind::Mismatch`] if the session already has a claim of that name,
+    /// [`ErrorKind::Closed`] after [`close`](Self::close), and the driver's error if opening or
+    /// renewing the session fails.
     ///
     /// # Cancel safety
-    /// None: drive it to its end.
+    /// Not cancel safe: the future must be driven to completion.
     pub async fn claim(
         &self,
         request: &Request,
         name: impl Fn(&D::Handle, u32) -> D::Claim + Send,
     ) -> Result<Claim<D>> {
         let mut ended = 0;
-        while ended < TRIES {
+        while ended < MAX_SESSIONS_TRIED {
             let session = match self.find(request.ttl()) {
                 Some(session) => session,
                 None => self.open(request).await?,
             };
-            match session.freshen().await {
+            match session.renew_if_stale().await {
                 Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
                 _ => {}
             }
             let mut number = 0;
             let claimed = loop {
                 match session.claim(name(session.handle(), number)) {
-                    Err(_taken) if number < NAMES => number += 1,
+                    Err(_taken) if number < MAX_NAMES_TRIED => number += 1,
                     claimed => break claimed?,
                 }
             };
             match claimed {
                 Claimed::Place(claim) => return Ok(claim),
-                // Each time, there is one session more; or the driver refuses to open another.
+                // The loop ends: each round opens one more session, or the driver refuses to.
                 Claimed::Full => {}
                 Claimed::Ended => ended += 1,
             }
         }
         Err(Error::new(
             ErrorKind::Unavailable,
-            "sessions end as soon as they are opened; see the server's log",
+            "every session ended as soon as it was opened; see the server's log",
         ))
     }
 
-    /// The live sessions.
+    /// Returns the live sessions.
     #[must_use]
     pub fn live(&self) -> Vec<Arc<Session<D>>> {
         self.lock()
@@ -117,13 +117,13 @@ impl<D: SessionDriver> Sessions<D> {
             .collect()
     }
 
-    /// Ends all sessions, here and on the server.
+    /// Ends all sessions, in this process and on the server.
     ///
     /// # Errors
-    /// The first that the driver fails with; the rest is closed all the same.
+    /// Returns the first error of the driver. The remaining sessions are closed nevertheless.
     pub async fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
-        // Whoever is opening one finishes first.
+        // Wait for a session that is being opened.
         let opening = self.opening.lock().await;
         let sessions: Vec<_> = self
             .lock()
@@ -184,8 +184,7 @@ impl<D: SessionDriver> Sessions<D> {
         }
     }
 
-    /// Forgets what has ended; if there are too many TTLs, or too many sessions, closes what is
-    /// idle.
+    /// Removes ended sessions. Closes idle ones if too many TTLs or too many sessions are in use.
     async fn make_room(&self, ttl: Ttl) -> Result<()> {
         let idle = {
             let mut open = self.lock();
@@ -201,7 +200,7 @@ impl<D: SessionDriver> Sessions<D> {
                 return Ok(());
             }
         };
-        // Who comes to one just now begins anew in another one.
+        // A request that is about to use one of these sessions retries in another one.
         for session in idle {
             if let Err(error) = session.close(LossReason::Expired).await {
                 tracing::debug!(target: "leasehold", %error, "session not closed; it expires");

@@ -1,17 +1,17 @@
-//! What backends share whose servers give liveness to a *session*: an etcd lease, a ZooKeeper
-//! session, a Postgres connection.
+//! Sessions: shared by backends whose server ties the lifetime of locks to a session, such as an
+//! etcd lease, a ZooKeeper session or a PostgreSQL connection.
 //!
 //! | file | concept |
 //! |---|---|
-//! | `driver` | [`SessionDriver`]: what a backend brings |
-//! | `sessions` | [`Sessions`]: one session per TTL, opened lazily, shared |
-//! | `live` | [`Session`]: its deadline, its renewal, its end |
-//! | `state` | what it knows of its claims |
-//! | `keep_alive` | the task that renews or closes it |
-//! | `claim` | [`Claim`]: what one acquisition has in a session, or may have |
-//! | `reconcile` | what the server says we own against what we know of |
-//! | `afresh` | [`attempt_with_session_retry`], [`queue_with_session_retry`]: asking again in a new session when one ends |
-//! | `gather` | [`Batcher`]: what is asked for during a round trip goes out together in the next |
+//! | `driver` | [`SessionDriver`]: the trait that a backend implements |
+//! | `manager` | [`Sessions`]: one session per TTL, opened lazily and shared |
+//! | `session` | [`Session`]: its deadline, its renewal, its end |
+//! | `state` | the claims of a session |
+//! | `keep_alive` | the task that renews or closes a session |
+//! | `registration` | [`Claim`]: the registration of one acquisition in a session |
+//! | `reconcile` | compares what the server lists for a session with what this process owns |
+//! | `retry` | [`attempt_with_session_retry`], [`queue_with_session_retry`]: retry in a new session |
+//! | `batch` | [`Batcher`]: sends requests that arrive during a round trip together in the next |
 
 mod batch;
 mod driver;

@@ -1,7 +1,8 @@
-//! Reconciliation: what the server says we own against what live guards and pending requests own.
+//! Reconciliation: compares what the server lists for a session with what guards and pending
+//! requests own.
 //!
-//! A lost reply may leave on the server what nobody here knows of, and our own renewals would keep
-//! it alive for ever. So renewals compare.
+//! If a reply is lost, the server may have an entry that no part of this process knows of, and the
+//! renewals of the session would keep it alive forever. Renewals therefore reconcile.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,15 +12,15 @@ use crate::{
     signal::LossReason,
 };
 
-/// Up to this many claims, every renewal compares; above, only every third and those after a doubt,
-/// because the server sends the whole list.
-const FEW: usize = 1_000;
-const SELDOM: u32 = 3;
+/// With at most this many claims, every renewal reconciles. With more, only every third does, and
+/// every one after an uncertain operation, because the server sends the whole list.
+const ALWAYS_UP_TO: usize = 1_000;
+const EVERY_NTH_RENEWAL: u32 = 3;
 
-/// Removes what nobody owns, and tells those of their loss who have nothing any more.
+/// Removes entries that nobody owns, and notifies holders whose entries are gone.
 ///
 /// # Errors
-/// As the driver fails. From the second failure in a row on, each is a warning.
+/// Returns the driver's error. Each failure after the first in a row is logged as a warning.
 pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
     let begun = session.now();
     let reconciled = try_reconcile(session).await;
@@ -28,7 +29,7 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) -> Result<
         state.unreconciled_since = None;
         return reconciled;
     };
-    // The next renewal does it, however many claims there are.
+    // The next renewal reconciles, however many claims there are.
     (state.doubt, state.touched) = (true, None);
     let again = state.unreconciled_since.is_some();
     let since = *state.unreconciled_since.get_or_insert(begun);
@@ -39,27 +40,30 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) -> Result<
     if again {
         tracing::warn!(
             target: "leasehold", %error, locks, ?failing_for, %ttl,
-            "cannot read or tidy what a session owns: after a TTL its locks are no longer renewed"
+            "cannot list or clean up the locks of a session; after a TTL its locks are no longer renewed"
         );
     } else {
-        tracing::debug!(target: "leasehold", %error, "not reconciled; tried again at the next renewal");
+        tracing::debug!(target: "leasehold", %error, "session not reconciled; retried at the next renewal");
     }
     reconciled
 }
 
 async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
-    // Those that are there before the server is asked: what is granted later may be missing from
-    // its answer, and what is released later may still be in it.
+    // The claims that existed before the server is asked. A lock granted later may be missing from
+    // the answer, and a lock released later may still be in it.
     let before: HashMap<D::Claim, Option<u64>> = {
         let mut state = session.lock();
         state.since_reconciled += 1;
-        if !state.doubt && state.claims.len() > FEW && state.since_reconciled < SELDOM {
+        if !state.doubt
+            && state.claims.len() > ALWAYS_UP_TO
+            && state.since_reconciled < EVERY_NTH_RENEWAL
+        {
             return Ok(());
         }
         state.doubt = false;
         state.since_reconciled = 0;
         state.touched = Some(HashSet::new());
-        // With the number of those that hold.
+        // Each claim that holds a lock comes with its number.
         let held = |standing: &Standing| standing.holder.is_some().then_some(standing.number);
         state
             .claims
@@ -72,16 +76,16 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
     let on_server: HashSet<&D::Claim> = owned.claims.iter().collect();
     let (mut orphans, mut lost) = (Vec::new(), Vec::new());
     {
-        // After the answer: whoever has sent something by now has claimed it before.
+        // The answer has arrived: every entry in it was claimed before the server created it.
         let mut state = session.lock();
         let touched = state.touched.take().unwrap_or_default();
         let ours = |name: &&D::Claim| before.contains_key(*name) || touched.contains(*name);
         orphans.extend(owned.claims.iter().filter(|name| !ours(name)).cloned());
-        // Those that were being removed and are no longer there were removed.
+        // Names whose removal was pending and which are no longer listed have been removed.
         state.disowning = orphans.iter().cloned().collect();
         for name in &owned.broken {
             if let Some(standing) = state.claims.get(name) {
-                // RevokeOutcome already is as good.
+                // A lock that was already revoked keeps its earlier deadline.
                 let _: &_ = standing.frozen.get_or_init(|| deadline);
             }
         }
@@ -99,8 +103,8 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
         sink.lost(LossReason::Replaced);
     }
     if !orphans.is_empty() {
-        tracing::debug!(target: "leasehold", ?orphans, "removing what nobody here owns");
-        // If it fails, what may still be removed stays unclaimed until it certainly was.
+        tracing::debug!(target: "leasehold", ?orphans, "removing entries that nobody owns");
+        // If this fails, the names stay reserved until their removal is confirmed.
         session.driver().disown(session.handle(), orphans).await?;
         session.lock().disowning.clear();
     }

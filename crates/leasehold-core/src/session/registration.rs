@@ -1,4 +1,4 @@
-//! [`Claim`]: what one acquisition has in a session, or may have.
+//! [`Claim`]: the registration of one acquisition in a session.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,17 +8,18 @@ use crate::{
     session::{Session, SessionDriver},
 };
 
-/// What one acquisition has in a session, or may have: from before its request is sent until its
+/// The registration of one acquisition in a session, from before its request is sent until its
 /// release is answered.
 ///
-/// While it exists the session is in use, and reconciliation leaves what it names alone. When it is
-/// dropped, whatever the server still has under this name is removed with the next reconciliation.
+/// While the claim exists, the session is in use, and reconciliation does not remove the entry that
+/// the claim names. After it is dropped, the next reconciliation removes an entry of this name that
+/// is still on the server.
 #[derive(Debug)]
 pub struct Claim<D: SessionDriver> {
     session: Arc<Session<D>>,
     name: D::Claim,
     number: u64,
-    /// Where the deadline was when an operator broke the lock gently.
+    /// The deadline at the time of a graceful revocation.
     frozen: Arc<OnceLock<Deadline>>,
 }
 
@@ -37,20 +38,20 @@ impl<D: SessionDriver> Claim<D> {
         }
     }
 
-    /// The session.
+    /// Returns the session.
     #[must_use]
     pub fn session(&self) -> &Arc<Session<D>> {
         &self.session
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &D::Claim {
         &self.name
     }
 
-    /// Until when a lock under this claim may be believed in: as long as its session, unless it was
-    /// broken.
+    /// Returns the deadline until which a lock under this claim is valid: the deadline of the
+    /// session, or the one at which it was frozen by a graceful revocation, whichever is earlier.
     #[must_use]
     pub fn valid_until(&self) -> Deadline {
         let session = self.session.valid_until();
@@ -59,33 +60,34 @@ impl<D: SessionDriver> Claim<D> {
             .map_or(session, |frozen| session.min(*frozen))
     }
 
-    /// Whether the lock was broken gently: renewals no longer move its deadline.
+    /// Returns whether the lock was gracefully revoked. Renewals then no longer move its deadline.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.frozen.get().is_some()
     }
 
-    /// It is granted: losses are told to this sink from now on, and the session is no longer
-    /// renewed for it (the renewer does that through the lease). `false` if the session has ended
-    /// meanwhile: then nothing was granted.
+    /// Records that the lock is granted. From now on `sink` is notified of a loss, and the session
+    /// is no longer renewed for this claim: the renewal task renews it through the lease. Returns
+    /// `false` if the session has ended, in which case the lock is not granted.
     #[must_use]
     pub fn hold(&self, sink: LossNotifier) -> bool {
         self.session.hold(&self.name, sink)
     }
 
-    /// The release was answered: what it named is gone. Idempotent; dropping does the same.
+    /// Records that the release was answered and the entry is gone. It is idempotent. Dropping the
+    /// claim does the same.
     pub fn release(&self) {
         self.session.forget(&self.name, self.number);
     }
 
-    /// Lets nobody claim this name again in this session: for drivers where something that was sent
-    /// may still arrive.
+    /// Prevents the name from being claimed again in this session. Call it if a request that was
+    /// sent for this name may still arrive at the server.
     pub fn retire(&self) {
         self.session.retire(&self.name);
     }
 
-    /// An operation on it ended without an answer: the server may have what nobody here knows of.
-    /// The next renewal reconciles.
+    /// Records that an operation on this claim ended without an answer, so that the server may have
+    /// an entry that this process does not know of. The next renewal reconciles.
     pub fn doubt(&self) {
         self.session.doubt();
     }

@@ -1,5 +1,4 @@
-//! Asking again in a new session when one ends: [`attempt_with_session_retry`],
-//! [`queue_with_session_retry`].
+//! Retries in a new session: [`attempt_with_session_retry`], [`queue_with_session_retry`].
 
 use std::sync::Arc;
 
@@ -11,17 +10,17 @@ use crate::{
     retry_budget::RetryBudget,
 };
 
-/// How often an acquisition begins anew at once because its session ends under it.
+/// The number of times an acquisition is retried at once because its session ended.
 const MAX_SESSION_RETRIES: u32 = 3;
 
-/// One attempt, begun anew in another session, as another owner, if its session ends under it.
+/// Runs one attempt. If its session ends, retries in another session with a new acquisition id.
 ///
 /// # Errors
-/// [`ErrorKind::Unavailable`] if sessions end again and again; otherwise as `attempt`, except for
-/// [`ErrorKind::Lost`].
+/// Returns [`ErrorKind::Unavailable`] if sessions keep ending, and otherwise the error of
+/// `attempt`, except [`ErrorKind::Lost`].
 ///
 /// # Cancel safety
-/// None: drive it to its end, as the client does.
+/// Not cancel safe: the future must be driven to completion, as the client does.
 pub async fn attempt_with_session_retry<T, Fut>(
     mut request: Request,
     attempt: impl Fn(Request) -> Fut,
@@ -29,11 +28,11 @@ pub async fn attempt_with_session_retry<T, Fut>(
 where
     Fut: Future<Output = Result<T>>,
 {
-    let mut starts = 0;
+    let mut restarts = 0;
     loop {
         match attempt(request.clone()).await {
-            Err(error) if error.kind() == ErrorKind::Lost && starts < MAX_SESSION_RETRIES => {
-                starts += 1;
+            Err(error) if error.kind() == ErrorKind::Lost && restarts < MAX_SESSION_RETRIES => {
+                restarts += 1;
                 request = request.as_new_owner();
             }
             Err(error) if error.kind() == ErrorKind::Lost => return Err(sessions_end(error)),
@@ -42,19 +41,21 @@ where
     }
 }
 
-/// Queues until granted or cancelled. `queue` takes a place, waits, and leaves nothing behind if it
-/// fails. Whenever the server has answered it that another holds the lock it calls
-/// [`Request::set_contended`].
+/// Queues until the lock is granted or the request is cancelled.
 ///
-/// When its session ends it queues again in another one, as another owner. A fault is retried for
-/// up to one TTL, counted from the first one since the server last answered.
+/// `queue` enters the queue, waits, and leaves nothing on the server if it fails. It calls
+/// [`Request::set_contended`] whenever the server has answered that another holder has the lock.
+///
+/// If the session ends, `queue` is called again in another session with a new acquisition id.
+/// Retryable errors are retried for up to one TTL, counted from the first one since the server last
+/// answered.
 ///
 /// # Errors
-/// [`ErrorKind::Cancelled`] after a cancellation; [`ErrorKind::Unavailable`] if sessions end again
-/// and again; otherwise as `queue`, except for [`ErrorKind::Lost`].
+/// Returns [`ErrorKind::Cancelled`] after a cancellation, [`ErrorKind::Unavailable`] if sessions
+/// keep ending, and otherwise the error of `queue`, except [`ErrorKind::Lost`].
 ///
 /// # Cancel safety
-/// None: drive it to its end, as the client does.
+/// Not cancel safe: the future must be driven to completion, as the client does.
 pub async fn queue_with_session_retry<Fut>(
     request: Request,
     queue: impl Fn(Request) -> Fut,
@@ -63,7 +64,7 @@ where
     Fut: Future<Output = Result<Arc<dyn Lease>>>,
 {
     let mut request = request.with_waiting(true);
-    let (mut starts, mut trouble) = (0, RetryBudget::none());
+    let (mut restarts, mut retries) = (0, RetryBudget::none());
     loop {
         if request.is_cancelled() {
             return Err(cancelled());
@@ -76,26 +77,26 @@ where
         if request.is_contended_after(begun)
             && request.now().since(begun) > RetryBudget::LONGEST_PAUSE
         {
-            // It waited in peace for a while: this is another trouble than the last.
-            (starts, trouble) = (0, RetryBudget::none());
+            // The request waited undisturbed for a while, so this fault is not a repetition of the
+            // last.
+            (restarts, retries) = (0, RetryBudget::none());
         }
-        // Who queues again is another one: nothing that an earlier try left behind can be mistaken
-        // for it.
+        // A new acquisition id ensures that no entry of an earlier try is mistaken for this one.
         request = request.as_new_owner().with_yield_to_waiters(false);
         let lost = error.kind() == ErrorKind::Lost;
-        trouble.spend(if lost { sessions_end(error) } else { error }, &request)?;
-        starts += u32::from(lost);
-        if lost && starts <= MAX_SESSION_RETRIES {
+        retries.spend(if lost { sessions_end(error) } else { error }, &request)?;
+        restarts += u32::from(lost);
+        if lost && restarts <= MAX_SESSION_RETRIES {
             continue;
         }
         tokio::select! {
-            () = tokio::time::sleep(trouble.pause()) => {}
+            () = tokio::time::sleep(retries.pause()) => {}
             () = request.cancelled() => {}
         }
     }
 }
 
-/// What is said if sessions end again and again: nothing is held.
+/// Returns the error for sessions that keep ending. No lock is held then.
 fn sessions_end(error: Error) -> Error {
     Error::new(
         ErrorKind::Unavailable,

@@ -23,11 +23,11 @@ use crate::{
     ttl::Ttl,
 };
 
-/// Who acquires in a session that was not renewed for this part of its TTL renews it, so that a new
-/// lock has nearly all of its TTL before it.
-const FRESHEN_AFTER: u32 = 10;
+/// An acquisition renews its session if the last renewal is older than this part of the TTL, so
+/// that a new lock has nearly its whole TTL left.
+const STALE_AFTER: u32 = 10;
 
-/// One session on the server, shared by all locks of one TTL.
+/// A session on the server, shared by all locks of one TTL.
 pub struct Session<D: SessionDriver> {
     id: SessionId,
     driver: Arc<D>,
@@ -35,11 +35,12 @@ pub struct Session<D: SessionDriver> {
     pub(super) time: SessionTime,
     pub(super) deadline: AtomicDeadline,
     state: Mutex<State<D::Claim>>,
-    /// One renewal at a time; who waited for one that was sent after it asked has its outcome too.
+    /// Serialises renewals. It stores the last outcome: a task that waited for a renewal which was
+    /// sent after its own request returns that outcome instead of renewing again.
     renewal: tokio::sync::Mutex<Option<(Timestamp, Result<()>)>>,
-    /// When the last renewal that succeeded was sent.
+    /// The time at which the last successful renewal was sent.
     pub(super) renewed: AtomicU64,
-    /// When the last renewal was started, successful or not.
+    /// The time at which the last renewal was started, successful or not.
     pub(super) tried: AtomicU64,
     ended: Notify,
 }
@@ -63,54 +64,56 @@ impl<D: SessionDriver> Session<D> {
             ended: Notify::new(),
             time,
         });
-        // Ends by itself with the session, or when nobody has the session any more.
+        // The task ends with the session, or when the last reference to the session is dropped.
         drop(tokio::spawn(keep_alive::keep(Arc::downgrade(&session))));
         session
     }
 
-    /// Its name within the process, for [`KeepAlive::Session`](crate::KeepAlive::Session).
+    /// Returns the session's id within this process, for
+    /// [`KeepAlive::Session`](crate::KeepAlive::Session).
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.id
     }
 
-    /// How the server is spoken to about it.
+    /// Returns the driver's handle of the session, such as a lease id or a connection.
     #[must_use]
     pub fn handle(&self) -> &D::Handle {
         &self.handle
     }
 
-    /// Its TTL.
+    /// Returns the TTL.
     #[must_use]
     pub fn ttl(&self) -> Ttl {
         self.time.ttl()
     }
 
-    /// The present, on the clock that its deadline is of.
+    /// Returns the current time of the clock on which the session's deadline is measured.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.time.now()
     }
 
-    /// Until when all in it may be believed in. Live.
+    /// Returns the deadline until which all locks of the session are valid. Renewals move it.
     #[must_use]
     pub fn valid_until(&self) -> Deadline {
         self.deadline.get()
     }
 
-    /// Whether it can still be used: neither ended nor past its deadline.
+    /// Returns whether the session can still be used: it has not ended, and its deadline has not
+    /// passed.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        // The clock first: see `AtomicDeadline::get`.
+        // Read the clock first: see `AtomicDeadline::get`.
         let now = self.time.now();
         !self.deadline.get().is_past(now) && self.lock().end.is_none()
     }
 
-    /// Completes when it has ended. Waiters must stop waiting then: what they had on the server is
-    /// gone.
+    /// Waits until the session has ended. Waiters must stop waiting then, because the server has
+    /// removed their entries.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// Cancel safe.
     pub async fn ended(&self) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
@@ -122,13 +125,14 @@ impl<D: SessionDriver> Session<D> {
         }
     }
 
-    /// Renews it, whoever asks: those who ask at the same time share one renewal.
+    /// Renews the session. Concurrent calls share one renewal.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`] if it is over, which is final; otherwise as the driver fails.
+    /// Returns [`ErrorKind::Lost`] if the session has ended, which is final, and otherwise the
+    /// driver's error.
     ///
     /// # Cancel safety
-    /// None: drive it to its end.
+    /// Not cancel safe: the future must be driven to completion.
     pub async fn renew(&self) -> Result<()> {
         let asked = self.time.now();
         let mut last = self.renewal.lock().await;
@@ -156,8 +160,9 @@ impl<D: SessionDriver> Session<D> {
 
     /// Moves the deadline after a renewal that was sent at `sent`, and reconciles.
     ///
-    /// A session whose reconciliation has failed for a whole TTL reconciles first, and its deadline
-    /// stays if that fails again: its holders may have lost what the server no longer shows us.
+    /// If reconciliation has failed for a whole TTL, it is tried before the deadline is moved, and
+    /// the deadline stays if it fails again. The holders may have lost locks that the client cannot
+    /// list.
     async fn renewed_until(&self, deadline: Deadline, sent: Timestamp) -> Result<()> {
         let overdue = self
             .lock()
@@ -166,7 +171,7 @@ impl<D: SessionDriver> Session<D> {
         if overdue {
             reconcile::reconcile(self).await.map_err(|error| {
                 let message =
-                    "what the session owns could not be read for a whole TTL: its locks end at their deadline";
+                    "the session's locks could not be listed for a whole TTL; they are lost at their deadline";
                 Error::new(ErrorKind::Unavailable, message).with_source(error)
             })?;
         }
@@ -176,24 +181,24 @@ impl<D: SessionDriver> Session<D> {
         }
         self.renewed.store(sent.as_nanos(), Ordering::Relaxed);
         if !overdue {
-            // A failure is logged there, and counts from the next renewal on.
+            // `reconcile` logs the failure, and the next renewal takes it into account.
             drop(reconcile::reconcile(self).await);
         }
-        // That may have found that it is over.
+        // Reconciliation may have found that the session has ended.
         if self.is_live() { Ok(()) } else { Err(over()) }
     }
 
-    /// The server is known to keep it until `deadline`: for drivers whose every transaction extends
-    /// the session.
+    /// Moves the deadline without a renewal, for drivers whose every transaction extends the
+    /// session. The server must be known to keep the session until `deadline`.
     ///
-    /// `false`, and no change, if the deadline has passed by now.
+    /// Returns `false` and changes nothing if the current deadline has passed.
     #[must_use]
     pub fn extend(&self, deadline: Deadline) -> bool {
         self.deadline.advance(deadline, self.time.now())
     }
 
-    /// It is over: told by the server, or found out. All that hold in it are told. The first reason
-    /// counts.
+    /// Ends the session in this process and notifies all holders in it. Call it when the server
+    /// reports the end or the client detects it. Only the first reason is recorded.
     pub fn end(&self, reason: LossReason) {
         let sinks: Vec<_> = {
             let mut state = self.lock();
@@ -213,14 +218,14 @@ impl<D: SessionDriver> Session<D> {
         }
     }
 
-    /// It is over if this error says so.
+    /// Ends the session if `error` is [`ErrorKind::Lost`].
     pub(super) fn end_if_lost(&self, error: &Error) {
         if error.kind() == ErrorKind::Lost {
             self.end(LossReason::SessionEnded);
         }
     }
 
-    /// Ends it here and on the server.
+    /// Ends the session in this process and on the server.
     pub(super) async fn close(&self, reason: LossReason) -> Result<()> {
         self.end(reason);
         if std::mem::replace(&mut self.lock().closing, true) {
@@ -229,32 +234,34 @@ impl<D: SessionDriver> Session<D> {
         self.driver.close(&self.handle).await
     }
 
-    /// Renews it in the background, or here if there is little left.
-    pub(super) async fn freshen(self: &Arc<Self>) -> Result<()> {
+    /// Renews the session in the background, or before returning if less than half of its TTL is
+    /// left.
+    pub(super) async fn renew_if_stale(self: &Arc<Self>) -> Result<()> {
         let (now, ttl) = (self.time.now(), self.ttl().as_duration());
         let renewed = Timestamp::from_nanos(self.renewed.load(Ordering::Relaxed));
-        if now.since(renewed) < ttl / FRESHEN_AFTER {
+        if now.since(renewed) < ttl / STALE_AFTER {
             return Ok(());
         }
         if self.deadline.get().remaining(now) < ttl / 2 {
             return self.renew().await;
         }
         let tried = self.tried.swap(now.as_nanos(), Ordering::Relaxed);
-        if now.since(Timestamp::from_nanos(tried)) >= ttl / FRESHEN_AFTER {
+        if now.since(Timestamp::from_nanos(tried)) >= ttl / STALE_AFTER {
             let session = Arc::clone(self);
-            // Nothing depends on its outcome: the deadline is live, and who holds renews.
+            // The outcome is not needed: the acquisition reads the current deadline, and holders
+            // renew.
             drop(tokio::spawn(async move { session.renew().await }));
         }
         Ok(())
     }
 
-    /// Claims a name.
+    /// Registers a name.
     pub(super) fn claim(self: &Arc<Self>, name: D::Claim) -> Result<Claimed<D>> {
         let mut state = self.lock();
         if state.end.is_some() {
             return Ok(Claimed::Ended);
         }
-        // It may have filled up since it was chosen.
+        // The session may have filled up since it was chosen.
         if state.weight >= self.driver.capacity() {
             return Ok(Claimed::Full);
         }
@@ -264,7 +271,7 @@ impl<D: SessionDriver> Session<D> {
         {
             return Err(Error::new(
                 ErrorKind::Mismatch,
-                "this session has it already",
+                "this session already has a claim of this name",
             ));
         }
         state.next += 1;
@@ -348,10 +355,10 @@ impl<D: SessionDriver> Session<D> {
     }
 }
 
-/// How a claim went.
+/// The outcome of [`Session::claim`].
 pub(super) enum Claimed<D: SessionDriver> {
     Place(Claim<D>),
-    /// As many claims as the driver allows are in it.
+    /// The session has reached the capacity that the driver allows.
     Full,
     Ended,
 }
@@ -359,7 +366,7 @@ pub(super) enum Claimed<D: SessionDriver> {
 fn over() -> Error {
     Error::new(
         ErrorKind::Lost,
-        "the session is over: its deadline came before a renewal did, or it was ended",
+        "the session has ended: it was closed, or it was not renewed before its deadline",
     )
 }
 

@@ -1,4 +1,4 @@
-//! What a session knows of its claims.
+//! The claims of a session and their state.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,27 +11,27 @@ use crate::{
     signal::LossReason,
 };
 
-/// What changes of a session.
+/// The mutable part of a session.
 pub(super) struct State<C> {
     pub(super) claims: HashMap<C, Standing>,
-    /// The sum of their weights.
+    /// The sum of the claims' weights.
     pub(super) weight: usize,
-    /// How many of them are not granted yet: the session is renewed for those.
+    /// The number of claims that are not granted yet. The session is renewed while there are any.
     pub(super) pending: usize,
     pub(super) idle_since: Timestamp,
     pub(super) end: Option<LossReason>,
     pub(super) closing: bool,
-    /// What has happened leaves open what the server has.
+    /// An operation ended without an answer, so that the server's entries are uncertain.
     pub(super) doubt: bool,
     pub(super) since_reconciled: u32,
-    /// When the first of the reconciliations was begun that have failed since the last one that
-    /// succeeded.
+    /// The start of the first failed reconciliation since the last successful one.
     pub(super) unreconciled_since: Option<Timestamp>,
-    /// Claimed since a reconciliation began: what the server says of them may be old.
+    /// Names claimed since a reconciliation began. The server's list may be older than they are.
     pub(super) touched: Option<HashSet<C>>,
-    /// Being removed from the server: claimed now, they would be removed under somebody's feet.
+    /// Names being removed from the server. If they were claimed now, the removal would delete a
+    /// new entry.
     pub(super) disowning: HashSet<C>,
-    /// Never to be claimed again.
+    /// Names that must never be claimed again.
     pub(super) retired: HashSet<C>,
     pub(super) next: u64,
 }
@@ -56,9 +56,9 @@ impl<C> State<C> {
     }
 }
 
-/// How a claim stands.
+/// The state of a claim.
 pub(super) struct Standing {
-    /// Another number for each claim, also of one name.
+    /// A unique number of the claim, which tells apart claims of the same name.
     pub(super) number: u64,
     pub(super) holder: Option<LossNotifier>,
     pub(super) frozen: Arc<OnceLock<Deadline>>,

@@ -1,4 +1,4 @@
-//! Sessions over a fake server, under paused time.
+//! Sessions over a fake server, in paused time.
 
 use std::{
     collections::HashMap,
@@ -30,15 +30,15 @@ struct Server {
     closed: AtomicUsize,
     disowned: Mutex<Vec<u32>>,
     down: AtomicBool,
-    /// What a session owns cannot be read.
+    /// If set, the entries of a session cannot be listed.
     blind: AtomicBool,
-    /// The next look at what a session owns finds that it is over.
+    /// If set, the next listing reports that the session has ended.
     over_when_looked_at: AtomicBool,
-    /// Zero for any number.
+    /// Zero means unlimited.
     capacity: usize,
-    /// Zero for any number.
+    /// Zero means unlimited.
     max_sessions: usize,
-    /// Claims weigh what their number says.
+    /// If set, the weight of a claim is its number.
     weighs: bool,
 }
 
@@ -173,7 +173,7 @@ fn request(clock: &Arc<TestClock>, secs: u64) -> Request {
         .with_ttl(Ttl::from_secs(secs).unwrap())
 }
 
-/// A sink, and the request whose loss it tells.
+/// Returns a request and the notifier of its loss.
 fn sink(clock: &Arc<TestClock>) -> (Request, LossNotifier) {
     let request = request(clock, 10);
     let sink = request.loss_notifier();
@@ -244,7 +244,7 @@ async fn only_an_idle_session_is_closed_for_a_new_one() {
     };
     let held = claim(10).await.unwrap();
     drop(claim(20).await.unwrap());
-    // The one of 20 s is idle.
+    // The session of 20 s is idle.
     let third = claim(30).await.unwrap();
     assert_eq!(server.closed.load(Ordering::Relaxed), 1);
     assert!(held.session().is_live() && third.session().is_live());
@@ -342,7 +342,7 @@ async fn those_who_wait_for_one_renewal_do_not_overfill_its_session() {
     );
     let request = request(&clock, 10);
     drop(sessions.claim(&request, |_, _| 0).await.unwrap());
-    // Less than half of the TTL is left: whoever claims renews first.
+    // Less than half of the TTL is left, so that each claim renews first.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let claims =
         futures_util::future::join_all((1..=20).map(|n| sessions.claim(&request, move |_, _| n)))
@@ -394,7 +394,7 @@ async fn locks_are_given_up_if_what_is_owned_cannot_be_read() {
     assert!(held.hold(sink));
     server.has(0, 1);
     server.blind.store(true, Ordering::Relaxed);
-    // For a TTL it is renewed all the same: a fault that passes costs nobody a lock.
+    // For one TTL the session is still renewed: a passing fault loses no lock.
     for _ in 0..4 {
         held.session().renew().await.unwrap();
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -422,8 +422,8 @@ async fn locks_are_given_up_if_what_is_owned_cannot_be_read() {
     assert_eq!(lock.signal().loss(), Some(LossReason::Expired));
 }
 
-/// What the server owns can and cannot be read in turns, at random, and at some time it takes the
-/// lock away: its holder believes in it for three TTLs more at most.
+/// Listing the entries fails at random, and at some time the server takes the lock away. The holder
+/// considers the lock held for at most three more TTLs.
 #[tokio::test(start_paused = true)]
 async fn a_lock_taken_away_is_noticed_whatever_fails() {
     for seed in 0..200_u64 {
@@ -511,7 +511,7 @@ async fn reconciliation_spares_concurrent_claims_and_releases() {
     server.has(0, 1);
     let session = Arc::clone(released.session());
     let renewal = tokio::spawn(async move { session.renew().await });
-    // The renewal takes a millisecond, and then the server is asked for another what it has.
+    // The renewal takes a millisecond, and listing the entries takes another.
     tokio::time::sleep(Duration::from_micros(1_500)).await;
     released.release();
     let passing = sessions.claim(&request, |_, _| 2).await.unwrap();
@@ -602,7 +602,7 @@ async fn after_close_there_is_nothing_and_nothing_starts() {
     );
 }
 
-/// Carries numbers back; its lane is the number without its last digit.
+/// Records batches of numbers. The lane of a number is the number without its last digit.
 #[derive(Default)]
 struct Trips(Mutex<Vec<Vec<u64>>>);
 
