@@ -1,4 +1,4 @@
-//! Time as leases need it: [`Clock`], [`Timestamp`], [`Deadline`] and [`ClockDrift`].
+//! Time: [`Clock`], [`Timestamp`], [`Deadline`] and [`ClockDrift`].
 
 use std::{
     fmt,
@@ -8,32 +8,33 @@ use std::{
 
 use crate::ttl::Ttl;
 
-/// A clock that never goes back and goes on while the machine is suspended.
+/// A monotonic clock that also counts the time for which the machine is suspended.
 ///
-/// Core reads time only through this. [`SystemClock`] is the real one; [`TestClock`] is for tests.
+/// The client reads time only through this trait. [`SystemClock`] reads the operating system's
+/// clock, and [`TestClock`] is for tests.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The present. Must not panic.
+    /// Returns the current time. It must not panic.
     fn now(&self) -> Timestamp;
 }
 
-/// A reading of a [`Clock`]: nanoseconds since a point that is fixed for that clock.
+/// A reading of a [`Clock`]: the number of nanoseconds since a fixed point of that clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The moment this many nanoseconds after the clock's fixed point.
+    /// Creates a timestamp this many nanoseconds after the clock's fixed point.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// Nanoseconds since the clock's fixed point.
+    /// Returns the number of nanoseconds since the clock's fixed point.
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// The time since an `earlier` moment; zero if it is not earlier.
+    /// Returns the time elapsed since `earlier`, or zero if `earlier` is later than this timestamp.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -43,71 +44,73 @@ impl Timestamp {
 impl std::ops::Add<Duration> for Timestamp {
     type Output = Self;
 
-    /// Saturates.
+    /// Adds a duration, saturating at the largest timestamp.
     fn add(self, duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanos))
     }
 }
 
-/// The moment from which a lease must be believed lost.
+/// The time at and after which a lease must be treated as lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Deadline(Timestamp);
 
 impl Deadline {
-    /// A deadline at this moment.
+    /// Creates a deadline at this timestamp.
     #[must_use]
     pub const fn at(moment: Timestamp) -> Self {
         Self(moment)
     }
 
-    /// The moment.
+    /// Returns the timestamp of the deadline.
     #[must_use]
     pub const fn moment(self) -> Timestamp {
         self.0
     }
 
-    /// Whether it has come.
+    /// Returns whether the deadline has passed at `now`.
     #[must_use]
     pub fn is_past(self, now: Timestamp) -> bool {
         now >= self.0
     }
 
-    /// The time left; zero once it has come.
+    /// Returns the time left at `now`, or zero if the deadline has passed.
     #[must_use]
     pub const fn remaining(self, now: Timestamp) -> Duration {
         self.0.since(now)
     }
 }
 
-/// How far two clocks may part while a lease runs: the holder stops believing that much earlier.
+/// The maximum difference that two clocks may develop while a lease runs.
+///
+/// The holder's deadline is earlier than the TTL by this much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ClockDrift {
-    /// Parts per million of the TTL.
+    /// The part that grows with the TTL, in parts per million.
     pub rate_ppm: u32,
-    /// And this much on top, for what does not grow with the TTL.
+    /// The part that does not depend on the TTL.
     #[cfg_attr(feature = "serde", serde(rename = "constant_ms"))]
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_impls::millis"))]
     pub constant: Duration,
 }
 
 impl ClockDrift {
-    /// For a backend that reads the same clock as the client.
+    /// No drift, for a backend that reads the same clock as the client.
     pub const NONE: Self = Self {
         rate_ppm: 0,
         constant: Duration::ZERO,
     };
 
-    /// 1 % and 2 ms, as in the Redlock algorithm's published implementations. Quartz is a hundred
-    /// times better; a virtual machine under a bad hypervisor is not.
+    /// 1 % and 2 ms, as in published implementations of the Redlock algorithm. Quartz clocks are a
+    /// hundred times better, but the clock of a badly configured virtual machine is not.
     pub const DEFAULT: Self = Self {
         rate_ppm: 10_000,
         constant: Duration::from_millis(2),
     };
 
-    /// When a grant of `ttl` that was asked for at `sent` must be believed over. `sent` is read
-    /// *before* the request leaves, because the server may have started to count at once.
+    /// Returns the deadline of a grant of `ttl` that was requested at `sent`. Read `sent` *before*
+    /// the request is sent, because the server may have started to count at once.
     #[must_use]
     pub fn deadline(self, sent: Timestamp, ttl: Ttl) -> Deadline {
         let ttl = ttl.as_millis() * 1_000_000;
@@ -119,28 +122,29 @@ impl ClockDrift {
     }
 }
 
-/// A deadline that renewals move, shared by a lease and its guard.
+/// A deadline shared by a lease and its guard, which renewals move.
 ///
-/// It keeps rule one of leases: once the deadline has been seen to pass, nothing revives it.
+/// Once the deadline has been observed to have passed, no renewal moves it any more.
 #[derive(Debug)]
 pub struct AtomicDeadline(AtomicU64);
 
 impl AtomicDeadline {
-    /// Starts at `deadline`.
+    /// Creates a shared deadline that starts at `deadline`.
     #[must_use]
     pub const fn new(deadline: Deadline) -> Self {
         Self(AtomicU64::new(deadline.0.0))
     }
 
-    /// The deadline as it stands. To decide whether it has passed, read the clock *first*: then
-    /// whoever sees it past and whoever moves it can never both be right.
+    /// Returns the current deadline. To decide whether it has passed, read the clock *first*. Then
+    /// a reader that finds it passed and a renewal that moves it can never both succeed.
     #[must_use]
     pub fn get(&self) -> Deadline {
         Deadline(Timestamp(self.0.load(Ordering::Acquire)))
     }
 
-    /// Moves the deadline to `to`, never back. `now` is read when the renewal's answer is in hand.
-    /// `false`, and no change, if the deadline has passed by then.
+    /// Moves the deadline to `to`, unless it is later already. `now` must be read after the answer
+    /// to the renewal has arrived. Returns `false` and changes nothing if the deadline has passed
+    /// at `now`.
     #[must_use]
     pub fn advance(&self, to: Deadline, now: Timestamp) -> bool {
         self.0
@@ -151,7 +155,10 @@ impl AtomicDeadline {
     }
 }
 
-/// `CLOCK_BOOTTIME` on Linux, which counts through suspend; elsewhere [`std::time::Instant`].
+/// The operating system's monotonic clock.
+///
+/// It reads `CLOCK_BOOTTIME` on Linux and Android, which counts while the machine is suspended, and
+/// [`std::time::Instant`] elsewhere.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -173,7 +180,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock for tests: follows tokio's time, which a test can pause and advance, and can be
+/// A clock for tests. It follows tokio's time, which a test can pause and advance, and it can be
 /// [suspended](Self::suspend).
 #[derive(Debug)]
 pub struct TestClock {
@@ -182,7 +189,7 @@ pub struct TestClock {
 }
 
 impl TestClock {
-    /// Starts at the present of tokio's time.
+    /// Creates a clock that starts at the current tokio time.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -191,8 +198,7 @@ impl TestClock {
         }
     }
 
-    /// Lets `duration` pass on this clock, but not on tokio's timers: what the suspend of a machine
-    /// does.
+    /// Advances this clock by `duration`, but not tokio's timers, as a suspend of the machine does.
     pub fn suspend(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.suspended.fetch_add(nanos, Ordering::AcqRel);
@@ -208,7 +214,7 @@ impl Default for TestClock {
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         let suspended = self.suspended.load(Ordering::Acquire);
-        // An hour in, so that no test comes near zero.
+        // The clock starts at one hour, so that no test subtracts below zero.
         Timestamp(3_600_000_000_000) + self.start.elapsed() + Duration::from_nanos(suspended)
     }
 }

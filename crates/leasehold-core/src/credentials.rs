@@ -55,15 +55,15 @@ impl Debug for Credentials {
 
 /// Supplies the credentials of each new connection.
 ///
-/// A backend asks before it opens a connection, and again when the server refuses credentials that
-/// it accepted before. Passwords that rotate and tokens that expire therefore need no restart of
-/// the program. Fixed [`Credentials`] are a provider too.
+/// A backend calls the provider before it opens a connection, and again if the server refuses
+/// credentials that it accepted before. Rotated passwords and expiring tokens therefore need no
+/// restart of the program. Fixed [`Credentials`] implement this trait too.
 ///
-/// # Implementing
-/// `Debug` shows no secret, since the configuration of a backend prints its provider. A call may be
-/// slow: the backend counts it into its connect time-out. It may come from several tasks at once.
-/// Return an error of kind [`Unavailable`](crate::ErrorKind::Unavailable) if the source of the
-/// credentials does not answer.
+/// # For implementors
+/// `Debug` must show no secret, because the configuration of a backend prints its provider. A call
+/// may be slow: the backend counts it towards its connect timeout. Calls may come from several
+/// tasks at once. Return an error of kind [`Unavailable`](crate::ErrorKind::Unavailable) if the
+/// source of the credentials does not answer.
 ///
 /// ```
 /// use leasehold_core::{Credentials, CredentialsProvider, Result, async_trait};
@@ -88,7 +88,7 @@ pub trait CredentialsProvider: Debug + Send + Sync + 'static {
     /// Returns the credentials that are valid now.
     ///
     /// # Errors
-    /// The source of the credentials does not answer, or has none.
+    /// Returns an error if the source of the credentials does not answer or has none.
     async fn credentials(&self) -> Result<Credentials>;
 }
 

@@ -1,9 +1,9 @@
 //! Threads for drivers that may never yield.
 //!
-//! A driver that reads its socket in a loop without a pause does not return from a poll while the
-//! server sends faster than it reads. The runtime's thread is then lost to all other tasks, and
-//! with it every time-out. So such a driver connects on a thread of its own, which is left behind
-//! if it does not come back.
+//! A driver that reads its socket in a loop without yielding does not return from a poll while the
+//! server sends faster than the driver reads. It then blocks all other tasks of its runtime thread,
+//! timeouts included. Such a driver therefore connects on a thread of its own, which is abandoned
+//! if it does not return.
 
 use std::{
     pin::Pin,
@@ -24,14 +24,14 @@ use crate::{
     panics::contained,
 };
 
-/// How many threads may be left behind at a time. Each may keep a core busy for as long as its
-/// server sends.
-const MOST: usize = 64;
+/// The maximum number of abandoned threads. Each may keep a core busy for as long as its server
+/// sends.
+const MAX_ABANDONED: usize = 64;
 
-static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
+static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 
-/// A thread for a driver that may never yield. Dropping this leaves the thread behind, to end when
-/// it can.
+/// A thread for a driver that may never yield. Dropping the handle abandons the thread, which ends
+/// when its work ends.
 ///
 /// ```
 /// use leasehold_core::DriverThread;
@@ -43,38 +43,38 @@ static LEFT_BEHIND: AtomicUsize = AtomicUsize::new(0);
 /// # Ok::<(), leasehold_core::Error>(())
 /// ```
 #[derive(Debug)]
-#[must_use = "dropping it leaves the thread behind"]
+#[must_use = "dropping it abandons the thread"]
 pub struct DriverThread(Arc<Thread>);
 
-/// Is dropped by the thread and by its owner.
+/// The state shared by the thread and its owner, both of which mark it when they are dropped.
 #[derive(Debug, Default)]
 struct Thread {
-    /// One of the two has gone.
-    half: AtomicBool,
+    /// Whether one of the two has been dropped.
+    one_dropped: AtomicBool,
 }
 
 impl Thread {
     fn is_second(&self) -> bool {
-        self.half.swap(true, Ordering::AcqRel)
+        self.one_dropped.swap(true, Ordering::AcqRel)
     }
 }
 
-/// Held by the thread until its end, also by a panic.
+/// The thread's half. It is dropped when the thread ends, also by a panic.
 struct Running(Arc<Thread>);
 
 impl DriverThread {
-    /// Starts `work` on a thread of its own. Events of `tracing` go where those of the caller go.
+    /// Starts `work` on a new thread. Its `tracing` events go to the subscriber of the caller.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] if there are too many threads that were left behind and have not
-    /// ended, or if the system starts no thread.
+    /// Returns [`ErrorKind::Unavailable`] if too many abandoned threads are still running, or if
+    /// the operating system cannot start a thread.
     pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Self> {
-        if LEFT_BEHIND.load(Ordering::Acquire) >= MOST {
+        if ABANDONED.load(Ordering::Acquire) >= MAX_ABANDONED {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 format!(
-                    "{MOST} connections that were given up are still busy, because their servers send without a pause; look at \
-                     what answers at the address"
+                    "{MAX_ABANDONED} abandoned connections are still busy, because their servers send without a pause; check which \
+                     server listens at the address"
                 ),
             ));
         }
@@ -89,7 +89,7 @@ impl DriverThread {
         started.map_err(|error| {
             Error::new(
                 ErrorKind::Unavailable,
-                "the system starts no thread for a connection",
+                "the operating system cannot start a thread for a connection",
             )
             .with_source(error)
         })?;
@@ -99,10 +99,10 @@ impl DriverThread {
 
 impl Drop for DriverThread {
     fn drop(&mut self) {
-        // Counted before the thread can see that it was left behind.
-        LEFT_BEHIND.fetch_add(1, Ordering::AcqRel);
+        // Count the thread before it can observe that it was abandoned.
+        ABANDONED.fetch_add(1, Ordering::AcqRel);
         if self.0.is_second() {
-            LEFT_BEHIND.fetch_sub(1, Ordering::AcqRel);
+            ABANDONED.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -110,16 +110,16 @@ impl Drop for DriverThread {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.0.is_second() {
-            LEFT_BEHIND.fetch_sub(1, Ordering::AcqRel);
+            ABANDONED.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-/// Does `work` on a thread of its own, with the I/O and the timers of the present runtime.
+/// Runs `work` on a thread of its own, with the I/O and the timers of the current runtime.
 ///
 /// # For implementors
-/// For a driver's work that may never yield, such as to connect. It may take as long as its own
-/// time-outs allow. If one poll of it takes longer than `patience`, it is given up.
+/// Use it for work of a driver that may never yield, such as connecting. The work may take as long
+/// as its own timeouts allow. It is abandoned if one poll of it takes longer than `max_poll`.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -130,19 +130,19 @@ impl Drop for Running {
 ///     thread::sleep(Duration::from_secs(2));
 ///     Ok(())
 /// };
-/// let given_up = on_driver_thread(Duration::from_millis(50), never_yields).await;
-/// assert_eq!(given_up.unwrap_err().kind(), ErrorKind::Unavailable);
+/// let abandoned = on_driver_thread(Duration::from_millis(50), never_yields).await;
+/// assert_eq!(abandoned.unwrap_err().kind(), ErrorKind::Unavailable);
 /// # }
 /// ```
 ///
 /// # Errors
-/// [`ErrorKind::Unavailable`] if one poll took longer than `patience`, or as
-/// [`DriverThread::start`]; otherwise as `work`.
+/// Returns [`ErrorKind::Unavailable`] if one poll took longer than `max_poll`, and otherwise the
+/// errors of [`DriverThread::start`] and of `work`.
 ///
 /// # Cancel safety
-/// `work` is dropped, on its thread, when it next yields.
+/// If the future is dropped, `work` is dropped on its thread when it next yields.
 pub async fn on_driver_thread<T: Send + 'static>(
-    patience: Duration,
+    max_poll: Duration,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let (mut answer, mut answered) = oneshot::channel();
@@ -161,13 +161,13 @@ pub async fn on_driver_thread<T: Send + 'static>(
                 () = answer.closed() => return,
                 done = work => done,
             };
-            // Not taken any more if the caller has gone meanwhile.
+            // This fails if the caller was dropped meanwhile.
             drop(answer.send(done));
         });
     })?;
     let mut before = 0;
     loop {
-        match tokio::time::timeout(patience, &mut answered).await {
+        match tokio::time::timeout(max_poll, &mut answered).await {
             Ok(Ok(done)) => return done,
             Ok(Err(_dropped)) => {
                 return Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down"));
@@ -176,7 +176,7 @@ pub async fn on_driver_thread<T: Send + 'static>(
                 let now = polls.load(Ordering::Acquire);
                 if now == before && now % 2 == 1 {
                     let message = format!(
-                        "the server keeps the driver busy for more than {patience:?} without a pause"
+                        "the server keeps the driver busy for more than {max_poll:?} without a pause"
                     );
                     return Err(Error::new(ErrorKind::Unavailable, message));
                 }
@@ -187,7 +187,7 @@ pub async fn on_driver_thread<T: Send + 'static>(
 }
 
 pin_project! {
-    /// Counts its polls, and whether one is under way: then the number is odd.
+    /// A future that counts the start and the end of each poll. The count is odd during a poll.
     struct Polled<F> {
         #[pin]
         work: F,
@@ -214,14 +214,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_never_yields_is_given_up() {
+    async fn work_that_never_yields_is_abandoned() {
         let (done, wait) = mpsc::channel::<()>();
-        let given_up = on_driver_thread(Duration::from_millis(20), async move {
-            // Until the test is over.
+        let abandoned = on_driver_thread(Duration::from_millis(20), async move {
+            // Blocks until the test has ended.
             wait.recv().unwrap_or(());
             Ok(())
         });
-        let error = given_up.await.unwrap_err();
+        let error = abandoned.await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.to_string().contains("without a pause"), "{error}");
         drop(done);

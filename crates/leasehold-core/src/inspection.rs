@@ -1,4 +1,4 @@
-//! [`Inspection`]: who holds a key and who waits for it.
+//! [`Inspection`]: the holders of and waiters for a key.
 
 use std::{
     net::IpAddr,
@@ -7,23 +7,23 @@ use std::{
 
 use crate::{acquisition_id::AcquisitionId, fencing::FencingToken, key::LockKey, mode::Mode};
 
-/// Who held a key, and who waited for it, when the backend was asked.
+/// The holders of and waiters for a key at the time of the inspection.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Inspection {
-    /// The holders: none, one, or several in shared and permit mode.
+    /// The holders: none or one, or several in shared and permit mode.
     pub holders: Vec<HolderRef>,
-    /// The waiters that the backend knows, first come first. Of the many waiters of one process it
-    /// knows one.
+    /// The waiters that the backend knows of, in order of arrival. A process with many waiters
+    /// appears once.
     pub waiters: Vec<WaiterRef>,
-    /// Of a quorum: its nodes. Empty elsewhere.
+    /// The nodes of a quorum. Empty for other backends.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
     pub nodes: Vec<NodeStatus>,
 }
 
 impl Inspection {
-    /// An inspection with these holders and waiters.
+    /// Creates an inspection with these holders and waiters.
     #[must_use]
     pub fn new(holders: Vec<HolderRef>, waiters: Vec<WaiterRef>) -> Self {
         Self {
@@ -34,39 +34,40 @@ impl Inspection {
     }
 }
 
-/// One holder, exactly this grant: a later grant of the same key is another one.
+/// One holder of a key. It identifies one grant: a later grant of the same key is another holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct HolderRef {
     /// The key.
     pub key: LockKey,
-    /// How it is held. `None` for a holder of another program whose mode cannot be told.
+    /// The mode in which the key is held. `None` for a holder of another program whose mode is
+    /// unknown.
     pub mode: Option<Mode>,
-    /// What identifies the grant to the backend. Opaque.
+    /// The backend's identifier of the grant. Opaque.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub id: Vec<u8>,
-    /// The acquisition that it was granted to, where the backend writes that down.
+    /// The acquisition that was granted, if the backend stores it.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub owner: Option<AcquisitionId>,
-    /// Who it is, for people; empty for holders of other programs.
+    /// The holder's label. Empty for holders of other programs.
     pub label: String,
-    /// Its fencing token, where the backend can tell.
+    /// The fencing token, if the backend knows it.
     pub token: Option<FencingToken>,
-    /// When it expires unless it is renewed, where the backend can tell.
+    /// The time until the grant expires unless it is renewed, if the backend knows it.
     #[cfg_attr(feature = "serde", serde(rename = "expires_in_ms"))]
     #[cfg_attr(
         feature = "serde",
         serde(serialize_with = "crate::serde_impls::optional_millis")
     )]
     pub expires_in: Option<Duration>,
-    /// What it holds by, where the server tells of it.
+    /// The connection that holds the lock, if the server reports it.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub connection: Option<HolderConnection>,
 }
 
 impl HolderRef {
-    /// A holder of `key` that the backend calls `id`.
+    /// Creates a holder of `key` with the backend's identifier `id`.
     #[must_use]
     pub fn new(key: LockKey, id: impl Into<Vec<u8>>) -> Self {
         let (label, id) = (String::new(), id.into());
@@ -83,19 +84,20 @@ impl HolderRef {
     }
 }
 
-/// The connection that a holder holds by, in its server's words.
+/// The connection of a holder, as its server reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct HolderConnection {
-    /// What the server calls it: of PostgreSQL the process that serves it.
+    /// The server's identifier of the connection. For PostgreSQL, it is the process id of its
+    /// backend.
     pub id: String,
-    /// The name that it gave itself: of PostgreSQL the application's.
+    /// The name that the client gave the connection. For PostgreSQL, it is the application name.
     pub name: String,
-    /// Where it comes from. `None` over a socket of the host, and for those who may not see it.
+    /// The address of the client. `None` for a local socket, or if the caller may not see it.
     pub address: Option<IpAddr>,
-    /// Since when it is connected, which may be long before the grant. `None` for those who may not
-    /// see it.
+    /// The time at which the connection was opened, which may be long before the grant. `None` if
+    /// the caller may not see it.
     #[cfg_attr(
         feature = "serde",
         serde(serialize_with = "crate::serde_impls::rfc3339")
@@ -104,7 +106,7 @@ pub struct HolderConnection {
 }
 
 impl HolderConnection {
-    /// A connection of which only this is known.
+    /// Creates a connection with only an identifier and a name.
     #[must_use]
     pub fn new(id: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
@@ -116,19 +118,19 @@ impl HolderConnection {
     }
 }
 
-/// One waiter.
+/// One waiter for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct WaiterRef {
-    /// What it waits for.
+    /// The mode that it waits for, if known.
     pub mode: Option<Mode>,
-    /// Who it is, for people.
+    /// The waiter's label.
     pub label: String,
 }
 
 impl WaiterRef {
-    /// A waiter with this label.
+    /// Creates a waiter with this mode and label.
     #[must_use]
     pub fn new(mode: Option<Mode>, label: impl Into<String>) -> Self {
         Self {
@@ -138,19 +140,19 @@ impl WaiterRef {
     }
 }
 
-/// One node of a quorum.
+/// The state of one node of a quorum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct NodeStatus {
-    /// Where it lives, without secrets.
+    /// The address of the node, without secrets.
     pub endpoint: String,
-    /// What is wrong with it; `None` for a node that votes.
+    /// What is wrong with the node, or `None` if it can vote.
     pub problem: Option<String>,
 }
 
 impl NodeStatus {
-    /// The node at this endpoint.
+    /// Creates the status of the node at this endpoint.
     #[must_use]
     pub fn new(endpoint: impl Into<String>, problem: Option<String>) -> Self {
         Self {
@@ -165,7 +167,7 @@ impl NodeStatus {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Pong {
-    /// Of a quorum: its nodes. A node with a problem did not answer. Empty elsewhere.
+    /// The nodes of a quorum. A node with a problem did not answer. Empty for other backends.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
     pub nodes: Vec<NodeStatus>,
 }
@@ -209,15 +211,15 @@ pub enum Revocation {
     Immediate,
 }
 
-/// What a revocation did.
+/// The outcome of a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RevokeOutcome {
-    /// It is free.
+    /// The lock is free.
     Freed,
-    /// It can no longer be renewed, and is free after this time at the latest. `None` if the
-    /// backend cannot tell.
+    /// The lock can no longer be renewed, and is free after this time at the latest. `None` if the
+    /// backend does not know the time.
     FreeWithin(Option<Duration>),
-    /// That holder no longer held it. Nothing was done.
+    /// The holder no longer had the lock. Nothing was changed.
     AlreadyGone,
 }

@@ -7,14 +7,13 @@ use crate::{
     text,
 };
 
-/// The name of a lock: 1 to 1 024 bytes, any bytes.
+/// The name of a lock: 1 to 1 024 arbitrary bytes.
 ///
-/// Two keys are the same lock if and only if their bytes are the same. Every backend maps keys
-/// injectively onto what it stores, or refuses the key with [`ErrorKind::InvalidInput`].
+/// Two keys name the same lock if and only if their bytes are equal. Every backend maps keys
+/// injectively to what it stores, or rejects the key with [`ErrorKind::InvalidInput`].
 ///
-/// Cloning is cheap. [`Display`](fmt::Display) shows the key on one line: text as it is, and
-/// escaped what does not print (as [`text::Escaped`] does), backslashes and bytes that are not
-/// UTF-8.
+/// Cloning is cheap. [`Display`](fmt::Display) shows the key on one line. It escapes unprintable
+/// characters (as [`text::Escaped`] does), backslashes, and bytes that are not UTF-8.
 ///
 /// ```
 /// use leasehold_core::LockKey;
@@ -29,14 +28,15 @@ use crate::{
 pub struct LockKey(Arc<[u8]>);
 
 impl LockKey {
-    /// The most bytes a key may have. Long enough for a URL; short enough for every backend's
-    /// index.
+    /// The maximum length in bytes. It is long enough for a URL and short enough for the index of
+    /// every backend.
     pub const MAX_LEN: usize = 1024;
 
-    /// Parses a key.
+    /// Creates a key from its bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if it is empty or longer than [`MAX_LEN`](Self::MAX_LEN).
+    /// Returns [`ErrorKind::InvalidInput`] if `name` is empty or longer than
+    /// [`MAX_LEN`](Self::MAX_LEN).
     pub fn new(name: impl AsRef<[u8]>) -> Result<Self, Error> {
         let name = name.as_ref();
         if name.is_empty() {
@@ -59,13 +59,13 @@ impl LockKey {
         Ok(Self(name.into()))
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The key as text, if it is UTF-8.
+    /// Returns the key as text, or `None` if it is not UTF-8.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
@@ -108,7 +108,7 @@ impl From<&LockKey> for LockKey {
     }
 }
 
-/// Bytes as one line of text.
+/// Bytes shown as one line of text.
 struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {

@@ -1,8 +1,8 @@
-//! Who we are, for people.
+//! Labels: how a client is named to people.
 
 use std::sync::Arc;
 
-/// Returns the label of a client without one: host, process id and program, as in
+/// Returns the label of a client that sets none: host, process id and program, as in
 /// `web-3/4711/shopd`.
 ///
 /// ```
@@ -24,20 +24,20 @@ pub fn default_label() -> Arc<str> {
     Arc::from(format!("{}/{}/{program}", host(), std::process::id()))
 }
 
-/// What every kind of backend keeps of a label: Redis 32 printable characters, Postgres 63 bytes of
-/// ASCII beside its own.
-const KEPT: usize = 32;
+/// The number of characters of a label that every backend stores. Redis stores 32 printable ASCII
+/// characters. PostgreSQL stores 63 bytes, which include a prefix.
+const MAX_LABEL: usize = 32;
 
-/// The label as every kind of backend keeps it, so that one holder is called the same on all nodes
-/// of a quorum. `None` if it is like that already.
-pub(crate) fn common(label: &str) -> Option<Arc<str>> {
+/// Returns the label in the form that every backend can store, so that a holder has the same label
+/// on all nodes of a quorum. Returns `None` if the label has this form already.
+pub(crate) fn truncate_label(label: &str) -> Option<Arc<str>> {
     let printable = |c: char| (' '..='~').contains(&c);
-    if label.len() <= KEPT && label.chars().all(printable) {
+    if label.len() <= MAX_LABEL && label.chars().all(printable) {
         return None;
     }
     let kept: String = label
         .chars()
-        .take(KEPT)
+        .take(MAX_LABEL)
         .map(|c| if printable(c) { c } else { '?' })
         .collect();
     Some(kept.into())
@@ -62,9 +62,9 @@ mod tests {
 
     #[test]
     fn what_every_backend_keeps_of_a_label_is_short_and_printable() {
-        assert_eq!(common("web-3/4711/shopd"), None);
-        assert_eq!(common("anna\u{f6}\n").as_deref(), Some("anna??"));
-        let cut = common(&"ä".repeat(100)).unwrap();
-        assert_eq!((&*cut, common(&cut)), ("?".repeat(KEPT).as_str(), None));
+        assert_eq!(truncate_label("web-3/4711/shopd"), None);
+        assert_eq!(truncate_label("anna\u{f6}\n").as_deref(), Some("anna??"));
+        let cut = truncate_label(&"ä".repeat(100)).unwrap();
+        assert_eq!((&*cut, truncate_label(&cut)), ("?".repeat(MAX_LABEL).as_str(), None));
     }
 }

@@ -20,31 +20,33 @@ use crate::{
     retry_budget::RetryBudget,
 };
 
-/// A backend that connects when it is first used, so that a program starts while its server is
+/// A backend that connects when it is first used, so that a program can start while its server is
 /// down.
 ///
-/// It works with every backend. `leasehold::connect_lazily` makes one of a URL.
+/// It works with every backend. `leasehold::connect_lazily` creates one from a URL.
 ///
 /// # Guaranteed
 /// - Nothing is sent before the first use.
-/// - One attempt to connect is under way at a time. All operations that need the connection wait
+/// - Nothing is sent before the first use.
+/// - At most one connection attempt runs at a time. All operations that need the connection wait
 ///   for it.
 /// - While the server cannot be reached, an operation fails with [`ErrorKind::Unavailable`] and the
-///   cause. The next operation tries to connect again. An acquisition that waits tries again for up
-///   to a TTL, as [`Mutex::lock`](crate::Mutex::lock) documents. An error that no other attempt
-///   would change, such as [`ErrorKind::Denied`], is returned at once.
-/// - Once it is connected, every operation is the backend's own.
+///   cause. The next operation tries to connect again. A waiting acquisition retries for up to one
+///   TTL, as [`Mutex::lock`](crate::Mutex::lock) documents. An error that another attempt would not
+///   change, such as [`ErrorKind::Denied`], is returned at once.
+/// - Once connected, every operation is the backend's own.
 ///
 /// # Capabilities
-/// Until it is connected, the [capabilities](Capabilities) are those given to [`new`](Self::new),
-/// marked as [provisional](Capabilities::provisional). From then on they are the backend's own.
+/// Until the connection is made, the [capabilities](Capabilities) are those passed to
+/// [`new`](Self::new), marked as [provisional](Capabilities::provisional). Then they are the
+/// backend's own.
 ///
-/// # Not for nodes of a quorum
-/// It does not vote on fencing tokens, because it does not know whether the backend does. Connect
-/// to a whole quorum lazily instead.
+/// # Quorum nodes
+/// A lazy backend cannot be a voting node of a quorum, because it does not know whether its backend
+/// votes on fencing tokens. Connect to the whole quorum lazily instead.
 ///
 /// # Cancel safety
-/// An operation may be dropped while it waits for the connection. The attempt to connect continues.
+/// An operation may be dropped while it waits for the connection. The connection attempt continues.
 ///
 /// ```
 /// use leasehold_core::{LazyBackend, LockBackend, LockClient};
@@ -73,7 +75,7 @@ struct Inner {
 
 enum State {
     Idle,
-    /// An attempt is under way, or has succeeded.
+    /// An attempt is running, or has succeeded.
     Connecting(Connecting),
     Closed,
 }
@@ -81,12 +83,12 @@ enum State {
 impl LazyBackend {
     /// Creates a backend that calls `connect` when it is first used, and again after each failure.
     ///
-    /// `capabilities` are the weakest promises of any server that `connect` may lead to, with the
+    /// `capabilities` must be the weakest promises of any server that `connect` may reach, with the
     /// widest range of TTLs. A client reads [`drift`](Capabilities::drift) and
-    /// [`pipelined_release`](Capabilities::pipelined_release) only once, so both must be true of
-    /// every server.
+    /// [`pipelined_release`](Capabilities::pipelined_release) only once, so both must hold for
+    /// every such server.
     ///
-    /// An attempt must end: give it a time-out.
+    /// Each attempt must end: give it a timeout.
     pub fn new<F, Fut, B>(capabilities: Capabilities, connect: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -110,7 +112,7 @@ impl LazyBackend {
 }
 
 impl Inner {
-    /// Returns the backend, and connects if it is not connected.
+    /// Returns the backend, connecting first if necessary.
     async fn connected(self: &Arc<Self>) -> Result<Arc<dyn LockBackend>> {
         match self.backend.get() {
             Some(backend) => Ok(Arc::clone(backend)),
@@ -118,7 +120,7 @@ impl Inner {
         }
     }
 
-    /// Returns the attempt that is under way, or starts one.
+    /// Returns the running attempt, or starts one.
     fn connecting(self: &Arc<Self>) -> Result<Connecting> {
         let mut state = self.state();
         match &*state {
@@ -126,7 +128,7 @@ impl Inner {
             State::Closed => Err(self.closed()),
             State::Idle => {
                 let connecting = Arc::clone(self).connect().boxed().shared();
-                // Spawned, so that it ends although no caller waits for it.
+                // Spawned, so that the attempt ends even if no caller waits for it.
                 drop(tokio::spawn(connecting.clone()));
                 *state = State::Connecting(connecting.clone());
                 Ok(connecting)
@@ -159,8 +161,8 @@ impl Inner {
         opened.map_err(|error| self.unavailable(error))
     }
 
-    /// The error of an operation that could not begin. It had no effect, whatever became of the
-    /// attempt to connect.
+    /// Returns the error of an operation that could not begin. The operation had no effect, even if
+    /// the outcome of the connection attempt is unknown.
     fn unavailable(&self, error: Error) -> Error {
         let backend = error.backend().unwrap_or(self.provisional.backend);
         let error = error.with_backend(backend);
@@ -180,7 +182,7 @@ impl Inner {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+        // No code panics while the mutex is locked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -203,7 +205,7 @@ impl LockBackend for LazyBackend {
         if let Some(backend) = self.0.backend.get() {
             return Arc::clone(backend).acquire(request).await;
         }
-        let mut trouble = RetryBudget::none();
+        let mut retries = RetryBudget::none();
         let backend = loop {
             let connected = tokio::select! {
                 biased;
@@ -212,9 +214,9 @@ impl LockBackend for LazyBackend {
             };
             match connected {
                 Ok(backend) => break backend,
-                Err(error) => trouble.spend(error, &request)?,
+                Err(error) => retries.spend(error, &request)?,
             }
-            sleep_unless_cancelled(&request, trouble.pause()).await;
+            sleep_unless_cancelled(&request, retries.pause()).await;
         };
         backend.acquire(request).await
     }
@@ -236,7 +238,7 @@ impl LockBackend for LazyBackend {
         match (self.0.backend.get(), before) {
             (Some(backend), _) => backend.close().await,
             (None, State::Connecting(connecting)) => {
-                // It closes what it opens.
+                // The attempt closes the connection that it opens.
                 drop(connecting.await);
                 Ok(())
             }

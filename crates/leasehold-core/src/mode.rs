@@ -1,12 +1,12 @@
-//! [`Mode`]: how a key is held.
+//! [`Mode`]: the mode in which a key is held.
 
 use std::{fmt, num::NonZeroU32};
 
-/// How a key is asked for and held.
+/// The mode in which a key is requested and held.
 ///
-/// Exclusive and shared holders of one key exclude each other as in a read-write lock, and no
-/// reader that comes later overtakes a writer that waits. Permits of a key are a namespace of their
-/// own: a semaphore and a mutex of the same name do not touch.
+/// Exclusive and shared holders of one key exclude each other as in a read-write lock. A reader
+/// that arrives later does not overtake a waiting writer. The permits of a key are a separate
+/// namespace: a semaphore and a mutex of the same name are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -14,17 +14,17 @@ use std::{fmt, num::NonZeroU32};
 pub enum Mode {
     /// One holder.
     Exclusive,
-    /// Any number of holders, none of them exclusive.
+    /// Any number of holders, and no exclusive holder.
     Shared,
-    /// At most `of` holders. All who use one name must say the same `of`.
+    /// At most `of` holders. All users of one name must use the same `of`.
     Permit {
-        /// How many may hold at a time.
+        /// The maximum number of holders.
         of: NonZeroU32,
     },
 }
 
 impl Mode {
-    /// Whether this is [`Mode::Permit`].
+    /// Returns whether this is [`Mode::Permit`].
     #[must_use]
     pub fn is_permit(self) -> bool {
         matches!(self, Self::Permit { .. })

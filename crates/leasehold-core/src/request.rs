@@ -170,7 +170,7 @@ impl Request {
     /// does not end this one. Its label is cut to the length that every kind of backend stores, so
     /// that all nodes give a holder the same name.
     pub(crate) fn for_node(&self) -> Self {
-        let context = match label::common(self.label()) {
+        let context = match label::truncate_label(self.label()) {
             Some(label) => self.context.with_label(label),
             None => Arc::clone(&self.context),
         };

@@ -1,4 +1,4 @@
-//! The tokio runtime that the client needs.
+//! Checks of the tokio runtime that the client needs.
 
 use std::{panic::catch_unwind, time::Duration};
 
@@ -6,13 +6,13 @@ use tokio::runtime::Handle;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Checks that a runtime of tokio with a timer is entered. Without one a driver would panic.
+/// Checks that the caller runs in a tokio runtime with a timer. Without one, a driver would panic.
 ///
 /// # For implementors
 /// Call it before you connect. The client calls it before each operation.
 ///
 /// # Errors
-/// [`ErrorKind::Runtime`], with the remedy.
+/// Returns [`ErrorKind::Runtime`] with instructions.
 ///
 /// ```
 /// use leasehold_core::{ErrorKind, check_runtime};
@@ -28,7 +28,7 @@ pub fn check_runtime() -> Result<()> {
     }
 }
 
-/// Returns the runtime that is entered.
+/// Returns the current runtime.
 pub(crate) fn current() -> Result<Handle> {
     Handle::try_current().map_err(|source| {
         Error::new(
@@ -42,12 +42,12 @@ pub(crate) fn current() -> Result<Handle> {
 pub(crate) fn without_timer() -> Error {
     Error::new(
         ErrorKind::Runtime,
-        "this tokio runtime has no timer, and no lock would be renewed; build it with `enable_time` or `enable_all`",
+        "this tokio runtime has no timer, so no lock would be renewed; build it with `enable_time` or `enable_all`",
     )
 }
 
-/// Returns whether the current runtime has a timer. Tokio has no way to ask: without one, a sleep
-/// panics, and the panic hook prints that.
+/// Returns whether the current runtime has a timer. Tokio has no API for this: a sleep panics
+/// without a timer, and the panic hook prints it.
 pub(crate) fn has_timer() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }

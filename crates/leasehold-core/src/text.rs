@@ -1,12 +1,12 @@
-//! [`Escaped`]: text of others, made safe to print.
+//! [`Escaped`]: untrusted text, made safe to print.
 
 use std::fmt::{self, Write};
 
-/// Text on one line, for terminals and logs.
+/// Text shown on one line, for terminals and logs.
 ///
-/// Labels, names and the texts of servers come from other programs. Its `Display` escapes what does
-/// not print: control characters, which steer a terminal, and those that reorder or hide text, as
-/// Rust escapes them. Everything else is shown as it is.
+/// Labels, names and server messages come from other programs. `Display` escapes, in Rust's
+/// notation, control characters and characters that reorder or hide text. Everything else is shown
+/// unchanged.
 ///
 /// ```
 /// use leasehold_core::text::Escaped;
@@ -21,7 +21,7 @@ impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.chars() {
             let escaped = c.escape_debug();
-            // Quotes and backslashes print; so do marks that combine with the letter before them.
+            // Quotes, backslashes and combining marks are printable.
             if escaped.len() == 1 || matches!(c, '"' | '\'' | '\\') || is_mark(c) {
                 f.write_char(c)?;
             } else {
@@ -32,9 +32,9 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Whether Rust escapes it only because it extends the character before it.
+/// Returns whether Rust escapes `c` only because it combines with the preceding character.
 fn is_mark(c: char) -> bool {
-    // In a string, only the first character may not be such a mark.
+    // Rust escapes such a mark only at the start of a string.
     let text: String = ['a', c].iter().collect();
     text.escape_debug().count() == 2
 }

@@ -1,8 +1,8 @@
-//! For implementors: the URL of a backend, which all backends spell the same way.
+//! The URL of a backend: one syntax for all backends, for implementors.
 //!
-//! [`BackendUrl`] takes a URL apart and hands out its options. The errors are
-//! [`ErrorKind::InvalidInput`]. They say what is wrong and show no part of the URL that may be
-//! secret, however malformed it is. They name no backend yet; see [`Error::with_backend`].
+//! [`BackendUrl`] parses a URL and returns its options. All errors are [`ErrorKind::InvalidInput`].
+//! A message says what is wrong, but never shows a part of the URL that may be secret, even if the
+//! URL is malformed. It does not name a backend; see [`Error::with_backend`].
 
 use std::{fmt, time::Duration};
 
@@ -10,15 +10,14 @@ use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Up to so many edits away from an option's name, a name is taken for a slip of the keyboard and
-/// shown.
-const SLIP: usize = 2;
+/// An unknown option within this edit distance of a known one is shown as a typing error.
+const MAX_TYPING_ERRORS: usize = 2;
 
-/// A URL taken apart: `SCHEME://[USER[:PASSWORD]@][HOST[:PORT],…][/PATH][?OPTION=VALUE&…]`.
+/// A parsed URL: `SCHEME://[USER[:PASSWORD]@][HOST[:PORT],…][/PATH][?OPTION=VALUE&…]`.
 ///
-/// A user, password, host, path or value that contains a reserved character is percent-encoded. An
-/// `@` behind the host is refused: it is most likely the end of a password with an unencoded `/` or
-/// `?`. [`Debug`] shows no user, password or value.
+/// A user, password, host, path or value that contains a reserved character must be
+/// percent-encoded. An `@` after the host is an error, because it is most likely the end of a
+/// password with an unencoded `/` or `?`. [`Debug`] shows no user, password or value.
 ///
 /// ```
 /// use leasehold_core::url::BackendUrl;
@@ -29,7 +28,7 @@ const SLIP: usize = 2;
 /// assert_eq!(url.hosts()[1].port(), Some(7000));
 /// assert_eq!(url.take("prefix")?.as_deref(), Some("shop:"));
 /// assert_eq!(url.take_duration("timeout")?, Some(std::time::Duration::from_secs(2)));
-/// url.finish()?; // nothing is left that the backend did not ask for
+/// url.finish()?; // fails if an option is left
 ///
 /// let error = BackendUrl::parse("etcd://ann:Top?Secret@h/").unwrap_err();
 /// assert!(error.to_string().contains("%3F") && !error.to_string().contains("Secret"));
@@ -43,10 +42,10 @@ pub struct BackendUrl {
     hosts: Vec<Host>,
     path: String,
     options: Vec<(String, String)>,
-    asked: Vec<&'static str>,
+    requested: Vec<&'static str>,
 }
 
-/// A host of a [`BackendUrl`]: a name or an address, and perhaps a port.
+/// A host of a [`BackendUrl`]: a name or an address, with an optional port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     name: String,
@@ -71,7 +70,7 @@ impl Host {
             Some((address, port)) => {
                 let address: std::net::Ipv6Addr = address
                     .parse()
-                    .map_err(|_| invalid("what stands in brackets is not an IPv6 address"))?;
+                    .map_err(|_| invalid("the host in brackets is not an IPv6 address"))?;
                 (
                     address.to_string(),
                     port.strip_prefix(':')
@@ -116,15 +115,15 @@ impl fmt::Display for Host {
 }
 
 impl BackendUrl {
-    /// Takes a URL apart.
+    /// Parses a URL.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if it is malformed. The message says what is wrong and how to
-    /// write it.
+    /// Returns [`ErrorKind::InvalidInput`] if the URL is malformed. The message says what is wrong
+    /// and how to write it.
     pub fn parse(url: &str) -> Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(invalid(
-                "the URL has no `://` behind a scheme; write SCHEME://HOST",
+                "the URL has no `://` after a scheme; write SCHEME://HOST",
             ));
         };
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
@@ -141,12 +140,13 @@ impl BackendUrl {
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if rest.contains('@') {
             return Err(invalid(
-                "the URL has an `@` behind the host; in a user, password, path or option write %40 for `@`, %2F for `/` \
+                "the URL has an `@` after the host; in a user, password, path or option write %40 for `@`, %2F for `/` \
                  and %3F for `?`",
             ));
         }
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        // The last `@`: a password that should have been encoded may contain others.
+        // Split at the last `@`, because a password that should have been encoded may contain
+        // others.
         let (user, hosts) = match authority.rsplit_once('@') {
             Some((user, hosts)) => (Some(user), hosts),
             None => (None, authority),
@@ -182,7 +182,7 @@ impl BackendUrl {
             hosts,
             path: decode("path", path)?,
             options: options.collect::<Result<_>>()?,
-            asked: Vec::new(),
+            requested: Vec::new(),
         })
     }
 
@@ -204,7 +204,7 @@ impl BackendUrl {
         self.password.as_deref()
     }
 
-    /// Returns the hosts in the order of the URL; none if nothing stands before the path.
+    /// Returns the hosts in the order of the URL. The slice is empty if there is no host.
     #[must_use]
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
@@ -216,12 +216,12 @@ impl BackendUrl {
         &self.path
     }
 
-    /// Takes the value of an option out of the URL; `None` if it is not given.
+    /// Removes an option and returns its value, or `None` if it is not given.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if it is given more than once.
+    /// Returns [`ErrorKind::InvalidInput`] if the option is given more than once.
     pub fn take(&mut self, option: &'static str) -> Result<Option<String>> {
-        self.asked.push(option);
+        self.requested.push(option);
         let Some(at) = self.options.iter().position(|(name, _)| name == option) else {
             return Ok(None);
         };
@@ -234,35 +234,36 @@ impl BackendUrl {
         Ok(Some(value))
     }
 
-    /// Takes the value of an option that is a time, as [`duration`] reads it.
+    /// Removes an option and parses its value with [`duration`].
     ///
     /// # Errors
-    /// As [`take`](Self::take) and [`duration`].
+    /// Returns the errors of [`take`](Self::take) and [`duration`].
     pub fn take_duration(&mut self, option: &'static str) -> Result<Option<Duration>> {
         self.take(option)?
             .map(|value| duration(option, &value))
             .transpose()
     }
 
-    /// Checks that every option has been taken.
+    /// Checks that no option is left.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if one is left. It lists the options that were asked for. The
-    /// unknown one is shown only if it resembles one of them, since it may be a part of a password.
+    /// Returns [`ErrorKind::InvalidInput`] if one is left. The message lists the options that were
+    /// requested. It shows the unknown option only if its name resembles one of them, because it
+    /// may be part of a password.
     pub fn finish(self) -> Result<()> {
         let Some((name, _)) = self.options.first() else {
             return Ok(());
         };
-        let resembles = |option: &&&str| strsim::levenshtein(option, &name.to_lowercase()) <= SLIP;
-        let known = self.asked.join(", ");
-        Err(invalid(match self.asked.iter().find(resembles) {
+        let resembles = |option: &&&str| strsim::levenshtein(option, &name.to_lowercase()) <= MAX_TYPING_ERRORS;
+        let known = self.requested.join(", ");
+        Err(invalid(match self.requested.iter().find(resembles) {
             Some(option) => {
                 format!(
-                    "`{}` is not an option; did you mean `{option}`? There are: {known}",
+                    "`{}` is not an option; did you mean `{option}`? The options are: {known}",
                     name.escape_debug()
                 )
             }
-            None => format!("one of the options is not known; there are: {known}"),
+            None => format!("one of the options is unknown; the options are: {known}"),
         }))
     }
 }
@@ -276,10 +277,11 @@ impl fmt::Debug for BackendUrl {
     }
 }
 
-/// Undoes the percent-encoding of a part of the URL, such as `host`, `user` or `password`.
+/// Decodes the percent-encoding of `text`. `part` names the part of the URL in errors, such as
+/// `host`, `user` or `password`.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] if the bytes are not UTF-8.
+/// Returns [`ErrorKind::InvalidInput`] if the decoded bytes are not UTF-8.
 ///
 /// ```
 /// use leasehold_core::url::decode;
@@ -295,10 +297,11 @@ pub fn decode(part: &str, text: &str) -> Result<String> {
         .map_err(|_| invalid(format!("the {part} in the URL is not UTF-8 when decoded")))
 }
 
-/// Reads the value of an option that is a time: a whole number of seconds (`2s`) or milliseconds
-/// (`500ms`), above zero.
+/// Parses the value of an option that is a duration: a positive whole number of seconds (`2s`) or
+/// milliseconds (`500ms`).
 ///
 /// # Errors
+/// Returns [`ErrorKind::InvalidInput`], naming the option, for any other value.
 /// [`ErrorKind::InvalidInput`], naming the option, if it is anything else.
 ///
 /// ```
@@ -367,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_decoded_is_named_and_not_shown() {
+    fn part_that_cannot_be_decoded_is_named_but_not_shown() {
         let error = decode("password", "secret%ff").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(
@@ -388,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_taken_apart() {
+    fn a_url_is_parsed_into_its_parts() {
         let url = BackendUrl::parse(
             "Redis://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/my%20path?a=%20&b=x+y",
         )
@@ -452,7 +455,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-        /// Wherever a password stands, and whatever stands inside it, no error shows a part of it.
+        /// No error shows a part of a password, wherever it stands in the URL and whatever it
+        /// contains.
         #[test]
         fn no_error_shows_a_part_of_a_password(
             before in "(redis|rediss|etcd|x y)?(:|://|:/)(u|)(:|)",
