@@ -1,4 +1,4 @@
-//! [`AcquisitionId`]: who made one acquisition.
+//! [`AcquisitionId`]: the random id of one acquisition.
 
 use std::{fmt, str::FromStr};
 
@@ -7,37 +7,38 @@ use crate::{
     random::random_bytes,
 };
 
-/// 128 random bits, drawn anew for *each acquisition*, so that the release of an old grant can
-/// never free a newer one.
+/// The id of one acquisition: 128 random bits. Each acquisition has a new one, so that the release
+/// of an old grant can never free a newer grant.
 ///
-/// Written as 32 lowercase hexadecimal digits.
+/// It is written as 32 lowercase hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AcquisitionId(u128);
 
 impl AcquisitionId {
-    /// Draws a new owner from the operating system's generator. Processes that fork draw different
-    /// ones.
+    /// Draws an id from the operating system's generator. Processes that fork draw different ids.
     #[must_use]
     pub fn random() -> Self {
         Self(u128::from_ne_bytes(random_bytes()))
     }
 
-    /// The same acquisition under another name, for its `count`th attempt to hold a node of a
-    /// quorum again: what is given back late under an earlier name frees nothing that is held under
-    /// a later one. The last 16 bits differ.
+    /// Returns the id for the `count`th attempt of this acquisition to lock a node of a quorum
+    /// again.
+    ///
+    /// A release that arrives late under an earlier id frees nothing that is held under a later
+    /// one. The ids of one acquisition differ only in their last 16 bits.
     #[must_use]
     pub fn again(self, count: u16) -> Self {
         let last = (self.0 as u16).wrapping_add(count);
         Self(self.0 & !u128::from(u16::MAX) | u128::from(last))
     }
 
-    /// Whether both are names of one acquisition; see [`again`](Self::again).
+    /// Returns whether both ids belong to one acquisition; see [`again`](Self::again).
     #[must_use]
     pub fn is_same_acquisition(self, other: Self) -> bool {
         self.0 >> 16 == other.0 >> 16
     }
 
-    /// The 32 hexadecimal digits, without an allocation.
+    /// Returns the 32 hexadecimal digits without an allocation.
     #[must_use]
     pub fn to_hex(self) -> [u8; 32] {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -49,7 +50,7 @@ impl AcquisitionId {
         hex
     }
 
-    /// The bits as a number.
+    /// Returns the bits as a number.
     #[must_use]
     pub fn as_u128(self) -> u128 {
         self.0
@@ -67,12 +68,12 @@ impl FromStr for AcquisitionId {
 
     fn from_str(hex: &str) -> Result<Self, Error> {
         match u128::from_str_radix(hex, 16) {
-            // The standard library takes a sign, too.
+            // `from_str_radix` accepts a sign.
             Ok(bits) if hex.len() == 32 && !hex.starts_with('+') => Ok(Self(bits)),
             _ => Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(
-                    "`{}` is no owner: 32 hexadecimal digits are",
+                    "`{}` is not an acquisition id; write 32 hexadecimal digits",
                     hex.escape_debug()
                 ),
             )),
@@ -98,32 +99,32 @@ mod tests {
 
     #[test]
     fn an_acquisition_has_many_names_and_no_other_has_one_of_them() {
-        let owner = AcquisitionId::from(0x0007_ffff);
-        let names = [owner, owner.again(1), owner.again(2), owner.again(u16::MAX)];
+        let id = AcquisitionId::from(0x0007_ffff);
+        let names = [id, id.again(1), id.again(2), id.again(u16::MAX)];
         assert_eq!(
             names.map(AcquisitionId::as_u128),
             [0x0007_ffff, 0x0007_0000, 0x0007_0001, 0x0007_fffe]
         );
-        assert!(names.iter().all(|name| name.is_same_acquisition(owner)));
-        assert!(!owner.is_same_acquisition(AcquisitionId::from(0x0008_ffff)));
+        assert!(names.iter().all(|name| name.is_same_acquisition(id)));
+        assert!(!id.is_same_acquisition(AcquisitionId::from(0x0008_ffff)));
     }
 
     #[test]
     fn hex_is_fixed_width_and_parses_back() {
         for bits in [0, 1, 0xab, u128::MAX, AcquisitionId::random().as_u128()] {
-            let owner = AcquisitionId::from(bits);
+            let id = AcquisitionId::from(bits);
             assert_eq!(
-                std::str::from_utf8(&owner.to_hex()).unwrap(),
-                owner.to_string()
+                std::str::from_utf8(&id.to_hex()).unwrap(),
+                id.to_string()
             );
-            assert_eq!(owner.to_string().parse::<AcquisitionId>().unwrap(), owner);
+            assert_eq!(id.to_string().parse::<AcquisitionId>().unwrap(), id);
         }
         assert!("xyz".parse::<AcquisitionId>().is_err());
         assert!(format!("+{:031x}", 7).parse::<AcquisitionId>().is_err());
     }
 
     #[test]
-    fn owners_differ() {
+    fn random_ids_differ() {
         assert_ne!(AcquisitionId::random(), AcquisitionId::random());
     }
 }

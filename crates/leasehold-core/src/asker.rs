@@ -1,10 +1,10 @@
-//! [`Asker`]: who asks for a lock.
+//! [`Asker`]: the task or thread that requests a lock.
 
 use std::thread::{self, ThreadId};
 
 use tokio::task;
 
-/// A task; outside of one, as in the body of `#[tokio::main]`, the thread.
+/// The current task, or the current thread outside a task, as in the body of `#[tokio::main]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
     Task(task::Id),

@@ -1,4 +1,4 @@
-//! [`BackgroundReleases`]: the number of a client's operations that run in the background.
+//! [`BackgroundReleases`]: a bound on the operations that a client runs in the background.
 
 use std::sync::{
     Arc,
@@ -7,12 +7,12 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// At this many operations in the background, acquisitions wait. A backend that answers never has
-/// so many, and they need little memory and few descriptors.
+/// Acquisitions wait while this many operations run in the background. A backend that answers never
+/// has so many, and they need little memory and few descriptors.
 const BOUND: usize = 1024;
 
 /// Counts the operations in the background: releases of dropped guards, and cancelled acquisitions.
-/// Each of them follows an acquisition, so their number is bounded if acquisitions wait.
+/// Each of them follows an acquisition, so that delaying acquisitions bounds their number.
 #[derive(Debug, Default)]
 pub(crate) struct BackgroundReleases {
     count: AtomicUsize,
@@ -33,7 +33,7 @@ impl BackgroundReleases {
     /// Waits until there is room for another operation.
     pub(crate) async fn room(&self) {
         loop {
-            // Made before the count is read, so that no change in between is missed.
+            // Created before the count is read, so that no change in between is missed.
             let shrank = self.shrank.notified();
             if self.has_room() {
                 return;
@@ -43,7 +43,7 @@ impl BackgroundReleases {
     }
 }
 
-/// One operation in the background.
+/// Counts one operation in the background until it is dropped.
 pub(crate) struct Counted(Arc<BackgroundReleases>);
 
 impl Drop for Counted {

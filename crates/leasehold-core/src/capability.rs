@@ -1,4 +1,4 @@
-//! [`Capabilities`]: what a backend promises, as data.
+//! [`Capabilities`]: the promises of a backend, as data.
 
 use std::{fmt, time::Duration};
 
@@ -9,11 +9,11 @@ use crate::{
     ttl::Ttl,
 };
 
-/// What a backend promises. Core checks requests against it, tests choose their cases by it, the
-/// command prints it.
+/// The promises of a backend. The client checks requests against them, tests select their cases by
+/// them, and the command prints them.
 ///
-/// A new field may appear in any release: start from [`Capabilities::new`], which promises as
-/// little as possible, and set what is true.
+/// A new field may be added in any release. Start from [`Capabilities::new`], which promises as
+/// little as possible, and set the fields that are true.
 ///
 /// ```
 /// use leasehold_core::{Capabilities, Fencing};
@@ -26,60 +26,60 @@ use crate::{
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// The backend's name, as it stands in errors, traces and metrics: `redis`.
+    /// The backend's name in errors, traces and metrics, such as `redis`.
     pub backend: &'static str,
-    /// Where it lives, without secrets: `redis://10.0.0.7:6379/0`.
+    /// The address of the server without secrets, such as `redis://10.0.0.7:6379/0`.
     pub endpoint: String,
-    /// Whether [`Mode::Exclusive`] works.
+    /// Whether [`Mode::Exclusive`] is supported.
     pub exclusive: bool,
-    /// Whether [`Mode::Shared`] works.
+    /// Whether [`Mode::Shared`] is supported.
     pub shared: bool,
-    /// Whether [`Mode::Permit`] works.
+    /// Whether [`Mode::Permit`] is supported.
     pub permits: bool,
-    /// Why it does not, if there is more to say than that.
+    /// The reason why permits are not supported, if there is a particular one.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub why_no_permits: Option<&'static str>,
-    /// The shortest TTL.
+    /// The shortest supported TTL.
     #[cfg_attr(feature = "serde", serde(rename = "min_ttl_ms"))]
     pub min_ttl: Ttl,
-    /// The longest TTL.
+    /// The longest supported TTL.
     #[cfg_attr(feature = "serde", serde(rename = "max_ttl_ms"))]
     pub max_ttl: Ttl,
-    /// What ends a grant whose holder has died.
+    /// How the lock of a dead holder is freed.
     pub expiry: Expiry,
-    /// How far holder's and backend's clocks may part.
+    /// The maximum drift between the clocks of a holder and the backend.
     pub drift: ClockDrift,
-    /// How far the promise of the fencing tokens reaches.
+    /// The faults in spite of which fencing tokens grow.
     pub fencing: Fencing,
-    /// In what order waiters of different processes are served.
+    /// The order in which waiters of different processes are served.
     pub fairness: Fairness,
-    /// How waiters learn that the lock is free.
+    /// How waiters learn that a lock is free.
     #[cfg_attr(feature = "serde", serde(rename = "waiter_notification"))]
     pub waiter_notification: WaiterNotification,
     /// How a holder learns of a loss before its deadline.
     #[cfg_attr(feature = "serde", serde(rename = "loss_detection"))]
     pub loss_detection: LossDetection,
-    /// What a restart of the backend does to the locks held.
+    /// The effect of a restart of the backend on held locks.
     pub restart: Restart,
-    /// Whether releases are ordered: once the first poll of
-    /// [`Lease::release`](crate::Lease::release) has returned, every acquire that is started later
-    /// on the same backend comes after it. Then the next local waiter may start when the release
-    /// has been *sent*.
+    /// Whether releases are ordered. If so, every acquisition that starts after the first poll of
+    /// [`Lease::release`](crate::Lease::release) on the same backend takes effect after that
+    /// release. The next local waiter can then start as soon as the release has been *sent*.
     #[cfg_attr(feature = "serde", serde(rename = "pipelined_release"))]
     pub pipelined_release: bool,
-    /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) works: it lists the holders,
-    /// and those who wait.
+    /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) is supported, which lists
+    /// holders and waiters.
     pub inspect: bool,
-    /// Whether [`LockBackend::revoke`](crate::LockBackend::revoke) works.
+    /// Whether [`LockBackend::revoke`](crate::LockBackend::revoke) is supported.
     pub revoke: bool,
-    /// Whether these are what any server of this kind does, because a client that connects
-    /// [lazily](crate::LazyBackend) has not reached its own yet. Then each promise is the weakest,
-    /// and the range of TTLs is the widest. The connection replaces them, once.
+    /// Whether these capabilities hold for any server of this kind, because a client that connects
+    /// [lazily](crate::LazyBackend) has not reached its server yet. Each promise is then the
+    /// weakest, and the range of TTLs is the widest. The first connection replaces them.
     pub provisional: bool,
 }
 
 impl Capabilities {
-    /// A backend of this name that does exclusive locks and promises nothing else.
+    /// Creates the capabilities of a backend that supports exclusive locks and promises nothing
+    /// else.
     #[must_use]
     pub fn new(backend: &'static str) -> Self {
         Self {
@@ -105,11 +105,11 @@ impl Capabilities {
         }
     }
 
-    /// Whether the backend can be asked for this at all.
+    /// Checks that the backend supports this mode and this TTL.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for the mode, [`ErrorKind::InvalidInput`] for the TTL; both name
-    /// the backend and the remedy.
+    /// Returns [`ErrorKind::Unsupported`] for the mode and [`ErrorKind::InvalidInput`] for the TTL.
+    /// The message names the backend and the remedy.
     pub fn check(&self, mode: Mode, ttl: Ttl) -> Result<()> {
         let supported = match mode {
             Mode::Exclusive => self.exclusive,
@@ -127,7 +127,7 @@ impl Capabilities {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(
-                    "a TTL of {ttl} is outside of what this backend can do; choose one from {} to {}",
+                    "a TTL of {ttl} is outside the range of this backend; choose one from {} to {}",
                     self.min_ttl, self.max_ttl
                 ),
             )
@@ -137,67 +137,66 @@ impl Capabilities {
     }
 }
 
-/// What ends a grant whose holder has died or fallen silent.
+/// How the lock of a holder is freed that has died or stopped responding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Expiry {
-    /// The backend, when the TTL of this lock has passed.
+    /// The backend frees the lock when its TTL has passed.
     Server,
-    /// The backend, when the TTL of the session that the lock belongs to has passed. A single lock
-    /// of a living process is released by that process at its deadline.
+    /// The backend frees the lock when the TTL of its session has passed. A running process
+    /// releases a single lock at its deadline.
     Session,
-    /// The death of the process, at once; nothing else. A living process releases at its deadline;
-    /// a stopped one does not.
+    /// The lock is freed at once when the process dies, and only then. A running process releases
+    /// it at its deadline, but a stopped process does not.
     ProcessDeath,
 }
 
-/// How far the promise of [`FencingToken`](crate::FencingToken) reaches.
+/// The faults in spite of which [`FencingToken`](crate::FencingToken)s grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Fencing {
-    /// There are no tokens.
+    /// The backend grants no tokens.
     None,
-    /// A fail-over to a replica, or a crash of the server, may repeat tokens.
+    /// Tokens may repeat after a fail-over to a replica or a crash of the server.
     BestEffort,
-    /// Tokens grow until the backend forgets its data.
+    /// Tokens grow until the backend loses its data.
     #[cfg_attr(feature = "serde", serde(rename = "until_data_loss"))]
     UntilAmnesia,
-    /// Tokens grow also when the backend forgets its data, as long as its wall clock is not set
-    /// back as well.
+    /// Tokens grow even if the backend loses its data, unless its wall clock is set back as well.
     Clocked,
-    /// Tokens grow, whatever the backend suffers.
+    /// Tokens always grow.
     Durable,
 }
 
-/// In what order waiters of different processes are served. Within one process it is first come,
-/// first served.
+/// The order in which waiters of different processes are served. Waiters of one process are served
+/// first come, first served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Fairness {
-    /// None: whoever asks first after a release. No process is starved by another's local waiters,
-    /// which pause after a bounded number of turns.
+    /// No order: the first request after a release wins. A process does not starve, because the
+    /// local waiters of other processes yield after a bounded number of grants.
     None,
-    /// Mostly in order.
+    /// Mostly first come, first served.
     BestEffort,
     /// First come, first served.
     Fifo,
 }
 
-/// How waiters learn that the lock is free.
+/// How waiters learn that a lock is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum WaiterNotification {
-    /// They are woken.
+    /// The backend notifies them.
     Pushed,
-    /// They ask again at this interval.
+    /// They poll at this interval.
     #[cfg_attr(feature = "serde", serde(rename = "polled_every_ms"))]
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_impls::millis"))]
     Polled(Duration),
@@ -209,31 +208,32 @@ pub enum WaiterNotification {
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum LossDetection {
-    /// It does not.
+    /// At the deadline only.
     Deadline,
-    /// When it renews.
+    /// At the next renewal.
     Renewal,
-    /// At once.
+    /// At once, by a notification.
     Pushed,
 }
 
-/// What a restart of the backend does to the locks held.
+/// The effect of a restart of the backend on held locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Restart {
-    /// They stay.
+    /// The locks are kept.
     Keeps,
-    /// They stay, except that a leader which was paused, deposed and goes on may free them: then
-    /// two may hold until the old holder's next renewal.
+    /// The locks are kept, except that a deposed leader that was paused and resumes may free them.
+    /// Two holders are then possible until the old holder's next renewal.
     FailOverMayFree,
-    /// They stay if the backend's persistence kept them, else they are free at once: two may hold.
+    /// The locks are kept if they were persisted. Otherwise they are free at once, so that two
+    /// holders are possible.
     AsPersisted,
-    /// They are free at once: a holder that was cut off and a new one may both hold until the old
-    /// one's deadline.
+    /// The locks are free at once. A disconnected holder and a new one are both possible until the
+    /// old holder's deadline.
     FreesAtOnce,
-    /// Backend and holders are one process: they end together.
+    /// The backend and the holders are one process and end together.
     EndsHolders,
 }
 
@@ -252,9 +252,9 @@ impl fmt::Display for Fencing {
         f.write_str(match self {
             Self::None => "none",
             Self::BestEffort => "best effort: a fail-over or a crash may repeat tokens",
-            Self::UntilAmnesia => "grow until the backend forgets its data",
+            Self::UntilAmnesia => "grow until the backend loses its data",
             Self::Clocked => {
-                "grow also if the backend forgets its data, unless its wall clock is set back"
+                "grow even if the backend loses its data, unless its wall clock is set back"
             }
             Self::Durable => "durable",
         })
@@ -264,7 +264,7 @@ impl fmt::Display for Fencing {
 impl fmt::Display for Fairness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::None => "none between processes, but none starves",
+            Self::None => "none between processes, but no process starves",
             Self::BestEffort => "best effort",
             Self::Fifo => "first come, first served",
         })
@@ -275,7 +275,7 @@ impl fmt::Display for WaiterNotification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pushed => f.write_str("pushed"),
-            Self::Polled(interval) => write!(f, "polled each {interval:?}"),
+            Self::Polled(interval) => write!(f, "polled every {interval:?}"),
         }
     }
 }
@@ -294,8 +294,8 @@ impl fmt::Display for Restart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Keeps => "keeps the locks",
-            Self::FailOverMayFree => "keeps the locks, unless a leader was paused and goes on",
-            Self::AsPersisted => "keeps what persistence kept",
+            Self::FailOverMayFree => "keeps the locks, unless a leader was paused and resumes",
+            Self::AsPersisted => "keeps the locks that were persisted",
             Self::FreesAtOnce => "frees the locks at once",
             Self::EndsHolders => "ends the holders too",
         })

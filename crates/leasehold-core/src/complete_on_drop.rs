@@ -1,4 +1,4 @@
-//! [`CompleteOnDrop`]: a backend's future that is polled in place, and finished in the background if the caller goes away.
+//! [`CompleteOnDrop`]: a backend's future that is completed in the background if it is dropped.
 
 use std::{
     pin::Pin,
@@ -16,8 +16,7 @@ use crate::{
     request::Request,
 };
 
-/// What a backend's operation may end with, and the lease to give back if nobody waits for it any
-/// more.
+/// The outcome of a backend's operation, with the lease to release if the caller is gone.
 pub(crate) trait IntoLease: Send + 'static {
     fn lease(self) -> Option<Arc<dyn Lease>>;
 }
@@ -48,13 +47,15 @@ macro_rules! without_lease {
 }
 without_lease!((), Inspection, RevokeOutcome, Pong);
 
-/// A backend never sees a dropped future: if this is dropped half-way, the operation is cancelled
-/// if it is an acquisition, driven to its end in the background, and what was granted is released.
-/// An operation that panics ends with an error and is never polled again.
+/// A future of a backend, which a caller may drop and the backend never sees dropped.
+///
+/// If the caller drops it before it completes, an acquisition is cancelled, the operation is driven
+/// to completion in the background, and a lock that was granted is released. An operation that
+/// panics ends with an error and is not polled again.
 #[must_use]
 pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
     client: &'a Arc<Client>,
-    /// Of an acquisition: what is cancelled.
+    /// The request to cancel, if the operation is an acquisition.
     request: Option<&'a Request>,
     operation: Option<Call<T>>,
 }
@@ -72,7 +73,7 @@ impl<'a, T: IntoLease> CompleteOnDrop<'a, T> {
         }
     }
 
-    /// An operation that ends by itself.
+    /// Wraps an operation that is not an acquisition and ends by itself.
     pub(crate) fn short(client: &'a Arc<Client>, operation: Call<T>) -> Self {
         Self {
             client,
@@ -121,8 +122,8 @@ impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
         if let Some(request) = &request {
             request.cancel();
         }
-        // The raw operation: were we ourselves spawned, a runtime that shuts down would drop us
-        // again, without end.
+        // Spawn the operation itself: if this value were spawned, a runtime that is shutting down
+        // would drop it again, without end.
         let client = Arc::clone(self.client);
         self.client.in_background(async move {
             if let (Some(lease), Some(request)) =

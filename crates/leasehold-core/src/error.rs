@@ -1,43 +1,44 @@
-//! [`Error`]: the one error type, and its [`ErrorKind`].
+//! [`Error`] and its [`ErrorKind`].
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
 use crate::text::Escaped;
 
-/// [`std::result::Result`] with this crate's [`Error`].
+/// A [`Result`](std::result::Result) with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, as a program needs to know it.
+/// The kind of an error, for programs that handle errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A name, TTL, URL or option is not valid. Nothing was sent.
+    /// A name, TTL, URL or option is invalid. Nothing was sent.
     InvalidInput,
-    /// The backend cannot do what was asked; see its [`Capabilities`](crate::Capabilities). Nothing
-    /// was sent.
+    /// The backend does not support the operation; see its [`Capabilities`](crate::Capabilities).
+    /// Nothing was sent.
     Unsupported,
-    /// The backend could not be reached or could not answer, and what was asked did *not* happen.
-    /// Also the outcome of a wait whose time was over before the backend answered.
+    /// The backend could not be reached or could not answer, and the operation did *not* take
+    /// effect. It is also the outcome of a wait that ended before the backend answered.
     Unavailable,
-    /// The answer is missing: what was asked may have happened. What was granted is given back or
-    /// expires.
+    /// No answer arrived, so that the operation may have taken effect. A lock that was granted is
+    /// released or expires.
     Indeterminate,
-    /// The backend refused the user, the password, or the access.
+    /// The backend rejected the user, the password, or the access.
     Denied,
-    /// The lease is over. Another may hold the lock by now.
+    /// The lease has ended. Another holder may have the lock.
     Lost,
     /// The client was closed.
     Closed,
-    /// The request was cancelled. Only backends make this; callers who cancel have gone away.
+    /// The request was cancelled. Only backends return this kind, since a cancelled caller no
+    /// longer waits for the result.
     Cancelled,
-    /// The client is used outside of a tokio runtime, or from another one than its own.
+    /// The client is used outside a tokio runtime, or on another runtime than its own.
     Runtime,
-    /// The same name is used in ways that exclude each other, such as two permit counts. Or the
+    /// The same name is used in incompatible ways, such as with two permit counts. Or the
     /// session of a backend has it already.
     Mismatch,
-    /// The backend answered what it never should.
+    /// The backend sent an answer that violates its protocol.
     Protocol,
 }
 
@@ -65,12 +66,12 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// Why an operation failed.
+/// The error of a failed operation.
 ///
-/// [`Display`](fmt::Display) is one line: backend, operation, what happened, and what to do about
-/// it. It escapes what does not print, because a message may contain the words of a server. The
-/// driver's own error is the [`source`](StdError::source). Cloning is cheap, so that one failed
-/// round trip can be told to all who shared it.
+/// [`Display`](fmt::Display) prints one line with the backend, the operation, what happened, and
+/// what to do about it. It escapes unprintable characters, because a message may contain text from
+/// a server. The driver's error is the [`source`](StdError::source). Cloning is cheap, so that all
+/// operations that share one failed round trip can return its error.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -84,7 +85,7 @@ struct Inner {
 }
 
 impl Error {
-    /// An error of this kind; `message` says what happened and what to do.
+    /// Creates an error of this kind. `message` says what happened and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner {
             kind,
@@ -95,14 +96,14 @@ impl Error {
         }))
     }
 
-    /// What went wrong, for programs.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Returns whether the same call may succeed later without any change: a fault may pass, bad
-    /// input does not.
+    /// Returns whether the same call may succeed later without any change. This is true for
+    /// faults that may pass, but not for invalid input.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(
@@ -111,39 +112,40 @@ impl Error {
         )
     }
 
-    /// The backend that failed, as its [`Capabilities`](crate::Capabilities) name it.
+    /// Returns the name of the backend that failed, as in its
+    /// [`Capabilities`](crate::Capabilities).
     #[must_use]
     pub fn backend(&self) -> Option<&'static str> {
         self.0.backend
     }
 
-    /// The operation that failed, such as `acquire`.
+    /// Returns the operation that failed, such as `acquire`.
     #[must_use]
     pub fn operation(&self) -> Option<&'static str> {
         self.0.operation
     }
 
-    /// The message alone, without backend and operation.
+    /// Returns the message without the backend and the operation.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// Names the backend.
+    /// Sets the name of the backend.
     #[must_use]
     pub fn with_backend(mut self, backend: &'static str) -> Self {
         Arc::make_mut(&mut self.0).backend = Some(backend);
         self
     }
 
-    /// Names the operation.
+    /// Sets the name of the operation.
     #[must_use]
     pub fn with_operation(mut self, operation: &'static str) -> Self {
         Arc::make_mut(&mut self.0).operation = Some(operation);
         self
     }
 
-    /// Keeps the error that caused this one.
+    /// Sets the underlying error.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Arc::make_mut(&mut self.0).source = Some(Arc::from(source.into()));
@@ -188,7 +190,7 @@ impl StdError for Error {
     }
 }
 
-/// So that a parameter may be `impl TryInto<LockKey>` and still take a [`LockKey`](crate::LockKey).
+/// Allows parameters of type `impl TryInto<LockKey>` to accept a [`LockKey`](crate::LockKey).
 impl From<std::convert::Infallible> for Error {
     fn from(never: std::convert::Infallible) -> Self {
         match never {}

@@ -1,27 +1,28 @@
-//! [`FencingToken`]: what lets a resource refuse a holder that has been overtaken.
+//! [`FencingToken`]: lets a resource reject a holder that has lost its lock.
 
 use std::{fmt, str::FromStr};
 
 use crate::error::{Error, ErrorKind};
 
-/// A number that only grows: every exclusive grant of a key has a larger one than every earlier
-/// grant of that key.
+/// A number that grows with each exclusive grant of a key. The token of an exclusive grant is
+/// larger than that of every earlier grant of the key.
 ///
-/// A shared grant's token is above every earlier exclusive grant's and below every later one's;
-/// among themselves readers' tokens have no order. Permits have none. How far the promise reaches
-/// (a server that forgets, a fail-over) is the backend's [`Fencing`](crate::Fencing).
+/// The token of a shared grant is larger than those of all earlier exclusive grants and smaller
+/// than those of all later ones. The tokens of concurrent readers have no order. Permits have no
+/// token. [`Fencing`](crate::Fencing) says whether a backend keeps this promise if the server loses
+/// data or fails over.
 ///
-/// # At the resource
+/// # Using a token
 /// A lock alone cannot stop a holder that was paused between its check and its write. The resource
-/// can: it keeps the largest token of any *exclusive* write and refuses writes and reads with a
-/// smaller one. (M. Kleppmann, *How to do distributed locking*, 2016.) When a program moves to
-/// another backend or restores a backup, tokens may fall: keep `(epoch, token)` there and raise the
-/// epoch yourself.
+/// can: it stores the largest token of any *exclusive* write and rejects writes and reads with a
+/// smaller one (M. Kleppmann, *How to do distributed locking*, 2016). If a program moves to another
+/// backend or restores a backup, tokens may fall. Store `(epoch, token)` at the resource in that
+/// case, and raise the epoch yourself.
 ///
 /// # Range
-/// Every backend of Leasehold grants tokens that fit an `i64`, so that a signed column of a
-/// database holds them; see [`as_i64`](Self::as_i64). On Redis and Redlock they stay below 2^53,
-/// because scripts compute with them.
+/// All backends of Leasehold grant tokens that fit an `i64`, so that a signed database column can
+/// store them; see [`as_i64`](Self::as_i64). On Redis and Redlock they stay below 2^53, because Lua
+/// scripts compute with them.
 ///
 /// ```
 /// use leasehold_core::FencingToken;
@@ -35,20 +36,20 @@ use crate::error::{Error, ErrorKind};
 pub struct FencingToken(u64);
 
 impl FencingToken {
-    /// A token of this value.
+    /// Creates a token with this value.
     #[must_use]
     pub const fn new(value: u64) -> Self {
         Self(value)
     }
 
-    /// The number.
+    /// Returns the value.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// Returns the number as a database stores it, or `None` if it is above `i64::MAX`, which no
-    /// backend of Leasehold grants.
+    /// Returns the value as a signed number, or `None` if it is above `i64::MAX`. No backend of
+    /// Leasehold grants such a token.
     #[must_use]
     pub const fn as_i64(self) -> Option<i64> {
         if self.0 <= i64::MAX as u64 {
@@ -67,7 +68,7 @@ impl FromStr for FencingToken {
             Error::new(
                 ErrorKind::InvalidInput,
                 format!(
-                    "`{}` is no fencing token: a decimal number below 2^64 is",
+                    "`{}` is not a fencing token; write a decimal number below 2^64",
                     token.escape_debug()
                 ),
             )

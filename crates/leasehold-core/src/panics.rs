@@ -1,9 +1,9 @@
 //! Containment of panics in foreign code: backends, metrics recorders and tracing subscribers.
 //!
-//! A panic that unwinds between a grant and its guard, or between a guard and its release, leaves a
-//! lease without an owner. So foreign code never unwinds through the client. A panic in a backend's
-//! call is an error of that call. A panic in a recorder or a subscriber loses what it should
-//! record.
+//! A panic that unwound between a grant and the creation of its guard, or between a guard and its
+//! release, would leave a lease without an owner. Panics of foreign code therefore never unwind
+//! through the client. A panic in a call of a backend becomes an error of that call. A panic in a
+//! recorder or a subscriber loses only the record.
 
 use std::{
     any::Any,
@@ -23,25 +23,26 @@ use crate::{
     fencing::FencingToken,
 };
 
-/// The pause before a task that panicked is started again. A task that panics at once fills no log.
+/// The delay before a task that panicked is restarted, so that a task that always panics does not
+/// flood the log.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs foreign code. Returns `None` if it panicked, which the panic hook has reported by then.
+/// Runs foreign code. Returns `None` if it panicked, in which case the panic hook has reported it.
 pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(foreign)).ok()
 }
 
-/// Drives a future to its end. A panic in it becomes its error.
+/// Drives a future to completion and turns a panic into an error.
 ///
 /// # For implementors
-/// For what others wait for, in a background task: they are told of the error, and the task goes
-/// on.
+/// Use it in a background task whose results others wait for. They receive the error, and the task
+/// continues.
 ///
 /// # Errors
-/// [`ErrorKind::Indeterminate`] after a panic; otherwise as `work`.
+/// Returns [`ErrorKind::Indeterminate`] after a panic, and otherwise the error of `work`.
 ///
 /// # Cancel safety
-/// That of `work`.
+/// Cancel safe if `work` is.
 pub async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(work)
         .catch_unwind()
@@ -49,19 +50,18 @@ pub async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
-/// Runs a background task to its end. After a panic the task is started again, with a pause of one
-/// second.
+/// Runs a background task to completion. A task that panics is restarted after one second.
 ///
 /// # For implementors
-/// For a task that the client needs for as long as it lives. `start` is called for each run, and
-/// finds what the last run has left: the task must be able to go on from there.
+/// Use it for a task that the client needs as long as it lives. `start` is called for each run. A
+/// run must be able to continue from the state that the previous run left.
 ///
 /// # Cancel safety
-/// That of the task.
+/// Cancel safe if the task is.
 pub async fn supervised<Fut: Future<Output = ()>>(mut start: impl FnMut() -> Fut) {
     while let Err(error) = contained(finished(&mut start)).await {
         contain(
-            || tracing::error!(target: "leasehold", %error, "a background task panicked and is started again"),
+            || tracing::error!(target: "leasehold", %error, "a background task panicked and is restarted"),
         );
         tokio::time::sleep(RESTART_PAUSE).await;
     }
@@ -78,13 +78,13 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     )
 }
 
-/// Starts a task and runs it to its end. It may panic before there is a future.
+/// Starts a task and runs it to completion. `start` may panic before it returns a future.
 async fn finished<Fut: Future<Output = ()>>(start: &mut impl FnMut() -> Fut) -> Result<()> {
     start().await;
     Ok(())
 }
 
-/// A call of a backend. A panic in it becomes its error, and its future is never polled again.
+/// A call of a backend. A panic becomes the error of the call, and the future is not polled again.
 #[must_use]
 pub(crate) struct Call<T>(Option<BoxFuture<'static, Result<T>>>);
 
@@ -110,7 +110,7 @@ impl<T> Future for Call<T> {
             return Poll::Pending;
         }
         let over = self.0.take();
-        // The destructor is the backend's code, too.
+        // The destructor of the future is code of the backend, too.
         let _dropped = contain(|| drop(over));
         polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&*panic))))
     }
@@ -125,7 +125,7 @@ impl ContainedLease {
         Self(lease)
     }
 
-    /// Returns the token and the keep_alive, which never change.
+    /// Returns the fencing token and the way of renewal, which never change.
     pub(crate) fn facts(&self) -> Result<(Option<FencingToken>, KeepAlive)> {
         let facts = catch_unwind(AssertUnwindSafe(|| {
             (self.0.fencing_token(), self.0.keep_alive())
@@ -133,7 +133,7 @@ impl ContainedLease {
         facts.map_err(|panic| panicked(&*panic))
     }
 
-    /// Returns the deadline. A lease that panics instead has expired.
+    /// Returns the deadline. If the lease panics, it counts as expired.
     pub(crate) fn valid_until(&self) -> Deadline {
         contain(|| self.0.valid_until()).unwrap_or(Deadline::at(Timestamp::from_nanos(0)))
     }
@@ -158,9 +158,9 @@ mod tests {
         let mut runs = 0;
         supervised(|| {
             runs += 1;
-            assert!(runs != 1, "told to panic before its first poll");
+            assert!(runs != 1, "panics on purpose before its first poll");
             let run = runs;
-            async move { assert!(run != 2, "told to panic") }
+            async move { assert!(run != 2, "panics on purpose") }
         })
         .await;
         assert_eq!(runs, 3);

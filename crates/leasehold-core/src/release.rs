@@ -1,4 +1,4 @@
-//! [`Releasing`]: a release on its way, in the caller's task or in the background.
+//! [`Releasing`]: a release, in the caller's task or in the background.
 
 use std::{
     pin::{Pin, pin},
@@ -20,13 +20,14 @@ use crate::{
     telemetry::{self, Span},
 };
 
-/// The pause before a failed release is tried again, doubled each time, until the deadline.
+/// The delay before a failed release is retried. It doubles each time, until the lease expires.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// For how long it is still tried once the client is being closed.
+/// The time for which releases are retried after the client starts to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Releases a hold. Polled in place; dropped half-way, it goes on in the background.
+/// A future that releases a held lease in the caller's task. If it is dropped before it completes,
+/// the release continues in the background.
 #[must_use]
 pub(crate) struct Releasing {
     hold: Arc<HeldLease>,
@@ -35,12 +36,12 @@ pub(crate) struct Releasing {
     sent: bool,
     in_background: bool,
     span: Span,
-    /// Whoever closes or drains the client waits for it.
+    /// Closing or draining the client waits for this token.
     _under_way: TaskTrackerToken,
 }
 
 impl Releasing {
-    /// Starts to release, in the caller's task. `None` if the hold is lost already, or was
+    /// Starts a release in the caller's task. Returns `None` if the lease was already lost or
     /// released.
     pub(crate) fn start(hold: &Arc<HeldLease>) -> Option<Self> {
         if !hold.signal().release() {
@@ -64,7 +65,7 @@ impl Releasing {
         })
     }
 
-    /// Releases in the background, from wherever: never blocks, never panics.
+    /// Releases in the background. It never blocks and never panics.
     pub(crate) fn in_background(hold: &Arc<HeldLease>) {
         hold.begin_release();
         if let Some(mut releasing) = Self::start(hold) {
@@ -74,7 +75,7 @@ impl Releasing {
         }
     }
 
-    /// Tries again until it is done or the lease is over anyway.
+    /// Retries until the release succeeds or the lease expires.
     async fn finish(mut self) {
         let hold = Arc::clone(&self.hold);
         let outcome = (&mut self).await;
@@ -89,8 +90,7 @@ impl Releasing {
     }
 }
 
-/// Gives a lease back that nobody holds on to. Tries again until it is done or the lease is over
-/// anyway.
+/// Releases a lease that has no guard. Retries until the release succeeds or the lease expires.
 pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span) {
     let giving_back = async {
         let outcome = lease.release().await;
@@ -99,7 +99,7 @@ pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span
     let outcome = span.around(giving_back).await;
     telemetry::release_ended(&span, &outcome);
     if let Err(error) = outcome {
-        span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not given back; it expires"));
+        span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not released; it expires"));
     }
 }
 
@@ -110,8 +110,8 @@ pub(crate) async fn give_back_grant(client: &Client, lease: ContainedLease, requ
     give_back(client, lease, span).await;
 }
 
-/// Releases again and again, after a release with this outcome, as long as that is of use and the
-/// client has the time.
+/// Retries a release with this outcome until it succeeds, cannot be retried, or the lease expires.
+/// Once the client is closing, it stops after [`CLOSING`].
 async fn until_over(
     client: &Client,
     lease: &ContainedLease,
@@ -154,7 +154,7 @@ impl Future for Releasing {
         let outcome = ready!(polled);
         this.operation = None;
         drop(this.place.take());
-        // In the background, who drives it tries again.
+        // A release in the background is retried by its task.
         if !this.in_background {
             telemetry::release_ended(&this.span, &outcome);
             if outcome.as_ref().is_err_and(crate::Error::is_retryable) {
@@ -187,7 +187,8 @@ impl Releasing {
 
 impl Drop for Releasing {
     fn drop(&mut self) {
-        // In the background already, the runtime is shutting down: the lock expires.
+        // A release dropped in the background means that the runtime is shutting down. The lock
+        // expires.
         let (Some(operation), false) = (self.operation.take(), self.in_background) else {
             return;
         };

@@ -1,4 +1,4 @@
-//! [`ReleaseTracker`]: what a lease knows of its own release.
+//! [`ReleaseTracker`]: the progress of one lease's release.
 
 use std::{
     fmt,
@@ -13,12 +13,14 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
-/// What a lease knows of its own release, for backends whose server answers a release with *it was
-/// yours* or *it was not*.
+/// The progress of a lease's release, for backends whose server answers whether a released lock was
+/// still held.
 ///
-/// It keeps what [`Lease::release`](crate::Lease::release) promises: [`Released::Freed`] is told
-/// once, a release is tried again after a failure, and one whose answer was lost is not mistaken
-/// for a loss.
+/// The tracker ensures what [`Lease::release`](crate::Lease::release) promises:
+///
+/// - [`Released::Freed`] is reported once.
+/// - A release can be retried after a failure.
+/// - A release whose answer was lost is not mistaken for a loss of the lock.
 ///
 /// ```
 /// use leasehold_core::{Error, ErrorKind, ReleaseTracker, Released};
@@ -37,13 +39,14 @@ use crate::{
 #[derive(Default)]
 pub struct ReleaseTracker {
     begun: AtomicBool,
-    /// Whether the answer to a release was lost: the next may find nothing because that one worked.
+    /// Whether the answer to a release was lost. The lock may then be gone because that release
+    /// worked.
     in_doubt: AtomicBool,
     told: OnceLock<Released>,
 }
 
 impl ReleaseTracker {
-    /// Of a lease that was just granted.
+    /// Creates the tracker of a lease that was just granted.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -53,39 +56,40 @@ impl ReleaseTracker {
         }
     }
 
-    /// To be called before a release is sent. If the truth was told already there is nothing of
-    /// ours any more: send nothing, and return what this returns.
+    /// Records that a release begins. Call it before the release is sent. If it returns an outcome,
+    /// the lock is no longer held: return that outcome and send nothing.
     #[must_use]
     pub fn begin(&self) -> Option<Released> {
         self.begun.store(true, Ordering::Release);
         self.told.get().map(|_| Released::AlreadyLost)
     }
 
-    /// Notes that the backend itself has sent the release again after an answer was lost: the
-    /// answer that came then may say that nothing was held, because the first sending worked.
+    /// Records that the backend sent the release again after an answer was lost. The answer to the
+    /// second one may then say that the lock was not held, because the first one worked.
     pub fn sent_again(&self) {
         self.in_doubt.store(true, Ordering::Release);
     }
 
-    /// Whether a release has begun, however it may end: from then on the lease is not ours to
-    /// renew.
+    /// Returns whether a release has begun, whatever its outcome. The lease must not be renewed any
+    /// more.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
 
-    /// What was told, once it was.
+    /// Returns the reported outcome, if there is one.
     #[must_use]
     pub fn told(&self) -> Option<Released> {
         self.told.get().copied()
     }
 
-    /// Takes the server's answer: whether the lock was this lease's until now. `still_valid` says
-    /// whether the lease's deadline is yet to come; it is asked only if that matters.
+    /// Turns the server's answer, whether the lease still held the lock, into an outcome.
+    /// `still_valid` returns whether the lease's deadline is in the future. It is called only if
+    /// that matters.
     ///
     /// # Errors
-    /// That of the answer, after which the release may be tried again; an error of kind
-    /// [`ErrorKind::Lost`] is an answer: [`Released::AlreadyLost`].
+    /// Returns the error of the answer, after which the release may be retried. An error of kind
+    /// [`ErrorKind::Lost`] is not returned: it means [`Released::AlreadyLost`].
     pub fn settle(
         &self,
         answer: Result<bool>,
@@ -93,7 +97,8 @@ impl ReleaseTracker {
     ) -> Result<Released> {
         let released = match answer {
             Ok(true) => Released::Freed,
-            // Between a release that was sent in time and now nobody else can have freed it.
+            // The release was sent before the deadline, so that no other process can have freed the
+            // lock.
             Ok(false) if self.in_doubt.load(Ordering::Acquire) && still_valid() => Released::Freed,
             Ok(false) => Released::AlreadyLost,
             Err(error) if error.kind() == ErrorKind::Lost => Released::AlreadyLost,

@@ -1,12 +1,12 @@
-//! How spans end, and what is measured: every metric's name stands here, and nowhere else. The
-//! manual's table (the facade's page, *Metrics*) lists them, and a test of the documentation
-//! compares the two.
+//! Tracing and metrics of the client.
 //!
-//! Without the feature `metrics` nothing is measured, no clock is read for it, and all of this
-//! compiles to nothing. No label has more values than there are backends, kinds of outcomes or
-//! nodes: never a key, never a user.
+//! Every metric's name is defined here and only here. The facade's page (*Metrics*) lists them in a
+//! table, and a documentation test compares the two.
 //!
-//! Recorders and subscribers may panic. They are only called through [`contain`].
+//! Without the feature `metrics` nothing is measured and no clock is read for it. No label has more
+//! values than there are backends, kinds of outcomes, or nodes. Keys and users are never labels.
+//!
+//! Recorders and subscribers may panic. They are called only through [`contain`].
 
 use std::{
     pin::Pin,
@@ -28,7 +28,7 @@ use crate::{
     signal::{LossReason, REASONS},
 };
 
-/// A metric: its name, and what it says.
+/// The name and the description of a metric.
 type Metric = (&'static str, &'static str);
 
 const ACQUISITIONS: Metric = (
@@ -70,7 +70,7 @@ const WRITE_BACKS: Metric = (
     "Grants of a quorum whose token took a second round trip to settle",
 );
 
-/// Tells the recorder, if there is one by now, what each metric is.
+/// Describes all metrics to the recorder, if one is installed.
 pub(crate) fn describe() {
     for counter in [
         ACQUISITIONS,
@@ -90,8 +90,8 @@ pub(crate) fn describe() {
     }
 }
 
-/// Lets the counters of a client of this backend exist before there is anything to count: what
-/// appears with its first increment is no increase to those who watch it.
+/// Creates the counters of a backend's client with the value 0. A counter that appeared with its
+/// first increment would show no increase to a monitoring system.
 pub(crate) fn begin_counting(backend: &'static str) {
     let kinds = || KINDS.map(kind);
     for outcome in [GRANTED, CONTENDED, TIMED_OUT].into_iter().chain(kinds()) {
@@ -111,7 +111,7 @@ pub(crate) fn begin_counting(backend: &'static str) {
     }
 }
 
-/// As [`begin_counting`], for a quorum of these nodes.
+/// Creates the counters of a quorum of these nodes, as [`begin_counting`] does.
 pub(crate) fn begin_counting_nodes<'a>(
     backend: &'static str,
     nodes: impl Iterator<Item = &'a Arc<str>>,
@@ -129,7 +129,7 @@ pub(crate) fn begin_counting_nodes<'a>(
     }
 }
 
-/// A span whose methods do not panic. If its subscriber panics, the record is incomplete.
+/// A span whose methods do not panic. If the subscriber panics, the record is incomplete.
 #[derive(Debug)]
 pub(crate) struct Span(tracing::Span);
 
@@ -143,30 +143,30 @@ impl Span {
         Self(contain(make).unwrap_or_else(tracing::Span::none))
     }
 
-    /// Returns whether no subscriber records it.
+    /// Returns whether no subscriber records the span.
     pub(crate) fn is_disabled(&self) -> bool {
         self.0.is_disabled()
     }
 
-    /// Sets a field, if anybody sees it.
+    /// Records a field if a subscriber records the span.
     pub(crate) fn record(&self, field: &'static str, value: impl tracing::Value) {
         if !self.is_disabled() {
             contain(|| self.0.record(field, value));
         }
     }
 
-    /// Emits an event below it.
+    /// Emits an event as a child of the span.
     pub(crate) fn emit(&self, event: impl FnOnce(&tracing::Span)) {
         contain(|| event(&self.0));
     }
 
-    /// Runs `work` in it.
+    /// Runs `work` inside the span.
     pub(crate) fn in_scope<T>(&self, work: impl FnOnce() -> T) -> T {
         let _entered = Entered::of(self);
         work()
     }
 
-    /// Polls `work` in it.
+    /// Returns a future that polls `work` inside the span.
     pub(crate) fn around<F: Future>(&self, work: F) -> Around<'_, F> {
         Around { span: self, work }
     }
@@ -202,7 +202,7 @@ impl Drop for Entered<'_> {
 }
 
 pin_project! {
-    /// See [`Span::around`].
+    /// The future returned by [`Span::around`].
     #[must_use = "futures do nothing unless polled"]
     pub(crate) struct Around<'a, F> {
         span: &'a Span,
@@ -220,7 +220,7 @@ impl<F: Future> Future for Around<'_, F> {
     }
 }
 
-/// A span for what is done with a grant. A macro, as names of spans are literals.
+/// Creates a span of an operation on a grant. It is a macro because span names must be literals.
 macro_rules! span_of {
     ($name:literal, $parent:expr, $client:expr, $request:expr, $token:expr) => {
         Span::of(|| {
@@ -246,7 +246,8 @@ pub(crate) fn renew_span(
     span_of!("renew", hold, client, request, token)
 }
 
-/// `hold`: its span, or none of what never came to be held.
+/// Creates the span of a release. `hold` is the span of the held lock, or [`Span::none`] for a
+/// grant that never became a guard.
 pub(crate) fn release_span(
     hold: &Span,
     client: &Client,
@@ -256,8 +257,8 @@ pub(crate) fn release_span(
     span_of!("release", hold, client, request, token)
 }
 
-/// The span of something that may be dropped on its way. Dropped before it has [ended](Self::end),
-/// that was cancelled.
+/// The span of an operation that may be dropped before it completes. An operation dropped before
+/// [`end`](Self::end) is recorded as cancelled.
 #[must_use]
 pub(crate) struct Traced {
     pub(crate) span: Span,
@@ -283,7 +284,7 @@ impl Drop for Traced {
     }
 }
 
-/// Says on its span how a release has ended.
+/// Records the outcome of a release on its span.
 pub(crate) fn release_ended(span: &Span, outcome: &Result<Released>) {
     let outcome = outcome.as_ref().map(|released| match released {
         Released::Freed => "freed",
@@ -300,12 +301,13 @@ fn record(span: &Span, outcome: Result<&'static str, &Error>) {
     }
 }
 
-/// Says on its span how something has ended.
+/// Records an outcome on a span.
 pub(crate) fn say(span: &Span, outcome: impl tracing::Value) {
     span.record("outcome", outcome);
 }
 
-/// An acquisition under way. Dropped before it has [ended](Self::end), it was cancelled.
+/// Counts and times an acquisition. One that is dropped before [`end`](Self::end) is counted as
+/// cancelled.
 #[must_use]
 pub(crate) struct Waiting<'a> {
     client: &'a Client,
@@ -350,13 +352,13 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A lock is held from now on, until [`hold_ended`].
+/// Counts a lock as held until [`hold_ended`] is called, and returns the start time.
 pub(crate) fn hold_began(client: &Client) -> Since {
     record::add(HELD, client, 1.0);
     Since::now(client)
 }
 
-/// What [`hold_began`] began is over; to be told once.
+/// Ends the hold that [`hold_began`] started. Call it once.
 pub(crate) fn hold_ended(client: &Client, since: &Since) {
     record::add(HELD, client, -1.0);
     record::seconds(HOLD, client, since);
@@ -381,7 +383,7 @@ const fn reason_label(reason: LossReason) -> &'static str {
     }
 }
 
-/// A release has ended, and will not be tried again.
+/// Counts a release that has ended and will not be retried.
 pub(crate) fn released(client: &Client, outcome: &Result<Released>) {
     let outcome = outcome
         .as_ref()
@@ -402,7 +404,7 @@ pub(crate) fn node_failed(node: &Arc<str>, error: &Error) {
     record::count_at(NODE_FAILURES, node, failure(error));
 }
 
-/// A node that had answered until now is silent.
+/// Counts a node that stopped answering.
 pub(crate) fn node_fell_silent(node: &Arc<str>) {
     record::set(NODE_UP, node, 0.0);
     record::count_at(NODE_FAILURES, node, "silent");
@@ -421,7 +423,7 @@ pub(crate) const GRANTED: &str = "granted";
 pub(crate) const CONTENDED: &str = "contended";
 pub(crate) const TIMED_OUT: &str = "timed_out";
 
-/// All of them.
+/// All kinds of errors.
 const KINDS: [ErrorKind; ErrorKind::Protocol as usize + 1] = [
     ErrorKind::InvalidInput,
     ErrorKind::Unsupported,
@@ -461,7 +463,7 @@ mod record {
     use super::Metric;
     use crate::{client::Client, clock::Timestamp, panics::contain};
 
-    /// A moment on the client's clock.
+    /// A time on the client's clock.
     #[derive(Debug)]
     pub(crate) struct Since(Timestamp);
 
@@ -531,7 +533,7 @@ mod record {
     }
 }
 
-/// Nothing, as quickly as nothing can be done.
+/// The same functions without effect.
 #[cfg(not(feature = "metrics"))]
 mod record {
     use std::sync::Arc;
