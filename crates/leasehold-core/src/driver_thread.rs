@@ -170,7 +170,7 @@ pub async fn on_driver_thread<T: Send + 'static>(
         match tokio::time::timeout(max_poll, &mut answered).await {
             Ok(Ok(done)) => return done,
             Ok(Err(_dropped)) => {
-                return Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down"));
+                return Err(Error::new(ErrorKind::Unavailable, "the runtime is shutting down"));
             }
             Err(_elapsed) => {
                 let now = polls.load(Ordering::Acquire);

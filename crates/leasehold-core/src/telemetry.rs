@@ -23,7 +23,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     panics::contain,
-    quorum::is_trouble,
+    quorum::is_node_failure,
     request::Request,
     signal::{LossReason, REASONS},
 };
@@ -120,7 +120,7 @@ pub(crate) fn begin_counting_nodes<'a>(
     for node in nodes {
         for failure in KINDS
             .into_iter()
-            .filter(|kind| is_trouble(*kind))
+            .filter(|kind| is_node_failure(*kind))
             .map(kind)
             .chain(["silent"])
         {

@@ -1,5 +1,6 @@
-//! One attempt: all nodes are asked at once, the majority decides, the rest is finished in the
-//! background.
+//! One attempt: a request to all nodes, decided by the majority.
+//!
+//! Calls that are still running after the decision are finished in the background.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -21,7 +22,7 @@ use crate::{
     request::Request,
 };
 
-/// What a node has answered so far.
+/// The answer of a node so far.
 pub(super) enum Reply {
     Pending,
     Granted(Arc<dyn Lease>),
@@ -47,21 +48,23 @@ impl Reply {
     }
 }
 
-/// An attempt under way.
+/// A running attempt.
 pub(super) struct Asking {
     pub(super) quorum: Arc<QuorumBackend>,
-    /// As the nodes see it.
+    /// The request as it is sent to the nodes.
     pub(super) request: Request,
     pub(super) terms: Terms,
     pub(super) replies: Vec<Reply>,
     pub(super) calls: FanOut<Attempt>,
     pub(super) timeout: Duration,
-    /// The nodes' time is over.
+    /// Whether the nodes' timeout has passed.
     over: bool,
 }
 
-/// Asks once, as this owner: another one than that of any earlier attempt, so that what is given
-/// back late is never a later attempt's. `tries` is what this acquisition has learnt before.
+/// Sends one request to all nodes.
+///
+/// The request must have a new acquisition id, so that a late release of an earlier attempt never
+/// releases a later one. `tries` is the history of earlier attempts of this acquisition.
 pub(super) async fn attempt(
     quorum: &Arc<QuorumBackend>,
     request: &Request,
@@ -80,7 +83,7 @@ pub(super) async fn attempt(
                 asking.undo();
                 return Err(quorum.unavailable(&problems));
             }
-            // Others took nodes from under us.
+            // Other acquisitions took nodes over during the write-back.
             Err(_) => return asking.fail(Standing::Contended, began, tries),
         }
     } else {
@@ -135,7 +138,7 @@ impl Asking {
         let nodes = quorum.members.len();
         let (mut replies, mut calls) = (Vec::with_capacity(nodes), FanOut::with_capacity(nodes));
         let now = request.now();
-        // Without a majority of nodes that are well, all are asked: something may have changed.
+        // Without a majority of healthy nodes, ask all of them: some may have recovered.
         let well = quorum
             .members
             .iter()
@@ -162,7 +165,7 @@ impl Asking {
         }
     }
 
-    /// Waits until the attempt is decided, or the nodes' time is over.
+    /// Waits until the attempt is decided, or the nodes' timeout has passed.
     async fn majority(&mut self) -> Standing {
         let mut timer = pin!(tokio::time::sleep(self.timeout));
         poll_fn(|cx| {
@@ -197,10 +200,10 @@ impl Asking {
         .await
     }
 
-    /// Gives everything back, and says why and when to try again.
+    /// Releases all nodes, and returns why the attempt failed and when to retry.
     fn fail(mut self, standing: Standing, began: Timestamp, tries: &Tries) -> Result<Attempt> {
         let outcome = if standing == Standing::OutOfReach {
-            // Those that have not answered are not to blame while their time is not over.
+            // Nodes that have not answered are no problem before their timeout has passed.
             let problems = self
                 .quorum
                 .problems(&self.replies, self.over.then_some(self.timeout));

@@ -1,4 +1,4 @@
-//! [`QuorumBackend`].
+//! [`QuorumBackend`]: the backend over a quorum of nodes.
 
 use std::{
     fmt,
@@ -42,13 +42,13 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How long [`close`](LockBackend::close) waits for what is under way.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// The time for which [`close`](LockBackend::close) waits for calls that are running.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Nodes that failed, and why.
+/// Nodes that failed, with their errors.
 pub(super) type Problems = Vec<(usize, Error)>;
 
-/// What is wrong with a node that has been silent for so long.
+/// Returns the error of a node that has not answered for this time.
 pub(super) fn no_answer(silent_for: Duration) -> Error {
     Error::new(
         ErrorKind::Unavailable,
@@ -56,10 +56,10 @@ pub(super) fn no_answer(silent_for: Duration) -> Error {
     )
 }
 
-/// One lock over an odd number of backends, by majority: Redlock.
+/// A backend that holds each lock on a majority of an odd number of backends: Redlock.
 ///
-/// It survives the loss of any minority of its nodes. See the [module](super) for the algorithm and
-/// for what is guaranteed; the nodes may be of any kind, also of several.
+/// It survives the loss of any minority of its nodes. The [module](super) describes the algorithm
+/// and its guarantees. The nodes may be backends of any kind, also of different kinds.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -82,32 +82,33 @@ pub struct QuorumBackend {
     pub(super) floor: Floor,
     /// Whether every member can vote on tokens.
     pub(super) has_tokens: bool,
-    /// Whether only nodes with an attested memory may grant. Once set it stays.
+    /// Whether only nodes with a current epoch record may grant. Once set, it stays set.
     pub(super) attested: AtomicBool,
     largest_ttl: AtomicU64,
     pub(super) opened: Instant,
-    /// When the nodes are to be looked after next, in nanoseconds since it was opened.
+    /// The time of the next maintenance, in nanoseconds since the backend was opened.
     pub(super) next_look: AtomicU64,
-    /// The task that looks after the nodes.
-    attendant: OnceLock<AbortHandle>,
+    /// The task that maintains the nodes.
+    maintenance_task: OnceLock<AbortHandle>,
     capabilities: Capabilities,
     background: TaskTracker,
 }
 
 impl QuorumBackend {
-    /// A quorum of these backends. It asks them what they remember, and needs a majority of them to
+    /// Opens a quorum of these backends. It reads the state of all nodes, and needs a majority to
     /// answer.
     ///
-    /// If they vote on tokens, a task of the runtime looks after the nodes from now on, so that one
-    /// that restarted rejoins also while nobody asks for a lock. The task ends when the backend is
+    /// If the nodes vote on tokens, a task maintains them from now on, so that a node that
+    /// restarted is readmitted even while no lock is requested. The task ends when the backend is
     /// closed or dropped.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] unless their number is odd; [`ErrorKind::Unavailable`] if no
-    /// majority answers, naming each that does not.
+    /// Returns [`ErrorKind::InvalidInput`] unless the number of nodes is odd, and
+    /// [`ErrorKind::Unavailable`] if no majority answers. The message names each node that does
+    /// not.
     ///
     /// # Cancel safety
-    /// Safe: nothing is changed.
+    /// Cancel safe: nothing is changed.
     pub async fn open(
         members: impl IntoIterator<Item = QuorumMember>,
         config: QuorumConfig,
@@ -117,7 +118,7 @@ impl QuorumBackend {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(
-                    "a quorum of {} nodes: give an odd number, as a majority of an even one is no safer",
+                    "a quorum of {} nodes is not supported; use an odd number, because an even one is no safer",
                     members.len()
                 ),
             )
@@ -137,21 +138,21 @@ impl QuorumBackend {
             largest_ttl: AtomicU64::new(found.largest_ttl.as_millis()),
             opened: Instant::now(),
             next_look: AtomicU64::new(0),
-            attendant: OnceLock::new(),
+            maintenance_task: OnceLock::new(),
             capabilities: capabilities::of(&members, &config, &found),
             background: TaskTracker::new(),
             members,
             config,
         });
         quorum.plan_look(found.marked && found.all_vote);
-        if let Some(attendant) = maintenance::attend(&quorum) {
-            drop(quorum.attendant.set(attendant));
+        if let Some(maintenance_task) = maintenance::start(&quorum) {
+            drop(quorum.maintenance_task.set(maintenance_task));
         }
         Ok(quorum)
     }
 
-    /// Returns what a quorum of these backends promises at least, whatever its nodes are
-    /// provisioned with. For a [`LazyBackend`](crate::LazyBackend).
+    /// Returns the weakest promises of a quorum of these backends, however its nodes are
+    /// provisioned. For a [`LazyBackend`](crate::LazyBackend).
     #[must_use]
     pub fn provisional_capabilities(
         members: impl IntoIterator<Item = QuorumMember>,
@@ -170,8 +171,8 @@ impl QuorumBackend {
         }
     }
 
-    /// How the nodes do, as this process sees it. The figures behind it are in the traces (target
-    /// `leasehold`).
+    /// Returns the state of the nodes as observed by this process. Details are in the traces
+    /// (target `leasehold`).
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeStatus> {
         self.members.iter().map(Member::status).collect()
@@ -195,7 +196,7 @@ impl QuorumBackend {
             .unwrap_or(self.config.largest_ttl)
     }
 
-    /// Some nodes are marked: from now on only those that vote count.
+    /// Requires current epoch records from now on, because some nodes have one.
     pub(super) fn demand_attested(&self, largest_ttl: Option<Ttl>) {
         if let Some(ttl) = largest_ttl {
             self.largest_ttl.store(ttl.as_millis(), Ordering::Release);
@@ -205,7 +206,8 @@ impl QuorumBackend {
 
     async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
-        // It learns what the nodes are provisioned with, also for who is refused now.
+        // Maintenance reads how the nodes are provisioned. It starts even if the TTL is rejected
+        // below.
         maintenance::now_and_then(self);
         self.check_ttl(request.ttl())?;
         let request = request
@@ -216,7 +218,7 @@ impl QuorumBackend {
             .map_err(|error| error.with_backend(self.config.scheme))
     }
 
-    /// A lock that lives longer than the grace could be granted again by a node that forgot it.
+    /// Rejects a TTL above the grace period: a node that lost such a lock could grant it again.
     fn check_ttl(&self, ttl: Ttl) -> Result<()> {
         let largest = self.largest_ttl();
         if ttl <= largest {
@@ -225,14 +227,14 @@ impl QuorumBackend {
         Err(Error::new(
             ErrorKind::InvalidInput,
             format!(
-                "a TTL of {ttl} is longer than the largest of {largest} that the nodes were provisioned with; choose a shorter one, \
-                 or provision them for it"
+                "a TTL of {ttl} is longer than the limit of {largest} for which the nodes were provisioned; use a shorter one, \
+                 or provision the nodes for it"
             ),
         )
         .with_backend(self.config.scheme))
     }
 
-    /// What a node's answer is worth.
+    /// Turns a node's answer into a reply.
     pub(super) fn reply(
         self: &Arc<Self>,
         node: usize,
@@ -245,7 +247,7 @@ impl QuorumBackend {
                 self.give_back(lease, request);
                 Reply::Failed(Error::new(
                     ErrorKind::Protocol,
-                    "it granted without a token",
+                    "the node granted the lock without a token",
                 ))
             }
             Ok(Attempt::Granted(lease)) => Reply::Granted(lease),
@@ -254,8 +256,8 @@ impl QuorumBackend {
         }
     }
 
-    /// Adds the withdrawal of a request whose answer is missing. `false` if the node does not know
-    /// how.
+    /// Adds the withdrawal of a request that was not answered. Returns `false` if the node cannot
+    /// withdraw.
     pub(super) fn withdraw(
         &self,
         node: usize,
@@ -269,7 +271,7 @@ impl QuorumBackend {
         true
     }
 
-    /// The nodes that failed by their replies, and those that have been silent for too long.
+    /// Returns the nodes that failed, and those that have not answered for `silent_for`.
     pub(super) fn problems(&self, replies: &[Reply], silent_for: Option<Duration>) -> Problems {
         let problem = |(node, reply): (usize, &Reply)| match reply {
             Reply::Failed(error) => Some((node, error.clone())),
@@ -279,12 +281,12 @@ impl QuorumBackend {
         replies.iter().enumerate().filter_map(problem).collect()
     }
 
-    /// `3 of 5 unavailable: …`
+    /// Returns an error such as `3 of 5 unavailable: …`.
     pub(super) fn unavailable(&self, problems: &Problems) -> Error {
         discovery::unavailable(&self.members, problems, self.config.scheme)
     }
 
-    /// Drives calls to their end in the background.
+    /// Drives calls to completion in the background.
     pub(super) fn finish<T: Send + 'static>(
         &self,
         mut calls: FanOut<T>,
@@ -305,8 +307,8 @@ impl QuorumBackend {
         }
     }
 
-    /// As [`finish`](Self::finish), and notes which nodes are silent. `ended` is to learn from
-    /// every answer.
+    /// Drives calls to completion in the background, as [`finish`](Self::finish) does, and records
+    /// nodes that are late. `ended` must record every answer.
     pub(super) fn finish_within<T: Send + 'static>(
         self: &Arc<Self>,
         mut calls: FanOut<T>,
@@ -337,7 +339,7 @@ impl QuorumBackend {
         });
     }
 
-    /// Releases in the background, until it is done or the grant is over.
+    /// Releases a lease in the background until that succeeds or the lease expires.
     pub(super) fn give_back(&self, lease: Arc<dyn Lease>, request: &Request) {
         self.spawn(release_until_over(lease, request.clone()));
     }
@@ -362,7 +364,7 @@ impl LockBackend for QuorumBackend {
         let (tries, attempts) = (Tries::default(), AtomicU32::new(0));
         let (this, tries, attempts) = (&self, &tries, &attempts);
         let acquired = acquire_with_retry(request.clone(), |request| async move {
-            // The first attempt's owner is as whom it waits.
+            // The waiter is registered under the id of the first attempt.
             let first = attempts.fetch_add(1, Ordering::Relaxed) == 0;
             let request = if first {
                 request
@@ -372,7 +374,7 @@ impl LockBackend for QuorumBackend {
             this.attempt(&request, tries).await
         })
         .await;
-        // It may be on the nodes' lists of waiters.
+        // The nodes may have registered the waiter.
         if acquired.is_err() && attempts.load(Ordering::Relaxed) > 0 {
             self.forget_at(&request.for_node(), |node| {
                 !self.members[node].health.is_suspect()
@@ -394,10 +396,10 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn close(&self) -> Result<()> {
-        self.stop_attending();
-        // What is given back in the background is sent before the connections go.
+        self.stop_maintenance();
+        // Releases in the background are sent before the connections are closed.
         self.background.close();
-        drop(tokio::time::timeout(CLOSE_PATIENCE, self.background.wait()).await);
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, self.background.wait()).await);
         let closings = self
             .members
             .iter()
@@ -410,7 +412,7 @@ impl LockBackend for QuorumBackend {
 }
 
 impl QuorumBackend {
-    /// Takes a waiter off the lists of these nodes.
+    /// Removes the registration of a waiter on these nodes.
     pub(super) fn forget_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
         let mut withdrawals = FanOut::with_capacity(self.members.len());
         for (node, member) in self.members.iter().enumerate() {
@@ -424,16 +426,16 @@ impl QuorumBackend {
 }
 
 impl QuorumBackend {
-    fn stop_attending(&self) {
-        if let Some(attendant) = self.attendant.get() {
-            attendant.abort();
+    fn stop_maintenance(&self) {
+        if let Some(maintenance_task) = self.maintenance_task.get() {
+            maintenance_task.abort();
         }
     }
 }
 
 impl Drop for QuorumBackend {
     fn drop(&mut self) {
-        self.stop_attending();
+        self.stop_maintenance();
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a quorum promises, from what its members do.
+//! The capabilities of a quorum, derived from those of its members.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     ttl::Ttl,
 };
 
-/// Why there are no permits.
+/// The reason why a quorum has no permits.
 const NO_PERMITS: &str = "a majority on each permit cannot bound their number: with two permits of five nodes, one client \
      may hold a permit on nodes 1 to 3, another on 3 to 5, and a third on 1, 4 and 5; use a single backend for semaphores";
 
@@ -66,7 +66,8 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
         (true, Found { durable: true, .. }) => Fencing::Durable,
         (true, _) => Fencing::Clocked,
     };
-    // Nodes that keep a queue of their own are left and joined anew with each attempt.
+    // An attempt leaves the queues of nodes with a queue of their own, and the next one joins them
+    // again.
     let in_order = each
         .iter()
         .all(|node| node.fairness == Fairness::BestEffort);
@@ -84,7 +85,7 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
     } else {
         LossDetection::Renewal
     };
-    // A voter that restarted does not vote while it may have forgotten a lock.
+    // A voter that restarted does not vote while it may have lost a lock.
     capabilities.restart = if voters {
         Restart::Keeps
     } else {
@@ -96,7 +97,7 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
     capabilities
 }
 
-/// Pushed, if a majority of the nodes pushes whichever of them are down.
+/// Returns `Pushed` if any majority of the nodes contains enough nodes that notify waiters.
 fn waiter_notification(each: &[Capabilities], needed: usize) -> WaiterNotification {
     let pushing = each
         .iter()

@@ -1,16 +1,16 @@
-//! [`QuorumConfig`].
+//! [`QuorumConfig`]: the options of a quorum.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{fencing::FencingToken, ttl::Ttl};
 
-/// By default, how large a part of the TTL a node may take to answer, and the bounds of that time.
-/// A twentieth leaves the holder nearly all of its TTL even if a node is silent; the upper bound is
-/// what a waiter can bear, the lower one what a busy machine needs.
+/// The default time within which a node must answer, as a part of the TTL, and its bounds. A
+/// twentieth leaves a holder nearly its whole TTL even if a node does not answer. The upper bound
+/// limits the delay of a waiter. The lower bound allows for a busy machine.
 const TIMEOUT_PART: u32 = 20;
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// What can be set about a quorum.
+/// The options of a quorum.
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,8 +27,8 @@ pub struct QuorumConfig {
 }
 
 impl QuorumConfig {
-    /// The defaults: a node may take a twentieth of the TTL to answer, between 50 ms and 1 s, and
-    /// no lock has a TTL of more than 60 s.
+    /// Creates the default options: a node must answer within a twentieth of the TTL, bounded to 50
+    /// ms and 1 s, and no lock has a TTL above 60 s.
     #[must_use]
     pub fn new() -> Self {
         // Twice the default TTL.
@@ -41,36 +41,36 @@ impl QuorumConfig {
         }
     }
 
-    /// How long a node may take to answer before it counts as failed. A node that has not answered
-    /// for that long is then asked by one request at a time, until it answers.
+    /// Sets the time within which a node must answer before it counts as failed. A node that was
+    /// late gets only one request at a time until it answers.
     #[must_use]
     pub fn with_node_timeout(mut self, timeout: Duration) -> Self {
         self.node_timeout = Some(timeout);
         self
     }
 
-    /// The longest TTL that any lock of this quorum may have, in *all* programs that use it: a node
-    /// that restarted does not vote for that long. What the nodes were provisioned with goes before
-    /// it.
+    /// Sets the longest TTL that any lock of this quorum may have, in *all* programs that use it. A
+    /// node that restarted does not vote for that time. A value with which the nodes were
+    /// provisioned takes precedence.
     ///
-    /// Nodes that cannot [vote on tokens](super::QuorumNode) do not wait: one that frees its locks
-    /// when it restarts votes at once.
+    /// Nodes that cannot [vote on tokens](super::QuorumNode) have no such grace period. One that
+    /// frees its locks when it restarts votes at once.
     #[must_use]
     pub fn with_largest_ttl(mut self, ttl: Ttl) -> Self {
         self.largest_ttl = ttl;
         self
     }
 
-    /// The backend's name in errors, traces and capabilities; `quorum` unless given.
+    /// Sets the backend's name in errors, traces and capabilities. The default is `quorum`.
     #[must_use]
     pub fn with_name(mut self, name: &'static str) -> Self {
         self.scheme = name;
         self
     }
 
-    /// Replaces the floor of new tokens, which is the wall clock in microseconds. Whatever it
-    /// answers, tokens are unique and ordered; a floor that grows alike everywhere saves the second
-    /// round trip.
+    /// Replaces the floor of new tokens, which is the wall clock in microseconds by default. Tokens
+    /// are unique and ordered with any floor. A floor that grows at the same rate in all processes
+    /// saves the second round trip.
     #[must_use]
     pub fn with_token_floor(
         mut self,
@@ -80,7 +80,7 @@ impl QuorumConfig {
         self
     }
 
-    /// How long a node may take to answer for a lock of this TTL.
+    /// Returns the time within which a node must answer a request for a lock of this TTL.
     pub(super) fn node_timeout(&self, ttl: Ttl) -> Duration {
         let part = || (ttl.as_duration() / TIMEOUT_PART).clamp(TIMEOUT_BOUNDS.0, TIMEOUT_BOUNDS.1);
         self.node_timeout.unwrap_or_else(part)

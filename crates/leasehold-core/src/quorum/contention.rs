@@ -1,4 +1,4 @@
-//! When to try again after an attempt that nobody lost alone.
+//! When to retry after contention.
 
 use std::{
     future::poll_fn,
@@ -22,35 +22,37 @@ use crate::{
     },
 };
 
-/// The shortest pause after a split vote, and how often the longest is doubled at most. Several
-/// clients that were woken together ask together, and each may get some of the nodes.
+/// The shortest delay after a split vote, and the number of times that the longest delay doubles.
+/// Clients that were notified together retry together, and each may win some of the nodes.
 const SLOT: Duration = Duration::from_millis(1);
 const DOUBLINGS: u32 = 2;
-/// Where no node says when to try again.
+/// The delay if a node reports none.
 const UNTOLD: Duration = Duration::from_millis(100);
-/// The same, where it wakes.
+/// The delay if a node notifies the waiter instead.
 const NET: Duration = Duration::from_secs(3600);
 
-/// What one acquisition has learnt from its attempts.
+/// The history of one acquisition's attempts.
 #[derive(Debug, Default)]
 pub(super) struct Tries {
-    /// How many of the last ones met others that were as lucky.
+    /// The number of consecutive attempts that ended in a split vote.
     splits: AtomicU32,
-    /// Nodes that kept it waiting for somebody who came earlier were not heard of in time.
+    /// Whether the last wait timed out on nodes that were reserved for an earlier waiter.
     overdue: Arc<AtomicBool>,
 }
 
 impl Tries {
-    /// Whether the next attempt is to wait for those who came earlier. Not after a split vote: the
-    /// nodes may not agree on who that is, and would split the next one in the same way. Nor behind
-    /// somebody who may be dead.
+    /// Returns whether the next attempt should respect the order of waiters.
+    ///
+    /// It should not after a split vote, because the nodes may disagree about the order and would
+    /// split the next vote in the same way. It should not after waiting in vain for an earlier
+    /// waiter, which may be dead.
     pub(super) fn are_in_order(&self) -> bool {
         self.splits.load(Ordering::Relaxed) == 0 && !self.overdue.swap(false, Ordering::Relaxed)
     }
 }
 
-/// Wakes when so many of the nodes that refused have become free that a majority is possible, after
-/// a random pause if the vote was split. Takes the nodes' own wake-ups out of `replies`.
+/// Returns a wait that ends when enough of the nodes that refused are free for a majority. After a
+/// split vote, a random delay follows. The nodes' own notifications are moved out of `replies`.
 pub(super) fn of(
     majority: Majority,
     replies: &mut [Reply],
@@ -59,9 +61,9 @@ pub(super) fn of(
 ) -> Contention {
     let tally = Tally::of(majority, replies.iter().map(Reply::vote));
     let split = tally.granted() > 0;
-    // Of those among whom a vote was split only one has the first node. It asks again at once, when
-    // the others have released theirs; they let it, for a time in which an attempt can be over.
-    // Where they do not agree on which node is the first, it takes a few rounds more.
+    // Of several attempts that split a vote, only one has the first node. That one retries at once
+    // after the others have released theirs, and the others delay their retry until it may be done.
+    // If the attempts disagree about which node is the first, more rounds are needed.
     let answered = replies
         .iter()
         .find(|reply| matches!(reply, Reply::Granted(_) | Reply::Refused(_)));
@@ -91,7 +93,7 @@ pub(super) fn of(
     }
     let needed = tally.wakes_needed();
     if refused.len() < needed {
-        // Nodes that failed do not wake: without enough that do, ask soon.
+        // Nodes that failed send no notification. If too few can, retry soon.
         return Contention {
             retry_after: Some(UNTOLD + pause),
             last_token,
@@ -115,9 +117,9 @@ struct Refused {
     retry_after: Duration,
 }
 
-/// Waits until so many of the nodes have woken us or it is time to ask them again. One that is free
-/// and kept for somebody who came earlier may never wake us, so that others' wake-ups alone would
-/// not do.
+/// Waits until `needed` nodes have notified the waiter, or until it is time to retry. A node that
+/// is free but reserved for an earlier waiter may never send a notification, so that notifications
+/// alone are not enough.
 async fn enough(
     mut refused: Vec<Refused>,
     needed: usize,
@@ -125,7 +127,8 @@ async fn enough(
     overdue: Arc<AtomicBool>,
 ) {
     let began = Instant::now();
-    // In the order of their times; of so many the first that have not woken us must be over.
+    // The nodes are sorted by their delay. The timer covers as many of the first ones as are still
+    // missing.
     let mut missing = needed;
     let mut timer = pin!(sleep_until(began + refused[missing - 1].retry_after));
     poll_fn(|cx| {
@@ -234,7 +237,7 @@ mod tests {
         let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
         let began = Instant::now();
         let tries = Tries::default();
-        // One of the three that decided is free already, and nothing there will change.
+        // One of the three deciding nodes is free already, and its state does not change.
         let mut replies = vec![
             refused(&nodes[0], 30),
             refused(&nodes[1], 1),

@@ -1,16 +1,17 @@
-//! [`validity`]: until when a majority of the nodes holds for us.
+//! [`validity`]: the deadline until which a majority of the nodes holds the lock.
 
 use crate::{clock::Deadline, quorum::tally::Majority};
 
-/// The k-th largest of the nodes' deadlines, where k is the majority: until then at least k of them
-/// hold for us. `None` while fewer than k granted.
+/// Returns the k-th largest of the nodes' deadlines, where k is the majority. Until then at least k
+/// nodes hold the lock. Returns `None` while fewer than k nodes have granted.
 ///
-/// Each node's deadline is that of [`Request::deadline_from`](crate::Request::deadline_from):
-/// counted from before *that node's* request was sent, and already short by the drift (1 % and 2 ms
-/// by default), which is therefore not subtracted again. The published algorithm counts all nodes
-/// from the start of the first request; then one slow node shortens what the fast ones gave.
-/// Counting each from its own start is as safe, and also works for renewals, where nodes are at
-/// different points of their TTLs.
+/// Each node's deadline is that of [`Request::deadline_from`](crate::Request::deadline_from). It is
+/// counted from before *that node's* request was sent, and is already shortened by the drift (1 %
+/// and 2 ms by default), which is therefore not subtracted again.
+///
+/// The published algorithm counts all nodes from the start of the first request, so that one slow
+/// node shortens the time of the fast ones. Counting each node from its own start is as safe. It
+/// also works for renewals, where nodes are at different points of their TTLs.
 #[must_use]
 pub fn validity(
     deadlines: impl IntoIterator<Item = Deadline>,

@@ -1,4 +1,4 @@
-//! What a quorum learns of its nodes before it is used.
+//! Discovery: reads the state of the nodes before a quorum is used.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How long a node may take to say what it remembers. One that does not is found out later.
-pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+/// The time within which a node must report its state. A node that does not is read again later.
+pub(super) const STATE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the nodes said.
+/// The result of the discovery.
 pub(super) struct Found {
-    /// Some node carries the mark of an attestation.
+    /// Whether a node has an epoch record.
     pub(super) marked: bool,
-    /// All that execute such a mark lose no token in a restart.
+    /// Whether all nodes with an epoch record are durable.
     pub(super) durable: bool,
-    /// All answered, and vote on tokens.
+    /// Whether all nodes answered and may vote on tokens.
     pub(super) all_vote: bool,
     pub(super) largest_ttl: Ttl,
 }
 
-/// Asks all nodes that vote on tokens what they remember; the others are taken to be well.
+/// Reads the state of all nodes that can vote on tokens. Other nodes are assumed to be healthy.
 pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Found> {
     let answers = recall_all(members).await;
     let spare = Majority::of(members.len()).spare();
@@ -34,8 +34,8 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     for (node, answer) in answers.into_iter().enumerate() {
         match answer {
             Some(Ok(recollection)) => {
-                // Below, doubles among them are refused.
-                members[node].set_double(None);
+                // Duplicate servers among the nodes are rejected below.
+                members[node].set_duplicate(None);
                 found.push(recollection);
             }
             Some(Err(error)) => {
@@ -54,7 +54,7 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     if runs.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            "two of the nodes are one and the same server; a quorum needs independent ones",
+            "two of the nodes are the same server; a quorum needs independent ones",
         )
         .with_backend(config.scheme)
         .with_operation("connect"));
@@ -75,28 +75,31 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     })
 }
 
-/// Each node's answer; `None` for one that does not vote on tokens.
+/// Reads the state of each node. The result is `None` for a node that cannot vote on tokens.
 pub(super) async fn recall_all(members: &[Member]) -> Vec<Option<Result<Recollection>>> {
     join_all(members.iter().map(Member::recall)).await
 }
 
-/// Waits so long for a call, which is not dropped if it takes longer.
+/// Waits at most `timeout` for a call. A call that takes longer continues in the background.
 pub(super) async fn within<T: Send + 'static>(
-    patience: Duration,
+    timeout: Duration,
     call: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    match tokio::time::timeout(patience, tokio::spawn(contained(call))).await {
+    match tokio::time::timeout(timeout, tokio::spawn(contained(call))).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(Error::new(ErrorKind::Unavailable, "the runtime shuts down")),
+        Ok(Err(_)) => Err(Error::new(
+            ErrorKind::Unavailable,
+            "the runtime is shutting down",
+        )),
         Err(_) => Err(Error::new(
             ErrorKind::Unavailable,
-            format!("no answer within {patience:?}"),
+            format!("no answer within {timeout:?}"),
         )),
     }
 }
 
-/// `3 of 5 unavailable: …`, of the nodes' own kind if they agree on one that no other attempt would
-/// change.
+/// Returns an error such as `3 of 5 unavailable: …`. It has the kind of the nodes' errors if they
+/// all have the same kind and cannot be retried.
 pub(super) fn unavailable(
     members: &[Member],
     problems: &[(usize, Error)],
@@ -106,7 +109,7 @@ pub(super) fn unavailable(
     for (at, (node, error)) in problems.iter().enumerate() {
         let separator = if at == 0 { "" } else { "; " };
         let endpoint = &*members[*node].endpoint;
-        // Some errors name it.
+        // Some errors name the endpoint already.
         let named = if error.message().contains(endpoint) {
             String::new()
         } else {
@@ -122,6 +125,6 @@ pub(super) fn unavailable(
                 .iter()
                 .all(|(_, error)| error.kind() == *kind && !error.is_retryable())
         });
-    // Without a source: the message says all that the nodes' errors say.
+    // The error has no source, because the message contains the messages of all nodes.
     Error::new(agreed.unwrap_or(ErrorKind::Unavailable), message).with_backend(scheme)
 }

@@ -1,47 +1,48 @@
-//! Which nodes may vote: those that restarted may have forgotten what they promised.
+//! The eligibility of nodes to vote: a node that restarted may have lost its promises.
 
 use std::time::Duration;
 
 use crate::{fencing::FencingToken, quorum::tally::Majority};
 
-/// What is known of a node's memory.
+/// Whether a node may have lost data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Memory {
-    /// It is in the run that was attested: it has not restarted since.
+    /// The node is in the incarnation that its epoch record names: it has not restarted since.
     Attested,
-    /// It restarted, or was never attested. Also with a marker that came back: a snapshot or a
-    /// backup brings markers back, and older tokens with them, and no node can tell that it has
-    /// older data than it had.
+    /// The node restarted, or has no epoch record. A record of another incarnation proves nothing:
+    /// a snapshot or a backup restores the record together with older tokens, and the node cannot
+    /// detect that its data is older.
     Unknown,
 }
 
-/// One node, as far as its right to vote is concerned.
+/// The facts that decide whether a node may vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Membership {
-    /// Its memory.
+    /// Whether the node may have lost data.
     pub memory: Memory,
-    /// For how long clients have watched it since it restarted or forgot, on their clocks: see
-    /// [`recall`](super::QuorumNode::recall). Its own clock may be set, also while it starts.
+    /// The time for which clients have watched the node since it restarted or lost data, measured
+    /// on their clocks: see [`recall`](super::QuorumNode::recall). The node's own clock may be set
+    /// at any time.
     pub watched_for: Duration,
 }
 
-/// What a node may vote on.
+/// The votes that a node may cast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ballot {
-    /// Its grants and renewals count.
+    /// Whether the node's grants and renewals count.
     pub lock: bool,
-    /// Its tokens count.
+    /// Whether the node's tokens count.
     pub token: bool,
 }
 
 impl Membership {
-    /// What this node may vote on, where no lock of this quorum has a longer TTL than
+    /// Returns what this node may vote on. No lock of the quorum may have a longer TTL than
     /// `largest_ttl`.
     ///
-    /// A node that may have forgotten a grant does not vote until that grant would have expired
-    /// (the page of Redis calls it *delayed restarts*). On tokens it does not vote before it has
-    /// [rejoined](rejoin) *after* that: until then a vote that it gave before the restart may be
-    /// counted by an acquisition that is still under way and that no other node knows of.
+    /// A node that may have lost a grant does not vote until that grant has expired. (The Redis
+    /// page calls this *delayed restarts*.) It does not vote on tokens until it is
+    /// [readmitted](rejoin) *after* that time. Before then, a vote that it cast before the restart
+    /// may be counted by an acquisition that is still running and that no other node knows of.
     #[must_use]
     pub fn ballot(&self, largest_ttl: Duration) -> Ballot {
         match self.memory {
@@ -56,7 +57,7 @@ impl Membership {
         }
     }
 
-    /// Whether it may rejoin now: it has to, and its grace is over.
+    /// Returns whether the node needs to be readmitted and its grace period has passed.
     #[must_use]
     pub fn may_rejoin(&self, largest_ttl: Duration) -> bool {
         let ballot = self.ballot(largest_ttl);
@@ -64,27 +65,29 @@ impl Membership {
     }
 }
 
-/// What a node that restarted may do about its tokens.
+/// The decision about the tokens of a node that restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejoin {
-    /// It takes this token, unless its own is *larger*, and then votes again. Zero: the key has no
-    /// token anywhere.
+    /// The node takes this token, unless its own is *larger*, and may then vote again. Zero means
+    /// that no node has a token for the key.
     ///
-    /// The token alone, and *nobody's*: two of the others may have the same token with different
-    /// owners, of which one stands at it. Were the other's name copied, its write-back of that
-    /// token would be accepted as the very one that is there.
+    /// Only the token is copied, without an owner. Two of the other nodes may have the same token
+    /// with different owners, and only one of these owns it. If the wrong owner were copied, its
+    /// write-back of that token would be accepted as the pair that is stored already.
     Copy(FencingToken),
-    /// This many more of the others must answer.
+    /// This many more of the other nodes must answer.
     TooFew(usize),
 }
 
-/// Rejoins with the answers of the *other* nodes that remember every token that they granted or
-/// accepted: each one's largest token of a key, zero if it has none. Those are the nodes that vote,
-/// and durable ones that wait for their own grace. Ask them after the grace is over.
+/// Decides the token of a node that restarted, from the answers of the *other* nodes that have lost
+/// no token. Each answer is the node's largest token for a key, or zero.
 ///
-/// A majority of the others, because every token was accepted by a majority of all: if the node
-/// that forgot was in it, k − 1 of the others were too, and a majority of the others shares one
-/// with every k − 1 of them.
+/// These nodes are the ones that may vote, and durable nodes in their own grace period. Ask them
+/// after the grace period of the restarted node has passed.
+///
+/// A majority of the other nodes is needed. Every token was accepted by a majority of all nodes. If
+/// the restarted node belonged to it, so did k − 1 of the others, and a majority of the others
+/// shares a node with every set of k − 1 of them.
 #[must_use]
 pub fn rejoin(others: impl IntoIterator<Item = FencingToken>, all: Majority) -> Rejoin {
     let (mut answers, mut largest) = (0, FencingToken::new(0));
@@ -153,15 +156,15 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever majority had accepted a token before one of its nodes forgot, any majority of
-        /// the others knows it.
+        /// Any majority of the other nodes knows every token that a majority accepted before one
+        /// node lost its data.
         #[test]
         fn no_accepted_token_is_missed(half in 1..4_usize, order in Just((0..7_usize).collect::<Vec<_>>()).prop_shuffle(),
                                        asked in Just((1..7_usize).collect::<Vec<_>>()).prop_shuffle()) {
             let all = Majority::of(2 * half + 1);
             let accepted: Vec<_> =
                 order.into_iter().filter(|node| *node < all.configured()).take(all.needed()).collect();
-            // Node 0 forgot.
+            // Node 0 lost its data.
             let stored = |node: &usize| token(if accepted.contains(node) { 9 } else { 8 });
             let asked: Vec<_> = asked
                 .into_iter()

@@ -1,4 +1,4 @@
-//! [`FanOut`]: a call to each of several nodes, polled together.
+//! [`FanOut`]: calls to several nodes, polled together.
 
 use std::{
     pin::Pin,
@@ -7,9 +7,10 @@ use std::{
 
 use crate::{backend::BoxFuture, error::Result, panics::Call};
 
-/// FanOut under way, at most one per node, polled in the task that waits for them. Five are polled
-/// as quickly as one is found among five, and none costs a task. A call that panics fails, and the
-/// others go on.
+/// Running calls, at most one per node, polled by the task that waits for them.
+///
+/// With few nodes, polling all of them costs no more than finding the one that was woken, and no
+/// call needs a task of its own. A call that panics fails, and the remaining calls continue.
 pub(super) struct FanOut<T> {
     pending: Vec<(usize, Call<T>)>,
 }
@@ -33,12 +34,12 @@ impl<T: Send + 'static> FanOut<T> {
         self.pending.is_empty()
     }
 
-    /// The nodes that have not answered.
+    /// Returns the nodes that have not answered.
     pub(super) fn nodes(&self) -> impl Iterator<Item = usize> + '_ {
         self.pending.iter().map(|(node, _)| *node)
     }
 
-    /// Polls every call, and hands over what has ended.
+    /// Polls every call, and passes on the outcomes of those that have ended.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, mut ended: impl FnMut(usize, Result<T>)) {
         let mut at = 0;
         while let Some((_, call)) = self.pending.get_mut(at) {
@@ -52,8 +53,7 @@ impl<T: Send + 'static> FanOut<T> {
         }
     }
 
-    /// Polls every call once, so that what it sends is on its way before anything that is sent
-    /// later.
+    /// Polls every call once, so that its request is sent before any later one.
     pub(super) fn send(&mut self, ended: impl FnMut(usize, Result<T>)) {
         self.poll(&mut Context::from_waker(Waker::noop()), ended);
     }
@@ -76,9 +76,9 @@ mod tests {
     #[test]
     fn a_call_that_panics_fails_alone_and_is_not_polled_again() {
         let (mut calls, mut outcomes) = (FanOut::with_capacity(4), Vec::new());
-        calls.push(0, || resume_unwind(Box::new("told to panic")));
+        calls.push(0, || resume_unwind(Box::new("panics on purpose")));
         calls.push(1, || {
-            Box::pin(poll_fn(|_| resume_unwind(Box::new("told to panic"))))
+            Box::pin(poll_fn(|_| resume_unwind(Box::new("panics on purpose"))))
         });
         calls.push(2, || Box::pin(ready(Ok(()))));
         calls.push(3, || Box::pin(pending()));
@@ -96,7 +96,7 @@ mod tests {
         let mut calls = FanOut::with_capacity(1);
         calls.push(0, || Box::pin(ready(Ok(()))));
         let sent = catch_unwind(AssertUnwindSafe(|| {
-            calls.send(|_, _| resume_unwind(Box::new("told to panic")))
+            calls.send(|_, _| resume_unwind(Box::new("panics on purpose")))
         }));
         assert!(sent.is_err() && calls.is_empty());
     }

@@ -10,21 +10,23 @@ use std::{
 
 use crate::clock::Timestamp;
 
-/// The pause between two questions to a node that does not answer, doubled up to the second.
+/// The shortest and the longest delay between two requests to a node that does not answer. The
+/// delay doubles.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
-/// What is known of one node. One that failed or was silent for too long is *suspect*: it is asked
-/// by one request at a time, so that a node which takes everything and answers nothing costs nobody
-/// anything.
+/// The health of one node.
+///
+/// A node that failed or did not answer in time is *suspect*. Only one request at a time is sent to
+/// a suspect node, so that a node which accepts everything and answers nothing delays nobody.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// Readable without the lock.
+    /// Can be read without locking the mutex.
     suspect: AtomicBool,
-    trouble: Mutex<RetryBudget>,
+    state: Mutex<SuspectState>,
 }
 
 #[derive(Debug, Default)]
-struct RetryBudget {
+struct SuspectState {
     problem: String,
     probed: bool,
     next: Timestamp,
@@ -36,57 +38,58 @@ impl Health {
         self.suspect.load(Ordering::Acquire)
     }
 
-    /// Whether to ask it now. `true` for a suspect node makes this the one request; it must end
-    /// with [`answered`](Self::answered) or [`failed`](Self::failed).
+    /// Returns whether to send a request to the node now. For a suspect node, `true` reserves its
+    /// only request, which must end with [`answered`](Self::answered) or [`failed`](Self::failed).
     pub(super) fn may_ask(&self, now: Timestamp) -> bool {
         if !self.is_suspect() {
             return true;
         }
-        let mut trouble = self.lock();
-        let may = !trouble.probed && now >= trouble.next;
-        trouble.probed |= may;
+        let mut state = self.lock();
+        let may = !state.probed && now >= state.next;
+        state.probed |= may;
         may
     }
 
-    /// It answered, whatever the answer. Whether it had been suspect.
+    /// Records an answer of any kind. Returns whether the node was suspect.
     pub(super) fn answered(&self) -> bool {
         if !self.is_suspect() {
             return false;
         }
-        *self.lock() = RetryBudget::default();
+        *self.lock() = SuspectState::default();
         self.suspect.swap(false, Ordering::AcqRel)
     }
 
-    /// It failed. Whether that is news.
+    /// Records a failure. Returns whether the node becomes suspect by it.
     pub(super) fn failed(&self, now: Timestamp, problem: String) -> bool {
-        let mut trouble = self.lock();
-        trouble.problem = problem;
-        trouble.probed = false;
-        trouble.pause = (trouble.pause * 2).clamp(PAUSES.0, PAUSES.1);
-        trouble.next = now + trouble.pause;
+        let mut state = self.lock();
+        state.problem = problem;
+        state.probed = false;
+        state.pause = (state.pause * 2).clamp(PAUSES.0, PAUSES.1);
+        state.next = now + state.pause;
         !self.suspect.swap(true, Ordering::AcqRel)
     }
 
-    /// It has not answered in time, and may still. Whether that is news.
+    /// Records that the node has not answered in time, although it still may. Returns whether the
+    /// node becomes suspect by it.
     pub(super) fn late(&self, problem: impl FnOnce() -> String) -> bool {
         if self.is_suspect() {
             return false;
         }
-        let mut trouble = self.lock();
-        trouble.problem = problem();
-        // The request that is late is the one that it is asked by.
-        trouble.probed = true;
+        let mut state = self.lock();
+        state.problem = problem();
+        // The late request counts as the one that the suspect node may have.
+        state.probed = true;
         !self.suspect.swap(true, Ordering::AcqRel)
     }
 
-    /// What is wrong with it.
+    /// Returns the problem of a suspect node.
     pub(super) fn problem(&self) -> Option<String> {
         self.is_suspect().then(|| self.lock().problem.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, RetryBudget> {
-        // Nothing panics while it is held.
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, SuspectState> {
+        // No code panics while the mutex is locked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who holds a lock on a majority of the nodes.
+//! The holders and waiters of a key on a majority of the nodes.
 
 use std::sync::Arc;
 
@@ -12,26 +12,29 @@ use crate::{
     ttl::Ttl,
 };
 
-/// No identity at this node.
+/// Marks a node that does not know the holder.
 const ABSENT: u16 = u16::MAX;
 
-/// A holder, and as whom each node knows it.
-struct Seen {
+/// A holder, with its id on each node.
+struct SeenHolder {
     holder: HolderRef,
     backend: &'static str,
     ids: Vec<Option<Vec<u8>>>,
 }
 
 pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Inspection> {
-    let patience = quorum.config.node_timeout(Ttl::DEFAULT);
+    let timeout = quorum.config.node_timeout(Ttl::DEFAULT);
     let answers = join_all(quorum.members.iter().map(|member| {
         let (backend, key) = (Arc::clone(&member.backend), key.clone());
-        within(patience, async move { backend.inspect(&key).await })
+        within(timeout, async move { backend.inspect(&key).await })
     }))
     .await;
     let nodes = answers.len();
-    let (mut seen, mut waiters, mut problems) =
-        (Vec::<Seen>::new(), Vec::<WaiterRef>::new(), Vec::new());
+    let (mut seen, mut waiters, mut problems) = (
+        Vec::<SeenHolder>::new(),
+        Vec::<WaiterRef>::new(),
+        Vec::new(),
+    );
     let mut statuses = Vec::with_capacity(nodes);
     for (node, answer) in answers.into_iter().enumerate() {
         let member = &quorum.members[node];
@@ -66,7 +69,7 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
     }
     seen.retain(|seen| seen.ids.iter().flatten().count() >= quorum.majority.needed());
     let holders = seen.into_iter().map(
-        |Seen {
+        |SeenHolder {
              mut holder, ids, ..
          }| {
             holder.id = encode(&ids);
@@ -78,16 +81,17 @@ pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Ins
     Ok(inspection)
 }
 
-/// Counts a node's holder with the same one on other nodes: the same acquisition, or where nodes do
-/// not know that, the same label.
+/// Adds a node's holder to the same holder of other nodes. Holders are the same if their
+/// acquisition is the same or, on nodes that do not know the acquisition, if their labels are
+/// equal.
 fn count(
-    seen: &mut Vec<Seen>,
+    seen: &mut Vec<SeenHolder>,
     holder: HolderRef,
     backend: &'static str,
     node: usize,
     nodes: usize,
 ) {
-    let same = |known: &&mut Seen| {
+    let same = |known: &&mut SeenHolder| {
         known.ids[node].is_none()
             && known.holder.mode == holder.mode
             && match (known.holder.owner, holder.owner) {
@@ -98,7 +102,7 @@ fn count(
     };
     if let Some(known) = seen.iter_mut().find(same) {
         known.ids[node] = Some(holder.id);
-        // When a majority could be free, if it is not renewed.
+        // The time after which a majority may be free, unless the lock is renewed.
         known.holder.expires_in = known.holder.expires_in.max(holder.expires_in);
         known.holder.token = known.holder.token.max(holder.token);
         known.holder.owner = known.holder.owner.or(holder.owner);
@@ -106,23 +110,24 @@ fn count(
     }
     let mut ids = vec![None; nodes];
     ids[node] = Some(holder.id.clone());
-    seen.push(Seen {
+    seen.push(SeenHolder {
         holder,
         backend,
         ids,
     });
 }
 
-/// What nodes that do not know acquisitions are told apart by.
+/// Returns whether two holders have the same label, which identifies holders on nodes that do not
+/// know the acquisition.
 pub(super) fn has_same_label(one: &HolderRef, other: &HolderRef) -> bool {
     !one.label.is_empty() && one.label == other.label
 }
 
-/// The identities one after the other, each with its length before it.
+/// Encodes the ids one after the other, each preceded by its length.
 fn encode(ids: &[Option<Vec<u8>>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for id in ids {
-        // No backend's identity is that long.
+        // No backend has ids of that length.
         let length = id
             .as_ref()
             .map_or(ABSENT, |id| u16::try_from(id.len()).unwrap_or(ABSENT));

@@ -1,4 +1,4 @@
-//! The random numbers behind pauses.
+//! Random numbers for delays.
 
 use std::cell::Cell;
 
@@ -8,8 +8,7 @@ thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// From now on, the pauses of the quorums that run on this thread repeat with the seed. For
-/// simulations.
+/// Makes the delays of quorums on this thread a function of `seed`. For simulations.
 #[doc(hidden)]
 pub fn seed_pauses(seed: u64) {
     SEED.set(Some(seed));
@@ -19,7 +18,7 @@ pub(super) fn draw() -> u32 {
     let Some(seed) = SEED.get() else {
         return u32::from_ne_bytes(random_bytes());
     };
-    // Any mixing will do: SplitMix64.
+    // SplitMix64; the quality of the numbers does not matter.
     let next = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     SEED.set(Some(next));
     let mixed = (next ^ (next >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

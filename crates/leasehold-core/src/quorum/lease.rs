@@ -1,4 +1,4 @@
-//! [`QuorumLease`]: one grant of a majority.
+//! [`QuorumLease`]: a lock held on a majority of the nodes.
 
 use std::{
     fmt,
@@ -30,14 +30,14 @@ use crate::{
     request::Request,
 };
 
-/// After a grant, the pause before the missing nodes are asked, doubled up to this part of the TTL;
-/// then renewals ask. What most often holds a node is an attempt that did not win and is being
-/// given back.
+/// After a grant, the delay before missing nodes are requested again, and the part of the TTL up to
+/// which it doubles. After that, renewals request them. A missing node is usually held by an
+/// attempt that failed and is being released.
 const PAUSES: (Duration, u32) = (Duration::from_millis(2), 8);
 
 pub(super) struct QuorumLease {
     quorum: Arc<QuorumBackend>,
-    /// As the nodes see it.
+    /// The request as it is sent to the nodes.
     request: Request,
     /// On which it was granted, and nodes are asked again.
     terms: Terms,
@@ -46,31 +46,31 @@ pub(super) struct QuorumLease {
     seats: Mutex<Seats>,
 }
 
-/// What the nodes hold for us.
+/// The leases of the nodes.
 struct Seats {
     nodes: Vec<Seat>,
-    /// Set before a release is sent: whatever comes later is given back.
+    /// Set before a release is sent. Leases that arrive later are released.
     releasing: bool,
-    /// That it was freed has been told.
+    /// Whether [`Released::Freed`] has been reported.
     told: bool,
-    /// How often nodes were asked to hold again.
+    /// The number of times that nodes were requested again.
     heals: u16,
-    /// A task asks them again and again.
+    /// Whether a task is requesting missing nodes.
     filling: bool,
 }
 
-/// Renewals under way.
+/// Running renewals.
 struct Renewals {
-    /// What each node was asked to renew.
+    /// The lease that each node was asked to renew.
     leases: Vec<Option<Arc<dyn Lease>>>,
     calls: FanOut<()>,
     votes: Vec<Vote>,
 }
 
 enum Seat {
-    /// Nothing.
+    /// The node holds no lock for this acquisition.
     Empty,
-    /// It was asked, and may come to hold for this owner.
+    /// The node was asked, and may grant the lock to this acquisition id.
     Asked(AcquisitionId),
     Held(Arc<dyn Lease>),
     Released(Released),
@@ -106,8 +106,8 @@ impl QuorumLease {
         })
     }
 
-    /// Adopts what the nodes grant to `asked` from now on while we hold, and gives back what comes
-    /// too late.
+    /// Adopts the grants that arrive for `asked` while the lock is held, and releases those that
+    /// arrive too late.
     pub(super) fn take_late_grants(
         self: Arc<Self>,
         asked: Request,
@@ -120,7 +120,8 @@ impl QuorumLease {
             let granted = match answer {
                 Ok(Attempt::Granted(lease)) => Some(lease),
                 Ok(Attempt::Contended(_)) if asked.is_waiting() => {
-                    // It has us on its list of waiters, and would keep others waiting for us.
+                    // The node has registered the waiter, and would keep other waiters waiting for
+                    // it.
                     self.quorum.forget_at(&asked, |at| at == node);
                     None
                 }
@@ -129,16 +130,16 @@ impl QuorumLease {
             if let Some(late) = self.seat(node, granted) {
                 self.quorum.give_back(late, &asked);
             }
-            // What healings leave, the next renewal asks.
+            // The next renewal requests nodes that are missing after a reacquisition.
             if asked.owner() == self.request.owner() {
                 self.fill(timeout);
             }
         });
     }
 
-    /// A node that was asked has answered; what is to be given back.
+    /// Stores the answer of a node. Returns a lease that must be released.
     fn seat(&self, node: usize, granted: Option<Arc<dyn Lease>>) -> Option<Arc<dyn Lease>> {
-        // The clock first: see `AtomicDeadline::get`.
+        // Read the clock first: see `AtomicDeadline::get`.
         let now = self.request.now();
         let mut seats = self.seats();
         if seats.releasing || !may_heal(self.deadline.get(), now) {
@@ -148,14 +149,14 @@ impl QuorumLease {
         None
     }
 
-    /// Asks the nodes that hold nothing for us in the background, until all hold or the next
-    /// renewal is near. A lock at a bare majority would be lost with any of its nodes.
+    /// Requests missing nodes in the background until all hold the lock or the next renewal is
+    /// near. A lock on a bare majority would be lost with any of its nodes.
     pub(super) fn fill(self: &Arc<Self>, timeout: Duration) {
         if !self.is_incomplete() || std::mem::replace(&mut self.seats().filling, true) {
             return;
         }
         let lease = Arc::clone(self);
-        // Nobody waits for it, nor does closing.
+        // No one waits for the task, not even a close.
         drop(tokio::spawn(async move {
             let (mut pause, last) = (PAUSES.0, lease.request.ttl().as_duration() / PAUSES.1);
             while pause <= last && lease.is_incomplete() {
@@ -167,7 +168,7 @@ impl QuorumLease {
         }));
     }
 
-    /// Whether a node refused or failed, and not merely has yet to answer.
+    /// Returns whether a node refused or failed, which excludes nodes that have not answered yet.
     pub(super) fn has_empty_seats(&self) -> bool {
         self.seats()
             .nodes
@@ -175,7 +176,7 @@ impl QuorumLease {
             .any(|seat| matches!(seat, Seat::Empty))
     }
 
-    /// Whether there is a node to be asked, and sense in it.
+    /// Returns whether a node is missing and may still be requested.
     fn is_incomplete(&self) -> bool {
         let now = self.request.now();
         let seats = self.seats();
@@ -188,9 +189,9 @@ impl QuorumLease {
         !seats.releasing && missing() && may_heal(self.deadline.get(), now)
     }
 
-    /// Asks the nodes that hold nothing for us to hold again. Each time under another name: a node
-    /// that did not answer in time is released until it says that it is, and that may be long after
-    /// it was healed.
+    /// Requests the missing nodes again, each time under another acquisition id. A node that did
+    /// not answer in time is released until it confirms, which may be long after it was acquired
+    /// again.
     fn heal(self: &Arc<Self>, timeout: Duration) {
         let now = self.request.now();
         let mut request = self
@@ -201,7 +202,7 @@ impl QuorumLease {
             .with_waiting(false);
         let mut terms = self.terms;
         if let Some(token) = self.token {
-            // They then stand at our token, if they have not seen a larger one.
+            // The nodes then grant the token of this lease, unless they have seen a larger one.
             terms.token_floor = FencingToken::new(token.get() - 1);
         }
         let mut calls = FanOut::with_capacity(self.quorum.members.len());
@@ -228,11 +229,11 @@ impl QuorumLease {
     }
 
     fn seats(&self) -> MutexGuard<'_, Seats> {
-        // Nothing panics while it is held.
+        // No code panics while the mutex is locked.
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The k-th largest of the nodes' deadlines as they stand.
+    /// Returns the k-th largest of the nodes' current deadlines.
     fn validity(&self) -> Option<Deadline> {
         let seats = self.seats();
         let held = seats.nodes.iter().filter_map(|seat| match seat {
@@ -242,8 +243,7 @@ impl QuorumLease {
         validity(held, self.quorum.majority)
     }
 
-    /// The node no longer holds by this lease. By now it may hold by a newer one, which is left
-    /// alone.
+    /// Records that the node lost this lease. A newer lease of the node is left alone.
     fn vacate(&self, node: usize, lost: &Arc<dyn Lease>) {
         let seat = &mut self.seats().nodes[node];
         if matches!(seat, Seat::Held(held) if Arc::ptr_eq(held, lost)) {
@@ -251,7 +251,7 @@ impl QuorumLease {
         }
     }
 
-    /// The renewals to send, and each node's vote before they are answered.
+    /// Starts the renewals, and returns them with each node's vote before it answers.
     fn renewals(&self) -> Result<Renewals> {
         let seats = self.seats();
         if seats.releasing {
@@ -283,7 +283,7 @@ impl QuorumLease {
         })
     }
 
-    /// The releases to send, and each node's vote before they are answered.
+    /// Starts the releases, and returns them with each node's vote before it answers.
     fn releases(&self) -> (FanOut<Released>, Vec<Vote>) {
         let mut seats = self.seats();
         seats.releasing = true;
@@ -312,7 +312,7 @@ impl QuorumLease {
         (calls, votes)
     }
 
-    /// A release was answered.
+    /// Records the answer to a release.
     fn released(self: &Arc<Self>, node: usize, answer: &Result<Released>) -> Vote {
         self.quorum.members[node].learn(answer, self.request.now());
         match answer {
@@ -328,7 +328,7 @@ impl QuorumLease {
         }
     }
 
-    /// A release that failed at a node is tried again until the grant is over.
+    /// Retries a release that failed on a node, until the lease expires.
     fn retry_release(&self, node: usize) {
         let seats = self.seats();
         if let Seat::Held(lease) = &seats.nodes[node] {
@@ -392,22 +392,23 @@ impl Lease for QuorumLease {
         }
         match outcome {
             Renewed::Extended => {
-                // As `AtomicDeadline` asks: the clock is read when the answers are in hand.
+                // `AtomicDeadline` requires that the clock is read after the answers have arrived.
                 let now = self.request.now();
                 if !self
                     .validity()
                     .is_some_and(|validity| self.deadline.advance(validity, now))
                 {
-                    return Err(lost("the renewal's answers came after the deadline"));
+                    return Err(lost("the renewal was answered after the deadline"));
                 }
                 self.heal(timeout);
                 Ok(())
             }
             Renewed::Lost => Err(lost(
-                "a majority of the nodes no longer knows us as the holder",
+                "a majority of the nodes no longer lists this client as the holder",
             )),
             Renewed::Open | Renewed::Unchanged => {
-                // Until the deadline nobody else has a majority, and the next try may need them.
+                // No other holder can have a majority before the deadline, and the next try may
+                // need these nodes.
                 self.heal(timeout);
                 let renewed = votes.iter().filter(|vote| **vote == Vote::Granted).count();
                 let error = Error::new(
@@ -477,7 +478,7 @@ impl Lease for QuorumLease {
                     released
                 })
             }
-            // Who called tries again.
+            // The caller retries.
             None => {
                 let error = Error::new(
                     ErrorKind::Indeterminate,
@@ -498,7 +499,7 @@ impl Lease for QuorumLease {
 }
 
 impl QuorumLease {
-    /// A renewal of one of `leases` was answered.
+    /// Records the answer to the renewal of one of `leases`.
     fn renewed(&self, node: usize, leases: &[Option<Arc<dyn Lease>>], answer: &Result<()>) -> Vote {
         self.quorum.members[node].learn(answer, self.request.now());
         match answer {
@@ -506,7 +507,7 @@ impl QuorumLease {
             Err(error) if error.kind() == ErrorKind::Lost => {
                 if let Some(lease) = &leases[node] {
                     self.vacate(node, lease);
-                    // If only the answer came too late, the node holds for us for another TTL.
+                    // If only the answer was late, the node holds the lock for another TTL.
                     self.quorum.give_back(Arc::clone(lease), &self.request);
                 }
                 Vote::Refused

@@ -1,4 +1,4 @@
-//! Looking after the nodes: whether they are attested, and whether one that restarted may rejoin.
+//! Maintenance of the nodes: reads their state, and readmits nodes that restarted.
 
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
@@ -18,24 +18,24 @@ use crate::{
     },
 };
 
-/// How often the nodes are looked after: while all is well, and otherwise.
+/// The interval of maintenance: while all nodes are healthy, and otherwise.
 const PERIODS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 
-/// Looks after the nodes for as long as there is a client, also one that only holds a lock or does
-/// nothing: nodes that restart one after the other must have rejoined before the next one does. The
-/// task keeps neither the client nor the runtime alive.
-pub(super) fn attend(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
+/// Starts the task that maintains the nodes. Returns `None` if no node can vote on tokens.
+///
+/// The task runs as long as the backend exists, even if the client only holds a lock or is idle.
+/// Nodes that restart one after the other must be readmitted before the next one restarts. The task
+/// keeps neither the backend nor the runtime alive.
+pub(super) fn start(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
     if !quorum.has_voters() {
         return None;
     }
     let quorum = Arc::downgrade(quorum);
-    let attending = tokio::spawn(supervised(move || {
-        look_again_and_again(Weak::clone(&quorum))
-    }));
-    Some(attending.abort_handle())
+    let task = tokio::spawn(supervised(move || run(Weak::clone(&quorum))));
+    Some(task.abort_handle())
 }
 
-async fn look_again_and_again(quorum: Weak<QuorumBackend>) {
+async fn run(quorum: Weak<QuorumBackend>) {
     loop {
         let Some(due) = quorum.upgrade().map(|quorum| quorum.next_look()) else {
             return;
@@ -45,19 +45,19 @@ async fn look_again_and_again(quorum: Weak<QuorumBackend>) {
             return;
         };
         if quorum.claim_look(|due| Instant::now() >= due) {
-            look_after(&quorum).await;
+            maintain(&quorum).await;
         }
     }
 }
 
-/// Looks after the nodes in the background, if it is time to. The task of [`attend`] may be late,
-/// or have ended with its runtime.
+/// Maintains the nodes in the background if that is due. The task of [`start`] may be late, or may
+/// have ended with its runtime.
 pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
     if !quorum.has_voters() {
         return;
     }
     let now = Instant::now();
-    // Something that began to fail is looked after soon.
+    // A node that began to fail is checked soon.
     let fails = || {
         quorum
             .members
@@ -66,12 +66,12 @@ pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
     };
     if quorum.claim_look(|due| now >= due || due > now + PERIODS.1 && fails()) {
         let this = Arc::clone(quorum);
-        quorum.spawn(async move { look_after(&this).await });
+        quorum.spawn(async move { maintain(&this).await });
     }
 }
 
 impl QuorumBackend {
-    /// Whether there is a node that is to be watched after a restart.
+    /// Returns whether a node has to be watched after a restart.
     fn has_voters(&self) -> bool {
         self.members.iter().any(|member| member.voter.is_some())
     }
@@ -80,7 +80,7 @@ impl QuorumBackend {
         self.opened + Duration::from_nanos(self.next_look.load(Ordering::Relaxed))
     }
 
-    /// Plans the next look, whoever takes it.
+    /// Schedules the next round of maintenance.
     pub(super) fn plan_look(&self, well: bool) {
         self.next_look.store(
             self.after(if well { PERIODS.0 } else { PERIODS.1 }),
@@ -88,7 +88,8 @@ impl QuorumBackend {
         );
     }
 
-    /// Whether the look that is due is the caller's: nobody else takes it for a while.
+    /// Claims the round that is due. Returns `false` if it is not due, or if another task has
+    /// claimed it.
     fn claim_look(&self, is_due: impl Fn(Instant) -> bool) -> bool {
         let due = self.next_look.load(Ordering::Relaxed);
         let claim = || {
@@ -102,20 +103,20 @@ impl QuorumBackend {
         is_due(self.opened + Duration::from_nanos(due)) && claim().is_ok()
     }
 
-    /// In nanoseconds since it was opened.
+    /// Returns the time after `period` in nanoseconds since the backend was opened.
     fn after(&self, period: Duration) -> u64 {
         u64::try_from((self.opened.elapsed() + period).as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
-/// Learns whether the nodes were attested meanwhile, and lets those rejoin that may.
-async fn look_after(quorum: &QuorumBackend) {
+/// Reads the state of the nodes, and readmits those that may be.
+async fn maintain(quorum: &QuorumBackend) {
     let nodes: Vec<_> = recall_all(&quorum.members)
         .await
         .into_iter()
         .map(|node| node.and_then(Result::ok))
         .collect();
-    note_doubles(quorum, &nodes);
+    detect_duplicates(quorum, &nodes);
     if nodes.iter().flatten().any(|node| node.marked.is_some()) {
         quorum.demand_attested(
             nodes
@@ -127,8 +128,7 @@ async fn look_after(quorum: &QuorumBackend) {
     }
     let attested = quorum.attested.load(Ordering::Acquire);
     let grace = quorum.largest_ttl().as_duration();
-    // Without tokens there is nothing to rejoin for, only the grace. A node that is down has no
-    // time to lose.
+    // Without tokens, only the grace period matters. A node that is down needs no frequent checks.
     let may_vote = |node: &Recollection| {
         node.votes() || !quorum.has_tokens && node.membership.ballot(grace).lock
     };
@@ -145,20 +145,20 @@ async fn look_after(quorum: &QuorumBackend) {
     }
 }
 
-/// Two names may lead to one server, also only from some time on. It has one vote.
-fn note_doubles(quorum: &QuorumBackend, nodes: &[Option<Recollection>]) {
+/// Detects addresses that lead to the same server, possibly only now. Such a server has one vote.
+fn detect_duplicates(quorum: &QuorumBackend, nodes: &[Option<Recollection>]) {
     for (at, node) in nodes.iter().enumerate() {
         let Some(node) = node else { continue };
         let is_same = |other: &Recollection| !node.run.is_empty() && other.run == node.run;
         let first = nodes[..at]
             .iter()
             .position(|other| other.as_ref().is_some_and(is_same));
-        quorum.members[at].set_double(first.map(|first| &quorum.members[first]));
+        quorum.members[at].set_duplicate(first.map(|first| &quorum.members[first]));
     }
 }
 
-/// Whether the node remembers every token that it ever granted or accepted. A durable node does
-/// after a restart, too, but not if its data, and so its mark, are those of another node.
+/// Returns whether the node has every token that it ever granted or accepted. A durable node does
+/// so even after a restart, unless its data, and so its epoch record, come from another node.
 fn remembers(nodes: &[Option<Recollection>], at: usize) -> bool {
     let Some(node) = &nodes[at] else { return false };
     let is_copy = || {
@@ -172,17 +172,17 @@ fn remembers(nodes: &[Option<Recollection>], at: usize) -> bool {
     node.votes() || node.durable && !is_copy()
 }
 
-/// Lets a node rejoin that restarted, and whose grace is over.
+/// Readmits a node that restarted and whose grace period has passed.
 async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
     let member = &quorum.members[at];
-    // Anew: what they granted during the grace counts too.
+    // Read the states again, because tokens granted during the grace period count too.
     let nodes: Vec<_> = recall_all(&quorum.members)
         .await
         .into_iter()
         .map(|node| node.and_then(Result::ok))
         .collect();
     let others = (0..nodes.len()).filter(|other| {
-        *other != at && remembers(&nodes, *other) && !quorum.members[*other].is_double()
+        *other != at && remembers(&nodes, *other) && !quorum.members[*other].is_duplicate()
     });
     let highest = others
         .filter_map(|other| nodes[other].as_ref())
@@ -190,12 +190,12 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
     let above = match rejoin(highest, quorum.majority) {
         Rejoin::Copy(token) => token,
         Rejoin::TooFew(missing) => {
-            if member.is_to_warn() {
+            if member.should_warn() {
                 tracing::warn!(
                     target: "leasehold",
                     node = %member.endpoint,
                     missing,
-                    "a node that restarted cannot rejoin: too few others vote; see `leasehold init`"
+                    "a node that restarted cannot be readmitted: too few other nodes vote; see `leasehold init`"
                 );
             }
             return;
@@ -203,7 +203,7 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
     };
     let Some(voter) = &member.voter else { return };
     let (run, version) = (node.run.clone(), node.version.clone());
-    // Also one whose mark is gone is what the quorum was provisioned as, if it is.
+    // A node without an epoch record is durable if the quorum was provisioned as durable.
     let durable = nodes.iter().flatten().any(|node| node.durable);
     let mut attestation = Attestation {
         run,
@@ -227,12 +227,12 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
             tracing::info!(target: "leasehold", node = %member.endpoint, "a node that restarted votes again");
         }
         Err(error) if error.is_retryable() => {
-            // Mostly another client was first. If not, it is tried again.
-            tracing::debug!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted is not attested by us");
+            // Usually another client was faster. Otherwise it is retried.
+            tracing::debug!(target: "leasehold", node = %member.endpoint, %error, "another client may have readmitted the node; retried");
         }
         Err(error) => {
-            if member.is_to_warn() {
-                tracing::warn!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted cannot rejoin");
+            if member.should_warn() {
+                tracing::warn!(target: "leasehold", node = %member.endpoint, %error, "a node that restarted cannot be readmitted");
             }
         }
     }

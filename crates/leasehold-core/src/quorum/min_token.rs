@@ -1,4 +1,4 @@
-//! [`Floor`]: from where the nodes count new tokens.
+//! [`Floor`]: a lower bound for the tokens that nodes grant.
 
 use std::{
     fmt,
@@ -11,12 +11,13 @@ use std::{
 
 use crate::fencing::FencingToken;
 
-/// Tokens end where a script cannot tell a number from its neighbour.
+/// The largest floor. Lua scripts compute exactly below 2^53, which leaves room for larger tokens.
 const END: u64 = 1 << 52;
 
-/// Microseconds since 1970 by default. All nodes that grant to one attempt then grant the same
-/// token, unless they had a larger one already. Nothing depends on it: a clock that is wrong costs
-/// a round trip.
+/// The source of token floors, by default the microseconds since 1970.
+///
+/// With a common floor, all nodes that grant to one attempt grant the same token, unless one had a
+/// larger token already. Correctness does not depend on it: a wrong clock costs one round trip.
 #[derive(Clone)]
 pub(super) enum Floor {
     Clock(Arc<AtomicU64>),

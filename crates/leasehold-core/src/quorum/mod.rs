@@ -1,42 +1,43 @@
 //! Redlock with fencing tokens: one lock over a quorum of nodes.
 //!
-//! These files are the algorithm, as plain functions without I/O and without clocks. The quorum
-//! backend calls them, and so does the model that is explored exhaustively (`tests/quorum_model`).
-//! Read them in this order, beside the page *Distributed Locks with Redis* of the Redis
-//! documentation, whose steps are named by their numbers:
+//! The algorithm is written as plain functions without I/O and without clocks. The quorum backend
+//! calls them, and a model explores them exhaustively (`tests/quorum_model`). Read the files in
+//! this order, beside the page *Distributed Locks with Redis* of the Redis documentation:
 //!
-//! | file | concept | there |
+//! | file | concept | step on that page |
 //! |---|---|---|
-//! | `tally` | [`Majority`] of the *configured* nodes; [`Tally`]: is the attempt won, still open, lost? | steps 2 and 3 |
-//! | `validity` | [`validity`]: until when a majority holds for us | steps 1, 3 and 4 |
-//! | `write_back` | [`Fence`] per node and key; [`choose`] the token, [`round`] by round | not there: it has no tokens |
-//! | `renewal` | [`renewal`]: is it extended, lost, or neither? [`may_heal`]: may a node be taken back? | "extending the lock" |
-//! | `membership` | [`Membership`] of a node that restarted: grace, attestation, [`rejoin`] | "delayed restarts" |
+//! | `tally` | [`Majority`] of the *configured* nodes; [`Tally`]: whether an attempt is won, pending or lost | steps 2 and 3 |
+//! | `deadline` | [`validity`]: the time until which a majority holds the lock | steps 1, 3 and 4 |
+//! | `write_back` | [`Fence`]: the token of one node and key; [`choose`] the token; evaluate a [`round`] of the write-back | none: it has no tokens |
+//! | `renewal` | [`renewal`]: whether the lease is extended, unchanged or lost; [`may_heal`]: whether a node may be acquired again | "extending the lock" |
+//! | `eligibility` | [`Membership`] of a node that restarted: grace period, epoch record, [`rejoin`] | "delayed restarts" |
 //!
 //! # One acquisition
-//! 1. Ask all nodes at once, each with a time-out. The deadline of a node's grant is counted from
-//!    before *its* request was sent, and is short by the drift.
-//! 2. Put the answers into a [`Tally`] as they come. [`Won`](Standing::Won) by a majority of the
-//!    configured nodes: do not wait for the rest. No longer to be won: release *every* node, also
-//!    those that refused or did not answer, and try again later.
-//! 3. [`choose`] the token: the largest of the grants, T. If a majority granted exactly T, it
-//!    stands. Otherwise write it back: every node that granted is asked to stand at T, and it
-//!    accepts by [`Fence::accepts`]; go on with what [`round`] says, until a majority stands at one
+//! 1. Send the request to all nodes at once, each with a timeout. The deadline of a node's grant is
+//!    counted from before *its* request was sent, and shortened by the clock drift.
+//! 2. Add each answer to a [`Tally`]. As soon as a majority of the configured nodes has granted
+//!    ([`Won`](Standing::Won)), do not wait for the rest. If a majority is no longer possible,
+//!    release *every* node, including those that refused or did not answer, and retry later.
+//! 3. [`choose`] the token: the largest granted token T. If a majority granted exactly T, T is the
+//!    token. Otherwise write it back: ask every node that granted to raise its token to T, which
+//!    the node answers by [`Fence::accepts`]. Repeat as [`round`] says until a majority has one
 //!    token.
-//! 4. The lock is ours if now is before its [`validity`], the k-th largest of the nodes' deadlines
-//!    where k is the majority. Otherwise release every node.
-//! 5. A grant that comes later is adopted (it counts in the next validity) or, if the attempt is
-//!    over, released.
+//! 4. The lock is held if the current time is before its [`validity`]: the k-th largest of the
+//!    nodes' deadlines, where k is the majority. Otherwise release every node.
+//! 5. A grant that arrives later is adopted, so that it counts in the next validity, or is released
+//!    if the attempt has failed.
 //!
 //! # Why tokens are unique and ordered
-//! Per node and key there is one pair, F = (token, owner), whose token strictly grows from owner to
-//! owner: a grant writes one that is larger than every earlier one, and a write-back is refused
-//! unless the lock is still the writer's and F smaller (or already the very one). An acquisition
-//! ends with one token that a majority of the nodes had as its F. Two majorities share a node, and
-//! there one of the two came first and the other is larger. If the first acquisition was over
-//! before the second began, then at the shared node it was first there too. No clock enters into
-//! this, only that nodes do not forget: hence the membership of nodes that restarted, where a clock
-//! does enter.
+//! Each node stores one pair per key, F = (token, owner). Its token grows strictly from owner to
+//! owner. A grant writes a token that is larger than every earlier one. A write-back is rejected
+//! unless the writer still holds the lock and F is smaller, or is equal to the pair that is
+//! written.
+//!
+//! An acquisition ends with one token that a majority of the nodes had as F. Two majorities share a
+//! node. At that node one of the two tokens came first, and the other is larger. If the first
+//! acquisition ended before the second began, it also came first at the shared node. This argument
+//! needs no clock. It needs only that nodes do not lose data. Nodes that restarted are therefore
+//! excluded for a grace period, which does need a clock.
 
 mod attempt;
 mod backend;
@@ -65,7 +66,7 @@ mod token;
 mod watch;
 mod write_back;
 
-pub(crate) use self::member::is_trouble;
+pub(crate) use self::member::is_node_failure;
 pub use self::{
     backend::QuorumBackend,
     config::QuorumConfig,

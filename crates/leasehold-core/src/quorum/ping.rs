@@ -1,4 +1,4 @@
-//! A sign of life of a majority of the nodes.
+//! The ping of a quorum.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use crate::{
     inspection::{NodeStatus, Pong},
     quorum::{
         backend::QuorumBackend,
-        discovery::{PATIENCE, within},
+        discovery::{STATE_TIMEOUT, within},
     },
 };
 
-/// Asks all nodes. Fails unless a majority answers.
+/// Pings all nodes. Fails unless a majority answers.
 pub(super) async fn ping(quorum: &QuorumBackend) -> Result<Pong> {
     let answers = join_all(quorum.members.iter().map(|member| {
         let backend = Arc::clone(&member.backend);
-        within(PATIENCE, async move { backend.ping().await })
+        within(STATE_TIMEOUT, async move { backend.ping().await })
     }));
     let (mut nodes, mut problems) = (Vec::new(), Vec::new());
     for (node, answer) in answers.await.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Provisioning: saying by hand that the nodes remember everything.
+//! Provisioning: an operator's statement that the nodes have lost no data.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How often a node is looked at while its grace is awaited: it may restart meanwhile.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which nodes are read while a grace period is awaited, since they may restart.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How to provision the nodes of a quorum.
+/// The parameters of [`QuorumBackend::provision`].
 #[derive(Clone, Debug)]
 pub struct Provision {
     largest_ttl: Ttl,
@@ -29,7 +29,7 @@ pub struct Provision {
 }
 
 impl Provision {
-    /// Nodes whose locks have no longer TTL than this.
+    /// Creates parameters for locks whose TTL is at most `largest_ttl`.
     #[must_use]
     pub fn new(largest_ttl: Ttl) -> Self {
         Self {
@@ -39,19 +39,20 @@ impl Provision {
         }
     }
 
-    /// The nodes lose nothing in a restart (Redis: `appendonly yes`, `appendfsync always`). Each is
-    /// asked whether that is so.
+    /// States that the nodes lose nothing in a restart (Redis: `appendonly yes`,
+    /// `appendfsync always`). Each node is asked whether its settings agree.
     ///
-    /// Such a node waits for the longest TTL after a restart, as any other does, because it cannot
-    /// tell whether older data was put in the place of its own. But then it needs no others that
-    /// vote: all nodes may restart at once.
+    /// A durable node waits for the longest TTL after a restart, like any other, because it cannot
+    /// detect that its data was replaced by older data. But it then needs no other nodes that vote,
+    /// so that all nodes may restart at once.
     #[must_use]
     pub fn with_durable(mut self, durable: bool) -> Self {
         self.durable = durable;
         self
     }
 
-    /// Nobody holds or has held a lock here, so that nodes which may have forgotten need no grace.
+    /// States that no client holds or has held a lock on these nodes, so that nodes which may have
+    /// lost data need no grace period.
     #[must_use]
     pub fn with_never_used(mut self, never_used: bool) -> Self {
         self.never_used = never_used;
@@ -60,23 +61,26 @@ impl Provision {
 }
 
 impl QuorumBackend {
-    /// Attests all nodes: that, from now on, they have forgotten nothing. Until that is done once,
-    /// and again after a majority has lost its memory, tokens are
-    /// [`BestEffort`](crate::Fencing::BestEffort). A single node that restarts rejoins by itself.
+    /// Records on all nodes that they have lost no data up to now.
     ///
-    /// All nodes must answer. Their next tokens are above all that any of them remembers. Unless
-    /// nobody [ever held a lock](Provision::with_never_used) here, this waits until the locks have
-    /// expired that a node may have forgotten: until the node has been watched for the longest TTL.
+    /// Until this has been done once, and again after a majority has lost its data, tokens are
+    /// [`BestEffort`](crate::Fencing::BestEffort). A single node that restarts is readmitted
+    /// without it.
+    ///
+    /// All nodes must answer. Their next tokens will be larger than every token that any of them
+    /// has stored. The call waits until all locks have expired that a node may have lost, which
+    /// takes until the node has been watched for the longest TTL. It does not wait if the nodes
+    /// were [never used](Provision::with_never_used).
     ///
     /// # Errors
-    /// - [`ErrorKind::Unsupported`] if a node cannot vote on tokens, or is to be durable and is
+    /// - [`ErrorKind::Unsupported`] if a node cannot vote on tokens, or should be durable and is
     ///   not.
-    /// - [`ErrorKind::Unavailable`] if a node does not answer, restarts, or is attested by another
-    ///   at the same time. Then some nodes may be attested; that is safe, and the same call attests
-    ///   the rest.
+    /// - [`ErrorKind::Unavailable`] if a node does not answer, restarts, or is provisioned by
+    ///   another client at the same time. Some nodes may be provisioned then. That is safe, and
+    ///   calling again provisions the rest.
     ///
     /// # Cancel safety
-    /// As after an error.
+    /// A dropped call has the same effect as an error.
     pub async fn provision(&self, provision: &Provision) -> Result<Vec<NodeStatus>> {
         let refuse = |kind, message| {
             Error::new(kind, message)
@@ -84,18 +88,18 @@ impl QuorumBackend {
                 .with_operation("provision")
         };
         if !self.has_tokens {
-            let mute = self.members.iter().find(|member| member.voter.is_none());
+            let non_voter = self.members.iter().find(|member| member.voter.is_none());
             return Err(refuse(
                 ErrorKind::Unsupported,
                 format!(
-                    "{} cannot vote on fencing tokens, so this quorum has none and nothing to provision",
-                    mute.map_or("a node", |member| &member.endpoint)
+                    "{} cannot vote on fencing tokens, so this quorum has no tokens and nothing to provision",
+                    non_voter.map_or("a node", |member| &member.endpoint)
                 ),
             ));
         }
         let nodes = loop {
             let nodes = self.all_recollections().await?;
-            // Locks of the largest TTL that was promised before may still be held.
+            // Locks of the largest TTL that was recorded before may still be held.
             let promised = nodes.iter().filter_map(|node| node.largest_ttl).max();
             let grace = promised
                 .map_or(provision.largest_ttl, |ttl| ttl.max(provision.largest_ttl))
@@ -110,10 +114,11 @@ impl QuorumBackend {
             if left.is_zero() {
                 break nodes;
             }
-            tracing::info!(target: "leasehold", ?left, "waiting for locks to expire that a node may have forgotten");
-            sleep(left.min(LOOK)).await;
+            tracing::info!(target: "leasehold", ?left, "waiting until locks have expired that a node may have lost");
+            sleep(left.min(POLL_INTERVAL)).await;
         };
-        // Anew: what was still under way when the grace ended counts too.
+        // Read the nodes again, because grants that were running when the grace period ended count
+        // too.
         let settled = self.all_recollections().await?;
         let highest = nodes.iter().chain(&settled).map(|node| node.highest_token);
         let above = highest.max().unwrap_or(FencingToken::new(0));

@@ -1,25 +1,28 @@
-//! Renewing on a majority, and taking nodes back.
+//! Renewal on a majority, and reacquisition of nodes.
 
 use crate::{
     clock::{Deadline, Timestamp},
     quorum::tally::{Standing, Tally},
 };
 
-/// What the answers to a renewal mean. In its tally, *granted* is a node that renewed, *refused*
-/// one that no longer holds for us.
+/// The outcome of a renewal.
+///
+/// In the tally of a renewal, *granted* is a node that renewed, and *refused* is a node that no
+/// longer holds the lock for this acquisition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Renewed {
-    /// A majority renewed: the deadline moves to the new [`validity`](crate::quorum::validity).
+    /// A majority renewed. The deadline moves to the new [`validity`](crate::quorum::validity).
     Extended,
-    /// What is pending may still make a majority.
+    /// The pending answers may still make a majority.
     Open,
-    /// No majority, but none against us either: the deadline stays where it was; try again.
+    /// A majority neither renewed nor refused. The deadline stays where it was, and the renewal is
+    /// retried.
     Unchanged,
-    /// So many nodes do not hold for us that no majority can: lost, final.
+    /// So many nodes refused that no majority is possible. The loss is final.
     Lost,
 }
 
-/// Judges the answers to a renewal. Nodes that do not hold for us should be [healed](may_heal).
+/// Evaluates the answers to a renewal. Nodes that refused should be [acquired again](may_heal).
 #[must_use]
 pub const fn renewal(tally: &Tally) -> Renewed {
     if !tally.is_possible() {
@@ -32,13 +35,15 @@ pub const fn renewal(tally: &Tally) -> Renewed {
     }
 }
 
-/// Whether a node that does not hold for us may be acquired again, for the same acquisition: only
-/// while a majority was held without a break, which is what its `validity` says. Ask when the
-/// node's grant is *in hand*, not when it is sent for: until then the others may have run out, and
-/// another may have come and gone.
+/// Returns whether a node that no longer holds the lock may be acquired again for the same
+/// acquisition.
 ///
-/// The healed node then counts like any other. Its token is larger than the one it has, but the
-/// acquisition keeps its own: a majority stood at it once, and no node's token falls.
+/// This is allowed only while a majority has held the lock without interruption, which its
+/// `validity` says. Call this when the node's grant has *arrived*, not when it is requested. Until
+/// then the other grants may have expired, and another holder may have come and gone.
+///
+/// The node then counts like any other. Its token is larger than that of the acquisition, which
+/// keeps its own: a majority had it once, and no node's token falls.
 #[must_use]
 pub fn may_heal(validity: Deadline, now: Timestamp) -> bool {
     !validity.is_past(now)

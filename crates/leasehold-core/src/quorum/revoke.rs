@@ -1,4 +1,4 @@
-//! Taking a lock from its holder on every node.
+//! The revocation of a lock on a quorum.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,12 +15,13 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How often all nodes are looked through once the holder is taken from where it was shown: a
-/// renewal that was under way may have healed nodes behind us.
+/// The number of times that all nodes are inspected again after the holder was removed from the
+/// nodes that showed it. A concurrent renewal may have acquired nodes again meanwhile.
 const PASSES: usize = 2;
 
-/// Takes the lock from the holder wherever it holds, also at nodes that did not show it. `Ok` only
-/// if the majority cannot be the holder's any more: a node that did not answer may be.
+/// Revokes the lock of `holder` on every node, including nodes that did not show the holder.
+/// Succeeds only if the holder no longer has a majority, counting nodes that did not answer as
+/// held.
 pub(super) async fn revoke(
     quorum: &QuorumBackend,
     holder: &HolderRef,
@@ -31,7 +32,7 @@ pub(super) async fn revoke(
         .ok_or_else(|| {
             Error::new(
                 ErrorKind::InvalidInput,
-                "this holder is not one that this quorum has shown; inspect it again",
+                "this holder does not come from an inspection of this quorum; inspect the key again",
             )
             .with_backend(quorum.config.scheme)
             .with_operation("break")
@@ -40,7 +41,7 @@ pub(super) async fn revoke(
         quorum,
         holder,
         revocation,
-        patience: quorum.config.node_timeout(Ttl::DEFAULT),
+        timeout: quorum.config.node_timeout(Ttl::DEFAULT),
     };
     let mut taken = Taken::nothing(ids.len());
     let shown = ids
@@ -50,15 +51,15 @@ pub(super) async fn revoke(
             Some(id) => Some(taking.at(node, id).await),
             None => Some(
                 taking
-                    .wherever(node)
+                    .at_any_id(node)
                     .await
                     .unwrap_or_else(|| Err(unclear())),
             ),
         });
     taken.note(join_all(shown).await);
     for _ in 0..PASSES {
-        let anything =
-            taken.note(join_all((0..quorum.members.len()).map(|node| taking.wherever(node))).await);
+        let anything = taken
+            .note(join_all((0..quorum.members.len()).map(|node| taking.at_any_id(node))).await);
         if !anything {
             break;
         }
@@ -74,7 +75,7 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// At a node that knows the holder by this identity.
+    /// Revokes the lock on a node that knows the holder by this id.
     async fn at(&self, node: usize, id: Vec<u8>) -> Result<RevokeOutcome> {
         let mut there = self.holder.clone();
         there.id = id;
@@ -82,20 +83,20 @@ impl Taking<'_> {
             Arc::clone(&self.quorum.members[node].backend),
             self.revocation,
         );
-        within(self.patience, async move {
+        within(self.timeout, async move {
             backend.revoke(&there, revocation).await
         })
         .await
     }
 
-    /// At a node that may know the holder by any identity. `None`: it cannot tell it from a newer
-    /// holder of the same label.
-    async fn wherever(&self, node: usize) -> Option<Result<RevokeOutcome>> {
+    /// Revokes the lock on a node that may know the holder by any id. Returns `None` if the node
+    /// cannot tell the holder from a newer one with the same label.
+    async fn at_any_id(&self, node: usize) -> Option<Result<RevokeOutcome>> {
         let (backend, key) = (
             Arc::clone(&self.quorum.members[node].backend),
             self.holder.key.clone(),
         );
-        let there = match within(self.patience, async move { backend.inspect(&key).await }).await {
+        let there = match within(self.timeout, async move { backend.inspect(&key).await }).await {
             Ok(inspection) => inspection.holders,
             Err(error) => return Some(Err(error)),
         };
@@ -123,16 +124,16 @@ impl Taking<'_> {
 fn unclear() -> Error {
     Error::new(
         ErrorKind::Indeterminate,
-        "it may hold for the same holder; inspect it again",
+        "the node may be locked by the same holder; inspect the key again",
     )
 }
 
-/// What has come of it so far.
+/// The result of the revocation so far.
 struct Taken {
     freed: bool,
-    /// It cannot be renewed any more: for how long it is still held.
+    /// If the lock can no longer be renewed, the time for which it is still held.
     marked: Option<Option<Duration>>,
-    /// Where the holder may still hold.
+    /// The errors of nodes on which the holder may still hold the lock.
     problems: Vec<Option<Error>>,
 }
 
@@ -145,7 +146,7 @@ impl Taken {
         }
     }
 
-    /// One answer per node; `None` changes nothing. Whether anything was freed.
+    /// Adds one answer per node, where `None` changes nothing. Returns whether any lock was freed.
     fn note(&mut self, answers: Vec<Option<Result<RevokeOutcome>>>) -> bool {
         let mut freed = false;
         for (problem, answer) in self.problems.iter_mut().zip(answers) {

@@ -1,4 +1,4 @@
-//! [`Undo`]: giving back what an attempt that failed holds or may still get.
+//! [`Undo`]: releases the nodes after a failed attempt.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,11 +14,13 @@ use crate::{
     request::Request,
 };
 
-/// The pause before a release that failed is tried again, doubled up to the second.
+/// The shortest and the longest delay before a failed release is retried. The delay doubles.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// Every node is released: those that granted, and those that have not answered. A node that
-/// refused holds nothing for us, and one that failed undoes it itself, as every backend must.
+/// The releases of a failed attempt.
+///
+/// They go to the nodes that granted and to those that have not answered. A node that refused holds
+/// no lock for the attempt. A node that failed undoes its attempt itself, as every backend must.
 pub(super) struct Undo {
     quorum: Arc<QuorumBackend>,
     request: Request,
@@ -67,12 +69,12 @@ impl Undo {
             releases,
             ..
         } = &mut undo;
-        // What is sent next to any node comes after this.
+        // These releases take effect before any request that is sent to the nodes later.
         releases.send(|node, released| settle(quorum, request, &leases[node], node, &released));
         undo
     }
 
-    /// Finishes what is under way.
+    /// Finishes the releases and the pending calls.
     pub(super) fn in_background(self) {
         let Self {
             quorum,
@@ -89,7 +91,7 @@ impl Undo {
         quorum.finish(calls, move |(node, answer)| {
             judge.members[node].learn(&answer, request.now());
             if let Ok(Attempt::Granted(lease)) = answer {
-                // The withdrawal may have come before the grant.
+                // The withdrawal may have arrived before the grant.
                 judge.give_back(lease, &request);
             }
         });
@@ -111,7 +113,7 @@ fn settle(
     }
 }
 
-/// Releases until it is done, or the grant is over anyway.
+/// Releases a lease until that succeeds or the lease expires.
 pub(super) fn release_until_over(
     lease: Arc<dyn Lease>,
     request: Request,

@@ -1,54 +1,55 @@
-//! [`Tally`]: what the answers of the nodes so far mean for one attempt.
+//! [`Tally`]: the votes of the nodes in one attempt.
 
-/// How many of the *configured* nodes make a majority.
+/// A majority of the *configured* nodes.
 ///
-/// Never of those that answered: two clients that each reach another half of the nodes would both
-/// have one.
+/// It is never a majority of the nodes that answered. Otherwise two clients that each reach a
+/// different half of the nodes would both have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Majority {
     configured: usize,
 }
 
 impl Majority {
-    /// Of this many configured nodes.
+    /// Creates the majority of this many configured nodes.
     #[must_use]
     pub const fn of(configured: usize) -> Self {
         Self { configured }
     }
 
-    /// How many nodes are configured.
+    /// Returns the number of configured nodes.
     #[must_use]
     pub const fn configured(self) -> usize {
         self.configured
     }
 
-    /// How many of them are needed: k, more than half.
+    /// Returns the number k of nodes that are needed, which is more than half.
     #[must_use]
     pub const fn needed(self) -> usize {
         self.configured / 2 + 1
     }
 
-    /// How many of them may be missing.
+    /// Returns the number of nodes that may be missing.
     #[must_use]
     pub const fn spare(self) -> usize {
         self.configured.saturating_sub(self.needed())
     }
 }
 
-/// One node's part in an attempt.
+/// The vote of one node in an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Vote {
-    /// Asked; no answer yet.
+    /// The node has not answered yet.
     Pending,
-    /// It holds the lock for us, and may vote: see [`Membership`](crate::quorum::Membership).
+    /// The node holds the lock for this acquisition and may vote; see
+    /// [`Membership`](crate::quorum::Membership).
     Granted,
-    /// It holds the lock for another.
+    /// The node holds the lock for another acquisition.
     Refused,
-    /// No answer in time, an error, or a node that may not vote.
+    /// The node did not answer in time, failed, or may not vote.
     Failed,
 }
 
-/// The votes of one attempt, counted.
+/// The counted votes of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tally {
     majority: Majority,
@@ -57,16 +58,17 @@ pub struct Tally {
     failed: usize,
 }
 
-/// Where an attempt stands.
+/// The state of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Standing {
     /// A majority granted.
     Won,
-    /// Not yet decided: what is pending can still make a majority.
+    /// The pending votes can still make a majority.
     Open,
-    /// Others hold so many nodes that no majority is left. Worth another try when they release.
+    /// Other acquisitions hold so many nodes that no majority is left. A retry may succeed when
+    /// they release.
     Contended,
-    /// So many nodes failed that there is no majority, whoever holds the rest.
+    /// So many nodes failed that no majority is possible.
     OutOfReach,
 }
 
@@ -95,25 +97,25 @@ impl Tally {
         tally
     }
 
-    /// How many granted.
+    /// Returns the number of nodes that granted.
     #[must_use]
     pub const fn granted(&self) -> usize {
         self.granted
     }
 
-    /// How many hold the lock for another.
+    /// Returns the number of nodes that hold the lock for another acquisition.
     #[must_use]
     pub const fn refused(&self) -> usize {
         self.refused
     }
 
-    /// How many failed.
+    /// Returns the number of nodes that failed.
     #[must_use]
     pub const fn failed(&self) -> usize {
         self.failed
     }
 
-    /// How many have not answered yet.
+    /// Returns the number of nodes that have not answered yet.
     #[must_use]
     pub const fn pending(&self) -> usize {
         self.majority
@@ -121,8 +123,9 @@ impl Tally {
             .saturating_sub(self.granted + self.refused + self.failed)
     }
 
-    /// Where the attempt stands. Once it is not [`Open`](Standing::Open), further answers change it
-    /// only from [`Contended`](Standing::Contended) to [`OutOfReach`](Standing::OutOfReach).
+    /// Returns the state of the attempt. Once it is not [`Open`](Standing::Open), further answers
+    /// change it only from [`Contended`](Standing::Contended) to
+    /// [`OutOfReach`](Standing::OutOfReach).
     #[must_use]
     pub const fn standing(&self) -> Standing {
         let needed = self.majority.needed();
@@ -137,16 +140,18 @@ impl Tally {
         }
     }
 
-    /// Whether a majority does not stand against us: so many nodes may hold for us, whatever those
-    /// that failed would say.
+    /// Returns whether a majority may still hold the lock for this acquisition, counting the nodes
+    /// that failed or have not answered.
     #[must_use]
     pub const fn is_possible(&self) -> bool {
         self.refused <= self.majority.spare()
     }
 
-    /// After [`Contended`](Standing::Contended): how many of the nodes that refused must become
-    /// free before another attempt can win. Those that granted are free, because they were
-    /// released; those that failed are not counted on. At least one.
+    /// Returns how many of the nodes that refused must become free before another attempt can win,
+    /// after [`Contended`](Standing::Contended).
+    ///
+    /// It is at least one. Nodes that granted are free, because they were released. Nodes that
+    /// failed do not count.
     #[must_use]
     pub const fn wakes_needed(&self) -> usize {
         let needed = self.majority.needed().saturating_sub(self.granted);
@@ -189,7 +194,7 @@ mod tests {
         let cases = [
             ([Granted, Granted, Granted, Pending, Pending], Standing::Won),
             ([Granted, Granted, Pending, Failed, Failed], Standing::Open),
-            // The two that answered are no majority, although they agree.
+            // The two nodes that answered agree, but are not a majority.
             (
                 [Granted, Granted, Failed, Failed, Failed],
                 Standing::OutOfReach,
@@ -265,7 +270,7 @@ mod tests {
 
         #[test]
         fn no_two_attempts_win_the_same_nodes(first in votes(9), second in prop::collection::vec(any::<bool>(), 9)) {
-            // A node grants to one of the two at most.
+            // A node grants to at most one of the two attempts.
             let second: Vec<_> = first
                 .iter()
                 .zip(second)

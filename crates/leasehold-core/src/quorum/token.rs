@@ -1,5 +1,4 @@
-//! The token of an attempt that a majority granted: in no further round trip, or by writing it
-//! back.
+//! The token of an attempt that a majority granted, found at once or by a write-back.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
@@ -17,15 +16,15 @@ use crate::{
     telemetry,
 };
 
-/// Settles on one token at which a majority of the nodes stands. `Err`: there is none any more,
-/// release everything; those of the nodes that failed.
+/// Determines the token that a majority of the nodes has. An `Err` contains the nodes that failed.
+/// No token is possible then, and everything must be released.
 pub(super) async fn settle(asking: &mut Asking) -> std::result::Result<FencingToken, Problems> {
     let granted = asking.replies.iter().filter_map(token_of);
     match choose(granted, asking.quorum.majority) {
         Some(TokenChoice::Stands(token)) => Ok(token),
         Some(TokenChoice::WriteBack(token)) => {
             telemetry::written_back(asking.quorum.config.scheme);
-            // Boxed: the usual way needs no room for it.
+            // Boxed, because the common case does not need its space.
             Box::pin(write_back(asking, token)).await
         }
         None => Err(Problems::new()),
@@ -38,9 +37,9 @@ async fn write_back(
 ) -> std::result::Result<FencingToken, Problems> {
     let (majority, terms) = (asking.quorum.majority, asking.terms);
     let nodes = asking.replies.len();
-    // What each node granted or accepted last.
+    // The token that each node granted or accepted last.
     let mut at: Vec<_> = asking.replies.iter().map(token_of).collect();
-    // Of earlier rounds, whose answers no longer matter; but no call is dropped.
+    // Calls of earlier rounds. Their answers no longer matter, but no call is dropped.
     let mut superseded = FanOut::with_capacity(nodes);
     let mut timer = pin!(tokio::time::sleep(asking.timeout));
     let mut over = false;
@@ -136,7 +135,7 @@ async fn write_back(
     settled
 }
 
-/// Asks a node to stand at `token`, unless it does or is above it.
+/// Asks a node to raise its token to `token`, unless its token is at least that.
 fn ask(
     raises: &mut FanOut<TokenVote>,
     node: usize,

@@ -1,4 +1,4 @@
-//! [`Watch`]: what a client saw of a node when it last asked what the node remembers.
+//! [`Watch`]: the last state of a node that this client has read.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use crate::quorum::node::{Recollection, Watched};
 
-/// How far a wall clock may part from ours between two looks, beside 1 %: more is a step. NTP steps
-/// from 128 ms on.
+/// The tolerated difference between a node's wall clock and the client's clock between two reads,
+/// in addition to 1 %. A larger difference is a step of the wall clock. NTP steps from 128 ms on.
 const STEP: Duration = Duration::from_millis(100);
 
-/// The last look at one node.
+/// The last read of one node's state.
 ///
-/// Time is tokio's, which is the monotonic clock: nobody sets it. It may stand still while this
-/// machine is suspended, which makes the time of watching shorter, and never longer.
+/// Time is tokio's monotonic clock, which nobody sets. It may stop while the machine is suspended.
+/// The time of watching is then too short, but never too long.
 #[derive(Debug, Default)]
 pub(super) struct Watch(Mutex<Option<Look>>);
 
@@ -31,7 +31,8 @@ struct Look {
 }
 
 impl Watch {
-    /// For how long the node has been watched since the last look, to be sent with the next one.
+    /// Returns for how long the node has been watched since the last read, to be sent with the next
+    /// one.
     pub(super) fn so_far(&self) -> Option<Watched> {
         let look = self.last()?;
         Some(Watched {
@@ -41,8 +42,8 @@ impl Watch {
         })
     }
 
-    /// Notes the answer to a look that was sent at this time. Returns by how much the node's wall
-    /// clock was set ahead since the one before, if it was.
+    /// Records the answer to a read that was sent at `sent`. Returns by how much the node's wall
+    /// clock was set ahead since the previous read, if it was.
     pub(super) fn seen(&self, node: &Recollection, sent: Instant) -> Option<Duration> {
         let look = Look {
             run: node.run.clone(),
@@ -108,7 +109,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(10)).await;
         let ahead = watch.seen(&at(1_081), Instant::now()).unwrap();
         assert_eq!(ahead, Duration::from_millis(61_000 - 100 - 100));
-        // Set back.
+        // The clock was set back.
         assert_eq!(watch.seen(&at(900), Instant::now()), None);
         assert_eq!(watch.so_far().unwrap().duration, Duration::ZERO);
     }

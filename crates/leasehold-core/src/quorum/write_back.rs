@@ -1,4 +1,4 @@
-//! Quorum fencing: one token out of the tokens of several nodes.
+//! Fencing in a quorum: one token out of the tokens of several nodes.
 
 use crate::{
     acquisition_id::AcquisitionId,
@@ -6,20 +6,22 @@ use crate::{
     quorum::{node::TokenVote, tally::Majority},
 };
 
-/// F: what a node keeps per key, apart from the lock, and never lets expire. A node that has none
-/// is at token zero.
+/// The token that a node stores for a key.
+///
+/// It is stored apart from the lock and never expires. A node without one is at token zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fence {
-    /// The largest token that this node granted or accepted for the key.
+    /// The largest token that the node has granted or accepted for the key.
     pub token: FencingToken,
-    /// The acquisition that it was granted to or accepted from.
+    /// The acquisition that the token was granted to or accepted from.
     pub owner: AcquisitionId,
 }
 
 impl Fence {
-    /// The node's part of a grant: the new F, whose token it answers. Its token is one above the
-    /// larger of the stored one and `floor`, which may be any number: it only saves write-backs. (A
-    /// node with a clock of its own clamps it.)
+    /// Returns what a node stores when it grants the lock. It answers the grant with this token.
+    ///
+    /// The token is one above the larger of the stored token and `floor`. Any `floor` is safe: it
+    /// only saves write-backs. (A node that uses its own clock limits it.)
     #[must_use]
     pub fn granted(stored: Option<Self>, floor: FencingToken, owner: AcquisitionId) -> Self {
         let last = stored
@@ -31,12 +33,12 @@ impl Fence {
         }
     }
 
-    /// The node's answer to a write-back of `asked`, while it holds the lock for `holder`. If it
-    /// accepts, `asked` is the new F.
+    /// Returns the node's answer to a write-back of `asked` while `holder` holds the lock. If the
+    /// answer is [`Accepted`](TokenVote::Accepted), the node stores `asked`.
     ///
-    /// It accepts iff the lock is still the writer's and its F is smaller, or is this very one.
-    /// *Strictly* smaller: were an equal token of another owner overwritten, both could stand at
-    /// it.
+    /// A node accepts if and only if the writer still holds the lock, and the stored token is
+    /// smaller or the stored pair is equal. The comparison is *strict*: if an equal token of
+    /// another owner were overwritten, both owners could end with the same token.
     #[must_use]
     pub fn accepts(stored: Option<Self>, holder: Option<AcquisitionId>, asked: Self) -> TokenVote {
         if holder != Some(asked.owner) {
@@ -51,16 +53,17 @@ impl Fence {
     }
 }
 
-/// What to do with the tokens that the nodes granted.
+/// The decision about the tokens that the nodes granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TokenChoice {
-    /// A majority granted exactly this one: it is the token, in one round trip.
+    /// A majority granted exactly this token. The token is found in one round trip.
     Stands(FencingToken),
-    /// Write this one back to the nodes that granted.
+    /// This token must be written back to the nodes that granted.
     WriteBack(FencingToken),
 }
 
-/// Chooses T, the largest of the granted tokens. `None` while fewer than a majority granted.
+/// Chooses T, the largest granted token. Returns `None` while fewer nodes than a majority have
+/// granted.
 #[must_use]
 pub fn choose(
     grants: impl IntoIterator<Item = FencingToken>,
@@ -81,16 +84,16 @@ pub fn choose(
     }
 }
 
-/// One node's part in a round of the write-back.
+/// The reply of one node in a round of the write-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
-    /// No answer yet, to the acquisition or to the write-back.
+    /// The node has not answered the acquisition or the write-back yet.
     Pending,
-    /// It stands at T: it granted exactly T, or accepted it.
+    /// The node granted exactly T, or accepted it.
     Stands,
-    /// It holds for us but has this higher token.
+    /// The node holds the lock for this acquisition but has this higher token.
     Higher(FencingToken),
-    /// It does not hold for us, or may not vote on tokens, or failed.
+    /// The node failed, may not vote on tokens, or does not hold the lock for this acquisition.
     Gone,
 }
 
@@ -104,24 +107,25 @@ impl From<TokenVote> for Answer {
     }
 }
 
-/// Where a round of the write-back stands.
+/// The outcome of a round of the write-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Round {
-    /// A majority stands at T: it is the token.
+    /// A majority has T. It is the token.
     Stands,
-    /// What is pending can still make a majority at T.
+    /// The pending replies can still make a majority for T.
     Open,
-    /// No majority at T, because of nodes with higher tokens: the next round is for this one, and
-    /// all nodes are asked anew.
+    /// No majority has T, because of nodes with higher tokens. The next round asks all nodes to
+    /// raise their token to this one.
     Again(FencingToken),
-    /// No majority at any token: release every node.
+    /// No majority is possible at any token. Every node must be released.
     Lost,
 }
 
-/// Counts the answers of one round for `token`, one per configured node.
+/// Counts the replies of one round for `token`, one per configured node.
 ///
-/// The next round's token is above every higher one that was seen, so a node refuses it only if yet
-/// another grant of ours arrived there meanwhile: there are at most as many rounds as nodes.
+/// The token of the next round is above every higher token seen. A node rejects it only if another
+/// grant of this acquisition arrived there meanwhile. There are therefore at most as many rounds as
+/// nodes.
 #[must_use]
 pub fn round(
     token: FencingToken,
@@ -215,7 +219,7 @@ mod tests {
         assert_eq!(choose(&[7, 7, 7]), Some(TokenChoice::Stands(token(7))));
         assert_eq!(choose(&[7, 3, 7, 7]), Some(TokenChoice::Stands(token(7))));
         assert_eq!(choose(&[7, 7, 8]), Some(TokenChoice::WriteBack(token(8))));
-        // A majority at a smaller one is none.
+        // A majority at a smaller token does not decide.
         assert_eq!(
             choose(&[7, 7, 7, 8]),
             Some(TokenChoice::WriteBack(token(8)))
@@ -247,7 +251,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes to a node, its token never falls, and never passes from owner to owner
+        /// Whatever a node receives, its token never falls, and never passes from owner to owner
         /// without growing.
         #[test]
         fn tokens_of_a_node_grow_strictly_over_owners(
