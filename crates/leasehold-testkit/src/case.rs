@@ -4,7 +4,7 @@ use std::fmt;
 
 use leasehold_core::{BoxFuture, Capabilities, Expiry, Fencing, LossDetection, WaiterNotification};
 
-use crate::subject::Subject;
+use crate::backend_fixture::BackendFixture;
 
 /// Whether a backend can be asked for a case at all; `Err` is the reason why not.
 pub type Needs = fn(&Capabilities) -> Result<(), &'static str>;
@@ -19,7 +19,7 @@ pub struct Case {
     /// What the backend must be able to do.
     pub needs: Needs,
     /// Panics if the claim does not hold.
-    pub run: for<'a> fn(&'a dyn Subject) -> BoxFuture<'a, ()>,
+    pub run: for<'a> fn(&'a dyn BackendFixture) -> BoxFuture<'a, ()>,
 }
 
 impl fmt::Debug for Case {

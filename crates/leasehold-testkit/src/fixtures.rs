@@ -6,7 +6,7 @@ use leasehold_core::{
     Attempt, Clock, Inspection, Lease, LockBackend, LockClient, LockKey, Request, Result,
 };
 
-use crate::subject::Subject;
+use crate::backend_fixture::BackendFixture;
 
 pub(crate) type Backend = Arc<dyn LockBackend>;
 
@@ -34,32 +34,32 @@ pub(crate) fn must_grant<T>(result: Result<Option<T>>, claim: &str) -> T {
     }
 }
 
-pub(crate) fn key(subject: &dyn Subject, hint: &str) -> LockKey {
+pub(crate) fn key(fixture: &dyn BackendFixture, hint: &str) -> LockKey {
     must(
-        LockKey::new(subject.name(hint)),
-        "the subject's name is a lock name",
+        LockKey::new(fixture.name(hint)),
+        "the fixture's name is a lock name",
     )
 }
 
 /// A client with a handle of its own, as another process would have.
-pub(crate) async fn client(subject: &dyn Subject) -> LockClient {
-    client_with(subject, subject.clock()).await
+pub(crate) async fn client(fixture: &dyn BackendFixture) -> LockClient {
+    client_with(fixture, fixture.clock()).await
 }
 
-pub(crate) async fn client_with(subject: &dyn Subject, clock: Arc<dyn Clock>) -> LockClient {
-    LockClient::builder(subject.open().await)
-        .with_ttl(subject.ttl())
+pub(crate) async fn client_with(fixture: &dyn BackendFixture, clock: Arc<dyn Clock>) -> LockClient {
+    LockClient::builder(fixture.open().await)
+        .with_ttl(fixture.ttl())
         .with_clock(clock)
         .build()
 }
 
 /// A fresh acquisition for the contract itself.
-pub(crate) fn request(subject: &dyn Subject, backend: &Backend, key: &LockKey) -> Request {
+pub(crate) fn request(fixture: &dyn BackendFixture, backend: &Backend, key: &LockKey) -> Request {
     let drift = backend.capabilities().drift;
     Request::new(key.clone())
-        .with_ttl(subject.ttl())
+        .with_ttl(fixture.ttl())
         .with_label("testkit")
-        .with_clock(subject.clock(), drift)
+        .with_clock(fixture.clock(), drift)
 }
 
 /// Inspects until what is seen is as expected, or it has had time enough. What was seen last.
@@ -122,19 +122,19 @@ pub(crate) async fn release(lease: &Arc<dyn Lease>) {
 
 /// Attempts until granted; panics when `within` has passed.
 pub(crate) async fn granted_within(
-    subject: &dyn Subject,
+    fixture: &dyn BackendFixture,
     backend: &Backend,
     key: &LockKey,
     within: Duration,
     claim: &str,
 ) -> Arc<dyn Lease> {
-    let until = subject.clock().now() + within;
+    let until = fixture.clock().now() + within;
     loop {
-        if let Some(lease) = attempt(backend, request(subject, backend, key)).await {
+        if let Some(lease) = attempt(backend, request(fixture, backend, key)).await {
             return lease;
         }
         assert!(
-            subject.clock().now() < until,
+            fixture.clock().now() < until,
             "{claim}: it is still held after {within:?}"
         );
         tokio::time::sleep(within / 100).await;
@@ -142,23 +142,23 @@ pub(crate) async fn granted_within(
 }
 
 /// What a grant that nobody renews lasts, at most.
-pub(crate) fn lifetime(subject: &dyn Subject) -> Duration {
-    subject.ttl().as_duration() + subject.slack()
+pub(crate) fn lifetime(fixture: &dyn BackendFixture) -> Duration {
+    fixture.ttl().as_duration() + fixture.slack()
 }
 
 /// What is due after `exactly` so long may come that late where time is real: the machine may be
 /// busy.
-pub(crate) fn at_the_latest(subject: &dyn Subject, exactly: Duration) -> Duration {
-    if subject.is_time_paused() {
+pub(crate) fn at_the_latest(fixture: &dyn BackendFixture, exactly: Duration) -> Duration {
+    if fixture.is_time_paused() {
         exactly
     } else {
-        exactly + subject.ttl().as_duration() * 5
+        exactly + fixture.ttl().as_duration() * 5
     }
 }
 
 /// Lets a grant that nobody renews expire.
-pub(crate) async fn let_expire(subject: &dyn Subject) {
-    tokio::time::sleep(lifetime(subject)).await;
+pub(crate) async fn let_expire(fixture: &dyn BackendFixture) {
+    tokio::time::sleep(lifetime(fixture)).await;
 }
 
 /// Polls a future once.

@@ -9,10 +9,10 @@ use std::{
 };
 
 use crate::{
-    registry::cases,
+    backend_fixture::BackendFixture,
+    cases,
     report::{Outcome, message, reason_not_to, run_case},
-    subject::Subject,
-    wrapping::{Form, InForm},
+    wrapping::{Wrapped, Wrapping},
 };
 
 /// Whether time is real or paused: `start_paused` of tokio.
@@ -48,20 +48,20 @@ impl Time {
 }
 
 /// Runs the case of this name; panics if it fails, with one message and no backtrace.
-pub fn test<Fut: Future<Output = Box<dyn Subject>>>(
+pub fn test<Fut: Future<Output = Box<dyn BackendFixture>>>(
     time: Time,
-    subject: fn() -> Fut,
-    form: Form,
+    fixture: fn() -> Fut,
+    wrapping: Wrapping,
     name: &str,
 ) {
     let (outcome, panics) = noting_panics(|| {
         time.block_on(async {
-            let subject = subject().await;
-            let Some(case) = cases().into_iter().find(|case| case.name == name) else {
+            let fixture = fixture().await;
+            let Some(case) = cases::all().into_iter().find(|case| case.name == name) else {
                 return Outcome::Failed(String::from("there is no such case"));
             };
             run_case(
-                &InForm::new(&*subject, form).in_paused_time(time == Time::paused),
+                &Wrapped::new(&*fixture, wrapping).in_paused_time(time == Time::paused),
                 &case,
             )
             .await
@@ -72,7 +72,7 @@ pub fn test<Fut: Future<Output = Box<dyn Subject>>>(
         Ok(Outcome::NotRun(reason)) => println!("not run: {name}: {reason}"),
         Ok(Outcome::Failed(what)) => fail(&format!("{name}: {what}"), &panics),
         Err(panic) => fail(
-            &format!("{name}: no subject: {}", message(&*panic)),
+            &format!("{name}: no fixture: {}", message(&*panic)),
             &panics,
         ),
     }
@@ -123,11 +123,14 @@ fn fail(what: &str, panics: &[String]) -> ! {
 }
 
 /// Prints every case that is not run, with its reason.
-pub fn print_not_run<Fut: Future<Output = Box<dyn Subject>>>(time: Time, subject: fn() -> Fut) {
+pub fn print_not_run<Fut: Future<Output = Box<dyn BackendFixture>>>(
+    time: Time,
+    fixture: fn() -> Fut,
+) {
     time.block_on(async {
-        let subject = subject().await;
-        for case in cases() {
-            if let Some(reason) = reason_not_to(&*subject, &case).await {
+        let fixture = fixture().await;
+        for case in cases::all() {
+            if let Some(reason) = reason_not_to(&*fixture, &case).await {
                 println!("not run: {}: {reason}", case.name);
             }
         }
@@ -139,14 +142,14 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::mutants::{Bug, ModelSubject};
+    use crate::mutants::{Bug, ModelFixture};
 
     thread_local! {
         static PRINTED: Cell<usize> = const { Cell::new(0) };
     }
 
-    async fn broken() -> Box<dyn Subject> {
-        Box::new(ModelSubject::with(Bug::TokenPerClient))
+    async fn broken() -> Box<dyn BackendFixture> {
+        Box::new(ModelFixture::with(Bug::TokenPerClient))
     }
 
     #[test]
@@ -159,7 +162,7 @@ mod tests {
         }));
         let name = Bug::TokenPerClient.case();
         let failed =
-            panic::catch_unwind(|| test(Time::paused, broken, Form::Itself, name)).unwrap_err();
+            panic::catch_unwind(|| test(Time::paused, broken, Wrapping::Bare, name)).unwrap_err();
         assert_eq!(PRINTED.get(), 0);
         let told = message(&*failed);
         assert!(told.starts_with(&format!("{name}: ")), "{told}");

@@ -6,17 +6,17 @@ pub mod history;
 pub mod mutants;
 pub mod sim;
 
+mod backend_fixture;
 mod case;
+mod conformance;
 mod fixtures;
-mod model;
 mod panicking;
+mod panicking_subscriber;
 #[cfg(target_os = "linux")]
 mod port;
 mod process;
-mod registry;
 mod report;
 mod skewed_clock;
-mod subject;
 mod wrapping;
 
 #[doc(hidden)]
@@ -25,13 +25,12 @@ pub mod harness;
 #[cfg(target_os = "linux")]
 pub use crate::port::free_port;
 pub use crate::{
+    backend_fixture::{BackendFixture, FixtureFn},
     case::{Case, Needs},
-    panicking::PanickingSubscriber,
-    registry::cases,
+    panicking_subscriber::PanickingSubscriber,
     report::{CaseReport, Outcome, Report, run_all, run_case},
     skewed_clock::SkewedClock,
-    subject::{Subject, SubjectOf},
-    wrapping::{Form, Forwarding, InForm},
+    wrapping::{Forwarding, Wrapped, Wrapping},
 };
 
 /// The program on the page about adding a backend compiles.

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll},
 };
@@ -15,11 +15,6 @@ use async_trait::async_trait;
 use leasehold_core::{
     Attempt, BoxFuture, Capabilities, Deadline, FencingToken, HolderRef, Inspection, KeepAlive,
     Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation, RevokeOutcome,
-};
-use tracing::{
-    Event, Metadata, Subscriber,
-    span::{Attributes, Id, Record},
-    subscriber::Interest,
 };
 
 /// A method of a backend or a lease.
@@ -39,7 +34,7 @@ pub(crate) enum Call {
 
 /// A point in the course of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum CallPoint {
     /// The method is called and has not yet returned a future.
     Called,
     /// The future is about to be polled.
@@ -48,23 +43,23 @@ pub(crate) enum Stage {
     Done,
 }
 
-impl Stage {
+impl CallPoint {
     pub(crate) const ALL: [Self; 3] = [Self::Called, Self::Polled, Self::Done];
 }
 
 /// A switch for the panics of one backend.
 #[derive(Debug, Default)]
-pub(crate) struct Plan {
-    armed: Mutex<Option<(Call, Stage)>>,
+pub(crate) struct PanicPlan {
+    armed: Mutex<Option<(Call, CallPoint)>>,
     /// The number of panics to come.
     left: AtomicUsize,
     /// A future was polled after it had panicked.
     polled_again: AtomicBool,
 }
 
-impl Plan {
-    pub(crate) fn arm(&self, call: Call, stage: Stage, times: usize) {
-        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some((call, stage));
+impl PanicPlan {
+    pub(crate) fn arm(&self, call: Call, point: CallPoint, times: usize) {
+        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some((call, point));
         self.left.store(times, SeqCst);
     }
 
@@ -80,14 +75,14 @@ impl Plan {
         self.polled_again.load(SeqCst)
     }
 
-    fn is_armed(&self, call: Call, stage: Stage) -> bool {
+    fn is_armed(&self, call: Call, point: CallPoint) -> bool {
         self.left() > 0
-            && *self.armed.lock().unwrap_or_else(PoisonError::into_inner) == Some((call, stage))
+            && *self.armed.lock().unwrap_or_else(PoisonError::into_inner) == Some((call, point))
     }
 
     /// Panics if it is time to.
-    fn reached(&self, call: Call, stage: Stage) {
-        if self.is_armed(call, stage)
+    fn reached(&self, call: Call, point: CallPoint) {
+        if self.is_armed(call, point)
             && self
                 .left
                 .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
@@ -99,7 +94,7 @@ impl Plan {
     }
 
     fn call<'a, T: 'a>(self: &Arc<Self>, call: Call, work: BoxFuture<'a, T>) -> BoxFuture<'a, T> {
-        self.reached(call, Stage::Called);
+        self.reached(call, CallPoint::Called);
         Box::pin(Polled {
             plan: Arc::clone(self),
             call,
@@ -111,7 +106,7 @@ impl Plan {
 
 /// The future of a call.
 struct Polled<'a, T> {
-    plan: Arc<Plan>,
+    plan: Arc<PanicPlan>,
     call: Call,
     work: BoxFuture<'a, T>,
     /// Still set at the next poll only after a panic.
@@ -127,10 +122,10 @@ impl<T> Future for Polled<'_, T> {
             return Poll::Pending;
         }
         self.polling = true;
-        self.plan.reached(self.call, Stage::Polled);
+        self.plan.reached(self.call, CallPoint::Polled);
         let polled = self.work.as_mut().poll(cx);
         if polled.is_ready() {
-            self.plan.reached(self.call, Stage::Done);
+            self.plan.reached(self.call, CallPoint::Done);
         }
         self.polling = false;
         polled
@@ -141,11 +136,11 @@ impl<T> Future for Polled<'_, T> {
 #[derive(Debug)]
 pub(crate) struct Panicking {
     inner: Arc<dyn LockBackend>,
-    plan: Arc<Plan>,
+    plan: Arc<PanicPlan>,
 }
 
 impl Panicking {
-    pub(crate) fn new(inner: Arc<dyn LockBackend>, plan: &Arc<Plan>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn LockBackend>, plan: &Arc<PanicPlan>) -> Self {
         Self {
             inner,
             plan: Arc::clone(plan),
@@ -153,7 +148,7 @@ impl Panicking {
     }
 
     async fn granted(&self, call: Call, lease: Arc<dyn Lease>) -> Arc<dyn Lease> {
-        if self.plan.is_armed(call, Stage::Done) {
+        if self.plan.is_armed(call, CallPoint::Done) {
             drop(Arc::clone(&lease).release().await);
         }
         Arc::new(PanickingLease {
@@ -226,24 +221,24 @@ impl LockBackend for Panicking {
 #[derive(Debug)]
 struct PanickingLease {
     inner: Arc<dyn Lease>,
-    plan: Arc<Plan>,
+    plan: Arc<PanicPlan>,
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Lease for PanickingLease {
     fn fencing_token(&self) -> Option<FencingToken> {
-        self.plan.reached(Call::FencingToken, Stage::Called);
+        self.plan.reached(Call::FencingToken, CallPoint::Called);
         self.inner.fencing_token()
     }
 
     fn valid_until(&self) -> Deadline {
-        self.plan.reached(Call::ValidUntil, Stage::Called);
+        self.plan.reached(Call::ValidUntil, CallPoint::Called);
         self.inner.valid_until()
     }
 
     fn keep_alive(&self) -> KeepAlive {
-        self.plan.reached(Call::KeepAlive, Stage::Called);
+        self.plan.reached(Call::KeepAlive, CallPoint::Called);
         self.inner.keep_alive()
     }
 
@@ -260,89 +255,5 @@ impl Lease for PanickingLease {
     {
         self.plan
             .call(Call::Release, Arc::clone(&self.inner).release())
-    }
-}
-
-/// A tracing subscriber that panics at one of its calls, counted from 0, or at every call. It
-/// records the targets of all crates of Leasehold.
-///
-/// The panics run no panic hook, so that the output of a test stays short.
-///
-/// ```
-/// use leasehold_testkit::PanickingSubscriber;
-///
-/// let (subscriber, calls) = PanickingSubscriber::new(None);
-/// let logging = || tracing::warn!(target: "leasehold", "this panics");
-/// let panicked = std::panic::catch_unwind(|| tracing::subscriber::with_default(subscriber, logging));
-/// assert!(panicked.is_err());
-/// assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 1);
-/// ```
-#[derive(Debug)]
-pub struct PanickingSubscriber {
-    at: Option<usize>,
-    calls: Arc<AtomicUsize>,
-    spans: AtomicU64,
-}
-
-impl PanickingSubscriber {
-    /// Returns a subscriber and the count of its calls. `at`: the call that panics, or each.
-    #[must_use]
-    pub fn new(at: Option<usize>) -> (Self, Arc<AtomicUsize>) {
-        let calls = Arc::new(AtomicUsize::new(0));
-        (
-            Self {
-                at,
-                calls: Arc::clone(&calls),
-                spans: AtomicU64::new(0),
-            },
-            calls,
-        )
-    }
-
-    fn called(&self) {
-        let call = self.calls.fetch_add(1, SeqCst);
-        if self.at.is_none_or(|at| at == call) {
-            resume_unwind(Box::new("told to panic"));
-        }
-    }
-}
-
-impl Subscriber for PanickingSubscriber {
-    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::sometimes()
-    }
-
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("leasehold")
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        self.called();
-        Id::from_u64(self.spans.fetch_add(1, SeqCst) + 1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {
-        self.called();
-    }
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {
-        self.called();
-    }
-
-    fn event(&self, _: &Event<'_>) {
-        self.called();
-    }
-
-    fn enter(&self, _: &Id) {
-        self.called();
-    }
-
-    fn exit(&self, _: &Id) {
-        self.called();
-    }
-
-    fn try_close(&self, _: Id) -> bool {
-        self.called();
-        false
     }
 }

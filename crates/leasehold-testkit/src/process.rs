@@ -4,7 +4,7 @@ use std::{future::Future, mem, panic, thread};
 
 use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 
-use crate::subject::Subject;
+use crate::backend_fixture::BackendFixture;
 
 /// Lets `life` run as another process, up to its end; then nothing in that process goes on. What it
 /// spawned and what it is connected by stays as it stands, open and silent: a process that was
@@ -13,10 +13,10 @@ use crate::subject::Subject;
 /// What `life` owns it must forget itself: dropped, it could say goodbye. In paused time it runs on
 /// the runtime of the case.
 pub(crate) async fn die_after<Fut: Future<Output = ()> + Send>(
-    subject: &dyn Subject,
+    fixture: &dyn BackendFixture,
     life: impl FnOnce() -> Fut + Send,
 ) {
-    if subject.is_time_paused() {
+    if fixture.is_time_paused() {
         return life().await;
     }
     let live = || {

@@ -4,7 +4,7 @@ use std::{any::Any, fmt, panic::AssertUnwindSafe};
 
 use futures_util::FutureExt;
 
-use crate::{case::Case, registry::cases, subject::Subject};
+use crate::{backend_fixture::BackendFixture, case::Case, cases};
 
 /// What became of one case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct CaseReport {
 /// What became of all cases. [`Display`](fmt::Display) is one line per case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// In the order of [`cases`](crate::cases()).
+    /// In the order of [`cases`](crate::cases::all()).
     pub cases: Vec<CaseReport>,
 }
 
@@ -59,32 +59,32 @@ impl fmt::Display for Report {
 }
 
 /// Runs the cases that `filter` chooses, one after the other. A panic is a failure, and so is
-/// taking longer than [`Subject::limit`].
+/// taking longer than [`BackendFixture::limit`].
 ///
 /// # Cancel safety
 /// Dropping it stops at once; locks of the running case expire.
-pub async fn run_all(subject: &dyn Subject, filter: impl Fn(&Case) -> bool) -> Report {
+pub async fn run_all(fixture: &dyn BackendFixture, filter: impl Fn(&Case) -> bool) -> Report {
     let mut report = Report::default();
-    for case in cases().into_iter().filter(filter) {
+    for case in cases::all().into_iter().filter(filter) {
         report.cases.push(CaseReport {
             case: case.name,
-            outcome: run_case(subject, &case).await,
+            outcome: run_case(fixture, &case).await,
         });
     }
     report
 }
 
-/// Runs one case, if the subject can be asked for it. A panic is a failure, and so is taking longer
-/// than [`Subject::limit`].
+/// Runs one case, if the fixture can be asked for it. A panic is a failure, and so is taking longer
+/// than [`BackendFixture::limit`].
 ///
 /// # Cancel safety
 /// As [`run_all`].
-pub async fn run_case(subject: &dyn Subject, case: &Case) -> Outcome {
-    if let Some(reason) = reason_not_to(subject, case).await {
+pub async fn run_case(fixture: &dyn BackendFixture, case: &Case) -> Outcome {
+    if let Some(reason) = reason_not_to(fixture, case).await {
         return Outcome::NotRun(reason);
     }
-    let limit = subject.limit();
-    let run = AssertUnwindSafe((case.run)(subject)).catch_unwind();
+    let limit = fixture.limit();
+    let run = AssertUnwindSafe((case.run)(fixture)).catch_unwind();
     match tokio::time::timeout(limit, run).await {
         Ok(Ok(())) => Outcome::Passed,
         Ok(Err(panic)) => Outcome::Failed(message(&*panic)),
@@ -92,11 +92,11 @@ pub async fn run_case(subject: &dyn Subject, case: &Case) -> Outcome {
     }
 }
 
-pub(crate) async fn reason_not_to(subject: &dyn Subject, case: &Case) -> Option<String> {
-    if let Some(excuse) = subject.excuse(case.name) {
-        return Some(excuse);
+pub(crate) async fn reason_not_to(fixture: &dyn BackendFixture, case: &Case) -> Option<String> {
+    if let Some(skip_reason) = fixture.skip_reason(case.name) {
+        return Some(skip_reason);
     }
-    (case.needs)(&subject.open().await.capabilities())
+    (case.needs)(&fixture.open().await.capabilities())
         .err()
         .map(String::from)
 }

@@ -1,4 +1,4 @@
-//! [`Form`]: the same backend, reached in another way.
+//! [`Wrapping`]: the same backend, reached in another way.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,22 +8,22 @@ use leasehold_core::{
     Request, Result, Revocation, RevokeOutcome, Ttl,
 };
 
-use crate::subject::Subject;
+use crate::backend_fixture::BackendFixture;
 
-/// How a backend is reached: a property must hold in every form.
+/// How a backend is reached: a property must hold in every wrapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
+pub enum Wrapping {
     /// The backend itself.
-    Itself,
+    Bare,
     /// An `Arc<dyn LockBackend>` as a backend.
-    AsArcDyn,
+    ArcDyn,
     /// [`Forwarding`] to the backend.
-    Forwarded,
+    Forwarding,
 }
 
-impl Form {
+impl Wrapping {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Itself, Self::AsArcDyn, Self::Forwarded];
+    pub const ALL: [Self; 3] = [Self::Bare, Self::ArcDyn, Self::Forwarding];
 }
 
 /// The smallest wrapper: forwards every method. What a wrapper of yours looks like before it does
@@ -77,25 +77,25 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
     }
 }
 
-/// A subject whose handles come in this form.
-pub struct InForm<'a> {
-    subject: &'a dyn Subject,
-    form: Form,
+/// A fixture whose handles come in this wrapping.
+pub struct Wrapped<'a> {
+    fixture: &'a dyn BackendFixture,
+    wrapping: Wrapping,
     paused: bool,
 }
 
-impl<'a> InForm<'a> {
-    /// Opens what `subject` opens, in this form.
+impl<'a> Wrapped<'a> {
+    /// Opens what `fixture` opens, in this wrapping.
     #[must_use]
-    pub fn new(subject: &'a dyn Subject, form: Form) -> Self {
+    pub fn new(fixture: &'a dyn BackendFixture, wrapping: Wrapping) -> Self {
         Self {
-            subject,
-            form,
-            paused: subject.is_time_paused(),
+            fixture,
+            wrapping,
+            paused: fixture.is_time_paused(),
         }
     }
 
-    /// See [`Subject::is_time_paused`].
+    /// See [`BackendFixture::is_time_paused`].
     #[must_use]
     pub fn in_paused_time(mut self, paused: bool) -> Self {
         self.paused = paused;
@@ -103,51 +103,51 @@ impl<'a> InForm<'a> {
     }
 }
 
-impl fmt::Debug for InForm<'_> {
+impl fmt::Debug for Wrapped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InForm")
-            .field("form", &self.form)
+        f.debug_struct("Wrapped")
+            .field("wrapping", &self.wrapping)
             .finish_non_exhaustive()
     }
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl Subject for InForm<'_> {
+impl BackendFixture for Wrapped<'_> {
     async fn open(&self) -> Arc<dyn LockBackend> {
-        let backend = self.subject.open().await;
-        match self.form {
-            Form::Itself => backend,
-            Form::AsArcDyn => Arc::new(backend),
-            Form::Forwarded => Arc::new(Forwarding::new(backend)),
+        let backend = self.fixture.open().await;
+        match self.wrapping {
+            Wrapping::Bare => backend,
+            Wrapping::ArcDyn => Arc::new(backend),
+            Wrapping::Forwarding => Arc::new(Forwarding::new(backend)),
         }
     }
 
     fn ttl(&self) -> Ttl {
-        self.subject.ttl()
+        self.fixture.ttl()
     }
 
     fn slack(&self) -> Duration {
-        self.subject.slack()
+        self.fixture.slack()
     }
 
     fn clock(&self) -> Arc<dyn Clock> {
-        self.subject.clock()
+        self.fixture.clock()
     }
 
     fn limit(&self) -> Duration {
-        self.subject.limit()
+        self.fixture.limit()
     }
 
     fn name(&self, hint: &str) -> String {
-        self.subject.name(hint)
+        self.fixture.name(hint)
     }
 
     fn is_time_paused(&self) -> bool {
         self.paused
     }
 
-    fn excuse(&self, case: &str) -> Option<String> {
-        self.subject.excuse(case)
+    fn skip_reason(&self, case: &str) -> Option<String> {
+        self.fixture.skip_reason(case)
     }
 }

@@ -1,13 +1,13 @@
 //! The tests of the tests: every broken backend fails its case, and no other.
 
 use leasehold_testkit::{
-    mutants::{Bug, ModelSubject},
+    mutants::{Bug, ModelFixture},
     run_all,
 };
 
 #[tokio::test(start_paused = true)]
 async fn the_healthy_model_fails_nothing() {
-    let report = run_all(&ModelSubject::healthy(), |_| true).await;
+    let report = run_all(&ModelFixture::healthy(), |_| true).await;
     assert_eq!(report.failed(), Vec::<&str>::new(), "\n{report}");
 }
 
@@ -15,7 +15,7 @@ async fn the_healthy_model_fails_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_two_steps_is_seen_in_real_time_too() {
     let bug = Bug::SetnxThenExpire;
-    let report = run_all(&ModelSubject::with_in_real_time(bug), |case| {
+    let report = run_all(&ModelFixture::with_in_real_time(bug), |case| {
         case.name == bug.case()
     })
     .await;
@@ -27,7 +27,7 @@ macro_rules! each_fails_exactly_its_case {
         $(
             #[tokio::test(start_paused = true)]
             async fn $test() {
-                let report = run_all(&ModelSubject::with(Bug::$bug), |_| true).await;
+                let report = run_all(&ModelFixture::with(Bug::$bug), |_| true).await;
                 assert_eq!(report.failed(), [Bug::$bug.case()], "\n{report}");
             }
         )*
@@ -46,7 +46,7 @@ each_fails_exactly_its_case! {
     owner_per_object: OwnerPerObject,
     reentrant_by_accident: ReentrantByAccident,
     deadline_from_reply: DeadlineFromReply,
-    no_wake_up: NoWakeUp,
+    no_notification: NoNotification,
     token_resets: TokenResets,
     token_per_client: TokenPerClient,
     shared_tokens_apart: SharedTokensApart,
@@ -54,15 +54,15 @@ each_fails_exactly_its_case! {
     renewal_outlives_guard: RenewalOutlivesGuard,
     renewal_undoes_release: RenewalUndoesRelease,
     late_renewal_revives: LateRenewalRevives,
-    release_never_tells: ReleaseNeverTells,
-    gate_never_yields: GateNeverYields,
+    release_always_reports_freed: ReleaseAlwaysReportsFreed,
+    local_queue_never_yields: LocalQueueNeverYields,
     reader_overtakes_writer: ReaderOvertakesWriter,
     one_permit_too_many: OnePermitTooMany,
     permit_counts_may_differ: PermitCountsMayDiffer,
-    traces_before_an_owner: TracesBeforeAnOwner,
+    traces_before_ownership: TracesBeforeOwnership,
     cancelled_waiter_stays: CancelledWaiterStays,
     names_collide: NamesCollide,
-    break_hits_newer_holder: BreakHitsNewerHolder,
-    graceful_break_frees_at_once: GracefulBreakFreesAtOnce,
-    loss_untold: LossUntold,
+    revocation_hits_newer_holder: RevocationHitsNewerHolder,
+    graceful_revocation_frees_at_once: GracefulRevocationFreesAtOnce,
+    loss_unreported: LossUnreported,
 }

@@ -18,18 +18,18 @@ const NODE_TIMEOUT: Duration = Duration::from_millis(150);
 const TTL: Duration = Duration::from_secs(60);
 
 /// Three nodes, a quorum of them, and a connection of another program to each.
-struct Stage {
+struct Cluster {
     clock: Arc<SimClock>,
     nodes: Vec<Arc<SimNode>>,
     others: Vec<Arc<SimBackend>>,
     quorum: Arc<QuorumBackend>,
 }
 
-impl Stage {
+impl Cluster {
     async fn new() -> Self {
         let clock = SimClock::new();
         let network = Network::new(0);
-        network.set_weather(NetworkConditions {
+        network.set_conditions(NetworkConditions {
             delay: DELAY..DELAY,
             ..NetworkConditions::FAIR
         });
@@ -107,9 +107,9 @@ impl Stage {
 
 #[tokio::test(start_paused = true)]
 async fn majority_silent_in_write_back_is_unavailable() {
-    let stage = Stage::new().await;
-    let attempt = stage.before_the_write_back().await;
-    stage.nodes[1..].iter().for_each(|node| node.pause(true));
+    let cluster = Cluster::new().await;
+    let attempt = cluster.before_the_write_back().await;
+    cluster.nodes[1..].iter().for_each(|node| node.pause(true));
     let error = attempt.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(
@@ -121,17 +121,17 @@ async fn majority_silent_in_write_back_is_unavailable() {
         2,
         "{error}"
     );
-    stage.nodes[1..].iter().for_each(|node| node.pause(false));
-    stage.nothing_left().await;
+    cluster.nodes[1..].iter().for_each(|node| node.pause(false));
+    cluster.nothing_left().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn majority_failing_in_write_back_is_unavailable() {
-    let stage = Stage::new().await;
-    let attempt = stage.before_the_write_back().await;
+    let cluster = Cluster::new().await;
+    let attempt = cluster.before_the_write_back().await;
     // The answers are on their way, and come.
     tokio::time::sleep(DELAY).await;
-    stage.nodes[1..]
+    cluster.nodes[1..]
         .iter()
         .for_each(|node| node.crash(DataLoss::None));
     let error = attempt.await.unwrap().unwrap_err();
@@ -149,18 +149,18 @@ async fn majority_failing_in_write_back_is_unavailable() {
 
 #[tokio::test(start_paused = true)]
 async fn a_majority_that_others_took_in_the_write_back_is_contention() {
-    let stage = Stage::new().await;
-    let attempt = stage.before_the_write_back().await;
+    let cluster = Cluster::new().await;
+    let attempt = cluster.before_the_write_back().await;
     // By these nodes' clocks it has expired.
-    stage.nodes[1..]
+    cluster.nodes[1..]
         .iter()
         .for_each(|node| node.clock().suspend(TTL));
-    let rivals = [stage.occupy(1, 0).await, stage.occupy(2, 0).await];
+    let rivals = [cluster.occupy(1, 0).await, cluster.occupy(2, 0).await];
     assert!(matches!(attempt.await.unwrap(), Ok(Attempt::Contended(_))));
     for rival in rivals {
         rival.release().await.unwrap();
     }
-    stage.nothing_left().await;
+    cluster.nothing_left().await;
 }
 
 /// The servers grant for a TTL from when they are asked, which is after the client's has ended.
@@ -168,18 +168,18 @@ async fn a_majority_that_others_took_in_the_write_back_is_contention() {
 async fn majority_slower_than_ttl_is_an_error_and_is_released() {
     const SHORT: Duration = Duration::from_millis(100);
     for slow in [0..3, 1..3] {
-        let stage = Stage::new().await;
-        stage.nodes[slow.clone()]
+        let cluster = Cluster::new().await;
+        cluster.nodes[slow.clone()]
             .iter()
             .for_each(|node| node.pause(true));
-        let attempt = tokio::spawn(Arc::clone(&stage.quorum).try_acquire(stage.request(SHORT)));
+        let attempt = tokio::spawn(Arc::clone(&cluster.quorum).try_acquire(cluster.request(SHORT)));
         tokio::time::sleep(SHORT * 6 / 5).await;
-        stage.nodes[slow.clone()]
+        cluster.nodes[slow.clone()]
             .iter()
             .for_each(|node| node.pause(false));
         tokio::time::sleep(DELAY / 2).await;
         assert_eq!(
-            stage.held(),
+            cluster.held(),
             slow.len(),
             "they have granted, and nobody knows yet"
         );
@@ -189,22 +189,22 @@ async fn majority_slower_than_ttl_is_an_error_and_is_released() {
             error.to_string().contains("not within the TTL of 100ms"),
             "{error}"
         );
-        stage.nothing_left().await;
+        cluster.nothing_left().await;
     }
 }
 
 /// A token that is granted when the grace has been proved counts too.
 #[tokio::test(start_paused = true)]
 async fn nodes_are_provisioned_above_granted_tokens_after_grace() {
-    let stage = Stage::new().await;
-    let quorum = Arc::clone(&stage.quorum);
+    let cluster = Cluster::new().await;
+    let quorum = Arc::clone(&cluster.quorum);
     let provision = Provision::new(Ttl::new(TTL).unwrap());
     let provisioning = tokio::spawn(async move { quorum.provision(&provision).await });
     // All nodes have said what they remember, and the answers are on their way.
     tokio::time::sleep(DELAY * 3 / 2).await;
-    let lease = stage.occupy(0, 1_000).await;
+    let lease = cluster.occupy(0, 1_000).await;
     provisioning.await.unwrap().unwrap();
-    let next = stage.occupy(2, 0).await;
+    let next = cluster.occupy(2, 0).await;
     assert!(
         next.fencing_token() > lease.fencing_token(),
         "{next:?} after {lease:?}"

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use leasehold::{LockBackend, Ttl};
 use leasehold_sqlite_example::SqliteBackend;
-use leasehold_testkit::{SubjectOf, conformance};
+use leasehold_testkit::{FixtureFn, conformance};
 
 /// A file for each case, opened anew for each "process" of it. Writers to one file wait for each
 /// other's disk.
-fn a_file() -> SubjectOf {
+fn a_file() -> FixtureFn {
     let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
     let open = move || {
         let folder = Arc::clone(&folder);
@@ -19,7 +19,7 @@ fn a_file() -> SubjectOf {
             backend as Arc<dyn LockBackend>
         }
     };
-    SubjectOf::new(open).with_ttl(Ttl::from_secs(2).expect("a TTL"))
+    FixtureFn::new(open).with_ttl(Ttl::from_secs(2).expect("a TTL"))
 }
 
 conformance!(sqlite, a_file());

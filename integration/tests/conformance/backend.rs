@@ -11,7 +11,7 @@ use leasehold_integration::server::{
     EtcdCluster, Persistence, PostgresServer, RedisServer, RedlockServers, ZookeeperServer,
 };
 use leasehold_local::MemoryBackend;
-use leasehold_testkit::{Subject, SubjectOf};
+use leasehold_testkit::{BackendFixture, FixtureFn};
 use tokio::sync::OnceCell;
 
 /// One backend.
@@ -20,7 +20,7 @@ pub(crate) struct Backend {
     pub(crate) name: &'static str,
     pub(crate) time: Time,
     /// What a case runs on.
-    pub(crate) subject: fn() -> BoxFuture<'static, Box<dyn Subject>>,
+    pub(crate) fixture: fn() -> BoxFuture<'static, Box<dyn BackendFixture>>,
 }
 
 /// Every backend.
@@ -28,58 +28,58 @@ pub(crate) static ALL: [Backend; 7] = [
     Backend {
         name: "memory",
         time: Time::Paused,
-        subject: || Box::pin(async { memory() }),
+        fixture: || Box::pin(async { memory() }),
     },
     Backend {
         name: "file",
         time: Time::Real,
-        subject: || Box::pin(async { file() }),
+        fixture: || Box::pin(async { file() }),
     },
     Backend {
         name: "redis",
         time: Time::Real,
-        subject: || Box::pin(async { redis() }),
+        fixture: || Box::pin(async { redis() }),
     },
     Backend {
         name: "redlock",
         time: Time::Real,
-        subject: || Box::pin(redlock()),
+        fixture: || Box::pin(redlock()),
     },
     Backend {
         name: "etcd",
         time: Time::Real,
-        subject: || Box::pin(async { etcd() }),
+        fixture: || Box::pin(async { etcd() }),
     },
     Backend {
         name: "zookeeper",
         time: Time::Real,
-        subject: || Box::pin(async { zookeeper() }),
+        fixture: || Box::pin(async { zookeeper() }),
     },
     Backend {
         name: "postgres",
         time: Time::Real,
-        subject: || Box::pin(async { postgres() }),
+        fixture: || Box::pin(async { postgres() }),
     },
 ];
 
 /// A memory of its own for each case, in simulated time.
-fn memory() -> Box<dyn Subject> {
+fn memory() -> Box<dyn BackendFixture> {
     let clock = Arc::new(TestClock::new());
     let memory = Arc::new(MemoryBackend::with_clock(clock.clone()));
     let opened = move || {
         let memory = Arc::clone(&memory);
         async move { memory as Arc<dyn LockBackend> }
     };
-    Box::new(SubjectOf::new(opened).with_clock(clock))
+    Box::new(FixtureFn::new(opened).with_clock(clock))
 }
 
-fn file() -> Box<dyn Subject> {
+fn file() -> Box<dyn BackendFixture> {
     static DIR: LazyLock<tempfile::TempDir> =
         LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
     Box::new(at(format!("file:{}", DIR.path().display())))
 }
 
-fn redis() -> Box<dyn Subject> {
+fn redis() -> Box<dyn BackendFixture> {
     static SERVER: LazyLock<RedisServer> =
         LazyLock::new(|| RedisServer::start().expect("a Redis server"));
     Box::new(at(
@@ -89,7 +89,7 @@ fn redis() -> Box<dyn Subject> {
 
 /// Five servers, attested, so that they vote on tokens. Each has longer for its answer than the TTL
 /// would give it, and with it twice the usual TTL: a busy machine is no fault of theirs.
-async fn redlock() -> Box<dyn Subject> {
+async fn redlock() -> Box<dyn BackendFixture> {
     static SERVERS: LazyLock<RedlockServers> =
         LazyLock::new(|| RedlockServers::start(5, Persistence::None).expect("Redis servers"));
     static PROVISIONED: OnceCell<()> = OnceCell::const_new();
@@ -112,25 +112,25 @@ async fn redlock() -> Box<dyn Subject> {
 }
 
 /// Its shortest TTL is 2 s, and a lease may live a second longer than its TTL.
-fn etcd() -> Box<dyn Subject> {
+fn etcd() -> Box<dyn BackendFixture> {
     static SERVER: LazyLock<EtcdCluster> =
         LazyLock::new(|| EtcdCluster::start().expect("an etcd server"));
-    let subject = at(given("LEASEHOLD_ETCD_URL").unwrap_or_else(|| SERVER.url()));
+    let fixture = at(given("LEASEHOLD_ETCD_URL").unwrap_or_else(|| SERVER.url()));
     Box::new(
-        subject
+        fixture
             .with_ttl(Ttl::from_secs(2).expect("a TTL"))
             .with_slack(Duration::from_millis(2_500)),
     )
 }
 
 /// Its sessions live for 2 s at least, and end by the server's tick.
-fn zookeeper() -> Box<dyn Subject> {
+fn zookeeper() -> Box<dyn BackendFixture> {
     static SERVER: LazyLock<ZookeeperServer> =
         LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
     let started = || format!("{}/conformance?tick=500ms", SERVER.url());
-    let subject = at(given("LEASEHOLD_ZOOKEEPER_URL").unwrap_or_else(started));
+    let fixture = at(given("LEASEHOLD_ZOOKEEPER_URL").unwrap_or_else(started));
     Box::new(
-        subject
+        fixture
             .with_ttl(Ttl::from_secs(2).expect("a TTL"))
             .with_slack(Duration::from_millis(2_500)),
     )
@@ -138,20 +138,20 @@ fn zookeeper() -> Box<dyn Subject> {
 
 /// Twice the usual TTL: each handle opens connections of its own, and each costs the server a
 /// process.
-fn postgres() -> Box<dyn Subject> {
+fn postgres() -> Box<dyn BackendFixture> {
     static SERVER: LazyLock<PostgresServer> = LazyLock::new(|| {
         PostgresServer::builder()
             .setting("max_connections", "500")
             .start()
             .expect("a PostgreSQL server")
     });
-    let subject = at(given("LEASEHOLD_POSTGRES_URL").unwrap_or_else(|| SERVER.url()));
-    Box::new(subject.with_ttl(Ttl::from_secs(2).expect("a TTL")))
+    let fixture = at(given("LEASEHOLD_POSTGRES_URL").unwrap_or_else(|| SERVER.url()));
+    Box::new(fixture.with_ttl(Ttl::from_secs(2).expect("a TTL")))
 }
 
 /// What is behind this URL, connected anew for each "process" of a case.
-fn at(url: String) -> SubjectOf {
-    SubjectOf::new(move || {
+fn at(url: String) -> FixtureFn {
+    FixtureFn::new(move || {
         let url = url.clone();
         async move { leasehold::backend(&url).await.expect("a connection") }
     })

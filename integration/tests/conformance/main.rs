@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use leasehold_testkit::{Form, InForm, Outcome, cases, run_case};
+use leasehold_testkit::{Outcome, Wrapped, Wrapping, cases, run_case};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::table::Table;
@@ -34,13 +34,13 @@ fn main() -> ExitCode {
     let table = Arc::new(Mutex::new(Table::default()));
     let mut trials = Vec::new();
     for backend in backends {
-        for form in Form::ALL {
-            for case in cases() {
+        for wrapping in Wrapping::ALL {
+            for case in cases::all() {
                 let table = Arc::clone(&table);
                 let run = move || {
                     let outcome = backend.time.run(async {
-                        let subject = (backend.subject)().await;
-                        run_case(&InForm::new(&*subject, form), &case).await
+                        let fixture = (backend.fixture)().await;
+                        run_case(&Wrapped::new(&*fixture, wrapping), &case).await
                     });
                     table.lock().unwrap_or_else(PoisonError::into_inner).add(
                         backend.name,
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
                     }
                 };
                 trials.push(Trial::test(
-                    format!("{}::{}::{}", backend.name, name_of(form), case.name),
+                    format!("{}::{}::{}", backend.name, name_of(wrapping), case.name),
                     run,
                 ));
             }
@@ -66,10 +66,10 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn name_of(form: Form) -> &'static str {
-    match form {
-        Form::Itself => "itself",
-        Form::AsArcDyn => "as_arc_dyn",
-        Form::Forwarded => "forwarded",
+fn name_of(wrapping: Wrapping) -> &'static str {
+    match wrapping {
+        Wrapping::Bare => "bare",
+        Wrapping::ArcDyn => "arc_dyn",
+        Wrapping::Forwarding => "forwarding",
     }
 }

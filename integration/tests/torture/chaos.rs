@@ -199,11 +199,11 @@ fn redis_keeps_its_promises_with_64_tasks_of_4_processes() {
     only_faults(&errors);
 
     let events = crew.events();
-    none(&checker::overlaps(&events), "C1");
-    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::overlaps(&events), "mutual exclusion");
+    none(&checker::tokens(&events, Order::AsReported), "token order");
     none(
         &checker::register(&stage.register().history().unwrap()),
-        "C3",
+        "fenced writes",
     );
     heals(&stage, &crew, TTL + 2000);
     drop(crew);
@@ -224,10 +224,10 @@ fn tokens_protect_the_register_when_the_server_forgets() {
 
     // It frees at once what it forgets, so two may believe (C1); the tokens (C2) still keep the
     // register right (C3).
-    none(&checker::tokens(&crew.events(), Order::RealTime), "C2");
+    none(&checker::tokens(&crew.events(), Order::RealTime), "token order");
     none(
         &checker::register(&stage.register().history().unwrap()),
-        "C3",
+        "fenced writes",
     );
     heals(&stage, &crew, TTL + 2000);
 }
@@ -254,11 +254,11 @@ fn files_keep_their_promises_with_64_tasks_of_4_processes() {
     assert!(grants >= 100, "only {grants} grants: nothing was tested");
     only_faults(&errors);
     let events = crew.events();
-    none(&checker::overlaps(&events), "C1");
-    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::overlaps(&events), "mutual exclusion");
+    none(&checker::tokens(&events, Order::AsReported), "token order");
     none(
         &checker::register(&stage.register().history().unwrap()),
-        "C3",
+        "fenced writes",
     );
     heals(&stage, &crew, TTL + 2000);
 }

@@ -257,11 +257,11 @@ fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
     only_faults(&errors);
 
     let events = crew.events();
-    none(&checker::overlaps(&events), "C1");
-    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::overlaps(&events), "mutual exclusion");
+    none(&checker::tokens(&events, Order::AsReported), "token order");
     none(
         &checker::register(&stage.register().history().unwrap()),
-        "C3",
+        "fenced writes",
     );
     wait_until_committing(&ensemble);
     heals(&stage, &crew, TTL + 8000);

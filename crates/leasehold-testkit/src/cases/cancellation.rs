@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{
         SOON, client, granted_within, inspected, key, lifetime, must, poll_times, release, request,
     },
-    subject::Subject,
 };
 
 /// A waiter that goes away is no longer waited for, and gets nothing later.
-pub async fn cancelled_waiter_leaves_nothing(subject: &dyn Subject) {
-    let (holder, other) = (client(subject).await, client(subject).await);
-    let key = key(subject, "cancelled");
+pub async fn cancelled_waiter_leaves_nothing(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, client(fixture).await);
+    let key = key(fixture, "cancelled");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let mutex = other.mutex(&key);
     let waited = tokio::time::timeout(SOON, mutex.lock()).await;
@@ -33,14 +33,14 @@ pub async fn cancelled_waiter_leaves_nothing(subject: &dyn Subject) {
 
 /// An acquisition that is dropped after any number of polls, of a free lock or a held one, leaves
 /// no lock: it can be locked soon, and two TTLs later nothing is held.
-pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
+pub async fn dropped_at_every_poll_point_leaves_nothing(fixture: &dyn BackendFixture) {
     const POINTS: usize = 12;
-    let (dropper, holder) = (client(subject).await, client(subject).await);
-    let other = subject.open().await;
+    let (dropper, holder) = (client(fixture).await, client(fixture).await);
+    let other = fixture.open().await;
     let mut keys = Vec::new();
     for point in 0..POINTS {
         for contended in [false, true] {
-            let key = key(subject, "dropped_at");
+            let key = key(fixture, "dropped_at");
             let guard = if contended {
                 Some(must(
                     holder.mutex(&key).lock().await,
@@ -73,10 +73,10 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
     for key in &keys {
         let claim = "what was granted to a dropped future is given back soon";
         let lease =
-            granted_within(subject, &other, key, subject.ttl().as_duration() / 2, claim).await;
+            granted_within(fixture, &other, key, fixture.ttl().as_duration() / 2, claim).await;
         release(&lease).await;
     }
-    tokio::time::sleep(lifetime(subject) * 2).await;
+    tokio::time::sleep(lifetime(fixture) * 2).await;
     let inspects = other.capabilities().inspect;
     for key in &keys {
         if inspects {
@@ -91,7 +91,7 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(subject: &dyn Subject) {
             );
         }
         let attempt = Arc::clone(&other)
-            .try_acquire(request(subject, &other, key))
+            .try_acquire(request(fixture, &other, key))
             .await;
         match must(attempt, "an attempt is answered") {
             leasehold_core::Attempt::Granted(lease) => release(&lease).await,

@@ -3,17 +3,17 @@
 use leasehold_core::{ErrorKind, LossReason, Renewal};
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{SOON, client, granted, key, must, release, request},
-    subject::Subject,
 };
 
 /// `close` releases what is held, sends waiters away and then says *closed*.
-pub async fn close_releases_all_and_then_says_closed(subject: &dyn Subject) {
-    let (closing, other) = (client(subject).await, subject.open().await);
+pub async fn close_releases_all_and_refuses_later_calls(fixture: &dyn BackendFixture) {
+    let (closing, other) = (client(fixture).await, fixture.open().await);
     let keys = [
-        key(subject, "close"),
-        key(subject, "close"),
-        key(subject, "close"),
+        key(fixture, "close"),
+        key(fixture, "close"),
+        key(fixture, "close"),
     ];
     let mut guards = Vec::new();
     for key in &keys {
@@ -22,10 +22,10 @@ pub async fn close_releases_all_and_then_says_closed(subject: &dyn Subject) {
             "a free lock is granted",
         ));
     }
-    let foreign_key = key(subject, "close_foreign");
+    let foreign_key = key(fixture, "close_foreign");
     let foreign = granted(
         &other,
-        request(subject, &other, &foreign_key),
+        request(fixture, &other, &foreign_key),
         "a free lock is granted",
     )
     .await;
@@ -52,7 +52,7 @@ pub async fn close_releases_all_and_then_says_closed(subject: &dyn Subject) {
         assert_eq!(guard.loss(), Some(LossReason::ClientClosed), "and says why");
         let lease = granted(
             &other,
-            request(subject, &other, key),
+            request(fixture, &other, key),
             "close has released it",
         )
         .await;
@@ -82,12 +82,12 @@ pub async fn close_releases_all_and_then_says_closed(subject: &dyn Subject) {
 
 /// `drain` sends waiters away and refuses new locks, but leaves holders their locks, and returns
 /// when the last is free.
-pub async fn drain_refuses_new_locks_and_waits_for_holders(subject: &dyn Subject) {
-    let (draining, other) = (client(subject).await, subject.open().await);
-    let (held, foreign) = (key(subject, "drain"), key(subject, "drain_foreign"));
+pub async fn drain_refuses_new_locks_and_waits_for_holders(fixture: &dyn BackendFixture) {
+    let (draining, other) = (client(fixture).await, fixture.open().await);
+    let (held, foreign) = (key(fixture, "drain"), key(fixture, "drain_foreign"));
     let theirs = granted(
         &other,
-        request(subject, &other, &foreign),
+        request(fixture, &other, &foreign),
         "a free lock is granted",
     )
     .await;
@@ -121,7 +121,7 @@ pub async fn drain_refuses_new_locks_and_waits_for_holders(subject: &dyn Subject
         assert_eq!(sent_away, Err(ErrorKind::Closed), "a waiter is sent away");
     }
     for wait in [false, true] {
-        let mutex = draining.mutex(key(subject, "drain_late"));
+        let mutex = draining.mutex(key(fixture, "drain_late"));
         let late = if wait {
             mutex.lock().await.map(Some)
         } else {
@@ -145,7 +145,7 @@ pub async fn drain_refuses_new_locks_and_waits_for_holders(subject: &dyn Subject
     };
     let lease = granted(
         &other,
-        request(subject, &other, &held),
+        request(fixture, &other, &held),
         "the holder has released it",
     )
     .await;

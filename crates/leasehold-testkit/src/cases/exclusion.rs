@@ -6,31 +6,31 @@ use std::sync::{
 };
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{at_the_latest, client, granted, key, must, must_grant, refused, release, request},
-    subject::Subject,
 };
 
 /// What one client holds, another is refused, until it is released.
-pub async fn two_clients_exclude_each_other(subject: &dyn Subject) {
-    let (one, other) = (subject.open().await, subject.open().await);
-    let key = key(subject, "two_clients");
-    let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
+pub async fn two_clients_exclude_each_other(fixture: &dyn BackendFixture) {
+    let (one, other) = (fixture.open().await, fixture.open().await);
+    let key = key(fixture, "two_clients");
+    let first = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
     refused(
         &other,
-        request(subject, &other, &key),
+        request(fixture, &other, &key),
         "another client's lock is refused",
     )
     .await;
     release(&first).await;
     let second = granted(
         &other,
-        request(subject, &other, &key),
+        request(fixture, &other, &key),
         "a released lock is granted to another",
     )
     .await;
     refused(
         &one,
-        request(subject, &one, &key),
+        request(fixture, &one, &key),
         "the earlier holder is refused",
     )
     .await;
@@ -39,24 +39,24 @@ pub async fn two_clients_exclude_each_other(subject: &dyn Subject) {
 
 /// Two acquisitions of one client are two owners: no connection, process or object re-enters by
 /// accident.
-pub async fn two_acquisitions_of_one_client_exclude_each_other(subject: &dyn Subject) {
-    let backend = subject.open().await;
-    let key = key(subject, "two_acquisitions");
+pub async fn two_acquisitions_of_one_client_exclude_each_other(fixture: &dyn BackendFixture) {
+    let backend = fixture.open().await;
+    let key = key(fixture, "two_acquisitions");
     let first = granted(
         &backend,
-        request(subject, &backend, &key),
+        request(fixture, &backend, &key),
         "a free lock is granted",
     )
     .await;
     refused(
         &backend,
-        request(subject, &backend, &key),
+        request(fixture, &backend, &key),
         "the same connection's next acquisition is refused",
     )
     .await;
     release(&first).await;
 
-    let client = client(subject).await;
+    let client = client(fixture).await;
     let (one, other) = (client.mutex(&key), client.mutex(&key));
     let guard = must(one.lock().await, "a free lock is granted");
     let again = must(other.try_lock().await, "an attempt is answered");
@@ -68,22 +68,22 @@ pub async fn two_acquisitions_of_one_client_exclude_each_other(subject: &dyn Sub
 }
 
 /// `try_lock` of a held lock returns `None` at once.
-pub async fn try_lock_reports_contended(subject: &dyn Subject) {
-    let (one, other) = (client(subject).await, client(subject).await);
-    let key = key(subject, "try_lock");
+pub async fn try_lock_reports_contended(fixture: &dyn BackendFixture) {
+    let (one, other) = (client(fixture).await, client(fixture).await);
+    let key = key(fixture, "try_lock");
     let guard = must_grant(
         one.mutex(&key).try_lock().await,
         "try_lock of a free lock locks",
     );
-    let began = subject.clock().now();
+    let began = fixture.clock().now();
     let refused = must(
         other.mutex(&key).try_lock().await,
         "a held lock is contended, which is no error",
     );
     assert!(refused.is_none(), "try_lock of a held lock locked it");
     assert!(
-        subject.clock().now().since(began)
-            < at_the_latest(subject, subject.ttl().as_duration() / 2),
+        fixture.clock().now().since(began)
+            < at_the_latest(fixture, fixture.ttl().as_duration() / 2),
         "try_lock does not wait"
     );
     must(guard.release().await, "a release is answered");
@@ -96,10 +96,10 @@ pub async fn try_lock_reports_contended(subject: &dyn Subject) {
 
 /// Sixty-four tasks read a number and write it back, one more: nobody is forgotten, nobody served
 /// twice, nothing lost.
-pub async fn sixty_four_waiters_are_all_served_once(subject: &dyn Subject) {
+pub async fn sixty_four_waiters_are_all_served_once(fixture: &dyn BackendFixture) {
     const TASKS: u32 = 64;
-    let client = client(subject).await;
-    let key = key(subject, "sixty_four");
+    let client = client(fixture).await;
+    let key = key(fixture, "sixty_four");
     let number = Arc::new(AtomicU32::new(0));
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| {

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use leasehold_core::{Attempt, ErrorKind, LossReason, Renewal};
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{
         SOON, attempt, client_with, granted, granted_within, key, let_expire, lifetime, must,
         poll_once, poll_times, refused, release, request,
     },
     process::die_after,
     skewed_clock::SkewedClock,
-    subject::Subject,
 };
 
 /// How late a loss may be told on an idle runtime.
@@ -20,26 +20,26 @@ const LATEST: Duration = Duration::from_millis(50);
 const TRIES: usize = 10;
 
 /// A grant that nobody renews lasts for its TTL and no longer.
-pub async fn expired_lock_is_granted_to_another(subject: &dyn Subject) {
-    let (one, other) = (subject.open().await, subject.open().await);
-    let key = key(subject, "expired");
-    let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
-    tokio::time::sleep(subject.ttl().as_duration() / 2).await;
+pub async fn expired_lock_is_granted_to_another(fixture: &dyn BackendFixture) {
+    let (one, other) = (fixture.open().await, fixture.open().await);
+    let key = key(fixture, "expired");
+    let first = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
+    tokio::time::sleep(fixture.ttl().as_duration() / 2).await;
     refused(
         &other,
-        request(subject, &other, &key),
+        request(fixture, &other, &key),
         "half a TTL later it is still held",
     )
     .await;
-    tokio::time::sleep(subject.ttl().as_duration() / 2 + subject.slack()).await;
+    tokio::time::sleep(fixture.ttl().as_duration() / 2 + fixture.slack()).await;
     let second = granted(
         &other,
-        request(subject, &other, &key),
+        request(fixture, &other, &key),
         "an expired lock is granted to another",
     )
     .await;
     assert!(
-        first.valid_until().is_past(subject.clock().now()),
+        first.valid_until().is_past(fixture.clock().now()),
         "the first holder's deadline has passed by then"
     );
     release(&second).await;
@@ -47,13 +47,13 @@ pub async fn expired_lock_is_granted_to_another(subject: &dyn Subject) {
 
 /// The deadline is counted from before the request or the renewal left, not from the answer: the
 /// clock is pushed ahead while the answer is under way.
-pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) {
-    let (one, other) = (subject.open().await, subject.open().await);
-    let key = key(subject, "deadline");
-    let clock = SkewedClock::new(subject.clock());
+pub async fn deadline_is_counted_from_before_the_request(fixture: &dyn BackendFixture) {
+    let (one, other) = (fixture.open().await, fixture.open().await);
+    let key = key(fixture, "deadline");
+    let clock = SkewedClock::new(fixture.clock());
     let drift = one.capabilities().drift;
-    let ours = request(subject, &one, &key).with_clock(clock.clone(), drift);
-    let step = subject.ttl().as_duration() / 4;
+    let ours = request(fixture, &one, &key).with_clock(clock.clone(), drift);
+    let step = fixture.ttl().as_duration() / 4;
 
     let mut tries = 0..TRIES;
     let (lease, pushed_at) = loop {
@@ -65,7 +65,7 @@ pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) 
             }
             // Once it is refused to others, the request has certainly been sent.
             tokio::time::sleep(SOON / 10).await;
-            match attempt(&other, request(subject, &other, &key)).await {
+            match attempt(&other, request(fixture, &other, &key)).await {
                 Some(lease) => release(&lease).await,
                 None => {
                     pushed_at = Some(ours.now());
@@ -83,7 +83,7 @@ pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) 
             ),
         }
     };
-    let latest = drift.deadline(pushed_at.unwrap_or_else(|| ours.now()), subject.ttl());
+    let latest = drift.deadline(pushed_at.unwrap_or_else(|| ours.now()), fixture.ttl());
     assert!(
         lease.valid_until() <= latest,
         "the deadline counts from before the request: {:?}",
@@ -105,7 +105,7 @@ pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) 
         }
     };
     must(renewed, "a renewal in time renews");
-    let latest = drift.deadline(pushed_at + SOON, subject.ttl());
+    let latest = drift.deadline(pushed_at + SOON, fixture.ttl());
     assert!(
         lease.valid_until() <= latest,
         "a renewed deadline counts from before the renewal"
@@ -115,18 +115,18 @@ pub async fn deadline_is_counted_from_before_the_request(subject: &dyn Subject) 
 
 /// Past its deadline a guard says so at the first look, even if no timer has fired: the machine was
 /// suspended.
-pub async fn is_held_is_false_past_the_deadline(subject: &dyn Subject) {
-    let clock = SkewedClock::new(subject.clock());
-    let client = client_with(subject, clock.clone()).await;
+pub async fn is_held_is_false_past_the_deadline(fixture: &dyn BackendFixture) {
+    let clock = SkewedClock::new(fixture.clock());
+    let client = client_with(fixture, clock.clone()).await;
     let mutex = client
-        .mutex(key(subject, "is_held"))
+        .mutex(key(fixture, "is_held"))
         .with_renewal(Renewal::Manual);
     let guard = must(mutex.lock().await, "a free lock is granted");
     assert!(
         guard.is_held() && guard.loss().is_none(),
         "a fresh guard is held"
     );
-    clock.push(subject.ttl().as_duration());
+    clock.push(fixture.ttl().as_duration());
     assert!(!guard.is_held(), "past the deadline nothing is held");
     assert!(guard.remaining().is_zero(), "and no time is left");
     assert_eq!(
@@ -139,18 +139,18 @@ pub async fn is_held_is_false_past_the_deadline(subject: &dyn Subject) {
 
 /// A guard that waits for its loss is told of the deadline when it comes: not earlier, and within
 /// 50 ms. On a busy machine that is true of some of several; whoever is late by himself always is.
-pub async fn loss_is_told_at_the_deadline(subject: &dyn Subject) {
-    let client = client_with(subject, subject.clock()).await;
+pub async fn loss_is_reported_at_the_deadline(fixture: &dyn BackendFixture) {
+    let client = client_with(fixture, fixture.clock()).await;
     let mut least = Duration::MAX;
-    for _ in 0..if subject.is_time_paused() { 1 } else { TRIES } {
+    for _ in 0..if fixture.is_time_paused() { 1 } else { TRIES } {
         let mutex = client
-            .mutex(key(subject, "lost"))
+            .mutex(key(fixture, "lost"))
             .with_renewal(Renewal::Manual);
         let guard = must(mutex.lock().await, "a free lock is granted");
         let deadline = guard.deadline();
-        let told = tokio::time::timeout(lifetime(subject), guard.lost()).await;
+        let told = tokio::time::timeout(lifetime(fixture), guard.lost()).await;
         assert_eq!(told, Ok(LossReason::Expired), "the loss is told");
-        let now = subject.clock().now();
+        let now = fixture.clock().now();
         assert!(
             deadline.is_past(now),
             "a loss is never told while the lock is held"
@@ -165,18 +165,18 @@ pub async fn loss_is_told_at_the_deadline(subject: &dyn Subject) {
 
 /// Work under a lock that is not renewed is cancelled before the lock could be another's, and told
 /// as *lost*.
-pub async fn work_is_cancelled_before_the_deadline(subject: &dyn Subject) {
-    let client = client_with(subject, subject.clock()).await;
+pub async fn work_is_cancelled_before_the_deadline(fixture: &dyn BackendFixture) {
+    let client = client_with(fixture, fixture.clock()).await;
     let mutex = client
-        .mutex(key(subject, "work"))
+        .mutex(key(fixture, "work"))
         .with_renewal(Renewal::Manual);
-    let latest = subject.clock().now() + subject.ttl().as_duration();
+    let latest = fixture.clock().now() + fixture.ttl().as_duration();
     let worked = mutex.run(async |_| std::future::pending::<()>().await);
-    let Ok(worked) = tokio::time::timeout(lifetime(subject), worked).await else {
+    let Ok(worked) = tokio::time::timeout(lifetime(fixture), worked).await else {
         panic!("the work was not cancelled")
     };
     assert!(
-        subject.clock().now() < latest,
+        fixture.clock().now() < latest,
         "the work was cancelled only after the lease could be another's"
     );
     assert_eq!(
@@ -194,13 +194,13 @@ pub async fn work_is_cancelled_before_the_deadline(subject: &dyn Subject) {
 
 /// A client whose clock is ahead does not take what is held: expiry is not decided by a client's
 /// clock.
-pub async fn skewed_clock_steals_nothing(subject: &dyn Subject) {
-    let (one, other) = (subject.open().await, subject.open().await);
-    let key = key(subject, "skewed");
-    let lease = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
-    let clock = SkewedClock::new(subject.clock());
-    clock.push(subject.ttl().as_duration() * 10);
-    let skewed = request(subject, &other, &key).with_clock(clock, other.capabilities().drift);
+pub async fn skewed_clock_steals_nothing(fixture: &dyn BackendFixture) {
+    let (one, other) = (fixture.open().await, fixture.open().await);
+    let key = key(fixture, "skewed");
+    let lease = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
+    let clock = SkewedClock::new(fixture.clock());
+    clock.push(fixture.ttl().as_duration() * 10);
+    let skewed = request(fixture, &other, &key).with_clock(clock, other.capabilities().drift);
     refused(
         &other,
         skewed,
@@ -211,22 +211,22 @@ pub async fn skewed_clock_steals_nothing(subject: &dyn Subject) {
 }
 
 /// A holder that dies without a word frees the lock by its TTL.
-pub async fn holder_that_vanishes_frees_after_ttl(subject: &dyn Subject) {
-    let key = key(subject, "vanishes");
-    let other = subject.open().await;
+pub async fn holder_that_vanishes_frees_after_ttl(fixture: &dyn BackendFixture) {
+    let key = key(fixture, "vanishes");
+    let other = fixture.open().await;
     {
-        let backend = subject.open().await;
+        let backend = fixture.open().await;
         let lease = granted(
             &backend,
-            request(subject, &backend, &key),
+            request(fixture, &backend, &key),
             "a free lock is granted",
         )
         .await;
         drop((lease, backend));
     }
-    let within = lifetime(subject);
+    let within = lifetime(fixture);
     let lease = granted_within(
-        subject,
+        fixture,
         &other,
         &key,
         within,
@@ -239,18 +239,18 @@ pub async fn holder_that_vanishes_frees_after_ttl(subject: &dyn Subject) {
 /// A process that dies at any point of an acquisition leaves nothing for longer than a TTL: its
 /// future is polled a number of times and then nothing in that process goes on, be it at once or
 /// after what was asked for has been sent.
-pub async fn crash_at_any_point_frees_after_ttl(subject: &dyn Subject) {
+pub async fn crash_at_any_point_frees_after_ttl(fixture: &dyn BackendFixture) {
     const POINTS: usize = 8;
-    let other = subject.open().await;
+    let other = fixture.open().await;
     let mut keys = Vec::new();
     for point in 0..POINTS {
         for lingers in [false, true] {
-            let key = key(subject, "crash");
+            let key = key(fixture, "crash");
             keys.push(key.clone());
-            die_after(subject, move || async move {
-                let backend = subject.open().await;
+            die_after(fixture, move || async move {
+                let backend = fixture.open().await;
                 let mut acquisition =
-                    Arc::clone(&backend).try_acquire(request(subject, &backend, &key));
+                    Arc::clone(&backend).try_acquire(request(fixture, &backend, &key));
                 let outcome = poll_times(&mut acquisition, point).await;
                 if lingers {
                     tokio::time::sleep(SOON / 10).await;
@@ -262,10 +262,10 @@ pub async fn crash_at_any_point_frees_after_ttl(subject: &dyn Subject) {
             .await;
         }
     }
-    let_expire(subject).await;
+    let_expire(fixture).await;
     for key in &keys {
         let lease = granted_within(
-            subject,
+            fixture,
             &other,
             key,
             SOON,

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use leasehold_core::{FencingToken, Lease, LockKey, Mode, Request};
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{Backend, granted, key, let_expire, release, request},
-    subject::Subject,
 };
 
 /// Every exclusive grant has a larger token than every earlier one, whoever gets it.
-pub async fn tokens_grow_over_grants(subject: &dyn Subject) {
-    let handles = [subject.open().await, subject.open().await];
-    let key = key(subject, "tokens");
+pub async fn tokens_grow_over_grants(fixture: &dyn BackendFixture) {
+    let handles = [fixture.open().await, fixture.open().await];
+    let key = key(fixture, "tokens");
     let mut last = None;
     for turn in 0..6 {
         let backend = &handles[turn / 2 % 2];
         let lease = granted(
             backend,
-            request(subject, backend, &key),
+            request(fixture, backend, &key),
             "a free lock is granted",
         )
         .await;
@@ -30,19 +30,19 @@ pub async fn tokens_grow_over_grants(subject: &dyn Subject) {
 }
 
 /// A lock that expired goes on counting where it was.
-pub async fn tokens_grow_after_expiry(subject: &dyn Subject) {
-    let backend = subject.open().await;
-    let key = key(subject, "tokens_after_expiry");
+pub async fn tokens_grow_after_expiry(fixture: &dyn BackendFixture) {
+    let backend = fixture.open().await;
+    let key = key(fixture, "tokens_after_expiry");
     let first = granted(
         &backend,
-        request(subject, &backend, &key),
+        request(fixture, &backend, &key),
         "a free lock is granted",
     )
     .await;
-    let_expire(subject).await;
+    let_expire(fixture).await;
     let second = granted(
         &backend,
-        request(subject, &backend, &key),
+        request(fixture, &backend, &key),
         "an expired lock is granted",
     )
     .await;
@@ -57,25 +57,25 @@ pub async fn tokens_grow_after_expiry(subject: &dyn Subject) {
 
 /// A reader's token is above every earlier writer's and below every later one's, so that no live
 /// reader is fenced off.
-pub async fn shared_tokens_lie_between_exclusive_ones(subject: &dyn Subject) {
+pub async fn shared_tokens_lie_between_exclusive_ones(fixture: &dyn BackendFixture) {
     async fn held(
-        subject: &dyn Subject,
+        fixture: &dyn BackendFixture,
         backend: &Backend,
         key: &LockKey,
         mode: Mode,
     ) -> Arc<dyn Lease> {
-        let request: Request = request(subject, backend, key).with_mode(mode);
+        let request: Request = request(fixture, backend, key).with_mode(mode);
         granted(backend, request, "a free lock is granted").await
     }
-    let (one, other) = (subject.open().await, subject.open().await);
-    let key = key(subject, "shared_tokens");
+    let (one, other) = (fixture.open().await, fixture.open().await);
+    let key = key(fixture, "shared_tokens");
     let mut before = None;
     for _ in 0..3 {
-        let writer = held(subject, &one, &key, Mode::Exclusive).await;
+        let writer = held(fixture, &one, &key, Mode::Exclusive).await;
         release(&writer).await;
         let readers = [
-            held(subject, &one, &key, Mode::Shared).await,
-            held(subject, &other, &key, Mode::Shared).await,
+            held(fixture, &one, &key, Mode::Shared).await,
+            held(fixture, &other, &key, Mode::Shared).await,
         ];
         for reader in &readers {
             assert!(
@@ -84,7 +84,7 @@ pub async fn shared_tokens_lie_between_exclusive_ones(subject: &dyn Subject) {
             );
             release(reader).await;
         }
-        let next = held(subject, &one, &key, Mode::Exclusive).await;
+        let next = held(fixture, &one, &key, Mode::Exclusive).await;
         for reader in &readers {
             assert!(
                 token(reader) < token(&next),
@@ -98,13 +98,13 @@ pub async fn shared_tokens_lie_between_exclusive_ones(subject: &dyn Subject) {
 }
 
 /// Several permit holders are right at a time, so permits have no token.
-pub async fn permits_carry_no_token(subject: &dyn Subject) {
-    let backend = subject.open().await;
-    let key = key(subject, "permits_carry_no_token");
+pub async fn permits_carry_no_token(fixture: &dyn BackendFixture) {
+    let backend = fixture.open().await;
+    let key = key(fixture, "permits_carry_no_token");
     let of = crate::cases::modes::number(2);
     let lease = granted(
         &backend,
-        request(subject, &backend, &key).with_permit_of(of),
+        request(fixture, &backend, &key).with_permit_of(of),
         "a permit is granted",
     )
     .await;

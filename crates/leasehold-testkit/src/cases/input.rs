@@ -5,15 +5,15 @@ use std::sync::Arc;
 use leasehold_core::{Error, ErrorKind, LockKey, Ttl};
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{attempt, client, key, must, must_grant, release, request},
-    subject::Subject,
 };
 
 /// Different names are different locks, whatever they are made of; a name that cannot be one is
 /// refused as invalid input.
-pub async fn awkward_names_are_distinct(subject: &dyn Subject) {
-    let backend = subject.open().await;
-    let stem = subject.name("awkward");
+pub async fn awkward_names_are_distinct(fixture: &dyn BackendFixture) {
+    let backend = fixture.open().await;
+    let stem = fixture.name("awkward");
     let long = |last: char| {
         let mut name = stem.clone();
         name.extend(std::iter::repeat_n(
@@ -39,7 +39,7 @@ pub async fn awkward_names_are_distinct(subject: &dyn Subject) {
         let shown = String::from_utf8_lossy(&name).into_owned();
         let key = must(LockKey::new(&name), "the contract takes any bytes");
         match Arc::clone(&backend)
-            .try_acquire(request(subject, &backend, &key))
+            .try_acquire(request(fixture, &backend, &key))
             .await
         {
             Ok(leasehold_core::Attempt::Granted(lease)) => held.push((key, lease)),
@@ -53,9 +53,9 @@ pub async fn awkward_names_are_distinct(subject: &dyn Subject) {
             ),
         }
     }
-    let other = subject.open().await;
+    let other = fixture.open().await;
     for (key, _) in &held {
-        let again = attempt(&other, request(subject, &other, key)).await;
+        let again = attempt(&other, request(fixture, &other, key)).await;
         assert!(
             again.is_none(),
             "`{key}` was granted and can be locked again"
@@ -64,7 +64,7 @@ pub async fn awkward_names_are_distinct(subject: &dyn Subject) {
     for (_, lease) in &held {
         release(lease).await;
     }
-    let client = client(subject).await;
+    let client = client(fixture).await;
     for refused in [String::new(), "x".repeat(LockKey::MAX_LEN + 1)] {
         let locked = client
             .mutex(refused)
@@ -81,10 +81,10 @@ pub async fn awkward_names_are_distinct(subject: &dyn Subject) {
 }
 
 /// A TTL outside of the capabilities is invalid input, never rounded.
-pub async fn ttl_outside_capabilities_is_refused_typed(subject: &dyn Subject) {
-    let (client, backend) = (client(subject).await, subject.open().await);
+pub async fn ttl_outside_capabilities_is_refused_typed(fixture: &dyn BackendFixture) {
+    let (client, backend) = (client(fixture).await, fixture.open().await);
     let able = backend.capabilities();
-    let key = key(subject, "ttl");
+    let key = key(fixture, "ttl");
     let below = able
         .min_ttl
         .as_millis()

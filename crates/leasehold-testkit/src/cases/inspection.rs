@@ -5,18 +5,18 @@ use std::sync::Arc;
 use leasehold_core::{LossDetection, Renewal, Revocation, RevokeOutcome};
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{
         SOON, at_the_latest, client, granted, inspected, key, lifetime, must, queued, refused,
         release, request,
     },
-    subject::Subject,
 };
 
 /// The holder is shown with its label and its token, the waiter is known, and afterwards nobody is
 /// left.
-pub async fn inspect_shows_holder_and_waiter(subject: &dyn Subject) {
-    let (holder, other) = (client(subject).await, client(subject).await);
-    let key = key(subject, "inspect");
+pub async fn inspect_shows_holder_and_waiter(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, client(fixture).await);
+    let key = key(fixture, "inspect");
     let seen = must(holder.inspect(&key).await, "an inspection is answered");
     assert!(
         seen.holders.is_empty() && seen.waiters.is_empty(),
@@ -59,9 +59,9 @@ pub async fn inspect_shows_holder_and_waiter(subject: &dyn Subject) {
 }
 
 /// A holder whose lock is broken is told: at once, or when it renews, as the capabilities say.
-pub async fn loss_is_told(subject: &dyn Subject) {
-    let (holder, other) = (client(subject).await, client(subject).await);
-    let key = key(subject, "loss");
+pub async fn loss_is_reported(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, client(fixture).await);
+    let key = key(fixture, "loss");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let seen = must(other.inspect(&key).await, "an inspection is answered");
     let Some(shown) = seen.holders.first() else {
@@ -73,8 +73,8 @@ pub async fn loss_is_told(subject: &dyn Subject) {
     );
     assert_eq!(broken, RevokeOutcome::Freed, "a break `now` frees");
     let within = match holder.capabilities().loss_detection {
-        LossDetection::Pushed => subject.ttl().as_duration() / 10 + SOON / 2,
-        _ => subject.ttl().as_duration() / 2 + SOON / 2,
+        LossDetection::Pushed => fixture.ttl().as_duration() / 10 + SOON / 2,
+        _ => fixture.ttl().as_duration() / 2 + SOON / 2,
     };
     let told = tokio::time::timeout(within, guard.lost()).await;
     assert!(told.is_ok(), "the loss was not told within {within:?}");
@@ -85,14 +85,14 @@ pub async fn loss_is_told(subject: &dyn Subject) {
 }
 
 /// A break hits the holder that was shown and nobody who came later.
-pub async fn break_never_hits_a_newer_holder(subject: &dyn Subject) {
+pub async fn revocation_never_hits_a_newer_holder(fixture: &dyn BackendFixture) {
     let (one, other, third) = (
-        subject.open().await,
-        subject.open().await,
-        subject.open().await,
+        fixture.open().await,
+        fixture.open().await,
+        fixture.open().await,
     );
-    let key = key(subject, "newer");
-    let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
+    let key = key(fixture, "newer");
+    let first = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
     let seen = must(third.inspect(&key).await, "an inspection is answered");
     let Some(shown) = seen.holders.first() else {
         panic!("no holder is shown: {seen:?}")
@@ -100,7 +100,7 @@ pub async fn break_never_hits_a_newer_holder(subject: &dyn Subject) {
     release(&first).await;
     let second = granted(
         &other,
-        request(subject, &other, &key),
+        request(fixture, &other, &key),
         "a released lock is granted",
     )
     .await;
@@ -113,7 +113,7 @@ pub async fn break_never_hits_a_newer_holder(subject: &dyn Subject) {
         );
         refused(
             &third,
-            request(subject, &third, &key),
+            request(fixture, &third, &key),
             "the newer holder holds on",
         )
         .await;
@@ -127,14 +127,14 @@ pub async fn break_never_hits_a_newer_holder(subject: &dyn Subject) {
 
 /// A graceful revocation ends the renewals and nothing else: a waiter is not granted the lock while
 /// its holder believes in it.
-pub async fn graceful_revocation_grants_nobody_early(subject: &dyn Subject) {
+pub async fn graceful_revocation_grants_nobody_early(fixture: &dyn BackendFixture) {
     for renewal in [Renewal::Manual, Renewal::Automatic] {
         let (holder, other, third) = (
-            client(subject).await,
-            client(subject).await,
-            client(subject).await,
+            client(fixture).await,
+            client(fixture).await,
+            client(fixture).await,
         );
-        let key = key(subject, "graceful");
+        let key = key(fixture, "graceful");
         let guard = must(
             holder.mutex(&key).with_renewal(renewal).lock().await,
             "a free lock is granted",
@@ -159,7 +159,7 @@ pub async fn graceful_revocation_grants_nobody_early(subject: &dyn Subject) {
             keeps_its_time,
             "a graceful break leaves the holder its time: {broken:?}"
         );
-        let limit = at_the_latest(subject, lifetime(subject) * 2);
+        let limit = at_the_latest(fixture, lifetime(fixture) * 2);
         let Ok(Ok((granted, believed))) = tokio::time::timeout(limit, waiter).await else {
             panic!("the waiter was not granted the lock within {limit:?}, {renewal:?}")
         };

@@ -3,15 +3,15 @@
 use leasehold_core::ErrorKind;
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{client, key, must},
-    subject::Subject,
 };
 
 /// A ping is answered while a lock is held, changes nothing, and a closed client says *closed*. A
 /// backend without a ping says *unsupported*.
-pub async fn ping_is_answered_beside_a_held_lock(subject: &dyn Subject) {
-    let client = client(subject).await;
-    let key = key(subject, "ping");
+pub async fn ping_is_answered_beside_a_held_lock(fixture: &dyn BackendFixture) {
+    let client = client(fixture).await;
+    let key = key(fixture, "ping");
     let guard = must(client.mutex(&key).lock().await, "a free lock is granted");
     match client.ping().await {
         Ok(pong) => assert!(

@@ -5,17 +5,17 @@ use std::{num::NonZeroU32, sync::Arc};
 use leasehold_core::{ErrorKind, Lease, Mode};
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{attempt, client, granted, key, must, queued, refused, release, request},
-    subject::Subject,
 };
 
 /// Readers share.
-pub async fn readers_share(subject: &dyn Subject) {
-    let key = key(subject, "readers");
+pub async fn readers_share(fixture: &dyn BackendFixture) {
+    let key = key(fixture, "readers");
     let mut readers = Vec::new();
     for _ in 0..3 {
-        let backend = subject.open().await;
-        let request = request(subject, &backend, &key).with_mode(Mode::Shared);
+        let backend = fixture.open().await;
+        let request = request(fixture, &backend, &key).with_mode(Mode::Shared);
         readers.push(granted(&backend, request, "a reader joins readers").await);
     }
     for reader in &readers {
@@ -24,15 +24,15 @@ pub async fn readers_share(subject: &dyn Subject) {
 }
 
 /// A writer excludes readers, and every reader excludes a writer.
-pub async fn writer_excludes_readers(subject: &dyn Subject) {
-    let key = key(subject, "writer");
+pub async fn writer_excludes_readers(fixture: &dyn BackendFixture) {
+    let key = key(fixture, "writer");
     let (one, two, three) = (
-        subject.open().await,
-        subject.open().await,
-        subject.open().await,
+        fixture.open().await,
+        fixture.open().await,
+        fixture.open().await,
     );
-    let shared = |backend| request(subject, backend, &key).with_mode(Mode::Shared);
-    let writer = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
+    let shared = |backend| request(fixture, backend, &key).with_mode(Mode::Shared);
+    let writer = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
     refused(
         &two,
         shared(&two),
@@ -44,21 +44,21 @@ pub async fn writer_excludes_readers(subject: &dyn Subject) {
     let second = granted(&two, shared(&two), "a reader joins readers").await;
     refused(
         &three,
-        request(subject, &three, &key),
+        request(fixture, &three, &key),
         "a writer is refused while readers hold",
     )
     .await;
     release(&first).await;
     refused(
         &three,
-        request(subject, &three, &key),
+        request(fixture, &three, &key),
         "a writer is refused while one reader holds",
     )
     .await;
     release(&second).await;
     let writer = granted(
         &three,
-        request(subject, &three, &key),
+        request(fixture, &three, &key),
         "a writer is granted after the last reader",
     )
     .await;
@@ -66,12 +66,12 @@ pub async fn writer_excludes_readers(subject: &dyn Subject) {
 }
 
 /// While a writer waits, no reader that comes later is let in before it; and the writer is granted.
-pub async fn no_reader_overtakes_a_waiting_writer(subject: &dyn Subject) {
-    let key = key(subject, "overtakes");
+pub async fn no_reader_overtakes_a_waiting_writer(fixture: &dyn BackendFixture) {
+    let key = key(fixture, "overtakes");
     let (reader, writer, late) = (
-        client(subject).await,
-        client(subject).await,
-        client(subject).await,
+        client(fixture).await,
+        client(fixture).await,
+        client(fixture).await,
     );
     let guard = must(
         reader.rwlock(&key).read().await,
@@ -105,48 +105,48 @@ pub async fn no_reader_overtakes_a_waiting_writer(subject: &dyn Subject) {
 }
 
 /// No more holders than permits, and a permit that is given back can be taken again.
-pub async fn permits_bound_holders(subject: &dyn Subject) {
-    let key = key(subject, "permits");
+pub async fn permits_bound_holders(fixture: &dyn BackendFixture) {
+    let key = key(fixture, "permits");
     let of = number(3);
     let mut held: Vec<Arc<dyn Lease>> = Vec::new();
     for _ in 0..of.get() {
-        let backend = subject.open().await;
+        let backend = fixture.open().await;
         held.push(
             granted(
                 &backend,
-                request(subject, &backend, &key).with_permit_of(of),
+                request(fixture, &backend, &key).with_permit_of(of),
                 "a permit is free",
             )
             .await,
         );
     }
-    let backend = subject.open().await;
+    let backend = fixture.open().await;
     let mut refills = Vec::new();
     for permit in &held {
         let full = attempt(
             &backend,
-            request(subject, &backend, &key).with_permit_of(of),
+            request(fixture, &backend, &key).with_permit_of(of),
         )
         .await;
         assert!(full.is_none(), "one more than the permits was granted");
         release(permit).await;
         let again = granted(
             &backend,
-            request(subject, &backend, &key).with_permit_of(of),
+            request(fixture, &backend, &key).with_permit_of(of),
             "a permit was returned",
         )
         .await;
-        let other = subject.open().await;
+        let other = fixture.open().await;
         refused(
             &other,
-            request(subject, &other, &key).with_permit_of(of),
+            request(fixture, &other, &key).with_permit_of(of),
             "all permits are taken again",
         )
         .await;
         release(&again).await;
         let refill = granted(
             &other,
-            request(subject, &other, &key).with_permit_of(of),
+            request(fixture, &other, &key).with_permit_of(of),
             "a permit was returned",
         )
         .await;
@@ -158,9 +158,9 @@ pub async fn permits_bound_holders(subject: &dyn Subject) {
 }
 
 /// Another number of permits for a name whose permits are held is told as a mismatch.
-pub async fn permit_counts_must_match(subject: &dyn Subject) {
-    let key = key(subject, "counts");
-    let (one, other) = (client(subject).await, client(subject).await);
+pub async fn permit_counts_must_match(fixture: &dyn BackendFixture) {
+    let key = key(fixture, "counts");
+    let (one, other) = (client(fixture).await, client(fixture).await);
     let guard = must(one.semaphore(&key, 2).acquire().await, "a permit is free");
     let mismatched = other
         .semaphore(&key, 3)
@@ -189,9 +189,9 @@ pub async fn permit_counts_must_match(subject: &dyn Subject) {
 
 /// What the capabilities do not name is refused as unsupported, by the client and by the backend
 /// itself.
-pub async fn unsupported_modes_are_refused_typed(subject: &dyn Subject) {
-    let (client, backend) = (client(subject).await, subject.open().await);
-    let key = key(subject, "unsupported");
+pub async fn unsupported_modes_are_refused_typed(fixture: &dyn BackendFixture) {
+    let (client, backend) = (client(fixture).await, fixture.open().await);
+    let key = key(fixture, "unsupported");
     let able = backend.capabilities();
     let modes = [
         (able.exclusive, Mode::Exclusive),
@@ -210,7 +210,7 @@ pub async fn unsupported_modes_are_refused_typed(subject: &dyn Subject) {
             "{mode}, by the client"
         );
         let asked = Arc::clone(&backend)
-            .try_acquire(request(subject, &backend, &key).with_mode(mode))
+            .try_acquire(request(fixture, &backend, &key).with_mode(mode))
             .await;
         assert_eq!(
             asked.map(drop).map_err(|error| error.kind()),

@@ -6,20 +6,21 @@ use leasehold_core::{ErrorKind, LockClient, LockKey, Renewal, Result, Revocation
 use tracing::instrument::WithSubscriber;
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{client, granted_within, key, lifetime, must, release},
-    panicking::{Call, Panicking, PanickingSubscriber, Plan, Stage},
-    subject::Subject,
+    panicking::{Call, CallPoint, PanicPlan, Panicking},
+    panicking_subscriber::PanickingSubscriber,
 };
 
 /// As often a busy machine may be late.
 const TRIES: usize = 5;
 
-async fn panicking(subject: &dyn Subject) -> (LockClient, Arc<Plan>) {
+async fn panicking(fixture: &dyn BackendFixture) -> (LockClient, Arc<PanicPlan>) {
     let plan = Arc::default();
-    let backend = Panicking::new(subject.open().await, &plan);
+    let backend = Panicking::new(fixture.open().await, &plan);
     let client = LockClient::builder(backend)
-        .with_ttl(subject.ttl())
-        .with_clock(subject.clock())
+        .with_ttl(fixture.ttl())
+        .with_clock(fixture.clock())
         .build();
     (client, plan)
 }
@@ -56,31 +57,31 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
 
 /// A panic in a call of the backend is an [`ErrorKind::Indeterminate`] error of that call. The
 /// future is not polled again, and the lock is free long before its TTL has passed.
-pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
-    let ((client, plan), others) = (panicking(subject).await, client(subject).await);
-    let other = subject.open().await;
+pub async fn panic_in_any_call_is_an_error_of_that_call(fixture: &dyn BackendFixture) {
+    let ((client, plan), others) = (panicking(fixture).await, client(fixture).await);
+    let other = fixture.open().await;
     let mut calls = vec![
-        (Call::FencingToken, Stage::Called, 1),
-        (Call::KeepAlive, Stage::Called, 1),
+        (Call::FencingToken, CallPoint::Called, 1),
+        (Call::KeepAlive, CallPoint::Called, 1),
         // A lease that does not report its deadline is not valid.
-        (Call::ValidUntil, Stage::Called, usize::MAX),
+        (Call::ValidUntil, CallPoint::Called, usize::MAX),
     ];
-    for stage in Stage::ALL {
+    for point in CallPoint::ALL {
         calls.extend(
             [Call::TryAcquire, Call::Acquire, Call::Renew, Call::Release]
-                .map(|call| (call, stage, 1)),
+                .map(|call| (call, point, 1)),
         );
-        calls.push((Call::Ping, stage, 1));
+        calls.push((Call::Ping, point, 1));
         if client.capabilities().inspect {
-            calls.push((Call::Inspect, stage, 1));
+            calls.push((Call::Inspect, point, 1));
         }
         if client.capabilities().inspect && client.capabilities().revoke {
-            calls.push((Call::Break, stage, 1));
+            calls.push((Call::Break, point, 1));
         }
     }
-    for (call, stage, times) in calls {
-        let key = key(subject, "panic");
-        plan.arm(call, stage, times);
+    for (call, point, times) in calls {
+        let key = key(fixture, "panic");
+        plan.arm(call, point, times);
         let outcome = make(call, &client, &others, &key).await;
         plan.disarm();
         let expected = if call == Call::ValidUntil {
@@ -90,16 +91,16 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
         };
         match outcome {
             Ok(()) => {
-                panic!("{call:?} panicked when it was {stage:?}, and its caller was not told")
+                panic!("{call:?} panicked when it was {point:?}, and its caller was not told")
             }
-            Err(error) => assert_eq!(error.kind(), expected, "{call:?}, {stage:?}: {error:?}"),
+            Err(error) => assert_eq!(error.kind(), expected, "{call:?}, {point:?}: {error:?}"),
         }
-        let claim = format!("after {call:?} panicked when it was {stage:?} the lock is free soon");
+        let claim = format!("after {call:?} panicked when it was {point:?} the lock is free soon");
         let lease = granted_within(
-            subject,
+            fixture,
             &other,
             &key,
-            subject.ttl().as_duration() / 2,
+            fixture.ttl().as_duration() / 2,
             &claim,
         )
         .await;
@@ -112,22 +113,22 @@ pub async fn panic_in_any_call_is_an_error_of_it(subject: &dyn Subject) {
 }
 
 /// A renewal that panics is retried in time, and the renewals of other locks continue.
-pub async fn panic_in_a_renewal_ends_no_other(subject: &dyn Subject) {
-    let (client, plan) = panicking(subject).await;
+pub async fn panic_in_a_renewal_ends_no_other(fixture: &dyn BackendFixture) {
+    let (client, plan) = panicking(fixture).await;
     let mut lost = None;
     // On a busy machine the renewals that are left may come too late. Those that have ended for
     // good come in no try.
     for _ in 0..TRIES {
         let one = must(
-            client.mutex(key(subject, "panic_one")).lock().await,
+            client.mutex(key(fixture, "panic_one")).lock().await,
             "a free lock is granted",
         );
         let other = must(
-            client.mutex(key(subject, "panic_other")).lock().await,
+            client.mutex(key(fixture, "panic_other")).lock().await,
             "a free lock is granted",
         );
-        plan.arm(Call::Renew, Stage::Polled, 2);
-        tokio::time::sleep(lifetime(subject) * 2).await;
+        plan.arm(Call::Renew, CallPoint::Polled, 2);
+        tokio::time::sleep(lifetime(fixture) * 2).await;
         assert_eq!(plan.left(), 0, "it was renewed");
         lost = [&one, &other]
             .iter()
@@ -144,11 +145,11 @@ pub async fn panic_in_a_renewal_ends_no_other(subject: &dyn Subject) {
 }
 
 /// A tracing subscriber that panics at any of its calls, or at all of them, leaks no lock.
-pub async fn panicking_subscriber_leaks_no_lock(subject: &dyn Subject) {
-    let (client, other) = (client(subject).await, subject.open().await);
+pub async fn panicking_subscriber_leaks_no_lock(fixture: &dyn BackendFixture) {
+    let (client, other) = (client(fixture).await, fixture.open().await);
     let mut point = None;
     loop {
-        let keys = ["traced_try", "traced_release", "traced_drop"].map(|hint| key(subject, hint));
+        let keys = ["traced_try", "traced_release", "traced_drop"].map(|hint| key(fixture, hint));
         let (subscriber, calls) = PanickingSubscriber::new(point);
         let traced = async {
             // A panic in an event of the backend's own is an error of its call.
@@ -163,10 +164,10 @@ pub async fn panicking_subscriber_leaks_no_lock(subject: &dyn Subject) {
             let claim =
                 format!("after a subscriber panicked at call {point:?} the lock is free soon");
             let lease = granted_within(
-                subject,
+                fixture,
                 &other,
                 key,
-                subject.ttl().as_duration() / 2,
+                fixture.ttl().as_duration() / 2,
                 &claim,
             )
             .await;

@@ -3,14 +3,14 @@
 use leasehold_core::Released;
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{client, key, must, must_grant, refused, request},
-    subject::Subject,
 };
 
 /// Within one owner a lock is granted again at once, and only the last release frees it.
-pub async fn owner_reenters_and_last_release_frees(subject: &dyn Subject) {
-    let (client, other) = (client(subject).await, subject.open().await);
-    let key = key(subject, "reenters");
+pub async fn owner_reenters_and_last_release_frees(fixture: &dyn BackendFixture) {
+    let (client, other) = (client(fixture).await, fixture.open().await);
+    let key = key(fixture, "reenters");
     let owner = client.reentrant_owner();
     let outer = must(owner.lock(&key).await, "a free lock is granted");
     let inner = must_grant(owner.try_lock(&key).await, "the owner locks again");
@@ -32,7 +32,7 @@ pub async fn owner_reenters_and_last_release_frees(subject: &dyn Subject) {
         );
         refused(
             &other,
-            request(subject, &other, &key),
+            request(fixture, &other, &key),
             "it is held until the last release",
         )
         .await;
@@ -48,12 +48,12 @@ pub async fn owner_reenters_and_last_release_frees(subject: &dyn Subject) {
 }
 
 /// Another owner in the same process waits, as any other process does.
-pub async fn other_owner_waits(subject: &dyn Subject) {
-    let client = client(subject).await;
-    let key = key(subject, "other_owner");
+pub async fn other_owner_waits(fixture: &dyn BackendFixture) {
+    let client = client(fixture).await;
+    let key = key(fixture, "other_owner");
     let (one, other) = (client.reentrant_owner(), client.reentrant_owner());
     let guard = must(one.lock(&key).await, "a free lock is granted");
-    let within = subject.ttl().as_duration() / 4;
+    let within = fixture.ttl().as_duration() / 4;
     let waited = must(other.lock_timeout(&key, within).await, "a wait is answered");
     assert!(waited.is_none(), "another owner waits");
     must(guard.release().await, "a release is answered");

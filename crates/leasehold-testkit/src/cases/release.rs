@@ -5,29 +5,29 @@ use std::sync::Arc;
 use leasehold_core::Released;
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{client, granted, granted_within, key, let_expire, must, refused, release, request},
-    subject::Subject,
 };
 
 /// A release that comes after the expiry does not touch the next holder, neither another client's
 /// nor a newer grant of the same client.
-pub async fn stale_release_does_not_free_successor(subject: &dyn Subject) {
-    let (one, other) = (subject.open().await, subject.open().await);
+pub async fn stale_release_does_not_free_successor(fixture: &dyn BackendFixture) {
+    let (one, other) = (fixture.open().await, fixture.open().await);
     for (successor, whose) in [(&other, "another client's"), (&one, "the same client's")] {
-        let key = key(subject, "stale_release");
-        let first = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
-        let_expire(subject).await;
+        let key = key(fixture, "stale_release");
+        let first = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
+        let_expire(fixture).await;
         let second = granted(
             successor,
-            request(subject, successor, &key),
+            request(fixture, successor, &key),
             "an expired lock is granted",
         )
         .await;
         release(&first).await;
-        let third = subject.open().await;
+        let third = fixture.open().await;
         refused(
             &third,
-            request(subject, &third, &key),
+            request(fixture, &third, &key),
             &format!("{whose} newer grant outlives a stale release"),
         )
         .await;
@@ -37,12 +37,12 @@ pub async fn stale_release_does_not_free_successor(subject: &dyn Subject) {
 
 /// The first release frees; the second does nothing and says so; so does one of a lock that
 /// expired.
-pub async fn release_is_idempotent_and_truthful(subject: &dyn Subject) {
-    let backend = subject.open().await;
-    let key = key(subject, "truthful");
+pub async fn release_is_idempotent_and_reports_outcome(fixture: &dyn BackendFixture) {
+    let backend = fixture.open().await;
+    let key = key(fixture, "truthful");
     let lease = granted(
         &backend,
-        request(subject, &backend, &key),
+        request(fixture, &backend, &key),
         "a free lock is granted",
     )
     .await;
@@ -59,7 +59,7 @@ pub async fn release_is_idempotent_and_truthful(subject: &dyn Subject) {
     );
     let next = granted(
         &backend,
-        request(subject, &backend, &key),
+        request(fixture, &backend, &key),
         "a released lock is granted",
     )
     .await;
@@ -67,20 +67,20 @@ pub async fn release_is_idempotent_and_truthful(subject: &dyn Subject) {
 }
 
 /// Dropping a guard releases in the background.
-pub async fn guard_dropped_releases(subject: &dyn Subject) {
-    let holder = client(subject).await;
-    let key = key(subject, "dropped");
+pub async fn guard_dropped_releases(fixture: &dyn BackendFixture) {
+    let holder = client(fixture).await;
+    let key = key(fixture, "dropped");
     drop(must(
         holder.mutex(&key).lock().await,
         "a free lock is granted",
     ));
-    frees_soon(subject, &key, "a dropped guard's lock is free soon").await;
+    frees_soon(fixture, &key, "a dropped guard's lock is free soon").await;
 }
 
 /// A panic drops the guard, and that releases.
-pub async fn guard_dropped_in_a_panic_releases(subject: &dyn Subject) {
-    let holder = client(subject).await;
-    let key = key(subject, "panic");
+pub async fn guard_dropped_in_a_panic_releases(fixture: &dyn BackendFixture) {
+    let holder = client(fixture).await;
+    let key = key(fixture, "panic");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _guard = guard;
@@ -88,28 +88,28 @@ pub async fn guard_dropped_in_a_panic_releases(subject: &dyn Subject) {
         std::panic::resume_unwind(Box::new("on purpose"));
     }));
     assert!(unwound.is_err(), "it panicked");
-    frees_soon(subject, &key, "the guard's lock is free soon after a panic").await;
+    frees_soon(fixture, &key, "the guard's lock is free soon after a panic").await;
 }
 
 /// A guard that is dropped on a thread without a runtime neither panics nor blocks, and releases.
-pub async fn guard_dropped_outside_a_runtime_releases(subject: &dyn Subject) {
-    let holder = client(subject).await;
-    let key = key(subject, "outside");
+pub async fn guard_dropped_outside_a_runtime_releases(fixture: &dyn BackendFixture) {
+    let holder = client(fixture).await;
+    let key = key(fixture, "outside");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     assert!(
         std::thread::spawn(move || drop(guard)).join().is_ok(),
         "dropping a guard outside of a runtime panicked"
     );
     frees_soon(
-        subject,
+        fixture,
         &key,
         "the lock is free soon after a drop outside of a runtime",
     )
     .await;
 }
 
-async fn frees_soon(subject: &dyn Subject, key: &leasehold_core::LockKey, claim: &str) {
-    let other = subject.open().await;
-    let lease = granted_within(subject, &other, key, subject.ttl().as_duration() / 2, claim).await;
+async fn frees_soon(fixture: &dyn BackendFixture, key: &leasehold_core::LockKey, claim: &str) {
+    let other = fixture.open().await;
+    let lease = granted_within(fixture, &other, key, fixture.ttl().as_duration() / 2, claim).await;
     release(&lease).await;
 }

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use leasehold_core::ErrorKind;
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{
         client, granted, granted_within, key, let_expire, lifetime, must, poll_once, refused,
         release, request,
     },
-    subject::Subject,
 };
 
 /// A guard that is renewed is held for as long as one likes.
-pub async fn renewal_extends(subject: &dyn Subject) {
-    let (holder, other) = (client(subject).await, subject.open().await);
-    let key = key(subject, "renewal");
+pub async fn renewal_extends(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, fixture.open().await);
+    let key = key(fixture, "renewal");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let first = guard.deadline();
     for _ in 0..3 {
-        tokio::time::sleep(subject.ttl().as_duration()).await;
+        tokio::time::sleep(fixture.ttl().as_duration()).await;
         assert!(
             guard.is_held(),
             "a renewed guard is held: {:?}",
@@ -27,7 +27,7 @@ pub async fn renewal_extends(subject: &dyn Subject) {
         );
         refused(
             &other,
-            request(subject, &other, &key),
+            request(fixture, &other, &key),
             "a renewed lock is refused to others",
         )
         .await;
@@ -37,11 +37,11 @@ pub async fn renewal_extends(subject: &dyn Subject) {
 }
 
 /// A renewal after the deadline fails as *lost*, and the deadline stays where it was.
-pub async fn late_renewal_does_not_revive(subject: &dyn Subject) {
-    let (one, other) = (subject.open().await, subject.open().await);
-    let key = key(subject, "late_renewal");
-    let lease = granted(&one, request(subject, &one, &key), "a free lock is granted").await;
-    let_expire(subject).await;
+pub async fn late_renewal_does_not_revive(fixture: &dyn BackendFixture) {
+    let (one, other) = (fixture.open().await, fixture.open().await);
+    let key = key(fixture, "late_renewal");
+    let lease = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
+    let_expire(fixture).await;
     let renewed = Arc::clone(&lease)
         .renew()
         .await
@@ -52,12 +52,12 @@ pub async fn late_renewal_does_not_revive(subject: &dyn Subject) {
         "a renewal after the expiry is told that the lock is lost"
     );
     assert!(
-        lease.valid_until().is_past(subject.clock().now()),
+        lease.valid_until().is_past(fixture.clock().now()),
         "and the deadline stays in the past"
     );
     let next = granted(
         &other,
-        request(subject, &other, &key),
+        request(fixture, &other, &key),
         "and the lock stays free",
     )
     .await;
@@ -65,16 +65,16 @@ pub async fn late_renewal_does_not_revive(subject: &dyn Subject) {
 }
 
 /// After the release nothing renews: what was renewed while it was held is free, and stays free.
-pub async fn nothing_renews_after_release(subject: &dyn Subject) {
-    let (holder, other) = (client(subject).await, subject.open().await);
-    let key = key(subject, "outlives");
+pub async fn nothing_renews_after_release(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, fixture.open().await);
+    let key = key(fixture, "outlives");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
-    tokio::time::sleep(subject.ttl().as_duration()).await;
+    tokio::time::sleep(fixture.ttl().as_duration()).await;
     must(guard.release().await, "a release is answered");
-    tokio::time::sleep(subject.ttl().as_duration()).await;
+    tokio::time::sleep(fixture.ttl().as_duration()).await;
     let lease = granted(
         &other,
-        request(subject, &other, &key),
+        request(fixture, &other, &key),
         "a released lock stays free",
     )
     .await;
@@ -82,16 +82,16 @@ pub async fn nothing_renews_after_release(subject: &dyn Subject) {
 }
 
 /// A renewal and a release that overlap, in any order, leave the lock free.
-pub async fn renewal_racing_release_never_leaves_it_held(subject: &dyn Subject) {
+pub async fn renewal_racing_release_never_leaves_it_held(fixture: &dyn BackendFixture) {
     const ROUNDS: usize = 100;
-    let (one, other) = (subject.open().await, subject.open().await);
-    let key = key(subject, "race");
+    let (one, other) = (fixture.open().await, fixture.open().await);
+    let key = key(fixture, "race");
     for round in 0..ROUNDS {
         let lease = granted_within(
-            subject,
+            fixture,
             &one,
             &key,
-            lifetime(subject),
+            lifetime(fixture),
             "the round before left it free",
         )
         .await;
@@ -116,7 +116,7 @@ pub async fn renewal_racing_release_never_leaves_it_held(subject: &dyn Subject) 
             _ => drop(tokio::join!(release_it, renewal)),
         }
         let claim = "a lock is free after a release that overlapped a renewal";
-        let next = granted(&other, request(subject, &other, &key), claim).await;
+        let next = granted(&other, request(fixture, &other, &key), claim).await;
         release(&next).await;
     }
 }

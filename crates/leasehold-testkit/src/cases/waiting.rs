@@ -1,14 +1,14 @@
 //! Queueing up.
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{at_the_latest, client, granted, key, lifetime, must, must_grant, request},
-    subject::Subject,
 };
 
 /// A release wakes the waiter of another client, much earlier than any TTL would.
-pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
-    let (holder, other) = (client(subject).await, client(subject).await);
-    let key = key(subject, "woken");
+pub async fn waiter_is_notified_without_polling(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, client(fixture).await);
+    let key = key(fixture, "woken");
     // A poll on the way to a TTL would come too late for three rounds on end to be quick. A busy
     // machine is late at times.
     let (mut quick, mut late) = (0, Vec::new());
@@ -16,22 +16,22 @@ pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
         let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
         let mutex = other.mutex(&key);
         let waiter = tokio::spawn(async move { mutex.lock().await });
-        tokio::time::sleep(subject.ttl().as_duration() / 4).await;
+        tokio::time::sleep(fixture.ttl().as_duration() / 4).await;
         assert!(
             !waiter.is_finished(),
             "a waiter waits while the lock is held"
         );
-        let freed = subject.clock().now();
+        let freed = fixture.clock().now();
         must(guard.release().await, "a release is answered");
         let Ok(taken) = waiter.await else {
             panic!("the waiter panicked")
         };
-        let took = subject.clock().now().since(freed);
-        if took < subject.ttl().as_duration() / 4 {
+        let took = fixture.clock().now().since(freed);
+        if took < fixture.ttl().as_duration() / 4 {
             quick += 1;
         } else {
             (quick, late) = (0, [late, vec![took]].concat());
-            let most = if subject.is_time_paused() { 0 } else { 4 };
+            let most = if fixture.is_time_paused() { 0 } else { 4 };
             assert!(
                 late.len() <= most,
                 "the waiter was woken only {late:?} after the release"
@@ -45,30 +45,30 @@ pub async fn waiter_is_woken_without_polling(subject: &dyn Subject) {
 }
 
 /// A waiter gets the lock of a holder that has died, soon after its TTL.
-pub async fn waiter_takes_over_after_expiry(subject: &dyn Subject) {
-    let (dead, waiter) = (subject.open().await, client(subject).await);
-    let key = key(subject, "takes_over");
+pub async fn waiter_takes_over_after_expiry(fixture: &dyn BackendFixture) {
+    let (dead, waiter) = (fixture.open().await, client(fixture).await);
+    let key = key(fixture, "takes_over");
     let lease = granted(
         &dead,
-        request(subject, &dead, &key),
+        request(fixture, &dead, &key),
         "a free lock is granted",
     )
     .await;
-    let guard = waiter.mutex(&key).lock_timeout(lifetime(subject)).await;
+    let guard = waiter.mutex(&key).lock_timeout(lifetime(fixture)).await;
     let guard = must_grant(guard, "a waiter takes over after the expiry");
     assert!(
-        lease.valid_until().is_past(subject.clock().now()),
+        lease.valid_until().is_past(fixture.clock().now()),
         "the dead holder's deadline has passed by then"
     );
     must(guard.release().await, "a release is answered");
 }
 
 /// `lock_timeout` gives up when its time is over, not before and not much after, and holds nothing.
-pub async fn lock_timeout_gives_up_in_time(subject: &dyn Subject) {
-    let (holder, other) = (client(subject).await, client(subject).await);
-    let key = key(subject, "times_out");
+pub async fn lock_timeout_ends_in_time_and_holds_nothing(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, client(fixture).await);
+    let key = key(fixture, "times_out");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
-    let limit = subject.ttl().as_duration() / 2;
+    let limit = fixture.ttl().as_duration() / 2;
     let began = tokio::time::Instant::now();
     let waited = other.mutex(&key).lock_timeout(limit).await;
     let took = began.elapsed();
@@ -77,7 +77,7 @@ pub async fn lock_timeout_gives_up_in_time(subject: &dyn Subject) {
         "a wait that is over says so"
     );
     assert!(
-        took >= limit && took < at_the_latest(subject, limit * 2),
+        took >= limit && took < at_the_latest(fixture, limit * 2),
         "a wait of {limit:?} took {took:?}"
     );
     must(guard.release().await, "a release is answered");

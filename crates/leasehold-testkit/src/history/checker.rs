@@ -1,110 +1,18 @@
 //! C1 to C3.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
-use super::event::{Event, Op, Phase, RegisterLine};
-
-/// A broken promise.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Violation {
-    /// C1: two believed in one lock at a time.
-    Overlap {
-        /// Which lock.
-        key: String,
-        /// The one that was there first: process and token.
-        first: (String, Option<u64>),
-        /// The other.
-        second: (String, Option<u64>),
-        /// For how long both did.
-        for_ns: u64,
-    },
-    /// C2: an exclusive grant without a token.
-    NoToken {
-        /// Which process.
-        proc: String,
-    },
-    /// C2: two grants of one lock had the same token.
-    RepeatedToken {
-        /// Which lock.
-        key: String,
-        /// The token.
-        token: u64,
-    },
-    /// C2: a later grant had a smaller token.
-    FallenToken {
-        /// Which lock.
-        key: String,
-        /// The earlier grant's.
-        earlier: u64,
-        /// The later grant's.
-        later: u64,
-    },
-    /// C3: the register took a token after a larger one.
-    StaleAccess {
-        /// The larger.
-        seen: u64,
-        /// The smaller.
-        taken: u64,
-    },
-    /// C3: a write did not build on the one before it.
-    LostUpdate {
-        /// Who wrote.
-        proc: String,
-        /// The value that it had read.
-        read: u64,
-        /// The value that was there.
-        was: u64,
-    },
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Overlap {
-                key,
-                first,
-                second,
-                for_ns,
-            } => {
-                write!(
-                    f,
-                    "{first:?} and {second:?} both believed in `{key}` for {} µs",
-                    for_ns / 1000
-                )
-            }
-            Self::NoToken { proc } => write!(f, "{proc} was granted a lock without a token"),
-            Self::RepeatedToken { key, token } => {
-                write!(f, "two grants of `{key}` had the token {token}")
-            }
-            Self::FallenToken {
-                key,
-                earlier,
-                later,
-            } => {
-                write!(
-                    f,
-                    "after a grant of `{key}` with token {earlier} came one with {later}"
-                )
-            }
-            Self::StaleAccess { seen, taken } => {
-                write!(f, "the register took token {taken} after {seen}")
-            }
-            Self::LostUpdate { proc, read, was } => {
-                write!(
-                    f,
-                    "{proc} had read {read} and overwrote {was}: an update is lost"
-                )
-            }
-        }
-    }
-}
+use super::{
+    event::{Event, Op, Phase, RegisterLine},
+    violation::Violation,
+};
 
 /// What is known of the order of two grants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Two grants that were both believed in cannot have been told in another order than they were
     /// made: for a server that forgets no lock that is held.
-    AsTold,
+    AsReported,
     /// Only a request that began after another's grant came after it: for a server that may forget.
     RealTime,
 }
@@ -157,7 +65,7 @@ pub fn tokens(events: &[Event], order: Order) -> Vec<Violation> {
             };
             match belief.token {
                 // Told after its deadline, it is no grant in the order of telling.
-                Some(_) if order == Order::AsTold && belief.deadline <= belief.from => {}
+                Some(_) if order == Order::AsReported && belief.deadline <= belief.from => {}
                 Some(token) => grants.push(Grant {
                     invoked: belief.invoked,
                     told: belief.from,
@@ -243,7 +151,7 @@ fn fallen(key: &str, earlier: &[Grant], later: &[Grant], order: Order) -> Vec<Vi
         .map(|grant| (grant.told, grant.token))
         .collect();
     let starts = |grant: &Grant| match order {
-        Order::AsTold => (grant.told, grant.token),
+        Order::AsReported => (grant.told, grant.token),
         Order::RealTime => (grant.invoked, grant.token),
     };
     let mut started: Vec<_> = later.iter().map(starts).collect();
@@ -403,7 +311,7 @@ mod tests {
         ]
         .concat();
         assert_eq!(overlaps(&events), []);
-        assert_eq!(tokens(&events, Order::AsTold), []);
+        assert_eq!(tokens(&events, Order::AsReported), []);
         assert_eq!(tokens(&events, Order::RealTime), []);
     }
 
@@ -441,7 +349,7 @@ mod tests {
             ]
             .concat()
         };
-        for order in [Order::AsTold, Order::RealTime] {
+        for order in [Order::AsReported, Order::RealTime] {
             assert_eq!(tokens(&history(5, 6, 7), order), []);
             assert_eq!(tokens(&history(5, 4, 7), order).len(), 1);
             assert_eq!(tokens(&history(5, 8, 7), order).len(), 1);
@@ -551,7 +459,7 @@ mod tests {
             held("b", (2, 21, Some(30)), 5, 100),
         ]
         .concat();
-        for order in [Order::AsTold, Order::RealTime] {
+        for order in [Order::AsReported, Order::RealTime] {
             let found = tokens(&events, order);
             assert!(
                 matches!(&found[..], [Violation::RepeatedToken { token: 5, .. }]),
@@ -588,7 +496,7 @@ mod tests {
         ]
         .concat();
         assert_eq!(tokens(&events, Order::RealTime), []);
-        assert_eq!(tokens(&events, Order::AsTold).len(), 1);
+        assert_eq!(tokens(&events, Order::AsReported).len(), 1);
     }
 
     #[test]
@@ -596,7 +504,7 @@ mod tests {
         let mut events = held("a", (1, 10, Some(20)), 9, 100);
         events.iter_mut().for_each(|step| step.token = None);
         assert_eq!(
-            tokens(&events, Order::AsTold),
+            tokens(&events, Order::AsReported),
             [Violation::NoToken { proc: "a".into() }]
         );
     }

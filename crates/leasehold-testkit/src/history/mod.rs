@@ -10,8 +10,10 @@
 
 mod checker;
 mod event;
+mod violation;
 
 pub use self::{
-    checker::{Order, Violation, grants_between, overlaps, register, tokens},
+    checker::{Order, grants_between, overlaps, register, tokens},
     event::{Event, Op, Phase, RegisterLine, Write},
+    violation::Violation,
 };

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,13 +14,13 @@ use leasehold_core::{
 };
 
 use super::{
-    lease::SimLease,
-    memory::{Granting, NodeBug},
-    network::Link,
+    lease::{REPLY_TIMEOUT, SimLease, release},
+    link::Link,
+    memory::AcquireReply,
+    network::Network,
+    node::SimNode,
+    node_bug::NodeBug,
 };
-
-/// How long a client waits for an answer.
-pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A connection to a simulated node, by [`Network::connect`](super::Network::connect).
 pub struct SimBackend {
@@ -30,8 +29,16 @@ pub struct SimBackend {
     voted_on: Mutex<Option<u64>>,
 }
 
+impl Network {
+    /// Connects a client to a node.
+    #[must_use]
+    pub fn connect(self: &Arc<Self>, node: &Arc<SimNode>) -> Arc<SimBackend> {
+        SimBackend::new(Link::new(Arc::clone(self), Arc::clone(node)))
+    }
+}
+
 impl SimBackend {
-    pub(super) fn new(link: Link) -> Arc<Self> {
+    fn new(link: Link) -> Arc<Self> {
         Arc::new(Self {
             link,
             voted_on: Mutex::default(),
@@ -58,7 +65,7 @@ impl SimBackend {
                 if release(&link, request.clone()).await.is_ok() {
                     return;
                 }
-                tokio::time::sleep(PATIENCE / 4).await;
+                tokio::time::sleep(REPLY_TIMEOUT / 4).await;
             }
         }));
     }
@@ -72,12 +79,13 @@ impl SimBackend {
         let token_floor = terms.map_or(FencingToken::new(0), |terms| terms.token_floor);
         let bug = self.link.node().bug();
         let connection = self.link.connection();
-        let voted = bug == Some(NodeBug::AskedOncePerConnection) && self.has_voted_on(connection);
+        let voted =
+            bug == Some(NodeBug::VoteCheckedOncePerConnection) && self.has_voted_on(connection);
         let answer = self
             .link
-            .ask(PATIENCE, move |desk| {
-                let may = voted || terms.is_none_or(|terms| desk.meets(&terms));
-                may.then(|| desk.memory.acquire(&asked, token_floor, desk.now))
+            .call(REPLY_TIMEOUT, move |handler| {
+                let may = voted || terms.is_none_or(|terms| handler.meets(&terms));
+                may.then(|| handler.memory.acquire(&asked, token_floor, handler.now))
             })
             .await;
         if matches!(answer, Ok(Some(_))) {
@@ -87,16 +95,16 @@ impl SimBackend {
             sent = request.now();
         }
         match answer {
-            Ok(Some(Granting::Granted(token))) => Ok(Attempt::Granted(SimLease::new(
+            Ok(Some(AcquireReply::Granted(token))) => Ok(Attempt::Granted(SimLease::new(
                 self.link.clone(),
                 request,
                 token,
                 sent,
             ))),
-            Ok(Some(Granting::Held(_))) if bug == Some(NodeBug::RefusalCounts) => Ok(
+            Ok(Some(AcquireReply::Held(_))) if bug == Some(NodeBug::RefusalCounts) => Ok(
                 Attempt::Granted(SimLease::new(self.link.clone(), request, token_floor, sent)),
             ),
-            Ok(Some(Granting::Held(left))) => Ok(Attempt::Contended(Contention {
+            Ok(Some(AcquireReply::Held(left))) => Ok(Attempt::Contended(Contention {
                 retry_after: Some(left),
                 last_token: None,
                 wake: Some(wake),
@@ -121,7 +129,7 @@ impl SimBackend {
             loop {
                 freed.await;
                 freed = link.node().next_freed();
-                if let Some(delay) = link.network().delay() {
+                if let Some(delay) = link.network().travel() {
                     tokio::time::sleep(delay).await;
                     return;
                 }
@@ -151,9 +159,9 @@ impl LockBackend for SimBackend {
         let asked = key.clone();
         let (holder, token, now) = self
             .link
-            .ask(PATIENCE, move |desk| {
-                let (holder, token) = desk.memory.holder(&asked, desk.now);
-                (holder, token, desk.now)
+            .call(REPLY_TIMEOUT, move |handler| {
+                let (holder, token) = handler.memory.holder(&asked, handler.now);
+                (holder, token, handler.now)
             })
             .await?;
         let holders = holder.map(|holder| {
@@ -192,9 +200,12 @@ impl QuorumNode for SimBackend {
         terms: Terms,
         token: FencingToken,
     ) -> Result<TokenVote> {
-        let vote = self.link.ask(PATIENCE, move |desk| {
-            desk.meets(&terms)
-                .then(|| desk.memory.raise(&request, token, desk.now, desk.bug))
+        let vote = self.link.call(REPLY_TIMEOUT, move |handler| {
+            handler.meets(&terms).then(|| {
+                handler
+                    .memory
+                    .raise(&request, token, handler.now, handler.bug)
+            })
         });
         vote.await?
             .ok_or_else(|| Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet"))
@@ -207,9 +218,9 @@ impl QuorumNode for SimBackend {
     async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
         let name = self.link.network().draw();
         self.link
-            .ask(PATIENCE, move |desk| {
-                desk.watch(watched.as_ref(), name);
-                desk.recall()
+            .call(REPLY_TIMEOUT, move |handler| {
+                handler.watch(watched.as_ref(), name);
+                handler.recall()
             })
             .await
     }
@@ -217,14 +228,15 @@ impl QuorumNode for SimBackend {
     async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
         let refused = self
             .link
-            .ask(PATIENCE, move |desk| {
-                if desk.run_name() != attestation.run || desk.version() != attestation.version {
+            .call(REPLY_TIMEOUT, move |handler| {
+                if handler.run_name() != attestation.run || handler.version() != attestation.version
+                {
                     return Some(ErrorKind::Unavailable);
                 }
-                if attestation.durable && !desk.durable {
+                if attestation.durable && !handler.durable {
                     return Some(ErrorKind::Unsupported);
                 }
-                desk.memory.attest(attestation.clone());
+                handler.memory.attest(attestation.clone());
                 None
             })
             .await?;
@@ -235,24 +247,6 @@ impl QuorumNode for SimBackend {
             ))
         })
     }
-}
-
-pub(super) async fn release(link: &Link, request: Request) -> Result<Released> {
-    let node = Arc::clone(link.node());
-    let freed = link
-        .ask(PATIENCE, move |desk| {
-            let freed = desk.memory.release(&request, desk.now, desk.bug);
-            if freed {
-                node.freed();
-            }
-            freed
-        })
-        .await?;
-    Ok(if freed {
-        Released::Freed
-    } else {
-        Released::AlreadyLost
-    })
 }
 
 impl fmt::Display for SimBackend {

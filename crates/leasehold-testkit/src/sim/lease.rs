@@ -1,6 +1,6 @@
 //! What a simulated node grants.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use leasehold_core::{
@@ -8,11 +8,10 @@ use leasehold_core::{
     Result, Timestamp,
 };
 
-use super::{
-    client::{PATIENCE, release},
-    memory::NodeBug,
-    network::Link,
-};
+use super::{link::Link, node_bug::NodeBug};
+
+/// How long a client waits for the reply of a node.
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_millis(200);
 
 pub(super) struct SimLease {
     link: Link,
@@ -56,7 +55,9 @@ impl Lease for SimLease {
         let asked = self.request.clone();
         let renewed = self
             .link
-            .ask(PATIENCE, move |desk| desk.memory.renew(&asked, desk.now))
+            .call(REPLY_TIMEOUT, move |handler| {
+                handler.memory.renew(&asked, handler.now)
+            })
             .await?;
         let now = self.request.now();
         if self.link.node().bug() == Some(NodeBug::DeadlineFromAnswer) {
@@ -75,6 +76,24 @@ impl Lease for SimLease {
     async fn release(self: Arc<Self>) -> Result<Released> {
         release(&self.link, self.request.clone()).await
     }
+}
+
+pub(super) async fn release(link: &Link, request: Request) -> Result<Released> {
+    let node = Arc::clone(link.node());
+    let freed = link
+        .call(REPLY_TIMEOUT, move |handler| {
+            let freed = handler.memory.release(&request, handler.now, handler.bug);
+            if freed {
+                node.freed();
+            }
+            freed
+        })
+        .await?;
+    Ok(if freed {
+        Released::Freed
+    } else {
+        Released::AlreadyLost
+    })
 }
 
 impl fmt::Debug for SimLease {

@@ -7,33 +7,7 @@ use leasehold_core::{
     quorum::{Attestation, Fence, TokenVote},
 };
 
-/// A way for a node to be wrong, to see that a test finds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NodeBug {
-    /// It says that it accepted a write-back, and stores nothing: tokens are not written back.
-    WriteBackLost,
-    /// It accepts any write-back.
-    WriteBackNotStrict,
-    /// It votes after a restart in which it forgot everything.
-    AmnesiacVotes,
-    /// It releases without looking at the owner.
-    ReleasesAnyOwner,
-    /// A client counts its deadline from the answer.
-    DeadlineFromAnswer,
-    /// A client believes that a node which refused has granted.
-    RefusalCounts,
-    /// It measures its grace by its own clock, from its start.
-    GraceByOwnClock,
-    /// It adds the time for which a client has watched it although another client has added the
-    /// same time.
-    WatchedTwice,
-    /// Whether it may vote is asked once per connection, and it is not asked again when it has
-    /// restarted behind a proxy.
-    AskedOncePerConnection,
-    /// It votes after a restart because it is durable, also if it came back with older data.
-    DurableVotes,
-}
+use super::node_bug::NodeBug;
 
 /// Everything that a crash can take.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +43,7 @@ pub(super) struct Holder {
 }
 
 /// The answer to an attempt.
-pub(super) enum Granting {
+pub(super) enum AcquireReply {
     Granted(FencingToken),
     /// Held for this much longer.
     Held(Duration),
@@ -87,7 +61,7 @@ impl Memory {
         request: &Request,
         token_floor: FencingToken,
         now: Timestamp,
-    ) -> Granting {
+    ) -> AcquireReply {
         let above = self.above;
         let entry = self.entry(request.key(), now);
         if let Some(holder) = entry
@@ -95,7 +69,7 @@ impl Memory {
             .as_ref()
             .filter(|holder| holder.owner != request.owner())
         {
-            return Granting::Held(holder.until.since(now));
+            return AcquireReply::Held(holder.until.since(now));
         }
         let floor = token_floor.get().max(above);
         let fence = Fence::granted(entry.fence, FencingToken::new(floor), request.owner());
@@ -106,7 +80,7 @@ impl Memory {
             until,
         });
         entry.fence = Some(fence);
-        Granting::Granted(fence.token)
+        AcquireReply::Granted(fence.token)
     }
 
     pub(super) fn renew(&mut self, request: &Request, now: Timestamp) -> bool {
@@ -213,13 +187,13 @@ mod tests {
         let until = |memory: &mut Memory, now| memory.holder(request.key(), now).0.unwrap().until;
         assert!(matches!(
             memory.acquire(&request, at(1)),
-            Granting::Granted(_)
+            AcquireReply::Granted(_)
         ));
         assert!(memory.renew(&request, at(5)));
         assert_eq!(until(&mut memory, at(5)), at(15));
         assert!(matches!(
             memory.acquire(&request, at(6)),
-            Granting::Granted(_)
+            AcquireReply::Granted(_)
         ));
         assert_eq!(until(&mut memory, at(6)), at(16));
     }

@@ -40,14 +40,17 @@
 mod client;
 mod clock;
 mod lease;
+mod link;
 mod memory;
 mod network;
 mod node;
+mod node_bug;
 
 pub use self::{
     client::SimBackend,
     clock::SimClock,
-    memory::NodeBug,
-    network::{Link, Network, NetworkConditions},
+    link::Link,
+    network::{Network, NetworkConditions},
     node::{DataLoss, SimNode},
+    node_bug::NodeBug,
 };

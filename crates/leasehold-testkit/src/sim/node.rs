@@ -16,7 +16,8 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 
 use super::{
     clock::SimClock,
-    memory::{Memory, NodeBug, WatchedRun},
+    memory::{Memory, WatchedRun},
+    node_bug::NodeBug,
 };
 
 /// What a crash takes.
@@ -99,9 +100,9 @@ impl SimNode {
     }
 
     /// Ends this run of the node. Messages under way to it are lost, and connections break.
-    pub fn crash(&self, amnesia: DataLoss) {
+    pub fn crash(&self, loss: DataLoss) {
         let mut state = self.state();
-        match amnesia {
+        match loss {
             DataLoss::None => {}
             DataLoss::SinceSave => state.memory = state.saved.clone().unwrap_or_default(),
             DataLoss::Total => (state.memory, state.saved) = (Memory::default(), None),
@@ -143,7 +144,7 @@ impl SimNode {
     #[must_use]
     pub fn votes(&self) -> bool {
         let run = self.run();
-        let vote = run.and_then(|run| self.answer(run, |desk| desk.recall().votes()));
+        let vote = run.and_then(|run| self.answer(run, |handler| handler.recall().votes()));
         vote.unwrap_or(false)
     }
 
@@ -189,7 +190,7 @@ impl SimNode {
             ..
         } = &mut *state;
         let now = self.clock.now();
-        let mut desk = NodeHandler {
+        let mut handler = NodeHandler {
             memory,
             node: self.id,
             run: *run,
@@ -198,7 +199,7 @@ impl SimNode {
             bug: *bug,
             now,
         };
-        let answered = answer(&mut desk);
+        let answered = answer(&mut handler);
         Some(answered)
     }
 
@@ -241,8 +242,10 @@ impl NodeHandler<'_> {
         let attested = mark.is_some_and(|mark| mark.run == self.run_name());
         // As if the mark had never been needed, or as if none had an earlier backup.
         let wrong = match self.bug {
-            Some(NodeBug::AmnesiacVotes) => true,
-            Some(NodeBug::DurableVotes) => self.durable && mark.is_some_and(|mark| mark.durable),
+            Some(NodeBug::VotesAfterDataLoss) => true,
+            Some(NodeBug::VotesWithOlderData) => {
+                self.durable && mark.is_some_and(|mark| mark.durable)
+            }
             _ => false,
         };
         let memory = if attested || wrong {

@@ -14,7 +14,7 @@ use leasehold_core::{
 use leasehold_testkit::sim::{DataLoss, Network, SimBackend, SimClock, SimNode};
 
 use crate::{
-    keeping::Keeping,
+    flawed_link::FlawedLink,
     world::{Flaw, voting},
 };
 
@@ -36,11 +36,11 @@ pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Vec<String> {
         .build()
         .unwrap();
     let simulation = async {
-        let mut stage = Stage::new(seed, flaw).await;
-        match stage.dice.u32(..4) {
-            0 => stage.restarts_far_apart().await,
-            1 => stage.loss_after_a_bare_majority().await,
-            _ => stage.holder_that_is_cut_off().await,
+        let mut cluster = Cluster::new(seed, flaw).await;
+        match cluster.rng.u32(..4) {
+            0 => cluster.restarts_far_apart().await,
+            1 => cluster.loss_after_a_bare_majority().await,
+            _ => cluster.holder_that_is_cut_off().await,
         }
     };
     tokio::task::LocalSet::new()
@@ -50,8 +50,8 @@ pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Vec<String> {
         .collect()
 }
 
-struct Stage {
-    dice: fastrand::Rng,
+struct Cluster {
+    rng: fastrand::Rng,
     network: Arc<Network>,
     nodes: Vec<Arc<SimNode>>,
     durable: bool,
@@ -63,31 +63,36 @@ struct Client {
     locks: LockClient,
 }
 
-impl Stage {
+impl Cluster {
     async fn new(seed: u64, flaw: Option<Flaw>) -> Self {
-        let mut dice = fastrand::Rng::with_seed(seed);
-        let (network, durable) = (Network::new(dice.u64(..)), dice.u32(..3) == 0);
-        let count = if dice.bool() { 5 } else { 3 };
-        let nodes: Vec<_> = (0..count).map(|_| SimNode::new(clock(&mut dice))).collect();
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (network, durable) = (Network::new(rng.u64(..)), rng.u32(..3) == 0);
+        let count = if rng.bool() { 5 } else { 3 };
+        let nodes: Vec<_> = (0..count).map(|_| SimNode::new(clock(&mut rng))).collect();
         for node in &nodes {
             node.set_durable(durable);
             if let Some(Flaw::Nodes(bug)) = flaw {
                 node.set_bug(Some(bug));
             }
         }
-        let mut stage = Self {
-            dice,
+        let mut cluster = Self {
+            rng,
             network,
             nodes,
             durable,
             flaw,
         };
-        let links = voting(stage.links());
+        let links = voting(cluster.links());
         let provision = Provision::new(ttl())
             .with_durable(durable)
             .with_never_used(true);
-        stage.open(links).await.provision(&provision).await.unwrap();
-        stage
+        cluster
+            .open(links)
+            .await
+            .provision(&provision)
+            .await
+            .unwrap();
+        cluster
     }
 
     fn links(&self) -> Vec<Arc<SimBackend>> {
@@ -98,7 +103,7 @@ impl Stage {
     }
 
     async fn open(&mut self, links: Vec<QuorumMember>) -> Arc<QuorumBackend> {
-        let floor = self.dice.u64(..1_000);
+        let floor = self.rng.u64(..1_000);
         let config = QuorumConfig::new()
             .with_largest_ttl(ttl())
             .with_token_floor(move || FencingToken::new(floor));
@@ -108,16 +113,16 @@ impl Stage {
     async fn client(&mut self) -> Client {
         let (links, flaw) = (self.links(), self.flaw);
         for link in &links {
-            link.link().set_kept(self.dice.bool());
+            link.link().set_proxied(self.rng.bool());
         }
         let known = match flaw {
             Some(Flaw::OnlyAcquisitionsLookAfter | Flaw::NothingAskedBeforeRenewal) => {
-                voting(Keeping::all(links.clone(), flaw))
+                voting(FlawedLink::all(links.clone(), flaw))
             }
             _ => voting(links.clone()),
         };
         let quorum = self.open(known).await;
-        let clock = clock(&mut self.dice) as Arc<dyn Clock>;
+        let clock = clock(&mut self.rng) as Arc<dyn Clock>;
         Client {
             links,
             locks: LockClient::builder(quorum)
@@ -128,7 +133,7 @@ impl Stage {
     }
 
     fn between(&mut self, millis: Range<u64>) -> Duration {
-        Duration::from_millis(self.dice.u64(millis))
+        Duration::from_millis(self.rng.u64(millis))
     }
 
     async fn sleep(&mut self, millis: Range<u64>) {
@@ -138,19 +143,19 @@ impl Stage {
     /// The node restarts, with what it had, with older data or with none; and its clock may be set
     /// ahead.
     async fn restart(&mut self, node: &Arc<SimNode>) {
-        let older = if self.dice.bool() && !self.durable {
+        let older = if self.rng.bool() && !self.durable {
             DataLoss::Total
         } else {
             DataLoss::SinceSave
         };
         node.crash(older);
         self.sleep(1..1_000).await;
-        let (ahead, early) = (self.between(0..3_600_000), self.dice.bool());
+        let (ahead, early) = (self.between(0..3_600_000), self.rng.bool());
         if early {
             node.clock().suspend(ahead);
         }
         node.start();
-        if !early && self.dice.bool() {
+        if !early && self.rng.bool() {
             self.sleep(0..300).await;
             node.clock().suspend(ahead);
         }
@@ -159,7 +164,7 @@ impl Stage {
     /// X holds at a bare majority, and is cut off. One of its nodes comes back without the lock.
     /// Until X knows that it is lost, others get nothing, and their tokens are larger.
     async fn holder_that_is_cut_off(&mut self) -> Result<(), String> {
-        self.dice.shuffle(&mut self.nodes);
+        self.rng.shuffle(&mut self.nodes);
         self.nodes.iter().for_each(|node| node.save());
         let majority = self.nodes.len() / 2 + 1;
         let (x, y, z) = (
@@ -194,7 +199,7 @@ impl Stage {
         let held = held.ok_or("X: another holds")?;
         self.sleep(0..1_000).await;
         x.links.iter().for_each(|link| link.link().cut(true));
-        let victim = Arc::clone(&self.nodes[self.dice.usize(..majority)]);
+        let victim = Arc::clone(&self.nodes[self.rng.usize(..majority)]);
         self.restart(&victim).await;
         let end = tokio::time::Instant::now() + TTL * 2 + BOUND;
         for asking in [&y, &z].into_iter().cycle() {
@@ -225,7 +230,7 @@ impl Stage {
     /// connected and ask for nothing: one may hold.
     async fn restarts_far_apart(&mut self) -> Result<(), String> {
         let (one, other) = (self.client().await, self.client().await);
-        let held = if self.dice.bool() {
+        let held = if self.rng.bool() {
             Some(
                 one.locks
                     .mutex(KEY)
@@ -237,7 +242,7 @@ impl Stage {
             None
         };
         for _ in 0..2 {
-            self.dice.shuffle(&mut self.nodes);
+            self.rng.shuffle(&mut self.nodes);
             for node in self.nodes.clone() {
                 self.restart(&node).await;
                 tokio::time::sleep(TTL + LOOKS).await;
@@ -260,7 +265,7 @@ impl Stage {
     /// Others hold a minority when the lock is granted, for a moment. Soon after, one of the other
     /// nodes forgets it.
     async fn loss_after_a_bare_majority(&mut self) -> Result<(), String> {
-        self.dice.shuffle(&mut self.nodes);
+        self.rng.shuffle(&mut self.nodes);
         let majority = self.nodes.len() / 2 + 1;
         let x = self.client().await;
         let mut rivals: Vec<Arc<dyn Lease>> = Vec::new();
@@ -283,7 +288,7 @@ impl Stage {
         }
         // Well before the first renewal.
         self.sleep(700..1_000).await;
-        let victim = Arc::clone(&self.nodes[self.dice.usize(..majority)]);
+        let victim = Arc::clone(&self.nodes[self.rng.usize(..majority)]);
         victim.crash(DataLoss::Total);
         self.sleep(1..2_000).await;
         victim.start();
@@ -301,9 +306,9 @@ fn ttl() -> Ttl {
 }
 
 /// Any two part by less than the 1 % that the drift allows for.
-fn clock(dice: &mut fastrand::Rng) -> Arc<SimClock> {
+fn clock(rng: &mut fastrand::Rng) -> Arc<SimClock> {
     SimClock::wrong(
-        Duration::from_millis(dice.u64(..3_600_000)),
-        dice.i32(-4_000..4_000),
+        Duration::from_millis(rng.u64(..3_600_000)),
+        rng.i32(-4_000..4_000),
     )
 }

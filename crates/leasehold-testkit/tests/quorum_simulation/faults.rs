@@ -37,7 +37,7 @@ pub(crate) struct Faults {
 impl Faults {
     /// Breaks something every now and then, and repairs it.
     pub(crate) async fn strike(&self) {
-        self.network.set_weather(self.climate.clone());
+        self.network.set_conditions(self.climate.clone());
         while !self.shared.is_over() {
             tokio::time::sleep(self.shared.between(20..500)).await;
             let node = self.shared.pick(&self.nodes);
@@ -63,10 +63,10 @@ impl Faults {
                     });
                 }
                 _ => {
-                    self.network.set_weather(FOUL);
+                    self.network.set_conditions(FOUL);
                     self.shared.log(|| String::from("the conditions is foul"));
                     let (network, climate) = (Arc::clone(&self.network), self.climate.clone());
-                    self.later(1..1500, move || network.set_weather(climate));
+                    self.later(1..1500, move || network.set_conditions(climate));
                 }
             }
         }
@@ -80,7 +80,7 @@ impl Faults {
         if !node.is_up() || !self.durable && voting < self.nodes.len() / 2 + 1 {
             return;
         }
-        let amnesia = match self.shared.below(3) {
+        let loss = match self.shared.below(3) {
             // A backup was restored: no second one while one has not rejoined.
             0 if self.durable && voting == self.nodes.len() - 1 => DataLoss::SinceSave,
             _ if self.durable => DataLoss::None,
@@ -94,8 +94,8 @@ impl Faults {
             return;
         }
         self.shared
-            .log(|| format!("node {} crashes: {amnesia:?}", self.name(node)));
-        node.crash(amnesia);
+            .log(|| format!("node {} crashes: {loss:?}", self.name(node)));
+        node.crash(loss);
         let node = Arc::clone(node);
         let shared = Rc::clone(&self.shared);
         let name = self.name(&node);
@@ -145,7 +145,7 @@ impl Faults {
     /// The repairs that are still to come have nothing left to do.
     pub(crate) async fn mend_everything(&self) {
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        self.network.set_weather(NetworkConditions::FAIR);
+        self.network.set_conditions(NetworkConditions::FAIR);
         for node in &self.nodes {
             node.start();
             node.pause(false);

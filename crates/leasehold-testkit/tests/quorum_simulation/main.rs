@@ -9,7 +9,7 @@
 mod client;
 mod directed;
 mod faults;
-mod keeping;
+mod flawed_link;
 mod register;
 mod world;
 
@@ -72,7 +72,7 @@ fn first_failure(
 }
 
 #[test]
-fn whatever_fails_the_promises_hold() {
+fn promises_hold_under_random_faults() {
     if let Some(seed) = number("LEASEHOLD_SEED") {
         let outcome = run(seed, None);
         for line in &outcome.history {
@@ -97,7 +97,7 @@ fn whatever_fails_the_promises_hold() {
 }
 
 #[test]
-fn one_fault_where_it_hurts_breaks_no_promise() {
+fn promises_hold_under_directed_faults() {
     if let Some(seed) = number("LEASEHOLD_SEED") {
         let problems = directed::run(seed, None);
         assert!(problems.is_empty(), "seed {seed}: {problems:#?}");
@@ -152,7 +152,7 @@ fn write_backs_that_are_not_strict_are_found() {
 
 #[test]
 fn nodes_without_memory_that_vote_are_found() {
-    must_be_found(CHAOS, Flaw::Nodes(NodeBug::AmnesiacVotes), SEEDS);
+    must_be_found(CHAOS, Flaw::Nodes(NodeBug::VotesAfterDataLoss), SEEDS);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn graces_by_a_clock_that_is_set_are_found() {
 fn votes_asked_once_per_connection_are_found() {
     must_be_found(
         DIRECTED,
-        Flaw::Nodes(NodeBug::AskedOncePerConnection),
+        Flaw::Nodes(NodeBug::VoteCheckedOncePerConnection),
         SEEDS,
     );
 }
@@ -181,8 +181,8 @@ fn nodes_not_asked_before_the_renewal_are_found() {
 
 #[test]
 fn durable_nodes_with_older_data_that_vote_are_found() {
-    must_be_found(DIRECTED, Flaw::Nodes(NodeBug::DurableVotes), SEEDS);
-    must_be_found(CHAOS, Flaw::Nodes(NodeBug::DurableVotes), SEEDS);
+    must_be_found(DIRECTED, Flaw::Nodes(NodeBug::VotesWithOlderData), SEEDS);
+    must_be_found(CHAOS, Flaw::Nodes(NodeBug::VotesWithOlderData), SEEDS);
 }
 
 #[test]

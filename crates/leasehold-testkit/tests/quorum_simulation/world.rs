@@ -21,7 +21,7 @@ use leasehold_testkit::{
 use crate::{
     client::Client,
     faults::{Faults, LATE},
-    keeping::Keeping,
+    flawed_link::FlawedLink,
     register::Register,
 };
 
@@ -37,7 +37,7 @@ const CLIENTS: usize = 3;
 const BOUND: Duration = Duration::from_secs(13);
 
 /// In peace, when all want the lock at once and nobody keeps it, each has it within this: far below
-/// the TTL, at which what somebody kept is free in any case.
+/// the TTL, at which what somebody proxied is free in any case.
 const RUSH: Duration = Duration::from_millis(300);
 /// How often each wants it then.
 const TURNS: usize = 5;
@@ -64,7 +64,7 @@ pub(crate) struct Outcome {
 
 /// What all parts of one simulation share.
 pub(crate) struct Shared {
-    dice: RefCell<fastrand::Rng>,
+    rng: RefCell<fastrand::Rng>,
     over: Cell<bool>,
     floors: bool,
     attempts: Cell<u64>,
@@ -86,14 +86,14 @@ impl Shared {
     /// A duration of so many milliseconds.
     pub(crate) fn between(&self, millis: Range<u64>) -> Duration {
         Duration::from_micros(
-            self.dice
+            self.rng
                 .borrow_mut()
                 .u64(millis.start * 1000..millis.end * 1000),
         )
     }
 
     pub(crate) fn below(&self, end: u32) -> u32 {
-        self.dice.borrow_mut().u32(..end)
+        self.rng.borrow_mut().u32(..end)
     }
 
     pub(crate) fn one_in(&self, count: u32) -> bool {
@@ -101,7 +101,7 @@ impl Shared {
     }
 
     pub(crate) fn pick<T: Clone>(&self, from: &[T]) -> T {
-        from[self.dice.borrow_mut().usize(..from.len())].clone()
+        from[self.rng.borrow_mut().usize(..from.len())].clone()
     }
 
     pub(crate) fn log(&self, line: impl FnOnce() -> String) {
@@ -123,23 +123,23 @@ pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Outcome {
 }
 
 async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
-    let mut dice = fastrand::Rng::with_seed(seed);
-    let network = Network::new(dice.u64(..));
-    let durable = dice.u32(..4) == 0;
-    let count = if dice.u32(..3) == 0 { 5 } else { 3 };
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let network = Network::new(rng.u64(..));
+    let durable = rng.u32(..4) == 0;
+    let count = if rng.u32(..3) == 0 { 5 } else { 3 };
     // Any two clocks part by less than the 1 % that the drift allows for.
     let mut clock = || {
         SimClock::wrong(
-            Duration::from_millis(dice.u64(..3_600_000)),
-            dice.i32(-4_000..4_000),
+            Duration::from_millis(rng.u64(..3_600_000)),
+            rng.i32(-4_000..4_000),
         )
     };
     let nodes: Vec<_> = (0..count).map(|_| SimNode::new(clock())).collect();
     let clocks: Vec<_> = (0..CLIENTS).map(|_| clock()).collect();
-    let floors = dice.bool();
+    let floors = rng.bool();
     let shared = Rc::new(Shared {
         floors,
-        dice: RefCell::new(dice),
+        rng: RefCell::new(rng),
         over: Cell::default(),
         attempts: Cell::default(),
         clock: SimClock::new(),
@@ -159,13 +159,13 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
         let proxies = shared.one_in(3);
         links
             .iter()
-            .for_each(|link| link.link().set_kept(proxies && shared.one_in(2)));
+            .for_each(|link| link.link().set_proxied(proxies && shared.one_in(2)));
         let known = match flaw {
             Some(Flaw::MajorityOfAnswered) => vec![shared.pick(&links)],
             _ => links.clone(),
         };
         let known = match flaw {
-            Some(Flaw::PartialWinsKept) => voting(Keeping::all(known, flaw)),
+            Some(Flaw::PartialWinsKept) => voting(FlawedLink::all(known, flaw)),
             _ => voting(known),
         };
         let quorum = open(
@@ -306,7 +306,7 @@ fn judge(shared: &Shared, mut problems: Vec<String>) -> Outcome {
     let events = shared.events.borrow();
     let promises = [
         ("C1", history::overlaps(&events)),
-        ("C2", history::tokens(&events, Order::AsTold)),
+        ("C2", history::tokens(&events, Order::AsReported)),
         ("C3", history::register(&shared.register.borrow().history)),
     ];
     for (name, broken) in promises {

@@ -50,10 +50,10 @@ fn memory_keeps_its_promises_in_chaos() {
     assert!(granted >= 100, "only {granted} grants: nothing was tested");
     assert!(errors.iter().all(|(kind, _)| kind == "Lost"), "{errors:?}");
     let events = EventLog::merge(&[stage.log("p")]).unwrap();
-    none(&checker::overlaps(&events), "C1");
-    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::overlaps(&events), "mutual exclusion");
+    none(&checker::tokens(&events, Order::AsReported), "token order");
     none(
         &checker::register(&stage.register().history().unwrap()),
-        "C3",
+        "fenced writes",
     );
 }

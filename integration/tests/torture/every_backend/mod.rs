@@ -256,11 +256,11 @@ fn survives(mut target: impl Target) {
     );
 
     let events = crew.events();
-    none(&checker::overlaps(&events), "C1");
-    none(&checker::tokens(&events, Order::AsTold), "C2");
+    none(&checker::overlaps(&events), "mutual exclusion");
+    none(&checker::tokens(&events, Order::AsReported), "token order");
     none(
         &checker::register(&stage.register().history().unwrap()),
-        "C3",
+        "fenced writes",
     );
     let after =
         stage

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use leasehold_testkit::{Outcome, SubjectOf, cases, mutants::ModelSubject, run_all};
+use leasehold_testkit::{FixtureFn, Outcome, cases, mutants::ModelFixture, run_all};
 
 #[test]
 fn every_case_is_listed() {
@@ -17,7 +17,7 @@ fn every_case_is_listed() {
             }
         }
     }
-    let listed: BTreeSet<_> = cases()
+    let listed: BTreeSet<_> = cases::all()
         .into_iter()
         .map(|case| (case.concept.to_owned(), case.name.to_owned()))
         .collect();
@@ -28,7 +28,7 @@ fn every_case_is_listed() {
 fn every_case_is_in_the_readme() {
     let readme =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    for case in cases() {
+    for case in cases::all() {
         assert!(
             readme.contains(&format!("`{}`", case.name)),
             "the README does not list {}",
@@ -39,14 +39,14 @@ fn every_case_is_in_the_readme() {
 
 #[tokio::test(start_paused = true)]
 async fn an_excused_case_is_told_with_its_reason() {
-    use leasehold_testkit::Subject;
-    let model = std::sync::Arc::new(ModelSubject::healthy());
-    let subject = SubjectOf::new(move || {
+    use leasehold_testkit::BackendFixture;
+    let model = std::sync::Arc::new(ModelFixture::healthy());
+    let fixture = FixtureFn::new(move || {
         let model = std::sync::Arc::clone(&model);
         async move { model.open().await }
     })
     .without("readers_share", "on purpose");
-    let report = run_all(&subject, |case| case.name == "readers_share").await;
+    let report = run_all(&fixture, |case| case.name == "readers_share").await;
     assert_eq!(
         report.cases[0].outcome,
         Outcome::NotRun("on purpose".into())
@@ -56,9 +56,9 @@ async fn an_excused_case_is_told_with_its_reason() {
 
 #[tokio::test(start_paused = true)]
 async fn a_case_that_hangs_fails() {
-    struct Hangs(ModelSubject);
+    struct Hangs(ModelFixture);
     #[async_trait::async_trait]
-    impl leasehold_testkit::Subject for Hangs {
+    impl leasehold_testkit::BackendFixture for Hangs {
         async fn open(&self) -> std::sync::Arc<dyn leasehold_core::LockBackend> {
             self.0.open().await
         }
@@ -66,7 +66,7 @@ async fn a_case_that_hangs_fails() {
             std::time::Duration::from_micros(1)
         }
     }
-    let report = run_all(&Hangs(ModelSubject::healthy()), |case| {
+    let report = run_all(&Hangs(ModelFixture::healthy()), |case| {
         case.name == "renewal_extends"
     })
     .await;

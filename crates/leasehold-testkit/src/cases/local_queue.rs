@@ -11,17 +11,17 @@ use std::{
 use leasehold_core::Attempt;
 
 use crate::{
+    backend_fixture::BackendFixture,
     fixtures::{SOON, client, key, must, release, request},
-    subject::Subject,
 };
 
 /// A client with many waiters lets another client's one waiter have the lock: it waits for at most
 /// fifty hand-offs, however quick they are. Hand-offs are counted, not time.
-pub async fn gate_yields_to_other_clients(subject: &dyn Subject) {
+pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
     const TASKS: usize = 40;
     const MOST: u32 = 50;
-    let (crowd, one) = (client(subject).await, subject.open().await);
-    let key = key(subject, "gate");
+    let (crowd, one) = (client(fixture).await, fixture.open().await);
+    let key = key(fixture, "gate");
     let (grants, over) = (
         Arc::new(AtomicU32::new(0)),
         Arc::new(AtomicBool::new(false)),
@@ -43,7 +43,7 @@ pub async fn gate_yields_to_other_clients(subject: &dyn Subject) {
     tokio::time::sleep(SOON).await;
     let mut worst = 0;
     for _ in 0..3 {
-        let asks = request(subject, &one, &key).with_waiting(true);
+        let asks = request(fixture, &one, &key).with_waiting(true);
         let mut before = None;
         let lease = loop {
             match must(

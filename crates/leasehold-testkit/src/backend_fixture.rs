@@ -1,4 +1,4 @@
-//! [`Subject`]: what is tested.
+//! [`BackendFixture`]: what is tested.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -7,9 +7,9 @@ use leasehold_core::{AcquisitionId, BoxFuture, Clock, LockBackend, SystemClock, 
 
 /// A store, and how to reach it as several processes would.
 ///
-/// Only [`open`](Self::open) has no default. [`SubjectOf`] makes a subject of a closure.
+/// Only [`open`](Self::open) has no default. [`FixtureFn`] makes a fixture of a closure.
 #[async_trait]
-pub trait Subject: Send + Sync {
+pub trait BackendFixture: Send + Sync {
     /// A new handle on the *same* store, which shares nothing with the earlier ones in this
     /// process: its own connection, its own session. What it panics with fails the case.
     async fn open(&self) -> Arc<dyn LockBackend>;
@@ -48,34 +48,34 @@ pub trait Subject: Send + Sync {
 
     /// Why this case is not run although the capabilities say that it could be. It is printed, as
     /// every reason is.
-    fn excuse(&self, case: &str) -> Option<String> {
+    fn skip_reason(&self, case: &str) -> Option<String> {
         let _ = case;
         None
     }
 }
 
-/// A subject made of a closure that opens a handle, with the defaults or what is set.
+/// A fixture made of a closure that opens a handle, with the defaults or what is set.
 ///
 /// ```
 /// # fn _f(backend: impl Fn() -> std::sync::Arc<dyn leasehold_core::LockBackend> + Send + Sync + 'static)
-/// # -> leasehold_core::Result<leasehold_testkit::SubjectOf> {
+/// # -> leasehold_core::Result<leasehold_testkit::FixtureFn> {
 /// use leasehold_core::Ttl;
-/// use leasehold_testkit::SubjectOf;
+/// use leasehold_testkit::FixtureFn;
 ///
-/// let subject = SubjectOf::new(move || { let backend = backend(); async move { backend } }).with_ttl(Ttl::from_secs(2)?);
-/// # Ok(subject) }
+/// let fixture = FixtureFn::new(move || { let backend = backend(); async move { backend } }).with_ttl(Ttl::from_secs(2)?);
+/// # Ok(fixture) }
 /// ```
-pub struct SubjectOf {
+pub struct FixtureFn {
     open: Box<dyn Fn() -> BoxFuture<'static, Arc<dyn LockBackend>> + Send + Sync>,
     ttl: Ttl,
     slack: Option<Duration>,
     clock: Arc<dyn Clock>,
     paused: bool,
-    excuses: Vec<(String, String)>,
+    skipped: Vec<(String, String)>,
 }
 
-impl SubjectOf {
-    /// A subject whose handles `open` makes, with a TTL of a second and the system's clock.
+impl FixtureFn {
+    /// A fixture whose handles `open` makes, with a TTL of a second and the system's clock.
     pub fn new<F, Fut>(open: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -87,49 +87,49 @@ impl SubjectOf {
             slack: None,
             clock: Arc::new(SystemClock),
             paused: false,
-            excuses: Vec::new(),
+            skipped: Vec::new(),
         }
     }
 
-    /// See [`Subject::ttl`].
+    /// See [`BackendFixture::ttl`].
     #[must_use]
     pub fn with_ttl(mut self, ttl: Ttl) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// See [`Subject::slack`].
+    /// See [`BackendFixture::slack`].
     #[must_use]
     pub fn with_slack(mut self, slack: Duration) -> Self {
         self.slack = Some(slack);
         self
     }
 
-    /// See [`Subject::clock`].
+    /// See [`BackendFixture::clock`].
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// See [`Subject::is_time_paused`].
+    /// See [`BackendFixture::is_time_paused`].
     #[must_use]
     pub fn in_paused_time(mut self) -> Self {
         self.paused = true;
         self
     }
 
-    /// See [`Subject::excuse`].
+    /// See [`BackendFixture::skip_reason`].
     #[must_use]
     pub fn without(mut self, case: impl Into<String>, reason: impl Into<String>) -> Self {
-        self.excuses.push((case.into(), reason.into()));
+        self.skipped.push((case.into(), reason.into()));
         self
     }
 }
 
-impl std::fmt::Debug for SubjectOf {
+impl std::fmt::Debug for FixtureFn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SubjectOf")
+        f.debug_struct("FixtureFn")
             .field("ttl", &self.ttl)
             .field("clock", &self.clock)
             .finish_non_exhaustive()
@@ -137,7 +137,7 @@ impl std::fmt::Debug for SubjectOf {
 }
 
 #[async_trait]
-impl Subject for SubjectOf {
+impl BackendFixture for FixtureFn {
     async fn open(&self) -> Arc<dyn LockBackend> {
         (self.open)().await
     }
@@ -159,8 +159,8 @@ impl Subject for SubjectOf {
         self.paused
     }
 
-    fn excuse(&self, case: &str) -> Option<String> {
-        self.excuses
+    fn skip_reason(&self, case: &str) -> Option<String> {
+        self.skipped
             .iter()
             .find(|(name, _)| name == case)
             .map(|(_, reason)| reason.clone())

@@ -20,7 +20,7 @@ use leasehold_core::{
 };
 use tokio::sync::watch;
 
-use crate::mutants::Bug;
+use super::bug::Bug;
 
 /// What a request does happens at its first poll, as if it had been sent; its answer takes this
 /// long.
@@ -229,7 +229,7 @@ impl Model {
                     .waiters
                     .iter()
                     .any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
-            let yielding = request.yields_to_waiters() && !store.has(Bug::GateNeverYields);
+            let yielding = request.yields_to_waiters() && !store.has(Bug::LocalQueueNeverYields);
             let after_you = yielding && key.waiters.iter().any(|waiter| waiter.handle != self.id);
             if (free || again) && !behind_writer && !after_you {
                 key.waiters.retain(|waiter| waiter.owner != owner);
@@ -269,7 +269,7 @@ impl Model {
                 waiter.until = now + left.unwrap_or_default() + request.ttl().as_duration();
             }
             let mut changed = key.changed.subscribe();
-            let (woken, instant) = (!store.has(Bug::NoWakeUp), store.instant);
+            let (woken, instant) = (!store.has(Bug::NoNotification), store.instant);
             Ok(Answer::Refused(Contention {
                 // Behind a waiter that has died, soon.
                 retry_after: Some(left.unwrap_or(UNKNOWN)),
@@ -367,7 +367,7 @@ impl LockBackend for Model {
             Answer::Granted(token) => token,
             Answer::Refused(contention) => return Ok(Attempt::Contended(contention)),
         };
-        if self.store.has(Bug::TracesBeforeAnOwner) {
+        if self.store.has(Bug::TracesBeforeOwnership) {
             tracing::debug!(key = %request.key(), "granted");
         }
         if self.store.has(Bug::DeadlineFromReply) {
@@ -428,7 +428,7 @@ impl LockBackend for Model {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         let permit = holder.mode.is_some_and(Mode::is_permit);
-        let any = self.store.has(Bug::BreakHitsNewerHolder);
+        let any = self.store.has(Bug::RevocationHitsNewerHolder);
         let broken = self
             .store
             .change(&holder.key, permit, self.store.clock.now(), |key| {
@@ -441,7 +441,7 @@ impl LockBackend for Model {
                     return RevokeOutcome::AlreadyGone;
                 };
                 if revocation == Revocation::Graceful {
-                    if self.store.has(Bug::GracefulBreakFreesAtOnce) {
+                    if self.store.has(Bug::GracefulRevocationFreesAtOnce) {
                         key.remove(found.owner);
                     }
                     let ours = key
@@ -452,7 +452,7 @@ impl LockBackend for Model {
                     return RevokeOutcome::FreeWithin(holder.expires_in);
                 }
                 key.remove(found.owner);
-                if !self.store.has(Bug::LossUntold) {
+                if !self.store.has(Bug::LossUnreported) {
                     found.losses.lost(LossReason::Replaced);
                 }
                 RevokeOutcome::Freed
@@ -595,10 +595,10 @@ impl Lease for ModelLease {
         });
         // Without the pause in which the gate waits for the answer, nothing but yielding lets
         // others in.
-        if !store.has(Bug::GateNeverYields) {
+        if !store.has(Bug::LocalQueueNeverYields) {
             self.store.answer().await;
         }
-        Ok(if freed || store.has(Bug::ReleaseNeverTells) {
+        Ok(if freed || store.has(Bug::ReleaseAlwaysReportsFreed) {
             Released::Freed
         } else {
             Released::AlreadyLost

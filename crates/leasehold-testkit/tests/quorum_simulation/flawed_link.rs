@@ -1,4 +1,4 @@
-//! Wrong variants of what a client does: what an attempt got that did not win is kept until it
+//! Wrong variants of what a client does: what an attempt got that did not win is proxied until it
 //! expires; nodes are looked after, or asked again, too seldom.
 
 use std::{
@@ -23,7 +23,7 @@ use crate::world::Flaw;
 /// attempts that fewer than a majority of the nodes granted, questions about the node's memory of a
 /// client that asks for no lock, or requests to hold again before a renewal.
 #[derive(Debug)]
-pub(crate) struct Keeping {
+pub(crate) struct FlawedLink {
     inner: Arc<SimBackend>,
     nodes: usize,
     grants: Arc<Grants>,
@@ -44,7 +44,7 @@ struct Asked {
 /// For so long after a request a client looks after nodes, and asks no node again.
 const SOON: Duration = Duration::from_secs(2);
 
-impl Keeping {
+impl FlawedLink {
     /// The connections of one client.
     pub(crate) fn all(links: Vec<Arc<SimBackend>>, flaw: Option<Flaw>) -> Vec<Arc<Self>> {
         let (nodes, grants) = (links.len(), Arc::<Grants>::default());
@@ -99,14 +99,14 @@ impl Keeping {
     }
 }
 
-impl fmt::Display for Keeping {
+impl fmt::Display for FlawedLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
 #[async_trait]
-impl LockBackend for Keeping {
+impl LockBackend for FlawedLink {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
@@ -129,7 +129,7 @@ impl LockBackend for Keeping {
 }
 
 #[async_trait]
-impl QuorumNode for Keeping {
+impl QuorumNode for FlawedLink {
     async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
         if let ((false, true), Some(Flaw::NothingAskedBeforeRenewal)) =
             (self.asks(&request), self.flaw)
@@ -146,7 +146,7 @@ impl QuorumNode for Keeping {
         {
             Attempt::Granted(inner) => {
                 self.granted(&request);
-                Ok(Attempt::Granted(Arc::new(KeptLease {
+                Ok(Attempt::Granted(Arc::new(FlawedLease {
                     link: self,
                     request,
                     inner,
@@ -192,14 +192,14 @@ impl QuorumNode for Keeping {
 }
 
 #[derive(Debug)]
-struct KeptLease {
-    link: Arc<Keeping>,
+struct FlawedLease {
+    link: Arc<FlawedLink>,
     request: Request,
     inner: Arc<dyn Lease>,
 }
 
 #[async_trait]
-impl Lease for KeptLease {
+impl Lease for FlawedLease {
     fn fencing_token(&self) -> Option<FencingToken> {
         self.inner.fencing_token()
     }

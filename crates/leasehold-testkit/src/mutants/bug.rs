@@ -1,15 +1,4 @@
-//! Backends that are broken on purpose. Each has one classic bug and must fail exactly one case:
-//! that tests the tests.
-//!
-//! All are one small store in memory (the *model*), which without a bug keeps the whole contract.
-//! Run them in tokio's paused time: `start_paused`, on a current-thread runtime.
-
-use std::sync::Arc;
-
-use async_trait::async_trait;
-use leasehold_core::{Clock, LockBackend, SystemClock, TestClock, Ttl};
-
-use crate::{model::Store, subject::Subject};
+//! [`Bug`]: a classic bug of lock implementations.
 
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $bug:ident => $case:ident,)*) => {
@@ -58,7 +47,7 @@ bugs! {
     /// grants.
     DeadlineFromReply => deadline_is_counted_from_before_the_request,
     /// No wake-up: waiters learn of a release only when the holder's TTL would have ended.
-    NoWakeUp => waiter_is_woken_without_polling,
+    NoNotification => waiter_is_notified_without_polling,
     /// The token's counter lives with the lock and expires with it.
     TokenResets => tokens_grow_after_expiry,
     /// Each client counts its own tokens.
@@ -75,9 +64,9 @@ bugs! {
     /// may have held it.
     LateRenewalRevives => late_renewal_does_not_revive,
     /// Every release says that it freed the lock.
-    ReleaseNeverTells => release_is_idempotent_and_truthful,
+    ReleaseAlwaysReportsFreed => release_is_idempotent_and_reports_outcome,
     /// The gate never yields: a process with many waiters starves the others.
-    GateNeverYields => gate_yields_to_other_clients,
+    LocalQueueNeverYields => local_queue_yields_to_other_clients,
     /// Readers are let in while a writer waits: writers starve.
     ReaderOvertakesWriter => no_reader_overtakes_a_waiting_writer,
     /// `<=` instead of `<`.
@@ -85,97 +74,15 @@ bugs! {
     /// Each counts to its own number of permits.
     PermitCountsMayDiffer => permit_counts_must_match,
     /// A grant is traced before anybody owns it: a subscriber that panics leaves it behind.
-    TracesBeforeAnOwner => panicking_subscriber_leaks_no_lock,
+    TracesBeforeOwnership => panicking_subscriber_leaks_no_lock,
     /// A waiter that went away stays in the queue.
     CancelledWaiterStays => cancelled_waiter_leaves_nothing,
     /// Names are cleaned of awkward characters: different names are one lock.
     NamesCollide => awkward_names_are_distinct,
     /// The break of a lock frees whoever holds it by now.
-    BreakHitsNewerHolder => break_never_hits_a_newer_holder,
+    RevocationHitsNewerHolder => revocation_never_hits_a_newer_holder,
     /// A graceful revocation frees the lock at once: two hold until the deadline of the first one.
-    GracefulBreakFreesAtOnce => graceful_revocation_grants_nobody_early,
+    GracefulRevocationFreesAtOnce => graceful_revocation_grants_nobody_early,
     /// The holder is not told that its lock was broken.
-    LossUntold => loss_is_told,
-}
-
-/// The model as a subject, with a bug or healthy.
-#[derive(Debug)]
-pub struct ModelSubject {
-    store: Arc<Store>,
-    clock: Arc<dyn Clock>,
-    ttl: Ttl,
-    paused: bool,
-}
-
-impl ModelSubject {
-    /// The model without a bug.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    #[must_use]
-    pub fn healthy() -> Self {
-        Self::new(None)
-    }
-
-    /// The model with this bug.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    #[must_use]
-    pub fn with(bug: Bug) -> Self {
-        Self::new(Some(bug))
-    }
-
-    /// The model without a bug and without any latency: every answer comes in the first poll.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    #[must_use]
-    pub fn instant() -> Self {
-        Self::on(Arc::new(TestClock::new()), None, true, 10, true)
-    }
-
-    /// The model without a bug, in real time.
-    #[must_use]
-    pub fn in_real_time() -> Self {
-        Self::on(Arc::new(SystemClock), None, false, 1, false)
-    }
-
-    /// The model with this bug, in real time.
-    #[must_use]
-    pub fn with_in_real_time(bug: Bug) -> Self {
-        Self::on(Arc::new(SystemClock), Some(bug), false, 1, false)
-    }
-
-    fn new(bug: Option<Bug>) -> Self {
-        Self::on(Arc::new(TestClock::new()), bug, false, 10, true)
-    }
-
-    fn on(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool, ttl: u64, paused: bool) -> Self {
-        Self {
-            store: Store::new(Arc::clone(&clock), bug, instant),
-            clock,
-            ttl: Ttl::from_secs(ttl).unwrap_or_default(),
-            paused,
-        }
-    }
-}
-
-#[async_trait]
-impl Subject for ModelSubject {
-    async fn open(&self) -> Arc<dyn LockBackend> {
-        self.store.open()
-    }
-
-    fn ttl(&self) -> Ttl {
-        self.ttl
-    }
-
-    fn clock(&self) -> Arc<dyn Clock> {
-        Arc::clone(&self.clock)
-    }
-
-    fn is_time_paused(&self) -> bool {
-        self.paused
-    }
+    LossUnreported => loss_is_reported,
 }

@@ -21,7 +21,7 @@ macro_rules! __with_cases {
                 expired_lock_is_granted_to_another: expiry,
                 deadline_is_counted_from_before_the_request: exclusive,
                 is_held_is_false_past_the_deadline: exclusive,
-                loss_is_told_at_the_deadline: exclusive,
+                loss_is_reported_at_the_deadline: exclusive,
                 work_is_cancelled_before_the_deadline: exclusive,
                 skewed_clock_steals_nothing: exclusive,
                 holder_that_vanishes_frees_after_ttl: expiry,
@@ -35,7 +35,7 @@ macro_rules! __with_cases {
             }
             release {
                 stale_release_does_not_free_successor: expiry,
-                release_is_idempotent_and_truthful: exclusive,
+                release_is_idempotent_and_reports_outcome: exclusive,
                 guard_dropped_releases: exclusive,
                 guard_dropped_in_a_panic_releases: exclusive,
                 guard_dropped_outside_a_runtime_releases: exclusive,
@@ -47,7 +47,7 @@ macro_rules! __with_cases {
                 renewal_racing_release_never_leaves_it_held: exclusive,
             }
             waiting {
-                waiter_is_woken_without_polling: pushed_wakeup,
+                waiter_is_notified_without_polling: pushed_wakeup,
                 waiter_takes_over_after_expiry: expiry,
                 lock_timeout_gives_up_in_time: exclusive,
             }
@@ -56,7 +56,7 @@ macro_rules! __with_cases {
                 dropped_at_every_poll_point_leaves_nothing: exclusive,
             }
             panics {
-                panic_in_any_call_is_an_error_of_it: exclusive,
+                panic_in_any_call_is_an_error_of_that_call: exclusive,
                 panic_in_a_renewal_ends_no_other: exclusive,
                 panicking_subscriber_leaks_no_lock: exclusive,
             }
@@ -74,19 +74,19 @@ macro_rules! __with_cases {
             }
             inspection {
                 inspect_shows_holder_and_waiter: inspection,
-                loss_is_told: breaking_is_told,
-                break_never_hits_a_newer_holder: breaking,
+                loss_is_reported: breaking_is_told,
+                revocation_never_hits_a_newer_holder: breaking,
                 graceful_revocation_grants_nobody_early: breaking,
             }
-            gate {
-                gate_yields_to_other_clients: pushed_wakeup,
+            local_queue {
+                local_queue_yields_to_other_clients: pushed_wakeup,
             }
             input {
                 awkward_names_are_distinct: exclusive,
                 ttl_outside_capabilities_is_refused_typed: bounded_ttl,
             }
             close {
-                close_releases_all_and_then_says_closed: exclusive,
+                close_releases_all_and_refuses_later_calls: exclusive,
                 drain_refuses_new_locks_and_waits_for_holders: exclusive,
             }
             liveness {
@@ -102,82 +102,13 @@ macro_rules! list {
             name: stringify!($case),
             concept: stringify!($concept),
             needs: crate::case::$needs,
-            run: |subject| Box::pin(crate::cases::$concept::$case(subject)),
+            run: |fixture| Box::pin(crate::cases::$concept::$case(fixture)),
         },)*)*]
     };
 }
 
-/// Every case, grouped by concept.
+/// Returns every case, grouped by concept.
 #[must_use]
-pub fn cases() -> Vec<Case> {
+pub fn all() -> Vec<Case> {
     crate::__with_cases!([list], [])
-}
-
-/// Makes a module of tests: every case in every [`Form`](crate::Form), and one test that prints the
-/// cases that this backend does not run.
-///
-/// `conformance!(module, subject)`, or `conformance!(module, paused, subject)` for a backend
-/// without a server whose time is tokio's. The expression may `.await`, is evaluated on the runtime
-/// of each test anew, and sees what is in scope where the macro is used.
-#[macro_export]
-macro_rules! conformance {
-    ($module:ident, paused, $subject:expr $(,)?) => {
-        $crate::__conformance!($module, paused, $subject);
-    };
-    ($module:ident, real, $subject:expr $(,)?) => {
-        $crate::__conformance!($module, real, $subject);
-    };
-    ($module:ident, $subject:expr $(,)?) => {
-        $crate::__conformance!($module, real, $subject);
-    };
-}
-
-#[doc(hidden)]
-#[macro_export]
-macro_rules! __conformance {
-    ($module:ident, $time:ident, $subject:expr) => {
-        mod $module {
-            #[allow(unused_imports, reason = "the subject may need nothing")]
-            use super::*;
-
-            async fn subject() -> Box<dyn $crate::Subject> {
-                Box::new($subject)
-            }
-
-            mod itself {
-                $crate::__with_cases!([$crate::__tests], [$time Itself]);
-            }
-
-            mod as_arc_dyn {
-                $crate::__with_cases!([$crate::__tests], [$time AsArcDyn]);
-            }
-
-            mod forwarded {
-                $crate::__with_cases!([$crate::__tests], [$time Forwarded]);
-            }
-
-            #[test]
-            fn cases_not_run_are_printed() {
-                $crate::harness::print_not_run($crate::harness::Time::$time, subject);
-            }
-        }
-    };
-}
-
-#[doc(hidden)]
-#[macro_export]
-macro_rules! __tests {
-    ([$time:ident $form:ident] $($concept:ident { $($case:ident: $needs:ident,)* })*) => {
-        $($(
-            #[test]
-            fn $case() {
-                $crate::harness::test(
-                    $crate::harness::Time::$time,
-                    super::subject,
-                    $crate::Form::$form,
-                    stringify!($case),
-                );
-            }
-        )*)*
-    };
 }

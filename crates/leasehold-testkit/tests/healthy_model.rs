@@ -1,0 +1,13 @@
+//! The healthy model keeps the whole contract, in every form.
+
+use leasehold_testkit::mutants::ModelFixture;
+
+leasehold_testkit::conformance!(model, paused, ModelFixture::healthy());
+
+mod in_real_time {
+    use leasehold_testkit::mutants::ModelFixture;
+
+    leasehold_testkit::conformance!(model, real, ModelFixture::in_real_time());
+}
+
+leasehold_testkit::conformance!(instant, paused, ModelFixture::instant());
