@@ -1,69 +1,100 @@
-//! [`BackendFixture`]: what is tested.
+//! [`BackendFixture`]: the backend under test.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use leasehold_core::{AcquisitionId, BoxFuture, Clock, LockBackend, SystemClock, Ttl};
 
-/// A store, and how to reach it as several processes would.
+/// A store under test, and how to open several independent handles on it.
 ///
-/// Only [`open`](Self::open) has no default. [`FixtureFn`] makes a fixture of a closure.
+/// Only [`open`](Self::open) has no default. [`FixtureFn`] makes a fixture from a closure.
+///
+/// ```
+/// use std::sync::Arc;
+/// use leasehold_core::LockBackend;
+/// use leasehold_testkit::{BackendFixture, mutants::ModelFixture};
+///
+/// struct Slow(ModelFixture);
+///
+/// #[async_trait::async_trait]
+/// impl BackendFixture for Slow {
+///     async fn open(&self) -> Arc<dyn LockBackend> {
+///         self.0.open().await
+///     }
+///
+///     fn limit(&self) -> std::time::Duration {
+///         std::time::Duration::from_secs(600)
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait BackendFixture: Send + Sync {
-    /// A new handle on the *same* store, which shares nothing with the earlier ones in this
-    /// process: its own connection, its own session. What it panics with fails the case.
+    /// Opens a new handle on the *same* store. It shares nothing with other handles in this
+    /// process: it has its own connection and its own session. A panic fails the case.
     async fn open(&self) -> Arc<dyn LockBackend>;
 
-    /// The TTL that the cases use: short, because cases wait for it to pass, but long beside a
-    /// round trip.
+    /// Returns the TTL that the cases use. It should be short, because many cases wait until it has
+    /// passed, and much longer than a round trip. Defaults to one second.
     fn ttl(&self) -> Ttl {
         Ttl::from_secs(1).unwrap_or_default()
     }
 
-    /// How much later than its TTL an expired lock may be granted to another.
+    /// Returns how long after its TTL the store may still hold an expired lock. Defaults to a
+    /// quarter of the TTL and 100 ms.
     fn slack(&self) -> Duration {
         self.ttl().as_duration() / 4 + Duration::from_millis(100)
     }
 
-    /// The clock that clients use.
+    /// Returns the clock that clients use. Defaults to [`SystemClock`].
     fn clock(&self) -> Arc<dyn Clock> {
         Arc::new(SystemClock)
     }
 
-    /// After this long a case has failed.
+    /// Returns the time limit of one case. A case that takes longer fails. Defaults to 20 TTLs and
+    /// one minute.
     fn limit(&self) -> Duration {
         self.ttl().as_duration() * 20 + Duration::from_secs(60)
     }
 
-    /// A lock name that nobody else uses; `hint` is the case. Cases run in parallel on one server.
+    /// Returns a new lock name that no other case uses, since cases run in parallel on one server.
+    /// `hint` is the case that asks for it.
     fn name(&self, hint: &str) -> String {
         format!("testkit/{hint}/{}", AcquisitionId::random())
     }
 
-    /// Whether time is tokio's paused time. Only in real time can a case act another process by a
-    /// runtime of its own. [`conformance!`](crate::conformance) knows by itself.
+    /// Returns `true` if the cases run in tokio's paused time. In real time, a case simulates a
+    /// crashed process with a separate runtime; in paused time it cannot.
+    /// [`conformance!`](crate::conformance) sets this itself. Defaults to `false`.
     fn is_time_paused(&self) -> bool {
         false
     }
 
-    /// Why this case is not run although the capabilities say that it could be. It is printed, as
-    /// every reason is.
+    /// Returns the reason to skip a case that the capabilities allow, or `None` to run it. The
+    /// reason is printed.
     fn skip_reason(&self, case: &str) -> Option<String> {
         let _ = case;
         None
     }
 }
 
-/// A fixture made of a closure that opens a handle, with the defaults or what is set.
+/// A [`BackendFixture`] made from a closure that opens a handle.
 ///
 /// ```
-/// # fn _f(backend: impl Fn() -> std::sync::Arc<dyn leasehold_core::LockBackend> + Send + Sync + 'static)
-/// # -> leasehold_core::Result<leasehold_testkit::FixtureFn> {
+/// # use leasehold_testkit::{BackendFixture, mutants::ModelFixture};
+/// # fn main() -> leasehold_core::Result<()> {
+/// # let store = std::sync::Arc::new(ModelFixture::in_real_time());
 /// use leasehold_core::Ttl;
 /// use leasehold_testkit::FixtureFn;
 ///
-/// let fixture = FixtureFn::new(move || { let backend = backend(); async move { backend } }).with_ttl(Ttl::from_secs(2)?);
-/// # Ok(fixture) }
+/// let fixture = FixtureFn::new(move || {
+///     let store = store.clone();
+///     async move { store.open().await }
+/// })
+/// .with_ttl(Ttl::from_secs(2)?)
+/// .without("readers_share", "the store has no shared locks");
+/// # let _ = fixture;
+/// # Ok(())
+/// # }
 /// ```
 pub struct FixtureFn {
     open: Box<dyn Fn() -> BoxFuture<'static, Arc<dyn LockBackend>> + Send + Sync>,
@@ -75,7 +106,7 @@ pub struct FixtureFn {
 }
 
 impl FixtureFn {
-    /// A fixture whose handles `open` makes, with a TTL of a second and the system's clock.
+    /// Creates a fixture whose handles `open` opens, with the defaults of [`BackendFixture`].
     pub fn new<F, Fut>(open: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -91,35 +122,35 @@ impl FixtureFn {
         }
     }
 
-    /// See [`BackendFixture::ttl`].
+    /// Sets the TTL that the cases use. See [`BackendFixture::ttl`].
     #[must_use]
     pub fn with_ttl(mut self, ttl: Ttl) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// See [`BackendFixture::slack`].
+    /// Sets how long after its TTL a lock may still be held. See [`BackendFixture::slack`].
     #[must_use]
     pub fn with_slack(mut self, slack: Duration) -> Self {
         self.slack = Some(slack);
         self
     }
 
-    /// See [`BackendFixture::clock`].
+    /// Sets the clock that clients use. See [`BackendFixture::clock`].
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// See [`BackendFixture::is_time_paused`].
+    /// Declares that the cases run in paused time. See [`BackendFixture::is_time_paused`].
     #[must_use]
     pub fn in_paused_time(mut self) -> Self {
         self.paused = true;
         self
     }
 
-    /// See [`BackendFixture::skip_reason`].
+    /// Skips a case and prints the reason. See [`BackendFixture::skip_reason`].
     #[must_use]
     pub fn without(mut self, case: impl Into<String>, reason: impl Into<String>) -> Self {
         self.skipped.push((case.into(), reason.into()));

@@ -1,4 +1,4 @@
-//! [`Case`]: one named property.
+//! [`Case`]: one named property of a backend, and the capabilities that it needs.
 
 use std::fmt;
 
@@ -6,19 +6,19 @@ use leasehold_core::{BoxFuture, Capabilities, Expiry, Fencing, LossDetection, Wa
 
 use crate::backend_fixture::BackendFixture;
 
-/// Whether a backend can be asked for a case at all; `Err` is the reason why not.
+/// A check of whether a case applies to a backend. `Err` is the reason why it does not.
 pub type Needs = fn(&Capabilities) -> Result<(), &'static str>;
 
 /// One named property of a backend.
 #[derive(Clone, Copy)]
 pub struct Case {
-    /// The claim.
+    /// The name of the case, which states the property.
     pub name: &'static str,
-    /// The concept that it belongs to: the module in [`cases`](mod@crate::cases).
+    /// The concept that the property belongs to, which is its module in [`cases`](crate::cases).
     pub concept: &'static str,
-    /// What the backend must be able to do.
+    /// Checks that the backend has the capabilities that the case needs.
     pub needs: Needs,
-    /// Panics if the claim does not hold.
+    /// Runs the case. Panics if the property does not hold.
     pub run: for<'a> fn(&'a dyn BackendFixture) -> BoxFuture<'a, ()>,
 }
 

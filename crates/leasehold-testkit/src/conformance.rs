@@ -1,11 +1,22 @@
 //! [`conformance!`](crate::conformance): one test for each case and each way to reach the backend.
 
-/// Makes a module of tests: every case in every [`Wrapping`](crate::Wrapping), and one test that prints the
-/// cases that this backend does not run.
+/// Generates a module with a test for each case in each [`Wrapping`](crate::Wrapping), and one test
+/// that prints the cases that do not apply to the backend.
 ///
-/// `conformance!(module, fixture)`, or `conformance!(module, paused, fixture)` for a backend
-/// without a server whose time is tokio's. The expression may `.await`, is evaluated on the runtime
-/// of each test anew, and sees what is in scope where the macro is used.
+/// Use `conformance!(module, fixture)` for a backend with a server. Use
+/// `conformance!(module, paused, fixture)` for an in-memory backend that takes its time from tokio;
+/// its tests run in paused time.
+///
+/// `fixture` is an expression whose value implements [`BackendFixture`](crate::BackendFixture). It
+/// may `.await`, and it sees the names that are in scope at the call of the macro. Each test
+/// evaluates it once, on its own runtime.
+///
+/// ```
+/// use leasehold_testkit::{conformance, mutants::ModelFixture};
+///
+/// conformance!(model, paused, ModelFixture::healthy());
+/// # fn main() {}
+/// ```
 #[macro_export]
 macro_rules! conformance {
     ($module:ident, paused, $fixture:expr $(,)?) => {
@@ -24,7 +35,7 @@ macro_rules! conformance {
 macro_rules! __conformance {
     ($module:ident, $time:ident, $fixture:expr) => {
         mod $module {
-            #[allow(unused_imports, reason = "the fixture may need nothing")]
+            #[allow(unused_imports, reason = "the fixture may need no import")]
             use super::*;
 
             async fn fixture() -> Box<dyn $crate::BackendFixture> {

@@ -1,4 +1,4 @@
-//! What the cases are made of.
+//! The steps that cases are built from: clients, requests, and checks of their results.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,14 +10,14 @@ use crate::backend_fixture::BackendFixture;
 
 pub(crate) type Backend = Arc<dyn LockBackend>;
 
-/// Time for what happens soon but not at once: a background release, a cancellation, a waiter that
-/// queues up.
+/// The time in which a background operation completes: a release, a cancellation, or the
+/// registration of a waiter.
 pub(crate) const SOON: Duration = Duration::from_millis(100);
 
-/// How long is waited for what should happen soon, where it can be seen to have happened.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest time to poll for the effect of a background operation.
+const INSPECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The value, or a panic that says which claim does not hold.
+/// Returns the value, or panics with the claim that does not hold.
 #[track_caller]
 pub(crate) fn must<T>(result: Result<T>, claim: &str) -> T {
     match result {
@@ -37,11 +37,11 @@ pub(crate) fn must_grant<T>(result: Result<Option<T>>, claim: &str) -> T {
 pub(crate) fn key(fixture: &dyn BackendFixture, hint: &str) -> LockKey {
     must(
         LockKey::new(fixture.name(hint)),
-        "the fixture's name is a lock name",
+        "the fixture returns a valid lock name",
     )
 }
 
-/// A client with a handle of its own, as another process would have.
+/// Returns a client with a handle of its own, as in a separate process.
 pub(crate) async fn client(fixture: &dyn BackendFixture) -> LockClient {
     client_with(fixture, fixture.clock()).await
 }
@@ -53,7 +53,7 @@ pub(crate) async fn client_with(fixture: &dyn BackendFixture, clock: Arc<dyn Clo
         .build()
 }
 
-/// A fresh acquisition for the contract itself.
+/// Returns the request of a new acquisition, for calls of the backend itself.
 pub(crate) fn request(fixture: &dyn BackendFixture, backend: &Backend, key: &LockKey) -> Request {
     let drift = backend.capabilities().drift;
     Request::new(key.clone())
@@ -62,7 +62,8 @@ pub(crate) fn request(fixture: &dyn BackendFixture, backend: &Backend, key: &Loc
         .with_clock(fixture.clock(), drift)
 }
 
-/// Inspects until what is seen is as expected, or it has had time enough. What was seen last.
+/// Inspects `key` until the result is as expected or the time-out has passed. Returns the last
+/// result.
 pub(crate) async fn inspected(
     client: &LockClient,
     key: &LockKey,
@@ -71,7 +72,7 @@ pub(crate) async fn inspected(
     let mut waited = Duration::ZERO;
     loop {
         let seen = must(client.inspect(key).await, "an inspection is answered");
-        if expected(&seen) || waited >= PATIENCE {
+        if expected(&seen) || waited >= INSPECTION_TIMEOUT {
             return seen;
         }
         tokio::time::sleep(SOON / 10).await;
@@ -79,7 +80,8 @@ pub(crate) async fn inspected(
     }
 }
 
-/// Gives a waiter time to queue up: until it is seen, where that can be seen.
+/// Waits until a waiter has queued: until an inspection lists it, or for a fixed time if the
+/// backend has no inspection.
 pub(crate) async fn queued(client: &LockClient, key: &LockKey) {
     if client.capabilities().inspect {
         drop(inspected(client, key, |seen| !seen.waiters.is_empty()).await);
@@ -117,10 +119,10 @@ pub(crate) async fn refused(backend: &Backend, request: Request, claim: &str) {
 }
 
 pub(crate) async fn release(lease: &Arc<dyn Lease>) {
-    let _truth = must(Arc::clone(lease).release().await, "a release is answered");
+    let _outcome = must(Arc::clone(lease).release().await, "a release is answered");
 }
 
-/// Attempts until granted; panics when `within` has passed.
+/// Repeats an attempt until it is granted. Panics when `within` has passed.
 pub(crate) async fn granted_within(
     fixture: &dyn BackendFixture,
     backend: &Backend,
@@ -141,13 +143,13 @@ pub(crate) async fn granted_within(
     }
 }
 
-/// What a grant that nobody renews lasts, at most.
+/// Returns the longest time for which a lock without renewals is held.
 pub(crate) fn lifetime(fixture: &dyn BackendFixture) -> Duration {
     fixture.ttl().as_duration() + fixture.slack()
 }
 
-/// What is due after `exactly` so long may come that late where time is real: the machine may be
-/// busy.
+/// Returns the latest time for an event that is due after `exactly`. In real time it allows for a
+/// busy machine.
 pub(crate) fn at_the_latest(fixture: &dyn BackendFixture, exactly: Duration) -> Duration {
     if fixture.is_time_paused() {
         exactly
@@ -156,7 +158,7 @@ pub(crate) fn at_the_latest(fixture: &dyn BackendFixture, exactly: Duration) -> 
     }
 }
 
-/// Lets a grant that nobody renews expire.
+/// Waits until a lock without renewals has expired.
 pub(crate) async fn let_expire(fixture: &dyn BackendFixture) {
     tokio::time::sleep(lifetime(fixture)).await;
 }
@@ -172,7 +174,8 @@ pub(crate) async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Ou
     .await
 }
 
-/// Polls a future `polls` times, each as soon as it asks for it; its output if it came to its end.
+/// Polls a future up to `polls` times, each time that it is woken. Returns its output if it
+/// completes.
 pub(crate) async fn poll_times<F: Future + Unpin>(
     future: &mut F,
     polls: usize,

@@ -1,4 +1,4 @@
-//! What the tests that [`conformance!`](crate::conformance) generates call.
+//! The functions that the tests of [`conformance!`](crate::conformance) call.
 
 use std::{
     any::Any,
@@ -15,16 +15,16 @@ use crate::{
     wrapping::{Wrapped, Wrapping},
 };
 
-/// Whether time is real or paused: `start_paused` of tokio.
+/// The time of a test's runtime: real, or paused by tokio's `start_paused`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     non_camel_case_types,
-    reason = "they are the words that the macro takes"
+    reason = "the macro takes the variants as words"
 )]
 pub enum Time {
-    /// Real, on two workers.
+    /// Real time, on two worker threads.
     real,
-    /// Paused, on one thread: it goes on by itself when every task sleeps.
+    /// Paused time, on one thread. It advances when every task sleeps.
     paused,
 }
 
@@ -47,7 +47,7 @@ impl Time {
     }
 }
 
-/// Runs the case of this name; panics if it fails, with one message and no backtrace.
+/// Runs the case called `name`. Panics if the case fails, with one message and no backtrace.
 pub fn test<Fut: Future<Output = Box<dyn BackendFixture>>>(
     time: Time,
     fixture: fn() -> Fut,
@@ -79,11 +79,12 @@ pub fn test<Fut: Future<Output = Box<dyn BackendFixture>>>(
 }
 
 thread_local! {
-    /// The panics of this thread, while a case runs on it.
+    /// The recorded panics of this thread, or `None` while no case runs on it.
     static PANICS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// Runs `work`. Its panics on this thread are not printed, but returned: message and place of each.
+/// Runs `work` and returns the panics on this thread instead of printing them. Each entry has the
+/// message and the location of one panic.
 fn noting_panics<T>(work: impl FnOnce() -> T) -> (std::thread::Result<T>, Vec<String>) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -99,7 +100,7 @@ fn noting_panics<T>(work: impl FnOnce() -> T) -> (std::thread::Result<T>, Vec<St
     (outcome, PANICS.take().unwrap_or_default())
 }
 
-/// Whether the panic is of a thread on which a case runs.
+/// Records the panic if a case runs on this thread. Returns whether it was recorded.
 fn note(info: &PanicHookInfo<'_>) -> bool {
     let noted = PANICS.try_with(|panics| match &mut *panics.borrow_mut() {
         Some(panics) => {
@@ -112,17 +113,18 @@ fn note(info: &PanicHookInfo<'_>) -> bool {
     noted.unwrap_or(false)
 }
 
-/// Fails the test. The last panic is the failure; those before it may have led to it.
+/// Fails the test and prints its panics. The last panic is the failure; earlier ones may have
+/// caused it.
 fn fail(what: &str, panics: &[String]) -> ! {
     eprintln!("{what}");
     for panic in panics {
         eprintln!("  panic: {panic}");
     }
-    // Not `panic!`: the hook would print it again, with a backtrace of this function.
+    // `panic!` would run the hook, which prints the message again with a backtrace.
     panic::resume_unwind(Box::new(what.to_owned()) as Box<dyn Any + Send>)
 }
 
-/// Prints every case that is not run, with its reason.
+/// Prints every case that does not apply to the backend, with the reason.
 pub fn print_not_run<Fut: Future<Output = Box<dyn BackendFixture>>>(
     time: Time,
     fixture: fn() -> Fut,
@@ -153,8 +155,8 @@ mod tests {
     }
 
     #[test]
-    fn a_case_that_fails_says_so_once_and_with_its_place() {
-        // What would be printed with a backtrace.
+    fn failed_case_is_reported_once_with_its_location() {
+        // Counts the panics that would be printed with a backtrace.
         let others = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             PRINTED.set(PRINTED.get() + 1);
@@ -164,8 +166,8 @@ mod tests {
         let failed =
             panic::catch_unwind(|| test(Time::paused, broken, Wrapping::Bare, name)).unwrap_err();
         assert_eq!(PRINTED.get(), 0);
-        let told = message(&*failed);
-        assert!(told.starts_with(&format!("{name}: ")), "{told}");
+        let reported = message(&*failed);
+        assert!(reported.starts_with(&format!("{name}: ")), "{reported}");
         let (_, panics) = noting_panics(|| panic!("a claim"));
         assert!(
             panics[0].starts_with("a claim (") && panics[0].contains("harness.rs:"),

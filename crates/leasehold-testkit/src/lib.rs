@@ -33,7 +33,7 @@ pub use crate::{
     wrapping::{Forwarding, Wrapped, Wrapping},
 };
 
-/// The program on the page about adding a backend compiles.
+/// Compiles the examples of `docs/adding-a-backend.md`.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/adding-a-backend.md")]
 pub struct AddingABackend;

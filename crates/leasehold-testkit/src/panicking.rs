@@ -1,4 +1,4 @@
-//! Foreign code that panics on demand: [`Panicking`], a backend, and [`PanickingSubscriber`].
+//! [`Panicking`]: a backend that panics on demand.
 
 use std::{
     fmt,
@@ -39,7 +39,7 @@ pub(crate) enum CallPoint {
     Called,
     /// The future is about to be polled.
     Polled,
-    /// The operation has taken effect. An acquisition has released its grant again.
+    /// The operation has taken effect. An acquisition has released its lock again.
     Done,
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct PanicPlan {
     armed: Mutex<Option<(Call, CallPoint)>>,
     /// The number of panics to come.
     left: AtomicUsize,
-    /// A future was polled after it had panicked.
+    /// Whether a future was polled after it had panicked.
     polled_again: AtomicBool,
 }
 
@@ -80,7 +80,7 @@ impl PanicPlan {
             && *self.armed.lock().unwrap_or_else(PoisonError::into_inner) == Some((call, point))
     }
 
-    /// Panics if it is time to.
+    /// Panics if this point of this call is armed.
     fn reached(&self, call: Call, point: CallPoint) {
         if self.is_armed(call, point)
             && self
@@ -88,8 +88,8 @@ impl PanicPlan {
                 .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
                 .is_ok()
         {
-            // Without a message in the test's output for each.
-            resume_unwind(Box::new("told to panic"));
+            // `resume_unwind` runs no panic hook, so the test's output stays short.
+            resume_unwind(Box::new("a panic on demand"));
         }
     }
 
@@ -109,7 +109,7 @@ struct Polled<'a, T> {
     plan: Arc<PanicPlan>,
     call: Call,
     work: BoxFuture<'a, T>,
-    /// Still set at the next poll only after a panic.
+    /// Whether a poll is running. At the start of a poll it is `true` only after a panic.
     polling: bool,
 }
 
@@ -132,7 +132,7 @@ impl<T> Future for Polled<'_, T> {
     }
 }
 
-/// Another backend, whose calls panic as planned.
+/// A wrapper of a backend, whose calls panic as the plan says.
 #[derive(Debug)]
 pub(crate) struct Panicking {
     inner: Arc<dyn LockBackend>,

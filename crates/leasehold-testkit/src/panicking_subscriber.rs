@@ -14,17 +14,20 @@ use tracing::{
     subscriber::Interest,
 };
 
-/// A tracing subscriber that panics at one of its calls, counted from 0, or at every call. It
-/// records the targets of all crates of Leasehold.
+/// A tracing subscriber that panics at one of its calls, or at every call. It enables the targets
+/// of all Leasehold crates.
 ///
-/// The panics run no panic hook, so that the output of a test stays short.
+/// The panics run no panic hook, so the output of a test stays short.
 ///
 /// ```
 /// use leasehold_testkit::PanickingSubscriber;
 ///
 /// let (subscriber, calls) = PanickingSubscriber::new(None);
-/// let logging = || tracing::warn!(target: "leasehold", "this panics");
-/// let panicked = std::panic::catch_unwind(|| tracing::subscriber::with_default(subscriber, logging));
+/// let panicked = std::panic::catch_unwind(|| {
+///     tracing::subscriber::with_default(subscriber, || {
+///         tracing::warn!(target: "leasehold", "this panics");
+///     });
+/// });
 /// assert!(panicked.is_err());
 /// assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 1);
 /// ```
@@ -36,7 +39,8 @@ pub struct PanickingSubscriber {
 }
 
 impl PanickingSubscriber {
-    /// Returns a subscriber and the count of its calls. `at`: the call that panics, or each.
+    /// Returns a subscriber and the counter of its calls. The call number `at`, counted from 0,
+    /// panics; with `None`, every call panics.
     #[must_use]
     pub fn new(at: Option<usize>) -> (Self, Arc<AtomicUsize>) {
         let calls = Arc::new(AtomicUsize::new(0));
@@ -53,7 +57,7 @@ impl PanickingSubscriber {
     fn called(&self) {
         let call = self.calls.fetch_add(1, SeqCst);
         if self.at.is_none_or(|at| at == call) {
-            resume_unwind(Box::new("told to panic"));
+            resume_unwind(Box::new("a panic on demand"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Ports for the servers and proxies of tests.
+//! [`free_port`]: ports for the servers and proxies of tests.
 
 use std::{
     io,
@@ -11,35 +11,45 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Below the ports that Linux gives to outgoing connections (32768 and up), and still below them
-/// with the 10 000 that Redis Cluster adds for its bus. A client that keeps connecting to a server
-/// that is down can otherwise be given the server's own port as its local one, connect to itself,
-/// and keep the server from coming back.
+/// The ports to choose from.
+///
+/// They are below the ports that Linux assigns to outgoing connections (32768 and up), even with
+/// the 10 000 that Redis Cluster adds for its bus. Otherwise a client that reconnects to a stopped
+/// server could get the server's port as its local port, connect to itself, and prevent the server
+/// from starting again.
 const RANGE: Range<u16> = 12_000..22_000;
 
-/// A process takes this many at a time.
+/// The number of ports that a process reserves at a time.
 const BLOCK: u16 = 50;
 
-/// What this process has taken. It keeps all of it until it ends: a server that was killed finds
-/// its port free again.
+/// The ports that this process has reserved. It keeps them until it ends, so that a server that was
+/// killed can use its port again.
 static OURS: Mutex<Ours> = Mutex::new(Ours {
     claims: Vec::new(),
     left: 0..0,
 });
 
 struct Ours {
-    /// One for each block: names that no other process of this network namespace can bind
-    /// meanwhile.
+    /// A bound socket name for each block, which no other process of this network namespace can
+    /// bind.
     claims: Vec<UnixListener>,
     left: Range<u16>,
 }
 
-/// A port on the loopback address that nothing listens on, and that no process that asks here is
-/// given as long as this one lives. Whoever does not ask here may still take it: who finds it taken
-/// asks again.
+/// Returns a port on the loopback address that nothing listens on.
+///
+/// No other process that calls this function gets the port while this process is alive. A process
+/// that chooses its ports in another way may still take it; call the function again in that case.
+///
+/// ```
+/// let port = leasehold_testkit::free_port()?;
+/// let listener = std::net::TcpListener::bind(("127.0.0.1", port))?;
+/// # drop(listener);
+/// # std::io::Result::Ok(())
+/// ```
 ///
 /// # Errors
-/// No free port was found: [`io::ErrorKind::AddrInUse`].
+/// Returns [`io::ErrorKind::AddrInUse`] if there is no free port.
 pub fn free_port() -> io::Result<u16> {
     let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -55,7 +65,8 @@ pub fn free_port() -> io::Result<u16> {
     }
 }
 
-/// A block that no process has, looked for from anywhere: ports that were in use a moment ago rest.
+/// Reserves a block that no process has. The search starts at a random block, so that recently used
+/// ports are not reused at once.
 fn claim_block() -> io::Result<(UnixListener, Range<u16>)> {
     let blocks = RANGE.len() / usize::from(BLOCK);
     let first = fastrand::usize(0..blocks);
@@ -70,7 +81,7 @@ fn claim_block() -> io::Result<(UnixListener, Range<u16>)> {
         Some((UnixListener::bind_addr(&name).ok()?, start..start + BLOCK))
     });
     claimed.ok_or_else(|| {
-        let taken = format!("no free port in {RANGE:?}: other tests have taken all of it");
+        let taken = format!("no free port in {RANGE:?}: other tests have reserved all of them");
         io::Error::new(io::ErrorKind::AddrInUse, taken)
     })
 }

@@ -1,4 +1,4 @@
-//! Another process, and its death.
+//! The crash of a simulated process.
 
 use std::{future::Future, mem, panic, thread};
 
@@ -6,12 +6,13 @@ use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 
 use crate::backend_fixture::BackendFixture;
 
-/// Lets `life` run as another process, up to its end; then nothing in that process goes on. What it
-/// spawned and what it is connected by stays as it stands, open and silent: a process that was
-/// stopped for ever, which is harder on others than one that was killed.
+/// Runs `life` to its end as a separate process, which then stops for ever.
 ///
-/// What `life` owns it must forget itself: dropped, it could say goodbye. In paused time it runs on
-/// the runtime of the case.
+/// The tasks that the process spawned are never polled again, and its connections stay open and
+/// silent. This is harder on other processes than a kill, which closes the connections.
+///
+/// `life` must forget the values that it owns, because their destructors could release locks. In
+/// paused time it runs on the runtime of the case.
 pub(crate) async fn die_after<Fut: Future<Output = ()> + Send>(
     fixture: &dyn BackendFixture,
     life: impl FnOnce() -> Fut + Send,

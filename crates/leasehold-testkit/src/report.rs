@@ -1,4 +1,4 @@
-//! [`run_all`]: the suite as a program runs it.
+//! [`run_all`]: runs the suite in a program and returns a [`Report`].
 
 use std::{any::Any, fmt, panic::AssertUnwindSafe};
 
@@ -6,35 +6,35 @@ use futures_util::FutureExt;
 
 use crate::{backend_fixture::BackendFixture, case::Case, cases};
 
-/// What became of one case.
+/// The outcome of one case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The claim holds.
+    /// The property holds.
     Passed,
-    /// It does not: the message says what was seen.
+    /// The property does not hold, with the message of the failed check.
     Failed(String),
-    /// The backend does not promise it: the reason.
+    /// The case does not apply to the backend or was skipped, with the reason.
     NotRun(String),
 }
 
-/// One case and what became of it.
+/// A case and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaseReport {
-    /// The case's name.
+    /// The name of the case.
     pub case: &'static str,
-    /// What became of it.
+    /// The outcome of the case.
     pub outcome: Outcome,
 }
 
-/// What became of all cases. [`Display`](fmt::Display) is one line per case.
+/// The outcomes of all cases. [`Display`](fmt::Display) prints one line per case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// In the order of [`cases`](crate::cases::all()).
+    /// The outcomes, in the order of [`cases::all`].
     pub cases: Vec<CaseReport>,
 }
 
 impl Report {
-    /// The names of the cases that failed.
+    /// Returns the names of the cases that failed.
     #[must_use]
     pub fn failed(&self) -> Vec<&'static str> {
         let failed = self
@@ -58,11 +58,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the cases that `filter` chooses, one after the other. A panic is a failure, and so is
-/// taking longer than [`BackendFixture::limit`].
+/// Runs the cases that `filter` selects, one after another. A case fails if it panics or takes
+/// longer than [`BackendFixture::limit`].
 ///
 /// # Cancel safety
-/// Dropping it stops at once; locks of the running case expire.
+/// Dropping the future stops the run. The locks of the running case expire.
 pub async fn run_all(fixture: &dyn BackendFixture, filter: impl Fn(&Case) -> bool) -> Report {
     let mut report = Report::default();
     for case in cases::all().into_iter().filter(filter) {
@@ -74,11 +74,11 @@ pub async fn run_all(fixture: &dyn BackendFixture, filter: impl Fn(&Case) -> boo
     report
 }
 
-/// Runs one case, if the fixture can be asked for it. A panic is a failure, and so is taking longer
-/// than [`BackendFixture::limit`].
+/// Runs one case if it applies to the backend. The case fails if it panics or takes longer than
+/// [`BackendFixture::limit`].
 ///
 /// # Cancel safety
-/// As [`run_all`].
+/// Dropping the future stops the case. Its locks expire.
 pub async fn run_case(fixture: &dyn BackendFixture, case: &Case) -> Outcome {
     if let Some(reason) = reason_not_to(fixture, case).await {
         return Outcome::NotRun(reason);
@@ -88,7 +88,7 @@ pub async fn run_case(fixture: &dyn BackendFixture, case: &Case) -> Outcome {
     match tokio::time::timeout(limit, run).await {
         Ok(Ok(())) => Outcome::Passed,
         Ok(Err(panic)) => Outcome::Failed(message(&*panic)),
-        Err(_elapsed) => Outcome::Failed(format!("it was not over within {limit:?}")),
+        Err(_elapsed) => Outcome::Failed(format!("the case did not finish within {limit:?}")),
     }
 }
 
@@ -104,5 +104,5 @@ pub(crate) async fn reason_not_to(fixture: &dyn BackendFixture, case: &Case) -> 
 pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&'static str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("it panicked").to_owned()
+    text.unwrap_or("a panic without a message").to_owned()
 }

@@ -1,4 +1,4 @@
-//! [`Wrapping`]: the same backend, reached in another way.
+//! [`Wrapping`]: a way to reach the backend under test.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -10,29 +10,41 @@ use leasehold_core::{
 
 use crate::backend_fixture::BackendFixture;
 
-/// How a backend is reached: a property must hold in every wrapping.
+/// A way to reach the backend under test. Each property must hold in all of them.
+///
+/// ```
+/// use leasehold_testkit::{BackendFixture, Wrapped, Wrapping, mutants::ModelFixture};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let fixture = ModelFixture::healthy();
+/// for wrapping in Wrapping::ALL {
+///     let backend = Wrapped::new(&fixture, wrapping).open().await;
+///     assert_eq!(backend.to_string(), "model:");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wrapping {
-    /// The backend itself.
+    /// The backend itself, without a wrapper.
     Bare,
-    /// An `Arc<dyn LockBackend>` as a backend.
+    /// The backend as an `Arc<dyn LockBackend>`.
     ArcDyn,
-    /// [`Forwarding`] to the backend.
+    /// The backend behind [`Forwarding`](struct@Forwarding).
     Forwarding,
 }
 
 impl Wrapping {
-    /// All of them.
+    /// All wrappings.
     pub const ALL: [Self; 3] = [Self::Bare, Self::ArcDyn, Self::Forwarding];
 }
 
-/// The smallest wrapper: forwards every method. What a wrapper of yours looks like before it does
-/// anything.
+/// The smallest wrapper of a backend, which forwards every method. A wrapper of your own can start
+/// from its source.
 #[derive(Debug)]
 pub struct Forwarding<B: ?Sized>(Arc<B>);
 
 impl<B: ?Sized> Forwarding<B> {
-    /// Wraps a backend.
+    /// Wraps `inner`.
     #[must_use]
     pub fn new(inner: Arc<B>) -> Self {
         Self(inner)
@@ -77,7 +89,7 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
     }
 }
 
-/// A fixture whose handles come in this wrapping.
+/// A fixture that opens the handles of another fixture in a given [`Wrapping`].
 pub struct Wrapped<'a> {
     fixture: &'a dyn BackendFixture,
     wrapping: Wrapping,
@@ -85,7 +97,7 @@ pub struct Wrapped<'a> {
 }
 
 impl<'a> Wrapped<'a> {
-    /// Opens what `fixture` opens, in this wrapping.
+    /// Creates a fixture that opens the handles of `fixture` in `wrapping`.
     #[must_use]
     pub fn new(fixture: &'a dyn BackendFixture, wrapping: Wrapping) -> Self {
         Self {
@@ -95,7 +107,7 @@ impl<'a> Wrapped<'a> {
         }
     }
 
-    /// See [`BackendFixture::is_time_paused`].
+    /// Sets whether the cases run in paused time. See [`BackendFixture::is_time_paused`].
     #[must_use]
     pub fn in_paused_time(mut self, paused: bool) -> Self {
         self.paused = paused;

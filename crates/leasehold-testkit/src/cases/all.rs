@@ -1,10 +1,9 @@
-//! The list of the cases, and what is made of it: [`cases()`] and
-//! [`conformance!`](crate::conformance).
+//! The list of all cases.
 
 use crate::case::Case;
 
-/// Calls `$callback! { $args concept { case: needs, … } … }` with every case. The one list; a case
-/// that is not in it fails the test `every_case_is_listed`.
+/// Calls `$callback! { $args concept { case: needs, … } … }` with every case. This is the only
+/// list; the test `every_case_is_listed` fails for a case that is missing here.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __with_cases {
@@ -108,6 +107,12 @@ macro_rules! list {
 }
 
 /// Returns every case, grouped by concept.
+///
+/// ```
+/// use leasehold_testkit::cases;
+///
+/// assert!(cases::all().iter().any(|case| case.name == "readers_share"));
+/// ```
 #[must_use]
 pub fn all() -> Vec<Case> {
     crate::__with_cases!([list], [])

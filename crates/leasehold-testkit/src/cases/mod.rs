@@ -1,8 +1,9 @@
-//! The cases: one named property each, grouped by concept. A case panics if its claim does not
-//! hold.
+//! The cases of the suite, grouped by concept. Each checks one named property and panics if the
+//! property does not hold.
 //!
-//! Run them through [`conformance!`](crate::conformance) or [`run_all`](crate::run_all), which ask
-//! the capabilities first; called directly, a case does not ask.
+//! Run them through [`conformance!`](crate::conformance) or [`run_all`](crate::run_all), which skip
+//! the cases that the backend's capabilities do not promise. A case that is called directly checks
+//! no capabilities.
 
 mod all;
 pub mod cancellation;

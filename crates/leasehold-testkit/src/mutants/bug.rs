@@ -3,6 +3,16 @@
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $bug:ident => $case:ident,)*) => {
         /// A classic bug of lock implementations.
+        ///
+        /// ```
+        /// use leasehold_testkit::{mutants::{Bug, ModelFixture}, run_all};
+        ///
+        /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+        /// let bug = Bug::TokenPerClient;
+        /// let report = run_all(&ModelFixture::with(bug), |case| case.concept == "fencing").await;
+        /// assert_eq!(report.failed(), [bug.case()]);
+        /// # }
+        /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Bug {
@@ -14,10 +24,10 @@ macro_rules! bugs {
         }
 
         impl Bug {
-            /// All of them.
+            /// All bugs.
             pub const ALL: &'static [Self] = &[$(Self::$bug),*];
 
-            /// The case that must fail, alone.
+            /// Returns the name of the only case that this bug must fail.
             #[must_use]
             pub fn case(self) -> &'static str {
                 match self {
@@ -29,60 +39,65 @@ macro_rules! bugs {
 }
 
 bugs! {
-    /// `SETNX`, then `EXPIRE` in a second step: a crash between them locks for ever.
+    /// The lock is set with `SETNX` and its TTL with `EXPIRE` in a second step. After a crash
+    /// between the steps it is held for ever.
     SetnxThenExpire => crash_at_any_point_frees_after_ttl,
-    /// The expiry is a client's timestamp in the value, compared with the next client's clock: a
-    /// skewed clock steals.
+    /// The value contains the expiry by one client's clock, and the next client compares it with
+    /// its own clock. A skewed clock steals the lock.
     ClientTimestamp => skewed_clock_steals_nothing,
-    /// `SET NX PX` without an owner in the value, and a plain `DEL`: a late release frees the
-    /// successor.
+    /// The lock is set with `SET NX PX` without an owner in the value and released with a plain
+    /// `DEL`. A late release frees the next holder's lock.
     NoOwnerValue => stale_release_does_not_free_successor,
-    /// One owner per lock object instead of per acquisition: an old grant's release frees a newer
-    /// one of the same object.
+    /// The owner is an id of the lock object instead of the acquisition. The release of an expired
+    /// lock frees a newer lock of the same object.
     OwnerPerObject => stale_release_does_not_free_successor,
-    /// Whoever uses the same connection is taken for the same holder: two tasks of a process both
-    /// hold.
+    /// Requests on the same connection count as the same holder. Two tasks of a process hold the
+    /// lock at the same time.
     ReentrantByAccident => two_acquisitions_of_one_client_exclude_each_other,
-    /// The deadline is counted from when the reply came: the holder believes longer than the server
-    /// grants.
+    /// The deadline is counted from the arrival of the reply. The holder considers the lock valid
+    /// for longer than the server grants it.
     DeadlineFromReply => deadline_is_counted_from_before_the_request,
-    /// No wake-up: waiters learn of a release only when the holder's TTL would have ended.
+    /// Waiters are not notified of a release. They retry only when the holder's TTL would have
+    /// passed.
     NoNotification => waiter_is_notified_without_polling,
-    /// The token's counter lives with the lock and expires with it.
+    /// The counter of tokens is part of the lock and expires with it.
     TokenResets => tokens_grow_after_expiry,
     /// Each client counts its own tokens.
     TokenPerClient => tokens_grow_over_grants,
-    /// Readers' tokens are counted by themselves, so a live reader is fenced off.
+    /// Readers' tokens have a counter of their own, so a resource rejects a reader that holds the
+    /// lock.
     SharedTokensApart => shared_tokens_lie_between_exclusive_ones,
-    /// Permits have tokens, although several holders are right at a time.
+    /// Permits have tokens, although several holders may use the resource at the same time.
     PermitsCarryTokens => permits_carry_no_token,
-    /// A renewal task goes on after the release and sets the lock again.
+    /// The renewal task continues after the release and sets the lock again.
     RenewalOutlivesGuard => nothing_renews_after_release,
-    /// A renewal reads that it holds, then writes: a release in between is undone.
+    /// A renewal reads that the lock is held and writes it in a second step. A release between the
+    /// steps is undone.
     RenewalUndoesRelease => renewal_racing_release_never_leaves_it_held,
-    /// A renewal that comes after the deadline sets the lock again, over the gap in which another
-    /// may have held it.
+    /// A renewal after the deadline sets the lock again, although another client may have held it
+    /// meanwhile.
     LateRenewalRevives => late_renewal_does_not_revive,
-    /// Every release says that it freed the lock.
+    /// Every release reports that it freed the lock.
     ReleaseAlwaysReportsFreed => release_is_idempotent_and_reports_outcome,
-    /// The gate never yields: a process with many waiters starves the others.
+    /// The local queue never yields. A process with many waiters starves all other processes.
     LocalQueueNeverYields => local_queue_yields_to_other_clients,
-    /// Readers are let in while a writer waits: writers starve.
+    /// Readers are granted while a writer waits, so writers starve.
     ReaderOvertakesWriter => no_reader_overtakes_a_waiting_writer,
-    /// `<=` instead of `<`.
+    /// The number of holders is compared with `<=` instead of `<`.
     OnePermitTooMany => permits_bound_holders,
-    /// Each counts to its own number of permits.
+    /// Each request is checked against its own number of permits.
     PermitCountsMayDiffer => permit_counts_must_match,
-    /// A grant is traced before anybody owns it: a subscriber that panics leaves it behind.
+    /// A grant is traced before a lease owns it. A subscriber that panics leaks the lock.
     TracesBeforeOwnership => panicking_subscriber_leaks_no_lock,
-    /// A waiter that went away stays in the queue.
+    /// A cancelled waiter stays in the queue.
     CancelledWaiterStays => cancelled_waiter_leaves_nothing,
-    /// Names are cleaned of awkward characters: different names are one lock.
+    /// Special characters in names are replaced, so different names become one lock.
     NamesCollide => awkward_names_are_distinct,
-    /// The break of a lock frees whoever holds it by now.
+    /// A revocation frees the lock of any current holder, not only of the given one.
     RevocationHitsNewerHolder => revocation_never_hits_a_newer_holder,
-    /// A graceful revocation frees the lock at once: two hold until the deadline of the first one.
+    /// A graceful revocation frees the lock at once. Two holders have it until the deadline of the
+    /// first one.
     GracefulRevocationFreesAtOnce => graceful_revocation_grants_nobody_early,
-    /// The holder is not told that its lock was broken.
+    /// The holder is not notified that its lock was revoked.
     LossUnreported => loss_is_reported,
 }

@@ -1,5 +1,4 @@
-//! The model: the smallest store that keeps the whole contract, over which the broken backends are
-//! variations.
+//! The model: the smallest store that keeps the whole contract. Each bug changes one detail of it.
 
 use std::{
     collections::HashMap,
@@ -22,22 +21,23 @@ use tokio::sync::watch;
 
 use super::bug::Bug;
 
-/// What a request does happens at its first poll, as if it had been sent; its answer takes this
-/// long.
-const ANSWER: Duration = Duration::from_millis(1);
-/// A wake-up takes longer than an answer: whoever releases and asks again at once is always first.
-const PUSH: Duration = Duration::from_millis(3);
-/// When to try again where nobody holds: another was let in first.
-const UNKNOWN: Duration = Duration::from_millis(100);
-/// Never, for a fallback poll interval.
+/// The delay of a reply. A request takes effect at the first poll of its future, as if it had been
+/// sent then.
+const REPLY_DELAY: Duration = Duration::from_millis(1);
+/// The delay of a notification. It is longer than [`REPLY_DELAY`], so a client that releases a lock
+/// and requests it again at once always precedes the waiters.
+const NOTIFICATION_DELAY: Duration = Duration::from_millis(3);
+/// When to retry a lock that is free but reserved for an earlier waiter.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The TTL of a lock that has none yet, of [`Bug::SetnxThenExpire`].
 const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// What all handles share: the server.
+/// The store that all handles share, which stands for a server.
 #[derive(Debug)]
 pub(crate) struct Store {
     clock: Arc<dyn Clock>,
     bug: Option<Bug>,
-    /// Answers come in the first poll, as those of a backend in memory do.
+    /// Whether calls complete in their first poll, as those of an in-memory backend do.
     instant: bool,
     next_handle: AtomicU64,
     keys: Mutex<HashMap<(Vec<u8>, bool), Key>>,
@@ -49,7 +49,7 @@ struct Key {
     waiters: Vec<Waiter>,
     last_token: u64,
     last_shared: u64,
-    /// For a bug: each handle's last token.
+    /// The last token of each handle, for a bug.
     of_handles: HashMap<u64, u64>,
     changed: watch::Sender<()>,
 }
@@ -60,7 +60,7 @@ struct Holder {
     owner: AcquisitionId,
     mode: Mode,
     until: Timestamp,
-    /// Cleared by a graceful break.
+    /// Cleared by a graceful revocation.
     renewable: bool,
     token: Option<FencingToken>,
     label: String,
@@ -96,9 +96,9 @@ impl Store {
         })
     }
 
-    async fn answer(&self) {
+    async fn delay_reply(&self) {
         if !self.instant {
-            tokio::time::sleep(ANSWER).await;
+            tokio::time::sleep(REPLY_DELAY).await;
         }
     }
 
@@ -110,7 +110,7 @@ impl Store {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes a key, after what has expired by `now` is gone.
+    /// Removes the holders and waiters that have expired by `now`, and then applies `change`.
     fn change<T>(
         &self,
         key: &LockKey,
@@ -163,12 +163,12 @@ impl Key {
     }
 }
 
-/// A handle on the store: one process's connection.
+/// A handle on the store, which stands for the connection of one process.
 #[derive(Debug)]
 pub(crate) struct Model {
     store: Arc<Store>,
     id: u64,
-    /// The owner of everything, for a bug.
+    /// The owner of all locks of this handle, for a bug.
     owner: AcquisitionId,
 }
 
@@ -178,7 +178,7 @@ impl fmt::Display for Model {
     }
 }
 
-enum Answer {
+enum AcquireReply {
     Granted(Option<FencingToken>),
     Refused(Contention),
 }
@@ -192,7 +192,7 @@ impl Model {
         }
     }
 
-    fn ask(&self, request: &Request, ttl: Duration) -> Result<Answer> {
+    fn attempt(&self, request: &Request, ttl: Duration) -> Result<AcquireReply> {
         let store = &self.store;
         let clock = if store.has(Bug::ClientTimestamp) {
             request.clock()
@@ -209,7 +209,7 @@ impl Model {
             {
                 return Err(Error::new(
                     ErrorKind::Mismatch,
-                    format!("others hold permits of {others}, not of {of}"),
+                    format!("the permits that are held are of {others}, not of {of}"),
                 ));
             }
             let free = match mode {
@@ -230,8 +230,8 @@ impl Model {
                     .iter()
                     .any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
             let yielding = request.yields_to_waiters() && !store.has(Bug::LocalQueueNeverYields);
-            let after_you = yielding && key.waiters.iter().any(|waiter| waiter.handle != self.id);
-            if (free || again) && !behind_writer && !after_you {
+            let must_yield = yielding && key.waiters.iter().any(|waiter| waiter.handle != self.id);
+            if (free || again) && !behind_writer && !must_yield {
                 key.waiters.retain(|waiter| waiter.owner != owner);
                 let token = key.next_token(mode, store, self.id);
                 key.holders.push(Holder {
@@ -244,7 +244,7 @@ impl Model {
                     label: request.label().to_owned(),
                     losses: request.loss_notifier(),
                 });
-                return Ok(Answer::Granted(token));
+                return Ok(AcquireReply::Granted(token));
             }
             let left = key
                 .holders
@@ -265,20 +265,20 @@ impl Model {
                 .iter_mut()
                 .filter(|waiter| waiter.owner == owner)
             {
-                // One that has died is forgotten.
+                // A waiter of a crashed process expires.
                 waiter.until = now + left.unwrap_or_default() + request.ttl().as_duration();
             }
             let mut changed = key.changed.subscribe();
             let (woken, instant) = (!store.has(Bug::NoNotification), store.instant);
-            Ok(Answer::Refused(Contention {
-                // Behind a waiter that has died, soon.
-                retry_after: Some(left.unwrap_or(UNKNOWN)),
+            Ok(AcquireReply::Refused(Contention {
+                // Soon, if the lock is free: the waiter that it is reserved for may have crashed.
+                retry_after: Some(left.unwrap_or(RETRY_DELAY)),
                 last_token: (key.last_token > 0).then(|| FencingToken::new(key.last_token)),
                 wake: woken.then(|| {
                     Box::pin(async move {
                         drop(changed.changed().await);
                         if !instant {
-                            tokio::time::sleep(PUSH).await;
+                            tokio::time::sleep(NOTIFICATION_DELAY).await;
                         }
                     }) as _
                 }),
@@ -294,7 +294,7 @@ impl Model {
             self.store.clock.now(),
             |key| {
                 key.waiters.retain(|waiter| waiter.owner != owner);
-                // A reader may wait behind a writer that has gone.
+                // A reader may be waiting behind this writer.
                 key.freed();
             },
         );
@@ -361,11 +361,11 @@ impl LockBackend for Model {
         } else {
             request.ttl().as_duration()
         };
-        let answer = self.ask(&request, ttl)?;
-        self.store.answer().await;
-        let token = match answer {
-            Answer::Granted(token) => token,
-            Answer::Refused(contention) => return Ok(Attempt::Contended(contention)),
+        let reply = self.attempt(&request, ttl)?;
+        self.store.delay_reply().await;
+        let token = match reply {
+            AcquireReply::Granted(token) => token,
+            AcquireReply::Refused(contention) => return Ok(Attempt::Contended(contention)),
         };
         if self.store.has(Bug::TracesBeforeOwnership) {
             tracing::debug!(key = %request.key(), "granted");
@@ -378,13 +378,13 @@ impl LockBackend for Model {
             until: AtomicDeadline::new(request.deadline_from(sent)),
             token,
             released: AtomicBool::new(false),
-            kept: AtomicBool::new(false),
+            renewed_for_ever: AtomicBool::new(false),
             store: Arc::clone(&self.store),
             request,
         });
         if two_steps {
             lease.extend(self.store.clock.now());
-            self.store.answer().await;
+            self.store.delay_reply().await;
         }
         Ok(Attempt::Granted(lease))
     }
@@ -422,7 +422,7 @@ impl LockBackend for Model {
                 );
             });
         }
-        self.store.answer().await;
+        self.store.delay_reply().await;
         Ok(Inspection::new(holders, waiters))
     }
 
@@ -457,7 +457,7 @@ impl LockBackend for Model {
                 }
                 RevokeOutcome::Freed
             });
-        self.store.answer().await;
+        self.store.delay_reply().await;
         Ok(broken)
     }
 
@@ -473,9 +473,10 @@ struct ModelLease {
     owner: AcquisitionId,
     token: Option<FencingToken>,
     until: AtomicDeadline,
-    /// For bugs: what the lease believes of itself.
+    /// Whether the lease has been released, for a bug.
     released: AtomicBool,
-    kept: AtomicBool,
+    /// Whether a task renews the lease for ever, for a bug.
+    renewed_for_ever: AtomicBool,
 }
 
 impl ModelLease {
@@ -488,7 +489,7 @@ impl ModelLease {
         )
     }
 
-    /// Sets the expiry of what is ours, if it is.
+    /// Extends the lock if this lease still holds it. Returns whether it does.
     fn extend(&self, now: Timestamp) -> bool {
         let until = now + self.request.ttl().as_duration();
         self.change(now, |key| {
@@ -500,7 +501,7 @@ impl ModelLease {
         })
     }
 
-    /// For bugs: `SET` again, whoever had it in between.
+    /// Extends the lock, or takes it again if it is free, for bugs.
     fn set_again(&self, now: Timestamp) -> bool {
         self.extend(now)
             || self.change(now, |key| {
@@ -553,17 +554,17 @@ impl Lease for ModelLease {
         let renewed = self.renewed(clock.now());
         if self.store.has(Bug::RenewalOutlivesGuard)
             && renewed
-            && !self.kept.swap(true, Ordering::AcqRel)
+            && !self.renewed_for_ever.swap(true, Ordering::AcqRel)
         {
-            let kept = Arc::clone(&self);
+            let lease = Arc::clone(&self);
             drop(tokio::spawn(async move {
                 loop {
-                    tokio::time::sleep(kept.request.ttl().as_duration() / 3).await;
-                    kept.set_again(kept.store.clock.now());
+                    tokio::time::sleep(lease.request.ttl().as_duration() / 3).await;
+                    lease.set_again(lease.store.clock.now());
                 }
             }));
         }
-        self.store.answer().await;
+        self.store.delay_reply().await;
         if self.store.has(Bug::RenewalUndoesRelease) && renewed {
             self.set_again(clock.now());
         }
@@ -578,7 +579,10 @@ impl Lease for ModelLease {
         {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::Lost, "another may hold it"))
+            Err(Error::new(
+                ErrorKind::Lost,
+                "the lock has expired, and another client may hold it",
+            ))
         }
     }
 
@@ -593,10 +597,9 @@ impl Lease for ModelLease {
             }
             freed
         });
-        // Without the pause in which the gate waits for the answer, nothing but yielding lets
-        // others in.
+        // With this bug, the release has no delay in which another client could take the lock.
         if !store.has(Bug::LocalQueueNeverYields) {
-            self.store.answer().await;
+            self.store.delay_reply().await;
         }
         Ok(if freed || store.has(Bug::ReleaseAlwaysReportsFreed) {
             Released::Freed

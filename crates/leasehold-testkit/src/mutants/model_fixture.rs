@@ -8,7 +8,16 @@ use leasehold_core::{Clock, LockBackend, SystemClock, TestClock, Ttl};
 use super::{bug::Bug, model::Store};
 use crate::backend_fixture::BackendFixture;
 
-/// The model as a fixture, with a bug or healthy.
+/// A fixture for the model, with or without a bug.
+///
+/// ```
+/// use leasehold_testkit::{mutants::ModelFixture, run_all};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let report = run_all(&ModelFixture::healthy(), |case| case.concept == "fencing").await;
+/// assert!(report.failed().is_empty());
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct ModelFixture {
     store: Arc<Store>,
@@ -18,40 +27,41 @@ pub struct ModelFixture {
 }
 
 impl ModelFixture {
-    /// The model without a bug.
+    /// Creates the model without a bug, in paused time.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     #[must_use]
     pub fn healthy() -> Self {
         Self::new(None)
     }
 
-    /// The model with this bug.
+    /// Creates the model with a bug, in paused time.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     #[must_use]
     pub fn with(bug: Bug) -> Self {
         Self::new(Some(bug))
     }
 
-    /// The model without a bug and without any latency: every answer comes in the first poll.
+    /// Creates the model without a bug and without latency, in paused time. Every call completes in
+    /// its first poll.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     #[must_use]
     pub fn instant() -> Self {
         Self::on(Arc::new(TestClock::new()), None, true, 10, true)
     }
 
-    /// The model without a bug, in real time.
+    /// Creates the model without a bug, in real time.
     #[must_use]
     pub fn in_real_time() -> Self {
         Self::on(Arc::new(SystemClock), None, false, 1, false)
     }
 
-    /// The model with this bug, in real time.
+    /// Creates the model with a bug, in real time.
     #[must_use]
     pub fn with_in_real_time(bug: Bug) -> Self {
         Self::on(Arc::new(SystemClock), Some(bug), false, 1, false)
