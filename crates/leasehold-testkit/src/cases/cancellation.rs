@@ -1,4 +1,4 @@
-//! Callers that go away.
+//! Cancelled acquisitions.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-/// A waiter that goes away is no longer waited for, and gets nothing later.
+/// Checks that a cancelled waiter leaves the queue and is never granted the lock.
 pub async fn cancelled_waiter_leaves_nothing(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "cancelled");
@@ -20,19 +20,19 @@ pub async fn cancelled_waiter_leaves_nothing(fixture: &dyn BackendFixture) {
     let seen = inspected(&holder, &key, |seen| seen.waiters.is_empty()).await;
     assert!(
         seen.waiters.is_empty(),
-        "a waiter that went away still stands in the queue: {seen:?}"
+        "a cancelled waiter is still in the queue: {seen:?}"
     );
     must(guard.release().await, "a release is answered");
     tokio::time::sleep(SOON).await;
     let seen = inspected(&holder, &key, |seen| seen.holders.is_empty()).await;
     assert!(
         seen.holders.is_empty(),
-        "the lock was granted to a waiter that went away: {seen:?}"
+        "the lock was granted to a cancelled waiter: {seen:?}"
     );
 }
 
-/// An acquisition that is dropped after any number of polls, of a free lock or a held one, leaves
-/// no lock: it can be locked soon, and two TTLs later nothing is held.
+/// Checks that an acquisition that is dropped after any number of polls leaves no lock behind. The
+/// lock, free or held at the time, can be acquired soon, and two TTLs later nothing is held.
 pub async fn dropped_at_every_poll_point_leaves_nothing(fixture: &dyn BackendFixture) {
     const POINTS: usize = 12;
     let (dropper, holder) = (client(fixture).await, client(fixture).await);
@@ -51,8 +51,7 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(fixture: &dyn BackendFix
             };
             let mutex = dropper.mutex(&key);
             let mut acquisition = Box::pin(mutex.lock());
-            // A contended acquisition asks for no further poll until something happens: the
-            // release.
+            // A contended acquisition is not woken again before the release.
             let polled = tokio::time::timeout(SOON / 10, poll_times(&mut acquisition, point)).await;
             let release_holder = async {
                 if let Some(guard) = guard {
@@ -71,7 +70,7 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(fixture: &dyn BackendFix
         }
     }
     for key in &keys {
-        let claim = "what was granted to a dropped future is given back soon";
+        let claim = "a lock that was granted to a dropped future is released soon";
         let lease =
             granted_within(fixture, &other, key, fixture.ttl().as_duration() / 2, claim).await;
         release(&lease).await;

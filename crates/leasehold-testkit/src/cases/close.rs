@@ -1,4 +1,4 @@
-//! The end of a client.
+//! Closing and draining a client.
 
 use leasehold_core::{ErrorKind, LossReason, Renewal};
 
@@ -7,7 +7,8 @@ use crate::{
     fixtures::{SOON, client, granted, key, must, release, request},
 };
 
-/// `close` releases what is held, sends waiters away and then says *closed*.
+/// Checks that `close` releases all locks, ends all waits with [`ErrorKind::Closed`], and that
+/// later calls fail with it as well.
 pub async fn close_releases_all_and_refuses_later_calls(fixture: &dyn BackendFixture) {
     let (closing, other) = (client(fixture).await, fixture.open().await);
     let keys = [
@@ -40,20 +41,28 @@ pub async fn close_releases_all_and_refuses_later_calls(fixture: &dyn BackendFix
     must(closing.close().await, "a close is answered");
     for waiter in waiters {
         let Ok(sent_away) = tokio::time::timeout(SOON * 20, waiter).await else {
-            panic!("a waiter is not sent away by the close")
+            panic!("close did not end the wait of a waiter")
         };
         let Ok(sent_away) = sent_away else {
             panic!("a waiter panicked")
         };
-        assert_eq!(sent_away, Err(ErrorKind::Closed), "a waiter is sent away");
+        assert_eq!(
+            sent_away,
+            Err(ErrorKind::Closed),
+            "close ends the wait of a waiter"
+        );
     }
     for (guard, key) in guards.iter().zip(&keys) {
         assert!(!guard.is_held(), "a guard of a closed client holds nothing");
-        assert_eq!(guard.loss(), Some(LossReason::ClientClosed), "and says why");
+        assert_eq!(
+            guard.loss(),
+            Some(LossReason::ClientClosed),
+            "a guard of a closed client reports why it is lost"
+        );
         let lease = granted(
             &other,
             request(fixture, &other, key),
-            "close has released it",
+            "close has released the lock",
         )
         .await;
         release(&lease).await;
@@ -65,7 +74,11 @@ pub async fn close_releases_all_and_refuses_later_calls(fixture: &dyn BackendFix
         .await
         .map(drop)
         .map_err(|error| error.kind());
-    assert_eq!(late, Err(ErrorKind::Closed), "a closed client says so");
+    assert_eq!(
+        late,
+        Err(ErrorKind::Closed),
+        "lock fails on a closed client"
+    );
     let late = closing
         .mutex(&foreign_key)
         .try_lock()
@@ -75,13 +88,13 @@ pub async fn close_releases_all_and_refuses_later_calls(fixture: &dyn BackendFix
     assert_eq!(
         late,
         Err(ErrorKind::Closed),
-        "a closed client says so to who tries"
+        "try_lock fails on a closed client"
     );
     must(closing.close().await, "a second close is answered");
 }
 
-/// `drain` sends waiters away and refuses new locks, but leaves holders their locks, and returns
-/// when the last is free.
+/// Checks that `drain` ends all waits, refuses new locks, leaves held locks alone, and returns when
+/// the last one is released.
 pub async fn drain_refuses_new_locks_and_waits_for_holders(fixture: &dyn BackendFixture) {
     let (draining, other) = (client(fixture).await, fixture.open().await);
     let (held, foreign) = (key(fixture, "drain"), key(fixture, "drain_foreign"));
@@ -113,12 +126,16 @@ pub async fn drain_refuses_new_locks_and_waits_for_holders(fixture: &dyn Backend
     });
     for waiter in waiters {
         let Ok(sent_away) = tokio::time::timeout(SOON * 20, waiter).await else {
-            panic!("a waiter is not sent away by the drain")
+            panic!("drain did not end the wait of a waiter")
         };
         let Ok(sent_away) = sent_away else {
             panic!("a waiter panicked")
         };
-        assert_eq!(sent_away, Err(ErrorKind::Closed), "a waiter is sent away");
+        assert_eq!(
+            sent_away,
+            Err(ErrorKind::Closed),
+            "drain ends the wait of a waiter"
+        );
     }
     for wait in [false, true] {
         let mutex = draining.mutex(key(fixture, "drain_late"));
@@ -141,12 +158,12 @@ pub async fn drain_refuses_new_locks_and_waits_for_holders(fixture: &dyn Backend
     );
     must(guard.release().await, "a release is answered");
     let Ok(Ok(())) = tokio::time::timeout(SOON * 20, drained).await else {
-        panic!("a drain does not return although nothing is held")
+        panic!("drain did not return although nothing is held")
     };
     let lease = granted(
         &other,
         request(fixture, &other, &held),
-        "the holder has released it",
+        "the holder has released the lock",
     )
     .await;
     release(&lease).await;

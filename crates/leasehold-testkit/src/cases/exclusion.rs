@@ -1,4 +1,4 @@
-//! One holder at a time.
+//! Mutual exclusion.
 
 use std::sync::{
     Arc,
@@ -10,7 +10,7 @@ use crate::{
     fixtures::{at_the_latest, client, granted, key, must, must_grant, refused, release, request},
 };
 
-/// What one client holds, another is refused, until it is released.
+/// Checks that a client is refused the lock that another client holds, until its release.
 pub async fn two_clients_exclude_each_other(fixture: &dyn BackendFixture) {
     let (one, other) = (fixture.open().await, fixture.open().await);
     let key = key(fixture, "two_clients");
@@ -37,8 +37,8 @@ pub async fn two_clients_exclude_each_other(fixture: &dyn BackendFixture) {
     release(&second).await;
 }
 
-/// Two acquisitions of one client are two owners: no connection, process or object re-enters by
-/// accident.
+/// Checks that two acquisitions of one client exclude each other. Sharing a connection, a process
+/// or a lock object does not make a lock re-entrant.
 pub async fn two_acquisitions_of_one_client_exclude_each_other(fixture: &dyn BackendFixture) {
     let backend = fixture.open().await;
     let key = key(fixture, "two_acquisitions");
@@ -67,7 +67,7 @@ pub async fn two_acquisitions_of_one_client_exclude_each_other(fixture: &dyn Bac
     must(guard.release().await, "a release is answered");
 }
 
-/// `try_lock` of a held lock returns `None` at once.
+/// Checks that `try_lock` reports a held lock as contended, at once.
 pub async fn try_lock_reports_contended(fixture: &dyn BackendFixture) {
     let (one, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "try_lock");
@@ -94,8 +94,8 @@ pub async fn try_lock_reports_contended(fixture: &dyn BackendFixture) {
     must(guard.release().await, "a release is answered");
 }
 
-/// Sixty-four tasks read a number and write it back, one more: nobody is forgotten, nobody served
-/// twice, nothing lost.
+/// Checks that each of 64 waiters is granted the lock exactly once. Each task increments a counter
+/// with a separate read and write, and no update is lost.
 pub async fn sixty_four_waiters_are_all_served_once(fixture: &dyn BackendFixture) {
     const TASKS: u32 = 64;
     let client = client(fixture).await;

@@ -1,4 +1,4 @@
-//! A lock is a lease: it ends by itself.
+//! Deadlines and expiry: a lock is a lease, which ends by itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,12 +14,12 @@ use crate::{
     skewed_clock::SkewedClock,
 };
 
-/// How late a loss may be told on an idle runtime.
+/// The longest time after the deadline at which a loss may be reported on an idle runtime.
 const LATEST: Duration = Duration::from_millis(50);
-/// As often a busy machine may be late.
+/// The number of tries, of which one has to be in time: a busy machine may be late.
 const TRIES: usize = 10;
 
-/// A grant that nobody renews lasts for its TTL and no longer.
+/// Checks that a lock without renewals is held for its TTL and no longer.
 pub async fn expired_lock_is_granted_to_another(fixture: &dyn BackendFixture) {
     let (one, other) = (fixture.open().await, fixture.open().await);
     let key = key(fixture, "expired");
@@ -45,8 +45,8 @@ pub async fn expired_lock_is_granted_to_another(fixture: &dyn BackendFixture) {
     release(&second).await;
 }
 
-/// The deadline is counted from before the request or the renewal left, not from the answer: the
-/// clock is pushed ahead while the answer is under way.
+/// Checks that the deadline is counted from before the request or renewal is sent, not from the
+/// reply. The case sets the clock ahead while the reply is on its way.
 pub async fn deadline_is_counted_from_before_the_request(fixture: &dyn BackendFixture) {
     let (one, other) = (fixture.open().await, fixture.open().await);
     let key = key(fixture, "deadline");
@@ -63,7 +63,7 @@ pub async fn deadline_is_counted_from_before_the_request(fixture: &dyn BackendFi
             if let Some(outcome) = poll_once(&mut operation).await {
                 break outcome;
             }
-            // Once it is refused to others, the request has certainly been sent.
+            // When the lock is refused to another client, the request has certainly been sent.
             tokio::time::sleep(SOON / 10).await;
             match attempt(&other, request(fixture, &other, &key)).await {
                 Some(lease) => release(&lease).await,
@@ -76,7 +76,7 @@ pub async fn deadline_is_counted_from_before_the_request(fixture: &dyn BackendFi
         };
         match must(outcome, "an attempt is answered") {
             Attempt::Granted(lease) => break (lease, pushed_at),
-            // A probe held it just then.
+            // A probe held the lock at that moment.
             Attempt::Contended(_) => assert!(
                 tries.next().is_some(),
                 "a lock that only probes asked for was refused"
@@ -90,8 +90,8 @@ pub async fn deadline_is_counted_from_before_the_request(fixture: &dyn BackendFi
         lease.valid_until()
     );
 
-    // A session may be renewing itself just now, for it has become older: the next renewal would
-    // wait for that one.
+    // The session may be renewing itself at this moment, because it seems older by now. This
+    // renewal waits for that one, so that the next renewal does not.
     must(Arc::clone(&lease).renew().await, "a renewal in time renews");
     let mut renewal = Arc::clone(&lease).renew();
     let first = poll_once(&mut renewal).await;
@@ -113,8 +113,8 @@ pub async fn deadline_is_counted_from_before_the_request(fixture: &dyn BackendFi
     release(&lease).await;
 }
 
-/// Past its deadline a guard says so at the first look, even if no timer has fired: the machine was
-/// suspended.
+/// Checks that a guard is lost as soon as its deadline has passed, even if no timer has fired, as
+/// after a suspension of the machine.
 pub async fn is_held_is_false_past_the_deadline(fixture: &dyn BackendFixture) {
     let clock = SkewedClock::new(fixture.clock());
     let client = client_with(fixture, clock.clone()).await;
@@ -132,13 +132,13 @@ pub async fn is_held_is_false_past_the_deadline(fixture: &dyn BackendFixture) {
     assert_eq!(
         guard.lost().await,
         LossReason::Expired,
-        "and the loss is told"
+        "the loss is reported"
     );
-    assert!(guard.renew().await.is_err(), "and it is final");
+    assert!(guard.renew().await.is_err(), "a lost guard is not renewed");
 }
 
-/// A guard that waits for its loss is told of the deadline when it comes: not earlier, and within
-/// 50 ms. On a busy machine that is true of some of several; whoever is late by himself always is.
+/// Checks that a guard reports its loss at the deadline: not earlier, and at most 50 ms later. On a
+/// busy machine some reports are late, so it is enough that one of several is in time.
 pub async fn loss_is_reported_at_the_deadline(fixture: &dyn BackendFixture) {
     let client = client_with(fixture, fixture.clock()).await;
     let mut least = Duration::MAX;
@@ -148,23 +148,23 @@ pub async fn loss_is_reported_at_the_deadline(fixture: &dyn BackendFixture) {
             .with_renewal(Renewal::Manual);
         let guard = must(mutex.lock().await, "a free lock is granted");
         let deadline = guard.deadline();
-        let told = tokio::time::timeout(lifetime(fixture), guard.lost()).await;
-        assert_eq!(told, Ok(LossReason::Expired), "the loss is told");
+        let loss = tokio::time::timeout(lifetime(fixture), guard.lost()).await;
+        assert_eq!(loss, Ok(LossReason::Expired), "the loss is reported");
         let now = fixture.clock().now();
         assert!(
             deadline.is_past(now),
-            "a loss is never told while the lock is held"
+            "a loss is never reported while the lock is held"
         );
         least = least.min(now.since(deadline.moment()));
         if least <= LATEST {
             return;
         }
     }
-    panic!("the loss was told {least:?} after the deadline");
+    panic!("the loss was reported {least:?} after the deadline");
 }
 
-/// Work under a lock that is not renewed is cancelled before the lock could be another's, and told
-/// as *lost*.
+/// Checks that `run` cancels work under a lock that is not renewed before another client could get
+/// the lock, and fails with [`ErrorKind::Lost`].
 pub async fn work_is_cancelled_before_the_deadline(fixture: &dyn BackendFixture) {
     let client = client_with(fixture, fixture.clock()).await;
     let mutex = client
@@ -177,12 +177,12 @@ pub async fn work_is_cancelled_before_the_deadline(fixture: &dyn BackendFixture)
     };
     assert!(
         fixture.clock().now() < latest,
-        "the work was cancelled only after the lease could be another's"
+        "the work was cancelled only after another client could have the lock"
     );
     assert_eq!(
         worked.map_err(|error| error.kind()),
         Err(ErrorKind::Lost),
-        "and it is told as lost"
+        "cancelled work is reported as lost"
     );
     let done = mutex.run(async |lease| lease.is_held()).await;
     assert_eq!(
@@ -192,8 +192,8 @@ pub async fn work_is_cancelled_before_the_deadline(fixture: &dyn BackendFixture)
     );
 }
 
-/// A client whose clock is ahead does not take what is held: expiry is not decided by a client's
-/// clock.
+/// Checks that a client whose clock is ahead cannot take a held lock, because no client's clock
+/// decides about expiry.
 pub async fn skewed_clock_steals_nothing(fixture: &dyn BackendFixture) {
     let (one, other) = (fixture.open().await, fixture.open().await);
     let key = key(fixture, "skewed");
@@ -210,7 +210,7 @@ pub async fn skewed_clock_steals_nothing(fixture: &dyn BackendFixture) {
     release(&lease).await;
 }
 
-/// A holder that dies without a word frees the lock by its TTL.
+/// Checks that the lock of a holder that disappears without a release is free after its TTL.
 pub async fn holder_that_vanishes_frees_after_ttl(fixture: &dyn BackendFixture) {
     let key = key(fixture, "vanishes");
     let other = fixture.open().await;
@@ -236,9 +236,9 @@ pub async fn holder_that_vanishes_frees_after_ttl(fixture: &dyn BackendFixture) 
     release(&lease).await;
 }
 
-/// A process that dies at any point of an acquisition leaves nothing for longer than a TTL: its
-/// future is polled a number of times and then nothing in that process goes on, be it at once or
-/// after what was asked for has been sent.
+/// Checks that a process that crashes at any point of an acquisition leaves no lock for longer than
+/// its TTL. The acquisition is polled a number of times, and then the process stops, either at once
+/// or when the request has been sent.
 pub async fn crash_at_any_point_frees_after_ttl(fixture: &dyn BackendFixture) {
     const POINTS: usize = 8;
     let other = fixture.open().await;
@@ -256,7 +256,7 @@ pub async fn crash_at_any_point_frees_after_ttl(fixture: &dyn BackendFixture) {
                     tokio::time::sleep(SOON / 10).await;
                 }
                 let granted = outcome.map(|outcome| must(outcome, "an attempt is answered"));
-                // Dropped would not be dead: it is never heard of again.
+                // Destructors could release the lock, which a crashed process does not do.
                 std::mem::forget((granted, acquisition, backend));
             })
             .await;

@@ -1,4 +1,4 @@
-//! Tokens grow.
+//! Fencing tokens.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     fixtures::{Backend, granted, key, let_expire, release, request},
 };
 
-/// Every exclusive grant has a larger token than every earlier one, whoever gets it.
+/// Checks that each exclusive grant has a larger token than every earlier one, of any client.
 pub async fn tokens_grow_over_grants(fixture: &dyn BackendFixture) {
     let handles = [fixture.open().await, fixture.open().await];
     let key = key(fixture, "tokens");
@@ -29,7 +29,7 @@ pub async fn tokens_grow_over_grants(fixture: &dyn BackendFixture) {
     }
 }
 
-/// A lock that expired goes on counting where it was.
+/// Checks that the tokens of a lock continue to increase after it has expired.
 pub async fn tokens_grow_after_expiry(fixture: &dyn BackendFixture) {
     let backend = fixture.open().await;
     let key = key(fixture, "tokens_after_expiry");
@@ -55,8 +55,8 @@ pub async fn tokens_grow_after_expiry(fixture: &dyn BackendFixture) {
     release(&second).await;
 }
 
-/// A reader's token is above every earlier writer's and below every later one's, so that no live
-/// reader is fenced off.
+/// Checks that a reader's token is larger than those of earlier writers and smaller than those of
+/// later writers. A resource then never rejects a reader that holds the lock.
 pub async fn shared_tokens_lie_between_exclusive_ones(fixture: &dyn BackendFixture) {
     async fn held(
         fixture: &dyn BackendFixture,
@@ -97,7 +97,8 @@ pub async fn shared_tokens_lie_between_exclusive_ones(fixture: &dyn BackendFixtu
     }
 }
 
-/// Several permit holders are right at a time, so permits have no token.
+/// Checks that permits have no token. Several holders may use the resource at the same time, so
+/// none of them may be fenced off.
 pub async fn permits_carry_no_token(fixture: &dyn BackendFixture) {
     let backend = fixture.open().await;
     let key = key(fixture, "permits_carry_no_token");

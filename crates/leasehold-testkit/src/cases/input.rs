@@ -1,4 +1,4 @@
-//! What callers may ask for.
+//! Validation of lock names and TTLs.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::{
     fixtures::{attempt, client, key, must, must_grant, release, request},
 };
 
-/// Different names are different locks, whatever they are made of; a name that cannot be one is
-/// refused as invalid input.
+/// Checks that different names are different locks, whatever bytes they consist of. A name that a
+/// backend cannot represent is refused as invalid input.
 pub async fn awkward_names_are_distinct(fixture: &dyn BackendFixture) {
     let backend = fixture.open().await;
     let stem = fixture.name("awkward");
@@ -37,7 +37,7 @@ pub async fn awkward_names_are_distinct(fixture: &dyn BackendFixture) {
     let mut held = Vec::new();
     for name in names {
         let shown = String::from_utf8_lossy(&name).into_owned();
-        let key = must(LockKey::new(&name), "the contract takes any bytes");
+        let key = must(LockKey::new(&name), "a lock name may have any bytes");
         match Arc::clone(&backend)
             .try_acquire(request(fixture, &backend, &key))
             .await
@@ -80,7 +80,7 @@ pub async fn awkward_names_are_distinct(fixture: &dyn BackendFixture) {
     }
 }
 
-/// A TTL outside of the capabilities is invalid input, never rounded.
+/// Checks that a TTL outside of the backend's range is refused as invalid input, not rounded.
 pub async fn ttl_outside_capabilities_is_refused_typed(fixture: &dyn BackendFixture) {
     let (client, backend) = (client(fixture).await, fixture.open().await);
     let able = backend.capabilities();
@@ -103,7 +103,7 @@ pub async fn ttl_outside_capabilities_is_refused_typed(fixture: &dyn BackendFixt
     }
     let locked = client.mutex(&key).with_ttl(able.max_ttl).try_lock().await;
     must(
-        must_grant(locked, "the longest TTL is taken")
+        must_grant(locked, "the longest TTL is accepted")
             .release()
             .await,
         "a release is answered",

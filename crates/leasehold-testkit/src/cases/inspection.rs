@@ -1,4 +1,4 @@
-//! Looking at locks, and breaking them.
+//! Inspection and revocation.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::{
     },
 };
 
-/// The holder is shown with its label and its token, the waiter is known, and afterwards nobody is
-/// left.
+/// Checks that an inspection lists the holder with its label and token, and the waiter, and that
+/// neither is listed any longer than it holds or waits.
 pub async fn inspect_shows_holder_and_waiter(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "inspect");
     let seen = must(holder.inspect(&key).await, "an inspection is answered");
     assert!(
         seen.holders.is_empty() && seen.waiters.is_empty(),
-        "nobody uses a fresh name: {seen:?}"
+        "a new name has no holder and no waiter: {seen:?}"
     );
     let guard = must(
         holder.mutex(&key).with_label("the holder").lock().await,
@@ -32,9 +32,9 @@ pub async fn inspect_shows_holder_and_waiter(fixture: &dyn BackendFixture) {
     assert_eq!(seen.holders.len(), 1, "there is one holder: {seen:?}");
     assert_eq!(
         seen.holders[0].label, "the holder",
-        "the holder's label is shown"
+        "the holder's label is listed"
     );
-    assert_eq!(seen.holders[0].key, key, "of this key");
+    assert_eq!(seen.holders[0].key, key, "the holder is of this key");
     if let Some(token) = seen.holders[0].token {
         assert_eq!(
             Some(token),
@@ -54,21 +54,25 @@ pub async fn inspect_shows_holder_and_waiter(fixture: &dyn BackendFixture) {
         1,
         "the waiter has become the one holder: {seen:?}"
     );
-    assert!(seen.waiters.is_empty(), "and waits no longer: {seen:?}");
+    assert!(
+        seen.waiters.is_empty(),
+        "a granted waiter waits no longer: {seen:?}"
+    );
     must(guard.release().await, "a release is answered");
 }
 
-/// A holder whose lock is broken is told: at once, or when it renews, as the capabilities say.
+/// Checks that a holder is notified of the revocation of its lock: at once or at the next renewal,
+/// as the capabilities declare.
 pub async fn loss_is_reported(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "loss");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let seen = must(other.inspect(&key).await, "an inspection is answered");
-    let Some(shown) = seen.holders.first() else {
-        panic!("no holder is shown: {seen:?}")
+    let Some(listed) = seen.holders.first() else {
+        panic!("no holder is listed: {seen:?}")
     };
     let broken = must(
-        other.revoke(shown, Revocation::Immediate).await,
+        other.revoke(listed, Revocation::Immediate).await,
         "a break is answered",
     );
     assert_eq!(broken, RevokeOutcome::Freed, "a break `now` frees");
@@ -76,15 +80,18 @@ pub async fn loss_is_reported(fixture: &dyn BackendFixture) {
         LossDetection::Pushed => fixture.ttl().as_duration() / 10 + SOON / 2,
         _ => fixture.ttl().as_duration() / 2 + SOON / 2,
     };
-    let told = tokio::time::timeout(within, guard.lost()).await;
-    assert!(told.is_ok(), "the loss was not told within {within:?}");
+    let reported = tokio::time::timeout(within, guard.lost()).await;
+    assert!(
+        reported.is_ok(),
+        "the loss was not reported within {within:?}"
+    );
     assert!(
         !guard.is_held() && guard.loss().is_some(),
-        "and the guard agrees"
+        "a lost guard is not held"
     );
 }
 
-/// A break hits the holder that was shown and nobody who came later.
+/// Checks that a revocation affects only the given holder, never a newer one.
 pub async fn revocation_never_hits_a_newer_holder(fixture: &dyn BackendFixture) {
     let (one, other, third) = (
         fixture.open().await,
@@ -94,8 +101,8 @@ pub async fn revocation_never_hits_a_newer_holder(fixture: &dyn BackendFixture) 
     let key = key(fixture, "newer");
     let first = granted(&one, request(fixture, &one, &key), "a free lock is granted").await;
     let seen = must(third.inspect(&key).await, "an inspection is answered");
-    let Some(shown) = seen.holders.first() else {
-        panic!("no holder is shown: {seen:?}")
+    let Some(listed) = seen.holders.first() else {
+        panic!("no holder is listed: {seen:?}")
     };
     release(&first).await;
     let second = granted(
@@ -105,28 +112,31 @@ pub async fn revocation_never_hits_a_newer_holder(fixture: &dyn BackendFixture) 
     )
     .await;
     for revocation in [Revocation::Graceful, Revocation::Immediate] {
-        let broken = must(third.revoke(shown, revocation).await, "a break is answered");
+        let broken = must(
+            third.revoke(listed, revocation).await,
+            "a break is answered",
+        );
         assert_eq!(
             broken,
             RevokeOutcome::AlreadyGone,
-            "the holder that was shown is gone"
+            "the listed holder is gone"
         );
         refused(
             &third,
             request(fixture, &third, &key),
-            "the newer holder holds on",
+            "the newer holder keeps the lock",
         )
         .await;
     }
     must(
         Arc::clone(&second).renew().await,
-        "the newer holder renews on",
+        "the newer holder can renew",
     );
     release(&second).await;
 }
 
-/// A graceful revocation ends the renewals and nothing else: a waiter is not granted the lock while
-/// its holder believes in it.
+/// Checks that a graceful revocation only ends the renewals. A waiter is not granted the lock while
+/// the holder considers it valid.
 pub async fn graceful_revocation_grants_nobody_early(fixture: &dyn BackendFixture) {
     for renewal in [Renewal::Manual, Renewal::Automatic] {
         let (holder, other, third) = (
@@ -146,27 +156,27 @@ pub async fn graceful_revocation_grants_nobody_early(fixture: &dyn BackendFixtur
         });
         queued(&other, &key).await;
         let seen = must(third.inspect(&key).await, "an inspection is answered");
-        let Some(shown) = seen.holders.first() else {
-            panic!("no holder is shown: {seen:?}")
+        let Some(listed) = seen.holders.first() else {
+            panic!("no holder is listed: {seen:?}")
         };
         let broken = must(
-            third.revoke(shown, Revocation::Graceful).await,
+            third.revoke(listed, Revocation::Graceful).await,
             "a break is answered",
         );
-        // A break that waits for the holder to take note may find that it has ended.
+        // A revocation that waits for the holder's confirmation may find that its lock has ended.
         let keeps_its_time = matches!(broken, RevokeOutcome::FreeWithin(_)) || !guard.is_held();
         assert!(
             keeps_its_time,
-            "a graceful break leaves the holder its time: {broken:?}"
+            "a graceful revocation ended a lock before its deadline: {broken:?}"
         );
         let limit = at_the_latest(fixture, lifetime(fixture) * 2);
-        let Ok(Ok((granted, believed))) = tokio::time::timeout(limit, waiter).await else {
+        let Ok(Ok((granted, still_held))) = tokio::time::timeout(limit, waiter).await else {
             panic!("the waiter was not granted the lock within {limit:?}, {renewal:?}")
         };
         let second = must(granted, "the waiter is granted");
         assert!(
-            !believed,
-            "the waiter was granted the lock while the holder believed in it, {renewal:?}"
+            !still_held,
+            "the waiter was granted the lock while the holder considered it valid, {renewal:?}"
         );
         must(second.release().await, "a release is answered");
     }

@@ -1,4 +1,4 @@
-//! The backend answers pings.
+//! Pings.
 
 use leasehold_core::ErrorKind;
 
@@ -7,8 +7,8 @@ use crate::{
     fixtures::{client, key, must},
 };
 
-/// A ping is answered while a lock is held, changes nothing, and a closed client says *closed*. A
-/// backend without a ping says *unsupported*.
+/// Checks that a ping is answered while a lock is held and does not affect it, and that it fails on
+/// a closed client. A backend without pings reports [`ErrorKind::Unsupported`].
 pub async fn ping_is_answered_beside_a_held_lock(fixture: &dyn BackendFixture) {
     let client = client(fixture).await;
     let key = key(fixture, "ping");
@@ -28,5 +28,9 @@ pub async fn ping_is_answered_beside_a_held_lock(fixture: &dyn BackendFixture) {
     must(guard.release().await, "a release is answered");
     must(client.close().await, "a close is answered");
     let late = client.ping().await.map(drop).map_err(|error| error.kind());
-    assert_eq!(late, Err(ErrorKind::Closed), "a closed client says so");
+    assert_eq!(
+        late,
+        Err(ErrorKind::Closed),
+        "a ping fails on a closed client"
+    );
 }

@@ -1,4 +1,4 @@
-//! Many tasks of one process beside another process.
+//! The queue of waiters within a process, beside the waiters of other processes.
 
 use std::{
     sync::{
@@ -15,8 +15,8 @@ use crate::{
     fixtures::{SOON, client, key, must, release, request},
 };
 
-/// A client with many waiters lets another client's one waiter have the lock: it waits for at most
-/// fifty hand-offs, however quick they are. Hand-offs are counted, not time.
+/// Checks that a client with many waiters yields to the single waiter of another client after at
+/// most 50 hand-offs.
 pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
     const TASKS: usize = 40;
     const MOST: u32 = 50;
@@ -33,7 +33,7 @@ pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
                 while !over.load(Ordering::Acquire) {
                     let guard = must(mutex.lock().await, "a waiter of the crowd is granted");
                     grants.fetch_add(1, Ordering::AcqRel);
-                    // Paused time goes on only when everybody sleeps.
+                    // Paused time advances only when all tasks sleep.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     must(guard.release().await, "a release is answered");
                 }
@@ -52,17 +52,19 @@ pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
             ) {
                 Attempt::Granted(lease) => break lease,
                 Attempt::Contended(contention) => {
-                    // Counted from when it is known to wait.
+                    // Counts from the first refusal, when the backend knows the waiter.
                     let before = *before.get_or_insert_with(|| grants.load(Ordering::Acquire));
                     worst = worst.max(grants.load(Ordering::Acquire) - before);
                     if worst > MOST * 10 {
                         over.store(true, Ordering::Release);
                     }
-                    // Whether it is woken is another case's claim: here a short net is behind it.
-                    let net = tokio::time::sleep(Duration::from_millis(5));
+                    // Another case checks notifications; this one polls as a fallback.
+                    let poll = tokio::time::sleep(Duration::from_millis(5));
                     match contention.wake {
-                        Some(wake) => drop(futures_util::future::select(wake, Box::pin(net)).await),
-                        None => net.await,
+                        Some(wake) => {
+                            drop(futures_util::future::select(wake, Box::pin(poll)).await)
+                        }
+                        None => poll.await,
                     }
                 }
             }
@@ -75,6 +77,6 @@ pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
     }
     assert!(
         worst <= MOST,
-        "the one waited for {worst} hand-offs within the other client, more than {MOST}"
+        "a waiter waited for {worst} hand-offs within another client, more than {MOST}"
     );
 }

@@ -9,7 +9,7 @@ use crate::{
     fixtures::{attempt, client, granted, key, must, queued, refused, release, request},
 };
 
-/// Readers share.
+/// Checks that several readers hold a lock at the same time.
 pub async fn readers_share(fixture: &dyn BackendFixture) {
     let key = key(fixture, "readers");
     let mut readers = Vec::new();
@@ -23,7 +23,7 @@ pub async fn readers_share(fixture: &dyn BackendFixture) {
     }
 }
 
-/// A writer excludes readers, and every reader excludes a writer.
+/// Checks that a writer excludes readers, and that each reader excludes a writer.
 pub async fn writer_excludes_readers(fixture: &dyn BackendFixture) {
     let key = key(fixture, "writer");
     let (one, two, three) = (
@@ -65,7 +65,7 @@ pub async fn writer_excludes_readers(fixture: &dyn BackendFixture) {
     release(&writer).await;
 }
 
-/// While a writer waits, no reader that comes later is let in before it; and the writer is granted.
+/// Checks that a waiting writer precedes all readers that arrive later, and is granted.
 pub async fn no_reader_overtakes_a_waiting_writer(fixture: &dyn BackendFixture) {
     let key = key(fixture, "overtakes");
     let (reader, writer, late) = (
@@ -104,7 +104,8 @@ pub async fn no_reader_overtakes_a_waiting_writer(fixture: &dyn BackendFixture) 
     must(guard.release().await, "a release is answered");
 }
 
-/// No more holders than permits, and a permit that is given back can be taken again.
+/// Checks that there are never more holders than permits, and that a released permit can be
+/// acquired again.
 pub async fn permits_bound_holders(fixture: &dyn BackendFixture) {
     let key = key(fixture, "permits");
     let of = number(3);
@@ -157,7 +158,8 @@ pub async fn permits_bound_holders(fixture: &dyn BackendFixture) {
     }
 }
 
-/// Another number of permits for a name whose permits are held is told as a mismatch.
+/// Checks that a request with another number of permits than the current holders' is refused as a
+/// mismatch.
 pub async fn permit_counts_must_match(fixture: &dyn BackendFixture) {
     let key = key(fixture, "counts");
     let (one, other) = (client(fixture).await, client(fixture).await);
@@ -183,12 +185,12 @@ pub async fn permit_counts_must_match(fixture: &dyn BackendFixture) {
     assert_eq!(
         zero,
         Err(ErrorKind::InvalidInput),
-        "no permits at all are no semaphore"
+        "a semaphore needs at least one permit"
     );
 }
 
-/// What the capabilities do not name is refused as unsupported, by the client and by the backend
-/// itself.
+/// Checks that a mode that the capabilities do not declare is refused as unsupported, by the client
+/// and by the backend itself.
 pub async fn unsupported_modes_are_refused_typed(fixture: &dyn BackendFixture) {
     let (client, backend) = (client(fixture).await, fixture.open().await);
     let key = key(fixture, "unsupported");

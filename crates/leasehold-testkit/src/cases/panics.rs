@@ -1,4 +1,4 @@
-//! Panics: of the backend, and of a tracing subscriber.
+//! Panics of the backend and of a tracing subscriber.
 
 use std::sync::{Arc, atomic::Ordering::SeqCst};
 
@@ -12,7 +12,7 @@ use crate::{
     panicking_subscriber::PanickingSubscriber,
 };
 
-/// As often a busy machine may be late.
+/// The number of tries, of which one has to be in time: a busy machine may be late.
 const TRIES: usize = 5;
 
 async fn panicking(fixture: &dyn BackendFixture) -> (LockClient, Arc<PanicPlan>) {
@@ -25,7 +25,7 @@ async fn panicking(fixture: &dyn BackendFixture) -> (LockClient, Arc<PanicPlan>)
     (client, plan)
 }
 
-/// Makes the call that should panic. Its guard is dropped when it returns.
+/// Makes the call that should panic. Drops its guard before it returns.
 async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey) -> Result<()> {
     let mutex = client.mutex(key).with_renewal(Renewal::Manual);
     match call {
@@ -39,7 +39,7 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
             let _guard = must(other.mutex(key).lock().await, "a free lock is granted");
             let seen = must(other.inspect(key).await, "an inspection is answered");
             let Some(holder) = seen.holders.first() else {
-                panic!("the holder is not shown")
+                panic!("the holder is not listed")
             };
             client.revoke(holder, Revocation::Immediate).await.map(drop)
         }
@@ -55,8 +55,8 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
     }
 }
 
-/// A panic in a call of the backend is an [`ErrorKind::Indeterminate`] error of that call. The
-/// future is not polled again, and the lock is free long before its TTL has passed.
+/// Checks that a panic in a call of the backend becomes an [`ErrorKind::Indeterminate`] error of
+/// that call. Its future is not polled again, and the lock is free long before its TTL has passed.
 pub async fn panic_in_any_call_is_an_error_of_that_call(fixture: &dyn BackendFixture) {
     let ((client, plan), others) = (panicking(fixture).await, client(fixture).await);
     let other = fixture.open().await;
@@ -91,7 +91,7 @@ pub async fn panic_in_any_call_is_an_error_of_that_call(fixture: &dyn BackendFix
         };
         match outcome {
             Ok(()) => {
-                panic!("{call:?} panicked when it was {point:?}, and its caller was not told")
+                panic!("{call:?} panicked when it was {point:?}, and its caller got no error")
             }
             Err(error) => assert_eq!(error.kind(), expected, "{call:?}, {point:?}: {error:?}"),
         }
@@ -112,12 +112,13 @@ pub async fn panic_in_any_call_is_an_error_of_that_call(fixture: &dyn BackendFix
     }
 }
 
-/// A renewal that panics is retried in time, and the renewals of other locks continue.
+/// Checks that a renewal that panics is retried in time, and that the renewals of other locks
+/// continue.
 pub async fn panic_in_a_renewal_ends_no_other(fixture: &dyn BackendFixture) {
     let (client, plan) = panicking(fixture).await;
     let mut lost = None;
-    // On a busy machine the renewals that are left may come too late. Those that have ended for
-    // good come in no try.
+    // On a busy machine the remaining renewals may be late. Renewals that have ended fail every
+    // try.
     for _ in 0..TRIES {
         let one = must(
             client.mutex(key(fixture, "panic_one")).lock().await,
@@ -129,7 +130,7 @@ pub async fn panic_in_a_renewal_ends_no_other(fixture: &dyn BackendFixture) {
         );
         plan.arm(Call::Renew, CallPoint::Polled, 2);
         tokio::time::sleep(lifetime(fixture) * 2).await;
-        assert_eq!(plan.left(), 0, "it was renewed");
+        assert_eq!(plan.left(), 0, "both renewals were called");
         lost = [&one, &other]
             .iter()
             .find(|guard| !guard.is_held())
@@ -144,7 +145,8 @@ pub async fn panic_in_a_renewal_ends_no_other(fixture: &dyn BackendFixture) {
     panic!("two renewals panicked, and a lock was lost: {lost:?}");
 }
 
-/// A tracing subscriber that panics at any of its calls, or at all of them, leaks no lock.
+/// Checks that a tracing subscriber that panics at any one of its calls, or at all of them, leaks
+/// no lock.
 pub async fn panicking_subscriber_leaks_no_lock(fixture: &dyn BackendFixture) {
     let (client, other) = (client(fixture).await, fixture.open().await);
     let mut point = None;
@@ -152,7 +154,7 @@ pub async fn panicking_subscriber_leaks_no_lock(fixture: &dyn BackendFixture) {
         let keys = ["traced_try", "traced_release", "traced_drop"].map(|hint| key(fixture, hint));
         let (subscriber, calls) = PanickingSubscriber::new(point);
         let traced = async {
-            // A panic in an event of the backend's own is an error of its call.
+            // A panic in the backend's own events becomes an error of the call.
             drop(client.mutex(&keys[0]).try_lock().await);
             if let Ok(guard) = client.mutex(&keys[1]).lock().await {
                 drop(guard.release().await);

@@ -1,4 +1,4 @@
-//! Locking again what one holds.
+//! Re-entrant locks.
 
 use leasehold_core::Released;
 
@@ -7,7 +7,8 @@ use crate::{
     fixtures::{client, key, must, must_grant, refused, request},
 };
 
-/// Within one owner a lock is granted again at once, and only the last release frees it.
+/// Checks that an owner is granted its own lock again at once, and that only the last release frees
+/// it.
 pub async fn owner_reenters_and_last_release_frees(fixture: &dyn BackendFixture) {
     let (client, other) = (client(fixture).await, fixture.open().await);
     let key = key(fixture, "reenters");
@@ -21,14 +22,14 @@ pub async fn owner_reenters_and_last_release_frees(fixture: &dyn BackendFixture)
     assert_eq!(
         inner.fencing_token(),
         outer.fencing_token(),
-        "it is one grant"
+        "both guards have the token of one grant"
     );
     for guard in [innermost, outer] {
-        let told = must(guard.release().await, "a release is answered");
+        let released = must(guard.release().await, "a release is answered");
         assert_eq!(
-            told,
+            released,
             Released::StillHeld,
-            "an earlier release says that it is still held"
+            "an earlier release reports that the lock is still held"
         );
         refused(
             &other,
@@ -43,11 +44,11 @@ pub async fn owner_reenters_and_last_release_frees(fixture: &dyn BackendFixture)
         Released::Freed,
         "the last release frees"
     );
-    let again = must(owner.lock(&key).await, "the owner may lock it anew");
+    let again = must(owner.lock(&key).await, "the owner may lock it again");
     must(again.release().await, "a release is answered");
 }
 
-/// Another owner in the same process waits, as any other process does.
+/// Checks that another owner in the same process waits, as one in another process does.
 pub async fn other_owner_waits(fixture: &dyn BackendFixture) {
     let client = client(fixture).await;
     let key = key(fixture, "other_owner");

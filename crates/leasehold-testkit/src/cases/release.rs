@@ -1,4 +1,4 @@
-//! Giving back, and telling the truth about it.
+//! Releases and their reported outcome.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::{
     fixtures::{client, granted, granted_within, key, let_expire, must, refused, release, request},
 };
 
-/// A release that comes after the expiry does not touch the next holder, neither another client's
-/// nor a newer grant of the same client.
+/// Checks that a release after the expiry does not affect the next holder, be it another client or
+/// the same client.
 pub async fn stale_release_does_not_free_successor(fixture: &dyn BackendFixture) {
     let (one, other) = (fixture.open().await, fixture.open().await);
     for (successor, whose) in [(&other, "another client's"), (&one, "the same client's")] {
@@ -35,8 +35,8 @@ pub async fn stale_release_does_not_free_successor(fixture: &dyn BackendFixture)
     }
 }
 
-/// The first release frees; the second does nothing and says so; so does one of a lock that
-/// expired.
+/// Checks that the first release frees the lock, and that a second one has no effect and reports
+/// so.
 pub async fn release_is_idempotent_and_reports_outcome(fixture: &dyn BackendFixture) {
     let backend = fixture.open().await;
     let key = key(fixture, "truthful");
@@ -55,7 +55,7 @@ pub async fn release_is_idempotent_and_reports_outcome(fixture: &dyn BackendFixt
     assert_eq!(
         second,
         Released::AlreadyLost,
-        "the second release says that there was nothing to free"
+        "the second release reports that the lock was not held"
     );
     let next = granted(
         &backend,
@@ -66,7 +66,7 @@ pub async fn release_is_idempotent_and_reports_outcome(fixture: &dyn BackendFixt
     release(&next).await;
 }
 
-/// Dropping a guard releases in the background.
+/// Checks that dropping a guard releases the lock in the background.
 pub async fn guard_dropped_releases(fixture: &dyn BackendFixture) {
     let holder = client(fixture).await;
     let key = key(fixture, "dropped");
@@ -77,21 +77,22 @@ pub async fn guard_dropped_releases(fixture: &dyn BackendFixture) {
     frees_soon(fixture, &key, "a dropped guard's lock is free soon").await;
 }
 
-/// A panic drops the guard, and that releases.
+/// Checks that a guard that is dropped by a panic releases the lock.
 pub async fn guard_dropped_in_a_panic_releases(fixture: &dyn BackendFixture) {
     let holder = client(fixture).await;
     let key = key(fixture, "panic");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
     let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _guard = guard;
-        // Not `panic!`: the hook would print what looks like a failure.
+        // `panic!` would run the hook, which prints what looks like a failure.
         std::panic::resume_unwind(Box::new("on purpose"));
     }));
-    assert!(unwound.is_err(), "it panicked");
+    assert!(unwound.is_err(), "the closure panicked");
     frees_soon(fixture, &key, "the guard's lock is free soon after a panic").await;
 }
 
-/// A guard that is dropped on a thread without a runtime neither panics nor blocks, and releases.
+/// Checks that a guard that is dropped on a thread without a runtime releases the lock, and neither
+/// panics nor blocks.
 pub async fn guard_dropped_outside_a_runtime_releases(fixture: &dyn BackendFixture) {
     let holder = client(fixture).await;
     let key = key(fixture, "outside");

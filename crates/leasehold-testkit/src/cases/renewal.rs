@@ -1,4 +1,4 @@
-//! Staying alive, and not staying alive for too long.
+//! Renewals.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// A guard that is renewed is held for as long as one likes.
+/// Checks that renewals extend a lock for as long as its guard lives.
 pub async fn renewal_extends(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, fixture.open().await);
     let key = key(fixture, "renewal");
@@ -36,7 +36,8 @@ pub async fn renewal_extends(fixture: &dyn BackendFixture) {
     must(guard.release().await, "a release is answered");
 }
 
-/// A renewal after the deadline fails as *lost*, and the deadline stays where it was.
+/// Checks that a renewal after the deadline fails with [`ErrorKind::Lost`] and does not extend the
+/// deadline.
 pub async fn late_renewal_does_not_revive(fixture: &dyn BackendFixture) {
     let (one, other) = (fixture.open().await, fixture.open().await);
     let key = key(fixture, "late_renewal");
@@ -49,22 +50,22 @@ pub async fn late_renewal_does_not_revive(fixture: &dyn BackendFixture) {
     assert_eq!(
         renewed,
         Err(ErrorKind::Lost),
-        "a renewal after the expiry is told that the lock is lost"
+        "a renewal after the expiry reports that the lock is lost"
     );
     assert!(
         lease.valid_until().is_past(fixture.clock().now()),
-        "and the deadline stays in the past"
+        "the deadline stays in the past"
     );
     let next = granted(
         &other,
         request(fixture, &other, &key),
-        "and the lock stays free",
+        "the lock stays free",
     )
     .await;
     release(&next).await;
 }
 
-/// After the release nothing renews: what was renewed while it was held is free, and stays free.
+/// Checks that no renewal follows a release: a lock that was renewed and then released stays free.
 pub async fn nothing_renews_after_release(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, fixture.open().await);
     let key = key(fixture, "outlives");
@@ -81,7 +82,7 @@ pub async fn nothing_renews_after_release(fixture: &dyn BackendFixture) {
     release(&lease).await;
 }
 
-/// A renewal and a release that overlap, in any order, leave the lock free.
+/// Checks that a renewal and a release that overlap leave the lock free, in any order.
 pub async fn renewal_racing_release_never_leaves_it_held(fixture: &dyn BackendFixture) {
     const ROUNDS: usize = 100;
     let (one, other) = (fixture.open().await, fixture.open().await);
@@ -92,7 +93,7 @@ pub async fn renewal_racing_release_never_leaves_it_held(fixture: &dyn BackendFi
             &one,
             &key,
             lifetime(fixture),
-            "the round before left it free",
+            "the previous round left the lock free",
         )
         .await;
         let mut renewal = Arc::clone(&lease).renew();

@@ -1,16 +1,16 @@
-//! Queueing up.
+//! Waiting for a held lock.
 
 use crate::{
     backend_fixture::BackendFixture,
     fixtures::{at_the_latest, client, granted, key, lifetime, must, must_grant, request},
 };
 
-/// A release wakes the waiter of another client, much earlier than any TTL would.
+/// Checks that a release notifies the waiter of another client, long before the TTL has passed.
 pub async fn waiter_is_notified_without_polling(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "woken");
-    // A poll on the way to a TTL would come too late for three rounds on end to be quick. A busy
-    // machine is late at times.
+    // Three quick rounds in a row cannot be the effect of polling once per TTL. A busy machine may
+    // be late in some rounds.
     let (mut quick, mut late) = (0, Vec::new());
     while quick < 3 {
         let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
@@ -34,7 +34,7 @@ pub async fn waiter_is_notified_without_polling(fixture: &dyn BackendFixture) {
             let most = if fixture.is_time_paused() { 0 } else { 4 };
             assert!(
                 late.len() <= most,
-                "the waiter was woken only {late:?} after the release"
+                "the waiter was granted the lock only {late:?} after the release"
             );
         }
         must(
@@ -44,7 +44,7 @@ pub async fn waiter_is_notified_without_polling(fixture: &dyn BackendFixture) {
     }
 }
 
-/// A waiter gets the lock of a holder that has died, soon after its TTL.
+/// Checks that a waiter is granted the lock of a crashed holder soon after its TTL.
 pub async fn waiter_takes_over_after_expiry(fixture: &dyn BackendFixture) {
     let (dead, waiter) = (fixture.open().await, client(fixture).await);
     let key = key(fixture, "takes_over");
@@ -63,7 +63,8 @@ pub async fn waiter_takes_over_after_expiry(fixture: &dyn BackendFixture) {
     must(guard.release().await, "a release is answered");
 }
 
-/// `lock_timeout` gives up when its time is over, not before and not much after, and holds nothing.
+/// Checks that `lock_timeout` ends when its time-out has passed, not earlier and not much later,
+/// and holds nothing afterwards.
 pub async fn lock_timeout_ends_in_time_and_holds_nothing(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "times_out");
@@ -74,7 +75,7 @@ pub async fn lock_timeout_ends_in_time_and_holds_nothing(fixture: &dyn BackendFi
     let took = began.elapsed();
     assert!(
         must(waited, "a wait that is over is no error").is_none(),
-        "a wait that is over says so"
+        "a wait that times out reports so"
     );
     assert!(
         took >= limit && took < at_the_latest(fixture, limit * 2),
@@ -83,7 +84,7 @@ pub async fn lock_timeout_ends_in_time_and_holds_nothing(fixture: &dyn BackendFi
     must(guard.release().await, "a release is answered");
     let guard = must_grant(
         holder.mutex(&key).lock_timeout(limit).await,
-        "who timed out left nothing",
+        "a wait that timed out holds nothing",
     );
     must(guard.release().await, "a release is answered");
 }

@@ -209,7 +209,7 @@ impl Model {
             {
                 return Err(Error::new(
                     ErrorKind::Mismatch,
-                    format!("the permits that are held are of {others}, not of {of}"),
+                    format!("permits of {others} are held, so a permit of {of} does not match"),
                 ));
             }
             let free = match mode {
