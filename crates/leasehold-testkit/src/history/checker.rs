@@ -1,4 +1,4 @@
-//! C1 to C3.
+//! The checks of a history: mutual exclusion, token order and fenced writes.
 
 use std::collections::BTreeMap;
 
@@ -7,71 +7,74 @@ use super::{
     violation::Violation,
 };
 
-/// What is known of the order of two grants.
+/// The order in which two grants are known to have been made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Two grants that were both believed in cannot have been told in another order than they were
-    /// made: for a server that forgets no lock that is held.
+    /// Grants were made in the order in which they were reported. This is true for a server that
+    /// never loses a held lock.
     AsReported,
-    /// Only a request that began after another's grant came after it: for a server that may forget.
+    /// A grant was made after another one only if its request began after the other was reported.
+    /// Use this for a server that may lose its data.
     RealTime,
 }
 
-/// C1: the intervals of belief in one lock do not overlap, except those of readers among
-/// themselves.
+/// Returns the violations of mutual exclusion: holders of one lock at the same time, unless both
+/// are shared.
 #[must_use]
 pub fn overlaps(events: &[Event]) -> Vec<Violation> {
     let mut found = Vec::new();
-    for (key, mut beliefs) in by_key(beliefs(events)) {
-        beliefs.retain(|belief| belief.to > belief.from);
-        beliefs.sort_by_key(|belief| belief.from);
-        // Against the one that lasts longest, not only against the one before: of the writers, and
-        // of all.
-        let (mut last_writer, mut last): (Option<&Belief>, Option<&Belief>) = (None, None);
-        for belief in &beliefs {
-            let rival = if belief.shared { last_writer } else { last };
-            if let Some(first) = rival.filter(|first| first.to > belief.from) {
+    for (key, mut intervals) in by_key(intervals(events)) {
+        intervals.retain(|interval| interval.to > interval.from);
+        intervals.sort_by_key(|interval| interval.from);
+        // Compares with the interval that ends last, not only with the previous one. A reader is
+        // compared with writers only.
+        let (mut last_writer, mut last): (Option<&HeldInterval>, Option<&HeldInterval>) = (None, None);
+        for interval in &intervals {
+            let rival = if interval.shared { last_writer } else { last };
+            if let Some(first) = rival.filter(|first| first.to > interval.from) {
                 found.push(Violation::Overlap {
                     key: key.clone(),
                     first: (first.proc.clone(), first.token),
-                    second: (belief.proc.clone(), belief.token),
-                    for_ns: first.to.min(belief.to) - belief.from,
+                    second: (interval.proc.clone(), interval.token),
+                    for_ns: first.to.min(interval.to) - interval.from,
                 });
             }
-            last = last.filter(|last| last.to >= belief.to).or(Some(belief));
-            if !belief.shared {
+            last = last.filter(|last| last.to >= interval.to).or(Some(interval));
+            if !interval.shared {
                 last_writer = last_writer
-                    .filter(|last| last.to >= belief.to)
-                    .or(Some(belief));
+                    .filter(|last| last.to >= interval.to)
+                    .or(Some(interval));
             }
         }
     }
     found
 }
 
-/// C2: every exclusive grant has a token of its own, and later ones have larger ones. A reader's
-/// token is larger than those of earlier writers and smaller than those of later ones; readers are
-/// not compared with each other.
+/// Returns the violations of token order.
+///
+/// Every exclusive grant has a token of its own, and later grants have larger ones. A reader's
+/// token is larger than those of earlier writers and smaller than those of later writers. Readers
+/// are not compared with each other.
 #[must_use]
 pub fn tokens(events: &[Event], order: Order) -> Vec<Violation> {
     let mut found = Vec::new();
-    for (key, beliefs) in by_key(beliefs(events)) {
+    for (key, intervals) in by_key(intervals(events)) {
         let (mut writers, mut readers) = (Vec::new(), Vec::new());
-        for belief in beliefs {
-            let grants = if belief.shared {
+        for interval in intervals {
+            let grants = if interval.shared {
                 &mut readers
             } else {
                 &mut writers
             };
-            match belief.token {
-                // Told after its deadline, it is no grant in the order of telling.
-                Some(_) if order == Order::AsReported && belief.deadline <= belief.from => {}
+            match interval.token {
+                // A grant that was reported after its deadline has no place in that order.
+                Some(_) if order == Order::AsReported && interval.deadline <= interval.from => {}
                 Some(token) => grants.push(Grant {
-                    invoked: belief.invoked,
-                    told: belief.from,
+                    invoked: interval.invoked,
+                    reported: interval.from,
                     token,
                 }),
-                None => found.push(Violation::NoToken { proc: belief.proc }),
+                None => found.push(Violation::NoToken { proc: interval.proc }),
             }
         }
         let mut sorted: Vec<_> = writers.iter().map(|grant| grant.token).collect();
@@ -92,7 +95,8 @@ pub fn tokens(events: &[Event], order: Order) -> Vec<Violation> {
     found
 }
 
-/// C3: what the fenced register took has growing tokens, and each write built on the one before it.
+/// Returns the violations of fenced writes. The accesses that the register accepted have increasing
+/// tokens, and each write is based on the previous one.
 #[must_use]
 pub fn register(history: &[RegisterLine]) -> Vec<Violation> {
     let mut found = Vec::new();
@@ -118,7 +122,8 @@ pub fn register(history: &[RegisterLine]) -> Vec<Violation> {
     found
 }
 
-/// How many grants of the lock were told to processes whose name `is` says between two times.
+/// Returns the number of grants that were reported from `from_ns` until before `to_ns` to the
+/// processes whose name `is` accepts.
 #[must_use]
 pub fn grants_between(
     events: &[Event],
@@ -139,27 +144,27 @@ pub fn grants_between(
 #[derive(Debug, Clone, Copy)]
 struct Grant {
     invoked: u64,
-    told: u64,
+    reported: u64,
     token: u64,
 }
 
-/// Grants of `later` that began, as far as `order` can tell, after one of `earlier` was told, and
-/// have a smaller token.
+/// Returns a violation for each grant of `later` that has a smaller token than a grant of `earlier`
+/// that preceded it in `order`.
 fn fallen(key: &str, earlier: &[Grant], later: &[Grant], order: Order) -> Vec<Violation> {
-    let mut told: Vec<_> = earlier
+    let mut reported: Vec<_> = earlier
         .iter()
-        .map(|grant| (grant.told, grant.token))
+        .map(|grant| (grant.reported, grant.token))
         .collect();
     let starts = |grant: &Grant| match order {
-        Order::AsReported => (grant.told, grant.token),
+        Order::AsReported => (grant.reported, grant.token),
         Order::RealTime => (grant.invoked, grant.token),
     };
     let mut started: Vec<_> = later.iter().map(starts).collect();
-    told.sort_unstable();
+    reported.sort_unstable();
     started.sort_unstable();
-    let (mut found, mut largest, mut told) = (Vec::new(), None, told.into_iter().peekable());
+    let (mut found, mut largest, mut reported) = (Vec::new(), None, reported.into_iter().peekable());
     for (start, token) in started {
-        while let Some((_, earlier)) = told.next_if(|(at, _)| *at < start) {
+        while let Some((_, earlier)) = reported.next_if(|(at, _)| *at < start) {
             largest = largest.max(Some(earlier));
         }
         if let Some(earlier) = largest.filter(|earlier| *earlier > token) {
@@ -173,8 +178,9 @@ fn fallen(key: &str, earlier: &[Grant], later: &[Grant], order: Order) -> Vec<Vi
     found
 }
 
+/// The time for which a process held a lock.
 #[derive(Debug)]
-struct Belief {
+struct HeldInterval {
     proc: String,
     key: String,
     shared: bool,
@@ -185,11 +191,11 @@ struct Belief {
     deadline: u64,
 }
 
-/// The grants, with the time that each was believed in.
-fn beliefs(events: &[Event]) -> Vec<Belief> {
+/// Returns the held interval of each grant.
+fn intervals(events: &[Event]) -> Vec<HeldInterval> {
     let mut attempts: BTreeMap<(&str, u64), Vec<&Event>> = BTreeMap::new();
-    // It dies between the two: it may have believed until the second, and another may be granted
-    // since the first.
+    // The process dies between these two times. It may act until the second, and another process
+    // may be granted the lock from the first on.
     let mut kills: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for event in events {
         if event.op == Op::Kill {
@@ -220,14 +226,14 @@ fn beliefs(events: &[Event]) -> Vec<Belief> {
             .chain(killed.map(|(begun, _)| *begun))
             .min()
             .unwrap_or(u64::MAX);
-        // Renewals move it: the last that was written down while it was believed in.
+        // Renewals extend the deadline. The last one that was recorded within the interval counts.
         let deadline = steps
             .iter()
             .filter(|step| step.t_ns <= end)
             .filter_map(|step| step.deadline)
             .max();
         let deadline = deadline.unwrap_or(u64::MAX);
-        Some(Belief {
+        Some(HeldInterval {
             proc: granted.proc.clone(),
             key: granted.key.clone(),
             shared: granted.shared,
@@ -241,10 +247,10 @@ fn beliefs(events: &[Event]) -> Vec<Belief> {
     attempts.into_values().filter_map(grant).collect()
 }
 
-fn by_key(beliefs: Vec<Belief>) -> BTreeMap<String, Vec<Belief>> {
-    let mut keys: BTreeMap<String, Vec<Belief>> = BTreeMap::new();
-    for belief in beliefs {
-        keys.entry(belief.key.clone()).or_default().push(belief);
+fn by_key(intervals: Vec<HeldInterval>) -> BTreeMap<String, Vec<HeldInterval>> {
+    let mut keys: BTreeMap<String, Vec<HeldInterval>> = BTreeMap::new();
+    for interval in intervals {
+        keys.entry(interval.key.clone()).or_default().push(interval);
     }
     keys
 }
@@ -254,10 +260,11 @@ mod tests {
     use super::*;
     use crate::history::Write;
 
-    /// A grant of `k`: asked for, told, released (`None`: never), with token and deadline.
+    /// Returns the steps of a grant of `k`, with the times of its request, report and release
+    /// (`None`: never).
     fn held(
         proc: &str,
-        (asked, told, released): (u64, u64, Option<u64>),
+        (asked, reported, released): (u64, u64, Option<u64>),
         token: u64,
         deadline: u64,
     ) -> Vec<Event> {
@@ -274,7 +281,7 @@ mod tests {
         };
         let mut steps = vec![
             step(asked, Op::Acquire, Phase::Invoke, None, None),
-            step(told, Op::Acquire, Phase::Ok, Some(token), Some(deadline)),
+            step(reported, Op::Acquire, Phase::Ok, Some(token), Some(deadline)),
         ];
         steps.extend(
             released.map(|at| step(at, Op::Release, Phase::Invoke, Some(token), Some(deadline))),
@@ -303,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_that_keeps_all_promises_passes() {
+    fn correct_history_passes() {
         let events = [
             held("a", (1, 10, Some(20)), 5, 100),
             held("b", (2, 21, Some(30)), 7, 100),
@@ -357,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn two_believers_at_a_time_are_caught() {
+    fn two_holders_at_a_time_are_caught() {
         let events = [
             held("a", (1, 10, Some(20)), 5, 100),
             held("b", (2, 19, Some(30)), 7, 100),
@@ -382,8 +389,8 @@ mod tests {
     }
 
     #[test]
-    fn belief_ends_at_the_deadline_and_a_grant_before_it_is_caught() {
-        // The holder never releases: it was stopped.
+    fn interval_ends_at_deadline_and_earlier_grant_is_caught() {
+        // The holder never releases the lock, because it was stopped.
         let late = [
             held("a", (1, 10, None), 5, 100),
             held("b", (2, 100, Some(120)), 7, 200),
@@ -411,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn belief_ends_with_a_loss_that_was_seen_and_with_the_process() {
+    fn interval_ends_with_an_observed_loss_or_a_kill() {
         let events = [
             held("a", (1, 10, None), 5, 100),
             held("b", (2, 50, Some(60)), 7, 150),
@@ -426,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_while_a_process_dies_is_no_overlap_and_one_before_is() {
+    fn grant_during_a_kill_is_no_overlap_and_one_before_is() {
         let mut events = held("a", (1, 10, None), 5, 100);
         events.push(event("a", 0, 40, (Op::Kill, Phase::Invoke), None));
         events.push(event("a", 0, 50, (Op::Kill, Phase::Ok), None));
@@ -434,7 +441,7 @@ mod tests {
         assert_eq!(overlaps(&dying), []);
         let alive = [events, held("b", (2, 39, Some(60)), 7, 150)].concat();
         assert_eq!(overlaps(&alive).len(), 1);
-        // Told in its last moments, it can act on it no more.
+        // A grant that is reported during the kill can have no effect any more.
         let mut last = held("a", (1, 45, None), 5, 100);
         last.push(event("a", 0, 40, (Op::Kill, Phase::Invoke), None));
         last.push(event("a", 0, 50, (Op::Kill, Phase::Ok), None));
@@ -489,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn two_requests_under_way_at_a_time_have_an_order_only_as_told() {
+    fn concurrent_requests_are_ordered_only_as_reported() {
         let events = [
             held("a", (1, 10, Some(20)), 9, 100),
             held("b", (2, 21, Some(30)), 5, 100),

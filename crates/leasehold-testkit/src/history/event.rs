@@ -1,6 +1,6 @@
-//! What a history is made of: the steps of processes, and what a resource took.
+//! The records of a history: the steps of processes, and the accesses of a register.
 
-/// What a step is a step of.
+/// The operation that a step belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -12,16 +12,16 @@ pub enum Op {
     Acquire,
     /// A release.
     Release,
-    /// A look at the guard: `ok` if it is held, `fail` if it is lost.
+    /// A check of the guard: `ok` if it is held, `fail` if it is lost.
     Check,
     /// A read and write of the register.
     Write,
-    /// The process is killed: `invoke` before, `ok` when it is dead, both written by the test that
-    /// does it.
+    /// A kill of the process, recorded by the test that does it: `invoke` before the kill, `ok` when
+    /// the process has ended.
     Kill,
 }
 
-/// Where in its operation a step is.
+/// The phase of an operation that a step records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -29,13 +29,13 @@ pub enum Op {
     serde(rename_all = "lowercase")
 )]
 pub enum Phase {
-    /// It is about to start.
+    /// The operation is about to start.
     Invoke,
-    /// It has succeeded.
+    /// The operation has succeeded.
     Ok,
-    /// It has certainly not happened, or no longer holds.
+    /// The operation has certainly had no effect, or its effect has ended.
     Fail,
-    /// Its outcome is not known.
+    /// The outcome of the operation is unknown.
     Info,
 }
 
@@ -43,31 +43,33 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Event {
-    /// When, on a clock that all processes share (on one host, `CLOCK_BOOTTIME`).
+    /// The time in nanoseconds, on a clock that all processes share (on one host,
+    /// `CLOCK_BOOTTIME`).
     pub t_ns: u64,
-    /// Which process.
+    /// The process.
     pub proc: String,
-    /// Which acquisition of it, with all that follows from it.
+    /// The number of the acquisition within the process. Later steps with its lock have the same
+    /// number.
     pub attempt: u64,
-    /// Which lock.
+    /// The name of the lock.
     pub key: String,
-    /// What.
+    /// The operation.
     pub op: Op,
-    /// How far.
+    /// The phase of the operation.
     pub phase: Phase,
-    /// Whether the acquisition is a reader's: readers may hold the lock together.
+    /// Whether the lock is shared. Shared holders do not exclude each other.
     #[cfg_attr(
         feature = "serde",
         serde(default, skip_serializing_if = "std::ops::Not::not")
     )]
     pub shared: bool,
-    /// The fencing token, once there is one.
+    /// The fencing token, from the grant on.
     #[cfg_attr(
         feature = "serde",
         serde(default, skip_serializing_if = "Option::is_none")
     )]
     pub token: Option<u64>,
-    /// Until when the process believed in the lock at this step, on the same clock.
+    /// The deadline of the lock as of this step, on the same clock.
     #[cfg_attr(
         feature = "serde",
         serde(default, skip_serializing_if = "Option::is_none")
@@ -75,15 +77,15 @@ pub struct Event {
     pub deadline: Option<u64>,
 }
 
-/// What the register has taken, a line each: the history that the checker reads.
+/// An access that the register has accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RegisterLine {
-    /// The largest token that has been shown.
+    /// The token of the access. The register then rejects smaller ones.
     pub token: u64,
-    /// The value from here on.
+    /// The value after the access.
     pub value: u64,
-    /// What this write did; `None` for a read that showed a larger token.
+    /// The write, or `None` for a read.
     pub write: Option<Write>,
 }
 
@@ -91,7 +93,7 @@ pub struct RegisterLine {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Write {
-    /// Who wrote.
+    /// The process that wrote.
     pub proc: String,
     /// The value that the writer had read before.
     pub read: u64,

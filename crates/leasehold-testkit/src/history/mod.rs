@@ -1,12 +1,37 @@
-//! Judges what several processes believed, said and did: C1 to C3. (C4, what is left over, only the
-//! system itself can tell: a leftovers of the servers, or
-//! [`SimNode::holds`](crate::sim::SimNode::holds).)
+//! Checks the recorded history of several processes against three guarantees.
 //!
-//! All processes share a clock (on one host `CLOCK_BOOTTIME`, in a simulation the simulated time),
-//! so intervals of belief are exact. A process *believes* in an exclusive lock from the grant it
-//! was told of until it begins to release, sees the loss, is killed, or the last deadline that it
-//! wrote down has come: what it may have believed for longer, unwritten, is not counted, so nothing
-//! is reported that was not so.
+//! | function | guarantee |
+//! |---|---|
+//! | [`overlaps`] | mutual exclusion: no two processes hold an exclusive lock at the same time |
+//! | [`tokens`] | token order: fencing tokens are unique and increase from grant to grant |
+//! | [`register`] | fenced writes: a register that rejects old tokens loses no update |
+//!
+//! A fourth guarantee, that no lock is left over, is checked on the servers themselves, for example
+//! with [`SimNode::holds`](crate::sim::SimNode::holds).
+//!
+//! All processes record times of one clock: `CLOCK_BOOTTIME` on a host, or the simulated time of a
+//! simulation. A process *holds* a lock from the moment when its grant is reported to it. It stops
+//! to hold the lock when it begins the release, observes the loss, is killed, or its last recorded
+//! deadline has passed. Time after the last recorded deadline is not counted, so every reported
+//! violation is a real one.
+//!
+//! ```
+//! use leasehold_testkit::history::{Event, Op, Phase, overlaps};
+//!
+//! let grant = |proc: &str, t_ns, deadline| Event {
+//!     t_ns,
+//!     proc: proc.to_owned(),
+//!     attempt: 1,
+//!     key: "item/42".to_owned(),
+//!     op: Op::Acquire,
+//!     phase: Phase::Ok,
+//!     shared: false,
+//!     token: None,
+//!     deadline: Some(deadline),
+//! };
+//! assert!(overlaps(&[grant("a", 10, 100), grant("b", 100, 200)]).is_empty());
+//! assert_eq!(overlaps(&[grant("a", 10, 100), grant("b", 90, 200)]).len(), 1);
+//! ```
 
 mod checker;
 mod event;

@@ -2,55 +2,62 @@
 
 use std::fmt;
 
-/// A broken promise.
+/// A violation of a guarantee.
+///
+/// ```
+/// use leasehold_testkit::history::Violation;
+///
+/// let violation = Violation::StaleAccess { seen: 5, taken: 4 };
+/// assert_eq!(violation.to_string(), "the register accepted token 4 after 5");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Violation {
-    /// C1: two believed in one lock at a time.
+    /// Mutual exclusion: two processes held one lock at the same time.
     Overlap {
-        /// Which lock.
+        /// The name of the lock.
         key: String,
-        /// The one that was there first: process and token.
+        /// The earlier holder: its process and token.
         first: (String, Option<u64>),
-        /// The other.
+        /// The later holder: its process and token.
         second: (String, Option<u64>),
-        /// For how long both did.
+        /// The time for which both held the lock, in nanoseconds.
         for_ns: u64,
     },
-    /// C2: an exclusive grant without a token.
+    /// Token order: a grant had no token.
     NoToken {
-        /// Which process.
+        /// The process that was granted the lock.
         proc: String,
     },
-    /// C2: two grants of one lock had the same token.
+    /// Token order: two grants of one lock had the same token.
     RepeatedToken {
-        /// Which lock.
+        /// The name of the lock.
         key: String,
         /// The token.
         token: u64,
     },
-    /// C2: a later grant had a smaller token.
+    /// Token order: a later grant had a smaller token.
     FallenToken {
-        /// Which lock.
+        /// The name of the lock.
         key: String,
-        /// The earlier grant's.
+        /// The token of the earlier grant.
         earlier: u64,
-        /// The later grant's.
+        /// The token of the later grant.
         later: u64,
     },
-    /// C3: the register took a token after a larger one.
+    /// Fenced writes: the register accepted a token after a larger one.
     StaleAccess {
-        /// The larger.
+        /// The larger token.
         seen: u64,
-        /// The smaller.
+        /// The smaller token, which came later.
         taken: u64,
     },
-    /// C3: a write did not build on the one before it.
+    /// Fenced writes: a write was not based on the previous one.
     LostUpdate {
-        /// Who wrote.
+        /// The process that wrote.
         proc: String,
-        /// The value that it had read.
+        /// The value that the process had read.
         read: u64,
-        /// The value that was there.
+        /// The value that the write replaced.
         was: u64,
     },
 }
@@ -66,7 +73,7 @@ impl fmt::Display for Violation {
             } => {
                 write!(
                     f,
-                    "{first:?} and {second:?} both believed in `{key}` for {} µs",
+                    "{first:?} and {second:?} both held `{key}` for {} µs",
                     for_ns / 1000
                 )
             }
@@ -81,16 +88,16 @@ impl fmt::Display for Violation {
             } => {
                 write!(
                     f,
-                    "after a grant of `{key}` with token {earlier} came one with {later}"
+                    "a grant of `{key}` with token {earlier} was followed by one with {later}"
                 )
             }
             Self::StaleAccess { seen, taken } => {
-                write!(f, "the register took token {taken} after {seen}")
+                write!(f, "the register accepted token {taken} after {seen}")
             }
             Self::LostUpdate { proc, read, was } => {
                 write!(
                     f,
-                    "{proc} had read {read} and overwrote {was}: an update is lost"
+                    "{proc} had read {read} and overwrote {was}, so an update is lost"
                 )
             }
         }
