@@ -67,7 +67,7 @@ pub async fn two_acquisitions_of_one_client_exclude_each_other(fixture: &dyn Bac
     must(guard.release().await, "a release is answered");
 }
 
-/// Checks that `try_lock` reports a held lock as contended, at once.
+/// Checks that `try_lock` returns `None` for a held lock, at once.
 pub async fn try_lock_reports_contended(fixture: &dyn BackendFixture) {
     let (one, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "try_lock");

@@ -406,13 +406,13 @@ impl LockBackend for Model {
         for permit in [false, true] {
             self.store.change(key, permit, now, |state| {
                 for holder in &state.holders {
-                    let mut shown = HolderRef::new(key.clone(), holder.owner.to_hex());
-                    shown.mode = Some(holder.mode);
-                    shown.owner = Some(holder.owner);
-                    shown.label.clone_from(&holder.label);
-                    shown.token = holder.token;
-                    shown.expires_in = Some(holder.until.since(now));
-                    holders.push(shown);
+                    let mut listed = HolderRef::new(key.clone(), holder.owner.to_hex());
+                    listed.mode = Some(holder.mode);
+                    listed.owner = Some(holder.owner);
+                    listed.label.clone_from(&holder.label);
+                    listed.token = holder.token;
+                    listed.expires_in = Some(holder.until.since(now));
+                    holders.push(listed);
                 }
                 waiters.extend(
                     state

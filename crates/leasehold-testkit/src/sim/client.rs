@@ -1,4 +1,4 @@
-//! [`SimBackend`]: one client's connection to a node.
+//! [`SimBackend`]: the client of one simulated node.
 
 use std::{
     fmt,
@@ -22,15 +22,16 @@ use super::{
     node_bug::NodeBug,
 };
 
-/// A connection to a simulated node, by [`Network::connect`](super::Network::connect).
+/// The client of one simulated node, created by [`Network::connect`]. See [`sim`](crate::sim) for
+/// an example.
 pub struct SimBackend {
     link: Link,
-    /// The connection on which the node was last seen to vote.
+    /// The connection on which the node has voted last.
     voted_on: Mutex<Option<u64>>,
 }
 
 impl Network {
-    /// Connects a client to a node.
+    /// Connects a new client to a node.
     #[must_use]
     pub fn connect(self: &Arc<Self>, node: &Arc<SimNode>) -> Arc<SimBackend> {
         SimBackend::new(Link::new(Arc::clone(self), Arc::clone(node)))
@@ -45,7 +46,7 @@ impl SimBackend {
         })
     }
 
-    /// The link, to cut it.
+    /// Returns the link to the node, which a test can cut.
     #[must_use]
     pub fn link(&self) -> &Link {
         &self.link
@@ -56,8 +57,8 @@ impl SimBackend {
             && *self.voted_on.lock().unwrap_or_else(PoisonError::into_inner) == connection
     }
 
-    /// Gives back what an attempt may have got whose answer is missing: until the node says so, or
-    /// it would have expired.
+    /// Releases the lock of an attempt without a reply in the background. Retries until the node
+    /// confirms the release or the lock has expired.
     fn undo(&self, request: Request) {
         let (link, begun) = (self.link.clone(), request.now());
         drop(tokio::spawn(async move {
@@ -165,13 +166,13 @@ impl LockBackend for SimBackend {
             })
             .await?;
         let holders = holder.map(|holder| {
-            let mut shown = HolderRef::new(key.clone(), holder.owner.to_hex());
-            shown.mode = Some(Mode::Exclusive);
-            shown.owner = Some(holder.owner);
-            shown.label = holder.label;
-            shown.token = token;
-            shown.expires_in = Some(holder.until.since(now));
-            shown
+            let mut listed = HolderRef::new(key.clone(), holder.owner.to_hex());
+            listed.mode = Some(Mode::Exclusive);
+            listed.owner = Some(holder.owner);
+            listed.label = holder.label;
+            listed.token = token;
+            listed.expires_in = Some(holder.until.since(now));
+            listed
         });
         Ok(Inspection::new(holders.into_iter().collect(), Vec::new()))
     }
@@ -179,7 +180,7 @@ impl LockBackend for SimBackend {
     async fn revoke(&self, _: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
         Err(Error::new(
             ErrorKind::Unsupported,
-            "locks of simulated nodes cannot be broken; crash the node",
+            "locks of simulated nodes cannot be revoked; crash the node instead",
         ))
     }
 
@@ -243,7 +244,7 @@ impl QuorumNode for SimBackend {
         refused.map_or(Ok(()), |kind| {
             Err(Error::new(
                 kind,
-                "the node is not in the run or the state to be attested",
+                "the node has restarted or changed since the state that is attested",
             ))
         })
     }

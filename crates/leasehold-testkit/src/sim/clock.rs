@@ -11,10 +11,22 @@ use std::{
 use leasehold_core::{Clock, Timestamp};
 use tokio::time::Instant;
 
-/// The true time at which a simulation begins, on every clock that is set right: far from zero.
+/// The time that a correct clock shows at the beginning of a simulation. It is far from zero.
 const BEGINNING: Duration = Duration::from_secs(1_000_000);
 
-/// Follows tokio's time, which a test can pause, but is set ahead and goes faster or slower.
+/// A clock that follows tokio's time, with an offset and a rate.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_core::Clock;
+/// use leasehold_testkit::sim::SimClock;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let (correct, fast) = (SimClock::new(), SimClock::wrong(Duration::ZERO, 5_000));
+/// tokio::time::advance(Duration::from_secs(10)).await;
+/// assert_eq!(fast.now().since(correct.now()), Duration::from_millis(50));
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct SimClock {
     start: Instant,
@@ -23,14 +35,14 @@ pub struct SimClock {
 }
 
 impl SimClock {
-    /// A clock that is right.
+    /// Creates a correct clock.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Self::wrong(Duration::ZERO, 0)
     }
 
-    /// A clock that is this much ahead, and gains this many microseconds per second (loses, if
-    /// negative).
+    /// Creates a clock that is `ahead` of a correct one and gains `rate_ppm` microseconds per
+    /// second. It loses them if the rate is negative.
     #[must_use]
     pub fn wrong(ahead: Duration, rate_ppm: i32) -> Arc<Self> {
         Arc::new(Self {
@@ -40,14 +52,15 @@ impl SimClock {
         })
     }
 
-    /// Lets time pass on this clock but not for tokio's timers: what the suspend of a machine does,
-    /// and what setting its wall clock ahead does to a node.
+    /// Sets the clock ahead without firing tokio's timers, as after the suspension of a client's
+    /// machine or a step of a server's wall clock.
     pub fn suspend(&self, duration: Duration) {
         self.ahead.fetch_add(nanos(duration), Ordering::AcqRel);
     }
 
-    /// Nanoseconds of true time from the beginning of the simulation until this clock shows
-    /// `moment`, if nothing pushes it. To compare the beliefs of machines with different clocks.
+    /// Returns the true time at which this clock shows `moment`, in nanoseconds since the beginning
+    /// of the simulation, if the clock is not set until then. It makes the deadlines of machines
+    /// with different clocks comparable.
     #[must_use]
     pub fn true_time_of(&self, moment: Timestamp) -> u64 {
         let shown = moment
@@ -58,7 +71,7 @@ impl SimClock {
         u64::try_from(elapsed).unwrap_or(u64::MAX)
     }
 
-    /// Nanoseconds of true time since the beginning of the simulation.
+    /// Returns the true time in nanoseconds since the beginning of the simulation.
     #[must_use]
     pub fn true_time(&self) -> u64 {
         nanos(self.start.elapsed())
@@ -86,7 +99,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_gains_what_it_is_told_to_and_translates_back() {
+    async fn clock_follows_its_rate_and_converts_to_true_time() {
         let (right, wrong) = (
             SimClock::new(),
             SimClock::wrong(Duration::from_secs(7), 5_000),

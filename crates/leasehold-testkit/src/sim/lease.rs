@@ -1,4 +1,4 @@
-//! What a simulated node grants.
+//! The lease of a lock on a simulated node.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -68,7 +68,7 @@ impl Lease for SimLease {
         } else {
             Err(Error::new(
                 ErrorKind::Lost,
-                "the node does not hold it for us any more",
+                "the node holds the lock for this client no longer",
             ))
         }
     }
@@ -78,6 +78,7 @@ impl Lease for SimLease {
     }
 }
 
+/// Releases the lock of `request` on the node of `link`.
 pub(super) async fn release(link: &Link, request: Request) -> Result<Released> {
     let node = Arc::clone(link.node());
     let freed = link

@@ -16,7 +16,19 @@ use super::{
     node::{NodeHandler, SimNode},
 };
 
-/// Between one client and one node.
+/// The connection between one client and one node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// use leasehold_core::{ErrorKind, LockClient};
+/// use leasehold_testkit::sim::{Network, SimClock, SimNode};
+///
+/// let backend = Network::new(42).connect(&SimNode::new(SimClock::new()));
+/// backend.link().cut(true);
+/// let error = LockClient::new(backend).inspect("item/42").await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Indeterminate);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Link {
     network: Arc<Network>,
@@ -26,7 +38,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Returns a connection of `network` to `node`.
+    /// Creates a connection of `network` to `node`.
     pub(super) fn new(network: Arc<Network>, node: Arc<SimNode>) -> Self {
         Self {
             network,
@@ -36,19 +48,20 @@ impl Link {
         }
     }
 
-    /// Cuts the link, or mends it: while it is cut, no message arrives in either direction, and
-    /// nobody is told.
+    /// Cuts or restores the link. While it is cut, messages in both directions are lost, and neither
+    /// side is notified.
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Release);
     }
 
-    /// Puts a proxy in between, which keeps the client's connection while the node restarts, or
-    /// takes it away.
+    /// Adds or removes a proxy between client and node. A proxy keeps the client's connection open
+    /// while the node restarts.
     pub fn set_proxied(&self, proxied: bool) {
         self.proxied.store(proxied, Ordering::Release);
     }
 
-    /// Names the connection: another one after the node has restarted, unless a proxy hides that.
+    /// Returns an id of the connection, or `None` while the node is down. The id changes when the
+    /// node restarts, unless a proxy hides the restart.
     pub(super) fn connection(&self) -> Option<u64> {
         if self.is_proxied() {
             Some(0)
@@ -61,7 +74,7 @@ impl Link {
         self.proxied.load(Ordering::Acquire)
     }
 
-    /// The node at its end.
+    /// Returns the node that the link leads to.
     #[must_use]
     pub fn node(&self) -> &Arc<SimNode> {
         &self.node
@@ -71,7 +84,8 @@ impl Link {
         &self.network
     }
 
-    /// Sends a message at the first poll and waits for the answer, for as long as `timeout`.
+    /// Sends a request at the first poll and waits for the reply until `timeout` has passed.
+    /// `answer` computes the reply on the node.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         timeout: Duration,
@@ -83,7 +97,7 @@ impl Link {
         };
         let (reply, answered) = oneshot::channel();
         let (mut reply, answer) = (Some(reply), Arc::new(answer));
-        // The second copy's answer goes to nobody.
+        // The reply to a duplicate is discarded.
         for _ in 0..=usize::from(self.network.arrives_twice()) {
             let (link, answer, reply) = (self.clone(), Arc::clone(&answer), reply.take());
             drop(tokio::spawn(async move {
@@ -97,7 +111,8 @@ impl Link {
             Ok(Ok(Some(answer))) => Ok(answer),
             Ok(Ok(None)) => Err(Error::new(ErrorKind::Indeterminate, "connection reset")),
             Ok(Err(_)) | Err(_) => {
-                // A message that is lost breaks no connection: the time-out has to notice.
+                // The loss of a message does not break the connection, so the client runs into its
+                // time-out.
                 Err(Error::new(
                     ErrorKind::Indeterminate,
                     format!("no answer within {timeout:?}"),
@@ -106,14 +121,15 @@ impl Link {
         }
     }
 
-    /// The answer that comes back: `Some(None)` if the connection broke, `None` if nothing comes.
+    /// Delivers a request and returns its reply: `Some(None)` if the connection broke, `None` if no
+    /// reply arrives.
     async fn deliver<T>(
         &self,
         run: u64,
         answer: &(impl Fn(&mut NodeHandler<'_>) -> T + Sync),
     ) -> Option<Option<T>> {
         let (there, back) = (self.network.travel(), self.network.travel());
-        // Held open, so that the asker waits for its time-out and is not told of the loss.
+        // The channel of the reply stays open, so that the client waits for its time-out.
         let (Some(there), false) = (there, self.is_cut()) else {
             return self.silence().await;
         };
@@ -136,7 +152,7 @@ impl Link {
     }
 
     async fn silence<T>(&self) -> Option<T> {
-        // Longer than any time-out.
+        // This is longer than any time-out.
         tokio::time::sleep(Duration::from_secs(60)).await;
         None
     }

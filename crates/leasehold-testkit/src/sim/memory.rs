@@ -1,4 +1,4 @@
-//! What a node remembers, and what it answers.
+//! The data of a simulated node.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,22 +9,21 @@ use leasehold_core::{
 
 use super::node_bug::NodeBug;
 
-/// Everything that a crash can take.
+/// All data that a crash can lose.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     keys: HashMap<Vec<u8>, Entry>,
-    /// All tokens exceed this one.
+    /// The floor of tokens: all later tokens are larger.
     above: u64,
     pub(super) mark: Option<Attestation>,
-    /// The run that is watched, and for how long it has been. Gone with the rest, and back with a
-    /// snapshot.
+    /// The run that clients observe. A crash loses it, and a snapshot restores it.
     pub(super) watched: Option<WatchedRun>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct WatchedRun {
     pub(super) run: String,
-    /// Tells it from one that was forgotten.
+    /// A random number, which differs from that of an observation that was lost.
     pub(super) name: u64,
     pub(super) duration: Duration,
 }
@@ -42,10 +41,10 @@ pub(super) struct Holder {
     pub(super) until: Timestamp,
 }
 
-/// The answer to an attempt.
+/// The reply to an attempt.
 pub(super) enum AcquireReply {
     Granted(FencingToken),
-    /// Held for this much longer.
+    /// The lock is held for this much longer.
     Held(Duration),
 }
 
@@ -123,7 +122,7 @@ impl Memory {
         let vote = match bug {
             Some(NodeBug::WriteBackLost) => return TokenVote::Accepted,
             Some(NodeBug::WriteBackNotStrict) => TokenVote::Accepted,
-            // Copied tokens are nobody's.
+            // A token up to the floor was copied from other nodes and has no owner here.
             _ if token.get() <= above => TokenVote::Refused(Some(FencingToken::new(above))),
             _ => Fence::accepts(
                 entry.fence,

@@ -1,4 +1,4 @@
-//! [`Network`]: how messages travel.
+//! [`Network`]: the delay and loss of messages.
 
 use std::{
     ops::Range,
@@ -6,23 +6,33 @@ use std::{
     time::Duration,
 };
 
-/// What becomes of messages.
+/// The delays and losses of messages in a [`Network`].
+///
+/// ```
+/// use leasehold_testkit::sim::{Network, NetworkConditions};
+///
+/// let network = Network::new(42);
+/// network.set_conditions(NetworkConditions {
+///     lost_permille: 30,
+///     ..NetworkConditions::FAIR
+/// });
+/// ```
 #[derive(Clone, Debug)]
 pub struct NetworkConditions {
-    /// How long a message takes.
+    /// The delay of a message.
     pub delay: Range<Duration>,
-    /// How many of 1000 take up to this long instead.
+    /// The share of messages that have a delay of up to [`late`](Self::late), per 1000.
     pub late_permille: u32,
-    /// See there.
+    /// The longest delay of a late message.
     pub late: Duration,
-    /// How many of 1000 are lost, each way.
+    /// The share of messages that are lost in each direction, per 1000.
     pub lost_permille: u32,
-    /// How many of 1000 requests arrive a second time, later.
+    /// The share of requests that arrive a second time, per 1000.
     pub twice_permille: u32,
 }
 
 impl NetworkConditions {
-    /// Half a millisecond to two, and nothing is lost.
+    /// Delays of 0.5 ms to 2 ms and no losses.
     pub const FAIR: Self = Self {
         delay: Duration::from_micros(500)..Duration::from_millis(2),
         late_permille: 0,
@@ -32,7 +42,8 @@ impl NetworkConditions {
     };
 }
 
-/// All links of a simulation, and its rng.
+/// The network of a simulation, with the random numbers of its seed. See [`sim`](crate::sim) for
+/// an example.
 #[derive(Debug)]
 pub struct Network {
     rng: Mutex<fastrand::Rng>,
@@ -40,7 +51,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// A network in [fair](NetworkConditions::FAIR) conditions whose rng repeat with the seed.
+    /// Creates a network in [fair](NetworkConditions::FAIR) conditions. The same seed gives the same
+    /// delays and losses.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
@@ -49,12 +61,12 @@ impl Network {
         })
     }
 
-    /// Changes the conditions, for messages that are sent from now on.
+    /// Sets the conditions for messages that are sent from now on.
     pub fn set_conditions(&self, conditions: NetworkConditions) {
         *self.conditions() = conditions;
     }
 
-    /// When a message arrives; `None`: never.
+    /// Returns the delay of one message, or `None` if it is lost.
     pub(super) fn travel(&self) -> Option<Duration> {
         let NetworkConditions {
             delay,

@@ -1,4 +1,4 @@
-//! [`SimNode`]: a server.
+//! [`SimNode`]: a simulated server.
 
 use std::{
     sync::{
@@ -20,28 +20,29 @@ use super::{
     node_bug::NodeBug,
 };
 
-/// What a crash takes.
+/// The data that a node loses in a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataLoss {
-    /// Nothing.
+    /// No data.
     None,
-    /// What came after the last [`save`](SimNode::save), if there was one, else everything: what a
-    /// snapshot does. Marks come back, too.
+    /// The changes since the last [`save`](SimNode::save), or all data if there was none. The node
+    /// restarts with the old snapshot, including its marker.
     SinceSave,
-    /// Everything.
+    /// All data.
     Total,
 }
 
-/// A server with a clock of its own. It answers messages, one at a time, while it is up and not
-/// paused.
+/// A simulated server with a clock of its own. It answers requests, one at a time, while it is up
+/// and not paused. See [`sim`](crate::sim) for an example.
 #[derive(Debug)]
 pub struct SimNode {
-    /// Another one for each node of this process.
+    /// The number of this node within the process.
     id: u64,
     clock: Arc<SimClock>,
     state: Mutex<State>,
     resumed: Notify,
-    /// Told whenever a lock becomes free, or may have. Not a `watch`: that wakes in a random order.
+    /// Notified when a lock may have become free. This is not a `watch`, which notifies in a random
+    /// order.
     freed: Arc<Notify>,
 }
 
@@ -58,7 +59,7 @@ struct State {
 }
 
 impl SimNode {
-    /// A node that has just been started for the first time.
+    /// Creates a node that has been started for the first time.
     #[must_use]
     pub fn new(clock: Arc<SimClock>) -> Arc<Self> {
         let state = State {
@@ -82,24 +83,25 @@ impl SimNode {
         })
     }
 
-    /// Whether the node loses nothing in a restart, as its configuration says. It does what
-    /// [`crash`](Self::crash) says.
+    /// Sets whether the node reports itself as durable. [`crash`](Self::crash) decides which data a
+    /// crash really loses.
     pub fn set_durable(&self, durable: bool) {
         self.state().durable = durable;
     }
 
-    /// Makes the node wrong.
+    /// Gives the node a bug, or removes it.
     pub fn set_bug(&self, bug: Option<NodeBug>) {
         self.state().bug = bug;
     }
 
-    /// Takes the snapshot that [`DataLoss::SinceSave`] goes back to.
+    /// Takes the snapshot that [`DataLoss::SinceSave`] restores.
     pub fn save(&self) {
         let mut state = self.state();
         state.saved = Some(state.memory.clone());
     }
 
-    /// Ends this run of the node. Messages under way to it are lost, and connections break.
+    /// Stops the node and loses data. Requests on their way to it are lost, and its connections
+    /// break.
     pub fn crash(&self, loss: DataLoss) {
         let mut state = self.state();
         match loss {
@@ -110,7 +112,7 @@ impl SimNode {
         state.up = false;
     }
 
-    /// Starts another run after a crash.
+    /// Starts the node again after a crash.
     pub fn start(&self) {
         let mut state = self.state();
         if !state.up {
@@ -122,25 +124,25 @@ impl SimNode {
         self.freed();
     }
 
-    /// Stops the node in its tracks, as SIGSTOP does, or lets it go on. Its clock goes on.
+    /// Pauses the node, as `SIGSTOP` does, or resumes it. Its clock continues meanwhile.
     pub fn pause(&self, paused: bool) {
         self.state().paused = paused;
         self.resumed.notify_waiters();
     }
 
-    /// Whether it is up. A paused node is.
+    /// Returns whether the node is up. A paused node is up.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.state().up
     }
 
-    /// Whether it holds any lock, for whomever: the leftovers.
+    /// Returns whether the node holds any lock of any client.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.state().memory.holds(self.clock.now())
     }
 
-    /// Whether it votes on tokens: it is up, and remembers what it promised.
+    /// Returns whether the node votes on tokens, which it does while it is up and has not lost data.
     #[must_use]
     pub fn votes(&self) -> bool {
         let run = self.run();
@@ -148,19 +150,19 @@ impl SimNode {
         vote.unwrap_or(false)
     }
 
-    /// Its clock.
+    /// Returns the clock of the node.
     #[must_use]
     pub fn clock(&self) -> &Arc<SimClock> {
         &self.clock
     }
 
-    /// Which run a connection is made with; `None` while the node is down.
+    /// Returns the number of the current run, or `None` while the node is down.
     pub(super) fn run(&self) -> Option<u64> {
         let state = self.state();
         state.up.then_some(state.run)
     }
 
-    /// Completes while the node is not paused.
+    /// Waits until the node is not paused.
     pub(super) async fn awake(&self) {
         loop {
             let resumed = self.resumed.notified();
@@ -171,7 +173,7 @@ impl SimNode {
         }
     }
 
-    /// Answers a message that came over a connection of this run; `None` if that is over.
+    /// Answers a request of a connection to this run, or returns `None` if the run has ended.
     pub(super) fn answer<T>(
         &self,
         run: u64,
@@ -211,7 +213,7 @@ impl SimNode {
         self.freed.notify_waiters();
     }
 
-    /// Completes when [`freed`](Self::freed) is called after this.
+    /// Returns a future that completes at the next call of [`freed`](Self::freed).
     pub(super) fn next_freed(&self) -> OwnedNotified {
         Arc::clone(&self.freed).notified_owned()
     }
@@ -221,7 +223,7 @@ impl SimNode {
     }
 }
 
-/// The node while it answers one message.
+/// The view of a node while it answers one request.
 pub(super) struct NodeHandler<'a> {
     pub(super) memory: &'a mut Memory,
     pub(super) now: Timestamp,
@@ -240,7 +242,7 @@ impl NodeHandler<'_> {
     pub(super) fn membership(&self) -> Membership {
         let mark = self.memory.mark.as_ref();
         let attested = mark.is_some_and(|mark| mark.run == self.run_name());
-        // As if the mark had never been needed, or as if none had an earlier backup.
+        // These bugs ignore a missing marker, or assume that durable nodes never restore a backup.
         let wrong = match self.bug {
             Some(NodeBug::VotesAfterDataLoss) => true,
             Some(NodeBug::VotesWithOlderData) => {
@@ -287,7 +289,7 @@ impl NodeHandler<'_> {
         format!("{:?} {watched:?}", self.memory.mark)
     }
 
-    /// Notes for how long a client has watched this run.
+    /// Adds the time for which a client has observed this run.
     pub(super) fn watch(&mut self, watched: Option<&Watched>, name: u64) {
         let run = self.run_name();
         if self

@@ -1,29 +1,37 @@
-//! [`NodeBug`]: a mistake of a simulated node.
+//! [`NodeBug`]: a bug of a simulated node.
 
-/// A way for a node to be wrong, to see that a test finds it.
+/// A bug of a node or its client, which a simulation must find.
+///
+/// ```
+/// use leasehold_testkit::sim::{NodeBug, SimClock, SimNode};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let node = SimNode::new(SimClock::new());
+/// node.set_bug(Some(NodeBug::VotesAfterDataLoss));
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeBug {
-    /// It says that it accepted a write-back, and stores nothing: tokens are not written back.
+    /// The node accepts a write-back but does not store the token.
     WriteBackLost,
-    /// It accepts any write-back.
+    /// The node accepts a write-back of any token.
     WriteBackNotStrict,
-    /// It votes after a restart in which it forgot everything.
+    /// The node votes after a restart in which it lost all data.
     VotesAfterDataLoss,
-    /// It releases without looking at the owner.
+    /// The node releases a lock for any owner.
     ReleasesAnyOwner,
-    /// A client counts its deadline from the answer.
+    /// The client counts its deadline from the reply.
     DeadlineFromAnswer,
-    /// A client believes that a node which refused has granted.
+    /// The client counts a refusal as a grant.
     RefusalCounts,
-    /// It measures its grace by its own clock, from its start.
+    /// The node measures its grace period by its own clock, from its start.
     GraceByOwnClock,
-    /// It adds the time for which a client has watched it although another client has added the
-    /// same time.
+    /// The node counts the same time of observation twice if two clients report it.
     WatchedTwice,
-    /// Whether it may vote is asked once per connection, and it is not asked again when it has
-    /// restarted behind a proxy.
+    /// The client checks the node's right to vote only once per connection, and so not after a
+    /// restart behind a proxy.
     VoteCheckedOncePerConnection,
-    /// It votes after a restart because it is durable, also if it came back with older data.
+    /// A durable node votes after a restart, even if it has restarted with older data.
     VotesWithOlderData,
 }
