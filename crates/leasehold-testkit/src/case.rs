@@ -56,7 +56,7 @@ pub(crate) fn expiry(c: &Capabilities) -> Result<(), &'static str> {
     exclusive(c)?;
     when(
         c.expiry != Expiry::ProcessDeath,
-        "grants end with the process, not by a TTL",
+        "locks end with the process, not by a TTL",
     )
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn pushed_wakeup(c: &Capabilities) -> Result<(), &'static str> {
     exclusive(c)?;
     when(
         c.waiter_notification == WaiterNotification::Pushed,
-        "waiters poll",
+        "waiters are not notified, but poll",
     )
 }
 
@@ -88,16 +88,16 @@ pub(crate) fn inspection(c: &Capabilities) -> Result<(), &'static str> {
     when(c.inspect, "locks cannot be inspected")
 }
 
-pub(crate) fn breaking(c: &Capabilities) -> Result<(), &'static str> {
+pub(crate) fn revocation(c: &Capabilities) -> Result<(), &'static str> {
     inspection(c)?;
-    when(c.revoke, "locks cannot be broken")
+    when(c.revoke, "locks cannot be revoked")
 }
 
-pub(crate) fn breaking_is_told(c: &Capabilities) -> Result<(), &'static str> {
-    breaking(c)?;
+pub(crate) fn revocation_is_reported(c: &Capabilities) -> Result<(), &'static str> {
+    revocation(c)?;
     when(
         c.loss_detection != LossDetection::Deadline,
-        "a holder learns of a loss at its deadline only",
+        "a loss is only detected at the deadline",
     )
 }
 

@@ -17,10 +17,7 @@ use crate::{
 
 /// The time of a test's runtime: real, or paused by tokio's `start_paused`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(
-    non_camel_case_types,
-    reason = "the macro takes the variants as words"
-)]
+#[allow(non_camel_case_types, reason = "the macro takes the variants as words")]
 pub enum Time {
     /// Real time, on two worker threads.
     real,

@@ -93,7 +93,7 @@ mod tests {
     use super::{BLOCK, claim_block, free_port};
 
     #[test]
-    fn no_port_is_given_twice_though_nobody_listens_on_it() {
+    fn no_port_is_returned_twice_although_nothing_listens_on_it() {
         let ports: Vec<_> = (0..3 * BLOCK).map(|_| free_port().unwrap()).collect();
         assert_eq!(ports.iter().collect::<HashSet<_>>().len(), ports.len());
     }

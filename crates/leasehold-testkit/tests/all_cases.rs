@@ -1,4 +1,4 @@
-//! The list of the cases is complete.
+//! The list of cases is complete, and the runner reports skipped and hanging cases.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -38,7 +38,7 @@ fn every_case_is_in_the_readme() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_excused_case_is_told_with_its_reason() {
+async fn skipped_case_is_reported_with_its_reason() {
     use leasehold_testkit::BackendFixture;
     let model = std::sync::Arc::new(ModelFixture::healthy());
     let fixture = FixtureFn::new(move || {
@@ -55,7 +55,7 @@ async fn an_excused_case_is_told_with_its_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_case_that_hangs_fails() {
+async fn hanging_case_fails() {
     struct Hangs(ModelFixture);
     #[async_trait::async_trait]
     impl leasehold_testkit::BackendFixture for Hangs {

@@ -1,4 +1,4 @@
-//! The healthy model keeps the whole contract, in every form.
+//! The model without bugs passes the suite in every wrapping.
 
 use leasehold_testkit::mutants::ModelFixture;
 

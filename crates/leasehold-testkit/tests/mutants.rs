@@ -1,4 +1,4 @@
-//! The tests of the tests: every broken backend fails its case, and no other.
+//! Tests of the conformance suite: every broken backend fails exactly its case.
 
 use leasehold_testkit::{
     mutants::{Bug, ModelFixture},
@@ -6,14 +6,14 @@ use leasehold_testkit::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn the_healthy_model_fails_nothing() {
+async fn healthy_model_passes_every_case() {
     let report = run_all(&ModelFixture::healthy(), |_| true).await;
     assert_eq!(report.failed(), Vec::<&str>::new(), "\n{report}");
 }
 
-/// In real time a crash is acted in another way.
+/// In real time a crash is simulated in another way.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_between_two_steps_is_seen_in_real_time_too() {
+async fn crash_between_two_steps_is_found_in_real_time() {
     let bug = Bug::SetnxThenExpire;
     let report = run_all(&ModelFixture::with_in_real_time(bug), |case| {
         case.name == bug.case()

@@ -1,5 +1,5 @@
-//! The quorum over simulated nodes that fall silent, fail or lose a lock at one moment of an
-//! acquisition.
+//! The quorum over simulated nodes that stop answering, crash or lose a lock at a given moment of
+//! an acquisition.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,14 +10,14 @@ use leasehold_core::{
 };
 use leasehold_testkit::sim::{DataLoss, Network, NetworkConditions, SimBackend, SimClock, SimNode};
 
-/// How long every message takes.
+/// The delay of every message.
 const DELAY: Duration = Duration::from_millis(1);
-/// Before the connection's own.
+/// The time-out of the quorum for one node, which is shorter than that of the connection.
 const NODE_TIMEOUT: Duration = Duration::from_millis(150);
-/// Of locks whose expiry no test waits for.
+/// The TTL of locks that do not expire during a test.
 const TTL: Duration = Duration::from_secs(60);
 
-/// Three nodes, a quorum of them, and a connection of another program to each.
+/// Three nodes, a quorum of them, and a connection of another client to each.
 struct Cluster {
     clock: Arc<SimClock>,
     nodes: Vec<Arc<SimNode>>,
@@ -81,8 +81,8 @@ impl Cluster {
         }
     }
 
-    /// An attempt whose token has to be written back to the last two nodes, at the moment when all
-    /// have granted and none is asked for that yet.
+    /// Starts an attempt whose token has to be written back to the last two nodes. Returns when all
+    /// nodes have granted the lock and no write-back has been sent.
     async fn before_the_write_back(&self) -> tokio::task::JoinHandle<Result<Attempt>> {
         for (node, floor) in [30, 20, 10].into_iter().enumerate() {
             self.occupy(node, floor).await.release().await.unwrap();
@@ -97,9 +97,9 @@ impl Cluster {
         self.nodes.iter().filter(|node| node.holds()).count()
     }
 
-    /// Given back, and by far not expired.
+    /// Checks that all locks are released long before they expire.
     async fn nothing_left(&self) {
-        // A release, twice over and some more.
+        // This is enough time for several releases.
         tokio::time::sleep(DELAY * 10).await;
         assert_eq!(self.held(), 0);
     }
@@ -129,7 +129,7 @@ async fn majority_silent_in_write_back_is_unavailable() {
 async fn majority_failing_in_write_back_is_unavailable() {
     let cluster = Cluster::new().await;
     let attempt = cluster.before_the_write_back().await;
-    // The answers are on their way, and come.
+    // The replies are on their way and will arrive.
     tokio::time::sleep(DELAY).await;
     cluster.nodes[1..]
         .iter()
@@ -148,10 +148,10 @@ async fn majority_failing_in_write_back_is_unavailable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_majority_that_others_took_in_the_write_back_is_contention() {
+async fn majority_lost_to_rivals_in_write_back_is_contention() {
     let cluster = Cluster::new().await;
     let attempt = cluster.before_the_write_back().await;
-    // By these nodes' clocks it has expired.
+    // By the clocks of these nodes the lock has expired.
     cluster.nodes[1..]
         .iter()
         .for_each(|node| node.clock().suspend(TTL));
@@ -163,7 +163,8 @@ async fn a_majority_that_others_took_in_the_write_back_is_contention() {
     cluster.nothing_left().await;
 }
 
-/// The servers grant for a TTL from when they are asked, which is after the client's has ended.
+/// The nodes grant the lock for a TTL from the arrival of the request, when the client's deadline
+/// has passed.
 #[tokio::test(start_paused = true)]
 async fn majority_slower_than_ttl_is_an_error_and_is_released() {
     const SHORT: Duration = Duration::from_millis(100);
@@ -181,7 +182,7 @@ async fn majority_slower_than_ttl_is_an_error_and_is_released() {
         assert_eq!(
             cluster.held(),
             slow.len(),
-            "they have granted, and nobody knows yet"
+            "the nodes have granted the lock, and the replies are on their way"
         );
         let error = attempt.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -193,14 +194,14 @@ async fn majority_slower_than_ttl_is_an_error_and_is_released() {
     }
 }
 
-/// A token that is granted when the grace has been proved counts too.
+/// A token that is granted after the end of the grace period counts as well.
 #[tokio::test(start_paused = true)]
 async fn nodes_are_provisioned_above_granted_tokens_after_grace() {
     let cluster = Cluster::new().await;
     let quorum = Arc::clone(&cluster.quorum);
     let provision = Provision::new(Ttl::new(TTL).unwrap());
     let provisioning = tokio::spawn(async move { quorum.provision(&provision).await });
-    // All nodes have said what they remember, and the answers are on their way.
+    // All nodes have reported their state, and the replies are on their way.
     tokio::time::sleep(DELAY * 3 / 2).await;
     let lease = cluster.occupy(0, 1_000).await;
     provisioning.await.unwrap().unwrap();
@@ -211,13 +212,13 @@ async fn nodes_are_provisioned_above_granted_tokens_after_grace() {
     );
 }
 
-/// Two names may come to lead to one server when the quorum is open already.
+/// Two names may turn out to lead to one server after the quorum has been opened.
 #[tokio::test(start_paused = true)]
 async fn second_name_of_a_server_gets_no_vote() {
     let network = Network::new(0);
     let (one, other) = (SimNode::new(SimClock::new()), SimNode::new(SimClock::new()));
     let links = [&one, &one, &other].map(|node| network.connect(node));
-    // It cannot be seen then.
+    // While the link is cut, the quorum cannot see that it leads to the same server.
     links[1].link().cut(true);
     let members = links
         .iter()

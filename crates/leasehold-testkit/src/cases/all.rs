@@ -73,9 +73,9 @@ macro_rules! __with_cases {
             }
             inspection {
                 inspect_shows_holder_and_waiter: inspection,
-                loss_is_reported: breaking_is_told,
-                revocation_never_hits_a_newer_holder: breaking,
-                graceful_revocation_grants_nobody_early: breaking,
+                loss_is_reported: revocation_is_reported,
+                revocation_never_hits_a_newer_holder: revocation,
+                graceful_revocation_grants_nobody_early: revocation,
             }
             local_queue {
                 local_queue_yields_to_other_clients: pushed_wakeup,

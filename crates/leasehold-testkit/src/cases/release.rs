@@ -9,8 +9,8 @@ use crate::{
     fixtures::{client, granted, granted_within, key, let_expire, must, refused, release, request},
 };
 
-/// Checks that a release after the expiry does not affect the next holder, be it another client or
-/// the same client.
+/// Checks that a release after the expiry does not affect the next holder: neither another client
+/// nor a newer lock of the same client.
 pub async fn stale_release_does_not_free_successor(fixture: &dyn BackendFixture) {
     let (one, other) = (fixture.open().await, fixture.open().await);
     for (successor, whose) in [(&other, "another client's"), (&one, "the same client's")] {

@@ -28,7 +28,8 @@ pub fn overlaps(events: &[Event]) -> Vec<Violation> {
         intervals.sort_by_key(|interval| interval.from);
         // Compares with the interval that ends last, not only with the previous one. A reader is
         // compared with writers only.
-        let (mut last_writer, mut last): (Option<&HeldInterval>, Option<&HeldInterval>) = (None, None);
+        let (mut last_writer, mut last): (Option<&HeldInterval>, Option<&HeldInterval>) =
+            (None, None);
         for interval in &intervals {
             let rival = if interval.shared { last_writer } else { last };
             if let Some(first) = rival.filter(|first| first.to > interval.from) {
@@ -39,7 +40,9 @@ pub fn overlaps(events: &[Event]) -> Vec<Violation> {
                     for_ns: first.to.min(interval.to) - interval.from,
                 });
             }
-            last = last.filter(|last| last.to >= interval.to).or(Some(interval));
+            last = last
+                .filter(|last| last.to >= interval.to)
+                .or(Some(interval));
             if !interval.shared {
                 last_writer = last_writer
                     .filter(|last| last.to >= interval.to)
@@ -74,7 +77,9 @@ pub fn tokens(events: &[Event], order: Order) -> Vec<Violation> {
                     reported: interval.from,
                     token,
                 }),
-                None => found.push(Violation::NoToken { proc: interval.proc }),
+                None => found.push(Violation::NoToken {
+                    proc: interval.proc,
+                }),
             }
         }
         let mut sorted: Vec<_> = writers.iter().map(|grant| grant.token).collect();
@@ -162,7 +167,8 @@ fn fallen(key: &str, earlier: &[Grant], later: &[Grant], order: Order) -> Vec<Vi
     let mut started: Vec<_> = later.iter().map(starts).collect();
     reported.sort_unstable();
     started.sort_unstable();
-    let (mut found, mut largest, mut reported) = (Vec::new(), None, reported.into_iter().peekable());
+    let (mut found, mut largest, mut reported) =
+        (Vec::new(), None, reported.into_iter().peekable());
     for (start, token) in started {
         while let Some((_, earlier)) = reported.next_if(|(at, _)| *at < start) {
             largest = largest.max(Some(earlier));
@@ -281,7 +287,13 @@ mod tests {
         };
         let mut steps = vec![
             step(asked, Op::Acquire, Phase::Invoke, None, None),
-            step(reported, Op::Acquire, Phase::Ok, Some(token), Some(deadline)),
+            step(
+                reported,
+                Op::Acquire,
+                Phase::Ok,
+                Some(token),
+                Some(deadline),
+            ),
         ];
         steps.extend(
             released.map(|at| step(at, Op::Release, Phase::Invoke, Some(token), Some(deadline))),

@@ -16,8 +16,8 @@ pub enum Op {
     Check,
     /// A read and write of the register.
     Write,
-    /// A kill of the process, recorded by the test that does it: `invoke` before the kill, `ok` when
-    /// the process has ended.
+    /// A kill of the process, recorded by the test that does it: `invoke` before the kill, `ok`
+    /// when the process has ended.
     Kill,
 }
 

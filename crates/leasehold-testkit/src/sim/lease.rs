@@ -10,7 +10,7 @@ use leasehold_core::{
 
 use super::{link::Link, node_bug::NodeBug};
 
-/// How long a client waits for the reply of a node.
+/// The time-out of a client for the reply of a node.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_millis(200);
 
 pub(super) struct SimLease {

@@ -48,8 +48,8 @@ impl Link {
         }
     }
 
-    /// Cuts or restores the link. While it is cut, messages in both directions are lost, and neither
-    /// side is notified.
+    /// Cuts or restores the link. While it is cut, messages in both directions are lost, and
+    /// neither side is notified.
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Release);
     }

@@ -51,8 +51,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// Creates a network in [fair](NetworkConditions::FAIR) conditions. The same seed gives the same
-    /// delays and losses.
+    /// Creates a network in [fair](NetworkConditions::FAIR) conditions. The same seed gives the
+    /// same delays and losses.
     #[must_use]
     pub fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {

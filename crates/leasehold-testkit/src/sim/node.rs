@@ -142,7 +142,8 @@ impl SimNode {
         self.state().memory.holds(self.clock.now())
     }
 
-    /// Returns whether the node votes on tokens, which it does while it is up and has not lost data.
+    /// Returns whether the node votes on tokens, which it does while it is up and has not lost
+    /// data.
     #[must_use]
     pub fn votes(&self) -> bool {
         let run = self.run();

@@ -1,5 +1,5 @@
-//! One client: it locks, looks, writes and releases, and writes down what it believes before it
-//! acts on it.
+//! A client that locks, checks its guard, writes and releases. It records each step before it acts
+//! on it.
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -41,7 +41,7 @@ impl Client {
         }
     }
 
-    /// Works until the simulation says that it is enough.
+    /// Acquires and releases the lock repeatedly until the faults are over.
     pub(crate) async fn work(&self) {
         while !self.shared.is_over() {
             tokio::time::sleep(self.shared.between(0..60)).await;
@@ -50,16 +50,16 @@ impl Client {
             self.note(attempt, (Op::Acquire, Phase::Invoke), None);
             match self.locks.mutex(KEY).lock_timeout(within).await {
                 Ok(Some(guard)) => {
-                    // It is told of a loss, also while it is busy.
+                    // Records a loss at once, even while the client is busy.
                     let view = guard.info();
-                    let told = async {
+                    let lost = async {
                         view.lost().await;
                         self.note(attempt, (Op::Check, Phase::Fail), None);
                         std::future::pending::<()>().await;
                     };
                     tokio::select! {
                         biased;
-                        () = told => {}
+                        () = lost => {}
                         () = self.hold(attempt, guard) => {}
                     }
                 }
@@ -70,9 +70,9 @@ impl Client {
 
     async fn hold(&self, attempt: u64, guard: LockGuard) {
         self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));
-        // Some for longer than the TTL, so that they are renewed.
-        let looks = if self.shared.one_in(4) { 12 } else { 1 };
-        for _ in 0..looks {
+        // Some locks are held for longer than the TTL, so that they are renewed.
+        let checks = if self.shared.one_in(4) { 12 } else { 1 };
+        for _ in 0..checks {
             if !guard.is_held() {
                 self.note(attempt, (Op::Check, Phase::Fail), Some(&guard));
                 break;
@@ -94,7 +94,8 @@ impl Client {
         }
     }
 
-    /// Reads and writes the register; now and then so slowly that only the token protects it.
+    /// Reads and writes the register. Some accesses are so slow that only the token protects the
+    /// register.
     async fn change(&self, guard: &LockGuard) {
         let Some(token) = guard.fencing_token().map(leasehold_core::FencingToken::get) else {
             return;
@@ -114,8 +115,8 @@ impl Client {
             .write(token, &self.name, read);
     }
 
-    /// Acquires and releases once, in peace. What it had found out about nodes that failed may make
-    /// it fail at first.
+    /// Acquires and releases the lock once after the faults. Retries errors, because the client may
+    /// still consider some nodes unavailable.
     pub(crate) async fn acquires_within(&self, limit: Duration) -> Result<(), String> {
         let attempt = self.shared.next_attempt();
         self.note(attempt, (Op::Acquire, Phase::Invoke), None);
@@ -130,7 +131,7 @@ impl Client {
                 Ok(Some(guard)) => break guard,
                 refused if tokio::time::Instant::now() >= end => {
                     return Err(format!(
-                        "C4: {} got nothing within {limit:?} of peace: {refused:?}",
+                        "no leftovers: {} was not granted the lock within {limit:?} after the faults: {refused:?}",
                         self.name
                     ));
                 }
@@ -140,9 +141,12 @@ impl Client {
         self.note(attempt, (Op::Acquire, Phase::Ok), Some(&guard));
         self.note(attempt, (Op::Release, Phase::Invoke), Some(&guard));
         let released = guard.release().await;
-        released
-            .map(drop)
-            .map_err(|error| format!("C4: {} cannot release in peace: {error}", self.name))
+        released.map(drop).map_err(|error| {
+            format!(
+                "no leftovers: {} cannot release after the faults: {error}",
+                self.name
+            )
+        })
     }
 
     fn note(&self, attempt: u64, (op, phase): (Op, Phase), guard: Option<&LockGuard>) {

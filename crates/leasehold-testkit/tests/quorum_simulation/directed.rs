@@ -1,9 +1,10 @@
-//! One fault at a time, at the moment where it hurts: what is drawn from the seed is which, and
-//! how.
+//! Single faults at critical moments. The seed determines the fault and its details.
 //!
-//! Chaos seldom comes to these situations: a holder at a bare majority and cut off while one of its
-//! nodes forgets; nodes that restart far apart while nobody asks for a lock; a node that is lost
-//! right after a grant by a bare majority.
+//! Random faults seldom lead to these situations:
+//!
+//! - a holder with a bare majority is cut off while one of its nodes loses its data
+//! - nodes restart far apart while no client requests a lock
+//! - a node is lost right after a grant by a bare majority
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -19,15 +20,14 @@ use crate::{
 };
 
 const KEY: &str = "k";
-/// Of the locks, and so the grace. Far longer than what else is waited for.
+/// The TTL of locks, which is also the grace period. It is far longer than all other waits.
 const TTL: Duration = Duration::from_secs(10);
-/// Within which every client finds a node that restarted, the grace aside: a look, and the next
-/// one.
-const LOOKS: Duration = Duration::from_secs(14);
-/// In peace, whoever wants the lock has it.
+/// The time within which every client notices that a node has restarted: two checks of its state.
+const CHECKS: Duration = Duration::from_secs(14);
+/// The time within which a client is granted a free lock when all nodes are up.
 const BOUND: Duration = Duration::from_secs(3);
 
-/// What goes wrong with one seed; nothing should.
+/// Runs one seed and returns the violations that it found.
 pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Vec<String> {
     seed_pauses(seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,7 +116,7 @@ impl Cluster {
             link.link().set_proxied(self.rng.bool());
         }
         let known = match flaw {
-            Some(Flaw::OnlyAcquisitionsLookAfter | Flaw::NothingAskedBeforeRenewal) => {
+            Some(Flaw::NodesCheckedOnlyByAcquisitions | Flaw::NodesNotRetriedBeforeRenewal) => {
                 voting(FlawedLink::all(links.clone(), flaw))
             }
             _ => voting(links.clone()),
@@ -140,8 +140,7 @@ impl Cluster {
         tokio::time::sleep(self.between(millis)).await;
     }
 
-    /// The node restarts, with what it had, with older data or with none; and its clock may be set
-    /// ahead.
+    /// Restarts the node with its data, with older data or with none. Its clock may be set ahead.
     async fn restart(&mut self, node: &Arc<SimNode>) {
         let older = if self.rng.bool() && !self.durable {
             DataLoss::Total
@@ -161,8 +160,9 @@ impl Cluster {
         }
     }
 
-    /// X holds at a bare majority, and is cut off. One of its nodes comes back without the lock.
-    /// Until X knows that it is lost, others get nothing, and their tokens are larger.
+    /// Client X holds the lock with a bare majority and is cut off, and one of its nodes restarts
+    /// without the lock. Until X considers it lost, no other client is granted the lock. Later
+    /// tokens are larger.
     async fn holder_that_is_cut_off(&mut self) -> Result<(), String> {
         self.rng.shuffle(&mut self.nodes);
         self.nodes.iter().for_each(|node| node.save());
@@ -172,7 +172,7 @@ impl Cluster {
             self.client().await,
             self.client().await,
         );
-        // Every node has voted on every connection.
+        // Makes every node vote on every connection.
         for client in [&y, &z] {
             drop(
                 client
@@ -205,11 +205,11 @@ impl Cluster {
         for asking in [&y, &z].into_iter().cycle() {
             if let Ok(Some(guard)) = asking.locks.mutex(KEY).try_lock().await {
                 if held.is_held() {
-                    return Err(String::from("C1: X and another hold"));
+                    return Err(String::from("mutual exclusion: X and another hold"));
                 }
                 if guard.fencing_token() <= held.fencing_token() {
                     return Err(format!(
-                        "C2: {:?} after {:?}",
+                        "token order: {:?} after {:?}",
                         guard.fencing_token(),
                         held.fencing_token()
                     ));
@@ -218,16 +218,16 @@ impl Cluster {
             }
             if tokio::time::Instant::now() > end {
                 return Err(String::from(
-                    "C4: nobody gets it although X has lost it long ago",
+                    "no leftovers: the lock is not granted although X has lost it long ago",
                 ));
             }
             self.sleep(20..300).await;
         }
-        unreachable!("they ask in turns")
+        unreachable!("the iterator is endless")
     }
 
-    /// All nodes restart, one after the other and far apart, twice over, while clients are
-    /// connected and ask for nothing: one may hold.
+    /// All nodes restart twice, one after another and far apart. Clients are connected and request
+    /// nothing meanwhile; one of them may hold the lock.
     async fn restarts_far_apart(&mut self) -> Result<(), String> {
         let (one, other) = (self.client().await, self.client().await);
         let held = if self.rng.bool() {
@@ -245,9 +245,11 @@ impl Cluster {
             self.rng.shuffle(&mut self.nodes);
             for node in self.nodes.clone() {
                 self.restart(&node).await;
-                tokio::time::sleep(TTL + LOOKS).await;
+                tokio::time::sleep(TTL + CHECKS).await;
                 if held.as_ref().is_some_and(|held| !held.is_held()) {
-                    return Err(String::from("C5: lost, though a majority was always up"));
+                    return Err(String::from(
+                        "held by a majority: the lock was lost although a majority was always up",
+                    ));
                 }
             }
         }
@@ -258,12 +260,14 @@ impl Cluster {
         let last = other.locks.mutex(KEY).lock_timeout(BOUND).await;
         match last {
             Ok(Some(_)) => Ok(()),
-            refused => Err(format!("C4: nothing is granted any more: {refused:?}")),
+            refused => Err(format!(
+                "no leftovers: no lock is granted any more: {refused:?}"
+            )),
         }
     }
 
-    /// Others hold a minority when the lock is granted, for a moment. Soon after, one of the other
-    /// nodes forgets it.
+    /// Rivals hold a minority of the nodes when the lock is granted, and release them soon after.
+    /// Then one of the nodes that granted the lock loses its data.
     async fn loss_after_a_bare_majority(&mut self) -> Result<(), String> {
         self.rng.shuffle(&mut self.nodes);
         let majority = self.nodes.len() / 2 + 1;
@@ -286,7 +290,7 @@ impl Cluster {
         for rival in rivals {
             rival.release().await.map_err(|error| error.to_string())?;
         }
-        // Well before the first renewal.
+        // This is well before the first renewal.
         self.sleep(700..1_000).await;
         let victim = Arc::clone(&self.nodes[self.rng.usize(..majority)]);
         victim.crash(DataLoss::Total);
@@ -296,7 +300,9 @@ impl Cluster {
         if held.is_held() {
             Ok(())
         } else {
-            Err(String::from("C5: lost with one node of a bare majority"))
+            Err(String::from(
+                "held by a majority: the lock was lost with one node of a bare majority",
+            ))
         }
     }
 }
@@ -305,7 +311,8 @@ fn ttl() -> Ttl {
     Ttl::new(TTL).unwrap()
 }
 
-/// Any two part by less than the 1 % that the drift allows for.
+/// Returns a wrong clock. The rates of any two differ by less than the 1 % that the assumed clock
+/// drift allows.
 fn clock(rng: &mut fastrand::Rng) -> Arc<SimClock> {
     SimClock::wrong(
         Duration::from_millis(rng.u64(..3_600_000)),

@@ -1,4 +1,4 @@
-//! What goes wrong, and when.
+//! The injection of random faults.
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -6,8 +6,8 @@ use leasehold_testkit::sim::{DataLoss, Network, NetworkConditions, SimNode};
 
 use crate::{client::Client, world::Shared};
 
-/// Hardly a message arrives in time.
-const FOUL: NetworkConditions = NetworkConditions {
+/// Conditions in which many messages are late, lost or duplicated.
+const POOR: NetworkConditions = NetworkConditions {
     delay: Duration::from_millis(1)..Duration::from_millis(20),
     late_permille: 60,
     late: Duration::from_millis(900),
@@ -15,7 +15,7 @@ const FOUL: NetworkConditions = NetworkConditions {
     twice_permille: 30,
 };
 
-/// A third of all messages is overtaken by others.
+/// Conditions in which a third of all messages is overtaken by later ones.
 pub(crate) const LATE: NetworkConditions = NetworkConditions {
     delay: Duration::from_micros(500)..Duration::from_millis(2),
     late_permille: 300,
@@ -30,14 +30,14 @@ pub(crate) struct Faults {
     pub(crate) clients: Vec<Rc<Client>>,
     pub(crate) shared: Rc<Shared>,
     pub(crate) durable: bool,
-    /// The conditions between foul ones.
-    pub(crate) climate: NetworkConditions,
+    /// The conditions of the network while they are not poor.
+    pub(crate) usual_conditions: NetworkConditions,
 }
 
 impl Faults {
-    /// Breaks something every now and then, and repairs it.
-    pub(crate) async fn strike(&self) {
-        self.network.set_conditions(self.climate.clone());
+    /// Injects faults until the simulation ends them, and repairs each after a while.
+    pub(crate) async fn inject(&self) {
+        self.network.set_conditions(self.usual_conditions.clone());
         while !self.shared.is_over() {
             tokio::time::sleep(self.shared.between(20..500)).await;
             let node = self.shared.pick(&self.nodes);
@@ -63,17 +63,19 @@ impl Faults {
                     });
                 }
                 _ => {
-                    self.network.set_conditions(FOUL);
-                    self.shared.log(|| String::from("the conditions is foul"));
-                    let (network, climate) = (Arc::clone(&self.network), self.climate.clone());
-                    self.later(1..1500, move || network.set_conditions(climate));
+                    self.network.set_conditions(POOR);
+                    self.shared
+                        .log(|| String::from("the network conditions are poor"));
+                    let (network, usual_conditions) =
+                        (Arc::clone(&self.network), self.usual_conditions.clone());
+                    self.later(1..1500, move || network.set_conditions(usual_conditions));
                 }
             }
         }
     }
 
-    /// Not so that a majority has lost its memory: then tokens end, by design, until someone
-    /// provisions the nodes.
+    /// Crashes the node, unless a majority of the nodes would then have lost data. In that case the
+    /// quorum grants no tokens, by design, until it is provisioned again.
     async fn crash(&self, node: &Arc<SimNode>) {
         let others = self.nodes.iter().filter(|other| !Arc::ptr_eq(other, node));
         let voting = others.filter(|other| other.votes()).count();
@@ -81,7 +83,7 @@ impl Faults {
             return;
         }
         let loss = match self.shared.below(3) {
-            // A backup was restored: no second one while one has not rejoined.
+            // A backup is restored, unless another node has not yet been readmitted.
             0 if self.durable && voting == self.nodes.len() - 1 => DataLoss::SinceSave,
             _ if self.durable => DataLoss::None,
             0 => DataLoss::SinceSave,
@@ -89,7 +91,7 @@ impl Faults {
             _ => DataLoss::None,
         };
         if self.shared.one_in(2) {
-            // A crash soon after, or much later, goes back to this.
+            // A later crash may restore this snapshot.
             node.save();
             return;
         }
@@ -116,7 +118,7 @@ impl Faults {
             if !set_early {
                 drop(tokio::task::spawn_local(async move {
                     tokio::time::sleep(step).await;
-                    // One that votes would free what it holds.
+                    // A node that votes would free its locks too early.
                     if !node.votes() {
                         shared
                             .log(|| format!("the clock of node {name} is set ahead by {ahead:?}"));
@@ -142,8 +144,8 @@ impl Faults {
         }));
     }
 
-    /// The repairs that are still to come have nothing left to do.
-    pub(crate) async fn mend_everything(&self) {
+    /// Repairs all faults. Waits first, so that no scheduled repair is left.
+    pub(crate) async fn repair_everything(&self) {
         tokio::time::sleep(Duration::from_millis(1500)).await;
         self.network.set_conditions(NetworkConditions::FAIR);
         for node in &self.nodes {

@@ -1,5 +1,5 @@
-//! Wrong variants of what a client does: what an attempt got that did not win is proxied until it
-//! expires; nodes are looked after, or asked again, too seldom.
+//! Flawed clients, which the simulation must find: a client that does not release partial grants,
+//! and clients that check or retry nodes too seldom.
 
 use std::{
     collections::HashMap,
@@ -19,9 +19,11 @@ use tokio::time::Instant;
 
 use crate::world::Flaw;
 
-/// A client's connection to a node over which something does not go, by the flaw: releases of
-/// attempts that fewer than a majority of the nodes granted, questions about the node's memory of a
-/// client that asks for no lock, or requests to hold again before a renewal.
+/// A client's connection to a node that drops some requests, depending on the flaw:
+///
+/// - releases of attempts that fewer than a majority of the nodes granted
+/// - queries of the node's state by a client that requests no lock
+/// - retries on further nodes between a grant and its renewal
 #[derive(Debug)]
 pub(crate) struct FlawedLink {
     inner: Arc<SimBackend>,
@@ -30,25 +32,26 @@ pub(crate) struct FlawedLink {
     flaw: Option<Flaw>,
 }
 
-/// How many nodes granted each acquisition, by what all of its names have in common.
+/// The number of nodes that granted each acquisition. The key is the part of the id that all
+/// attempts of an acquisition have in common.
 #[derive(Debug, Default)]
 struct Grants(Mutex<HashMap<u128, usize>>, Mutex<Asked>);
 
-/// When the client last asked for a lock, and who asked.
+/// The last request of the client for a lock: its time and its acquisition.
 #[derive(Debug, Default)]
 struct Asked {
     at: Option<Instant>,
     owner: u128,
 }
 
-/// For so long after a request a client looks after nodes, and asks no node again.
+/// The time after a request in which a flawed client checks nodes and does not retry them.
 const SOON: Duration = Duration::from_secs(2);
 
 impl FlawedLink {
-    /// The connections of one client.
+    /// Wraps all connections of one client.
     pub(crate) fn all(links: Vec<Arc<SimBackend>>, flaw: Option<Flaw>) -> Vec<Arc<Self>> {
         let (nodes, grants) = (links.len(), Arc::<Grants>::default());
-        // When it is opened, all may ask.
+        // The client checks its nodes when it is opened.
         grants.1.lock().unwrap().at = Some(Instant::now());
         links
             .into_iter()
@@ -73,8 +76,8 @@ impl FlawedLink {
             .or_default() += 1;
     }
 
-    /// Whether it is a new request, and not one to hold again; and whether another was made a
-    /// moment ago.
+    /// Returns whether the request is a new one and not a retry on further nodes, and whether the
+    /// last new request was made a moment ago.
     fn asks(&self, request: &Request) -> (bool, bool) {
         let mut asked = self.grants.1.lock().unwrap();
         let owner = request.owner().as_u128();
@@ -88,8 +91,8 @@ impl FlawedLink {
         (!again, asked.at.is_some_and(|at| at.elapsed() < SOON))
     }
 
-    fn has_won(&self, request: &Request) -> bool {
-        if !matches!(self.flaw, Some(Flaw::PartialWinsKept)) {
+    fn has_majority(&self, request: &Request) -> bool {
+        if !matches!(self.flaw, Some(Flaw::PartialGrantsNotReleased)) {
             return true;
         }
         let grants = self.grants.0.lock().unwrap();
@@ -131,7 +134,7 @@ impl LockBackend for FlawedLink {
 #[async_trait]
 impl QuorumNode for FlawedLink {
     async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
-        if let ((false, true), Some(Flaw::NothingAskedBeforeRenewal)) =
+        if let ((false, true), Some(Flaw::NodesNotRetriedBeforeRenewal)) =
             (self.asks(&request), self.flaw)
         {
             return Ok(Attempt::Contended(Contention {
@@ -168,7 +171,7 @@ impl QuorumNode for FlawedLink {
     }
 
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
-        if self.has_won(&request) {
+        if self.has_majority(&request) {
             Arc::clone(&self.inner).withdraw(request).await
         } else {
             Ok(Released::AlreadyLost)
@@ -177,10 +180,10 @@ impl QuorumNode for FlawedLink {
 
     async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
         let asked = self.grants.1.lock().unwrap().at;
-        if matches!(self.flaw, Some(Flaw::OnlyAcquisitionsLookAfter))
+        if matches!(self.flaw, Some(Flaw::NodesCheckedOnlyByAcquisitions))
             && asked.is_none_or(|at| at.elapsed() >= SOON)
         {
-            // As if it had not been asked: the node is as well as it was.
+            // The client does not query the node, so its view of the node does not change.
             return std::future::pending().await;
         }
         Arc::clone(&self.inner).recall(watched).await
@@ -217,7 +220,7 @@ impl Lease for FlawedLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        if self.link.has_won(&self.request) {
+        if self.link.has_majority(&self.request) {
             Arc::clone(&self.inner).release().await
         } else {
             Ok(Released::AlreadyLost)

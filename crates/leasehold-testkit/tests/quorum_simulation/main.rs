@@ -1,10 +1,13 @@
-//! The quorum over simulated nodes, seed by seed: clients lock, renew, write and release while
-//! nodes crash, forget and pause and messages are lost, late and repeated. What they believed is
-//! judged by the checker (C1 to C3), and what is left over at the end (C4) by a leftovers.
+//! The quorum over simulated nodes, for many seeds.
 //!
-//! `cargo test --release -p leasehold-testkit --test quorum_simulation`: 20 000 seeds. With debug
-//! assertions, 60. `LEASEHOLD_SEED=n` runs that seed alone and prints its history;
-//! `LEASEHOLD_SEEDS=n` runs so many.
+//! Clients lock, renew, write and release while nodes crash, lose data and are paused, and while
+//! messages are lost, delayed and duplicated. The checker verifies mutual exclusion, token order
+//! and fenced writes. After the faults, the simulation verifies that each client gets the lock in
+//! time and that no lock is left over.
+//!
+//! `cargo test --release -p leasehold-testkit --test quorum_simulation` runs 20 000 seeds, or 60
+//! with debug assertions. `LEASEHOLD_SEED=n` runs only that seed and prints its history.
+//! `LEASEHOLD_SEEDS=n` sets the number of seeds.
 
 mod client;
 mod directed;
@@ -32,13 +35,14 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// What is wrong with a seed.
+/// A function that runs one seed and returns the violations that it found.
 type Simulation = fn(u64, Option<Flaw>) -> Vec<String>;
 
 const CHAOS: Simulation = |seed, flaw| run(seed, flaw).problems;
 const DIRECTED: Simulation = directed::run;
 
-/// Runs seeds on all processors until one of them fails; the first that does, and why.
+/// Runs seeds on all processors until one fails. Returns the smallest seed that failed, with its
+/// violations.
 fn first_failure(
     simulation: Simulation,
     seeds: u64,
@@ -90,7 +94,7 @@ fn promises_hold_under_random_faults() {
     let begun = Instant::now();
     if let Some((seed, problems)) = first_failure(CHAOS, seeds, None) {
         panic!(
-            "seed {seed}: {problems:#?}\nagain, with its history: LEASEHOLD_SEED={seed} and the same command with --nocapture"
+            "seed {seed}: {problems:#?}\nTo print its history, set LEASEHOLD_SEED={seed} and repeat the command with --nocapture."
         );
     }
     println!("{seeds} seeds in {:?}", begun.elapsed());
@@ -121,13 +125,13 @@ fn a_seed_repeats_its_history() {
         assert_eq!(first.history.len(), second.history.len());
         grants += first.grants;
     }
-    // A simulation in which nothing happens repeats well, too.
+    // Without any grant, equal histories prove nothing.
     assert!(grants > 50, "{grants} grants in five seeds");
 }
 
-/// Within so many seeds a wrong variant must be found.
+/// The number of seeds within which a flaw must be found.
 const SEEDS: u64 = 1_000;
-/// And one that needs a message to be late by just so much.
+/// The number of seeds for a flaw that shows only if a message has just the right delay.
 #[cfg(not(debug_assertions))]
 const MANY_SEEDS: u64 = 10_000;
 
@@ -139,29 +143,29 @@ fn must_be_found(simulation: Simulation, flaw: Flaw, seeds: u64) {
 }
 
 #[test]
-fn write_backs_that_are_lost_are_found() {
+fn lost_write_backs_are_found() {
     must_be_found(CHAOS, Flaw::Nodes(NodeBug::WriteBackLost), SEEDS);
 }
 
-/// Only where the compiler has optimised: it takes too many seeds otherwise.
+/// Runs only in optimised builds, because it needs many seeds.
 #[cfg(not(debug_assertions))]
 #[test]
-fn write_backs_that_are_not_strict_are_found() {
+fn write_backs_of_any_token_are_found() {
     must_be_found(CHAOS, Flaw::Nodes(NodeBug::WriteBackNotStrict), MANY_SEEDS);
 }
 
 #[test]
-fn nodes_without_memory_that_vote_are_found() {
+fn votes_after_data_loss_are_found() {
     must_be_found(CHAOS, Flaw::Nodes(NodeBug::VotesAfterDataLoss), SEEDS);
 }
 
 #[test]
-fn graces_by_a_clock_that_is_set_are_found() {
+fn grace_by_a_clock_that_is_set_is_found() {
     must_be_found(DIRECTED, Flaw::Nodes(NodeBug::GraceByOwnClock), SEEDS);
 }
 
 #[test]
-fn votes_asked_once_per_connection_are_found() {
+fn vote_checked_once_per_connection_is_found() {
     must_be_found(
         DIRECTED,
         Flaw::Nodes(NodeBug::VoteCheckedOncePerConnection),
@@ -170,49 +174,49 @@ fn votes_asked_once_per_connection_are_found() {
 }
 
 #[test]
-fn nodes_that_only_acquisitions_look_after_are_found() {
-    must_be_found(DIRECTED, Flaw::OnlyAcquisitionsLookAfter, SEEDS);
+fn nodes_checked_only_by_acquisitions_are_found() {
+    must_be_found(DIRECTED, Flaw::NodesCheckedOnlyByAcquisitions, SEEDS);
 }
 
 #[test]
-fn nodes_not_asked_before_the_renewal_are_found() {
-    must_be_found(DIRECTED, Flaw::NothingAskedBeforeRenewal, SEEDS);
+fn nodes_not_retried_before_renewal_are_found() {
+    must_be_found(DIRECTED, Flaw::NodesNotRetriedBeforeRenewal, SEEDS);
 }
 
 #[test]
-fn durable_nodes_with_older_data_that_vote_are_found() {
+fn votes_with_older_data_are_found() {
     must_be_found(DIRECTED, Flaw::Nodes(NodeBug::VotesWithOlderData), SEEDS);
     must_be_found(CHAOS, Flaw::Nodes(NodeBug::VotesWithOlderData), SEEDS);
 }
 
 #[test]
-fn time_of_watching_that_counts_twice_is_found() {
+fn observation_counted_twice_is_found() {
     must_be_found(DIRECTED, Flaw::Nodes(NodeBug::WatchedTwice), SEEDS);
 }
 
 #[test]
-fn releases_of_any_owners_lock_are_found() {
+fn release_of_any_owners_lock_is_found() {
     must_be_found(CHAOS, Flaw::Nodes(NodeBug::ReleasesAnyOwner), SEEDS);
 }
 
-/// Only where the compiler has optimised, as with those that are not strict.
+/// Runs only in optimised builds, because it needs many seeds.
 #[cfg(not(debug_assertions))]
 #[test]
-fn deadlines_from_the_answer_are_found() {
+fn deadline_from_the_reply_is_found() {
     must_be_found(CHAOS, Flaw::Nodes(NodeBug::DeadlineFromAnswer), MANY_SEEDS);
 }
 
 #[test]
-fn refusals_that_count_are_found() {
+fn refusals_counted_as_grants_are_found() {
     must_be_found(CHAOS, Flaw::Nodes(NodeBug::RefusalCounts), SEEDS);
 }
 
 #[test]
-fn partial_wins_that_are_kept_are_found() {
-    must_be_found(CHAOS, Flaw::PartialWinsKept, SEEDS);
+fn partial_grants_not_released_are_found() {
+    must_be_found(CHAOS, Flaw::PartialGrantsNotReleased, SEEDS);
 }
 
 #[test]
-fn majorities_of_those_that_answer_are_found() {
-    must_be_found(CHAOS, Flaw::MajorityOfAnswered, SEEDS);
+fn majority_of_reached_nodes_is_found() {
+    must_be_found(CHAOS, Flaw::MajorityOfReachedNodes, SEEDS);
 }

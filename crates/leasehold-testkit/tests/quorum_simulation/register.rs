@@ -1,4 +1,4 @@
-//! The resource: a number that refuses older tokens than it has seen.
+//! The protected resource: a number that rejects smaller tokens than it has seen.
 
 use leasehold_testkit::history::{RegisterLine, Write};
 

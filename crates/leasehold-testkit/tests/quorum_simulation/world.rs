@@ -1,4 +1,4 @@
-//! One seed: the nodes, the clients, the faults and the judgement.
+//! The simulation of one seed: nodes, clients, faults and checks.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,33 +27,35 @@ use crate::{
 
 pub(crate) const KEY: &str = "k";
 pub(crate) const TTL: Duration = Duration::from_millis(600);
-/// For how long things go wrong.
+/// The time for which faults are injected.
 const CHAOS: Duration = Duration::from_secs(12);
 const CLIENTS: usize = 3;
-/// After that much peace, whoever wants the lock has had it. What is left over expires within a
-/// TTL. A client that takes all nodes for dead asks them again within half a second. A node that
-/// started last is seen at the next look, within 10 s, and then each second; it votes again once it
-/// was watched for the largest TTL.
+/// The time after the faults within which each client is granted the lock.
+///
+/// Locks that are left over expire within a TTL. A client that considers all nodes unavailable
+/// retries them within half a second. It notices a restarted node at its next check, within 10 s,
+/// and then checks it each second. The node votes again when it has been observed for the largest
+/// TTL.
 const BOUND: Duration = Duration::from_secs(13);
 
-/// In peace, when all want the lock at once and nobody keeps it, each has it within this: far below
-/// the TTL, at which what somebody proxied is free in any case.
-const RUSH: Duration = Duration::from_millis(300);
-/// How often each wants it then.
-const TURNS: usize = 5;
+/// The time within which each client is granted the lock after the faults when all request it at
+/// once. It is far below the TTL, after which a lock that was not released is free in any case.
+const CONTENDED_BOUND: Duration = Duration::from_millis(300);
+/// The number of times that each client requests the lock then.
+const ROUNDS: usize = 5;
 
-/// Something that is wrong on purpose.
+/// A flaw of the nodes or clients, which the simulation must find.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Flaw {
     Nodes(NodeBug),
-    /// Each client knows only the nodes that it reached when it started.
-    MajorityOfAnswered,
-    /// An attempt that did not win keeps what it got.
-    PartialWinsKept,
-    /// Only a client that asks for a lock looks after the nodes.
-    OnlyAcquisitionsLookAfter,
-    /// The nodes that are missing after a grant are asked when it is renewed.
-    NothingAskedBeforeRenewal,
+    /// A client counts only the nodes that it reached when it started.
+    MajorityOfReachedNodes,
+    /// A client does not release the grants of an attempt without a majority.
+    PartialGrantsNotReleased,
+    /// A client checks the nodes only while it requests a lock.
+    NodesCheckedOnlyByAcquisitions,
+    /// A client retries the nodes that are missing after a grant only with the renewal.
+    NodesNotRetriedBeforeRenewal,
 }
 
 pub(crate) struct Outcome {
@@ -62,7 +64,7 @@ pub(crate) struct Outcome {
     pub(crate) grants: usize,
 }
 
-/// What all parts of one simulation share.
+/// The state that all parts of one simulation share.
 pub(crate) struct Shared {
     rng: RefCell<fastrand::Rng>,
     over: Cell<bool>,
@@ -83,7 +85,7 @@ impl Shared {
         self.attempts.replace(self.attempts.get() + 1)
     }
 
-    /// A duration of so many milliseconds.
+    /// Returns a random duration in a range of milliseconds.
     pub(crate) fn between(&self, millis: Range<u64>) -> Duration {
         Duration::from_micros(
             self.rng
@@ -111,7 +113,7 @@ impl Shared {
     }
 }
 
-/// Runs one seed from beginning to end, in no time.
+/// Runs one seed from beginning to end, in paused time.
 pub(crate) fn run(seed: u64, flaw: Option<Flaw>) -> Outcome {
     seed_pauses(seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -127,7 +129,7 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
     let network = Network::new(rng.u64(..));
     let durable = rng.u32(..4) == 0;
     let count = if rng.u32(..3) == 0 { 5 } else { 3 };
-    // Any two clocks part by less than the 1 % that the drift allows for.
+    // The rates of any two clocks differ by less than the 1 % that the assumed drift allows.
     let mut clock = || {
         SimClock::wrong(
             Duration::from_millis(rng.u64(..3_600_000)),
@@ -161,18 +163,18 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
             .iter()
             .for_each(|link| link.link().set_proxied(proxies && shared.one_in(2)));
         let known = match flaw {
-            Some(Flaw::MajorityOfAnswered) => vec![shared.pick(&links)],
+            Some(Flaw::MajorityOfReachedNodes) => vec![shared.pick(&links)],
             _ => links.clone(),
         };
         let known = match flaw {
-            Some(Flaw::PartialWinsKept) => voting(FlawedLink::all(known, flaw)),
+            Some(Flaw::PartialGrantsNotReleased) => voting(FlawedLink::all(known, flaw)),
             _ => voting(known),
         };
         let quorum = open(
             known,
             &shared,
             durable,
-            index == 0 || matches!(flaw, Some(Flaw::MajorityOfAnswered)),
+            index == 0 || matches!(flaw, Some(Flaw::MajorityOfReachedNodes)),
         )
         .await;
         clients.push(Rc::new(Client::new(
@@ -184,7 +186,7 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
         )));
     }
 
-    let climate = if shared.one_in(3) {
+    let usual_conditions = if shared.one_in(3) {
         LATE
     } else {
         NetworkConditions::FAIR
@@ -195,7 +197,7 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
         clients: clients.clone(),
         shared: Rc::clone(&shared),
         durable,
-        climate,
+        usual_conditions,
     });
     let workers: Vec<_> = clients
         .iter()
@@ -204,17 +206,17 @@ async fn simulate(seed: u64, flaw: Option<Flaw>) -> Outcome {
             tokio::task::spawn_local(async move { client.work().await })
         })
         .collect();
-    let striking = Rc::clone(&faults);
-    let strikes = tokio::task::spawn_local(async move { striking.strike().await });
+    let injector = Rc::clone(&faults);
+    let injecting = tokio::task::spawn_local(async move { injector.inject().await });
     tokio::time::sleep(CHAOS).await;
     shared.over.set(true);
-    strikes.await.unwrap();
+    injecting.await.unwrap();
     for worker in workers {
         worker.await.unwrap();
     }
-    faults.mend_everything().await;
-    let problems = in_peace(&faults).await;
-    judge(&shared, problems)
+    faults.repair_everything().await;
+    let problems = after_faults(&faults).await;
+    check(&shared, problems)
 }
 
 pub(crate) fn voting<N: QuorumNode>(links: Vec<Arc<N>>) -> Vec<QuorumMember> {
@@ -231,7 +233,7 @@ async fn open(
     provision: bool,
 ) -> Arc<dyn LockBackend> {
     let largest = Ttl::new(TTL).unwrap();
-    // A floor that is different at each client, or none: tokens must not depend on it.
+    // The floor differs between clients, or there is none: tokens must not depend on it.
     let (skew, start, floors) = (
         u64::from(shared.below(2_000)),
         Arc::clone(&shared.clock),
@@ -257,16 +259,16 @@ async fn open(
     quorum
 }
 
-/// C4: everybody gets the lock in time, also where all want it at once, and then nothing is left
-/// over.
-async fn in_peace(faults: &Faults) -> Vec<String> {
+/// Checks that each client gets the lock in time, also when all request it at once, and that no
+/// lock is left over then.
+async fn after_faults(faults: &Faults) -> Vec<String> {
     let mut problems = Vec::new();
     for client in &faults.clients {
         problems.extend(client.acquires_within(TTL + BOUND).await.err());
     }
-    // Nobody remembers what failed.
+    // Waits until no client considers a node unavailable.
     tokio::time::sleep(TTL + BOUND).await;
-    problems.extend(rush(faults).await);
+    problems.extend(all_contend(faults).await);
     for client in &faults.clients {
         problems.extend(
             client
@@ -274,24 +276,26 @@ async fn in_peace(faults: &Faults) -> Vec<String> {
                 .close()
                 .await
                 .err()
-                .map(|error| format!("C4: {} cannot close: {error}", client.name)),
+                .map(|error| format!("no leftovers: {} cannot close: {error}", client.name)),
         );
     }
     tokio::time::sleep(TTL + BOUND).await;
     for (index, node) in faults.nodes.iter().enumerate() {
         if node.holds() {
-            problems.push(format!("C4: node {index} holds a lock that nobody has"));
+            problems.push(format!(
+                "no leftovers: node {index} holds a lock that no client has"
+            ));
         }
     }
     problems
 }
 
-/// All want the lock at once, several times, and split votes. None of them waits for anything to
-/// expire.
-async fn rush(faults: &Faults) -> Vec<String> {
+/// Lets all clients request the lock at once, several times, so that votes are split. None of them
+/// may have to wait for an expiry.
+async fn all_contend(faults: &Faults) -> Vec<String> {
     let turns = faults.clients.iter().map(async |client| {
-        for _ in 0..TURNS {
-            client.acquires_within(RUSH).await?;
+        for _ in 0..ROUNDS {
+            client.acquires_within(CONTENDED_BOUND).await?;
         }
         Ok(())
     });
@@ -302,14 +306,17 @@ async fn rush(faults: &Faults) -> Vec<String> {
         .collect()
 }
 
-fn judge(shared: &Shared, mut problems: Vec<String>) -> Outcome {
+fn check(shared: &Shared, mut problems: Vec<String>) -> Outcome {
     let events = shared.events.borrow();
-    let promises = [
-        ("C1", history::overlaps(&events)),
-        ("C2", history::tokens(&events, Order::AsReported)),
-        ("C3", history::register(&shared.register.borrow().history)),
+    let guarantees = [
+        ("mutual exclusion", history::overlaps(&events)),
+        ("token order", history::tokens(&events, Order::AsReported)),
+        (
+            "fenced writes",
+            history::register(&shared.register.borrow().history),
+        ),
     ];
-    for (name, broken) in promises {
+    for (name, broken) in guarantees {
         problems.extend(
             broken
                 .iter()
