@@ -17,7 +17,7 @@ use crate::{
     inspection::NodeStatus,
     panics::contain,
     quorum::{
-        discovery::{PATIENCE, within},
+        discovery::{STATE_TIMEOUT, within},
         health::Health,
         node::{QuorumNode, Recollection, Terms, TokenVote},
         watch::Watch,
@@ -50,16 +50,16 @@ pub enum QuorumMember {
 pub(super) struct Member {
     pub(super) endpoint: Arc<str>,
     pub(super) backend: Arc<dyn LockBackend>,
-    /// `None`: it cannot vote on tokens.
+    /// `None` if the node cannot vote on tokens.
     pub(super) voter: Option<Arc<dyn QuorumNode>>,
     pub(super) health: Health,
     watch: Watch,
-    /// It is one server with a member before it, so that its votes must not count.
-    is_double: AtomicBool,
-    /// It has said which server it is, so that it can be told from the other members. Until then it
-    /// has no vote.
+    /// Whether the node is the same server as an earlier member, so that its votes must not count.
+    is_duplicate: AtomicBool,
+    /// Whether the node has reported which server it is, so that duplicates can be detected. Until
+    /// then its votes do not count.
     is_known: AtomicBool,
-    /// It cannot rejoin, and that was said.
+    /// Whether a warning was logged that the node cannot be readmitted.
     warned: AtomicBool,
 }
 
@@ -76,17 +76,17 @@ impl Member {
             backend,
             health: Health::default(),
             watch: Watch::default(),
-            is_double: AtomicBool::new(false),
+            is_duplicate: AtomicBool::new(false),
             warned: AtomicBool::new(false),
         }
     }
 
-    /// Asks the node what it remembers, and watches it. `None` for one that does not vote on
-    /// tokens.
+    /// Reads the state of the node, and adds to the time of watching. Returns `None` for a node
+    /// that cannot vote on tokens.
     pub(super) async fn recall(&self) -> Option<Result<Recollection>> {
         let voter = self.voter.as_ref()?;
         let sent = tokio::time::Instant::now();
-        let answer = within(PATIENCE, Arc::clone(voter).recall(self.watch.so_far())).await;
+        let answer = within(STATE_TIMEOUT, Arc::clone(voter).recall(self.watch.so_far())).await;
         if let Ok(node) = &answer
             && let Some(ahead) = self.watch.seen(node, sent)
         {
@@ -100,43 +100,45 @@ impl Member {
         Some(answer)
     }
 
-    /// Whether it is the same server as a member before it, so that its votes must not count.
-    pub(super) fn is_double(&self) -> bool {
-        self.is_double.load(Ordering::Acquire)
+    /// Returns whether the node is the same server as an earlier member.
+    pub(super) fn is_duplicate(&self) -> bool {
+        self.is_duplicate.load(Ordering::Acquire)
     }
 
-    /// Whether its votes count: it is known not to be the same server as another member.
-    pub(super) fn counts(&self) -> bool {
-        self.is_known.load(Ordering::Acquire) && !self.is_double()
-    }
-
-    /// Notes that it has said which server it is, and whether that is the same as this other
+    /// Returns whether the node's votes count: it is known not to be the same server as another
     /// member.
-    pub(super) fn set_double(&self, other: Option<&Self>) {
-        if !self.is_double.swap(other.is_some(), Ordering::AcqRel)
+    pub(super) fn counts(&self) -> bool {
+        self.is_known.load(Ordering::Acquire) && !self.is_duplicate()
+    }
+
+    /// Records that the node has reported which server it is, and whether another member is the
+    /// same server.
+    pub(super) fn set_duplicate(&self, other: Option<&Self>) {
+        if !self.is_duplicate.swap(other.is_some(), Ordering::AcqRel)
             && let Some(other) = other
         {
             tracing::error!(
                 target: "leasehold",
                 node = %self.endpoint,
                 other = %other.endpoint,
-                "two nodes of the quorum are one and the same server; the second does not count"
+                "two nodes of the quorum are the same server; the votes of the second do not count"
             );
         }
         self.is_known.store(true, Ordering::Release);
     }
 
-    /// Whether it is time to say that the node cannot rejoin: once, until it has.
-    pub(super) fn is_to_warn(&self) -> bool {
+    /// Returns whether to warn that the node cannot be readmitted. This is `true` once until it
+    /// votes.
+    pub(super) fn should_warn(&self) -> bool {
         !self.warned.swap(true, Ordering::AcqRel)
     }
 
-    /// The node votes.
+    /// Records that the node votes.
     pub(super) fn votes_again(&self) {
         self.warned.store(false, Ordering::Release);
     }
 
-    /// Whether to ask it for the lock now; see [`Health::may_ask`].
+    /// Returns whether to request the lock from the node now; see [`Health::may_ask`].
     pub(super) fn may_ask(&self, now: Timestamp) -> bool {
         self.counts() && self.health.may_ask(now)
     }
@@ -169,8 +171,8 @@ impl Member {
         }
     }
 
-    /// The node cannot be used when the quorum is opened. It is asked again soon, and may be cured
-    /// by then.
+    /// Records that the node cannot be used when the quorum is opened. It is tried again soon, and
+    /// may have recovered by then.
     pub(super) fn unusable(&self, error: &Error) {
         telemetry::node_failed(&self.endpoint, error);
         self.health
@@ -180,15 +182,16 @@ impl Member {
                 target: "leasehold",
                 node = %self.endpoint,
                 %error,
-                "a node of the quorum cannot be used, so that fewer others may fail; it takes part as soon as that is cured"
+                "a node of the quorum cannot be used, so that fewer other nodes may fail; it is used as soon as it recovers"
             );
         });
     }
 
-    /// Learns from an answer whether the node is well. A refusal and a typed error are answers too.
+    /// Updates the node's health by an answer. A refusal and most errors are answers of a healthy
+    /// node.
     pub(super) fn learn<T>(&self, answer: &Result<T>, now: Timestamp) {
         match answer {
-            Err(error) if is_trouble(error.kind()) => {
+            Err(error) if is_node_failure(error.kind()) => {
                 telemetry::node_failed(&self.endpoint, error);
                 if self.health.failed(now, error.message().to_owned()) {
                     let warn = || tracing::warn!(target: "leasehold", node = %self.endpoint, %error, "a node of the quorum fails");
@@ -199,28 +202,28 @@ impl Member {
                 telemetry::node_answered(&self.endpoint);
                 if self.health.answered() {
                     contain(
-                        || tracing::info!(target: "leasehold", node = %self.endpoint, "a node of the quorum is back"),
+                        || tracing::info!(target: "leasehold", node = %self.endpoint, "a node of the quorum answers again"),
                     );
                 }
             }
         }
     }
 
-    /// The node is silent.
+    /// Records that the node is late.
     pub(super) fn late(&self, timeout: std::time::Duration) {
         if self.health.late(|| format!("no answer within {timeout:?}")) {
             telemetry::node_fell_silent(&self.endpoint);
-            let warn = || tracing::warn!(target: "leasehold", node = %self.endpoint, ?timeout, "a node of the quorum is silent");
+            let warn = || tracing::warn!(target: "leasehold", node = %self.endpoint, ?timeout, "a node of the quorum does not answer");
             contain(warn);
         }
     }
 
-    /// The error of a node that is not asked, because it did not answer others.
+    /// Returns the error of a node that is skipped because it did not answer other requests.
     pub(super) fn skipped(&self) -> Error {
         Error::new(
             ErrorKind::Unavailable,
             self.problem()
-                .unwrap_or_else(|| String::from("it was silent a moment ago")),
+                .unwrap_or_else(|| String::from("the node did not answer an earlier request")),
         )
     }
 
@@ -229,7 +232,7 @@ impl Member {
     }
 
     fn problem(&self) -> Option<String> {
-        if self.is_double() {
+        if self.is_duplicate() {
             return Some(String::from(
                 "it is the same server as another node of the quorum",
             ));
@@ -238,8 +241,8 @@ impl Member {
     }
 }
 
-/// Whether this failure may soon be over, and is of the node and not of the request.
-pub(crate) fn is_trouble(kind: ErrorKind) -> bool {
+/// Returns whether an error of this kind is a failure of the node and not of the request.
+pub(crate) fn is_node_failure(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::Denied

@@ -57,7 +57,7 @@ pub trait QuorumNode: LockBackend {
     /// returned. The registration of its waiter stays.
     ///
     /// # Errors
-    /// As the driver fails; what is held then expires.
+    /// Returns the driver's error. The locks then expire.
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released>;
 
     /// Removes the registration of this [waiter](Request::waiter), and nothing that is held: the
@@ -65,35 +65,36 @@ pub trait QuorumNode: LockBackend {
     /// nothing to do.
     ///
     /// # Errors
-    /// As the driver fails; the registration then expires.
+    /// Returns the driver's error. The registration then expires.
     async fn stop_waiting(self: Arc<Self>, _request: Request) -> Result<()> {
         Ok(())
     }
 
-    /// Returns what the node remembers, and adds to the time for which this run of it has been
+    /// Returns the state of the node, and adds to the time for which this incarnation has been
     /// watched.
     ///
-    /// A node that may have forgotten what it granted does not vote until clients have watched it
-    /// for the longest TTL. Its own clock cannot tell that time, because an operator or NTP may set
-    /// it. So a client measures, on a clock that nobody sets, for how long the node has stayed as
-    /// the client recalled it last. The node adds that time if nobody else has added any since, so
-    /// that no time is counted twice. `None` only asks.
+    /// A node that may have lost the locks it granted does not vote until clients have watched it
+    /// for the longest TTL. The node's own clock cannot measure this time, because an operator or
+    /// NTP may set it. A client therefore measures, on a monotonic clock, for how long the node has
+    /// stayed in the state that the client read last. The node adds that time unless another client
+    /// has added some since, so that no time is counted twice. With `None`, the state is only read.
     ///
     /// # Errors
-    /// As the driver fails.
+    /// Returns the driver's error.
     async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection>;
 
-    /// Marks the run of the node that `attestation` names as one that has forgotten nothing: from
-    /// now on it votes on tokens, and every token that it grants exceeds [`Attestation::above`]. In
-    /// one step with seeing that the node is as it was [recalled](Self::recall): of two that attest
-    /// the second changes nothing, and whoever takes his time vouches for nothing that was
-    /// forgotten meanwhile.
+    /// Stores an epoch record: the incarnation that it names has lost no data. From now on the node
+    /// votes on tokens, and every token that it grants exceeds [`Attestation::above`].
+    ///
+    /// The node compares and stores atomically: if its state differs from the state that was
+    /// [read](Self::recall), the call changes nothing. Of two concurrent calls, the second one
+    /// fails. A slow client cannot record an epoch after which the node lost data.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the node has restarted, was
-    /// wiped or was attested since it was recalled;
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if it is to be durable and is not;
-    /// otherwise as the driver fails.
+    /// Returns [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the node has restarted,
+    /// was wiped, or has a new epoch record since its state was read,
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if it should be durable and is
+    /// not, and otherwise the driver's error.
     async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()>;
 }
 
@@ -120,60 +121,63 @@ pub enum TokenVote {
     Refused(Option<FencingToken>),
 }
 
-/// For how long a client has watched a node that stayed as it was.
+/// The time for which a client has watched a node that did not change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
-    /// The version that was recalled.
+    /// The version that was read.
     pub version: String,
-    /// The time that was recalled as [`Membership::watched_for`].
+    /// The value of [`Membership::watched_for`] that was read.
     pub before: Duration,
-    /// The time since then, on the client's clock: from when the answer came to when this is sent.
+    /// The time since then on the client's clock, from the arrival of the answer until this is
+    /// sent.
     pub duration: Duration,
 }
 
-/// What a node remembers.
+/// The state of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recollection {
-    /// Names this run of the node and the history of its data: another one after a restart, and
-    /// after the data was replaced by another server's. Empty if the node does not tell.
+    /// Identifies the incarnation of the node and the history of its data. It changes after a
+    /// restart, and after the data was replaced by that of another server. Empty if the node does
+    /// not report it.
     pub run: String,
-    /// Stands for what the node is marked with: another one once it was attested, or wiped and
-    /// recalled.
+    /// Identifies the epoch record. It changes when a record is stored, or when the node was wiped
+    /// and read.
     pub version: String,
-    /// Its memory, and for how long it has been watched.
+    /// Whether the node may have lost data, and for how long it has been watched.
     pub membership: Membership,
-    /// Whether it is provisioned as [durable](Attestation::durable), and is.
+    /// Whether the node is provisioned as [durable](Attestation::durable), and is.
     pub durable: bool,
-    /// The run that its mark names: this one, or an earlier one, or one of another node whose data
-    /// this node has. `None`: it was never attested, or was wiped.
+    /// The incarnation that the epoch record names: this one, an earlier one, or one of another
+    /// node whose data this node has. `None` if the node was never provisioned, or was wiped.
     pub marked: Option<String>,
-    /// The longest TTL that the mark records.
+    /// The longest TTL in the epoch record.
     pub largest_ttl: Option<Ttl>,
-    /// No token that this node ever granted or accepted, as far as it remembers, is larger.
+    /// The largest token that the node has granted or accepted, as far as its data goes.
     pub highest_token: FencingToken,
-    /// The time of its wall clock since 1970, if locks expire by that clock.
+    /// The node's wall clock as the time since 1970, if locks expire by that clock.
     pub wall_clock: Option<Duration>,
 }
 
 impl Recollection {
-    /// Whether it may vote on tokens now.
+    /// Returns whether the node may vote on tokens now.
     #[must_use]
     pub fn votes(&self) -> bool {
         self.membership.memory == Memory::Attested
     }
 }
 
-/// What a node is marked with.
+/// An epoch record, which says that a node has lost no data in one incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attestation {
-    /// The run that was recalled.
+    /// The incarnation that was read.
     pub run: String,
-    /// The version that was recalled.
+    /// The version that was read.
     pub version: String,
-    /// The node loses no token in a restart. Refused if the node knows better.
+    /// The node loses no token in a restart. A node rejects the record if its settings contradict
+    /// that.
     pub durable: bool,
     /// The longest TTL that any lock of the quorum may have.
     pub largest_ttl: Ttl,
-    /// All its next tokens exceed this one.
+    /// All further tokens of the node exceed this one.
     pub above: FencingToken,
 }
