@@ -65,7 +65,7 @@ pub async fn waiter_takes_over_after_expiry(fixture: &dyn BackendFixture) {
 
 /// Checks that `lock_timeout` ends when its time-out has passed, not earlier and not much later,
 /// and holds nothing afterwards.
-pub async fn lock_timeout_ends_in_time_and_holds_nothing(fixture: &dyn BackendFixture) {
+pub async fn lock_timeout_gives_up_in_time(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "times_out");
     let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
