@@ -1,24 +1,26 @@
-//! A flash sale: many buyers in several processes, one stock, nothing sold twice.
+//! A flash sale: many buyers in several processes buy from one stock, and no item is sold twice.
 //!
-//! Every purchase reads the stock, thinks for a moment, and writes it back, as the naive shop does.
-//! Under the lock that is safe; without it, two buyers read the same number and both sell the same
-//! item.
+//! Every purchase reads the stock, waits for a moment, and writes the stock back. Under the lock
+//! this is safe. Without it, two buyers read the same number and sell the same item.
 //!
 //! ```console
-//! $ cargo run --release --example flash_sale                            # a file; no server needed
-//! $ cargo run --release --example flash_sale -- --unlocked              # watch it oversell
-//! $ cargo run --release --example flash_sale --features redis -- --on redis://127.0.0.1/
-//! $ cargo run --release --example flash_sale --features etcd -- --on etcd://127.0.0.1/
-//! $ cargo run --release --example flash_sale --features zookeeper -- --on zookeeper://127.0.0.1/
-//! $ cargo run --release --example flash_sale --features postgres -- --on postgres://postgres@127.0.0.1/
+//! $ cargo run --release --example flash_sale
+//! $ cargo run --release --example flash_sale -- --unlocked
+//! $ cargo run --release --example flash_sale --features redis -- --url redis://127.0.0.1/
+//! $ cargo run --release --example flash_sale --features etcd -- --url etcd://127.0.0.1/
+//! $ cargo run --release --example flash_sale --features zookeeper -- --url zookeeper://127.0.0.1/
+//! $ cargo run --release --example flash_sale --features postgres -- \
+//!       --url postgres://postgres@127.0.0.1/
 //! ```
 //!
-//! The stock is a file, whatever the lock lives on: a resource need not live where its lock does.
+//! Without `--url` the lock is a file and needs no server. With `--unlocked` there is no lock, and
+//! the shop oversells.
 //!
-//! The stock keeps the largest fencing token that it has seen and refuses older ones, as a resource
-//! should: so even a buyer that was paused for longer than its lease cannot sell what is sold.
+//! The stock is always a file, because a resource and its lock need not be in the same place. It
+//! stores the largest fencing token that it has seen and rejects smaller ones, as a resource should.
+//! So even a buyer that was paused for longer than its TTL cannot sell an item twice.
 //!
-//! Exit code 1 if more was sold than there was.
+//! The exit code is 1 if more items were sold than there were.
 
 use std::{
     error::Error,
@@ -43,29 +45,29 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 #[derive(Debug, Parser)]
 #[command(name = "flash_sale")]
 struct Args {
-    /// How many items there are [default: 500, quick: 60]
+    /// Number of items [default: 500, with --quick: 60]
     #[arg(long)]
     stock: Option<u64>,
-    /// How many processes sell [default: 4, quick: 2]
+    /// Number of processes that sell [default: 4, with --quick: 2]
     #[arg(long)]
     processes: Option<usize>,
-    /// How many buyers each process serves at a time
+    /// Number of concurrent buyers of each process
     #[arg(long, default_value_t = 16)]
     buyers: usize,
-    /// Where the lock lives: the URL of a backend whose feature is compiled in; without it, a file
-    /// in a temporary directory
+    /// URL of the lock's backend, whose feature must be compiled in [default: a file in a temporary
+    /// directory]
     #[arg(long, value_name = "URL")]
-    on: Option<String>,
-    /// The TTL of the lock, in seconds
+    url: Option<String>,
+    /// TTL of the lock in seconds
     #[arg(long, default_value_t = 10)]
     ttl: u64,
     /// Sell without the lock
     #[arg(long)]
     unlocked: bool,
-    /// A small sale
+    /// Run a small sale
     #[arg(long)]
     quick: bool,
-    /// What a seller is told by the shop that starts it.
+    /// Sell from the stock in this folder; used by the shop to start a seller
     #[arg(long, hide = true)]
     sell: Option<PathBuf>,
 }
@@ -97,15 +99,14 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What is left, and the largest token that wrote it.
+/// The content of the stock: the number of items left and the largest token that has written it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shelf {
     left: u64,
     token: u64,
 }
 
-/// Where the shelf is: a file. It can be read and written, and has nothing that would save the
-/// naive shop.
+/// The file of the stock. Reads and writes are separate, so it does not prevent lost updates.
 #[derive(Clone, Debug)]
 struct Stock(PathBuf);
 
@@ -118,7 +119,7 @@ impl Stock {
         let text = tokio::fs::read_to_string(&self.0).await?;
         let (left, token) = text
             .split_once(' ')
-            .ok_or("the stock is not as it was written")?;
+            .ok_or("the file of the stock is damaged")?;
         Ok(Shelf {
             left: left.parse()?,
             token: token.parse()?,
@@ -126,22 +127,22 @@ impl Stock {
     }
 
     async fn write(&self, shelf: Shelf) -> Result<()> {
-        // Written aside and renamed, so that no reader sees half of it.
-        let aside = self.0.with_extension(format!("{:016x}", unique()));
-        tokio::fs::write(&aside, format!("{} {}", shelf.left, shelf.token)).await?;
-        tokio::fs::rename(&aside, &self.0).await?;
+        // A rename is atomic, so no reader sees a partial file.
+        let temporary = self.0.with_extension(format!("{:016x}", unique()));
+        tokio::fs::write(&temporary, format!("{} {}", shelf.left, shelf.token)).await?;
+        tokio::fs::rename(&temporary, &self.0).await?;
         Ok(())
     }
 }
 
-/// Process and count: no two files of that name.
+/// Returns a number that no other call in any process on this host returns.
 fn unique() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Names this sale: two at a time on one server do not meet.
+/// Returns the name of the lock, which differs between concurrent sales on one server.
 fn name_of(place: &Path) -> String {
     place.file_name().map_or_else(
         || String::from("flash-sale"),
@@ -149,16 +150,16 @@ fn name_of(place: &Path) -> String {
     )
 }
 
-/// One of the processes that sell.
+/// A process that sells items.
 mod seller {
     use super::*;
 
-    /// How long a buyer thinks between looking and buying.
-    const THOUGHT: Duration = Duration::from_micros(200);
+    /// The time between the read and the write of a purchase.
+    const DELAY: Duration = Duration::from_micros(200);
 
     pub(super) async fn run(args: &Args, place: &Path) -> Result<()> {
         let url = args
-            .on
+            .url
             .clone()
             .unwrap_or_else(|| format!("file:{}", place.join("locks").display()));
         let stock = Stock::open(place);
@@ -183,7 +184,7 @@ mod seller {
         Ok(client.close().await?)
     }
 
-    /// Buys until nothing is left, and tells the shop of each purchase.
+    /// Buys until nothing is left, and reports each purchase to the shop.
     async fn buy_all(stock: Stock, mutex: Option<Mutex>) -> Result<()> {
         loop {
             let sold = match &mutex {
@@ -203,13 +204,13 @@ mod seller {
         }
     }
 
-    /// Reads, thinks, writes. `None` if nothing is left, else the token that it was sold under.
+    /// Buys one item. Returns the fencing token of the purchase, or `None` if nothing is left.
     async fn buy(stock: &Stock, token: Option<FencingToken>) -> Result<Option<u64>> {
         let shelf = stock.read().await?;
         if shelf.left == 0 {
             return Ok(None);
         }
-        tokio::time::sleep(THOUGHT).await;
+        tokio::time::sleep(DELAY).await;
         let token = token.map_or(0, FencingToken::get);
         if token < shelf.token {
             return Err(
@@ -226,13 +227,13 @@ mod seller {
     }
 }
 
-/// The process that starts the others and counts.
+/// The process that starts the sellers and counts the sold items.
 mod shop {
     use super::*;
 
-    /// An overselling sale might never end: nobody needs to see more than this many times the
-    /// stock.
-    const ENOUGH: u64 = 4;
+    /// The sale stops when this many times the stock is sold, because an overselling sale might
+    /// never end.
+    const OVERSOLD_LIMIT: u64 = 4;
 
     pub(super) async fn run(args: &Args) -> Result<bool> {
         let place = tempfile::Builder::new().prefix("flash-sale-").tempdir()?;
@@ -251,13 +252,13 @@ mod shop {
     }
 
     async fn sell(args: &Args, place: &Path) -> Result<Tally> {
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (sender, mut sales) = mpsc::unbounded_channel();
         let mut sellers = JoinSet::new();
         for number in 0..args.processes() {
-            sellers.spawn(watch(number, start(place)?, tell.clone()));
+            sellers.spawn(watch(number, start(place)?, sender.clone()));
         }
-        drop(tell);
-        // Hidden when standard error is no terminal.
+        drop(sender);
+        // The bar is hidden if standard error is not a terminal.
         let progress = ProgressBar::new(args.stock());
         progress.set_style(ProgressStyle::with_template(
             "{bar:40} {pos} of {len} sold, {per_sec}",
@@ -266,11 +267,11 @@ mod shop {
             by_process: vec![0; args.processes()],
             largest_token: 0,
         };
-        while let Some((number, token)) = told.recv().await {
+        while let Some((number, token)) = sales.recv().await {
             tally.by_process[number] += 1;
             tally.largest_token = tally.largest_token.max(token);
             progress.inc(1);
-            if tally.sold() >= ENOUGH * args.stock().max(1) {
+            if tally.sold() >= OVERSOLD_LIMIT * args.stock().max(1) {
                 sellers.abort_all();
                 break;
             }
@@ -279,7 +280,7 @@ mod shop {
         while let Some(seller) = sellers.join_next().await {
             match seller {
                 Ok(done) => done?,
-                // Ended by us, with its process.
+                // The shop has stopped this seller.
                 Err(ended) if ended.is_cancelled() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -287,7 +288,7 @@ mod shop {
         Ok(tally)
     }
 
-    /// This very program, told to sell.
+    /// Starts a seller: this program with the option `--sell`.
     fn start(place: &Path) -> Result<Child> {
         Ok(Command::new(std::env::current_exe()?)
             .args(std::env::args_os().skip(1))
@@ -298,19 +299,19 @@ mod shop {
             .spawn()?)
     }
 
-    /// Hears what a seller has sold, and how it ended.
+    /// Forwards the sales of a seller, and returns an error if the seller fails.
     async fn watch(
         number: usize,
         mut seller: Child,
-        tell: mpsc::UnboundedSender<(usize, u64)>,
+        sales: mpsc::UnboundedSender<(usize, u64)>,
     ) -> Result<()> {
         let output = seller.stdout.take().ok_or("the seller has no output")?;
         let mut lines = BufReader::new(output).lines();
         while let Some(line) = lines.next_line().await? {
             let token = line
                 .strip_prefix("sold ")
-                .ok_or_else(|| format!("a seller said `{line}`"))?;
-            if tell.send((number, token.parse()?)).is_err() {
+                .ok_or_else(|| format!("unexpected output of a seller: `{line}`"))?;
+            if sales.send((number, token.parse()?)).is_err() {
                 break;
             }
         }
@@ -322,7 +323,7 @@ mod shop {
         }
     }
 
-    /// What was sold, and where.
+    /// The number of sold items per process, and the largest token.
     struct Tally {
         by_process: Vec<u64>,
         largest_token: u64,
@@ -333,7 +334,7 @@ mod shop {
             self.by_process.iter().sum()
         }
 
-        /// Says how it went. Whether it went well.
+        /// Prints the result. Returns whether it is correct.
         fn report(&self, args: &Args, took: Duration) -> bool {
             let (sold, stock) = (self.sold(), args.stock());
             let oversold = sold.saturating_sub(stock);
@@ -350,7 +351,7 @@ mod shop {
                 println!("largest fencing token: {}", self.largest_token);
             }
             println!("sold {sold} of {stock}, oversold {oversold}");
-            // Under the lock, an item that was left would be as wrong as one too many.
+            // Under the lock, all items must be sold.
             oversold == 0 && (args.unlocked || sold == stock)
         }
     }

@@ -1,17 +1,18 @@
-//! One program, every backend: what changes is the URL.
+//! One program for every backend. Only the URL changes.
 //!
-//! It does the same with each URL: takes a mutex and shows its token, is refused while another
-//! client holds it, waits and is woken, shares a read lock, takes permits, and runs work that ends
-//! before the lock could be another's.
+//! For each URL, the program acquires a mutex and prints its token, is refused while another client
+//! holds it, waits until it is released, shares a read lock, acquires permits, and runs work under
+//! the lock.
 //!
 //! ```console
-//! $ cargo run --release --example swap_backend                              # memory and files: no server needed
+//! $ cargo run --release --example swap_backend
 //! $ cargo run --release --example swap_backend --features redis -- redis://127.0.0.1/
-//! $ cargo run --release --example swap_backend --features etcd,redis -- etcd://127.0.0.1:2379 redis://127.0.0.1/
+//! $ cargo run --release --example swap_backend --features etcd,redis -- \
+//!       etcd://127.0.0.1:2379 redis://127.0.0.1/
 //! ```
 //!
-//! A backend that cannot do something says so (Redlock has no permits), and the program shows what
-//! it said.
+//! Without a URL it uses memory and lock files, which need no server. If a backend does not support
+//! an operation, as Redlock does not support permits, the program prints the error.
 
 use std::{
     process::ExitCode,
@@ -25,7 +26,7 @@ async fn main() -> ExitCode {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut urls: Vec<String> = std::env::args().skip(1).collect();
     if urls.is_empty() {
-        // Named, so that two clients share it.
+        // Two clients share a memory backend with a name.
         urls = vec![
             "memory:swap".into(),
             format!("file:{}", folder.path().display()),
@@ -33,7 +34,7 @@ async fn main() -> ExitCode {
     }
     let mut code = ExitCode::SUCCESS;
     for url in urls {
-        // The error names the URL without its password.
+        // The error contains the URL without its password.
         if let Err(error) = show(&url).await {
             eprintln!("swap_backend: {error}");
             code = ExitCode::FAILURE;
@@ -42,7 +43,7 @@ async fn main() -> ExitCode {
     code
 }
 
-/// The program. No line of it knows the backend.
+/// Runs the program on one backend. Nothing in it depends on the backend.
 async fn show(url: &str) -> Result<()> {
     let (client, other) = (
         leasehold::connect(url).await?,
@@ -54,7 +55,7 @@ async fn show(url: &str) -> Result<()> {
         capabilities.endpoint, capabilities.fencing, capabilities.fairness
     );
 
-    // Names are yours; this one is another with each run, so that no run disturbs another.
+    // Each run uses a name of its own, so that runs do not disturb each other.
     let name = format!("swap-backend/{}", std::process::id());
     let guard = client.mutex(&name).lock().await?;
     println!(
@@ -75,9 +76,9 @@ async fn show(url: &str) -> Result<()> {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let released = Instant::now();
     guard.release().await?;
-    let (granted, guard) = waiting.await.expect("the task goes on")?;
+    let (granted, guard) = waiting.await.expect("the task does not panic")?;
     println!(
-        "  it waited, and had the lock {:.1?} after the release began",
+        "  a waiter was granted the lock {:.1?} after the release began",
         granted - released
     );
     guard.release().await?;
@@ -88,11 +89,11 @@ async fn show(url: &str) -> Result<()> {
         .await?;
     println!("  work ran under the lease: {ran}");
 
-    said(
+    report(
         "two readers at a time",
         readers(&client, &other, &name).await,
     )?;
-    said("two permits of three", permits(&client, &name).await)?;
+    report("two permits of three", permits(&client, &name).await)?;
 
     client.close().await?;
     other.close().await
@@ -112,9 +113,9 @@ async fn permits(client: &LockClient, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a backend cannot do is an answer; everything else that fails is an error.
-fn said(what: &str, done: Result<()>) -> Result<()> {
-    match done {
+/// Prints whether an operation is supported. Returns all other errors.
+fn report(what: &str, outcome: Result<()>) -> Result<()> {
+    match outcome {
         Ok(()) => println!("  {what}: yes"),
         Err(error) if error.kind() == ErrorKind::Unsupported => println!("  {what}: no, {error}"),
         Err(error) => return Err(error),

@@ -1,9 +1,9 @@
-//! A lock backend of a third party, whole: one table of a SQLite file, for the processes of one
-//! host.
+//! A complete third-party lock backend. It stores locks in one table of a SQLite file and serves the
+//! processes of one host.
 //!
-//! What it promises is in [`capabilities`](SqliteBackend::capabilities); that it keeps it,
-//! `tests/conformance.rs` shows with the conformance suite. Read it beside
-//! `docs/adding-a-backend.md`.
+//! [`capabilities`](SqliteBackend::capabilities) declares what the backend promises, and
+//! `tests/conformance.rs` checks it with the conformance suite. `docs/adding-a-backend.md` explains
+//! each step.
 
 use std::{
     fmt,
@@ -21,15 +21,15 @@ use rusqlite::{Connection, OptionalExtension, params_from_iter, types::Value};
 
 const NAME: &str = "sqlite";
 
-/// SQLite wakes nobody: who waits asks again this often.
+/// The interval at which waiters retry, because SQLite sends no notifications.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A row outlives its locks: it keeps the token. `expires` is in milliseconds of the host's wall
-/// clock, 0 if free.
+/// The table of locks. A row is never deleted, so that its token continues to increase. `expires` is
+/// in milliseconds of the host's wall clock, or 0 if the lock is free.
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS locks
     (name BLOB PRIMARY KEY, owner BLOB, expires INTEGER NOT NULL, token INTEGER NOT NULL) WITHOUT ROWID";
 
-/// Each operation is one statement, and so happens whole or not at all.
+// Each operation is a single statement, which makes it atomic.
 const ACQUIRE: &str = "INSERT INTO locks VALUES (?1, ?2, unixepoch('subsec') * 1000 + ?3, 1)
     ON CONFLICT (name) DO UPDATE SET owner = ?2, expires = excluded.expires, token = token + 1
     WHERE expires <= unixepoch('subsec') * 1000 RETURNING token";
@@ -38,26 +38,27 @@ const RENEW: &str = "UPDATE locks SET expires = unixepoch('subsec') * 1000 + ?3
 const RELEASE: &str = "UPDATE locks SET owner = NULL, expires = 0
     WHERE name = ?1 AND owner = ?2 AND expires > unixepoch('subsec') * 1000 RETURNING token";
 
-/// Locks in a SQLite file.
+/// A backend that stores locks in a SQLite file.
+#[derive(Debug)]
 pub struct SqliteBackend {
     path: PathBuf,
     connection: Arc<Mutex<Connection>>,
 }
 
 impl SqliteBackend {
-    /// Opens the file, and makes it and its table where they are missing.
+    /// Opens the file. Creates the file and its table if they do not exist.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] if it cannot be opened or written.
+    /// Returns [`ErrorKind::Unavailable`] if the file cannot be opened or written.
     pub async fn open(path: impl AsRef<Path>) -> Result<Arc<Self>> {
         let path = path.as_ref().to_owned();
         let opened = blocking({
             let path = path.clone();
             move || {
                 let connection = Connection::open(path)?;
-                // Others write too; below the shortest TTL, so that every call ends in time.
+                // Waits for other writers, but for less than the shortest TTL.
                 connection.busy_timeout(Duration::from_millis(300))?;
-                // Of two that open a new file at once one may be refused at once.
+                // SQLite may refuse this at once if two processes create the file.
                 let mut tries = 0..10;
                 while let Err(refused) = connection.pragma_update(None, "journal_mode", "wal") {
                     tries.next().ok_or(refused)?;
@@ -74,9 +75,9 @@ impl SqliteBackend {
         }))
     }
 
-    /// Runs a statement on the request's name, owner and TTL, as many of them as it names. It
-    /// answers with a token, or with nothing.
-    async fn ask(
+    /// Runs a statement with the request's name, owner and TTL, or as many of them as it has
+    /// parameters. Returns the token of the row that it changed, if any.
+    async fn execute(
         &self,
         operation: &'static str,
         sql: &'static str,
@@ -86,7 +87,7 @@ impl SqliteBackend {
         let owner = Value::Blob(request.owner().to_hex().to_vec());
         let ttl = Value::Integer(i64::try_from(request.ttl().as_millis()).unwrap_or(i64::MAX));
         let connection = Arc::clone(&self.connection);
-        let answered = blocking(move || {
+        let executed = blocking(move || {
             let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
             let mut statement = connection.prepare_cached(sql)?;
             let values = [name, owner, ttl]
@@ -96,14 +97,14 @@ impl SqliteBackend {
                 .query_row(params_from_iter(values), |row| row.get::<_, i64>(0))
                 .optional()
         });
-        let token = answered
+        let token = executed
             .await
             .map_err(|error| error.with_operation(operation))?;
         Ok(token.map(i64::unsigned_abs).map(FencingToken::new))
     }
 }
 
-/// Runs what blocks where it may.
+/// Runs blocking work on a thread where it may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -115,9 +116,9 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// A statement that fails is rolled back: it had no effect, and may be tried again.
+/// Converts an error of SQLite. A statement that fails is rolled back, so it can be retried.
 fn error_of(error: rusqlite::Error) -> Error {
-    let message = "SQLite refused; see the cause, and whether the file can be written";
+    let message = "the SQLite statement failed; check that the file can be written";
     Error::new(ErrorKind::Unavailable, message)
         .with_backend(NAME)
         .with_source(error)
@@ -137,9 +138,9 @@ impl LockBackend for SqliteBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.capabilities().check(request.mode(), request.ttl())?;
-        // Before anything is sent: the deadline counts from here.
+        // The deadline is counted from before the request is sent.
         let sent = request.now();
-        Ok(match self.ask("acquire", ACQUIRE, &request).await? {
+        Ok(match self.execute("acquire", ACQUIRE, &request).await? {
             Some(token) => {
                 let deadline = AtomicDeadline::new(request.deadline_from(sent));
                 Attempt::Granted(Arc::new(SqliteLease {
@@ -159,14 +160,14 @@ impl LockBackend for SqliteBackend {
     async fn inspect(&self, _: &LockKey) -> Result<Inspection> {
         Err(Error::new(
             ErrorKind::Unsupported,
-            "look into the table `locks`",
+            "locks cannot be inspected; query the table `locks` instead",
         ))
     }
 
     async fn revoke(&self, _: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
         Err(Error::new(
             ErrorKind::Unsupported,
-            "set `expires` to 0 in the table `locks`",
+            "locks cannot be revoked; set `expires` to 0 in the table `locks` instead",
         ))
     }
 
@@ -181,15 +182,7 @@ impl fmt::Display for SqliteBackend {
     }
 }
 
-impl fmt::Debug for SqliteBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteBackend")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
-    }
-}
-
-/// One grant.
+/// The lease of one lock.
 #[derive(Debug)]
 struct SqliteLease {
     backend: Arc<SqliteBackend>,
@@ -214,8 +207,8 @@ impl Lease for SqliteLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         let sent = self.request.now();
-        let renewed = self.backend.ask("renew", RENEW, &self.request).await?;
-        // An answer that comes after the deadline revives nothing.
+        let renewed = self.backend.execute("renew", RENEW, &self.request).await?;
+        // A reply after the deadline does not revive the lease.
         let in_time = || {
             self.deadline
                 .advance(self.request.deadline_from(sent), self.request.now())
@@ -223,13 +216,16 @@ impl Lease for SqliteLease {
         if renewed.is_some() && in_time() {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::Lost, "it is not ours any more"))
+            Err(Error::new(ErrorKind::Lost, "the lock has expired"))
         }
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        // Once told, the row has no owner: asking again finds nothing.
-        let freed = self.backend.ask("release", RELEASE, &self.request).await?;
+        // A second release finds no row, because the first one has cleared the owner.
+        let freed = self
+            .backend
+            .execute("release", RELEASE, &self.request)
+            .await?;
         Ok(if freed.is_some() {
             Released::Freed
         } else {

@@ -1,13 +1,14 @@
-//! A backend that Leasehold knows nothing of: locks in a SQLite file, for the processes of one
-//! host.
+//! Uses a third-party backend, which stores locks in a SQLite file (`backend.rs`).
 //!
-//! `backend.rs` beside this file is all of it. The program takes a lock with it, as with any
-//! backend, shows that another client is refused meanwhile, and lets eight tasks count under it.
+//! The program acquires a lock, shows that another client is refused meanwhile, and lets eight tasks
+//! count under the lock.
 //!
 //! ```console
 //! $ cargo run --release --example sqlite_backend
-//! $ cargo run --release --example sqlite_backend -- locks.db   # twice at a time: they exclude each other
+//! $ cargo run --release --example sqlite_backend -- locks.db
 //! ```
+//!
+//! Two processes that are started with the same file exclude each other.
 
 use leasehold::{LockClient, Result};
 use leasehold_sqlite_example::SqliteBackend;
@@ -31,7 +32,7 @@ async fn main() -> Result<()> {
     );
     let refused = other.mutex("count").try_lock().await?;
     assert!(refused.is_none());
-    println!("the other is refused");
+    println!("another client is refused");
     guard.release().await?;
 
     let count = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
@@ -48,7 +49,7 @@ async fn main() -> Result<()> {
         tasks.spawn(async move {
             for _ in 0..5 {
                 let guard = client.mutex("count").lock().await?;
-                // Read, then written: the lock is what makes it safe.
+                // A separate read and write are safe only under the lock.
                 let read = count.load(std::sync::atomic::Ordering::Relaxed);
                 tokio::task::yield_now().await;
                 count.store(read + 1, std::sync::atomic::Ordering::Relaxed);

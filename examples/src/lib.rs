@@ -1,2 +1,1 @@
-//! Runnable programs, one purpose each; they stand beside this folder. This library has nothing in
-//! it: cargo wants one.
+//! An empty library, which cargo requires. The examples are the files beside this folder.
