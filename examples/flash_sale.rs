@@ -17,8 +17,8 @@
 //! the shop oversells.
 //!
 //! The stock is always a file, because a resource and its lock need not be in the same place. It
-//! stores the largest fencing token that it has seen and rejects smaller ones, as a resource should.
-//! So even a buyer that was paused for longer than its TTL cannot sell an item twice.
+//! stores the largest fencing token that it has seen and rejects smaller ones, as a resource
+//! should. So even a buyer that was paused for longer than its TTL cannot sell an item twice.
 //!
 //! The exit code is 1 if more items were sold than there were.
 

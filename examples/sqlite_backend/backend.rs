@@ -1,5 +1,5 @@
-//! A complete third-party lock backend. It stores locks in one table of a SQLite file and serves the
-//! processes of one host.
+//! A complete third-party lock backend. It stores locks in one table of a SQLite file and serves
+//! the processes of one host.
 //!
 //! [`capabilities`](SqliteBackend::capabilities) declares what the backend promises, and
 //! `tests/conformance.rs` checks it with the conformance suite. `docs/adding-a-backend.md` explains
@@ -24,8 +24,8 @@ const NAME: &str = "sqlite";
 /// The interval at which waiters retry, because SQLite sends no notifications.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The table of locks. A row is never deleted, so that its token continues to increase. `expires` is
-/// in milliseconds of the host's wall clock, or 0 if the lock is free.
+/// The table of locks. A row is never deleted, so that its token continues to increase. `expires`
+/// is in milliseconds of the host's wall clock, or 0 if the lock is free.
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS locks
     (name BLOB PRIMARY KEY, owner BLOB, expires INTEGER NOT NULL, token INTEGER NOT NULL) WITHOUT ROWID";
 

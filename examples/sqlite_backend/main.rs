@@ -1,7 +1,7 @@
 //! Uses a third-party backend, which stores locks in a SQLite file (`backend.rs`).
 //!
-//! The program acquires a lock, shows that another client is refused meanwhile, and lets eight tasks
-//! count under the lock.
+//! The program acquires a lock, shows that another client is refused meanwhile, and lets eight
+//! tasks count under the lock.
 //!
 //! ```console
 //! $ cargo run --release --example sqlite_backend

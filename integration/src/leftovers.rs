@@ -1,4 +1,4 @@
-//! What is left over: C4. After a fault, two TTLs later, nobody holds and nobody waits.
+//! The check for leftovers: two TTLs after a fault, no lock is held and no client waits.
 
 use std::{
     collections::BTreeSet,

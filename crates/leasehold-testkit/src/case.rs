@@ -10,6 +10,16 @@ use crate::backend_fixture::BackendFixture;
 pub type Needs = fn(&Capabilities) -> Result<(), &'static str>;
 
 /// One named property of a backend.
+///
+/// ```
+/// use leasehold_testkit::{Outcome, cases, mutants::ModelFixture, run_case};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let case = cases::all().into_iter().find(|case| case.name == "readers_share").unwrap();
+/// assert_eq!(case.concept, "modes");
+/// assert_eq!(run_case(&ModelFixture::healthy(), &case).await, Outcome::Passed);
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct Case {
     /// The name of the case, which states the property.

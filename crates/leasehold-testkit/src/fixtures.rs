@@ -26,11 +26,11 @@ pub(crate) fn must<T>(result: Result<T>, claim: &str) -> T {
     }
 }
 
-/// As [`must`], of an attempt that must be granted.
+/// Returns the guard of a granted attempt, or panics with the claim that does not hold.
 pub(crate) fn must_grant<T>(result: Result<Option<T>>, claim: &str) -> T {
     match must(result, claim) {
         Some(guard) => guard,
-        None => panic!("{claim}: it is refused"),
+        None => panic!("{claim}: the attempt was refused"),
     }
 }
 

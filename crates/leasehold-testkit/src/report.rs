@@ -27,6 +27,19 @@ pub struct CaseReport {
 }
 
 /// The outcomes of all cases. [`Display`](fmt::Display) prints one line per case.
+///
+/// ```
+/// use leasehold_testkit::{CaseReport, Outcome, Report};
+///
+/// let report = Report {
+///     cases: vec![CaseReport {
+///         case: "readers_share",
+///         outcome: Outcome::NotRun("there are no shared locks".to_owned()),
+///     }],
+/// };
+/// assert!(report.failed().is_empty());
+/// assert_eq!(report.to_string(), "not run: readers_share: there are no shared locks\n");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The outcomes, in the order of [`cases::all`].

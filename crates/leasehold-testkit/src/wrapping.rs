@@ -40,6 +40,17 @@ impl Wrapping {
 
 /// The smallest wrapper of a backend, which forwards every method. A wrapper of your own can start
 /// from its source.
+///
+/// ```
+/// use leasehold_core::LockBackend;
+/// use leasehold_testkit::{BackendFixture, Forwarding, mutants::ModelFixture};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let backend = ModelFixture::healthy().open().await;
+/// let wrapped = Forwarding::new(backend.clone());
+/// assert_eq!(wrapped.capabilities(), backend.capabilities());
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Forwarding<B: ?Sized>(Arc<B>);
 
@@ -89,7 +100,8 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
     }
 }
 
-/// A fixture that opens the handles of another fixture in a given [`Wrapping`].
+/// A fixture that opens the handles of another fixture in a given [`Wrapping`], which has an
+/// example.
 pub struct Wrapped<'a> {
     fixture: &'a dyn BackendFixture,
     wrapping: Wrapping,

@@ -39,7 +39,7 @@ pub enum Phase {
     Info,
 }
 
-/// One step of one process.
+/// One step of one process. See [`history`](crate::history) for an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Event {
@@ -78,6 +78,18 @@ pub struct Event {
 }
 
 /// An access that the register has accepted.
+///
+/// ```
+/// use leasehold_testkit::history::{RegisterLine, Write, register};
+///
+/// let write = |token, read, value| RegisterLine {
+///     token,
+///     value,
+///     write: Some(Write { proc: "a".to_owned(), read }),
+/// };
+/// assert!(register(&[write(3, 0, 1), write(5, 1, 2)]).is_empty());
+/// assert_eq!(register(&[write(3, 0, 1), write(5, 0, 1)]).len(), 1);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RegisterLine {

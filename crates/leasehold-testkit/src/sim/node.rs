@@ -21,6 +21,18 @@ use super::{
 };
 
 /// The data that a node loses in a crash.
+///
+/// ```
+/// use leasehold_testkit::sim::{DataLoss, SimClock, SimNode};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let node = SimNode::new(SimClock::new());
+/// node.crash(DataLoss::Total);
+/// assert!(!node.is_up());
+/// node.start();
+/// assert!(node.is_up());
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataLoss {
     /// No data.
