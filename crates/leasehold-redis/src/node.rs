@@ -10,13 +10,14 @@ use redis::{Cmd, Value};
 
 use crate::{
     backend::RedisBackend,
+    cleanup,
     commands::Operation,
     error::{self, Effect},
     keys::NODE_KEYS,
     lease,
     marker::NodeMarker,
     node_state::NodeState,
-    scripts, undo,
+    scripts,
     value::Holder,
     vote,
 };

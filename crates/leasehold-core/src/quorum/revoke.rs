@@ -71,7 +71,7 @@ struct Taking<'a> {
     quorum: &'a QuorumBackend,
     holder: &'a HolderRef,
     revocation: Revocation,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Taking<'_> {
