@@ -185,13 +185,13 @@ mod tests {
         let at = |secs| Timestamp::from_nanos(0) + Duration::from_secs(secs);
         let until = |memory: &mut Memory, now| memory.holder(request.key(), now).0.unwrap().until;
         assert!(matches!(
-            memory.acquire(&request, at(1)),
+            memory.acquire(&request, FencingToken::new(0), at(1)),
             AcquireReply::Granted(_)
         ));
         assert!(memory.renew(&request, at(5)));
         assert_eq!(until(&mut memory, at(5)), at(15));
         assert!(matches!(
-            memory.acquire(&request, at(6)),
+            memory.acquire(&request, FencingToken::new(0), at(6)),
             AcquireReply::Granted(_)
         ));
         assert_eq!(until(&mut memory, at(6)), at(16));
