@@ -5,18 +5,9 @@
 //! `tests/conformance.rs` checks it with the conformance suite. `docs/adding-a-backend.md` explains
 //! each step.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, path::{Path, PathBuf}, sync::{Arc, Mutex, PoisonError}, time::Duration};
 
-use leasehold::{
-    AtomicDeadline, Attempt, Capabilities, Contention, Deadline, Error, ErrorKind, Fencing,
-    FencingToken, HolderRef, Inspection, KeepAlive, Lease, LockBackend, LockKey, LossDetection,
-    Released, Request, Restart, Result, Revocation, RevokeOutcome, WaiterNotification, async_trait,
-};
+use leasehold::{Capabilities, Deadline, Error, ErrorKind, Fencing, FencingToken, LossDetection, Released, Restart, Result, Revocation, RevokeOutcome, WaiterNotification, backend::{AtomicDeadline, Attempt, Contention, KeepAlive, Lease, LockBackend, Request, async_trait}};
 use rusqlite::{Connection, OptionalExtension, params_from_iter, types::Value};
 
 const NAME: &str = "sqlite";
@@ -150,29 +141,8 @@ impl LockBackend for SqliteBackend {
                     deadline,
                 }))
             }
-            None => Attempt::Contended(Contention {
-                retry_after: Some(POLL),
-                ..Contention::default()
-            }),
+            None => Attempt::Contended(Contention::retry_after(POLL)),
         })
-    }
-
-    async fn inspect(&self, _: &LockKey) -> Result<Inspection> {
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            "locks cannot be inspected; query the table `locks` instead",
-        ))
-    }
-
-    async fn revoke(&self, _: &HolderRef, _: Revocation) -> Result<RevokeOutcome> {
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            "locks cannot be revoked; set `expires` to 0 in the table `locks` instead",
-        ))
-    }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
     }
 }
 

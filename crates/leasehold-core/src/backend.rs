@@ -1,4 +1,9 @@
-//! The contract: [`LockBackend`] grants [`Lease`]s.
+//! The contract of backends: [`LockBackend`] grants [`Lease`]s.
+//!
+//! A backend implements these two traits. It reads a [`Request`], answers with an [`Attempt`], and
+//! keeps the deadline of a lease in a [`AtomicDeadline`]. Types that users see as well, such as
+//! [`Capabilities`], are in the root of the crate. Backends whose server has sessions find more in
+//! [`session`](crate::session).
 
 use std::{
     fmt::{self, Debug, Display},
@@ -10,8 +15,6 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
-
 use crate::{
     capability::Capabilities,
     clock::Deadline,
@@ -19,57 +22,78 @@ use crate::{
     fencing::FencingToken,
     inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
-    request::Request,
+};
+pub use async_trait::async_trait;
+
+pub use crate::{
+    clock::AtomicDeadline,
+    lazy::LazyBackend,
+    request::{LossNotifier, Request},
     retry::acquire_with_retry,
 };
+
+/// Helpers that the backends of this workspace share. A backend may use them, and none has to.
+pub mod support {
+    pub use crate::{
+        coarse_timeout::{Elapsed, Patience, Within},
+        driver_thread::{DriverThread, on_driver_thread},
+        panics::{contained, supervised},
+        release_tracker::ReleaseTracker,
+        retry_budget::RetryBudget,
+        runtime::check_runtime,
+    };
+}
 
 /// A boxed future that can be sent between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Something that grants locks: a Redis server, an etcd cluster, a directory.
+/// A service that grants locks, such as a Redis server, an etcd cluster or a directory.
 ///
 /// # For users
-/// Do not call this; make a [`LockClient`](crate::LockClient) of it. The client adds what every
-/// backend would otherwise repeat: one contender per key and process, renewal, loss, re-entrancy,
-/// cancellation.
+/// Pass a backend to a [`LockClient`](crate::LockClient) and do not call it. The client adds what
+/// every backend would otherwise repeat: one contender per key and process, renewal, loss
+/// detection, re-entrancy and cancellation.
 ///
 /// # For implementors
-/// - **No future of yours is ever dropped half-way**, unless its runtime shuts down. Write
-///   straight-line code.
-/// - A deadline is computed by [`Request::deadline_from`], from [`Request::now`] read *before* the
-///   first byte leaves.
-/// - Every call ends: give input and output a time-out, well below a TTL.
+/// - **No future of a backend is dropped before it completes**, unless its runtime shuts down.
+///   Straight-line code is safe.
+/// - [`Request::deadline_from`] computes a deadline, from a [`Request::now`] that was read *before*
+///   the first byte is sent.
+/// - Every call ends. Give input and output a time-out well below a TTL.
 /// - A key that cannot be stored injectively is refused with [`ErrorKind::InvalidInput`].
 /// - A panic in a method is an [`Indeterminate`](ErrorKind::Indeterminate) error of that operation.
 ///   Its future is not polled again. A lease that was granted by then expires, unless a destructor
 ///   releases it.
-/// - A failure is told by its [`ErrorKind`]; [`Unavailable`](ErrorKind::Unavailable) only if the
-///   request certainly had no effect, else [`Indeterminate`](ErrorKind::Indeterminate), and then
-///   undo what it may have done.
-/// - `Display` is where the backend lives, without secrets. `Debug` shows no password.
-/// - The conformance suite in `leasehold-testkit` checks all this; run it on your backend.
+/// - An error's [`ErrorKind`] says what happened. [`Unavailable`](ErrorKind::Unavailable) is for a
+///   request that certainly had no effect. Otherwise the kind is
+///   [`Indeterminate`](ErrorKind::Indeterminate), and the backend undoes what the request may have
+///   done.
+/// - `Display` shows where the backend is, without secrets. `Debug` shows no password.
+/// - The conformance suite in `leasehold-testkit` checks all of this.
 ///
 /// A wrapper must forward every method, also those with a default
 /// (`#[deny(clippy::missing_trait_methods)]`).
 #[async_trait]
 pub trait LockBackend: Debug + Display + Send + Sync + 'static {
-    /// What this backend promises. Cheap; does not change, except that
-    /// [provisional](Capabilities::provisional) ones are replaced once.
+    /// Returns what this backend promises. The call is cheap, and the result does not change,
+    /// except that [provisional](Capabilities::provisional) capabilities are replaced once.
     fn capabilities(&self) -> Capabilities;
 
-    /// One attempt, no waiting.
+    /// Makes one attempt to acquire the lock, without waiting.
     ///
     /// # Errors
-    /// As the driver fails; contention is [`Attempt::Contended`], not an error.
+    /// As the driver fails. Contention is [`Attempt::Contended`], not an error.
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt>;
 
-    /// Queues until granted or until [`Request::cancelled`], and then leaves nothing behind.
+    /// Waits until the lock is granted or [`Request::cancelled`] completes, and then leaves no
+    /// waiter behind.
     ///
-    /// The default tries, waits for the contention's wake, its retry time or the cancellation, and
-    /// tries again. Override it if the backend has a queue of its own, or has to clean up after a
-    /// waiter: [`acquire_with_retry`] is the default as a function. An override calls
-    /// [`Request::set_contended`] when it learns that another holds the lock, and retries the
-    /// faults of its backend for up to one TTL; [`RetryBudget`](crate::RetryBudget) counts it.
+    /// The default makes attempts. After a refusal it waits for the contention's wake-up, its retry
+    /// time or the cancellation. Override it if the backend has a queue of its own or must clean up
+    /// after a waiter; [`acquire_with_retry`] is the default as a function. An override calls
+    /// [`Request::set_contended`] when it learns that another acquisition holds the lock. It
+    /// retries the faults of its backend for up to one TTL, counted by
+    /// [`RetryBudget`](support::RetryBudget).
     ///
     /// # Errors
     /// [`ErrorKind::Cancelled`] after a cancellation; otherwise as
@@ -78,19 +102,37 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
         acquire_with_retry(request, |request| Arc::clone(&self).try_acquire(request)).await
     }
 
-    /// Who holds the key and who waits for it.
+    /// Returns the current holders of and waiters for `key`.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where capabilities say so; otherwise as the driver fails.
-    async fn inspect(&self, key: &LockKey) -> Result<Inspection>;
+    /// [`ErrorKind::Unsupported`] by default and where the capabilities say so; otherwise as the
+    /// driver fails.
+    async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("this backend cannot show who holds `{key}`"),
+        ))
+    }
 
-    /// Revokes the lock of the holder that [`inspect`](Self::inspect) showed, never of a newer one.
+    /// Revokes the lock of a holder that [`inspect`](Self::inspect) returned. A newer holder of the
+    /// same key is never affected.
+    ///
+    /// After a graceful revocation renewals stop, so the lock is free once its deadline passes. An
+    /// immediate one frees the lock at once, which is unsafe unless the resource checks fencing
+    /// tokens.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where capabilities say so; otherwise as the driver fails.
-    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome>;
+    /// [`ErrorKind::Unsupported`] by default and where the capabilities say so; otherwise as the
+    /// driver fails.
+    async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
+        let _ = (holder, now);
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend cannot take a lock from its holder",
+        ))
+    }
 
-    /// Asks for a sign of life: one cheap round trip that changes nothing.
+    /// Checks that the backend answers, by one cheap round trip that changes nothing.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] by default; otherwise as the driver fails.
@@ -101,15 +143,17 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
         ))
     }
 
-    /// Ends sessions and connections. The client calls it last, after it released everything.
+    /// Closes sessions and connections. The client calls it last, after it released everything. The
+    /// default does nothing.
     ///
     /// # Errors
     /// As the driver fails.
-    async fn close(&self) -> Result<()>;
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
-/// Forwards to what the `Arc` holds, so that `Arc<B>` and `Arc<dyn LockBackend>` are backends
-/// themselves.
+/// Forwards to the inner backend, so that `Arc<B>` and `Arc<dyn LockBackend>` are backends too.
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
@@ -117,8 +161,9 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
         B::capabilities(self)
     }
 
-    // `self.try_acquire(..)` would call this very method again: name the inner one. Its future is
-    // handed on as it is: one of ours around it would be an allocation more for each acquisition.
+    // `self.try_acquire(..)` would call this very method again, so the inner one is named. Its
+    // future is returned as it is, because a wrapping future would be one more allocation per
+    // acquisition.
     fn try_acquire<'a>(self: Arc<Self>, request: Request) -> BoxFuture<'a, Result<Attempt>>
     where
         Self: 'a,
@@ -153,24 +198,35 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
 /// The outcome of one attempt.
 #[derive(Debug)]
 pub enum Attempt {
-    /// The lock is ours.
+    /// The lock is acquired.
     Granted(Arc<dyn Lease>),
-    /// Another holds it.
+    /// Another acquisition holds the lock.
     Contended(Contention),
 }
 
-/// What a refused attempt knows about when to try again.
+/// A refusal, with what the backend knows about when to try again.
 #[derive(Default)]
 pub struct Contention {
-    /// When the holder's grant ends unless it is renewed; the net behind `wake`. Without it only
-    /// `wake` ends the wait: leave it out only if nothing but a change that wakes can make the next
-    /// attempt succeed.
+    /// The time until the holder's grant ends unless it is renewed: the fallback if no `wake`
+    /// comes. Without it only `wake` ends the wait. Omit it only if nothing but a change that
+    /// completes `wake` can let the next attempt succeed.
     pub retry_after: Option<Duration>,
-    /// The largest token that the backend saw for this key.
+    /// The largest token that the backend has seen for this key.
     pub last_token: Option<FencingToken>,
-    /// Completes when trying again makes sense. It was armed *before* the attempt was sent, so no
-    /// release in between is missed. Dropping it disarms it.
+    /// A future that completes when another attempt makes sense. It was armed *before* the attempt
+    /// was sent, so that no release in between is missed. Dropping it disarms it.
     pub wake: Option<BoxFuture<'static, ()>>,
+}
+
+impl Contention {
+    /// Returns a refusal without a wake-up: the next attempt is made after this time.
+    #[must_use]
+    pub fn retry_after(duration: Duration) -> Self {
+        Self {
+            retry_after: Some(duration),
+            ..Self::default()
+        }
+    }
 }
 
 impl Debug for Contention {
@@ -183,54 +239,55 @@ impl Debug for Contention {
     }
 }
 
-/// One grant.
+/// One granted lock.
 ///
 /// # For implementors
 /// `release` and `renew` may overlap, and no order of their effects may leave the lock held.
-/// Dropping the last `Arc` of a lease does nothing: the client releases.
+/// Dropping the last `Arc` of a lease does nothing, because the client releases it.
 #[async_trait]
 pub trait Lease: Debug + Send + Sync + 'static {
-    /// The fencing token; `None` for permits and where the backend has none.
+    /// Returns the fencing token; `None` for permits and where the backend has no tokens.
     fn fencing_token(&self) -> Option<FencingToken>;
 
-    /// Until when this grant may be believed in. Live: renewals move it, for a shared session the
-    /// session's. Keep it in a [`AtomicDeadline`](crate::AtomicDeadline).
+    /// Returns the deadline of this lease. It advances on every renewal, of the lease itself or of
+    /// its session. Keep it in a [`AtomicDeadline`].
     fn valid_until(&self) -> Deadline;
 
-    /// Whether this lease is renewed by itself or with its session.
+    /// Returns whether this lease is renewed by itself or with its session.
     fn keep_alive(&self) -> KeepAlive;
 
-    /// Renews for another TTL, counted from before the renewal is sent.
+    /// Renews the lease for another TTL, counted from before the renewal is sent.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`] is final; any other error leaves the deadline where it was, and the
-    /// renewer tries again.
+    /// [`ErrorKind::Lost`] is final. Any other error leaves the deadline where it was, and the
+    /// client tries again.
     async fn renew(self: Arc<Self>) -> Result<()>;
 
-    /// Gives the lock back, if it is still ours. Idempotent: once [`Released::Freed`] was told,
-    /// every further call changes nothing and says [`Released::AlreadyLost`].
+    /// Releases the lock, if this lease still holds it. It is idempotent: after it returned
+    /// [`Released::Freed`], every further call changes nothing and returns
+    /// [`Released::AlreadyLost`].
     ///
     /// # Errors
-    /// As the driver fails; the lock is then free at its deadline.
+    /// As the driver fails. The lock is then free at its deadline.
     async fn release(self: Arc<Self>) -> Result<Released>;
 }
 
-/// How a lease is kept alive.
+/// The way in which a lease is kept alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeepAlive {
-    /// By renewals of its own.
+    /// The lease is renewed by itself.
     PerLease,
-    /// With all leases of this session: one renewal serves them all.
+    /// The lease is renewed with all leases of this session, by one renewal.
     Session(SessionId),
 }
 
-/// Names a session within a process.
+/// The identity of a session within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId(u64);
 
 impl SessionId {
-    /// A new name.
+    /// Returns an identity that no other session has.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "each is another one")]
     pub fn new() -> Self {
@@ -239,14 +296,15 @@ impl SessionId {
     }
 }
 
-/// The truth about a release.
+/// The outcome of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Released {
-    /// The lock was ours until now, and is free.
+    /// The lock was held until now, and is free.
     Freed,
-    /// It was no longer ours: another may have held it since. Nothing of another's was touched.
+    /// The lock was no longer held: another acquisition may have held it since. Nothing of
+    /// another's was changed.
     AlreadyLost,
-    /// Another guard of the same owner still holds it (re-entrancy).
+    /// Another guard of the same owner still holds the lock (re-entrancy).
     StillHeld,
 }

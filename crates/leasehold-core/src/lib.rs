@@ -10,7 +10,7 @@
 mod acquire;
 mod acquisition_id;
 mod asker;
-mod backend;
+pub mod backend;
 mod background_releases;
 mod capability;
 mod client;

@@ -14,7 +14,7 @@ use crate::{
     ttl::Ttl,
 };
 
-/// One acquisition, as a backend sees it. Cloning is cheap and stays the same acquisition.
+/// One acquisition, as a backend sees it. Cloning is cheap, and a clone is the same acquisition.
 #[derive(Clone)]
 pub struct Request {
     key: LockKey,
@@ -54,9 +54,104 @@ impl RequestContext {
 }
 
 impl Request {
-    /// An exclusive request with a fresh owner, the default TTL, the system's clock and no label.
-    /// The client builds requests by itself; this is for tests and for those who drive a backend
-    /// directly.
+    /// Returns the key.
+    #[must_use]
+    pub fn key(&self) -> &LockKey {
+        &self.key
+    }
+
+    /// Returns the mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Returns the TTL.
+    #[must_use]
+    pub fn ttl(&self) -> Ttl {
+        self.ttl
+    }
+
+    /// Returns the identity of this acquisition. The backend releases and renews only what was
+    /// granted to it.
+    #[must_use]
+    pub fn owner(&self) -> AcquisitionId {
+        self.owner
+    }
+
+    /// Returns a human-readable label, which `inspect` shows.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.context.label
+    }
+
+    /// Returns the current time on the client's clock. Read it *before* the first byte of a request
+    /// or a renewal is sent.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.context.clock.now()
+    }
+
+    /// Returns the client's clock.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.context.clock
+    }
+
+    /// Returns the deadline of a grant or a renewal that was sent at `sent`.
+    #[must_use]
+    pub fn deadline_from(&self, sent: Timestamp) -> Deadline {
+        self.context.drift.deadline(sent, self.ttl)
+    }
+
+    /// Returns whether the caller has gone away, or its client closes or drains.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.signal.is_cancelled()
+            || self.context.closing.is_cancelled()
+            || self.context.draining.is_cancelled()
+    }
+
+    /// Waits until the caller has gone away, or its client closes or drains.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn cancelled(&self) {
+        tokio::select! {
+            biased;
+            () = self.signal.cancelled() => {}
+            () = self.context.closing.cancelled() => {}
+            () = self.context.draining.cancelled() => {}
+        }
+    }
+
+    /// Records that another acquisition holds the lock. An override of
+    /// [`LockBackend::acquire`](crate::backend::LockBackend::acquire) calls it after each such
+    /// answer of its server. A wait that ends without it ends as
+    /// [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as refused.
+    /// [`acquire_with_retry`](crate::backend::acquire_with_retry) calls it for each refused
+    /// attempt.
+    pub fn set_contended(&self) {
+        self.signal.set_contended();
+    }
+
+    /// Returns the handle by which a backend reports that a grant of this request was lost before
+    /// its deadline.
+    #[must_use]
+    pub fn loss_notifier(&self) -> LossNotifier {
+        LossNotifier {
+            signal: Arc::clone(&self.signal),
+            told: Arc::clone(&self.context.losses),
+        }
+    }
+}
+
+/// # Building a request
+/// The client builds requests by itself. These are for tests, and for programs that drive a backend
+/// directly.
+impl Request {
+    /// Returns an exclusive request with a new owner, the default TTL, the system's clock and no
+    /// label.
     #[must_use]
     pub fn new(key: LockKey) -> Self {
         let context = RequestContext {
@@ -70,48 +165,27 @@ impl Request {
         Self::in_context(key, Mode::Exclusive, Ttl::DEFAULT, Arc::new(context))
     }
 
-    pub(crate) fn in_context(
-        key: LockKey,
-        mode: Mode,
-        ttl: Ttl,
-        context: Arc<RequestContext>,
-    ) -> Self {
-        let owner = AcquisitionId::random();
-        Self {
-            key,
-            mode,
-            ttl,
-            owner,
-            waiter: owner,
-            yielding: false,
-            waiting: false,
-            in_order: false,
-            context,
-            signal: Arc::default(),
-        }
-    }
-
-    /// Asks for this mode.
+    /// Sets the mode.
     #[must_use]
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// Asks for one of this many permits.
+    /// Sets the mode to one of this many permits.
     #[must_use]
     pub fn with_permit_of(self, of: NonZeroU32) -> Self {
         self.with_mode(Mode::Permit { of })
     }
 
-    /// Asks for this TTL.
+    /// Sets the TTL.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Ttl) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Asks as this owner.
+    /// Sets the owner, and that it waits as this owner.
     #[must_use]
     pub fn with_owner(mut self, owner: AcquisitionId) -> Self {
         (self.owner, self.waiter) = (owner, owner);
@@ -126,15 +200,14 @@ impl Request {
         self
     }
 
-    /// Says that who asks goes on waiting if refused; see [`is_waiting`](Self::is_waiting).
+    /// Sets whether the caller continues to wait if refused; see [`is_waiting`](Self::is_waiting).
     #[must_use]
     pub fn with_waiting(mut self, waiting: bool) -> Self {
         self.waiting = waiting;
         self
     }
 
-    /// Asks to be refused while somebody waits who came earlier; see
-    /// [`is_in_order`](Self::is_in_order).
+    /// Sets whether waiters that came earlier go first; see [`is_in_order`](Self::is_in_order).
     #[must_use]
     pub fn with_order(mut self, in_order: bool) -> Self {
         self.in_order = in_order;
@@ -157,7 +230,8 @@ impl Request {
         })
     }
 
-    /// The same request with a new owner, for an attempt after one whose outcome is unknown.
+    /// Returns the same request with a new owner, for an attempt after one whose outcome is
+    /// unknown.
     #[must_use]
     pub fn as_new_owner(&self) -> Self {
         Self {
@@ -166,7 +240,82 @@ impl Request {
         }
     }
 
-    /// Returns the same acquisition as one node of a quorum sees it: a loss or a cancellation there
+    /// Cancels this request: [`LockBackend::acquire`](crate::backend::LockBackend::acquire) stops
+    /// waiting.
+    pub fn cancel(&self) {
+        self.signal.cancel();
+    }
+
+    fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {
+        let mut context = RequestContext::clone(&self.context);
+        change(&mut context);
+        self.context = Arc::new(context);
+        self
+    }
+}
+
+/// # For backends that know their waiters
+/// A backend that keeps waiters in order anyway, or that does not register them at its server, may
+/// ignore all of this.
+impl Request {
+    /// Returns the owner as which this acquisition waits: the owner of its first attempt, also
+    /// after [`as_new_owner`](Self::as_new_owner).
+    #[must_use]
+    pub fn waiter(&self) -> AcquisitionId {
+        self.waiter
+    }
+
+    /// Returns whether this attempt should be refused if a waiter of *another process* is known,
+    /// because this process has used up its fairness quota for the key. A backend that serves
+    /// waiters in order, or that does not know its waiters, ignores it. The other waiter may be
+    /// dead, so such a refusal must come with a short
+    /// [`retry_after`](crate::backend::Contention::retry_after).
+    #[must_use]
+    pub fn yields_to_waiters(&self) -> bool {
+        self.yielding
+    }
+
+    /// Returns whether the caller continues to wait if this attempt is refused. A backend may then
+    /// register the waiter, so that [`inspect`](crate::backend::LockBackend::inspect) lists it and
+    /// no reader overtakes a waiting writer.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// Returns whether this attempt of a waiter should be refused while a waiter that came earlier
+    /// is known. The other waiter may be dead, so the refusal must have a short
+    /// [`retry_after`](crate::backend::Contention::retry_after). A waiter that is not notified
+    /// within it makes its next attempt without this.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        self.in_order
+    }
+}
+
+impl Request {
+    pub(crate) fn in_context(
+        key: LockKey,
+        mode: Mode,
+        ttl: Ttl,
+        context: Arc<RequestContext>,
+    ) -> Self {
+        let owner = AcquisitionId::random();
+        Self {
+            key,
+            mode,
+            ttl,
+            owner,
+            waiter: owner,
+            yielding: false,
+            waiting: false,
+            in_order: false,
+            context,
+            signal: Arc::default(),
+        }
+    }
+
+    /// Returns the same acquisition as one node of a quorum sees it. A loss or a cancellation there
     /// does not end this one. Its label is cut to the length that every kind of backend stores, so
     /// that all nodes give a holder the same name.
     pub(crate) fn for_node(&self) -> Self {
@@ -181,145 +330,11 @@ impl Request {
         }
     }
 
-    fn map_context(mut self, change: impl FnOnce(&mut RequestContext)) -> Self {
-        let mut context = RequestContext::clone(&self.context);
-        change(&mut context);
-        self.context = Arc::new(context);
-        self
-    }
-
-    /// The key.
-    #[must_use]
-    pub fn key(&self) -> &LockKey {
-        &self.key
-    }
-
-    /// The mode.
-    #[must_use]
-    pub fn mode(&self) -> Mode {
-        self.mode
-    }
-
-    /// The TTL.
-    #[must_use]
-    pub fn ttl(&self) -> Ttl {
-        self.ttl
-    }
-
-    /// The owner of this acquisition: the backend releases and renews only what this owner holds.
-    #[must_use]
-    pub fn owner(&self) -> AcquisitionId {
-        self.owner
-    }
-
-    /// As whom it waits: the owner of its first attempt, also after
-    /// [`as_new_owner`](Self::as_new_owner).
-    #[must_use]
-    pub fn waiter(&self) -> AcquisitionId {
-        self.waiter
-    }
-
-    /// Who this is, for people: shown by `inspect`.
-    #[must_use]
-    pub fn label(&self) -> &str {
-        &self.context.label
-    }
-
-    /// Returns whether this attempt should be refused if a waiter of *another process* is known,
-    /// because this process has used up its fairness quota for the key. A backend that serves
-    /// waiters in order, or that does not know its waiters, ignores it. The other waiter may be
-    /// dead, so such a refusal must come with a short
-    /// [`retry_after`](crate::Contention::retry_after).
-    #[must_use]
-    pub fn yields_to_waiters(&self) -> bool {
-        self.yielding
-    }
-
-    /// To be called by [`LockBackend::acquire`](crate::LockBackend::acquire) each time that the
-    /// backend has answered that another holds the lock. A wait that ends without it ends as
-    /// [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as refused.
-    /// [`acquire_with_retry`](crate::acquire_with_retry) calls it for each refused attempt.
-    pub fn set_contended(&self) {
-        self.signal.set_contended();
-    }
-
-    /// Whether who asks goes on waiting if this attempt is refused. A backend may then register the
-    /// waiter, for [`inspect`](crate::LockBackend::inspect), for yielding, and so that no reader
-    /// overtakes a waiting writer.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        self.waiting
-    }
-
-    /// Whether this attempt of a waiter should be refused while another waiter is known who came
-    /// earlier. A backend that serves waiters in order anyway, or that does not know its waiters,
-    /// ignores it. The other waiter may be dead: such a refusal, too, must come with a short
-    /// [`retry_after`](crate::Contention::retry_after), and who is not woken within it asks without
-    /// this.
-    #[must_use]
-    pub fn is_in_order(&self) -> bool {
-        self.in_order
-    }
-
-    /// The present on the client's clock. Read it *before* the first byte of a request or renewal
-    /// leaves.
-    #[must_use]
-    pub fn now(&self) -> Timestamp {
-        self.context.clock.now()
-    }
-
-    /// The client's clock.
-    #[must_use]
-    pub fn clock(&self) -> &Arc<dyn Clock> {
-        &self.context.clock
-    }
-
-    /// When a grant or renewal that was sent at `sent` must be believed over.
-    #[must_use]
-    pub fn deadline_from(&self, sent: Timestamp) -> Deadline {
-        self.context.drift.deadline(sent, self.ttl)
-    }
-
-    /// Cancels this request: [`LockBackend::acquire`](crate::LockBackend::acquire) stops waiting.
-    pub fn cancel(&self) {
-        self.signal.cancel();
-    }
-
-    /// Whether the caller has gone away, or its client closes or drains.
-    #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        self.signal.is_cancelled()
-            || self.context.closing.is_cancelled()
-            || self.context.draining.is_cancelled()
-    }
-
-    /// Completes when the caller has gone away, or its client closes or drains.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn cancelled(&self) {
-        tokio::select! {
-            biased;
-            () = self.signal.cancelled() => {}
-            () = self.context.closing.cancelled() => {}
-            () = self.context.draining.cancelled() => {}
-        }
-    }
-
-    /// Where a backend reports that a grant of this request was lost before its deadline.
-    #[must_use]
-    pub fn loss_notifier(&self) -> LossNotifier {
-        LossNotifier {
-            signal: Arc::clone(&self.signal),
-            told: Arc::clone(&self.context.losses),
-        }
-    }
-
     pub(crate) fn context(&self) -> Arc<RequestContext> {
         Arc::clone(&self.context)
     }
 
-    /// Whether the backend was known to hold the lock for another after this moment.
+    /// Returns whether another was known to hold the lock after this moment.
     pub(crate) fn is_contended_after(&self, since: Timestamp) -> bool {
         self.signal.excludes_others_after(since)
     }
@@ -341,7 +356,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Where a backend reports the loss of one grant before its deadline.
+/// A handle by which a backend reports the loss of one grant before its deadline.
 #[derive(Clone, Debug)]
 pub struct LossNotifier {
     signal: Arc<Signal>,
@@ -349,7 +364,8 @@ pub struct LossNotifier {
 }
 
 impl LossNotifier {
-    /// The grant is lost, final. The first report counts; after a release it is ignored.
+    /// Reports that the grant is lost, which is final. The first report counts. After a release it
+    /// is ignored.
     pub fn lost(&self, reason: LossReason) {
         if self.signal.lose(reason) {
             self.told.notify_one();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use leasehold::{LockBackend, Ttl};
+use leasehold::{Ttl, backend::LockBackend};
 use leasehold_sqlite_example::SqliteBackend;
 use leasehold_testkit::{FixtureFn, conformance};
 
@@ -27,5 +27,5 @@ conformance!(sqlite, a_file());
 #[test]
 fn it_is_short_enough_to_be_read() {
     let lines = include_str!("../backend.rs").lines().count();
-    assert!(lines < 200, "{lines} lines");
+    assert!(lines <= 180, "{lines} lines");
 }
