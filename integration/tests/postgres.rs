@@ -8,7 +8,8 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    ErrorKind, LockBackend, LockClient, LockGuard, Mode, Released, Revocation, RevokeOutcome, Ttl,
+    ErrorKind, LockClient, LockGuard, Mode, Released, Revocation, RevokeOutcome, Ttl,
+    backend::LockBackend,
 };
 use leasehold_integration::{
     held::Held,

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold::{LockBackend, LockClient, local::FileBackend};
+use leasehold::{LockClient, backend::LockBackend, local::FileBackend};
 
 use crate::{exit::Failure, schemes};
 

@@ -74,7 +74,11 @@ fn contended(args: &Run, key: &LockKey) -> Failure {
     Failure::new(exit::CONTENDED, message)
 }
 
-fn client(args: &Run, command: &[OsString], backend: impl leasehold::LockBackend) -> LockClient {
+fn client(
+    args: &Run,
+    command: &[OsString],
+    backend: impl leasehold::backend::LockBackend,
+) -> LockClient {
     let label = args
         .label
         .clone()

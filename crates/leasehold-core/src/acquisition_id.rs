@@ -113,10 +113,7 @@ mod tests {
     fn hex_is_fixed_width_and_parses_back() {
         for bits in [0, 1, 0xab, u128::MAX, AcquisitionId::random().as_u128()] {
             let id = AcquisitionId::from(bits);
-            assert_eq!(
-                std::str::from_utf8(&id.to_hex()).unwrap(),
-                id.to_string()
-            );
+            assert_eq!(std::str::from_utf8(&id.to_hex()).unwrap(), id.to_string());
             assert_eq!(id.to_string().parse::<AcquisitionId>().unwrap(), id);
         }
         assert!("xyz".parse::<AcquisitionId>().is_err());

@@ -35,7 +35,6 @@ pub use crate::{
 /// Helpers that the backends of this workspace share. A backend may use them, and none has to.
 pub mod support {
     pub use crate::{
-        coarse_timeout::{Elapsed, Patience, Within},
         driver_thread::{DriverThread, on_driver_thread},
         panics::{contained, supervised},
         release_tracker::ReleaseTracker,
@@ -125,7 +124,7 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// [`ErrorKind::Unsupported`] by default and where the capabilities say so; otherwise as the
     /// driver fails.
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
-        let _ = (holder, now);
+        let _ = (holder, revocation);
         Err(Error::new(
             ErrorKind::Unsupported,
             "this backend cannot take a lock from its holder",

@@ -62,17 +62,17 @@ pub struct Capabilities {
     /// The effect of a restart of the backend on held locks.
     pub restart: Restart,
     /// Whether releases are ordered. If so, every acquisition that starts after the first poll of
-    /// [`Lease::release`](crate::Lease::release) on the same backend takes effect after that
+    /// [`Lease::release`](crate::backend::Lease::release) on the same backend takes effect after that
     /// release. The next local waiter can then start as soon as the release has been *sent*.
     #[cfg_attr(feature = "serde", serde(rename = "pipelined_release"))]
     pub pipelined_release: bool,
-    /// Whether [`LockBackend::inspect`](crate::LockBackend::inspect) is supported, which lists
-    /// holders and waiters.
+    /// Whether [`LockBackend::inspect`](crate::backend::LockBackend::inspect) works: it lists the
+    /// holders, and those who wait.
     pub inspect: bool,
-    /// Whether [`LockBackend::revoke`](crate::LockBackend::revoke) is supported.
+    /// Whether [`LockBackend::revoke`](crate::backend::LockBackend::revoke) is supported.
     pub revoke: bool,
     /// Whether these capabilities hold for any server of this kind, because a client that connects
-    /// [lazily](crate::LazyBackend) has not reached its server yet. Each promise is then the
+    /// [lazily](crate::backend::LazyBackend) has not reached its server yet. Each promise is then the
     /// weakest, and the range of TTLs is the widest. The first connection replaces them.
     pub provisional: bool,
 }

@@ -168,8 +168,9 @@ impl LockClient {
         }
     }
 
-    /// What the backend promises. Until a client that connects [lazily](crate::LazyBackend) has
-    /// reached its server, they are [provisional](Capabilities::provisional).
+    /// What the backend promises. Until a client that connects
+    /// [lazily](crate::backend::LazyBackend) has reached its server, they are
+    /// [provisional](Capabilities::provisional).
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         self.0.capabilities()
@@ -227,7 +228,7 @@ impl LockClient {
     /// lock and changes nothing.
     ///
     /// A quorum answers if a majority of its nodes does; [`Pong::nodes`] says which do not. A
-    /// client that connects [lazily](crate::LazyBackend) tries to connect. A client that
+    /// client that connects [lazily](crate::backend::LazyBackend) tries to connect. A client that
     /// [drains](Self::drain) still pings.
     ///
     /// An answer does not promise that the next lock can be had: the user may lack a right, or the

@@ -34,7 +34,7 @@ static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 /// when its work ends.
 ///
 /// ```
-/// use leasehold_core::DriverThread;
+/// use leasehold_core::backend::support::DriverThread;
 ///
 /// let (answer, answered) = std::sync::mpsc::channel();
 /// let thread = DriverThread::start("answers", move || drop(answer.send(7)))?;
@@ -124,7 +124,7 @@ impl Drop for Running {
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use std::{thread, time::Duration};
-/// use leasehold_core::{ErrorKind, on_driver_thread};
+/// use leasehold_core::{ErrorKind, backend::support::on_driver_thread};
 ///
 /// let never_yields = async {
 ///     thread::sleep(Duration::from_secs(2));
@@ -170,7 +170,10 @@ pub async fn on_driver_thread<T: Send + 'static>(
         match tokio::time::timeout(max_poll, &mut answered).await {
             Ok(Ok(done)) => return done,
             Ok(Err(_dropped)) => {
-                return Err(Error::new(ErrorKind::Unavailable, "the runtime is shutting down"));
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the runtime is shutting down",
+                ));
             }
             Err(_elapsed) => {
                 let now = polls.load(Ordering::Acquire);

@@ -65,6 +65,9 @@ mod tests {
         assert_eq!(truncate_label("web-3/4711/shopd"), None);
         assert_eq!(truncate_label("anna\u{f6}\n").as_deref(), Some("anna??"));
         let cut = truncate_label(&"ä".repeat(100)).unwrap();
-        assert_eq!((&*cut, truncate_label(&cut)), ("?".repeat(MAX_LABEL).as_str(), None));
+        assert_eq!(
+            (&*cut, truncate_label(&cut)),
+            ("?".repeat(MAX_LABEL).as_str(), None)
+        );
     }
 }

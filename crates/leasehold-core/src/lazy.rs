@@ -49,7 +49,7 @@ use crate::{
 /// An operation may be dropped while it waits for the connection. The connection attempt continues.
 ///
 /// ```
-/// use leasehold_core::{LazyBackend, LockBackend, LockClient};
+/// use leasehold_core::{LockClient, backend::{LazyBackend, LockBackend}};
 /// use leasehold_local::MemoryBackend;
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {

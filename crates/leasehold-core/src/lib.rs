@@ -2,9 +2,10 @@
 //!
 //! ## Where to start
 //! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s
-//!   execute a deadline and a [`FencingToken`].
-//! - **Implementors**: [`LockBackend`] and [`Lease`]; [`session`] where many locks share one
-//!   liveness; [`url`].
+//!   carry a deadline and a [`FencingToken`].
+//! - **Implementors**: [`backend`] has the contract. [`session`] helps where many locks belong to
+//!   one session, and [`url`] with URLs.
+//! - **Quorums**: [`quorum`] makes one lock of an odd number of backends.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
@@ -53,18 +54,18 @@ pub mod text;
 mod ttl;
 pub mod url;
 
+/// For traits that users implement, such as [`CredentialsProvider`].
 pub use async_trait::async_trait;
 
 pub use crate::{
     acquisition_id::AcquisitionId,
-    backend::{Attempt, BoxFuture, Contention, KeepAlive, Lease, LockBackend, Released, SessionId},
+    backend::Released,
     capability::{
         Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
     },
     client::{LockClient, LockClientBuilder},
-    clock::{AtomicDeadline, Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},
+    clock::{Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},
     credentials::{Credentials, CredentialsProvider},
-    driver_thread::{DriverThread, on_driver_thread},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     guard::{LeaseInfo, LockGuard, SemaphorePermit},
@@ -74,17 +75,10 @@ pub use crate::{
     },
     key::LockKey,
     label::default_label,
-    lazy::LazyBackend,
     mode::Mode,
     mutex::Mutex,
     options::Renewal,
-    panics::{contained, supervised},
     reentrant::ReentrantOwner,
-    release_tracker::ReleaseTracker,
-    request::{LossNotifier, Request},
-    retry::acquire_with_retry,
-    retry_budget::RetryBudget,
-    runtime::check_runtime,
     rwlock::RwLock,
     semaphore::Semaphore,
     signal::LossReason,

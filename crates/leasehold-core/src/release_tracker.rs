@@ -16,7 +16,7 @@ use crate::{
 /// The progress of a lease's release, for backends whose server answers whether a released lock was
 /// still held.
 ///
-/// The tracker ensures what [`Lease::release`](crate::Lease::release) promises:
+/// The tracker ensures what [`Lease::release`](crate::backend::Lease::release) promises:
 ///
 /// - [`Released::Freed`] is reported once.
 /// - A release can be retried after a failure.

@@ -1,4 +1,5 @@
-//! Waiting by attempts: what [`LockBackend::acquire`](crate::LockBackend::acquire) does by default.
+//! Waiting by attempts: what [`LockBackend::acquire`](crate::backend::LockBackend::acquire) does by
+//! default.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,7 +43,7 @@ where
                 request.set_contended();
                 trouble = RetryBudget::none();
                 request = request.with_yield_to_waiters(false);
-                // Boxed: whoever is granted at once need not execute the room for it.
+                // Boxed: whoever is granted at once need not carry the room for it.
                 let woken = Box::pin(wait(&request, contention)).await;
                 // Who was not woken in time may wait behind somebody who is dead.
                 request = request.with_order(woken);

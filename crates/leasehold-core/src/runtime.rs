@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Returns [`ErrorKind::Runtime`] with instructions.
 ///
 /// ```
-/// use leasehold_core::{ErrorKind, check_runtime};
+/// use leasehold_core::{ErrorKind, backend::support::check_runtime};
 ///
 /// assert_eq!(check_runtime().unwrap_err().kind(), ErrorKind::Runtime);
 /// ```

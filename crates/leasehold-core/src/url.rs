@@ -254,7 +254,8 @@ impl BackendUrl {
         let Some((name, _)) = self.options.first() else {
             return Ok(());
         };
-        let resembles = |option: &&&str| strsim::levenshtein(option, &name.to_lowercase()) <= MAX_TYPING_ERRORS;
+        let resembles =
+            |option: &&&str| strsim::levenshtein(option, &name.to_lowercase()) <= MAX_TYPING_ERRORS;
         let known = self.requested.join(", ");
         Err(invalid(match self.requested.iter().find(resembles) {
             Some(option) => {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Clock, ErrorKind, LockBackend, LockClient, LossReason, SystemClock, Timestamp,
+    Clock, ErrorKind, LockClient, LossReason, SystemClock, Timestamp, backend::LockBackend,
 };
 use leasehold_local::{FileBackend, MemoryBackend};
 use support::{secs, settle, spied, two_processes};

@@ -9,7 +9,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, SessionId, Ttl,
+    Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, Ttl, backend::SessionId,
 };
 use support::{secs, settle, spied};
 

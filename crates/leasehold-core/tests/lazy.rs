@@ -11,8 +11,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, Clock, Error, ErrorKind, Fencing, LazyBackend, LockBackend, LockClient,
-    TestClock, Timestamp, Ttl,
+    Capabilities, Clock, Error, ErrorKind, Fencing, LockClient, TestClock, Timestamp, Ttl,
+    backend::{LazyBackend, LockBackend},
 };
 use leasehold_local::MemoryBackend;
 use support::{secs, settle};

@@ -10,7 +10,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, ErrorKind, FencingToken, LockClient, LockKey, Renewal, Request, Revocation, TestClock,
+    ErrorKind, FencingToken, LockClient, LockKey, Renewal, Revocation, TestClock,
+    backend::{Attempt, Request},
     quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, Terms},
 };
 use leasehold_local::MemoryBackend;

@@ -13,8 +13,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Capabilities, Error, ErrorKind, HolderRef, Inspection, LockBackend, LockClient,
-    LockKey, Request, Result, Revocation, RevokeOutcome, TestClock, Ttl, async_trait,
+    Capabilities, Error, ErrorKind, HolderRef, Inspection, LockClient, LockKey, Result, Revocation,
+    RevokeOutcome, TestClock, Ttl,
+    backend::{Attempt, LockBackend, Request, async_trait},
 };
 use leasehold_local::MemoryBackend;
 use support::settle;

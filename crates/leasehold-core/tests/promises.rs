@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Error, Lease, LeaseInfo, LockBackend, LockClient, LockGuard, LockKey, Mutex, ReentrantOwner,
-    Request, RwLock, Semaphore, SemaphorePermit,
+    Error, LeaseInfo, LockClient, LockGuard, LockKey, Mutex, ReentrantOwner, RwLock, Semaphore,
+    SemaphorePermit,
+    backend::{Lease, LockBackend, Request},
 };
 
 const fn send_sync_static<T: Send + Sync + 'static>() {}

@@ -8,8 +8,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, ErrorKind, Fencing, Lease, LockBackend, LockClient, LockKey, Mode, Released, Request,
-    Revocation, RevokeOutcome, TestClock, Ttl,
+    ErrorKind, Fencing, LockClient, LockKey, Mode, Released, Revocation, RevokeOutcome, TestClock,
+    Ttl,
+    backend::{Attempt, Lease, LockBackend, Request},
     quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode},
 };
 use leasehold_local::{FileBackend, MemoryBackend};

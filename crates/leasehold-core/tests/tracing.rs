@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{Renewal, SessionId};
+use leasehold_core::{Renewal, backend::SessionId};
 use support::{secs, settle, simulated, spied, two_processes};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 

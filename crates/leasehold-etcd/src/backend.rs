@@ -8,11 +8,13 @@ use std::{
 
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
-    Attempt, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Revocation,
-    RevokeOutcome, Ttl, WaiterNotification, async_trait, check_runtime,
+    Capabilities, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey,
+    LossDetection, Pong, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    backend::{
+        Attempt, Contention, Lease, LockBackend, Request, async_trait,
+        support::{check_runtime, supervised},
+    },
     session::{Claim, Sessions, attempt_with_session_retry, queue_with_session_retry},
-    supervised,
 };
 
 use crate::{
@@ -100,7 +102,7 @@ impl EtcdBackend {
     }
 
     /// Returns what any cluster at `url` does, without connecting to it. For a
-    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Txn, TxnOp, TxnOpResponse};
-use leasehold_core::{BoxFuture, Error, ErrorKind, Result, session};
+use leasehold_core::{Error, ErrorKind, Result, backend::BoxFuture, session};
 
 use crate::{
     connection::Cluster,

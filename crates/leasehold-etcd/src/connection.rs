@@ -14,7 +14,10 @@ use std::{
 };
 
 use etcd_client::{Client, Error as Driver, GetOptions, GetResponse, Txn, TxnOp, TxnResponse};
-use leasehold_core::{Error, ErrorKind, Result, Ttl};
+use leasehold_core::{
+    Error, ErrorKind, Result, Ttl,
+    backend::support::{Elapsed, Patience},
+};
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{

@@ -17,7 +17,7 @@
 
 use std::{fmt, sync::Arc};
 
-use leasehold_core::{ErrorKind, LockKey, Mode, Request, Result};
+use leasehold_core::{ErrorKind, LockKey, Mode, Result, backend::Request};
 
 use crate::error;
 

@@ -3,8 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, KeepAlive, Lease, ReleaseTracker, Released, Request, Result,
-    async_trait, session::Claim,
+    Deadline, ErrorKind, FencingToken, Released, Result,
+    backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
+    session::Claim,
 };
 
 use crate::{

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Error, ErrorKind, Lease, Mode, Request, Result, RetryBudget,
+    Error, ErrorKind, Mode, Result,
+    backend::{Lease, Request, support::RetryBudget},
     session::{Claim, cancelled},
 };
 

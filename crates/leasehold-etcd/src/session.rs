@@ -13,7 +13,8 @@ use etcd_client::{
     TxnOp,
 };
 use leasehold_core::{
-    AcquisitionId, Deadline, ErrorKind, LossReason, Result, Ttl, async_trait,
+    AcquisitionId, Deadline, ErrorKind, LossReason, Result, Ttl,
+    backend::async_trait,
     session::{BatchLimits, Batcher, Claim, Opened, Owned, SessionDriver, SessionTime},
 };
 use tokio::time::timeout;

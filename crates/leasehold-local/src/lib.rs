@@ -4,7 +4,7 @@
 mod file;
 mod memory;
 
-pub use leasehold_core::{self, *};
+pub use leasehold_core::{Error, ErrorKind, Result};
 
 pub use crate::{
     file::{FileBackend, FileConfig, FileLease},

@@ -3,10 +3,11 @@
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
-use leasehold_local::{
-    Attempt, ClockDrift, ErrorKind, FileBackend, FileConfig, Lease, LockBackend, LockClient,
-    LockKey, Mode, Released, Request, TestClock, Ttl,
+use leasehold_core::{
+    ClockDrift, ErrorKind, LockClient, LockKey, Mode, Released, TestClock, Ttl,
+    backend::{Attempt, Lease, LockBackend, Request},
 };
+use leasehold_local::{FileBackend, FileConfig};
 
 type Backend = Arc<FileBackend>;
 
@@ -588,7 +589,7 @@ async fn waiting_by_attempts_is_woken_too() {
         let backend = Arc::clone(&backend);
         tokio::spawn(async move {
             let attempt = move |request| Arc::clone(&backend).try_acquire(request);
-            let lease = leasehold_local::acquire_with_retry(request("k"), attempt)
+            let lease = leasehold_core::backend::acquire_with_retry(request("k"), attempt)
                 .await
                 .unwrap();
             assert_eq!(lease.release().await.unwrap(), Released::Freed);

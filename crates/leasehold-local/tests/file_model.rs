@@ -15,10 +15,11 @@ use std::{
     time::Duration,
 };
 
-use leasehold_local::{
-    Attempt, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode, Released,
-    Request,
+use leasehold_core::{
+    FencingToken, LockKey, Mode, Released,
+    backend::{Attempt, Lease, LockBackend, Request},
 };
+use leasehold_local::{FileBackend, FileConfig};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},

@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_local::{
-    Attempt, Error, FencingToken, FileBackend, FileConfig, Lease, LockBackend, LockKey, Mode,
-    Released, Request,
+use leasehold_core::{
+    Error, FencingToken, LockKey, Mode, Released,
+    backend::{Attempt, Lease, LockBackend, Request},
 };
+use leasehold_local::{FileBackend, FileConfig};
 
 /// So that only wake-ups can make these tests pass.
 fn hour() -> FileConfig {
@@ -868,7 +869,7 @@ async fn inspection_names_the_holder_in_another_process() {
         .revoke(&seen.holders[0], leasehold_core::Revocation::Immediate)
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), leasehold_local::ErrorKind::Unsupported);
+    assert_eq!(error.kind(), leasehold_core::ErrorKind::Unsupported);
 }
 
 #[tokio::test]

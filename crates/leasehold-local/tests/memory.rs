@@ -2,11 +2,12 @@
 
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
-use leasehold_local::{
-    Attempt, ClockDrift, Contention, Error, ErrorKind, FencingToken, Lease, LockBackend, LockKey,
-    MemoryBackend, Mode, Released, Request, Revocation, RevokeOutcome, TestClock, Ttl,
+use leasehold_core::{
+    Broken, ClockDrift, Error, ErrorKind, FencingToken, LockKey, Mode, Released, TestClock, Ttl,
+    backend::{Attempt, Contention, Lease, LockBackend, Request},
     quorum::{QuorumNode, Terms, TokenVote},
 };
+use leasehold_local::{MemoryBackend, Revocation, RevokeOutcome};
 
 type Backend = Arc<MemoryBackend>;
 

@@ -3,9 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Attempt, Capabilities, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection,
-    Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result, Revocation,
-    RevokeOutcome, Ttl, WaiterNotification, async_trait, check_runtime,
+    Capabilities, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey,
+    LossDetection, Mode, Pong, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    backend::{
+        Attempt, Contention, Lease, LockBackend, Request, async_trait, support::check_runtime,
+    },
     session::{Sessions, attempt_with_session_retry, queue_with_session_retry},
 };
 use sqlx::{PgPool, postgres::PgConnectOptions};
@@ -112,7 +114,7 @@ impl PostgresBackend {
     }
 
     /// Returns what any server at `url` does, without connecting to it. For a
-    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{BoxFuture, ErrorKind, Result, session};
+use leasehold_core::{
+    ErrorKind, Result,
+    backend::{BoxFuture, support::Elapsed},
+    session,
+};
 use tokio::sync::Mutex;
 
 use crate::{

@@ -15,7 +15,7 @@ pub struct PostgresConfig {
     pub prefix: Arc<[u8]>,
     /// How names become advisory keys. [`KeyScheme::Hash`] by default.
     pub keys: KeyScheme,
-    /// Whether grants execute fencing tokens, which need a sequence. On by default.
+    /// Whether grants carry fencing tokens, which need a sequence. On by default.
     pub fencing: bool,
     /// The sequence that the tokens are drawn from, as `schema.name`; created if it is missing and
     /// the role may. All who share locks must name the same. `public.leasehold_tokens` by default.

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Result, Ttl, on_driver_thread, text::Escaped};
+use leasehold_core::{
+    Error, ErrorKind, Result, Ttl,
+    backend::support::{Patience, on_driver_thread},
+    text::Escaped,
+};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor,
     Postgres, Row, Type,

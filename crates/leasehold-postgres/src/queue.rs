@@ -7,7 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    ErrorKind, FencingToken, Lease, Request, Result,
+    ErrorKind, FencingToken, Result,
+    backend::{Lease, Request},
     session::{Claim, Sessions, cancelled},
 };
 use tokio::time::timeout;

@@ -10,9 +10,12 @@ use std::{
 };
 
 use leasehold_core::{
-    BoxFuture, Deadline, ErrorKind, LossReason, Result, async_trait, contained,
+    Deadline, ErrorKind, LossReason, Result,
+    backend::{
+        BoxFuture, async_trait,
+        support::{Elapsed, contained, supervised},
+    },
     session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
-    supervised,
 };
 
 use crate::{

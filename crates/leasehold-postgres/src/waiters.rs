@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, contained, supervised};
+use leasehold_core::{
+    Error, ErrorKind,
+    backend::support::{contained, supervised},
+};
 use sqlx::{
     AssertSqlSafe, Row,
     postgres::{PgListener, PgNotification, PgPoolOptions},

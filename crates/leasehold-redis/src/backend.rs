@@ -7,10 +7,13 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, BoxFuture, Capabilities, Contention, ErrorKind, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
-    Revocation, RevokeOutcome, Ttl, WaiterNotification, acquire_with_retry, async_trait,
-    check_runtime, quorum::Terms,
+    Capabilities, ErrorKind, Fairness, Fencing, HolderRef, Inspection, LockKey, LossDetection,
+    Mode, Pong, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    backend::{
+        Attempt, BoxFuture, Contention, Lease, LockBackend, Request, acquire_with_retry,
+        async_trait, support::check_runtime,
+    },
+    quorum::Terms,
 };
 use redis::{Client, Cmd, Value};
 
@@ -102,7 +105,7 @@ impl RedisBackend {
     }
 
     /// Returns what any server at `url` does, without connecting to it. For a
-    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.

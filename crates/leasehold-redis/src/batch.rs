@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use leasehold_core::{Request, Result};
+use leasehold_core::{Result, backend::Request};
 use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::sync::oneshot;
 

@@ -1,7 +1,7 @@
 //! Gathering: under load, many exclusive operations share one write and one wait.
 //!
 //! As long as few operations are under way, each goes out alone and at once. Above that they queue
-//! up, and a few pipelines at a time execute their share of what has queued up meanwhile.
+//! up, and a few pipelines at a time carry their share of what has queued up meanwhile.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use leasehold_core::{ErrorKind, Request, Result, contained};
+use leasehold_core::{
+    ErrorKind, Result,
+    backend::{Request, support::contained},
+};
 use redis::{Pipeline, Value};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},

@@ -8,7 +8,13 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, Request, Result, contained, supervised};
+use leasehold_core::{
+    Error, Result,
+    backend::{
+        Request,
+        support::{contained, supervised},
+    },
+};
 use redis::Pipeline;
 use tokio::{sync::Notify, time::Instant};
 

@@ -8,7 +8,7 @@
 
 use redis::{Cmd, Pipeline, RedisError, Value};
 
-use leasehold_core::Request;
+use leasehold_core::backend::Request;
 
 use crate::{
     conn::{Conn, by_hash},

@@ -12,7 +12,10 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::Restart;
+use leasehold_core::{
+    Restart,
+    backend::support::{Elapsed, Patience},
+};
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::task::unconstrained;
 

@@ -12,7 +12,8 @@ use std::{
 
 use futures_util::{FutureExt, future::Shared};
 use leasehold_core::{
-    BoxFuture, Credentials, CredentialsProvider, Error, ErrorKind, Result, contained,
+    Credentials, CredentialsProvider, Error, ErrorKind, Result,
+    backend::{BoxFuture, support::contained},
 };
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 

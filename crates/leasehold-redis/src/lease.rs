@@ -6,8 +6,8 @@ use std::{
 };
 
 use leasehold_core::{
-    AtomicDeadline, Deadline, ErrorKind, FencingToken, KeepAlive, Lease, LossReason, Mode,
-    ReleaseTracker, Released, Request, Result, Timestamp, async_trait,
+    Deadline, ErrorKind, FencingToken, LossReason, Mode, Released, Result, Timestamp,
+    backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
 };
 use redis::{Cmd, Value};
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Attempt, ErrorKind, FencingToken, Mode, Released, Request, Result, async_trait,
+    ErrorKind, FencingToken, Mode, Released, Result,
+    backend::{Attempt, Request, async_trait},
     quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 use redis::{Cmd, Value};

@@ -61,7 +61,7 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
 }
 
 /// Returns what any quorum at `url` does, without connecting to it. For a
-/// [`LazyBackend`](leasehold_core::LazyBackend).
+/// [`LazyBackend`](leasehold_core::backend::LazyBackend).
 ///
 /// # Errors
 /// As [`redlock`] for the URL.

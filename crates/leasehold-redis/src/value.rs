@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use leasehold_core::{AcquisitionId, HolderRef, LockKey, Mode, Request};
+use leasehold_core::{AcquisitionId, HolderRef, LockKey, Mode, backend::Request};
 
 use crate::keys::Parts;
 

@@ -1,7 +1,8 @@
 //! Votes of this server as a node of a quorum.
 
 use leasehold_core::{
-    ErrorKind, FencingToken, Mode, Request, Result,
+    ErrorKind, FencingToken, Mode, Result,
+    backend::Request,
     quorum::{Terms, TokenVote},
 };
 use redis::{Cmd, Value};

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use leasehold_core::BoxFuture;
+use leasehold_core::backend::BoxFuture;
 use tokio::sync::Notify;
 
 use crate::keys::Parts;

@@ -8,7 +8,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, ErrorKind, Fencing, LockBackend, LockClient, Mode, Restart, Revocation, Ttl,
+    Capabilities, ErrorKind, Fencing, LockClient, Mode, Restart, Revocation, Ttl,
+    backend::LockBackend,
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, request, ttl};

@@ -12,7 +12,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Credentials, CredentialsProvider, ErrorKind, Lease, LockBackend, Released, Result, async_trait,
+    Credentials, CredentialsProvider, ErrorKind, Released, Result,
+    backend::{Lease, LockBackend, async_trait},
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use support::{Server, granted, key, request, until};

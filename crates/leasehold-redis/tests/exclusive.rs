@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, KeepAlive, LockBackend, Released};
+use leasehold_core::{
+    ErrorKind, Released,
+    backend::{KeepAlive, LockBackend},
+};
 use leasehold_redis::redis;
 use support::{Server, granted, refused, request, token, ttl};
 

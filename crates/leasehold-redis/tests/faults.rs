@@ -12,7 +12,8 @@ use std::{
 };
 
 use leasehold_core::{
-    ErrorKind, LockBackend, LockClient, Mode, Released, Request, Revocation, RevokeOutcome,
+    ErrorKind, LockClient, Mode, Released, Revocation, RevokeOutcome,
+    backend::{LockBackend, Request},
     quorum::Provision,
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};

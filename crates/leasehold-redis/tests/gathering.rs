@@ -5,7 +5,10 @@ mod support;
 use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use leasehold_core::{ErrorKind, Lease, LockBackend, Released, Result};
+use leasehold_core::{
+    ErrorKind, Released, Result,
+    backend::{Lease, LockBackend},
+};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, refused, request, token, until};
 use tracing::{

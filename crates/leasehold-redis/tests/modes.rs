@@ -4,7 +4,10 @@ mod support;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use leasehold_core::{ErrorKind, LockBackend, Mode, Released, Request, Revocation, RevokeOutcome};
+use leasehold_core::{
+    ErrorKind, Mode, Released, Revocation, RevokeOutcome,
+    backend::{LockBackend, Request},
+};
 use leasehold_redis::redis;
 use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::time::timeout;

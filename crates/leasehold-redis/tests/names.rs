@@ -4,7 +4,10 @@ mod support;
 
 use std::{collections::HashSet, sync::Arc};
 
-use leasehold_core::{ErrorKind, LockBackend, LockKey, Mode, Request};
+use leasehold_core::{
+    ErrorKind, LockKey, Mode,
+    backend::{LockBackend, Request},
+};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, refused, request};
 

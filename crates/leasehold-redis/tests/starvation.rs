@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Attempt, LockBackend, LockClient, Mode, Request, quorum::Provision};
+use leasehold_core::{
+    LockClient, Mode,
+    backend::{Attempt, LockBackend, Request},
+    quorum::Provision,
+};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, granted_to, key, refused, request, ttl, until};
 use tokio::task::JoinSet;

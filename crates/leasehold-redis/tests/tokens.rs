@@ -4,7 +4,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{ErrorKind, LockBackend, Mode};
+use leasehold_core::{ErrorKind, Mode, backend::LockBackend};
 use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, refused, request, token, until};
 

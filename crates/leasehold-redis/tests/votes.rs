@@ -5,7 +5,8 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, ErrorKind, FencingToken, LockBackend, Mode, Released, Request,
+    ErrorKind, FencingToken, Mode, Released,
+    backend::{Attempt, LockBackend, Request},
     quorum::{Attestation, Fence, Memory, QuorumNode, Recollection, Terms, TokenVote},
 };
 use leasehold_redis::redis;

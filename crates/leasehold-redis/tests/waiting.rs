@@ -12,8 +12,9 @@ use std::{
 
 use futures_util::FutureExt;
 use leasehold_core::{
-    Attempt, ErrorKind, LockBackend, Mode, Released, Request, WaiterNotification,
-    acquire_with_retry, quorum::QuorumNode,
+    ErrorKind, Mode, Released, WaiterNotification,
+    backend::{Attempt, LockBackend, Request, acquire_with_retry},
+    quorum::QuorumNode,
 };
 use leasehold_redis::{NotificationMode, RedisBackend, RedisConfig, redis};
 use support::{

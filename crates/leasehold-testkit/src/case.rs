@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use leasehold_core::{BoxFuture, Capabilities, Expiry, Fencing, LossDetection, WaiterNotification};
+use leasehold_core::{
+    Capabilities, Expiry, Fencing, LossDetection, WaiterNotification, backend::BoxFuture,
+};
 
 use crate::backend_fixture::BackendFixture;
 

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Clock, Inspection, Lease, LockBackend, LockClient, LockKey, Request, Result,
+    Clock, Inspection, LockClient, LockKey, Result,
+    backend::{Attempt, Lease, LockBackend, Request},
 };
 
 use crate::backend_fixture::BackendFixture;

@@ -13,8 +13,9 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, BoxFuture, Capabilities, Deadline, FencingToken, HolderRef, Inspection, KeepAlive,
-    Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation, RevokeOutcome,
+    Capabilities, Deadline, FencingToken, HolderRef, Inspection, LockKey, Pong, Released, Result,
+    Revocation, RevokeOutcome,
+    backend::{Attempt, BoxFuture, KeepAlive, Lease, LockBackend, Request},
 };
 
 /// A method of a backend or a lease.

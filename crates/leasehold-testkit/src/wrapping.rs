@@ -4,8 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Capabilities, Clock, HolderRef, Inspection, Lease, LockBackend, LockKey, Pong,
-    Request, Result, Revocation, RevokeOutcome, Ttl,
+    Capabilities, Clock, HolderRef, Inspection, LockKey, Pong, Result, Revocation, RevokeOutcome,
+    Ttl,
+    backend::{Attempt, Lease, LockBackend, Request},
 };
 
 use crate::backend_fixture::BackendFixture;

@@ -59,7 +59,7 @@ async fn hanging_case_fails() {
     struct Hangs(ModelFixture);
     #[async_trait::async_trait]
     impl leasehold_testkit::BackendFixture for Hangs {
-        async fn open(&self) -> std::sync::Arc<dyn leasehold_core::LockBackend> {
+        async fn open(&self) -> std::sync::Arc<dyn leasehold_core::backend::LockBackend> {
             self.0.open().await
         }
         fn limit(&self) -> std::time::Duration {

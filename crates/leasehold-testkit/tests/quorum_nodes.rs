@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Clock, ClockDrift, ErrorKind, FencingToken, Lease, LockBackend, LockKey, Request,
-    Result, Ttl,
+    Clock, ClockDrift, ErrorKind, FencingToken, LockKey, Result, Ttl,
+    backend::{Attempt, Lease, LockBackend, Request},
     quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, Terms},
 };
 use leasehold_testkit::sim::{DataLoss, Network, NetworkConditions, SimBackend, SimClock, SimNode};

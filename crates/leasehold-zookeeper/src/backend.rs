@@ -3,9 +3,12 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Capabilities, Contention, Expiry, Fairness, Fencing, HolderRef, Inspection, Lease,
-    LockBackend, LockKey, LossDetection, Pong, Request, Restart, Result, Revocation, RevokeOutcome,
-    Ttl, WaiterNotification, async_trait, check_runtime, contained,
+    Capabilities, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey, LossDetection, Pong,
+    Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    backend::{
+        Attempt, Contention, Lease, LockBackend, Request, async_trait,
+        support::{check_runtime, contained},
+    },
     session::{Sessions, attempt_with_session_retry, cancelled, queue_with_session_retry},
 };
 use tokio::time::timeout;
@@ -103,7 +106,7 @@ impl ZookeeperBackend {
     }
 
     /// Returns the capabilities of any ensemble at `url`, without a connection to it. For a
-    /// [`LazyBackend`](leasehold_core::LazyBackend).
+    /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
     /// As [`connect`](Self::connect) for the URL.

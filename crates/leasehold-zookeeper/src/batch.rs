@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::future::{join, join_all};
-use leasehold_core::{BoxFuture, Error, Result, session};
+use leasehold_core::{Error, Result, backend::BoxFuture, session};
 use zookeeper_client::{
     CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult,
     MultiWriter,

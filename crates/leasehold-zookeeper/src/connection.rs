@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Credentials, DriverThread, ErrorKind, Result, Ttl, text::Escaped};
+use leasehold_core::{
+    Credentials, ErrorKind, Result, Ttl, backend::support::DriverThread, text::Escaped,
+};
 use tokio::time::timeout;
 use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 

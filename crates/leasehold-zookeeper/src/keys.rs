@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::{AcquisitionId, LockKey, Mode, Request};
+use leasehold_core::{AcquisitionId, LockKey, Mode, backend::Request};
 
 use crate::config::ExclusiveNodes;
 

@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use leasehold_core::{BoxFuture, Result, contained};
+use leasehold_core::{
+    Result,
+    backend::{BoxFuture, LossNotifier, support::contained},
+};
 use tokio::time::{Instant, timeout};
 use zookeeper_client::EventType;
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Error, ErrorKind, Lease, Request, Result, RetryBudget, Ttl,
+    Error, ErrorKind, Result, Ttl,
+    backend::{Lease, Request, support::RetryBudget},
     session::{Claim, Sessions},
     text::Escaped,
 };

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Error, Result, RetryBudget, session::cancelled};
+use leasehold_core::{Error, Result, backend::support::RetryBudget, session::cancelled};
 use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
 
 use crate::{

@@ -9,7 +9,8 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    AcquisitionId, Deadline, Error, ErrorKind, LossReason, Result, Timestamp, Ttl, async_trait,
+    AcquisitionId, Deadline, Error, ErrorKind, LossReason, Result, Timestamp, Ttl,
+    backend::{async_trait, support::supervised},
     session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};

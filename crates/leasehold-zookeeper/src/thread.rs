@@ -9,7 +9,7 @@
 use std::{pin::pin, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use leasehold_core::{DriverThread, Result};
+use leasehold_core::{Result, backend::support::DriverThread};
 use spawns_core::{Spawn, Task};
 use tokio::sync::{mpsc, oneshot};
 use zookeeper_client::{Client, Error as Driver};

@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use leasehold_core::Request;
+use leasehold_core::backend::Request;
 use zookeeper_client::{Error as Driver, OneshotWatcher, WatchedEvent};
 
 use crate::{

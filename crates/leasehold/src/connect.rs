@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Capabilities, LazyBackend, LockBackend, LockClient, LockClientBuilder, Result, contained,
+    Capabilities, LockClient, LockClientBuilder, Result,
+    backend::{LazyBackend, LockBackend, support::contained},
 };
 
 use crate::scheme::Scheme;

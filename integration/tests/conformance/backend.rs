@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{BoxFuture, LockBackend, TestClock, Ttl};
+use leasehold_core::{
+    TestClock, Ttl,
+    backend::{BoxFuture, LockBackend},
+};
 use leasehold_integration::server::{
     EtcdCluster, Persistence, PostgresServer, RedisServer, RedlockServers, ZookeeperServer,
 };

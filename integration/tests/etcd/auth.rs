@@ -10,7 +10,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Credentials, CredentialsProvider, ErrorKind, LockClient, Released, Result, async_trait,
+    Credentials, CredentialsProvider, ErrorKind, LockClient, Released, Result, backend::async_trait,
 };
 use leasehold_etcd::{
     EtcdBackend, EtcdConfig,

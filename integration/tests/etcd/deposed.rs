@@ -3,8 +3,8 @@
 use std::{env, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Clock, ClockDrift, ErrorKind, Lease, LockBackend, LockGuard, LossReason, Request, SystemClock,
-    Timestamp,
+    Clock, ClockDrift, ErrorKind, LockGuard, LossReason, SystemClock, Timestamp,
+    backend::{Lease, LockBackend, Request},
 };
 use leasehold_etcd::{
     EtcdBackend,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leasehold_core::{
-    Inspection, LockBackend, LockClient, LossReason, Mode, Revocation, RevokeOutcome,
+    Inspection, LockClient, LossReason, Mode, Revocation, RevokeOutcome, backend::LockBackend,
 };
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{Instant, sleep, timeout};

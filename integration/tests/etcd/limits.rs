@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{LockBackend, Released, Request};
+use leasehold_core::{
+    Released,
+    backend::{LockBackend, Request},
+};
 use leasehold_integration::server::EtcdCluster;
 use tokio::{task::JoinSet, time::timeout};
 

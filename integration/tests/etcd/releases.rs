@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use leasehold_core::{LockBackend, Restart};
+use leasehold_core::{Restart, backend::LockBackend};
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{Duration, Instant, sleep};
 use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};

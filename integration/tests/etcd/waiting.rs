@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, ErrorKind, LockBackend, Released, Request, Revocation, RevokeOutcome,
+    ErrorKind, Released, Revocation, RevokeOutcome,
+    backend::{Attempt, LockBackend, Request},
 };
 use leasehold_integration::{
     proxy::{Direction, Proxy},

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, Fencing, LockBackend, LockClient, quorum::Provision};
+use leasehold_core::{ErrorKind, Fencing, LockClient, backend::LockBackend, quorum::Provision};
 use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
 use tokio::task::block_in_place;
 

@@ -1,7 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Fencing, LockBackend, LockClient, LockGuard, LockKey, Released, Ttl,
+    Fencing, LockClient, LockGuard, LockKey, Released, Ttl,
+    backend::LockBackend,
     quorum::{QuorumBackend, QuorumConfig, QuorumMember},
 };
 use leasehold_etcd::EtcdBackend;

@@ -1,6 +1,6 @@
 //! Programs that begin while a server is wrong.
 
-use leasehold_core::{LockBackend, LockClient, quorum::QuorumBackend};
+use leasehold_core::{LockClient, backend::LockBackend, quorum::QuorumBackend};
 use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
 use std::sync::Arc;
 

@@ -7,7 +7,8 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    ErrorKind, LockBackend, LockClient, LockGuard, LockKey, Request, Result, Ttl,
+    ErrorKind, LockClient, LockGuard, LockKey, Result, Ttl,
+    backend::{LockBackend, Request},
 };
 use leasehold_integration::{
     held::Held,

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Attempt, ErrorKind, Lease, LockBackend, LockKey, Released, Renewal, Request, Ttl,
+    ErrorKind, LockKey, Released, Renewal, Ttl,
+    backend::{Attempt, Lease, LockBackend, Request},
 };
 use leasehold_integration::server::RedisServer;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use leasehold_core::{
     Credentials, CredentialsProvider, ErrorKind, LockClient, LockKey, LossReason, Result, Ttl,
-    async_trait,
+    backend::async_trait,
 };
 use leasehold_integration::{
     certificates::Certificates,

@@ -152,7 +152,7 @@ impl QuorumBackend {
     }
 
     /// Returns the weakest promises of a quorum of these backends, however its nodes are
-    /// provisioned. For a [`LazyBackend`](crate::LazyBackend).
+    /// provisioned. For a [`LazyBackend`](crate::backend::LazyBackend).
     #[must_use]
     pub fn provisional_capabilities(
         members: impl IntoIterator<Item = QuorumMember>,

@@ -261,7 +261,7 @@ mod tests {
     #[derive(Debug)]
     struct Nothing;
 
-    #[crate::async_trait]
+    #[crate::backend::async_trait]
     impl Lease for Nothing {
         fn fencing_token(&self) -> Option<FencingToken> {
             None

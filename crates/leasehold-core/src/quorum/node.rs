@@ -4,7 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{backend::{Attempt, LockBackend, Released}, error::Result, fencing::FencingToken, quorum::eligibility::{Membership, Memory}, request::Request, ttl::Ttl};
+use crate::{
+    backend::{Attempt, LockBackend, Released},
+    error::Result,
+    fencing::FencingToken,
+    quorum::eligibility::{Membership, Memory},
+    request::Request,
+    ttl::Ttl,
+};
 
 /// A backend that can vote on fencing tokens as a node of a quorum, and that knows whether it may
 /// have lost data.

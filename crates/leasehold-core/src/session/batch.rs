@@ -48,7 +48,7 @@ pub struct BatchLimits {
 /// Gathers the jobs of many tasks into few round trips, as the load asks for.
 ///
 /// As long as few jobs are under way, each goes alone and at once, in its own task. Above that they
-/// queue up, and a few round trips at a time execute whatever has queued up meanwhile.
+/// queue up, and a few round trips at a time carry whatever has queued up meanwhile.
 pub struct Batcher<C: BatchExecutor> {
     limits: BatchLimits,
     under_way: AtomicUsize,

@@ -70,7 +70,7 @@ impl<D: SessionDriver> Session<D> {
     }
 
     /// Returns the session's id within this process, for
-    /// [`KeepAlive::Session`](crate::KeepAlive::Session).
+    /// [`KeepAlive::Session`](crate::backend::KeepAlive::Session).
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.id

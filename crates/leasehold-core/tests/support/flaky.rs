@@ -11,9 +11,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
-    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation,
-    RevokeOutcome, TestClock, async_trait,
+    Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Pong,
+    Released, Result, Revocation, RevokeOutcome, TestClock,
+    backend::{Attempt, KeepAlive, Lease, LockBackend, Request, async_trait},
     quorum::{Attestation, QuorumMember, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 use leasehold_local::MemoryBackend;

@@ -10,9 +10,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection,
-    KeepAlive, Lease, LockBackend, LockKey, Pong, Released, Request, Result, Revocation,
-    RevokeOutcome, SessionId, TestClock, Timestamp, Ttl, async_trait,
+    Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Pong,
+    Released, Result, Revocation, RevokeOutcome, TestClock, Timestamp, Ttl,
+    backend::{Attempt, KeepAlive, Lease, LockBackend, Request, SessionId, async_trait},
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;

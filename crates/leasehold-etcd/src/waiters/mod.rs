@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{BoxFuture, Result, supervised};
+use leasehold_core::{
+    Result,
+    backend::{BoxFuture, support::supervised},
+};
 use tokio::{sync::Notify, time::Instant};
 
 pub(crate) use self::watched::Generation;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use etcd_client::{EventType, WatchRequestSender, WatchResponse, WatchResponseStream};
-use leasehold_core::{ErrorKind, Result, contained};
+use leasehold_core::{ErrorKind, Result, backend::support::contained};
 
 use super::{WaiterRegistry, watched::Watched};
 use crate::{

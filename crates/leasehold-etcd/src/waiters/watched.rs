@@ -9,7 +9,7 @@ use std::{
 };
 
 use etcd_client::{WatchFilterType, WatchOptions};
-use leasehold_core::BoxFuture;
+use leasehold_core::backend::BoxFuture;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::keys::{Directory, EtcdKey};

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Request, Result};
+use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Result, backend::Request};
 
 use super::{
     backend::FileBackend,

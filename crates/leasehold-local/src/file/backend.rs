@@ -10,9 +10,12 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Capabilities, ClockDrift, Contention, ErrorKind, Expiry, Fairness, Fencing, HolderRef,
-    Inspection, Lease, LockBackend, LockKey, LossDetection, Mode, Pong, Request, Restart, Result,
-    RetryBudget, Revocation, RevokeOutcome, Timestamp, WaiterNotification, async_trait,
+    Capabilities, ClockDrift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey,
+    LossDetection, Mode, Pong, Restart, Result, Revocation, RevokeOutcome, Timestamp,
+    WaiterNotification,
+    backend::{
+        Attempt, Contention, Lease, LockBackend, Request, async_trait, support::RetryBudget,
+    },
 };
 
 use super::{
@@ -54,10 +57,11 @@ const YIELD_STEP: Duration = Duration::from_millis(5);
 ///
 /// ```
 /// use std::sync::Arc;
-/// use leasehold_local::{Attempt, FileBackend, LockBackend, LockKey, Released, Request};
+/// use leasehold_core::{LockKey, Released, backend::{Attempt, LockBackend, Request}};
+/// use leasehold_local::FileBackend;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> leasehold_local::Result<()> {
+/// # async fn main() -> leasehold_core::Result<()> {
 /// # let dir = tempfile::tempdir().expect("a temporary directory");
 /// # let dir = dir.path();
 /// let backend = Arc::new(FileBackend::open(dir)?);

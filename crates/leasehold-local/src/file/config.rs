@@ -72,8 +72,8 @@ impl FileConfig {
 
     /// Lets every program that this process starts while it holds a lock inherit the lock: if this
     /// process is killed, the lock stays held until the last such child has ended. Off by default.
-    /// A release frees it all the same; a [`Lease`](leasehold_core::Lease) that is dropped without
-    /// one leaves the lock to the children.
+    /// A release frees it all the same; a [`Lease`](leasehold_core::backend::Lease) that is dropped
+    /// without one leaves the lock to the children.
     #[must_use]
     pub fn with_inherited_by_children(mut self, inherited: bool) -> Self {
         self.inherited_by_children = inherited;

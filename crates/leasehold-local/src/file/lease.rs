@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use leasehold_core::{
-    AtomicDeadline, Deadline, ErrorKind, FencingToken, KeepAlive, Lease, LossReason, Released,
-    Request, Result, Timestamp, async_trait,
+    Deadline, ErrorKind, FencingToken, LossReason, Released, Result, Timestamp,
+    backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait},
 };
 
 use super::{

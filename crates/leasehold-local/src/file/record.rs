@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use leasehold_core::{AcquisitionId, Request};
+use leasehold_core::{AcquisitionId, backend::Request};
 
 use super::access;
 

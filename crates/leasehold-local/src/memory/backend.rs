@@ -3,10 +3,10 @@
 use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    AcquisitionId, Attempt, Capabilities, Clock, ClockDrift, Contention, Error, ErrorKind, Expiry,
-    Fairness, Fencing, FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey,
-    LossDetection, LossReason, Mode, Pong, Request, Restart, Result, Revocation, RevokeOutcome,
-    SystemClock, WaiterNotification, WaiterRef, async_trait,
+    AcquisitionId, Capabilities, Clock, ClockDrift, Error, ErrorKind, Expiry, Fairness, Fencing,
+    FencingToken, HolderRef, Inspection, LockKey, LossDetection, LossReason, Mode, Pong, Restart,
+    Result, Revocation, RevokeOutcome, SystemClock, WaiterNotification, WaiterRef,
+    backend::{Attempt, Contention, Lease, LockBackend, Request, async_trait},
 };
 
 use super::{
@@ -39,10 +39,11 @@ const YIELD_RETRY: Duration = Duration::from_millis(5);
 ///
 /// ```
 /// use std::sync::Arc;
-/// use leasehold_local::{Attempt, LockBackend, LockKey, MemoryBackend, Released, Request};
+/// use leasehold_core::{LockKey, Released, backend::{Attempt, LockBackend, Request}};
+/// use leasehold_local::MemoryBackend;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> leasehold_local::Result<()> {
+/// # async fn main() -> leasehold_core::Result<()> {
 /// let backend = Arc::new(MemoryBackend::new());
 /// let request = Request::new(LockKey::new("item/42")?);
 /// let Attempt::Granted(lease) = backend.clone().try_acquire(request).await? else { panic!("nobody holds it") };

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use leasehold_core::{
-    AcquisitionId, AtomicDeadline, Clock, Error, ErrorKind, FencingToken, Request, Result,
-    Timestamp,
+    AcquisitionId, Clock, Error, ErrorKind, FencingToken, Result, Timestamp,
+    backend::{AtomicDeadline, Request},
 };
 
 use super::{backend::NAME, holders::Holder};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Deadline, Error, ErrorKind, FencingToken, KeepAlive, Lease, Released, Result, async_trait,
+    Deadline, Error, ErrorKind, FencingToken, Released, Result,
+    backend::{KeepAlive, Lease, async_trait},
 };
 
 use super::{

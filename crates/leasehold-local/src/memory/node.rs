@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, FencingToken, Released, Request, Result, async_trait,
+    FencingToken, Released, Result,
+    backend::{Attempt, Request, async_trait},
     quorum::{
         Attestation, Membership, Memory, QuorumNode, Recollection, Terms, TokenVote, Watched,
     },

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Request, Result, Timestamp};
+use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Result, Timestamp, backend::Request};
 use tokio::sync::Notify;
 
 use super::{

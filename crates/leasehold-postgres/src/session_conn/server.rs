@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Result, contained, session as claims};
+use leasehold_core::{Error, ErrorKind, Result, backend::support::contained, session as claims};
 use sqlx::{
     Connection, PgConnection, Postgres, Row as _,
     postgres::{PgArguments, PgRow},

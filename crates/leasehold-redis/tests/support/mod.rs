@@ -11,7 +11,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, Contention, FencingToken, Lease, LockBackend, LockKey, Request, Ttl,
+    FencingToken, LockKey, Ttl,
+    backend::{Attempt, Contention, Lease, LockBackend, Request},
     quorum::{QuorumNode, Terms},
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};

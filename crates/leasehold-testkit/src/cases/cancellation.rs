@@ -93,8 +93,8 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(fixture: &dyn BackendFix
             .try_acquire(request(fixture, &other, key))
             .await;
         match must(attempt, "an attempt is answered") {
-            leasehold_core::Attempt::Granted(lease) => release(&lease).await,
-            leasehold_core::Attempt::Contended(_) => {
+            leasehold_core::backend::Attempt::Granted(lease) => release(&lease).await,
+            leasehold_core::backend::Attempt::Contended(_) => {
                 panic!("two TTLs later the lock is still held")
             }
         }

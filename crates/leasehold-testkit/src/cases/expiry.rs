@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Attempt, ErrorKind, LossReason, Renewal};
+use leasehold_core::{ErrorKind, LossReason, Renewal, backend::Attempt};
 
 use crate::{
     backend_fixture::BackendFixture,

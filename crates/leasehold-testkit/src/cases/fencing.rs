@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{FencingToken, Lease, LockKey, Mode, Request};
+use leasehold_core::{
+    FencingToken, LockKey, Mode,
+    backend::{Lease, Request},
+};
 
 use crate::{
     backend_fixture::BackendFixture,

@@ -42,8 +42,8 @@ pub async fn awkward_names_are_distinct(fixture: &dyn BackendFixture) {
             .try_acquire(request(fixture, &backend, &key))
             .await
         {
-            Ok(leasehold_core::Attempt::Granted(lease)) => held.push((key, lease)),
-            Ok(leasehold_core::Attempt::Contended(_)) => {
+            Ok(leasehold_core::backend::Attempt::Granted(lease)) => held.push((key, lease)),
+            Ok(leasehold_core::backend::Attempt::Contended(_)) => {
                 panic!("{shown:?} is the same lock as another name")
             }
             Err(error) => assert_eq!(

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::Attempt;
+use leasehold_core::backend::Attempt;
 
 use crate::{
     backend_fixture::BackendFixture,

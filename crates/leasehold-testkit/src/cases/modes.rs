@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use leasehold_core::{ErrorKind, Lease, Mode};
+use leasehold_core::{ErrorKind, Mode, backend::Lease};
 
 use crate::{
     backend_fixture::BackendFixture,

@@ -12,10 +12,13 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    AcquisitionId, AtomicDeadline, Attempt, Capabilities, Clock, ClockDrift, Contention, Deadline,
-    Error, ErrorKind, Fairness, Fencing, FencingToken, HolderRef, Inspection, KeepAlive, Lease,
-    LockBackend, LockKey, LossDetection, LossNotifier, LossReason, Mode, Released, Request, Result,
-    Revocation, RevokeOutcome, Timestamp, WaiterNotification, WaiterRef, acquire_with_retry,
+    AcquisitionId, Capabilities, Clock, ClockDrift, Deadline, Error, ErrorKind, Fairness, Fencing,
+    FencingToken, HolderRef, Inspection, LockKey, LossDetection, LossReason, Mode, Released,
+    Result, Revocation, RevokeOutcome, Timestamp, WaiterNotification, WaiterRef,
+    backend::{
+        AtomicDeadline, Attempt, Contention, KeepAlive, Lease, LockBackend, LossNotifier, Request,
+        acquire_with_retry,
+    },
 };
 use tokio::sync::watch;
 

@@ -7,9 +7,9 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, BoxFuture, Capabilities, Contention, Error, ErrorKind, Fencing, FencingToken,
-    HolderRef, Inspection, LockBackend, LockKey, LossDetection, Mode, Released, Request, Restart,
-    Result, Revocation, RevokeOutcome, WaiterNotification,
+    Capabilities, Error, ErrorKind, Fencing, FencingToken, HolderRef, Inspection, LockKey,
+    LossDetection, Mode, Released, Restart, Result, Revocation, RevokeOutcome, WaiterNotification,
+    backend::{Attempt, BoxFuture, Contention, LockBackend, Request},
     quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 

@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use leasehold_core::{
-    AtomicDeadline, Deadline, Error, ErrorKind, FencingToken, KeepAlive, Lease, Released, Request,
-    Result, Timestamp,
+    Deadline, Error, ErrorKind, FencingToken, Released, Result, Timestamp,
+    backend::{AtomicDeadline, KeepAlive, Lease, Request},
 };
 
 use super::{link::Link, node_bug::NodeBug};

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use leasehold_core::{
-    AcquisitionId, FencingToken, LockKey, Request, Timestamp,
+    AcquisitionId, FencingToken, LockKey, Timestamp,
+    backend::Request,
     quorum::{Attestation, Fence, TokenVote},
 };
 

@@ -9,7 +9,7 @@
 //! | `node` | [`SimNode`]: a server that can crash, lose data and be paused |
 //! | `node_bug` | [`NodeBug`]: a mistake of a node or its client |
 //! | `memory` | the data of a node: its locks and tokens |
-//! | `client` | [`SimBackend`]: the client of a node, a [`LockBackend`](leasehold_core::LockBackend) and a [`QuorumNode`] |
+//! | `client` | [`SimBackend`]: the client of a node, a [`LockBackend`](leasehold_core::backend::LockBackend) and a [`QuorumNode`] |
 //! | `lease` | the lease of a lock on a node |
 //!
 //! A simulation runs on one thread: build a current-thread runtime with paused time and derive

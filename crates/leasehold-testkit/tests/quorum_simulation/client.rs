@@ -3,7 +3,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use leasehold_core::{Clock, LockBackend, LockClient, LockGuard, Ttl};
+use leasehold_core::{Clock, LockClient, LockGuard, Ttl, backend::LockBackend};
 use leasehold_testkit::{
     history::{Event, Op, Phase},
     sim::{SimBackend, SimClock},

@@ -9,7 +9,8 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Clock, FencingToken, Lease, LockBackend, LockClient, LockKey, Request, Ttl,
+    Clock, FencingToken, LockClient, LockKey, Ttl,
+    backend::{Attempt, Lease, LockBackend, Request},
     quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, seed_pauses},
 };
 use leasehold_testkit::sim::{DataLoss, Network, SimBackend, SimClock, SimNode};

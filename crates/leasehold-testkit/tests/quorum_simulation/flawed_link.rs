@@ -10,8 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use leasehold_core::{
-    Attempt, Capabilities, Contention, Deadline, FencingToken, HolderRef, Inspection, KeepAlive,
-    Lease, LockBackend, LockKey, Released, Request, Result, Revocation, RevokeOutcome,
+    Capabilities, Deadline, FencingToken, HolderRef, Inspection, LockKey, Released, Result,
+    Revocation, RevokeOutcome,
+    backend::{Attempt, Contention, KeepAlive, Lease, LockBackend, Request},
     quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
 };
 use leasehold_testkit::sim::SimBackend;

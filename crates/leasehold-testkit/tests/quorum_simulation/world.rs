@@ -10,7 +10,8 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    FencingToken, LockBackend, Ttl,
+    FencingToken, Ttl,
+    backend::LockBackend,
     quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, seed_pauses},
 };
 use leasehold_testkit::{

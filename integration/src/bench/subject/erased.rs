@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::async_trait;
+use leasehold_core::backend::async_trait;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Source;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{BoxFuture, LockClient, LockGuard, Mutex};
+use leasehold_core::{LockClient, LockGuard, Mutex, backend::BoxFuture};
 
 use super::{LEASEHOLD, Lock, Locks, Source};
 use crate::{HarnessError, Result, bench::scenario::Scenario};

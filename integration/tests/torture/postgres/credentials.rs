@@ -6,8 +6,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Credentials, CredentialsProvider, Error, ErrorKind, LockBackend, LockClient, Result, Ttl,
-    async_trait,
+    Credentials, CredentialsProvider, Error, ErrorKind, LockClient, Result, Ttl,
+    backend::{LockBackend, async_trait},
 };
 use leasehold_integration::server::PostgresServer;
 use leasehold_postgres::{PostgresBackend, PostgresConfig};

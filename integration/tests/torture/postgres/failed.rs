@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{LockBackend, LockClient, LockGuard, Released, Result, Ttl};
+use leasehold_core::{LockClient, LockGuard, Released, Result, Ttl, backend::LockBackend};
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::PostgresServer,

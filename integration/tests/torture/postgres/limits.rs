@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use leasehold_core::{ErrorKind, LockBackend, LockClient, LockGuard};
+use leasehold_core::{ErrorKind, LockClient, LockGuard, backend::LockBackend};
 use leasehold_integration::{
     held::Held,
     server::{PostgresServer, Psql},

@@ -1,6 +1,6 @@
 //! What is said of tokens where the server does not let us make them durable.
 
-use leasehold_core::{Fencing, LockBackend, LockClient};
+use leasehold_core::{Fencing, LockClient, backend::LockBackend};
 use leasehold_integration::server::{PostgresBuilder, PostgresServer};
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;

@@ -10,7 +10,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Attempt, ErrorKind, Lease, LockBackend, LockClient, LockKey, Mode, Request, Ttl,
+    ErrorKind, LockClient, LockKey, Mode, Ttl,
+    backend::{Attempt, Lease, LockBackend, Request},
 };
 use leasehold_integration::server::{PostgresServer, shared_postgres};
 use leasehold_postgres::{KeyScheme, PostgresBackend};

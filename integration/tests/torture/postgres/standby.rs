@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use leasehold_core::{Fencing, LockBackend};
+use leasehold_core::{Fencing, backend::LockBackend};
 use leasehold_integration::server::PostgresServer;
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;

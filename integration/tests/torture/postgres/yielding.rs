@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{Attempt, LockBackend, Released, Request, Ttl};
+use leasehold_core::{
+    Released, Ttl,
+    backend::{Attempt, LockBackend, Request},
+};
 use leasehold_integration::server::PostgresServer;
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
