@@ -13,9 +13,9 @@ use crate::{
     signal::Signal,
 };
 
-/// What a process may have of one key in a row before it yields to the waiters of other processes.
-/// It is small enough that a waiter sees fewer than 50 hand-offs pass by, also beside three other
-/// processes and where some of them overtake it, and large enough that yielding costs little.
+/// The grants of one key that a process may have in a row before it yields to the waiters of other
+/// processes. Small enough that a waiter sees fewer than 50 hand-offs pass by, also beside three
+/// other processes and where some of them overtake it. Large enough that yielding costs little.
 pub(super) const QUOTA: Quota = Quota {
     grants: 4,
     time: Duration::from_millis(50),
@@ -41,15 +41,15 @@ pub(super) struct KeyQueue {
     /// Attempts that wait for releases.
     pub(super) tries: Vec<Try>,
     pub(super) quota: FairnessQuota,
-    /// Since when it is idle, if it is.
+    /// When it became idle, if it is.
     idle_since: Timestamp,
-    /// Who was admitted last.
+    /// The task that was admitted last.
     pub(super) last: Option<Admitted>,
     /// Until when the lock was known to be held, by those who were ahead and have left.
     pub(super) held_until: Option<Timestamp>,
 }
 
-/// Who was admitted.
+/// A task that was admitted.
 #[derive(Clone, Debug)]
 pub(super) struct Admitted {
     pub(super) asker: Asker,
@@ -72,11 +72,11 @@ pub(super) struct Try {
     last: u64,
     /// How many of them are not yet sent.
     left: usize,
-    /// Dropping it tells.
+    /// Dropped when all of them are sent.
     _tell: oneshot::Sender<()>,
 }
 
-/// What the queue waits for.
+/// The tasks ahead of the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Ahead {
     #[default]
@@ -95,11 +95,11 @@ pub(super) struct Ticket {
     pub(super) since: Timestamp,
     /// For how long it waits for a backend that does not answer.
     pub(super) patience: Duration,
-    /// Told whether the attempt is to yield to waiters of other processes.
+    /// Receives whether the attempt is to yield to waiters of other processes.
     pub(super) admit: oneshot::Sender<Result<bool>>,
 }
 
-/// What this process has used of its [`QUOTA`] for one key.
+/// The part of its [`QUOTA`] for one key that this process has used.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FairnessQuota {
     grants: u32,
@@ -113,7 +113,7 @@ impl FairnessQuota {
         self.grants >= QUOTA.grants || self.grants > 0 && now.since(self.since) >= QUOTA.time
     }
 
-    /// Counts a grant. After an attempt that yielded, the quota begins anew.
+    /// Counts a grant. The grant of an attempt that yielded is the first of a new quota.
     pub(super) fn count(&mut self, yielded: bool, now: Timestamp) {
         if yielded || self.grants == 0 {
             *self = Self {
@@ -182,8 +182,8 @@ impl KeyQueue {
         }
     }
 
-    /// Tells one that waited here what it has waited for: for a lock that was held, or for a
-    /// backend that fails.
+    /// Notes in the signal of a task that waited here whether it has waited for a lock that was
+    /// held or for a backend that fails.
     pub(super) fn tell(&self, ticket: &Ticket, now: Timestamp) {
         let ahead = self.last.as_ref().map(|last| &last.signal);
         let held = self.held_until.is_some_and(|until| until > ticket.since)
@@ -195,9 +195,9 @@ impl KeyQueue {
         }
     }
 
-    /// The backend has not answered the one ahead for too long. This is also told to those who have
-    /// waited here for as long as they would have waited for the backend: otherwise each of them
-    /// would, one after the other.
+    /// Ends the waits that are as old as the backend's time-out, because the backend has not
+    /// answered the task ahead. Otherwise each of them would wait for the backend, one after the
+    /// other.
     pub(super) fn fail(&mut self, error: &Error, now: Timestamp) {
         let (failed, waiting) = std::mem::take(&mut self.queue)
             .into_iter()
@@ -209,7 +209,7 @@ impl KeyQueue {
         }
     }
 
-    /// Who contended does so no longer.
+    /// Notes that a task no longer contends.
     pub(super) fn stop_contending(&mut self, mode: Mode, granted: bool, now: Timestamp) {
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count.saturating_sub(1)),
@@ -223,7 +223,7 @@ impl KeyQueue {
         }
     }
 
-    /// A release begins. Returns its number.
+    /// Notes that a release begins. Returns its number.
     pub(super) fn begin_release(&mut self, mode: Mode) -> u64 {
         self.begun += 1;
         self.releasing += 1;
@@ -231,7 +231,7 @@ impl KeyQueue {
         self.begun
     }
 
-    /// The release of this number is sent.
+    /// Notes that the release of this number is sent.
     pub(super) fn release_sent(&mut self, number: u64, mode: Mode) {
         self.releasing = self.releasing.saturating_sub(1);
         self.exclusive_releasing &= mode != Mode::Exclusive;

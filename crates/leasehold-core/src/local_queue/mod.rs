@@ -1,5 +1,5 @@
-//! The local queue: however many tasks of this process want a key, one of them contends for it at
-//! the backend.
+//! The local queue: of all tasks of this process that want a key, one contends for it at the
+//! backend.
 //!
 //! Each key has a queue of its own, served first come, first served. The task at the head contends
 //! at the backend. The others wait here and cost the backend nothing. An exclusive holder stays at
@@ -38,7 +38,7 @@ use crate::{
 /// With fewer keys than this, those that are no longer used are not searched for.
 const FEW: usize = 64;
 
-/// All lanes of a client.
+/// The queues of all keys of a client.
 #[derive(Debug)]
 pub(crate) struct LocalQueues {
     state: Mutex<State>,
@@ -78,13 +78,13 @@ impl LocalQueues {
         }
     }
 
-    /// Waits for a place at the head of the key's lane. `waits_for_itself` is called if it still
-    /// waits after a TTL for a place that the very task that waits was given. If it leaves without
-    /// a place, its signal says why it waited.
+    /// Waits for a place at the head of the key's queue. Calls `waits_for_itself` if the place is
+    /// still held by the same task after a TTL. If the task leaves without a place, its signal
+    /// says why it waited.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`]; that of one that was ahead if the backend did not answer it for as
-    /// long as this one has waited.
+    /// [`ErrorKind::Closed`]; or the error of a task ahead, if the backend did not answer it for as
+    /// long as this task has waited.
     ///
     /// # Cancel safety
     /// Safe: a place that was given meanwhile is handed on.
@@ -146,9 +146,10 @@ impl LocalQueues {
         }
     }
 
-    /// Returns a place if nobody is ahead. It counts towards the fairness quota, so that a loop of
-    /// tries starves no waiter of another process. With `None` the caller makes its attempt outside
-    /// of the queue, and should yield to waiters, because a task of this process may be waiting.
+    /// Returns a place if nobody is ahead. Its grant counts towards the fairness quota, so that a
+    /// loop of tries starves no waiter of another process. With `None` the caller makes its attempt
+    /// outside of the queue, and should yield to waiters, because a task of this process may be
+    /// waiting.
     ///
     /// Waits only for releases of this process that began before and are not yet sent, and only if
     /// one of them is certain to be in the way.
@@ -178,20 +179,20 @@ impl LocalQueues {
         Ok(None)
     }
 
-    /// Completes when all releases of this key are sent that have begun by now. `None` if there are
-    /// none.
+    /// Returns a receiver that completes when all releases of this key are sent that have begun by
+    /// now, or `None` if there are none.
     pub(crate) fn releases(&self, key: &LockKey, mode: Mode) -> Option<oneshot::Receiver<()>> {
         self.look(&QueueKey::new(key, mode), KeyQueue::releases)
     }
 
-    /// Who was let go ahead last, and may be ahead now.
+    /// Returns the signal of the task that was admitted last. It may still be ahead.
     pub(crate) fn last(&self, key: &LockKey, mode: Mode) -> Option<Arc<Signal>> {
         self.look(&QueueKey::new(key, mode), |lane| {
             lane.last.as_ref().map(|last| Arc::clone(&last.signal))
         })
     }
 
-    /// Sends all who wait away with [`ErrorKind::Closed`], and all who come later.
+    /// Ends all waits with [`ErrorKind::Closed`], and those that begin later.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -200,7 +201,7 @@ impl LocalQueues {
         }
     }
 
-    /// Looks at a lane, if there is one.
+    /// Looks at a key's queue, if there is one.
     fn look<T>(&self, key: &QueueKey, look: impl FnOnce(&mut KeyQueue) -> Option<T>) -> Option<T> {
         self.lock().lanes.get_mut(key).and_then(look)
     }
@@ -217,7 +218,7 @@ impl LocalQueues {
         changed
     }
 
-    /// Locks the state. A panic under the mutex would be a bug of this file; the state is
+    /// Locks the state. A panic under the mutex would be a bug of this file. The state is
     /// consistent between statements.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

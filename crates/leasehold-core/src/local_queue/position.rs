@@ -1,4 +1,4 @@
-//! [`Place`]: a task at the head of a lane; and [`Queued`], one on its way there.
+//! [`Place`]: a task at the head of a key's queue; and [`Queued`], a task on its way there.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     signal::Signal,
 };
 
-/// A task that waits in a lane's queue. Dropped, it leaves the queue, or hands on the place that it
+/// A task that waits in a key's queue. Dropped, it leaves the queue, or hands on the place that it
 /// was given.
 pub(super) struct Queued<'a> {
     pub(super) queues: &'a LocalQueues,
@@ -25,7 +25,7 @@ pub(super) struct Queued<'a> {
 }
 
 impl Queued<'_> {
-    /// Waits for its turn, and returns whether its attempt is to yield to waiters of other
+    /// Waits until it is admitted. Returns whether its attempt is to yield to waiters of other
     /// processes. May be dropped and called again, also after it was answered.
     pub(super) async fn turn(&mut self) -> Result<bool> {
         match self.answer.clone() {
@@ -62,7 +62,7 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// A place ahead in a lane. Dropped, it is handed on.
+/// A place at the head of a key's queue. Dropped, it is handed on.
 #[derive(Debug)]
 pub(crate) struct Place {
     queues: Arc<LocalQueues>,
@@ -85,7 +85,7 @@ enum Stage {
 }
 
 impl Place {
-    /// A place whose task contends.
+    /// Returns a place whose task contends.
     pub(super) fn new(
         queues: &Arc<LocalQueues>,
         key: QueueKey,
@@ -125,13 +125,13 @@ impl Place {
         });
     }
 
-    /// The acquisition failed: the backend does not answer.
+    /// Reports that the acquisition failed because the backend does not answer.
     pub(crate) fn failed(self, error: &Error) {
         self.queues
             .change(&self.key, |lane, now| lane.fail(error, now));
     }
 
-    /// A release will be sent soon: `try_lock` waits for that.
+    /// Reports that a release will be sent soon. `try_lock` waits for that.
     pub(crate) fn begin_release(&mut self) {
         let mode = self.mode;
         self.stage = Stage::Releasing(
@@ -140,12 +140,13 @@ impl Place {
         );
     }
 
-    /// The lock is not held any more, and its release is about to be sent.
+    /// Reports that the lock is no longer held, and that its release is about to be sent.
     pub(crate) fn released(&mut self) {
         self.released = Some(self.queues.clock.now());
     }
 
-    /// The release is sent, and a later acquire comes after it: the next may start.
+    /// Reports that the release is sent. A later acquisition comes after it, so the next task may
+    /// start.
     pub(crate) fn release_sent(&mut self) {
         let (stage, mode) = (self.stage, self.mode);
         self.queues.change(&self.key, |lane, now| {
