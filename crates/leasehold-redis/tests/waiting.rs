@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::FutureExt;
 use leasehold_core::{
-    ErrorKind, Mode, Released, WaiterNotification,
+    ErrorKind, WaiterNotification,
     backend::{Attempt, LockBackend, Request, acquire_with_retry},
     quorum::QuorumNode,
 };

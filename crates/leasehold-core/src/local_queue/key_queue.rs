@@ -195,9 +195,8 @@ impl KeyQueue {
         }
     }
 
-    /// Ends the waits that are as old as the backend's time-out, because the backend has not
-    /// answered the task ahead. Otherwise each of them would wait for the backend, one after the
-    /// other.
+    /// Ends the waits that are as old as their TTL, because the backend has not answered the task
+    /// ahead. Otherwise each of them would wait for the backend, one after the other.
     pub(super) fn fail(&mut self, error: &Error, now: Timestamp) {
         let (failed, waiting) = std::mem::take(&mut self.queue)
             .into_iter()
