@@ -46,8 +46,8 @@ impl session::BatchExecutor for BatchExecutor {
     /// The lock. The server evaluates the comparisons of all nested transactions before it applies
     /// any, and what is created in one transaction has one revision: two jobs on one lock must not
     /// share one.
-    fn lane(&self, job: &Job) -> u64 {
-        job.place.directory.lane()
+    fn lane(&self, job: &Job) -> Option<u64> {
+        Some(job.place.directory.lane())
     }
 
     fn execute(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Self::Answer>> {

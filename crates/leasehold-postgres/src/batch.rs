@@ -152,25 +152,25 @@ impl BatchExecutor {
     }
 }
 
-/// All may travel together: rows are done in their order. So each has a lane of its own, but for
-/// attempts at permits: each is a statement more, and all that travel together share one time-out.
-fn lane(job: &Job) -> u64 {
+/// All may travel together: rows are done in their order. Only attempts at permits have lanes: each
+/// is a statement more, and all that travel together share one time-out.
+fn lane(job: &Job) -> Option<u64> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    match job {
+    let permit = matches!(
+        job,
         Job::Take(Take {
             want: Want::Permit(_),
             ..
-        }) => u64::MAX - next % PERMITS,
-        _ => next,
-    }
+        })
+    );
+    permit.then(|| NEXT.fetch_add(1, Ordering::Relaxed) % PERMITS)
 }
 
 impl session::BatchExecutor for BatchExecutor {
     type Job = Job;
     type Answer = Answer;
 
-    fn lane(&self, job: &Job) -> u64 {
+    fn lane(&self, job: &Job) -> Option<u64> {
         lane(job)
     }
 
@@ -311,11 +311,11 @@ mod tests {
         };
         let lanes = |want: &Want| {
             (0..100)
-                .map(|_| lane(&take(want.clone())))
+                .filter_map(|_| lane(&take(want.clone())))
                 .collect::<HashSet<_>>()
                 .len()
         };
-        assert_eq!(lanes(&Want::Exclusive(AdvisoryKey::Int64(1))), 100);
+        assert_eq!(lanes(&Want::Exclusive(AdvisoryKey::Int64(1))), 0);
         let names = Names {
             scheme: KeyScheme::default(),
             prefix: Arc::default(),

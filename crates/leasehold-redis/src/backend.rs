@@ -263,8 +263,7 @@ impl RedisBackend {
     ) -> Result<Value> {
         match self
             .link
-            .gather
-            .run(&self.link, Operation::Acquire { registered }, request)
+            .operate(Operation::Acquire { registered }, request)
             .await?
         {
             // Refused by a way that neither arms the wake-up, registers, nor says why: who waits

@@ -7,9 +7,9 @@ use std::{
 
 use leasehold_core::{Result, backend::Request};
 use redis::{Cmd, Pipeline, RedisError, Value};
-use tokio::sync::oneshot;
 
 use crate::{
+    batcher::Job,
     commands::{Operation, Way},
     conn::{Conn, Sent, by_hash, is_no_script},
     connection::Link,
@@ -19,52 +19,44 @@ use crate::{
     value::Holder,
 };
 
-/// An operation that waits for its turn, and who waits for its answer.
-pub(crate) struct Entry {
-    pub(crate) operation: Operation,
-    pub(crate) request: Request,
-    pub(crate) answer: oneshot::Sender<Result<Value>>,
-}
-
 /// A pipeline that is in the connection's queue.
 pub(crate) struct Batch {
-    /// Given back by one script. It comes first: whoever asks for one of these locks in the same
-    /// pipeline finds it free.
-    releases: Vec<Entry>,
-    /// Each by commands of its own: the server may serve others between them, and one that fails
-    /// leaves the others alone.
-    entries: Vec<(Entry, Way)>,
+    jobs: Vec<Job>,
+    /// The jobs that are released by one script, by their index. It comes first: whoever asks for
+    /// one of these locks in the same pipeline finds it free.
+    ///
+    /// Measured: the CPU time of redis-server (7.0, main thread) for one acquisition and one
+    /// release, 64 in flight, is 2.36 µs with it and 3.50 µs with a script for each release
+    /// (2.35–2.65 against 3.48–3.96 in five interleaved runs).
+    releases: Vec<usize>,
+    /// Each other job, by its index, has commands of its own: the server may serve others between
+    /// them, and one that fails leaves the others alone.
+    others: Vec<(usize, Way)>,
     sent: Sent,
     /// The answers, if they were there at once.
     ready: Option<Result<Vec<Value>, RedisError>>,
 }
 
 impl Batch {
-    /// Queues the operations on the connection.
-    pub(crate) fn send(link: &Link, live: &Arc<Conn>, entries: Vec<Entry>) -> Self {
+    /// Queues the jobs on the connection.
+    pub(crate) fn send(link: &Link, live: &Arc<Conn>, jobs: Vec<Job>) -> Self {
         let prefix = &link.config.prefix;
-        let mut releases = Vec::new();
-        let mut others = Vec::with_capacity(entries.len());
-        for entry in entries {
-            if entry.operation == Operation::Release && live.takes_many() {
-                releases.push(entry);
+        let (mut releases, mut others) = (Vec::new(), Vec::with_capacity(jobs.len()));
+        for (index, Job { operation, request }) in jobs.iter().enumerate() {
+            if *operation == Operation::Release && jobs.len() > 1 && live.takes_many() {
+                releases.push(index);
             } else {
-                let way = Way::of(entry.operation, live, prefix, &entry.request);
-                others.push((entry, way));
+                others.push((index, Way::of(*operation, live, prefix, request)));
             }
         }
         let mut pipeline = Pipeline::with_capacity(1 + 2 * others.len());
         if !releases.is_empty() {
-            let arguments = |cmd: &mut Cmd| release_arguments(cmd, prefix, &releases);
+            let requests: Vec<_> = releases.iter().map(|index| &jobs[*index].request).collect();
+            let arguments = |cmd: &mut Cmd| release_arguments(cmd, prefix, &requests);
             pipeline.add_command(by_hash(&scripts::RELEASE_MANY, &arguments));
         }
-        for (
-            Entry {
-                operation, request, ..
-            },
-            way,
-        ) in &others
-        {
+        for (index, way) in &others {
+            let Job { operation, request } = &jobs[*index];
             way.write(&mut pipeline, *operation, prefix, request);
         }
         let mut sent = live.send_owned(pipeline);
@@ -74,18 +66,20 @@ impl Batch {
             Poll::Pending => None,
         };
         Self {
+            jobs,
             releases,
-            entries: others,
+            others,
             sent,
             ready,
         }
     }
 
-    /// Waits for the answers and hands them on.
-    pub(crate) async fn finish(self, link: &Link, live: &Conn) {
+    /// Waits for the answers and returns one for each job, in the order of the jobs.
+    pub(crate) async fn finish(self, link: &Link, live: &Conn) -> Vec<Result<Value>> {
         let Self {
+            jobs,
             releases,
-            entries,
+            others,
             sent,
             ready,
         } = self;
@@ -93,105 +87,92 @@ impl Batch {
             Some(answers) => answers,
             None => sent.await,
         };
-        let mut answers = match answers {
+        let mut replies = match answers {
             Ok(answers) => answers.into_iter(),
             Err(error) => {
-                for entry in releases
-                    .into_iter()
-                    .chain(entries.into_iter().map(|(entry, _)| entry))
-                {
-                    let name = entry.operation.name();
-                    entry.answer(Err(link.failed(live, error.clone(), name, Effect::Writes)));
-                }
-                return;
+                let failed = |job: &Job| {
+                    link.failed(live, error.clone(), job.operation.name(), Effect::Writes)
+                };
+                return jobs.iter().map(|job| Err(failed(job))).collect();
             }
         };
-        let mut again = Vec::new();
+        // `None`: it did not run, because the server does not know the script.
+        let mut answers: Vec<Option<Result<Value>>> = jobs.iter().map(|_| None).collect();
+        // What the server answers with an error it has not done.
+        let failed = |index: usize, error| {
+            link.failed(live, error, jobs[index].operation.name(), Effect::None)
+        };
         if !releases.is_empty() {
-            again = Box::pin(released(link, live, releases, answers.next())).await;
-        }
-        for (entry, way) in entries {
-            match way.read(live, &mut answers) {
-                Err(error) if is_no_script(&error) => again.push(entry),
-                answer => entry.answer_with(link, live, answer),
+            match released(live, &jobs, &releases, replies.next()) {
+                Ok(each) => {
+                    for (index, answer) in releases.into_iter().zip(each) {
+                        answers[index] =
+                            Some(answer.extract_error().map_err(|error| failed(index, error)));
+                    }
+                }
+                Err(error) => Box::pin(not_released(live, error)).await,
             }
         }
-        for entry in again {
-            let Entry {
-                operation, request, ..
-            } = &entry;
-            let arguments = |cmd: &mut Cmd| operation.arguments(cmd, &link.config.prefix, request);
-            let answer = link
-                .run_on(
-                    live,
-                    operation.script(),
-                    operation.name(),
-                    Effect::Writes,
-                    arguments,
-                )
-                .await;
-            entry.answer(answer);
+        for (index, way) in others {
+            answers[index] = match way.read(live, &mut replies) {
+                Err(error) if is_no_script(&error) => None,
+                answer => Some(answer.map_err(|error| failed(index, error))),
+            };
         }
+        let mut all = Vec::with_capacity(jobs.len());
+        for (Job { operation, request }, answer) in jobs.iter().zip(answers) {
+            all.push(match answer {
+                Some(answer) => answer,
+                None => {
+                    let arguments =
+                        |cmd: &mut Cmd| operation.arguments(cmd, &link.config.prefix, request);
+                    let (script, name) = (operation.script(), operation.name());
+                    Box::pin(link.run_on(live, script, name, Effect::Writes, arguments)).await
+                }
+            });
+        }
+        all
     }
 }
 
-/// Hands on what the script for many releases says. Those that it did not run for, to be sent
-/// alone.
-async fn released(
-    link: &Link,
+/// Returns what the script for many releases says of each, or its error if it did not run.
+fn released(
     live: &Conn,
-    releases: Vec<Entry>,
-    answer: Option<Value>,
-) -> Vec<Entry> {
-    match answer {
-        Some(Value::Int(_)) => {
-            for entry in releases {
-                entry.answer(Ok(Value::Int(1)));
-            }
-            Vec::new()
-        }
-        Some(Value::Array(each)) if each.len() == releases.len() => {
-            for (entry, answer) in releases.into_iter().zip(each) {
-                entry.answer_with(link, live, answer.extract_error());
-            }
-            Vec::new()
-        }
+    jobs: &[Job],
+    releases: &[usize],
+    reply: Option<Value>,
+) -> Result<Vec<Value>, Option<RedisError>> {
+    match reply {
+        Some(Value::Int(_)) => Ok(releases.iter().map(|_| Value::Int(1)).collect()),
+        Some(Value::Array(each)) if each.len() == releases.len() => Ok(each),
         // The script has no error of its own: it did not run.
         other => {
             let error = other.map(Value::extract_error).and_then(Result::err);
-            tracing::debug!(?error, "many releases go one by one");
-            if error.as_ref().is_some_and(is_no_script) {
-                // For the next time. Whoever releases alone has the script sent in full.
-                let mut load = redis::cmd("SCRIPT");
-                load.arg("LOAD").arg(scripts::RELEASE_MANY.source);
-                drop(live.send(&load).await);
-            } else {
+            if !error.as_ref().is_some_and(is_no_script) {
                 live.take_one_at_a_time();
             }
-            releases
+            Err(error)
         }
     }
 }
 
-impl Entry {
-    pub(crate) fn answer(self, answer: Result<Value>) {
-        // Nobody listens any more only when the runtime shuts down.
-        drop(self.answer.send(answer));
-    }
-
-    fn answer_with(self, link: &Link, live: &Conn, answer: Result<Value, RedisError>) {
-        let name = self.operation.name();
-        // What the server answers with an error it has not done.
-        self.answer(answer.map_err(|error| link.failed(live, error, name, Effect::None)));
+/// Prepares the next batch, after many releases did not run. They go one by one now.
+async fn not_released(live: &Conn, error: Option<RedisError>) {
+    tracing::debug!(?error, "many releases go one by one");
+    if error.as_ref().is_some_and(is_no_script) {
+        // Whoever releases alone has the script sent in full.
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(scripts::RELEASE_MANY.source);
+        drop(live.send(&load).await);
     }
 }
 
-fn release_arguments(cmd: &mut Cmd, prefix: &[u8], releases: &[Entry]) {
+fn release_arguments(cmd: &mut Cmd, prefix: &[u8], releases: &[&Request]) {
     cmd.arg(releases.len());
-    for Entry { request, .. } in releases {
+    for request in releases {
         cmd.arg(Keys::new(prefix, request.key()).lock());
     }
-    for Entry { request, .. } in releases {
+    for request in releases {
         cmd.arg(Holder::of(request).parts());
     }
 }

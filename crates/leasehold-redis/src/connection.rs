@@ -14,11 +14,12 @@ use futures_util::{FutureExt, future::Shared};
 use leasehold_core::{
     Credentials, CredentialsProvider, Error, ErrorKind, Result,
     backend::{BoxFuture, support::contained},
+    session::Batcher,
 };
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 
 use crate::{
-    batcher::Batcher,
+    batcher,
     config::{NotificationMode, RedisConfig},
     conn::Conn,
     error::{self, Effect},
@@ -40,7 +41,7 @@ pub(crate) struct Link {
     pub(crate) endpoint: String,
     pub(crate) registry: Arc<WaiterRegistry>,
     pub(crate) notification_backoff: NotificationBackoff,
-    pub(crate) gather: Batcher,
+    pub(crate) gather: Arc<Batcher<Self>>,
     state: Mutex<State>,
     generations: AtomicU64,
     /// The run of the server that was connected to last, and how many there were.
@@ -76,7 +77,7 @@ impl Link {
             endpoint,
             registry: Arc::new(WaiterRegistry::new()),
             notification_backoff: NotificationBackoff::default(),
-            gather: Batcher::new(),
+            gather: Arc::new(Batcher::new(gather::LIMITS)),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
             run: Mutex::default(),
@@ -165,7 +166,9 @@ impl Link {
                 .await
                 .map_err(|error| error.with_operation(operation))?,
         };
-        self.gather.send_all(self, &live);
+        if let Some(this) = self.this.upgrade() {
+            self.gather.flush(&this);
+        }
         Ok(live)
     }
 
@@ -370,7 +373,6 @@ impl Link {
         // The only time that the driver's own time-out is used: afterwards `Conn` has one.
         probed.set_response_timeout(self.config.timeout);
         let found = handshake::check(probed, can_push, generation == 0, self).await?;
-        self.gather.suit_runtime();
         Ok(Arc::new(Conn::new(
             connection,
             meter,
@@ -488,10 +490,6 @@ impl Link {
     pub(crate) fn close(&self) {
         *self.state() = State::Closed;
         self.registry.wake_all();
-    }
-
-    pub(crate) fn upgrade(&self) -> Option<Arc<Self>> {
-        self.this.upgrade()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

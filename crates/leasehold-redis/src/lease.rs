@@ -52,12 +52,7 @@ impl RedisLease {
         let arguments =
             |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
         match self.request.mode() {
-            Mode::Exclusive => {
-                self.link
-                    .gather
-                    .run(&self.link, Operation::Release, &self.request)
-                    .await
-            }
+            Mode::Exclusive => self.link.operate(Operation::Release, &self.request).await,
             mode => {
                 let live = self.link.live_in_order("release").await?;
                 let script = release_script(mode);
@@ -74,12 +69,7 @@ impl RedisLease {
         let arguments =
             |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
         match self.request.mode() {
-            Mode::Exclusive => {
-                self.link
-                    .gather
-                    .run(&self.link, Operation::Renew, &self.request)
-                    .await
-            }
+            Mode::Exclusive => self.link.operate(Operation::Renew, &self.request).await,
             mode => {
                 let live = self.link.live_in_order("renew").await?;
                 Box::pin(self.link.run_on(

@@ -47,7 +47,7 @@ impl QuorumNode for RedisBackend {
             return Err(link.no_connection("withdraw"));
         };
         let answer = match request.mode() {
-            Mode::Exclusive => link.gather.run(link, Operation::Release, &request).await?,
+            Mode::Exclusive => link.operate(Operation::Release, &request).await?,
             mode => {
                 let arguments =
                     |cmd: &mut Cmd| lease::release_arguments(cmd, &link.config.prefix, &request);

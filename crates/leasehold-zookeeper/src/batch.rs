@@ -114,8 +114,8 @@ impl session::BatchExecutor for BatchExecutor {
     type Job = Job;
     type Answer = Result<Done>;
 
-    fn lane(&self, job: &Job) -> u64 {
-        job.lane
+    fn lane(&self, job: &Job) -> Option<u64> {
+        Some(job.lane)
     }
 
     fn execute(self: Arc<Self>, mut jobs: Vec<Job>) -> BoxFuture<'static, Vec<Self::Answer>> {

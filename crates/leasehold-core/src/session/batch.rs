@@ -24,11 +24,17 @@ pub trait BatchExecutor: Send + Sync + 'static {
     /// What it is told.
     type Answer: Send + 'static;
 
-    /// Jobs with the same lane never travel together, and those of a lane that queue up keep their
-    /// order.
-    fn lane(&self, job: &Self::Job) -> u64;
+    /// Returns the lane of a job: jobs with the same lane never travel together, and those of a
+    /// lane that queue up keep their order. A job without a lane travels with any other.
+    fn lane(&self, _job: &Self::Job) -> Option<u64> {
+        None
+    }
 
     /// Carries them; one answer each, in their order. Ends by a time-out at the latest.
+    ///
+    /// This is called for one batch at a time, in the order in which the jobs were asked for. A
+    /// carrier that puts its jobs into the queue of a connection before it returns the future keeps
+    /// that order on the connection.
     fn execute(self: Arc<Self>, jobs: Vec<Self::Job>) -> BoxFuture<'static, Vec<Self::Answer>>;
 }
 
@@ -53,6 +59,8 @@ pub struct Batcher<C: BatchExecutor> {
     limits: BatchLimits,
     under_way: AtomicUsize,
     queue: Mutex<Queue<C>>,
+    /// Held from the look at the queue until the carrier has what was taken from it.
+    sending: Mutex<()>,
 }
 
 struct Queue<C: BatchExecutor> {
@@ -61,7 +69,7 @@ struct Queue<C: BatchExecutor> {
 }
 
 struct Entry<C: BatchExecutor> {
-    lane: u64,
+    lane: Option<u64>,
     job: C::Job,
     answer: oneshot::Sender<C::Answer>,
 }
@@ -78,10 +86,12 @@ impl<C: BatchExecutor> Batcher<C> {
             limits,
             under_way: AtomicUsize::new(0),
             queue: Mutex::new(queue),
+            sending: Mutex::default(),
         }
     }
 
-    /// Carries one job, alone or with others.
+    /// Carries one job, alone or with others. The first poll queues it: jobs that are asked for
+    /// later, and whatever is sent after a [`flush`](Self::flush), come after it.
     ///
     /// # Errors
     /// [`ErrorKind::Indeterminate`] if the carrier gave no answer to it, which is a defect, or the
@@ -92,16 +102,17 @@ impl<C: BatchExecutor> Batcher<C> {
     pub async fn run(self: &Arc<Self>, carrier: &Arc<C>, job: C::Job) -> Result<C::Answer> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
-        if under_way < self.limits.alone {
-            return Arc::clone(carrier)
-                .execute(vec![job])
-                .await
-                .pop()
-                .ok_or_else(unanswered);
-        }
+        let job = if under_way < self.limits.alone {
+            match self.execute_alone(carrier, job) {
+                Ok(carrying) => return carrying.await.pop().ok_or_else(unanswered),
+                Err(job) => job,
+            }
+        } else {
+            job
+        };
         let (answer, answered) = oneshot::channel();
         let start = {
-            let mut queue = self.lock();
+            let mut queue = lock(&self.queue);
             queue.entries.push_back(Entry {
                 lane: carrier.lane(&job),
                 job,
@@ -112,25 +123,60 @@ impl<C: BatchExecutor> Batcher<C> {
             start
         };
         if start {
-            // Ends when the queue is empty.
+            // Ends when the queue is empty. Spawned, so that the tasks that are about to run add
+            // their jobs.
             drop(tokio::spawn(work(Arc::clone(self), Arc::clone(carrier))));
         }
         answered.await.map_err(|_| unanswered())
     }
 
-    /// What goes out next, or `None`, and one worker fewer, if there is nothing.
-    fn next(&self) -> Option<Vec<Entry<C>>> {
-        let mut queue = self.lock();
-        if queue.entries.is_empty() {
-            queue.workers -= 1;
+    /// Hands everything that is queued to the carrier, so that what is sent in another way comes
+    /// after it.
+    pub fn flush(&self, carrier: &Arc<C>) {
+        while let Some((answers, carrying)) = self.carry_next(carrier, self.limits.batch) {
+            drop(tokio::spawn(
+                async move { deliver(answers, carrying.await) },
+            ));
+        }
+    }
+
+    /// Carries one job now, or returns it if others are queued before it.
+    fn execute_alone(
+        &self,
+        carrier: &Arc<C>,
+        job: C::Job,
+    ) -> Result<BoxFuture<'static, Vec<C::Answer>>, C::Job> {
+        let _sending = lock(&self.sending);
+        if lock(&self.queue).entries.is_empty() {
+            Ok(Arc::clone(carrier).execute(vec![job]))
+        } else {
+            Err(job)
+        }
+    }
+
+    /// Carries the next batch, if there is one.
+    fn carry_next(&self, carrier: &Arc<C>, most: usize) -> Option<Carried<C>> {
+        let _sending = lock(&self.sending);
+        let batch = self.take(most);
+        if batch.is_empty() {
             return None;
         }
+        let (jobs, answers): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|entry| (entry.job, entry.answer))
+            .unzip();
+        Some((answers, Arc::clone(carrier).execute(jobs)))
+    }
+
+    /// Takes the next batch from the queue.
+    fn take(&self, most: usize) -> Vec<Entry<C>> {
+        let mut queue = lock(&self.queue);
         let (mut lanes, mut batch) = (HashSet::new(), Vec::new());
         let mut later = VecDeque::new();
         while let Some(entry) = queue.entries.pop_front() {
-            if lanes.insert(entry.lane) {
+            if entry.lane.is_none_or(|lane| lanes.insert(lane)) {
                 batch.push(entry);
-                if batch.len() == self.limits.batch {
+                if batch.len() == most {
                     break;
                 }
             } else {
@@ -140,37 +186,66 @@ impl<C: BatchExecutor> Batcher<C> {
         while let Some(entry) = later.pop_back() {
             queue.entries.push_front(entry);
         }
-        Some(batch)
+        batch
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue<C>> {
-        // Nothing panics while it is held.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the share of one worker in what is under way, so that the batches of all stay alike.
+    fn share(&self) -> usize {
+        self.under_way
+            .load(Ordering::Relaxed)
+            .div_ceil(self.limits.calls)
+            .clamp(1, self.limits.batch)
+    }
+
+    /// Ends a worker if the queue is empty.
+    fn end_worker(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        let ends = queue.entries.is_empty();
+        queue.workers -= usize::from(ends);
+        ends
     }
 }
 
+/// What a carrier has, and who is told of it.
+type Carried<C> = (
+    Vec<oneshot::Sender<<C as BatchExecutor>::Answer>>,
+    BoxFuture<'static, Vec<<C as BatchExecutor>::Answer>>,
+);
+
 async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
-    while let Some(batch) = gather.next() {
-        let alone = batch.len() == 1;
-        let (jobs, answers): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .map(|entry| (entry.job, entry.answer))
-            .unzip();
+    loop {
         // After a panic the askers get no answer, and the next batch is carried.
-        let carried = contained(async { Ok(Arc::clone(&carrier).execute(jobs).await) })
-            .await
-            .unwrap_or_default();
-        for (sender, answer) in answers.into_iter().zip(carried) {
-            // Nobody listens any more only when the runtime shuts down.
-            drop(sender.send(answer));
+        let carried = contained(async {
+            let Some((answers, carrying)) = gather.carry_next(&carrier, gather.share()) else {
+                return Ok(0);
+            };
+            let count = answers.len();
+            deliver(answers, carrying.await);
+            Ok(count)
+        });
+        let carried = carried.await.unwrap_or(1);
+        if carried == 0 && gather.end_worker() {
+            return;
         }
         // Those whose answers just came start their next jobs first. One alone, with nobody behind
         // it, is not waited for: that costs a look at the sockets and often the wake-up of another
         // worker.
-        if !alone {
+        if carried > 1 {
             tokio::task::yield_now().await;
         }
     }
+}
+
+fn deliver<T>(answers: Vec<oneshot::Sender<T>>, carried: Vec<T>) {
+    for (sender, answer) in answers.into_iter().zip(carried) {
+        // Nobody listens any more only when the runtime shuts down.
+        drop(sender.send(answer));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change under it is complete if something panics.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unanswered() -> Error {
@@ -215,10 +290,6 @@ mod tests {
     impl BatchExecutor for Connection {
         type Job = u32;
         type Answer = u32;
-
-        fn lane(&self, job: &u32) -> u64 {
-            (*job).into()
-        }
 
         fn execute(self: Arc<Self>, jobs: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {
             Box::pin(async move {
@@ -288,6 +359,46 @@ mod tests {
         }
         assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
         assert_eq!(*connection.0.lock().await, [1, 2]);
+    }
+
+    /// Records what it is given before it returns the future, as a connection's queue does.
+    #[derive(Default)]
+    struct Ordered(Mutex<Vec<u32>>);
+
+    impl BatchExecutor for Ordered {
+        type Job = u32;
+        type Answer = u32;
+
+        fn execute(self: Arc<Self>, jobs: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {
+            lock(&self.0).extend(&jobs);
+            Box::pin(async move {
+                tokio::task::yield_now().await;
+                jobs
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flush_hands_over_all_that_is_queued_in_order() {
+        let limits = BatchLimits {
+            alone: 1,
+            calls: 2,
+            batch: 8,
+        };
+        let (gather, connection) = (Arc::new(Batcher::new(limits)), Arc::new(Ordered::default()));
+        let asking =
+            futures_util::future::join_all((0..20).map(|job| gather.run(&connection, job)));
+        let mut asking = pin!(asking);
+        assert!((&mut asking).now_or_never().is_none());
+        assert_eq!(
+            *lock(&connection.0),
+            [0],
+            "the others queue up behind the first"
+        );
+        gather.flush(&connection);
+        assert_eq!(*lock(&connection.0), (0..20).collect::<Vec<_>>());
+        let answers: Vec<_> = asking.await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(answers, (0..20).collect::<Vec<_>>());
     }
 
     /// A task that wakes itself is scheduled once more, and on a runtime with several workers

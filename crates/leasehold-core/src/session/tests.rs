@@ -610,8 +610,8 @@ impl BatchExecutor for Trips {
     type Job = u64;
     type Answer = u64;
 
-    fn lane(&self, job: &u64) -> u64 {
-        job / 10
+    fn lane(&self, job: &u64) -> Option<u64> {
+        Some(job / 10)
     }
 
     fn execute(self: Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
