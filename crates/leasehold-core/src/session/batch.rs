@@ -123,8 +123,8 @@ impl<C: BatchExecutor> Batcher<C> {
             start
         };
         if start {
-            // Ends when the queue is empty. Spawned, so that the tasks that are about to run add
-            // their jobs.
+            // Ends when the queue is empty. It is spawned, so that the tasks that are about to run
+            // add their jobs.
             drop(tokio::spawn(work(Arc::clone(self), Arc::clone(carrier))));
         }
         answered.await.map_err(|_| unanswered())
@@ -206,7 +206,7 @@ impl<C: BatchExecutor> Batcher<C> {
     }
 }
 
-/// What a carrier has, and who is told of it.
+/// The receivers of a batch's answers, and the batch under way.
 type Carried<C> = (
     Vec<oneshot::Sender<<C as BatchExecutor>::Answer>>,
     BoxFuture<'static, Vec<<C as BatchExecutor>::Answer>>,
