@@ -34,11 +34,13 @@ pub enum ErrorKind {
     /// longer waits for the result.
     Cancelled,
     /// The client is used outside a tokio runtime, or on another runtime than its own.
+    #[cfg_attr(feature = "serde", serde(rename = "wrong_runtime"))]
     Runtime,
     /// The same name is used in incompatible ways, such as with two permit counts. Or the
     /// session of a backend has it already.
     Mismatch,
     /// The backend sent an answer that violates its protocol.
+    #[cfg_attr(feature = "serde", serde(rename = "protocol_violation"))]
     Protocol,
 }
 

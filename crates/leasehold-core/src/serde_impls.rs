@@ -151,6 +151,9 @@ mod tests {
         is(ErrorKind::Lost, json!("lost"));
         is(ErrorKind::Closed, json!("closed"));
         is(ErrorKind::Cancelled, json!("cancelled"));
+        is(ErrorKind::Runtime, json!("wrong_runtime"));
+        is(ErrorKind::Mismatch, json!("mismatch"));
+        is(ErrorKind::Protocol, json!("protocol_violation"));
         is(LossReason::Expired, json!("expired"));
         is(LossReason::Replaced, json!("replaced"));
         is(LossReason::SessionEnded, json!("session_ended"));
