@@ -321,7 +321,8 @@ impl Cluster {
             )),
             Err(_elapsed) => {
                 let message = format!(
-                    "cannot connect to {} within {patience:?} (the option `connect-timeout`, for each of {count} servers)",
+                    "cannot connect to {} within {patience:?} \
+                     (the option `connect-timeout`, for each of {count} servers)",
                     self.endpoint()
                 );
                 Err(error::plain(ErrorKind::Unavailable, operation, message))

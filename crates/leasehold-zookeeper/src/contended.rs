@@ -45,3 +45,27 @@ impl ContendedHint {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hint_is_what_was_noted_last_for_this_lock() {
+        let hint = ContendedHint::default();
+        assert!(!hint.is_set(1));
+        hint.note(1, true);
+        assert!(hint.is_set(1) && !hint.is_set(2));
+        hint.note(1, false);
+        assert!(!hint.is_set(1));
+    }
+
+    #[test]
+    fn hint_remembers_a_bounded_number_of_locks() {
+        let hint = ContendedHint::default();
+        for lane in 0..=CAPACITY as u64 {
+            hint.note(lane, true);
+        }
+        assert!(hint.is_set(CAPACITY as u64) && hint.lock().len() <= CAPACITY);
+    }
+}

@@ -119,7 +119,8 @@ fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>
             ErrorKind::Mismatch,
             "acquire",
             format!(
-                "`{name}` was asked for as one of {ours} permits and is used as one of {theirs}; say the same count everywhere"
+                "`{name}` was requested with {ours} permits and is in use with {theirs}; \
+                 use the same number everywhere"
             ),
         )),
     }

@@ -243,8 +243,9 @@ impl SessionDriver for ZookeeperSessions {
                 ErrorKind::InvalidInput,
                 "acquire",
                 format!(
-                    "the TTL is {} and the session's time-out {negotiated:?}: a TTL must be one that the servers take as it is (by \
-                     default 2 to 20 times their tickTime; see minSessionTimeout and maxSessionTimeout)",
+                    "the servers changed the TTL of {} to a session time-out of {negotiated:?}; \
+                     use a TTL that they accept (by default 2 to 20 times their tickTime; \
+                     see minSessionTimeout and maxSessionTimeout)",
                     time.ttl()
                 ),
             ));

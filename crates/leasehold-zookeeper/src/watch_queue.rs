@@ -129,3 +129,54 @@ impl WatchQueue {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use leasehold_core::{AcquisitionId, LockKey, Request};
+
+    use super::*;
+
+    fn lease(number: u128) -> Arc<WatchedLease> {
+        let sink = Request::new(LockKey::new("k").unwrap()).loss_notifier();
+        WatchedLease::new(
+            "/k/n".into(),
+            Uuid::new(1, AcquisitionId::from(number)),
+            sink,
+        )
+    }
+
+    fn taken(queue: &WatchQueue) -> Vec<Uuid> {
+        queue.take().iter().map(|(lease, _)| lease.uuid).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lease_is_due_once_it_was_held_for_a_while() {
+        let (queue, lease) = (WatchQueue::default(), lease(1));
+        queue.add(&lease, None);
+        assert!(taken(&queue).is_empty());
+        queue.wait().await;
+        assert_eq!(taken(&queue), [lease.uuid]);
+        assert!(taken(&queue).is_empty(), "taken twice");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lease_with_a_watch_is_due_at_once_and_wakes_the_queue() {
+        let (queue, first, second) = (WatchQueue::default(), lease(1), lease(2));
+        queue.add(&first, None);
+        let begun = Instant::now();
+        let add = async { queue.add(&second, Some(Box::pin(std::future::pending()))) };
+        tokio::join!(queue.wait(), add);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(taken(&queue), [second.uuid]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn released_and_dropped_leases_are_not_watched() {
+        let (queue, released) = (WatchQueue::default(), lease(1));
+        queue.add(&released, None);
+        queue.add(&lease(2), None);
+        released.release();
+        tokio::time::advance(GRACE).await;
+        assert!(taken(&queue).is_empty());
+    }
+}
