@@ -23,9 +23,9 @@ fn read_id(id: &[u8]) -> Option<(i64, &str)> {
 
 /// Revokes the lock of `holder`.
 ///
-/// With [`Revocation::Immediate`] it deletes the holder's node, if that is still the same node. Otherwise it writes
-/// Curator's request for a revocation into the node. A holder of Leasehold reads the request at
-/// once, and its deadline does not move after that.
+/// With [`Revocation::Immediate`] it deletes the holder's node, if that is still the same node.
+/// Otherwise it writes Curator's request for a revocation into the node. A holder of Leasehold
+/// reads the request at once, and its deadline does not move after that.
 pub(crate) async fn revoke(
     cluster: &Cluster,
     holder: &HolderRef,
