@@ -5,9 +5,20 @@
 //! `tests/conformance.rs` checks it with the conformance suite. `docs/adding-a-backend.md` explains
 //! each step.
 
-use std::{fmt, path::{Path, PathBuf}, sync::{Arc, Mutex, PoisonError}, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use leasehold::{Capabilities, Deadline, Error, ErrorKind, Fencing, FencingToken, LossDetection, Released, Restart, Result, Revocation, RevokeOutcome, WaiterNotification, backend::{AtomicDeadline, Attempt, Contention, KeepAlive, Lease, LockBackend, Request, async_trait}};
+use leasehold::{
+    Capabilities, Deadline, Error, ErrorKind, Fencing, FencingToken, LossDetection, Released,
+    Restart, Result, WaiterNotification,
+    backend::{
+        AtomicDeadline, Attempt, Contention, KeepAlive, Lease, LockBackend, Request, async_trait,
+    },
+};
 use rusqlite::{Connection, OptionalExtension, params_from_iter, types::Value};
 
 const NAME: &str = "sqlite";

@@ -2,7 +2,7 @@
 
 use std::{pin::pin, time::Duration};
 
-use leasehold::{LockBackend, quorum};
+use leasehold::{backend::LockBackend, quorum};
 
 use crate::{args::Init, exit::Failure, output, schemes, stderr};
 

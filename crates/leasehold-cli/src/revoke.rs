@@ -126,8 +126,9 @@ mod tests {
     use std::sync::Arc;
 
     use leasehold::{
-        Attempt, Capabilities, ErrorKind, Inspection, LockBackend, LockKey, Request, Result,
-        async_trait, local::MemoryBackend,
+        Capabilities, ErrorKind, Inspection, LockKey, Result, async_trait,
+        backend::{Attempt, LockBackend, Request},
+        local::MemoryBackend,
     };
 
     use super::*;

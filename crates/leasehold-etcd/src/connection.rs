@@ -14,10 +14,7 @@ use std::{
 };
 
 use etcd_client::{Client, Error as Driver, GetOptions, GetResponse, Txn, TxnOp, TxnResponse};
-use leasehold_core::{
-    Error, ErrorKind, Result, Ttl,
-    backend::support::{Elapsed, Patience},
-};
+use leasehold_core::{Error, ErrorKind, Result, Ttl};
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{

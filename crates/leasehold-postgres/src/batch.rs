@@ -9,11 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{
-    ErrorKind, Result,
-    backend::{BoxFuture, support::Elapsed},
-    session,
-};
+use leasehold_core::{ErrorKind, Result, backend::BoxFuture, session};
 use tokio::sync::Mutex;
 
 use crate::{

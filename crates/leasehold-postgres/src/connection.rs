@@ -11,9 +11,7 @@ use std::{
 };
 
 use leasehold_core::{
-    Error, ErrorKind, Result, Ttl,
-    backend::support::{Patience, on_driver_thread},
-    text::Escaped,
+    Error, ErrorKind, Result, Ttl, backend::support::on_driver_thread, text::Escaped,
 };
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor,

@@ -13,7 +13,7 @@ use leasehold_core::{
     Deadline, ErrorKind, LossReason, Result,
     backend::{
         BoxFuture, async_trait,
-        support::{Elapsed, contained, supervised},
+        support::{contained, supervised},
     },
     session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
 };

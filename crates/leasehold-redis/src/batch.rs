@@ -103,7 +103,7 @@ impl Batch {
             link.failed(live, error, jobs[index].operation.name(), Effect::None)
         };
         if !releases.is_empty() {
-            match released(live, &jobs, &releases, replies.next()) {
+            match released(live, &releases, replies.next()) {
                 Ok(each) => {
                     for (index, answer) in releases.into_iter().zip(each) {
                         answers[index] =
@@ -138,7 +138,6 @@ impl Batch {
 /// Returns what the script for many releases says of each, or its error if it did not run.
 fn released(
     live: &Conn,
-    jobs: &[Job],
     releases: &[usize],
     reply: Option<Value>,
 ) -> Result<Vec<Value>, Option<RedisError>> {

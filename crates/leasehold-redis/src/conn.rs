@@ -12,10 +12,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{
-    Restart,
-    backend::support::{Elapsed, Patience},
-};
+use leasehold_core::Restart;
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::task::unconstrained;
 

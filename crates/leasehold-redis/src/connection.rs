@@ -77,7 +77,7 @@ impl Link {
             endpoint,
             registry: Arc::new(WaiterRegistry::new()),
             notification_backoff: NotificationBackoff::default(),
-            gather: Arc::new(Batcher::new(gather::LIMITS)),
+            gather: Arc::new(Batcher::new(batcher::LIMITS)),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
             run: Mutex::default(),

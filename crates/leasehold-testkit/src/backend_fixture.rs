@@ -3,7 +3,10 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use leasehold_core::{AcquisitionId, BoxFuture, Clock, LockBackend, SystemClock, Ttl};
+use leasehold_core::{
+    AcquisitionId, Clock, SystemClock, Ttl,
+    backend::{BoxFuture, LockBackend},
+};
 
 /// A store under test, and how to open several independent handles on it.
 ///
@@ -11,7 +14,7 @@ use leasehold_core::{AcquisitionId, BoxFuture, Clock, LockBackend, SystemClock, 
 ///
 /// ```
 /// use std::sync::Arc;
-/// use leasehold_core::LockBackend;
+/// use leasehold_core::backend::LockBackend;
 /// use leasehold_testkit::{BackendFixture, mutants::ModelFixture};
 ///
 /// struct Slow(ModelFixture);

@@ -43,7 +43,7 @@ impl Wrapping {
 /// from its source.
 ///
 /// ```
-/// use leasehold_core::LockBackend;
+/// use leasehold_core::backend::LockBackend;
 /// use leasehold_testkit::{BackendFixture, Forwarding, mutants::ModelFixture};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{LossReason, supervised};
+use leasehold_core::{LossReason, backend::support::supervised};
 use tokio::time::timeout;
 use zookeeper_client::{SessionState, StateWatcher};
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{LossNotifier, LossReason};
+use leasehold_core::{LossReason, backend::LossNotifier};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{keys::Uuid, wake::Event};
@@ -132,7 +132,7 @@ impl WatchQueue {
 
 #[cfg(test)]
 mod tests {
-    use leasehold_core::{AcquisitionId, LockKey, Request};
+    use leasehold_core::{AcquisitionId, LockKey, backend::Request};
 
     use super::*;
 

@@ -154,7 +154,7 @@ async fn slashes_are_shared_with_exact_names_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn etcdctl_is_listed_and_can_only_be_revoked_immediately() {
-    use leasehold_core::{LockBackend, Revocation, RevokeOutcome};
+    use leasehold_core::{Revocation, RevokeOutcome, backend::LockBackend};
     let mut cluster = EtcdCluster::start().unwrap();
     let backend = EtcdBackend::connect(&cluster.url()).await.unwrap();
     let ctl = ctl_lock(&mut cluster, "item");

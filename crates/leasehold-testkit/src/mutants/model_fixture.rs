@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use leasehold_core::{Clock, LockBackend, SystemClock, TestClock, Ttl};
+use leasehold_core::{Clock, SystemClock, TestClock, Ttl, backend::LockBackend};
 
 use super::{bug::Bug, model::Store};
 use crate::backend_fixture::BackendFixture;
