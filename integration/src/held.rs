@@ -1,5 +1,7 @@
 //! [`Held`]: what a test holds, whatever the mode.
 
+use std::time::Duration;
+
 use leasehold_core::{FencingToken, LockGuard, Released, Result, SemaphorePermit};
 
 /// A lock or a permit.
@@ -27,6 +29,15 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.fencing_token(),
             Self::Permit(_) => None,
+        }
+    }
+
+    /// Returns the time until its deadline.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        match self {
+            Self::Lock(guard) => guard.remaining(),
+            Self::Permit(permit) => permit.remaining(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use leasehold_core::{
     Result,
-    backend::{BoxFuture, LossNotifier, support::contained},
+    backend::{BoxFuture, support::contained},
 };
 use tokio::time::{Instant, timeout};
 use zookeeper_client::EventType;

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::join_all;
 use leasehold_core::{
     AcquisitionId, Deadline, Error, ErrorKind, LossReason, Result, Timestamp, Ttl,
-    backend::{async_trait, support::supervised},
+    backend::async_trait,
     session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, RevokeOutcome};
+use leasehold_core::{ErrorKind, Revocation, RevokeOutcome};
 use leasehold_integration::server::{PostgresServer, Psql};
 use tokio::{task::block_in_place, time::timeout};
 
