@@ -8,8 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    ErrorKind, LockClient, LockGuard, Mode, Released, Revocation, RevokeOutcome, Ttl,
-    backend::LockBackend,
+    ErrorKind, LockClient, Mode, Released, Revocation, RevokeOutcome, Ttl, backend::LockBackend,
 };
 use leasehold_integration::{
     held::Held,

@@ -198,7 +198,7 @@ impl Link {
         way: Way,
         mut from: OwnedReadHalf,
         mut to: OwnedWriteHalf,
-    ) -> Result<Ends, RevokeOutcome> {
+    ) -> Result<Ends, Broken> {
         let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
         let reading = async move {
             let mut buffer = vec![0; CHUNK];
@@ -239,7 +239,7 @@ impl Link {
                 if verdict != Verdict::Pass {
                     self.shared.count(|counters| counters.trips += 1);
                     self.shared.tripped.notify_one();
-                    return Err(RevokeOutcome);
+                    return Err(Broken);
                 }
                 if written.is_err() {
                     // The other end has gone; this end hears of it only if what that one says gets
@@ -247,12 +247,12 @@ impl Link {
                     if !self.let_through(way.back(), Instant::now()).await {
                         std::future::pending::<()>().await;
                     }
-                    return Err(RevokeOutcome);
+                    return Err(Broken);
                 }
             }
             // The end of the stream is told as any byte is: late, or not at all.
             if self.let_through(way, Instant::now()).await {
-                to.shutdown().await.map_err(|_| RevokeOutcome)
+                to.shutdown().await.map_err(|_| Broken)
             } else {
                 Ok(())
             }
@@ -311,7 +311,7 @@ impl Drop for Link {
 type Ends = (OwnedReadHalf, OwnedWriteHalf);
 
 /// A direction of a link has ended out of order.
-struct RevokeOutcome;
+struct Broken;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -104,9 +104,9 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
     assert!(!third.is_finished());
     free(first).await;
     let third = timeout(SOON, third).await.unwrap().unwrap();
-    free(second).await;
-    free(third).await;
-    free(mutex).await;
+    for guard in [Held::from(second), Held::from(third), Held::from(mutex)] {
+        free(guard).await;
+    }
     assert_eq!(locks(&cluster), [""; 0]);
 }
 

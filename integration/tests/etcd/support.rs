@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{LockClient, LockGuard, Released, Ttl};
+use leasehold_core::{LockClient, Released, Ttl};
 use leasehold_etcd::EtcdBackend;
 use leasehold_integration::{held::Held, server::EtcdCluster};
 use tokio::time::{Instant, sleep};

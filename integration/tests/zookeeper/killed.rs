@@ -176,7 +176,7 @@ async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
     stopped.process().resume().unwrap();
     until_waiting(&server, 1).await;
     assert!(next.is_held());
-    let before = next.fencing_token().unwrap().get();
+    let before = next.fencing_token().expect("a writer has a token").get();
     free(next).await;
     let granted = stopped.heard(SOON).await.unwrap();
     let after: u64 = granted.strip_prefix("granted ").unwrap().parse().unwrap();
