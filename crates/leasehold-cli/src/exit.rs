@@ -99,7 +99,7 @@ pub(crate) fn code_of_status(status: ExitStatus) -> u8 {
 
 fn code_of(kind: ErrorKind) -> u8 {
     match kind {
-        ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::Mismatch => USAGE,
+        ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::Conflict => USAGE,
         ErrorKind::Unavailable | ErrorKind::Indeterminate => UNAVAILABLE,
         ErrorKind::Denied => DENIED,
         ErrorKind::Lost => LOST,

@@ -57,7 +57,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// A client belongs to one tokio runtime: the one that it was made on, where its connection lives.
 /// A client that was made outside of any runtime, or whose backend is a part of this process,
 /// belongs to the one that it is first used on. On another runtime, and on one without a timer, its
-/// operations fail with [`ErrorKind::Runtime`].
+/// operations fail with [`ErrorKind::WrongRuntime`].
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -110,7 +110,7 @@ impl LockClient {
     }
 
     /// The semaphore of this name, with this many permits. All who use the name must say the same
-    /// number; another number is [`ErrorKind::Mismatch`] while permits are held. Zero is
+    /// number; another number is [`ErrorKind::Conflict`] while permits are held. Zero is
     /// [`ErrorKind::InvalidInput`] when it is acquired.
     pub fn semaphore<K>(&self, key: K, permits: u32) -> Semaphore
     where
@@ -568,7 +568,7 @@ impl Client {
         let ours = self.runtime.get_or_init(|| here.clone());
         if ours.id() != here.id() {
             return Err(Error::new(
-                ErrorKind::Runtime,
+                ErrorKind::WrongRuntime,
                 "this client belongs to another tokio runtime, on which it was made or first used, and where its connection and its \
                  renewals live; make a client per runtime",
             ));

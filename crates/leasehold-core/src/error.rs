@@ -34,14 +34,12 @@ pub enum ErrorKind {
     /// longer waits for the result.
     Cancelled,
     /// The client is used outside a tokio runtime, or on another runtime than its own.
-    #[cfg_attr(feature = "serde", serde(rename = "wrong_runtime"))]
-    Runtime,
-    /// The same name is used in incompatible ways, such as with two permit counts. Or the
-    /// session of a backend has it already.
-    Mismatch,
+    WrongRuntime,
+    /// The name is in use in an incompatible way: with another number of permits, or by the same
+    /// session of the backend.
+    Conflict,
     /// The backend sent an answer that violates its protocol.
-    #[cfg_attr(feature = "serde", serde(rename = "protocol_violation"))]
-    Protocol,
+    UnexpectedResponse,
 }
 
 impl ErrorKind {
@@ -55,9 +53,9 @@ impl ErrorKind {
             Self::Lost => "lost",
             Self::Closed => "closed",
             Self::Cancelled => "cancelled",
-            Self::Runtime => "wrong runtime",
-            Self::Mismatch => "mismatch",
-            Self::Protocol => "protocol violation",
+            Self::WrongRuntime => "wrong runtime",
+            Self::Conflict => "conflict",
+            Self::UnexpectedResponse => "unexpected response",
         }
     }
 }
@@ -221,7 +219,10 @@ mod tests {
 
     #[test]
     fn the_words_of_a_server_reach_no_terminal_unescaped() {
-        let error = Error::new(ErrorKind::Protocol, "the server says `\u{1b}[2J\u{202e}`");
+        let error = Error::new(
+            ErrorKind::UnexpectedResponse,
+            "the server says `\u{1b}[2J\u{202e}`",
+        );
         assert_eq!(error.to_string(), r"the server says `\u{1b}[2J\u{202e}`");
     }
 }

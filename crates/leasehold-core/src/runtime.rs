@@ -12,12 +12,12 @@ use crate::error::{Error, ErrorKind, Result};
 /// Call it before you connect. The client calls it before each operation.
 ///
 /// # Errors
-/// Returns [`ErrorKind::Runtime`] with instructions.
+/// Returns [`ErrorKind::WrongRuntime`] with instructions.
 ///
 /// ```
 /// use leasehold_core::{ErrorKind, backend::support::check_runtime};
 ///
-/// assert_eq!(check_runtime().unwrap_err().kind(), ErrorKind::Runtime);
+/// assert_eq!(check_runtime().unwrap_err().kind(), ErrorKind::WrongRuntime);
 /// ```
 pub fn check_runtime() -> Result<()> {
     current()?;
@@ -32,7 +32,7 @@ pub fn check_runtime() -> Result<()> {
 pub(crate) fn current() -> Result<Handle> {
     Handle::try_current().map_err(|source| {
         Error::new(
-            ErrorKind::Runtime,
+            ErrorKind::WrongRuntime,
             "locks need a tokio runtime with its timer enabled; none is entered here",
         )
         .with_source(source)
@@ -41,7 +41,7 @@ pub(crate) fn current() -> Result<Handle> {
 
 pub(crate) fn without_timer() -> Error {
     Error::new(
-        ErrorKind::Runtime,
+        ErrorKind::WrongRuntime,
         "this tokio runtime has no timer, so no lock would be renewed; build it with `enable_time` or `enable_all`",
     )
 }

@@ -52,7 +52,7 @@ impl Semaphore {
     /// Waits for a permit for as long as it takes.
     ///
     /// # Errors
-    /// As [`Mutex::lock`](crate::Mutex::lock); [`Mismatch`](crate::ErrorKind::Mismatch) if others
+    /// As [`Mutex::lock`](crate::Mutex::lock); [`Conflict`](crate::ErrorKind::Conflict) if others
     /// hold permits of another number, [`Unsupported`](crate::ErrorKind::Unsupported) where the
     /// backend has no permits.
     ///

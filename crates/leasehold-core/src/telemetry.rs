@@ -424,7 +424,7 @@ pub(crate) const CONTENDED: &str = "contended";
 pub(crate) const TIMED_OUT: &str = "timed_out";
 
 /// All kinds of errors.
-const KINDS: [ErrorKind; ErrorKind::Protocol as usize + 1] = [
+const KINDS: [ErrorKind; ErrorKind::UnexpectedResponse as usize + 1] = [
     ErrorKind::InvalidInput,
     ErrorKind::Unsupported,
     ErrorKind::Unavailable,
@@ -433,9 +433,9 @@ const KINDS: [ErrorKind; ErrorKind::Protocol as usize + 1] = [
     ErrorKind::Lost,
     ErrorKind::Closed,
     ErrorKind::Cancelled,
-    ErrorKind::Runtime,
-    ErrorKind::Mismatch,
-    ErrorKind::Protocol,
+    ErrorKind::WrongRuntime,
+    ErrorKind::Conflict,
+    ErrorKind::UnexpectedResponse,
 ];
 
 const fn kind(kind: ErrorKind) -> &'static str {
@@ -448,9 +448,9 @@ const fn kind(kind: ErrorKind) -> &'static str {
         ErrorKind::Lost => "lost",
         ErrorKind::Closed => "closed",
         ErrorKind::Cancelled => "cancelled",
-        ErrorKind::Runtime => "runtime",
-        ErrorKind::Mismatch => "mismatch",
-        ErrorKind::Protocol => "protocol",
+        ErrorKind::WrongRuntime => "wrong_runtime",
+        ErrorKind::Conflict => "conflict",
+        ErrorKind::UnexpectedResponse => "unexpected_response",
     }
 }
 

@@ -67,7 +67,7 @@ fn a_close_on_the_wrong_runtime_is_refused_and_changes_nothing() {
     let guard = first.block_on(client.mutex("a").lock()).unwrap();
     assert_eq!(
         second.block_on(client.close()).unwrap_err().kind(),
-        ErrorKind::Runtime
+        ErrorKind::WrongRuntime
     );
     assert!(guard.is_held());
     first.block_on(client.close()).unwrap();

@@ -207,10 +207,10 @@ fn a_client_is_bound_to_its_runtime() {
             .unwrap()
     });
     let error = runtime().block_on(async { CLIENT.mutex("a").lock().await.unwrap_err() });
-    assert_eq!(error.kind(), ErrorKind::Runtime);
+    assert_eq!(error.kind(), ErrorKind::WrongRuntime);
     drop(first);
     let error = runtime().block_on(async { CLIENT.mutex("a").lock().await.unwrap_err() });
-    assert_eq!(error.kind(), ErrorKind::Runtime);
+    assert_eq!(error.kind(), ErrorKind::WrongRuntime);
 }
 
 /// Unlike one with a connection: see the tests of `leasehold-redis`.

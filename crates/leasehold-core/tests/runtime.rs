@@ -7,7 +7,7 @@ use leasehold_local::{FileBackend, MemoryBackend};
 
 fn is_refused<T: std::fmt::Debug>(outcome: Result<T, Error>) {
     let error = outcome.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Runtime);
+    assert_eq!(error.kind(), ErrorKind::WrongRuntime);
     assert!(error.message().contains("enable_time"), "{error}");
 }
 

@@ -193,7 +193,7 @@ impl EtcdBackend {
         let request = pending.request.clone().with_ttl(self.cluster.waiting_ttl());
         let key = pending.place.key.clone();
         match self.waiting.claim(&request, |_, _| key.clone()).await {
-            Err(error) if error.kind() == ErrorKind::Mismatch => {
+            Err(error) if error.kind() == ErrorKind::Conflict => {
                 // Left behind by an earlier one: another key.
                 pending.claim.retire();
                 Err(lost_place())

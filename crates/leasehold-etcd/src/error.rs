@@ -27,7 +27,7 @@ pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into
 /// An answer that the server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
-        ErrorKind::Protocol,
+        ErrorKind::UnexpectedResponse,
         operation,
         "the answer does not fit the request; is it an etcd server?",
     )
@@ -188,7 +188,7 @@ pub(crate) fn of_driver(
         | Driver::InvalidMetadataValue(_) => {
             (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {why}"))
         }
-        _ => (ErrorKind::Protocol, format!("the driver failed: {why}")),
+        _ => (ErrorKind::UnexpectedResponse, format!("the driver failed: {why}")),
     };
     plain(kind, operation, message).with_source(Cause { why, driver: error })
 }
@@ -246,7 +246,7 @@ fn of_status(
             "the server does not know this request; etcd 3.4 or later does".into(),
         ),
         _ => (
-            ErrorKind::Protocol,
+            ErrorKind::UnexpectedResponse,
             format!("the server answered with an error: {message}"),
         ),
     }
@@ -261,7 +261,7 @@ fn of_web_server(status: &str, effect: Effect, endpoint: &str) -> (ErrorKind, St
     let kind = if passes {
         lost_answer(effect)
     } else {
-        ErrorKind::Protocol
+        ErrorKind::UnexpectedResponse
     };
     let message = format!(
         "{endpoint} answered with HTTP status {status} and not as etcd does; is it an etcd server, or a proxy that does not \
@@ -494,7 +494,7 @@ mod tests {
             (
                 Code::Unimplemented,
                 "grpc-status header missing, mapped from HTTP status code 404",
-                ErrorKind::Protocol,
+                ErrorKind::UnexpectedResponse,
                 "HTTP status 404",
             ),
             (
@@ -506,7 +506,7 @@ mod tests {
             (
                 Code::Aborted,
                 "something new",
-                ErrorKind::Protocol,
+                ErrorKind::UnexpectedResponse,
                 "something new",
             ),
         ] {

@@ -376,7 +376,7 @@ impl Place {
         match counts.flatten().find(|of| *of != ours) {
             None => Ok(()),
             Some(theirs) => Err(error::plain(
-                ErrorKind::Mismatch,
+                ErrorKind::Conflict,
                 "acquire",
                 format!(
                     "`{name}` was asked for as one of {ours} permits and is used as one of {theirs}; say the same count \

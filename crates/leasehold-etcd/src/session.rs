@@ -116,7 +116,7 @@ pub(crate) async fn run(
         Err(error) => {
             match error.kind() {
                 ErrorKind::Lost => first.session().end(LossReason::SessionEnded),
-                ErrorKind::Indeterminate | ErrorKind::Protocol => {
+                ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse => {
                     for claim in claims {
                         claim.retire();
                         claim.doubt();

@@ -104,7 +104,7 @@ async fn two_permit_counts_for_one_held_name_are_an_error() {
         .try_acquire(permit("k", 3))
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(
         error.to_string().contains('2') && error.to_string().contains('3'),
         "{error}"
@@ -115,7 +115,7 @@ async fn two_permit_counts_for_one_held_name_are_an_error() {
             .await
             .unwrap_err()
             .kind(),
-        ErrorKind::Mismatch
+        ErrorKind::Conflict
     );
     lease.release().await.unwrap();
     granted(&backend, permit("k", 3)).await;

@@ -530,7 +530,7 @@ impl Link {
             Ok(false) => {
                 tracing::debug!(target: "leasehold", "the server cannot watch the connection more closely")
             }
-            Err(error) if error.kind() == ErrorKind::Protocol => {
+            Err(error) if error.kind() == ErrorKind::UnexpectedResponse => {
                 tracing::debug!(target: "leasehold", %error, "the server cannot watch the connection more closely");
             }
             Err(error) => return Err(error),

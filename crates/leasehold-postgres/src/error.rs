@@ -21,7 +21,7 @@ pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into
 /// An answer that the server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
-        ErrorKind::Protocol,
+        ErrorKind::UnexpectedResponse,
         operation,
         "the answer does not fit the request; is it a PostgreSQL server?",
     )
@@ -133,7 +133,7 @@ pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) 
             format!("no connection to {endpoint} in time"),
         ),
         _ => (
-            ErrorKind::Protocol,
+            ErrorKind::UnexpectedResponse,
             format!("the driver failed at {endpoint}: {error}"),
         ),
     };
@@ -218,7 +218,7 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
             unavailable("try again later")
         }
         _ => (
-            ErrorKind::Protocol,
+            ErrorKind::UnexpectedResponse,
             format!("{endpoint} answered with an error: {message} (SQLSTATE {code})"),
         ),
     }

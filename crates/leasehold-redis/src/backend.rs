@@ -211,7 +211,7 @@ impl RedisBackend {
                 Ok(Attempt::Contended(contention))
             }
             Ok(Answer::Mismatch { theirs }) => Err(error::plain(
-                ErrorKind::Mismatch,
+                ErrorKind::Conflict,
                 "acquire",
                 format!(
                     "`{}` is held as permit of {theirs} and was asked for as {}; say the same count everywhere",
@@ -312,7 +312,7 @@ impl RedisBackend {
             .await
             .map_err(|error| match error.kind() {
                 // The script gives the lock back.
-                ErrorKind::Protocol => error,
+                ErrorKind::UnexpectedResponse => error,
                 _ => error::plain(
                     ErrorKind::Indeterminate,
                     "acquire",

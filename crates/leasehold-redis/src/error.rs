@@ -30,7 +30,7 @@ pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into
 /// An answer that the script never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
-        ErrorKind::Protocol,
+        ErrorKind::UnexpectedResponse,
         operation,
         "the server gave an answer that the script never gives",
     )
@@ -247,7 +247,7 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
                 ),
             ),
             Server::NoScript => retry("the server forgot a script twice; try again"),
-            _ => (ErrorKind::Protocol, format!("the server answered with an error: {}", detail(error))),
+            _ => (ErrorKind::UnexpectedResponse, format!("the server answered with an error: {}", detail(error))),
         },
         Driver::AuthenticationFailed => {
             (ErrorKind::Denied, "the server refused the user or the password; check both in the URL".into())
@@ -262,17 +262,17 @@ fn of_answer(error: &RedisError) -> (ErrorKind, String) {
             }
             Some("BUSY") => retry("the server is busy with somebody's long script; try again"),
             Some("LEASETOKEN") => (
-                ErrorKind::Protocol,
+                ErrorKind::UnexpectedResponse,
                 format!("{}; the key's token counter has been overwritten by someone, delete it", detail(error)),
             ),
-            _ => (ErrorKind::Protocol, format!("the server answered with an error: {}", detail(error))),
+            _ => (ErrorKind::UnexpectedResponse, format!("the server answered with an error: {}", detail(error))),
         },
         Driver::InvalidClientConfig => (ErrorKind::InvalidInput, format!("the driver refuses its settings: {error}")),
         Driver::RESP3NotSupported => (ErrorKind::Unsupported, "the server does not speak RESP3".into()),
         Driver::Parse | Driver::UnexpectedReturnType => {
-            (ErrorKind::Protocol, "the server's answer is not Redis protocol; is it a Redis server?".into())
+            (ErrorKind::UnexpectedResponse, "the server's answer is not Redis protocol; is it a Redis server?".into())
         }
-        _ => (ErrorKind::Protocol, format!("the driver failed: {error}")),
+        _ => (ErrorKind::UnexpectedResponse, format!("the driver failed: {error}")),
     }
 }
 
@@ -294,7 +294,7 @@ pub(crate) fn is_of_replica(error: &RedisError) -> bool {
 /// Whether an acquisition that ended so may have taken something.
 pub(crate) fn may_have_taken(error: &Error) -> bool {
     let driver = error.source().and_then(|source| source.downcast_ref());
-    matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::Protocol)
+    matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse)
         || driver.is_some_and(is_within_script)
 }
 

@@ -320,7 +320,7 @@ async fn a_server_that_is_silent_or_speaks_otherwise_is_told() {
         }
     });
     let error = fails(&format!("redis://{address}/")).await;
-    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    assert_eq!(error.kind(), ErrorKind::UnexpectedResponse, "{error}");
 }
 
 #[tokio::test]
@@ -480,7 +480,7 @@ fn a_client_that_was_connected_on_another_runtime_says_so() {
     };
     assert_eq!(
         runtime().block_on(elsewhere),
-        (ErrorKind::Runtime, ErrorKind::Runtime, ErrorKind::Runtime)
+        (ErrorKind::WrongRuntime, ErrorKind::WrongRuntime, ErrorKind::WrongRuntime)
     );
     first.block_on(async {
         client
@@ -494,7 +494,7 @@ fn a_client_that_was_connected_on_another_runtime_says_so() {
     });
     drop(first);
     let error = runtime().block_on(async { client.mutex("k").lock().await.unwrap_err() });
-    assert_eq!(error.kind(), ErrorKind::Runtime);
+    assert_eq!(error.kind(), ErrorKind::WrongRuntime);
 }
 
 #[tokio::test]

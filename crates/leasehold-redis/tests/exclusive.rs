@@ -244,7 +244,7 @@ async fn corrupted_counter_is_a_typed_error_and_leaves_no_lock() {
             .try_acquire(request("k"))
             .await
             .unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+        assert_eq!(error.kind(), ErrorKind::UnexpectedResponse, "{error}");
         assert!(error.to_string().contains("2^53"), "{error}");
         assert_eq!(server.leftovers().await, Vec::<String>::new());
         let kept: String = redis::cmd("GET")

@@ -231,7 +231,7 @@ async fn other_permit_count_while_held_is_an_error_naming_both() {
         .try_acquire(permit("k", 5))
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(
         error.to_string().contains('3') && error.to_string().contains('5'),
         "{error}"

@@ -191,7 +191,7 @@ async fn counter_corrupted_while_running_is_a_typed_error() {
                 .try_acquire(request("k"))
                 .await
                 .unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+            assert_eq!(error.kind(), ErrorKind::UnexpectedResponse, "{error}");
             assert!(error.to_string().contains("2^53"), "{error}");
             until("given back", || async {
                 server.leftovers().await.is_empty()
@@ -298,7 +298,7 @@ async fn yielding_is_short_without_waiters_and_works_with_them() {
         .await
         .unwrap();
     let error = Arc::clone(&a).try_acquire(polite()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    assert_eq!(error.kind(), ErrorKind::UnexpectedResponse, "{error}");
     let () = redis::cmd("DEL")
         .arg(COUNTER)
         .query_async(&mut server.raw().await)

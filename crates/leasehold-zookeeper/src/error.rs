@@ -27,7 +27,7 @@ pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into
 /// Returns the error for an answer that a ZooKeeper server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
-        ErrorKind::Protocol,
+        ErrorKind::UnexpectedResponse,
         operation,
         "the answer does not fit the request; is it a ZooKeeper server?",
     )
@@ -142,7 +142,7 @@ pub(crate) fn of_driver(
         Driver::UnexpectedErrorCode(_) | Driver::RuntimeInconsistent => {
             (lost_answer(effect), format!("the server failed: {error}"))
         }
-        _ => (ErrorKind::Protocol, format!("the server answered with an error: {error}")),
+        _ => (ErrorKind::UnexpectedResponse, format!("the server answered with an error: {error}")),
     };
     plain(kind, operation, message).with_source(error)
 }

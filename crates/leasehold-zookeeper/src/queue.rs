@@ -116,7 +116,7 @@ fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>
     {
         None => Ok(members),
         Some(theirs) => Err(error::plain(
-            ErrorKind::Mismatch,
+            ErrorKind::Conflict,
             "acquire",
             format!(
                 "`{name}` was requested with {ours} permits and is in use with {theirs}; \
@@ -364,7 +364,7 @@ mod tests {
             Some(Wait::Any)
         );
         let error = standing(&key, PERMIT, uuid(1), &[child(1, "3-lease-", 1)]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Mismatch);
+        assert_eq!(error.kind(), ErrorKind::Conflict);
     }
 
     #[test]

@@ -152,7 +152,7 @@ pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
         ErrorKind::Lost if std::error::Error::source(error).is_some() => {
             claim.session().end(LossReason::SessionEnded)
         }
-        ErrorKind::Indeterminate | ErrorKind::Protocol => claim.doubt(),
+        ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse => claim.doubt(),
         _ => {}
     }
 }

@@ -93,7 +93,7 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
             .await
             .unwrap_err()
             .kind(),
-        ErrorKind::Mismatch
+        ErrorKind::Conflict
     );
     let mutex = a.mutex("gpu").try_lock().await.unwrap().unwrap();
     let third = tokio::spawn({

@@ -77,7 +77,7 @@ async fn only_the_right_certificates_on_both_sides_connect() {
         .await
         .unwrap_err();
     assert!(
-        plain.is_retryable() || plain.kind() == ErrorKind::Protocol,
+        plain.is_retryable() || plain.kind() == ErrorKind::UnexpectedResponse,
         "{plain:?}"
     );
 }

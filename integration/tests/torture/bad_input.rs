@@ -329,7 +329,7 @@ async fn a_server_that_is_no_redis_is_told_in_time() {
     let error = leasehold::connect(&format!("redis://{addr}/"))
         .await
         .expect_err("not a Redis");
-    let kinds = [ErrorKind::Protocol, ErrorKind::Unavailable];
+    let kinds = [ErrorKind::UnexpectedResponse, ErrorKind::Unavailable];
     assert!(
         kinds.contains(&error.kind()) && begun.elapsed() < millis(20_000),
         "{error:?}"

@@ -245,7 +245,7 @@ fn a_runtime_without_a_timer_is_refused_by_every_backend() {
         "postgres://127.0.0.1:1/db",
     ] {
         let error = without.block_on(leasehold::connect(url)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Runtime, "{url}: {error}");
+        assert_eq!(error.kind(), ErrorKind::WrongRuntime, "{url}: {error}");
         assert!(error.to_string().contains("enable_time"), "{error}");
     }
 }

@@ -246,7 +246,7 @@ impl QuorumBackend {
             Ok(Attempt::Granted(lease)) if self.has_tokens && lease.fencing_token().is_none() => {
                 self.give_back(lease, request);
                 Reply::Failed(Error::new(
-                    ErrorKind::Protocol,
+                    ErrorKind::UnexpectedResponse,
                     "the node granted the lock without a token",
                 ))
             }

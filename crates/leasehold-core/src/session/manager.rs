@@ -65,7 +65,7 @@ impl<D: SessionDriver> Sessions<D> {
     ///
     /// # Errors
     /// Returns [`ErrorKind::Unsupported`] if [`MAX_TTLS`] other TTLs are in use,
-    /// [`ErrorKind::Mismatch`] if the session already has a claim of that name,
+    /// [`ErrorKind::Conflict`] if the session already has a claim of that name,
     /// [`ErrorKind::Closed`] after [`close`](Self::close), and the driver's error if opening or
     /// renewing the session fails.
     ///

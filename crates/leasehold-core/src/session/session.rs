@@ -270,7 +270,7 @@ impl<D: SessionDriver> Session<D> {
             || state.retired.contains(&name)
         {
             return Err(Error::new(
-                ErrorKind::Mismatch,
+                ErrorKind::Conflict,
                 "this session already has a claim of this name",
             ));
         }

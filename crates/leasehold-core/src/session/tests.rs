@@ -541,7 +541,7 @@ async fn a_name_that_is_taken_or_retired_gives_way_to_the_next() {
         1
     );
     let taken = sessions.claim(&request, |_, _| 0).await.unwrap_err();
-    assert_eq!(taken.kind(), ErrorKind::Mismatch);
+    assert_eq!(taken.kind(), ErrorKind::Conflict);
 }
 
 #[tokio::test(start_paused = true)]

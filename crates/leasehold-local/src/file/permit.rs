@@ -78,7 +78,7 @@ impl FileAcquisition {
                 // Somebody sets it at this moment.
                 None => self.keep_open(file, Outcome::Refused),
                 Some(other) => Err(refused(
-                    ErrorKind::Mismatch,
+                    ErrorKind::Conflict,
                     format!(
                         "`{}` is in use as a semaphore of {other} permits, and {of} were asked for; use one number for one name",
                         self.request.key()

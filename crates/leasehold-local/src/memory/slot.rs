@@ -74,7 +74,7 @@ impl Slot {
         let queued = || self.queue.values().next().map(|ticket| &ticket.request);
         match held.or_else(queued).map(Request::mode) {
             Some(Mode::Permit { of: other }) if other != of => Err(Error::new(
-                ErrorKind::Mismatch,
+                ErrorKind::Conflict,
                 format!(
                     "`{}` is in use as a semaphore of {other} permits, and {of} were asked for; use one number for one name",
                     request.key()

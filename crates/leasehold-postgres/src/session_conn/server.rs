@@ -237,7 +237,7 @@ impl SessionConn {
         if result <= -2 {
             let other = -2 - result;
             return Err(error::plain(
-                ErrorKind::Mismatch,
+                ErrorKind::Conflict,
                 "acquire",
                 format!(
                     "this semaphore is in use with {other} permits and was asked for with {}; say the same number everywhere",

@@ -172,7 +172,7 @@ pub async fn permit_counts_must_match(fixture: &dyn BackendFixture) {
         .map_err(|error| error.kind());
     assert_eq!(
         mismatched,
-        Err(ErrorKind::Mismatch),
+        Err(ErrorKind::Conflict),
         "another number of permits is a mismatch"
     );
     must(guard.release().await, "a release is answered");

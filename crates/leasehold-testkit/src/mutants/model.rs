@@ -211,7 +211,7 @@ impl Model {
                 && !store.has(Bug::PermitCountsMayDiffer)
             {
                 return Err(Error::new(
-                    ErrorKind::Mismatch,
+                    ErrorKind::Conflict,
                     format!("permits of {others} are held, so a permit of {of} does not match"),
                 ));
             }

@@ -143,7 +143,7 @@ async fn attempt(backend: &Arc<dyn LockBackend>, mode: Mode) -> Option<Arc<dyn L
     match Arc::clone(backend).try_acquire(request(mode)).await {
         Ok(Attempt::Granted(lease)) => Some(lease),
         Ok(Attempt::Contended(_)) => None,
-        Err(error) if error.kind() == ErrorKind::Mismatch => None,
+        Err(error) if error.kind() == ErrorKind::Conflict => None,
         Err(error) => panic!("{error:?}"),
     }
 }
