@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, LeaseInfo, LockClient, Renewal};
+use leasehold_core::{Error, ErrorKind, LeaseInfo, LockClient, Mode, Renewal};
 use leasehold_local::MemoryBackend;
 use support::{secs, simulated};
 
@@ -128,4 +128,73 @@ async fn a_run_within_a_run_does_not_grow() {
     let with = a.run_with(|_| b.run_with(|_| c.run_with(|_| work())));
     assert!(size_of_val(&with) <= one_takes + 256);
     assert_eq!(with.await.unwrap().unwrap().unwrap(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_run_work_together_and_a_writer_alone() {
+    let (client, _) = simulated();
+    let lock = client.rwlock("a");
+    let readers = lock.run_read(async |_| {
+        let beside = lock.run_read(async |lease| lease.mode()).await.unwrap();
+        (beside, lock.try_write().await.unwrap().is_none())
+    });
+    assert_eq!(readers.await.unwrap(), (Mode::Shared, true));
+    let alone = lock.run_write(async |_| lock.try_read().await.unwrap().is_none());
+    assert!(alone.await.unwrap());
+    assert!(lock.try_write().await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn owner_runs_work_within_work() {
+    let (client, _) = simulated();
+    let owner = client.reentrant_owner();
+    let inner = owner.run("a", async |_| {
+        owner.run("a", async |lease| lease.is_held()).await
+    });
+    assert!(inner.await.unwrap().unwrap());
+    assert!(client.mutex("a").try_lock().await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn guard_that_was_tried_for_runs_work() {
+    let (client, _) = simulated();
+    let mutex = client.mutex("a");
+    let guard = mutex.try_lock().await.unwrap().unwrap();
+    assert_eq!(guard.run(async |_| 7).await.unwrap(), 7);
+    assert!(mutex.try_lock().await.unwrap().is_some());
+}
+
+#[derive(Debug)]
+enum Failure {
+    Work,
+    Lock(ErrorKind),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Lock(error.kind())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_run_returns_the_error_of_work_or_of_the_lock() {
+    let (client, _) = simulated();
+    let mutex = client.mutex("a").with_ttl(secs(3));
+    assert_eq!(
+        mutex.try_run(async |_| Ok::<_, Failure>(7)).await.unwrap(),
+        7
+    );
+    let failed = mutex.try_run(async |_| Err::<(), _>(Failure::Work)).await;
+    assert!(matches!(failed, Err(Failure::Work)), "{failed:?}");
+    assert!(mutex.try_lock().await.unwrap().is_some(), "it is released");
+    let manual = mutex.clone().with_renewal(Renewal::Manual);
+    let lost = manual.try_run(async |_| {
+        std::future::pending::<()>().await;
+        Ok::<_, Failure>(())
+    });
+    let lost = lost.await;
+    assert!(
+        matches!(lost, Err(Failure::Lock(ErrorKind::Lost))),
+        "{lost:?}"
+    );
 }
