@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use zookeeper_client::{Acls, Client, CreateMode};
 
 use crate::support::{
-    SOON, client, free, millis, nothing_left, sessions, token, ttl, until, until_waiting,
+    SOON, client, free, millis, nothing_left, sessions, ttl, until, until_waiting,
 };
 
 const HOUR: u64 = 3_600;
