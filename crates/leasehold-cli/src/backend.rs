@@ -20,7 +20,7 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn LockBackend>, Failure> {
             dir,
             config.with_inherited_by_children(true),
         )?)),
-        None => Ok(leasehold::backend(url).await?),
+        None => Ok(leasehold::backend::connect(url).await?),
     }
 }
 

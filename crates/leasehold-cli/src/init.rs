@@ -12,7 +12,7 @@ const NOTICE_AFTER: Duration = Duration::from_secs(1);
 pub(crate) async fn init(args: &Init) -> Result<u8, Failure> {
     schemes::check(&args.url)?;
     schemes::check_is_quorum(&args.url)?;
-    let quorum = leasehold::redlock(&args.url).await?;
+    let quorum = leasehold::quorum::connect(&args.url).await?;
     let options = quorum::Provision::new(args.largest_ttl)
         .with_durable(args.durable)
         .with_never_used(args.assume_fresh);

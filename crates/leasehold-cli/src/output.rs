@@ -3,7 +3,7 @@
 use std::{io::Write, time::Duration};
 
 use comfy_table::{Table, presets::NOTHING};
-use leasehold::text::Escaped;
+use leasehold::backend::text::Escaped;
 use serde::Serialize;
 
 use crate::exit::{self, Failure};

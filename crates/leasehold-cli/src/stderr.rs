@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold::text::Escaped;
+use leasehold::backend::text::Escaped;
 
 /// The most lines that wait to be written. Further lines are dropped.
 const CAPACITY: usize = 4096;

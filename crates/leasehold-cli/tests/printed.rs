@@ -71,7 +71,11 @@ fn assert_prints(what: &str, output: &std::process::Output) {
     for text in [&output.stdout, &output.stderr] {
         let text = std::str::from_utf8(text).unwrap_or_else(|error| panic!("{what}: {error}"));
         for line in text.split('\n') {
-            assert_eq!(leasehold::text::Escaped(line).to_string(), line, "{what}");
+            assert_eq!(
+                leasehold::backend::text::Escaped(line).to_string(),
+                line,
+                "{what}"
+            );
         }
     }
     assert!(

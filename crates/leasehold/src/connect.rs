@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Capabilities, LockClient, LockClientBuilder, Result,
+    Capabilities, Error, LockClient, Result, Ttl,
     backend::{LazyBackend, LockBackend, support::contained},
 };
 
 use crate::scheme::Scheme;
 
-/// A client of the backend that this URL names, with the defaults.
+/// Connects to the backend that `url` names, and returns a client with the defaults.
+///
+/// [`ConnectOptions`] sets a TTL and a label.
 ///
 /// | URL | |
 /// |---|---|
@@ -39,50 +41,25 @@ use crate::scheme::Scheme;
 /// ```
 ///
 /// # Errors
-/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named,
-///   without its password.
-/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is
-///   named), or whose backend this version does not have.
-/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the
-///   backend says.
+/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named, without its password.
+/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is named), or whose backend
+///   this version does not have.
+/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the backend says.
 ///
 /// # Cancel safety
 /// Safe: nothing is left behind.
 pub async fn connect(url: &str) -> Result<LockClient> {
-    Ok(builder(url).await?.build())
+    ConnectOptions::new().connect(url).await
 }
 
-/// As [`connect`], but the client is still to be configured.
+/// Returns a client as [`connect`] does, which connects when it is first used: the program starts while the server is
+/// down. The URL is checked at once.
 ///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
-/// # #[cfg(feature = "local")] {
-/// use leasehold::Ttl;
-///
-/// let client = leasehold::builder("memory:").await?.with_ttl(Ttl::from_secs(5)?).with_label("till 3").build();
-/// assert_eq!(client.mutex("item/42").lock().await?.ttl(), Ttl::from_secs(5)?);
-/// # }
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// As [`connect`].
-///
-/// # Cancel safety
-/// As [`connect`].
-pub async fn builder(url: &str) -> Result<LockClientBuilder> {
-    Ok(LockClient::builder(backend(url).await?))
-}
-
-/// As [`connect`], but a server is connected to when the client is first used: the program starts
-/// while the server is down. The URL is checked at once.
-///
-/// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable)
-/// and the cause, except that a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock)
-/// documents. Each operation tries to connect again, with one attempt under way at a time, and
-/// [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
-/// [provisional](Capabilities::provisional) until then. See [`LazyBackend`] for all that is
-/// guaranteed. `memory:` and `file:` have no server: they are opened at once.
+/// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable) and the cause, except that
+/// a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock) documents. Each operation tries to connect again,
+/// with one attempt under way at a time, and [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
+/// [provisional](Capabilities::provisional) until then. See [`LazyBackend`](crate::backend::LazyBackend) for all that is guaranteed. `memory:` and `file:`
+/// have no server: they are opened at once.
 ///
 /// It needs no runtime.
 ///
@@ -98,41 +75,98 @@ pub async fn builder(url: &str) -> Result<LockClientBuilder> {
 /// ```
 ///
 /// # Errors
-/// As [`connect`] for what is wrong without asking a server:
-/// [`InvalidInput`](crate::ErrorKind::InvalidInput) and
+/// As [`connect`] for what is wrong without asking a server: [`InvalidInput`](crate::ErrorKind::InvalidInput) and
 /// [`Unsupported`](crate::ErrorKind::Unsupported).
 pub fn connect_lazily(url: &str) -> Result<LockClient> {
-    Ok(builder_lazily(url)?.build())
+    ConnectOptions::new().connect_lazily(url)
 }
 
-/// As [`connect_lazily`], but the client is still to be configured.
+/// What a client is connected with. Any of these options may be left out.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
 /// # #[cfg(feature = "local")] {
-/// let client = leasehold::builder_lazily("memory:")?.with_label("till 3").build();
-/// assert!(client.mutex("item/42").lock().await?.is_held());
+/// use std::time::Duration;
+/// use leasehold::ConnectOptions;
+///
+/// let ttl = Duration::from_secs(5);
+/// let client = ConnectOptions::new().with_ttl(ttl).with_label("till 3").connect("memory:").await?;
+/// assert_eq!(client.mutex("item/42").lock().await?.ttl().as_duration(), ttl);
 /// # }
 /// # Ok(()) }
 /// ```
-///
-/// # Errors
-/// As [`connect_lazily`].
-pub fn builder_lazily(url: &str) -> Result<LockClientBuilder> {
-    let (scheme, rest) = Scheme::of(url)?;
-    Ok(LockClient::builder(match scheme {
-        Scheme::Memory => memory(scheme, rest)?,
-        Scheme::File => file(scheme, url)?,
-        _ => {
-            let capabilities = provisional_capabilities(scheme, url)
-                .map_err(|error| naming_the_url(error, url))?;
-            let url = url.to_owned();
-            Arc::new(LazyBackend::new(capabilities, move || {
-                let url = url.clone();
-                async move { backend(&url).await }
-            }))
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct ConnectOptions {
+    ttl: Option<Result<Ttl>>,
+    label: Option<Arc<str>>,
+}
+
+impl ConnectOptions {
+    /// Returns the defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the TTL of locks that have none of their own, as [`LockClientBuilder::with_ttl`](crate::LockClientBuilder::with_ttl) does. A TTL that is not valid
+    /// is an error when the client connects.
+    pub fn with_ttl<T>(mut self, ttl: T) -> Self
+    where
+        T: TryInto<Ttl>,
+        Error: From<T::Error>,
+    {
+        self.ttl = Some(ttl.try_into().map_err(Error::from));
+        self
+    }
+
+    /// Sets the label of locks that have none of their own, for people who inspect locks. Defaults to `host/pid/program`.
+    pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// Connects to the backend that `url` names.
+    ///
+    /// # Errors
+    /// As [`connect`], and [`InvalidInput`](crate::ErrorKind::InvalidInput) for a TTL.
+    ///
+    /// # Cancel safety
+    /// As [`connect`].
+    pub async fn connect(self, url: &str) -> Result<LockClient> {
+        self.client(connect_backend(url).await?)
+    }
+
+    /// Returns a client that connects when it is first used.
+    ///
+    /// # Errors
+    /// As [`connect_lazily`], and [`InvalidInput`](crate::ErrorKind::InvalidInput) for a TTL.
+    pub fn connect_lazily(self, url: &str) -> Result<LockClient> {
+        let (scheme, rest) = Scheme::of(url)?;
+        self.client(match scheme {
+            Scheme::Memory => memory(scheme, rest)?,
+            Scheme::File => file(scheme, url)?,
+            _ => {
+                let capabilities = provisional_capabilities(scheme, url)
+                    .map_err(|error| naming_the_url(error, url))?;
+                let url = url.to_owned();
+                Arc::new(LazyBackend::new(capabilities, move || {
+                    let url = url.clone();
+                    async move { connect_backend(&url).await }
+                }))
+            }
+        })
+    }
+
+    fn client(self, backend: Arc<dyn LockBackend>) -> Result<LockClient> {
+        let mut builder = LockClient::builder(backend);
+        if let Some(ttl) = self.ttl {
+            builder = builder.with_ttl(ttl?);
         }
-    }))
+        if let Some(label) = self.label {
+            builder = builder.with_label(label);
+        }
+        Ok(builder.build())
+    }
 }
 
 /// Reads the URL, and returns what any server there does.
@@ -164,14 +198,14 @@ fn provisional_capabilities(scheme: Scheme, url: &str) -> Result<Capabilities> {
     }
 }
 
-/// The backend alone, to be wrapped or shared.
+/// Connects to the backend that `url` names, and returns the backend alone, to be wrapped or shared.
 ///
 /// # Errors
 /// As [`connect`].
 ///
 /// # Cancel safety
 /// As [`connect`].
-pub async fn backend(url: &str) -> Result<Arc<dyn LockBackend>> {
+pub async fn connect_backend(url: &str) -> Result<Arc<dyn LockBackend>> {
     let (scheme, rest) = Scheme::of(url)?;
     // A driver may panic, as on a runtime that does no I/O.
     contained(open(scheme, url, rest)).await
@@ -252,8 +286,8 @@ async fn quorum(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
-/// The quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is what
-/// [`backend`] returns.
+/// Connects to the quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is what
+/// [`connect_backend`] returns.
 ///
 /// # Errors
 /// As [`connect`].
@@ -308,8 +342,8 @@ async fn zookeeper(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
 }
 
 /// A backend does not repeat the URL, which may hold a password; here it is shown without.
-fn naming_the_url(error: leasehold_core::Error, url: &str) -> leasehold_core::Error {
-    use leasehold_core::{Error, ErrorKind};
+fn naming_the_url(error: Error, url: &str) -> Error {
+    use leasehold_core::ErrorKind;
 
     if error.kind() != ErrorKind::InvalidInput {
         return error;

@@ -261,7 +261,14 @@ mod named;
 mod redact;
 mod scheme;
 
-pub use leasehold_core::*;
+pub use leasehold_core::{
+    Capabilities, Clock, ClockDrift, Credentials, CredentialsProvider, Deadline, Error, ErrorKind,
+    Expiry, Fairness, Fencing, FencingToken, HolderConnection, HolderRef, Inspection, LeaseInfo,
+    LockClient, LockClientBuilder, LockGuard, LockKey, LossDetection, LossReason, Mode, Mutex,
+    NodeStatus, Pong, ReentrantOwner, Released, Renewal, Restart, Result, Revocation,
+    RevokeOutcome, RwLock, Semaphore, SemaphorePermit, SystemClock, TestClock, Timestamp, Ttl,
+    WaiterNotification, WaiterRef,
+};
 /// etcd. The driver is `leasehold::etcd::etcd_client`.
 #[cfg(feature = "etcd")]
 pub use leasehold_etcd as etcd;
@@ -278,11 +285,29 @@ pub use leasehold_redis as redis;
 #[cfg(feature = "zookeeper")]
 pub use leasehold_zookeeper as zookeeper;
 
-#[cfg(feature = "redlock")]
-pub use crate::connect::redlock;
-pub use crate::connect::{backend, builder, builder_lazily, connect, connect_lazily};
+pub use crate::connect::{ConnectOptions, connect, connect_lazily};
 #[cfg(feature = "local")]
 pub use crate::scheme::file_options;
+
+/// What a backend implements, and what helps it to. Start with [`LockBackend`](backend::LockBackend).
+pub mod backend {
+    pub use leasehold_core::{
+        AcquisitionId, AtomicDeadline, Attempt, BoxFuture, Contention, DriverThread, Elapsed,
+        KeepAlive, LazyBackend, Lease, LockBackend, LossNotifier, Patience, ReleaseTracker,
+        Request, RetryBudget, SessionId, TokenVote, Within, acquire_with_retry, async_trait,
+        check_runtime, contained, default_label, on_driver_thread, session, supervised, text, url,
+    };
+
+    pub use crate::connect::connect_backend as connect;
+}
+
+/// Redlock: one lock on a majority of independent servers.
+pub mod quorum {
+    pub use leasehold_core::quorum::*;
+
+    #[cfg(feature = "redlock")]
+    pub use crate::connect::redlock as connect;
+}
 
 /// The program in the workspace's README compiles and runs.
 #[cfg(all(doctest, feature = "local"))]

@@ -70,7 +70,7 @@ async fn ended<T>(
 
 async fn converse(talk: usize, url: String) {
     let ttl = Ttl::from_secs(4).unwrap();
-    let connecting = async { Ok(leasehold::builder(&url).await?.with_ttl(ttl).build()) };
+    let connecting = leasehold::ConnectOptions::new().with_ttl(ttl).connect(&url);
     let Some(client) = ended(talk, "connect", connecting).await else {
         return;
     };

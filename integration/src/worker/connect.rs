@@ -8,9 +8,9 @@ use leasehold::{LockClient, Result, Ttl};
 /// # Cancel safety
 /// As [`leasehold::connect`].
 pub async fn client(url: &str, ttl: Ttl, label: &str) -> Result<LockClient> {
-    Ok(leasehold::builder(url)
-        .await?
+    leasehold::ConnectOptions::new()
         .with_ttl(ttl)
         .with_label(label)
-        .build())
+        .connect(url)
+        .await
 }

@@ -68,7 +68,7 @@ fn restart_in_turn(servers: &mut RedlockServers, keys: &[&str]) {
 async fn three(grace: u64) -> (RedlockServers, LockClient) {
     let servers = RedlockServers::start(3, Persistence::None).unwrap();
     drop(servers.provision(ttl(millis(grace))).await.unwrap());
-    let backend = leasehold::backend(&format!("{}{PATIENT}", servers.url()))
+    let backend = leasehold::backend::connect(&format!("{}{PATIENT}", servers.url()))
         .await
         .unwrap();
     let client = LockClient::builder(backend)

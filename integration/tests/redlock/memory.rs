@@ -79,7 +79,7 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     const GRACE: Duration = Duration::from_secs(3);
     let mut servers = RedlockServers::start(5, Persistence::None).unwrap();
     servers.provision(ttl(GRACE)).await.unwrap();
-    let backend = leasehold::backend(&format!("{}{PATIENT}", servers.url()))
+    let backend = leasehold::backend::connect(&format!("{}{PATIENT}", servers.url()))
         .await
         .unwrap();
     assert_eq!(backend.capabilities().max_ttl, ttl(GRACE));
@@ -130,7 +130,7 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
 async fn all_servers_that_lose_nothing_can_restart() {
     const GRACE: Duration = Duration::from_secs(8);
     let mut servers = RedlockServers::start(5, Persistence::EveryWrite).unwrap();
-    let quorum = leasehold::redlock(&servers.url()).await.unwrap();
+    let quorum = leasehold::quorum::connect(&servers.url()).await.unwrap();
     let provision = Provision::new(ttl(GRACE))
         .with_never_used(true)
         .with_durable(true);
@@ -181,7 +181,7 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
     // Who comes anew is told that tokens are best effort, and is not granted anything in the grace
     // either.
-    let quorum = leasehold::redlock(&format!("{}{PATIENT}", servers.url()))
+    let quorum = leasehold::quorum::connect(&format!("{}{PATIENT}", servers.url()))
         .await
         .unwrap();
     assert_eq!(quorum.capabilities().fencing, Fencing::BestEffort);
@@ -204,7 +204,7 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn provisioning_as_durable_asks_the_servers() {
     let servers = RedlockServers::start(3, Persistence::Snapshot).unwrap();
-    let quorum = leasehold::redlock(&servers.url()).await.unwrap();
+    let quorum = leasehold::quorum::connect(&servers.url()).await.unwrap();
     let provision = Provision::new(ttl(crate::support::TTL))
         .with_never_used(true)
         .with_durable(true);
@@ -231,7 +231,7 @@ async fn largest_ttl_is_not_lowered_while_a_node_may_have_forgotten() {
     let mut servers = RedlockServers::start(3, Persistence::None).unwrap();
     servers.provision(ttl(crate::support::TTL)).await.unwrap();
     block_in_place(|| servers.servers[0].restart().unwrap());
-    let quorum = leasehold::redlock(&servers.url()).await.unwrap();
+    let quorum = leasehold::quorum::connect(&servers.url()).await.unwrap();
     // Longer than the new grace, and by far not the old one.
     let shorter = Provision::new(ttl(millis(1_000)));
     let provisioning = tokio::time::timeout(millis(3_500), quorum.provision(&shorter)).await;
@@ -243,7 +243,7 @@ async fn largest_ttl_is_not_lowered_while_a_node_may_have_forgotten() {
 async fn running_program_refuses_ttls_above_the_provisioned_one() {
     let servers = RedlockServers::start(3, Persistence::None).unwrap();
     let url = format!("{}{PATIENT}&largest-ttl=2s", servers.url());
-    let client = LockClient::builder(leasehold::backend(&url).await.unwrap())
+    let client = LockClient::builder(leasehold::backend::connect(&url).await.unwrap())
         .with_ttl(ttl(millis(2_000)))
         .build();
     // Servers that were just started vote when they have been up for that long.

@@ -53,7 +53,7 @@ async fn durable() -> RedlockServers {
     let provision = Provision::new(ttl(TTL))
         .with_never_used(true)
         .with_durable(true);
-    leasehold::redlock(&servers.url())
+    leasehold::quorum::connect(&servers.url())
         .await
         .unwrap()
         .provision(&provision)

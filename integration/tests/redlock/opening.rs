@@ -27,7 +27,7 @@ fn replica_of(server: &RedisServer, host: &str, port: &str) {
 
 /// Opens the quorum anew, as a program that starts does.
 async fn begin(servers: &RedlockServers) -> (Arc<QuorumBackend>, LockClient) {
-    let quorum = leasehold::redlock(&format!("{}{PATIENT}", servers.url()))
+    let quorum = leasehold::quorum::connect(&format!("{}{PATIENT}", servers.url()))
         .await
         .unwrap();
     let backend: Arc<dyn LockBackend> = quorum.clone();

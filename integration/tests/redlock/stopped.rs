@@ -71,7 +71,7 @@ async fn two_slow_servers_neither_shorten_nor_prolong_the_lease() {
     const TTL: Duration = Duration::from_secs(4);
     let servers = five(Persistence::None).await;
     let ways = ways(&servers);
-    let backend = leasehold::backend(&url_through(&ways, "?node-timeout=30s&timeout=30s"))
+    let backend = leasehold::backend::connect(&url_through(&ways, "?node-timeout=30s&timeout=30s"))
         .await
         .unwrap();
     let client = LockClient::builder(backend).with_ttl(ttl(TTL)).build();

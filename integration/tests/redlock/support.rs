@@ -39,7 +39,7 @@ pub(crate) async fn client(servers: &RedlockServers, options: &str) -> LockClien
 }
 
 pub(crate) async fn client_at(url: &str) -> LockClient {
-    LockClient::builder(leasehold::backend(url).await.unwrap())
+    LockClient::builder(leasehold::backend::connect(url).await.unwrap())
         .with_ttl(ttl(TTL))
         .build()
 }

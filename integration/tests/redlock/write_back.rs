@@ -25,14 +25,14 @@ async fn kills_at_each_step(victims: &'static [usize]) {
     let provision = Provision::new(ttl(GRACE))
         .with_never_used(true)
         .with_durable(true);
-    leasehold::redlock(&servers.url())
+    leasehold::quorum::connect(&servers.url())
         .await
         .unwrap()
         .provision(&provision)
         .await
         .unwrap();
     let ways = ways(&servers);
-    let backend = leasehold::backend(&url_through(&ways, PATIENT))
+    let backend = leasehold::backend::connect(&url_through(&ways, PATIENT))
         .await
         .unwrap();
     let client = LockClient::builder(backend).with_ttl(ttl(GRACE)).build();

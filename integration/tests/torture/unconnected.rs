@@ -37,11 +37,11 @@ async fn serves_once_it_is_up<S>(
     kill: impl Fn(&mut S),
 ) {
     let ttl = Ttl::from_millis(ttl).unwrap();
-    let client = leasehold::builder_lazily(url)
-        .unwrap()
+    let client = leasehold::ConnectOptions::new()
         .with_ttl(ttl)
         .with_label("test")
-        .build();
+        .connect_lazily(url)
+        .unwrap();
     assert!(client.capabilities().provisional);
     is_unavailable(client.mutex("k").try_lock().await);
     is_unavailable(client.inspect("k").await);
@@ -62,7 +62,7 @@ async fn serves_once_it_is_up<S>(
         .unwrap();
     assert_eq!(client.inspect("k").await.unwrap().holders.len(), 1);
     client.ping().await.unwrap();
-    let eager = leasehold::builder(url).await.unwrap().with_ttl(ttl).build();
+    let eager = leasehold::ConnectOptions::new().with_ttl(ttl).connect(url).await.unwrap();
     eager.ping().await.unwrap();
     assert_eq!(
         format!("{:?}", client.capabilities()),
