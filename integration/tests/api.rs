@@ -1,7 +1,7 @@
 //! The public API of each published crate is what `docs/api/CRATE.txt` says.
 //!
-//! The lists are read from the sources, so that no nightly toolchain is needed. A change of the API shows as a difference in
-//! review. To renew the lists:
+//! The lists are read from the sources, so that no nightly toolchain is needed. A change of the API
+//! shows as a difference in review. To renew the lists:
 //!
 //! ```console
 //! $ LEASEHOLD_RENEW_API=1 cargo test -p leasehold-integration --test api
@@ -53,7 +53,8 @@ fn public_api_is_what_its_snapshot_says() {
     );
 }
 
-/// The lines of one crate. A `pub` item of a private module counts: the lint `unreachable_pub` sees to it that it is reachable.
+/// The lines of one crate. A `pub` item of a private module counts: the lint `unreachable_pub` sees
+/// to it that it is reachable.
 #[derive(Default)]
 struct Crate {
     lines: BTreeSet<String>,
@@ -206,7 +207,7 @@ impl Crate {
                         self.lines.insert(format!("{name}!: {signature}"));
                     }
                 }
-                // What a macro makes for a type; `thread_local!` and the like make nothing public.
+                // The methods that a macro adds to a type. Other macros add nothing public.
                 None if rules
                     .mac
                     .path

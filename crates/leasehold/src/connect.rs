@@ -41,10 +41,12 @@ use crate::scheme::Scheme;
 /// ```
 ///
 /// # Errors
-/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named, without its password.
-/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is named), or whose backend
-///   this version does not have.
-/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the backend says.
+/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named,
+///   without its password.
+/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is
+///   named), or whose backend this version does not have.
+/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the
+///   backend says.
 ///
 /// # Cancel safety
 /// Safe: nothing is left behind.
@@ -52,13 +54,15 @@ pub async fn connect(url: &str) -> Result<LockClient> {
     ConnectOptions::new().connect(url).await
 }
 
-/// Returns a client as [`connect`] does, which connects when it is first used: the program starts while the server is
-/// down. The URL is checked at once.
+/// Returns a client as [`connect`] does, which connects when it is first used: the program starts
+/// while the server is down. The URL is checked at once.
 ///
-/// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable) and the cause, except that
-/// a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock) documents. Each operation tries to connect again,
-/// with one attempt under way at a time, and [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
-/// [provisional](Capabilities::provisional) until then. See [`LazyBackend`](crate::backend::LazyBackend) for all that is guaranteed. `memory:` and `file:`
+/// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable)
+/// and the cause, except that a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock)
+/// documents. Each operation tries to connect again, with one attempt under way at a time, and
+/// [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
+/// [provisional](Capabilities::provisional) until then. See
+/// [`LazyBackend`](crate::backend::LazyBackend) for all that is guaranteed. `memory:` and `file:`
 /// have no server: they are opened at once.
 ///
 /// It needs no runtime.
@@ -75,13 +79,14 @@ pub async fn connect(url: &str) -> Result<LockClient> {
 /// ```
 ///
 /// # Errors
-/// As [`connect`] for what is wrong without asking a server: [`InvalidInput`](crate::ErrorKind::InvalidInput) and
+/// As [`connect`] for what is wrong without asking a server:
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) and
 /// [`Unsupported`](crate::ErrorKind::Unsupported).
 pub fn connect_lazily(url: &str) -> Result<LockClient> {
     ConnectOptions::new().connect_lazily(url)
 }
 
-/// What a client is connected with. Any of these options may be left out.
+/// Options of a client that is connected by a URL. Each may be left out.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -108,8 +113,9 @@ impl ConnectOptions {
         Self::default()
     }
 
-    /// Sets the TTL of locks that have none of their own, as [`LockClientBuilder::with_ttl`](crate::LockClientBuilder::with_ttl) does. A TTL that is not valid
-    /// is an error when the client connects.
+    /// Sets the TTL of locks that have none of their own, as
+    /// [`LockClientBuilder::with_ttl`](crate::LockClientBuilder::with_ttl) does. A TTL that is not
+    /// valid is an error when the client connects.
     pub fn with_ttl<T>(mut self, ttl: T) -> Self
     where
         T: TryInto<Ttl>,
@@ -119,7 +125,8 @@ impl ConnectOptions {
         self
     }
 
-    /// Sets the label of locks that have none of their own, for people who inspect locks. Defaults to `host/pid/program`.
+    /// Sets the label of locks that have none of their own, for people who inspect locks. Defaults
+    /// to `host/pid/program`.
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
@@ -198,7 +205,8 @@ fn provisional_capabilities(scheme: Scheme, url: &str) -> Result<Capabilities> {
     }
 }
 
-/// Connects to the backend that `url` names, and returns the backend alone, to be wrapped or shared.
+/// Connects to the backend that `url` names, and returns the backend alone, to be wrapped or
+/// shared.
 ///
 /// # Errors
 /// As [`connect`].
@@ -286,8 +294,8 @@ async fn quorum(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
-/// Connects to the quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is what
-/// [`connect_backend`] returns.
+/// Connects to the quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is
+/// what [`connect_backend`] returns.
 ///
 /// # Errors
 /// As [`connect`].

@@ -42,7 +42,7 @@
 //! # Loss and cancellation
 //!
 //! A holder can lose its lock: it was paused for too long, or the backend could not be reached
-//! until the deadline. [`LockGuard`] tells at once (`is_held()`, `lost()`, a
+//! until the deadline. [`LockGuard`] reports it at once (`is_held()`, `lost()`, a
 //! `cancellation_token()`), and [`Mutex::run`] drops the work *before* the lock could be another's.
 //! Code that blocks without an `.await` cannot be cancelled by anyone.
 //!
@@ -111,8 +111,10 @@
 //! | `zookeeper-tls` | `zookeeper` | `zookeepers://` | the same over TLS |
 //! | `metrics` | | | no backend: counts and times for the recorder of the crate `metrics`; see [Metrics](#metrics) |
 //!
-//! [`connect`] has the URLs in full. A program that needs more than a URL makes its backend itself
-//! and gives it to [`LockClient::new`]; each module re-exports its crate, and the driver with it.
+//! [`connect`] lists the URLs in full, and [`ConnectOptions`] sets a TTL and a label. A program
+//! that needs more than a URL creates its backend itself and gives it to [`LockClient::new`]; each
+//! module re-exports its crate, and the driver with it. [`backend`] is for those who implement a
+//! backend.
 //!
 //! # A first program for each backend
 //!
@@ -207,9 +209,10 @@
 //!   outcome. And the [metrics](#metrics).
 //! - **Start and stop**: [`connect_lazily`] starts while the server is down. [`LockClient::ping`]
 //!   is for health checks. [`LockClient::drain`] lets holders finish before [`LockClient::close`].
-//! - **Errors**: contention is none: an attempt returns `None`. [`ErrorKind`] tells unavailable
-//!   from lost from indeterminate, and [`Error::is_retryable`] whether the same call may succeed
-//!   later. Nothing that failed is left locked for longer than a TTL.
+//! - **Errors**: contention is not an error; `try_lock` and `lock_timeout` return `None`.
+//!   [`ErrorKind`] distinguishes unavailable, lost and indeterminate. [`Error::is_retryable`] says
+//!   whether the same call may succeed later. An operation that failed leaves nothing locked for
+//!   longer than a TTL.
 //! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch,
 //!   token) at the resource, and raise the epoch then.
 //!
@@ -289,7 +292,8 @@ pub use crate::connect::{ConnectOptions, connect, connect_lazily};
 #[cfg(feature = "local")]
 pub use crate::scheme::file_options;
 
-/// What a backend implements, and what helps it to. Start with [`LockBackend`](backend::LockBackend).
+/// The contract of a backend, and tools to implement one. Start with
+/// [`LockBackend`](backend::LockBackend).
 pub mod backend {
     pub use leasehold_core::{
         AcquisitionId, AtomicDeadline, Attempt, BoxFuture, Contention, DriverThread, Elapsed,
