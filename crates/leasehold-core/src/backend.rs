@@ -23,6 +23,7 @@ use crate::{
     inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
 };
+
 pub use async_trait::async_trait;
 
 pub use crate::{
@@ -296,6 +297,21 @@ impl SessionId {
 }
 
 /// The outcome of a release.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Released;
+///
+/// let guard = client.mutex("item/42").lock().await?;
+/// match guard.release().await? {
+///     Released::AlreadyLost => println!("another may have held it meanwhile"),
+///     _ => println!("it was held until now"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Released {

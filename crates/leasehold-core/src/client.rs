@@ -339,6 +339,22 @@ impl fmt::Display for LockClient {
 }
 
 /// Makes a [`LockClient`].
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// use std::time::Duration;
+///
+/// let client = LockClient::builder(MemoryBackend::new())
+///     .with_ttl(Duration::from_secs(10))
+///     .with_label("till 3")
+///     .build();
+/// let guard = client.mutex("item/42").lock().await?;
+/// assert_eq!(client.inspect("item/42").await?.holders[0].label, "till 3");
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct LockClientBuilder {

@@ -52,6 +52,20 @@ impl std::ops::Add<Duration> for Timestamp {
 }
 
 /// The time at and after which a lease must be treated as lost.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// let guard = client.mutex("item/42").lock().await?;
+/// let deadline = guard.deadline();
+/// assert!(guard.remaining() <= guard.ttl().as_duration());
+/// guard.renew().await?;
+/// assert!(guard.deadline() >= deadline);
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Deadline(Timestamp);
 

@@ -8,6 +8,13 @@ use crate::text::Escaped;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The kind of an error, for programs that handle errors.
+///
+/// ```
+/// use leasehold_core::{ErrorKind, LockKey};
+///
+/// let error = LockKey::new("").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -72,6 +79,21 @@ impl fmt::Display for ErrorKind {
 /// what to do about it. It escapes unprintable characters, because a message may contain text from
 /// a server. The driver's error is the [`source`](StdError::source). Cloning is cheap, so that all
 /// operations that share one failed round trip can return its error.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::ErrorKind;
+///
+/// let client = client.clone();
+/// client.close().await?;
+/// let error = client.mutex("item/42").lock().await.unwrap_err();
+/// assert_eq!((error.kind(), error.backend()), (ErrorKind::Closed, Some("memory")));
+/// assert!(!error.is_retryable());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 

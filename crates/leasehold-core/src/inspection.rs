@@ -8,6 +8,19 @@ use std::{
 use crate::{acquisition_id::AcquisitionId, fencing::FencingToken, key::LockKey, mode::Mode};
 
 /// The holders of and waiters for a key at the time of the inspection.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// let guard = client.mutex("item/42").with_label("till 3").lock().await?;
+/// let inspection = client.inspect("item/42").await?;
+/// assert_eq!(inspection.holders[0].label, "till 3");
+/// assert!(inspection.waiters.is_empty());
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -35,6 +48,19 @@ impl Inspection {
 }
 
 /// One holder of a key. It identifies one grant: a later grant of the same key is another holder.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// let guard = client.mutex("item/42").lock().await?;
+/// for holder in client.inspect("item/42").await?.holders {
+///     println!("{} holds {} under token {:?}", holder.label, holder.key, holder.token);
+/// }
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

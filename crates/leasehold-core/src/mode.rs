@@ -7,6 +7,19 @@ use std::{fmt, num::NonZeroU32};
 /// Exclusive and shared holders of one key exclude each other as in a read-write lock. A reader
 /// that arrives later does not overtake a waiting writer. The permits of a key are a separate
 /// namespace: a semaphore and a mutex of the same name are independent.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Mode;
+///
+/// let guard = client.rwlock("price list").read().await?;
+/// assert_eq!(guard.mode(), Mode::Shared);
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

@@ -14,6 +14,19 @@ use tokio::sync::Notify;
 use crate::{clock::Timestamp, error::Error};
 
 /// Why a lease was lost.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::LossReason;
+///
+/// let guard = client.mutex("item/42").lock().await?;
+/// client.close().await?;
+/// assert_eq!(guard.loss(), Some(LossReason::ClientClosed));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
